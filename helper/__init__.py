@@ -1,0 +1,1 @@
+"""The save helper: one process, one save or one restore."""

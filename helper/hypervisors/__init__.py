@@ -1,0 +1,1 @@
+"""The hypervisors that a save works on: the interface, and the simulated one."""

@@ -1,0 +1,1 @@
+"""A host made of a directory, and guests made of processes."""

@@ -1,0 +1,1 @@
+"""What controller, helper and streams say: tables and pure functions, without I/O."""

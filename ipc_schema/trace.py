@@ -1,0 +1,33 @@
+"""The trace: one JSON line for each callback, phase and failure, from every process.
+
+A line is an object with `t` (CLOCK_MONOTONIC, seconds), `pid`, `process` (`helper`, `controller`,
+`receiver`), `event`, and the event's own fields. Lines are written whole, so processes may share
+a file that is open for appending.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+
+
+class Trace:
+    """Turns events into lines and hands each to `write`; with no `write`, does nothing."""
+
+    def __init__(self, process: str, write: Callable[[bytes], object] | None = None) -> None:
+        self._process = process
+        self._write = write
+
+    def event(self, event: str, **fields: object) -> None:
+        if self._write is None:
+            return
+        line = {
+            "t": round(time.monotonic(), 6),
+            "pid": os.getpid(),
+            "process": self._process,
+            "event": event,
+            **fields,
+        }
+        self._write(json.dumps(line, default=str).encode() + b"\n")
