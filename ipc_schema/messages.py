@@ -131,9 +131,7 @@ def _callback(
     """A callback message; `numbers` in the order 4.7-4.13, 4.14+, series."""
     order = (Dialect.MAINLINE_4_7, Dialect.MAINLINE, Dialect.SERIES)
     numbered = {d: n for d, n in zip(order, numbers, strict=True) if n is not None}
-    return Message(
-        name, _fields(fields), Sender.HELPER, operations, answer, numbered, refusal, doc
-    )
+    return Message(name, _fields(fields), Sender.HELPER, operations, answer, numbered, refusal, doc)
 
 
 def _channel(
@@ -146,8 +144,9 @@ def _channel(
 _ROWS: Final = (
     _callback("log", "u32 level, u32 errnoval, STRING context, STRING formatted",
               _BOTH, _NONE, (1, 1, 1), None,
-              "A libxc log line; `level` is a `XentoollogLevel`, `errnoval` 0 or 2**32-1 for none."),
-    _callback("progress", "STRING context, STRING doing_what, unsigned long done, unsigned long total",
+              "A libxc log line; `level` is a `XentoollogLevel`, `errnoval` 2**32-1 for none."),
+    _callback("progress",
+              "STRING context, STRING doing_what, unsigned long done, unsigned long total",
               _BOTH, _NONE, (2, 2, 2), None,
               "`done` of `total` pages of what `doing_what` names."),
     _callback("suspend", "", _BOTH, _ASYNC, (3, 3, 3), 0,
@@ -156,18 +155,21 @@ _ROWS: Final = (
               "Remus and COLO, after a checkpoint; `aftercopy` in the postcopy series: "
               ">0 go on, 0 end checkpointing, <0 failed."),
     _callback("checkpoint", "", _BOTH, _ASYNC, (5, 5, 5), -1,
-              "A checkpoint. Save: 1 another, 0 end, <0 failed; restore: 1 go on, 2 fail over, else error."),
+              "A checkpoint. Save: 1 another, 0 end, <0 failed; restore: 1 go on, 2 fail over, "
+              "else error."),
     _callback("wait_checkpoint", "", _BOTH, _ASYNC, (6, 6, 6), -1,
               "COLO: wait for the next checkpoint: 1 another, 0 end, <0 failed."),
     _callback("switch_qemu_logdirty", "u32 domid, unsigned enable", _SAVE, _ASYNC, (7, 7, 7), -1,
               "Turn the device model's log-dirty mode on or off: 0 done, -1 failed."),
     _callback("static_data_done", "unsigned missing", _RESTORE, _SYNC, (None, 8, None), -1,
-              "The static data is read; `missing` bit 0 CPUID, bit 1 MSR policy: 0 done, else failed."),
+              "The static data is read; `missing` bit 0 CPUID, bit 1 MSR policy: 0 done, "
+              "else failed."),
     _callback("restore_results", "xen_pfn_t store_gfn, xen_pfn_t console_gfn",
               _RESTORE, _NONE, (8, 9, 8), None,
               "Where the restored guest has its xenstore and console rings."),
     _callback("complete", "int retval, int errnoval", _BOTH, _SYNC, (9, 10, 9), 0,
-              "The end of libxc's work; `errnoval` is 0 when `retval` is 0. The answer is ignored."),
+              "The end of libxc's work; `errnoval` is 0 when `retval` is 0. "
+              "The answer is ignored."),
     _callback("precopy_policy", "unsigned iteration, unsigned total_written, int dirty_count",
               _SAVE, _SYNC, (None, None, 10), -1,
               "struct precopy_stats by value, `dirty_count` -1 where unknown; "

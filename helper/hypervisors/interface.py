@@ -122,7 +122,8 @@ class Domain(Protocol):
         max_memkb."""
 
     def hvm_getcontext(self) -> bytes:
-        """xc_domain_hvm_getcontext: the registers, opaque to the engine. The domain stands still."""
+        """xc_domain_hvm_getcontext: the registers, opaque to the engine.
+        The domain stands still."""
 
     def hvm_setcontext(self, context: bytes) -> None: ...
 
