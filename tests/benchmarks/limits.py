@@ -1,0 +1,162 @@
+"""What the machine can do: the loops that our own figures are held against.
+
+Each is the plainest program for its job, so that a ratio says what our work costs on top.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+CHUNK = 4 << 20
+
+
+@contextmanager
+def child(work: Callable[[], None]) -> Iterator[None]:
+    """Run `work` in a forked process for the length of the block; it must end by itself then."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    try:
+        yield
+    finally:
+        _, status = os.waitpid(pid, 0)
+        if status:
+            raise RuntimeError(f"the benchmark's peer ended with status {status:#x}")
+
+
+def patterned_memory(size: int) -> tuple[int, mmap.mmap]:
+    """A memfd full of octets that are not zero, and its mapping."""
+    fd = os.memfd_create("benchmark")
+    os.ftruncate(fd, size)
+    memory = mmap.mmap(fd, size)
+    block = bytes(range(256)) * (CHUNK // 256)
+    for offset in range(0, size, CHUNK):
+        memory[offset : offset + CHUNK] = block[: min(CHUNK, size - offset)]
+    return fd, memory
+
+
+def drain(sock: socket.socket) -> None:
+    """Read and forget until the other end closes."""
+    buffer = bytearray(1 << 20)
+    while sock.recv_into(buffer):
+        pass
+
+
+def write_loop(size: int) -> float:
+    """Seconds to write `size` octets of mapped memory into a socket that is drained."""
+    fd, memory = patterned_memory(size)
+    near, far = socket.socketpair()
+    with memory, far:
+
+        def peer() -> None:
+            near.close()
+            drain(far)
+
+        with child(peer), memoryview(memory) as view:
+            far.close()
+            started = time.perf_counter()
+            offset = 0
+            while offset < size:
+                offset += os.write(near.fileno(), view[offset : offset + CHUNK])
+            taken = time.perf_counter() - started
+            near.close()
+    os.close(fd)
+    return taken
+
+
+def recv_loop(size: int) -> float:
+    """Seconds to receive `size` octets into fresh shared memory."""
+    near, far = socket.socketpair()
+
+    def peer() -> None:
+        near.close()
+        block = bytes(range(256)) * (CHUNK // 256)
+        sent = 0
+        while sent < size:
+            sent += far.send(block[: min(CHUNK, size - sent)])
+
+    fd = os.memfd_create("benchmark")
+    os.ftruncate(fd, size)
+    with child(peer), mmap.mmap(fd, size) as memory, memoryview(memory) as view:
+        far.close()
+        started = time.perf_counter()
+        offset = 0
+        while offset < size:
+            offset += near.recv_into(view[offset : offset + CHUNK])
+        taken = time.perf_counter() - started
+        near.close()
+    os.close(fd)
+    return taken
+
+
+def pipe_ping_pong(rounds: int) -> list[float]:
+    """Seconds of each round trip of 8 octets over two pipes between two processes."""
+    there_read, there_write = os.pipe()
+    back_read, back_write = os.pipe()
+
+    def peer() -> None:
+        os.close(there_write)
+        while octets := os.read(there_read, 8):
+            os.write(back_write, octets)
+
+    with child(peer):
+        times = []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            os.write(there_write, b"12345678")
+            os.read(back_read, 8)
+            times.append(time.perf_counter() - started)
+        os.close(there_write)
+    for fd in (there_read, back_read, back_write):
+        os.close(fd)
+    return times
+
+
+def socket_ping_pong(rounds: int) -> list[float]:
+    """The same over a socket pair."""
+    near, far = socket.socketpair()
+
+    def peer() -> None:
+        near.close()
+        while octets := far.recv(8):
+            far.send(octets)
+
+    with child(peer):
+        far.close()
+        times = []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            near.send(b"12345678")
+            near.recv(8)
+            times.append(time.perf_counter() - started)
+        near.close()
+    return times
+
+
+def python_start(runs: int) -> list[float]:
+    """Seconds that `python -c pass` takes, each run."""
+    times = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def percentile(values: list[float], percent: float) -> float:
+    """The value that `percent` of all are not above."""
+    if percent == 50:
+        return statistics.median(values)
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
