@@ -1,0 +1,203 @@
+"""Giving up: everything that can end a save before its time, and how a blocked write learns of it.
+
+A save is one long straight run of blocking calls, and its error path (log-dirty off, guest usable
+again) must run whatever happens. So an abort does what `save_signal_handler` of libxl's helper
+does: it puts a descriptor that cannot be written in the place of the stream, and the next write
+fails with EBADF. A write that is blocked at that moment is interrupted after the replacement, so
+that its retry meets the new descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Self
+
+_INTERRUPT = signal.SIGUSR1
+"""Wakes the saving thread out of a blocked system call; its handler does nothing."""
+
+SAVE_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+"""What asks a save to give up. A restore keeps the default dispositions: signals kill it."""
+
+
+def _nothing(_signum: int, _frame: object) -> None:
+    """A Python-level handler, so that the C-level one writes to the wake-up descriptor."""
+
+
+class Abort:
+    """Watches, from a thread of its own, for reasons to give up: a signal, the controller's death
+    (the other end of `lifeline` closed), a stream that stands still, and `watch`ed descriptors.
+
+    Made and entered in the main thread, before any other thread is started: while it is entered,
+    `signals` are blocked in all threads but the watcher. `stall_limit` in seconds, 0 for none.
+    """
+
+    def __init__(
+        self,
+        *,
+        lifeline: int = -1,
+        signals: frozenset[signal.Signals] = SAVE_SIGNALS,
+        stall_limit: float = 0.0,
+    ) -> None:
+        self.reason = ""
+        self.errnoval = 0
+        self.lost = False
+        """The controller is gone: nobody hears what the helper says."""
+        self._lifeline = lifeline
+        self._signals = signals
+        self._stall_limit = stall_limit
+        self._lock = threading.Lock()
+        self._requested = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._watched: dict[int, Callable[[], None]] = {}
+        self._stream = -1
+        self._reading = False
+        self._unusable = -1
+        self._progressed: float | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._watch, name="abort watcher", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._saver = threading.get_ident()
+        self._old_handlers = {s: signal.signal(s, _nothing) for s in (*self._signals, _INTERRUPT)}
+        self._old_wakeup = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._stopping = True
+        self._wake()
+        self._thread.join()
+        signal.set_wakeup_fd(self._old_wakeup)
+        # Old handlers first: a signal that is pending now gets the disposition it would have had.
+        for signum, handler in self._old_handlers.items():
+            signal.signal(signum, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
+        with self._lock:
+            for fd in (self._requested, self._wake_read, self._wake_write, self._unusable):
+                if fd >= 0:
+                    os.close(fd)
+            self._requested = self._unusable = self._stream = -1
+
+    @property
+    def requested(self) -> bool:
+        return self.errnoval != 0
+
+    def fileno(self) -> int:
+        """Polls readable from the abort on."""
+        return self._requested
+
+    def check(self) -> None:
+        """Raises OSError with the abort's errno (ECANCELED, ETIMEDOUT, EPIPE) once there is one."""
+        if self.errnoval:
+            raise OSError(self.errnoval, self.reason)
+
+    def request(self, errnoval: int, reason: str, *, lost: bool = False) -> None:
+        """Ask for the abort, from any thread; the first reason counts. `lost`: the controller is
+        gone too."""
+        with self._lock:
+            self.lost = self.lost or lost
+            if self.errnoval:
+                return
+            self.reason, self.errnoval = reason, errnoval
+            if self._requested >= 0:
+                os.eventfd_write(self._requested, 1)
+            if self._stream >= 0:
+                # In this order: the retry of an interrupted write must meet the new descriptor.
+                os.dup2(self._unusable, self._stream, inheritable=False)
+                if threading.get_ident() != self._saver:
+                    signal.pthread_kill(self._saver, _INTERRUPT)
+
+    def guard_stream(self, fd: int, *, reading: bool = False) -> None:
+        """Register the descriptor that an abort makes unusable: for writing, or for `reading` in a
+        restore. Starts the stall clock. An abort that came before takes effect at once."""
+        with self._lock:
+            self._reading = reading
+            mode = os.O_WRONLY if reading else os.O_RDONLY
+            self._unusable = os.open("/dev/null", mode | os.O_CLOEXEC)
+            if self.errnoval:
+                os.dup2(self._unusable, fd, inheritable=False)
+            self._stream = fd
+        self.progress()
+        self._wake()
+
+    def release_stream(self) -> None:
+        """The stream is written (or read) to its end; an abort leaves it alone from here on."""
+        with self._lock:
+            self._stream = -1
+            if self._unusable >= 0:
+                os.close(self._unusable)
+                self._unusable = -1
+
+    def progress(self) -> None:
+        """A write (or read) of the stream was completed: the stall clock starts anew."""
+        self._progressed = time.monotonic()
+
+    def idle(self) -> None:
+        """The stream is not at work (a callback is waiting for its answer): the stall clock stands
+        still until the next `progress`."""
+        self._progressed = None
+
+    def watch(self, fd: int, ready: Callable[[], None]) -> None:
+        """Have the watcher thread call `ready` whenever `fd` polls readable; before entering."""
+        self._watched[fd] = ready
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"\0")
+        except BlockingIOError:
+            pass  # it is full of wake-ups already
+
+    def _watch(self) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        for fd in self._watched:
+            poll.register(fd, select.POLLIN)
+        if self._lifeline >= 0:
+            poll.register(self._lifeline, 0)  # POLLHUP alone: what it carries is not for us
+        while not self._stopping:
+            for fd, _events in poll.poll(self._poll_milliseconds()):
+                if fd == self._wake_read:
+                    self._take_signals()
+                elif fd == self._lifeline:
+                    poll.unregister(fd)
+                    self.request(errno.EPIPE, "the controller died", lost=True)
+                else:
+                    self._watched[fd]()
+            self._check_stall()
+
+    def _take_signals(self) -> None:
+        for signum in os.read(self._wake_read, 4096):
+            if signum in self._signals:
+                self.request(errno.ECANCELED, f"{signal.Signals(signum).name} received")
+
+    def _poll_milliseconds(self) -> float | None:
+        if self._stream < 0 or not self._stall_limit or self.errnoval:
+            return None
+        return max(self._stall_limit / 8, 0.01) * 1000
+
+    def _check_stall(self) -> None:
+        stream, since = self._stream, self._progressed
+        if (
+            stream < 0
+            or not self._stall_limit
+            or since is None
+            or time.monotonic() - since < self._stall_limit
+        ):
+            return
+        # A stream that is ready was not kept by its peer: then it is we who are slow.
+        poll = select.poll()
+        poll.register(stream, select.POLLIN if self._reading else select.POLLOUT)
+        if not poll.poll(0):
+            what = "received" if self._reading else "taken by the other side"
+            self.request(
+                errno.ETIMEDOUT,
+                f"the stream stands still: nothing {what} for {self._stall_limit} s",
+            )

@@ -1,0 +1,34 @@
+"""What a save or restore may say to its controller, whichever channel carries it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class ChannelError(OSError):
+    """The conversation with the controller is over: it died, or broke the protocol.
+
+    Every later call raises it too, so an error path that still has callbacks to make gets through
+    the rest of its work.
+    """
+
+
+class Channel(Protocol):
+    """The helper's end of the callbacks; fields are those of the catalogue, by keyword.
+
+    One callback is outstanding at a time, so a channel belongs to one thread. Raises ValueError
+    for a message or field that the catalogue does not have: that is a fault of the caller.
+    """
+
+    def provides(self, name: str) -> bool:
+        """Whether the controller has the callback `name` (its bit in `cbflags`)."""
+
+    def call(self, name: str, **fields: int | str) -> int:
+        """Send a sync or async callback and wait for its answer. Raises ChannelError.
+
+        A call that waits when an abort is asked for goes on waiting: the controller answers it
+        with the message's `refusal`.
+        """
+
+    def tell(self, name: str, **fields: int | str) -> None:
+        """Send a message that has no answer. Raises ChannelError."""
