@@ -1,0 +1,48 @@
+"""How long each wait may last. libxl waits for ever in several of these places."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits in seconds; `--limit NAME=SECONDS` sets one by its name here."""
+
+    helper_start: float = 10.0
+    """From a helper's start to its `hello`."""
+    heartbeat: float = 10.0
+    """For how long the other end of a helper's channel may give no sign of life."""
+    callback: float = 120.0
+    """For how long an async callback may stay without its answer."""
+    suspend: float = 60.0
+    """From the suspend request to the suspended guest."""
+    abort: float = 10.0
+    """From SIGTERM to SIGKILL, and from `complete` to the helper's exit."""
+    stream_stall: float = 60.0
+    """For how long the other side of a stream may take (or send) nothing."""
+    handshake: float = 60.0
+    """For each message of the migration handshake."""
+
+    @classmethod
+    def parse(cls, settings: Iterable[str]) -> Self:
+        """Limits from texts like `suspend=5`. Raises ValueError that says what would be right."""
+        names = [field.name for field in fields(cls)]
+        changed: dict[str, float] = {}
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals:
+                raise ValueError(f"limit {setting!r}: want NAME=SECONDS, as in suspend=5")
+            if name not in names:
+                raise ValueError(f"limit {setting!r}: no such limit; there are {', '.join(names)}")
+            try:
+                seconds = float(text)
+            except ValueError:
+                seconds = math.nan
+            if not (math.isfinite(seconds) and seconds > 0):
+                raise ValueError(f"limit {setting!r}: {text!r} is not a number of seconds above 0")
+            changed[name] = seconds
+        return replace(cls(), **changed)
