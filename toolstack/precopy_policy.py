@@ -1,0 +1,51 @@
+"""When a live migration leaves precopy, and for what.
+
+The rule is that of `libxl__save_live_migration_precopy_policy` in the postcopy series, which asks
+the same as `xc_domain_save` did by itself: few pages are dirty, or enough rounds have been made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from ipc_schema.messages import PrecopyPolicy
+
+
+class MemoryStrategy(Enum):
+    """LIBXL_LM_MEMORY_*: how the memory that is still dirty after precopy gets over."""
+
+    DEFAULT = "stop-and-copy"
+    """Stop the guest and copy it."""
+    POSTCOPY = "postcopy"
+    """Let the guest run at the destination and fetch it."""
+
+
+@dataclass(frozen=True)
+class PrecopyLimits:
+    """Precopy ends with at most `dirty_threshold` dirty pages, or after `max_rounds` rounds
+    (0: the guest's memory is not sent at all before the guest stops).
+
+    Raises ValueError for a negative figure.
+    """
+
+    dirty_threshold: int = 50
+    max_rounds: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("dirty_threshold", "max_rounds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+
+
+def precopy_policy(
+    limits: PrecopyLimits, strategy: MemoryStrategy, *, iteration: int, dirty_count: int
+) -> PrecopyPolicy:
+    """The answer to `precopy_policy`: `iteration` rounds are done, `dirty_count` pages are known
+    to be dirty (-1: not known, within a round)."""
+    few_dirty = 0 <= dirty_count <= limits.dirty_threshold
+    if not few_dirty and iteration < limits.max_rounds:
+        return PrecopyPolicy.CONTINUE_PRECOPY
+    if strategy is MemoryStrategy.POSTCOPY:
+        return PrecopyPolicy.POSTCOPY
+    return PrecopyPolicy.STOP_AND_COPY
