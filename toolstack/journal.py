@@ -1,0 +1,257 @@
+"""What an operation has promised about a guest, kept where `recover` finds it after a crash.
+
+One small JSON file for each guest and end of an operation, in the host's state directory. A
+promise is written before it is made, atomically (temporary file, fsync, rename, fsync of the
+directory), so what stands here is never less than what the other side may have been told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+SUFFIX: Final = ".journal"
+VERSION: Final = 1
+
+
+class Role(Enum):
+    """Which end of what the guest is at, here."""
+
+    SOURCE = "source"
+    DESTINATION = "destination"
+    SAVE = "save"
+    RESTORE = "restore"
+
+
+class Promise(Enum):
+    """How far an operation has bound itself; each role has its own."""
+
+    BEGUN = "begun"
+    """SOURCE, SAVE: nothing promised, the guest is ours. Again so after the destination gave the
+    guest back."""
+    GO = "go"
+    """SOURCE: the destination may have been told to start the guest."""
+    TRANSITION = "transition"
+    """SOURCE: the postcopy transition may have reached the destination."""
+    DONE = "done"
+    """SOURCE: the destination has said that the guest runs there. SAVE: the file is whole, and the
+    guest was to end. What is left here is to be destroyed."""
+    RECEIVING = "receiving"
+    """DESTINATION, RESTORE: nothing promised, our copy is partial or was given up."""
+    GO_RECEIVED = "go-received"
+    """DESTINATION: the sender has let go; RESTORE: the file is read. To be started here."""
+    RESUMED = "resumed"
+    """DESTINATION: postcopy; the guest may have run here, with part of its memory."""
+    STARTED = "started"
+    """DESTINATION: the guest has all its memory and was started."""
+
+
+PROMISES: Final = {
+    Role.SOURCE: (Promise.BEGUN, Promise.GO, Promise.TRANSITION, Promise.DONE),
+    Role.DESTINATION: (
+        Promise.RECEIVING,
+        Promise.GO_RECEIVED,
+        Promise.RESUMED,
+        Promise.STARTED,
+    ),
+    Role.SAVE: (Promise.BEGUN, Promise.DONE),
+    Role.RESTORE: (Promise.RECEIVING, Promise.GO_RECEIVED, Promise.STARTED),
+}
+"""The promises that each role can make; the first is where it begins."""
+
+
+class JournalError(OSError):
+    """A journal that is in the way, cannot be read or cannot be written; the text says what to
+    do."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, told from a later one with the same pid by its start time and the boot."""
+
+    pid: int
+    start_time: int
+    boot_id: str
+
+    @classmethod
+    def current(cls) -> Process:
+        return cls(os.getpid(), _start_time(os.getpid()) or 0, _boot_id())
+
+    def alive(self) -> bool:
+        return self.boot_id == _boot_id() and _start_time(self.pid) == self.start_time
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a journal file holds. `peer` is the other side (`--to`'s argument, or the file);
+    `partial` is a temporary file that goes when the operation is ended for it."""
+
+    name: str
+    role: Role
+    promise: Promise
+    domid: int | None
+    domain_name: str
+    peer: str
+    process: Process
+    partial: str | None = None
+
+
+class Journal:
+    """The journal of one running operation. Made by `begin`, ended by `close`."""
+
+    def __init__(self, path: Path, entry: Entry) -> None:
+        self._path = path
+        self.entry = entry
+
+    @classmethod
+    def begin(
+        cls,
+        state_dir: Path,
+        name: str,
+        role: Role,
+        *,
+        domid: int | None,
+        domain_name: str,
+        peer: str,
+        partial: str | None = None,
+    ) -> Journal:
+        """Start a journal with the role's first promise. Raises JournalError where one stands."""
+        entry = Entry(
+            name, role, PROMISES[role][0], domid, domain_name, peer, Process.current(), partial
+        )
+        path = _path(state_dir, name, role)
+        for standing in entries(state_dir):
+            if standing.name == name and (standing.role is role or _same_domain(standing, entry)):
+                raise _in_the_way(standing)
+        with _whole(path, entry) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                raise _in_the_way(_read(path)) from None
+        return cls(path, entry)
+
+    def promise(self, promise: Promise) -> None:
+        """Write down a promise that is about to be made. Raises ValueError for one that the role
+        cannot make, OSError where it cannot be written: then it must not be made."""
+        if promise not in PROMISES[self.entry.role]:
+            raise ValueError(f"{self.entry.role} does not promise {promise}")
+        self.entry = replace(self.entry, promise=promise)
+        with _whole(self._path, self.entry) as temporary:
+            os.replace(temporary, self._path)
+
+    def close(self) -> None:
+        """The operation is over, and nothing is left to do here."""
+        remove(self._path.parent, self.entry)
+
+
+def entries(state_dir: Path) -> list[Entry]:
+    """All journals of a host, by name. Raises JournalError for one that cannot be read."""
+    if not state_dir.is_dir():
+        return []
+    found: list[Entry] = []
+    for path in sorted(state_dir.glob(f"*{SUFFIX}")):
+        try:
+            found.append(_read(path))
+        except FileNotFoundError:
+            continue  # ended in this moment
+    return found
+
+
+def remove(state_dir: Path, entry: Entry) -> None:
+    """Take a journal away. No error where it is gone already."""
+    _path(state_dir, entry.name, entry.role).unlink(missing_ok=True)
+    _sync_directory(state_dir)
+
+
+def _path(state_dir: Path, name: str, role: Role) -> Path:
+    return state_dir / f"{quote(name, safe='')}.{role.value}{SUFFIX}"
+
+
+def _same_domain(one: Entry, other: Entry) -> bool:
+    return one.domid is not None and one.domid == other.domid
+
+
+def _in_the_way(entry: Entry) -> JournalError:
+    if entry.process.alive():
+        return JournalError(
+            f"guest {entry.name!r} is in the middle of an operation ({entry.role.value}, "
+            f"process {entry.process.pid})"
+        )
+    return JournalError(
+        f"guest {entry.name!r} was left in the middle of an operation ({entry.role.value}) by a "
+        f"process that is gone; run `xen-toolstack recover {entry.name}` first"
+    )
+
+
+def _read(path: Path) -> Entry:
+    text = path.read_bytes()
+    try:
+        fields: dict[str, Any] = json.loads(text)
+        if fields.pop("version") != VERSION:
+            raise ValueError("another version")
+        entry = Entry(
+            **{
+                **fields,
+                "role": Role(fields["role"]),
+                "promise": Promise(fields["promise"]),
+                "process": Process(**fields["process"]),
+            }
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise JournalError(
+            f"{path} is not a journal of this version ({error}); look at the guest at both ends, "
+            "then remove the file"
+        ) from error
+    return entry
+
+
+@contextmanager
+def _whole(path: Path, entry: Entry) -> Iterator[str]:
+    """A temporary file beside `path` with the entry in it, on the disk; in the end `path` is, too,
+    and the temporary file is gone."""
+    fields = asdict(entry) | {
+        "version": VERSION,
+        "role": entry.role.value,
+        "promise": entry.promise.value,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=".journal-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(fields, file)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _start_time(pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat; None where there is no such process, or only its zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in {"Z", "X"} else int(fields[19])
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
