@@ -1,0 +1,83 @@
+"""Messages on ZeroMQ: one msgpack array, `[seq, name, field values in the catalogue's order]`.
+
+`seq` counts a sender's messages from 1. Decoding takes nothing that encoding would not have
+written, octet for octet: an integer in a longer form than it needs, a map, or a trailing octet is
+an error. Lengths are bounded before anything is allocated for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from ipc_schema.errors import DecodeError
+from ipc_schema.field_checks import CHECKS, checked_values, value_problem
+from ipc_schema.messages import CATALOGUE, MAX_BODY, Message
+
+_WHAT: Final = "message"
+_MAX_SEQ: Final = 2**64 - 1
+_MAX_ELEMENTS: Final = 2 + max(len(row.fields) for row in CATALOGUE.values())
+
+
+class Envelope(NamedTuple):
+    seq: int
+    message: Message
+    fields: dict[str, Any]
+
+
+def encode(seq: int, name: str, fields: Mapping[str, object]) -> bytes:
+    """One message. Raises ValueError for what the catalogue does not allow, and for more than
+    MAX_BODY octets."""
+    if not 1 <= seq <= _MAX_SEQ:
+        raise ValueError(f"sequence number {seq}: want 1 to {_MAX_SEQ}")
+    data: bytes = msgpack.packb([seq, name, *checked_values(name, fields)])
+    if len(data) > MAX_BODY:
+        raise ValueError(f"{name}: {len(data)} octets, want at most {MAX_BODY}")
+    return data
+
+
+def decode(data: bytes) -> Envelope:
+    """The message in `data`. Raises DecodeError, and nothing else, for whatever is not one."""
+    if len(data) > MAX_BODY:
+        raise DecodeError(_WHAT, 0, f"{len(data)} octets, want at most {MAX_BODY}")
+    try:
+        values = msgpack.unpackb(
+            data,
+            raw=False,
+            max_str_len=MAX_BODY,
+            max_bin_len=MAX_BODY,
+            max_array_len=_MAX_ELEMENTS,
+            max_map_len=0,
+            max_ext_len=0,
+        )
+        canonical = type(values) is list and msgpack.packb(values) == data
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as bad:
+        raise DecodeError(_WHAT, 0, f"no msgpack: {str(bad) or type(bad).__name__}") from None
+    if not canonical:
+        raise DecodeError(_WHAT, 0, "no array in msgpack's shortest form")
+    if len(values) < 2 or type(values[0]) is not int or type(values[1]) is not str:
+        raise DecodeError(_WHAT, 0, "want an array of sequence number, name, fields")
+    seq, name, *given = values
+    if not 1 <= seq <= _MAX_SEQ:
+        raise DecodeError(_WHAT, _offset(values, 0), f"sequence number {seq}: want 1 or more")
+    checks = CHECKS.get(name)
+    if checks is None:
+        raise DecodeError(_WHAT, _offset(values, 1), f"{name[:80]!r}: no such message")
+    if len(given) != len(checks):
+        problem = f"{len(given)} fields, want {len(checks)}"
+        raise DecodeError(f"message {name}", _offset(values, 2), problem)
+    fields: dict[str, Any] = {}
+    for check, value in zip(checks, given, strict=True):
+        if problem := value_problem(value, check):
+            offset = _offset(values, 2 + len(fields))
+            raise DecodeError(f"message {name}", offset, f"{check.field}: {problem}")
+        fields[check.field] = value
+    return Envelope(seq, CATALOGUE[name], fields)
+
+
+def _offset(values: list[object], index: int) -> int:
+    """Where element `index` of an array in shortest form starts."""
+    header = 1 if len(values) < 16 else 3
+    return header + sum(len(msgpack.packb(value)) for value in values[:index])
