@@ -1,0 +1,39 @@
+"""XEN_DOMCTL_PFINFO_*: what a page of a guest is, as the page lists of a stream say it."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+TYPE_SHIFT: Final = 28
+"""XEN_DOMCTL_PFINFO_LTAB_SHIFT: a type is the top four bits of a u32."""
+LPINTAB: Final = 0x8 << TYPE_SHIFT
+"""XEN_DOMCTL_PFINFO_LPINTAB: the bit that makes a page table a pinned one."""
+
+
+class PageType(IntEnum):
+    """All page types that a stream may have; a u32 with other values is none."""
+
+    NOTAB = 0x0 << TYPE_SHIFT
+    L1TAB = 0x1 << TYPE_SHIFT
+    L2TAB = 0x2 << TYPE_SHIFT
+    L3TAB = 0x3 << TYPE_SHIFT
+    L4TAB = 0x4 << TYPE_SHIFT
+    L1TAB_PIN = L1TAB | LPINTAB
+    L2TAB_PIN = L2TAB | LPINTAB
+    L3TAB_PIN = L3TAB | LPINTAB
+    L4TAB_PIN = L4TAB | LPINTAB
+    BROKEN = 0xD << TYPE_SHIFT
+    XALLOC = 0xE << TYPE_SHIFT
+    """Allocate only: a page that is there, with contents that do not matter."""
+    XTAB = 0xF << TYPE_SHIFT
+    """Invalid: no page, or no longer."""
+
+
+FIRST_WITHOUT_CONTENTS: Final = PageType.BROKEN
+"""This type and those above it have no contents in a stream, all below it have."""
+
+
+def has_contents(page_type: int) -> bool:
+    """Whether a page of this (legal) type has contents in a stream (page_type_has_stream_data)."""
+    return page_type < FIRST_WITHOUT_CONTENTS

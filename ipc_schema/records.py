@@ -1,0 +1,76 @@
+"""The frame of a record, which the libxl and the libxc stream share.
+
+u32 type, u32 body length, the body, zeros up to a multiple of 8 octets; little-endian. A type with
+bit 31 is optional: who does not know it skips it. Any other unknown type ends the reading.
+The specifications let a restore ignore what padding and reserved fields hold; every decoder here
+refuses other than zeros, as Xen's verify-stream-v2 does: no writer makes them, damage does.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from ipc_schema.errors import DecodeError
+
+HEADER_SIZE: Final = 8
+ALIGNMENT: Final = 8
+MAX_LENGTH: Final = 128 << 20
+"""Octets of a body with its padding: REC_LENGTH_MAX of xg_sr_stream_format.h. libxl's stream has
+no limit of its own; its bodies stay below this one too."""
+OPTIONAL: Final = 0x80000000
+"""REC_TYPE_OPTIONAL."""
+
+_HEADER: Final = struct.Struct("<II")
+
+
+def padding(length: int) -> int:
+    """Octets (0 to 7) of padding after a body of `length` octets."""
+    return -length % ALIGNMENT
+
+
+def encode_record_header(record_type: int, length: int) -> bytes:
+    """The header of a record whose body is `length` octets. Raises ValueError above MAX_LENGTH."""
+    if not 0 <= length <= MAX_LENGTH:
+        raise ValueError(f"record body of {length} octets, want at most {MAX_LENGTH}")
+    try:
+        return _HEADER.pack(record_type, length)
+    except struct.error:
+        raise ValueError(f"record type {record_type:#x} is no u32") from None
+
+
+def decode_record_header(data: bytes, what: str, offset: int) -> tuple[int, int]:
+    """Type and body length in the HEADER_SIZE octets `data`, which stand at `offset`.
+
+    Raises DecodeError for a length above MAX_LENGTH. The type is any u32.
+    """
+    check_size(data, HEADER_SIZE, f"{what} header", offset)
+    record_type, length = _HEADER.unpack(data)
+    if length > MAX_LENGTH:
+        raise DecodeError(
+            what,
+            offset + 4,
+            f"body of {length} octets in a record of type {record_type:#x}, "
+            f"want at most {MAX_LENGTH}",
+        )
+    return record_type, length
+
+
+def encode_record(record_type: int, body: bytes) -> bytes:
+    """A whole record: header, body, padding. Raises ValueError for too long a body."""
+    return encode_record_header(record_type, len(body)) + body + bytes(padding(len(body)))
+
+
+def check_padding(data: bytes, what: str, offset: int) -> None:
+    """Raises DecodeError unless `data`, the padding of a record, which stands at `offset`, is all
+    zeros."""
+    rest = data.lstrip(b"\0")
+    if rest:
+        place = offset + len(data) - len(rest)
+        raise DecodeError(f"{what} padding", place, f"octet {rest[0]:#04x}, want 0")
+
+
+def check_size(data: bytes, size: int, what: str, offset: int) -> None:
+    """Raises DecodeError unless `data` is `size` octets."""
+    if len(data) != size:
+        raise DecodeError(what, offset, f"{len(data)} octets, want {size}")
