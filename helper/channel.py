@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+_LONGEST_TEXT = 8192
+
 
 class ChannelError(OSError):
     """The conversation with the controller is over: it died, or broke the protocol.
@@ -32,3 +34,18 @@ class Channel(Protocol):
 
     def tell(self, name: str, **fields: int | str) -> None:
         """Send a message that has no answer. Raises ChannelError."""
+
+
+def printable(fields: dict[str, int | str]) -> dict[str, int | str]:
+    """The fields with texts that any channel can carry: a log line quotes what others named (a
+    file that is no UTF-8, with a NUL), and must not be lost for it. Long texts are cut."""
+    return {
+        name: _printable(value) if isinstance(value, str) else value
+        for name, value in fields.items()
+    }
+
+
+def _printable(text: str) -> str:
+    if len(text) > _LONGEST_TEXT:
+        text = f"{text[:_LONGEST_TEXT]} ..."
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")

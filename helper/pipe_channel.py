@@ -1,0 +1,73 @@
+"""The helper's end of libxl's own channel: messages on stdout, answers on stdin.
+
+See `ipc_schema.pipe_codec` for the octets and libxl_save_helper.c for the conversation.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any, NoReturn
+
+from helper.abort import Abort
+from helper.channel import ChannelError, printable
+from ipc_schema import pipe_codec
+from ipc_schema.messages import CATALOGUE, Answer, Dialect, callbacks_of
+
+_UNCONDITIONAL = frozenset({"log", "progress", "complete"})
+"""What `cbflags` has no bit for: fixed functions in libxl, not callbacks."""
+
+
+class PipeChannel:
+    """`Channel` over a pair of pipe descriptors, which stay the caller's."""
+
+    def __init__(
+        self, answers: int, messages: int, dialect: Dialect, cbflags: int, abort: Abort
+    ) -> None:
+        self._answers = answers
+        self._messages = messages
+        self._dialect = dialect
+        self._provided = _UNCONDITIONAL | callbacks_of(cbflags, dialect)
+        self._abort = abort
+        self._over: ChannelError | None = None
+
+    def provides(self, name: str) -> bool:
+        return name in self._provided
+
+    def call(self, name: str, **fields: int | str) -> int:
+        if CATALOGUE[name].answer is Answer.NONE:
+            raise ValueError(f"{name} has no answer")
+        self._send(name, fields)
+        return pipe_codec.decode_answer(self._receive(pipe_codec.ANSWER_SIZE, name))
+
+    def tell(self, name: str, **fields: int | str) -> None:
+        if CATALOGUE[name].answer is not Answer.NONE:
+            raise ValueError(f"{name} has an answer")
+        self._send(name, printable(fields))
+
+    def _send(self, name: str, fields: dict[str, Any]) -> None:
+        if self._over:
+            raise self._over
+        pending = memoryview(pipe_codec.encode_message(self._dialect, name, fields))
+        while pending:
+            try:
+                pending = pending[os.write(self._messages, pending) :]
+            except OSError as bad:
+                self._fail(bad.errno or errno.EIO, f"{name} cannot be told: {bad.strerror}")
+
+    def _receive(self, size: int, name: str) -> bytes:
+        data = b""
+        while len(data) < size:
+            try:
+                part = os.read(self._answers, size - len(data))
+            except OSError as bad:
+                self._fail(bad.errno or errno.EIO, f"no answer to {name}: {bad.strerror}")
+            if not part:
+                self._fail(errno.EPIPE, f"the controller closed the channel, {name} is unanswered")
+            data += part
+        return data
+
+    def _fail(self, errnoval: int, reason: str) -> NoReturn:
+        self._over = ChannelError(errnoval, reason)
+        self._abort.request(errnoval, reason, lost=True)
+        raise self._over

@@ -1,0 +1,174 @@
+"""One save or restore, from the request to `complete` (libxl_save_helper.c's main).
+
+The engine is imported here and not before: it brings numpy, and the helper says hello first.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Final
+
+from helper.abort import Abort
+from helper.channel import Channel, ChannelError
+from helper.parameters import RestoreParameters, RestoreResults, SaveParameters, Statistics
+from ipc_schema.errors import DecodeError
+from ipc_schema.messages import Operation, StreamType, XCFlags, XentoollogLevel
+from ipc_schema.trace import Trace
+
+if TYPE_CHECKING:
+    from helper.hypervisors.interface import Domain
+
+EXIT_DONE: Final = 0
+"""`complete` was told and answered, whatever libxc's result."""
+EXIT_CONTROLLER_GONE: Final = 254
+EXIT_FAILED: Final = 255
+"""The helper's own errors: it was not started rightly, or the protocol was broken."""
+
+CONTEXT: Final = "xen-save-helper"
+_NO_ERRNO: Final = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do: `start`, or libxl's command line and the environment."""
+
+    operation: Operation
+    domid: int
+    io_fd: int
+    back_fd: int
+    xcflags: int
+    stream_type: StreamType
+    store_evtchn: int
+    store_domid: int
+    console_evtchn: int
+    console_domid: int
+    hypervisor: str
+    bandwidth: int
+    postcopy: bool
+    stall_limit: float
+
+
+@dataclass
+class _Outcome:
+    retval: int = 0
+    errnoval: int = 0
+    results: RestoreResults | None = None
+    statistics: Statistics | None = None
+    internal_error: bool = False
+
+
+def run(job: Job, channel: Channel, abort: Abort, trace: Trace) -> int:
+    """Do the job and tell the controller how it ended; the process's exit status."""
+    try:
+        _log(channel, XentoollogLevel.DEBUG, f"starting {job.operation.value}")
+        outcome = _operate(job, channel, abort, trace)
+        _tell(job, outcome, channel, trace)
+    except ChannelError as over:
+        trace.event("failure", what="channel", errnoval=over.errno, error=over.strerror)
+        return report_channel_error(over)
+    return EXIT_FAILED if outcome.internal_error else EXIT_DONE
+
+
+def report_channel_error(over: ChannelError) -> int:
+    """Say on stderr why there is nobody to talk to; the exit status."""
+    print(f"{CONTEXT}: {over.strerror}", file=sys.stderr)
+    return EXIT_CONTROLLER_GONE if over.errno == errno.EPIPE else EXIT_FAILED
+
+
+def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace) -> _Outcome:
+    try:
+        for fd in (job.io_fd, job.back_fd):
+            if fd != -1:
+                os.set_inheritable(fd, False)  # EBADF here names what the caller forgot
+        return _with_engine(job, channel, abort, trace)
+    except (OSError, DecodeError, MemoryError) as bad:
+        # The abort is the cause of whatever failed after it, the EBADF of the stream first of all.
+        if abort.requested:
+            errnoval, text = abort.errnoval, f"{abort.reason} ({bad})"
+        else:
+            errnoval, text = _errno_of(bad), str(bad)
+        _log(channel, XentoollogLevel.ERROR, f"{job.operation.value}: {text}", errnoval)
+        return _Outcome(retval=-1, errnoval=errnoval)
+    except Exception as bug:
+        traceback.print_exc()
+        text = f"internal error: {type(bug).__name__}: {bug}"
+        _log(channel, XentoollogLevel.CRITICAL, text, errno.EIO)
+        return _Outcome(retval=-1, errnoval=errno.EIO, internal_error=True)
+
+
+def _errno_of(bad: Exception) -> int:
+    match bad:
+        case OSError(errno=int(number)) if number:
+            return number
+        case DecodeError():
+            return errno.EINVAL
+        case MemoryError():
+            return errno.ENOMEM
+    return errno.EIO
+
+
+def _with_engine(job: Job, channel: Channel, abort: Abort, trace: Trace) -> _Outcome:
+    from helper.hypervisors import open_domain
+
+    domain = open_domain(job.hypervisor, job.domid)
+    try:
+        if job.operation is Operation.SAVE:
+            return _Outcome(statistics=_save(job, domain, channel, abort, trace))
+        results = _restore(job, domain, channel, abort, trace)
+        return _Outcome(results=results, statistics=results.statistics)
+    finally:
+        domain.close()
+
+
+def _save(job: Job, domain: Domain, channel: Channel, abort: Abort, trace: Trace) -> Statistics:
+    from helper.save import domain_save
+
+    parameters = SaveParameters(
+        live=bool(job.xcflags & XCFlags.LIVE),
+        debug=bool(job.xcflags & XCFlags.DEBUG),
+        stream_type=job.stream_type,
+        bandwidth=job.bandwidth,
+        postcopy=job.postcopy,
+        stall_limit=job.stall_limit,
+    )
+    return domain_save(domain, job.io_fd, job.back_fd, channel, parameters, abort, trace)
+
+
+def _restore(
+    job: Job, domain: Domain, channel: Channel, abort: Abort, trace: Trace
+) -> RestoreResults:
+    from helper.restore import domain_restore
+
+    parameters = RestoreParameters(
+        stream_type=job.stream_type,
+        store_evtchn=job.store_evtchn,
+        store_domid=job.store_domid,
+        console_evtchn=job.console_evtchn,
+        console_domid=job.console_domid,
+        postcopy=job.postcopy,
+        stall_limit=job.stall_limit,
+    )
+    return domain_restore(domain, job.io_fd, job.back_fd, channel, parameters, abort, trace)
+
+
+def _tell(job: Job, outcome: _Outcome, channel: Channel, trace: Trace) -> None:
+    if outcome.statistics is not None and channel.provides("statistics"):
+        channel.tell("statistics", **asdict(outcome.statistics))
+    if job.operation is Operation.RESTORE and channel.provides("restore_results"):
+        results = outcome.results or RestoreResults()
+        channel.tell(
+            "restore_results", store_gfn=results.store_gfn, console_gfn=results.console_gfn
+        )
+    trace.event("complete", retval=outcome.retval, errnoval=outcome.errnoval)
+    _log(channel, XentoollogLevel.DEBUG, f"complete r={outcome.retval}", outcome.errnoval)
+    channel.call("complete", retval=outcome.retval, errnoval=outcome.errnoval)
+
+
+def _log(channel: Channel, level: XentoollogLevel, text: str, errnoval: int = 0) -> None:
+    channel.tell(
+        "log", level=level, errnoval=errnoval or _NO_ERRNO, context=CONTEXT, formatted=text
+    )

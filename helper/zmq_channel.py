@@ -1,0 +1,158 @@
+"""The helper's end of the conversation with our controller, over ZeroMQ.
+
+libzmq's own thread keeps up the heartbeats, also while the save is deep in a blocking call; when
+they fail, or the connection breaks otherwise, the socket's monitor tells the abort watcher, and
+the helper ends itself through its error path.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+from typing import Any, Final, NoReturn
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from helper.abort import Abort
+from helper.channel import ChannelError, printable
+from ipc_schema import msgpack_codec
+from ipc_schema.authentication import NONCE_SIZE
+from ipc_schema.errors import DecodeError
+from ipc_schema.messages import MAX_BODY, callbacks_of
+from ipc_schema.turn_taking import ALWAYS_PROVIDED, HelperEnd, Turn, TurnError
+
+_LOOK_UP_MILLISECONDS: Final = 100
+"""How often a wait for an answer looks up whether the controller is gone."""
+_FAREWELL_MILLISECONDS: Final = 1000
+"""For how long the last words may take to leave."""
+
+
+class ZmqChannel:
+    """`Channel` over a DEALER socket. `heartbeat` in seconds: see `Limits.heartbeat`."""
+
+    def __init__(self, endpoint: str, secret: bytes, heartbeat: float) -> None:
+        self._turns = HelperEnd(secret, os.urandom(NONCE_SIZE))
+        self._abort: Abort | None = None
+        self._over: ChannelError | None = None
+        self._provided: frozenset[str] = ALWAYS_PROVIDED
+        self._heartbeat = heartbeat
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        half = max(1, round(heartbeat * 500))
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.MAXMSGSIZE, MAX_BODY),
+            (zmq.RCVTIMEO, _LOOK_UP_MILLISECONDS),
+            (zmq.SNDTIMEO, round(heartbeat * 1000)),
+            # Noticed within the limit: half of it between two pings, half for the answer.
+            (zmq.HEARTBEAT_IVL, half),
+            (zmq.HEARTBEAT_TIMEOUT, half),
+            (zmq.HEARTBEAT_TTL, 2 * half),
+            # One connection is the whole conversation: a new one would not be the same peer's.
+            (zmq.RECONNECT_IVL, -1),
+        ):
+            self._socket.setsockopt(option, value)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._socket.connect(endpoint)
+
+    def hello(self) -> None:
+        self._send("hello", self._turns.hello(os.getpid()))
+
+    def wait_for_start(self, lifeline: int, limit: float) -> dict[str, Any]:
+        """The fields of `start`.
+
+        Raises ChannelError: ETIMEDOUT after `limit` seconds, EPIPE when the controller died.
+        """
+        deadline = time.monotonic() + limit
+        poll = select.poll()
+        poll.register(lifeline, 0)  # POLLHUP alone
+        while True:
+            received = self._receive()
+            if received is not None:
+                turn, fields = received
+                if turn is Turn.START:
+                    break
+                continue
+            if poll.poll(0):
+                self._fail(errno.EPIPE, "the controller died before it said start")
+            if time.monotonic() > deadline:
+                self._fail(errno.ETIMEDOUT, f"the controller did not say start within {limit} s")
+        self._provided = callbacks_of(fields["cbflags"], None) | ALWAYS_PROVIDED
+        return fields
+
+    def attend(self, abort: Abort) -> None:
+        """Tell `abort` when the controller falls silent. Before `abort` is entered."""
+        self._abort = abort
+        abort.watch(int(self._monitor.getsockopt(zmq.FD)), self._monitor_ready)
+
+    def provides(self, name: str) -> bool:
+        return name in self._provided
+
+    def call(self, name: str, **fields: int | str) -> int:
+        self._send(name, fields)
+        while True:
+            received = self._receive()
+            if received is not None:
+                turn, answer = received
+                if turn is Turn.REPLY or turn is Turn.ASYNC_DONE:
+                    return int(answer["value"])
+            elif self._abort is not None and self._abort.lost:
+                self._fail(errno.EPIPE, self._abort.reason)
+
+    def tell(self, name: str, **fields: int | str) -> None:
+        self._send(name, printable(fields))
+
+    def close(self) -> None:
+        """Send what is still to be sent, within a second, and give up the socket."""
+        lost = self._abort is not None and self._abort.lost
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=0 if lost else _FAREWELL_MILLISECONDS)
+        self._context.term()
+
+    def _send(self, name: str, fields: dict[str, Any]) -> None:
+        if self._over:
+            raise self._over
+        if self._abort is not None and self._abort.lost:
+            self._fail(errno.EPIPE, self._abort.reason)
+        data = msgpack_codec.encode(self._turns.sending(name), name, fields)
+        try:
+            self._socket.send(data)
+        except zmq.Again:
+            self._fail(errno.ETIMEDOUT, f"the controller took nothing for {self._heartbeat} s")
+
+    def _receive(self) -> tuple[Turn, dict[str, Any]] | None:
+        """The next message that the caller must act on; None after a moment without one."""
+        try:
+            data = self._socket.recv()
+        except zmq.Again:
+            return None
+        if self._socket.getsockopt(zmq.RCVMORE):
+            self._fail(errno.EPROTO, "the controller broke the protocol: a message of many parts")
+        try:
+            envelope = msgpack_codec.decode(data)
+            turn = self._turns.received(envelope)
+        except (DecodeError, TurnError) as bad:
+            self._fail(errno.EPROTO, f"the controller broke the protocol: {bad}")
+        if turn is Turn.REFUSED:
+            self._fail(errno.ECONNREFUSED, f"the controller refused: {envelope.fields['reason']}")
+        if turn is Turn.ABORT and self._abort is not None:
+            self._abort.request(errno.ECANCELED, envelope.fields["reason"] or "the controller asks")
+        return turn, envelope.fields
+
+    def _fail(self, errnoval: int, reason: str) -> NoReturn:
+        self._over = ChannelError(errnoval, reason)
+        if self._abort is not None:
+            self._abort.request(errnoval, reason, lost=True)
+        raise self._over
+
+    def _monitor_ready(self) -> None:
+        """On the watcher's thread, which alone uses the monitor socket while it runs."""
+        while self._monitor.poll(0, zmq.POLLIN):
+            recv_monitor_message(self._monitor, zmq.NOBLOCK)
+            if self._abort is not None:
+                reason = f"the controller hung up, or gave no sign of life for {self._heartbeat} s"
+                self._abort.request(errno.EPIPE, reason, lost=True)
