@@ -1,0 +1,127 @@
+"""The back channel of a postcopy migration: which pages the guest waits for, and that it has all.
+
+POSTCOPY_FAULT has the shape of PAGE_DATA without contents; POSTCOPY_COMPLETE ends what the engine
+says there, and the channel belongs to the toolstack again: not an octet more is read from it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+
+import numpy as np
+
+from helper.abort import Abort
+from helper.hypervisors.interface import Pfns
+from helper.stream_io import wait_for
+from ipc_schema.errors import DecodeError
+from ipc_schema.libxc_record_types import RecordType, record_number, record_type
+from ipc_schema.page_lists import decode_entries, decode_page_list_header, encode_page_list
+from ipc_schema.records import decode_record_header, encode_record_header, padding
+
+_WHAT = "back channel"
+_HEADER = 8
+_MAX_BODY = 8 + 8 * 65_536
+"""More faults than any guest has vCPUs."""
+_WRITE_AT_ONCE = 4096
+"""Octets that a descriptor takes without blocking once it polls writable (PIPE_BUF)."""
+
+
+class FaultReader:
+    """The sender's end: takes records as they come, and never blocks. `version` numbers them."""
+
+    def __init__(self, fd: int, version: int) -> None:
+        self.fd = fd
+        self.complete = False
+        """POSTCOPY_COMPLETE has come: nothing is read any more."""
+        self._version = version
+        self._offset = 0
+        self._buffer = bytearray()
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+
+    def take(self) -> list[Pfns]:
+        """The pfns of each POSTCOPY_FAULT that has arrived.
+
+        Raises DecodeError for anything but the two records, OSError(ECONNRESET) at the end of
+        the channel.
+        """
+        faults: list[Pfns] = []
+        while not self.complete and self._poll.poll(0):
+            octets = os.read(self.fd, self._wanted())
+            if not octets:
+                raise OSError(
+                    errno.ECONNRESET,
+                    f"{_WHAT}: the receiver closed it before POSTCOPY_COMPLETE",
+                )
+            self._buffer += octets
+            self._parse(faults)
+        return faults
+
+    def _wanted(self) -> int:
+        """Octets that may be read: to the end of this record, and the next record's header where
+        a next one must come."""
+        if len(self._buffer) < _HEADER:
+            return _HEADER - len(self._buffer)
+        _number, length = decode_record_header(bytes(self._buffer[:_HEADER]), _WHAT, self._offset)
+        return _HEADER + length + padding(length) - len(self._buffer) + _HEADER
+
+    def _parse(self, faults: list[Pfns]) -> None:
+        while len(self._buffer) >= _HEADER and not self.complete:
+            number, length = decode_record_header(
+                bytes(self._buffer[:_HEADER]), _WHAT, self._offset
+            )
+            kind = record_type(number, self._version, self._offset)
+            if kind is RecordType.POSTCOPY_COMPLETE:
+                if length:
+                    raise DecodeError(_WHAT, self._offset, f"POSTCOPY_COMPLETE of {length} octets")
+                self.complete = True
+                return
+            if kind is not RecordType.POSTCOPY_FAULT and kind is not None:
+                raise DecodeError(_WHAT, self._offset, f"{kind.name} has no place here")
+            if length > _MAX_BODY:
+                raise DecodeError(_WHAT, self._offset, f"a body of {length} octets is too long")
+            end = _HEADER + length
+            if len(self._buffer) < end + padding(length):
+                return
+            if kind is not None:
+                faults.append(self._decode(bytes(self._buffer[_HEADER:end])))
+            del self._buffer[: end + padding(length)]
+            self._offset += end + padding(length)
+
+    def _decode(self, body: bytes) -> Pfns:
+        offset = self._offset + _HEADER
+        what = f"{_WHAT}, POSTCOPY_FAULT"
+        if len(body) < 8:
+            raise DecodeError(what, offset, f"{len(body)} octets are too short for a page list")
+        count = decode_page_list_header(body[:8], what, offset)
+        if len(body) != 8 + 8 * count:
+            raise DecodeError(what, offset, f"{len(body)} octets do not hold {count} pfns")
+        return decode_entries(body[8:], what, offset + 8)[0]
+
+
+class FaultWriter:
+    """The receiver's end. A write waits at most `stall_limit` seconds for the sender (0: ever)."""
+
+    def __init__(self, fd: int, version: int, abort: Abort, stall_limit: float) -> None:
+        self._fd = fd
+        self._version = version
+        self._abort = abort
+        self._stall_limit = stall_limit
+
+    def fault(self, pfns: Pfns) -> None:
+        """POSTCOPY_FAULT: a vCPU waits for each of these."""
+        self._write(
+            RecordType.POSTCOPY_FAULT, encode_page_list(pfns, np.zeros(len(pfns), np.uint32))
+        )
+
+    def complete(self) -> None:
+        """POSTCOPY_COMPLETE: no page is missing any more."""
+        self._write(RecordType.POSTCOPY_COMPLETE, b"")
+
+    def _write(self, kind: RecordType, body: bytes) -> None:
+        octets = encode_record_header(record_number(kind, self._version), len(body)) + body
+        while octets:
+            wait_for(self._fd, select.POLLOUT, self._abort, self._stall_limit, _WHAT)
+            octets = octets[os.write(self._fd, octets[:_WRITE_AT_ONCE]) :]

@@ -1,0 +1,139 @@
+"""POSTCOPY_PAGE_DATA records as they trickle in: pages are handed on as soon as they are whole.
+
+No I/O: it says where the next octets go and is told how many came. A vCPU may wait for the first
+page of a record, so that one must not wait for the others.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from helper.hypervisors.interface import PAGE_SIZE, Pfns
+from ipc_schema.errors import DecodeError
+from ipc_schema.libxc_record_types import RecordType, record_type
+from ipc_schema.page_lists import contents_mask, decode_entries, decode_page_list_header
+from ipc_schema.records import decode_record_header
+
+_HEADER = 8
+_LIST_HEADER = 8
+_ENTRY = 8
+_WINDOW = 64
+"""Pages that are held at a time; a record can have more."""
+
+Arrival = tuple[Pfns, memoryview]
+"""Pages that are whole: their pfns, and their contents in that order."""
+
+
+class PageAssembler:
+    """`offset` is the stream's, of the next octet. Contents are valid until `views` is asked."""
+
+    def __init__(self, version: int, offset: int) -> None:
+        self.ended = False
+        """The END record has been read: nothing more belongs to this stream."""
+        self._version = version
+        self._offset = offset
+        self._header = bytearray(_HEADER)
+        self._header_filled = 0
+        self._window = memoryview(bytearray(_WINDOW * PAGE_SIZE))
+        self._list = bytearray()
+        self._list_filled = 0
+        self._pfns: Pfns = np.empty(0, np.uint64)
+        self._count = 0
+        self._window_start = 0
+        self._window_filled = 0
+        self._window_given = 0
+
+    def views(self) -> list[memoryview]:
+        """Where the next octets of the stream go, in this order. Never beyond the header after
+        the record that is under way."""
+        if not self._count:
+            return [memoryview(self._header)[self._header_filled :]]
+        views = []
+        if self._list_filled < len(self._list):
+            views.append(memoryview(self._list)[self._list_filled :])
+        if self._window_filled == len(self._window):
+            self._window_start += _WINDOW
+            self._window_filled = self._window_given = 0
+        wanted = min(_WINDOW, self._count - self._window_start) * PAGE_SIZE
+        views.append(self._window[self._window_filled : wanted])
+        if self._window_start + _WINDOW >= self._count:
+            views.append(memoryview(self._header))  # there is a next record: at the least, END
+        return views
+
+    def filled(self, octets: int) -> list[Arrival]:
+        """`octets` have gone into `views`; returns the pages that became whole.
+
+        Raises DecodeError for anything but POSTCOPY_PAGE_DATA, END and unknown optional records
+        without a body.
+        """
+        self._offset += octets
+        arrivals: list[Arrival] = []
+        if self._count:
+            part = min(octets, len(self._list) - self._list_filled)
+            if part:
+                self._list_filled += part
+                octets -= part
+                if self._list_filled == len(self._list):
+                    self._read_list(self._offset - octets)
+            wanted = min(_WINDOW, self._count - self._window_start) * PAGE_SIZE
+            part = min(octets, wanted - self._window_filled)
+            self._window_filled += part
+            octets -= part
+            whole = self._window_filled // PAGE_SIZE
+            if whole > self._window_given:
+                first = self._window_start + self._window_given
+                arrivals.append(
+                    (
+                        self._pfns[first : self._window_start + whole],
+                        self._window[self._window_given * PAGE_SIZE : whole * PAGE_SIZE],
+                    )
+                )
+                self._window_given = whole
+            if self._window_start + whole == self._count:
+                self._count = 0
+                self._header_filled = 0
+        if not self._count and octets:
+            self._header_filled += octets
+            if self._header_filled == _HEADER:
+                self._read_header()
+        return arrivals
+
+    def _read_header(self) -> None:
+        start = self._offset - _HEADER
+        number, length = decode_record_header(bytes(self._header), "record header", start)
+        kind = record_type(number, self._version, start)
+        self._header_filled = 0
+        if kind is RecordType.POSTCOPY_PAGE_DATA:
+            self._begin_pages(length, start)
+        elif length:
+            name = "unknown optional record" if kind is None else kind.name
+            raise DecodeError(name, start, f"{length} octets may not come among postcopy pages")
+        elif kind is RecordType.END:
+            self.ended = True
+        elif kind is not None:
+            raise DecodeError(kind.name, start, "may not come among postcopy pages")
+
+    def _begin_pages(self, length: int, start: int) -> None:
+        # Every page listed has contents, so the length alone says how many there are.
+        count, rest = divmod(length - _LIST_HEADER, _ENTRY + PAGE_SIZE)
+        if count < 1 or rest:
+            raise DecodeError(
+                "POSTCOPY_PAGE_DATA", start, f"{length} octets hold no whole number of pages"
+            )
+        self._count = count
+        self._list = bytearray(_LIST_HEADER + count * _ENTRY)
+        self._list_filled = 0
+        self._window_start = self._window_filled = self._window_given = 0
+
+    def _read_list(self, end: int) -> None:
+        start = end - len(self._list)
+        what = "POSTCOPY_PAGE_DATA"
+        octets = bytes(self._list)
+        count = decode_page_list_header(octets[:_LIST_HEADER], what, start)
+        if count != self._count:
+            raise DecodeError(what, start, f"{count} pfns, but octets for {self._count} pages")
+        self._pfns, types = decode_entries(octets[_LIST_HEADER:], what, start + _LIST_HEADER)
+        lacking = np.flatnonzero(~contents_mask(types))
+        if len(lacking):
+            at = start + _LIST_HEADER + int(lacking[0]) * _ENTRY
+            raise DecodeError(what, at, f"pfn {int(self._pfns[lacking[0]]):#x} has no contents")

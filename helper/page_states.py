@@ -1,0 +1,124 @@
+"""What a postcopy receiver knows of each page, as a table over arrays of pfns.
+
+    invalid --listed--> outstanding --faulted--> requested --arrived--> ready
+                        outstanding --arrived--> ready
+                        outstanding --released-> dropped
+
+The rest of the table is what can happen besides: several vCPUs wait for one page, a request was on
+its way while the page came, a page arrives that the guest has given back. All else is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helper.hypervisors.interface import Pfns
+
+
+class PageState(IntEnum):
+    INVALID = 0
+    """Not part of the postcopy phase."""
+    OUTSTANDING = 1
+    REQUESTED = 2
+    """A vCPU waits for it, and the sender has been told."""
+    READY = 3
+    DROPPED = 4
+
+
+class PageEvent(IntEnum):
+    LISTED = 0
+    FAULTED = 1
+    ARRIVED = 2
+    RELEASED = 3
+
+
+_S, _E = PageState, PageEvent
+
+TRANSITIONS: Final[Mapping[tuple[PageState, PageEvent], PageState]] = {
+    (_S.INVALID, _E.LISTED): _S.OUTSTANDING,
+    (_S.OUTSTANDING, _E.FAULTED): _S.REQUESTED,
+    (_S.OUTSTANDING, _E.ARRIVED): _S.READY,
+    (_S.OUTSTANDING, _E.RELEASED): _S.DROPPED,
+    (_S.REQUESTED, _E.FAULTED): _S.REQUESTED,
+    (_S.REQUESTED, _E.ARRIVED): _S.READY,
+    # One vCPU gives back what another waits for: the page will come, and both go on.
+    (_S.REQUESTED, _E.RELEASED): _S.REQUESTED,
+    (_S.READY, _E.FAULTED): _S.READY,
+    (_S.READY, _E.RELEASED): _S.READY,
+    (_S.DROPPED, _E.ARRIVED): _S.DROPPED,
+    (_S.DROPPED, _E.FAULTED): _S.DROPPED,
+    (_S.DROPPED, _E.RELEASED): _S.DROPPED,
+}
+
+_AWAITED: Final = (PageState.OUTSTANDING, PageState.REQUESTED)
+_WRONG: Final = 255
+_TABLE: Final = np.full((len(PageState), len(PageEvent)), _WRONG, np.uint8)
+for (_state, _event), _next in TRANSITIONS.items():
+    _TABLE[_state, _event] = _next
+
+
+class PageStateError(ValueError):
+    """An event that may not happen to a page in its state."""
+
+    def __init__(self, pfn: int, state: PageState, event: PageEvent) -> None:
+        super().__init__(f"pfn {pfn:#x} is {state.name.lower()} and was {event.name.lower()}")
+        self.pfn = pfn
+        self.state = state
+        self.event = event
+
+
+class PageStates:
+    """The state of every pfn below `size`, an octet each. `pending` pages are still to come."""
+
+    def __init__(self, size: int) -> None:
+        self._states = np.zeros(size, np.uint8)
+        self.pending = 0
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def of(self, pfn: int) -> PageState:
+        return PageState(int(self._states[pfn]))
+
+    def happens_to(self, event: PageEvent, pfn: int) -> PageState:
+        """`event` to one page; returns the state that it was in. Raises PageStateError."""
+        before = self.of(pfn) if pfn < len(self._states) else PageState.INVALID
+        after = TRANSITIONS.get((before, event))
+        if after is None or pfn >= len(self._states):
+            raise PageStateError(pfn, before, event)
+        self._states[pfn] = after
+        self.pending += (after in _AWAITED) - (before in _AWAITED)
+        return before
+
+    def happens(self, event: PageEvent, pfns: Pfns) -> NDArray[np.uint8]:
+        """`event` to each of `pfns` at once; returns the states that they were in.
+
+        Raises PageStateError for the first that it may not happen to (out of range counts as
+        invalid) and for one that is there twice, and then nothing has happened to any.
+        """
+        if len(pfns) and int(pfns.max()) >= len(self._states):
+            raise PageStateError(int(pfns.max()), PageState.INVALID, event)
+        before = self._states[pfns]
+        after = _TABLE[before, event]
+        wrong = np.flatnonzero(after == _WRONG)
+        if len(wrong):
+            first = int(wrong[0])
+            raise PageStateError(int(pfns[first]), PageState(int(before[first])), event)
+        if not (pfns[1:] > pfns[:-1]).all() and len(set(pfns.tolist())) < len(pfns):
+            values, counts = np.unique(pfns, return_counts=True)
+            twice = int(values[counts > 1][0])
+            raise PageStateError(twice, PageState(int(_TABLE[self._states[twice], event])), event)
+        self._states[pfns] = after
+        self.pending += _awaited(after) - _awaited(before)
+        return before
+
+
+def _awaited(states: NDArray[np.uint8]) -> int:
+    return int(
+        np.count_nonzero((states == PageState.OUTSTANDING) | (states == PageState.REQUESTED))
+    )

@@ -1,0 +1,92 @@
+"""How the engine talks: callbacks that are timed, log lines, progress at a bounded rate, trace."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from helper.abort import Abort
+from helper.channel import Channel
+from ipc_schema.messages import XentoollogLevel
+from ipc_schema.trace import Trace
+
+_NO_ERRNO = 2**32 - 1
+_PROGRESS_SECONDS = 0.1
+
+
+class Reporter:
+    """The controller as the engine sees it. `context` is that of log and progress lines."""
+
+    def __init__(self, channel: Channel, abort: Abort, trace: Trace, context: str = "xc") -> None:
+        self._channel = channel
+        self._abort = abort
+        self._trace = trace
+        self._context = context
+        self._next_progress = 0.0
+
+    def provides(self, name: str) -> bool:
+        return self._channel.provides(name)
+
+    def call(self, name: str, **fields: int | str) -> int:
+        """Make the callback `name`; the stream's stall clock stands still meanwhile.
+
+        Raises ChannelError, and OSError(EINVAL) where the controller does not provide `name`.
+        """
+        if not self._channel.provides(name):
+            raise OSError(errno.EINVAL, f"the controller provides no {name} callback")
+        self._abort.idle()
+        started = time.monotonic()
+        value = self._channel.call(name, **fields)
+        seconds = round(time.monotonic() - started, 6)
+        self._abort.progress()
+        self._trace.event("callback", name=name, value=value, seconds=seconds, **fields)
+        return value
+
+    def tell(self, name: str, **fields: int | str) -> None:
+        self._channel.tell(name, **fields)
+
+    def log(self, level: XentoollogLevel, text: str, errnoval: int = _NO_ERRNO) -> None:
+        self._channel.tell(
+            "log", level=level, errnoval=errnoval, context=self._context, formatted=text
+        )
+
+    def info(self, text: str) -> None:
+        self.log(XentoollogLevel.INFO, text)
+
+    def detail(self, text: str) -> None:
+        self.log(XentoollogLevel.DETAIL, text)
+
+    def progress(self, doing_what: str, done: int, total: int) -> None:
+        """Tell how far it is; silent where the last word is fresh, unless it is the end."""
+        now = time.monotonic()
+        if now < self._next_progress and done < total:
+            return
+        self._next_progress = now + _PROGRESS_SECONDS
+        self._channel.tell(
+            "progress",
+            context=self._context,
+            doing_what=doing_what,
+            done=min(done, total),
+            total=total,
+        )
+
+    def event(self, event: str, **fields: object) -> None:
+        self._trace.event(event, **fields)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Log and trace a phase: when it began, how long it took, or how it failed."""
+        self.detail(f"phase {name}")
+        self._trace.event("phase", name=name, state="begin")
+        started = time.monotonic()
+        try:
+            yield
+        except BaseException as error:
+            self._trace.event(
+                "failure", phase=name, error=str(error), errnoval=getattr(error, "errno", None)
+            )
+            raise
+        seconds = round(time.monotonic() - started, 6)
+        self._trace.event("phase", name=name, state="end", seconds=seconds)
