@@ -1,0 +1,80 @@
+"""What every command needs: its host, its way to print and to fail. Cheap to import."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from helper.hypervisors import open_host
+
+if TYPE_CHECKING:
+    from helper.hypervisors.interface import Host
+
+HOST_VARIABLE: Final = "XEN_TOOLSTACK_HOST"
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class CommandError(Exception):
+    """A command cannot do what was asked; the text is its one line."""
+
+
+class UsageError(Exception):
+    """A command that cannot be meant as it stands; the text is its one line."""
+
+
+def size(text: str) -> int:
+    """Octets from `256M`; units are powers of 1024. For argparse."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; want a number and K, M, G or T")
+    octets = int(float(match[1]) * _UNITS[match[2].upper()])
+    if octets <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: want more than 0")
+    return octets
+
+
+def count(text: str) -> int:
+    """A whole number, 0 or more. For argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: want a whole number, 0 or more")
+    return int(text)
+
+
+def directory_of(arguments: argparse.Namespace) -> Path:
+    """The host's directory. Raises UsageError where none is named."""
+    if arguments.host is None:
+        raise UsageError(f"which host? Give --host DIR or set {HOST_VARIABLE}")
+    return Path(arguments.host)
+
+
+def host_at(directory: Path) -> Host:
+    """Open a host. Raises CommandError for a directory that is none."""
+    try:
+        return open_host(f"sim:{directory}")
+    except (NotADirectoryError, FileNotFoundError) as error:
+        raise CommandError(
+            f"{directory} is not a host ({error}); `xen-toolstack init {directory}` makes one"
+        ) from error
+
+
+def domid_of(host: Host, name: str) -> int:
+    """Raises CommandError for a guest that there is not."""
+    try:
+        return host.find(name)
+    except ProcessLookupError:
+        names = ", ".join(row.name for row in host.domains()) or "none"
+        raise CommandError(f"no guest {name!r} on this host; there are: {names}") from None
+
+
+def show(arguments: argparse.Namespace, value: object, human: Callable[[], None]) -> None:
+    """Print `value` as JSON with --json, else what `human` prints."""
+    if arguments.json:
+        print(json.dumps(value))
+    else:
+        human()

@@ -1,0 +1,124 @@
+"""Tables and progress bars for people. The only module that loads rich."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from toolstack.context import ProgressLine
+from toolstack.outcome import MigrationResult, Outcome
+
+STATE_COLOURS: Final = {
+    "running": "green",
+    "paused": "yellow",
+    "suspended": "magenta",
+    "crashed": "red",
+}
+HEADLINES: Final = {
+    Outcome.SUCCESS: ("green", "migrated: the guest runs at the destination"),
+    Outcome.RUNNING_AT_SOURCE: ("yellow", "not migrated: the guest runs at the source"),
+    Outcome.POSTCOPY_FAILED: (
+        "red",
+        "failed after the postcopy transition: the guest is left suspended at the source",
+    ),
+    Outcome.UNDEFINED: ("red", "undefined: the guest may run at the destination; look there"),
+    Outcome.GUEST_DIED: ("red", "the guest itself died"),
+}
+
+
+def octets(number: float) -> str:
+    """`1.5 GiB` for 1610612736."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if number == int(number) else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
+
+
+def seconds(value: float | None) -> str:
+    """In the unit that reads best; `-` for None."""
+    if value is None:
+        return "-"
+    return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def guests(rows: Sequence[dict[str, Any]]) -> None:
+    """The table of `list`."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("Name", "ID", "Memory", "Workload", "State"):
+        table.add_column(title, justify="right" if title in {"ID", "Memory"} else "left")
+    waiting = any(row["waits"] for row in rows)
+    if waiting:
+        table.add_column("Waits for", overflow="fold")
+    for row in rows:
+        state = Text(row["state"], style=STATE_COLOURS.get(row["state"], ""))
+        cells = [row["name"], str(row["domid"]), octets(row["memory"]), row["workload"], state]
+        table.add_row(*cells, *([row["waits"] or ""] if waiting else []))
+    Console(soft_wrap=waiting).print(table)
+
+
+def migration(result: MigrationResult, extra: Sequence[tuple[str, str]] = ()) -> None:
+    """The summary of a migration; `extra` rows come last."""
+    colour, headline = HEADLINES[result.outcome]
+    console = Console()
+    console.print(Text(headline, style=f"bold {colour}"))
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for name, value in (*_figures(result), *extra):
+        table.add_row(name, value)
+    console.print(table)
+    if result.reason and result.outcome is Outcome.SUCCESS:
+        console.print(Text(result.reason, style="dim"))
+
+
+def _figures(result: MigrationResult) -> Iterator[tuple[str, str]]:
+    yield "mode", result.mode
+    yield (
+        "sent",
+        f"{result.pages_sent} pages, {octets(result.bytes_sent)}, {result.rounds} rounds",
+    )
+    rate = result.bytes_sent / result.total_seconds if result.total_seconds else 0.0
+    yield "took", f"{seconds(result.total_seconds)} ({octets(int(rate))}/s)"
+    if result.downtime_seconds is not None:
+        yield "stood still", seconds(result.downtime_seconds)
+    if result.postcopy is not None:
+        waits = ""
+        if result.postcopy.fault_p50_us is not None and result.postcopy.fault_p99_us is not None:
+            waits = (
+                f", each waited {result.postcopy.fault_p50_us:.0f} us (p50), "
+                f"{result.postcopy.fault_p99_us:.0f} us (p99)"
+            )
+        yield "postcopy", f"{result.postcopy.pages} pages, {result.postcopy.faults} faults{waits}"
+    guest = result.guest
+    if guest.state is not None:
+        yield "guest", f"{guest.state} at {guest.host}"
+    if guest.steps is not None:
+        memory = "every one right" if guest.memory_ok else "ONE WAS WRONG"
+        yield "checked", f"{guest.pages_checked} pages in {guest.steps} steps, {memory}"
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[ProgressLine]:
+    """A bar on stderr that shows what the helper reports."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+
+        def progress(doing_what: str, done: int, total: int) -> None:
+            bar.update(
+                task, description=f"{title}: {doing_what}", completed=done, total=total or None
+            )
+
+        yield progress

@@ -1,0 +1,141 @@
+"""init, create, list, destroy, pause, unpause."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolstack import journal
+from toolstack.commands.common import (
+    CommandError,
+    UsageError,
+    directory_of,
+    domid_of,
+    host_at,
+    show,
+)
+from toolstack.outcome import ExitCode
+from toolstack.recover import domain_of, waits_for
+
+if TYPE_CHECKING:
+    from helper.hypervisors.simulated.host import SimulatedHost
+
+    from helper.hypervisors.interface import Host
+
+
+def init(arguments: argparse.Namespace) -> int:
+    """Make a directory a host. One that is a host already stays as it is; one with anything else
+    in it is refused."""
+    directory = Path(arguments.directory) if arguments.directory else directory_of(arguments)
+    simulated = importlib.import_module("helper.hypervisors.simulated.host")
+    simulated.create_host(directory)
+    show(arguments, {"host": str(directory)}, lambda: print(f"{directory} is a host"))
+    return ExitCode.SUCCESS
+
+
+def create(arguments: argparse.Namespace) -> int:
+    host = host_at(directory_of(arguments))
+    domid = create_guest(
+        host,
+        arguments.name,
+        memory=arguments.memory,
+        workload=arguments.workload,
+        rate=arguments.rate,
+        kind=arguments.type,
+        behaviour=arguments.behaviour,
+    )
+    show(
+        arguments,
+        {"name": arguments.name, "domid": domid},
+        lambda: print(f"{arguments.name} runs as domain {domid}"),
+    )
+    return ExitCode.SUCCESS
+
+
+def create_guest(
+    host: Host,
+    name: str,
+    *,
+    memory: int,
+    workload: str,
+    rate: int | None = None,
+    kind: str = "pvh",
+    behaviour: str | None = None,
+) -> int:
+    """Start a new simulated guest; returns its domid. Raises CommandError for a name in use."""
+    simulated: SimulatedHost = host  # type: ignore[assignment]
+    more: dict[str, Any] = {} if behaviour is None else {"behaviour": behaviour}
+    try:
+        return simulated.create_guest(name, memory, workload, rate, type=kind, **more)
+    except FileExistsError:
+        raise CommandError(f"there is a guest {name!r} on this host already") from None
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def show_list(arguments: argparse.Namespace) -> int:
+    """`memory` in octets; `waits`: what a guest in the middle of an operation waits for, or
+    null."""
+    host = host_at(directory_of(arguments))
+    waits: dict[int, str] = {}
+    for entry in journal.entries(host.state_dir):
+        row = domain_of(host, entry)
+        if row is not None:
+            waits[row.domid] = waits_for(entry)
+    rows = [
+        {
+            "name": row.name,
+            "domid": row.domid,
+            "memory": row.memory,
+            "workload": row.workload,
+            "state": row.state.value,
+            "log_dirty": row.log_dirty,
+            "pid": row.pid,
+            "waits": waits.get(row.domid),
+        }
+        for row in host.domains()
+    ]
+
+    def human() -> None:
+        importlib.import_module("toolstack.commands.display").guests(rows)
+
+    show(arguments, rows, human)
+    return ExitCode.SUCCESS
+
+
+def destroy(arguments: argparse.Namespace) -> int:
+    host = host_at(directory_of(arguments))
+    domid = domid_of(host, arguments.name)
+    host.destroy(domid)
+    for entry in journal.entries(host.state_dir):
+        if entry.domid == domid and not entry.process.alive():
+            journal.remove(host.state_dir, entry)
+    return _done(arguments, "destroyed")
+
+
+def pause(arguments: argparse.Namespace) -> int:
+    host = host_at(directory_of(arguments))
+    host.pause(domid_of(host, arguments.name))
+    return _done(arguments, "paused")
+
+
+def unpause(arguments: argparse.Namespace) -> int:
+    host = host_at(directory_of(arguments))
+    domid = domid_of(host, arguments.name)
+    for entry in journal.entries(host.state_dir):
+        row = domain_of(host, entry)
+        if row is not None and row.domid == domid:
+            raise CommandError(f"{arguments.name!r} waits for {waits_for(entry)}")
+    host.unpause(domid)
+    return _done(arguments, "running")
+
+
+def _done(arguments: argparse.Namespace, state: str) -> int:
+    show(
+        arguments,
+        {"name": arguments.name, "state": state},
+        lambda: print(f"{arguments.name} is {state}"),
+    )
+    return ExitCode.SUCCESS

@@ -1,0 +1,191 @@
+"""`xen-toolstack`: the command line.
+
+Each command names the function that carries it out; its module is imported only then, so that no
+command pays for what another needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from toolstack.commands.common import CommandError, UsageError, count, size
+from toolstack.failure import message_of
+from toolstack.outcome import ExitCode
+
+EXIT_CODES_TEXT: Final = """\
+exit codes: 0 success; 1 failed (migrate, demo: and the guest runs at the source); 2 usage;
+3 failed after the postcopy transition: the guest is left suspended at the source;
+4 undefined: the link was lost after GO, look at both ends; 5 the guest itself died"""
+
+Adder = Callable[[str, str, str], argparse.ArgumentParser]
+"""(name, `module:function` that runs it, what it does) -> its parser."""
+
+WORKLOADS: Final = ("idle", "sequential", "random", "write-heavy")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    module, function = arguments.run.split(":")
+    try:
+        command = getattr(importlib.import_module(f"toolstack.commands.{module}"), function)
+        code = int(command(arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read our output has gone; the interpreter must not try again at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAILED
+    except UsageError as error:
+        _complain(arguments, str(error))
+        return ExitCode.USAGE
+    except (CommandError, OSError, EOFError, ValueError) as error:
+        _complain(arguments, message_of(error))
+        return ExitCode.FAILED
+    except KeyboardInterrupt:
+        _complain(arguments, "interrupted")
+        return ExitCode.FAILED
+
+
+def _complain(arguments: argparse.Namespace, text: str) -> None:
+    line = " ".join(text.split())
+    print(f"xen-toolstack: {line}", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps({"error": line}))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="xen-toolstack",
+        description="Run, save, restore and migrate guests.",
+        epilog=EXIT_CODES_TEXT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--host",
+        metavar="DIR",
+        default=os.environ.get("XEN_TOOLSTACK_HOST"),
+        help="the host's directory (default: $XEN_TOOLSTACK_HOST)",
+    )
+    shared.add_argument("--json", action="store_true", help="print JSON for scripts")
+    shared.add_argument("--events", metavar="FILE", help="append the trace, as JSON lines")
+    shared.add_argument(
+        "--limit",
+        metavar="NAME=SECONDS",
+        action="append",
+        default=[],
+        help="how long a wait may last: helper_start, heartbeat, callback, suspend, abort, "
+        "stream_stall, handshake",
+    )
+    shared.add_argument("-v", "--verbose", action="store_true", help="log lines on stderr")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, parents=[shared], help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    _add_guest_commands(command)
+    _add_file_commands(command)
+    _add_migration_commands(command)
+    return parser
+
+
+def _add_guest_commands(command: Adder) -> None:
+    init = command("init", "guests:init", "make a directory a host, with no guests")
+    init.add_argument("directory", nargs="?", metavar="DIR", help="in place of --host")
+
+    create = command("create", "guests:create", "start a new guest")
+    create.add_argument("name", metavar="NAME")
+    create.add_argument(
+        "--memory", type=size, default=256 << 20, metavar="SIZE", help="default: 256M"
+    )
+    create.add_argument("--workload", choices=WORKLOADS, default="random")
+    create.add_argument("--rate", type=count, metavar="N", help="pages written a second")
+    create.add_argument("--type", choices=("pvh", "hvm"), default="pvh")
+    create.add_argument(
+        "--behaviour",
+        metavar="HOW",
+        help="when asked to suspend: normal, refuse, late:SECONDS, die",
+    )
+
+    command("list", "guests:show_list", "show the host's guests")
+    for name, text in (
+        ("destroy", "end a guest"),
+        ("pause", "stop a guest's vCPUs"),
+        ("unpause", "let a paused guest run"),
+    ):
+        command(name, f"guests:{name}", text).add_argument("name", metavar="NAME")
+
+
+def _add_file_commands(command: Adder) -> None:
+    save = command("save", "files:save", "save a guest into a file, and end it")
+    save.add_argument("name", metavar="NAME")
+    save.add_argument("file", metavar="FILE")
+    save.add_argument("-c", "--checkpoint", action="store_true", help="let the guest run on")
+    save.add_argument("-p", "--paused", action="store_true", help="leave the guest paused")
+
+    restore = command("restore", "files:restore", "restore a guest from a file")
+    restore.add_argument("file", metavar="FILE")
+    restore.add_argument("-p", "--paused", action="store_true", help="do not let it run yet")
+
+    inspect = command("inspect", "files:inspect", "what is in a stream, record by record")
+    inspect.add_argument("file", metavar="FILE")
+
+
+def _add_migration_commands(command: Adder) -> None:
+    migrate = command("migrate", "migration:migrate", "move a running guest to another host")
+    migrate.add_argument("name", metavar="NAME")
+    migrate.add_argument(
+        "--to",
+        required=True,
+        metavar="DIR|COMMAND",
+        help="a host's directory, or a command that talks to a receiver, such as "
+        "`ssh there xen-toolstack receive --host DIR`",
+    )
+    migrate.add_argument("--postcopy", action="store_true", help="let it run before all is there")
+    migrate.add_argument(
+        "--max-rounds",
+        type=count,
+        default=5,
+        metavar="N",
+        help="precopy rounds at most (5); 0: none",
+    )
+    migrate.add_argument(
+        "--dirty-threshold",
+        type=count,
+        default=50,
+        metavar="N",
+        help="dirty pages that end precopy (50)",
+    )
+    migrate.add_argument(
+        "--bandwidth", type=size, default=0, metavar="SIZE", help="octets a second at most"
+    )
+
+    receive = command("receive", "migration:receive", "receive a guest on stdin and stdout")
+    receive.add_argument("--from", dest="source", metavar="TEXT", default="the sender")
+
+    recover = command("recover", "migration:recover", "end what a dead controller left")
+    recover.add_argument("name", metavar="NAME")
+    way = recover.add_mutually_exclusive_group()
+    way.add_argument("--resume", action="store_true", help="it runs nowhere else, I have looked")
+    way.add_argument("--destroy", action="store_true", help="it runs elsewhere, I have looked")
+
+    demo = command("demo", "demonstration:demo", "two hosts, a running guest, one migration")
+    demo.add_argument("--mode", choices=("stop-and-copy", "precopy", "postcopy"), default="precopy")
+    demo.add_argument("--memory", type=size, default=256 << 20, metavar="SIZE")
+    demo.add_argument("--workload", choices=WORKLOADS, default="random")
+    demo.add_argument(
+        "--bandwidth", type=size, default=0, metavar="SIZE", help="octets a second at most"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

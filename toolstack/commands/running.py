@@ -1,0 +1,88 @@
+"""What a command needs that runs helpers: a context, a trace, and an orderly end by signals."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from ipc_schema.trace import Trace
+from toolstack.commands.common import UsageError, directory_of, host_at
+from toolstack.context import Context, ProgressLine, no_log, no_progress
+from toolstack.limits import Limits
+
+T = TypeVar("T")
+
+EVENTS_VARIABLE: Final = "XEN_SAVE_HELPER_EVENTS"
+"""Where the helpers look for the trace's file."""
+
+
+def open_trace(arguments: argparse.Namespace, process: str) -> Trace:
+    """The trace into `--events FILE`, which the helpers that we start write to as well."""
+    if arguments.events is None:
+        return Trace(process)
+    path = Path(arguments.events).absolute()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    os.environ[EVENTS_VARIABLE] = str(path)
+    return Trace(process, lambda line: os.write(file, line))
+
+
+def context_of(
+    arguments: argparse.Namespace,
+    process: str = "controller",
+    *,
+    progress: ProgressLine = no_progress,
+) -> Context:
+    """The context for the command's host. Raises CommandError, OSError."""
+    directory = directory_of(arguments)
+    return Context(
+        host=host_at(directory),
+        hypervisor=f"sim:{directory.absolute()}",
+        trace=open_trace(arguments, process),
+        limits=limits_of(arguments),
+        log=_log if arguments.verbose else no_log,
+        progress=progress,
+    )
+
+
+def limits_of(arguments: argparse.Namespace) -> Limits:
+    """Raises UsageError for a limit that there is not."""
+    try:
+        return Limits.parse(arguments.limit)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _log(level: int, context: str, text: str) -> None:
+    print(f"{context}[{level}]: {text}", file=sys.stderr)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` in a loop; SIGINT and SIGTERM cancel it, which ends it in order."""
+
+    async def supervised() -> T:
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(work)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, task.cancel)
+        return await task
+
+    return asyncio.run(supervised())
+
+
+@contextlib.contextmanager
+def progress_for(arguments: argparse.Namespace, title: str) -> Iterator[ProgressLine]:
+    """A progress bar on stderr where that is a terminal; else nothing, and rich stays unloaded."""
+    if arguments.json or not sys.stderr.isatty():
+        yield no_progress
+        return
+    display = importlib.import_module("toolstack.commands.display")
+    with display.progress_bar(title) as progress:
+        yield progress

@@ -1,0 +1,71 @@
+"""Carry out the actions of a handshake, one after another, until it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from ipc_schema.errors import Error
+from ipc_schema.trace import Trace
+from toolstack.failure import message_of
+from toolstack.handshake import Event, Handshake, State
+
+T = TypeVar("T")
+
+Action = Callable[[], Coroutine[Any, Any, Event]]
+
+
+async def conduct(
+    machine: Handshake[State],
+    actions: Mapping[State, Action],
+    *,
+    interruptible: Collection[State],
+    failed: Callable[[int, str], None],
+    trace: Trace,
+) -> None:
+    """Step `machine` to its end. `failed(rc, reason)` hears of each action that raised OSError,
+    EOFError or ValueError (a failure of the other side or of the host), and of an abort.
+
+    A cancellation cancels the action that runs, if its state is `interruptible`; the machine then
+    goes on to what follows from that failure. Elsewhere it is put off for ever: all actions have
+    limits.
+    """
+    while not machine.ended:
+        state = machine.state
+        trace.event("handshake", action=state.value)
+        task = asyncio.ensure_future(actions[state]())
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                followed = state in interruptible
+                trace.event("abort", action=state.value, followed=followed)
+                if followed:
+                    failed(Error.ABORTED, "aborted")
+                    task.cancel()
+        event = _event_of(task, failed)
+        if event is not Event.OK:
+            trace.event("handshake", action=state.value, result=event.value)
+        machine.step(event)
+
+
+def _event_of(task: asyncio.Future[Event], failed: Callable[[int, str], None]) -> Event:
+    try:
+        return task.result()
+    except asyncio.CancelledError:
+        return Event.FAILED
+    except (OSError, EOFError, ValueError) as error:
+        failed(Error.FAIL, message_of(error))
+        return Event.FAILED
+
+
+async def uninterrupted(work: Awaitable[T]) -> T:
+    """Await `work` to its end, whatever cancellation comes meanwhile; it must have limits."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            continue
+    return task.result()

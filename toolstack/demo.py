@@ -1,0 +1,141 @@
+"""Two hosts in a temporary directory, a running guest, one migration, and a look at all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ipc_schema.trace import Trace
+from toolstack.context import Context, ProgressLine
+from toolstack.limits import Limits
+from toolstack.migrate import HostDestination, MigrateOptions, migrate
+from toolstack.outcome import GuestResult, MigrationResult, Outcome
+from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits
+
+if TYPE_CHECKING:
+    from helper.hypervisors.simulated.host import SimulatedHost
+
+    from helper.hypervisors.interface import GuestReport
+
+GUEST: Final = "demo"
+VERIFY_LIMIT: Final = 300.0
+"""Seconds for the guest to compare all its memory: what 2 GiB takes on a slow machine, and more."""
+
+RUN_ON_LIMIT: Final = 10.0
+"""Seconds for a guest to take a step."""
+
+MODES: Final = {
+    "stop-and-copy": (MemoryStrategy.DEFAULT, PrecopyLimits(max_rounds=0)),
+    "precopy": (MemoryStrategy.DEFAULT, PrecopyLimits()),
+    "postcopy": (MemoryStrategy.POSTCOPY, PrecopyLimits()),
+}
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """`verified`: the guest compared every page of its memory at the destination, all were right,
+    and it ran on. `first_step_lead_seconds`: in postcopy, how long before the end of the stream
+    the guest took its first step at the destination."""
+
+    migration: MigrationResult
+    verified: bool
+    first_step_lead_seconds: float | None
+
+
+@contextlib.contextmanager
+def two_hosts() -> Iterator[tuple[Path, Path]]:
+    """The directories of two new hosts; all their guests end, and all goes, with the context."""
+    simulated = importlib.import_module("helper.hypervisors.simulated.host")
+    with tempfile.TemporaryDirectory(prefix="xen-toolstack-demo-") as temporary:
+        directories = Path(temporary, "source"), Path(temporary, "destination")
+        for directory in directories:
+            simulated.create_host(directory)
+        try:
+            yield directories
+        finally:
+            for directory in directories:
+                host = simulated.SimulatedHost(directory)
+                for row in host.domains():
+                    host.destroy(row.domid)
+
+
+async def demo(
+    mode: str,
+    *,
+    memory: int,
+    workload: str,
+    bandwidth: int,
+    limits: Limits,
+    trace: Trace,
+    events: Path,
+    receiver_arguments: Sequence[str],
+    progress: ProgressLine,
+) -> DemoResult:
+    """Migrate a guest of `memory` octets between two hosts of its own, in the way of `MODES`.
+
+    `events` is where both sides write their trace. Returns also where the migration failed.
+    """
+    simulated = importlib.import_module("helper.hypervisors.simulated.host")
+    strategy, precopy = MODES[mode]
+    with two_hosts() as (source, destination):
+        host: SimulatedHost = simulated.SimulatedHost(source)
+        domid = host.create_guest(GUEST, memory, workload)
+        result = await migrate(
+            Context(host, f"sim:{source}", trace=trace, limits=limits, progress=progress),
+            domid,
+            HostDestination(destination, simulated.SimulatedHost(destination), receiver_arguments),
+            MigrateOptions(strategy, precopy, bandwidth),
+        )
+        if result.outcome is not Outcome.SUCCESS:
+            return DemoResult(result, verified=False, first_step_lead_seconds=None)
+        return look_at(simulated.SimulatedHost(destination), result, events)
+
+
+def look_at(host: SimulatedHost, result: MigrationResult, events: Path) -> DemoResult:
+    """Have the guest compare all its memory at the destination, and see that it runs on."""
+    domid = host.find(GUEST)
+    verified = host.verify(domid, VERIFY_LIMIT)
+    last = _report_after(host, domid, verified.steps)
+    guest = GuestResult(
+        host=result.guest.host,
+        state=last.state.value,
+        steps=last.steps,
+        pages_checked=last.pages_checked,
+        memory_ok=last.memory_ok,
+    )
+    lead = None
+    complete = postcopy_complete_at(events)
+    if complete is not None and last.first_step_at is not None:
+        lead = round(complete - last.first_step_at, 6)
+    return DemoResult(
+        replace(result, guest=guest),
+        verified=last.memory_ok and last.steps > verified.steps,
+        first_step_lead_seconds=lead,
+    )
+
+
+def _report_after(host: SimulatedHost, domid: int, steps: int) -> GuestReport:
+    """The guest's report once it has run beyond `steps`, or when it has had time enough to."""
+    end = time.monotonic() + RUN_ON_LIMIT
+    while True:
+        report = host.report(domid)
+        if report.steps > steps or time.monotonic() > end:
+            return report
+        time.sleep(0.005)
+
+
+def postcopy_complete_at(events: Path) -> float | None:
+    """When the receiving helper had put the last page in place, by its trace."""
+    with events.open() as lines:
+        for line in lines:
+            event: dict[str, Any] = json.loads(line)
+            if event["event"] == "postcopy complete":
+                return float(event["t"])
+    return None

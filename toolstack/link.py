@@ -1,0 +1,154 @@
+"""The link of a migration: the receiver as a child process, and the handshake's octets over it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from toolstack import fd_io
+
+REAP_LIMIT: Final = 15.0
+"""Seconds for a receiver to clean up after the link is closed, before SIGTERM; the same again
+before SIGKILL."""
+
+
+class LinkError(OSError):
+    """The other side said something else, nothing, or has gone; the text says which."""
+
+
+async def read_exactly(fd: int, size: int, limit: float, what: str) -> bytes:
+    """Read `size` octets of `what`. Raises LinkError at end of file, and where they are not there
+    after `limit` seconds."""
+    try:
+        async with asyncio.timeout(limit):
+            return await fd_io.read_exactly(fd, size, limit=limit + 1, what=what)
+    except TimeoutError:
+        raise LinkError(f"{what} did not come within {limit:g} s") from None
+    except EOFError:
+        raise LinkError(f"the other side closed the link before {what}") from None
+    except OSError as error:
+        raise LinkError(f"cannot receive {what}: {error.strerror}") from error
+
+
+async def read_message(fd: int, message: bytes, limit: float, what: str) -> None:
+    """Read one fixed message. Raises LinkError for anything else."""
+    data = await read_exactly(fd, len(message), limit, what)
+    if data != message:
+        raise LinkError(f"the other side sent {data[:40]!r} instead of {what}")
+
+
+async def write_all(fd: int, data: bytes, limit: float, what: str) -> None:
+    """Write `data`. Raises LinkError where the other side is gone or takes nothing."""
+    try:
+        async with asyncio.timeout(limit):
+            await fd_io.write_all(fd, data, limit=limit + 1, what=what)
+    except TimeoutError:
+        raise LinkError(f"the other side did not take {what} within {limit:g} s") from None
+    except OSError as error:
+        raise LinkError(f"cannot send {what}: {error.strerror}") from error
+
+
+@dataclass
+class Receiver:
+    """A receiver that runs. `send_fd` and `recv_fd` are ours to close, once."""
+
+    process: subprocess.Popen[bytes]
+    send_fd: int
+    recv_fd: int
+    complaints: IO[bytes] | None
+
+    def close_link(self) -> None:
+        for fd in (self.send_fd, self.recv_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.send_fd = self.recv_fd = -1
+
+    async def end(self) -> int:
+        """Close the link, and wait for the receiver to clean up and exit; SIGTERM and SIGKILL to
+        its session where it does not. Returns its exit status, negative for a signal."""
+        self.close_link()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if await self._exited(REAP_LIMIT):
+                break
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+        # SIGKILL cannot be refused.
+        return await asyncio.to_thread(self.process.wait)
+
+    async def _exited(self, limit: float) -> bool:
+        loop = asyncio.get_running_loop()
+        exited = asyncio.Event()
+        pidfd = os.pidfd_open(self.process.pid)
+        try:
+            loop.add_reader(pidfd, exited.set)
+            async with asyncio.timeout(limit):
+                await exited.wait()
+        except TimeoutError:
+            return False
+        finally:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+        return True
+
+    def last_words(self) -> str:
+        """The last line that the receiver wrote to stderr, empty where it wrote none or where it
+        writes to our own."""
+        if self.complaints is None:
+            return ""
+        self.complaints.seek(0)
+        lines = self.complaints.read().decode(errors="replace").strip().splitlines()
+        return lines[-1].removeprefix("xen-toolstack: ") if lines else ""
+
+    def dispose(self) -> None:
+        self.close_link()
+        if self.complaints is not None:
+            self.complaints.close()
+
+
+def start_on_host(directory: Path, arguments: Sequence[str]) -> Receiver:
+    """Run `xen-toolstack receive` for a host on this machine, over socket pairs."""
+    to_it, its_stdin = socket.socketpair()
+    from_it, its_stdout = socket.socketpair()
+    command = [sys.executable, "-m", "toolstack.commands.main", "receive", "--host"]
+    with contextlib.ExitStack() as stack:
+        for end in (to_it, its_stdin, from_it, its_stdout):
+            stack.enter_context(end)
+        complaints = stack.enter_context(tempfile.TemporaryFile())
+        process = subprocess.Popen(
+            [*command, str(directory), *arguments],
+            stdin=its_stdin.fileno(),
+            stdout=its_stdout.fileno(),
+            stderr=complaints,
+            start_new_session=True,
+        )
+        return Receiver(
+            process, to_it.detach(), from_it.detach(), os.fdopen(os.dup(complaints.fileno()), "rb")
+        )
+
+
+def start_command(command: str) -> Receiver:
+    """Run a command in place of a receiver, as `xl migrate` does: `sh -c`, over pipes. What it
+    writes to stderr goes to ours."""
+    process = subprocess.Popen(
+        ["sh", "-c", command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        bufsize=0,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    send_fd, recv_fd = os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno())
+    process.stdin.close()
+    process.stdout.close()
+    return Receiver(process, send_fd, recv_fd, None)

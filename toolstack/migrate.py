@@ -1,0 +1,397 @@
+"""The sending side of a migration: `xl migrate`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ipc_schema import xl_header
+from ipc_schema.errors import Error
+from toolstack import handshake, link
+from toolstack.conduct import Action, conduct, uninterrupted
+from toolstack.context import Context
+from toolstack.domain_save import (
+    SUSPEND_LIVE,
+    PostcopyTransitioned,
+    SaveResult,
+    domain_live_migrate,
+)
+from toolstack.failure import message_of
+from toolstack.handshake import INTERRUPTIBLE, Event, Sender
+from toolstack.journal import Journal, JournalError, Promise, Role
+from toolstack.outcome import (
+    GuestResult,
+    MigrationResult,
+    Outcome,
+    PostcopyResult,
+    outcome_of,
+)
+from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits
+from toolstack.recover import recover
+from toolstack.settle import heal, resume_for_sure, state_of
+
+if TYPE_CHECKING:
+    from helper.hypervisors.interface import GuestReport, Host
+
+FIRST_STEP_LIMIT = 10.0
+"""Seconds after its start for a guest to take its first step, and be asked about it."""
+
+
+@dataclass(frozen=True)
+class HostDestination:
+    """A host on this machine; its receiver is started with `arguments` after `receive`."""
+
+    directory: Path
+    host: Host
+    arguments: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        return str(self.directory)
+
+
+@dataclass(frozen=True)
+class CommandDestination:
+    """A command that talks to a receiver through its stdin and stdout, as `ssh` does."""
+
+    command: str
+
+    def __str__(self) -> str:
+        return self.command
+
+
+Destination = HostDestination | CommandDestination
+
+
+@dataclass(frozen=True)
+class MigrateOptions:
+    """How to migrate; `bandwidth` in octets a second, 0 for no limit."""
+
+    strategy: MemoryStrategy = MemoryStrategy.DEFAULT
+    precopy: PrecopyLimits = PrecopyLimits()  # noqa: RUF009 - frozen
+    bandwidth: int = 0
+
+    @property
+    def mode(self) -> str:
+        if self.strategy is MemoryStrategy.POSTCOPY:
+            return "postcopy"
+        return "precopy" if self.precopy.max_rounds else "stop-and-copy"
+
+
+async def migrate(
+    ctx: Context, domid: int, destination: Destination, options: MigrateOptions
+) -> MigrationResult:
+    """Migrate a domain. A cancellation aborts it in order as long as the guest is surely here
+    (`handshake.INTERRUPTIBLE`), and is put off to the end of the handshake after that.
+
+    Returns in all cases once an operation has begun. Raises JournalError where another operation
+    on the guest is under way or was left in the middle, ProcessLookupError without such a domain.
+    """
+    name = next((row.name for row in ctx.host.domains() if row.domid == domid), None)
+    if name is None:
+        raise ProcessLookupError(f"no domain {domid}")
+    if name != handshake.base_name(name):
+        raise JournalError(
+            f"{name!r} is what a migration has left: run `xen-toolstack recover {name}` first"
+        )
+    journal = Journal.begin(
+        ctx.host.state_dir,
+        name,
+        Role.SOURCE,
+        domid=domid,
+        domain_name=name,
+        peer=str(destination),
+    )
+    return await _Sending(ctx, domid, name, destination, options, journal).run()
+
+
+class _Sending:
+    def __init__(
+        self,
+        ctx: Context,
+        domid: int,
+        name: str,
+        destination: Destination,
+        options: MigrateOptions,
+        journal: Journal,
+    ) -> None:
+        self._ctx = ctx
+        self._host = ctx.host
+        self._domid = domid
+        self._name = name
+        self._destination = destination
+        self._options = options
+        self._journal = journal
+        self._machine = handshake.sender()
+        self._receiver: link.Receiver | None = None
+        self._saved: SaveResult | None = None
+        self._rc = 0
+        self._reasons: list[str] = []
+        self._left_over = False
+        self._source_report: GuestReport | None = None
+        self._report_came_at: float | None = None
+        self._actions: dict[Sender, Action] = {
+            Sender.READ_BANNER: self._read_banner,
+            Sender.WRITE_CONFIG: self._write_config,
+            Sender.RUN_STREAM: self._run_stream,
+            Sender.READ_READY: lambda: self._read(handshake.READY, "the ready message"),
+            Sender.RENAME_AWAY: self._rename_away,
+            Sender.SAY_GO: self._say_go,
+            Sender.READ_REPORT: self._read_report,
+            Sender.READ_PERMISSION: lambda: self._read(
+                handshake.PERMISSION_TO_GO, "permission to have the guest back"
+            ),
+            Sender.RENAME_BACK: self._rename_back,
+            Sender.RESUME: self._resume,
+            Sender.SETTLE: self._resume,
+            Sender.RENAME_INCONSISTENT: self._rename_inconsistent,
+            Sender.READ_SYNC: self._read_sync,
+            Sender.DESTROY: self._destroy,
+        }
+
+    async def run(self) -> MigrationResult:
+        started = time.monotonic()
+        await conduct(
+            self._machine,
+            self._actions,
+            interruptible=INTERRUPTIBLE,
+            failed=self._fail,
+            trace=self._ctx.trace,
+        )
+        total = time.monotonic() - started
+        outcome = outcome_of(self._machine.state)
+        await uninterrupted(self._end_receiver(outcome))
+        if outcome in {Outcome.RUNNING_AT_SOURCE, Outcome.GUEST_DIED} or (
+            outcome is Outcome.SUCCESS and not self._left_over
+        ):
+            self._journal.close()
+        result = await uninterrupted(self._result(outcome, total))
+        self._ctx.trace.event("migrated", **result.as_json())
+        return result
+
+    def _fail(self, rc: int, reason: str) -> None:
+        """Keep the first failure's rc, and every reason once."""
+        self._rc = self._rc or rc
+        if reason and reason not in self._reasons:
+            self._reasons.append(reason)
+
+    def _link(self) -> link.Receiver:
+        assert self._receiver is not None, "the receiver is started before all else"
+        return self._receiver
+
+    async def _read(self, message: bytes, what: str) -> Event:
+        await link.read_message(self._link().recv_fd, message, self._ctx.limits.handshake, what)
+        return Event.OK
+
+    async def _read_banner(self) -> Event:
+        if isinstance(self._destination, HostDestination):
+            self._receiver = link.start_on_host(
+                self._destination.directory, self._destination.arguments
+            )
+        else:
+            self._receiver = link.start_command(self._destination.command)
+        return await self._read(handshake.BANNER, "the receiver's banner")
+
+    async def _write_config(self) -> Event:
+        config = json.dumps(self._host.config(self._domid)).encode() + b"\0"
+        await link.write_all(
+            self._link().send_fd,
+            xl_header.encode_header(config),
+            self._ctx.limits.handshake,
+            "the configuration",
+        )
+        return Event.OK
+
+    async def _run_stream(self) -> Event:
+        saved = self._saved = await domain_live_migrate(
+            self._ctx,
+            self._domid,
+            self._link().send_fd,
+            SUSPEND_LIVE,
+            self._link().recv_fd,
+            self._options.strategy,
+            precopy=self._options.precopy,
+            bandwidth=self._options.bandwidth,
+            on_transition=lambda: self._journal.promise(Promise.TRANSITION),
+        )
+        done = saved.postcopy_transitioned is PostcopyTransitioned.DONE
+        if not saved.rc:
+            return Event.TRANSITIONED if done else Event.OK
+        self._fail(saved.rc, saved.reason)
+        if done:
+            return Event.FAILED_AFTER_TRANSITION
+        if state_of(self._host, self._domid) in {None, "crashed"}:
+            return Event.GUEST_DIED
+        if saved.rc == Error.GUEST_TIMEDOUT:
+            return Event.NEVER_SUSPENDED
+        return Event.FAILED
+
+    async def _rename_away(self) -> Event:
+        self._host.rename(self._domid, self._name + handshake.MIGRATED_AWAY)
+        self._journal.promise(Promise.GO)
+        return Event.OK
+
+    async def _say_go(self) -> Event:
+        await link.write_all(
+            self._link().send_fd,
+            handshake.PERMISSION_TO_GO,
+            self._ctx.limits.handshake,
+            "permission to start",
+        )
+        return Event.OK
+
+    async def _read_report(self) -> Event:
+        limit, fd = self._ctx.limits.handshake, self._link().recv_fd
+        await link.read_message(fd, handshake.REPORT, limit, "the destination's report")
+        (code,) = await link.read_exactly(fd, 1, limit, "the destination's status")
+        if code:
+            self._fail(Error.FAIL, f"the destination could not start the guest (status {code})")
+            return Event.NOT_STARTED
+        self._report_came_at = time.monotonic()
+        return Event.OK
+
+    async def _read_sync(self) -> Event:
+        await self._read(handshake.POSTCOPY_SYNC, "the end of postcopy")
+        self._report_came_at = time.monotonic()
+        return Event.OK
+
+    async def _rename_back(self) -> Event:
+        self._host.rename(self._domid, self._name)
+        return Event.OK
+
+    async def _resume(self) -> Event:
+        """Bring the guest to run here; a journal that cannot be written does not keep it from
+        that, since nothing is promised any more."""
+        try:
+            self._journal.promise(Promise.BEGUN)
+        except OSError as error:
+            self._fail(Error.FAIL, f"journal: {message_of(error)}")
+        if state_of(self._host, self._domid) in {None, "crashed"}:
+            return Event.GUEST_DIED
+        heal(self._host, self._domid)
+        may_suspend = self._saved is not None and self._saved.suspended
+        state = resume_for_sure(self._host, self._domid, may_suspend=may_suspend)
+        return Event.GUEST_DIED if state == "crashed" else Event.OK
+
+    async def _rename_inconsistent(self) -> Event:
+        self._host.rename(self._domid, self._name + handshake.POSTCOPY_INCONSISTENT)
+        return Event.OK
+
+    async def _destroy(self) -> Event:
+        self._left_over = True
+        self._journal.promise(Promise.DONE)
+        self._source_report = self._report(self._host, self._domid)
+        self._host.destroy(self._domid)
+        self._left_over = False
+        return Event.OK
+
+    def _report(self, host: Host, domid: int) -> GuestReport | None:
+        """What a guest says of itself; None, and a line in the trace, where it does not."""
+        try:
+            return host.report(domid)
+        except OSError as error:
+            self._ctx.trace.event("no report", domid=domid, reason=message_of(error))
+            return None
+
+    async def _end_receiver(self, outcome: Outcome) -> None:
+        """Wait for the receiver's end; on our own machine, end what a killed one has left."""
+        if self._receiver is None:
+            return
+        try:
+            status = await self._receiver.end()
+            self._ctx.trace.event("receiver ended", status=status)
+            words = self._receiver.last_words() if status > 0 else ""
+            if outcome is not Outcome.SUCCESS:
+                if status < 0:
+                    self._fail(Error.FAIL, f"the receiver was ended by signal {-status}")
+                self._fail(Error.FAIL, f"destination: {words}" if words else "")
+        finally:
+            self._receiver.dispose()
+        if status < 0 and isinstance(self._destination, HostDestination):
+            self._recover_destination(self._destination.host)
+
+    def _recover_destination(self, host: Host) -> None:
+        try:
+            for recovery in recover(host, self._name, role=Role.DESTINATION):
+                self._ctx.trace.event("recovered", way=recovery.way.value, text=recovery.text)
+                self._fail(0, f"destination: {recovery.text}")
+        except OSError as error:
+            self._fail(0, f"destination: {message_of(error)}; run `recover {self._name}` there")
+
+    async def _result(self, outcome: Outcome, total: float) -> MigrationResult:
+        saved = self._saved
+        statistics = saved.statistics if saved else None
+        there = None
+        if outcome is Outcome.SUCCESS:
+            guest, there = await self._guest_there()
+        else:
+            guest = self._guest_here()
+        postcopy = None
+        if saved and saved.postcopy_transitioned is PostcopyTransitioned.DONE:
+            postcopy = PostcopyResult(
+                pages=statistics.postcopy_pages if statistics else 0,
+                faults=statistics.postcopy_faults if statistics else 0,
+                fault_p50_us=there.fault_p50_us if there else None,
+                fault_p99_us=there.fault_p99_us if there else None,
+            )
+        never = PostcopyTransitioned.NEVER
+        return MigrationResult(
+            outcome=outcome,
+            rc=0 if outcome is Outcome.SUCCESS else self._rc or Error.FAIL,
+            mode=self._options.mode,
+            postcopy_transitioned=(saved.postcopy_transitioned if saved else never).value,
+            rounds=statistics.rounds if statistics else 0,
+            pages_sent=statistics.pages if statistics else 0,
+            bytes_sent=statistics.bytes if statistics else 0,
+            total_seconds=round(total, 6),
+            downtime_seconds=self._downtime(there) if outcome is Outcome.SUCCESS else None,
+            postcopy=postcopy,
+            guest=guest,
+            reason="; ".join(self._reasons),
+        )
+
+    def _downtime(self, there: GuestReport | None) -> float | None:
+        left = self._source_report.suspended_at if self._source_report else None
+        arrived = there.first_step_at if there else self._report_came_at
+        if left is None or arrived is None:
+            return None
+        return round(arrived - left, 6)
+
+    def _guest_here(self) -> GuestResult:
+        report = self._report(self._host, self._domid)
+        return _guest_result(_place(self._ctx), state_of(self._host, self._domid), report)
+
+    async def _guest_there(self) -> tuple[GuestResult, GuestReport | None]:
+        """The guest at the destination, once it has taken its first step."""
+        if not isinstance(self._destination, HostDestination):
+            return _guest_result(None, None, None), None
+        host = self._destination.host
+        end = time.monotonic() + FIRST_STEP_LIMIT
+        while True:
+            domid = host.find(self._name)
+            report = self._report(host, domid)
+            stepped = report is not None and report.first_step_at is not None
+            if stepped or time.monotonic() > end:
+                break
+            await asyncio.sleep(0.01)
+        place = str(self._destination)
+        return _guest_result(place, state_of(host, domid), report), report
+
+
+def _place(ctx: Context) -> str:
+    """A host as people name it: its directory."""
+    return ctx.hypervisor.removeprefix("sim:")
+
+
+def _guest_result(place: str | None, state: str | None, report: GuestReport | None) -> GuestResult:
+    return GuestResult(
+        host=place,
+        state=state,
+        steps=report.steps if report else None,
+        pages_checked=report.pages_checked if report else None,
+        memory_ok=report.memory_ok if report else None,
+    )

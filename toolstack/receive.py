@@ -1,0 +1,218 @@
+"""The receiving side of a migration: `xl migrate-receive`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ipc_schema import xl_header
+from ipc_schema.errors import DecodeError
+from toolstack import handshake, link
+from toolstack.conduct import Action, conduct
+from toolstack.context import Context
+from toolstack.domain_restore import RestoreResult, domain_create_restore
+from toolstack.handshake import Event, Receiver
+from toolstack.journal import Journal, Promise, Role
+
+INTERRUPTIBLE = frozenset(
+    {
+        Receiver.SAY_BANNER,
+        Receiver.READ_CONFIG,
+        Receiver.RUN_STREAM,
+        Receiver.SAY_READY,
+        Receiver.READ_GO,
+    }
+)
+"""Where SIGTERM is followed: until the guest is ours to start."""
+
+
+@dataclass(frozen=True)
+class ReceiveResult:
+    """How a receive ended. `name` and `domid` are the guest's where it runs here."""
+
+    started: bool
+    rc: int
+    name: str
+    domid: int | None
+    reason: str
+
+
+async def receive(ctx: Context, stream_fd: int, back_fd: int, *, peer: str) -> ReceiveResult:
+    """Serve one migration: stream from `stream_fd`, messages and faults to `back_fd`. Neither may
+    be 0, 1 or 2. A cancellation ends it in order: the copy here is destroyed.
+
+    Returns in all cases but a fault of the program.
+    """
+    return await _Receiving(ctx, stream_fd, back_fd, peer).run()
+
+
+class _Receiving:
+    def __init__(self, ctx: Context, stream_fd: int, back_fd: int, peer: str) -> None:
+        self._ctx = ctx
+        self._stream_fd = stream_fd
+        self._back_fd = back_fd
+        self._peer = peer
+        self._machine = handshake.receiver()
+        self._journal: Journal | None = None
+        self._config: dict[str, Any] = {}
+        self._name = ""
+        self._domid: int | None = None
+        self._rc = 0
+        self._reason = ""
+        self._actions: dict[Receiver, Action] = {
+            Receiver.SAY_BANNER: lambda: self._say(handshake.BANNER, "the banner"),
+            Receiver.READ_CONFIG: self._read_config,
+            Receiver.RUN_STREAM: self._run_stream,
+            Receiver.SAY_READY: lambda: self._say(handshake.READY, "ready"),
+            Receiver.READ_GO: self._read_go,
+            Receiver.RENAME: self._rename,
+            Receiver.UNPAUSE: self._unpause,
+            Receiver.REPORT_STARTED: lambda: self._say(handshake.REPORT + b"\0", "the report"),
+            Receiver.REPORT_FAILED: self._report_failed,
+            Receiver.DESTROY_TO_GIVE_BACK: self._destroy,
+            Receiver.ALLOW_BACK: lambda: self._say(
+                handshake.PERMISSION_TO_GO, "permission to have the guest back"
+            ),
+            Receiver.DESTROY: self._destroy,
+            Receiver.RENAME_RESUMED: self._rename,
+            Receiver.SAY_SYNC: lambda: self._say(handshake.POSTCOPY_SYNC, "the end of postcopy"),
+        }
+
+    async def run(self) -> ReceiveResult:
+        await conduct(
+            self._machine,
+            self._actions,
+            interruptible=INTERRUPTIBLE,
+            failed=self._fail,
+            trace=self._ctx.trace,
+        )
+        started = self._machine.state is Receiver.STARTED
+        if self._journal is not None and self._over():
+            self._journal.close()
+        self._ctx.trace.event("received", started=started, rc=self._rc, reason=self._reason)
+        return ReceiveResult(started, self._rc, self._name, self._domid, self._reason)
+
+    def _fail(self, rc: int, reason: str) -> None:
+        """Keep the first failure."""
+        if not self._rc:
+            self._rc, self._reason = rc, reason
+
+    def _over(self) -> bool:
+        """Whether nothing of the copy is left but a guest that was started."""
+        if self._machine.state is Receiver.STARTED:
+            return all(row.name != self._incoming for row in self._ctx.host.domains())
+        return self._domid is None
+
+    @property
+    def _incoming(self) -> str:
+        return self._name + handshake.INCOMING
+
+    async def _say(self, message: bytes, what: str) -> Event:
+        await link.write_all(self._back_fd, message, self._ctx.limits.handshake, what)
+        return Event.OK
+
+    async def _read_config(self) -> Event:
+        config = await read_config(self._stream_fd, self._ctx.limits.handshake)
+        self._config = config
+        self._name = name_of(config)
+        taken = {row.name for row in self._ctx.host.domains()}
+        if self._incoming in taken:
+            raise FileExistsError(f"there is a {self._incoming!r} here already")
+        self._journal = Journal.begin(
+            self._ctx.host.state_dir,
+            self._name,
+            Role.DESTINATION,
+            domid=None,
+            domain_name=self._incoming,
+            peer=self._peer,
+        )
+        return Event.OK
+
+    async def _run_stream(self) -> Event:
+        result: RestoreResult = await domain_create_restore(
+            self._ctx,
+            self._config,
+            self._incoming,
+            self._stream_fd,
+            self._back_fd,
+            on_resume=lambda: self._promise(Promise.RESUMED),
+        )
+        self._domid = result.domid
+        if result.rc:
+            self._fail(result.rc, result.reason)
+            return Event.FAILED
+        if result.postcopy_resumed:
+            self._promise(Promise.STARTED)
+            return Event.RESUMED
+        return Event.OK
+
+    async def _read_go(self) -> Event:
+        await link.read_message(
+            self._stream_fd, handshake.PERMISSION_TO_GO, self._ctx.limits.handshake, "GO"
+        )
+        self._promise(Promise.GO_RECEIVED)
+        return Event.OK
+
+    async def _rename(self) -> Event:
+        self._ctx.host.rename(self._made(), self._name)
+        return Event.OK
+
+    async def _unpause(self) -> Event:
+        self._ctx.host.unpause(self._made())
+        self._promise(Promise.STARTED)
+        return Event.OK
+
+    async def _report_failed(self) -> Event:
+        # Our copy is given up from here on, whoever ends it.
+        self._promise(Promise.RECEIVING)
+        code = bytes([-self._rc & 0xFF or 0xFF])
+        return await self._say(handshake.REPORT + code, "the report")
+
+    async def _destroy(self) -> Event:
+        if self._domid is not None:
+            self._ctx.host.destroy(self._domid)
+            self._domid = None
+        return Event.OK
+
+    def _made(self) -> int:
+        assert self._domid is not None, "a domain is made before it is started"
+        return self._domid
+
+    def _promise(self, promise: Promise) -> None:
+        assert self._journal is not None, "the journal begins with the configuration"
+        self._journal.promise(promise)
+
+
+async def read_config(fd: int, limit: float) -> dict[str, Any]:
+    """Read the xl header and the configuration in it.
+
+    Raises DecodeError for what is no such header, LinkError where it ends early or does not come.
+    """
+    header = await link.read_exactly(fd, xl_header.HEADER_SIZE, limit, "the xl header")
+    decoded = xl_header.decode_header(header)
+    data = await link.read_exactly(
+        fd, decoded.optional_data_len, limit, "the configuration in the xl header"
+    )
+    text = xl_header.decode_optional_data(decoded, data)
+    return parse_config(text)
+
+
+def parse_config(text: bytes) -> dict[str, Any]:
+    """The configuration as `Host.config` gave it. Raises DecodeError for other than JSON."""
+    try:
+        config = json.loads(text.rstrip(b"\0"))
+    except ValueError as error:
+        raise DecodeError("xl configuration", xl_header.HEADER_SIZE + 4, str(error)) from error
+    if not isinstance(config, dict):
+        raise DecodeError("xl configuration", xl_header.HEADER_SIZE + 4, "want a JSON object")
+    return config
+
+
+def name_of(config: dict[str, Any]) -> str:
+    """The guest's name: `c_info.name` of libxl_domain_config. Raises DecodeError without one."""
+    c_info = config.get("c_info")
+    name = c_info.get("name") if isinstance(c_info, dict) else None
+    if not isinstance(name, str) or not name:
+        raise DecodeError("xl configuration", xl_header.HEADER_SIZE + 4, "has no c_info.name")
+    return handshake.base_name(name)

@@ -1,0 +1,239 @@
+"""End what a dead controller left in the middle: by what it had promised, never by guesswork.
+
+`WAYS` says for each role and promise what is right; the state of the domain only narrows it. A
+guest that may run elsewhere is never resumed here: `recover` then says what to look at, and a
+person who has looked can choose `WayOut.RESUME` or `WayOut.DESTROY`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from toolstack import journal
+from toolstack.handshake import INCOMING, POSTCOPY_INCONSISTENT, base_name
+from toolstack.journal import Entry, JournalError, Promise, Role
+from toolstack.settle import heal, resume_for_sure
+
+if TYPE_CHECKING:
+    from helper.hypervisors.interface import DomainSummary, Host
+
+VERIFY_LIMIT: Final = 60.0
+"""Seconds that a guest resumed by postcopy has to compare all its memory."""
+
+
+class Way(Enum):
+    """How an operation is ended."""
+
+    RESUME = "resume"
+    """Nothing was promised: the guest runs on here, under its name, log-dirty mode off."""
+    DESTROY = "destroy"
+    """What is here is partial, or no longer the guest."""
+    START = "start"
+    """The sender has let go: give it its name and start it."""
+    FINISH = "finish"
+    """It runs: give it its name."""
+    FINISH_IF_WHOLE = "finish if whole"
+    """It may have run with part of its memory: keep it only if it can compare all of it."""
+    REFUSE = "refuse"
+    """It may run at the other side."""
+    FORGET = "forget"
+    """Nothing is left to do here but to take the journal away."""
+
+
+WAYS: Final = {
+    (Role.SOURCE, Promise.BEGUN): Way.RESUME,
+    (Role.SOURCE, Promise.GO): Way.REFUSE,
+    (Role.SOURCE, Promise.TRANSITION): Way.REFUSE,
+    (Role.SOURCE, Promise.DONE): Way.DESTROY,
+    (Role.DESTINATION, Promise.RECEIVING): Way.DESTROY,
+    (Role.DESTINATION, Promise.GO_RECEIVED): Way.START,
+    (Role.DESTINATION, Promise.RESUMED): Way.FINISH_IF_WHOLE,
+    (Role.DESTINATION, Promise.STARTED): Way.FINISH,
+    (Role.SAVE, Promise.BEGUN): Way.RESUME,
+    (Role.SAVE, Promise.DONE): Way.DESTROY,
+    (Role.RESTORE, Promise.RECEIVING): Way.DESTROY,
+    (Role.RESTORE, Promise.GO_RECEIVED): Way.START,
+    (Role.RESTORE, Promise.STARTED): Way.FINISH,
+}
+
+
+class WayOut(Enum):
+    """What a person may choose where `recover` refuses."""
+
+    RESUME = "resume"
+    DESTROY = "destroy"
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What became of one journal entry. `done` is False where it was refused or the guest is
+    lost; `way` is what was carried out, `text` a line for people."""
+
+    name: str
+    role: Role
+    promise: Promise
+    way: Way
+    done: bool
+    text: str
+
+
+def decide(role: Role, promise: Promise, state: str | None) -> Way:
+    """The way to end an operation; `state` is the domain's (`running`, `paused`, `suspended`,
+    `crashed`), None where it is gone."""
+    way = WAYS[role, promise]
+    if state is None:
+        return Way.FORGET
+    if way is Way.REFUSE and state == "running":
+        return Way.FORGET  # a person has resumed it since
+    if state == "crashed" and way in {Way.RESUME, Way.START, Way.FINISH}:
+        return Way.FORGET
+    return way
+
+
+def domain_of(host: Host, entry: Entry) -> DomainSummary | None:
+    """The domain that a journal speaks of, None where it is gone.
+
+    The sending roles know the domid; the receiving ones know the name of the copy they made, which
+    it keeps until it is given the guest's own.
+    """
+    rows = host.domains()
+    if entry.role in {Role.SOURCE, Role.SAVE}:
+        return next(
+            (r for r in rows if r.domid == entry.domid and base_name(r.name) == entry.name), None
+        )
+    names = [entry.domain_name]
+    if entry.promise in {Promise.GO_RECEIVED, Promise.STARTED}:
+        names.append(entry.name)
+    return next((row for name in names for row in rows if row.name == name), None)
+
+
+def waits_for(entry: Entry) -> str:
+    """What a guest with this journal waits for: the last column of `list`."""
+    if entry.process.alive():
+        return f"{entry.role.value} of process {entry.process.pid}, {entry.promise.value}"
+    if WAYS[entry.role, entry.promise] is Way.REFUSE:
+        return f"a person: may run at {entry.peer}; see `recover {entry.name}`"
+    return f"`recover {entry.name}` ({entry.role.value} died, {entry.promise.value})"
+
+
+def recover(
+    host: Host, name: str, way_out: WayOut | None = None, *, role: Role | None = None
+) -> list[Recovery]:
+    """End all that was left in the middle for guest `name` (also by a name that a migration gave
+    it), or what one `role` of it left; empty where nothing was.
+
+    Raises JournalError while a controller of it is alive, and for a journal that cannot be read;
+    OSError where the host cannot do what is needed (the journal then stays).
+    """
+    found = [e for e in journal.entries(host.state_dir) if e.name == base_name(name)]
+    if role is not None:
+        found = [entry for entry in found if entry.role is role]
+    for entry in found:
+        if entry.process.alive():
+            raise JournalError(
+                f"guest {entry.name!r}: process {entry.process.pid} is still at work on it "
+                f"({entry.role.value}); wait for it, or end it with SIGTERM"
+            )
+    # The receiving end first: with both on one host it frees the name for the sending one.
+    found.sort(key=lambda entry: entry.role is not Role.DESTINATION)
+    return [_recover(host, entry, way_out) for entry in found]
+
+
+def _recover(host: Host, entry: Entry, way_out: WayOut | None) -> Recovery:
+    row = domain_of(host, entry)
+    way = decide(entry.role, entry.promise, row.state.value if row else None)
+    if way is Way.REFUSE and way_out is not None:
+        way = Way.RESUME if way_out is WayOut.RESUME else Way.DESTROY
+    done, text = _carry_out(host, entry, row, way)
+    if way is not Way.REFUSE:
+        if entry.partial is not None:
+            Path(entry.partial).unlink(missing_ok=True)
+        journal.remove(host.state_dir, entry)
+    return Recovery(entry.name, entry.role, entry.promise, way, done, text)
+
+
+def _carry_out(host: Host, entry: Entry, row: DomainSummary | None, way: Way) -> tuple[bool, str]:
+    """Returns whether the guest is where it should be, and a line for people."""
+    if row is None:
+        return True, f"no domain of the {entry.role.value} is left here; nothing to do"
+    match way:
+        case Way.FORGET if row.state.value == "crashed":
+            return False, f"{row.name!r} has crashed; look at it, then `destroy {row.name}`"
+        case Way.FORGET:
+            return True, (
+                f"{row.name!r} runs here already; make sure that it does not run at {entry.peer}"
+            )
+        case Way.RESUME:
+            _rename(host, row, entry.name)
+            heal(host, row.domid)
+            state = resume_for_sure(host, row.domid, may_suspend=True)
+            if state == "crashed":
+                return False, f"{entry.name!r} has crashed; look at it, then destroy it"
+            return True, f"{entry.name!r} is {state} here"
+        case Way.DESTROY:
+            host.destroy(row.domid)
+            return True, f"{row.name!r} was {_why_destroyed(entry)}: destroyed"
+        case Way.START:
+            _rename(host, row, entry.name)
+            host.unpause(row.domid)
+            return True, f"{entry.name!r} was received whole and let go by the source: started"
+        case Way.FINISH:
+            _rename(host, row, entry.name)
+            return True, f"{entry.name!r} runs here"
+        case Way.FINISH_IF_WHOLE:
+            return _finish_if_whole(host, entry, row)
+        case Way.REFUSE:
+            return False, _refusal(host, entry, row)
+
+
+def _finish_if_whole(host: Host, entry: Entry, row: DomainSummary) -> tuple[bool, str]:
+    try:
+        report = host.verify(row.domid, VERIFY_LIMIT)
+        whole = report.memory_ok and report.crash is None
+    except (TimeoutError, ConnectionError, ProcessLookupError):
+        whole = False
+    if whole:
+        _rename(host, row, entry.name)
+        return True, f"{entry.name!r} has all its memory and runs here"
+    host.destroy(row.domid)
+    return True, (
+        f"{row.name!r} had only part of its memory and could not run on: destroyed; at the source "
+        f"it is {entry.name + POSTCOPY_INCONSISTENT!r}, for a person to decide"
+    )
+
+
+def _why_destroyed(entry: Entry) -> str:
+    if entry.promise is Promise.DONE:
+        return "whole in its file" if entry.role is Role.SAVE else f"running at {entry.peer}"
+    if entry.role in {Role.SOURCE, Role.SAVE}:
+        return "given up by a person"
+    return "only partly received"
+
+
+def _refusal(host: Host, entry: Entry, row: DomainSummary) -> str:
+    name = row.name
+    if entry.promise is Promise.TRANSITION:
+        name = entry.name + POSTCOPY_INCONSISTENT
+        _rename(host, row, name)
+        said = "the postcopy transition has begun"
+    else:
+        said = "GO has been said"
+    look = (
+        f"xen-toolstack list --host {entry.peer}"
+        if Path(entry.peer).is_dir()
+        else f"the host behind `{entry.peer}`"
+    )
+    return (
+        f"{name!r} may run at {entry.peer} ({said}), so it is not resumed here. Look there for "
+        f"{entry.name!r} or {entry.name + INCOMING!r} ({look}; `recover {entry.name}` there ends "
+        f"what is in the middle). If it runs there: `recover {entry.name} --destroy` here; if "
+        f"nothing of it is left there: `recover {entry.name} --resume` here"
+    )
+
+
+def _rename(host: Host, row: DomainSummary, name: str) -> None:
+    if row.name != name:
+        host.rename(row.domid, name)

@@ -1,0 +1,256 @@
+"""Save a guest into a file and restore it from one: `xl save`, `xl restore`.
+
+A file appears under its name only when it is whole: it is written beside it, brought to the disk
+and renamed over it. What cannot be renamed over (a pipe, a device) is written straight on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ipc_schema import xl_header
+from ipc_schema.errors import DecodeError, Error, rc_name
+from toolstack import fd_io, inspect
+from toolstack.context import Context
+from toolstack.domain_restore import domain_create_restore
+from toolstack.domain_save import SaveResult, domain_suspend
+from toolstack.failure import message_of
+from toolstack.journal import Journal, Promise, Role
+from toolstack.receive import name_of, parse_config
+from toolstack.save_helper import Statistics
+from toolstack.settle import heal, resume_for_sure
+
+OPEN_POLL: Final = 0.05
+SPECIAL: Final = (Path("/dev"), Path("/proc"))
+
+
+class SaveFileError(OSError):
+    """A save or restore that failed; the text says what has become of the guest."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """`state`: the guest's state now, None where it was destroyed (its place is the file)."""
+
+    name: str
+    file: str
+    state: str | None
+    statistics: Statistics | None
+
+
+@dataclass(frozen=True)
+class Restored:
+    name: str
+    domid: int
+    state: str
+    statistics: Statistics | None
+
+
+async def save(
+    ctx: Context,
+    domid: int,
+    path: Path,
+    *,
+    checkpoint: bool = False,
+    leave_paused: bool = False,
+    bandwidth: int = 0,
+) -> Saved:
+    """Save a domain into `path`, then destroy it; `checkpoint` lets it run on, `leave_paused`
+    leaves it here, paused.
+
+    Raises SaveFileError, JournalError, OSError: then the guest runs on here, and `path` is what it
+    was before. A cancellation ends it in the same way.
+    """
+    name = next(row.name for row in ctx.host.domains() if row.domid == domid)
+    config = json.dumps(ctx.host.config(domid)).encode() + b"\0"
+    with contextlib.ExitStack() as stack:
+        target = await _Target.open(path, ctx.limits.handshake)
+        stack.callback(target.discard)
+        journal = Journal.begin(
+            ctx.host.state_dir,
+            name,
+            Role.SAVE,
+            domid=domid,
+            domain_name=name,
+            peer=str(path),
+            partial=str(target.partial) if target.partial else None,
+        )
+        suspended = False
+        try:
+            await fd_io.write_all(
+                target.fd,
+                xl_header.encode_header(config),
+                limit=ctx.limits.stream_stall,
+                what=str(path),
+            )
+            suspended = True
+            result = await domain_suspend(ctx, domid, target.fd, bandwidth=bandwidth)
+            suspended = result.suspended
+            if result.rc:
+                raise SaveFileError(_reason(result))
+            target.keep()
+            if not (checkpoint or leave_paused):
+                journal.promise(Promise.DONE)
+        except BaseException as error:
+            state = _run_on(ctx, domid, journal, may_suspend=suspended)
+            if isinstance(error, OSError | EOFError):
+                raise SaveFileError(
+                    f"cannot save {name!r} to {path}: {message_of(error)}; the guest "
+                    + ("has crashed" if state == "crashed" else f"is {state} here")
+                ) from error
+            raise
+        if not (checkpoint or leave_paused):
+            ctx.host.destroy(domid)
+            journal.close()
+            return Saved(name, str(path), None, result.statistics)
+        if leave_paused:
+            ctx.host.pause(domid)
+        state = _run_on(ctx, domid, journal, may_suspend=True)
+        return Saved(name, str(path), state, result.statistics)
+
+
+def _reason(result: SaveResult) -> str:
+    if result.rc == Error.GUEST_TIMEDOUT:
+        return f"the guest did not suspend ({rc_name(result.rc)})"
+    return result.reason or rc_name(result.rc)
+
+
+def _run_on(ctx: Context, domid: int, journal: Journal, *, may_suspend: bool) -> str:
+    """Bring the guest to run here again; the journal ends once it does."""
+    if all(row.domid != domid or row.state.value != "crashed" for row in ctx.host.domains()):
+        heal(ctx.host, domid)
+    state = resume_for_sure(ctx.host, domid, may_suspend=may_suspend)
+    journal.close()
+    return state
+
+
+class _Target:
+    """Where a save is written. `partial` is the temporary file, None for what is written
+    straight on."""
+
+    def __init__(self, fd: int, path: Path, partial: Path | None) -> None:
+        self.fd = fd
+        self.path = path
+        self.partial = partial
+
+    @classmethod
+    async def open(cls, path: Path, limit: float) -> _Target:
+        """Raises OSError; TimeoutError for a FIFO that nobody reads from within `limit`."""
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            mode = None
+        special = any(path.absolute().is_relative_to(directory) for directory in SPECIAL)
+        if mode is not None and (special or not stat.S_ISREG(mode)):
+            return cls(await _open_existing(path, limit), path, None)
+        path = path.resolve()
+        fd, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        return cls(fd, path, Path(partial))
+
+    def keep(self) -> None:
+        """The file is whole: bring it to the disk and give it its name."""
+        if self.partial is None:
+            return
+        os.fsync(self.fd)
+        self.partial.replace(self.path)
+        self.partial = None
+        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def discard(self) -> None:
+        """Close, and take away what is not whole."""
+        os.close(self.fd)
+        if self.partial is not None:
+            self.partial.unlink(missing_ok=True)
+
+
+async def _open_existing(path: Path, limit: float) -> int:
+    """Open for writing; a FIFO waits for its reader. The descriptor blocks in the end."""
+    try:
+        async with asyncio.timeout(limit):
+            while True:
+                try:
+                    fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+                except OSError as error:
+                    if error.errno != errno.ENXIO:
+                        raise
+                    await asyncio.sleep(OPEN_POLL)
+                else:
+                    os.set_blocking(fd, True)
+                    return fd
+    except TimeoutError:
+        raise TimeoutError(f"{path}: nobody reads from it within {limit:g} s") from None
+
+
+async def restore(ctx: Context, path: Path, *, leave_paused: bool = False) -> Restored:
+    """Restore a guest from `path` and let it run.
+
+    Raises SaveFileError, also for what is no whole xl save file (a regular file is looked through
+    before anything is built), FileExistsError, OSError: then nothing of it is left here.
+    """
+    with _opened(path) as fd:
+        config = await _read_config(fd, path, ctx.limits.stream_stall)
+        name = name_of(config)
+        if any(row.name == name for row in ctx.host.domains()):
+            raise FileExistsError(f"there is a guest {name!r} on this host already")
+        journal = Journal.begin(
+            ctx.host.state_dir,
+            name,
+            Role.RESTORE,
+            domid=None,
+            domain_name=name,
+            peer=str(path),
+        )
+        try:
+            result = await domain_create_restore(ctx, config, name, fd)
+        except BaseException:
+            journal.close()
+            raise
+        if result.rc or result.domid is None:
+            journal.close()
+            reason = result.reason or rc_name(result.rc)
+            raise SaveFileError(f"cannot restore {name!r} from {path}: {reason}")
+        journal.promise(Promise.GO_RECEIVED)
+        if not leave_paused:
+            ctx.host.unpause(result.domid)
+        journal.promise(Promise.STARTED)
+        journal.close()
+        state = "paused" if leave_paused else "running"
+        return Restored(name, result.domid, state, result.statistics)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Open a save file for reading; a regular one must be whole."""
+    with path.open("rb", buffering=0) as file:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            with path.open("rb") as looked_at:
+                try:
+                    for _ in inspect.inspect(looked_at):
+                        pass
+                except DecodeError as error:
+                    raise SaveFileError(f"{path} is no whole save file: {error}") from error
+        yield file.fileno()
+
+
+async def _read_config(fd: int, path: Path, limit: float) -> dict[str, Any]:
+    try:
+        header = await fd_io.read_exactly(fd, xl_header.HEADER_SIZE, limit=limit, what=str(path))
+        decoded = xl_header.decode_header(header)
+        data = await fd_io.read_exactly(fd, decoded.optional_data_len, limit=limit, what=str(path))
+        return parse_config(xl_header.decode_optional_data(decoded, data))
+    except (DecodeError, EOFError) as error:
+        raise SaveFileError(f"{path} is no save file of xl's: {error}") from error
