@@ -1,0 +1,309 @@
+"""interface.Domain of a simulated host: what the helper does to a domain."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helper.hypervisors.interface import (
+    Bitmap,
+    DomainInfo,
+    Paging,
+    Pfns,
+    ShutdownReason,
+    TscInfo,
+)
+from helper.hypervisors.simulated import control, layout
+from helper.hypervisors.simulated.build import MAXMEM_CONSTANT, store_policy
+from helper.hypervisors.simulated.domain_files import read_config
+from helper.hypervisors.simulated.layout import P2M, PAGE_SIZE, RUNS
+from helper.hypervisors.simulated.paging import open_paging
+from helper.hypervisors.simulated.runs import runs_of
+from helper.hypervisors.simulated.shared import (
+    MADV_POPULATE_WRITE,
+    GuestGoneError,
+    GuestProcess,
+    SharedMemory,
+)
+
+PFINFO_XTAB: Final = 0xF << 28
+"""XEN_DOMCTL_PFINFO_XTAB: no page."""
+
+CHUNK: Final = 1 << 16
+"""Pages looked at at a time, so that temporaries stay small whatever the guest's size."""
+
+
+class SimulatedDomain:
+    """One domain. A domain whose process died is crashed: there is nothing to map any more."""
+
+    def __init__(self, path: Path, domid: int, timeout: float) -> None:
+        """`path` is the domain's directory. Raises ProcessLookupError where there is none."""
+        self.domid = domid
+        self._timeout = timeout
+        try:
+            self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise ProcessLookupError(errno.ESRCH, f"there is no domain {domid}") from error
+        self._process: GuestProcess | None = None
+        self._attached: SharedMemory | None = None
+        self._seen: NDArray[np.uint32] | None = None
+        self._logdirty_epoch = 0
+        try:
+            self._process = GuestProcess.open(self._directory)
+            self._attached = self._process.open_memory()
+        except GuestGoneError:
+            # The guest is dead: getinfo says so.
+            self._detach()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> SimulatedDomain:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._seen = None
+        self._detach()
+        if self._directory >= 0:
+            os.close(self._directory)
+            self._directory = -1
+
+    def _detach(self) -> None:
+        if self._attached is not None:
+            self._attached.close()
+            self._attached = None
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    # -- what there is --------------------------------------------------------------------------
+
+    @property
+    def shared(self) -> SharedMemory:
+        """Raises ESRCH where the guest had died before this object was made."""
+        if self._attached is None:
+            raise ProcessLookupError(
+                errno.ESRCH, f"domain {self.domid} has crashed: its process is gone"
+            )
+        return self._attached
+
+    @property
+    def attached(self) -> bool:
+        """Whether there is shared memory to look at."""
+        return self._attached is not None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the guest's process, while it lives."""
+        return self._process.pid if self._process is not None and self.alive() else None
+
+    def alive(self) -> bool:
+        """Whether the guest has a process."""
+        return self._process is not None and self._process.alive()
+
+    def config(self) -> dict[str, Any]:
+        """Raises ProcessLookupError where the domain is gone."""
+        try:
+            return read_config(self._directory)
+        except FileNotFoundError as error:
+            raise ProcessLookupError(errno.ESRCH, f"there is no domain {self.domid}") from error
+
+    def getinfo(self) -> DomainInfo:
+        config = self.config()
+        if self._attached is None:
+            max_memkb = config["b_info"]["max_memkb"] + MAXMEM_CONSTANT
+            hvm = config["c_info"]["type"] == "hvm"
+            return DomainInfo(self.domid, hvm, False, False, ShutdownReason.CRASH, 0, max_memkb)
+        domain = self._attached.domain
+        shutdown = domain.shutdown if self.alive() else ShutdownReason.CRASH
+        return DomainInfo(
+            domid=self.domid,
+            hvm=bool(domain.hvm),
+            paused=bool(domain.paused),
+            dying=False,
+            shutdown_reason=None if shutdown == RUNS else ShutdownReason(shutdown),
+            nr_pages=domain.nr_pages,
+            max_memkb=domain.max_memkb,
+        )
+
+    def maximum_gpfn(self) -> int:
+        return self.shared.domain.maximum_gpfn
+
+    # -- log-dirty ------------------------------------------------------------------------------
+
+    def logdirty_enable(self) -> None:
+        domain = self.shared.domain
+        if domain.logdirty_epoch % 2:
+            raise OSError(errno.EINVAL, f"log-dirty mode of domain {self.domid} is on already")
+        self._seen = self.shared.writes[: domain.maximum_gpfn + 1].copy()
+        self._logdirty_epoch = domain.logdirty_epoch + 1
+        domain.logdirty_epoch = self._logdirty_epoch
+
+    def logdirty_off(self) -> None:
+        if self._attached is not None and self._attached.domain.logdirty_epoch % 2:
+            self._attached.domain.logdirty_epoch += 1
+        self._seen = None
+
+    def logdirty_clean(self, dirty: Bitmap) -> int:
+        """Raises EINVAL where this object has not turned log-dirty on, or another turned it off."""
+        shared = self.shared
+        if self._seen is None or shared.domain.logdirty_epoch != self._logdirty_epoch:
+            raise OSError(errno.EINVAL, f"log-dirty mode of domain {self.domid} is off")
+        if len(dirty) > len(self._seen):
+            grown = np.zeros(len(dirty), np.uint32)
+            grown[: len(self._seen)] = self._seen
+            self._seen = grown
+        count = 0
+        for start in range(0, len(dirty), CHUNK):
+            part = slice(start, min(start + CHUNK, len(dirty)))
+            now = shared.writes[part].copy()
+            changed = now != self._seen[part]
+            # Odd: being written at this moment.
+            changed |= (now & np.uint32(1)).astype(np.bool_)
+            self._seen[part] = now
+            dirty[part] = changed
+            count += int(np.count_nonzero(changed))
+        return count
+
+    # -- memory ---------------------------------------------------------------------------------
+
+    def _states(self, pfns: Pfns) -> NDArray[np.uint8]:
+        """The layout.P2M of each."""
+        p2m = self.shared.p2m
+        if len(pfns) and int(pfns.max()) >= len(p2m):
+            states = np.zeros(len(pfns), np.uint8)
+            inside = pfns < np.uint64(len(p2m))
+            states[inside] = p2m[pfns[inside]]
+            return states
+        return p2m[pfns]
+
+    def get_pfn_type_batch(self, pfns: Pfns) -> NDArray[np.uint32]:
+        """NOTAB for a page, paged out or not; XTAB where there is none."""
+        return np.where(self._states(pfns) == P2M.ABSENT, PFINFO_XTAB, 0).astype(np.uint32)
+
+    def foreign_map(self, pfns: Pfns, *, writable: bool = False) -> list[memoryview]:
+        states = self._states(pfns)
+        if not (states == P2M.POPULATED).all():
+            pfn = int(pfns[states != P2M.POPULATED][0])
+            what = "is paged out" if P2M.PAGED_OUT in states[pfns == pfn] else "has no page"
+            raise OSError(errno.EINVAL, f"pfn {pfn:#x} of domain {self.domid} {what}")
+        views = []
+        with memoryview(self.shared.memory) as whole:
+            for first, count, _ in runs_of(pfns):
+                begin, end = first * PAGE_SIZE, (first + count) * PAGE_SIZE
+                if writable:
+                    # All page tables at once: much faster than a fault for each page.
+                    self.shared.memory.madvise(MADV_POPULATE_WRITE, begin, end - begin)
+                    views.append(whole[begin:end])
+                else:
+                    views.append(whole[begin:end].toreadonly())
+        return views
+
+    def foreign_unmap(self, views: list[memoryview]) -> None:
+        for view in views:
+            view.release()
+
+    def populate_physmap_exact(self, pfns: Pfns) -> None:
+        """Memory is taken when it is written. Raises EINVAL for a pfn past all room, ENOMEM."""
+        if not len(pfns):
+            return
+        shared = self.shared
+        highest = int(pfns.max())
+        if highest >= len(shared.p2m):
+            raise OSError(
+                errno.EINVAL, f"pfn {highest:#x} is past the {len(shared.p2m):#x} that fit"
+            )
+        new = np.unique(pfns[shared.p2m[pfns] == P2M.ABSENT])
+        domain = shared.domain
+        if domain.nr_pages + len(new) > domain.max_memkb // 4:
+            raise OSError(
+                errno.ENOMEM,
+                f"domain {self.domid} has {domain.nr_pages} pages; {len(new)} more are past its "
+                f"limit of {domain.max_memkb} KiB",
+            )
+        shared.p2m[new] = P2M.POPULATED
+        domain.nr_pages += len(new)
+        domain.maximum_gpfn = max(domain.maximum_gpfn, highest)
+
+    def clear_page(self, pfn: int) -> None:
+        """Raises EINVAL where there is no page."""
+        (view,) = self.foreign_map(np.array([pfn], np.uint64), writable=True)
+        view[:] = bytes(PAGE_SIZE)
+        self.foreign_unmap([view])
+
+    def mem_paging_enable(self) -> Paging:
+        """Raises EINVAL where the domain runs, OSError where there is no userfaultfd."""
+        shared = self.shared
+        if shared.domain.paging:
+            raise OSError(errno.EBUSY, f"paging of domain {self.domid} is on already")
+        return open_paging(shared, control.connect(self._directory, self._timeout))
+
+    # -- registers and the rest -----------------------------------------------------------------
+
+    def hvm_getcontext(self) -> bytes:
+        """Raises EBUSY while the vCPU runs, ENODATA where it never had registers."""
+        domain = self.shared.domain
+        if not domain.stands_still:
+            raise OSError(errno.EBUSY, f"domain {self.domid} runs; pause or suspend it first")
+        if not domain.context_length:
+            raise OSError(errno.ENODATA, f"domain {self.domid} has no registers")
+        return self.shared.read_area(layout.CONTEXT_OFFSET, domain.context_length)
+
+    def hvm_setcontext(self, context: bytes) -> None:
+        """Raises EINVAL for one of no octets or too many, EBUSY while the domain runs."""
+        domain = self.shared.domain
+        if not 0 < len(context) <= layout.CONTEXT_AREA:
+            raise OSError(errno.EINVAL, f"an HVM context of {len(context)} octets")
+        if not domain.stands_still:
+            raise OSError(errno.EBUSY, f"domain {self.domid} runs; pause or suspend it first")
+        self.shared.write_area(layout.CONTEXT_OFFSET, context)
+        domain.context_length = len(context)
+        domain.context_fresh = 1
+
+    def hvm_params(self) -> list[tuple[int, int]]:
+        return [
+            (index, value) for index, value in enumerate(self.shared.domain.hvm_params) if value
+        ]
+
+    def hvm_param_set(self, index: int, value: int) -> None:
+        """Raises EINVAL for an index that there is not."""
+        if not 0 <= index < layout.HVM_NR_PARAMS:
+            raise OSError(errno.EINVAL, f"there is no HVM parameter {index}")
+        self.shared.domain.hvm_params[index] = value
+
+    def tsc_info(self) -> TscInfo:
+        domain = self.shared.domain
+        return TscInfo(domain.tsc_mode, domain.tsc_khz, domain.tsc_nsec, domain.tsc_incarnation)
+
+    def set_tsc_info(self, info: TscInfo) -> None:
+        domain = self.shared.domain
+        domain.tsc_mode, domain.tsc_khz = info.mode, info.khz
+        domain.tsc_nsec, domain.tsc_incarnation = info.nsec, info.incarnation
+
+    def cpu_policy(self) -> tuple[bytes, bytes]:
+        shared = self.shared
+        return (
+            shared.read_area(layout.CPUID_OFFSET, shared.domain.cpuid_length),
+            shared.read_area(layout.MSR_OFFSET, shared.domain.msr_length),
+        )
+
+    def set_cpu_policy(self, cpuid: bytes, msr: bytes) -> None:
+        """Raises EINVAL for one that is no array of its entries, or too long."""
+        for data, entry, what in ((cpuid, 24, "CPUID leaves"), (msr, 16, "MSR entries")):
+            if len(data) % entry or len(data) > layout.POLICY_AREA:
+                raise OSError(errno.EINVAL, f"{len(data)} octets of {what} of {entry} each")
+        store_policy(self.shared, cpuid, msr)

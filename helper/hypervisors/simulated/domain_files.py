@@ -1,0 +1,156 @@
+"""The files of a host and of its domains: who is there, under which name and number."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+MARKER: Final = "xen-host.json"
+FORMAT: Final = 1
+DOMAINS: Final = "domains"
+_LOCK: Final = "lock"
+_SUSPEND_LOCK: Final = "suspend.lock"
+_CONFIG: Final = "config.json"
+_UNFINISHED: Final = ".new-"
+_POLL: Final = 0.005
+"""Seconds between two tries to get a lock; flock(2) has no time limit of its own."""
+
+
+def create_host(directory: str | os.PathLike[str]) -> None:
+    """Make `directory` (its parents, too) a host, where it is not one.
+
+    Raises FileExistsError for a directory with other things in it, NotADirectoryError for a file.
+    """
+    path = Path(directory)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if (path / MARKER).exists():
+        check_host(path)
+        return
+    if any(path.iterdir()):
+        raise FileExistsError(
+            f"{path} is not empty and no host: name a directory that is new or empty"
+        )
+    (path / DOMAINS).mkdir()
+    (path / _LOCK).touch()
+    _write_json(path / MARKER, {"format": FORMAT, "next_domid": 1})
+
+
+def check_host(path: Path) -> None:
+    """Raises FileNotFoundError or NotADirectoryError where `path` is no host."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no host directory {path}")
+    try:
+        marker = json.loads((path / MARKER).read_text())
+        known = marker["format"] == FORMAT
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
+        raise NotADirectoryError(
+            f"{path} is not the directory of a simulated host (it has no proper {MARKER})"
+        ) from error
+    if not known:
+        raise NotADirectoryError(f"{path} is a host of format {marker['format']}, not {FORMAT}")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Replace the file whole."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(value, indent=1))
+    temporary.rename(path)
+
+
+@contextmanager
+def _locked(fd: int, timeout: float, what: str) -> Iterator[None]:
+    """Hold flock(2) on `fd`, which is closed at the end. Raises TimeoutError."""
+    end = time.monotonic() + timeout
+    with open(fd):
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    raise TimeoutError(f"{what} was not to be had within {timeout} s") from error
+                time.sleep(_POLL)
+        yield
+
+
+def host_lock(host: Path, timeout: float) -> Any:
+    """Context manager: nobody else makes, renames or removes domains of the host."""
+    fd = os.open(host / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return _locked(fd, timeout, f"the lock of host {host}")
+
+
+def suspend_lock(directory: int, timeout: float) -> Any:
+    """Context manager: requests to suspend do not change but by us (a xenstore transaction)."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    fd = os.open(_SUSPEND_LOCK, flags, 0o600, dir_fd=directory)
+    return _locked(fd, timeout, "the lock of the domain's suspend request")
+
+
+@contextmanager
+def try_suspend_lock(directory: int) -> Iterator[bool]:
+    """As `suspend_lock`, without waiting: says whether it was to be had."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    with open(os.open(_SUSPEND_LOCK, flags, 0o600, dir_fd=directory)) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def read_config(directory: int) -> dict[str, Any]:
+    """The configuration of the domain whose directory the descriptor is.
+
+    Raises FileNotFoundError where the domain is gone.
+    """
+    fd = os.open(_CONFIG, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    with open(fd) as file:
+        config: dict[str, Any] = json.load(file)
+    return config
+
+
+def write_config(domain: Path, config: Mapping[str, Any]) -> None:
+    _write_json(domain / _CONFIG, config)
+
+
+def domain_path(host: Path, domid: int) -> Path:
+    return host / DOMAINS / str(domid)
+
+
+def domids(host: Path) -> list[int]:
+    """Of the domains that there are, in order."""
+    return sorted(int(path.name) for path in (host / DOMAINS).iterdir() if path.name.isdecimal())
+
+
+def new_domain_directory(host: Path, config: Mapping[str, Any]) -> tuple[int, Path]:
+    """A domid that was never used, and a directory with its configuration, not yet in place.
+
+    The host's lock is held. What a maker that died left unfinished goes away here.
+    """
+    for path in (host / DOMAINS).glob(_UNFINISHED + "*"):
+        shutil.rmtree(path)
+    marker = json.loads((host / MARKER).read_text())
+    domid: int = marker["next_domid"]
+    _write_json(host / MARKER, {**marker, "next_domid": domid + 1})
+    path = host / DOMAINS / f"{_UNFINISHED}{domid}"
+    path.mkdir(mode=0o700)
+    write_config(path, config)
+    return domid, path
+
+
+@contextmanager
+def directory_fd(path: Path) -> Iterator[int]:
+    """A descriptor of a directory. Raises FileNotFoundError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

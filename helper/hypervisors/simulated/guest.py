@@ -1,0 +1,62 @@
+"""The process of a simulated guest.
+
+    python -m helper.hypervisors.simulated.guest DOMID DIRECTORY_FD READY_FD GO_FD
+
+It goes into the background on its own, so it outlives the command that made the domain. One line
+of JSON on READY_FD says that it is there, or why not; an octet on GO_FD lets it live on: without
+it, the maker has died, and there is no domain. It ends by SIGKILL (destroy), or by itself when its
+directory is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+
+
+def _into_background() -> None:
+    """Be nobody's child, in a session of its own, with no descriptor of the maker's terminal."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+    os.chdir("/")
+
+
+def _log_to(directory: int) -> None:
+    """Errors that are the simulation's own fault go to a file of the domain."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    fd = os.open("guest.log", flags, 0o600, dir_fd=directory)
+    os.dup2(fd, 2)
+    os.close(fd)
+
+
+def main(arguments: list[str]) -> None:
+    domid, directory, ready, go = (int(argument) for argument in arguments)
+    for fd in (directory, ready, go):
+        os.set_inheritable(fd, False)
+    _into_background()
+    _log_to(directory)
+    try:
+        from helper.hypervisors.simulated.guest_loop import GuestLoop
+
+        loop = GuestLoop(directory, domid)
+    except Exception as error:
+        traceback.print_exc()
+        os.write(ready, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
+        return
+    os.write(ready, b"{}")
+    os.close(ready)
+    lives = os.read(go, 1)
+    os.close(go)
+    if lives:
+        loop.run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

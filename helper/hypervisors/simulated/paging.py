@@ -1,0 +1,182 @@
+"""The pager's end of a domain's paging: a userfaultfd of the guest's memory.
+
+A page is paged out when its place in the memfd is a hole: the guest's access then waits in the
+kernel until the page is put there, whole, or for ever.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import select
+import socket
+from collections.abc import Sequence
+
+import numpy as np
+
+from helper.hypervisors.interface import PagingRequest, Pfns
+from helper.hypervisors.simulated import userfault
+from helper.hypervisors.simulated.layout import P2M, PAGE_SIZE
+from helper.hypervisors.simulated.runs import runs_of
+from helper.hypervisors.simulated.shared import SharedMemory
+from helper.hypervisors.simulated.userfault import Fault
+
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
+
+
+def _punch_hole(fd: int, offset: int, length: int) -> None:
+    """fallocate(2) with PUNCH_HOLE, which Python's os module does not have."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
+    if libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
+        code = ctypes.get_errno()
+        raise OSError(code, f"fallocate: {os.strerror(code)}")
+
+
+class SimulatedPaging:
+    """interface.Paging. The connection to the guest stays open as long as paging is on."""
+
+    def __init__(
+        self, shared: SharedMemory, connection: socket.socket, userfault_fd: int, address: int
+    ) -> None:
+        """Takes over the connection and the descriptor; `address` is the guest's of pfn 0."""
+        self._shared = shared
+        self._connection = connection
+        self._fd = userfault_fd
+        self._address = address
+        self._kept: list[PagingRequest] = []
+        """Requests that were read while a page was loaded."""
+        self._waiting: set[int] = set()
+        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll = select.epoll()
+        self._epoll.register(self._fd, select.EPOLLIN)
+        self._epoll.register(self._wakeup, select.EPOLLIN)
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def evict(self, pfns: Pfns) -> None:
+        """Raises EINVAL for a pfn without a page, or one that is paged out already."""
+        states = self._shared.p2m[pfns]
+        if not (states == P2M.POPULATED).all():
+            pfn = int(pfns[states != P2M.POPULATED][0])
+            raise OSError(errno.EINVAL, f"pfn {pfn:#x} has no page that could be paged out")
+        # First the state: a guest that runs must not take the hole for a page.
+        self._shared.p2m[pfns] = P2M.PAGED_OUT
+        for first, count, _ in runs_of(pfns):
+            _punch_hole(self._shared.memory_fd, first * PAGE_SIZE, count * PAGE_SIZE)
+
+    def take_requests(self) -> list[PagingRequest]:
+        self._read_events()
+        requests, self._kept = self._kept, []
+        try:
+            os.eventfd_read(self._wakeup)
+        except BlockingIOError:
+            return requests
+        return requests
+
+    def _read_events(self) -> None:
+        """Add what waits to `_kept`; faults of pages that were never paged out get their zeros."""
+        p2m = self._shared.p2m
+        for event in userfault.read_events(self._fd):
+            if isinstance(event, Fault):
+                pfn = (event.address - self._address) // PAGE_SIZE
+                if p2m[pfn] == P2M.PAGED_OUT:
+                    self._kept.append(PagingRequest(pfn, 0, dropped=False))
+                    self._waiting.add(pfn)
+                else:
+                    self._fill_with_zeros(pfn)
+            else:
+                first = (event.start - self._address) // PAGE_SIZE
+                end = (event.end - self._address) // PAGE_SIZE
+                gone = first + np.flatnonzero(p2m[first:end] == P2M.PAGED_OUT)
+                p2m[first:end] = P2M.ABSENT
+                self._kept += [PagingRequest(pfn, 0, dropped=True) for pfn in gone.tolist()]
+
+    def _fill_with_zeros(self, pfn: int) -> None:
+        """Answer a fault of a page that is there but was never written, or came meanwhile."""
+        address = self._address + pfn * PAGE_SIZE
+        try:
+            userfault.zero(self._fd, address, PAGE_SIZE)
+        except FileExistsError:
+            userfault.wake(self._fd, address, PAGE_SIZE)
+
+    def load(self, pfns: Pfns, data: memoryview) -> None:
+        """Pages that a vCPU waits for come first, one by one; dropped pages are passed over.
+
+        Raises EINVAL for a page that is not paged out, or `data` of another length.
+        """
+        if data.nbytes != len(pfns) * PAGE_SIZE:
+            raise OSError(errno.EINVAL, f"{data.nbytes} octets for {len(pfns)} pages")
+        states = self._shared.p2m[pfns]
+        if (states == P2M.POPULATED).any():
+            pfn = int(pfns[states == P2M.POPULATED][0])
+            raise OSError(errno.EINVAL, f"pfn {pfn:#x} is not paged out")
+        source = np.frombuffer(data, np.uint8).ctypes.data
+        wanted = (
+            [index for index, pfn in enumerate(pfns.tolist()) if pfn in self._waiting]
+            if self._waiting
+            else []
+        )
+        for index in wanted:
+            self._copy(int(pfns[index]), 1, source + index * PAGE_SIZE)
+        rest = np.ones(len(pfns), np.bool_)
+        rest[wanted] = False
+        places = np.flatnonzero(rest)
+        for first, count, index in runs_of(pfns, places):
+            self._copy(first, count, source + index * PAGE_SIZE)
+
+    def _copy(self, first: int, count: int, source: int) -> None:
+        """One run of pages, from `source`, an address in this process."""
+        p2m = self._shared.p2m
+        done = 0
+        while done < count:
+            pfn = first + done
+            out = p2m[pfn : first + count] == P2M.PAGED_OUT
+            if not out[0]:
+                done += 1
+                continue
+            length = (len(out) if out.all() else int(np.argmin(out))) * PAGE_SIZE
+            copied = userfault.copy(
+                self._fd, self._address + pfn * PAGE_SIZE, source + done * PAGE_SIZE, length
+            )
+            pages = copied // PAGE_SIZE
+            p2m[pfn : pfn + pages] = P2M.POPULATED
+            self._waiting.difference_update(range(pfn, pfn + pages))
+            done += pages
+            if copied < length:
+                # The guest is giving memory back, and waits until that is read.
+                self._read_events()
+                if self._kept:
+                    os.eventfd_write(self._wakeup, 1)
+
+    def resume(self, requests: Sequence[PagingRequest]) -> None:
+        for request in requests:
+            userfault.wake(self._fd, self._address + request.pfn * PAGE_SIZE, PAGE_SIZE)
+
+    def close(self) -> None:
+        """A guest that waits for a page now, or accesses one later, crashes."""
+        if self._fd < 0:
+            return
+        self._shared.domain.paging = 0
+        self._epoll.close()
+        os.close(self._wakeup)
+        os.close(self._fd)
+        self._fd = -1
+        self._connection.close()
+
+
+def open_paging(shared: SharedMemory, connection: socket.socket) -> SimulatedPaging:
+    """Turn paging on; the connection is a fresh one to the guest, and is taken over."""
+    from helper.hypervisors.simulated import control
+
+    try:
+        answer, fds = control.ask(connection, {"do": "paging"})
+    except BaseException:
+        connection.close()
+        raise
+    fcntl.fcntl(fds[0], fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    return SimulatedPaging(shared, connection, fds[0], answer["address"])

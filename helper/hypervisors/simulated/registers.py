@@ -1,0 +1,63 @@
+"""A simulated guest's registers, and the HVM context that carries them.
+
+The context is opaque to all but the guest. It has all that a guest must remember of its memory:
+what it writes, and how many writes it has made.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Final
+
+from helper.hypervisors.simulated.workload import Kind, Workload
+
+_MAGIC: Final = b"XSH-REGISTERS\0\0\1"
+_FORMAT: Final = struct.Struct("<16sII Q d QQ QQQQ 16s I4x")
+
+
+class ForeignContextError(ValueError):
+    """A context that is not of a simulated guest, or not whole."""
+
+
+@dataclass
+class Registers:
+    """`present` of the `pages` pages have not been given back (the last ones go first)."""
+
+    kind: Kind
+    seed: int
+    rate: float
+    pages: int
+    present: int
+    writes: int
+    steps: int
+    pages_checked: int
+    sweep: int
+    """The page that the guest compares next on its way round its memory."""
+    token: bytes
+    """What the guest's device model must show: 16 octets, empty (zeros) for a PVH guest."""
+
+    def workload(self) -> Workload:
+        return Workload(self.kind, self.pages, self.seed)
+
+    def encode(self) -> bytes:
+        body = _FORMAT.pack(
+            _MAGIC, self.kind, 0, self.seed, self.rate, self.pages, self.present, self.writes,
+            self.steps, self.pages_checked, self.sweep, self.token, 0,
+        )  # fmt: skip
+        return body[:-8] + struct.pack("<I4x", zlib.crc32(body[:-8]))
+
+    @classmethod
+    def decode(cls, context: bytes) -> Registers:
+        """Raises ForeignContextError."""
+        if len(context) != _FORMAT.size or not context.startswith(_MAGIC):
+            raise ForeignContextError(
+                f"its HVM context ({len(context)} octets) is not that of a simulated guest"
+            )
+        if context[-8:] != struct.pack("<I4x", zlib.crc32(context[:-8])):
+            raise ForeignContextError("its HVM context is damaged: the checksum differs")
+        _, kind, _, seed, rate, pages, present, writes, steps, checked, sweep, token, _ = (
+            _FORMAT.unpack(context)
+        )
+        return cls(Kind(kind), seed, rate, pages, present, writes, steps, checked, sweep, token)

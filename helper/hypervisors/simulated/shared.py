@@ -1,0 +1,168 @@
+"""A domain's shared memory: made by its guest, opened by every other process of the host."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import select
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helper.hypervisors.simulated import layout
+from helper.hypervisors.simulated.layout import DomainPage
+
+PROCESS_FILE: Final = "process.json"
+"""In the domain's directory: the guest's pid, its start time, and its memfds by name."""
+
+AREAS: Final = ("domain", "p2m", "writes", "memory")
+
+MADV_POPULATE_READ: Final = 22
+MADV_POPULATE_WRITE: Final = 23
+"""Since Linux 5.14; not in Python 3.11's mmap module."""
+
+
+class GuestGoneError(ProcessLookupError):
+    """The domain has no process any more (or not yet)."""
+
+
+def _size(name: str, capacity: int) -> int:
+    return {
+        "domain": layout.DOMAIN_SIZE,
+        "p2m": capacity,
+        "writes": 4 * capacity,
+        "memory": layout.PAGE_SIZE * capacity,
+    }[name]
+
+
+def create_areas(capacity: int) -> dict[str, int]:
+    """Fresh memfds for a domain of `capacity` pfns, by name; they take memory as it is used."""
+    fds: dict[str, int] = {}
+    for name in AREAS:
+        fds[name] = os.memfd_create(f"xen-{name}", os.MFD_CLOEXEC)
+        os.ftruncate(fds[name], _size(name, capacity))
+    return fds
+
+
+class SharedMemory:
+    """The mappings of a domain's memory in this process.
+
+    `p2m` (a layout.P2M for each pfn) and `writes` (the vCPU's write counter of each pfn: odd while
+    it writes) are arrays; `memory` is the guest's pages; `area` gives the blobs.
+    """
+
+    def __init__(self, fds: dict[str, int]) -> None:
+        """Takes over the descriptors."""
+        try:
+            maps = {name: mmap.mmap(fd, os.fstat(fd).st_size) for name, fd in fds.items()}
+        finally:
+            for name, fd in fds.items():
+                if name != "memory":
+                    os.close(fd)
+        self.memory_fd = fds["memory"]
+        self._domain_map = maps["domain"]
+        self.domain = DomainPage.from_buffer(maps["domain"])
+        self.p2m: NDArray[np.uint8] = np.frombuffer(maps["p2m"], np.uint8)
+        self.writes: NDArray[np.uint32] = np.frombuffer(maps["writes"], np.uint32)
+        self.memory = maps["memory"]
+
+    def read_area(self, offset: int, length: int) -> bytes:
+        return self._domain_map[offset : offset + length]
+
+    def write_area(self, offset: int, data: bytes) -> None:
+        self._domain_map[offset : offset + len(data)] = data
+
+    def words(self) -> NDArray[np.uint64]:
+        """The memory as a row of 512 words for each pfn."""
+        return np.frombuffer(self.memory, np.uint64).reshape(-1, layout.PAGE_SIZE // 8)
+
+    def close(self) -> None:
+        """Close the descriptor and let go of the mappings; they end with their last user."""
+        if self.memory_fd >= 0:
+            os.close(self.memory_fd)
+            self.memory_fd = -1
+        del self.memory, self.p2m, self.writes, self.domain, self._domain_map
+
+
+def start_time(pid: int) -> int:
+    """When a process started, in clock ticks: with its pid, who it is. Raises GuestGoneError."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise GuestGoneError(f"process {pid} is gone") from error
+
+
+def write_process_file(directory: int, fds: dict[str, int]) -> None:
+    """Tell who this guest is; `directory` is a descriptor of the domain's."""
+    pid = os.getpid()
+    record = {"pid": pid, "start_time": start_time(pid), "fds": fds}
+    temporary = PROCESS_FILE + ".new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    with open(fd, "w") as file:
+        json.dump(record, file)
+    os.rename(temporary, PROCESS_FILE, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+@dataclass(frozen=True)
+class GuestProcess:
+    """The guest's process, held by a pidfd, so that its pid cannot come to mean another one."""
+
+    pid: int
+    pidfd: int
+    fds: dict[str, int]
+
+    @classmethod
+    def open(cls, directory: int) -> GuestProcess:
+        """The process of the domain in `directory` (a descriptor). Raises GuestGoneError."""
+        try:
+            fd = os.open(PROCESS_FILE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        except FileNotFoundError as error:
+            raise GuestGoneError("the domain has no process") from error
+        with open(fd) as file:
+            record: dict[str, Any] = json.load(file)
+        pid = record["pid"]
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError as error:
+            raise GuestGoneError(f"the guest's process {pid} is gone") from error
+        process = cls(pid, pidfd, record["fds"])
+        try:
+            if start_time(pid) != record["start_time"] or not process.alive():
+                raise GuestGoneError(f"the guest's process {pid} is gone")
+        except GuestGoneError:
+            process.close()
+            raise
+        return process
+
+    def alive(self) -> bool:
+        return not self.wait_end(0)
+
+    def wait_end(self, seconds: float) -> bool:
+        """Wait for the process to end; False where it did not in time."""
+        poller = select.poll()
+        poller.register(self.pidfd, select.POLLIN)
+        return bool(poller.poll(seconds * 1000))
+
+    def open_memory(self) -> SharedMemory:
+        """Raises GuestGoneError."""
+        fds: dict[str, int] = {}
+        try:
+            for name in AREAS:
+                path = f"/proc/{self.pid}/fd/{self.fds[name]}"
+                fds[name] = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            if not self.alive():
+                raise GuestGoneError(f"the guest's process {self.pid} is gone")
+        except (FileNotFoundError, ProcessLookupError, PermissionError) as error:
+            for fd in fds.values():
+                os.close(fd)
+            if isinstance(error, PermissionError) and self.alive():
+                raise
+            raise GuestGoneError(f"the guest's process {self.pid} is gone") from error
+        return SharedMemory(fds)
+
+    def close(self) -> None:
+        os.close(self.pidfd)

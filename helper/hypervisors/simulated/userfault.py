@@ -1,0 +1,116 @@
+"""userfaultfd(2) through ctypes: both its user (the guest) and its server (the pager)."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+_SYSCALL: Final = {"x86_64": 323, "aarch64": 282}
+_UFFD_API: Final = 0xAA
+_USER_MODE_ONLY: Final = 1
+_FEATURE_EVENT_REMOVE: Final = 1 << 3
+_FEATURE_MISSING_SHMEM: Final = 1 << 5
+_REGISTER_MODE_MISSING: Final = 1
+
+_API: Final = 0xC018AA3F
+_REGISTER: Final = 0xC020AA00
+_WAKE: Final = 0x8010AA02
+_COPY: Final = 0xC028AA03
+_ZEROPAGE: Final = 0xC020AA04
+
+_EVENT_PAGEFAULT: Final = 0x12
+_EVENT_REMOVE: Final = 0x15
+_MESSAGE: Final = struct.Struct("<B7xQQQ")
+"""event; flags and address of a fault, or start and end of a removed range."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    address: int
+
+
+@dataclass(frozen=True)
+class Removed:
+    """The process gave this range back; it waits until the event is read."""
+
+    start: int
+    end: int
+
+
+def open_and_register(address: int, length: int) -> int:
+    """A userfaultfd on which missing pages of a shared mapping of this process are reported.
+
+    User-mode faults only, which any user may have. Raises OSError with the way out in its text.
+    """
+    number = _SYSCALL[os.uname().machine]
+    fd = ctypes.CDLL(None, use_errno=True).syscall(
+        number, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY
+    )
+    if fd < 0:
+        code = ctypes.get_errno()
+        raise OSError(
+            code, f"userfaultfd: {os.strerror(code)}; paging needs Linux 5.11 and a sandbox "
+            "that allows the system call"
+        )  # fmt: skip
+    try:
+        fcntl.ioctl(
+            fd,
+            _API,
+            struct.pack("<QQQ", _UFFD_API, _FEATURE_MISSING_SHMEM | _FEATURE_EVENT_REMOVE, 0),
+        )
+        fcntl.ioctl(fd, _REGISTER, struct.pack("<QQQQ", address, length, _REGISTER_MODE_MISSING, 0))
+    except OSError as error:
+        os.close(fd)
+        raise OSError(error.errno, f"userfaultfd: {os.strerror(error.errno or 0)}") from error
+    return int(fd)
+
+
+def read_events(fd: int) -> list[Fault | Removed]:
+    """All events that wait, without blocking."""
+    events: list[Fault | Removed] = []
+    while True:
+        try:
+            data = os.read(fd, _MESSAGE.size * 64)
+        except BlockingIOError:
+            return events
+        for kind, first, second, _ in _MESSAGE.iter_unpack(data):
+            if kind == _EVENT_PAGEFAULT:
+                events.append(Fault(second))
+            elif kind == _EVENT_REMOVE:
+                events.append(Removed(first, second))
+            else:
+                raise OSError(errno.EPROTO, f"userfaultfd: unexpected event {kind:#x}")
+
+
+def _transfer(fd: int, operation: int, argument: bytearray, done_at: int, length: int) -> int:
+    """Octets done, less than `length` where the kernel asks to come again (EAGAIN)."""
+    try:
+        fcntl.ioctl(fd, operation, argument)
+    except BlockingIOError:
+        (done,) = struct.unpack_from("<q", argument, done_at)
+        return max(0, int(done))
+    return length
+
+
+def copy(fd: int, address: int, source: int, length: int) -> int:
+    """Put pages in place and wake who waits for them; octets done, which may be fewer.
+
+    Raises FileExistsError for a page that is there.
+    """
+    argument = bytearray(struct.pack("<QQQQq", address, source, length, 0, 0))
+    return _transfer(fd, _COPY, argument, 32, length)
+
+
+def zero(fd: int, address: int, length: int) -> int:
+    """As `copy`, with zeros."""
+    argument = bytearray(struct.pack("<QQQq", address, length, 0, 0))
+    return _transfer(fd, _ZEROPAGE, argument, 24, length)
+
+
+def wake(fd: int, address: int, length: int) -> None:
+    fcntl.ioctl(fd, _WAKE, struct.pack("<QQ", address, length))

@@ -1,0 +1,219 @@
+"""The simulated vCPU: it writes pages by its workload, and checks what it reads.
+
+Memory is only ever touched by numpy, in user mode: an access to a page that is paged out is a real
+page fault of this process, and stops it until the page is there.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import time
+from typing import Final
+
+import numpy as np
+
+from helper.hypervisors.interface import ShutdownReason
+from helper.hypervisors.simulated import pattern
+from helper.hypervisors.simulated.layout import (
+    BUCKETS_PER_OCTAVE,
+    FAULT_BUCKETS,
+    P2M,
+    PAGE_SIZE,
+    RUNS,
+)
+from helper.hypervisors.simulated.pattern import Words
+from helper.hypervisors.simulated.registers import Registers
+from helper.hypervisors.simulated.shared import SharedMemory
+from helper.hypervisors.simulated.workload import UNLIMITED, Kind
+
+STEP: Final = 0.005
+"""Seconds from one step to the next, for a workload with a rate."""
+
+IDLE_STEP: Final = 0.01
+
+SWEEP: Final = 16
+"""Pages of its round through all memory that the guest compares in a step."""
+
+BATCH: Final = 512
+"""Pages written in a step at most. A vCPU that fell behind its rate does not catch up."""
+
+CHECKED_BEFORE_WRITE: Final = 64
+"""Pages of a batch that are compared before they are written. The rest of a large batch is
+written without a look; the way round memory comes to those, too."""
+
+FILL: Final = 4096
+"""Pages built or verified between two looks at the sockets."""
+
+
+class Crash(Exception):
+    """The guest found its memory or its device model wrong; the text says what."""
+
+
+class VCPU:
+    """One guest's vCPU. `registers` is None until it has any."""
+
+    def __init__(self, shared: SharedMemory) -> None:
+        self._shared = shared
+        self._domain = shared.domain
+        self._words = shared.words()
+        self.registers: Registers | None = None
+        self._written_until = 0.0
+
+    @property
+    def memory_address(self) -> int:
+        """Where pfn 0 is in this process."""
+        return int(self._words.ctypes.data)
+
+    # -- building and starting ------------------------------------------------------------------
+
+    def fill(self, registers: Registers, first: int, count: int) -> None:
+        """Build pages `first` on: write 0 of each."""
+        shared = self._shared
+        pfns = np.arange(first, first + count, dtype=np.uint64)
+        pattern.write(self._words, registers.seed, pfns, np.zeros_like(pfns))
+        shared.p2m[first : first + count] = P2M.POPULATED
+
+    def start(self) -> None:
+        """Begin to run from the registers as they are."""
+        self._written_until = time.monotonic()
+        self._domain.first_step_at = 0.0
+
+    # -- steps ----------------------------------------------------------------------------------
+
+    def next_step(self) -> float:
+        """CLOCK_MONOTONIC time of the next step; in the past where the vCPU does not wait."""
+        registers = self._running()
+        if registers.kind is Kind.IDLE:
+            return self._written_until + IDLE_STEP
+        if registers.rate == UNLIMITED:
+            return 0.0
+        return self._written_until + max(STEP, 1 / registers.rate)
+
+    def step(self) -> None:
+        """Compare some pages, write some. Raises Crash."""
+        registers, domain = self._running(), self._domain
+        now = time.monotonic()
+        if domain.first_step_at == 0.0:
+            domain.first_step_at = now
+        pfns, writes = registers.workload().targets(registers.writes, self._due(registers, now))
+        drawn = len(pfns)
+        here = pfns < np.uint64(registers.present)
+        if not here.all():
+            pfns, writes = pfns[here], writes[here]
+        if registers.present:
+            swept = (registers.sweep + np.arange(SWEEP)) % registers.present
+            registers.sweep = int(swept[-1] + 1) % registers.present
+            self.check(np.unique(swept).astype(np.uint64))
+        self.check(pfns[:CHECKED_BEFORE_WRITE])
+        self._write(registers, pfns, writes)
+        registers.writes += drawn
+        registers.steps += 1
+        domain.steps = registers.steps
+
+    def _due(self, registers: Registers, now: float) -> int:
+        """How many pages to write in the step that begins now."""
+        if registers.kind is Kind.IDLE or registers.rate == UNLIMITED:
+            self._written_until = now
+            return BATCH
+        due = math.floor((now - self._written_until) * registers.rate)
+        if due > BATCH:
+            self._written_until = now
+            return BATCH
+        self._written_until += due / registers.rate
+        return due
+
+    def _write(self, registers: Registers, pfns: Words, writes: Words) -> None:
+        if not len(pfns):
+            return
+        self._bring_in(pfns[CHECKED_BEFORE_WRITE:])
+        counters = self._shared.writes
+        # Odd while the page changes, and changed at the end: whoever looks at any moment sees
+        # that this page is not what it was (Linux/x86 keeps the order of these stores).
+        counters[pfns] += np.uint32(1)
+        pattern.write(self._words, registers.seed, pfns, writes)
+        counters[pfns] += np.uint32(1)
+
+    # -- comparing ------------------------------------------------------------------------------
+
+    def check(self, pfns: Words) -> None:
+        """Compare these pages whole with what the registers say. Raises Crash."""
+        if not len(pfns):
+            return
+        registers, domain = self._running(), self._domain
+        self._bring_in(pfns)
+        expected = registers.workload().writes_of(pfns, registers.writes)
+        wrong = pattern.first_wrong(self._words, registers.seed, pfns, expected)
+        registers.pages_checked += len(pfns)
+        domain.pages_checked = registers.pages_checked
+        if wrong is None:
+            return
+        domain.memory_wrong += 1
+        pfn, write = int(pfns[wrong]), int(expected[wrong])
+        if self._shared.p2m[pfn] == P2M.PAGED_OUT:
+            raise Crash(f"pfn {pfn:#x} was paged out, and nobody serves paging any more")
+        found = pattern.describe(self._words[pfn], registers.seed, pfn, write)
+        raise Crash(f"pfn {pfn:#x} is wrong: expected write {write}, found {found}")
+
+    def _bring_in(self, pfns: Words) -> None:
+        """Touch those of `pfns` that are paged out, one by one, and measure how long each takes.
+
+        Raises Crash for a page that cannot come.
+        """
+        states = self._shared.p2m[pfns]
+        if (states == P2M.POPULATED).all():
+            return
+        if self._domain.paging:
+            for pfn in pfns[states == P2M.PAGED_OUT].tolist():
+                before = time.perf_counter_ns()
+                int(self._words[pfn, 0])
+                self._count_fault(time.perf_counter_ns() - before)
+        elif (states == P2M.PAGED_OUT).any():
+            pfn = int(pfns[states == P2M.PAGED_OUT][0])
+            raise Crash(f"pfn {pfn:#x} is paged out, and nobody serves paging")
+        if (states == P2M.ABSENT).any():
+            self._domain.memory_wrong += 1
+            pfn = int(pfns[states == P2M.ABSENT][0])
+            raise Crash(f"pfn {pfn:#x} is absent from the guest's memory")
+
+    def _count_fault(self, nanoseconds: int) -> None:
+        bucket = int(math.log2(max(1, nanoseconds)) * BUCKETS_PER_OCTAVE)
+        self._domain.fault_histogram[min(bucket, FAULT_BUCKETS - 1)] += 1
+        self._domain.faults += 1
+
+    # -- giving memory back ---------------------------------------------------------------------
+
+    def release(self, count: int) -> int:
+        """Give the last `count` pages back (XENMEM_decrease_reservation); how many there were."""
+        registers = self._running()
+        count = min(count, registers.present)
+        if not count:
+            return 0
+        registers.present -= count
+        registers.sweep = 0
+        first = registers.present
+        shared = self._shared
+        held = int(np.count_nonzero(shared.p2m[first : first + count]))
+        # A page that is gone is news to log-dirty as well.
+        shared.writes[first : first + count] += np.uint32(2)
+        # While paging is on, this waits until the pager has taken note.
+        shared.memory.madvise(mmap.MADV_REMOVE, first * PAGE_SIZE, count * PAGE_SIZE)
+        shared.p2m[first : first + count] = P2M.ABSENT
+        self._domain.nr_pages -= held
+        return count
+
+    # -- states ---------------------------------------------------------------------------------
+
+    def _running(self) -> Registers:
+        if self.registers is None:
+            raise Crash("the vCPU has no registers")
+        return self.registers
+
+    def crash(self, reason: str) -> None:
+        """Stop for good."""
+        self._domain.crash = reason.encode("utf-8", "replace")[:511]
+        self._domain.shutdown = ShutdownReason.CRASH
+
+    @property
+    def runs(self) -> bool:
+        return not self._domain.paused and self._domain.shutdown == RUNS
