@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ipc_schema.trace import Trace
@@ -36,8 +37,8 @@ class Context:
 
     host: Host
     hypervisor: str
-    trace: Trace = Trace("controller")
-    limits: Limits = Limits()
+    trace: Trace = field(default_factory=partial(Trace, "controller"))
+    limits: Limits = field(default_factory=Limits)
     log: LogLine = no_log
     progress: ProgressLine = no_progress
-    program: HelperProgram = OwnHelper()
+    program: HelperProgram = field(default_factory=OwnHelper)

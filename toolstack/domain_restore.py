@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from toolstack.context import Context
-from toolstack.save_helper import Statistics
+from toolstack.operation import end_in_order
+from toolstack.restore_operation import RestoreOperation, RestoreParameters, RestoreResult
+
+__all__ = ["RestoreResult", "domain_create_restore"]
 
 
-@dataclass(frozen=True)
-class RestoreResult:
-    """How a restore ended.
-
-    `rc` is 0 or a libxl error code, `reason` a line for people (empty on success). `domid` is the
-    new domain, None where there is none (any more). `postcopy_resumed` says that the domain was
-    let run after a postcopy transition; it may have run even where `rc` is not 0.
-    """
-
-    rc: int
-    domid: int | None
-    postcopy_resumed: bool
-    statistics: Statistics | None
-    reason: str
-
-
-def _nothing() -> None: ...
+def _nothing() -> None:
+    """For a caller that does not want to know."""
 
 
 async def domain_create_restore(
@@ -45,4 +32,6 @@ async def domain_create_restore(
     raises, the restore fails. On any failure the domain is destroyed. Returns in all cases but a
     fault of the program; a cancellation aborts in order and returns ERROR_ABORTED.
     """
-    raise NotImplementedError
+    parameters = RestoreParameters(config, name, restore_fd, send_back_fd, on_resume)
+    operation = RestoreOperation(ctx, parameters)
+    return await end_in_order(operation.run(), operation.cancel)

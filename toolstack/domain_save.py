@@ -3,48 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
+from typing import Final
 
-from ipc_schema.messages import XCFlags
+from ipc_schema.errors import Error
+from ipc_schema.messages import Operation, XCFlags
 from toolstack.context import Context
+from toolstack.operation import end_in_order
 from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits
-from toolstack.save_helper import Statistics
+from toolstack.save_helper import HelperRequest
+from toolstack.save_operation import SaveOperation, SaveParameters
+from toolstack.save_result import PostcopyTransitioned, SaveResult
 
-SUSPEND_DEBUG = int(XCFlags.DEBUG)
-SUSPEND_LIVE = int(XCFlags.LIVE)
+__all__ = [
+    "SUSPEND_DEBUG",
+    "SUSPEND_LIVE",
+    "MemoryStrategy",
+    "PostcopyTransitioned",
+    "PrecopyLimits",
+    "SaveResult",
+    "domain_live_migrate",
+    "domain_suspend",
+]
 
+SUSPEND_DEBUG: Final = int(XCFlags.DEBUG)
+SUSPEND_LIVE: Final = int(XCFlags.LIVE)
 
-class PostcopyTransitioned(Enum):
-    """What has become of the hand-over to the destination."""
-
-    NEVER = "never"
-    """It was not begun, or not to the point where the destination could notice."""
-    FAILED = "failed"
-    """It was begun, and its last octet was certainly not written: the guest cannot run at the
-    destination."""
-    DONE = "done"
-    """The guest may run at the destination: it must not be resumed here, unless the destination
-    says that it did not start."""
-
-
-@dataclass(frozen=True)
-class SaveResult:
-    """How a save ended.
-
-    `rc` is 0 or a libxl error code, `reason` a line for people (empty on success). `suspended` is
-    True where the domain has suspended, or may yet, for this save: the caller hands it over or
-    resumes it; with an `rc` and False there is nothing to resume.
-    """
-
-    rc: int
-    postcopy_transitioned: PostcopyTransitioned
-    statistics: Statistics | None
-    reason: str
-    suspended: bool
+_DEFAULT_PRECOPY: Final = PrecopyLimits()
 
 
-def _nothing() -> None: ...
+def _nothing() -> None:
+    """For a caller that does not want to know."""
 
 
 async def domain_suspend(
@@ -56,7 +44,11 @@ async def domain_suspend(
     Returns in all cases but a fault of the program; a cancellation aborts the save in order and
     returns ERROR_ABORTED. Never resumes the domain: that is the caller's part.
     """
-    raise NotImplementedError
+    request = HelperRequest(
+        Operation.SAVE, domid, fd, xcflags=flags, hypervisor=ctx.hypervisor, bandwidth=bandwidth
+    )
+    parameters = SaveParameters(request, MemoryStrategy.DEFAULT, _DEFAULT_PRECOPY, _nothing)
+    return await _save(ctx, parameters)
 
 
 async def domain_live_migrate(
@@ -67,7 +59,7 @@ async def domain_live_migrate(
     recv_fd: int,
     memory_strategy: MemoryStrategy = MemoryStrategy.DEFAULT,
     *,
-    precopy: PrecopyLimits = PrecopyLimits(),
+    precopy: PrecopyLimits = _DEFAULT_PRECOPY,
     bandwidth: int = 0,
     on_transition: Callable[[], None] = _nothing,
 ) -> SaveResult:
@@ -78,4 +70,30 @@ async def domain_live_migrate(
     `on_transition` is called right before the first octet of POSTCOPY_TRANSITION_END can be
     written; where it raises, the transition fails without having begun.
     """
-    raise NotImplementedError
+    if recv_fd < 0:
+        return _refused("a live migration needs its back channel, recv_fd")
+    request = HelperRequest(
+        Operation.SAVE,
+        domid,
+        send_fd,
+        back_fd=recv_fd,
+        xcflags=flags | SUSPEND_LIVE,
+        hypervisor=ctx.hypervisor,
+        bandwidth=bandwidth,
+        postcopy=memory_strategy is MemoryStrategy.POSTCOPY,
+    )
+    return await _save(ctx, SaveParameters(request, memory_strategy, precopy, on_transition))
+
+
+async def _save(ctx: Context, parameters: SaveParameters) -> SaveResult:
+    request = parameters.request
+    if request.xcflags & ~(SUSPEND_LIVE | SUSPEND_DEBUG):
+        return _refused(f"flags {request.xcflags:#x}: there are SUSPEND_LIVE and SUSPEND_DEBUG")
+    if request.bandwidth < 0:
+        return _refused(f"a bandwidth of {request.bandwidth} octets a second")
+    operation = SaveOperation(ctx, parameters)
+    return await end_in_order(operation.run(), operation.cancel)
+
+
+def _refused(reason: str) -> SaveResult:
+    return SaveResult(Error.INVAL, PostcopyTransitioned.NEVER, None, reason, suspended=False)

@@ -1,0 +1,91 @@
+"""What a save and a restore have in common: their log, their reason, their cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, TypeVar
+
+from ipc_schema.errors import Error
+from ipc_schema.messages import XentoollogLevel
+from toolstack.context import Context
+from toolstack.save_helper import HelperResult, Statistics
+
+_T = TypeVar("_T")
+_NO_ERRNO: Final = 2**32 - 1
+
+
+async def end_in_order(run: Coroutine[Any, Any, _T], cancel: Callable[[], None]) -> _T:
+    """What `run` returns. A cancellation does not reach `run`: it calls `cancel`, which must have
+    `run` come to its end, and the result is waited for as before."""
+    task = asyncio.ensure_future(run)
+    while True:
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise
+            if (current := asyncio.current_task()) is not None:
+                current.uncancel()
+            cancel()
+
+
+def rc_of(error: BaseException) -> int:
+    """The libxl code of a failed system or host call."""
+    return Error.TIMEDOUT if isinstance(error, TimeoutError) else Error.FAIL
+
+
+def has_device_model(config: Mapping[str, Any]) -> bool:
+    """Whether a domain of this configuration (libxl_domain_config's JSON) has one: an HVM domain
+    whose `device_model_version` is not `none`."""
+    hvm: bool = config.get("c_info", {}).get("type") == "hvm"
+    none: bool = config.get("b_info", {}).get("device_model_version") == "none"
+    return hvm and not none
+
+
+class Report:
+    """The first reason of a failure, the log, and what the helper counted."""
+
+    def __init__(self, ctx: Context, domid: int | None) -> None:
+        self.domid = domid
+        self.reason = ""
+        self.statistics: Statistics | None = None
+        self._ctx = ctx
+
+    def failed(self, reason: str, **fields: object) -> None:
+        """Log a failure; the first one's reason is the operation's."""
+        text = reason if self.domid is None else f"domain {self.domid}: {reason}"
+        self._ctx.log(XentoollogLevel.ERROR, "libxl", text)
+        self._ctx.trace.event("failure", domid=self.domid, reason=reason, **fields)
+        self.reason = self.reason or reason
+
+    def event(self, event: str, **fields: object) -> None:
+        self._ctx.trace.event(event, domid=self.domid, **fields)
+
+    def helper_ended(self, result: HelperResult, rc: int, doing: str) -> None:
+        """The helper's end, with the rc that it means."""
+        self.statistics = result.statistics
+        self.event(
+            "helper_ended",
+            rc=rc,
+            retval=result.retval,
+            errnoval=result.errnoval,
+            completed=result.completed,
+        )
+        if not rc:
+            return
+        why = result.reason
+        if not why and result.errnoval:
+            why = os.strerror(result.errnoval)
+        self.failed(f"{doing}: {why or 'the helper failed'}", rc=rc)
+
+    def log_callback(self, level: int, errnoval: int, context: str, formatted: str) -> None:
+        """The catalogue's `log`."""
+        if errnoval not in {0, _NO_ERRNO}:
+            formatted = f"{formatted}: {os.strerror(errnoval)}"
+        self._ctx.log(level, context, formatted)
+
+    def progress_callback(self, context: str, doing_what: str, done: int, total: int) -> None:
+        """The catalogue's `progress`; `context` is libxc's own name in all of them."""
+        self._ctx.progress(doing_what, done, total)

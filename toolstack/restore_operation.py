@@ -1,0 +1,380 @@
+"""One restore: carries out what the stream reader, the join and the restore join decide.
+
+libxl_create.c and the asynchronous part of libxl_stream_read.c.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ipc_schema import libxl_stream, records
+from ipc_schema.errors import Error
+from ipc_schema.messages import Operation
+from toolstack import blocking, fd_io, join, restore_join, stream_reader
+from toolstack.context import Context
+from toolstack.join import Join, JoinAction, Task
+from toolstack.operation import Report, has_device_model, rc_of
+from toolstack.restore_join import RestoreAction, RestoreJoin
+from toolstack.save_helper import HelperRequest, HelperResult, SaveHelper, Statistics
+from toolstack.stream_reader import ReaderAction, StreamReader
+from toolstack.stream_writer import OutOfTurn
+
+
+@dataclass(frozen=True)
+class RestoreResult:
+    """How a restore ended.
+
+    `rc` is 0 or a libxl error code, `reason` a line for people (empty on success). `domid` is the
+    new domain, None where there is none (any more). `postcopy_resumed` says that the domain was
+    let run after a postcopy transition; it may have run even where `rc` is not 0.
+    """
+
+    rc: int
+    domid: int | None
+    postcopy_resumed: bool
+    statistics: Statistics | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class RestoreParameters:
+    """What is to be restored, and from where; see `domain_create_restore`."""
+
+    config: Mapping[str, Any]
+    name: str
+    restore_fd: int
+    send_back_fd: int
+    on_resume: Callable[[], None]
+
+
+class RestoreOperation:
+    """Runs once. `cancel` makes `run` end soon, in order, with ERROR_ABORTED; it comes too late
+    where the stream is through and a domain after its postcopy transition is about to run: the
+    source has given it away."""
+
+    def __init__(self, ctx: Context, parameters: RestoreParameters) -> None:
+        self._ctx = ctx
+        self._parameters = parameters
+        self._domid: int | None = None
+        self._report = Report(ctx, None)
+        self._join = Join()
+        self._reader = StreamReader(device_model=has_device_model(parameters.config))
+        self._postcopy: RestoreJoin | None = None
+        self._helper: SaveHelper | None = None
+        self._read: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._xenstore: list[tuple[bytes, bytes]] = []
+        self._context: bytes | None = None
+        self._results_seen = False
+        self._resumed = False
+        self._cancelled = False
+        self._fault: BaseException | None = None
+        self._completed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> RestoreResult:
+        rc = await self._create()
+        if not rc:
+            rc = await self._restore()
+        if rc and self._domid is not None:
+            await self._destroy(self._domid)
+        self._report.event("restore_ended", rc=rc, postcopy_resumed=self._resumed)
+        if self._fault is not None:
+            raise self._fault
+        return RestoreResult(
+            rc,
+            self._domid,
+            self._resumed,
+            self._report.statistics,
+            self._report.reason if rc else "",
+        )
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        if self._join.running(Task.STREAM) or self._join.running(Task.HELPER):
+            self._fail("the restore was cancelled", Error.ABORTED)
+
+    async def _create(self) -> int:
+        parameters = self._parameters
+        try:
+            self._domid = self._report.domid = await blocking.call(
+                self._ctx.limits.callback, self._ctx.host.create, parameters.config, parameters.name
+            )
+        except (ValueError, FileExistsError) as error:
+            self._report.failed(f"the domain {parameters.name} cannot be: {error}")
+            return Error.INVAL
+        except OSError as error:
+            self._report.failed(f"the domain {parameters.name} cannot be made: {error}")
+            return rc_of(error)
+        self._report.event("domain_created", name=parameters.name)
+        return 0
+
+    async def _restore(self) -> int:
+        if not self._cancelled:
+            self._join.started(Task.STREAM)
+            self._do(self._reader.start())
+            rc = await self._completed
+            while self._tasks:
+                await asyncio.wait(self._tasks)
+            if rc or self._postcopy is not None:
+                return rc
+            rc = await self._restore_emulator()
+            if rc or not self._cancelled:
+                return rc
+        self._report.failed("the restore was cancelled")
+        return Error.ABORTED
+
+    async def _restore_emulator(self) -> int:
+        assert self._domid is not None
+        if not has_device_model(self._parameters.config):
+            return 0
+        try:
+            await blocking.call(
+                self._ctx.limits.callback,
+                self._ctx.host.restore_emulator,
+                self._domid,
+                self._xenstore,
+                self._context,
+            )
+        except (OSError, ValueError) as error:
+            self._report.failed(f"the device model cannot be restored: {error}")
+            return rc_of(error)
+        return 0
+
+    async def _destroy(self, domid: int) -> None:
+        try:
+            await blocking.call(self._ctx.limits.callback, self._ctx.host.destroy, domid)
+        except ProcessLookupError:
+            pass  # it is gone, as it shall be
+        except OSError as error:
+            self._report.failed(f"the domain cannot be destroyed: {error}")
+            return
+        self._domid = None
+
+    # What the machines decide
+
+    def _fail(self, reason: str, rc: int) -> None:
+        self._report.failed(reason, rc=rc)
+        self._do_join(self._join.fail(rc))
+
+    def _do_join(self, actions: tuple[JoinAction, ...]) -> None:
+        for action in actions:
+            match action:
+                case join.Abort(Task.STREAM, rc):
+                    self._do(self._reader.abort(rc))
+                case join.Abort(Task.HELPER, rc):
+                    if self._helper is not None:
+                        self._helper.abort(rc, self._report.reason)
+                case join.Unwind():
+                    self._do_join(self._join.unwound())
+                case join.Complete(rc):
+                    if self._postcopy is None:
+                        self._completed.set_result(rc)
+                    else:
+                        self._do_postcopy(self._postcopy.stream_done(rc))
+
+    def _do_postcopy(self, actions: tuple[RestoreAction, ...]) -> None:
+        for action in actions:
+            match action:
+                case restore_join.AbortStream(rc):
+                    self._do_join(self._join.fail(rc))
+                case restore_join.Complete(rc):
+                    self._completed.set_result(rc)
+
+    def _do(self, actions: tuple[ReaderAction, ...]) -> None:
+        for action in actions:
+            match action:
+                case stream_reader.ReadHeader():
+                    self._read = self._spawn(self._read_header())
+                case stream_reader.ReadRecord():
+                    self._read = self._spawn(self._read_record())
+                case stream_reader.CancelRead():
+                    if self._read is not None:
+                        self._read.cancel()
+                case stream_reader.KeepXenstoreData(body):
+                    self._keep(self._keep_xenstore, body)
+                case stream_reader.KeepContext(body):
+                    self._keep(self._keep_context, body)
+                case stream_reader.StartHelper():
+                    self._start_helper()
+                case stream_reader.PostcopyTransitionCallback(rc):
+                    self._postcopy_transition_done(rc)
+                case stream_reader.Log(problem):
+                    self._report.failed(f"libxl stream: {problem}")
+                case stream_reader.Stopped(rc):
+                    self._do_join(self._join.stopped(Task.STREAM, rc))
+                case stream_reader.CheckpointCallback() | stream_reader.CheckpointStateCallback():
+                    raise RuntimeError("a plain stream has no checkpoints")
+
+    # Reading
+
+    async def _octets(self, size: int, what: str) -> bytes:
+        limit = self._ctx.limits.stream_stall
+        return await fd_io.read_exactly(self._parameters.restore_fd, size, limit=limit, what=what)
+
+    async def _read_header(self) -> None:
+        try:
+            data = await self._octets(libxl_stream.HEADER_SIZE, "libxl stream header")
+            libxl_stream.decode_header(data)
+        except (OSError, EOFError, ValueError) as error:
+            self._read_failed(error)
+            return
+        self._do(self._reader.header_done())
+
+    async def _read_record(self) -> None:
+        what = "libxl record"
+        try:
+            header = await self._octets(records.HEADER_SIZE, f"{what} header")
+            number, length = records.decode_record_header(header, what, 0)
+            kind = libxl_stream.record_type(number, 0)
+            if kind is not None:
+                libxl_stream.check_length(kind, length, 0)
+                what = kind.name
+            padded = length + records.padding(length)
+            body = await self._octets(padded, what)
+            records.check_padding(body[length:], what, records.HEADER_SIZE + length)
+        except (OSError, EOFError, ValueError) as error:
+            self._read_failed(error)
+            return
+        self._report.event("stream_read", record=number if kind is None else kind.name)
+        self._do(self._reader.record_done(number, body[:length]))
+
+    def _read_failed(self, error: Exception) -> None:
+        self._report.failed(f"reading the stream: {error}")
+        self._do(self._reader.read_failed(rc_of(error)))
+
+    def _keep(self, keep: Callable[[bytes], None], body: bytes) -> None:
+        rc = 0
+        try:
+            keep(body)
+        except ValueError as error:
+            self._report.failed(str(error))
+            rc = Error.FAIL
+        self._do(self._reader.processed(rc))
+
+    def _keep_xenstore(self, body: bytes) -> None:
+        _, _, entries = libxl_stream.decode_emulator_xenstore_data(body)
+        for path, _ in entries:
+            # libxl__restore_emulator_xenstore_data: it would be written outside the domain's own.
+            if not path or path.startswith(b"/") or b".." in path.split(b"/"):
+                raise ValueError(f"emulator xenstore data with the path {path!r}")
+        self._xenstore = entries
+
+    def _keep_context(self, body: bytes) -> None:
+        _, _, self._context = libxl_stream.decode_emulator_context(body)
+
+    # The helper and its callbacks
+
+    def _start_helper(self) -> None:
+        assert self._domid is not None
+        parameters = self._parameters
+        request = HelperRequest(
+            Operation.RESTORE,
+            self._domid,
+            parameters.restore_fd,
+            back_fd=parameters.send_back_fd,
+            hypervisor=self._ctx.hypervisor,
+            postcopy=parameters.send_back_fd >= 0,
+        )
+        callbacks: dict[str, Callable[..., int | None]] = {
+            "log": self._report.log_callback,
+            "progress": self._report.progress_callback,
+            "static_data_done": self._on_static_data_done,
+            "restore_results": self._on_restore_results,
+        }
+        if request.postcopy:
+            callbacks["postcopy_transition"] = self._on_postcopy_transition
+        self._join.started(Task.HELPER)
+        self._helper = SaveHelper(
+            request,
+            callbacks,
+            self._helper_done,
+            limits=self._ctx.limits,
+            trace=self._ctx.trace,
+            program=self._ctx.program,
+        )
+        self._helper.start()
+
+    def _on_static_data_done(self, missing: int) -> int:
+        self._report.event("static_data_done", missing=missing)
+        return 0
+
+    def _on_restore_results(self, store_gfn: int, console_gfn: int) -> None:
+        self._results_seen = True
+        self._report.event("restore_results", store_gfn=store_gfn, console_gfn=console_gfn)
+
+    def _helper_done(self, result: HelperResult) -> None:
+        rc = result.rc
+        if not rc and (result.retval or not result.completed):
+            rc = Error.FAIL
+        self._report.helper_ended(result, rc, "restoring the domain")
+        if not rc and not self._results_seen:
+            rc = Error.FAIL
+            self._report.failed("the helper gave no restore_results", rc=rc)
+        self._do_join(self._join.stopped(Task.HELPER, rc))
+        self._do(self._reader.helper_done(rc))
+
+    def _on_postcopy_transition(self) -> None:
+        self._report.event("postcopy_transition")
+        try:
+            actions = self._reader.start_postcopy_transition()
+        except OutOfTurn as error:
+            self._report.failed(str(error))
+            self._answer(0)
+            return
+        self._do(actions)
+
+    def _postcopy_transition_done(self, rc: int) -> None:
+        """domcreate_postcopy_transition_complete_callback."""
+        self._report.event("postcopy_transition_done", rc=rc)
+        if not rc:
+            self._postcopy = RestoreJoin()
+        self._answer(0 if rc else 1)
+        if self._postcopy is not None:
+            self._spawn(self._resume(self._postcopy))
+
+    async def _resume(self, ends: RestoreJoin) -> None:
+        """Let the domain run while its memory comes in."""
+        rc: int = Error.FAIL
+        try:
+            rc = await self._restore_emulator()
+            if not rc and ends.may_unpause:
+                rc = await self._unpause()
+        finally:
+            self._report.event("postcopy_resume_done", rc=rc)
+            self._do_postcopy(ends.resume_done(rc))
+
+    async def _unpause(self) -> int:
+        assert self._domid is not None
+        try:
+            self._parameters.on_resume()
+        except Exception as error:
+            self._report.failed(f"the domain may not run yet: {error}")
+            return Error.FAIL
+        self._resumed = True
+        try:
+            await blocking.call(self._ctx.limits.callback, self._ctx.host.unpause, self._domid)
+        except OSError as error:
+            self._report.failed(f"the domain cannot be unpaused: {error}")
+            return rc_of(error)
+        return 0
+
+    def _answer(self, value: int) -> None:
+        if self._helper is not None:
+            self._helper.async_callback_done(value)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (fault := task.exception()) is None:
+            return
+        # A fault of the program ends the operation in order, too, and is raised then.
+        self._fault = self._fault or fault
+        self._fail(f"fault: {fault!r}", Error.FAIL)

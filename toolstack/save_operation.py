@@ -1,0 +1,374 @@
+"""One save: carries out what the stream writer, the join and the suspend rules decide.
+
+libxl_dom_save.c and the asynchronous part of libxl_stream_write.c.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ipc_schema import libxl_stream
+from ipc_schema.errors import Error
+from ipc_schema.libxl_stream import EmulatorId, RecordType
+from ipc_schema.messages import XCFlags
+from toolstack import blocking, fd_io, join, stream_writer
+from toolstack.context import Context
+from toolstack.join import Join, JoinAction, Task
+from toolstack.operation import Report, rc_of
+from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits, precopy_policy
+from toolstack.save_helper import HelperRequest, HelperResult, SaveHelper
+from toolstack.save_result import PostcopyTransitioned, SaveResult
+from toolstack.stream_writer import OutOfTurn, Part, StreamWriter, WriterAction, save_rc
+from toolstack.suspend import GuestSuspension
+
+
+@dataclass(frozen=True)
+class SaveParameters:
+    """What is to be saved, and how; see `domain_live_migrate`."""
+
+    request: HelperRequest
+    strategy: MemoryStrategy
+    precopy: PrecopyLimits
+    on_transition: Callable[[], None]
+
+
+_SIMPLE_RECORDS = {
+    Part.LIBXC_CONTEXT: RecordType.LIBXC_CONTEXT,
+    Part.END: RecordType.END,
+    Part.CHECKPOINT_END: RecordType.CHECKPOINT_END,
+    Part.POSTCOPY_TRANSITION_END: RecordType.POSTCOPY_TRANSITION_END,
+}
+"""Records without a body."""
+
+
+class SaveOperation:
+    """Runs once. `cancel` at any time makes `run` end soon, in order, with ERROR_ABORTED."""
+
+    def __init__(self, ctx: Context, parameters: SaveParameters) -> None:
+        self._ctx = ctx
+        self._parameters = parameters
+        self._domid = parameters.request.domid
+        self._live = bool(parameters.request.xcflags & XCFlags.LIVE)
+        self._report = Report(ctx, self._domid)
+        self._join = Join()
+        self._writer = StreamWriter(device_model=True)
+        self._helper: SaveHelper | None = None
+        self._helper_result: HelperResult | None = None
+        self._write: fd_io.Transfer | None = None
+        self._fetch: asyncio.Task[None] | None = None
+        self._suspension: GuestSuspension | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._earlier_rc = 0
+        self._cancelled = False
+        self._fault: BaseException | None = None
+        self._transitioned = PostcopyTransitioned.NEVER
+        self._completed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> SaveResult:
+        rc = await self._prepare()
+        if not rc and self._cancelled:
+            rc = Error.ABORTED
+            self._report.failed("the save was cancelled", rc=rc)
+        if not rc:
+            self._report.event("save", live=self._live, strategy=self._parameters.strategy.value)
+            self._join.started(Task.STREAM)
+            self._do(self._writer.start())
+            rc = await self._completed
+            await self._settle(rc)
+        rules = self._suspension and self._suspension.rules
+        suspended = bool(rules and rules.may_suspend)
+        self._report.event(
+            "save_ended", rc=rc, transitioned=self._transitioned.value, suspended=suspended
+        )
+        if self._fault is not None:
+            raise self._fault
+        reason = self._report.reason if rc else ""
+        return SaveResult(rc, self._transitioned, self._report.statistics, reason, suspended)
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        if self._join.running(Task.STREAM) or self._join.running(Task.HELPER):
+            self._fail("the save was cancelled", Error.ABORTED)
+
+    async def _prepare(self) -> int:
+        """Check what would fail in a worse way later."""
+        try:
+            rows = await blocking.call(self._ctx.limits.callback, self._ctx.host.domains)
+        except OSError as error:
+            self._report.failed(f"the host does not list its domains: {error}")
+            return rc_of(error)
+        row = next((row for row in rows if row.domid == self._domid), None)
+        if row is None:
+            self._report.failed("there is no such domain")
+            return Error.DOMAIN_NOTFOUND
+        if self._live and row.log_dirty:
+            # Two savers of one log-dirty bitmap would take pages from each other.
+            self._report.failed("its log-dirty mode is on already: a save is under way, or died")
+            return Error.FAIL
+        return 0
+
+    async def _settle(self, rc: int) -> None:
+        """Wait for what the save began, and undo what a helper that was killed could not."""
+        if self._suspension is not None:
+            self._suspension.abort(rc or Error.FAIL)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._helper_result is not None and not self._helper_result.completed:
+            await self._logdirty_off()
+
+    async def _logdirty_off(self) -> None:
+        """libxl leaves log-dirty mode on here."""
+        self._report.event("logdirty_off")
+
+        def off() -> None:
+            domain = self._ctx.host.domain(self._domid)
+            try:
+                domain.logdirty_off()
+            finally:
+                domain.close()
+
+        steps: tuple[tuple[Callable[..., None], tuple[Any, ...]], ...] = (
+            (off, ()),
+            (self._ctx.host.switch_qemu_logdirty, (self._domid, False)),
+        )
+        for step, arguments in steps:
+            try:
+                await blocking.call(self._ctx.limits.callback, step, *arguments)
+            except OSError as error:
+                if error.errno != errno.ESRCH:  # a domain that is gone has no such mode
+                    self._report.failed(f"log-dirty mode cannot be turned off: {error}")
+
+    # What the machines decide
+
+    def _fail(self, reason: str, rc: int) -> None:
+        self._report.failed(reason, rc=rc)
+        self._do_join(self._join.fail(rc))
+
+    def _do_join(self, actions: tuple[JoinAction, ...]) -> None:
+        for action in actions:
+            match action:
+                case join.Abort(Task.STREAM, rc):
+                    self._do(self._writer.abort(rc))
+                case join.Abort(Task.HELPER, rc):
+                    if self._helper is not None:
+                        self._helper.abort(rc, self._report.reason)
+                case join.Unwind():
+                    self._do_join(self._join.unwound())
+                case join.Complete(rc):
+                    self._completed.set_result(rc)
+
+    def _do(self, actions: tuple[WriterAction, ...]) -> None:
+        for action in actions:
+            match action:
+                case stream_writer.Write(part):
+                    self._start_part(part)
+                case stream_writer.CancelWrite():
+                    self._cancel_write()
+                case stream_writer.StartHelper():
+                    self._start_helper()
+                case stream_writer.PostcopyTransitionCallback(rc):
+                    self._postcopy_transition_done(rc)
+                case stream_writer.Stopped(rc):
+                    self._do_join(self._join.stopped(Task.STREAM, rc))
+                case stream_writer.CheckpointCallback():
+                    raise RuntimeError("a plain stream has no checkpoints")
+
+    # Writing
+
+    def _start_part(self, part: Part) -> None:
+        if part in stream_writer.EMULATOR:
+            self._fetch = self._spawn(self._write_emulator(part))
+        elif part is Part.HEADER:
+            self._write_octets(part, libxl_stream.encode_header())
+        else:
+            self._write_octets(part, libxl_stream.encode_record(_SIMPLE_RECORDS[part]))
+
+    async def _write_emulator(self, part: Part) -> None:
+        try:
+            data = await blocking.call(self._ctx.limits.callback, self._emulator_record, part)
+        except (OSError, ValueError) as error:
+            self._report.failed(f"{part.value}: {error}")
+            self._write_done(part, rc_of(error))
+            return
+        self._write_octets(part, data)
+
+    def _emulator_record(self, part: Part) -> bytes:
+        """The record, empty where the domain has nothing to put into it."""
+        host, qemu = self._ctx.host, EmulatorId.QEMU_UPSTREAM
+        if part is Part.EMULATOR_XENSTORE_DATA:
+            entries = host.emulator_xenstore_data(self._domid)
+            if not entries:
+                return b""
+            body = libxl_stream.encode_emulator_xenstore_data(qemu, 0, entries)
+            return libxl_stream.encode_record(RecordType.EMULATOR_XENSTORE_DATA, body)
+        context = host.emulator_context(self._domid)
+        if context is None:
+            return b""
+        body = libxl_stream.encode_emulator_context(qemu, 0, context)
+        return libxl_stream.encode_record(RecordType.EMULATOR_CONTEXT, body)
+
+    def _write_octets(self, part: Part, data: bytes) -> None:
+        def done(error: Exception | None) -> None:
+            self._write = None
+            if error is not None:
+                self._report.failed(f"writing the {part.value}: {error}")
+            self._write_done(part, 0 if error is None else rc_of(error))
+
+        if not data:
+            self._write_done(part, 0)
+            return
+        try:
+            if part is Part.POSTCOPY_TRANSITION_END:
+                self._parameters.on_transition()
+            limit = self._ctx.limits.stream_stall
+            fd = self._parameters.request.io_fd
+            self._write = fd_io.start_write(fd, data, done, limit=limit, what=part.value)
+        except Exception as error:
+            done(error)
+
+    def _write_done(self, part: Part, rc: int) -> None:
+        self._fetch = None
+        self._report.event("stream_write", part=part.value, rc=rc)
+        self._do(self._writer.write_done(rc))
+
+    def _cancel_write(self) -> None:
+        if self._fetch is not None:
+            self._fetch.cancel()
+            self._fetch = None
+        if self._write is not None:
+            self._write.cancel()
+            self._write = None
+
+    # The helper and its callbacks
+
+    def _start_helper(self) -> None:
+        self._join.started(Task.HELPER)
+        self._helper = SaveHelper(
+            self._parameters.request,
+            self._callbacks(),
+            self._helper_done,
+            limits=self._ctx.limits,
+            trace=self._ctx.trace,
+            program=self._ctx.program,
+        )
+        self._helper.start()
+
+    def _callbacks(self) -> Mapping[str, Callable[..., int | None]]:
+        callbacks: dict[str, Callable[..., int | None]] = {
+            "log": self._report.log_callback,
+            "progress": self._report.progress_callback,
+            "suspend": self._on_suspend,
+            "switch_qemu_logdirty": self._on_switch_qemu_logdirty,
+            "precopy_policy": self._on_precopy_policy,
+        }
+        if self._parameters.request.postcopy:
+            callbacks["postcopy_transition"] = self._on_postcopy_transition
+        return callbacks
+
+    def _answer(self, value: int) -> None:
+        if self._helper is not None:
+            self._helper.async_callback_done(value)
+
+    def _on_precopy_policy(self, iteration: int, total_written: int, dirty_count: int) -> int:
+        answer = precopy_policy(
+            self._parameters.precopy,
+            self._parameters.strategy,
+            iteration=iteration,
+            dirty_count=dirty_count,
+        )
+        if dirty_count >= 0 or answer:
+            self._report.event(
+                "precopy_policy",
+                iteration=iteration,
+                total_written=total_written,
+                dirty_count=dirty_count,
+                answer=answer.name,
+            )
+        return answer
+
+    def _on_suspend(self) -> None:
+        if self._suspension is not None:
+            self._report.failed("the helper asks for a second suspension in a plain stream")
+            self._answer(0)
+            return
+        self._suspension = GuestSuspension(self._ctx.host, self._domid, self._ctx.limits)
+        self._spawn(self._suspend(self._suspension))
+
+    async def _suspend(self, suspension: GuestSuspension) -> None:
+        self._report.event("suspend_request")
+        finished = await suspension.run()
+        self._report.event("suspend_done", rc=finished.rc)
+        if finished.rc:
+            self._report.failed(finished.reason, rc=finished.rc)
+            self._earlier_rc = finished.rc
+        self._answer(0 if finished.rc else 1)
+
+    def _on_switch_qemu_logdirty(self, domid: int, enable: int) -> None:
+        self._spawn(self._switch_qemu_logdirty(domid, bool(enable)))
+
+    async def _switch_qemu_logdirty(self, domid: int, enable: bool) -> None:
+        self._report.event("switch_qemu_logdirty", enable=enable)
+        try:
+            if domid != self._domid:
+                raise OSError(errno.EINVAL, f"the helper asks it of domain {domid}")
+            await blocking.call(
+                self._ctx.limits.callback, self._ctx.host.switch_qemu_logdirty, domid, enable
+            )
+        except OSError as error:
+            self._report.failed(f"the device model's log-dirty mode: {error}")
+            self._earlier_rc = rc_of(error)
+            self._answer(-1)
+        else:
+            self._answer(0)
+
+    def _on_postcopy_transition(self) -> None:
+        self._report.event("postcopy_transition")
+        try:
+            actions = self._writer.start_postcopy_transition()
+        except OutOfTurn as error:
+            self._report.failed(str(error))
+            self._answer(0)
+            return
+        self._do(actions)
+
+    def _postcopy_transition_done(self, rc: int) -> None:
+        self._report.event("postcopy_transition_done", rc=rc)
+        if rc:
+            self._transitioned = PostcopyTransitioned.FAILED
+            self._earlier_rc = rc
+        else:
+            self._transitioned = PostcopyTransitioned.DONE
+        self._answer(0 if rc else 1)
+
+    def _helper_done(self, result: HelperResult) -> None:
+        self._helper_result = result
+        rules = self._suspension and self._suspension.rules
+        rc = save_rc(
+            result.rc or (0 if result.completed else Error.FAIL),
+            result.retval,
+            guest_responded=bool(rules and rules.guest_responded),
+            earlier_rc=self._earlier_rc,
+        )
+        self._report.helper_ended(result, rc, "saving the domain")
+        if self._suspension is not None and rc:
+            self._suspension.abort(rc)
+        self._do_join(self._join.stopped(Task.HELPER, rc))
+        self._do(self._writer.helper_done(rc))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (fault := task.exception()) is None:
+            return
+        # A fault of the program ends the operation in order, too, and is raised then.
+        self._fault = self._fault or fault
+        self._fail(f"fault: {fault!r}", Error.FAIL)

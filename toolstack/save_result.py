@@ -1,0 +1,37 @@
+"""How a save ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from toolstack.save_helper import Statistics
+
+
+class PostcopyTransitioned(Enum):
+    """What has become of the hand-over to the destination."""
+
+    NEVER = "never"
+    """It was never reached."""
+    FAILED = "failed"
+    """It was reached, and its last octet was certainly not written: the guest cannot run at the
+    destination."""
+    DONE = "done"
+    """The guest may run at the destination: it must not be resumed here, unless the destination
+    says that it did not start."""
+
+
+@dataclass(frozen=True)
+class SaveResult:
+    """How a save ended.
+
+    `rc` is 0 or a libxl error code, `reason` a line for people (empty on success). `suspended` is
+    True where the domain has suspended, or may yet, for this save: the caller hands it over or
+    resumes it; with an `rc` and False there is nothing to resume.
+    """
+
+    rc: int
+    postcopy_transitioned: PostcopyTransitioned
+    statistics: Statistics | None
+    reason: str
+    suspended: bool
