@@ -33,7 +33,8 @@ class ShutdownReason(IntEnum):
 
 @dataclass(frozen=True)
 class DomainInfo:
-    """`xc_domaininfo_t`, as far as a save needs it. `shutdown_reason` is None while it runs."""
+    """`xc_domaininfo_t`, as far as a save needs it. `hvm` is XEN_DOMINF_hvm_guest, true for a PVH
+    domain too; `shutdown_reason` is None while it runs."""
 
     domid: int
     hvm: bool
