@@ -1,0 +1,89 @@
+"""Fixtures for tests with real guests: hosts, and the proof that nothing of them is left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from helper.hypervisors.simulated.host import SimulatedHost, create_host
+
+HostFactory = Callable[[str], SimulatedHost]
+
+OURS = ("helper.hypervisors.simulated.guest", "helper.main", "toolstack.commands.main")
+"""Modules that our processes run."""
+
+
+def open_descriptors() -> set[str]:
+    """What each descriptor of this process is, with its number."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"{fd} -> {os.readlink(f'/proc/self/fd/{fd}')}")
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def processes_under(directory: Path) -> list[str]:
+    """Our live processes that hold a descriptor of `directory` or something in it."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline", "status"]):
+        command = process.info["cmdline"] or []
+        if process.info["status"] == psutil.STATUS_ZOMBIE or not any(m in command for m in OURS):
+            continue
+        links = set()
+        try:
+            for fd in os.listdir(f"/proc/{process.pid}/fd"):
+                links.add(os.readlink(f"/proc/{process.pid}/fd/{fd}"))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if any(link.startswith(str(directory)) for link in links):
+            found.append(f"{process.pid}: {' '.join(command)}")
+    return found
+
+
+def sockets_under(directory: Path) -> list[str]:
+    """Unix sockets bound to a path in `directory`."""
+    return [
+        str(path) for path in directory.rglob("*") if path.is_socket() and not path.is_symlink()
+    ]
+
+
+@pytest.fixture
+def host_factory(tmp_path: Path) -> Iterator[HostFactory]:
+    """Makes hosts by name. At the end all their guests are destroyed, and nothing may be left:
+    no process, no socket, no domain's directory."""
+    hosts: list[SimulatedHost] = []
+
+    def make(name: str) -> SimulatedHost:
+        create_host(tmp_path / name)
+        hosts.append(SimulatedHost(tmp_path / name))
+        return hosts[-1]
+
+    yield make
+    for host in hosts:
+        for row in host.domains():
+            host.destroy(row.domid)
+        assert list((host.directory / "domains").iterdir()) == []
+        assert sockets_under(host.directory) == []
+    assert processes_under(tmp_path) == []
+
+
+@pytest.fixture
+def host(host_factory: HostFactory) -> SimulatedHost:
+    """A simulated host without guests."""
+    return host_factory("host")
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """The test leaves this process with the descriptors it had, and /dev/shm as it was."""
+    descriptors = open_descriptors()
+    shared = set(os.listdir("/dev/shm"))
+    yield
+    assert open_descriptors() - descriptors == set()
+    assert set(os.listdir("/dev/shm")) - shared == set()
