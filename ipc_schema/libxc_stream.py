@@ -15,7 +15,15 @@ from typing import Final
 from construct import ConstructError, Int16ub, Int16ul, Int32ub, Int32ul, Int64ub, Struct
 
 from ipc_schema.errors import DecodeError
-from ipc_schema.libxc_bodies import Body, P2mFrames, PageList, PvInfo, TscInfo, VcpuContext
+from ipc_schema.libxc_bodies import (
+    VCPU_HEADER_SIZE,
+    Body,
+    P2mFrames,
+    PageList,
+    PvInfo,
+    TscInfo,
+    VcpuContext,
+)
 from ipc_schema.libxc_record_types import VERSIONS, RecordType, record_number, record_type
 from ipc_schema.libxc_records import WITH_CONTENTS, check_length, decode_body, encode_body
 from ipc_schema.records import check_size
@@ -23,6 +31,7 @@ from ipc_schema.records import check_size
 __all__ = [
     "DOMAIN_HEADER_SIZE",
     "IMAGE_HEADER_SIZE",
+    "VCPU_HEADER_SIZE",
     "WITH_CONTENTS",
     "Body",
     "DomainHeader",

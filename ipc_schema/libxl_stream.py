@@ -27,7 +27,7 @@ _HEADER: Final = Struct("ident" / Int64ub, "version" / Int32ub, "options" / Int3
 HEADER_SIZE: Final[int] = _HEADER.sizeof()
 
 _EMULATOR: Final = Struct("emulator_id" / Int32ul, "index" / Int32ul)
-_EMULATOR_SIZE: Final[int] = _EMULATOR.sizeof()
+EMULATOR_HEADER_SIZE: Final[int] = _EMULATOR.sizeof()
 _CHECKPOINT_STATE: Final = Struct("control_id" / Int32ul, "padding" / Int32ul)
 _CHECKPOINT_STATE_SIZE: Final[int] = _CHECKPOINT_STATE.sizeof()
 
@@ -64,8 +64,8 @@ class CheckpointState(IntEnum):
 LENGTHS: Final[Mapping[RecordType, range]] = {
     RecordType.END: range(1),
     RecordType.LIBXC_CONTEXT: range(1),
-    RecordType.EMULATOR_XENSTORE_DATA: range(_EMULATOR_SIZE, (1 << 20) + 1),
-    RecordType.EMULATOR_CONTEXT: range(_EMULATOR_SIZE, records.MAX_LENGTH + 1),
+    RecordType.EMULATOR_XENSTORE_DATA: range(EMULATOR_HEADER_SIZE, (1 << 20) + 1),
+    RecordType.EMULATOR_CONTEXT: range(EMULATOR_HEADER_SIZE, records.MAX_LENGTH + 1),
     RecordType.CHECKPOINT_END: range(1),
     # libxl writes its structure of 4 octets; the specification counts the padding: 8.
     RecordType.CHECKPOINT_STATE: range(4, _CHECKPOINT_STATE_SIZE + 1, 4),
@@ -150,7 +150,7 @@ def decode_emulator_xenstore_data(
     """Emulator, index and entries of the body at `offset`. Raises DecodeError."""
     what = "libxl EMULATOR_XENSTORE_DATA"
     emulator_id, index = _decode_emulator(body, what, offset)
-    data = body[_EMULATOR_SIZE:]
+    data = body[EMULATOR_HEADER_SIZE:]
     if not data:
         return emulator_id, index, []
     if not data.endswith(b"\0"):
@@ -158,7 +158,9 @@ def decode_emulator_xenstore_data(
     strings = data[:-1].split(b"\0")
     if len(strings) % 2:
         raise DecodeError(
-            what, offset + _EMULATOR_SIZE, f"{len(strings)} strings, want pairs of path and value"
+            what,
+            offset + EMULATOR_HEADER_SIZE,
+            f"{len(strings)} strings, want pairs of path and value",
         )
     return emulator_id, index, list(zip(strings[::2], strings[1::2], strict=True))
 
@@ -171,7 +173,7 @@ def encode_emulator_context(emulator_id: EmulatorId, index: int, context: bytes)
 def decode_emulator_context(body: bytes, offset: int = 0) -> tuple[EmulatorId, int, bytes]:
     """Emulator, index and context of the body at `offset`. Raises DecodeError."""
     emulator_id, index = _decode_emulator(body, "libxl EMULATOR_CONTEXT", offset)
-    return emulator_id, index, body[_EMULATOR_SIZE:]
+    return emulator_id, index, body[EMULATOR_HEADER_SIZE:]
 
 
 def encode_checkpoint_state(state: CheckpointState) -> bytes:
@@ -203,9 +205,9 @@ def _encode_emulator(emulator_id: EmulatorId, index: int) -> bytes:
 
 
 def _decode_emulator(body: bytes, what: str, offset: int) -> tuple[EmulatorId, int]:
-    if len(body) < _EMULATOR_SIZE:
-        raise DecodeError(what, offset, f"{len(body)} octets, want at least {_EMULATOR_SIZE}")
-    fields = _EMULATOR.parse(body[:_EMULATOR_SIZE])
+    if len(body) < EMULATOR_HEADER_SIZE:
+        raise DecodeError(what, offset, f"{len(body)} octets, want at least {EMULATOR_HEADER_SIZE}")
+    fields = _EMULATOR.parse(body[:EMULATOR_HEADER_SIZE])
     try:
         return EmulatorId(fields.emulator_id), int(fields.index)
     except ValueError:
