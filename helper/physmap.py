@@ -50,7 +50,3 @@ class Physmap:
 
     def populate_one(self, pfn: int, offset: int) -> None:
         self.populate(np.array([pfn], np.uint64), np.zeros(1, np.uint32), offset)
-
-    def mark(self, pfns: Pfns) -> None:
-        """The domain has these by other means (evicted pages)."""
-        self._populated[pfns] = True

@@ -91,8 +91,8 @@ class PostcopyReceiver:
                     ours = np.isin(backed, np.fromiter(cleared, np.uint64))
                     self._happens(PageEvent.RELEASED, backed[ours], offset)
                     backed = backed[~ours]
+                physmap.populate(backed, np.zeros(len(backed), np.uint32), offset)
                 self._paging.evict(backed)
-                physmap.mark(backed)
             count -= part
         self._total = self._states.pending
 

@@ -340,11 +340,12 @@ class _Restore:
     def _postcopy_transition(self, length: int) -> None:
         self._decoded(RecordType.POSTCOPY_TRANSITION, length)
         self._stream_complete()
-        self._reporter.tell(
-            "restore_results",
-            store_gfn=self._results.store_gfn,
-            console_gfn=self._results.console_gfn,
-        )
+        if self._reporter.provides("restore_results"):
+            self._reporter.tell(
+                "restore_results",
+                store_gfn=self._results.store_gfn,
+                console_gfn=self._results.console_gfn,
+            )
         self._reporter.info("Postcopy transition: resuming guest")
         if self._reporter.call("postcopy_transition") != 1:
             raise OSError(errno.EIO, "the postcopy transition callback failed")

@@ -182,7 +182,8 @@ class StreamReader:
 
     def readinto(self, views: Sequence[memoryview], what: str) -> None:
         """Fill `views`. Raises DecodeError where the stream ends before, and OSError."""
-        pending: Sequence[Buffer] = views
+        # An empty view would take a read that gives nothing, as the end of the stream does.
+        pending: Sequence[Buffer] = [view for view in views if len(view)]
         while pending:
             taken = self.read_some(pending, what)
             if taken == 0:
