@@ -1,4 +1,4 @@
-"""The records with page lists, of a stream that is looked at: lists are read, contents passed by."""
+"""Records with page lists, of a stream that is looked at: lists are read, contents passed by."""
 
 from __future__ import annotations
 

@@ -29,23 +29,24 @@ class PfnSet:
         self._blocks: dict[int, bytes] = {}
 
     def add(self, pfns: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Add `pfns` (each at most once among them); returns those that were in the set before."""
+        """Add `pfns`, sorted and each once among them; returns those that were in it before."""
         known = np.zeros(len(pfns), np.bool_)
         places = (pfns & np.uint64(_BLOCK - 1)).astype(np.intp)
-        numbers = pfns >> np.uint64(_BLOCK_BITS)
-        for number in np.unique(numbers).tolist():
+        numbers, starts = np.unique(pfns >> np.uint64(_BLOCK_BITS), return_index=True)
+        ends = [*starts.tolist()[1:], len(pfns)]
+        for number, start, end in zip(numbers.tolist(), starts.tolist(), ends, strict=True):
             block = self._blocks.get(number)
             if block is None:
                 if len(self._blocks) == _MAX_BLOCKS:
                     self.overflowed = True
                     continue
                 block = _EMPTY
-            here = numbers == number
             bits = np.unpackbits(np.frombuffer(block, np.uint8))
-            known[here] = bits[places[here]]
-            bits[places[here]] = 1
+            here = places[start:end]
+            known[start:end] = bits[here]
+            bits[here] = 1
             self._blocks[number] = np.packbits(bits).tobytes()
-            self.count += int(np.count_nonzero(here & ~known))
+            self.count += end - start - int(np.count_nonzero(known[start:end]))
         return pfns[known]
 
 

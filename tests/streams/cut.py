@@ -1,0 +1,112 @@
+"""Cut a real migration stream down to a size for a repository.
+
+    python -m tests.streams.cut WHOLE.xl.xz CUT.xl.xz
+
+A cut is a whole, well-formed stream: all headers, all records without pages and what follows END
+as they are, and small PAGE_DATA records made of the whole's. Of each round these have the pages
+that the whole sent most often, so that a live stream's cut has rounds and repeats, and the first
+few pages of each type.
+"""
+
+from __future__ import annotations
+
+import lzma
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipc_schema import page_lists
+from ipc_schema.libxc_stream import RecordType
+from ipc_schema.page_lists import contents_mask
+from ipc_schema.records import HEADER_SIZE, encode_record_header, padding
+from toolstack.inspect import Entry, inspect
+
+PAGE_SIZE = 4096
+MOST_SENT = 5
+"""Pages that are kept in every round that has them."""
+PER_TYPE = 2
+"""Pages of each type that are kept in every round."""
+
+
+def main(whole_path: Path, cut_path: Path) -> None:
+    """Write the cut of the stream in `whole_path`, both xz-compressed."""
+    with tempfile.TemporaryFile() as whole:
+        with lzma.open(whole_path) as packed:
+            while block := packed.read(1 << 24):
+                whole.write(block)
+        whole.seek(0)
+        entries = list(inspect(whole))
+        followed = most_sent(whole, entries)
+        with lzma.open(cut_path, "wb", preset=9) as cut:
+            for piece in pieces(whole, entries, followed):
+                cut.write(piece)
+
+
+def most_sent(whole: IO[bytes], entries: list[Entry]) -> NDArray[np.uint64]:
+    """The pfns that came with contents most often."""
+    sent: Counter[int] = Counter()
+    for entry in entries:
+        if entry.name == "PAGE_DATA":
+            pfns, types = page_list(whole, entry)
+            sent.update(pfns[contents_mask(types)].tolist())
+    return np.array([pfn for pfn, _times in sent.most_common(MOST_SENT)], np.uint64)
+
+
+def pieces(whole: IO[bytes], entries: list[Entry], followed: NDArray[np.uint64]) -> Iterator[bytes]:
+    """The octets of the cut."""
+    kept: Counter[tuple[int, int]] = Counter()
+    for entry in entries:
+        if entry.name == "PAGE_DATA":
+            yield cut_pages(whole, entry, followed, kept)
+            continue
+        size = entry.length
+        if not entry.name.endswith("HEADER") and entry.name != "TRAILING":
+            size += HEADER_SIZE + padding(entry.length)
+        whole.seek(entry.offset)
+        yield whole.read(size)
+
+
+def cut_pages(
+    whole: IO[bytes],
+    entry: Entry,
+    followed: NDArray[np.uint64],
+    kept: Counter[tuple[int, int]],
+) -> bytes:
+    """A smaller PAGE_DATA record in the place of `entry`'s; nothing where no page of it stays.
+
+    `kept` counts the pages by round and type.
+    """
+    pfns, types = page_list(whole, entry)
+    mask = contents_mask(types)
+    chosen = mask & np.isin(pfns, followed)
+    for page_type in np.unique(types).tolist():
+        place = (entry.summary["round"], page_type)
+        first = np.flatnonzero((types == page_type) & ~chosen)[: PER_TYPE - kept[place]]
+        chosen[first] = True
+        kept[place] += len(first)
+    if not chosen.any():
+        return b""
+    contents = entry.offset + HEADER_SIZE + page_lists.HEADER_SIZE + pfns.nbytes
+    record = bytearray(page_lists.encode_page_list(pfns[chosen], types[chosen]))
+    for place in (np.cumsum(mask) - 1)[chosen & mask].tolist():
+        whole.seek(contents + place * PAGE_SIZE)
+        record += whole.read(PAGE_SIZE)
+    return encode_record_header(RecordType.PAGE_DATA, len(record)) + bytes(record)
+
+
+def page_list(whole: IO[bytes], entry: Entry) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+    """pfns and types of a PAGE_DATA record."""
+    whole.seek(entry.offset + HEADER_SIZE)
+    count = page_lists.decode_page_list_header(whole.read(8), entry.name, entry.offset)
+    listed = whole.read(count * page_lists.ENTRY_SIZE)
+    return page_lists.decode_entries(listed, entry.name, entry.offset)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
