@@ -1,0 +1,51 @@
+"""A save helper that does nothing but call back: the real channel's real helper end, timed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+
+from helper.abort import Abort
+from helper.zmq_channel import ZmqChannel
+from ipc_schema.authentication import SECRET_SIZE
+
+ROUNDS = 4000
+
+
+def times_of(channel: ZmqChannel, name: str, **fields: int) -> list[float]:
+    times = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        channel.call(name, **fields)
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("result")
+    parser.add_argument("--connect", required=True)
+    parser.add_argument("--secret-fd", type=int, required=True)
+    arguments, _rest = parser.parse_known_args()
+    secret = os.read(arguments.secret_fd, SECRET_SIZE)
+    channel = ZmqChannel(arguments.connect, secret, heartbeat=10)
+    channel.hello()
+    channel.wait_for_start(arguments.secret_fd, 10)
+    abort = Abort(lifeline=arguments.secret_fd)
+    channel.attend(abort)
+    with abort:
+        stats = {"iteration": 1, "total_written": 1024, "dirty_count": 50}
+        times = {
+            "sync": times_of(channel, "precopy_policy", **stats),
+            "async": times_of(channel, "suspend"),
+        }
+        with open(arguments.result, "w", encoding="utf-8") as file:
+            json.dump(times, file)
+        channel.call("complete", retval=0, errnoval=0)
+        channel.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What a callback costs, and how soon a helper is there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ipc_schema.messages import Operation, PrecopyPolicy
+from ipc_schema.trace import Trace
+from toolstack.limits import Limits
+from toolstack.save_helper import HelperRequest as Request
+from toolstack.save_helper import HelperResult, OwnHelper, SaveHelper
+
+
+async def _run_helper(program: OwnHelper, trace: Trace) -> HelperResult:
+    """Run a helper whose callbacks are all answered at once."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[HelperResult] = loop.create_future()
+    null = os.open(os.devnull, os.O_WRONLY)
+
+    def suspend() -> None:
+        loop.call_soon(helper.async_callback_done, 1)
+
+    helper = SaveHelper(
+        Request(Operation.SAVE, domid=1, io_fd=null, hypervisor="sim:/nonexistent"),
+        {"suspend": suspend, "precopy_policy": lambda **_: int(PrecopyPolicy.CONTINUE_PRECOPY)},
+        ended.set_result,
+        limits=Limits(),
+        trace=trace,
+        program=program,
+    )
+    helper.start()
+    try:
+        return await ended
+    finally:
+        os.close(null)
+
+
+def round_trips() -> dict[str, list[float]]:
+    """Seconds of each callback, `sync` and `async`, between our helper's and controller's ends."""
+    with tempfile.TemporaryDirectory() as directory:
+        result = Path(directory, "times")
+        program = OwnHelper((sys.executable, "-m", "tests.benchmarks.callback_peer", str(result)))
+        ended = asyncio.run(_run_helper(program, Trace("controller")))
+        if ended.rc:
+            raise RuntimeError(f"the callback peer failed: {ended.reason}")
+        times: dict[str, list[float]] = json.loads(result.read_text())
+        return times
+
+
+def helper_start(runs: int) -> list[float]:
+    """Seconds from a helper's start to its hello, each run."""
+    times = []
+    for _ in range(runs):
+        greeted: list[float] = []
+
+        def note(line: bytes, greeted: list[float] = greeted) -> None:
+            event: dict[str, Any] = json.loads(line)
+            if event["event"] == "helper ready":
+                greeted.append(time.perf_counter())
+
+        started = time.perf_counter()
+        asyncio.run(_run_helper(OwnHelper(), Trace("controller", note)))
+        times.append(greeted[0] - started)
+    return times

@@ -1,0 +1,25 @@
+"""Whole migrations: how long the guest stands still, and how long a fault takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+
+def demo(mode: str, memory: str, workload: str, *more: str) -> dict[str, Any]:
+    """One `xen-toolstack demo`; the object that it prints."""
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "toolstack.commands.main", "demo", "--json",
+            "--mode", mode, "--memory", memory, "--workload", workload, *more,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"the demo ended with {done.returncode}: {done.stderr}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result

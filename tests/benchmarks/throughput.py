@@ -1,0 +1,179 @@
+"""A save into a socket and a restore from one, held against plain loops over the same octets."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from helper.hypervisors.simulated.host import SimulatedHost
+from tests.benchmarks import limits
+from toolstack.context import Context
+from toolstack.domain_restore import domain_create_restore
+from toolstack.domain_save import domain_suspend
+
+WARM_UP = 4 << 20
+"""Octets of a stream before the clock starts: by then the helper is up and at its pages."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Octets after the warm-up, the seconds that they took, and the helper's largest RssAnon."""
+
+    octets: int
+    seconds: float
+    helper_memory: int
+
+    @property
+    def rate(self) -> float:
+        return self.octets / self.seconds
+
+
+def _report(fd: int, octets: int, seconds: float) -> None:
+    os.write(fd, struct.pack("<Qd", octets, seconds))
+
+
+def _timed_drain(sock: socket.socket, report: int) -> None:
+    buffer = bytearray(1 << 20)
+    total = 0
+    started = 0.0
+    while got := sock.recv_into(buffer):
+        total += got
+        if not started and total >= WARM_UP:
+            started, before = time.perf_counter(), total
+    _report(report, total - before, time.perf_counter() - started)
+
+
+def _timed_feed(sock: socket.socket, file: Path, report: int) -> None:
+    started = 0.0
+    total = before = 0
+    with file.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        while total < size:
+            total += os.sendfile(sock.fileno(), stream.fileno(), total, limits.CHUNK)
+            if not started and total >= WARM_UP:
+                started, before = time.perf_counter(), total
+    select.select([sock], [], [])  # the other side has read all, and hangs up
+    _report(report, total - before, time.perf_counter() - started)
+
+
+def _anonymous_memory(pid: int) -> int:
+    """RssAnon of a process in octets, 0 where it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    for line in status.splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _helper_of_this_process() -> int | None:
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    for child in children:
+        try:
+            command = Path(f"/proc/{child}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if b"--connect" in command:
+            return int(child)
+    return None
+
+
+async def _watch_memory(most: list[int]) -> None:
+    while True:
+        pid = _helper_of_this_process()
+        if pid is not None:
+            most[0] = max(most[0], _anonymous_memory(pid))
+        await asyncio.sleep(0.01)
+
+
+def _measure(
+    peer: Callable[[socket.socket, int], None], work: Callable[[int], Awaitable[object]]
+) -> Measured:
+    near, far = socket.socketpair()
+    report_read, report_write = os.pipe()
+
+    def child() -> None:
+        near.close()
+        peer(far, report_write)
+
+    most = [0]
+
+    async def watched() -> None:
+        watcher = asyncio.create_task(_watch_memory(most))
+        try:
+            await work(near.fileno())
+        finally:
+            watcher.cancel()
+
+    with limits.child(child):
+        far.close()
+        asyncio.run(watched())
+        near.close()
+    octets, seconds = struct.unpack("<Qd", os.read(report_read, 16))
+    os.close(report_read)
+    os.close(report_write)
+    return Measured(octets, seconds, most[0])
+
+
+def save(host: SimulatedHost, domid: int) -> Measured:
+    """Save the guest into a socket that is drained, and let it run on."""
+    context = Context(host, f"sim:{host.directory}")
+
+    async def work(fd: int) -> None:
+        result = await domain_suspend(context, domid, fd)
+        if result.rc:
+            raise RuntimeError(f"the save failed: {result.reason}")
+
+    try:
+        return _measure(_timed_drain, work)
+    finally:
+        host.resume(domid)
+
+
+def save_to_file(host: SimulatedHost, domid: int, file: Path) -> None:
+    """A stream for `restore`."""
+    context = Context(host, f"sim:{host.directory}")
+    with file.open("wb") as stream:
+        result = asyncio.run(domain_suspend(context, domid, stream.fileno()))
+    host.resume(domid)
+    if result.rc:
+        raise RuntimeError(f"the save failed: {result.reason}")
+
+
+def restore(host: SimulatedHost, domid: int, file: Path) -> Measured:
+    """Restore the stream in `file`, saved of `domid`, through a socket; the new domain goes."""
+    context = Context(host, f"sim:{host.directory}")
+    config = host.config(domid)
+
+    async def work(fd: int) -> None:
+        result = await domain_create_restore(context, config, "benchmark--incoming", fd)
+        if result.rc or result.domid is None:
+            raise RuntimeError(f"the restore failed: {result.reason}")
+        host.destroy(result.domid)
+        socket.socket(fileno=os.dup(fd)).shutdown(socket.SHUT_RDWR)
+
+    return _measure(lambda sock, report: _timed_feed(sock, file, report), work)
+
+
+def idle_memory() -> int:
+    """RssAnon of a Python that has imported what a saving helper has."""
+    modules = "helper.main, helper.zmq_channel, helper.save, helper.hypervisors.simulated.host"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"import {modules}; print(flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        return _anonymous_memory(process.pid)

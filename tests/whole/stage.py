@@ -1,0 +1,123 @@
+"""Two simulated hosts and the real commands on them, for tests of the whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from helper.hypervisors.interface import DomainSummary
+from helper.hypervisors.simulated.host import SimulatedHost
+from tests.conftest import HostFactory
+
+TOOLSTACK = [sys.executable, "-m", "toolstack.commands.main"]
+
+QUICK_LIMITS = {
+    "helper_start": 10,
+    "heartbeat": 2,
+    "suspend": 3,
+    "abort": 2,
+    "stream_stall": 4,
+    "handshake": 8,
+}
+"""Limits of a migration in these tests: a stopped process is noticed in seconds, not minutes."""
+
+
+def wait_for(condition: Callable[[], Any], what: str, limit: float = 30.0) -> Any:
+    """Poll `condition` until it is true; AssertionError naming `what` after `limit` seconds."""
+    end = time.monotonic() + limit
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {limit} s: {what}")
+        time.sleep(0.002)
+    return value
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def toolstack(*arguments: str | Path, limit: float = 60) -> Ended:
+    """Run one command to its end."""
+    done = subprocess.run(
+        [*TOOLSTACK, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+class Stage:
+    """A source and a destination with one running guest `g`, which has a device model."""
+
+    def __init__(self, make_host: HostFactory, memory: int, workload: str) -> None:
+        self.source = make_host("source")
+        self.destination = make_host("destination")
+        self.events = self.source.directory.parent / "events"
+        self.source.create_guest("g", memory, workload)
+
+    @property
+    def hosts(self) -> tuple[SimulatedHost, SimulatedHost]:
+        return self.source, self.destination
+
+    def guests(self, host: SimulatedHost) -> dict[str, DomainSummary]:
+        """The domains of a host, by name."""
+        return {row.name: row for row in host.domains()}
+
+    def migrate_arguments(self, *more: str) -> list[str]:
+        limits = [f"--limit={name}={seconds}" for name, seconds in QUICK_LIMITS.items()]
+        return [
+            *TOOLSTACK, "migrate", "g",
+            "--host", str(self.source.directory), "--to", str(self.destination.directory),
+            "--json", "--events", str(self.events), *limits, *more,
+        ]  # fmt: skip
+
+    def trace(self) -> list[dict[str, Any]]:
+        """The events so far, whole lines only."""
+        if not self.events.exists():
+            return []
+        text = self.events.read_text()
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def descendants(pid: int) -> Iterator[psutil.Process]:
+    try:
+        yield from psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return
+
+
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
+
+
+def send(pid: int, number: signal.Signals) -> bool:
+    """Signal a process; False where it is gone."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
