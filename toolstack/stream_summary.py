@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -33,8 +34,8 @@ class PfnSet:
         known = np.zeros(len(pfns), np.bool_)
         places = (pfns & np.uint64(_BLOCK - 1)).astype(np.intp)
         numbers, starts = np.unique(pfns >> np.uint64(_BLOCK_BITS), return_index=True)
-        ends = [*starts.tolist()[1:], len(pfns)]
-        for number, start, end in zip(numbers.tolist(), starts.tolist(), ends, strict=True):
+        bounds = [*starts.tolist(), len(pfns)]
+        for number, (start, end) in zip(numbers.tolist(), pairwise(bounds), strict=True):
             block = self._blocks.get(number)
             if block is None:
                 if len(self._blocks) == _MAX_BLOCKS:
