@@ -26,7 +26,6 @@ from helper.hypervisors.simulated.layout import P2M, PAGE_SIZE, RUNS
 from helper.hypervisors.simulated.paging import open_paging
 from helper.hypervisors.simulated.runs import runs_of
 from helper.hypervisors.simulated.shared import (
-    MADV_POPULATE_WRITE,
     GuestGoneError,
     GuestProcess,
     SharedMemory,
@@ -126,13 +125,12 @@ class SimulatedDomain:
         config = self.config()
         if self._attached is None:
             max_memkb = config["b_info"]["max_memkb"] + MAXMEM_CONSTANT
-            hvm = config["c_info"]["type"] == "hvm"
-            return DomainInfo(self.domid, hvm, False, False, ShutdownReason.CRASH, 0, max_memkb)
+            return DomainInfo(self.domid, True, False, False, ShutdownReason.CRASH, 0, max_memkb)
         domain = self._attached.domain
         shutdown = domain.shutdown if self.alive() else ShutdownReason.CRASH
         return DomainInfo(
             domid=self.domid,
-            hvm=bool(domain.hvm),
+            hvm=True,
             paused=bool(domain.paused),
             dying=False,
             shutdown_reason=None if shutdown == RUNS else ShutdownReason(shutdown),
@@ -206,8 +204,7 @@ class SimulatedDomain:
             for first, count, _ in runs_of(pfns):
                 begin, end = first * PAGE_SIZE, (first + count) * PAGE_SIZE
                 if writable:
-                    # All page tables at once: much faster than a fault for each page.
-                    self.shared.memory.madvise(MADV_POPULATE_WRITE, begin, end - begin)
+                    self.shared.make_ready(begin, end - begin)
                     views.append(whole[begin:end])
                 else:
                     views.append(whole[begin:end].toreadonly())

@@ -19,6 +19,7 @@ _LOCK: Final = "lock"
 _SUSPEND_LOCK: Final = "suspend.lock"
 _CONFIG: Final = "config.json"
 _UNFINISHED: Final = ".new-"
+_GOING: Final = ".gone-"
 _POLL: Final = 0.005
 """Seconds between two tries to get a lock; flock(2) has no time limit of its own."""
 
@@ -133,10 +134,9 @@ def domids(host: Path) -> list[int]:
 def new_domain_directory(host: Path, config: Mapping[str, Any]) -> tuple[int, Path]:
     """A domid that was never used, and a directory with its configuration, not yet in place.
 
-    The host's lock is held. What a maker that died left unfinished goes away here.
+    The host's lock is held.
     """
-    for path in (host / DOMAINS).glob(_UNFINISHED + "*"):
-        shutil.rmtree(path)
+    _clear_up(host)
     marker = json.loads((host / MARKER).read_text())
     domid: int = marker["next_domid"]
     _write_json(host / MARKER, {**marker, "next_domid": domid + 1})
@@ -144,6 +144,32 @@ def new_domain_directory(host: Path, config: Mapping[str, Any]) -> tuple[int, Pa
     path.mkdir(mode=0o700)
     write_config(path, config)
     return domid, path
+
+
+def remove_domain(host: Path, domid: int) -> None:
+    """Remove a domain's directory, in one step for whoever looks. The host's lock is held.
+
+    Raises FileNotFoundError where another has removed it.
+    """
+    domain_path(host, domid).rename(host / DOMAINS / f"{_GOING}{domid}")
+    _clear_up(host)
+
+
+def _clear_up(host: Path) -> None:
+    """Remove what those left who died while they made or removed a domain."""
+    for prefix in (_UNFINISHED, _GOING):
+        for path in (host / DOMAINS).glob(prefix + "*"):
+            remove_tree(path)
+
+
+def remove_tree(path: Path) -> None:
+    """shutil.rmtree, for a directory that another process may remove at the same time."""
+
+    def failed(_function: object, _name: str, info: Any) -> None:
+        if not isinstance(info[1], FileNotFoundError):
+            raise info[1]
+
+    shutil.rmtree(path, onerror=failed)
 
 
 @contextmanager

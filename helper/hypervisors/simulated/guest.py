@@ -4,8 +4,8 @@
 
 It goes into the background on its own, so it outlives the command that made the domain. One line
 of JSON on READY_FD says that it is there, or why not; an octet on GO_FD lets it live on: without
-it, the maker has died, and there is no domain. It ends by SIGKILL (destroy), or by itself when its
-directory is gone.
+it, the maker has died or given up, and the domain's directory goes away again. It ends by SIGKILL
+(destroy), or by itself when its directory is gone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import traceback
+from pathlib import Path
 
 
 def _into_background() -> None:
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> None:
     _into_background()
     _log_to(directory)
     try:
+        from helper.hypervisors.simulated.domain_files import remove_tree
         from helper.hypervisors.simulated.guest_loop import GuestLoop
 
         loop = GuestLoop(directory, domid)
@@ -56,6 +58,8 @@ def main(arguments: list[str]) -> None:
     os.close(go)
     if lives:
         loop.run()
+    else:
+        remove_tree(Path(os.readlink(f"/proc/self/fd/{directory}")))
 
 
 if __name__ == "__main__":

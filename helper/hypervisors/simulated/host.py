@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import shutil
 import signal
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -116,13 +115,13 @@ class SimulatedHost:
             try:
                 with domain_files.directory_fd(path) as fd:
                     guest = StartingGuest(domid, fd, self.timeout)
-                try:
-                    path.rename(domain_files.domain_path(self.directory, domid))
-                except BaseException:
-                    guest.cancel()
-                    raise
             except BaseException:
-                shutil.rmtree(path)
+                domain_files.remove_tree(path)
+                raise
+            try:
+                path.rename(domain_files.domain_path(self.directory, domid))
+            except BaseException:
+                guest.cancel()
                 raise
             guest.release()
         return domid
@@ -192,16 +191,18 @@ class SimulatedHost:
             page.behaviour = behaviour
 
     def destroy(self, domid: int) -> None:
-        path = domain_files.domain_path(self.directory, domid)
         with self._directory(domid) as fd:
             try:
                 process = GuestProcess.open(fd)
             except GuestGoneError:
-                pass
-            else:
+                process = None
+            if process is not None:
                 self._kill(process, domid)
         with domain_files.host_lock(self.directory, self.timeout):
-            shutil.rmtree(path, ignore_errors=not path.exists())
+            try:
+                domain_files.remove_domain(self.directory, domid)
+            except FileNotFoundError as error:
+                raise ProcessLookupError(errno.ESRCH, f"there is no domain {domid}") from error
 
     def _kill(self, process: GuestProcess, domid: int) -> None:
         try:
