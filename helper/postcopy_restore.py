@@ -91,6 +91,7 @@ class PostcopyReceiver:
                     ours = np.isin(backed, np.fromiter(cleared, np.uint64))
                     self._happens(PageEvent.RELEASED, backed[ours], offset)
                     backed = backed[~ours]
+            if len(backed):
                 physmap.populate(backed, np.zeros(len(backed), np.uint32), offset)
                 self._paging.evict(backed)
             count -= part
