@@ -173,13 +173,20 @@ class GuestSuspension:
             while self._finished is None:
                 await self._do(self._look(request), request)
                 if self._finished is None and not await self._wait_for_change():
-                    await self._do(self.rules.limit(), request)
+                    await self._limit(request)
         except OSError as error:
             self.rules.may_suspend = True
             return Finished(Error.FAIL, f"the suspend request broke: {error}")
         finally:
             loop.remove_reader(request.fileno())
         return self._finished
+
+    async def _limit(self, request: SuspendRequest) -> None:
+        """The limit is over, unless the guest has just got further."""
+        stage = self.rules.stage
+        await self._do(self._look(request), request)
+        if self.rules.stage is stage:
+            await self._do(self.rules.limit(), request)
 
     def _look(self, request: SuspendRequest) -> Actions:
         from helper.hypervisors.interface import SuspendState

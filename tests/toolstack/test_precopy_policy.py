@@ -1,0 +1,64 @@
+"""When precopy ends: libxl__save_live_migration_precopy_policy, with its figures settable."""
+
+from __future__ import annotations
+
+import pytest
+
+from ipc_schema.messages import PrecopyPolicy
+from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits, precopy_policy
+
+GO_ON = PrecopyPolicy.CONTINUE_PRECOPY
+
+
+@pytest.mark.parametrize(
+    ("iteration", "dirty_count", "ends"),
+    [
+        (0, -1, False),
+        (1, -1, False),
+        (1, 51, False),
+        (1, 50, True),
+        (1, 0, True),
+        (4, 51, False),
+        (4, -1, False),
+        (5, 51, True),
+        (5, -1, True),
+        (6, 1 << 20, True),
+    ],
+)
+def test_precopy_ends_with_50_dirty_pages_or_after_5_rounds(
+    iteration: int, dirty_count: int, ends: bool
+) -> None:
+    answer = precopy_policy(
+        PrecopyLimits(), MemoryStrategy.DEFAULT, iteration=iteration, dirty_count=dirty_count
+    )
+    assert answer == (PrecopyPolicy.STOP_AND_COPY if ends else GO_ON)
+
+
+def test_then_memory_strategy_decides() -> None:
+    answer = precopy_policy(PrecopyLimits(), MemoryStrategy.POSTCOPY, iteration=5, dirty_count=999)
+    assert answer is PrecopyPolicy.POSTCOPY
+
+
+def test_both_figures_can_be_set() -> None:
+    limits = PrecopyLimits(dirty_threshold=1000, max_rounds=2)
+    strategy = MemoryStrategy.DEFAULT
+    assert precopy_policy(limits, strategy, iteration=1, dirty_count=1001) is GO_ON
+    assert precopy_policy(limits, strategy, iteration=1, dirty_count=1000) is not GO_ON
+    assert precopy_policy(limits, strategy, iteration=2, dirty_count=1001) is not GO_ON
+
+
+def test_an_unknown_dirty_count_is_not_few_pages() -> None:
+    limits = PrecopyLimits(dirty_threshold=0)
+    assert precopy_policy(limits, MemoryStrategy.DEFAULT, iteration=1, dirty_count=-1) is GO_ON
+
+
+def test_no_rounds_at_all_sends_nothing_before_the_guest_stops() -> None:
+    limits = PrecopyLimits(max_rounds=0)
+    answer = precopy_policy(limits, MemoryStrategy.POSTCOPY, iteration=0, dirty_count=-1)
+    assert answer is PrecopyPolicy.POSTCOPY
+
+
+@pytest.mark.parametrize("name", ["dirty_threshold", "max_rounds"])
+def test_a_negative_figure_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is -1"):
+        PrecopyLimits(**{name: -1})
