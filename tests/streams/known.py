@@ -1,4 +1,9 @@
-"""What is known of the real streams, from how they were made and from Xen's verify-stream-v2."""
+"""What is known of the real streams.
+
+Names and PAGE_DATA records are those that Xen's verify-stream-v2 tells; sizes fit how the guests
+were made (96 MiB are 24,576 pages, 128 MiB 32,768). The exact `present` of PVH and HVM guests and
+the number of rounds have no source but `inspect` itself: they pin what it says.
+"""
 
 from __future__ import annotations
 
