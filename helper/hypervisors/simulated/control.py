@@ -42,11 +42,17 @@ def send(
 
 
 def receive(connection: socket.socket) -> tuple[Message | None, list[int]]:
-    """The next message, None at the end, and the descriptors that came with it."""
+    """The next message, None at the end, and the descriptors that came with it.
+
+    Raises ValueError for what is no message.
+    """
     data, fds, _, _ = socket.recv_fds(connection, MAX_MESSAGE, 4, socket.MSG_CMSG_CLOEXEC)
     if not data:
         return None, fds
-    return json.loads(data), fds
+    message = json.loads(data)
+    if not isinstance(message, dict):
+        raise ValueError(f"not a message: {data[:100]!r}")
+    return message, fds
 
 
 def connect(directory: int, timeout: float) -> socket.socket:

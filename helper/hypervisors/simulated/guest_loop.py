@@ -54,6 +54,7 @@ class GuestLoop:
         self._pager: int | None = None
         self._suspend_noticed: tuple[int, float] = (0, 0.0)
         self._next_look = 0.0
+        self._device_unproven = False
         self._requests: dict[str, Callable[[socket.socket, Message], Message | None]] = {
             "pause": self._pause,
             "unpause": self._unpause,
@@ -125,14 +126,17 @@ class GuestLoop:
         connection = self._connections[fd]
         try:
             message, _ = control.receive(connection)
-        except (BlockingIOError, ConnectionResetError):
+        except (BlockingIOError, ConnectionResetError, ValueError):
             message = None
         if message is None:
             self._drop(fd)
             return
         answer: Message | None
         try:
-            answer = self._requests[message["do"]](connection, message)
+            request = self._requests.get(message.get("do", ""))
+            if request is None:
+                raise OSError(errno.EINVAL, f"the guest knows no request {message}")
+            answer = request(connection, message)
         except OSError as error:
             answer = {"errno": error.errno or errno.EIO, "error": error.strerror or str(error)}
         if answer is not None:
@@ -169,6 +173,9 @@ class GuestLoop:
         domain = self._domain
         if domain.shutdown == RUNS:
             self._load_registers()
+        if self._device_unproven:
+            self._device_unproven = False
+            self._compare_device_model()
         domain.paused = 0
         if domain.shutdown == RUNS:
             self._vcpu.start()
@@ -207,19 +214,18 @@ class GuestLoop:
             domain.context_fresh = 0
             domain.steps = registers.steps
             domain.pages_checked = registers.pages_checked
-            self._compare_device_model(registers)
+            self._device_unproven = bool(domain.hvm)
         elif self._vcpu.registers is None:
             raise OSError(errno.EINVAL, "the domain cannot run: it has no registers")
 
-    def _compare_device_model(self, registers: Registers) -> None:
-        if not self._domain.hvm:
-            return
+    def _compare_device_model(self) -> None:
+        """A guest that starts from restored registers finds its device model as it left it."""
+        registers = self._vcpu.registers
         model = device_model.load(self._directory)
-        wrong = (
-            "the device model was not restored"
-            if model is None
-            else model.mismatch(registers.token, registers.steps)
-        )
+        if registers is None or model is None:
+            self._crash("the device model was not restored")
+            return
+        wrong = model.mismatch(registers.token, registers.steps)
         if wrong is not None:
             self._crash(wrong)
 

@@ -13,25 +13,27 @@ import os
 import select
 import socket
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
 from helper.hypervisors.interface import PagingRequest, Pfns
-from helper.hypervisors.simulated import userfault
+from helper.hypervisors.simulated import control, userfault
 from helper.hypervisors.simulated.layout import P2M, PAGE_SIZE
 from helper.hypervisors.simulated.runs import runs_of
 from helper.hypervisors.simulated.shared import SharedMemory
 from helper.hypervisors.simulated.userfault import Fault
 
-_FALLOC_FL_KEEP_SIZE = 1
-_FALLOC_FL_PUNCH_HOLE = 2
+_FALLOC_FL_KEEP_SIZE: Final = 1
+_FALLOC_FL_PUNCH_HOLE: Final = 2
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def _punch_hole(fd: int, offset: int, length: int) -> None:
     """fallocate(2) with PUNCH_HOLE, which Python's os module does not have."""
-    libc = ctypes.CDLL(None, use_errno=True)
     mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
-    if libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
+    if _LIBC.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
         code = ctypes.get_errno()
         raise OSError(code, f"fallocate: {os.strerror(code)}")
 
@@ -171,8 +173,6 @@ class SimulatedPaging:
 
 def open_paging(shared: SharedMemory, connection: socket.socket) -> SimulatedPaging:
     """Turn paging on; the connection is a fresh one to the guest, and is taken over."""
-    from helper.hypervisors.simulated import control
-
     try:
         answer, fds = control.ask(connection, {"do": "paging"})
     except BaseException:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 _SYSCALL: Final = {"x86_64": 323, "aarch64": 282}
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+
 _UFFD_API: Final = 0xAA
 _USER_MODE_ONLY: Final = 1
 _FEATURE_EVENT_REMOVE: Final = 1 << 3
@@ -27,6 +29,15 @@ _EVENT_PAGEFAULT: Final = 0x12
 _EVENT_REMOVE: Final = 0x15
 _MESSAGE: Final = struct.Struct("<B7xQQQ")
 """event; flags and address of a fault, or start and end of a removed range."""
+
+
+def is_resident(address: int) -> bool:
+    """Whether the page of shared memory at `address` is there: its access does not fault."""
+    vector = ctypes.c_ubyte()
+    if _LIBC.mincore(ctypes.c_void_p(address), ctypes.c_size_t(4096), ctypes.byref(vector)):
+        code = ctypes.get_errno()
+        raise OSError(code, f"mincore: {os.strerror(code)}")
+    return bool(vector.value & 1)
 
 
 @dataclass(frozen=True)
@@ -47,10 +58,10 @@ def open_and_register(address: int, length: int) -> int:
 
     User-mode faults only, which any user may have. Raises OSError with the way out in its text.
     """
-    number = _SYSCALL[os.uname().machine]
-    fd = ctypes.CDLL(None, use_errno=True).syscall(
-        number, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY
-    )
+    machine = os.uname().machine
+    if machine not in _SYSCALL:
+        raise OSError(errno.ENOSYS, f"userfaultfd: its number on {machine} is not known here")
+    fd = _LIBC.syscall(_SYSCALL[machine], os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY)
     if fd < 0:
         code = ctypes.get_errno()
         raise OSError(

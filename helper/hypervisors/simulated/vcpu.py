@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from helper.hypervisors.interface import ShutdownReason
-from helper.hypervisors.simulated import pattern
+from helper.hypervisors.simulated import pattern, userfault
 from helper.hypervisors.simulated.layout import (
     BUCKETS_PER_OCTAVE,
     FAULT_BUCKETS,
@@ -57,13 +57,10 @@ class VCPU:
         self._shared = shared
         self._domain = shared.domain
         self._words = shared.words()
+        self.memory_address = int(self._words.ctypes.data)
+        """Where pfn 0 is in this process."""
         self.registers: Registers | None = None
         self._written_until = 0.0
-
-    @property
-    def memory_address(self) -> int:
-        """Where pfn 0 is in this process."""
-        return int(self._words.ctypes.data)
 
     # -- building and starting ------------------------------------------------------------------
 
@@ -165,6 +162,9 @@ class VCPU:
             return
         if self._domain.paging:
             for pfn in pfns[states == P2M.PAGED_OUT].tolist():
+                if userfault.is_resident(self.memory_address + pfn * PAGE_SIZE):
+                    # It has just come; the pager is about to say so.
+                    continue
                 before = time.perf_counter_ns()
                 int(self._words[pfn, 0])
                 self._count_fault(time.perf_counter_ns() - before)
