@@ -20,9 +20,8 @@ from toolstack.outcome import GuestResult, MigrationResult, Outcome
 from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits
 
 if TYPE_CHECKING:
-    from helper.hypervisors.simulated.host import SimulatedHost
-
     from helper.hypervisors.interface import GuestReport
+    from helper.hypervisors.simulated.host import SimulatedHost
 
 GUEST: Final = "demo"
 VERIFY_LIMIT: Final = 300.0

@@ -274,7 +274,8 @@ class _Sending:
             return Event.GUEST_DIED
         heal(self._host, self._domid)
         may_suspend = self._saved is not None and self._saved.suspended
-        state = resume_for_sure(self._host, self._domid, may_suspend=may_suspend)
+        watch = self._ctx.limits.suspend if may_suspend else 0.0
+        state = resume_for_sure(self._host, self._domid, watch=watch)
         return Event.GUEST_DIED if state == "crashed" else Event.OK
 
     async def _rename_inconsistent(self) -> Event:

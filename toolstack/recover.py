@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 VERIFY_LIMIT: Final = 60.0
 """Seconds that a guest resumed by postcopy has to compare all its memory."""
 
+LATE_SUSPEND: Final = 0.5
+"""Seconds for a guest to suspend on a request that a dead controller has left. A guest that
+acknowledged it and takes longer suspends after all: `recover` then resumes it."""
+
 
 class Way(Enum):
     """How an operation is ended."""
@@ -169,7 +173,7 @@ def _carry_out(host: Host, entry: Entry, row: DomainSummary | None, way: Way) ->
         case Way.RESUME:
             _rename(host, row, entry.name)
             heal(host, row.domid)
-            state = resume_for_sure(host, row.domid, may_suspend=True)
+            state = resume_for_sure(host, row.domid, watch=LATE_SUSPEND)
             if state == "crashed":
                 return False, f"{entry.name!r} has crashed; look at it, then destroy it"
             return True, f"{entry.name!r} is {state} here"

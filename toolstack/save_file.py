@@ -129,7 +129,7 @@ def _run_on(ctx: Context, domid: int, journal: Journal, *, may_suspend: bool) ->
     """Bring the guest to run here again; the journal ends once it does."""
     if all(row.domid != domid or row.state.value != "crashed" for row in ctx.host.domains()):
         heal(ctx.host, domid)
-    state = resume_for_sure(ctx.host, domid, may_suspend=may_suspend)
+    state = resume_for_sure(ctx.host, domid, watch=ctx.limits.suspend if may_suspend else 0.0)
     journal.close()
     return state
 

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from helper.hypervisors.interface import Host
 
-SETTLE_LIMIT: Final = 10.0
-"""Seconds for a guest that is about to suspend to get there, so that it can be resumed."""
-
 POLL: Final = 0.02
 
 
@@ -29,33 +26,25 @@ def heal(host: Host, domid: int) -> None:
     host.switch_qemu_logdirty(domid, False)
 
 
-def resume_for_sure(host: Host, domid: int, *, may_suspend: bool) -> str:
-    """Resume a guest that has suspended; where it `may_suspend` yet, see that it does not stay so.
+def resume_for_sure(host: Host, domid: int, *, watch: float = 0.0) -> str:
+    """Resume a guest that has suspended, and take back a request to suspend that still stands.
 
-    Returns its state then: `running`, `paused`, or `crashed`. Raises TimeoutError where it does
-    not come to rest within SETTLE_LIMIT, ProcessLookupError where it is gone.
+    A guest that has acknowledged a request cannot be stopped from suspending: where that may be,
+    it is watched for `watch` seconds, and resumed when it has. Returns its state then: `running`,
+    `paused`, or `crashed`. Raises ProcessLookupError where it is gone, TimeoutError where its
+    process does not answer.
     """
-    end = time.monotonic() + SETTLE_LIMIT
+    if state_of(host, domid) == "running":
+        host.resume(domid)
+    end = time.monotonic() + watch
     while True:
         state = state_of(host, domid)
         if state is None:
             raise ProcessLookupError(f"domain {domid} is gone")
         if state == "suspended":
             host.resume(domid)
-            may_suspend = False
-        elif state == "crashed" or not may_suspend:
+            end = 0.0
+        elif state == "crashed" or time.monotonic() >= end:
             return state
         else:
-            may_suspend = not _withdraw(host, domid)
-        if time.monotonic() > end:
-            raise TimeoutError(f"domain {domid} neither suspends nor runs on; it is {state}")
-        time.sleep(POLL)
-
-
-def _withdraw(host: Host, domid: int) -> bool:
-    """Take back whatever request stands: a request is one for all, so a new one is it, too."""
-    request = host.suspend_request(domid)
-    try:
-        return request.withdraw()
-    finally:
-        request.close()
+            time.sleep(POLL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from toolstack import journal
 from toolstack.commands.common import (
@@ -20,9 +20,8 @@ from toolstack.outcome import ExitCode
 from toolstack.recover import domain_of, waits_for
 
 if TYPE_CHECKING:
-    from helper.hypervisors.simulated.host import SimulatedHost
-
     from helper.hypervisors.interface import Host
+    from helper.hypervisors.simulated.host import SimulatedHost
 
 
 def init(arguments: argparse.Namespace) -> int:
@@ -37,15 +36,7 @@ def init(arguments: argparse.Namespace) -> int:
 
 def create(arguments: argparse.Namespace) -> int:
     host = host_at(directory_of(arguments))
-    domid = create_guest(
-        host,
-        arguments.name,
-        memory=arguments.memory,
-        workload=arguments.workload,
-        rate=arguments.rate,
-        kind=arguments.type,
-        behaviour=arguments.behaviour,
-    )
+    domid = create_guest(host, arguments)
     show(
         arguments,
         {"name": arguments.name, "domid": domid},
@@ -54,23 +45,31 @@ def create(arguments: argparse.Namespace) -> int:
     return ExitCode.SUCCESS
 
 
-def create_guest(
-    host: Host,
-    name: str,
-    *,
-    memory: int,
-    workload: str,
-    rate: int | None = None,
-    kind: str = "pvh",
-    behaviour: str | None = None,
-) -> int:
-    """Start a new simulated guest; returns its domid. Raises CommandError for a name in use."""
-    simulated: SimulatedHost = host  # type: ignore[assignment]
-    more: dict[str, Any] = {} if behaviour is None else {"behaviour": behaviour}
+def create_guest(host: Host, arguments: argparse.Namespace) -> int:
+    """Start a new simulated guest; returns its domid. Raises CommandError for a name in use,
+    UsageError for what no guest can be."""
+    layout = importlib.import_module("helper.hypervisors.simulated.layout")
+    how, _, late = (arguments.behaviour or "normal").partition(":")
     try:
-        return simulated.create_guest(name, memory, workload, rate, type=kind, **more)
+        behaviour = layout.Behaviour[how.upper()]
+        seconds = float(late or 0)
+    except (KeyError, ValueError):
+        raise UsageError(
+            f"--behaviour {arguments.behaviour!r}: want normal, refuse, late:SECONDS or die"
+        ) from None
+    simulated = cast("SimulatedHost", host)
+    try:
+        return simulated.create_guest(
+            arguments.name,
+            arguments.memory,
+            arguments.workload,
+            arguments.rate,
+            type=arguments.type,
+            behaviour=behaviour,
+            behaviour_seconds=seconds,
+        )
     except FileExistsError:
-        raise CommandError(f"there is a guest {name!r} on this host already") from None
+        raise CommandError(f"there is a guest {arguments.name!r} on this host already") from None
     except ValueError as error:
         raise UsageError(str(error)) from error
 
