@@ -12,6 +12,7 @@ from typing import Any
 
 from ipc_schema import libxl_stream, records
 from ipc_schema.errors import Error
+from ipc_schema.libxl_stream import RecordType
 from ipc_schema.messages import Operation
 from toolstack import blocking, fd_io, join, restore_join, stream_reader
 from toolstack.context import Context
@@ -193,10 +194,8 @@ class RestoreOperation:
                 case stream_reader.CancelRead():
                     if self._read is not None:
                         self._read.cancel()
-                case stream_reader.KeepXenstoreData(body):
-                    self._keep(self._keep_xenstore, body)
-                case stream_reader.KeepContext(body):
-                    self._keep(self._keep_context, body)
+                case stream_reader.Keep(record, body):
+                    self._keep(record, body)
                 case stream_reader.StartHelper():
                     self._start_helper()
                 case stream_reader.PostcopyTransitionCallback(rc):
@@ -245,10 +244,13 @@ class RestoreOperation:
         self._report.failed(f"reading the stream: {error}")
         self._do(self._reader.read_failed(rc_of(error)))
 
-    def _keep(self, keep: Callable[[bytes], None], body: bytes) -> None:
+    def _keep(self, record: RecordType, body: bytes) -> None:
         rc = 0
         try:
-            keep(body)
+            if record is RecordType.EMULATOR_XENSTORE_DATA:
+                self._keep_xenstore(body)
+            else:
+                _, _, self._context = libxl_stream.decode_emulator_context(body)
         except ValueError as error:
             self._report.failed(str(error))
             rc = Error.FAIL
@@ -261,9 +263,6 @@ class RestoreOperation:
             if not path or path.startswith(b"/") or b".." in path.split(b"/"):
                 raise ValueError(f"emulator xenstore data with the path {path!r}")
         self._xenstore = entries
-
-    def _keep_context(self, body: bytes) -> None:
-        _, _, self._context = libxl_stream.decode_emulator_context(body)
 
     # The helper and its callbacks
 

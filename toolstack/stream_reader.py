@@ -64,8 +64,7 @@ class Does(Enum):
 
     STOP = "the stream stops, rc 0"
     HELPER = "start the helper; reading goes on when it has ended"
-    XENSTORE = "keep the emulator's xenstore data"
-    CONTEXT = "keep the emulator's context"
+    KEEP = "keep it for the device model"
     CALLBACK = "end of the phase: its callback, rc 0"
 
 
@@ -75,8 +74,8 @@ _DATA_PHASES: Final = frozenset(Phase) - {Phase.CHECKPOINT_STATE}
 RECORDS: Final[Mapping[RecordType, tuple[Does, frozenset[Phase]]]] = {
     RecordType.END:                     (Does.STOP, frozenset({Phase.NORMAL})),
     RecordType.LIBXC_CONTEXT:           (Does.HELPER, frozenset({Phase.NORMAL})),
-    RecordType.EMULATOR_XENSTORE_DATA:  (Does.XENSTORE, _DATA_PHASES),
-    RecordType.EMULATOR_CONTEXT:        (Does.CONTEXT, _DATA_PHASES),
+    RecordType.EMULATOR_XENSTORE_DATA:  (Does.KEEP, _DATA_PHASES),
+    RecordType.EMULATOR_CONTEXT:        (Does.KEEP, _DATA_PHASES),
     RecordType.CHECKPOINT_END:          (Does.CALLBACK, frozenset({Phase.CHECKPOINT_UNBUFFERING})),
     RecordType.CHECKPOINT_STATE:        (Does.CALLBACK, frozenset({Phase.CHECKPOINT_STATE})),
     RecordType.POSTCOPY_TRANSITION_END: (Does.CALLBACK, frozenset({Phase.POSTCOPY_TRANSITION})),
@@ -132,16 +131,10 @@ class StartHelper(ReaderAction):
 
 
 @dataclass(frozen=True)
-class KeepXenstoreData(ReaderAction):
-    """The body of EMULATOR_XENSTORE_DATA; then `processed`."""
+class Keep(ReaderAction):
+    """Keep the body of an EMULATOR_* record for the device model; then `processed`."""
 
-    body: bytes
-
-
-@dataclass(frozen=True)
-class KeepContext(ReaderAction):
-    """The body of EMULATOR_CONTEXT; then `processed`."""
-
+    record: RecordType
     body: bytes
 
 
@@ -205,7 +198,7 @@ class StreamReader:
         self.postcopy_transitioned = False
         self.reading = False
         self.processing = False
-        """A Keep* is being carried out."""
+        """A Keep is being carried out."""
         self._device_model = device_model
         self._checkpointed = stream_type is not StreamType.PLAIN
         self._helper_started = False
@@ -253,7 +246,7 @@ class StreamReader:
         return self._failed(rc)
 
     def processed(self, rc: int) -> Actions:
-        """A Keep* has been carried out."""
+        """A Keep has been carried out."""
         if not self.processing:
             raise OutOfTurn("a record is reported as processed, but none is at work")
         self.processing = False
@@ -335,22 +328,19 @@ class StreamReader:
                 continue
             if problem := self._problem(number):
                 return (Log(problem), *self._failed(Error.FAIL))
-            return self._do(RECORDS[RecordType(number)][0], body)
+            return self._do(RecordType(number), body)
         return self._read()
 
-    def _do(self, does: Does, body: bytes) -> Actions:
-        match does:
+    def _do(self, record: RecordType, body: bytes) -> Actions:
+        match RECORDS[record][0]:
             case Does.STOP:
                 return self._stop(0)
             case Does.HELPER:
                 self._helper_started = self._helper_running = True
                 return (StartHelper(),)
-            case Does.XENSTORE:
+            case Does.KEEP:
                 self.processing = True
-                return (KeepXenstoreData(body),)
-            case Does.CONTEXT:
-                self.processing = True
-                return (KeepContext(body),)
+                return (Keep(record, body),)
             case Does.CALLBACK:
                 return self._end_phase(body)
 
@@ -368,7 +358,7 @@ class StreamReader:
             return f"a second {record.name}"
         if does is Does.STOP and not self._helper_started:
             return f"{record.name} before LIBXC_CONTEXT: the stream has no domain in it"
-        if does in {Does.XENSTORE, Does.CONTEXT} and not self._device_model:
+        if does is Does.KEEP and not self._device_model:
             return f"{record.name}, but the domain has no device model"
         return None
 

@@ -19,8 +19,7 @@ from toolstack.stream_reader import (
     CheckpointCallback,
     CheckpointResult,
     CheckpointStateCallback,
-    KeepContext,
-    KeepXenstoreData,
+    Keep,
     Log,
     OutOfTurn,
     Phase,
@@ -65,7 +64,7 @@ def feed(reader: StreamReader, *numbers: int) -> Actions:
     actions: Actions = ()
     for number in numbers:
         actions = reader.record_done(number, b"body")
-        while actions and isinstance(actions[-1], KeepXenstoreData | KeepContext):
+        while actions and isinstance(actions[-1], Keep):
             actions = reader.processed(0)
     return actions
 
@@ -81,9 +80,9 @@ class TestPlain:
     def test_records_are_read_one_by_one_and_end_stops(self) -> None:
         reader = at_work()
         assert reader.helper_done(0) == READ
-        assert reader.record_done(XENSTORE, b"x") == (KeepXenstoreData(b"x"),)
+        assert reader.record_done(XENSTORE, b"x") == (Keep(XENSTORE, b"x"),)
         assert reader.processed(0) == READ
-        assert reader.record_done(CONTEXT, b"c") == (KeepContext(b"c"),)
+        assert reader.record_done(CONTEXT, b"c") == (Keep(CONTEXT, b"c"),)
         assert reader.processed(0) == READ
         assert reader.record_done(END, b"") == (Stopped(0),)
 
@@ -202,8 +201,8 @@ class TestCheckpoint:
         assert reader.start_checkpoint() == READ
         assert reader.record_done(XENSTORE, b"x") == READ
         assert reader.record_done(CONTEXT, b"c") == READ
-        assert reader.record_done(RecordType.CHECKPOINT_END, b"") == (KeepXenstoreData(b"x"),)
-        assert reader.processed(0) == (KeepContext(b"c"),)
+        assert reader.record_done(RecordType.CHECKPOINT_END, b"") == (Keep(XENSTORE, b"x"),)
+        assert reader.processed(0) == (Keep(CONTEXT, b"c"),)
         assert reader.processed(0) == (CheckpointCallback(CheckpointResult.SUCCESS),)
         assert reader.phase is Phase.NORMAL
 
@@ -283,7 +282,7 @@ class EveryOrder(RuleBasedStateMachine):
             case CancelRead():
                 assert self.read is not None
                 self.read = None
-            case KeepXenstoreData() | KeepContext():
+            case Keep():
                 assert not self.keeping
                 self.keeping = True
             case StartHelper():
@@ -329,7 +328,7 @@ class EveryOrder(RuleBasedStateMachine):
             "checkpoint": self.reader.start_checkpoint,
             "checkpoint state": self.reader.start_checkpoint_state,
         }
-        self.waiting = what.split()[0]
+        self.waiting = what.split(maxsplit=1)[0]
         try:
             actions = starts[what]()
         except OutOfTurn:

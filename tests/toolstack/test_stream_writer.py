@@ -308,7 +308,7 @@ class EveryOrder(RuleBasedStateMachine):
             "checkpoint state": self.writer.start_checkpoint_state,
         }
         before = (self.writer.phase, self.writer.writing, self.writer.running)
-        self.waiting = what.split()[0]
+        self.waiting = what.split(maxsplit=1)[0]
         try:
             actions = starts[what]()
         except OutOfTurn:
