@@ -1,1 +1,79 @@
-"""libxl's side: drives save helpers, writes and reads the libxl stream, hands guests over."""
+"""libxl's side of save, restore and live migration, under libxl's names.
+
+The API, importable from here; nothing is loaded before it is used:
+
+    import asyncio
+    import socket
+
+    from helper.hypervisors import open_host
+    from toolstack import Context, MemoryStrategy, domain_create_restore, domain_live_migrate
+
+    async def migrate(name, source_dir, destination_dir):
+        source = Context(open_host(f"sim:{source_dir}"), f"sim:{source_dir}")
+        destination = Context(open_host(f"sim:{destination_dir}"), f"sim:{destination_dir}")
+        domid = source.host.find(name)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            saved, restored = await asyncio.gather(
+                domain_live_migrate(
+                    source, domid, ours.fileno(), 0, ours.fileno(), MemoryStrategy.POSTCOPY
+                ),
+                domain_create_restore(
+                    destination, source.host.config(domid), name, theirs.fileno(), theirs.fileno()
+                ),
+            )
+        return saved, restored
+
+Both come to their end whatever happens, within the context's `limits`, and tell it by an `rc`. What
+follows is the caller's: to destroy the source's domain, resume it, or keep it suspended, as `rc`,
+`suspended` and `postcopy_transitioned` allow. `xen-toolstack migrate` does that with a handshake.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toolstack.context import Context
+    from toolstack.domain_restore import RestoreResult, domain_create_restore
+    from toolstack.domain_save import (
+        SUSPEND_DEBUG,
+        SUSPEND_LIVE,
+        MemoryStrategy,
+        PostcopyTransitioned,
+        PrecopyLimits,
+        SaveResult,
+        domain_live_migrate,
+        domain_suspend,
+    )
+    from toolstack.limits import Limits
+
+__all__ = [
+    "SUSPEND_DEBUG",
+    "SUSPEND_LIVE",
+    "Context",
+    "Limits",
+    "MemoryStrategy",
+    "PostcopyTransitioned",
+    "PrecopyLimits",
+    "RestoreResult",
+    "SaveResult",
+    "domain_create_restore",
+    "domain_live_migrate",
+    "domain_suspend",
+]
+
+_HOMES = {
+    "Context": "context",
+    "Limits": "limits",
+    "RestoreResult": "domain_restore",
+    "domain_create_restore": "domain_restore",
+}
+"""The modules of the names; the others are in `domain_save`."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'domain_save')}"), name)
