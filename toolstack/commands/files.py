@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from ipc_schema.errors import DecodeError
+from toolstack import inspect as inspection
 from toolstack import save_file
 from toolstack.commands.common import CommandError, domid_of, show
 from toolstack.commands.running import context_of, progress_for, run
@@ -51,4 +54,48 @@ def restore(arguments: argparse.Namespace) -> int:
 
 
 def inspect(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    """One line (or, with --json, one object in a list) for each record; what came before a broken
+    one is shown, too."""
+    summary = inspection.Summary()
+    entries: list[inspection.Entry] = []
+    problem = ""
+    with open(0 if arguments.file == "-" else arguments.file, "rb") as file:
+        try:
+            for entry in inspection.inspect(file, summary):
+                if arguments.json:
+                    entries.append(entry)
+                else:
+                    print(_line(entry))
+        except DecodeError as error:
+            problem = f"{arguments.file}: {error}"
+    if arguments.json:
+        print(
+            json.dumps(
+                {
+                    "entries": [asdict(entry) for entry in entries],
+                    "summary": summary.as_dict(),
+                    "error": problem or None,
+                },
+                default=str,
+            )
+        )
+    else:
+        for name, value in summary.as_dict().items():
+            print(f"{name.replace('_', ' ')}: {_text(value)}")
+    if problem:
+        print(f"xen-toolstack: {problem}", file=sys.stderr)
+        return ExitCode.FAILED
+    return ExitCode.SUCCESS
+
+
+def _line(entry: inspection.Entry) -> str:
+    what = ", ".join(f"{name} {_text(value)}" for name, value in entry.summary.items())
+    return (
+        f"{entry.offset:#012x} {entry.layer:6} {entry.name:24} {entry.length:>10} {what}".rstrip()
+    )
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{name} {number}" for name, number in value.items()) + ")"
+    return str(value)
