@@ -1,0 +1,105 @@
+"""Simulated hosts and the real commands on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from helper.hypervisors.simulated.host import SimulatedHost, create_host
+
+TOOLSTACK = [sys.executable, "-m", "toolstack.commands.main"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def line(self) -> str:
+        """What it wrote to stderr, which must be one line of our own."""
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("xen-toolstack: "), self.err
+        return lines[0]
+
+
+def toolstack(*arguments: object, **more: Any) -> Ended:
+    """Run a command to its end, within a minute."""
+    done = subprocess.run(
+        [*TOOLSTACK, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **more,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*TOOLSTACK, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], Any], what: str, limit: float = 20.0) -> Any:
+    """Poll until `condition` is true; AssertionError that names `what` after `limit` seconds."""
+    end = time.monotonic() + limit
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {limit} s: {what}"
+        time.sleep(0.002)
+    return value
+
+
+class Hosts:
+    """A source and a destination; `close` ends all guests and looks for leavings."""
+
+    def __init__(self, directory: Path) -> None:
+        self.source = directory / "source"
+        self.destination = directory / "destination"
+        for host in (self.source, self.destination):
+            create_host(host)
+        self.at_source = SimulatedHost(self.source)
+        self.at_destination = SimulatedHost(self.destination)
+
+    def guest(self, name: str = "g", *, megabytes: int = 8, **more: Any) -> int:
+        return self.at_source.create_guest(name, megabytes << 20, "random", **more)
+
+    @staticmethod
+    def states(host: SimulatedHost) -> dict[str, str]:
+        return {row.name: row.state.value for row in host.domains()}
+
+    def journals(self) -> list[str]:
+        return [
+            path.name for host in (self.source, self.destination) for path in host.glob("*journal*")
+        ]
+
+    def close(self) -> None:
+        for host in (self.at_source, self.at_destination):
+            for row in host.domains():
+                host.destroy(row.domid)
+
+
+def kill_group(process: subprocess.Popen[str], number: int) -> None:
+    """Signal one process that `start` started, and reap it."""
+    os.kill(process.pid, number)
+    process.communicate(timeout=60)
