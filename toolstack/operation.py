@@ -52,6 +52,8 @@ class Report:
         self.reason = ""
         self.statistics: Statistics | None = None
         self._ctx = ctx
+        self._last_error = ""
+        """The helper's last word about what went wrong."""
 
     def failed(self, reason: str, **fields: object) -> None:
         """Log a failure; the first one's reason is the operation's."""
@@ -75,15 +77,17 @@ class Report:
         )
         if not rc:
             return
-        why = result.reason
+        why = result.reason or self._last_error
         if not why and result.errnoval:
             why = os.strerror(result.errnoval)
         self.failed(f"{doing}: {why or 'the helper failed'}", rc=rc)
 
     def log_callback(self, level: int, errnoval: int, context: str, formatted: str) -> None:
         """The catalogue's `log`."""
-        if errnoval not in {0, _NO_ERRNO}:
+        if errnoval not in {0, _NO_ERRNO} and os.strerror(errnoval) not in formatted:
             formatted = f"{formatted}: {os.strerror(errnoval)}"
+        if level >= XentoollogLevel.ERROR:
+            self._last_error = formatted
         self._ctx.log(level, context, formatted)
 
     def progress_callback(self, context: str, doing_what: str, done: int, total: int) -> None:
