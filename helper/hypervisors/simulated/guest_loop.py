@@ -121,6 +121,7 @@ class GuestLoop:
         if fd == self._pager:
             self._pager = None
             self._domain.paging = 0
+            self._vcpu.forget_released()
 
     def _serve(self, fd: int) -> None:
         connection = self._connections[fd]

@@ -51,7 +51,10 @@ class SimulatedPaging:
         self._address = address
         self._kept: list[PagingRequest] = []
         """Requests that were read while a page was loaded."""
+        self._signalled = False
+        """Whether the descriptor polls readable for `_kept`."""
         self._waiting: set[int] = set()
+        """Pages that the vCPU waits for, as far as is known: they are loaded before others."""
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
         self._epoll.register(self._fd, select.EPOLLIN)
@@ -74,10 +77,9 @@ class SimulatedPaging:
     def take_requests(self) -> list[PagingRequest]:
         self._read_events()
         requests, self._kept = self._kept, []
-        try:
+        if self._signalled:
             os.eventfd_read(self._wakeup)
-        except BlockingIOError:
-            return requests
+            self._signalled = False
         return requests
 
     def _read_events(self) -> None:
@@ -117,19 +119,16 @@ class SimulatedPaging:
         if (states == P2M.POPULATED).any():
             pfn = int(pfns[states == P2M.POPULATED][0])
             raise OSError(errno.EINVAL, f"pfn {pfn:#x} is not paged out")
-        source = np.frombuffer(data, np.uint8).ctypes.data
-        wanted = (
-            [index for index, pfn in enumerate(pfns.tolist()) if pfn in self._waiting]
-            if self._waiting
-            else []
-        )
-        for index in wanted:
-            self._copy(int(pfns[index]), 1, source + index * PAGE_SIZE)
+        source = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
+        wanted = [place for place, pfn in enumerate(pfns.tolist()) if pfn in self._waiting]
+        for place in wanted:
+            self._copy(int(pfns[place]), 1, source + place * PAGE_SIZE)
+        if len(wanted) == len(pfns):
+            return
         rest = np.ones(len(pfns), np.bool_)
         rest[wanted] = False
-        places = np.flatnonzero(rest)
-        for first, count, index in runs_of(pfns, places):
-            self._copy(first, count, source + index * PAGE_SIZE)
+        for first, count, place in runs_of(pfns, np.flatnonzero(rest)):
+            self._copy(first, count, source + place * PAGE_SIZE)
 
     def _copy(self, first: int, count: int, source: int) -> None:
         """One run of pages, from `source`, an address in this process."""
@@ -152,8 +151,9 @@ class SimulatedPaging:
             if copied < length:
                 # The guest is giving memory back, and waits until that is read.
                 self._read_events()
-                if self._kept:
+                if self._kept and not self._signalled:
                     os.eventfd_write(self._wakeup, 1)
+                    self._signalled = True
 
     def resume(self, requests: Sequence[PagingRequest]) -> None:
         for request in requests:

@@ -29,6 +29,7 @@ _EVENT_PAGEFAULT: Final = 0x12
 _EVENT_REMOVE: Final = 0x15
 _MESSAGE: Final = struct.Struct("<B7xQQQ")
 """event; flags and address of a fault, or start and end of a removed range."""
+_READ: Final = 64 * _MESSAGE.size
 
 
 def is_resident(address: int) -> bool:
@@ -86,7 +87,7 @@ def read_events(fd: int) -> list[Fault | Removed]:
     events: list[Fault | Removed] = []
     while True:
         try:
-            data = os.read(fd, _MESSAGE.size * 64)
+            data = os.read(fd, _READ)
         except BlockingIOError:
             return events
         for kind, first, second, _ in _MESSAGE.iter_unpack(data):
@@ -96,6 +97,8 @@ def read_events(fd: int) -> list[Fault | Removed]:
                 events.append(Removed(first, second))
             else:
                 raise OSError(errno.EPROTO, f"userfaultfd: unexpected event {kind:#x}")
+        if len(data) < _READ:
+            return events
 
 
 def _transfer(fd: int, operation: int, argument: bytearray, done_at: int, length: int) -> int:

@@ -68,6 +68,7 @@ class VCPU:
         """Build pages `first` on: write 0 of each."""
         shared = self._shared
         pfns = np.arange(first, first + count, dtype=np.uint64)
+        shared.make_ready(first * PAGE_SIZE, count * PAGE_SIZE)
         pattern.write(self._words, registers.seed, pfns, np.zeros_like(pfns))
         shared.p2m[first : first + count] = P2M.POPULATED
 
@@ -196,11 +197,21 @@ class VCPU:
         held = int(np.count_nonzero(shared.p2m[first : first + count]))
         # A page that is gone is news to log-dirty as well.
         shared.writes[first : first + count] += np.uint32(2)
-        # While paging is on, this waits until the pager has taken note.
+        # While paging is on, this waits until the pager has read of it. The state of pages that
+        # are paged out is his to change: by it he knows which ones he need not bring any more.
         shared.memory.madvise(mmap.MADV_REMOVE, first * PAGE_SIZE, count * PAGE_SIZE)
-        shared.p2m[first : first + count] = P2M.ABSENT
+        if self._domain.paging:
+            states = shared.p2m[first : first + count]
+            states[states == P2M.POPULATED] = P2M.ABSENT
+        else:
+            self.forget_released()
         self._domain.nr_pages -= held
         return count
+
+    def forget_released(self) -> None:
+        """Mark all that the guest has given back as absent: no pager will do it (any more)."""
+        if self.registers is not None:
+            self._shared.p2m[self.registers.present : self.registers.pages] = P2M.ABSENT
 
     # -- states ---------------------------------------------------------------------------------
 
