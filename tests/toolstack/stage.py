@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from helper.hypervisors.simulated.host import SimulatedHost, create_host
+from helper.hypervisors.simulated.host import SimulatedHost
 
 TOOLSTACK = [sys.executable, "-m", "toolstack.commands.main"]
 
@@ -71,15 +69,13 @@ def wait_for(condition: Callable[[], Any], what: str, limit: float = 20.0) -> An
 
 
 class Hosts:
-    """A source and a destination; `close` ends all guests and looks for leavings."""
+    """A source and a destination."""
 
-    def __init__(self, directory: Path) -> None:
-        self.source = directory / "source"
-        self.destination = directory / "destination"
-        for host in (self.source, self.destination):
-            create_host(host)
-        self.at_source = SimulatedHost(self.source)
-        self.at_destination = SimulatedHost(self.destination)
+    def __init__(self, at_source: SimulatedHost, at_destination: SimulatedHost) -> None:
+        self.at_source = at_source
+        self.at_destination = at_destination
+        self.source = at_source.directory
+        self.destination = at_destination.directory
 
     def guest(self, name: str = "g", *, megabytes: int = 8, **more: Any) -> int:
         return self.at_source.create_guest(name, megabytes << 20, "random", **more)
@@ -92,14 +88,3 @@ class Hosts:
         return [
             path.name for host in (self.source, self.destination) for path in host.glob("*journal*")
         ]
-
-    def close(self) -> None:
-        for host in (self.at_source, self.at_destination):
-            for row in host.domains():
-                host.destroy(row.domid)
-
-
-def kill_group(process: subprocess.Popen[str], number: int) -> None:
-    """Signal one process that `start` started, and reap it."""
-    os.kill(process.pid, number)
-    process.communicate(timeout=60)

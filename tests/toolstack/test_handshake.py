@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,7 +134,7 @@ def test_abort_is_followed_only_while_the_guest_is_surely_here() -> None:
         assert end in {Sender.RUNNING_AT_SOURCE, Sender.RESUME}
 
 
-def possible(table: dict, state: object) -> list[Event]:  # type: ignore[type-arg]
+def possible(table: Mapping[tuple[Any, Event], Any], state: object) -> list[Event]:
     return [event for at, event in table if at is state]
 
 
