@@ -1,0 +1,358 @@
+"""migrate and receive, as real processes: each ending, and each end killed at each promise."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from helper.hypervisors.simulated.layout import Behaviour
+from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, start, toolstack, wait_for
+from toolstack import handshake
+
+QUICK = (
+    "--limit=suspend=2",
+    "--limit=handshake=3",
+    "--limit=abort=2",
+    "--limit=stream_stall=3",
+    "--limit=heartbeat=3",
+)
+MODES = {
+    "stop-and-copy": ("--max-rounds=0",),
+    "precopy": (),
+    "postcopy": ("--postcopy", "--max-rounds=1"),
+}
+
+
+def arguments(hosts: Hosts, *more: object, to: object = None) -> list[object]:
+    return ["migrate", "g", "--host", hosts.source, "--to", to or hosts.destination, "--json",
+            *QUICK, *more]  # fmt: skip
+
+
+def migrate(hosts: Hosts, *more: object, to: object = None) -> Ended:
+    return toolstack(*arguments(hosts, *more, to=to))
+
+
+def runs_on(hosts: Hosts, *, there: bool) -> None:
+    """The guest runs at one place, under its name, and its memory is right."""
+    host, other = (
+        (hosts.at_destination, hosts.at_source)
+        if there
+        else (hosts.at_source, hosts.at_destination)
+    )
+    assert hosts.states(host) == {"g": "running"}
+    assert hosts.states(other) == {}
+    steps = host.report(host.find("g")).steps
+    report = host.verify(host.find("g"), 30)
+    assert report.memory_ok
+    wait_for(lambda: host.report(host.find("g")).steps > steps, "it runs")
+    assert not any(row.log_dirty for row in host.domains())
+    assert hosts.journals() == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["pvh", "hvm"])
+def test_success(hosts: Hosts, mode: str, kind: str) -> None:
+    hosts.guest(type=kind)
+    ended = migrate(hosts, *MODES[mode])
+    assert ended.code == 0, ended
+    result = ended.json
+    assert (result["outcome"], result["rc"], result["reason"]) == ("success", 0, "")
+    assert result["mode"] == mode
+    assert result["guest"]["host"] == str(hosts.destination)
+    assert result["guest"]["memory_ok"] is True
+    assert result["downtime_seconds"] > 0
+    runs_on(hosts, there=True)
+
+
+def test_there_and_back(hosts: Hosts) -> None:
+    hosts.guest()
+    assert migrate(hosts).code == 0
+    back = ["migrate", "g", "--host", hosts.destination, "--to", hosts.source, "--postcopy"]
+    assert toolstack(*back).code == 0
+    runs_on(hosts, there=False)
+
+
+def test_over_a_command(hosts: Hosts) -> None:
+    hosts.guest()
+    receiver = " ".join([*TOOLSTACK, "receive", "--host", str(hosts.destination)])
+    ended = migrate(hosts, to=f"exec {receiver}")
+    assert ended.code == 0, ended
+    assert ended.json["guest"] == {
+        "host": None, "state": None, "steps": None, "pages_checked": None, "memory_ok": None,
+    }  # fmt: skip
+    assert ended.json["downtime_seconds"] > 0
+    runs_on(hosts, there=True)
+
+
+def test_a_guest_that_refuses_to_suspend(hosts: Hosts) -> None:
+    hosts.guest(behaviour=Behaviour.REFUSE)
+    ended = migrate(hosts, "--limit=suspend=0.3")
+    assert ended.code == 1
+    assert ended.json["rc"] == -8
+    assert ended.json["outcome"] == "running-at-source"
+    runs_on(hosts, there=False)
+    hosts.at_source.set_behaviour(hosts.at_source.find("g"), Behaviour.NORMAL)
+    runs_on(hosts, there=False)
+
+
+def test_a_guest_that_suspends_too_late(hosts: Hosts) -> None:
+    hosts.guest(behaviour=Behaviour.LATE, behaviour_seconds=1.5)
+    ended = migrate(hosts, "--limit=suspend=0.5")
+    assert ended.code == 1
+    time.sleep(1.0)  # the time in which it would have suspended
+    runs_on(hosts, there=False)
+
+
+def test_a_guest_that_dies(hosts: Hosts) -> None:
+    hosts.guest(behaviour=Behaviour.DIE)
+    ended = migrate(hosts)
+    assert ended.code == 5
+    assert ended.json["outcome"] == "guest-died"
+    assert ended.json["guest"]["state"] == "crashed"
+    assert hosts.states(hosts.at_source) == {"g": "crashed"}
+    assert hosts.states(hosts.at_destination) == {}
+    assert hosts.journals() == []
+
+
+def test_the_name_is_taken_there(hosts: Hosts) -> None:
+    hosts.guest()
+    hosts.at_destination.create_guest("g", 2 << 20, "idle")
+    ended = migrate(hosts)
+    assert ended.code == 1
+    assert "could not start" in ended.json["reason"]
+    assert hosts.states(hosts.at_source) == {"g": "running"}
+    assert hosts.states(hosts.at_destination) == {"g": "running"}
+    assert hosts.journals() == []
+
+
+FAKE = """
+import sys, os, time
+from toolstack import handshake
+said = {said!r}
+os.write(1, handshake.BANNER)
+sys.path[:0] = [{root!r}]
+data = b""
+end = {wait!r}
+while end not in data[-200:]:
+    part = os.read(0, 1 << 20)
+    if not part: sys.exit(9)
+    data += part
+os.write(1, said)
+if {go!r}:
+    tail = b""
+    while handshake.PERMISSION_TO_GO not in tail:
+        part = os.read(0, 100)
+        if not part: sys.exit(8)
+        tail += part
+    os.write(1, {after_go!r})
+if {stay!r}:
+    while os.read(0, 100): pass
+"""
+
+
+def fake_receiver(
+    tmp_path: Path, *, said: bytes, go: bool = False, after_go: bytes = b"", stay: bool = True
+) -> str:
+    """A command that takes a stream and answers as it is told to."""
+    from ipc_schema import libxl_stream
+
+    script = tmp_path / "receiver.py"
+    script.write_text(
+        FAKE.format(
+            said=said,
+            wait=libxl_stream.encode_record(libxl_stream.RecordType.END),
+            go=go,
+            after_go=after_go,
+            stay=stay,
+            root=os.getcwd(),
+        )
+    )
+    return f"exec env PYTHONPATH={os.getcwd()} {sys.executable} {script}"
+
+
+REPORT = handshake.REPORT
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "name", "state"),
+    [
+        pytest.param({"said": b"", "stay": False}, 1, "g", "running", id="gone before ready"),
+        pytest.param({"said": b"nonsense " * 9}, 1, "g", "running", id="nonsense for ready"),
+        pytest.param({"said": handshake.READY, "go": True, "stay": False}, 4,
+                     "g--migratedaway", "suspended", id="gone after GO"),
+        pytest.param({"said": handshake.READY, "go": True}, 4,
+                     "g--migratedaway", "suspended", id="silent after GO"),
+        pytest.param({"said": handshake.READY, "go": True, "after_go": REPORT + b"\1"}, 4,
+                     "g--migratedaway", "suspended", id="not started, no permission"),
+        pytest.param({"said": handshake.READY, "go": True,
+                      "after_go": REPORT + b"\1" + handshake.PERMISSION_TO_GO}, 1,
+                     "g", "running", id="not started, permission"),
+    ],
+)  # fmt: skip
+def test_what_a_receiver_may_say(
+    hosts: Hosts, tmp_path: Path, answers: dict[str, Any], code: int, name: str, state: str
+) -> None:
+    hosts.guest()
+    command = fake_receiver(tmp_path, **answers)
+    ended = migrate(hosts, "--limit=handshake=1.5", to=command)
+    assert ended.code == code, ended
+    assert hosts.states(hosts.at_source) == {name: state}
+    if state == "running":
+        runs_on(hosts, there=False)
+    else:
+        (row,) = toolstack("list", "--host", hosts.source, "--json").json
+        assert "a person" in row["waits"]
+        refused = toolstack("recover", "g", "--host", hosts.source)
+        assert refused.code == 1
+        again = migrate(hosts)
+        assert again.code == 1
+        assert toolstack("recover", "g", "--resume", "--host", hosts.source).code == 0
+        runs_on(hosts, there=False)
+
+
+@pytest.mark.parametrize(
+    "command", ["exit 3", "yes 'this is no receiver of ours' | head -c 1000", "sleep 30"]
+)
+def test_no_receiver_at_all(hosts: Hosts, command: str) -> None:
+    hosts.guest()
+    ended = migrate(hosts, "--limit=handshake=0.5", to=command)
+    assert ended.code == 1
+    runs_on(hosts, there=False)
+
+
+def first(events: Path, found: Callable[[dict[str, Any]], bool]) -> bool:
+    if not events.exists():
+        return False
+    text = events.read_text()
+    return any(found(json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines())
+
+
+def receiver_of(process: subprocess.Popen[str]) -> psutil.Process:
+    return next(
+        child for child in psutil.Process(process.pid).children() if "receive" in child.cmdline()
+    )
+
+
+def gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    assert alive == []
+
+
+ACTIONS = ["wait for the receiver", "send the guest", "wait until the receiver is ready",
+           "rename the guest away", "wait for the destination's report",
+           "destroy the source"]  # fmt: skip
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_controller_killed(hosts: Hosts, tmp_path: Path, action: str) -> None:
+    """After `recover` at both ends the guest runs at one place, or is refused with a reason."""
+    hosts.guest(type="hvm")
+    events = tmp_path / "events"
+    process = start(*arguments(hosts, "--events", events))
+    wait_for(
+        lambda: (
+            process.poll() is not None
+            or first(events, lambda e: e["event"] == "handshake" and e["action"] == action)
+        ),
+        action,
+    )
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.kill()
+    process.communicate(timeout=30)
+    gone([p for p in family if "simulated" not in " ".join(_command(p))])
+    here = toolstack("recover", "g", "--host", hosts.source)
+    there = toolstack("recover", "g", "--host", hosts.destination)
+    assert "Traceback" not in here.err + there.err
+    if "may run at" in here.err:
+        assert hosts.states(hosts.at_source) == {"g--migratedaway": "suspended"}
+        running = hosts.states(hosts.at_destination) == {"g": "running"}
+        way_out = "--destroy" if running else "--resume"
+        assert toolstack("recover", "g", way_out, "--host", hosts.source).code == 0
+        runs_on(hosts, there=running)
+    else:
+        runs_on(hosts, there="g" in hosts.states(hosts.at_destination))
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "action", ["read the configuration", "receive the guest", "wait for permission to start"]
+)
+def test_receiver_ended(
+    hosts: Hosts, tmp_path: Path, mode: str, number: signal.Signals, action: str
+) -> None:
+    hosts.guest()
+    events = tmp_path / "events"
+    process = start(*arguments(hosts, "--events", events, *MODES[mode], "--bandwidth=60M"))
+    wait_for(
+        lambda: (
+            process.poll() is not None
+            or first(events, lambda e: e["event"] == "handshake" and e["action"] == action)
+        ),
+        action,
+    ) if not (mode == "postcopy" and "permission" in action) else None
+    if process.poll() is None:
+        try:
+            receiver_of(process).send_signal(number)
+        except (StopIteration, psutil.NoSuchProcess):
+            pass
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    code = process.returncode
+    assert json.loads(out)["outcome"] == {
+        0: "success", 1: "running-at-source", 3: "postcopy-failed", 4: "undefined"
+    }[code]  # fmt: skip
+    if code in {0, 1}:
+        runs_on(hosts, there=code == 0)
+    else:
+        suffix = {3: "--postcopy-inconsistent", 4: "--migratedaway"}[code]
+        assert hosts.states(hosts.at_source) == {f"g{suffix}": "suspended"}
+        assert set(hosts.states(hosts.at_destination).items()) <= {("g", "running")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_user_aborts(hosts: Hosts, tmp_path: Path, mode: str, number: signal.Signals) -> None:
+    hosts.guest(megabytes=64)
+    events = tmp_path / "events"
+    process = start(
+        *arguments(hosts, "--events", events, "--bandwidth=16M", "--dirty-threshold=0",
+                   *MODES[mode], "--max-rounds=1000" if mode != "stop-and-copy" else "--verbose")
+    )  # fmt: skip
+    wait_for(lambda: first(events, lambda e: e["event"] == "phase"), "the helper is at work")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert json.loads(out)["outcome"] == "running-at-source"
+    assert "aborted" in json.loads(out)["reason"]
+    runs_on(hosts, there=False)
+
+
+def test_two_at_once(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.guest(megabytes=64)
+    events = tmp_path / "events"
+    process = start(*arguments(hosts, "--events", events, "--bandwidth=32M"))
+    wait_for(lambda: first(events, lambda e: e["event"] == "phase"), "the helper is at work")
+    ended = migrate(hosts)
+    assert ended.code == 1
+    assert "in the middle of an operation" in ended.json["error"]
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    runs_on(hosts, there=True)

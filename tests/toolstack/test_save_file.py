@@ -1,0 +1,194 @@
+"""save and restore: what comes back, and that no half-written file is taken for a whole one."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ipc_schema import xl_header
+from tests.toolstack.stage import TOOLSTACK, Hosts, start, toolstack, wait_for
+from toolstack import inspect
+
+
+def save(hosts: Hosts, *arguments: object) -> object:
+    ended = toolstack("save", "g", *arguments, "--host", hosts.source, "--json")
+    assert ended.code == 0, ended
+    return ended.json
+
+
+@pytest.mark.parametrize("kind", ["pvh", "hvm"])
+def test_there_and_back(hosts: Hosts, tmp_path: Path, kind: str) -> None:
+    hosts.guest(type=kind)
+    file = tmp_path / "g.save"
+    file.write_text("what was there before")
+    save(hosts, file)
+    assert hosts.states(hosts.at_source) == {}
+    with file.open("rb") as stream:
+        names = [entry.name for entry in inspect.inspect(stream)]
+    assert names[-1] == "END"
+
+    ended = toolstack("restore", file, "--host", hosts.destination, "--json")
+    assert ended.code == 0, ended
+    assert ended.json["name"] == "g"
+    report = hosts.at_destination.verify(hosts.at_destination.find("g"), 30)
+    assert report.memory_ok
+    assert hosts.states(hosts.at_destination) == {"g": "running"}
+    assert hosts.journals() == []
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+@pytest.mark.parametrize(("option", "state"), [("-c", "running"), ("-p", "paused")])
+def test_the_guest_stays(hosts: Hosts, tmp_path: Path, option: str, state: str) -> None:
+    hosts.guest()
+    save(hosts, option, tmp_path / "g.save")
+    assert hosts.states(hosts.at_source) == {"g": state}
+    ended = toolstack("restore", tmp_path / "g.save", "-p", "--host", hosts.destination)
+    assert ended.code == 0, ended
+    assert hosts.states(hosts.at_destination) == {"g": "paused"}
+
+
+def test_restore_where_the_guest_is(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.guest()
+    save(hosts, "-c", tmp_path / "g.save")
+    ended = toolstack("restore", tmp_path / "g.save", "--host", hosts.source)
+    assert ended.code == 1
+    assert "already" in ended.line
+    assert hosts.states(hosts.at_source) == {"g": "running"}
+
+
+def test_into_a_pipe(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.guest()
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    read = threading.Thread(target=lambda: (tmp_path / "out").write_bytes(fifo.read_bytes()))
+    read.start()
+    save(hosts, fifo)
+    read.join(20)
+    assert toolstack("restore", tmp_path / "out", "--host", hosts.destination).code == 0
+    assert fifo.is_fifo()
+
+
+def test_a_pipe_that_nobody_reads(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.guest()
+    os.mkfifo(tmp_path / "fifo")
+    ended = toolstack(
+        "save", "g", tmp_path / "fifo", "--limit", "handshake=0.3", "--host", hosts.source
+    )
+    assert ended.code == 1
+    assert "nobody reads" in ended.line
+
+
+def no_room() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize("where", ["a small disk", "/dev/full"])
+def test_a_full_disk(hosts: Hosts, tmp_path: Path, where: str) -> None:
+    domid = hosts.guest()
+    small = where == "a small disk"
+    file = tmp_path / "g.save" if small else Path(where)
+    if small:
+        file.write_text("what was there before")
+    ended = toolstack(
+        "save", "g", file, "--host", hosts.source, **({"preexec_fn": no_room} if small else {})
+    )
+    assert ended.code == 1
+    assert ("File too large" if small else "No space left") in ended.line
+    assert hosts.states(hosts.at_source) == {"g": "running"}
+    steps = hosts.at_source.report(domid).steps
+    wait_for(lambda: hosts.at_source.report(domid).steps > steps, "the guest runs on")
+    assert hosts.journals() == []
+    if small:
+        assert file.read_text() == "what was there before"
+        assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_a_guest_that_refuses(hosts: Hosts, tmp_path: Path) -> None:
+    from helper.hypervisors.simulated.layout import Behaviour
+
+    hosts.guest(behaviour=Behaviour.REFUSE)
+    ended = toolstack("save", "g", tmp_path / "f", "--limit", "suspend=0.3", "--host", hosts.source)
+    assert ended.code == 1
+    assert "did not suspend" in ended.line
+    assert hosts.states(hosts.at_source) == {"g": "running"}
+    assert not (tmp_path / "f").exists()
+    assert hosts.journals() == []
+
+
+@pytest.fixture
+def saved(hosts: Hosts, tmp_path: Path) -> bytes:
+    hosts.guest(megabytes=2)
+    save(hosts, tmp_path / "g.save")
+    return (tmp_path / "g.save").read_bytes()
+
+
+def test_truncated_anywhere(hosts: Hosts, tmp_path: Path, saved: bytes) -> None:
+    for size in (0, 10, xl_header.HEADER_SIZE + 3, 2000, len(saved) // 2, len(saved) - 1):
+        cut = tmp_path / "cut"
+        cut.write_bytes(saved[:size])
+        ended = toolstack("restore", cut, "--host", hosts.destination)
+        assert ended.code == 1
+        assert str(cut) in ended.line
+        assert hosts.states(hosts.at_destination) == {}
+        assert hosts.journals() == []
+
+
+def test_truncated_in_a_pipe(hosts: Hosts, saved: bytes) -> None:
+    done = subprocess.run(
+        [*TOOLSTACK, "restore", "/dev/stdin", "--host", str(hosts.destination)],
+        input=saved[: len(saved) // 2],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert b"xen-toolstack: " in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert hosts.states(hosts.at_destination) == {}
+
+
+def test_no_stream(hosts: Hosts) -> None:
+    for path, words in (("/etc/passwd", "no"), (sys.executable, "no"), ("/nowhere", "No such")):
+        ended = toolstack("restore", path, "--host", hosts.destination)
+        assert ended.code == 1
+        assert words in ended.line
+
+
+def test_a_controller_that_is_killed_leaves_nothing_after_recover(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    from helper.hypervisors.simulated.layout import Behaviour
+
+    hosts.guest(behaviour=Behaviour.LATE, behaviour_seconds=0.2)
+    process = start("save", "g", tmp_path / "f", "--host", hosts.source)
+    wait_for(lambda: list(tmp_path.glob(".f.*.partial")), "it has begun")
+    wait_for(hosts.journals, "the journal stands")
+    process.kill()
+    process.communicate(timeout=30)
+    assert toolstack("recover", "g", "--host", hosts.source).code == 0
+    assert hosts.states(hosts.at_source) == {"g": "running"}
+    assert list(tmp_path.glob(".f.*.partial")) == []
+    assert hosts.journals() == []
+
+
+def test_sigterm_ends_it_in_order(hosts: Hosts, tmp_path: Path) -> None:
+    from helper.hypervisors.simulated.layout import Behaviour
+
+    hosts.guest(behaviour=Behaviour.REFUSE)
+    process = start("save", "g", tmp_path / "f", "--host", hosts.source)
+    wait_for(hosts.journals, "the journal stands")
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    assert hosts.states(hosts.at_source) == {"g": "running"}
+    assert list(tmp_path.glob(".f.*.partial")) == []
+    assert hosts.journals() == []
