@@ -109,6 +109,8 @@ class FaultWriter:
         self._version = version
         self._abort = abort
         self._stall_limit = stall_limit
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
 
     def fault(self, pfns: Pfns) -> None:
         """POSTCOPY_FAULT: a vCPU waits for each of these."""
@@ -123,5 +125,6 @@ class FaultWriter:
     def _write(self, kind: RecordType, body: bytes) -> None:
         octets = encode_record_header(record_number(kind, self._version), len(body)) + body
         while octets:
-            wait_for(self._fd, select.POLLOUT, self._abort, self._stall_limit, _WHAT)
+            if not self._poll.poll(0):
+                wait_for(self._fd, select.POLLOUT, self._abort, self._stall_limit, _WHAT)
             octets = octets[os.write(self._fd, octets[:_WRITE_AT_ONCE]) :]

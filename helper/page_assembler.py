@@ -17,15 +17,17 @@ from ipc_schema.records import decode_record_header
 _HEADER = 8
 _LIST_HEADER = 8
 _ENTRY = 8
-_WINDOW = 64
-"""Pages that are held at a time; a record can have more."""
+RING = 128
+"""Pages that are held at a time: all that can be on the way ahead of a page that a vCPU waits for,
+so that it can be reached before the others are put in place."""
 
-Arrival = tuple[Pfns, memoryview]
-"""Pages that are whole: their pfns, and their contents in that order."""
+Arrival = tuple[Pfns, int]
+"""Pages that are whole: their pfns, and the place of the first one's contents in the ring. Those of
+the others follow."""
 
 
 class PageAssembler:
-    """`offset` is the stream's, of the next octet. Contents are valid until `views` is asked."""
+    """`offset` is the stream's, of the next octet. Contents are valid until they are released."""
 
     def __init__(self, version: int, offset: int) -> None:
         self.ended = False
@@ -34,31 +36,51 @@ class PageAssembler:
         self._offset = offset
         self._header = bytearray(_HEADER)
         self._header_filled = 0
-        self._window = memoryview(bytearray(_WINDOW * PAGE_SIZE))
         self._list = bytearray()
         self._list_filled = 0
         self._pfns: Pfns = np.empty(0, np.uint64)
         self._count = 0
-        self._window_start = 0
-        self._window_filled = 0
-        self._window_given = 0
+        """Pages of the record under way; 0 between records."""
+        self._arrived = 0
+        """Those of them that are whole."""
+        self._ring = memoryview(bytearray(RING * PAGE_SIZE))
+        self._place = 0
+        """Of the page that comes next, in the ring."""
+        self._partial = 0
+        """Octets of it that are there."""
+        self._held = 0
+
+    @property
+    def room(self) -> int:
+        """Pages that can come before one has to be released."""
+        return RING - self._held
+
+    def release(self, pages: int) -> None:
+        """The contents of the oldest `pages` are not needed any more."""
+        self._held -= pages
+
+    def contents(self, place: int, pages: int) -> memoryview:
+        """Of pages that are whole and not released."""
+        return self._ring[place * PAGE_SIZE : (place + pages) * PAGE_SIZE]
 
     def views(self) -> list[memoryview]:
-        """Where the next octets of the stream go, in this order. Never beyond the header after
-        the record that is under way."""
+        """Where the next octets of the stream go, in this order: never beyond the header after
+        the record that is under way. To be asked only where there is `room`."""
         if not self._count:
             return [memoryview(self._header)[self._header_filled :]]
         views = []
         if self._list_filled < len(self._list):
             views.append(memoryview(self._list)[self._list_filled :])
-        if self._window_filled == len(self._window):
-            self._window_start += _WINDOW
-            self._window_filled = self._window_given = 0
-        wanted = min(_WINDOW, self._count - self._window_start) * PAGE_SIZE
-        views.append(self._window[self._window_filled : wanted])
-        if self._window_start + _WINDOW >= self._count:
+        pages = self._piece()
+        start = self._place * PAGE_SIZE
+        views.append(self._ring[start + self._partial : start + pages * PAGE_SIZE])
+        if pages == self._count - self._arrived:
             views.append(memoryview(self._header))  # there is a next record: at the least, END
         return views
+
+    def _piece(self) -> int:
+        """Pages of this record that can be read in one piece."""
+        return min(self._count - self._arrived, RING - self._place, self.room)
 
     def filled(self, octets: int) -> list[Arrival]:
         """`octets` have gone into `views`; returns the pages that became whole.
@@ -75,21 +97,16 @@ class PageAssembler:
                 octets -= part
                 if self._list_filled == len(self._list):
                     self._read_list(self._offset - octets)
-            wanted = min(_WINDOW, self._count - self._window_start) * PAGE_SIZE
-            part = min(octets, wanted - self._window_filled)
-            self._window_filled += part
+            part = min(octets, self._piece() * PAGE_SIZE - self._partial)
             octets -= part
-            whole = self._window_filled // PAGE_SIZE
-            if whole > self._window_given:
-                first = self._window_start + self._window_given
-                arrivals.append(
-                    (
-                        self._pfns[first : self._window_start + whole],
-                        self._window[self._window_given * PAGE_SIZE : whole * PAGE_SIZE],
-                    )
-                )
-                self._window_given = whole
-            if self._window_start + whole == self._count:
+            whole, self._partial = divmod(self._partial + part, PAGE_SIZE)
+            if whole:
+                pfns = self._pfns[self._arrived : self._arrived + whole]
+                arrivals.append((pfns, self._place))
+                self._arrived += whole
+                self._held += whole
+                self._place = (self._place + whole) % RING
+            if self._arrived == self._count:
                 self._count = 0
                 self._header_filled = 0
         if not self._count and octets:
@@ -123,7 +140,7 @@ class PageAssembler:
         self._count = count
         self._list = bytearray(_LIST_HEADER + count * _ENTRY)
         self._list_filled = 0
-        self._window_start = self._window_filled = self._window_given = 0
+        self._arrived = 0
 
     def _read_list(self, end: int) -> None:
         start = end - len(self._list)

@@ -55,6 +55,7 @@ TRANSITIONS: Final[Mapping[tuple[PageState, PageEvent], PageState]] = {
     (_S.DROPPED, _E.RELEASED): _S.DROPPED,
 }
 
+_STATES: Final = tuple(PageState)
 _AWAITED: Final = (PageState.OUTSTANDING, PageState.REQUESTED)
 _WRONG: Final = 255
 _TABLE: Final = np.full((len(PageState), len(PageEvent)), _WRONG, np.uint8)
@@ -87,12 +88,13 @@ class PageStates:
 
     def happens_to(self, event: PageEvent, pfn: int) -> PageState:
         """`event` to one page; returns the state that it was in. Raises PageStateError."""
-        before = self.of(pfn) if pfn < len(self._states) else PageState.INVALID
+        before = _STATES[self._states[pfn]] if pfn < len(self._states) else PageState.INVALID
         after = TRANSITIONS.get((before, event))
         if after is None or pfn >= len(self._states):
             raise PageStateError(pfn, before, event)
-        self._states[pfn] = after
-        self.pending += (after in _AWAITED) - (before in _AWAITED)
+        if after is not before:
+            self._states[pfn] = after
+            self.pending += (after in _AWAITED) - (before in _AWAITED)
         return before
 
     def happens(self, event: PageEvent, pfns: Pfns) -> NDArray[np.uint8]:

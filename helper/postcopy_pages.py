@@ -9,6 +9,62 @@ import numpy as np
 from helper.hypervisors.interface import Bitmap, Pfns
 from helper.page_stream import set_bits
 
+POSTCOPY_BATCH = 64
+"""Pages of a POSTCOPY_PAGE_DATA record: few, since a fault waits for the record under way."""
+
+_STRIDE = 16
+"""Background pages of a record, while faults come."""
+_CALM_SECONDS = 0.02
+"""The guest runs from fault to fault until this long after the last one."""
+_FASTEST, _SLOWEST = 60_000.0, 2_000.0
+"""Bounds of the rate of background pages while faults come, in pages a second. It follows what the
+receiver can put in place: pages that came faster would pile up there, and every fault's page would
+arrive behind the pile."""
+_SLOWER, _FASTER = 0.5, 1.02
+"""What a fault does to that rate: the first where the pile is seen, the second where it is not."""
+
+
+class BackgroundShare:
+    """How many pages that nobody waits for may go, so that those that are waited for go fast.
+
+    In calm, whatever the stream takes. While faults come, at a rate that goes down at each fault
+    that finds the stream full, and up again slowly; first along with faulted pages, else in short
+    records. Times are in seconds, from any start.
+    """
+
+    def __init__(self) -> None:
+        self._last_fault = -_CALM_SECONDS
+        self._paid_until = 0.0
+        self._rate = _FASTEST
+
+    def allowed(self, now: float, urgent: int, writable: bool) -> int:
+        """For the record that is made now: `urgent` pages are waited for, `writable` says whether
+        the stream would take more at once. To be sent then."""
+        if urgent:
+            self._last_fault = now
+            change = _FASTER if writable else _SLOWER
+            self._rate = min(max(self._rate * change, _SLOWEST), _FASTEST)
+        elif not writable:
+            return 0
+        elif self._calm(now):
+            return POSTCOPY_BATCH
+        saved = int((now - self._paid_until) * self._rate)
+        pages = min(saved, _STRIDE)
+        if pages <= 0 or (pages < _STRIDE and not urgent):
+            return 0
+        earliest = now - POSTCOPY_BATCH / self._rate
+        self._paid_until = max(self._paid_until, earliest) + pages / self._rate
+        return pages
+
+    def delay(self, now: float) -> float:
+        """Seconds until pages may go with which no faulted one goes; 0 where they may."""
+        if self._calm(now):
+            return 0.0
+        return max(0.0, self._paid_until + _STRIDE / self._rate - now)
+
+    def _calm(self, now: float) -> bool:
+        return now - self._last_fault > _CALM_SECONDS
+
 
 class PostcopyPages:
     """The pages that are still to go, each exactly once: faulted ones first, in the order of their

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import select
+from collections import deque
 from collections.abc import Set
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from helper.abort import Abort
 from helper.fault_channel import FaultWriter
 from helper.hypervisors.interface import PAGE_SIZE, Domain, PagingRequest, Pfns
-from helper.page_assembler import Arrival, PageAssembler
+from helper.page_assembler import PageAssembler
 from helper.page_states import PageEvent, PageState, PageStateError, PageStates
 from helper.parameters import Statistics
 from helper.physmap import Physmap
@@ -30,6 +31,14 @@ from ipc_schema.page_lists import (
 from ipc_schema.page_types import PageType
 
 _LISTED_AT_ONCE = 1 << 14
+
+_LOADED_AT_ONCE = 16
+"""Pages that are put in place before the descriptors are looked at again."""
+_READ_AHEAD = 32
+"""Pages that are read before they can be put in place, while no vCPU waits: more are left to the
+sender, which then sees that it is ahead."""
+_LOADED_WHILE_WAITED = 4
+"""The same, while a vCPU waits for a page that has not come."""
 
 
 class PostcopyReceiver:
@@ -56,6 +65,12 @@ class PostcopyReceiver:
         self._statistics = statistics
         self._states = PageStates(0)
         self._total = 0
+        self._queue: deque[tuple[int, int]] = deque()
+        """Pages that have come, oldest first: pfn and place in the assembler's ring."""
+        self._queued: set[int] = set()
+        """Those of them that are not in the guest yet."""
+        self._requested: set[int] = set()
+        """Pages that vCPUs wait for and that have not come."""
         self._paging = domain.mem_paging_enable()
 
     def close(self) -> None:
@@ -102,8 +117,9 @@ class PostcopyReceiver:
         and OSError(ETIMEDOUT) where nothing does."""
         self._assembler = PageAssembler(self._version, self._reader.offset)
         self._reporter.detail(f"{self._states.pending} pages are to come")
+        stream, paging = self._reader.fd, self._paging.fileno()
         poll = select.poll()
-        for fd in (self._reader.fd, self._paging.fileno(), self._abort.fileno()):
+        for fd in (stream, paging, self._abort.fileno()):
             poll.register(fd, select.POLLIN)
         timeout = poll_milliseconds(self._stall_limit) if self._stall_limit else None
         told = False
@@ -113,19 +129,26 @@ class PostcopyReceiver:
                 self._faults.complete()
                 self._reporter.event("postcopy complete")
                 told = True
-            ready = {fd for fd, _events in poll.poll(timeout)}
+            ready = {fd for fd, _events in poll.poll(0 if self._queue else timeout)}
             self._abort.check()
-            if not ready:
+            if not ready and not self._queue:
                 raise OSError(
                     errno.ETIMEDOUT,
                     f"stream: no postcopy page for {self._stall_limit} s, "
                     f"{self._states.pending} are missing",
                 )
             # Pages first: a request may be for one that is just coming in.
-            if self._reader.fd in ready:
+            came = stream in ready and (
+                self._assembler.room > 0 if self._requested else len(self._queue) < _READ_AHEAD
+            )
+            if came:
                 self._take_pages()
-            if self._paging.fileno() in ready:
+            if paging in ready:
                 self._serve_requests()
+            # Putting a page in place takes much longer than reading it: while a vCPU waits for a
+            # page that may be among those on the way, the others get their turn last.
+            if self._queue and not (came and self._requested):
+                self._load_queued(_LOADED_WHILE_WAITED if self._requested else _LOADED_AT_ONCE)
         if self._states.pending:
             raise DecodeError(
                 "END", self._reader.offset, f"{self._states.pending} postcopy pages never came"
@@ -139,20 +162,52 @@ class PostcopyReceiver:
                 self._reader.offset,
                 f"the stream ends, {self._states.pending} pages are missing",
             )
-        for arrival in self._assembler.filled(taken):
-            self._load(arrival)
+        for arrived, first in self._assembler.filled(taken):
+            pfns = arrived.tolist()
+            before = len(self._queued)
+            self._queued.update(pfns)
+            if len(self._queued) < before + len(pfns):
+                raise DecodeError("POSTCOPY_PAGE_DATA", self._reader.offset, "a page came twice")
+            self._queue.extend(zip(pfns, range(first, first + len(pfns)), strict=True))
+            for pfn in self._requested.intersection(pfns):
+                self._load([pfn], first + pfns.index(pfn))
+
+    def _load_queued(self, limit: int) -> None:
+        """Put the oldest pages in place that are still waiting for that."""
+        count = min(limit, len(self._queue))
+        run: list[int] = []
+        start = 0
+        for _ in range(count):
+            pfn, place = self._queue.popleft()
+            if pfn not in self._queued:
+                continue  # a vCPU waited for it, and has it
+            if run and place != start + len(run):
+                self._load(run, start)
+                run = []
+            if not run:
+                start = place
+            run.append(pfn)
+        if run:
+            self._load(run, start)
+        self._assembler.release(count)
         self._reporter.progress("Postcopy phase", self._total - self._states.pending, self._total)
 
-    def _load(self, arrival: Arrival) -> None:
-        pfns, data = arrival
-        before = self._happens(PageEvent.ARRIVED, pfns, self._reader.offset)
-        if (before == PageState.DROPPED).any():
-            for index in np.flatnonzero(before != PageState.DROPPED).tolist():
-                self._paging.load(
-                    pfns[index : index + 1], data[index * PAGE_SIZE : (index + 1) * PAGE_SIZE]
-                )
+    def _load(self, pfns: list[int], first: int) -> None:
+        """Put pages of the queue in place: they lie in the ring from place `first` on."""
+        data = self._assembler.contents(first, len(pfns))
+        try:
+            before = [self._states.happens_to(PageEvent.ARRIVED, pfn) for pfn in pfns]
+        except PageStateError as error:
+            raise DecodeError("POSTCOPY_PAGE_DATA", self._reader.offset, str(error)) from error
+        if PageState.DROPPED not in before:
+            self._paging.load(np.array(pfns, np.uint64), data)
         else:
-            self._paging.load(pfns, data)
+            for index, state in enumerate(before):
+                if state is not PageState.DROPPED:
+                    page = data[index * PAGE_SIZE : (index + 1) * PAGE_SIZE]
+                    self._paging.load(np.array([pfns[index]], np.uint64), page)
+        self._queued.difference_update(pfns)
+        self._requested.difference_update(pfns)
         self._statistics.postcopy_pages += len(pfns)
 
     def _serve_requests(self) -> None:
@@ -162,14 +217,23 @@ class PostcopyReceiver:
         answered: list[PagingRequest] = []
         for request in self._paging.take_requests():
             event = PageEvent.RELEASED if request.dropped else PageEvent.FAULTED
-            before = self._states.happens_to(event, request.pfn)
+            try:
+                before = self._states.happens_to(event, request.pfn)
+            except PageStateError as error:
+                raise OSError(errno.EFAULT, f"paging request: {error}") from error
             if request.dropped or before in (PageState.READY, PageState.DROPPED):
                 answered.append(request)
             elif before is PageState.OUTSTANDING:
                 wanted.append(request.pfn)
-        if wanted:
-            self._faults.fault(np.array(wanted, np.uint64))
-            self._statistics.postcopy_faults += len(wanted)
+        self._statistics.postcopy_faults += len(wanted)
+        away = [pfn for pfn in wanted if pfn not in self._queued]
+        if away:
+            self._faults.fault(np.array(away, np.uint64))
+            self._requested.update(away)
+        if len(away) < len(wanted):
+            for pfn, place in list(self._queue):
+                if pfn in wanted and pfn in self._queued:
+                    self._load([pfn], place)
         if answered:
             self._paging.resume(answered)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import select
 import struct
+import time
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from helper.fault_channel import FaultReader
 from helper.hypervisors.interface import Bitmap, Domain
 from helper.page_stream import PageWriter, set_bits
 from helper.parameters import Statistics
-from helper.postcopy_pages import PostcopyPages
+from helper.postcopy_pages import POSTCOPY_BATCH, BackgroundShare, PostcopyPages
 from helper.reporter import Reporter
 from helper.save_phases import Outcome
 from helper.stream_io import StreamWriter, poll_milliseconds, wait_for
@@ -27,9 +28,6 @@ from ipc_schema.page_lists import (
     encode_page_list,
 )
 from ipc_schema.records import encode_record_header
-
-POSTCOPY_BATCH = 64
-"""Pages of a POSTCOPY_PAGE_DATA record: few, since a fault waits for the record under way."""
 
 VERSION = 3
 _LISTED_AT_ONCE = 1 << 14
@@ -87,14 +85,25 @@ class PostcopySender:
         COMPLETE where the receiver had enough before the last one went.
         """
         self._faults = FaultReader(self._recv_fd, VERSION)
+        self._quiet, self._busy, self._stream = select.poll(), select.poll(), select.poll()
+        self._stream.register(self._out.fd, select.POLLOUT)
+        for poll in (self._quiet, self._busy):
+            poll.register(self._recv_fd, select.POLLIN)
+            poll.register(self._abort.fileno(), select.POLLIN)
+        both = select.POLLIN if self._out.fd == self._recv_fd else 0
+        self._busy.register(self._out.fd, select.POLLOUT | both)
         record = record_number(RecordType.POSTCOPY_PAGE_DATA, VERSION)
+        share = BackgroundShare()
         while self._pages.remaining:
-            self._wait()
+            self._wait(share)
             self._take_faults()
             if self._faults.complete:
                 self._reporter.detail(f"the receiver needs none of {self._pages.remaining} pages")
                 return Outcome.COMPLETE
-            background = 0 if self._out.pacer.delay() else POSTCOPY_BATCH
+            writable = bool(self._stream.poll(0))
+            background = share.allowed(time.monotonic(), self._pages.urgent, writable)
+            if self._out.pacer.delay():
+                background = 0
             batch = self._pages.batch(POSTCOPY_BATCH, background)
             if not len(batch):
                 continue
@@ -118,24 +127,19 @@ class PostcopySender:
             self._take_faults()
         return Outcome.COMPLETE
 
-    def _wait(self) -> None:
+    def _wait(self, share: BackgroundShare) -> None:
         """Until a fault is there, or background pages may go: they are due, and those before them
         have left the descriptor's buffer, where a fault's page would have to queue behind them.
 
-        The wait on the stream ends by the abort watcher's stall clock.
+        A wait for the stream ends by the abort watcher's stall clock.
         """
-        self._abort.check()
-        delay = self._out.pacer.delay()
-        poll = select.poll()
-        poll.register(self._abort.fileno(), select.POLLIN)
-        events = {self._recv_fd: select.POLLIN}
-        if not delay:
-            events[self._out.fd] = events.get(self._out.fd, 0) | select.POLLOUT
-        for fd, wanted in events.items():
-            poll.register(fd, wanted)
-        poll.poll(poll_milliseconds(delay) if delay else None)
-        if delay:
-            self._abort.progress()
+        if not self._pages.urgent:
+            delay = max(self._out.pacer.delay(), share.delay(time.monotonic()))
+            if delay:
+                self._quiet.poll(poll_milliseconds(delay))
+                self._abort.progress()
+            else:
+                self._busy.poll()
         self._abort.check()
 
     def _take_faults(self) -> None:
