@@ -73,20 +73,25 @@ class VCPU:
         shared.p2m[first : first + count] = P2M.POPULATED
 
     def start(self) -> None:
-        """Begin to run from the registers as they are."""
-        self._written_until = time.monotonic()
+        """Begin to run from the registers as they are, with a step at once."""
+        self._written_until = time.monotonic() - self._interval(self._running())
         self._domain.first_step_at = 0.0
 
     # -- steps ----------------------------------------------------------------------------------
 
+    @staticmethod
+    def _interval(registers: Registers) -> float:
+        """Seconds from one step to the next."""
+        if registers.kind is Kind.IDLE:
+            return IDLE_STEP
+        return max(STEP, 1 / registers.rate)
+
     def next_step(self) -> float:
         """CLOCK_MONOTONIC time of the next step; in the past where the vCPU does not wait."""
         registers = self._running()
-        if registers.kind is Kind.IDLE:
-            return self._written_until + IDLE_STEP
-        if registers.rate == UNLIMITED:
+        if registers.kind is not Kind.IDLE and registers.rate == UNLIMITED:
             return 0.0
-        return self._written_until + max(STEP, 1 / registers.rate)
+        return self._written_until + self._interval(registers)
 
     def step(self) -> None:
         """Compare some pages, write some. Raises Crash."""
