@@ -123,12 +123,17 @@ class PostcopyReceiver:
             poll.register(fd, select.POLLIN)
         timeout = poll_milliseconds(self._stall_limit) if self._stall_limit else None
         told = False
-        while not self._assembler.ended:
+        while not (told and self._assembler.ended):
             if not told and not self._states.pending:
                 self._serve_requests()
                 self._faults.complete()
                 self._reporter.event("postcopy complete")
                 told = True
+                continue
+            if self._assembler.ended and not self._queue:
+                raise DecodeError(
+                    "END", self._reader.offset, f"{self._states.pending} postcopy pages never came"
+                )
             ready = {fd for fd, _events in poll.poll(0 if self._queue else timeout)}
             self._abort.check()
             if not ready and not self._queue:
@@ -138,9 +143,7 @@ class PostcopyReceiver:
                     f"{self._states.pending} are missing",
                 )
             # Pages first: a request may be for one that is just coming in.
-            came = stream in ready and (
-                self._assembler.room > 0 if self._requested else len(self._queue) < _READ_AHEAD
-            )
+            came = stream in ready and self._wants_more()
             if came:
                 self._take_pages()
             if paging in ready:
@@ -149,10 +152,12 @@ class PostcopyReceiver:
             # page that may be among those on the way, the others get their turn last.
             if self._queue and not (came and self._requested):
                 self._load_queued(_LOADED_WHILE_WAITED if self._requested else _LOADED_AT_ONCE)
-        if self._states.pending:
-            raise DecodeError(
-                "END", self._reader.offset, f"{self._states.pending} postcopy pages never came"
-            )
+
+    def _wants_more(self) -> bool:
+        """Whether to read on: what follows END is not ours."""
+        if self._assembler.ended:
+            return False
+        return self._assembler.room > 0 if self._requested else len(self._queue) < _READ_AHEAD
 
     def _take_pages(self) -> None:
         taken = self._reader.read_some(self._assembler.views(), "POSTCOPY_PAGE_DATA")

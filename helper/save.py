@@ -161,7 +161,7 @@ class _Save:
         if decision is not PrecopyPolicy.POSTCOPY:
             return Outcome.STOP_AND_COPY
         if not self._parameters.postcopy or self._recv_fd < 0:
-            lacks = "a back channel" if self._recv_fd < 0 else "leave for it"
+            lacks = "back channel" if self._recv_fd < 0 else "leave to do so"
             raise OSError(
                 errno.EOPNOTSUPP, f"precopy policy asked for postcopy, and this save has no {lacks}"
             )

@@ -7,13 +7,16 @@ import os
 import pickle
 import select
 import signal
+import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from helper.abort import Abort
-from helper.hypervisors.interface import Host, SuspendState
+from helper.hypervisors.interface import SuspendState
+from helper.hypervisors.simulated.host import SimulatedHost as Host
 from helper.parameters import RestoreParameters, RestoreResults, SaveParameters, Statistics
 from ipc_schema.errors import DecodeError
 from ipc_schema.trace import Trace
@@ -21,6 +24,9 @@ from ipc_schema.trace import Trace
 Answer = int | Callable[..., int]
 
 LIMIT = 60.0
+
+PLAIN_SAVE = SaveParameters()
+PLAIN_RESTORE = RestoreParameters()
 
 
 @dataclass
@@ -88,7 +94,7 @@ def save(
     io_fd: int,
     recv_fd: int = -1,
     controller: Controller | None = None,
-    parameters: SaveParameters = SaveParameters(),
+    parameters: SaveParameters = PLAIN_SAVE,
     *,
     stall_limit: float = LIMIT,
 ) -> Statistics:
@@ -112,7 +118,7 @@ def restore(
     io_fd: int,
     back_fd: int = -1,
     controller: Controller | None = None,
-    parameters: RestoreParameters = RestoreParameters(),
+    parameters: RestoreParameters = PLAIN_RESTORE,
     *,
     stall_limit: float = LIMIT,
 ) -> RestoreResults:
@@ -133,8 +139,7 @@ def restore(
 class Process:
     """`work` in a forked process; `result` gives what it returned, or raises what it raised.
 
-    `keep` are the descriptors that it needs: all others above 2 that the parent names in `drop`
-    are closed there, so that ends of sockets are seen.
+    The descriptors in `drop` are closed there, so that the ends of sockets are seen.
     """
 
     def __init__(self, work: Callable[[], Any], drop: tuple[int, ...] = ()) -> None:
@@ -161,7 +166,8 @@ class Process:
         self._reaped = False
 
     def result(self, limit: float = LIMIT) -> Any:
-        with open(self._read, "rb") as pipe:
+        read, self._read = self._read, -1
+        with open(read, "rb") as pipe:
             poll = select.poll()
             poll.register(pipe, select.POLLIN)
             if not poll.poll(limit * 1000):
@@ -178,9 +184,100 @@ class Process:
     def kill(self) -> None:
         if not self._reaped:
             os.kill(self.pid, signal.SIGKILL)
-            self.wait()
+        self.wait()
 
     def wait(self) -> None:
+        if self._read >= 0:
+            os.close(self._read)
+            self._read = -1
         if not self._reaped:
             os.waitpid(self.pid, 0)
             self._reaped = True
+
+
+def restore_emulator(source: Host, domid: int, target: Host, new: int) -> None:
+    """What libxl's own records carry."""
+    target.restore_emulator(
+        new, source.emulator_xenstore_data(domid), source.emulator_context(domid)
+    )
+
+
+@dataclass
+class Migration:
+    """A guest on one host, an empty domain on another, and a socket between them."""
+
+    source: Host
+    domid: int
+    target: Host
+    new: int
+    near: socket.socket
+    far: socket.socket
+    receiver: Process | None = None
+
+    def receive(
+        self,
+        parameters: RestoreParameters = PLAIN_RESTORE,
+        controller: Controller | None = None,
+    ) -> None:
+        """Start the restoring process. Without `controller`, the guest is resumed here at the
+        postcopy transition."""
+
+        def resume() -> int:
+            restore_emulator(self.source, self.domid, self.target, self.new)
+            self.target.unpause(self.new)
+            return 1
+
+        answering = controller or Controller({"static_data_done": 0, "postcopy_transition": resume})
+        far = self.far.fileno()
+        self.receiver = Process(
+            lambda: restore(self.target, self.new, far, far, answering, parameters),
+            drop=(self.near.fileno(),),
+        )
+        self.far.close()
+
+    def send(
+        self, parameters: SaveParameters = PLAIN_SAVE, **answers: Answer
+    ) -> tuple[Statistics, Controller]:
+        controller = saving(self.source, self.domid, **answers)
+        near = self.near.fileno()
+        return save(self.source, self.domid, near, near, controller, parameters), controller
+
+    def received(self) -> RestoreResults:
+        assert self.receiver is not None
+        results = self.receiver.result()
+        assert isinstance(results, RestoreResults)
+        return results
+
+    def run_at_target(self) -> None:
+        restore_emulator(self.source, self.domid, self.target, self.new)
+        self.target.unpause(self.new)
+
+    def close(self) -> None:
+        self.near.close()
+        self.far.close()
+        if self.receiver is not None:
+            self.receiver.kill()
+
+
+@contextmanager
+def migration(
+    hosts: Callable[[str], Host],
+    workload: str = "random",
+    memory: int = 8 << 20,
+    **guest: Any,
+) -> Iterator[Migration]:
+    """A running guest of `memory` octets, ready to go. `hosts` makes a host by its name."""
+    source, target = hosts("source"), hosts("target")
+    domid = source.create_guest("guest", memory, workload, **guest)
+    new = target.create(source.config(domid), "guest")
+    near, far = socket.socketpair()
+    ready = Migration(source, domid, target, new, near, far)
+    try:
+        yield ready
+    finally:
+        ready.close()
+
+
+def log_dirty(host: Host, domid: int) -> bool:
+    (row,) = [row for row in host.domains() if row.domid == domid]
+    return row.log_dirty

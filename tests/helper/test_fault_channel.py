@@ -1,0 +1,101 @@
+"""The back channel of postcopy, over a real socket."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from helper.abort import Abort
+from helper.fault_channel import FaultReader, FaultWriter
+from ipc_schema.errors import DecodeError
+from ipc_schema.libxc_record_types import RecordType, record_number
+from ipc_schema.records import encode_record
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+@contextmanager
+def channel() -> Iterator[tuple[socket.socket, FaultReader]]:
+    near, far = socket.socketpair()
+    with near, far:
+        yield near, FaultReader(far.fileno(), 3)
+
+
+def taken(reader: FaultReader) -> list[list[int]]:
+    return [pfns.tolist() for pfns in reader.take()]
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_faults_and_the_last_word(version: int) -> None:
+    near, far = socket.socketpair()
+    with near, far, Abort(signals=frozenset()) as abort:
+        writer = FaultWriter(near.fileno(), version, abort, 1.0)
+        reader = FaultReader(far.fileno(), version)
+        assert taken(reader) == []
+        writer.fault(np.array([5, 3], np.uint64))
+        writer.fault(np.array([2**30], np.uint64))
+        assert taken(reader) == [[5, 3], [2**30]]
+        writer.complete()
+        near.send(b"the toolstack's own words")
+        assert taken(reader) == []
+        assert reader.complete
+        assert far.recv(100) == b"the toolstack's own words"
+
+
+def test_a_record_in_single_octets() -> None:
+    record = encode_record(
+        record_number(RecordType.POSTCOPY_FAULT, 3), struct.pack("<IIQ", 1, 0, 77)
+    )
+    with channel() as (near, reader):
+        for octet in record[:-1]:
+            near.send(bytes([octet]))
+            assert taken(reader) == []
+        near.send(record[-1:])
+        assert taken(reader) == [[77]]
+
+
+def test_the_channel_ends_too_early() -> None:
+    with channel() as (near, reader):
+        near.shutdown(socket.SHUT_WR)
+        with pytest.raises(ConnectionResetError, match="before POSTCOPY_COMPLETE"):
+            reader.take()
+
+
+@pytest.mark.parametrize(
+    ("octets", "problem"),
+    [
+        (encode_record(0x0, b""), "END has no place here"),
+        (encode_record(0x40000016, bytes(8)), "POSTCOPY_COMPLETE of 8 octets"),
+        (encode_record(0x40000015, bytes(8)), "0 pfns"),
+        (encode_record(0x40000015, struct.pack("<II", 9, 0)), "do not hold 9 pfns"),
+        (encode_record(0x40000015, bytes(4)), "too short"),
+        (struct.pack("<II", 0x40000015, 1 << 26), "too long"),
+        (struct.pack("<II", 0x40000015, 1 << 30), "want at most"),
+        (struct.pack("<II", 0x7, 0), "SHARED_INFO has no place"),
+        (struct.pack("<II", 0x77777, 0), "unknown mandatory"),
+    ],
+)
+def test_what_may_not_come(octets: bytes, problem: str) -> None:
+    with channel() as (near, reader):
+        near.send(octets)
+        with pytest.raises(DecodeError, match=problem):
+            reader.take()
+
+
+def test_a_sender_that_takes_no_faults() -> None:
+    near, far = socket.socketpair()
+    with near, far, Abort(signals=frozenset()) as abort:
+        writer = FaultWriter(near.fileno(), 3, abort, 0.05)
+        near.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            near.sendall(bytes(1 << 24))
+        near.setblocking(True)
+        with pytest.raises(TimeoutError, match="no sign of life") as raised:
+            writer.fault(np.array([1], np.uint64))
+        assert raised.value.errno == errno.ETIMEDOUT
