@@ -33,7 +33,7 @@ RUN_ON_LIMIT: Final = 10.0
 MODES: Final = {
     "stop-and-copy": (MemoryStrategy.DEFAULT, PrecopyLimits(max_rounds=0)),
     "precopy": (MemoryStrategy.DEFAULT, PrecopyLimits()),
-    "postcopy": (MemoryStrategy.POSTCOPY, PrecopyLimits()),
+    "postcopy": (MemoryStrategy.POSTCOPY, PrecopyLimits(max_rounds=0)),
 }
 
 

@@ -21,6 +21,9 @@ from urllib.parse import quote
 SUFFIX: Final = ".journal"
 VERSION: Final = 1
 
+_TEMPORARY: Final = ".journal-"
+"""Followed by the writer's pid, a hyphen, and what makes it unique."""
+
 
 class Role(Enum):
     """Which end of what the guest is at, here."""
@@ -128,6 +131,7 @@ class Journal:
             name, role, PROMISES[role][0], domid, domain_name, peer, Process.current(), partial
         )
         path = _path(state_dir, name, role)
+        sweep(state_dir)
         for standing in entries(state_dir):
             if standing.name == name and (standing.role is role or _same_domain(standing, entry)):
                 raise _in_the_way(standing)
@@ -169,6 +173,14 @@ def remove(state_dir: Path, entry: Entry) -> None:
     """Take a journal away. No error where it is gone already."""
     _path(state_dir, entry.name, entry.role).unlink(missing_ok=True)
     _sync_directory(state_dir)
+
+
+def sweep(state_dir: Path) -> None:
+    """Take away what writers left that were killed while they wrote."""
+    for path in state_dir.glob(f"{_TEMPORARY}*"):
+        pid = path.name.removeprefix(_TEMPORARY).partition("-")[0]
+        if pid.isdecimal() and _start_time(int(pid)) is None:
+            path.unlink(missing_ok=True)
 
 
 def _path(state_dir: Path, name: str, role: Role) -> Path:
@@ -223,7 +235,7 @@ def _whole(path: Path, entry: Entry) -> Iterator[str]:
         "promise": entry.promise.value,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=".journal-", dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w") as file:
             json.dump(fields, file)

@@ -346,7 +346,7 @@ class _Sending:
             mode=self._options.mode,
             postcopy_transitioned=(saved.postcopy_transitioned if saved else never).value,
             rounds=statistics.rounds if statistics else 0,
-            pages_sent=statistics.pages if statistics else 0,
+            pages_sent=statistics.pages + statistics.postcopy_pages if statistics else 0,
             bytes_sent=statistics.bytes if statistics else 0,
             total_seconds=round(total, 6),
             downtime_seconds=self._downtime(there) if outcome is Outcome.SUCCESS else None,

@@ -132,6 +132,7 @@ def recover(
     Raises JournalError while a controller of it is alive, and for a journal that cannot be read;
     OSError where the host cannot do what is needed (the journal then stays).
     """
+    journal.sweep(host.state_dir)
     found = [e for e in journal.entries(host.state_dir) if e.name == base_name(name)]
     if role is not None:
         found = [entry for entry in found if entry.role is role]

@@ -11,12 +11,12 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from ipc_schema import xl_header
 from ipc_schema.errors import DecodeError, Error, rc_name
@@ -73,50 +73,49 @@ async def save(
     """
     name = next(row.name for row in ctx.host.domains() if row.domid == domid)
     config = json.dumps(ctx.host.config(domid)).encode() + b"\0"
-    with contextlib.ExitStack() as stack:
-        target = await _Target.open(path, ctx.limits.handshake)
-        stack.callback(target.discard)
-        journal = Journal.begin(
-            ctx.host.state_dir,
-            name,
-            Role.SAVE,
-            domid=domid,
-            domain_name=name,
-            peer=str(path),
-            partial=str(target.partial) if target.partial else None,
-        )
-        suspended = False
-        try:
+    target = _Target(path)
+    journal = Journal.begin(
+        ctx.host.state_dir,
+        name,
+        Role.SAVE,
+        domid=domid,
+        domain_name=name,
+        peer=str(path),
+        partial=str(target.partial) if target.partial else None,
+    )
+    may_suspend = False
+    try:
+        with target:
+            await target.open(ctx.limits.handshake)
             await fd_io.write_all(
                 target.fd,
                 xl_header.encode_header(config),
                 limit=ctx.limits.stream_stall,
                 what=str(path),
             )
-            suspended = True
             result = await domain_suspend(ctx, domid, target.fd, bandwidth=bandwidth)
-            suspended = result.suspended
+            may_suspend = result.suspended
             if result.rc:
                 raise SaveFileError(_reason(result))
             target.keep()
-            if not (checkpoint or leave_paused):
-                journal.promise(Promise.DONE)
-        except BaseException as error:
-            state = _run_on(ctx, domid, journal, may_suspend=suspended)
-            if isinstance(error, OSError | EOFError):
-                raise SaveFileError(
-                    f"cannot save {name!r} to {path}: {message_of(error)}; the guest "
-                    + ("has crashed" if state == "crashed" else f"is {state} here")
-                ) from error
-            raise
         if not (checkpoint or leave_paused):
-            ctx.host.destroy(domid)
-            journal.close()
-            return Saved(name, str(path), None, result.statistics)
-        if leave_paused:
-            ctx.host.pause(domid)
-        state = _run_on(ctx, domid, journal, may_suspend=True)
-        return Saved(name, str(path), state, result.statistics)
+            journal.promise(Promise.DONE)
+    except BaseException as error:
+        state = _run_on(ctx, domid, journal, may_suspend=may_suspend)
+        if isinstance(error, OSError | EOFError):
+            raise SaveFileError(
+                f"cannot save {name!r} to {path}: {message_of(error)}; the guest "
+                + ("has crashed" if state == "crashed" else f"is {state} here")
+            ) from error
+        raise
+    if not (checkpoint or leave_paused):
+        ctx.host.destroy(domid)
+        journal.close()
+        return Saved(name, str(path), None, result.statistics)
+    if leave_paused:
+        ctx.host.pause(domid)
+    state = _run_on(ctx, domid, journal, may_suspend=True)
+    return Saved(name, str(path), state, result.statistics)
 
 
 def _reason(result: SaveResult) -> str:
@@ -135,27 +134,38 @@ def _run_on(ctx: Context, domid: int, journal: Journal, *, may_suspend: bool) ->
 
 
 class _Target:
-    """Where a save is written. `partial` is the temporary file, None for what is written
-    straight on."""
+    """Where a save is written; nothing is touched before `open`. `partial` is the temporary file,
+    None for what is written straight on. As a context, closes, and takes away what is not whole."""
 
-    def __init__(self, fd: int, path: Path, partial: Path | None) -> None:
-        self.fd = fd
-        self.path = path
-        self.partial = partial
-
-    @classmethod
-    async def open(cls, path: Path, limit: float) -> _Target:
-        """Raises OSError; TimeoutError for a FIFO that nobody reads from within `limit`."""
+    def __init__(self, path: Path) -> None:
         try:
             mode = path.stat().st_mode
         except FileNotFoundError:
-            mode = None
+            mode = stat.S_IFREG
         special = any(path.absolute().is_relative_to(directory) for directory in SPECIAL)
-        if mode is not None and (special or not stat.S_ISREG(mode)):
-            return cls(await _open_existing(path, limit), path, None)
-        path = path.resolve()
-        fd, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        return cls(fd, path, Path(partial))
+        self.fd = -1
+        self.path = path
+        self.partial: Path | None = None
+        if stat.S_ISREG(mode) and not special:
+            self.path = path.resolve()
+            unique = f".{self.path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
+            self.partial = self.path.with_name(unique)
+
+    async def open(self, limit: float) -> None:
+        """Raises OSError; TimeoutError for a FIFO that nobody reads from within `limit`."""
+        if self.partial is None:
+            self.fd = await _open_existing(self.path, limit)
+        else:
+            self.fd = os.open(self.partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        if self.partial is not None:
+            self.partial.unlink(missing_ok=True)
 
     def keep(self) -> None:
         """The file is whole: bring it to the disk and give it its name."""
@@ -169,12 +179,6 @@ class _Target:
             os.fsync(directory)
         finally:
             os.close(directory)
-
-    def discard(self) -> None:
-        """Close, and take away what is not whole."""
-        os.close(self.fd)
-        if self.partial is not None:
-            self.partial.unlink(missing_ok=True)
 
 
 async def _open_existing(path: Path, limit: float) -> int:

@@ -96,3 +96,13 @@ def test_a_promise_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 def test_no_directory_no_entries(tmp_path: Path) -> None:
     assert journal.entries(tmp_path / "none") == []
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    left, held = tmp_path / f".journal-{gone.pid}-x", tmp_path / f".journal-{os.getpid()}-x"
+    left.touch()
+    held.touch()
+    journal.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [held]

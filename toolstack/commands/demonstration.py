@@ -67,7 +67,7 @@ def _report(arguments: argparse.Namespace, result: DemoResult) -> int:
 def _verified(result: DemoResult) -> str:
     if not result.verified:
         return "NO: the guest found a wrong page, or stands still"
-    return "the guest compared every page of its memory at the destination, and runs on"
+    return "the guest compared every page at the destination, and runs on"
 
 
 def _lead(seconds: float) -> str:
