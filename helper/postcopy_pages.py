@@ -27,9 +27,9 @@ _SLOWER, _FASTER = 0.5, 1.02
 class BackgroundShare:
     """How many pages that nobody waits for may go, so that those that are waited for go fast.
 
-    In calm, whatever the stream takes. While faults come, at a rate that goes down at each fault
-    that finds the stream full, and up again slowly; first along with faulted pages, else in short
-    records. Times are in seconds, from any start.
+    In calm, whatever the stream takes. While faults come, none along with a faulted page, and short
+    records of them between faults, at a rate that goes down at each fault that finds the stream
+    full, and up again slowly. Times are in seconds, from any start.
     """
 
     def __init__(self) -> None:
@@ -44,17 +44,16 @@ class BackgroundShare:
             self._last_fault = now
             change = _FASTER if writable else _SLOWER
             self._rate = min(max(self._rate * change, _SLOWEST), _FASTEST)
-        elif not writable:
             return 0
-        elif self._calm(now):
+        if not writable:
+            return 0
+        if self._calm(now):
             return POSTCOPY_BATCH
-        saved = int((now - self._paid_until) * self._rate)
-        pages = min(saved, _STRIDE)
-        if pages <= 0 or (pages < _STRIDE and not urgent):
+        if self.delay(now):
             return 0
         earliest = now - POSTCOPY_BATCH / self._rate
-        self._paid_until = max(self._paid_until, earliest) + pages / self._rate
-        return pages
+        self._paid_until = max(self._paid_until, earliest) + _STRIDE / self._rate
+        return _STRIDE
 
     def delay(self, now: float) -> float:
         """Seconds until pages may go with which no faulted one goes; 0 where they may."""

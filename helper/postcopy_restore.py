@@ -19,7 +19,7 @@ from helper.page_states import PageEvent, PageState, PageStateError, PageStates
 from helper.parameters import Statistics
 from helper.physmap import Physmap
 from helper.reporter import Reporter
-from helper.stream_io import StreamReader, poll_milliseconds
+from helper.stream_io import BusyPoll, StreamReader, poll_milliseconds
 from ipc_schema.errors import DecodeError
 from ipc_schema.page_lists import (
     ENTRY_SIZE,
@@ -32,7 +32,9 @@ from ipc_schema.page_types import PageType
 
 _LISTED_AT_ONCE = 1 << 14
 
-_LOADED_AT_ONCE = 16
+_BUSY_SECONDS = 0.0005
+"""After a fault, or the page for one, the next event is this near."""
+_LOADED_AT_ONCE = 8
 """Pages that are put in place before the descriptors are looked at again."""
 _READ_AHEAD = 32
 """Pages that are read before they can be put in place, while no vCPU waits: more are left to the
@@ -118,7 +120,7 @@ class PostcopyReceiver:
         self._assembler = PageAssembler(self._version, self._reader.offset)
         self._reporter.detail(f"{self._states.pending} pages are to come")
         stream, paging = self._reader.fd, self._paging.fileno()
-        poll = select.poll()
+        poll = BusyPoll(_BUSY_SECONDS)
         for fd in (stream, paging, self._abort.fileno()):
             poll.register(fd, select.POLLIN)
         timeout = poll_milliseconds(self._stall_limit) if self._stall_limit else None
@@ -145,9 +147,12 @@ class PostcopyReceiver:
             # Pages first: a request may be for one that is just coming in.
             came = stream in ready and self._wants_more()
             if came:
+                if self._requested:
+                    poll.expect()
                 self._take_pages()
             if paging in ready:
                 self._serve_requests()
+                poll.expect()
             # Putting a page in place takes much longer than reading it: while a vCPU waits for a
             # page that may be among those on the way, the others get their turn last.
             if self._queue and not (came and self._requested):

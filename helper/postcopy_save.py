@@ -17,7 +17,7 @@ from helper.parameters import Statistics
 from helper.postcopy_pages import POSTCOPY_BATCH, BackgroundShare, PostcopyPages
 from helper.reporter import Reporter
 from helper.save_phases import Outcome
-from helper.stream_io import StreamWriter, poll_milliseconds, wait_for
+from helper.stream_io import BusyPoll, StreamWriter, poll_milliseconds, wait_for
 from ipc_schema.errors import DecodeError
 from ipc_schema.libxc_record_types import RecordType, record_number
 from ipc_schema.page_lists import (
@@ -28,6 +28,9 @@ from ipc_schema.page_lists import (
     encode_page_list,
 )
 from ipc_schema.records import encode_record_header
+
+_BUSY_SECONDS = 0.0005
+"""After a fault the next one is this near."""
 
 VERSION = 3
 _LISTED_AT_ONCE = 1 << 14
@@ -85,7 +88,8 @@ class PostcopySender:
         COMPLETE where the receiver had enough before the last one went.
         """
         self._faults = FaultReader(self._recv_fd, VERSION)
-        self._quiet, self._busy, self._stream = select.poll(), select.poll(), select.poll()
+        self._quiet = BusyPoll(_BUSY_SECONDS)
+        self._busy, self._stream = select.poll(), select.poll()
         self._stream.register(self._out.fd, select.POLLOUT)
         for poll in (self._quiet, self._busy):
             poll.register(self._recv_fd, select.POLLIN)
@@ -144,6 +148,7 @@ class PostcopySender:
 
     def _take_faults(self) -> None:
         for pfns in self._faults.take():
+            self._quiet.expect()
             try:
                 new = self._pages.fault(pfns)
             except ValueError as error:

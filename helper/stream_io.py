@@ -56,6 +56,31 @@ def poll_milliseconds(seconds: float) -> float:
     return -(-seconds * 1000 // 1) if seconds > 0 else 0
 
 
+class BusyPoll:
+    """A `poll` that goes on looking for a moment before it lets the processor go.
+
+    Waking up costs more than all else that a fault's way takes, and while faults come the next one
+    is near. `expect` says that something is due: until `seconds` later, waits are busy ones.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._poll = select.poll()
+        self._seconds = seconds
+        self._busy_until = 0.0
+
+    def register(self, fd: int, events: int) -> None:
+        self._poll.register(fd, events)
+
+    def expect(self) -> None:
+        self._busy_until = time.monotonic() + self._seconds
+
+    def poll(self, milliseconds: float | None) -> list[tuple[int, int]]:
+        """As `select.poll.poll`."""
+        while not (ready := self._poll.poll(0)) and time.monotonic() < self._busy_until:
+            pass
+        return ready if ready or milliseconds == 0 else self._poll.poll(milliseconds)
+
+
 def wait_for(fd: int, events: int, abort: Abort, limit: float, what: str) -> None:
     """Wait until `fd` has one of `events` (or an error to tell).
 

@@ -116,11 +116,16 @@ def test_in_calm_the_stream_alone_sets_the_pace() -> None:
 
 
 def test_a_full_stream_at_a_fault_means_fewer_background_pages() -> None:
-    def sent(writable: bool) -> int:
+    def sent(full: bool) -> int:
         share = BackgroundShare()
-        return sum(share.allowed(1 + 0.001 * turn, 1, writable) for turn in range(50))
+        pages = 0
+        for turn in range(50):
+            now = 1 + 0.001 * turn
+            assert share.allowed(now, 1, not full) == 0, "a faulted page goes alone"
+            pages += share.allowed(now + 0.0005, 0, True)
+        return pages
 
-    assert sent(False) < sent(True) / 4
+    assert 0 < sent(True) < sent(False) / 4
 
 
 @given(st.lists(st.tuples(st.floats(0, 0.01), st.integers(0, 2), st.booleans()), max_size=50))

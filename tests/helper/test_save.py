@@ -88,7 +88,8 @@ def test_the_default_policy_ends_after_five_rounds_or_with_few_dirty_pages() -> 
 
 def test_without_a_policy_libxenguests_own_rules(host: SimulatedHost) -> None:
     domid = host.create_guest("guest", MEMORY, "write-heavy")
-    statistics, _, _ = saved(host, domid, SaveParameters(live=True))
+    # Slow enough for the guest to write more than 50 pages in each round.
+    statistics, _, _ = saved(host, domid, SaveParameters(live=True, bandwidth=40_000_000))
     assert statistics.rounds == 6, "five rounds, and the last one of the suspended guest"
 
 
