@@ -13,13 +13,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO
 
 from toolstack import fd_io
-
-REAP_LIMIT: Final = 15.0
-"""Seconds for a receiver to clean up after the link is closed, before SIGTERM; the same again
-before SIGKILL."""
 
 
 class LinkError(OSError):
@@ -73,12 +69,13 @@ class Receiver:
                 os.close(fd)
         self.send_fd = self.recv_fd = -1
 
-    async def end(self) -> int:
-        """Close the link, and wait for the receiver to clean up and exit; SIGTERM and SIGKILL to
-        its session where it does not. Returns its exit status, negative for a signal."""
+    async def end(self, limit: float) -> int:
+        """Close the link, and wait for the receiver to clean up and exit: twice `limit` seconds
+        (it may have a helper to end first), then SIGTERM to its session, after `limit` SIGKILL.
+        Returns its exit status, negative for a signal."""
         self.close_link()
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            if await self._exited(REAP_LIMIT):
+        for patience, number in ((2 * limit, signal.SIGTERM), (limit, signal.SIGKILL)):
+            if await self._exited(patience):
                 break
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)

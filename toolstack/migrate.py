@@ -303,7 +303,7 @@ class _Sending:
         if self._receiver is None:
             return
         try:
-            status = await self._receiver.end()
+            status = await self._receiver.end(self._ctx.limits.abort)
             self._ctx.trace.event("receiver ended", status=status)
             words = self._receiver.last_words() if status > 0 else ""
             if outcome is not Outcome.SUCCESS:

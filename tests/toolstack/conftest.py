@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.conftest import HostFactory
@@ -7,5 +9,7 @@ from tests.toolstack.stage import Hosts
 
 
 @pytest.fixture
-def hosts(host_factory: HostFactory) -> Hosts:
-    return Hosts(host_factory("source"), host_factory("destination"))
+def hosts(host_factory: HostFactory) -> Iterator[Hosts]:
+    made = Hosts(host_factory("source"), host_factory("destination"))
+    yield made
+    made.close()

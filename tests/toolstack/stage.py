@@ -49,16 +49,6 @@ def toolstack(*arguments: object, **more: Any) -> Ended:
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*TOOLSTACK, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def wait_for(condition: Callable[[], Any], what: str, limit: float = 20.0) -> Any:
     """Poll until `condition` is true; AssertionError that names `what` after `limit` seconds."""
     end = time.monotonic() + limit
@@ -76,6 +66,25 @@ class Hosts:
         self.at_destination = at_destination
         self.source = at_source.directory
         self.destination = at_destination.directory
+        self._started: list[subprocess.Popen[str]] = []
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        """A command in a session of its own; `close` ends it where the test did not."""
+        process = subprocess.Popen(
+            [*TOOLSTACK, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self._started:
+            with process:
+                if process.poll() is None:
+                    process.kill()
 
     def guest(self, name: str = "g", *, megabytes: int = 8, **more: Any) -> int:
         return self.at_source.create_guest(name, megabytes << 20, "random", **more)

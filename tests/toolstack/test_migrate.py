@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from helper.hypervisors.simulated.layout import Behaviour
-from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, start, toolstack, wait_for
+from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, toolstack, wait_for
 from toolstack import handshake
 
 QUICK = (
@@ -238,7 +238,7 @@ def test_controller_killed(hosts: Hosts, tmp_path: Path, action: str) -> None:
     """After `recover` at both ends the guest runs at one place, or is refused with a reason."""
     hosts.guest(type="hvm")
     events = tmp_path / "events"
-    process = start(*arguments(hosts, "--events", events))
+    process = hosts.start(*arguments(hosts, "--events", events))
     wait_for(
         lambda: (
             process.poll() is not None
@@ -280,14 +280,14 @@ def test_receiver_ended(
 ) -> None:
     hosts.guest()
     events = tmp_path / "events"
-    process = start(*arguments(hosts, "--events", events, *MODES[mode], "--bandwidth=60M"))
+    process = hosts.start(*arguments(hosts, "--events", events, *MODES[mode], "--bandwidth=60M"))
     wait_for(
         lambda: (
             process.poll() is not None
             or first(events, lambda e: e["event"] == "handshake" and e["action"] == action)
         ),
         action,
-    ) if not (mode == "postcopy" and "permission" in action) else None
+    )
     if process.poll() is None:
         try:
             receiver_of(process).send_signal(number)
@@ -305,6 +305,8 @@ def test_receiver_ended(
         suffix = {3: "--postcopy-inconsistent", 4: "--migratedaway"}[code]
         assert hosts.states(hosts.at_source) == {f"g{suffix}": "suspended"}
         assert set(hosts.states(hosts.at_destination).items()) <= {("g", "running")}
+    # A receiver killed while it makes its domain leaves a torn one, which the next one clears up.
+    hosts.at_destination.destroy(hosts.at_destination.create_guest("next", 1 << 20, "idle"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -312,7 +314,7 @@ def test_receiver_ended(
 def test_a_user_aborts(hosts: Hosts, tmp_path: Path, mode: str, number: signal.Signals) -> None:
     hosts.guest(megabytes=64)
     events = tmp_path / "events"
-    process = start(
+    process = hosts.start(
         *arguments(hosts, "--events", events, "--bandwidth=16M", "--dirty-threshold=0",
                    *MODES[mode], "--max-rounds=1000" if mode != "stop-and-copy" else "--verbose")
     )  # fmt: skip
@@ -328,7 +330,7 @@ def test_a_user_aborts(hosts: Hosts, tmp_path: Path, mode: str, number: signal.S
 def test_two_at_once(hosts: Hosts, tmp_path: Path) -> None:
     hosts.guest(megabytes=64)
     events = tmp_path / "events"
-    process = start(*arguments(hosts, "--events", events, "--bandwidth=32M"))
+    process = hosts.start(*arguments(hosts, "--events", events, "--bandwidth=32M"))
     wait_for(lambda: first(events, lambda e: e["event"] == "phase"), "the helper is at work")
     ended = migrate(hosts)
     assert ended.code == 1

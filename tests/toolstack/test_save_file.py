@@ -10,10 +10,11 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ipc_schema import xl_header
-from tests.toolstack.stage import TOOLSTACK, Hosts, start, toolstack, wait_for
+from tests.toolstack.stage import TOOLSTACK, Hosts, toolstack, wait_for
 from toolstack import inspect
 
 
@@ -168,22 +169,24 @@ def test_a_controller_that_is_killed_leaves_nothing_after_recover(
     from helper.hypervisors.simulated.layout import Behaviour
 
     hosts.guest(behaviour=Behaviour.LATE, behaviour_seconds=0.2)
-    process = start("save", "g", tmp_path / "f", "--host", hosts.source)
+    process = hosts.start("save", "g", tmp_path / "f", "--host", hosts.source)
     wait_for(lambda: list(tmp_path.glob(".f.*.partial")), "it has begun")
-    wait_for(hosts.journals, "the journal stands")
+    family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate(timeout=30)
     assert toolstack("recover", "g", "--host", hosts.source).code == 0
     assert hosts.states(hosts.at_source) == {"g": "running"}
     assert list(tmp_path.glob(".f.*.partial")) == []
     assert hosts.journals() == []
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
 
 
 def test_sigterm_ends_it_in_order(hosts: Hosts, tmp_path: Path) -> None:
     from helper.hypervisors.simulated.layout import Behaviour
 
     hosts.guest(behaviour=Behaviour.REFUSE)
-    process = start("save", "g", tmp_path / "f", "--host", hosts.source)
+    process = hosts.start("save", "g", tmp_path / "f", "--host", hosts.source)
     wait_for(hosts.journals, "the journal stands")
     process.terminate()
     _, err = process.communicate(timeout=30)
