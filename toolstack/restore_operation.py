@@ -167,7 +167,7 @@ class RestoreOperation:
                     self._do(self._reader.abort(rc))
                 case join.Abort(Task.HELPER, rc):
                     if self._helper is not None:
-                        self._helper.abort(rc, self._report.reason)
+                        self._helper.abort(int(rc), self._report.reason)
                 case join.Unwind():
                     self._do_join(self._join.unwound())
                 case join.Complete(rc):

@@ -117,7 +117,8 @@ class SaveOperation:
             self._suspension.abort(rc or Error.FAIL)
         while self._tasks:
             await asyncio.wait(self._tasks)
-        if self._helper_result is not None and not self._helper_result.completed:
+        result = self._helper_result
+        if self._live and result is not None and not result.completed:
             await self._logdirty_off()
 
     async def _logdirty_off(self) -> None:
@@ -155,7 +156,7 @@ class SaveOperation:
                     self._do(self._writer.abort(rc))
                 case join.Abort(Task.HELPER, rc):
                     if self._helper is not None:
-                        self._helper.abort(rc, self._report.reason)
+                        self._helper.abort(int(rc), self._report.reason)
                 case join.Unwind():
                     self._do_join(self._join.unwound())
                 case join.Complete(rc):
@@ -288,7 +289,7 @@ class SaveOperation:
                 dirty_count=dirty_count,
                 answer=answer.name,
             )
-        return answer
+        return int(answer)
 
     def _on_suspend(self) -> None:
         if self._suspension is not None:

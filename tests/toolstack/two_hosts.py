@@ -1,0 +1,167 @@
+"""Two hosts, their contexts, and a way to act at a given event of either side's trace."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import psutil
+
+from helper.hypervisors.interface import DomainSummary, GuestState
+from helper.hypervisors.simulated.host import SimulatedHost
+from ipc_schema.trace import Trace
+from toolstack.context import Context
+from toolstack.domain_restore import RestoreResult, domain_create_restore
+from toolstack.domain_save import MemoryStrategy, PrecopyLimits, SaveResult, domain_live_migrate
+from toolstack.limits import Limits
+
+T = TypeVar("T")
+MEMORY = 4 << 20
+LIMITS = Limits(
+    helper_start=20, heartbeat=20, callback=20, suspend=20, abort=5, stream_stall=20, handshake=20
+)
+
+
+class Happenings:
+    """The events of one side, and what to do at the first of a kind."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self._hooks: dict[str, Callable[[], object]] = {}
+
+    def at(self, event: str, do: Callable[[], object]) -> None:
+        """Call `do` at the first `event`, from the loop's next turn."""
+        self._hooks[event] = do
+
+    def write(self, line: bytes) -> None:
+        event = json.loads(line)
+        self.events.append(event)
+        if (do := self._hooks.pop(event["event"], None)) is not None:
+            asyncio.get_running_loop().call_soon(do)
+
+    def names(self) -> list[str]:
+        return [event["event"] for event in self.events]
+
+
+@dataclass
+class Side:
+    """One host as a caller of the library has it."""
+
+    host: SimulatedHost
+    limits: Limits = LIMITS
+    happenings: Happenings = field(default_factory=Happenings)
+
+    @property
+    def ctx(self) -> Context:
+        uri = f"sim:{self.host.directory}"
+        return Context(self.host, uri, Trace("controller", self.happenings.write), self.limits)
+
+    def limited(self, **seconds: float) -> None:
+        self.limits = replace(self.limits, **seconds)
+
+    def row(self, name: str = "g") -> DomainSummary | None:
+        return next((row for row in self.host.domains() if row.name == name), None)
+
+    def state(self, name: str = "g") -> GuestState | None:
+        row = self.row(name)
+        return None if row is None else row.state
+
+    def at_rest(self, domid: int) -> None:
+        """The guest runs here, right, not log-dirty, and not to suspend later."""
+        self.host.resume(domid)
+        report = self.host.verify(domid, 30)
+        assert report.state is GuestState.RUNNING
+        assert report.memory_ok
+        assert report.crash is None
+        row = next(row for row in self.host.domains() if row.domid == domid)
+        assert not row.log_dirty
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end, within a limit, and see that no task or helper outlives it."""
+
+    async def bounded() -> T:
+        async with asyncio.timeout(60):
+            result = await work
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return result
+
+    result = asyncio.run(bounded())
+    assert helpers() == []
+    return result
+
+
+def helpers() -> list[psutil.Process]:
+    """The save helpers that this process has started and that are not reaped."""
+    found = []
+    for process in psutil.Process().children():
+        try:
+            if "helper.main" in process.cmdline() or process.status() == psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def helper_of(operation: str) -> psutil.Process:
+    """The helper at work; `operation` tells which where both sides have one: the save's is the
+    older."""
+    both = sorted(helpers(), key=lambda process: process.create_time())
+    return both[0] if operation == "save" else both[-1]
+
+
+def kill_helper(operation: str, number: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
+    def kill() -> None:
+        os.kill(helper_of(operation).pid, number)
+
+    return kill
+
+
+async def live_migrate(
+    source: Side,
+    destination: Side,
+    domid: int,
+    strategy: MemoryStrategy = MemoryStrategy.DEFAULT,
+    *,
+    name: str = "g",
+    precopy: PrecopyLimits | None = None,
+    bandwidth: int = 0,
+    on_transition: Callable[[], None] = lambda: None,
+    on_resume: Callable[[], None] = lambda: None,
+) -> tuple[SaveResult, RestoreResult]:
+    """Both sides in this process. As in life, a side that ends closes its end of the link."""
+    ours, theirs = socket.socketpair()
+
+    async def save() -> SaveResult:
+        with ours:
+            return await domain_live_migrate(
+                source.ctx,
+                domid,
+                ours.fileno(),
+                0,
+                ours.fileno(),
+                strategy,
+                precopy=precopy or PrecopyLimits(),
+                bandwidth=bandwidth,
+                on_transition=on_transition,
+            )
+
+    async def restore() -> RestoreResult:
+        with theirs:
+            return await domain_create_restore(
+                destination.ctx,
+                source.host.config(domid),
+                name,
+                theirs.fileno(),
+                theirs.fileno(),
+                on_resume=on_resume,
+            )
+
+    saved, restored = await asyncio.gather(save(), restore())
+    return saved, restored
