@@ -226,6 +226,8 @@ def _refusal(host: Host, entry: Entry, row: DomainSummary) -> str:
         said = "the postcopy transition has begun"
     else:
         said = "GO has been said"
+    if row.state.value != "crashed":
+        heal(host, row.domid)
     look = (
         f"xen-toolstack list --host {entry.peer}"
         if Path(entry.peer).is_dir()

@@ -107,6 +107,8 @@ def test_refused_until_a_person_decides(hosts: Hosts, promise: Promise, name: st
     domid = hosts.guest()
     suspend(host, domid)
     host.rename(domid, "g--migratedaway")
+    with host.domain(domid) as domain:
+        domain.logdirty_enable()
     left(host, Role.SOURCE, promise, domid=domid)
 
     ended = toolstack("recover", "g", "--host", hosts.source)
@@ -115,6 +117,7 @@ def test_refused_until_a_person_decides(hosts: Hosts, promise: Promise, name: st
     assert "--resume" in ended.line
     assert "--destroy" in ended.line
     assert states(host) == {name: "suspended"}
+    assert not host.domains()[0].log_dirty
     (row,) = toolstack("list", "--json", "--host", hosts.source).json
     assert "/there" in row["waits"]
 
