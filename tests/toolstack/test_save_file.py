@@ -169,8 +169,10 @@ def test_a_controller_that_is_killed_leaves_nothing_after_recover(
     from helper.hypervisors.simulated.layout import Behaviour
 
     hosts.guest(behaviour=Behaviour.LATE, behaviour_seconds=0.2)
-    process = hosts.start("save", "g", tmp_path / "f", "--host", hosts.source)
-    wait_for(lambda: list(tmp_path.glob(".f.*.partial")), "it has begun")
+    events = tmp_path / "events"
+    process = hosts.start("save", "g", tmp_path / "f", "--host", hosts.source, "--events", events)
+    wait_for(lambda: events.exists() and '"suspend_request"' in events.read_text(), "it suspends")
+    assert len(list(tmp_path.glob(".f.*.partial"))) == 1
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate(timeout=30)
