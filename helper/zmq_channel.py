@@ -118,7 +118,8 @@ class ZmqChannel:
             raise self._over
         if self._abort is not None and self._abort.lost:
             self._fail(errno.EPIPE, self._abort.reason)
-        data = msgpack_codec.encode(self._turns.sending(name), name, fields)
+        data = msgpack_codec.encode(self._turns.next_seq, name, fields)
+        self._turns.sending(name)
         try:
             self._socket.send(data)
         except zmq.Again:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
 from typing import Final, NamedTuple
 
 from ipc_schema.messages import CATALOGUE, INTEGER_RANGES, Field, Kind
@@ -11,7 +12,6 @@ from ipc_schema.messages import CATALOGUE, INTEGER_RANGES, Field, Kind
 class Check(NamedTuple):
     """A field's rule: the exact Python type, and for integers the inclusive bounds."""
 
-    field: str
     type: type
     low: int
     high: int
@@ -26,44 +26,52 @@ _OTHER_TYPES: Final[Mapping[Kind, type]] = {
 
 def _check(field: Field) -> Check:
     if field.kind in INTEGER_RANGES:
-        return Check(field.name, int, *INTEGER_RANGES[field.kind])
-    return Check(field.name, _OTHER_TYPES[field.kind], 0, 0)
+        return Check(int, *INTEGER_RANGES[field.kind])
+    return Check(_OTHER_TYPES[field.kind], 0, 0)
 
 
-CHECKS: Final[Mapping[str, tuple[Check, ...]]] = {
+FIELD_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    row.name: tuple(field.name for field in row.fields) for row in CATALOGUE.values()
+}
+"""By message name, in the catalogue's order."""
+
+_CHECKS: Final[Mapping[str, tuple[Check, ...]]] = {
     row.name: tuple(map(_check, row.fields)) for row in CATALOGUE.values()
 }
-"""By message name, in the order of its fields."""
 
 
-def value_problem(value: object, check: Check) -> str:
-    """What is wrong with a field's value; empty where nothing is. A bool is no integer."""
-    _field, kind, low, high = check
-    if type(value) is not kind:
-        return f"{type(value).__name__}, want {kind.__name__}"
-    if type(value) is int and not low <= value <= high:
-        return f"{value}, want {low} to {high}"
-    return ""
+def misfit(name: str, values: Sequence[object]) -> tuple[int, str] | None:
+    """The first of `values` that does not fit its field of message `name`: its index, and what is
+    wrong with it. None where all fit. A bool is no integer.
+
+    There is a value for each field. This is run for every message: it stays a plain loop.
+    """
+    for index, (kind, low, high) in enumerate(_CHECKS[name]):
+        value = values[index]
+        if type(value) is not kind:
+            return index, f"{type(value).__name__}, want {kind.__name__}"
+        if kind is int and not low <= value <= high:  # type: ignore[operator]
+            return index, f"{value}, want {low} to {high}"
+    return None
 
 
 def checked_values(name: str, fields: Mapping[str, object]) -> list[object]:
-    """The values of message `name` in the catalogue's order.
+    """The values of message `name` in the catalogue's order; members of an IntEnum as integers.
 
     Raises ValueError for an unknown name, missing or extra fields, a value of the wrong type or
     out of range.
     """
-    checks = CHECKS.get(name)
-    if checks is None:
+    names = FIELD_NAMES.get(name)
+    if names is None:
         raise ValueError(f"{name!r}: no such message")
-    if len(fields) != len(checks):
-        raise ValueError(f"{name}: fields {list(fields)}, want {[check.field for check in checks]}")
-    values: list[object] = []
-    for check in checks:
-        try:
-            value = fields[check.field]
-        except KeyError:
-            raise ValueError(f"{name}: field {check.field} is missing") from None
-        if problem := value_problem(value, check):
-            raise ValueError(f"{name}: field {check.field}: {problem}")
-        values.append(value)
+    if len(fields) != len(names):
+        raise ValueError(f"{name}: fields {list(fields)}, want {list(names)}")
+    try:
+        values = [fields[field] for field in names]
+    except KeyError as missing:
+        raise ValueError(f"{name}: field {missing.args[0]} is missing") from None
+    if misfit(name, values):
+        values = [int(value) if isinstance(value, IntEnum) else value for value in values]
+        if problem := misfit(name, values):
+            raise ValueError(f"{name}: field {names[problem[0]]}: {problem[1]}")
     return values

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from ipc_schema.errors import DecodeError
-from ipc_schema.field_checks import CHECKS, checked_values, value_problem
+from ipc_schema.field_checks import FIELD_NAMES, checked_values, misfit
 from ipc_schema.messages import CATALOGUE, MAX_BODY, Message
 
 _WHAT: Final = "message"
@@ -62,19 +62,18 @@ def decode(data: bytes) -> Envelope:
     seq, name, *given = values
     if not 1 <= seq <= _MAX_SEQ:
         raise DecodeError(_WHAT, _offset(values, 0), f"sequence number {seq}: want 1 or more")
-    checks = CHECKS.get(name)
-    if checks is None:
+    names = FIELD_NAMES.get(name)
+    if names is None:
         raise DecodeError(_WHAT, _offset(values, 1), f"{name[:80]!r}: no such message")
-    if len(given) != len(checks):
-        problem = f"{len(given)} fields, want {len(checks)}"
+    if len(given) != len(names):
+        problem = f"{len(given)} fields, want {len(names)}"
         raise DecodeError(f"message {name}", _offset(values, 2), problem)
-    fields: dict[str, Any] = {}
-    for check, value in zip(checks, given, strict=True):
-        if problem := value_problem(value, check):
-            offset = _offset(values, 2 + len(fields))
-            raise DecodeError(f"message {name}", offset, f"{check.field}: {problem}")
-        fields[check.field] = value
-    return Envelope(seq, CATALOGUE[name], fields)
+    if wrong := misfit(name, given):
+        index, problem = wrong
+        raise DecodeError(
+            f"message {name}", _offset(values, 2 + index), f"{names[index]}: {problem}"
+        )
+    return Envelope(seq, CATALOGUE[name], dict(zip(names, given, strict=True)))
 
 
 def _offset(values: list[object], index: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ipc_schema.authentication import NONCE_SIZE, is_proof, proof
 from ipc_schema.messages import (
@@ -118,59 +118,82 @@ ALWAYS_PROVIDED: Final = frozenset({"log", "progress", "complete", "statistics",
 """What the helper may send whatever `cbflags` says."""
 
 
+class _Move(NamedTuple):
+    """What a message does in a given state; `moves` are those of the state that it leads to."""
+
+    turn: Turn
+    state: State
+    waits: bool
+    answers: bool
+    moves: dict[str, _Move]
+
+
+def _compile() -> dict[State, dict[str, _Move]]:
+    """The tables by state and message name: a callback costs one look-up at each sight of it."""
+    moves: dict[State, dict[str, _Move]] = {state: {} for state in State}
+    for name, turn in TURNS.items():
+        for state in State:
+            if (to := CONVERSATION.get((state, turn))) is not None:
+                waits, answers = turn in _WAITING, turn in _ANSWERS
+                moves[state][name] = _Move(turn, to, waits, answers, moves[to])
+    return moves
+
+
+_MOVES: Final = _compile()
+
+
 class _End:
     """One end's sight of the conversation. `waiting` is the sequence number of the callback that
     waits for its answer, 0 where none does."""
 
-    def __init__(self, own: Sender) -> None:
-        self.state = State.SILENT
+    def __init__(self, own: Sender, state: State = State.SILENT) -> None:
+        self.state = state
         self.waiting = 0
+        self.next_seq = 1
+        """The sequence number of the next message to be sent."""
         self._own = own
-        self._sent = 0
-        self._received = 0
+        self._moves = _MOVES[state]
+        self._wanted_seq = 1
 
-    def sending(self, name: str) -> int:
-        """Take a turn: the sequence number to send message `name` under. Raises TurnError."""
-        message = CATALOGUE[name]
-        if message.sender is not self._own:
+    def sending(self, name: str) -> None:
+        """Take a turn with message `name`. Raises TurnError."""
+        if CATALOGUE[name].sender is not self._own:
             raise TurnError(Violation.WRONG_SENDER, name)
-        self._step(message, self._sent + 1)
-        self._sent += 1
-        return self._sent
+        move = self._moves.get(name)
+        if move is None:
+            raise self._out_of_turn(name)
+        self._follow(move, self.next_seq)
+        self.next_seq += 1
 
-    def _take(self, envelope: Envelope) -> Turn:
+    def _take(self, seq: int, message: Message, fields: dict[str, Any]) -> Turn:
         """Let the peer take a turn. Raises TurnError."""
-        seq, message, fields = envelope
         if message.sender is self._own:
             raise TurnError(Violation.WRONG_SENDER, message.name)
-        if seq != self._received + 1:
-            raise TurnError(
-                Violation.WRONG_SEQUENCE, f"{message.name} has {seq}, want {self._received + 1}"
-            )
-        turn = TURNS[message.name]
-        if turn in _ANSWERS and fields["to"] != self.waiting:
-            raise TurnError(
-                Violation.WRONG_ANSWER, f"{message.name} to {fields['to']}; {self._wanted()}"
-            )
-        self._step(message, seq)
-        self._received = seq
-        return turn
+        if seq != self._wanted_seq:
+            detail = f"{message.name} has {seq}, want {self._wanted_seq}"
+            raise TurnError(Violation.WRONG_SEQUENCE, detail)
+        move = self._moves.get(message.name)
+        if move is None:
+            raise self._out_of_turn(message.name)
+        if move.answers and fields["to"] != self.waiting:
+            detail = f"{message.name} to {fields['to']} while {self.waiting} waits"
+            raise TurnError(Violation.WRONG_ANSWER, detail)
+        self._follow(move, seq)
+        self._wanted_seq = seq + 1
+        return move.turn
 
-    def _step(self, message: Message, seq: int) -> None:
-        turn = TURNS[message.name]
-        state = CONVERSATION.get((self.state, turn))
-        if state is None:
-            answers = turn in _ANSWERS and self.waiting
-            violation = Violation.WRONG_ANSWER if answers else Violation.WRONG_TURN
-            raise TurnError(violation, f"{message.name} while {self.state.value}")
-        if turn in _WAITING:
+    def _follow(self, move: _Move, seq: int) -> None:
+        self.state = move.state
+        self._moves = move.moves
+        if move.waits:
             self.waiting = seq
-        elif turn in _ANSWERS:
+        elif move.answers:
             self.waiting = 0
-        self.state = state
 
-    def _wanted(self) -> str:
-        return f"{self.waiting} waits" if self.waiting else "nothing waits"
+    def _out_of_turn(self, name: str) -> TurnError:
+        wrong_kind = TURNS[name] in _ANSWERS and self.waiting
+        violation = Violation.WRONG_ANSWER if wrong_kind else Violation.WRONG_TURN
+        return TurnError(violation, f"{name} while {self.state.value}")
 
 
 def admitted(operation: Operation, provided: frozenset[str]) -> frozenset[str]:
@@ -179,12 +202,10 @@ def admitted(operation: Operation, provided: frozenset[str]) -> frozenset[str]:
     return frozenset(name for name in names if operation in CATALOGUE[name].operations)
 
 
-def _admit(message: Message, operation: Operation, names: frozenset[str]) -> None:
-    if message.name in names:
-        return
+def _not_admitted(message: Message, operation: Operation) -> TurnError:
     if operation not in message.operations:
-        raise TurnError(Violation.WRONG_OPERATION, f"{message.name} in a {operation.value}")
-    raise TurnError(Violation.NOT_PROVIDED, message.name)
+        return TurnError(Violation.WRONG_OPERATION, f"{message.name} in a {operation.value}")
+    return TurnError(Violation.NOT_PROVIDED, message.name)
 
 
 class HelperEnd(_End):
@@ -206,7 +227,7 @@ class HelperEnd(_End):
             envelope.fields["proof"], self._secret, Sender.CONTROLLER, self._nonce
         ):
             raise TurnError(Violation.WRONG_PROOF, "start does not know the secret")
-        return self._take(envelope)
+        return self._take(*envelope)
 
 
 class ControllerEnd(_End):
@@ -221,21 +242,23 @@ class ControllerEnd(_End):
 
     def received(self, envelope: Envelope) -> Turn:
         """The class of the helper's message: what to do with it. Raises TurnError."""
-        _seq, message, fields = envelope
-        if message.name == "hello":
-            if fields["version"] != PROTOCOL_VERSION:
-                raise TurnError(
-                    Violation.WRONG_VERSION,
-                    f"the helper speaks {fields['version']}, the controller {PROTOCOL_VERSION}",
-                )
-            if len(fields["nonce"]) != NONCE_SIZE or not is_proof(
-                fields["proof"], self._secret, Sender.HELPER, fields["nonce"]
-            ):
-                raise TurnError(Violation.WRONG_PROOF, "hello does not know the secret")
-            self._nonce = fields["nonce"]
-        elif message.sender is Sender.HELPER:
-            _admit(message, self._operation, self._admitted)
-        return self._take(envelope)
+        seq, message, fields = envelope
+        if self.state is State.SILENT and message.name == "hello":
+            self._check_hello(fields)
+        elif message.name not in self._admitted and message.sender is Sender.HELPER:
+            raise _not_admitted(message, self._operation)
+        return self._take(seq, message, fields)
+
+    def _check_hello(self, fields: dict[str, Any]) -> None:
+        if fields["version"] != PROTOCOL_VERSION:
+            detail = f"the helper speaks {fields['version']}, the controller {PROTOCOL_VERSION}"
+            raise TurnError(Violation.WRONG_VERSION, detail)
+        nonce = fields["nonce"]
+        if len(nonce) != NONCE_SIZE or not is_proof(
+            fields["proof"], self._secret, Sender.HELPER, nonce
+        ):
+            raise TurnError(Violation.WRONG_PROOF, "hello does not know the secret")
+        self._nonce = nonce
 
     def start_proof(self) -> bytes:
         """The `proof` of `start`, for the hello that was received."""
@@ -247,12 +270,12 @@ class PipeControllerEnd(_End):
     what is said. Its turns are the same."""
 
     def __init__(self, operation: Operation, provided: frozenset[str]) -> None:
-        super().__init__(Sender.CONTROLLER)
-        self.state = State.RUNNING
+        super().__init__(Sender.CONTROLLER, State.RUNNING)
         self._operation = operation
         self._admitted = admitted(operation, provided)
 
     def received(self, message: Message, fields: dict[str, Any]) -> Turn:
         """The class of the helper's message: what to do with it. Raises TurnError."""
-        _admit(message, self._operation, self._admitted)
-        return self._take(Envelope(self._received + 1, message, fields))
+        if message.name not in self._admitted:
+            raise _not_admitted(message, self._operation)
+        return self._take(self._wanted_seq, message, fields)

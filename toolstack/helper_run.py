@@ -143,14 +143,16 @@ class HelperRun:
             self.completed, self.retval, self.errnoval = True, retval, errnoval
         return actions
 
-    def exited(self, status: int) -> tuple[Action, ...]:
-        """The process is reaped; `status` is its exit status, negative for a signal."""
+    def exited(self, status: int, last_words: str = "") -> tuple[Action, ...]:
+        """The process is reaped; `status` is its exit status, negative for a signal, `last_words`
+        the last line of its stderr."""
         actions = self.event(Event.EXITED)
         if actions:
+            said = f": {last_words}" if last_words else ""
             if status > 0:
-                self._fail(_FAIL, f"the helper ended with exit status {status}")
+                self._fail(_FAIL, f"the helper ended with exit status {status}{said}")
             elif status < 0:
-                self._fail(_FAIL, f"the helper was killed by signal {-status}")
+                self._fail(_FAIL, f"the helper was killed by signal {-status}{said}")
             if self._needs_results:
                 self._fail(_FAIL, "the helper ended without providing results")
             if not self.completed:

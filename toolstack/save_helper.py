@@ -2,88 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import asyncio
+import errno
+import fcntl
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any, Final
 
-from ipc_schema.messages import Dialect, Operation, StreamType
+from ipc_schema.errors import Error, rc_name
+from ipc_schema.helper_arguments import HelperArguments
+from ipc_schema.messages import (
+    CATALOGUE,
+    Answer,
+    Dialect,
+    Message,
+    Operation,
+    XentoollogLevel,
+    callback_bit,
+)
 from ipc_schema.trace import Trace
+from toolstack.helper_channel import HelperChannel
+from toolstack.helper_process import HelperProcess
+from toolstack.helper_request import (
+    OUR_HELPER,
+    Callbacks,
+    HelperProgram,
+    HelperRequest,
+    HelperResult,
+    OwnHelper,
+    PipeHelper,
+    Statistics,
+)
+from toolstack.helper_run import Action, Event, HelperRun, Phase
 from toolstack.limits import Limits
+from toolstack.pipe_controller import PipeController
+from toolstack.zmq_controller import ZmqController
 
+__all__ = [
+    "Callbacks",
+    "HelperProgram",
+    "HelperRequest",
+    "HelperResult",
+    "OwnHelper",
+    "PipeHelper",
+    "SaveHelper",
+    "Statistics",
+]
 
-@dataclass(frozen=True)
-class Statistics:
-    """What the stream carried, as the helper counted it; octets without records' headers."""
+NO_ERRNO: Final = 2**32 - 1
+"""`errnoval` of a log line without one."""
 
-    rounds: int
-    pages: int
-    bytes: int
-    postcopy_pages: int
-    postcopy_faults: int
+ERROR_PATH: Final = frozenset({"switch_qemu_logdirty"})
+"""Callbacks that an aborted save still makes, and that are still answered."""
 
+_LEAVING: Final = 0.2
+"""Seconds from the end of a helper's channel to the end of its process, at most."""
 
-@dataclass(frozen=True)
-class HelperRequest:
-    """What a helper shall do: the fields of the catalogue's `start`, but for `cbflags`.
-
-    `io_fd` and `back_fd` stay the caller's; the helper gets its own copies of them.
-    """
-
-    operation: Operation
-    domid: int
-    io_fd: int
-    back_fd: int = -1
-    xcflags: int = 0
-    stream_type: StreamType = StreamType.PLAIN
-    store_evtchn: int = 0
-    store_domid: int = 0
-    console_evtchn: int = 0
-    console_domid: int = 0
-    hypervisor: str = "xen"
-    engine: str = "own"
-    bandwidth: int = 0
-    postcopy: bool = False
-
-
-@dataclass(frozen=True)
-class HelperResult:
-    """How a helper ended.
-
-    `rc` is of running it (0, or the first failure's code), `retval` and `errnoval` are libxc's and
-    mean something only where `completed` is true: then its work, error path included, came to its
-    end. Where `completed` is false the domain is as the helper left it (log-dirty on, for one).
-    `reason` is a line for people, empty on success.
-    """
-
-    rc: int
-    retval: int
-    errnoval: int
-    reason: str
-    statistics: Statistics | None
-    completed: bool
-
-
-@dataclass(frozen=True)
-class OwnHelper:
-    """Our helper, over ZeroMQ. `command` replaces the program, for tests."""
-
-    command: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class PipeHelper:
-    """A helper that speaks libxl's pipe protocol: libxl's own C program, or ours in its place."""
-
-    path: Path
-    dialect: Dialect
-
-
-HelperProgram = OwnHelper | PipeHelper
-
-Callbacks = Mapping[str, Callable[..., int | None]]
-"""By catalogue name. Handlers of sync and unanswered messages are called with the fields as
-keywords and return the answer (or None); those of async messages return None, and the answer is
-given to `async_callback_done`, also from inside the handler."""
+_HEARD_OUT_LIMIT: Final = 0.5
+"""Seconds that the last words of an ended process may need to come in."""
 
 
 class SaveHelper:
@@ -97,23 +75,337 @@ class SaveHelper:
         *,
         limits: Limits,
         trace: Trace,
-        program: HelperProgram = OwnHelper(),
-    ) -> None: ...
+        program: HelperProgram = OUR_HELPER,
+    ) -> None:
+        for name in callbacks:
+            if request.operation not in CATALOGUE[name].operations:
+                raise ValueError(f"{name} is no callback of a {request.operation.value}")
+        self._request = request
+        self._callbacks = callbacks
+        self._done = done
+        self._limits = limits
+        self._trace = trace
+        self._program = program
+        self._run = HelperRun(needs_results=request.operation is Operation.RESTORE)
+        self._loop = asyncio.get_running_loop()
+        self._channel: HelperChannel | None = None
+        self._process: HelperProcess | None = None
+        self._waiting: Message | None = None
+        self._limit: asyncio.TimerHandle | None = None
+        self._answer_limit: asyncio.TimerHandle | None = None
+        self._loss: asyncio.TimerHandle | None = None
+        self._last_words = ""
+        self._statistics: Statistics | None = None
+        self._told = False
 
     @property
     def running(self) -> bool:
         """Whether `done` is still to come."""
-        raise NotImplementedError
+        return not self._told
 
     def start(self) -> None:
-        """Start the process. Errors arrive through `done` (ERROR_FAIL), never from here."""
+        """Start the process, unless it was aborted before. Errors arrive through `done`
+        (ERROR_FAIL), never from here."""
+        if self._run.phase is not Phase.NEW:
+            return
+        copies: list[int] = []
+        try:
+            # 0, 1 and 2 are the helper's own, so it gets copies with other numbers.
+            for fd in (self._request.io_fd, self._request.back_fd):
+                copies.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) if fd >= 0 else -1)
+            io_fd, back_fd = copies
+            self._request = replace(self._request, io_fd=io_fd, back_fd=back_fd)
+            self._channel = self._make_channel()
+            arguments = self._channel.process_arguments
+            self._process = HelperProcess(
+                (*self._command(), *arguments.arguments),
+                pass_fds=(*(fd for fd in copies if fd >= 0), *arguments.pass_fds),
+                stdin=arguments.stdin,
+                stdout=arguments.stdout,
+                environment=self._environment(),
+                line=self._stderr_line,
+                ended=self._exited,
+            )
+        except OSError as error:
+            self._event(Event.START_FAILED, f"cannot start the save helper: {error}")
+            return
+        finally:
+            for fd in copies:
+                if fd >= 0:
+                    os.close(fd)
+        self._trace.event("helper started", helper=self._process.pid)
+        self._event(Event.STARTED)
+        self._channel.listen()
 
-    def async_callback_done(self, value: int) -> None:
-        """Answer the outstanding async callback.
+    def async_callback_done(self, value: int, callback: str = "") -> None:
+        """Answer the outstanding async callback (`callback`, where it is named).
 
-        Without effect where there is none any more: the helper was aborted or has ended.
+        Without effect where it is outstanding no more: the helper was aborted or has ended.
         """
+        if self._waiting is not None and callback in ("", self._waiting.name):
+            self._answer(self._waiting, value)
 
     def abort(self, rc: int, reason: str = "") -> None:
         """SIGTERM, and SIGKILL after `limits.abort`; `done` gets `rc` unless one is set. An async
         callback that waits is answered with its refusal, so that the helper's error path runs."""
+        self._event(Event.ABORT, reason or f"aborted with {rc_name(rc)}", rc)
+
+    # Starting
+
+    def _make_channel(self) -> HelperChannel:
+        provided = frozenset(self._callbacks)
+        if isinstance(self._program, PipeHelper):
+            dialect = self._program.dialect
+            if self._request.bandwidth:
+                raise OSError(errno.ENOTSUP, "libxl's helper protocol has no bandwidth limit")
+            if self._request.postcopy and dialect is not Dialect.SERIES:
+                raise OSError(errno.ENOTSUP, f"dialect {dialect.value} has no postcopy")
+            return PipeController(self._arguments(dialect), provided, self)
+        return ZmqController(self._request.operation, provided, self._limits.heartbeat, self)
+
+    def _command(self) -> tuple[str, ...]:
+        if isinstance(self._program, PipeHelper):
+            return (str(self._program.path),)
+        command = self._program.command or (sys.executable, "-P", "-m", "helper.main")
+        return (
+            *command,
+            "--heartbeat", str(self._limits.heartbeat),
+            "--stream-stall", str(self._stall_limit),
+            "--start-limit", str(self._limits.helper_start),
+        )  # fmt: skip
+
+    def _environment(self) -> dict[str, str]:
+        """What our helper has no argument for where libxl's command line is spoken."""
+        if not isinstance(self._program, PipeHelper):
+            return {}
+        return {
+            "XEN_SAVE_HELPER_DIALECT": self._program.dialect.value,
+            "XEN_SAVE_HELPER_HYPERVISOR": self._request.hypervisor,
+            "XEN_SAVE_HELPER_STREAM_STALL": str(self._stall_limit),
+        }
+
+    @property
+    def _stall_limit(self) -> float:
+        """A sender may be silent for as long as its guest takes to suspend."""
+        limits = self._limits
+        saving = self._request.operation is Operation.SAVE
+        return limits.stream_stall + (0 if saving else limits.suspend)
+
+    def _arguments(self, dialect: Dialect) -> HelperArguments:
+        request = self._request
+        return HelperArguments(
+            operation=request.operation,
+            dialect=dialect,
+            io_fd=request.io_fd,
+            back_fd=request.back_fd,
+            domid=request.domid,
+            xcflags=request.xcflags,
+            cbflags=self._cbflags(dialect),
+            stream_type=request.stream_type,
+            store_evtchn=request.store_evtchn,
+            store_domid=request.store_domid,
+            console_evtchn=request.console_evtchn,
+            console_domid=request.console_domid,
+        )
+
+    def _cbflags(self, dialect: Dialect | None) -> int:
+        flags = 0
+        for name in self._callbacks:
+            message = CATALOGUE[name]
+            if message.on_pipe and (dialect is None or dialect in message.numbers):
+                flags |= callback_bit(message, dialect)
+        return flags
+
+    # ChannelListener
+
+    def hello(self) -> None:
+        assert self._channel is not None
+        self._trace.event("helper ready")
+        fields = asdict(self._request)
+        fields["operation"] = self._request.operation.value
+        fields["stream_type"] = int(self._request.stream_type)
+        fields["cbflags"] = self._cbflags(None)
+        self._event(Event.HELLO)
+        try:
+            self._channel.start(fields)
+        except OSError as error:
+            self._event(Event.REPLY_FAILED, str(error))
+
+    def message(self, message: Message, fields: dict[str, Any]) -> None:
+        self._trace.event("callback", name=message.name, **fields)
+        if message.answer is not Answer.NONE:
+            self._waiting = message
+        match message.name:
+            case "complete":
+                self._complete(message, **fields)
+            case "statistics":
+                self._statistics = Statistics(**fields)
+            case "log" | "progress":
+                if message.name in self._callbacks:
+                    self._call(message, fields)
+            case "restore_results":
+                self._run.results()
+                if message.name in self._callbacks:
+                    self._call(message, fields)
+            case _ if self._run.phase is Phase.ABORTING and message.name not in ERROR_PATH:
+                self._refuse(message)
+            case _:
+                self._call(message, fields)
+
+    def violation(self, reason: str) -> None:
+        self._event(Event.VIOLATION, reason)
+
+    def lost(self, reason: str) -> None:
+        # Its process is likely to be on its way out, and its exit status says more.
+        self._loss = self._loop.call_later(_LEAVING, self._event, Event.CHANNEL_LOST, reason)
+
+    def stranger(self, reason: str) -> None:
+        self._trace.event("stranger refused", reason=reason)
+        self._log(
+            XentoollogLevel.WARN, f"a stranger at the helper's endpoint was refused: {reason}"
+        )
+
+    # Callbacks
+
+    def _call(self, message: Message, fields: dict[str, Any]) -> None:
+        if message.answer is Answer.ASYNC:
+            self._answer_limit = self._loop.call_later(
+                self._limits.callback, self._answer_late, message
+            )
+        try:
+            value = self._callbacks[message.name](**fields)
+            if message.answer is Answer.SYNC:
+                if value is None:
+                    raise TypeError(f"the {message.name} callback returned no answer")
+                self._answer(message, value)
+        except Exception as error:
+            # A fault of the caller's: the save cannot go on, but it can end in order.
+            self._loop.call_exception_handler(
+                {"message": f"the {message.name} callback failed", "exception": error}
+            )
+            self._refuse(message)
+            self.abort(Error.FAIL, f"the {message.name} callback failed: {error!r}")
+
+    def _answer(self, message: Message, value: int) -> None:
+        """Raises ValueError for a value that is no answer; then it stays outstanding."""
+        assert self._channel is not None
+        self._trace.event("answer", name=message.name, value=value)
+        failure = ""
+        try:
+            self._channel.answer(message, value)
+        except OSError as error:
+            failure = str(error)
+        self._waiting = None
+        if self._answer_limit is not None:
+            self._answer_limit.cancel()
+            self._answer_limit = None
+        if failure:
+            self._event(Event.REPLY_FAILED, failure)
+
+    def _refuse(self, message: Message) -> None:
+        if self._waiting is message and message.refusal is not None:
+            self._answer(message, message.refusal)
+
+    def _answer_late(self, message: Message) -> None:
+        self._answer_limit = None
+        reason = f"no answer to {message.name} within {self._limits.callback} s"
+        self._event(Event.LIMIT, reason)
+
+    def _complete(self, message: Message, retval: int, errnoval: int) -> None:
+        self._answer(message, 0)
+        self._do(self._run.complete(retval, errnoval))
+
+    # The process
+
+    def _stderr_line(self, line: str) -> None:
+        self._last_words = line or self._last_words
+        self._trace.event("helper stderr", line=line)
+        self._log(XentoollogLevel.ERROR, line)
+
+    def _log(self, level: XentoollogLevel, text: str) -> None:
+        if "log" in self._callbacks:
+            self._callbacks["log"](
+                level=int(level), errnoval=NO_ERRNO, context="xen-save-helper", formatted=text
+            )
+
+    async def _exited(self, status: int) -> None:
+        assert self._channel is not None
+        self._trace.event("helper ended", status=status)
+        await self._channel.heard_out(_HEARD_OUT_LIMIT)
+        self._do(self._run.exited(status, self._last_words))
+
+    # What the rules decide
+
+    def _event(self, event: Event, reason: str = "", rc: int = 0) -> None:
+        actions = self._run.event(event, reason, rc)
+        if reason and actions:
+            self._trace.event("helper run", what=event.name.lower(), reason=reason)
+        self._do(actions)
+
+    def _do(self, actions: tuple[Action, ...]) -> None:
+        for action in actions:
+            match action:
+                case Action.STOP_LISTENING:
+                    self._stop_listening()
+                case Action.TERMINATE:
+                    self._terminate()
+                case Action.KILL:
+                    assert self._process is not None
+                    self._process.kill()
+                case Action.LIMIT_START:
+                    self._set_limit(self._limits.helper_start, "hello")
+                case Action.LIMIT_ABORT:
+                    self._set_limit(self._limits.abort, "its end")
+                case Action.NO_LIMIT:
+                    self._clear_limit()
+                case Action.DONE:
+                    self._finish()
+
+    def _stop_listening(self) -> None:
+        if self._answer_limit is not None:
+            self._answer_limit.cancel()
+            self._answer_limit = None
+        self._waiting = None
+        if self._channel is not None:
+            self._channel.stop_listening()
+
+    def _terminate(self) -> None:
+        assert self._channel is not None
+        assert self._process is not None
+        try:
+            self._channel.abort(self._run.rc, self._run.reason)
+        except OSError as error:
+            self._trace.event("abort not sent", error=str(error))
+        self._process.terminate()
+        if self._waiting is not None and self._waiting.name not in ERROR_PATH:
+            self._refuse(self._waiting)
+
+    def _set_limit(self, seconds: float, what: str) -> None:
+        self._clear_limit()
+        self._limit = self._loop.call_later(
+            seconds, self._event, Event.LIMIT, f"the helper has not come to {what} in {seconds} s"
+        )
+
+    def _clear_limit(self) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
+
+    def _finish(self) -> None:
+        self._clear_limit()
+        if self._loss is not None:
+            self._loss.cancel()
+        if self._channel is not None:
+            self._channel.close()
+        run = self._run
+        result = HelperResult(
+            rc=run.rc,
+            retval=run.retval,
+            errnoval=run.errnoval,
+            reason=run.reason,
+            statistics=self._statistics,
+            completed=run.completed,
+        )
+        self._told = True
+        # Never on top of the caller's start or abort.
+        self._loop.call_soon(self._done, result)

@@ -1,0 +1,104 @@
+"""A helper's process: started, heard on stderr, signalled, reaped."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final
+
+_LONGEST_LINE: Final = 4096
+"""Octets of a stderr line that are passed on as one."""
+
+
+class HelperProcess:
+    """A process in a session of its own: a ^C at the terminal is the controller's to handle, which
+    ends its helper in order.
+
+    `environment` is added to ours. `line` hears each line of its stderr, `ended` is awaited once
+    with its exit status (negative: the signal), when it is reaped and its stderr was read.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        pass_fds: Sequence[int],
+        stdin: int | None,
+        stdout: int | None,
+        environment: Mapping[str, str],
+        line: Callable[[str], None],
+        ended: Callable[[int], Coroutine[Any, Any, None]],
+    ) -> None:
+        """Start it. Raises OSError."""
+        self._line = line
+        self._ended = ended
+        self._process = subprocess.Popen(
+            command,
+            pass_fds=pass_fds,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdout=subprocess.DEVNULL if stdout is None else stdout,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            env={**os.environ, **environment},
+        )
+        self.pid = self._process.pid
+        assert self._process.stderr is not None
+        self._stderr = self._process.stderr
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            self._stderr.close()
+            self._process.kill()
+            self._process.wait()
+            raise
+        os.set_blocking(self._stderr.fileno(), False)
+        self._text = bytearray()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._stderr.fileno(), self._read_stderr)
+        self._loop.add_reader(self._pidfd, self._reap)
+        self._task: asyncio.Task[None] | None = None
+
+    def terminate(self) -> None:
+        """SIGTERM, and SIGCONT: a stopped process must run to hear it."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        status = self._process.wait()
+        self._read_stderr()
+        self._close_stderr()
+        self._task = self._loop.create_task(self._ended(status))
+
+    def _read_stderr(self) -> None:
+        while not self._stderr.closed:
+            try:
+                octets = os.read(self._stderr.fileno(), _LONGEST_LINE)
+            except BlockingIOError:
+                break
+            if not octets:
+                self._close_stderr()
+                break
+            self._text += octets
+            *lines, self._text = self._text.split(b"\n")
+            if len(self._text) > _LONGEST_LINE:
+                lines.append(self._text)
+                self._text = bytearray()
+            for line in lines:
+                self._line(line.decode(errors="backslashreplace"))
+
+    def _close_stderr(self) -> None:
+        if self._stderr.closed:
+            return
+        self._loop.remove_reader(self._stderr.fileno())
+        self._stderr.close()
+        if self._text:
+            self._line(self._text.decode(errors="backslashreplace"))
+            self._text = bytearray()

@@ -1,0 +1,263 @@
+"""The controller's end of the conversation with our helper, over ZeroMQ.
+
+The socket stands in a directory of its own that only its owner can enter, and both are gone once
+the helper is there. Whoever connects is a stranger until its `hello` shows the secret; strangers
+are refused and reported, and do not disturb the helper. The pipe that hands the secret down is the
+helper's lifeline, too: its other end closes with this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from ipc_schema import msgpack_codec
+from ipc_schema.authentication import SECRET_SIZE
+from ipc_schema.errors import DecodeError
+from ipc_schema.messages import CATALOGUE, MAX_BODY, Answer, Message, Operation
+from ipc_schema.msgpack_codec import Envelope
+from ipc_schema.turn_taking import ControllerEnd, TurnError
+from toolstack.helper_channel import ChannelListener, HelperProcessArguments
+
+_SOCKET: Final = "controller"
+_QUEUE: Final = 64
+"""Messages of one peer that are kept until they are read."""
+_AT_ONCE: Final = 64
+"""Messages that are taken in before the event loop gets its turn."""
+_STRANGERS: Final = 16
+"""Refusals that are reported; the rest are only refused."""
+
+
+class ZmqController:
+    """One conversation with one helper. `heartbeat` in seconds: see `Limits.heartbeat`."""
+
+    def __init__(
+        self,
+        operation: Operation,
+        provided: frozenset[str],
+        heartbeat: float,
+        listener: ChannelListener,
+    ) -> None:
+        """Open the endpoint. Raises OSError."""
+        self._listener = listener
+        self._heartbeat = heartbeat
+        self._secret = os.urandom(SECRET_SIZE)
+        self._turns = ControllerEnd(self._secret, operation, provided)
+        self._peer = b""
+        self._peer_fd = -1
+        self._strangers = 0
+        self._listening = False
+        self._reading = False
+        self._disconnected = asyncio.Event()
+        self._secret_read, self._lifeline = os.pipe()
+        try:
+            self._directory = Path(
+                tempfile.mkdtemp(prefix="xen-save-helper-", dir=_runtime_directory())
+            )
+        except OSError:
+            self._close_pipe()
+            raise
+        self._context = zmq.Context()
+        try:
+            os.write(self._lifeline, self._secret)
+            self._socket = self._open_socket()
+        except BaseException:
+            self._context.destroy(linger=0)
+            self._close_pipe()
+            self._remove_endpoint()
+            raise
+
+    def _open_socket(self) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.ROUTER)
+        half = max(1, round(self._heartbeat * 500))
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.MAXMSGSIZE, MAX_BODY),
+            (zmq.RCVHWM, _QUEUE),
+            (zmq.ROUTER_MANDATORY, 1),
+            (zmq.HEARTBEAT_IVL, half),
+            (zmq.HEARTBEAT_TIMEOUT, half),
+            (zmq.HEARTBEAT_TTL, 2 * half),
+        ):
+            socket.setsockopt(option, value)
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        try:
+            socket.bind(self._endpoint)
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, f"{self._endpoint}: {error}") from error
+        return socket
+
+    @property
+    def _endpoint(self) -> str:
+        return f"ipc://{self._directory / _SOCKET}"
+
+    @property
+    def process_arguments(self) -> HelperProcessArguments:
+        return HelperProcessArguments(
+            ("--connect", self._endpoint, "--secret-fd", str(self._secret_read)),
+            (self._secret_read,),
+        )
+
+    def listen(self) -> None:
+        """The process runs: take its messages, from the event loop."""
+        os.close(self._secret_read)
+        self._secret_read = -1
+        self._listening = True
+        loop = asyncio.get_running_loop()
+        loop.add_reader(int(self._socket.getsockopt(zmq.FD)), self._ready)
+        loop.add_reader(int(self._monitor.getsockopt(zmq.FD)), self._monitor_ready)
+        # The descriptors are edge-triggered: what came before must be asked for.
+        loop.call_soon(self._ready)
+
+    def stop_listening(self) -> None:
+        if not self._listening:
+            return
+        self._listening = False
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(int(self._socket.getsockopt(zmq.FD)))
+        loop.remove_reader(int(self._monitor.getsockopt(zmq.FD)))
+
+    def close(self) -> None:
+        self.stop_listening()
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=0)
+        self._context.term()
+        self._close_pipe()
+        self._remove_endpoint()
+
+    async def heard_out(self, limit: float) -> None:
+        """After the process's end: wait until all that it said was taken in."""
+        if self._peer_fd < 0 or not self._listening:
+            return
+        try:
+            await asyncio.wait_for(self._disconnected.wait(), limit)
+        except TimeoutError:
+            pass  # it left its connection to another process; what it said is here
+        self._ready()
+
+    def _close_pipe(self) -> None:
+        for fd in (self._secret_read, self._lifeline):
+            if fd >= 0:
+                os.close(fd)
+        self._secret_read = self._lifeline = -1
+
+    def _remove_endpoint(self) -> None:
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    # What is said to the helper
+
+    def start(self, fields: dict[str, Any]) -> None:
+        """Answer the helper's hello. Raises OSError."""
+        self._send("start", {**fields, "proof": self._turns.start_proof()})
+
+    def answer(self, message: Message, value: int) -> None:
+        """Answer the callback that waits. Raises OSError."""
+        name = "reply" if message.answer is Answer.SYNC else "async_callback_done"
+        self._send(name, {"to": self._turns.waiting, "value": value})
+
+    def abort(self, rc: int, reason: str) -> None:
+        """Ask the helper to give up, where it can be asked. Raises OSError."""
+        if self._peer:
+            try:
+                self._send("abort", {"rc": rc, "reason": reason[:1000]})
+            except TurnError:
+                pass  # it has not started yet, or has ended: SIGTERM says it all
+
+    def _send(self, name: str, fields: dict[str, Any]) -> None:
+        data = msgpack_codec.encode(self._turns.next_seq, name, fields)
+        self._turns.sending(name)
+        try:
+            self._socket.send(self._peer, zmq.SNDMORE | zmq.NOBLOCK)
+            self._socket.send(data, zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, f"the helper does not take {name}: {error}") from error
+        # Sending may have used up the edge that says that something came.
+        if self._listening and not self._reading:
+            asyncio.get_running_loop().call_soon(self._ready)
+
+    # What the helper says
+
+    def _ready(self) -> None:
+        self._reading = True
+        try:
+            for _ in range(_AT_ONCE):
+                if not self._listening:
+                    return
+                self._take(self._socket.recv_multipart(zmq.NOBLOCK, copy=bool(self._peer)))
+        except zmq.Again:
+            return
+        finally:
+            self._reading = False
+        asyncio.get_running_loop().call_soon(self._ready)
+
+    def _take(self, frames: list[Any]) -> None:
+        if not self._peer:
+            self._take_hello(frames)
+            return
+        if frames[0] != self._peer:
+            self._refuse(bytes(frames[0]), "the conversation has its helper already")
+            return
+        try:
+            envelope = _decode(frames[1:])
+            self._turns.received(envelope)
+        except (DecodeError, TurnError) as bad:
+            self._listener.violation(f"the helper broke the protocol: {bad}")
+            return
+        self._listener.message(envelope.message, envelope.fields)
+
+    def _take_hello(self, frames: list[zmq.Frame]) -> None:
+        identity, *parts = (bytes(frame.buffer) for frame in frames)
+        try:
+            self._turns.received(_decode(parts))
+        except (DecodeError, TurnError) as bad:
+            self._refuse(identity, str(bad))
+            return
+        self._peer = identity
+        self._peer_fd = frames[-1].get(zmq.SRCFD)
+        # Its connection stands, and there is no second one: nobody else shall find the way in.
+        self._remove_endpoint()
+        self._listener.hello()
+
+    def _refuse(self, identity: bytes, reason: str) -> None:
+        """To a stranger: the conversation, and its sequence, is not his."""
+        data = msgpack_codec.encode(1, CATALOGUE["refused"].name, {"reason": reason[:1000]})
+        try:
+            self._socket.send_multipart((identity, data), zmq.NOBLOCK)
+        except zmq.ZMQError:
+            pass  # it has gone, or does not listen
+        self._strangers += 1
+        if self._strangers <= _STRANGERS:
+            self._listener.stranger(reason)
+
+    def _monitor_ready(self) -> None:
+        while self._listening and self._monitor.poll(0, zmq.POLLIN):
+            event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
+            if self._peer_fd < 0 or event["value"] != self._peer_fd:
+                continue
+            self._disconnected.set()
+            self._ready()
+            if self._listening:
+                self._listener.lost(
+                    "the helper hung up, sent too long a message, or gave no sign of life for "
+                    f"{self._heartbeat} s"
+                )
+
+
+def _decode(parts: list[bytes]) -> Envelope:
+    if len(parts) != 1:
+        raise DecodeError("message", 0, f"{len(parts)} parts, want one")
+    return msgpack_codec.decode(parts[0])
+
+
+def _runtime_directory() -> str | None:
+    """Where a socket's path is short; None for the default temporary directory."""
+    path = os.environ.get("XDG_RUNTIME_DIR")
+    return path if path and os.path.isdir(path) else None
