@@ -39,8 +39,9 @@ def rc_of(error: BaseException) -> int:
 def has_device_model(config: Mapping[str, Any]) -> bool:
     """Whether a domain of this configuration (libxl_domain_config's JSON) has one: an HVM domain
     whose `device_model_version` is not `none`."""
-    hvm: bool = config.get("c_info", {}).get("type") == "hvm"
-    none: bool = config.get("b_info", {}).get("device_model_version") == "none"
+    c_info, b_info = (config.get(part) for part in ("c_info", "b_info"))
+    hvm = isinstance(c_info, Mapping) and c_info.get("type") == "hvm"
+    none = isinstance(b_info, Mapping) and b_info.get("device_model_version") == "none"
     return hvm and not none
 
 
@@ -52,8 +53,10 @@ class Report:
         self.reason = ""
         self.statistics: Statistics | None = None
         self._ctx = ctx
-        self._last_error = ""
-        """The helper's last word about what went wrong."""
+        self._helper_error = ""
+        """The helper's word about what went wrong: its first error with an errno (the others, its
+        stderr among them, are often what followed from it), or its first."""
+        self._helper_errno = False
 
     def failed(self, reason: str, **fields: object) -> None:
         """Log a failure; the first one's reason is the operation's."""
@@ -77,17 +80,20 @@ class Report:
         )
         if not rc:
             return
-        why = result.reason or self._last_error
+        why = result.reason or self._helper_error
         if not why and result.errnoval:
             why = os.strerror(result.errnoval)
         self.failed(f"{doing}: {why or 'the helper failed'}", rc=rc)
 
     def log_callback(self, level: int, errnoval: int, context: str, formatted: str) -> None:
         """The catalogue's `log`."""
-        if errnoval not in {0, _NO_ERRNO} and os.strerror(errnoval) not in formatted:
+        has_errno = errnoval not in {0, _NO_ERRNO}
+        if has_errno and os.strerror(errnoval) not in formatted:
             formatted = f"{formatted}: {os.strerror(errnoval)}"
-        if level >= XentoollogLevel.ERROR:
-            self._last_error = formatted
+        if level >= XentoollogLevel.ERROR and (
+            not self._helper_error or (has_errno and not self._helper_errno)
+        ):
+            self._helper_error, self._helper_errno = formatted, has_errno
         self._ctx.log(level, context, formatted)
 
     def progress_callback(self, context: str, doing_what: str, done: int, total: int) -> None:
