@@ -49,7 +49,7 @@ class Reporter:
 
     def log(self, level: XentoollogLevel, text: str, errnoval: int = _NO_ERRNO) -> None:
         self._channel.tell(
-            "log", level=level, errnoval=errnoval, context=self._context, formatted=text
+            "log", level=int(level), errnoval=errnoval, context=self._context, formatted=text
         )
 
     def info(self, text: str) -> None:
