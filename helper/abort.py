@@ -55,6 +55,7 @@ class Abort:
         self._requested = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._watched: dict[int, Callable[[], None]] = {}
+        self._watch_lock = threading.Lock()
         self._stream = -1
         self._reading = False
         self._unusable = -1
@@ -145,8 +146,15 @@ class Abort:
         self._progressed = None
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
-        """Have the watcher thread call `ready` whenever `fd` polls readable; before entering."""
+        """Have the watcher thread call `ready` once at its start, and whenever `fd` polls readable
+        (ZeroMQ's descriptors are edge-triggered, and mute until they were asked). Before entering.
+        """
         self._watched[fd] = ready
+
+    def unwatch(self, fd: int) -> None:
+        """Leave `fd` alone from here on: it is about to be closed."""
+        with self._watch_lock:
+            del self._watched[fd]
 
     def _wake(self) -> None:
         try:
@@ -158,20 +166,31 @@ class Abort:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
-        for fd in self._watched:
+        for fd in tuple(self._watched):
             poll.register(fd, select.POLLIN)
+            self._look_at(fd)
         if self._lifeline >= 0:
             poll.register(self._lifeline, 0)  # POLLHUP alone: what it carries is not for us
         while not self._stopping:
-            for fd, _events in poll.poll(self._poll_milliseconds()):
-                if fd == self._wake_read:
+            for fd, events in poll.poll(self._poll_milliseconds()):
+                if events & select.POLLNVAL:
+                    poll.unregister(fd)  # its owner has closed it
+                elif fd == self._wake_read:
                     self._take_signals()
                 elif fd == self._lifeline:
                     poll.unregister(fd)
                     self.request(errno.EPIPE, "the controller died", lost=True)
-                else:
-                    self._watched[fd]()
+                elif not self._look_at(fd):
+                    poll.unregister(fd)
             self._check_stall()
+
+    def _look_at(self, fd: int) -> bool:
+        """Call who watches `fd`; False where nobody does any more."""
+        with self._watch_lock:
+            ready = self._watched.get(fd)
+            if ready is not None:
+                ready()
+            return ready is not None
 
     def _take_signals(self) -> None:
         for signum in os.read(self._wake_read, 4096):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import threading
 import time
 from typing import Any, Final, NoReturn
 
@@ -56,6 +57,9 @@ class ZmqChannel:
         ):
             self._socket.setsockopt(option, value)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor_lock = threading.Lock()
+        self._monitored = True
+        self._monitor_fd = int(self._monitor.getsockopt(zmq.FD))
         self._socket.connect(endpoint)
 
     def hello(self) -> None:
@@ -86,7 +90,7 @@ class ZmqChannel:
     def attend(self, abort: Abort) -> None:
         """Tell `abort` when the controller falls silent. Before `abort` is entered."""
         self._abort = abort
-        abort.watch(int(self._monitor.getsockopt(zmq.FD)), self._monitor_ready)
+        abort.watch(self._monitor_fd, self._monitor_ready)
 
     def provides(self, name: str) -> bool:
         return name in self._provided
@@ -108,8 +112,10 @@ class ZmqChannel:
     def close(self) -> None:
         """Send what is still to be sent, within a second, and give up the socket."""
         lost = self._abort is not None and self._abort.lost
-        self._socket.disable_monitor()
-        self._monitor.close(linger=0)
+        with self._monitor_lock:
+            self._monitored = False
+            self._socket.disable_monitor()
+            self._monitor.close(linger=0)
         self._socket.close(linger=0 if lost else _FAREWELL_MILLISECONDS)
         self._context.term()
 
@@ -151,9 +157,12 @@ class ZmqChannel:
         raise self._over
 
     def _monitor_ready(self) -> None:
-        """On the watcher's thread, which alone uses the monitor socket while it runs."""
-        while self._monitor.poll(0, zmq.POLLIN):
-            recv_monitor_message(self._monitor, zmq.NOBLOCK)
-            if self._abort is not None:
-                reason = f"the controller hung up, or gave no sign of life for {self._heartbeat} s"
-                self._abort.request(errno.EPIPE, reason, lost=True)
+        """On the watcher's thread, which alone uses the monitor socket until it is closed."""
+        with self._monitor_lock:
+            while self._monitored and self._monitor.poll(0, zmq.POLLIN):
+                recv_monitor_message(self._monitor, zmq.NOBLOCK)
+                if self._abort is not None:
+                    reason = (
+                        f"the controller hung up, or gave no sign of life for {self._heartbeat} s"
+                    )
+                    self._abort.request(errno.EPIPE, reason, lost=True)

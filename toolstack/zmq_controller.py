@@ -113,8 +113,9 @@ class ZmqController:
         loop = asyncio.get_running_loop()
         loop.add_reader(int(self._socket.getsockopt(zmq.FD)), self._ready)
         loop.add_reader(int(self._monitor.getsockopt(zmq.FD)), self._monitor_ready)
-        # The descriptors are edge-triggered: what came before must be asked for.
+        # The descriptors are edge-triggered, and tell nothing until both were asked once.
         loop.call_soon(self._ready)
+        loop.call_soon(self._monitor_ready)
 
     def stop_listening(self) -> None:
         if not self._listening:
