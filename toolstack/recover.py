@@ -133,6 +133,7 @@ def recover(
     OSError where the host cannot do what is needed (the journal then stays).
     """
     journal.sweep(host.state_dir)
+    host.clear_up()
     found = [e for e in journal.entries(host.state_dir) if e.name == base_name(name)]
     if role is not None:
         found = [entry for entry in found if entry.role is role]

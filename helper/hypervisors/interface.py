@@ -248,6 +248,9 @@ class Host(Protocol):
     def destroy(self, domid: int) -> None:
         """End the domain and all that belongs to it, whatever state it is in."""
 
+    def clear_up(self) -> None:
+        """Remove what processes left that died while they made or ended a domain."""
+
     def pause(self, domid: int) -> None: ...
 
     def unpause(self, domid: int) -> None: ...

@@ -136,7 +136,7 @@ def new_domain_directory(host: Path, config: Mapping[str, Any]) -> tuple[int, Pa
 
     The host's lock is held.
     """
-    _clear_up(host)
+    clear_up(host)
     marker = json.loads((host / MARKER).read_text())
     domid: int = marker["next_domid"]
     _write_json(host / MARKER, {**marker, "next_domid": domid + 1})
@@ -152,11 +152,11 @@ def remove_domain(host: Path, domid: int) -> None:
     Raises FileNotFoundError where another has removed it.
     """
     domain_path(host, domid).rename(host / DOMAINS / f"{_GOING}{domid}")
-    _clear_up(host)
+    clear_up(host)
 
 
-def _clear_up(host: Path) -> None:
-    """Remove what those left who died while they made or removed a domain."""
+def clear_up(host: Path) -> None:
+    """Remove what those left who died while they made or removed a domain. The lock is held."""
     for prefix in (_UNFINISHED, _GOING):
         for path in (host / DOMAINS).glob(prefix + "*"):
             remove_tree(path)

@@ -215,6 +215,10 @@ class SimulatedHost:
         finally:
             process.close()
 
+    def clear_up(self) -> None:
+        with domain_files.host_lock(self.directory, self.timeout):
+            domain_files.clear_up(self.directory)
+
     def rename(self, domid: int, name: str) -> None:
         with domain_files.host_lock(self.directory, self.timeout):
             config = self.config(domid)
