@@ -305,6 +305,20 @@ def test_a_message_after_complete() -> None:
     assert violation_of(lambda: controller.received(envelope(3, "log"))) is Violation.WRONG_TURN
 
 
+def test_an_abort_can_come_at_any_time_after_start() -> None:
+    helper, controller = greeted()
+    for name in ("suspend", "complete"):
+        helper.sending(name)
+        controller.received(envelope(helper.waiting, name))
+        controller.sending("abort")
+        assert helper.received(envelope(controller.next_seq - 1, "abort")) is Turn.ABORT
+        answer = "reply" if name == "complete" else "async_callback_done"
+        controller.sending(answer)
+        helper.received(envelope(controller.next_seq - 1, answer, to=helper.waiting))
+    controller.sending("abort")
+    assert helper.received(envelope(controller.next_seq - 1, "abort")) is Turn.ABORT
+
+
 def test_a_callback_that_is_not_provided() -> None:
     controller = ControllerEnd(SECRET, Operation.SAVE, frozenset())
     controller.received(envelope(1, "hello", **HelperEnd(SECRET, NONCE).hello(17)))
