@@ -68,13 +68,15 @@ def toolstack(*arguments: str | Path, limit: float = 60) -> Ended:
 
 
 class Stage:
-    """A source and a destination with one running guest `g`, which has a device model."""
+    """A source and a destination with one running guest `g`."""
 
-    def __init__(self, make_host: HostFactory, memory: int, workload: str) -> None:
+    def __init__(
+        self, make_host: HostFactory, memory: int, workload: str, kind: str = "hvm"
+    ) -> None:
         self.source = make_host("source")
         self.destination = make_host("destination")
         self.events = self.source.directory.parent / "events"
-        self.source.create_guest("g", memory, workload)
+        self.source.create_guest("g", memory, workload, type=kind)
 
     @property
     def hosts(self) -> tuple[SimulatedHost, SimulatedHost]:

@@ -1,0 +1,54 @@
+"""What our commands save, as Xen's own verify-stream-v2 and our `inspect` see it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import HostFactory
+from tests.verify_stream import VerifierUnavailableError, fetch, verify
+from tests.whole.stage import QUICK_LIMITS, TOOLSTACK, Stage, toolstack
+
+
+@pytest.fixture(scope="module", autouse=True)
+def verifier() -> None:
+    try:
+        fetch()
+    except VerifierUnavailableError as error:
+        pytest.fail(str(error))
+
+
+def test_a_saved_file_is_accepted(host_factory: HostFactory, tmp_path: Path) -> None:
+    host = host_factory("source")
+    host.create_guest("g", 32 << 20, "random", type="pvh")
+    file = tmp_path / "saved"
+    assert toolstack("save", "g", file, "--host", host.directory).code == 0
+    result = verify(file, "xl")
+    assert result.returncode == 0, result.stderr
+    assert "Libxl Record: End" in result.stdout
+
+
+@pytest.mark.parametrize("rounds", ["0", "3"])
+def test_a_migrated_stream_is_accepted(
+    rounds: str, host_factory: HostFactory, tmp_path: Path
+) -> None:
+    """Captured between sender and receiver, as it went over the link."""
+    stage = Stage(host_factory, 32 << 20, "random", "pvh")
+    file = tmp_path / "stream"
+    receive = " ".join([*TOOLSTACK, "receive", "--host", str(stage.destination.directory)])
+    done = subprocess.run(
+        [
+            *TOOLSTACK, "migrate", "g", "--host", str(stage.source.directory),
+            "--to", f"tee {file} | {receive}", "--max-rounds", rounds,
+            *(f"--limit={name}={seconds}" for name, seconds in QUICK_LIMITS.items()),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = verify(file, "xl")
+    assert "Libxl Record: End" in result.stdout, result.stderr
