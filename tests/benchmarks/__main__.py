@@ -149,7 +149,7 @@ def show(lines: list[Line]) -> None:
             f"{'≥' if line.at_least else '≤'} {line.reach:g}",
             "yes" if line.reached else "NO",
         )
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
 
 
 def main() -> int:

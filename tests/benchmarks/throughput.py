@@ -118,8 +118,10 @@ def _measure(
 
     with limits.child(child):
         far.close()
-        asyncio.run(watched())
-        near.close()
+        try:
+            asyncio.run(watched())
+        finally:
+            near.close()  # the peer ends by it
     octets, seconds = struct.unpack("<Qd", os.read(report_read, 16))
     os.close(report_read)
     os.close(report_write)
@@ -160,8 +162,9 @@ def restore(host: SimulatedHost, domid: int, file: Path) -> Measured:
         result = await domain_create_restore(context, config, "benchmark--incoming", fd)
         if result.rc or result.domid is None:
             raise RuntimeError(f"the restore failed: {result.reason}")
+        with socket.socket(fileno=os.dup(fd)) as near:
+            near.shutdown(socket.SHUT_RDWR)
         host.destroy(result.domid)
-        socket.socket(fileno=os.dup(fd)).shutdown(socket.SHUT_RDWR)
 
     return _measure(lambda sock, report: _timed_feed(sock, file, report), work)
 
@@ -170,7 +173,11 @@ def idle_memory() -> int:
     """RssAnon of a Python that has imported what a saving helper has."""
     modules = "helper.main, helper.zmq_channel, helper.save, helper.hypervisors.simulated.host"
     with subprocess.Popen(
-        [sys.executable, "-c", f"import {modules}; print(flush=True); input()"],
+        [
+            sys.executable,
+            "-c",
+            f"import {modules}; print(flush=True); import sys; sys.stdin.read()",
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:
