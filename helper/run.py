@@ -81,9 +81,9 @@ def report_channel_error(over: ChannelError) -> int:
 
 def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace) -> _Outcome:
     try:
-        for fd in (job.io_fd, job.back_fd):
-            if fd != -1:
-                os.set_inheritable(fd, False)  # EBADF here names what the caller forgot
+        _keep("io_fd", job.io_fd)
+        if job.back_fd >= 0:
+            _keep("back_fd", job.back_fd)
         return _with_engine(job, channel, abort, trace)
     except (OSError, DecodeError, MemoryError) as bad:
         # The abort is the cause of whatever failed after it, the EBADF of the stream first of all.
@@ -98,6 +98,14 @@ def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace) -> _Outcome
         text = f"internal error: {type(bug).__name__}: {bug}"
         _log(channel, XentoollogLevel.CRITICAL, text, errno.EIO)
         return _Outcome(retval=-1, errnoval=errno.EIO, internal_error=True)
+
+
+def _keep(name: str, fd: int) -> None:
+    """Keep an inherited descriptor to ourselves. Raises OSError that names it."""
+    try:
+        os.set_inheritable(fd, False)
+    except OSError as bad:
+        raise OSError(bad.errno, f"{name} {fd}: {bad.strerror}") from None
 
 
 def _errno_of(bad: Exception) -> int:

@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helper.hypervisors.interface import GuestState
+from helper.hypervisors.simulated.host import SimulatedHost
+from ipc_schema.helper_arguments import HelperArguments, build
+from ipc_schema.messages import CATALOGUE, Dialect, Operation, callback_bit
+from ipc_schema.pipe_codec import HEADER_SIZE, decode_body, decode_header
+from tests.helper.engine import suspend
+
+HELPER = [sys.executable, "-P", "-m", "helper.main"]
+MEMORY = 8 << 20
+
+
+def by_hand(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*HELPER, *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ([], "--save-domain, --restore-domain or --connect is missing"),
+        (["nonsense"], "'nonsense' is no option"),
+        (["--nonsense", "1"], "'--nonsense' is no option"),
+        (["--connect"], "--connect needs a value"),
+        (["--connect", "ipc:///nonexistent/controller"], "--secret-fd is missing"),
+        (["--connect", "ipc:///nonexistent", "--secret-fd", "0"], "want ipc:// and the path"),
+        (["--connect", "tcp://127.0.0.1:1", "--secret-fd", "0"], "want ipc:// and the path"),
+        (["--connect", "ipc:///dev/null", "--secret-fd", "99"], "--secret-fd 99: Bad file"),
+        (["--connect", "ipc:///dev/null", "--secret-fd", "0"], "--secret-fd: 0 octets, want 32"),
+        (["--secret-fd", "x", "--connect", "ipc:///dev/null"], "--secret-fd 'x': want a number"),
+        (["--heartbeat", "-1", "--save-domain"], "--heartbeat '-1': want a number"),
+        (["--save-domain"], "--save-domain with 0 numbers that fit no libxl"),
+        (["--save-domain", "1", "2", "3"], "with 3 numbers that fit no libxl"),
+        (["--connect", "x", "--save-domain"], "exclude each other"),
+        (["--events", "/nonexistent/file", "--save-domain"], "events file /nonexistent/file: No"),
+    ],
+)
+def test_by_hand_it_says_what_is_missing(arguments: list[str], what: str) -> None:
+    done = by_hand(*arguments)
+    assert done.returncode == 255
+    assert done.stdout == ""
+    assert what in done.stderr.splitlines()[0]
+    assert "saves or restores one Xen domain" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help() -> None:
+    done = by_hand("--help")
+    assert done.returncode == 0
+    assert "LIBXL_SAVE_HELPER" in done.stdout
+
+
+def test_an_unknown_dialect() -> None:
+    done = by_hand("--save-domain", "1", XEN_SAVE_HELPER_DIALECT="klingon")
+    assert done.returncode == 255
+    assert "XEN_SAVE_HELPER_DIALECT 'klingon': want one of mainline" in done.stderr
+
+
+@dataclass
+class Libxl:
+    """The pipes to a helper that was started as libxl starts it."""
+
+    process: subprocess.Popen[bytes]
+    dialect: Dialect
+    operation: Operation
+
+    def hear(self) -> tuple[str, dict[str, Any]]:
+        """The next message that is no log or progress line."""
+        while True:
+            name, fields = self.hear_any()
+            if name not in ("log", "progress"):
+                return name, fields
+
+    def hear_any(self) -> tuple[str, dict[str, Any]]:
+        assert self.process.stdout is not None
+        header = self.process.stdout.read(HEADER_SIZE)
+        body = self.process.stdout.read(decode_header(header))
+        message, fields = decode_body(self.dialect, self.operation, body)
+        return message.name, fields
+
+    def answer(self, value: int) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(struct.pack("=i", value))
+        self.process.stdin.flush()
+
+    def hang_up(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def exit_status(self) -> int:
+        return self.process.wait(10)
+
+    def errors(self) -> str:
+        assert self.process.stderr is not None
+        return self.process.stderr.read().decode()
+
+
+@contextmanager
+def started(
+    arguments: HelperArguments, hypervisor: str = "xen", *options: str, **environment: str
+) -> Iterator[Libxl]:
+    process = subprocess.Popen(
+        [*HELPER[:2], *options, *HELPER[2:], *build(arguments)],
+        env={**os.environ, "XEN_SAVE_HELPER_HYPERVISOR": hypervisor, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=[arguments.io_fd] if is_open(arguments.io_fd) else [],
+    )
+    try:
+        yield Libxl(process, arguments.dialect, arguments.operation)
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+def is_open(fd: int) -> bool:
+    return os.path.exists(f"/proc/self/fd/{fd}")
+
+
+def cbflags(dialect: Dialect, *names: str) -> int:
+    return sum(callback_bit(CATALOGUE[name], dialect) for name in names)
+
+
+def save_of(
+    fd: int, domid: int, dialect: Dialect = Dialect.MAINLINE, xcflags: int = 0
+) -> HelperArguments:
+    flags = cbflags(dialect, "suspend", "switch_qemu_logdirty")
+    return HelperArguments(Operation.SAVE, dialect, fd, -1, domid, xcflags=xcflags, cbflags=flags)
+
+
+def restore_of(fd: int, domid: int, dialect: Dialect = Dialect.MAINLINE) -> HelperArguments:
+    flags = cbflags(dialect, "restore_results")
+    return HelperArguments(Operation.RESTORE, dialect, fd, -1, domid, cbflags=flags)
+
+
+def test_xen_itself_is_refused_in_libxls_words() -> None:
+    with open(os.devnull, "wb") as null, started(save_of(null.fileno(), 1)) as libxl:
+        lines = []
+        while (said := libxl.hear_any())[0] == "log":
+            lines.append(said[1]["formatted"])
+        assert said == ("complete", {"retval": -1, "errnoval": errno.ENOTSUP})
+        libxl.answer(0)
+        assert libxl.exit_status() == 0
+    assert lines[0] == "starting save"
+    assert any("'xen' is not supported" in line for line in lines)
+    assert lines[-1] == "complete r=-1"
+
+
+def test_a_descriptor_that_is_not_open_is_named() -> None:
+    with started(save_of(900, 1)) as libxl:
+        libxl.hear_any()
+        _name, failure = libxl.hear_any()
+        assert failure["formatted"] == "save: [Errno 9] io_fd 900: Bad file descriptor"
+        assert libxl.hear() == ("complete", {"retval": -1, "errnoval": errno.EBADF})
+        libxl.answer(0)
+        assert libxl.exit_status() == 0
+
+
+def save_to_the_end(host: SimulatedHost, domid: int, libxl: Libxl) -> None:
+    """Answer a save's callbacks as libxl does, up to its end."""
+    while True:
+        match libxl.hear():
+            case ("suspend", _):
+                libxl.answer(suspend(host, domid))
+            case ("switch_qemu_logdirty", {"enable": enable}):
+                host.switch_qemu_logdirty(domid, bool(enable))
+                libxl.answer(0)
+            case ("complete", fields):
+                assert fields == {"retval": 0, "errnoval": 0}
+                libxl.answer(0)
+                assert libxl.exit_status() == 0
+                return
+            case other:
+                raise AssertionError(other)
+
+
+@pytest.mark.parametrize("dialect", list(Dialect))
+def test_a_guest_is_saved_and_restored_in_each_of_libxls_dialects(
+    host: SimulatedHost, tmp_path: Path, dialect: Dialect
+) -> None:
+    domid = host.create_guest("g", MEMORY, "random", type="pvh")
+    uri = f"sim:{host.directory}"
+    with (tmp_path / "stream").open("w+b") as stream:
+        with started(save_of(stream.fileno(), domid, dialect, xcflags=1), uri) as libxl:
+            save_to_the_end(host, domid, libxl)
+        config = host.config(domid)
+        steps = host.report(domid).steps
+        host.destroy(domid)
+        stream.seek(0)
+        restored = host.create(config, "g")
+        with started(restore_of(stream.fileno(), restored, dialect), uri) as libxl:
+            name, gfns = libxl.hear()
+            assert name == "restore_results"
+            assert all(gfns.values())
+            assert libxl.hear() == ("complete", {"retval": 0, "errnoval": 0})
+            libxl.answer(0)
+            assert libxl.exit_status() == 0
+    host.unpause(restored)
+    report = host.verify(restored, 20)
+    assert report.memory_ok
+    assert report.state is GuestState.RUNNING
+    assert report.steps >= steps
+
+
+def test_a_restore_that_fails_tells_its_results_before_it_completes(
+    host: SimulatedHost, tmp_path: Path
+) -> None:
+    domid = host.create({**host.config(host.create_guest("model", MEMORY, "idle"))}, "g")
+    (tmp_path / "stream").write_bytes(b"no stream")
+    with (
+        (tmp_path / "stream").open("rb") as stream,
+        started(restore_of(stream.fileno(), domid), f"sim:{host.directory}") as libxl,
+    ):
+        assert libxl.hear() == ("restore_results", {"store_gfn": 0, "console_gfn": 0})
+        assert libxl.hear() == ("complete", {"retval": -1, "errnoval": errno.EINVAL})
+        libxl.answer(0)
+        assert libxl.exit_status() == 0
+
+
+@pytest.fixture
+def unread_stream() -> Iterator[socket.socket]:
+    """The sending end of a stream that nobody reads."""
+    near, far = socket.socketpair()
+    with near, far:
+        yield near
+
+
+def until_blocked(stream: socket.socket) -> None:
+    """Wait until the stream takes no more: its writer is blocked, or about to be."""
+    while select.select([], [stream], [], 0)[1]:
+        select.select([], [], [], 0.005)
+
+
+def test_sigterm_in_a_blocked_write_is_the_error_path(
+    host: SimulatedHost, unread_stream: socket.socket
+) -> None:
+    domid = host.create_guest("g", MEMORY, "random")
+    arguments = save_of(unread_stream.fileno(), domid, xcflags=1)
+    with started(arguments, f"sim:{host.directory}") as libxl:
+        assert libxl.hear() == ("switch_qemu_logdirty", {"domid": domid, "enable": 1})
+        libxl.answer(0)
+        until_blocked(unread_stream)
+        libxl.process.send_signal(signal.SIGTERM)
+        assert libxl.hear() == ("switch_qemu_logdirty", {"domid": domid, "enable": 0})
+        libxl.answer(0)
+        assert libxl.hear() == ("complete", {"retval": -1, "errnoval": errno.ECANCELED})
+        libxl.answer(0)
+        assert libxl.process.wait(1) == 0
+    at_rest(host, domid)
+
+
+def at_rest(host: SimulatedHost, domid: int) -> None:
+    """The guest runs on and is not log-dirty."""
+    (row,) = (row for row in host.domains() if row.domid == domid)
+    assert not row.log_dirty
+    assert row.state is GuestState.RUNNING
+    assert host.verify(domid, 20).memory_ok
+
+
+@pytest.mark.parametrize("when", ["in a callback", "in a blocked write"])
+def test_libxls_death_is_the_error_path_and_254(
+    host: SimulatedHost, unread_stream: socket.socket, when: str
+) -> None:
+    domid = host.create_guest("g", MEMORY, "random")
+    arguments = save_of(unread_stream.fileno(), domid, xcflags=1)
+    with started(arguments, f"sim:{host.directory}") as libxl:
+        assert libxl.hear()[0] == "switch_qemu_logdirty"
+        if when == "in a blocked write":
+            libxl.answer(0)
+            until_blocked(unread_stream)
+        libxl.hang_up()
+        assert libxl.process.wait(2) == 254
+        assert "Traceback" not in libxl.errors()
+    at_rest(host, domid)
+
+
+def test_a_stream_that_stands_still_is_given_up(
+    host: SimulatedHost, unread_stream: socket.socket
+) -> None:
+    domid = host.create_guest("g", MEMORY, "idle")
+    flags = cbflags(Dialect.MAINLINE, "suspend")
+    arguments = HelperArguments(
+        Operation.SAVE, Dialect.MAINLINE, unread_stream.fileno(), -1, domid, 1, flags
+    )
+    with started(arguments, f"sim:{host.directory}", XEN_SAVE_HELPER_STREAM_STALL="0.5") as libxl:
+        assert libxl.hear() == ("complete", {"retval": -1, "errnoval": errno.ETIMEDOUT})
+        libxl.answer(0)
+        assert libxl.exit_status() == 0
+    at_rest(host, domid)
+
+
+def test_a_stray_print_does_not_get_into_the_conversation(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import helper.run\n"
+        "starts = helper.run._operate\n"
+        "def talkative(*a):\n"
+        "    print('stray')\n"
+        "    return starts(*a)\n"
+        "helper.run._operate = talkative\n"
+    )
+    with (
+        open(os.devnull, "wb") as null,
+        started(save_of(null.fileno(), 1), PYTHONPATH=str(tmp_path)) as libxl,
+    ):
+        assert libxl.hear()[0] == "complete"
+        libxl.answer(0)
+        assert libxl.exit_status() == 0
+        assert "stray" in libxl.errors()
+
+
+def test_the_drop_in_loads_neither_zeromq_nor_rich() -> None:
+    with (
+        open(os.devnull, "wb") as null,
+        started(save_of(null.fileno(), 1), "xen", "-X", "importtime") as libxl,
+    ):
+        errors: list[str] = []
+        reader = threading.Thread(target=lambda: errors.append(libxl.errors()))
+        reader.start()
+        assert libxl.hear()[0] == "complete"
+        libxl.answer(0)
+        assert libxl.exit_status() == 0
+        reader.join()
+    loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in errors[0].splitlines()}
+    assert "construct" in loaded
+    assert loaded & {"zmq", "rich", "msgpack", "asyncio"} == set()
+
+
+def test_events_are_appended_to_a_file(tmp_path: Path) -> None:
+    events = tmp_path / "events"
+    events.write_text("before\n")
+    with (
+        open(os.devnull, "wb") as null,
+        started(save_of(null.fileno(), 1), XEN_SAVE_HELPER_EVENTS=str(events)) as libxl,
+    ):
+        assert libxl.hear()[0] == "complete"
+        libxl.answer(0)
+        assert libxl.exit_status() == 0
+    before, *lines = events.read_text().splitlines()
+    assert before == "before"
+    told = [json.loads(line) for line in lines]
+    assert {line["process"] for line in told} == {"helper"}
+    assert told[-1]["event"] == "complete"
+    assert told[-1]["errnoval"] == errno.ENOTSUP
