@@ -118,7 +118,7 @@ class SaveOperation:
         while self._tasks:
             await asyncio.wait(self._tasks)
         result = self._helper_result
-        if self._live and result is not None and not result.completed:
+        if result is not None and not result.completed:
             await self._logdirty_off()
 
     async def _logdirty_off(self) -> None:
