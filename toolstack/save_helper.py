@@ -279,12 +279,14 @@ class SaveHelper:
                     raise TypeError(f"the {message.name} callback returned no answer")
                 self._answer(message, value)
         except Exception as error:
-            # A fault of the caller's: the save cannot go on, but it can end in order.
-            self._loop.call_exception_handler(
-                {"message": f"the {message.name} callback failed", "exception": error}
-            )
-            self._refuse(message)
-            self.abort(Error.FAIL, f"the {message.name} callback failed: {error!r}")
+            self._callback_failed(message, error)
+
+    def _callback_failed(self, message: Message, error: Exception) -> None:
+        """A fault of the caller's: the save cannot go on, but it can end in order."""
+        what = f"the {message.name} callback failed"
+        self._loop.call_exception_handler({"message": what, "exception": error})
+        self._refuse(message)
+        self.abort(Error.FAIL, f"{what}: {error!r}")
 
     def _answer(self, message: Message, value: int) -> None:
         """Raises ValueError for a value that is no answer; then it stays outstanding."""
@@ -323,10 +325,10 @@ class SaveHelper:
         self._log(XentoollogLevel.ERROR, line)
 
     def _log(self, level: XentoollogLevel, text: str) -> None:
+        """A line of our own among the helper's."""
         if "log" in self._callbacks:
-            self._callbacks["log"](
-                level=int(level), errnoval=NO_ERRNO, context="xen-save-helper", formatted=text
-            )
+            fields = {"level": int(level), "errnoval": NO_ERRNO, "formatted": text}
+            self._call(CATALOGUE["log"], {**fields, "context": "xen-save-helper"})
 
     async def _exited(self, status: int) -> None:
         assert self._channel is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 
 import numpy as np
 import pytest
@@ -196,8 +197,12 @@ def test_a_stale_page_crashes_the_restored_guest(host_factory: HostFactory) -> N
         write_pages(domain, pfns_of(77), stale)
     report = target.verify(new, 10)
     assert (report.state, report.memory_ok) == (GuestState.CRASHED, False)
-    assert "pfn 0x4d is wrong: expected write" in str(report.crash)
-    assert "found write 0 in 512" in str(report.crash)
+    # How often it was written before the stale copy was taken is the guest's affair.
+    told = re.search(
+        r"pfn 0x4d is wrong: expected write (\d+), found write (\d+) in 512", str(report.crash)
+    )
+    assert told is not None
+    assert int(told[2]) < int(told[1])
 
 
 def test_a_lost_page_crashes_the_restored_guest(host_factory: HostFactory) -> None:
