@@ -1,0 +1,419 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from helper.hypervisors.interface import GuestState
+from helper.hypervisors.simulated.host import SimulatedHost
+from ipc_schema.errors import Error
+from ipc_schema.messages import Dialect, Operation, PrecopyPolicy, XCFlags
+from ipc_schema.trace import Trace
+from tests.helper.engine import suspend
+from tests.toolstack.running_helpers import (
+    QUICK,
+    Reaction,
+    Run,
+    run_helper,
+    runtime_directory,
+    scripted,
+)
+from toolstack.limits import Limits
+from toolstack.save_helper import (
+    HelperRequest,
+    HelperResult,
+    OwnHelper,
+    PipeHelper,
+    SaveHelper,
+    Statistics,
+)
+
+__all__ = ["runtime_directory"]
+pytestmark = pytest.mark.usefixtures("runtime_directory")
+
+MEMORY = 8 << 20
+POLICY = {"iteration": 1, "total_written": 2, "dirty_count": 3}
+
+
+def gone(run: Run) -> bool:
+    return not psutil.pid_exists(run.pid)
+
+
+def failure(run: Run, rc: int = Error.FAIL, *, completed: bool = False) -> str:
+    """The reason of a run that failed with `rc`."""
+    assert run.result is not None
+    assert (run.result.rc, run.result.completed) == (rc, completed)
+    assert gone(run)
+    return run.result.reason
+
+
+class TestAConversation:
+    def test_from_hello_to_complete(self) -> None:
+        run = run_helper(scripted("start", "log", "policy", "suspend", "statistics", "complete"))
+        assert run.result == HelperResult(
+            rc=0,
+            retval=0,
+            errnoval=0,
+            reason="",
+            statistics=Statistics(1, 2, 3, 4, 5),
+            completed=True,
+        )
+        assert run.heard[:3] == [
+            ("log", {"level": 5, "errnoval": 0, "context": "xc", "formatted": "a line"}),
+            ("precopy_policy", POLICY),
+            ("log", run.heard[2][1]),
+        ]
+        assert run.names[3:] == ["suspend"]
+        assert gone(run)
+
+    @pytest.mark.parametrize("value", [-1, 0, 2])
+    def test_a_sync_answer_arrives(self, value: int) -> None:
+        run = run_helper(
+            scripted("start", "policy", "complete"), {"precopy_policy": lambda _: value}
+        )
+        assert f"policy {value}" in [event.get("line") for event in run.events]
+
+    def test_an_async_answer_may_come_later(self) -> None:
+        def later(run: Run) -> None:
+            loop = asyncio.get_running_loop()
+            loop.call_later(0.05, run.helper.async_callback_done, 1)
+
+        run = run_helper(scripted("start", "suspend", "complete"), {"suspend": later})
+        assert run.result is not None
+        assert run.result.rc == 0
+
+    def test_an_answer_to_another_callback_is_none(self) -> None:
+        def twice(run: Run) -> None:
+            run.helper.async_callback_done(1, "switch_qemu_logdirty")
+            run.helper.async_callback_done(1, "suspend")
+            run.helper.async_callback_done(1)
+
+        run = run_helper(scripted("start", "suspend", "complete"), {"suspend": twice})
+        assert run.result is not None
+        assert run.result.rc == 0
+
+    def test_libxcs_failure_is_no_failure_of_running_it(self) -> None:
+        run = run_helper(scripted("start", "fail"))
+        assert run.result is not None
+        assert (run.result.rc, run.result.retval, run.result.errnoval) == (0, -1, 5)
+
+    def test_a_restore_tells_its_results(self) -> None:
+        request = HelperRequest(Operation.RESTORE, 1, 0, hypervisor="sim:/nonexistent")
+        steps = scripted("start", "restore_results", "complete")
+        run = run_helper(steps, {"restore_results": lambda _: None}, request=request)
+        assert run.result is not None
+        assert run.result.rc == 0
+        assert run.heard == [("restore_results", {"store_gfn": 11, "console_gfn": 12})]
+
+    def test_a_restore_without_results(self) -> None:
+        request = HelperRequest(Operation.RESTORE, 1, 0, hypervisor="sim:/nonexistent")
+        run = run_helper(scripted("start", "complete"), request=request)
+        assert "without providing results" in failure(run, completed=True)
+
+    def test_the_endpoint_is_gone_once_the_helper_is_there(self, runtime_directory: Path) -> None:
+        left: list[list[str]] = []
+
+        def look(_run: Run) -> int:
+            left.append(os.listdir(runtime_directory))
+            return 0
+
+        run_helper(scripted("start", "policy", "complete"), {"precopy_policy": look})
+        assert left == [[]]
+
+    def test_what_it_says_on_stderr_is_logged(self) -> None:
+        run = run_helper(scripted("start", "stderr_flood", "complete"))
+        lines = [fields["formatted"] for name, fields in run.heard if name == "log"]
+        assert sum(map(len, lines[:-1])) == 1_000_000
+        assert lines[-1] == "\\xe9 last line"
+        assert all(len(line) <= 8192 for line in lines)
+
+    def test_it_is_in_a_session_of_its_own(self) -> None:
+        sessions: list[int] = []
+
+        def look(run: Run) -> int:
+            sessions.append(os.getsid(run.pid))
+            return 0
+
+        run = run_helper(scripted("start", "policy", "complete"), {"precopy_policy": look})
+        assert sessions == [run.pid]
+
+    def test_a_caller_cannot_provide_what_is_not_of_the_operation(self) -> None:
+        with pytest.raises(ValueError, match="restore_results is no callback of a save"):
+            run_helper(scripted("start"), {"restore_results": lambda _: None})
+
+
+class TestAHelperThatFails:
+    def test_it_cannot_be_started(self) -> None:
+        run = run_helper(OwnHelper(("/nonexistent/helper",)))
+        assert run.result is not None
+        assert run.result.rc == Error.FAIL
+        assert "/nonexistent/helper" in run.result.reason
+
+    @pytest.mark.parametrize("steps", [["exit_3"], ["start", "exit_3"], ["hello", "exit_3"]])
+    def test_its_exit_status_and_last_words_are_told(self, steps: list[str]) -> None:
+        reason = failure(run_helper(scripted(*steps)))
+        assert reason == "the helper ended with exit status 3: something went wrong"
+
+    def test_it_exits_without_completing(self) -> None:
+        reason = failure(run_helper(scripted("start", "exit_0")))
+        assert reason == "the helper ended without signalling completion"
+
+    def test_it_fails_after_it_completed(self) -> None:
+        reason = failure(run_helper(scripted("start", "complete", "exit_3")), completed=True)
+        assert "exit status 3" in reason
+
+    @pytest.mark.parametrize("steps", [[], ["hello"], ["start"], ["start", "policy", "log"]])
+    def test_it_is_killed(self, steps: list[str]) -> None:
+        assert "killed by signal 9" in failure(run_helper(scripted(*steps, "be_killed")))
+
+    def test_it_is_killed_after_it_completed(self) -> None:
+        run = run_helper(scripted("start", "complete", "be_killed"))
+        assert "killed by signal 9" in failure(run, completed=True)
+
+    def test_it_is_killed_in_an_async_callback(self) -> None:
+        def kill(run: Run) -> None:
+            os.kill(run.pid, signal.SIGKILL)
+            asyncio.get_running_loop().call_later(0.1, run.helper.async_callback_done, 1)
+
+        run = run_helper(scripted("start", "suspend", "complete"), {"suspend": kill})
+        failure(run)
+
+
+class TestLimits:
+    def test_no_hello(self) -> None:
+        run = run_helper(scripted("hang"), limits=Limits(helper_start=0.5))
+        assert "has not come to hello in 0.5 s" in failure(run, Error.TIMEDOUT)
+
+    def test_a_helper_that_is_stopped_before_hello(self) -> None:
+        run = run_helper(scripted("be_stopped"), limits=Limits(helper_start=0.5))
+        failure(run, Error.TIMEDOUT)
+
+    @pytest.mark.parametrize("steps", [[], ["policy"]])
+    def test_a_helper_that_is_stopped(self, steps: list[str]) -> None:
+        limits = Limits(heartbeat=0.5, abort=1)
+        run = run_helper(
+            scripted("start", *steps, "be_stopped", "policies"), limits=limits, within=5
+        )
+        assert "no sign of life for 0.5 s" in failure(run)
+
+    def test_a_late_answer_is_a_refusal_and_an_abort(self) -> None:
+        limits = Limits(callback=0.3)
+        steps = scripted("start", "suspend", "until_abort", "logdirty_off", "fail")
+        run = run_helper(steps, {"suspend": lambda _: None}, limits=limits)
+        assert "no answer to suspend within 0.3 s" in failure(run, Error.TIMEDOUT, completed=True)
+        assert "switch_qemu_logdirty" in run.names
+
+    def test_no_end_after_complete(self) -> None:
+        run = run_helper(scripted("start", "complete", "hang"), limits=Limits(abort=0.3))
+        assert "has not come to its end in 0.3 s" in failure(run, Error.TIMEDOUT, completed=True)
+
+    def test_no_end_after_an_abort(self) -> None:
+        run = run_helper(
+            scripted("start", "policy", "hang"),
+            {"precopy_policy": abort_soon},
+            limits=Limits(abort=0.3),
+        )
+        assert failure(run, Error.ABORTED) == "on request"
+
+
+def abort_soon(run: Run) -> int:
+    asyncio.get_running_loop().call_soon(run.helper.abort, Error.ABORTED, "on request")
+    return 0
+
+
+class TestAbort:
+    def test_the_error_path_runs(self) -> None:
+        steps = scripted("start", "policy", "until_abort", "logdirty_off", "fail")
+        run = run_helper(steps, {"precopy_policy": abort_soon})
+        assert failure(run, Error.ABORTED, completed=True) == "on request"
+        assert run.result is not None
+        assert run.result.retval == -1
+        assert "switch_qemu_logdirty" in run.names
+
+    def test_the_callback_that_waits_is_refused(self) -> None:
+        answered_late: list[bool] = []
+
+        def abort(run: Run) -> None:
+            run.helper.abort(Error.ABORTED)
+            run.helper.async_callback_done(1, "suspend")
+            answered_late.append(True)
+
+        steps = scripted("start", "suspend", "until_abort", "logdirty_off", "fail")
+        run = run_helper(steps, {"suspend": abort})
+        failure(run, Error.ABORTED, completed=True)
+        assert answered_late
+
+    def test_later_callbacks_are_refused_too(self) -> None:
+        steps = scripted("start", "policy", "until_abort", "suspend", "logdirty_off", "fail")
+        run = run_helper(steps, {"precopy_policy": abort_soon})
+        failure(run, Error.ABORTED, completed=True)
+        assert "suspend" not in run.names
+
+    @pytest.mark.parametrize("event", ["helper started", "helper ready", "callback"])
+    def test_at_each_stage(self, event: str) -> None:
+        run = run_helper(
+            scripted("start", "policies", "fail"),
+            at={event: lambda run: run.helper.abort(Error.ABORTED, "on request")},
+        )
+        assert run.result is not None
+        assert (run.result.rc, run.result.reason) == (Error.ABORTED, "on request")
+        assert gone(run)
+
+    def test_before_the_start(self) -> None:
+        async def abort_first() -> list[HelperResult]:
+            results: list[HelperResult] = []
+            request = HelperRequest(Operation.SAVE, 1, 0)
+            trace = Trace("controller")
+            helper = SaveHelper(request, {}, results.append, limits=QUICK, trace=trace)
+            helper.abort(Error.ABORTED, "on request")
+            helper.start()
+            await asyncio.sleep(0)
+            assert not helper.running
+            return results
+
+        (result,) = asyncio.run(abort_first())
+        assert (result.rc, result.reason) == (Error.ABORTED, "on request")
+
+    def test_after_complete_it_is_the_aborts_rc(self) -> None:
+        def abort(run: Run) -> None:
+            run.helper.abort(Error.ABORTED, "on request")
+
+        run = run_helper(
+            scripted("start", "complete", "until_abort"), at={"answer": abort}, limits=QUICK
+        )
+        failure(run, Error.ABORTED, completed=True)
+
+
+class TestACallerThatFails:
+    @pytest.mark.parametrize("name", ["precopy_policy", "suspend", "log"])
+    def test_a_handler_that_raises_ends_the_save_in_order(self, name: str) -> None:
+        def fail(_run: Run) -> int:
+            raise RuntimeError("a fault of the caller's")
+
+        steps = scripted("start", "log", "policy", "suspend", "until_abort", "logdirty_off", "fail")
+        run = run_helper_with_faults(steps, {name: fail})
+        assert f"the {name} callback failed" in failure(run, completed=True)
+        assert "switch_qemu_logdirty" in run.names
+
+    @pytest.mark.parametrize("value", [None, 2**31, "1", 1.0])
+    def test_an_answer_that_is_none_ends_the_save_in_order(self, value: object) -> None:
+        def wrong(_run: Run) -> int:
+            return value  # type: ignore[return-value]
+
+        steps = scripted("start", "policy", "until_abort", "logdirty_off", "fail")
+        run = run_helper_with_faults(steps, {"precopy_policy": wrong})
+        assert "the precopy_policy callback failed" in failure(run, completed=True)
+
+
+def run_helper_with_faults(program: OwnHelper, reactions: dict[str, Reaction]) -> Run:
+    """As `run_helper`, where the event loop is told of a fault."""
+    faults: list[str] = []
+
+    def note(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        faults.append(str(context["message"]))
+
+    def listening(react: Reaction) -> Reaction:
+        def wrapped(run: Run) -> int | None:
+            asyncio.get_running_loop().set_exception_handler(note)
+            return react(run)
+
+        return wrapped
+
+    run = run_helper(program, {name: listening(react) for name, react in reactions.items()})
+    assert {*faults} == {f"the {name} callback failed" for name in reactions}
+    return run
+
+
+class Guests:
+    """The callbacks of a save of a simulated guest."""
+
+    def __init__(self, host: SimulatedHost, domid: int) -> None:
+        self.host = host
+        self.domid = domid
+
+    def reactions(self) -> dict[str, Reaction]:
+        return {
+            "suspend": self._suspend,
+            "switch_qemu_logdirty": self._logdirty,
+            "precopy_policy": lambda _: PrecopyPolicy.STOP_AND_COPY,
+        }
+
+    def _suspend(self, run: Run) -> None:
+        run.helper.async_callback_done(suspend(self.host, self.domid))
+
+    def _logdirty(self, run: Run) -> None:
+        enable = bool(run.heard[-1][1]["enable"])
+        self.host.switch_qemu_logdirty(self.domid, enable)
+        run.helper.async_callback_done(0)
+
+
+OWN_IN_LIBXLS_PLACE = Path(sys.executable).parent / "xen-save-helper"
+PROGRAMS = [OwnHelper(), *(PipeHelper(OWN_IN_LIBXLS_PLACE, dialect) for dialect in Dialect)]
+
+
+class TestOurHelper:
+    @pytest.mark.parametrize("program", PROGRAMS, ids=str)
+    def test_a_guest_is_saved_and_restored(
+        self, host: SimulatedHost, tmp_path: Path, program: OwnHelper | PipeHelper
+    ) -> None:
+        domid = host.create_guest("g", MEMORY, "random", type="pvh")
+        uri = f"sim:{host.directory}"
+        with (tmp_path / "stream").open("w+b") as stream:
+            request = HelperRequest(
+                Operation.SAVE, domid, stream.fileno(), xcflags=XCFlags.LIVE, hypervisor=uri
+            )
+            reactions = Guests(host, domid).reactions()
+            saved = run_helper(program, reactions, request=request, limits=Limits())
+            assert saved.result is not None
+            assert (saved.result.rc, saved.result.retval, saved.result.reason) == (0, 0, "")
+            stream.seek(0)
+            config = host.config(domid)
+            host.destroy(domid)
+            restored = host.create(config, "g")
+            request = HelperRequest(Operation.RESTORE, restored, stream.fileno(), hypervisor=uri)
+            reactions = {"restore_results": lambda _: None, "static_data_done": lambda _: 0}
+            run = run_helper(program, reactions, request=request, limits=Limits())
+        assert run.result is not None
+        assert (run.result.rc, run.result.retval, run.result.reason) == (0, 0, "")
+        if isinstance(program, OwnHelper):
+            assert saved.result.statistics is not None
+            assert saved.result.statistics.pages > 0
+        host.unpause(restored)
+        report = host.verify(restored, 20)
+        assert (report.state, report.memory_ok) == (GuestState.RUNNING, True)
+
+    def test_the_stream_may_be_standard_input(self, host: SimulatedHost) -> None:
+        domid = host.create_guest("g", MEMORY, "idle")
+        request = HelperRequest(Operation.RESTORE, domid, 0, hypervisor=f"sim:{host.directory}")
+        run = run_helper(OwnHelper(), {"restore_results": lambda _: None}, request=request)
+        assert run.result is not None
+        assert run.result.rc == 0
+        assert run.result.retval == -1
+
+    def test_hello_comes_before_numpy(self) -> None:
+        mapped: list[str] = []
+
+        def look(run: Run) -> None:
+            mapped.append(Path(f"/proc/{run.pid}/maps").read_text())
+            os.kill(run.pid, signal.SIGKILL)
+
+        run_helper(OwnHelper(), at={"helper ready": look})
+        assert "zmq" in mapped[0]
+        assert "numpy" not in mapped[0]
+
+    @pytest.mark.parametrize(
+        ("change", "what"),
+        [({"bandwidth": 1}, "no bandwidth limit"), ({"postcopy": True}, "has no postcopy")],
+    )
+    def test_what_libxls_protocol_lacks_is_refused(self, change: dict[str, int], what: str) -> None:
+        request = HelperRequest(Operation.SAVE, 1, 0, **change)
+        program = PipeHelper(OWN_IN_LIBXLS_PLACE, Dialect.MAINLINE)
+        run = run_helper(program, request=request)
+        assert run.result is not None
+        assert run.result.rc == Error.FAIL
+        assert what in run.result.reason
