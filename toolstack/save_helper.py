@@ -60,6 +60,9 @@ ERROR_PATH: Final = frozenset({"switch_qemu_logdirty"})
 _LEAVING: Final = 0.2
 """Seconds from the end of a helper's channel to the end of its process, at most."""
 
+_DEATH_SECONDS: Final = 0.1
+"""Between the end of a dying process's connection and its own."""
+
 _HEARD_OUT_LIMIT: Final = 0.5
 """Seconds that the last words of an ended process may need to come in."""
 
@@ -256,8 +259,8 @@ class SaveHelper:
         self._event(Event.VIOLATION, reason)
 
     def lost(self, reason: str) -> None:
-        # Its process is likely to be on its way out, and its exit status says more.
-        self._loss = self._loop.call_later(_LEAVING, self._event, Event.CHANNEL_LOST, reason)
+        # A process that dies closes its connection first; how it died is the better reason.
+        self._loop.call_later(_DEATH_SECONDS, self._event, Event.CHANNEL_LOST, reason)
 
     def stranger(self, reason: str) -> None:
         self._trace.event("stranger refused", reason=reason)

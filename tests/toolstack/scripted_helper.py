@@ -173,7 +173,8 @@ class Script:
 
     def after_complete(self) -> None:
         self.complete()
-        self.log()
+        seq = self.channel._turns.next_seq
+        self.say(seq, "log", level=5, errnoval=0, context="", formatted="after the end")
 
     def raw_peer(self) -> socket.socket:
         """A connection that has shaken hands in ZeroMQ's own protocol, and said a right hello."""
