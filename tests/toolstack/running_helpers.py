@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from ipc_schema.messages import Operation
 from ipc_schema.trace import Trace
@@ -138,12 +134,3 @@ async def _run(
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
     return run
-
-
-@pytest.fixture
-def runtime_directory(monkeypatch: pytest.MonkeyPatch, no_leaks: None) -> Iterator[Path]:
-    """Where the endpoints of helpers are made; nothing may be left in it."""
-    with tempfile.TemporaryDirectory() as directory:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
-        yield Path(directory)
-        assert os.listdir(directory) == []

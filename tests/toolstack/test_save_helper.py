@@ -20,7 +20,6 @@ from tests.toolstack.running_helpers import (
     Reaction,
     Run,
     run_helper,
-    runtime_directory,
     scripted,
 )
 from toolstack.limits import Limits
@@ -33,7 +32,6 @@ from toolstack.save_helper import (
     Statistics,
 )
 
-__all__ = ["runtime_directory"]
 pytestmark = pytest.mark.usefixtures("runtime_directory")
 
 MEMORY = 8 << 20
@@ -63,12 +61,12 @@ class TestAConversation:
             statistics=Statistics(1, 2, 3, 4, 5),
             completed=True,
         )
-        assert run.heard[:3] == [
+        said_on_stderr = [fields for fields in run.heard if "policy 0" in str(fields)]
+        assert [fields for fields in run.heard if fields not in said_on_stderr] == [
             ("log", {"level": 5, "errnoval": 0, "context": "xc", "formatted": "a line"}),
             ("precopy_policy", POLICY),
-            ("log", run.heard[2][1]),
+            ("suspend", {}),
         ]
-        assert run.names[3:] == ["suspend"]
         assert gone(run)
 
     @pytest.mark.parametrize("value", [-1, 0, 2])

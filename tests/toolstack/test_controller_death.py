@@ -1,0 +1,171 @@
+"""The helper outlives its controller only for as long as its error path takes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import pytest
+
+from helper.hypervisors.interface import GuestState
+from helper.hypervisors.simulated.host import SimulatedHost
+from ipc_schema.errors import Error
+from ipc_schema.messages import Operation, XCFlags
+from tests.toolstack.running_helpers import Run, run_helper
+from toolstack.limits import Limits
+from toolstack.save_helper import HelperRequest, OwnHelper
+
+MEMORY = 8 << 20
+HEARTBEAT = 1.0
+
+
+@pytest.fixture
+def unread_stream() -> Iterator[socket.socket]:
+    """The sending end of a stream that nobody reads."""
+    near, far = socket.socketpair()
+    with near, far:
+        yield near
+
+
+@dataclass
+class Saving:
+    """A save that is blocked in a stream that nobody reads."""
+
+    controller: subprocess.Popen[str]
+    helper: psutil.Process
+
+
+@pytest.fixture
+def saving(
+    host: SimulatedHost, unread_stream: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Saving]:
+    domid = host.create_guest("g", MEMORY, "random")
+    with tempfile.TemporaryDirectory() as directory:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
+        stream = unread_stream.fileno()
+        arguments = [str(host.directory), str(domid), str(stream), str(HEARTBEAT)]
+        with subprocess.Popen(
+            [sys.executable, "-m", "tests.toolstack.controller_process", *arguments],
+            stdout=subprocess.PIPE,
+            pass_fds=[stream],
+            text=True,
+        ) as controller:
+            assert controller.stdout is not None
+            helper = psutil.Process(int(controller.stdout.readline()))
+            assert controller.stdout.readline() == "switch_qemu_logdirty\n"
+            until_blocked(unread_stream)
+            try:
+                yield Saving(controller, helper)
+            finally:
+                controller.kill()
+        assert os.listdir(directory) == []
+    (row,) = host.domains()
+    assert row.state is GuestState.RUNNING
+    assert not own_log_dirty(host, domid)
+    assert host.verify(domid, 20).memory_ok
+
+
+def own_log_dirty(host: SimulatedHost, domid: int) -> bool:
+    """Whether the domain's own log-dirty mode is on. The device model's is the controller's to
+    switch, and after its death `recover`'s."""
+    domain = host.domain(domid)
+    try:
+        domain.logdirty_enable()
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return True
+    else:
+        domain.logdirty_off()
+        return False
+    finally:
+        domain.close()
+
+
+def until_blocked(stream: socket.socket) -> None:
+    """Wait until the stream takes no more: its writer is blocked, or about to be."""
+    while select.select([], [stream], [], 0)[1]:
+        select.select([], [], [], 0.005)
+
+
+def test_a_killed_controllers_helper_ends_itself(saving: Saving) -> None:
+    saving.controller.kill()
+    saving.helper.wait(2)
+
+
+def test_a_stopped_controllers_helper_ends_itself(saving: Saving) -> None:
+    saving.controller.send_signal(signal.SIGSTOP)
+    gone_or_zombie(saving.helper, HEARTBEAT + 1)
+
+
+def test_a_stopped_controller_that_goes_on_says_what_happened(saving: Saving) -> None:
+    saving.controller.send_signal(signal.SIGSTOP)
+    gone_or_zombie(saving.helper, HEARTBEAT + 1)
+    saving.controller.send_signal(signal.SIGCONT)
+    assert saving.controller.stdout is not None
+    *_lines, result = saving.controller.stdout.read().splitlines()
+    assert "rc=<Error.FAIL: -3>" in result or "rc=-3" in result
+    assert "exit status 254" in result
+    assert saving.controller.wait(5) == 0
+
+
+def gone_or_zombie(process: psutil.Process, within: float) -> None:
+    """Wait until it has ended; its parent, that would reap it, is stopped."""
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        assert select.select([pidfd], [], [], within)[0]
+    finally:
+        os.close(pidfd)
+
+
+def test_the_terminals_interrupt_is_the_controllers(saving: Saving) -> None:
+    """^C goes to the foreground process group, which the helper is not in."""
+    assert os.getpgid(saving.helper.pid) != os.getpgid(saving.controller.pid)
+    saving.controller.send_signal(signal.SIGINT)
+    saving.helper.wait(2)
+
+
+@pytest.mark.usefixtures("runtime_directory")
+def test_an_abort_ends_a_write_that_nobody_reads(
+    host: SimulatedHost, unread_stream: socket.socket
+) -> None:
+    domid = host.create_guest("g", MEMORY, "random")
+    request = HelperRequest(
+        Operation.SAVE,
+        domid,
+        unread_stream.fileno(),
+        xcflags=XCFlags.LIVE,
+        hypervisor=f"sim:{host.directory}",
+    )
+    enabled: list[int] = []
+    times: list[float] = []
+
+    def switch(run: Run) -> None:
+        enabled.append(run.heard[-1][1]["enable"])
+        host.switch_qemu_logdirty(domid, bool(enabled[-1]))
+        run.helper.async_callback_done(0)
+        if enabled[-1]:
+            run.helper._loop.call_later(0.3, abort, run)
+
+    def abort(run: Run) -> None:
+        until_blocked(unread_stream)
+        times.append(run.helper._loop.time())
+        run.helper.abort(Error.ABORTED, "on request")
+
+    run = run_helper(
+        OwnHelper(), {"switch_qemu_logdirty": switch}, request=request, limits=Limits()
+    )
+    assert run.result is not None
+    assert (run.result.rc, run.result.retval, run.result.completed) == (Error.ABORTED, -1, True)
+    assert enabled == [1, 0]
+    (row,) = host.domains()
+    assert not row.log_dirty
