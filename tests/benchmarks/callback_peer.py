@@ -26,9 +26,11 @@ def times_of(channel: ZmqChannel, name: str, **fields: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("result")
+    parser.add_argument("processor", type=int)
     parser.add_argument("--connect", required=True)
     parser.add_argument("--secret-fd", type=int, required=True)
     arguments, _rest = parser.parse_known_args()
+    os.sched_setaffinity(0, {arguments.processor})
     secret = os.read(arguments.secret_fd, SECRET_SIZE)
     channel = ZmqChannel(arguments.connect, secret, heartbeat=10)
     channel.hello()

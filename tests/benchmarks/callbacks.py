@@ -13,6 +13,7 @@ from typing import Any
 
 from ipc_schema.messages import Operation, PrecopyPolicy
 from ipc_schema.trace import Trace
+from tests.benchmarks import limits
 from toolstack.limits import Limits
 from toolstack.save_helper import HelperRequest as Request
 from toolstack.save_helper import HelperResult, OwnHelper, SaveHelper
@@ -46,8 +47,10 @@ def round_trips() -> dict[str, list[float]]:
     """Seconds of each callback, `sync` and `async`, between our helper's and controller's ends."""
     with tempfile.TemporaryDirectory() as directory:
         result = Path(directory, "times")
-        program = OwnHelper((sys.executable, "-m", "tests.benchmarks.callback_peer", str(result)))
-        ended = asyncio.run(_run_helper(program, Trace("controller")))
+        peer = ("-m", "tests.benchmarks.callback_peer", str(result), str(limits.FAR))
+        program = OwnHelper((sys.executable, *peer))
+        with limits.on(limits.NEAR):
+            ended = asyncio.run(_run_helper(program, Trace("controller")))
         if ended.rc:
             raise RuntimeError(f"the callback peer failed: {ended.reason}")
         times: dict[str, list[float]] = json.loads(result.read_text())
