@@ -1,0 +1,1 @@
+"""Xen itself: its libraries through ctypes. Nothing is loaded before it is asked for."""

@@ -1,0 +1,118 @@
+"""Which Xen runs here, and its libraries, by version.
+
+libxenctrl and libxenguest have no stable ABI: each release has its own soname, and a helper must
+use the ones of the running hypervisor (libxenctrl refuses to talk to another). A release is
+supported once its headers were compared with the tables here and in `helper.libxenguest.abi`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Final
+
+SUPPORTED: Final = ("4.17", "4.20")
+"""The releases whose ABI the tables hold."""
+
+Prototypes = Mapping[str, tuple[Any, Sequence[Any]]]
+"""By name of the function: its result's type and its parameters' types, as ctypes has them."""
+
+_SYS_HYPERVISOR: Final = "/sys/hypervisor"
+_MACHINE: Final = "x86_64"
+
+
+@cache
+def abi_version() -> str:
+    """The release whose libraries to use, one of `SUPPORTED`: that of the running hypervisor, or
+    where the kernel does not tell it, of the only libraries that are installed.
+
+    Raises OSError: ENODEV where there is no Xen, ENOTSUP for a release or a machine that is not
+    supported.
+    """
+    machine = os.uname().machine
+    if machine != _MACHINE:
+        raise OSError(errno.ENOTSUP, f"a Xen host on {machine} is not supported, only {_MACHINE}")
+    running = running_version()
+    if running is not None:
+        return supported(running)
+    installed = [version for version in SUPPORTED if _is_installed(_guest_library(version))]
+    if not installed:
+        libraries = " nor ".join(map(_guest_library, SUPPORTED))
+        raise OSError(
+            errno.ENODEV,
+            f"no Xen here: {_SYS_HYPERVISOR}/version is missing, and neither {libraries} can be "
+            "loaded; this has to run in the control domain (dom0) of a Xen host",
+        )
+    if len(installed) > 1:
+        raise OSError(
+            errno.ENODEV,
+            f"which Xen runs here? {_SYS_HYPERVISOR}/version is missing, and the libraries of "
+            f"{' and '.join(installed)} are installed",
+        )
+    return installed[0]
+
+
+def running_version(sys_hypervisor: str = _SYS_HYPERVISOR) -> str | None:
+    """The release of the hypervisor that this kernel runs on, as `4.17`; None where the kernel
+    knows of no Xen."""
+    try:
+        if _line(f"{sys_hypervisor}/type") != "xen":
+            return None
+        version = f"{sys_hypervisor}/version"
+        return f"{_line(f'{version}/major')}.{_line(f'{version}/minor')}"
+    except FileNotFoundError:
+        return None
+
+
+def supported(version: str) -> str:
+    """`version`, if it is supported. Raises OSError(ENOTSUP) that says which are."""
+    if version not in SUPPORTED:
+        raise OSError(
+            errno.ENOTSUP,
+            f"Xen {version} runs here, and its libraries' ABI is not known; supported are "
+            f"{', '.join(SUPPORTED)}",
+        )
+    return version
+
+
+def load(soname: str, prototypes: Prototypes) -> ctypes.CDLL:
+    """The shared library with the functions in `prototypes` declared. Calls leave errno in
+    `ctypes.get_errno`. Raises OSError: ENOENT where it cannot be loaded, ENOSYS where it lacks one
+    of the functions."""
+    try:
+        library = ctypes.CDLL(soname, use_errno=True)
+    except OSError as bad:
+        raise OSError(errno.ENOENT, f"{soname} cannot be loaded: {bad}") from None
+    for name, (restype, argtypes) in prototypes.items():
+        try:
+            function = getattr(library, name)
+        except AttributeError:
+            raise OSError(errno.ENOSYS, f"{soname} has no function {name}") from None
+        function.restype = restype
+        function.argtypes = argtypes
+    return library
+
+
+def versioned(name: str) -> str:
+    """The soname of a library that has one for each release: libxenctrl, libxenguest."""
+    return f"{name}.so.{abi_version()}"
+
+
+def _guest_library(version: str) -> str:
+    return f"libxenguest.so.{version}"
+
+
+def _is_installed(soname: str) -> bool:
+    try:
+        ctypes.CDLL(soname)
+    except OSError:
+        return False
+    return True
+
+
+def _line(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read().strip()
