@@ -27,6 +27,9 @@ from ipc_schema.turn_taking import ALWAYS_PROVIDED, HelperEnd, Turn, TurnError
 
 _LOOK_UP_MILLISECONDS: Final = 100
 """How often a wait for an answer looks up whether the controller is gone."""
+_EAGER_SECONDS: Final = 0.0003
+"""For how long an answer is waited for with open eyes: to be woken takes longer than a sync answer
+does at the other end."""
 _FAREWELL_MILLISECONDS: Final = 1000
 """For how long the last words may take to leave."""
 
@@ -97,6 +100,7 @@ class ZmqChannel:
 
     def call(self, name: str, **fields: int | str) -> int:
         self._send(name, fields)
+        self._wait_eagerly()
         while True:
             received = self._receive()
             if received is not None:
@@ -130,6 +134,11 @@ class ZmqChannel:
             self._socket.send(data)
         except zmq.Again:
             self._fail(errno.ETIMEDOUT, f"the controller took nothing for {self._heartbeat} s")
+
+    def _wait_eagerly(self) -> None:
+        until = time.monotonic() + _EAGER_SECONDS
+        while not self._socket.poll(0) and time.monotonic() < until:
+            pass
 
     def _receive(self) -> tuple[Turn, dict[str, Any]] | None:
         """The next message that the caller must act on; None after a moment without one."""

@@ -18,6 +18,8 @@ from ipc_schema.messages import CATALOGUE, MAX_BODY, Message
 
 _WHAT: Final = "message"
 _MAX_SEQ: Final = 2**64 - 1
+_pack: Final = msgpack.Packer().pack
+"""Kept: each new one takes a buffer of a megabyte."""
 _MAX_ELEMENTS: Final = 2 + max(len(row.fields) for row in CATALOGUE.values())
 
 
@@ -32,7 +34,7 @@ def encode(seq: int, name: str, fields: Mapping[str, object]) -> bytes:
     MAX_BODY octets."""
     if not 1 <= seq <= _MAX_SEQ:
         raise ValueError(f"sequence number {seq}: want 1 to {_MAX_SEQ}")
-    data: bytes = msgpack.packb([seq, name, *checked_values(name, fields)])
+    data: bytes = _pack([seq, name, *checked_values(name, fields)])
     if len(data) > MAX_BODY:
         raise ValueError(f"{name}: {len(data)} octets, want at most {MAX_BODY}")
     return data
@@ -52,7 +54,7 @@ def decode(data: bytes) -> Envelope:
             max_map_len=0,
             max_ext_len=0,
         )
-        canonical = type(values) is list and msgpack.packb(values) == data
+        canonical = type(values) is list and _pack(values) == data
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as bad:
         raise DecodeError(_WHAT, 0, f"no msgpack: {str(bad) or type(bad).__name__}") from None
     if not canonical:
@@ -79,4 +81,4 @@ def decode(data: bytes) -> Envelope:
 def _offset(values: list[object], index: int) -> int:
     """Where element `index` of an array in shortest form starts."""
     header = 1 if len(values) < 16 else 3
-    return header + sum(len(msgpack.packb(value)) for value in values[:index])
+    return header + sum(len(_pack(value)) for value in values[:index])

@@ -11,7 +11,7 @@ from helper.abort import Abort
 from helper.zmq_channel import ZmqChannel
 from ipc_schema.authentication import SECRET_SIZE
 
-ROUNDS = 4000
+ROUNDS = 1000
 
 
 def times_of(channel: ZmqChannel, name: str, **fields: int) -> list[float]:
