@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+from helper.hypervisors import XEN
 from ipc_schema.trace import Trace
+from toolstack.helper_request import LIBXENGUEST, OWN_ENGINE
 from toolstack.limits import Limits
 from toolstack.save_helper import HelperProgram, OwnHelper
 
@@ -32,7 +34,7 @@ def no_progress(_doing_what: str, _done: int, _total: int) -> None:
 
 @dataclass(frozen=True)
 class Context:
-    """A host, how the helper reaches it (`hypervisor`, such as `sim:DIRECTORY`), how long anything
+    """A host, how the helper reaches it (`hypervisor`: `xen` or `sim:DIRECTORY`), how long anything
     may take, who hears of it, and which helper does the work."""
 
     host: Host
@@ -42,3 +44,8 @@ class Context:
     log: LogLine = no_log
     progress: ProgressLine = no_progress
     program: HelperProgram = field(default_factory=OwnHelper)
+
+    @property
+    def engine(self) -> str:
+        """The engine of our helper that works on this hypervisor."""
+        return LIBXENGUEST if self.hypervisor == XEN else OWN_ENGINE

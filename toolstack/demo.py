@@ -101,7 +101,7 @@ def look_at(host: SimulatedHost, result: MigrationResult, events: Path) -> DemoR
     """Have the guest compare all its memory at the destination, and see that it runs on."""
     domid = host.find(GUEST)
     verified = host.verify(domid, VERIFY_LIMIT)
-    last = _report_after(host, domid, verified.steps)
+    last = _report_after(host, domid, _steps(verified))
     guest = GuestResult(
         host=result.guest.host,
         state=last.state.value,
@@ -115,9 +115,14 @@ def look_at(host: SimulatedHost, result: MigrationResult, events: Path) -> DemoR
         lead = round(complete - last.first_step_at, 6)
     return DemoResult(
         replace(result, guest=guest),
-        verified=last.memory_ok and last.steps > verified.steps,
+        verified=last.memory_ok is True and _steps(last) > _steps(verified),
         first_step_lead_seconds=lead,
     )
+
+
+def _steps(report: GuestReport) -> int:
+    assert report.steps is not None, "a simulated guest counts its steps"
+    return report.steps
 
 
 def _report_after(host: SimulatedHost, domid: int, steps: int) -> GuestReport:
@@ -125,7 +130,7 @@ def _report_after(host: SimulatedHost, domid: int, steps: int) -> GuestReport:
     end = time.monotonic() + RUN_ON_LIMIT
     while True:
         report = host.report(domid)
-        if report.steps > steps or time.monotonic() > end:
+        if _steps(report) > steps or time.monotonic() > end:
             return report
         time.sleep(0.005)
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Final
 
 from ipc_schema.errors import Error
-from ipc_schema.messages import Operation, XCFlags
+from ipc_schema.messages import CATALOGUE, Operation, XCFlags
 from toolstack.context import Context
+from toolstack.helper_request import LIBXENGUEST, OwnHelper
 from toolstack.operation import end_in_order
 from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits
 from toolstack.save_helper import HelperRequest
@@ -45,7 +46,13 @@ async def domain_suspend(
     returns ERROR_ABORTED. Never resumes the domain: that is the caller's part.
     """
     request = HelperRequest(
-        Operation.SAVE, domid, fd, xcflags=flags, hypervisor=ctx.hypervisor, bandwidth=bandwidth
+        Operation.SAVE,
+        domid,
+        fd,
+        xcflags=flags,
+        hypervisor=ctx.hypervisor,
+        engine=ctx.engine,
+        bandwidth=bandwidth,
     )
     parameters = SaveParameters(request, MemoryStrategy.DEFAULT, _DEFAULT_PRECOPY, _nothing)
     return await _save(ctx, parameters)
@@ -79,6 +86,7 @@ async def domain_live_migrate(
         back_fd=recv_fd,
         xcflags=flags | SUSPEND_LIVE,
         hypervisor=ctx.hypervisor,
+        engine=ctx.engine,
         bandwidth=bandwidth,
         postcopy=memory_strategy is MemoryStrategy.POSTCOPY,
     )
@@ -91,8 +99,27 @@ async def _save(ctx: Context, parameters: SaveParameters) -> SaveResult:
         return _refused(f"flags {request.xcflags:#x}: there are SUSPEND_LIVE and SUSPEND_DEBUG")
     if request.bandwidth < 0:
         return _refused(f"a bandwidth of {request.bandwidth} octets a second")
+    if problem := _beyond_helper(ctx, parameters):
+        return _refused(problem)
     operation = SaveOperation(ctx, parameters)
     return await end_in_order(operation.run(), operation.cancel)
+
+
+def _beyond_helper(ctx: Context, parameters: SaveParameters) -> str:
+    """What is asked for and the helper cannot do; empty where it can do all of it. Better said than
+    left undone in silence."""
+    program, engine = ctx.program, ctx.engine
+    if engine == LIBXENGUEST:
+        if parameters.request.postcopy:
+            return "libxenguest has no postcopy"
+        if parameters.request.bandwidth:
+            return "libxenguest has no bandwidth limit"
+    asks_policy = isinstance(program, OwnHelper) or (
+        program.dialect in CATALOGUE["precopy_policy"].numbers
+    )
+    if parameters.precopy != _DEFAULT_PRECOPY and not asks_policy:
+        return f"{program.path} asks for no precopy policy: it goes by libxc's own"
+    return ""
 
 
 def _refused(reason: str) -> SaveResult:

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from ipc_schema.messages import Dialect, Operation, StreamType
+
+OWN_ENGINE: Final = "own"
+"""Our own: every hypervisor with the whole of `interface.Domain`, and postcopy."""
+LIBXENGUEST: Final = "libxenguest"
+"""Xen's xc_domain_save and xc_domain_restore: real domains; what libxc's stream can carry."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class HelperRequest:
     console_evtchn: int = 0
     console_domid: int = 0
     hypervisor: str = "xen"
-    engine: str = "own"
+    engine: str = OWN_ENGINE
     bandwidth: int = 0
     postcopy: bool = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from toolstack.outcome import (
 )
 from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits
 from toolstack.recover import recover
-from toolstack.settle import heal, resume_for_sure, state_of
+from toolstack.settle import DEAD, heal, resume_for_sure, state_of
 
 if TYPE_CHECKING:
     from helper.hypervisors.interface import GuestReport, Host
@@ -224,7 +225,7 @@ class _Sending:
         self._fail(saved.rc, saved.reason)
         if done:
             return Event.FAILED_AFTER_TRANSITION
-        if state_of(self._host, self._domid) in {None, "crashed"}:
+        if state_of(self._host, self._domid) in {None, *DEAD}:
             return Event.GUEST_DIED
         if saved.rc == Error.GUEST_TIMEDOUT:
             return Event.NEVER_SUSPENDED
@@ -270,13 +271,13 @@ class _Sending:
             self._journal.promise(Promise.BEGUN)
         except OSError as error:
             self._fail(Error.FAIL, f"journal: {message_of(error)}")
-        if state_of(self._host, self._domid) in {None, "crashed"}:
+        if state_of(self._host, self._domid) in {None, *DEAD}:
             return Event.GUEST_DIED
         heal(self._host, self._domid)
         may_suspend = self._saved is not None and self._saved.suspended
         watch = self._ctx.limits.suspend if may_suspend else 0.0
         state = resume_for_sure(self._host, self._domid, watch=watch)
-        return Event.GUEST_DIED if state == "crashed" else Event.OK
+        return Event.GUEST_DIED if state in DEAD else Event.OK
 
     async def _rename_inconsistent(self) -> Event:
         self._host.rename(self._domid, self._name + handshake.POSTCOPY_INCONSISTENT)
@@ -384,8 +385,9 @@ class _Sending:
 
 
 def _place(ctx: Context) -> str:
-    """A host as people name it: its directory."""
-    return ctx.hypervisor.removeprefix("sim:")
+    """A host as people name it: a simulated one's directory, the name of a machine."""
+    directory = ctx.hypervisor.removeprefix("sim:")
+    return platform.node() if directory == ctx.hypervisor else directory
 
 
 def _guest_result(place: str | None, state: str | None, report: GuestReport | None) -> GuestResult:

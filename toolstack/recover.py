@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from toolstack import journal
 from toolstack.handshake import INCOMING, POSTCOPY_INCONSISTENT, base_name
 from toolstack.journal import Entry, JournalError, Promise, Role
-from toolstack.settle import heal, resume_for_sure
+from toolstack.settle import DEAD, heal, resume_for_sure
 
 if TYPE_CHECKING:
     from helper.hypervisors.interface import DomainSummary, Host
@@ -85,14 +85,13 @@ class Recovery:
 
 
 def decide(role: Role, promise: Promise, state: str | None) -> Way:
-    """The way to end an operation; `state` is the domain's (`running`, `paused`, `suspended`,
-    `crashed`), None where it is gone."""
+    """The way to end an operation; `state` is the domain's, as `settle.state_of` gives it."""
     way = WAYS[role, promise]
     if state is None:
         return Way.FORGET
     if way is Way.REFUSE and state == "running":
         return Way.FORGET  # a person has resumed it since
-    if state == "crashed" and way in {Way.RESUME, Way.START, Way.FINISH}:
+    if state in DEAD and way in {Way.RESUME, Way.START, Way.FINISH}:
         return Way.FORGET
     return way
 
@@ -166,8 +165,8 @@ def _carry_out(host: Host, entry: Entry, row: DomainSummary | None, way: Way) ->
     if row is None:
         return True, f"no domain of the {entry.role.value} is left here; nothing to do"
     match way:
-        case Way.FORGET if row.state.value == "crashed":
-            return False, f"{row.name!r} has crashed; look at it, then `destroy {row.name}`"
+        case Way.FORGET if row.state.value in DEAD:
+            return False, f"{row.name!r} {_dead(row.state.value)}, then `destroy {row.name}`"
         case Way.FORGET:
             return True, (
                 f"{row.name!r} runs here already; make sure that it does not run at {entry.peer}"
@@ -176,8 +175,8 @@ def _carry_out(host: Host, entry: Entry, row: DomainSummary | None, way: Way) ->
             _rename(host, row, entry.name)
             heal(host, row.domid)
             state = resume_for_sure(host, row.domid, watch=LATE_SUSPEND)
-            if state == "crashed":
-                return False, f"{entry.name!r} has crashed; look at it, then destroy it"
+            if state in DEAD:
+                return False, f"{entry.name!r} {_dead(state)}, then destroy it"
             return True, f"{entry.name!r} is {state} here"
         case Way.DESTROY:
             host.destroy(row.domid)
@@ -198,7 +197,7 @@ def _carry_out(host: Host, entry: Entry, row: DomainSummary | None, way: Way) ->
 def _finish_if_whole(host: Host, entry: Entry, row: DomainSummary) -> tuple[bool, str]:
     try:
         report = host.verify(row.domid, VERIFY_LIMIT)
-        whole = report.memory_ok and report.crash is None
+        whole = report.memory_ok is True and report.crash is None
     except (TimeoutError, ConnectionError, ProcessLookupError):
         whole = False
     if whole:
@@ -209,6 +208,10 @@ def _finish_if_whole(host: Host, entry: Entry, row: DomainSummary) -> tuple[bool
         f"{row.name!r} had only part of its memory and could not run on: destroyed; at the source "
         f"it is {entry.name + POSTCOPY_INCONSISTENT!r}, for a person to decide"
     )
+
+
+def _dead(state: str) -> str:
+    return f"{'has crashed' if state == 'crashed' else f'is {state}'}; look at it"
 
 
 def _why_destroyed(entry: Entry) -> str:
@@ -227,7 +230,7 @@ def _refusal(host: Host, entry: Entry, row: DomainSummary) -> str:
         said = "the postcopy transition has begun"
     else:
         said = "GO has been said"
-    if row.state.value != "crashed":
+    if row.state.value not in DEAD:
         heal(host, row.domid)
     look = (
         f"xen-toolstack list --host {entry.peer}"

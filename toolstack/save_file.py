@@ -28,7 +28,7 @@ from toolstack.failure import message_of
 from toolstack.journal import Journal, Promise, Role
 from toolstack.receive import name_of, parse_config
 from toolstack.save_helper import Statistics
-from toolstack.settle import heal, resume_for_sure
+from toolstack.settle import DEAD, heal, resume_for_sure
 
 OPEN_POLL: Final = 0.05
 SPECIAL: Final = (Path("/dev"), Path("/proc"))
@@ -126,7 +126,7 @@ def _reason(result: SaveResult) -> str:
 
 def _run_on(ctx: Context, domid: int, journal: Journal, *, may_suspend: bool) -> str:
     """Bring the guest to run here again; the journal ends once it does."""
-    if all(row.domid != domid or row.state.value != "crashed" for row in ctx.host.domains()):
+    if all(row.domid != domid or row.state.value not in DEAD for row in ctx.host.domains()):
         heal(ctx.host, domid)
     state = resume_for_sure(ctx.host, domid, watch=ctx.limits.suspend if may_suspend else 0.0)
     journal.close()

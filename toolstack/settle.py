@@ -10,9 +10,12 @@ if TYPE_CHECKING:
 
 POLL: Final = 0.02
 
+DEAD: Final = frozenset({"crashed", "shut down"})
+"""States of a guest that no resumption leads out of."""
+
 
 def state_of(host: Host, domid: int) -> str | None:
-    """`running`, `paused`, `suspended` or `crashed`; None where the domain is gone."""
+    """`running`, `paused`, `suspended`, `crashed` or `shut down`; None where the domain is gone."""
     return next((row.state.value for row in host.domains() if row.domid == domid), None)
 
 
@@ -31,7 +34,7 @@ def resume_for_sure(host: Host, domid: int, *, watch: float = 0.0) -> str:
 
     A guest that has acknowledged a request cannot be stopped from suspending: where that may be,
     it is watched for `watch` seconds, and resumed when it has. Returns its state then: `running`,
-    `paused`, or `crashed`. Raises ProcessLookupError where it is gone, TimeoutError where its
+    `paused`, or one of `DEAD`. Raises ProcessLookupError where it is gone, TimeoutError where its
     process does not answer.
     """
     if state_of(host, domid) == "running":
@@ -44,7 +47,7 @@ def resume_for_sure(host: Host, domid: int, *, watch: float = 0.0) -> str:
         if state == "suspended":
             host.resume(domid)
             end = 0.0
-        elif state == "crashed" or time.monotonic() >= end:
+        elif state in DEAD or time.monotonic() >= end:
             return state
         else:
             time.sleep(POLL)

@@ -1,6 +1,8 @@
 """What a save, a restore and a toolstack ask of a hypervisor, under libxc's and libxl's names.
 
-`Domain` and `Paging` are the helper's part (libxc), `Host` is the toolstack's (libxl). Failures
+`Domain` and `Paging` are our own engine's part (libxc), `Host` and `ControlledDomain` are the
+toolstack's (libxl). Not every hypervisor has the first two: on Xen the work on a domain's memory
+is libxenguest's. Failures
 are `OSError` with the errno that libxc would leave. Page sets are one-dimensional numpy arrays of
 pfns (uint64); bitmaps are numpy bool arrays with an element for each pfn below `p2m_size`.
 """
@@ -29,6 +31,8 @@ class ShutdownReason(IntEnum):
     REBOOT = 1
     SUSPEND = 2
     CRASH = 3
+    WATCHDOG = 4
+    SOFT_RESET = 5
 
 
 @dataclass(frozen=True)
@@ -87,22 +91,29 @@ class Paging(Protocol):
         """Paging off. Pages that are still evicted stay so: the guest cannot run without them."""
 
 
-class Domain(Protocol):
-    """One domain, as libxc sees it."""
+class ControlledDomain(Protocol):
+    """One domain, as libxc shows it to the toolstack."""
 
     domid: int
 
     def getinfo(self) -> DomainInfo:
         """xc_domain_getinfo_single. Raises ESRCH where the domain is gone."""
 
+    def logdirty_off(self) -> None:
+        """XEN_DOMCTL_SHADOW_OP_OFF. No error where it is off already."""
+
+    def close(self) -> None:
+        """Give up every mapping; the domain goes on."""
+
+
+class Domain(ControlledDomain, Protocol):
+    """One domain, as libxc shows it to our own engine."""
+
     def maximum_gpfn(self) -> int:
         """xc_domain_maximum_gpfn: the highest pfn; `p2m_size` is one more."""
 
     def logdirty_enable(self) -> None:
         """XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY. Raises EINVAL where it is on already."""
-
-    def logdirty_off(self) -> None:
-        """XEN_DOMCTL_SHADOW_OP_OFF. No error where it is off already."""
 
     def logdirty_clean(self, dirty: Bitmap) -> int:
         """XEN_DOMCTL_SHADOW_OP_CLEAN: fill `dirty`, start anew; returns the number of dirty pages.
@@ -148,9 +159,6 @@ class Domain(Protocol):
     def mem_paging_enable(self) -> Paging:
         """xc_mem_paging_enable and the ring. Raises EBUSY where it is on. The domain is paused."""
 
-    def close(self) -> None:
-        """Give up every mapping; the domain goes on."""
-
 
 class GuestState(Enum):
     """What `list` shows of a domain."""
@@ -159,6 +167,8 @@ class GuestState(Enum):
     PAUSED = "paused"
     SUSPENDED = "suspended"
     CRASHED = "crashed"
+    SHUT_DOWN = "shut down"
+    """It has powered itself off, or waits to be made anew (reboot): there is nothing to run on."""
 
 
 class SuspendState(Enum):
@@ -189,20 +199,26 @@ class SuspendRequest(Protocol):
 
 @dataclass(frozen=True)
 class DomainSummary:
-    """A row of `list`. `memory` in octets; `log_dirty` says whether log-dirty mode is on."""
+    """A row of `list`. `memory` in octets; `type` is libxl's (`pv`, `pvh`, `hvm`).
+
+    `log_dirty` says whether log-dirty mode is on, None where the hypervisor does not tell.
+    `workload` and `pid` are a simulated guest's, None for others.
+    """
 
     domid: int
     name: str
     memory: int
-    workload: str
+    type: str
+    workload: str | None
     state: GuestState
-    log_dirty: bool
+    log_dirty: bool | None
     pid: int | None
 
 
 @dataclass(frozen=True)
 class GuestReport:
-    """What a guest says of itself. Times are CLOCK_MONOTONIC seconds, None where it never was.
+    """What is known of a guest, and what it says of itself. Times are CLOCK_MONOTONIC seconds, None
+    where it never was. A guest that knows nothing of us says nothing: None in all that is its own.
 
     `pages_checked` counts page comparisons since the domain was made; `memory_ok` is False once
     one was wrong, and `crash` says which. Latencies (of accesses to evicted pages, measured in the
@@ -210,15 +226,29 @@ class GuestReport:
     """
 
     state: GuestState
-    steps: int
-    pages_checked: int
-    memory_ok: bool
+    steps: int | None
+    pages_checked: int | None
+    memory_ok: bool | None
     crash: str | None
     suspended_at: float | None
     first_step_at: float | None
-    fault_count: int
+    fault_count: int | None
     fault_p50_us: float | None
     fault_p99_us: float | None
+
+
+@dataclass(frozen=True)
+class RestoreProgram:
+    """A program of the host's own toolstack that makes a domain from a libxl stream on its stdin.
+
+    `preface` are the octets that it wants ahead of the stream. Where it exits with 0, the domain is
+    there, paused. An early end of its stdin makes it give up in order: then no domain is left. It
+    starts the save helper whose path stands in the environment variable `helper_variable`.
+    """
+
+    command: tuple[str, ...]
+    preface: bytes
+    helper_variable: str
 
 
 class Host(Protocol):
@@ -236,7 +266,11 @@ class Host(Protocol):
     def find(self, name: str) -> int:
         """The domid of `name`. Raises ProcessLookupError."""
 
-    def domain(self, domid: int) -> Domain: ...
+    def domain(self, domid: int) -> ControlledDomain: ...
+
+    def restore_program(self, config: Mapping[str, Any], name: str) -> RestoreProgram | None:
+        """Where restoring is the host's own toolstack's: how it makes a domain `name` of `config`.
+        None where it is ours: `create`, a helper, `restore_emulator`."""
 
     def create(self, config: Mapping[str, Any], name: str) -> int:
         """A new domain for a restore: paused, no pages, no registers. `config` is as `config`
@@ -264,6 +298,11 @@ class Host(Protocol):
         suspended."""
 
     def switch_qemu_logdirty(self, domid: int, enable: bool) -> None: ...
+
+    def suspend_emulator(self, domid: int, live: bool) -> None:
+        """libxl__domain_suspend_device_model: the domain has just suspended; from here on its
+        device model writes no memory of it. `live`: the domain is to go on elsewhere. `resume`
+        undoes it. Nothing to do where there is no device model."""
 
     def emulator_xenstore_data(self, domid: int) -> list[tuple[bytes, bytes]]:
         """(path relative to the device model's xenstore directory, value) of each entry; empty

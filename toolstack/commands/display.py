@@ -19,6 +19,7 @@ STATE_COLOURS: Final = {
     "paused": "yellow",
     "suspended": "magenta",
     "crashed": "red",
+    "shut down": "red",
 }
 HEADLINES: Final = {
     Outcome.SUCCESS: ("green", "migrated: the guest runs at the destination"),
@@ -51,14 +52,17 @@ def seconds(value: float | None) -> str:
 def guests(rows: Sequence[dict[str, Any]]) -> None:
     """The table of `list`."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("Name", "ID", "Memory", "Workload", "State"):
+    simulated = any(row["workload"] for row in rows)
+    what = "Workload" if simulated else "Type"
+    for title in ("Name", "ID", "Memory", what, "State"):
         table.add_column(title, justify="right" if title in {"ID", "Memory"} else "left")
     waiting = any(row["waits"] for row in rows)
     if waiting:
         table.add_column("Waits for", overflow="fold")
     for row in rows:
         state = Text(row["state"], style=STATE_COLOURS.get(row["state"], ""))
-        cells = [row["name"], str(row["domid"]), octets(row["memory"]), row["workload"], state]
+        kind = (row["workload"] or "-") if simulated else row["type"].upper()
+        cells = [row["name"], str(row["domid"]), octets(row["memory"]), kind, state]
         table.add_row(*cells, *([row["waits"] or ""] if waiting else []))
     Console(soft_wrap=waiting).print(table)
 

@@ -88,6 +88,7 @@ def show_list(arguments: argparse.Namespace) -> int:
             "name": row.name,
             "domid": row.domid,
             "memory": row.memory,
+            "type": row.type,
             "workload": row.workload,
             "state": row.state.value,
             "log_dirty": row.log_dirty,

@@ -16,6 +16,7 @@ from helper.hypervisors.interface import (
     DomainSummary,
     GuestReport,
     GuestState,
+    RestoreProgram,
 )
 from helper.hypervisors.simulated import control, device_model, domain_files
 from helper.hypervisors.simulated.build import check_config
@@ -27,9 +28,6 @@ from helper.hypervisors.simulated.reports import report_of, state_of
 from helper.hypervisors.simulated.shared import GuestGoneError, GuestProcess
 from helper.hypervisors.simulated.suspend import SimulatedSuspendRequest
 from helper.hypervisors.simulated.workload import NAMES
-
-UNKNOWN_WORKLOAD: Final = "-"
-"""What `list` shows of a domain that is no simulated guest (a real one's image)."""
 
 BUILD_TIMEOUT: Final = 120.0
 """Seconds for a guest to fill its memory."""
@@ -68,7 +66,9 @@ class SimulatedHost:
             domid=domain.domid,
             name=config["c_info"].get("name", ""),
             memory=config["b_info"]["max_memkb"] * 1024,
-            workload=config.get("simulated", {}).get("workload", UNKNOWN_WORKLOAD),
+            type=config["c_info"]["type"],
+            # A real guest's image has none.
+            workload=config.get("simulated", {}).get("workload"),
             state=state_of(domain),
             log_dirty=page is not None and bool(page.logdirty_epoch % 2 or page.qemu_logdirty),
             pid=pid,
@@ -103,6 +103,9 @@ class SimulatedHost:
     def _ask(self, domid: int, timeout: float | None = None, **message: Any) -> control.Message:
         with self._directory(domid) as fd:
             return control.request(fd, timeout or self.timeout, **message)
+
+    def restore_program(self, config: Mapping[str, Any], name: str) -> RestoreProgram | None:
+        return None
 
     # -- making and ending ----------------------------------------------------------------------
 
@@ -268,6 +271,9 @@ class SimulatedHost:
             page = domain.shared.domain
             if page.hvm:
                 page.qemu_logdirty = int(enable)
+
+    def suspend_emulator(self, domid: int, live: bool) -> None:
+        """A simulated device model writes no guest memory."""
 
     def emulator_xenstore_data(self, domid: int) -> list[tuple[bytes, bytes]]:
         with self._directory(domid) as fd:
