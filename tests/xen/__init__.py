@@ -1,0 +1,35 @@
+"""The project on a real Xen, which QEMU's software emulation boots on any x86-64 machine.
+
+    python -m tests.xen                               every scenario, and a table of how they went
+    python -m tests.xen --list                        their names
+    python -m tests.xen --suite trixie                those for Debian 13's Xen 4.20
+    python -m tests.xen baseline policy-1-iteration   these
+    python -m pytest tests/xen                        every scenario as a test
+
+It needs root and the programs of Debian 12's packages qemu-system-x86, mmdebstrap, e2fsprogs,
+busybox-static and cpio; --shadow ones need what `shadow_xen.PACKAGES` names, too. dom0 images are
+made once and kept in `.cache/xen`. The package is the checkout's, built as a wheel and installed
+by pip in dom0 at each boot, on Debian's own Python libraries.
+
+To try something: boot, run a script in dom0, see what it says as it comes:
+
+    python -m tests.xen --script try.py [--suite trixie] [--hvm] [--limit 300] [--keep DIRECTORY]
+
+The script is a Python program, or with any other ending than .py one for bash. It runs as root
+in /tmp with Xen's programs in PATH, `xen-save-helper` and `xen-toolstack` installed, and the rig's
+own library at hand:
+
+    from pathlib import Path
+    from tests.xen.dom0.lab import LIBXL, OURS, Lab
+    lab = Lab(Path("/host/results/1"))      # what is written here comes back with --keep
+    guest = lab.guest("pvh")                # created, and counts on its console
+    lab.save(guest, Path("/tmp/saved"), OURS)
+    lab.restore(guest, Path("/tmp/saved"), LIBXL)
+    lab.migrate(guest, sender=OURS, receiver=LIBXL, capture=Path("/host/results/1/stream"))
+
+All machines have a disk that forgets, and a shared directory of their own; several can run side by
+side, 4 GiB of memory each (6 with --hvm).
+
+`scenarios` says how to add one. What runs where: `dom0` inside, all else outside; `machine` boots
+and talks to it, `runner` decides what boots when and what is run again.
+"""

@@ -1,0 +1,59 @@
+"""`python -m tests.xen`: see the package."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tests.xen import host_tools, runner
+from tests.xen.images import SUITES
+from tests.xen.machine import EmulatorError, MachineError
+from tests.xen.scenarios import SCENARIOS
+
+
+def main() -> int:
+    """0 if all passed, 1 if not, 2 for usage."""
+    options = _parse()
+    if options.list:
+        for scenario in SCENARIOS:
+            print(f"{scenario.name:50} {' '.join(scenario.suites)}")
+        return 0
+    try:
+        if options.script:
+            return runner.run_script(
+                options.script,
+                options.suite or "bookworm",
+                options.shadow,
+                options.hvm,
+                options.limit,
+                options.keep,
+            )
+        suites = [options.suite] if options.suite else list(SUITES)
+        return runner.run_scenarios(options.scenarios, suites, options.jobs, options.keep)
+    except (host_tools.MissingToolsError, EmulatorError, MachineError) as failed:
+        print(f"tests.xen: {failed}", file=sys.stderr)
+        return 1
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.xen", description=__doc__)
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="all where none is named")
+    parser.add_argument("--list", action="store_true", help="name them")
+    parser.add_argument("--suite", choices=SUITES, help="this Debian only")
+    parser.add_argument("--jobs", type=int, default=1, help="machines at once (4 to 6 GiB each)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep consoles and results here")
+    script = parser.add_argument_group("in place of scenarios")
+    script.add_argument("--script", type=Path, help="run a Python or bash script in dom0")
+    script.add_argument("--shadow", action="store_true", help="on a Xen with shadow paging")
+    script.add_argument("--hvm", action="store_true", help="with memory for HVM guests")
+    script.add_argument("--limit", type=float, default=600, help="its seconds (600)")
+    options = parser.parse_args()
+    unknown = set(options.scenarios) - {scenario.name for scenario in SCENARIOS}
+    if unknown:
+        parser.error(f"no such scenario: {' '.join(sorted(unknown))} (see --list)")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

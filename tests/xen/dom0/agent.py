@@ -1,0 +1,132 @@
+"""The agent in dom0: installs our package, and does what the host asks over the share.
+
+The share, as both ends see it (`tests.xen.machine` is the other one):
+
+    rig/            the rig's own code; *.whl; the guest's ramdisk
+    heartbeat       written every second: dom0 runs
+    boot.json       once, when dom0 is ready
+    requests/N.json what to run, from 1 on, one at a time
+    results/N/      output (as it comes), figures.json, outcome.json (last), logs/
+
+Whatever a request leaves behind is destroyed, killed and removed before the next one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from tests.xen.dom0 import clean_up, kernel_log
+from tests.xen.dom0.lab import LIBXL, Lab, xen_version
+
+HOST: Final = Path("/host")
+HEARTBEAT_SECONDS: Final = 1.0
+_POLL_SECONDS: Final = 0.2
+_INSTALL_SECONDS: Final = 180
+_CLEAN_UP_SECONDS: Final = 60
+
+
+def main() -> None:
+    _start_heartbeat()
+    started = time.monotonic()
+    installed = _install()
+    seconds = time.monotonic() - started
+    kernel = kernel_log.KernelLog()
+    kernel.new_lines()
+    ours = clean_up.processes()
+    ready = {"xen": xen_version(), "install": installed, "install_seconds": round(seconds, 1)}
+    _write(HOST / "boot.json", ready)
+    number = 1
+    while True:
+        path = HOST / "requests" / f"{number}.json"
+        while not path.exists():
+            time.sleep(_POLL_SECONDS)
+        results = HOST / "results" / str(number)
+        outcome = _serve(json.loads(path.read_text()), results, kernel)
+        outcome["left_over"] = clean_up.clean_up(ours, _CLEAN_UP_SECONDS)
+        _write(results / "outcome.json", outcome)
+        number += 1
+
+
+def _start_heartbeat() -> None:
+    """In a process of its own: nothing that a scenario does may hold it up."""
+    if os.fork():
+        return
+    fd = os.open(HOST / "heartbeat", os.O_WRONLY | os.O_CREAT, 0o644)
+    while True:
+        os.pwrite(fd, f"{time.monotonic():.0f}\n".encode(), 0)
+        time.sleep(HEARTBEAT_SECONDS)
+
+
+def _install() -> str:
+    """As a user would; without --no-deps, so that pip checks that Debian's libraries will do.
+    What pip said, empty if nothing."""
+    (wheel,) = Path("/run/rig").glob("*.whl")
+    command = ["pip", "install", "-q", "--no-index", "--break-system-packages"]
+    command += ["--root-user-action=ignore", "--disable-pip-version-check", str(wheel)]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=_INSTALL_SECONDS
+    )
+    if done.returncode:
+        _write(HOST / "boot.json", {"error": f"pip install: {done.stdout}{done.stderr}"})
+        sys.exit(1)
+    return done.stdout + done.stderr
+
+
+def _serve(request: dict[str, Any], results: Path, kernel: kernel_log.KernelLog) -> dict[str, Any]:
+    results.mkdir(parents=True)
+    started = time.monotonic()
+    command: Sequence[str]
+    if "scenario" in request:
+        module = "tests.xen.dom0.child"
+        command = [sys.executable, "-u", "-m", module, request["scenario"], str(results)]
+    elif request["script"].endswith(".py"):
+        command = [sys.executable, "-u", request["script"]]
+    else:
+        command = ["bash", request["script"]]
+    with open(results / "output", "wb") as output:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd="/tmp",
+        )
+        status: int | None = None
+        try:
+            status = child.wait(request["limit"])
+        except subprocess.TimeoutExpired:
+            clean_up.describe(output)
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    seconds = time.monotonic() - started
+    if status != 0 or "script" in request:
+        Lab(results).collect_logs(with_hypervisor=status != 0)
+    lines = kernel.new_lines()
+    return {
+        "outcome": "timeout" if status is None else "failed" if status else "passed",
+        "status": status,
+        "seconds": round(seconds, 1),
+        "faults": kernel_log.faults(lines),
+        "kernel": lines[-100:],
+    }
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """All or nothing: the host looks for the name."""
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(content))
+    scratch.rename(path)
+
+
+if __name__ == "__main__":
+    os.environ["RIG_LIBXL_HELPER"] = str(LIBXL)
+    main()

@@ -1,0 +1,108 @@
+"""Run programs with limits, and see everything that they say."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a program ended: its exit status (negative: the signal), what it said, seconds."""
+
+    status: int
+    output: str
+    seconds: float
+
+
+class Program:
+    """A running program, leader of a session of its own; stdout and stderr in one."""
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        env: Mapping[str, str | None] | None = None,
+        stdin: int | IO[bytes] = subprocess.DEVNULL,
+        stdout: int | IO[bytes] | None = None,
+    ) -> None:
+        """`env` is beside the own environment; None takes a variable away. With `stdout`, only
+        stderr is in `output`."""
+        self.command = [str(word) for word in command]
+        environment = {**os.environ, **(env or {})}
+        self._output = os.memfd_create("output", os.MFD_CLOEXEC)
+        self._started = time.monotonic()
+        self._process = subprocess.Popen(
+            self.command,
+            stdin=stdin,
+            stdout=self._output if stdout is None else stdout,
+            stderr=self._output,
+            start_new_session=True,
+            env={name: value for name, value in environment.items() if value is not None},
+        )
+        print(f"+ {shlex.join(self.command)}", flush=True)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def output(self) -> str:
+        """What it has said so far."""
+        size = os.fstat(self._output).st_size
+        return os.pread(self._output, size, 0).decode(errors="replace")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it to the program alone, as `kill` does."""
+        self._process.send_signal(number)
+
+    def end(self, limit: float) -> Ended:
+        """Wait for its end. AssertionError where it takes longer than `limit` seconds; then its
+        whole session has been killed."""
+        try:
+            status = self._process.wait(limit)
+        except subprocess.TimeoutExpired:
+            self.kill_session()
+            self._process.wait()
+            print(self.output, end="", flush=True)
+            raise AssertionError(
+                f"{shlex.join(self.command)} ran longer than {limit:g} s"
+            ) from None
+        ended = Ended(status, self.output, time.monotonic() - self._started)
+        print(ended.output, end="", flush=True)
+        print(f"= {status} after {ended.seconds:.1f} s", flush=True)
+        return ended
+
+    def kill_session(self) -> None:
+        """SIGKILL for it and its children, but those that took a session of their own."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def run(
+    command: Sequence[str | Path],
+    limit: float = 60,
+    env: Mapping[str, str | None] | None = None,
+) -> Ended:
+    """Run a program to its end, whatever that is."""
+    return Program(command, env).end(limit)
+
+
+def wait_until(what: str, condition: Callable[[], bool], limit: float, every: float = 0.2) -> None:
+    """AssertionError that says `what` where `condition` stays false for `limit` seconds."""
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, f"not within {limit:g} s: {what}"
+        time.sleep(every)

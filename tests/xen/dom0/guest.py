@@ -1,0 +1,114 @@
+"""Guests that count on their consoles, and the proof that one goes on from where it was."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from tests.xen.dom0.commands import run, wait_until
+
+CONSOLES: Final = Path("/run/console")
+RAMDISK: Final = Path("/run/rig/guest.cpio")
+
+KINDS: Final = ("pv", "pvh", "hvm")
+COUNTS_SECONDS: Final = {"pv": 90, "pvh": 90, "hvm": 240}
+"""How long a new guest may take until it counts."""
+
+_COUNT: Final = re.compile(r"^count (\d+)\r?$", re.MULTILINE)
+
+
+def dom0_kernel() -> Path:
+    """Guests run dom0's own kernel."""
+    return max(Path("/boot").glob("vmlinuz-*"))
+
+
+class Guest:
+    """A guest by name. Its console's text comes from the logs of all domains that it has been: a
+    migrated guest may go on writing to the log of the name that it had when it was made."""
+
+    def __init__(
+        self, name: str, kind: str, memory: int = 0, cmdline: str = "", dirty: int = 0
+    ) -> None:
+        """`memory` in MiB, 0 for as little as does. `dirty`: the guest keeps writing so many MiB
+        of its memory over and over."""
+        assert kind in KINDS
+        self.name = name
+        self.kind = kind
+        self.memory = memory or (128 if kind == "hvm" else 96) + self._more_for_new_kernels()
+        self.cmdline = f"console=hvc0 quiet dirty={dirty} {cmdline}".strip()
+        self._read: dict[Path, int] = {}
+        self._text = ""
+
+    @staticmethod
+    def _more_for_new_kernels() -> int:
+        # Debian 12's kernel is 6.1.
+        return 0 if dom0_kernel().name.startswith("vmlinuz-6.1.") else 96
+
+    def create(self) -> Guest:
+        """`xl create`; returns when it counts."""
+        config = Path("/tmp", f"{self.name}.cfg")
+        config.write_text(self._config())
+        done = run(["xl", "create", config], limit=120)
+        assert done.status == 0, f"xl create: {done.output}"
+        self.wait_for_count(1, COUNTS_SECONDS[self.kind])
+        return self
+
+    def _config(self) -> str:
+        lines = {
+            "name": self.name,
+            "type": self.kind,
+            "kernel": str(dom0_kernel()),
+            "ramdisk": str(RAMDISK),
+            "cmdline": self.cmdline,
+            "on_crash": "destroy",
+        }
+        if self.kind == "hvm":
+            lines |= {"vga": "none"}
+        numbers = {"memory": self.memory, "vcpus": 1}
+        if self.kind == "hvm":
+            numbers |= {"vnc": 0}
+        return "".join(
+            [
+                *(f'{name} = "{value}"\n' for name, value in lines.items()),
+                *(f"{name} = {number}\n" for name, number in numbers.items()),
+            ]
+        )
+
+    @property
+    def console(self) -> str:
+        """All that it has written, in every place that it has lived."""
+        for name in (self.name, f"{self.name}--incoming"):
+            path = CONSOLES / f"guest-{name}.log"
+            if path.exists():
+                with open(path, "rb") as log:
+                    log.seek(self._read.get(path, 0))
+                    new = log.read()
+                self._read[path] = self._read.get(path, 0) + len(new)
+                self._text += new.decode(errors="replace")
+        return self._text
+
+    @property
+    def counts(self) -> list[int]:
+        """Every number that it has written."""
+        return [int(number) for number in _COUNT.findall(self.console)]
+
+    @property
+    def count(self) -> int:
+        """The last number, -1 before the first."""
+        return self.counts[-1] if self.counts else -1
+
+    def wait_for_count(self, number: int, limit: float = 60) -> None:
+        """AssertionError with the console's end where it does not come to count so far."""
+        try:
+            wait_until(f"{self.name} counts to {number}", lambda: self.count >= number, limit)
+        except AssertionError as late:
+            raise AssertionError(f"{late}; its console ends: {self.console[-1500:]}") from None
+
+    def goes_on(self, seconds: int = 3, limit: float = 60) -> None:
+        """It counts on, `seconds` more numbers, and in all its life has left out no number and
+        written none twice: AssertionError otherwise."""
+        self.wait_for_count(self.count + seconds, limit)
+        counts = self.counts
+        assert counts == list(range(len(counts))), f"{self.name} counted {counts}"
+        assert "damaged" not in self.console, f"{self.name}: {self.console[-500:]}"

@@ -1,0 +1,190 @@
+"""What a scenario works with: guests, and `xl` with either helper."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tests.xen.dom0.commands import Ended, Program, run, wait_until
+from tests.xen.dom0.guest import CONSOLES, Guest
+
+OURS: Final = Path("/usr/local/bin/xen-save-helper")
+XEN_BIN: Final = Path(os.environ.get("RIG_XEN_BIN", "/usr/lib/xen-4.17/bin"))
+LIBXL: Final = XEN_BIN / "libxl-save-helper"
+"""libxl's own helper."""
+
+_LOGS: Final = (CONSOLES, Path("/var/log/xen"))
+
+
+def xen_version() -> str:
+    """The running hypervisor's, such as "4.17.5"."""
+    version = Path("/sys/hypervisor/version")
+    parts = [(version / name).read_text().strip() for name in ("major", "minor", "extra")]
+    return f"{parts[0]}.{parts[1]}{parts[2]}"
+
+
+@dataclass(frozen=True)
+class DomainRow:
+    """A line of `xl list`."""
+
+    name: str
+    domid: int
+    memory: int
+    state: str
+
+
+class Lab:
+    """One scenario's: its guests have names of their own, its results go to one directory."""
+
+    def __init__(self, results: Path) -> None:
+        self.results = results
+        self.directory = Path("/tmp/lab")
+        self.directory.mkdir(exist_ok=True)
+        self._figures: dict[str, Any] = {}
+        self._made = 0
+
+    def guest(self, kind: str, memory: int = 0, cmdline: str = "", dirty: int = 0) -> Guest:
+        """A new guest (`Guest` for the parameters), which counts already."""
+        self._made += 1
+        return Guest(f"{kind}{self._made}", kind, memory, cmdline, dirty).create()
+
+    def figure(self, name: str, value: Any) -> None:
+        """Put something measured into the scenario's result; any value that JSON has."""
+        self._figures[name] = value
+        (self.results / "figures.json").write_text(json.dumps(self._figures))
+
+    def domains(self) -> dict[str, DomainRow]:
+        """The guests that there are, by name, those that are being built or destroyed too."""
+        rows = {}
+        done = subprocess.run(
+            ["xl", "list"], check=True, capture_output=True, text=True, timeout=30
+        )
+        for line in done.stdout.splitlines()[1:]:
+            name, domid, memory, _vcpus, state, _time = line.rsplit(None, 5)
+            if domid != "0":
+                rows[name] = DomainRow(name, int(domid), int(memory), state)
+        return rows
+
+    def save(
+        self,
+        guest: Guest,
+        file: Path,
+        helper: Path = OURS,
+        env: Mapping[str, str | None] | None = None,
+        limit: float = 120,
+    ) -> Ended:
+        """`xl save`, which must succeed and leave no domain."""
+        done = self.xl(["save", guest.name, file], helper, env, limit)
+        assert done.status == 0, f"xl save: {done.output}"
+        assert guest.name not in self.domains()
+        return done
+
+    def restore(
+        self,
+        guest: Guest,
+        file: Path,
+        helper: Path = OURS,
+        env: Mapping[str, str | None] | None = None,
+        limit: float = 120,
+    ) -> Ended:
+        """`xl restore`, which must succeed; the guest must go on from where it was."""
+        done = self.xl(["restore", file], helper, env, limit)
+        assert done.status == 0, f"xl restore: {done.output}"
+        guest.goes_on()
+        return done
+
+    def migrate(
+        self,
+        guest: Guest,
+        sender: Path = OURS,
+        receiver: Path = OURS,
+        env: Mapping[str, str | None] | None = None,
+        capture: Path | None = None,
+        limit: float = 180,
+    ) -> Ended:
+        """`xl migrate` to this same host, which must succeed; the guest must go on, once.
+        `capture` gets all that goes to the receiver."""
+        before = self.domains()[guest.name].domid
+        program = self.start_migrate(guest, sender, receive_command(receiver, capture), env)
+        done = program.end(limit)
+        assert done.status == 0, f"xl migrate: {done.output}"
+        self.assert_only(guest)
+        assert self.domains()[guest.name].domid != before
+        guest.goes_on()
+        return done
+
+    def start_migrate(
+        self,
+        guest: Guest,
+        sender: Path = OURS,
+        receive: str = "exec xl migrate-receive",
+        env: Mapping[str, str | None] | None = None,
+    ) -> Program:
+        """`xl migrate` with a shell command in place of ssh and the other host."""
+        return self.start_xl(["migrate", "-s", "", guest.name, receive], sender, env)
+
+    def xl(
+        self,
+        arguments: Sequence[str | Path],
+        helper: Path = OURS,
+        env: Mapping[str, str | None] | None = None,
+        limit: float = 60,
+    ) -> Ended:
+        return self.start_xl(arguments, helper, env).end(limit)
+
+    def start_xl(
+        self,
+        arguments: Sequence[str | Path],
+        helper: Path = OURS,
+        env: Mapping[str, str | None] | None = None,
+    ) -> Program:
+        return Program(["xl", *arguments], {**helper_variable(helper), **(env or {})})
+
+    def assert_only(self, guest: Guest) -> None:
+        """There is this guest and no other one."""
+        assert list(self.domains()) == [guest.name]
+
+    def assert_runs_on(self, guest: Guest, limit: float = 60) -> None:
+        """The only guest, under its own name, never replaced, and it counts on."""
+        wait_until("there is only the guest", lambda: list(self.domains()) == [guest.name], limit)
+        guest.goes_on(limit=limit)
+
+    def verify_stream(self, file: Path, layer: str = "xl", limit: float = 120) -> None:
+        """Xen's own verifier accepts the stream."""
+        library = XEN_BIN.parent / "lib" / "python"
+        done = run(
+            ["python3", XEN_BIN / "verify-stream-v2", "-f", layer, "-v", "-i", file],
+            limit,
+            {"PYTHONPATH": str(library)},
+        )
+        assert done.status == 0, f"verify-stream-v2: {done.output[-1000:]}"
+
+    def collect_logs(self, with_hypervisor: bool) -> None:
+        """Copy consoles and Xen's logs to the results."""
+        logs = self.results / "logs"
+        for directory in _LOGS:
+            for path in directory.glob("*.log"):
+                logs.mkdir(exist_ok=True)
+                shutil.copy(path, logs / path.name)
+        if with_hypervisor:
+            logs.mkdir(exist_ok=True)
+            done = run(["xl", "dmesg"], limit=30)
+            (logs / "xl-dmesg").write_text(done.output[-20000:])
+
+
+def helper_variable(helper: Path) -> dict[str, str | None]:
+    """The environment that makes libxl use it; libxl's own helper is what it uses without."""
+    return {"LIBXL_SAVE_HELPER": None if helper == LIBXL else str(helper)}
+
+
+def receive_command(helper: Path = OURS, capture: Path | None = None) -> str:
+    """A shell command for `xl migrate -s ''`: receive on this same host."""
+    variable = "-u LIBXL_SAVE_HELPER" if helper == LIBXL else f"LIBXL_SAVE_HELPER={helper}"
+    receive = f"env {variable} xl migrate-receive"
+    return f"exec {receive}" if capture is None else f"tee {capture} | {receive}"

@@ -1,0 +1,121 @@
+"""QEMU with Xen and a dom0 in it, and how it is told that the emulator, not Xen, stands still."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from tests.xen.images import Image
+
+MEMORY_MIB: Final = 4096
+HVM_MEMORY_MIB: Final = 6000
+
+_CPU: Final = "max,-rdtscp,-xsave,-xsaveopt,-avx,-avx2,-fma,-f16c,-pku,-pks"
+"""A PVH guest dies where there is RDTSCP; without AVX and XSAVE the emulation is steadiest."""
+_XEN_OPTIONS: Final = (
+    "console=com1 com1=115200,8n1 dom0_mem=2048M,max:2048M loglvl=warning "
+    "smap=0 smep=0 xpti=no pcid=no spec-ctrl=no"
+)
+"""With SMAP or SMEP the dom0 kernel crashes at its first instructions under emulation."""
+_DOM0_OPTIONS: Final = "root=/dev/vda rw console=hvc0 init=/sbin/rig-init"
+
+SILENCE_SECONDS: Final = 20.0
+"""So long without dom0's heartbeat, and as long idle, is frozen."""
+IDLE_SHARE: Final = 0.2
+"""Of one processor: a QEMU that used less did nothing."""
+_END_SECONDS: Final = 20
+
+
+def is_frozen(silence: float, used: float) -> bool:
+    """dom0 has shown no life for `silence` seconds, in which QEMU used `used` processor seconds.
+
+    A busy QEMU with a silent dom0 is slow or hangs in a loop of dom0's or Xen's own: that is for
+    the time limits to tell.
+    """
+    return silence >= SILENCE_SECONDS and used < IDLE_SHARE * silence
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is booted: the image, a hypervisor in place of the image's own, memory for HVM."""
+
+    image: Image
+    xen: Path
+    hvm: bool = False
+
+
+class Emulator:
+    """A running QEMU. `share` is seen in dom0 by the 9p tag `host`; the disk forgets."""
+
+    def __init__(self, setup: Setup, share: Path, console: Path) -> None:
+        self._console = console
+        self._heartbeat = share / "heartbeat"
+        with open(console, "wb") as out:
+            self._process = subprocess.Popen(
+                _command(setup, share),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._usage = psutil.Process(self._process.pid)
+        self._last_beat = 0.0
+        self._life = time.monotonic(), 0.0
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def status(self) -> int | None:
+        return self._process.poll()
+
+    def frozen(self) -> bool:
+        """To be asked every second or so."""
+        try:
+            times = self._usage.cpu_times()
+        except psutil.NoSuchProcess:
+            return False
+        now, used = time.monotonic(), times.user + times.system
+        try:
+            beat = self._heartbeat.stat().st_mtime
+        except FileNotFoundError:
+            beat = 0.0
+        if beat != self._last_beat or used - self._life[1] >= IDLE_SHARE * SILENCE_SECONDS:
+            self._last_beat = beat
+            self._life = now, used
+        since, before = self._life
+        return is_frozen(now - since, used - before)
+
+    def console_tail(self, lines: int = 40) -> str:
+        """The last lines of Xen's and dom0's console."""
+        text = self._console.read_bytes()[-20000:].decode(errors="replace")
+        return "\n".join(text.replace("\r", "").splitlines()[-lines:])
+
+    def end(self) -> None:
+        """Pull the plug."""
+        self._process.kill()
+        self._process.wait(_END_SECONDS)
+
+
+def _command(setup: Setup, share: Path) -> list[str]:
+    image = setup.image
+    return [
+        "qemu-system-x86_64",
+        *("-accel", "tcg,thread=multi"),
+        *("-cpu", _CPU),
+        *("-m", str(HVM_MEMORY_MIB if setup.hvm else MEMORY_MIB)),
+        *("-smp", "1"),
+        *("-nographic", "-no-reboot"),
+        *("-kernel", str(setup.xen)),
+        *("-initrd", f"{image.kernel} {_DOM0_OPTIONS},{image.initrd}"),
+        *("-append", _XEN_OPTIONS),
+        *("-drive", f"file={image.root},if=virtio,format=raw,snapshot=on"),
+        *("-virtfs", f"local,path={share},mount_tag=host,security_model=none"),
+        *("-net", "none"),
+    ]

@@ -1,0 +1,179 @@
+"""A booted dom0: run a scenario or a script in it, and get back how that went.
+
+The share's layout is told in `tests.xen.dom0.agent`, the other end.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tests.xen import guest_ramdisk, host_tools
+from tests.xen.cache import REPOSITORY
+from tests.xen.emulator import Emulator, Setup
+
+BOOT_SECONDS: Final = 240
+_AFTER_LIMIT_SECONDS: Final = 120
+"""The agent ends what takes too long, and clears up; beyond that it hangs itself."""
+_POLL_SECONDS: Final = 0.2
+_FREEZE_POLL_SECONDS: Final = 2.0
+_OUR_PROGRAMS: Final = ("python", "xen-save-helper", "xen-toolstack", "pip")
+
+Listener = Callable[[str], None]
+
+
+class EmulatorError(Exception):
+    """The emulator froze, or crashed a program that is not ours: nothing is proved by it."""
+
+
+class MachineError(Exception):
+    """dom0 did not come up or went away; says what its console said last."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one request went. `outcome`: passed, failed, timeout. `faults` are the kernel's lines on
+    programs that crashed, `left_over` what could not be cleared away."""
+
+    outcome: str
+    seconds: float
+    output: str
+    figures: dict[str, Any] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    left_over: list[str] = field(default_factory=list)
+
+
+class Machine:
+    """Boots when made; `close` it."""
+
+    def __init__(self, setup: Setup, wheel: Path, directory: Path) -> None:
+        """`directory` (new or empty) gets the console and all results.
+
+        Raises EmulatorError, MachineError, host_tools.MissingToolsError.
+        """
+        host_tools.need("qemu-system-x86_64")
+        self.directory = directory
+        self.usable = True
+        self._requests = 0
+        self._share = directory / "share"
+        _fill(self._share, wheel)
+        started = time.monotonic()
+        self._emulator = Emulator(setup, self._share, directory / "console")
+        try:
+            for _ in self._until(self._share / "boot.json", BOOT_SECONDS, "boot"):
+                pass
+            ready = json.loads((self._share / "boot.json").read_text())
+            if "error" in ready:
+                raise MachineError(ready["error"])
+        except BaseException:
+            self.close()
+            raise
+        self.boot_seconds = time.monotonic() - started
+        self.xen: str = ready["xen"]
+        self.install_seconds: float = ready["install_seconds"]
+
+    def run_scenario(self, name: str, limit: float) -> Outcome:
+        return self._run({"scenario": name, "limit": limit}, limit, None)
+
+    def run_script(self, script: Path, limit: float, listener: Listener) -> Outcome:
+        """`listener` hears its output as it comes."""
+        copy = self._share / "rig" / "scripts" / script.name
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(script, copy)
+        path = f"/host/rig/scripts/{script.name}"
+        return self._run({"script": path, "limit": limit}, limit, listener)
+
+    def results(self) -> Path:
+        """Of the last request: its output, logs, and what it put there itself."""
+        return self._share / "results" / str(self._requests)
+
+    def close(self) -> None:
+        self.usable = False
+        self._emulator.end()
+
+    def _run(self, request: dict[str, Any], limit: float, listener: Listener | None) -> Outcome:
+        """Raises EmulatorError, MachineError; the machine is then of no more use."""
+        self._requests += 1
+        requests = self._share / "requests"
+        scratch = requests / "next"
+        scratch.write_text(json.dumps(request))
+        scratch.rename(requests / f"{self._requests}.json")
+        results, heard = self.results(), 0
+        what = request.get("scenario") or request["script"]
+        for _ in self._until(results / "outcome.json", limit + _AFTER_LIMIT_SECONDS, what):
+            if listener is not None:
+                heard += _tell(results / "output", heard, listener)
+        if listener is not None:
+            _tell(results / "output", heard, listener)
+        told = json.loads((results / "outcome.json").read_text())
+        self.usable = not told["left_over"]
+        return self._judged(told, results)
+
+    def _judged(self, told: dict[str, Any], results: Path) -> Outcome:
+        foreign = [f for f in told["faults"] if not f["program"].startswith(_OUR_PROGRAMS)]
+        if told["outcome"] != "passed" and foreign:
+            self.usable = False
+            lines = "; ".join(fault["line"] for fault in foreign)
+            raise EmulatorError(f"a program that is not ours crashed: {lines}")
+        figures = results / "figures.json"
+        return Outcome(
+            outcome=told["outcome"],
+            seconds=told["seconds"],
+            output=(results / "output").read_text(errors="replace"),
+            figures=json.loads(figures.read_text()) if figures.exists() else {},
+            faults=[fault["line"] for fault in told["faults"]],
+            left_over=told["left_over"],
+        )
+
+    def _until(self, path: Path, limit: float, what: str) -> Iterator[None]:
+        end = time.monotonic() + limit
+        next_look = 0.0
+        while not path.exists():
+            now = time.monotonic()
+            if now >= next_look:
+                next_look = now + _FREEZE_POLL_SECONDS
+                self._look(what)
+            if now >= end:
+                self._lost(f"{what}: nothing within {limit:g} s")
+            yield
+            time.sleep(_POLL_SECONDS)
+
+    def _look(self, what: str) -> None:
+        if not self._emulator.running:
+            self._lost(f"{what}: dom0 went down, QEMU ended with {self._emulator.status}")
+        if self._emulator.frozen():
+            self.usable = False
+            raise EmulatorError(
+                f"{what}: QEMU idle and no heartbeat of dom0; its console ends:\n"
+                f"{self._emulator.console_tail()}"
+            )
+
+    def _lost(self, why: str) -> None:
+        self.usable = False
+        raise MachineError(f"{why}; dom0's console ends:\n{self._emulator.console_tail()}")
+
+
+def _tell(output: Path, heard: int, listener: Listener) -> int:
+    if not output.exists():
+        return 0
+    with open(output, "rb") as file:
+        file.seek(heard)
+        new = file.read()
+    if new:
+        listener(new.decode(errors="replace"))
+    return len(new)
+
+
+def _fill(share: Path, wheel: Path) -> None:
+    for name in ("rig/tests", "requests", "results"):
+        (share / name).mkdir(parents=True)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copy(REPOSITORY / "tests" / "__init__.py", share / "rig" / "tests")
+    shutil.copytree(REPOSITORY / "tests" / "xen", share / "rig" / "tests" / "xen", ignore=ignored)
+    shutil.copy(wheel, share / "rig")
+    guest_ramdisk.build(share / "rig" / "guest.cpio")

@@ -1,0 +1,153 @@
+"""Which machine runs what, and what is run again: never a scenario that failed, at most twice one
+that the emulator spoiled."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tests.xen.emulator import Setup
+from tests.xen.images import SUITES, image
+from tests.xen.machine import EmulatorError, Machine, MachineError, Outcome
+from tests.xen.report import Row, print_table
+from tests.xen.scenarios import SCENARIOS
+from tests.xen.scenarios.scenario import Scenario
+from tests.xen.wheel import wheel
+
+SCENARIOS_PER_BOOT: Final = 6
+"""A boot costs half a minute; a fresh one every now and then keeps a fault from spreading."""
+RETRIES: Final = 2
+
+
+def setup_of(suite: str, shadow: bool, hvm: bool) -> Setup:
+    """The machine for a scenario; makes the image where there is none."""
+    made = image(SUITES[suite])
+    return Setup(made, made.xen, hvm)
+
+
+class Machines:
+    """One machine at a time: booted when needed, kept for some scenarios of the same setup."""
+
+    def __init__(self, directory: Path) -> None:
+        """`directory` gets a directory for each boot."""
+        self.boots = 0
+        self.spoiled: list[str] = []
+        self._directory = directory
+        self._machine: Machine | None = None
+        self._setup: Setup | None = None
+        self._ran = 0
+
+    def run(self, scenario: Scenario, suite: str) -> Outcome:
+        """Raises EmulatorError where the emulator spoiled it three times; MachineError where dom0
+        went down under it."""
+        setup = setup_of(suite, scenario.shadow, scenario.hvm)
+        for attempt in range(RETRIES + 1):
+            try:
+                return self._ready(setup).run_scenario(scenario.name, scenario.limit)
+            except EmulatorError as spoiled:
+                self.close()
+                self.spoiled.append(f"{scenario.name} ({suite}): {spoiled}")
+                print(f"tests.xen: the emulator failed, not {scenario.name}: {spoiled}", flush=True)
+                if attempt == RETRIES:
+                    raise
+            except MachineError:
+                self.close()
+                raise
+        raise AssertionError("not reached")
+
+    def close(self) -> None:
+        if self._machine is not None:
+            self._machine.close()
+            self._machine = None
+
+    def _ready(self, setup: Setup) -> Machine:
+        full = self._ran >= SCENARIOS_PER_BOOT
+        if self._machine is not None and (full or setup != self._setup or not self._machine.usable):
+            self.close()
+        if self._machine is None:
+            self.boots += 1
+            directory = self._directory / f"boot-{self.boots}"
+            directory.mkdir(parents=True)
+            self._machine = Machine(setup, wheel(), directory)
+            self._setup, self._ran = setup, 0
+            print(
+                f"tests.xen: Xen {self._machine.xen} up after {self._machine.boot_seconds:.0f} s "
+                f"(of that {self._machine.install_seconds:.0f} s to install the package)",
+                flush=True,
+            )
+        self._ran += 1
+        return self._machine
+
+
+def run_scenarios(names: list[str], suites: list[str], jobs: int, keep: Path | None) -> int:
+    """Run scenarios (all where `names` is empty) on `suites`, print the table; 0 if all passed."""
+    rows: list[Row] = []
+    with _directory(keep) as directory:
+        machines = Machines(directory)
+        try:
+            for suite in suites:
+                for scenario in SCENARIOS:
+                    if suite in scenario.suites and (not names or scenario.name in names):
+                        rows.append(_run_one(machines, scenario, suite))
+        finally:
+            machines.close()
+    print_table(rows, machines.boots, machines.spoiled)
+    return 0 if rows and all(row.passed for row in rows) else 1
+
+
+def run_script(
+    script: Path, suite: str, shadow: bool, hvm: bool, limit: float, keep: Path | None
+) -> int:
+    """Boot, run a script, print what it says; 0 if it ended with 0.
+
+    Raises EmulatorError, MachineError.
+    """
+    with _directory(keep) as directory:
+        machine = Machine(setup_of(suite, shadow, hvm), wheel(), directory)
+        try:
+            print(f"tests.xen: Xen {machine.xen} up after {machine.boot_seconds:.0f} s", flush=True)
+            outcome = machine.run_script(script, limit, _say)
+        finally:
+            machine.close()
+    for line in outcome.faults:
+        print(f"tests.xen: crashed: {line}")
+    print(f"tests.xen: {outcome.outcome} after {outcome.seconds:.1f} s")
+    return 0 if outcome.outcome == "passed" else 1
+
+
+def _run_one(machines: Machines, scenario: Scenario, suite: str) -> Row:
+    print(f"tests.xen: {suite}: {scenario.name} ...", flush=True)
+    try:
+        outcome = machines.run(scenario, suite)
+    except (EmulatorError, MachineError) as lost:
+        print(f"tests.xen: {scenario.name}: {lost}", flush=True)
+        kind = "emulator" if isinstance(lost, EmulatorError) else "lost"
+        return Row(suite, scenario.name, kind, 0.0, {})
+    if outcome.outcome != "passed":
+        print(outcome.output, flush=True)
+    for line in outcome.faults:
+        print(f"tests.xen: crashed: {line}", flush=True)
+    print(
+        f"tests.xen: {suite}: {scenario.name}: {outcome.outcome} ({outcome.seconds:.0f} s)",
+        flush=True,
+    )
+    return Row(suite, scenario.name, outcome.outcome, outcome.seconds, outcome.figures)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+@contextmanager
+def _directory(keep: Path | None) -> Iterator[Path]:
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="xen-rig-") as scratch:
+            yield Path(scratch)
+    else:
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep

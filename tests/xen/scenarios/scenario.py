@@ -1,0 +1,30 @@
+"""What a scenario says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.xen.dom0.lab import Lab
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`run` inside dom0, on the dom0 of each of `suites`, may take `limit` seconds.
+
+    `shadow`: on a Xen built with shadow paging and memory paging, which Debian's is not.
+    `hvm`: it has HVM guests with a device model, which take more memory.
+    """
+
+    name: str
+    run: Callable[[Lab], None]
+    suites: tuple[str, ...] = ("bookworm",)
+    shadow: bool = False
+    hvm: bool = False
+    limit: float = 300
+
+
+BOTH = ("bookworm", "trixie")
+"""Suites of a scenario that holds for every ABI of libxenguest."""

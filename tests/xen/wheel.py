@@ -1,0 +1,60 @@
+"""Our package as a user gets it: a wheel of the checkout, as it stands now."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from tests.xen.cache import CACHE, REPOSITORY, exclusive
+
+_SOURCES: Final = ("pyproject.toml", "README.md", "LICENSE", "ipc_schema", "helper", "toolstack")
+_BUILD_SECONDS: Final = 300
+_KEPT: Final = 5
+
+
+def wheel() -> Path:
+    """The checkout's wheel; built now where its sources are not those of a kept one.
+
+    Raises subprocess.CalledProcessError.
+    """
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix="wheel-") as scratch:
+        # A copy, because the build writes beside the sources, and picks up what it finds there.
+        source = Path(scratch, "source")
+        source.mkdir()
+        for name in _SOURCES:
+            if (REPOSITORY / name).is_dir():
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(REPOSITORY / name, source / name, ignore=ignored)
+            else:
+                shutil.copy(REPOSITORY / name, source / name)
+        kept = CACHE / "wheels" / _digest(source)
+        with exclusive("wheels"):
+            if not kept.is_dir():
+                _build(source, Path(scratch, "built"), kept)
+        (found,) = kept.glob("*.whl")
+        return found
+
+
+def _digest(tree: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(tree.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(tree)}\0".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _build(source: Path, built: Path, kept: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(built)]
+    subprocess.run([*command, str(source)], check=True, timeout=_BUILD_SECONDS)
+    kept.parent.mkdir(exist_ok=True)
+    built.rename(kept)
+    by_age = sorted(kept.parent.iterdir(), key=lambda path: path.stat().st_mtime)
+    for old in by_age[:-_KEPT]:
+        shutil.rmtree(old)
