@@ -8,8 +8,9 @@ with readv into the mapped pages.
 from __future__ import annotations
 
 import errno
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Self
 
 import numpy as np
@@ -112,36 +113,72 @@ class PageWriter:
 
 
 class MapAhead:
-    """Makes the next batch ready while one is written: mapping takes about a third of the time.
+    """The batches of a round, a few of them made ready while one is written: finding and mapping
+    the pages takes about a third of the time.
 
-    In a thread of its own, which is at work on the domain only between `start` and `take`; the
-    domain may be used otherwise outside that. Leaving the block ends the thread.
+    A thread of its own walks `dirty` from its start to its end; behind it, bits may be cleared.
+    The domain is that thread's for as long as the block lasts. Batches that were made ready and
+    not taken are released at its end.
     """
 
-    def __init__(self, pages: PageWriter, record: int) -> None:
+    _DEPTH = 4
+
+    def __init__(self, pages: PageWriter, record: int, dirty: Bitmap) -> None:
         self._pages = pages
         self._record = record
-        self._upcoming: Future[Batch] | None = None
-        self._thread = ThreadPoolExecutor(1, "map ahead")
+        self._dirty = dirty
+        self._stopping = False
+        self._room: SimpleQueue[None] = SimpleQueue()
+        self._ready: SimpleQueue[Batch | Exception | None] = SimpleQueue()
+        self._next: Batch | None = None
+        self._thread = threading.Thread(target=self._prepare_all, name="map ahead")
 
     def __enter__(self) -> Self:
+        for _ in range(self._DEPTH):
+            self._room.put(None)
+        self._thread.start()
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self._thread.shutdown()
-        upcoming, self._upcoming = self._upcoming, None
-        if upcoming is not None and upcoming.exception() is None:
-            self._pages.release(upcoming.result())
+        self._stopping = True
+        self._room.put(None)
+        self._thread.join()
+        left: list[Batch | Exception | None] = [self._next]
+        while not self._ready.empty():
+            left.append(self._ready.get())
+        for batch in left:
+            if isinstance(batch, Batch):
+                self._pages.release(batch)
 
-    def start(self, pfns: Pfns) -> None:
-        """Begin with the next batch."""
-        self._upcoming = self._thread.submit(self._prepare, pfns)
+    def more(self) -> bool:
+        """Wait for the next batch; False after the last. Raises what went wrong with it."""
+        if self._next is None:
+            upcoming = self._ready.get()
+            if isinstance(upcoming, Exception):
+                raise upcoming
+            self._next = upcoming
+        return self._next is not None
 
     def take(self) -> Batch:
-        """The batch that was begun with. Raises what went wrong with it."""
-        assert self._upcoming is not None
-        upcoming, self._upcoming = self._upcoming, None
-        return upcoming.result()
+        """The batch that `more` has seen; it is the caller's to send."""
+        assert self._next is not None
+        batch, self._next = self._next, None
+        self._room.put(None)
+        return batch
+
+    def _prepare_all(self) -> None:
+        try:
+            pfns, position = set_bits(self._dirty, 0, MAX_BATCH_SIZE)
+            while len(pfns):
+                self._room.get()
+                if self._stopping:
+                    break
+                self._ready.put(self._prepare(pfns))
+                pfns, position = set_bits(self._dirty, position, MAX_BATCH_SIZE)
+        except Exception as error:
+            self._ready.put(error)
+        else:
+            self._ready.put(None)
 
     def _prepare(self, pfns: Pfns) -> Batch:
         batch = self._pages.prepare(self._record, pfns)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from helper.hypervisors.interface import Bitmap, Domain
-from helper.page_stream import MAX_BATCH_SIZE, MapAhead, PageWriter, set_bits
+from helper.page_stream import MapAhead, PageWriter
 from helper.parameters import Statistics
 from helper.reporter import Reporter
 from ipc_schema.libxc_record_types import RecordType, record_number
@@ -126,20 +126,14 @@ class Rounds:
         decision = PrecopyPolicy.CONTINUE_PRECOPY
         written = 0
         contents = 0
-        following, position = set_bits(self.dirty, 0, MAX_BATCH_SIZE)
-        with MapAhead(self._pages, self._page_data) as ahead:
-            if len(following):
-                ahead.start(following)
-            while len(following):
+        with MapAhead(self._pages, self._page_data, self.dirty) as ahead:
+            while ahead.more():
                 if policy is not None:
                     decision = self._ask(policy, UNKNOWN)
                     if decision is not PrecopyPolicy.CONTINUE_PRECOPY:
                         self._deferred |= self.dirty
                         break
                 batch = ahead.take()
-                following, position = set_bits(self.dirty, position, MAX_BATCH_SIZE)
-                if len(following):
-                    ahead.start(following)
                 self._pages.send(batch)
                 self.dirty[batch.pfns] = False
                 written += len(batch.pfns)
