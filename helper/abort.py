@@ -60,6 +60,10 @@ class Abort:
         self._reading = False
         self._unusable = -1
         self._progressed: float | None = None
+        self._moved: Callable[[], int] | None = None
+        self._octets = 0
+        self._octets_grew = 0.0
+        self._nudged = False
         self._stopping = False
         self._thread = threading.Thread(target=self._watch, name="abort watcher", daemon=True)
 
@@ -115,11 +119,19 @@ class Abort:
                 if threading.get_ident() != self._saver:
                     signal.pthread_kill(self._saver, _INTERRUPT)
 
-    def guard_stream(self, fd: int, *, reading: bool = False) -> None:
+    def guard_stream(
+        self, fd: int, *, reading: bool = False, moved: Callable[[], int] | None = None
+    ) -> None:
         """Register the descriptor that an abort makes unusable: for writing, or for `reading` in a
-        restore. Starts the stall clock. An abort that came before takes effect at once."""
+        restore. Starts the stall clock. An abort that came before takes effect at once.
+
+        `moved` is for a stream that is worked on where nobody can say `progress`: how many octets
+        the finished system calls have moved, asked from the watcher's thread while the stream is
+        guarded.
+        """
         with self._lock:
             self._reading = reading
+            self._moved = moved
             mode = os.O_WRONLY if reading else os.O_RDONLY
             self._unusable = os.open("/dev/null", mode | os.O_CLOEXEC)
             if self.errnoval:
@@ -132,6 +144,7 @@ class Abort:
         """The stream is written (or read) to its end; an abort leaves it alone from here on."""
         with self._lock:
             self._stream = -1
+            self._moved = None
             if self._unusable >= 0:
                 os.close(self._unusable)
                 self._unusable = -1
@@ -202,15 +215,27 @@ class Abort:
             return None
         return max(self._stall_limit / 8, 0.01) * 1000
 
+    def _look_at_octets(self) -> None:
+        with self._lock:
+            if self._moved is None:
+                return
+            octets = self._moved()
+        if octets != self._octets:
+            self._octets, self._octets_grew, self._nudged = octets, time.monotonic(), False
+
     def _check_stall(self) -> None:
         stream, since = self._stream, self._progressed
-        if (
-            stream < 0
-            or not self._stall_limit
-            or since is None
-            or time.monotonic() - since < self._stall_limit
-        ):
+        if stream < 0 or not self._stall_limit or since is None:
             return
+        self._look_at_octets()
+        if time.monotonic() - max(since, self._octets_grew) < self._stall_limit:
+            return
+        with self._lock:
+            if self._moved is not None and not self._nudged:
+                # One long write may be slow, not stuck: interrupted, it says how far it has come.
+                self._nudged = True
+                signal.pthread_kill(self._saver, _INTERRUPT)
+                return
         # A stream that is ready was not kept by its peer: then it is we who are slow.
         poll = select.poll()
         poll.register(stream, select.POLLIN if self._reading else select.POLLOUT)

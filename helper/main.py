@@ -10,97 +10,39 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 from helper.abort import SAVE_SIGNALS, Abort
 from helper.channel import ChannelError
-from helper.run import CONTEXT, EXIT_DONE, EXIT_FAILED, Job, report_channel_error, run
-from ipc_schema.authentication import SECRET_SIZE
-from ipc_schema.messages import Dialect, Operation, StreamType
+from helper.command_line import USAGE, Options, UsageError, here, parse, version
+from helper.libxenguest.policy import PrecopyLimits
+from helper.run import CONTEXT, EXIT_DONE, EXIT_FAILED, Engine, Job, report_channel_error, run
+from helper.settings import SettingError, Settings, read_settings
+from ipc_schema.messages import Dialect, Operation, StreamType, callbacks_of
 from ipc_schema.trace import Trace
-
-USAGE: Final = f"""\
-{CONTEXT}: saves or restores one Xen domain for a toolstack, which starts it.
-
-  {CONTEXT} --save-domain NUMBER...      started by libxl (set LIBXL_SAVE_HELPER to this
-  {CONTEXT} --restore-domain NUMBER...   program's path); speaks libxl's protocol on stdin, stdout
-  {CONTEXT} --connect ENDPOINT --secret-fd N [--heartbeat S] [--stream-stall S] [--start-limit S]
-                                           started by xen-toolstack; speaks over ZeroMQ
-
-  --events FILE (or XEN_SAVE_HELPER_EVENTS): append a JSON line for each event.
-With libxl: XEN_SAVE_HELPER_DIALECT ({", ".join(dialect.value for dialect in Dialect)}) where the
-arguments do not tell, XEN_SAVE_HELPER_HYPERVISOR=sim:DIRECTORY for a simulated host,
-XEN_SAVE_HELPER_STREAM_STALL seconds (default 60) that a stream may stand still.
-Exit status: 0 the result was told, 254 the controller is gone, 255 any error of its own.
-"""
-
-
-class UsageError(Exception):
-    """The command line or the environment is not right."""
-
-
-@dataclass
-class _Options:
-    connect: str = ""
-    secret_fd: int = -1
-    heartbeat: float = 10.0
-    stream_stall: float = 60.0
-    start_limit: float = 10.0
-    events: str = ""
 
 
 def main() -> int:
     """Run as a process; returns its exit status."""
     arguments = sys.argv[1:]
     if arguments in (["--help"], ["-h"]):
-        print(USAGE, end="")
+        print(f"{USAGE}\n{here()}")
+        return EXIT_DONE
+    if arguments == ["--version"]:
+        print(f"{CONTEXT} {version()}; {here()}")
         return EXIT_DONE
     try:
-        options, libxl_arguments = _parse(arguments)
-        trace = _open_trace(options.events or os.environ.get("XEN_SAVE_HELPER_EVENTS", ""))
-        if libxl_arguments:
-            _serve_libxl(libxl_arguments, options, trace)
-        _serve_zmq(options, trace)
-    except UsageError as wrong:
-        print(f"{CONTEXT}: {wrong}\n\n{USAGE}", end="", file=sys.stderr)
+        options = parse(arguments)
+        settings = read_settings(os.environ)
+        trace = _open_trace(options.events or settings.events)
+        if options.libxl:
+            _serve_libxl(options, settings, trace)
+        _serve_zmq(options, settings, trace)
+    except (UsageError, SettingError) as wrong:
+        print(f"{CONTEXT}: {wrong}\n\n{USAGE}\n{here()}", file=sys.stderr)
         return EXIT_FAILED
     except ChannelError as over:
         return report_channel_error(over)
-
-
-def _parse(arguments: Sequence[str]) -> tuple[_Options, list[str]]:
-    """Our options, and libxl's part of the command line (empty where it did not start us)."""
-    options = _Options()
-    rest = list(arguments)
-    while rest and rest[0] not in ("--save-domain", "--restore-domain"):
-        option = rest.pop(0)
-        name = option.removeprefix("--").replace("-", "_")
-        if not option.startswith("--") or not hasattr(options, name):
-            raise UsageError(f"{option!r} is no option")
-        if not rest:
-            raise UsageError(f"{option} needs a value")
-        setattr(options, name, _value(option, rest.pop(0), type(getattr(options, name))))
-    if rest and options.connect:
-        raise UsageError("--connect and libxl's arguments exclude each other")
-    if not rest and not options.connect:
-        raise UsageError("--save-domain, --restore-domain or --connect is missing")
-    if not rest and options.secret_fd < 0:
-        raise UsageError("--secret-fd is missing")
-    return options, rest
-
-
-def _value(option: str, text: str, kind: type) -> str | int | float:
-    if kind is str:
-        return text
-    try:
-        number: int | float = kind(text)
-    except ValueError:
-        number = -1
-    if not 0 <= number < 2**31:
-        raise UsageError(f"{option} {text!r}: want a number from 0 on")
-    return number
 
 
 def _open_trace(path: str) -> Trace:
@@ -113,10 +55,6 @@ def _open_trace(path: str) -> Trace:
     return Trace("helper", lambda line: os.write(fd, line))
 
 
-def _signals(operation: Operation) -> frozenset[signal.Signals]:
-    return SAVE_SIGNALS if operation is Operation.SAVE else frozenset()
-
-
 def _exit(status: int) -> NoReturn:
     """End the process while the abort watcher still has the signals: in the interpreter's own
     teardown a late SIGTERM would turn a save that is told as done into a killed one."""
@@ -125,7 +63,10 @@ def _exit(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _serve_zmq(options: _Options, trace: Trace) -> NoReturn:
+def _serve_zmq(options: Options, settings: Settings, trace: Trace) -> NoReturn:
+    from helper.zmq_channel import ZmqChannel
+    from ipc_schema.authentication import SECRET_SIZE
+
     path = options.connect.removeprefix("ipc://")
     if path == options.connect or not os.path.exists(path):
         raise UsageError(f"--connect {options.connect}: want ipc:// and the path of a socket")
@@ -137,20 +78,14 @@ def _serve_zmq(options: _Options, trace: Trace) -> NoReturn:
     if len(secret) != SECRET_SIZE:
         raise UsageError(f"--secret-fd: {len(secret)} octets, want {SECRET_SIZE}")
 
-    from helper.zmq_channel import ZmqChannel
-
     channel = ZmqChannel(options.connect, secret, options.heartbeat)
     try:
         channel.hello()
         trace.event("hello")
         start = channel.wait_for_start(options.secret_fd, options.start_limit)
         trace.event("start", **{name: start[name] for name in start if name != "proof"})
-        job = _job_of_start(start, options.stream_stall)
-        abort = Abort(
-            lifeline=options.secret_fd,
-            signals=_signals(job.operation),
-            stall_limit=options.stream_stall,
-        )
+        job = _job_of_start(start, _stall_limit(options, settings), _limits(settings))
+        abort = _abort(job, options.secret_fd)
         channel.attend(abort)
     except ChannelError:
         channel.close()
@@ -161,34 +96,35 @@ def _serve_zmq(options: _Options, trace: Trace) -> NoReturn:
         _exit(status)
 
 
-def _job_of_start(start: dict[str, Any], stall_limit: float) -> Job:
-    engine = start.pop("engine")
-    if engine != "own":
-        raise ChannelError(errno.ENOTSUP, f"engine {engine!r}: this helper has only its own")
+def _job_of_start(start: dict[str, Any], stall_limit: float, limits: PrecopyLimits | None) -> Job:
+    name = start["engine"]
+    if name not in {engine.value for engine in Engine}:
+        known = " and ".join(engine.value for engine in Engine)
+        raise ChannelError(errno.ENOTSUP, f"engine {name!r}: this helper has {known}")
     try:
-        operation = Operation(start.pop("operation"))
-        stream_type = StreamType(start.pop("stream_type"))
+        enums = {
+            "operation": Operation(start["operation"]),
+            "stream_type": StreamType(start["stream_type"]),
+            "engine": Engine(name),
+        }
     except ValueError as bad:
         raise ChannelError(errno.EPROTO, f"start: {bad}") from None
-    fields = {name: start[name] for name in Job.__dataclass_fields__ if name in start}
-    return Job(operation=operation, stream_type=stream_type, stall_limit=stall_limit, **fields)
+    fields = {name: start[name] for name in Job._fields if name in start} | enums
+    return Job(**fields, stall_limit=stall_limit, limits=limits)
 
 
-def _serve_libxl(arguments: list[str], options: _Options, trace: Trace) -> NoReturn:
+def _serve_libxl(options: Options, settings: Settings, trace: Trace) -> NoReturn:
     from helper.pipe_channel import PipeChannel
     from ipc_schema import helper_arguments
 
-    name = os.environ.get("XEN_SAVE_HELPER_DIALECT", "")
     try:
-        given = helper_arguments.parse(arguments, _dialect(name) if name else None)
+        dialect = _dialect(settings.dialect) if settings.dialect else None
+        given = helper_arguments.parse(options.libxl, dialect)
     except ValueError as bad:
         raise UsageError(str(bad)) from None
-    stall = os.environ.get("XEN_SAVE_HELPER_STREAM_STALL", "")
-    stall_limit = float(_value("XEN_SAVE_HELPER_STREAM_STALL", stall, float)) if stall else 60.0
+    trace.event("start", arguments=list(options.libxl), dialect=given.dialect.value)
     answers, messages = _take_pipes()
-    abort = Abort(lifeline=answers, signals=_signals(given.operation), stall_limit=stall_limit)
-    channel = PipeChannel(answers, messages, given.dialect, given.cbflags, abort)
-    hypervisor = os.environ.get("XEN_SAVE_HELPER_HYPERVISOR", "xen")
+    is_xen = settings.hypervisor == "xen"
     job = Job(
         operation=given.operation,
         domid=given.domid,
@@ -200,11 +136,16 @@ def _serve_libxl(arguments: list[str], options: _Options, trace: Trace) -> NoRet
         store_domid=given.store_domid,
         console_evtchn=given.console_evtchn,
         console_domid=given.console_domid,
-        hypervisor=hypervisor,
+        hypervisor=settings.hypervisor,
+        engine=Engine.LIBXENGUEST if is_xen else Engine.OWN,
         bandwidth=0,
-        postcopy=given.back_fd >= 0 and channel.provides("postcopy_transition"),
-        stall_limit=stall_limit,
+        postcopy="postcopy_transition" in callbacks_of(given.cbflags, given.dialect)
+        and given.back_fd >= 0,
+        stall_limit=_stall_limit(options, settings),
+        limits=_limits(settings),
     )
+    abort = _abort(job, answers)
+    channel = PipeChannel(answers, messages, given.dialect, given.cbflags, abort)
     with abort:
         _exit(run(job, channel, abort, trace))
 
@@ -215,6 +156,29 @@ def _dialect(name: str) -> Dialect:
     except ValueError:
         known = ", ".join(dialect.value for dialect in Dialect)
         raise ValueError(f"XEN_SAVE_HELPER_DIALECT {name!r}: want one of {known}") from None
+
+
+def _stall_limit(options: Options, settings: Settings) -> float:
+    return settings.stream_stall if options.stream_stall is None else options.stream_stall
+
+
+def _limits(settings: Settings) -> PrecopyLimits | None:
+    """None where nothing of it is set: the engine's own policy is in force then."""
+    limits = PrecopyLimits(
+        settings.max_iterations,
+        settings.dirty_threshold,
+        settings.max_downtime_ms,
+        settings.abort_after,
+    )
+    return None if limits == PrecopyLimits() else limits
+
+
+def _abort(job: Job, lifeline: int) -> Abort:
+    if job.operation is Operation.SAVE:
+        return Abort(lifeline=lifeline, signals=SAVE_SIGNALS, stall_limit=job.stall_limit)
+    # Python's own handler of SIGINT would wait for libxc to come back.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return Abort(lifeline=lifeline, signals=frozenset(), stall_limit=job.stall_limit)
 
 
 def _take_pipes() -> tuple[int, int]:

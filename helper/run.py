@@ -10,7 +10,8 @@ import os
 import sys
 import traceback
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Final
+from enum import Enum
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from helper.abort import Abort
 from helper.channel import Channel, ChannelError
@@ -21,6 +22,7 @@ from ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
     from helper.hypervisors.interface import Domain
+    from helper.libxenguest.policy import PrecopyLimits
 
 EXIT_DONE: Final = 0
 """`complete` was told and answered, whatever libxc's result."""
@@ -32,8 +34,14 @@ CONTEXT: Final = "xen-save-helper"
 _NO_ERRNO: Final = 2**32 - 1
 
 
-@dataclass(frozen=True)
-class Job:
+class Engine(Enum):
+    """What does the work on the domain."""
+
+    OWN = "own"
+    LIBXENGUEST = "libxenguest"
+
+
+class Job(NamedTuple):
     """What to do: `start`, or libxl's command line and the environment."""
 
     operation: Operation
@@ -47,9 +55,12 @@ class Job:
     console_evtchn: int
     console_domid: int
     hypervisor: str
+    engine: Engine
     bandwidth: int
     postcopy: bool
     stall_limit: float
+    limits: PrecopyLimits | None
+    """Of the environment, for a controller that has no precopy policy; None for the engine's."""
 
 
 @dataclass
@@ -120,6 +131,10 @@ def _errno_of(bad: Exception) -> int:
 
 
 def _with_engine(job: Job, channel: Channel, abort: Abort, trace: Trace) -> _Outcome:
+    trace.event("engine", engine=job.engine.value, hypervisor=job.hypervisor)
+    if job.engine is Engine.LIBXENGUEST:
+        return _with_libxenguest(job, channel, abort, trace)
+
     from helper.hypervisors import open_domain
 
     domain = open_domain(job.hypervisor, job.domid)
@@ -130,6 +145,22 @@ def _with_engine(job: Job, channel: Channel, abort: Abort, trace: Trace) -> _Out
         return _Outcome(results=results, statistics=results.statistics)
     finally:
         domain.close()
+
+
+def _with_libxenguest(job: Job, channel: Channel, abort: Abort, trace: Trace) -> _Outcome:
+    if job.hypervisor != "xen":
+        raise OSError(
+            errno.ENOTSUP,
+            f"engine {job.engine.value} works on the hypervisor xen alone, not on {job.hypervisor}",
+        )
+    if job.operation is Operation.SAVE:
+        from helper.libxenguest import save
+
+        return _Outcome(statistics=save.domain_save(job, channel, job.limits, abort, trace))
+    from helper.libxenguest import restore
+
+    results = restore.domain_restore(job, channel, abort, trace)
+    return _Outcome(results=results, statistics=results.statistics)
 
 
 def _save(job: Job, domain: Domain, channel: Channel, abort: Abort, trace: Trace) -> Statistics:

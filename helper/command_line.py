@@ -1,0 +1,124 @@
+"""The command line of `xen-save-helper`, and what it says to somebody who runs it by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from helper.run import CONTEXT
+from helper.settings import DEFAULT_CONFIG
+from ipc_schema.messages import Dialect
+
+USAGE: Final = f"""\
+{CONTEXT}: saves or restores one Xen domain for a toolstack, which starts it.
+
+  {CONTEXT} --save-domain NUMBER...      started by libxl (set LIBXL_SAVE_HELPER to this
+  {CONTEXT} --restore-domain NUMBER...   program's path); speaks libxl's protocol on stdin, stdout
+  {CONTEXT} --connect ENDPOINT --secret-fd N [--heartbeat S] [--stream-stall S] [--start-limit S]
+                                           started by xen-toolstack; speaks over ZeroMQ
+  {CONTEXT} --help | --version           this, and what is found of Xen here
+
+  --events FILE: append a JSON line for each event.
+
+Settings, from the environment or as lines NAME=VALUE of {DEFAULT_CONFIG}
+(another file: XEN_SAVE_HELPER_CONFIG); the environment comes first:
+  XEN_SAVE_HELPER_EVENTS            as --events
+  XEN_SAVE_HELPER_STREAM_STALL      seconds that a stream may stand still (60; 0: for ever)
+  XEN_SAVE_HELPER_DIALECT           {", ".join(dialect.value for dialect in Dialect)}:
+                                    of libxl, where the arguments do not tell
+  XEN_SAVE_HELPER_HYPERVISOR        xen (the default), or sim:DIRECTORY for a simulated host
+The precopy policy of a live migration, where the toolstack has none (libxl has none) and any of
+these is set; libxenguest's own is 5 rounds or fewer than 50 dirty pages:
+  XEN_SAVE_HELPER_MAX_ITERATIONS    rounds before the guest is stopped (5)
+  XEN_SAVE_HELPER_DIRTY_THRESHOLD   it is stopped earlier with at most so many dirty pages (49),
+  XEN_SAVE_HELPER_MAX_DOWNTIME_MS   or where these take no longer to send, as fast as the last round
+  XEN_SAVE_HELPER_ABORT_AFTER       in place of MAX_ITERATIONS: rounds after which the migration
+                                    is given up, and the guest runs on where it is
+
+Exit status: 0 the result was told, 254 the controller is gone, 255 any error of its own.
+"""
+
+
+class UsageError(Exception):
+    """The command line or the environment is not right."""
+
+
+class Options(NamedTuple):
+    """Times in seconds. `libxl` is libxl's part of the command line, empty where it did not start
+    us; `stream_stall` None and `events` empty where they are not given."""
+
+    connect: str = ""
+    secret_fd: int = -1
+    heartbeat: float = 10.0
+    stream_stall: float | None = None
+    start_limit: float = 10.0
+    events: str = ""
+    libxl: tuple[str, ...] = ()
+
+
+_OPTIONS: Final[dict[str, type]] = {
+    "connect": str,
+    "secret_fd": int,
+    "heartbeat": float,
+    "stream_stall": float,
+    "start_limit": float,
+    "events": str,
+}
+_MODES: Final = ("--save-domain", "--restore-domain")
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Read the command line without the program's name. Raises UsageError."""
+    given: dict[str, str | int | float] = {}
+    rest = list(arguments)
+    while rest and rest[0] not in _MODES:
+        option = rest.pop(0)
+        name = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--") or name not in _OPTIONS:
+            raise UsageError(f"{option!r} is no option")
+        if not rest:
+            raise UsageError(f"{option} needs a value")
+        given[name] = _value(option, rest.pop(0), _OPTIONS[name])
+    options = Options(**given, libxl=tuple(rest))  # type: ignore[arg-type]
+    if rest and options.connect:
+        raise UsageError("--connect and libxl's arguments exclude each other")
+    if not rest and not options.connect:
+        raise UsageError("--save-domain, --restore-domain or --connect is missing")
+    if not rest and options.secret_fd < 0:
+        raise UsageError("--secret-fd is missing")
+    return options
+
+
+def here() -> str:
+    """A line on what is found of Xen."""
+    from helper.hypervisors.xen.libraries import abi_version, load, versioned
+
+    try:
+        version = abi_version()
+        load(versioned("libxenguest"), {})
+    except OSError as bad:
+        return bad.strerror or str(bad)
+    return f"found Xen {version} and its libraries"
+
+
+def version() -> str:
+    """The version of the installed package."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed(CONTEXT)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _value(option: str, text: str, kind: type) -> str | int | float:
+    if kind is str:
+        return text
+    try:
+        number: int | float = kind(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 2**31:
+        raise UsageError(f"{option} {text!r}: want a number from 0 on")
+    return number

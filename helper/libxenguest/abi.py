@@ -1,0 +1,129 @@
+"""libxenguest's ABI for save and restore, by release (xenguest.h).
+
+A release gets its row when its header was compared with the structs here; what a later release
+adds (4.22: a parameter of xc_domain_restore) is a new set, not a guess.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+from helper.hypervisors.xen.libraries import Prototypes
+
+_INTERFACE = ctypes.c_void_p
+_DOMID = ctypes.c_uint32
+_STREAM_TYPE = ctypes.c_int
+_GFN = ctypes.c_ulong
+
+
+class PrecopyStats(ctypes.Structure):
+    """`struct precopy_stats`; `dirty_count` is -1 where it is not known."""
+
+    _fields_ = [
+        ("iteration", ctypes.c_uint),
+        ("total_written", ctypes.c_ulong),
+        ("dirty_count", ctypes.c_long),
+    ]
+
+
+# use_errno: an errno that a callback sets (ctypes.set_errno) is what libxc finds, and one that it
+# does not set stays as libxc left it.
+_PLAIN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, use_errno=True)
+_POLICY = ctypes.CFUNCTYPE(ctypes.c_int, PrecopyStats, ctypes.c_void_p, use_errno=True)
+_LOGDIRTY = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_uint32, ctypes.c_uint, ctypes.c_void_p, use_errno=True
+)
+_STATIC_DATA = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint, ctypes.c_void_p, use_errno=True)
+_RESULTS = ctypes.CFUNCTYPE(None, _GFN, _GFN, ctypes.c_void_p, use_errno=True)
+
+
+class SaveCallbacks(ctypes.Structure):
+    """`struct save_callbacks`; a field that is not set is a null pointer."""
+
+    _fields_ = [
+        ("suspend", _PLAIN),
+        ("precopy_policy", _POLICY),
+        ("postcopy", _PLAIN),
+        ("checkpoint", _PLAIN),
+        ("wait_checkpoint", _PLAIN),
+        ("switch_qemu_logdirty", _LOGDIRTY),
+        ("data", ctypes.c_void_p),
+    ]
+
+
+class RestoreCallbacks(ctypes.Structure):
+    """`struct restore_callbacks`; a field that is not set is a null pointer."""
+
+    _fields_ = [
+        ("static_data_done", _STATIC_DATA),
+        ("suspend", _PLAIN),
+        ("postcopy", _PLAIN),
+        ("checkpoint", _PLAIN),
+        ("wait_checkpoint", _PLAIN),
+        ("restore_results", _RESULTS),
+        ("data", ctypes.c_void_p),
+    ]
+
+
+class Abi(NamedTuple):
+    """The structs of one release, and the declarations of its functions."""
+
+    save_callbacks: type[SaveCallbacks]
+    restore_callbacks: type[RestoreCallbacks]
+    prototypes: Prototypes
+
+
+_SINCE_4_15 = Abi(
+    SaveCallbacks,
+    RestoreCallbacks,
+    {
+        # xch, io_fd, dom, flags, callbacks, stream_type, recv_fd
+        "xc_domain_save": (
+            ctypes.c_int,
+            (
+                _INTERFACE,
+                ctypes.c_int,
+                _DOMID,
+                ctypes.c_uint32,
+                ctypes.POINTER(SaveCallbacks),
+                _STREAM_TYPE,
+                ctypes.c_int,
+            ),
+        ),
+        # xch, io_fd, dom, store_evtchn, store_mfn, store_domid, console_evtchn, console_mfn,
+        # console_domid, stream_type, callbacks, send_back_fd
+        "xc_domain_restore": (
+            ctypes.c_int,
+            (
+                _INTERFACE,
+                ctypes.c_int,
+                _DOMID,
+                ctypes.c_uint,
+                ctypes.POINTER(_GFN),
+                _DOMID,
+                ctypes.c_uint,
+                ctypes.POINTER(_GFN),
+                _DOMID,
+                _STREAM_TYPE,
+                ctypes.POINTER(RestoreCallbacks),
+                ctypes.c_int,
+            ),
+        ),
+    },
+)
+
+ABIS: Final[Mapping[str, Abi]] = {"4.17": _SINCE_4_15, "4.20": _SINCE_4_15}
+"""By release, one for each in `libraries.SUPPORTED`."""
+
+
+def callback_names(struct: type[ctypes.Structure]) -> tuple[str, ...]:
+    """The struct's callbacks: its fields but `data`."""
+    return tuple(field[0] for field in struct._fields_ if field[0] != "data")
+
+
+def provide(struct: ctypes.Structure, name: str, function: Callable[..., int | None]) -> None:
+    """Put `function` in the place of the null pointer; the struct keeps it alive."""
+    types = {field[0]: field[1] for field in struct._fields_}
+    setattr(struct, name, types[name](function))

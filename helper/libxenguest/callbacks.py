@@ -1,0 +1,162 @@
+"""Python functions that C calls: no exception gets through, and none is lost.
+
+One that is raised in a callback fails that callback, which takes libxc into its error path; one
+that is raised where there is nothing to fail (a log line) asks for the abort, to the same end. The
+first is kept for the engine to raise once libxc is back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
+
+from helper.abort import Abort
+from helper.channel import Channel
+from helper.hypervisors.xen.toollog import Logger
+from helper.libxenguest.octets import ThreadOctets
+from helper.reporter import Reporter
+from ipc_schema.messages import CATALOGUE, XentoollogLevel
+from ipc_schema.trace import Trace
+
+_NO_ERRNO: Final = 2**32 - 1
+_FRAMES: Final = "Frames"
+"""What libxc's progress calls a pass over the guest's memory: `Frames iteration 0`, …"""
+_VERIFY: Final = "Frames verify"
+
+
+class Callbacks:
+    """What libxc calls during one save or restore, through `channel`.
+
+    `octets` is told what is written in here, so that it counts the stream's alone; None where
+    nobody asks it for that.
+    """
+
+    def __init__(
+        self, channel: Channel, abort: Abort, trace: Trace, octets: ThreadOctets | None
+    ) -> None:
+        self.error: BaseException | None = None
+        """The first exception, with what it is about in its notes."""
+        self.complaint = ""
+        """The last line that libxc logged as an error."""
+        self.rounds = 0
+        self.frames = 0
+        """Passes over the memory that libxc completed, and pfns that it went over in them."""
+        self._channel = channel
+        self._reporter = Reporter(channel, abort, trace)
+        self._abort = abort
+        self._trace = trace
+        self._octets = octets
+        self._round_began = time.monotonic()
+
+    def logger(self) -> Logger:
+        return Logger(self._log, self._progress, self._failed_to_tell)
+
+    def ask(self, name: str) -> Callable[..., int]:
+        """The catalogue's callback `name`: its arguments in C are its fields and `data`."""
+        message = CATALOGUE[name]
+        names = [field.name for field in message.fields]
+        refusal = message.refusal or 0
+
+        def callback(*arguments: Any) -> int:
+            return self._reporter.call(name, **dict(zip(names, arguments, strict=False)))
+
+        return self.guard(name, callback, refusal)
+
+    def tell(self, name: str) -> Callable[..., None]:
+        """The catalogue's message `name`, which has no answer."""
+        names = [field.name for field in CATALOGUE[name].fields]
+
+        def callback(*arguments: Any) -> None:
+            try:
+                with self._aside():
+                    self._reporter.tell(name, **dict(zip(names, arguments, strict=False)))
+            except BaseException as error:
+                self._failed_to_tell(name, error)
+
+        return callback
+
+    def guard(self, name: str, body: Callable[..., int], refusal: int) -> Callable[..., int]:
+        """`body` as C may call it: it answers `refusal` where it raises, and the error's errno is
+        what libxc finds then."""
+
+        def callback(*arguments: Any) -> int:
+            try:
+                with self._aside():
+                    return body(*arguments)
+            except BaseException as error:
+                self._keep(name, error)
+                ctypes.set_errno(getattr(error, "errno", None) or errno.EIO)
+                return refusal
+
+        return callback
+
+    def call(self, name: str, **fields: int | str) -> int:
+        """For a guarded body: make the catalogue's callback `name`."""
+        return self._reporter.call(name, **fields)
+
+    def check(self, function: str, retval: int, errnoval: int) -> None:
+        """libxc is back: raise what a callback raised, or OSError for what libxc says."""
+        if self.error is not None:
+            raise self.error
+        if retval:
+            what = self.complaint or os.strerror(errnoval)
+            raise OSError(errnoval or errno.EIO, f"{function} failed: {what}")
+
+    def log(self, level: XentoollogLevel, text: str) -> None:
+        self._reporter.log(level, text)
+
+    def event(self, event: str, **fields: object) -> None:
+        self._trace.event(event, **fields)
+
+    def _log(self, level: int, errnoval: int, context: str, formatted: str) -> None:
+        if level >= XentoollogLevel.ERROR:
+            self.complaint = formatted
+        with self._aside():
+            self._trace.event("log", level=level, context=context, text=formatted)
+            self._channel.tell(
+                "log",
+                level=level,
+                errnoval=errnoval & _NO_ERRNO,
+                context=context,
+                formatted=formatted,
+            )
+
+    def _progress(self, context: str, doing_what: str, done: int, total: int) -> None:
+        self._abort.progress()
+        with self._aside():
+            if 0 < done == total and doing_what.startswith(_FRAMES) and doing_what != _VERIFY:
+                self._round_ended(doing_what, total)
+            self._channel.tell(
+                "progress", context=context, doing_what=doing_what, done=done, total=total
+            )
+
+    def _round_ended(self, doing_what: str, frames: int) -> None:
+        self.rounds += 1
+        self.frames += frames
+        now = time.monotonic()
+        seconds = round(now - self._round_began, 6)
+        self._round_began = now
+        self._trace.event("round", doing_what=doing_what, frames=frames, seconds=seconds)
+
+    def _aside(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._octets is None else self._octets.aside()
+
+    def _failed_to_tell(self, name: str, error: BaseException) -> None:
+        self._keep(name, error)
+        self._abort.request(getattr(error, "errno", None) or errno.EIO, f"{name}: {error}")
+
+    def _keep(self, name: str, error: BaseException) -> None:
+        if self.error is None:
+            self.error = error
+            error.add_note(f"in libxc's callback {name}")
+        self._trace.event(
+            "failure",
+            callback=name,
+            error=f"{type(error).__name__}: {error}",
+            errnoval=getattr(error, "errno", None),
+        )

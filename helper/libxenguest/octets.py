@@ -1,0 +1,63 @@
+"""How much libxc has moved: it does not say, but the kernel counts it for each thread."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+_COUNTERS: Final = "/proc/thread-self/io"
+_LONGEST: Final = 512
+
+
+class ThreadOctets:
+    """Octets that the thread which makes this has read or written since then, by its system calls
+    that have returned (`/proc/thread-self/io`, proc(5)); any thread may ask.
+
+    Raises OSError(ENOTSUP) where the kernel does not count.
+    """
+
+    def __init__(self, *, reading: bool) -> None:
+        self._field = b"rchar: " if reading else b"wchar: "
+        try:
+            self._fd = os.open(_COUNTERS, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as bad:
+            raise OSError(
+                errno.ENOTSUP,
+                f"{_COUNTERS}: {bad.strerror}: how far a stream has come is not to be seen on a "
+                "kernel without CONFIG_TASK_IO_ACCOUNTING",
+            ) from None
+        self._aside = 0
+        try:
+            self._start = self._count()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def moved(self) -> int:
+        """All of them; grows whenever the thread has got on."""
+        return self._count() - self._start
+
+    def of_stream(self) -> int:
+        """Those of the stream: without what went `aside`. For the thread itself."""
+        return self.moved() - self._aside
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What the thread moves in here is not the stream's."""
+        before = self._count()
+        try:
+            yield
+        finally:
+            self._aside += self._count() - before
+
+    def _count(self) -> int:
+        for line in os.pread(self._fd, _LONGEST, 0).splitlines():
+            if line.startswith(self._field):
+                return int(line.removeprefix(self._field))
+        raise OSError(errno.ENOTSUP, f"{_COUNTERS} has no {self._field.decode().strip(' :')}")

@@ -1,0 +1,82 @@
+"""`xc_domain_restore` of libxenguest, as libxl's helper calls it (libxl_save_helper.c)."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from helper.abort import Abort
+from helper.channel import Channel
+from helper.hypervisors.xen.libraries import abi_version, load, versioned
+from helper.hypervisors.xen.xenctrl import Xenctrl
+from helper.libxenguest.abi import ABIS, callback_names, provide
+from helper.libxenguest.callbacks import Callbacks
+from helper.libxenguest.octets import ThreadOctets
+from helper.parameters import RestoreResults, Statistics
+from ipc_schema.messages import CATALOGUE, Answer, StreamType
+from ipc_schema.trace import Trace
+
+if TYPE_CHECKING:
+    from helper.run import Job
+
+_NEEDED: Final[dict[StreamType, tuple[str, ...]]] = {
+    StreamType.PLAIN: (),
+    StreamType.REMUS: ("checkpoint",),
+    StreamType.COLO: ("checkpoint", "suspend", "postcopy", "wait_checkpoint", "restore_results"),
+}
+"""The callbacks that xc_domain_restore asserts."""
+
+
+def domain_restore(job: Job, channel: Channel, abort: Abort, trace: Trace) -> RestoreResults:
+    """Restore into the domain that libxl has made.
+
+    Raises OSError with libxc's errno (also of finding and opening the libraries), ChannelError
+    where the controller is gone, and whatever a callback raised.
+    """
+    missing = [name for name in _NEEDED[job.stream_type] if not channel.provides(name)]
+    if missing:
+        raise OSError(
+            errno.EINVAL,
+            f"the controller provides no {' and no '.join(missing)} callback: "
+            f"stream type {job.stream_type.name}",
+        )
+    with ExitStack() as stack:
+        meter = ThreadOctets(reading=True)
+        stack.callback(meter.close)
+        counted = meter if channel.provides("statistics") else None
+        callbacks = Callbacks(channel, abort, trace, counted)
+        logger = callbacks.logger()
+        xch = stack.enter_context(Xenctrl(logger))
+        abi = ABIS[abi_version()]
+        library = load(versioned("libxenguest"), abi.prototypes)
+        struct = abi.restore_callbacks()
+        for name in callback_names(abi.restore_callbacks):
+            if channel.provides(name):
+                answered = CATALOGUE[name].answer is not Answer.NONE
+                provide(struct, name, callbacks.ask(name) if answered else callbacks.tell(name))
+        store_gfn, console_gfn = ctypes.c_ulong(), ctypes.c_ulong()
+        abort.guard_stream(job.io_fd, reading=True, moved=meter.moved)
+        stack.callback(abort.release_stream)
+        ctypes.set_errno(0)
+        retval = library.xc_domain_restore(
+            xch.handle,
+            job.io_fd,
+            job.domid,
+            job.store_evtchn,
+            ctypes.byref(store_gfn),
+            job.store_domid,
+            job.console_evtchn,
+            ctypes.byref(console_gfn),
+            job.console_domid,
+            int(job.stream_type),
+            ctypes.byref(struct),
+            job.back_fd,
+        )
+        callbacks.check("xc_domain_restore", retval, ctypes.get_errno())
+        return RestoreResults(
+            store_gfn=store_gfn.value,
+            console_gfn=console_gfn.value,
+            statistics=Statistics(bytes=meter.of_stream()),
+        )

@@ -1,0 +1,167 @@
+"""`xc_domain_save` of libxenguest, as libxl's helper calls it (libxl_save_helper.c)."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from helper.abort import Abort
+from helper.channel import Channel
+from helper.hypervisors.xen.libraries import abi_version, load, versioned
+from helper.hypervisors.xen.xenctrl import Xenctrl
+from helper.libxenguest.abi import ABIS, PrecopyStats, callback_names, provide
+from helper.libxenguest.callbacks import Callbacks
+from helper.libxenguest.octets import ThreadOctets
+from helper.libxenguest.policy import PrecopyLimits, PrecopyRounds
+from helper.parameters import Statistics
+from ipc_schema.messages import PrecopyPolicy, StreamType, XCFlags, XentoollogLevel
+from ipc_schema.trace import Trace
+
+if TYPE_CHECKING:
+    from helper.run import Job
+
+_U32: Final = 2**32 - 1
+_INT: Final = 2**31 - 1
+_PFN_OCTETS: Final = 8
+_BATCH: Final = 1024
+_BATCH_OCTETS: Final = 16
+"""A PAGE_DATA record of libxc lists up to 1024 pfns, after 16 octets of headers."""
+_PAGE: Final = 4096
+
+_NEEDED: Final = {
+    StreamType.PLAIN: ("suspend",),
+    StreamType.REMUS: ("suspend", "checkpoint", "postcopy"),
+    StreamType.COLO: ("suspend", "checkpoint", "postcopy", "wait_checkpoint"),
+}
+"""The callbacks that xc_domain_save calls without looking, or asserts."""
+
+
+def domain_save(
+    job: Job, channel: Channel, limits: PrecopyLimits | None, abort: Abort, trace: Trace
+) -> Statistics:
+    """Save the domain. `limits` are the precopy policy where the controller has none; with None
+    it is libxenguest's.
+
+    Raises OSError with libxc's errno (also of finding and opening the libraries), ChannelError
+    where the controller is gone, and whatever a callback raised.
+    """
+    with ExitStack() as stack:
+        meter = ThreadOctets(reading=False)
+        stack.callback(meter.close)
+        own_policy = limits is not None and not channel.provides("precopy_policy")
+        counted = own_policy or channel.provides("statistics")
+        callbacks = Callbacks(channel, abort, trace, meter if counted else None)
+        logger = callbacks.logger()
+        xch = stack.enter_context(Xenctrl(logger))
+        abi = ABIS[abi_version()]
+        library = load(versioned("libxenguest"), abi.prototypes)
+        _check_provided(job.stream_type, xch.domain_getinfo(job.domid).hvm, channel)
+
+        struct = abi.save_callbacks()
+        for name in callback_names(abi.save_callbacks):
+            if channel.provides(name) and name != "precopy_policy":
+                provide(struct, name, callbacks.ask(name))
+        policy = _policy(callbacks, channel, limits, meter)
+        if policy is not None:
+            provide(struct, "precopy_policy", policy)
+        abort.guard_stream(job.io_fd, moved=meter.moved)
+        stack.callback(abort.release_stream)
+        ctypes.set_errno(0)
+        retval = library.xc_domain_save(
+            xch.handle,
+            job.io_fd,
+            job.domid,
+            job.xcflags & (XCFlags.LIVE | XCFlags.DEBUG),
+            ctypes.byref(struct),
+            int(job.stream_type),
+            job.back_fd,
+        )
+        callbacks.check("xc_domain_save", retval, ctypes.get_errno())
+        octets = meter.of_stream()
+        return Statistics(
+            rounds=callbacks.rounds,
+            pages=_pages(octets, callbacks.frames),
+            bytes=octets,
+        )
+
+
+def _check_provided(stream_type: StreamType, hvm: bool, channel: Channel) -> None:
+    """libxc would call a null pointer, or end the process by an assertion."""
+    needed = _NEEDED[stream_type] + (("switch_qemu_logdirty",) if hvm else ())
+    missing = [name for name in needed if not channel.provides(name)]
+    if missing:
+        what = f"a {'HVM or PVH' if hvm else 'PV'} domain, stream type {stream_type.name}"
+        raise OSError(
+            errno.EINVAL, f"the controller provides no {' and no '.join(missing)} callback: {what}"
+        )
+
+
+def _policy(
+    callbacks: Callbacks, channel: Channel, limits: PrecopyLimits | None, meter: ThreadOctets
+) -> Callable[[PrecopyStats, int], int] | None:
+    """What decides after each round: the controller, the limits of whoever runs us, or (None)
+    libxenguest itself."""
+    if channel.provides("precopy_policy"):
+        return callbacks.guard(
+            "precopy_policy", _ask_controller(callbacks), int(PrecopyPolicy.ABORT)
+        )
+    if limits is None:
+        return None
+    rounds = PrecopyRounds(limits, meter.of_stream, time.monotonic)
+
+    def decide(stats: PrecopyStats, _data: int) -> int:
+        decision = rounds.ask(stats.iteration, stats.dirty_count)
+        callbacks.event(
+            "precopy_policy",
+            iteration=stats.iteration,
+            total_written=stats.total_written,
+            dirty_count=stats.dirty_count,
+            octets_per_second=rounds.octets_per_second and round(rounds.octets_per_second),
+            decision=decision.policy.name,
+            why=decision.why,
+        )
+        name = decision.policy.name.lower().replace("_", " ")
+        callbacks.log(_LEVELS[decision.policy], f"precopy policy: {name}: {decision.why}")
+        if decision.policy is PrecopyPolicy.ABORT:
+            ctypes.set_errno(errno.ECANCELED)
+        return int(decision.policy)
+
+    return callbacks.guard("precopy_policy", decide, int(PrecopyPolicy.ABORT))
+
+
+_LEVELS: Final = {
+    PrecopyPolicy.CONTINUE_PRECOPY: XentoollogLevel.DETAIL,
+    PrecopyPolicy.STOP_AND_COPY: XentoollogLevel.INFO,
+    PrecopyPolicy.ABORT: XentoollogLevel.ERROR,
+}
+
+
+def _ask_controller(callbacks: Callbacks) -> Callable[[PrecopyStats, int], int]:
+    def ask(stats: PrecopyStats, _data: int) -> int:
+        answer = callbacks.call(
+            "precopy_policy",
+            iteration=stats.iteration,
+            total_written=min(stats.total_written, _U32),
+            dirty_count=min(stats.dirty_count, _INT),
+        )
+        if answer == PrecopyPolicy.POSTCOPY:
+            raise OSError(
+                errno.EOPNOTSUPP,
+                "precopy policy asked for postcopy, which the engine libxenguest has not",
+            )
+        if answer == PrecopyPolicy.ABORT:
+            ctypes.set_errno(errno.ECANCELED)
+        return int(PrecopyPolicy(answer))
+
+    return ask
+
+
+def _pages(octets: int, frames: int) -> int:
+    """How many pages went with their contents: what is left of the stream without the lists of
+    pfns, in whole pages (all other records together are shorter than one, or a few)."""
+    lists = frames * _PFN_OCTETS + -(-frames // _BATCH) * _BATCH_OCTETS
+    return max(0, (octets - lists) // _PAGE)
