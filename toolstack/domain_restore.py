@@ -1,11 +1,17 @@
-"""Restore a domain: libxl_domain_create_restore, with the postcopy series' path."""
+"""Restore a domain: libxl_domain_create_restore, with the postcopy series' path.
+
+Where the host's own toolstack restores (on Xen: `xl`), it is given the stream.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ipc_schema.errors import Error
 from toolstack.context import Context
+from toolstack.failure import message_of
+from toolstack.host_restore import HostRestore
 from toolstack.operation import end_in_order
 from toolstack.restore_operation import RestoreOperation, RestoreParameters, RestoreResult
 
@@ -33,5 +39,14 @@ async def domain_create_restore(
     fault of the program; a cancellation aborts in order and returns ERROR_ABORTED.
     """
     parameters = RestoreParameters(config, name, restore_fd, send_back_fd, on_resume)
-    operation = RestoreOperation(ctx, parameters)
+    try:
+        program = ctx.host.restore_program(config, name)
+    except (OSError, ValueError) as error:
+        reason = f"the domain {name} cannot be restored: {message_of(error)}"
+        return RestoreResult(Error.FAIL, None, False, None, reason)
+    operation: RestoreOperation | HostRestore
+    if program is None:
+        operation = RestoreOperation(ctx, parameters)
+    else:
+        operation = HostRestore(ctx, parameters, program)
     return await end_in_order(operation.run(), operation.cancel)

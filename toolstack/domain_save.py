@@ -8,7 +8,7 @@ from typing import Final
 from ipc_schema.errors import Error
 from ipc_schema.messages import CATALOGUE, Operation, XCFlags
 from toolstack.context import Context
-from toolstack.helper_request import LIBXENGUEST, OwnHelper
+from toolstack.helper_request import LIBXENGUEST, PipeHelper
 from toolstack.operation import end_in_order
 from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits
 from toolstack.save_helper import HelperRequest
@@ -114,10 +114,11 @@ def _beyond_helper(ctx: Context, parameters: SaveParameters) -> str:
             return "libxenguest has no postcopy"
         if parameters.request.bandwidth:
             return "libxenguest has no bandwidth limit"
-    asks_policy = isinstance(program, OwnHelper) or (
-        program.dialect in CATALOGUE["precopy_policy"].numbers
-    )
-    if parameters.precopy != _DEFAULT_PRECOPY and not asks_policy:
+    if (
+        isinstance(program, PipeHelper)
+        and program.dialect not in CATALOGUE["precopy_policy"].numbers
+        and parameters.precopy != _DEFAULT_PRECOPY
+    ):
         return f"{program.path} asks for no precopy policy: it goes by libxc's own"
     return ""
 

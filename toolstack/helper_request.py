@@ -17,7 +17,8 @@ LIBXENGUEST: Final = "libxenguest"
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the stream carried, as the helper counted it; octets without records' headers."""
+    """What the stream carried, as the helper counted it: the fields of the catalogue's
+    `statistics`."""
 
     rounds: int
     pages: int

@@ -9,7 +9,7 @@ pfns (uint64); bitmaps are numpy bool arrays with an element for each pfn below 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from pathlib import Path
@@ -244,11 +244,13 @@ class RestoreProgram:
     `preface` are the octets that it wants ahead of the stream. Where it exits with 0, the domain is
     there, paused. An early end of its stdin makes it give up in order: then no domain is left. It
     starts the save helper whose path stands in the environment variable `helper_variable`.
+    `complaint` picks the line that says best why it failed from those that it wrote to stderr.
     """
 
     command: tuple[str, ...]
     preface: bytes
     helper_variable: str
+    complaint: Callable[[Sequence[str]], str]
 
 
 class Host(Protocol):

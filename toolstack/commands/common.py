@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from helper.hypervisors import open_host
+from helper.hypervisors import SIMULATED, XEN, open_host
+from helper.hypervisors.xen.presence import in_control_domain
 
 if TYPE_CHECKING:
     from helper.hypervisors.interface import Host
@@ -47,16 +48,39 @@ def count(text: str) -> int:
 
 
 def directory_of(arguments: argparse.Namespace) -> Path:
-    """The host's directory. Raises UsageError where none is named."""
+    """The directory of a simulated host. Raises UsageError where none is named."""
     if arguments.host is None:
         raise UsageError(f"which host? Give --host DIR or set {HOST_VARIABLE}")
+    if arguments.host == XEN:
+        raise UsageError("this is for simulated hosts; on Xen, xl does it")
     return Path(arguments.host)
 
 
+def hypervisor_of(arguments: argparse.Namespace) -> str:
+    """The hypervisor's URI: of the host that is named, or else the Xen that this runs on.
+
+    Raises UsageError where none is named and this is no Xen host's control domain.
+    """
+    if arguments.host is None and in_control_domain():
+        return XEN
+    if arguments.host == XEN:
+        return XEN
+    return f"{SIMULATED}{directory_of(arguments).absolute()}"
+
+
+def host_of(arguments: argparse.Namespace) -> Host:
+    """Open the host that `hypervisor_of` tells. Raises as that, and as `host_at`; OSError where it
+    is a Xen that cannot be used."""
+    hypervisor = hypervisor_of(arguments)
+    if hypervisor == XEN:
+        return open_host(hypervisor)
+    return host_at(directory_of(arguments))
+
+
 def host_at(directory: Path) -> Host:
-    """Open a host. Raises CommandError for a directory that is none."""
+    """Open a simulated host. Raises CommandError for a directory that is none."""
     try:
-        return open_host(f"sim:{directory}")
+        return open_host(f"{SIMULATED}{directory}")
     except (NotADirectoryError, FileNotFoundError) as error:
         raise CommandError(
             f"{directory} is not a host ({error}); `xen-toolstack init {directory}` makes one"

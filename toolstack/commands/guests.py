@@ -14,6 +14,7 @@ from toolstack.commands.common import (
     directory_of,
     domid_of,
     host_at,
+    host_of,
     show,
 )
 from toolstack.outcome import ExitCode
@@ -75,9 +76,10 @@ def create_guest(host: Host, arguments: argparse.Namespace) -> int:
 
 
 def show_list(arguments: argparse.Namespace) -> int:
-    """`memory` in octets; `waits`: what a guest in the middle of an operation waits for, or
-    null."""
-    host = host_at(directory_of(arguments))
+    """`memory` in octets; `workload` and `pid` of simulated guests, null for others; `log_dirty` null
+    where the hypervisor does not tell; `waits`: what a guest in the middle of an operation waits
+    for, or null."""
+    host = host_of(arguments)
     waits: dict[int, str] = {}
     for entry in journal.entries(host.state_dir):
         row = domain_of(host, entry)
@@ -106,7 +108,7 @@ def show_list(arguments: argparse.Namespace) -> int:
 
 
 def destroy(arguments: argparse.Namespace) -> int:
-    host = host_at(directory_of(arguments))
+    host = host_of(arguments)
     domid = domid_of(host, arguments.name)
     host.destroy(domid)
     for entry in journal.entries(host.state_dir):
@@ -116,13 +118,13 @@ def destroy(arguments: argparse.Namespace) -> int:
 
 
 def pause(arguments: argparse.Namespace) -> int:
-    host = host_at(directory_of(arguments))
+    host = host_of(arguments)
     host.pause(domid_of(host, arguments.name))
     return _done(arguments, "paused")
 
 
 def unpause(arguments: argparse.Namespace) -> int:
-    host = host_at(directory_of(arguments))
+    host = host_of(arguments)
     domid = domid_of(host, arguments.name)
     for entry in journal.entries(host.state_dir):
         row = domain_of(host, entry)

@@ -26,6 +26,9 @@ exit codes: 0 success; 1 failed (migrate, demo: and the guest runs at the source
 Adder = Callable[[str, str, str], argparse.ArgumentParser]
 """(name, `module:function` that runs it, what it does) -> its parser."""
 
+WITH_HELPER: Final = frozenset({"save", "restore", "migrate", "receive"})
+"""Commands that run a save helper."""
+
 WORKLOADS: Final = ("idle", "sequential", "random", "write-heavy")
 
 
@@ -70,9 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
         "--host",
-        metavar="DIR",
+        metavar="DIR|xen",
         default=os.environ.get("XEN_TOOLSTACK_HOST"),
-        help="the host's directory (default: $XEN_TOOLSTACK_HOST)",
+        help="a simulated host's directory, or this machine's Xen (default: $XEN_TOOLSTACK_HOST, "
+        "else the Xen that this runs on)",
     )
     shared.add_argument("--json", action="store_true", help="print JSON for scripts")
     shared.add_argument("--events", metavar="FILE", help="append the trace, as JSON lines")
@@ -87,8 +91,17 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("-v", "--verbose", action="store_true", help="log lines on stderr")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
+    helper = argparse.ArgumentParser(add_help=False, parents=[shared])
+    helper.add_argument(
+        "--helper",
+        metavar="libxl|PATH",
+        help="the save helper that does the work: libxl's own, or any program that speaks libxl's "
+        "protocol (default: ours)",
+    )
+
     def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, parents=[shared], help=text, description=text)
+        parent = helper if name in WITH_HELPER else shared
+        added = commands.add_parser(name, parents=[parent], help=text, description=text)
         added.set_defaults(run=run)
         return added
 
@@ -99,10 +112,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_guest_commands(command: Adder) -> None:
-    init = command("init", "guests:init", "make a directory a host, with no guests")
+    init = command("init", "guests:init", "make a directory a simulated host, with no guests")
     init.add_argument("directory", nargs="?", metavar="DIR", help="in place of --host")
 
-    create = command("create", "guests:create", "start a new guest")
+    create = command("create", "guests:create", "start a new simulated guest")
     create.add_argument("name", metavar="NAME")
     create.add_argument(
         "--memory", type=size, default=256 << 20, metavar="SIZE", help="default: 256M"
@@ -147,8 +160,8 @@ def _add_migration_commands(command: Adder) -> None:
         "--to",
         required=True,
         metavar="DIR|COMMAND",
-        help="a host's directory, or a command that talks to a receiver, such as "
-        "`ssh there xen-toolstack receive --host DIR`",
+        help="a simulated host's directory, or a command that talks to a receiver, such as "
+        "`ssh there xl migrate-receive` or `ssh there xen-toolstack receive`",
     )
     migrate.add_argument("--postcopy", action="store_true", help="let it run before all is there")
     migrate.add_argument(

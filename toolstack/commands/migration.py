@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from helper.hypervisors import XEN
 from toolstack import receive as receiving
 from toolstack.commands.common import (
     CommandError,
@@ -17,6 +18,8 @@ from toolstack.commands.common import (
     directory_of,
     domid_of,
     host_at,
+    host_of,
+    hypervisor_of,
     show,
 )
 from toolstack.commands.running import context_of, progress_for, run
@@ -43,7 +46,7 @@ def migrate(arguments: argparse.Namespace) -> int:
     with progress_for(arguments, f"migrate {arguments.name}") as progress:
         ctx = context_of(arguments, progress=progress)
         domid = domid_of(ctx.host, arguments.name)
-        destination = destination_of(arguments.to, receiver_arguments(arguments))
+        destination = destination_of(arguments)
         result = run(migrate_guest(ctx, domid, destination, options))
     return report(arguments, result)
 
@@ -74,15 +77,22 @@ def receiver_arguments(arguments: argparse.Namespace) -> list[str]:
     return given
 
 
-def destination_of(text: str, arguments: Sequence[str]) -> Destination:
-    """A directory is a host on this machine; all else is a command, as for `xl migrate -s`.
+def destination_of(arguments: argparse.Namespace) -> Destination:
+    """A directory is a simulated host on this machine; all else is a command, as for
+    `xl migrate -s`.
 
-    Raises CommandError for a directory that is no host, and for what looks like a path and is
-    neither a directory nor a program.
+    Raises CommandError for a directory that is no host, for a simulated host where the guest is a
+    real one, and for what looks like a path and is neither a directory nor a program.
     """
+    text: str = arguments.to
     path = Path(text)
     if path.is_dir():
-        return HostDestination(path.absolute(), host_at(path), arguments)
+        if hypervisor_of(arguments) == XEN:
+            raise CommandError(
+                f"{text} is a directory, and no simulated host can run a real guest; --to wants a "
+                "command, such as `ssh there xl migrate-receive`"
+            )
+        return HostDestination(path.absolute(), host_at(path), receiver_arguments(arguments))
     if "/" in text and not text.split()[1:] and shutil.which(text) is None:
         raise CommandError(
             f"{text} is neither a host's directory nor a command; `xen-toolstack init {text}` "
@@ -121,7 +131,7 @@ def recover(arguments: argparse.Namespace) -> int:
         way_out = WayOut.RESUME
     elif arguments.destroy:
         way_out = WayOut.DESTROY
-    host = host_at(directory_of(arguments))
+    host = host_of(arguments)
     recoveries = recover_guest(host, arguments.name, way_out)
     if not recoveries:
         name = arguments.name

@@ -13,12 +13,18 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from helper.hypervisors import XEN
+from ipc_schema.messages import Dialect
 from ipc_schema.trace import Trace
-from toolstack.commands.common import UsageError, directory_of, host_at
+from toolstack.commands.common import UsageError, host_of, hypervisor_of
 from toolstack.context import Context, ProgressLine, no_log, no_progress
+from toolstack.helper_request import HelperProgram, OwnHelper, PipeHelper
 from toolstack.limits import Limits
 
 T = TypeVar("T")
+
+LIBXL: Final = "libxl"
+"""`--helper libxl`: libxl's own helper."""
 
 EVENTS_VARIABLE: Final = "XEN_SAVE_HELPER_EVENTS"
 """Where the helpers look for the trace's file."""
@@ -40,16 +46,35 @@ def context_of(
     *,
     progress: ProgressLine = no_progress,
 ) -> Context:
-    """The context for the command's host. Raises CommandError, OSError."""
-    directory = directory_of(arguments)
+    """The context for the command's host, with its `--helper`. Raises UsageError, CommandError,
+    OSError."""
+    hypervisor = hypervisor_of(arguments)
     return Context(
-        host=host_at(directory),
-        hypervisor=f"sim:{directory.absolute()}",
+        host=host_of(arguments),
+        hypervisor=hypervisor,
         trace=open_trace(arguments, process),
         limits=limits_of(arguments),
         log=_log if arguments.verbose else no_log,
         progress=progress,
+        program=_program_of(arguments.helper, hypervisor),
     )
+
+
+def _program_of(text: str | None, hypervisor: str) -> HelperProgram:
+    """`--helper`: ours where it is not given, libxl's own for `libxl`, or the program at a path that
+    speaks libxl's protocol."""
+    if text is None:
+        return OwnHelper()
+    if text == LIBXL:
+        if hypervisor != XEN:
+            raise UsageError(f"--helper {LIBXL}: libxl's helper works on real domains only")
+        return PipeHelper(
+            importlib.import_module("helper.hypervisors.xen.xl").save_helper(), Dialect.MAINLINE
+        )
+    path = Path(text).absolute()
+    if not os.access(path, os.X_OK) or not path.is_file():
+        raise UsageError(f"--helper {text}: want {LIBXL} or the path of a program")
+    return PipeHelper(path, Dialect.MAINLINE)
 
 
 def limits_of(arguments: argparse.Namespace) -> Limits:

@@ -1,0 +1,98 @@
+"""The command `xl`: what the host's own toolstack does for us, each with an end to the wait."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from helper.hypervisors.xen.libraries import abi_version
+
+TIMEOUT: Final = 60.0
+"""Seconds for one command; the end of an HVM domain with its devices takes the longest."""
+
+HELPER_VARIABLE: Final = "LIBXL_SAVE_HELPER"
+"""Where libxl looks for the path of its save helper."""
+
+_DIRECTORIES: Final = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+"""`xl` is a program for administrators, and may not be on the path of a service."""
+
+_LIBXL_PREFIX: Final = re.compile(r"^libxl: \w+: [\w./-]+:\d+:\w+: ")
+
+
+def program() -> str:
+    """The path of `xl`. Raises FileNotFoundError."""
+    path = shutil.which("xl", path=_DIRECTORIES)
+    if path is None:
+        raise FileNotFoundError(
+            errno.ENOENT, "the command xl is not installed (Debian: xen-utils-common)"
+        )
+    return path
+
+
+def run(*arguments: str, timeout: float = TIMEOUT) -> bytes:
+    """What `xl ARGUMENTS` prints. Raises OSError (EIO) with its complaint where it fails,
+    TimeoutError where it takes longer than `timeout` seconds: then it was killed."""
+    what = f"xl {' '.join(arguments)}"
+    try:
+        ended = subprocess.run(
+            [program(), *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(errno.ETIMEDOUT, f"{what} has not ended in {timeout:g} s") from None
+    if ended.returncode:
+        why = complaint(ended.stderr.decode(errors="replace").splitlines())
+        raise OSError(errno.EIO, f"{what}: {why or f'exit status {ended.returncode}'}")
+    return ended.stdout
+
+
+def complaint(lines: Sequence[str]) -> str:
+    """The line that says best why an `xl` failed: libxl's first error (the others follow from it),
+    or the last line; empty without any."""
+    errors = [line for line in lines if line.startswith("libxl: error: ")]
+    best = errors[:1] or [line for line in lines if line.strip()][-1:]
+    return _LIBXL_PREFIX.sub("", best[0]).strip() if best else ""
+
+
+def domain_config(domid: int) -> dict[str, Any]:
+    """libxl_retrieve_domain_configuration: libxl_domain_config's JSON, as `xl save` writes it into
+    its header: without the domid, which is this host's alone. Raises as `run`, and OSError (EPROTO)
+    for an answer that is none."""
+    answer = run("list", "-l", str(domid))
+    try:
+        (domain,) = json.loads(answer)
+        config: dict[str, Any] = domain["config"]
+        config["c_info"].pop("domid", None)
+    except (ValueError, KeyError, TypeError) as error:
+        raise OSError(
+            errno.EPROTO,
+            f"`xl list -l {domid}` gives no configuration: {answer[:200].decode(errors='replace')}",
+        ) from error
+    return config
+
+
+def save_helper() -> Path:
+    """libxl's own save helper, of the running Xen. Raises FileNotFoundError that says where it was
+    looked for."""
+    candidates = [
+        Path(f"/usr/lib/xen-{abi_version()}/bin/libxl-save-helper"),
+        Path("/usr/lib/xen/bin/libxl-save-helper"),
+        Path("/usr/libexec/xen/bin/libxl-save-helper"),
+        Path("/usr/local/lib/xen/bin/libxl-save-helper"),
+    ]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        errno.ENOENT, f"libxl's save helper is not at {' nor '.join(map(str, candidates))}"
+    )

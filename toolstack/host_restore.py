@@ -1,0 +1,213 @@
+"""A restore by the host's own toolstack (`interface.RestoreProgram`): fed, watched and ended by us.
+
+What it leaves where it is killed is a domain with the name that it was to have; that is destroyed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ipc_schema.errors import Error
+from ipc_schema.messages import XentoollogLevel
+from toolstack import blocking
+from toolstack.context import Context
+from toolstack.drop_in import drop_in_path
+from toolstack.helper_process import HelperProcess
+from toolstack.helper_request import OwnHelper
+from toolstack.operation import Report, rc_of
+from toolstack.restore_operation import RestoreParameters, RestoreResult
+from toolstack.stream_relay import StreamRelay, make_pipe
+
+if TYPE_CHECKING:
+    from helper.hypervisors.interface import RestoreProgram
+
+LOOK: Final = 1.0
+"""Seconds between looks at how far the restore is."""
+
+_LINES: Final = 200
+"""Lines of the program that are kept, to say why it failed."""
+
+
+class HostRestore:
+    """Runs once. `cancel` makes `run` end soon, in order, with ERROR_ABORTED."""
+
+    def __init__(
+        self, ctx: Context, parameters: RestoreParameters, program: RestoreProgram
+    ) -> None:
+        self._ctx = ctx
+        self._parameters = parameters
+        self._program = program
+        self._report = Report(ctx, None)
+        self._lines: list[str] = []
+        self._relay: StreamRelay | None = None
+        self._process: HelperProcess | None = None
+        self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._given_up = asyncio.Event()
+        self._rc = 0
+
+    async def run(self) -> RestoreResult:
+        """The domain is left paused. Where the rc is not 0, none is left."""
+        name = self._parameters.name
+        if self._given_up.is_set():
+            self._report.failed("the restore was cancelled")
+            return self._result(None)
+        if await self._find() is not None:
+            self._give_up(Error.INVAL, f"there is a domain {name!r} already")
+            return self._result(None)
+        try:
+            self._start()
+        except OSError as error:
+            self._give_up(Error.FAIL, f"cannot start {self._program.command[0]}: {error}")
+            return self._result(None)
+        status = await self._wait()
+        if status and not self._rc:
+            self._give_up(Error.FAIL, self._why(status))
+        domid = await self._find()
+        if not self._rc and domid is None:
+            self._give_up(Error.FAIL, f"the domain {name!r} is gone")
+        if self._rc and domid is not None:
+            domid = await self._destroy(domid)
+        return self._result(domid)
+
+    def cancel(self) -> None:
+        self._give_up(Error.ABORTED, "the restore was cancelled")
+
+    def _result(self, domid: int | None) -> RestoreResult:
+        rc = self._rc
+        self._report.event("restore_ended", rc=rc, domid=domid)
+        return RestoreResult(rc, domid, False, None, self._report.reason if rc else "")
+
+    def _give_up(self, rc: int, reason: str) -> None:
+        """Keep the first reason, and end what runs."""
+        if not self._rc:
+            self._rc = rc
+            self._report.failed(reason, rc=rc)
+        if self._relay is not None:
+            self._relay.stop()
+        self._given_up.set()
+
+    def _start(self) -> None:
+        """Raises OSError."""
+        environment = {
+            self._program.helper_variable: str(self._helper()),
+            "XEN_SAVE_HELPER_STREAM_STALL": str(self._stall_limit),
+        }
+        reader, writer = make_pipe()
+        try:
+            self._process = HelperProcess(
+                self._program.command,
+                pass_fds=(),
+                stdin=reader,
+                stdout=None,
+                environment=environment,
+                line=self._line,
+                ended=self._ended,
+            )
+        except BaseException:
+            os.close(writer)
+            raise
+        finally:
+            os.close(reader)
+        self._report.event("restore_program", pid=self._process.pid, **environment)
+        self._relay = StreamRelay(
+            self._parameters.restore_fd, writer, self._program.preface, self._relayed
+        )
+
+    def _helper(self) -> Path:
+        program = self._ctx.program
+        return drop_in_path() if isinstance(program, OwnHelper) else program.path
+
+    @property
+    def _stall_limit(self) -> float:
+        """A sender may be silent for as long as its guest takes to suspend."""
+        return self._ctx.limits.stream_stall + self._ctx.limits.suspend
+
+    def _relayed(self, error: OSError | None) -> None:
+        if error is not None:
+            self._give_up(rc_of(error), f"reading the stream: {error}")
+
+    def _line(self, line: str) -> None:
+        self._lines = [*self._lines[-_LINES:], line]
+        level = XentoollogLevel.ERROR if ": error: " in line else XentoollogLevel.INFO
+        self._ctx.log(level, Path(self._program.command[0]).name, line)
+        self._ctx.trace.event("restore program says", line=line)
+
+    async def _ended(self, status: int) -> None:
+        self._report.event("restore_program_ended", status=status)
+        if self._relay is not None:
+            self._relay.stop()
+        self._status.set_result(status)
+
+    async def _wait(self) -> int:
+        """For the end of the program, as long as the stream moves or it may be at its last steps;
+        with an end to it once it is given up."""
+        assert self._process is not None
+        assert self._relay is not None
+        moved, since = self._relay.moved, self._now()
+        while not self._given_up.is_set() and not self._status.done():
+            await self._either(LOOK)
+            if self._relay.moved != moved:
+                moved, since = self._relay.moved, self._now()
+            elif self._now() - since > self._stall_limit:
+                self._give_up(
+                    Error.TIMEDOUT, f"no octet has come, and no end, for {self._stall_limit:g} s"
+                )
+        limit = self._ctx.limits.abort
+        for end in (None, self._process.terminate, self._process.kill):
+            if end is not None:
+                end()
+            if await self._ended_within(limit):
+                break
+        # SIGKILL cannot be refused.
+        return await self._status
+
+    async def _either(self, seconds: float) -> None:
+        """Until the program ends or is given up, `seconds` at most."""
+        given_up = asyncio.ensure_future(self._given_up.wait())
+        try:
+            waits: set[asyncio.Future[object]] = {self._status, given_up}  # type: ignore[arg-type]
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            given_up.cancel()
+
+    async def _ended_within(self, seconds: float) -> bool:
+        done, _ = await asyncio.wait({self._status}, timeout=seconds)
+        return bool(done)
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+    def _why(self, status: int) -> str:
+        """What the program said of its failure."""
+        program = Path(self._program.command[0]).name
+        if status < 0:
+            return f"{program} was ended by {signal.Signals(-status).name}"
+        return f"{program}: {self._program.complaint(self._lines) or f'exit status {status}'}"
+
+    async def _find(self) -> int | None:
+        def find() -> int | None:
+            try:
+                return self._ctx.host.find(self._parameters.name)
+            except ProcessLookupError:
+                return None
+
+        try:
+            return await blocking.call(self._ctx.limits.callback, find)
+        except OSError as error:
+            self._give_up(rc_of(error), f"the host does not list its domains: {error}")
+            return None
+
+    async def _destroy(self, domid: int) -> int | None:
+        try:
+            await blocking.call(self._ctx.limits.callback, self._ctx.host.destroy, domid)
+        except ProcessLookupError:
+            return None
+        except OSError as error:
+            self._report.failed(f"the domain cannot be destroyed: {error}")
+            return domid
+        return None
