@@ -76,9 +76,9 @@ def create_guest(host: Host, arguments: argparse.Namespace) -> int:
 
 
 def show_list(arguments: argparse.Namespace) -> int:
-    """`memory` in octets; `workload` and `pid` of simulated guests, null for others; `log_dirty` null
-    where the hypervisor does not tell; `waits`: what a guest in the middle of an operation waits
-    for, or null."""
+    """`memory` in octets; `workload` and `pid` of simulated guests, null for others; `log_dirty`
+    null where the hypervisor does not tell; `waits`: what a guest in the middle of an operation
+    waits for, or null."""
     host = host_of(arguments)
     waits: dict[int, str] = {}
     for entry in journal.entries(host.state_dir):

@@ -61,8 +61,8 @@ def context_of(
 
 
 def _program_of(text: str | None, hypervisor: str) -> HelperProgram:
-    """`--helper`: ours where it is not given, libxl's own for `libxl`, or the program at a path that
-    speaks libxl's protocol."""
+    """`--helper`: ours where it is not given, libxl's own for `libxl`, or the program at a path,
+    which speaks libxl's protocol."""
     if text is None:
         return OwnHelper()
     if text == LIBXL:
