@@ -14,10 +14,10 @@ from ipc_schema.messages import StreamType
 class Statistics:
     """What a stream carried: the fields of the catalogue's `statistics`.
 
-    `rounds` counts passes over the memory, the stop-and-copy one included; `pages` counts pages
-    with contents before the guest's hand-over, a page once for each time it went; `bytes` counts
-    every octet of the stream; `postcopy_pages` and `postcopy_faults` what went after the postcopy
-    transition, and for how many of these a vCPU waited.
+    `rounds` counts passes over the memory that sent any of it, the stop-and-copy one included;
+    `pages` counts pages with contents before the guest's hand-over, a page once for each time it
+    went; `bytes` counts every octet of the stream; `postcopy_pages` and `postcopy_faults` what went
+    after the postcopy transition, and for how many of these a vCPU waited.
     """
 
     rounds: int = 0

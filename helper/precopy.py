@@ -141,7 +141,8 @@ class Rounds:
                 self._total_written += len(batch.pfns)
                 self._statistics.pages += batch.pages
                 self._reporter.progress(doing_what, written, entries)
-        self._statistics.rounds += 1
+        if written:
+            self._statistics.rounds += 1
         self._reporter.event(
             "round",
             iteration=self._iteration,
