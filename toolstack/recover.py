@@ -73,12 +73,13 @@ class WayOut(Enum):
 
 @dataclass(frozen=True)
 class Recovery:
-    """What became of one journal entry. `done` is False where it was refused or the guest is
-    lost; `way` is what was carried out, `text` a line for people."""
+    """What became of one journal entry, or of a suspended guest without one (`role` and `promise`
+    are None). `done` is False where it was refused or the guest is lost; `way` is what was carried
+    out, `text` a line for people."""
 
     name: str
-    role: Role
-    promise: Promise
+    role: Role | None
+    promise: Promise | None
     way: Way
     done: bool
     text: str
@@ -126,7 +127,8 @@ def recover(
     host: Host, name: str, way_out: WayOut | None = None, *, role: Role | None = None
 ) -> list[Recovery]:
     """End all that was left in the middle for guest `name` (also by a name that a migration gave
-    it), or what one `role` of it left; empty where nothing was.
+    it), or what one `role` of it left; empty where nothing was. A guest that is suspended without
+    a journal is resumed only by `way_out`.
 
     Raises JournalError while a controller of it is alive, and for a journal that cannot be read;
     OSError where the host cannot do what is needed (the journal then stays).
@@ -144,7 +146,29 @@ def recover(
             )
     # The receiving end first: with both on one host it frees the name for the sending one.
     found.sort(key=lambda entry: entry.role is not Role.DESTINATION)
-    return [_recover(host, entry, way_out) for entry in found]
+    if found or role is not None:
+        return [_recover(host, entry, way_out) for entry in found]
+    row = next((row for row in host.domains() if row.name == name), None)
+    if row is None or row.state.value != "suspended":
+        return []
+    return [_recover_unexplained(host, row, way_out)]
+
+
+def _recover_unexplained(host: Host, row: DomainSummary, way_out: WayOut | None) -> Recovery:
+    """A guest that suspended after `recover` had ended its operation, or for another toolstack."""
+    way, done = Way.REFUSE, False
+    text = (
+        f"{row.name!r} is suspended, and no journal here says for what. If it runs nowhere else "
+        f"and nobody is saving it: `recover {row.name} --resume`"
+    )
+    if way_out is WayOut.RESUME:
+        heal(host, row.domid)
+        way, done = Way.RESUME, True
+        text = f"{row.name!r} is {resume_for_sure(host, row.domid)} here"
+    elif way_out is WayOut.DESTROY:
+        host.destroy(row.domid)
+        way, done, text = Way.DESTROY, True, f"{row.name!r} was given up by a person: destroyed"
+    return Recovery(row.name, None, None, way, done, text)
 
 
 def _recover(host: Host, entry: Entry, way_out: WayOut | None) -> Recovery:

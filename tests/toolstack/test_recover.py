@@ -234,6 +234,26 @@ def test_nothing_left(hosts: Hosts) -> None:
     assert "no guest 'nobody'" in ended.line
 
 
+def test_a_suspended_guest_without_a_journal_is_resumed_on_demand(hosts: Hosts) -> None:
+    suspend(hosts.at_source, hosts.guest())
+    (row,) = toolstack("list", "--host", hosts.source, "--json").json
+    assert row["waits"] == "a person: see `recover g`"
+    refused = toolstack("recover", "g", "--host", hosts.source)
+    assert refused.code == 1
+    assert "`recover g --resume`" in refused.line
+    assert states(hosts.at_source) == {"g": "suspended"}
+    ended = toolstack("recover", "g", "--resume", "--host", hosts.source, "--json")
+    assert (ended.code, ended.json[0]["way"], ended.json[0]["role"]) == (0, "resume", None)
+    assert states(hosts.at_source) == {"g": "running"}
+
+
+def test_a_suspended_guest_without_a_journal_can_be_given_up(hosts: Hosts) -> None:
+    suspend(hosts.at_source, hosts.guest())
+    (recovery,) = recover(hosts.at_source, "g", WayOut.DESTROY)
+    assert (recovery.way, recovery.done) == (Way.DESTROY, True)
+    assert states(hosts.at_source) == {}
+
+
 def test_a_partial_file_goes(hosts: Hosts, tmp_path: Path) -> None:
     domid = hosts.guest()
     partial = tmp_path / ".f.partial"

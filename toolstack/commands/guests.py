@@ -85,6 +85,10 @@ def show_list(arguments: argparse.Namespace) -> int:
         row = domain_of(host, entry)
         if row is not None:
             waits[row.domid] = waits_for(entry)
+    domains = host.domains()
+    for row in domains:
+        if row.state.value == "suspended":
+            waits.setdefault(row.domid, f"a person: see `recover {row.name}`")
     rows = [
         {
             "name": row.name,
@@ -97,7 +101,7 @@ def show_list(arguments: argparse.Namespace) -> int:
             "pid": row.pid,
             "waits": waits.get(row.domid),
         }
-        for row in host.domains()
+        for row in domains
     ]
 
     def human() -> None:

@@ -143,8 +143,8 @@ def recover(arguments: argparse.Namespace) -> int:
     rows = [
         {
             "name": recovery.name,
-            "role": recovery.role.value,
-            "promise": recovery.promise.value,
+            "role": recovery.role and recovery.role.value,
+            "promise": recovery.promise and recovery.promise.value,
             "way": recovery.way.value,
             "done": recovery.done,
             "text": recovery.text,
