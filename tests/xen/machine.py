@@ -6,6 +6,7 @@ The share's layout is told in `tests.xen.dom0.agent`, the other end.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -62,6 +63,9 @@ class Machine:
         self._requests = 0
         self._share = directory / "share"
         _fill(self._share, wheel)
+        installed = _installed(setup, wheel)
+        if installed.exists():
+            shutil.copy(installed, self._share / "installed.tar")
         started = time.monotonic()
         self._emulator = Emulator(setup, self._share, directory / "console")
         try:
@@ -70,6 +74,8 @@ class Machine:
             ready = json.loads((self._share / "boot.json").read_text())
             if "error" in ready:
                 raise MachineError(ready["error"])
+            if not installed.exists():
+                _keep(self._share / "installed.tar", installed)
         except BaseException:
             self.close()
             raise
@@ -167,6 +173,17 @@ def _tell(output: Path, heard: int, listener: Listener) -> int:
     if new:
         listener(new.decode(errors="replace"))
     return len(new)
+
+
+def _installed(setup: Setup, wheel: Path) -> Path:
+    """Beside the wheel, and goes with it."""
+    return wheel.parent / f"{setup.image.directory.name}.tar"
+
+
+def _keep(made: Path, target: Path) -> None:
+    scratch = target.with_name(f"{target.name}.{os.getpid()}")
+    shutil.copy(made, scratch)
+    scratch.rename(target)
 
 
 def _fill(share: Path, wheel: Path) -> None:

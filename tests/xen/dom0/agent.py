@@ -3,6 +3,7 @@
 The share, as both ends see it (`tests.xen.machine` is the other one):
 
     rig/            the rig's own code; *.whl; the guest's ramdisk
+    installed.tar   what pip makes of the wheel, from an earlier boot, or for the next one
     heartbeat       written every second: dom0 runs
     boot.json       once, when dom0 is ready
     requests/N.json what to run, from 1 on, one at a time
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.xen.dom0 import clean_up, kernel_log
-from tests.xen.dom0.lab import LIBXL, Lab, xen_version
+from tests.xen.dom0.lab import Lab, xen_version
 
 HOST: Final = Path("/host")
 HEARTBEAT_SECONDS: Final = 1.0
@@ -36,12 +38,12 @@ _CLEAN_UP_SECONDS: Final = 60
 def main() -> None:
     _start_heartbeat()
     started = time.monotonic()
-    installed = _install()
+    _install()
     seconds = time.monotonic() - started
     kernel = kernel_log.KernelLog()
     kernel.new_lines()
     ours = clean_up.processes()
-    ready = {"xen": xen_version(), "install": installed, "install_seconds": round(seconds, 1)}
+    ready = {"xen": xen_version(), "install_seconds": round(seconds, 1)}
     _write(HOST / "boot.json", ready)
     number = 1
     while True:
@@ -65,19 +67,29 @@ def _start_heartbeat() -> None:
         time.sleep(HEARTBEAT_SECONDS)
 
 
-def _install() -> str:
-    """As a user would; without --no-deps, so that pip checks that Debian's libraries will do.
-    What pip said, empty if nothing."""
+def _install() -> None:
+    """As a user would, with pip; without --no-deps, so that pip checks that Debian's libraries
+    will do. What it made is kept on the share, for the next boot of the same image and wheel."""
+    kept = HOST / "installed.tar"
+    if kept.exists():
+        _must(["tar", "-C", "/usr/local", "-xf", str(kept)])
+        return
     (wheel,) = Path("/run/rig").glob("*.whl")
     command = ["pip", "install", "-q", "--no-index", "--break-system-packages"]
-    command += ["--root-user-action=ignore", "--disable-pip-version-check", str(wheel)]
+    _must([*command, "--root-user-action=ignore", "--disable-pip-version-check", str(wheel)])
+    scratch = kept.with_suffix(".tmp")
+    _must(["tar", "-C", "/usr/local", "-cf", str(scratch), "."])
+    scratch.rename(kept)
+
+
+def _must(command: list[str]) -> None:
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, timeout=_INSTALL_SECONDS
     )
     if done.returncode:
-        _write(HOST / "boot.json", {"error": f"pip install: {done.stdout}{done.stderr}"})
+        error = f"{shlex.join(command)}: {done.stdout}{done.stderr}"
+        _write(HOST / "boot.json", {"error": error})
         sys.exit(1)
-    return done.stdout + done.stderr
 
 
 def _serve(request: dict[str, Any], results: Path, kernel: kernel_log.KernelLog) -> dict[str, Any]:
@@ -128,5 +140,4 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ["RIG_LIBXL_HELPER"] = str(LIBXL)
     main()
