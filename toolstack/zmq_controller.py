@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import tempfile
-from pathlib import Path
 from typing import Any, Final
 
 import zmq
@@ -24,9 +21,9 @@ from ipc_schema.errors import DecodeError
 from ipc_schema.messages import CATALOGUE, MAX_BODY, Answer, Message, Operation
 from ipc_schema.msgpack_codec import Envelope
 from ipc_schema.turn_taking import ControllerEnd, TurnError
+from toolstack.endpoint import Endpoint
 from toolstack.helper_channel import ChannelListener, HelperProcessArguments
 
-_SOCKET: Final = "controller"
 _QUEUE: Final = 64
 """Messages of one peer that are kept until they are read."""
 _AT_ONCE: Final = 64
@@ -58,9 +55,7 @@ class ZmqController:
         self._disconnected = asyncio.Event()
         self._secret_read, self._lifeline = os.pipe()
         try:
-            self._directory = Path(
-                tempfile.mkdtemp(prefix="xen-save-helper-", dir=_runtime_directory())
-            )
+            self._endpoint = Endpoint()
         except OSError:
             self._close_pipe()
             raise
@@ -71,7 +66,7 @@ class ZmqController:
         except BaseException:
             self._context.destroy(linger=0)
             self._close_pipe()
-            self._remove_endpoint()
+            self._endpoint.remove()
             raise
 
     def _open_socket(self) -> zmq.Socket[bytes]:
@@ -89,19 +84,15 @@ class ZmqController:
             socket.setsockopt(option, value)
         self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         try:
-            socket.bind(self._endpoint)
+            socket.bind(self._endpoint.uri)
         except zmq.ZMQError as error:
-            raise OSError(error.errno, f"{self._endpoint}: {error}") from error
+            raise OSError(error.errno, f"{self._endpoint.uri}: {error}") from error
         return socket
-
-    @property
-    def _endpoint(self) -> str:
-        return f"ipc://{self._directory / _SOCKET}"
 
     @property
     def process_arguments(self) -> HelperProcessArguments:
         return HelperProcessArguments(
-            ("--connect", self._endpoint, "--secret-fd", str(self._secret_read)),
+            ("--connect", self._endpoint.uri, "--secret-fd", str(self._secret_read)),
             (self._secret_read,),
         )
 
@@ -132,7 +123,7 @@ class ZmqController:
         self._socket.close(linger=0)
         self._context.term()
         self._close_pipe()
-        self._remove_endpoint()
+        self._endpoint.remove()
 
     async def heard_out(self, limit: float) -> None:
         """After the process's end: wait until all that it said was taken in."""
@@ -149,9 +140,6 @@ class ZmqController:
             if fd >= 0:
                 os.close(fd)
         self._secret_read = self._lifeline = -1
-
-    def _remove_endpoint(self) -> None:
-        shutil.rmtree(self._directory, ignore_errors=True)
 
     # What is said to the helper
 
@@ -224,7 +212,7 @@ class ZmqController:
         self._peer = identity
         self._peer_fd = frames[-1].get(zmq.SRCFD)
         # Its connection stands, and there is no second one: nobody else shall find the way in.
-        self._remove_endpoint()
+        self._endpoint.remove()
         self._listener.hello()
 
     def _refuse(self, identity: bytes, reason: str) -> None:
@@ -256,9 +244,3 @@ def _decode(parts: list[bytes]) -> Envelope:
     if len(parts) != 1:
         raise DecodeError("message", 0, f"{len(parts)} parts, want one")
     return msgpack_codec.decode(parts[0])
-
-
-def _runtime_directory() -> str | None:
-    """Where a socket's path is short; None for the default temporary directory."""
-    path = os.environ.get("XDG_RUNTIME_DIR")
-    return path if path and os.path.isdir(path) else None
