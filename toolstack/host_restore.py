@@ -78,7 +78,8 @@ class HostRestore:
 
     def _result(self, domid: int | None) -> RestoreResult:
         rc = self._rc
-        self._report.event("restore_ended", rc=rc, domid=domid)
+        self._report.domid = domid
+        self._report.event("restore_ended", rc=rc)
         return RestoreResult(rc, domid, False, None, self._report.reason if rc else "")
 
     def _give_up(self, rc: int, reason: str) -> None:

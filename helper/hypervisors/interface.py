@@ -13,13 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-Pfns = NDArray[np.uint64]
-Bitmap = NDArray[np.bool_]
+    Pfns = NDArray[np.uint64]
+    Bitmap = NDArray[np.bool_]
+else:
+    # For annotations alone: numpy is loaded by those who calculate with them. A toolstack that
+    # leaves a domain's memory to others needs none of it.
+    Pfns = Bitmap = Any
 
 PAGE_SIZE = 4096
 
