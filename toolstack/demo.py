@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from toolstack.limits import Limits
 from toolstack.migrate import HostDestination, MigrateOptions, migrate
 from toolstack.outcome import GuestResult, MigrationResult, Outcome
 from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits
+from toolstack.scratch import ScratchDirectory
 
 if TYPE_CHECKING:
     from helper.hypervisors.interface import GuestReport
@@ -50,19 +50,27 @@ class DemoResult:
 
 @contextlib.contextmanager
 def two_hosts() -> Iterator[tuple[Path, Path]]:
-    """The directories of two new hosts; all their guests end, and all goes, with the context."""
+    """The directories of two new hosts; all their guests end, and all goes, with the context, or
+    with the next demo where this one is killed."""
     simulated = importlib.import_module("helper.hypervisors.simulated.host")
-    with tempfile.TemporaryDirectory(prefix="xen-toolstack-demo-") as temporary:
-        directories = Path(temporary, "source"), Path(temporary, "destination")
+    with ScratchDirectory("xen-toolstack-demo-", clear=destroy_all) as scratch:
+        directories = scratch.path / "source", scratch.path / "destination"
         for directory in directories:
             simulated.create_host(directory)
         try:
             yield directories
         finally:
-            for directory in directories:
-                host = simulated.SimulatedHost(directory)
-                for row in host.domains():
-                    host.destroy(row.domid)
+            destroy_all(scratch.path)
+
+
+def destroy_all(hosts: Path) -> None:
+    """End all guests of the hosts whose directories are in `hosts`."""
+    simulated = importlib.import_module("helper.hypervisors.simulated.host")
+    for directory in hosts.iterdir():
+        host = simulated.SimulatedHost(directory)
+        host.clear_up()
+        for row in host.domains():
+            host.destroy(row.domid)
 
 
 async def demo(

@@ -12,10 +12,11 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from toolstack import endpoint, journal
+from toolstack import journal
 from toolstack.handshake import INCOMING, POSTCOPY_INCONSISTENT, base_name
 from toolstack.journal import Entry, JournalError, Promise, Role
 from toolstack.settle import DEAD, heal, resume_for_sure
+from toolstack.zmq_controller import sweep_endpoints
 
 if TYPE_CHECKING:
     from helper.hypervisors.interface import DomainSummary, Host
@@ -135,7 +136,7 @@ def recover(
     """
     journal.sweep(host.state_dir)
     host.clear_up()
-    endpoint.sweep()
+    sweep_endpoints()
     found = [e for e in journal.entries(host.state_dir) if e.name == base_name(name)]
     if role is not None:
         found = [entry for entry in found if entry.role is role]

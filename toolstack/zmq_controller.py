@@ -9,7 +9,10 @@ helper's lifeline, too: its other end closes with this process.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import tempfile
+from pathlib import Path
 from typing import Any, Final
 
 import zmq
@@ -21,9 +24,11 @@ from ipc_schema.errors import DecodeError
 from ipc_schema.messages import CATALOGUE, MAX_BODY, Answer, Message, Operation
 from ipc_schema.msgpack_codec import Envelope
 from ipc_schema.turn_taking import ControllerEnd, TurnError
-from toolstack.endpoint import Endpoint
 from toolstack.helper_channel import ChannelListener, HelperProcessArguments
+from toolstack.scratch import ScratchDirectory, sweep
 
+_PREFIX: Final = "xen-save-helper-"
+_SOCKET: Final = "controller"
 _QUEUE: Final = 64
 """Messages of one peer that are kept until they are read."""
 _AT_ONCE: Final = 64
@@ -55,7 +60,7 @@ class ZmqController:
         self._disconnected = asyncio.Event()
         self._secret_read, self._lifeline = os.pipe()
         try:
-            self._endpoint = Endpoint()
+            self._directory = ScratchDirectory(_PREFIX, _runtime_directory())
         except OSError:
             self._close_pipe()
             raise
@@ -66,7 +71,7 @@ class ZmqController:
         except BaseException:
             self._context.destroy(linger=0)
             self._close_pipe()
-            self._endpoint.remove()
+            self._directory.remove()
             raise
 
     def _open_socket(self) -> zmq.Socket[bytes]:
@@ -84,15 +89,19 @@ class ZmqController:
             socket.setsockopt(option, value)
         self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         try:
-            socket.bind(self._endpoint.uri)
+            socket.bind(self._endpoint)
         except zmq.ZMQError as error:
-            raise OSError(error.errno, f"{self._endpoint.uri}: {error}") from error
+            raise OSError(error.errno, f"{self._endpoint}: {error}") from error
         return socket
+
+    @property
+    def _endpoint(self) -> str:
+        return f"ipc://{self._directory.path / _SOCKET}"
 
     @property
     def process_arguments(self) -> HelperProcessArguments:
         return HelperProcessArguments(
-            ("--connect", self._endpoint.uri, "--secret-fd", str(self._secret_read)),
+            ("--connect", self._endpoint, "--secret-fd", str(self._secret_read)),
             (self._secret_read,),
         )
 
@@ -123,7 +132,7 @@ class ZmqController:
         self._socket.close(linger=0)
         self._context.term()
         self._close_pipe()
-        self._endpoint.remove()
+        self._directory.remove()
 
     async def heard_out(self, limit: float) -> None:
         """After the process's end: wait until all that it said was taken in."""
@@ -212,7 +221,7 @@ class ZmqController:
         self._peer = identity
         self._peer_fd = frames[-1].get(zmq.SRCFD)
         # Its connection stands, and there is no second one: nobody else shall find the way in.
-        self._endpoint.remove()
+        self._directory.remove()
         self._listener.hello()
 
     def _refuse(self, identity: bytes, reason: str) -> None:
@@ -244,3 +253,18 @@ def _decode(parts: list[bytes]) -> Envelope:
     if len(parts) != 1:
         raise DecodeError("message", 0, f"{len(parts)} parts, want one")
     return msgpack_codec.decode(parts[0])
+
+
+def sweep_endpoints() -> None:
+    """Remove the endpoints of controllers that were killed."""
+    sweep(_PREFIX, _runtime_directory())
+
+
+def _runtime_directory() -> Path:
+    """The first of the usual directories that a socket's path has room in."""
+    usual = (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp")
+    longest = zmq.IPC_PATH_MAX_LEN - len(f"/{_PREFIX}12345678/{_SOCKET}")
+    for path in usual:
+        if os.path.isdir(path) and len(os.fsencode(path)) <= longest:
+            return Path(path)
+    raise OSError(errno.ENAMETOOLONG, f"no room for a socket's path in any of {', '.join(usual)}")

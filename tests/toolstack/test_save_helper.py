@@ -50,6 +50,17 @@ def failure(run: Run, rc: int = Error.FAIL, *, completed: bool = False) -> str:
     return run.result.reason
 
 
+def test_long_paths_of_temporary_files_are_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("long" * 25)
+    long.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    run = run_helper(scripted("start", "complete"))
+    assert run.result is not None
+    assert run.result.completed
+
+
 class TestAConversation:
     def test_from_hello_to_complete(self) -> None:
         run = run_helper(scripted("start", "log", "policy", "suspend", "statistics", "complete"))
