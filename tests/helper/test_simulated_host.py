@@ -63,8 +63,17 @@ def test_hosts_are_opened_by_uri(host: SimulatedHost) -> None:
     domain.close()
     with pytest.raises(ProcessLookupError, match="no domain 77"):
         open_domain(f"sim:{host.directory}", 77)
-    with pytest.raises(OSError, match="not supported") as caught:
+    for unknown in ("kvm", "simulated:/", ""):
+        with pytest.raises(OSError, match="not supported") as caught:
+            open_host(unknown)
+        assert caught.value.errno == errno.ENOTSUP
+
+
+def test_without_xen_a_real_host_says_what_is_missing() -> None:
+    with pytest.raises(OSError, match="no Xen here"):
         open_host("xen")
+    with pytest.raises(OSError, match="engine libxenguest") as caught:
+        open_domain("xen", 1)
     assert caught.value.errno == errno.ENOTSUP
 
 
@@ -359,7 +368,7 @@ def test_real_registers_are_kept_but_do_not_run(host: SimulatedHost) -> None:
             with pytest.raises(OSError, match="octets"):
                 domain.hvm_setcontext(context)
     assert host.report(domid).state is GuestState.PAUSED
-    assert host.domains()[0].workload == "-"
+    assert host.domains()[0].workload is None
 
 
 def test_registers_are_for_a_guest_that_stands_still(host: SimulatedHost) -> None:
