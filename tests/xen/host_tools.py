@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 PACKAGES: Final = {
@@ -15,6 +16,15 @@ PACKAGES: Final = {
     "cpio": "cpio",
 }
 """Debian's package of each program."""
+
+BUILD_PACKAGES: Final = {
+    "gcc": "gcc",
+    "make": "make",
+    "bison": "bison",
+    "flex": "flex",
+    "dpkg-source": "dpkg-dev",
+}
+"""What building a hypervisor takes besides, and the library libelf-dev."""
 
 _APT_SETTINGS: Final = (
     "Acquire::Check-Valid-Until",
@@ -30,12 +40,21 @@ class MissingToolsError(RuntimeError):
 
 def need(*programs: str) -> None:
     """Raises MissingToolsError where one of `programs` (keys of PACKAGES) is not there."""
+    _need({program: PACKAGES[program] for program in programs}, tuple(PACKAGES.values()))
+
+
+def need_to_build() -> None:
+    """Raises MissingToolsError where a hypervisor cannot be built."""
+    _need(BUILD_PACKAGES, (*BUILD_PACKAGES.values(), "libelf-dev"))
+
+
+def _need(packages: Mapping[str, str], install: Sequence[str]) -> None:
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-    missing = [PACKAGES[program] for program in programs if not shutil.which(program, path=path)]
+    missing = [packages[program] for program in packages if not shutil.which(program, path=path)]
     if missing:
         raise MissingToolsError(
             f"the real-Xen tests need {' '.join(missing)}: "
-            f"apt-get install --no-install-recommends {' '.join(PACKAGES.values())}"
+            f"apt-get install --no-install-recommends {' '.join(install)}"
         )
 
 

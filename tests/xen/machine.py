@@ -19,7 +19,7 @@ from tests.xen.cache import REPOSITORY
 from tests.xen.emulator import Emulator, Setup
 
 BOOT_SECONDS: Final = 240
-_AFTER_LIMIT_SECONDS: Final = 120
+AFTER_LIMIT_SECONDS: Final = 120
 """The agent ends what takes too long, and clears up; beyond that it hangs itself."""
 _POLL_SECONDS: Final = 0.2
 _FREEZE_POLL_SECONDS: Final = 2.0
@@ -39,13 +39,15 @@ class MachineError(Exception):
 @dataclass(frozen=True)
 class Outcome:
     """How one request went. `outcome`: passed, failed, timeout. `faults` are the kernel's lines on
-    programs that crashed, `left_over` what could not be cleared away."""
+    programs that crashed, `kernel` all that dom0's kernel said, `left_over` what could not be
+    cleared away."""
 
     outcome: str
     seconds: float
     output: str
     figures: dict[str, Any] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    kernel: list[str] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
 
 
@@ -111,7 +113,7 @@ class Machine:
         scratch.rename(requests / f"{self._requests}.json")
         results, heard = self.results(), 0
         what = request.get("scenario") or request["script"]
-        for _ in self._until(results / "outcome.json", limit + _AFTER_LIMIT_SECONDS, what):
+        for _ in self._until(results / "outcome.json", limit + AFTER_LIMIT_SECONDS, what):
             if listener is not None:
                 heard += _tell(results / "output", heard, listener)
         if listener is not None:
@@ -133,6 +135,7 @@ class Machine:
             output=(results / "output").read_text(errors="replace"),
             figures=json.loads(figures.read_text()) if figures.exists() else {},
             faults=[fault["line"] for fault in told["faults"]],
+            kernel=told["kernel"],
             left_over=told["left_over"],
         )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -14,8 +16,8 @@ from tests.xen.emulator import Setup
 from tests.xen.images import SUITES, image
 from tests.xen.machine import EmulatorError, Machine, MachineError, Outcome
 from tests.xen.report import Row, print_table
-from tests.xen.scenarios import SCENARIOS
-from tests.xen.scenarios.scenario import Scenario
+from tests.xen.scenarios import Case, cases
+from tests.xen.shadow_xen import shadow_xen
 from tests.xen.wheel import wheel
 
 SCENARIOS_PER_BOOT: Final = 6
@@ -24,16 +26,16 @@ RETRIES: Final = 2
 
 
 def setup_of(suite: str, shadow: bool, hvm: bool) -> Setup:
-    """The machine for a scenario; makes the image where there is none."""
+    """The machine for a scenario; makes image and hypervisor where there are none."""
     made = image(SUITES[suite])
-    return Setup(made, made.xen, hvm)
+    return Setup(made, shadow_xen(made.suite) if shadow else made.xen, hvm)
 
 
 class Machines:
     """One machine at a time: booted when needed, kept for some scenarios of the same setup."""
 
     def __init__(self, directory: Path) -> None:
-        """`directory` gets a directory for each boot."""
+        """`directory` (there) gets a directory for each boot."""
         self.boots = 0
         self.spoiled: list[str] = []
         self._directory = directory
@@ -41,16 +43,17 @@ class Machines:
         self._setup: Setup | None = None
         self._ran = 0
 
-    def run(self, scenario: Scenario, suite: str) -> Outcome:
+    def run(self, case: Case) -> Outcome:
         """Raises EmulatorError where the emulator spoiled it three times; MachineError where dom0
         went down under it."""
-        setup = setup_of(suite, scenario.shadow, scenario.hvm)
+        scenario = case.scenario
+        setup = setup_of(case.suite, scenario.shadow, scenario.hvm)
         for attempt in range(RETRIES + 1):
             try:
                 return self._ready(setup).run_scenario(scenario.name, scenario.limit)
             except EmulatorError as spoiled:
                 self.close()
-                self.spoiled.append(f"{scenario.name} ({suite}): {spoiled}")
+                self.spoiled.append(f"{scenario.name} ({case.suite}): {spoiled}")
                 print(f"tests.xen: the emulator failed, not {scenario.name}: {spoiled}", flush=True)
                 if attempt == RETRIES:
                     raise
@@ -70,8 +73,7 @@ class Machines:
             self.close()
         if self._machine is None:
             self.boots += 1
-            directory = self._directory / f"boot-{self.boots}"
-            directory.mkdir(parents=True)
+            directory = Path(tempfile.mkdtemp(prefix="boot-", dir=self._directory))
             self._machine = Machine(setup, wheel(), directory)
             self._setup, self._ran = setup, 0
             print(
@@ -84,19 +86,45 @@ class Machines:
 
 
 def run_scenarios(names: list[str], suites: list[str], jobs: int, keep: Path | None) -> int:
-    """Run scenarios (all where `names` is empty) on `suites`, print the table; 0 if all passed."""
-    rows: list[Row] = []
-    with _directory(keep) as directory:
-        machines = Machines(directory)
-        try:
-            for suite in suites:
-                for scenario in SCENARIOS:
-                    if suite in scenario.suites and (not names or scenario.name in names):
-                        rows.append(_run_one(machines, scenario, suite))
-        finally:
-            machines.close()
-    print_table(rows, machines.boots, machines.spoiled)
+    """Run scenarios (all where `names` is empty) on `suites`, on `jobs` machines at once, print
+    the table; 0 if there were some and all passed."""
+    wanted = [case for case in cases(suites) if not names or case.scenario.name in names]
+    with _directory(keep) as directory, ThreadPoolExecutor(jobs) as pool:
+        done = list(pool.map(lambda batch: _run_batch(batch, directory), batches(wanted)))
+    rows = [row for batch in done for row in batch.rows]
+    print_table(
+        rows,
+        sum(batch.boots for batch in done),
+        [spoiled for batch in done for spoiled in batch.spoiled],
+    )
     return 0 if rows and all(row.passed for row in rows) else 1
+
+
+def batches(wanted: Sequence[Case]) -> list[list[Case]]:
+    """Cases that share a boot: of one setup, and not too many."""
+    made: list[list[Case]] = []
+    for case in wanted:
+        if made and made[-1][0].setup == case.setup and len(made[-1]) < SCENARIOS_PER_BOOT:
+            made[-1].append(case)
+        else:
+            made.append([case])
+    return made
+
+
+@dataclass(frozen=True)
+class _Batch:
+    rows: list[Row]
+    boots: int
+    spoiled: list[str]
+
+
+def _run_batch(batch: list[Case], directory: Path) -> _Batch:
+    machines = Machines(directory)
+    try:
+        rows = [_run_one(machines, case) for case in batch]
+    finally:
+        machines.close()
+    return _Batch(rows, machines.boots, machines.spoiled)
 
 
 def run_script(
@@ -119,23 +147,28 @@ def run_script(
     return 0 if outcome.outcome == "passed" else 1
 
 
-def _run_one(machines: Machines, scenario: Scenario, suite: str) -> Row:
-    print(f"tests.xen: {suite}: {scenario.name} ...", flush=True)
+def _run_one(machines: Machines, case: Case) -> Row:
+    name = case.scenario.name
+    print(f"tests.xen: {case.suite}: {name} ...", flush=True)
     try:
-        outcome = machines.run(scenario, suite)
+        outcome = machines.run(case)
     except (EmulatorError, MachineError) as lost:
-        print(f"tests.xen: {scenario.name}: {lost}", flush=True)
+        print(f"tests.xen: {name}: {lost}", flush=True)
         kind = "emulator" if isinstance(lost, EmulatorError) else "lost"
-        return Row(suite, scenario.name, kind, 0.0, {})
+        return Row(case.suite, name, kind, 0.0, {})
     if outcome.outcome != "passed":
-        print(outcome.output, flush=True)
-    for line in outcome.faults:
-        print(f"tests.xen: crashed: {line}", flush=True)
+        print(explained(outcome), flush=True)
     print(
-        f"tests.xen: {suite}: {scenario.name}: {outcome.outcome} ({outcome.seconds:.0f} s)",
-        flush=True,
+        f"tests.xen: {case.suite}: {name}: {outcome.outcome} ({outcome.seconds:.0f} s)", flush=True
     )
-    return Row(suite, scenario.name, outcome.outcome, outcome.seconds, outcome.figures)
+    return Row(case.suite, name, outcome.outcome, outcome.seconds, outcome.figures)
+
+
+def explained(outcome: Outcome) -> str:
+    """What a scenario that did not pass has said, and dom0's kernel while it ran."""
+    lines = [outcome.output.rstrip(), *(f"dom0 kernel: {line}" for line in outcome.kernel[-15:])]
+    lines += [f"could not be cleared away: {what}" for what in outcome.left_over]
+    return "\n".join(lines)
 
 
 def _say(text: str) -> None:

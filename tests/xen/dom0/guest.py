@@ -15,6 +15,9 @@ KINDS: Final = ("pv", "pvh", "hvm")
 COUNTS_SECONDS: Final = {"pv": 90, "pvh": 90, "hvm": 240}
 """How long a new guest may take until it counts."""
 
+IGNORES_SUSPEND: Final = "initcall_blacklist=xen_setup_shutdown_event"
+"""For a guest's command line: Linux without the part that listens to control/shutdown."""
+
 _COUNT: Final = re.compile(r"^count (\d+)\r?$", re.MULTILINE)
 
 

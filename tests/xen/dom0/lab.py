@@ -46,6 +46,7 @@ class Lab:
         self.results = results
         self.directory = Path("/tmp/lab")
         self.directory.mkdir(exist_ok=True)
+        self._trace = self.directory / "events"
         self._figures: dict[str, Any] = {}
         self._made = 0
 
@@ -59,6 +60,19 @@ class Lab:
         self._figures[name] = value
         (self.results / "figures.json").write_text(json.dumps(self._figures))
 
+    def events(self, name: str = "") -> list[dict[str, Any]]:
+        """What our helpers have traced so far, of all runs; of one `name` if there is one."""
+        if not self._trace.exists():
+            return []
+        # The last line may be half there.
+        lines = self._trace.read_text().rpartition("\n")[0].splitlines()
+        events = [json.loads(line) for line in lines]
+        return [event for event in events if not name or event["event"] == name]
+
+    def helpers_done(self) -> int:
+        """How many of our helpers have told success."""
+        return sum(event["retval"] == 0 for event in self.events("complete"))
+
     def domains(self) -> dict[str, DomainRow]:
         """The guests that there are, by name, those that are being built or destroyed too."""
         rows = {}
@@ -71,6 +85,13 @@ class Lab:
                 rows[name] = DomainRow(name, int(domid), int(memory), state)
         return rows
 
+    def xenstore(self, path: str) -> str | None:
+        """What the node holds, None where there is none."""
+        done = subprocess.run(
+            ["xenstore-read", path], check=False, capture_output=True, text=True, timeout=30
+        )
+        return None if done.returncode else done.stdout.rstrip("\n")
+
     def save(
         self,
         guest: Guest,
@@ -79,10 +100,12 @@ class Lab:
         env: Mapping[str, str | None] | None = None,
         limit: float = 120,
     ) -> Ended:
-        """`xl save`, which must succeed and leave no domain."""
+        """`xl save`, which must succeed, with the helper's work, and leave no domain."""
+        before = self.helpers_done()
         done = self.xl(["save", guest.name, file], helper, env, limit)
         assert done.status == 0, f"xl save: {done.output}"
         assert guest.name not in self.domains()
+        assert self.helpers_done() - before == (helper != LIBXL)
         return done
 
     def restore(
@@ -93,9 +116,12 @@ class Lab:
         env: Mapping[str, str | None] | None = None,
         limit: float = 120,
     ) -> Ended:
-        """`xl restore`, which must succeed; the guest must go on from where it was."""
+        """`xl restore`, which must succeed, with the helper's work; the guest must go on from
+        where it was."""
+        before = self.helpers_done()
         done = self.xl(["restore", file], helper, env, limit)
         assert done.status == 0, f"xl restore: {done.output}"
+        assert self.helpers_done() - before == (helper != LIBXL)
         guest.goes_on()
         return done
 
@@ -108,14 +134,15 @@ class Lab:
         capture: Path | None = None,
         limit: float = 180,
     ) -> Ended:
-        """`xl migrate` to this same host, which must succeed; the guest must go on, once.
-        `capture` gets all that goes to the receiver."""
-        before = self.domains()[guest.name].domid
+        """`xl migrate` to this same host, which must succeed, with the helpers' work; the guest
+        must go on, once. `capture` gets all that goes to the receiver."""
+        before, domid = self.helpers_done(), self.domains()[guest.name].domid
         program = self.start_migrate(guest, sender, receive_command(receiver, capture), env)
         done = program.end(limit)
         assert done.status == 0, f"xl migrate: {done.output}"
         self.assert_only(guest)
-        assert self.domains()[guest.name].domid != before
+        assert self.domains()[guest.name].domid != domid
+        assert self.helpers_done() - before == (sender != LIBXL) + (receiver != LIBXL)
         guest.goes_on()
         return done
 
@@ -144,7 +171,9 @@ class Lab:
         helper: Path = OURS,
         env: Mapping[str, str | None] | None = None,
     ) -> Program:
-        return Program(["xl", *arguments], {**helper_variable(helper), **(env or {})})
+        """`xl` with this helper; ours traces into `events`."""
+        ours = {"XEN_SAVE_HELPER_EVENTS": str(self._trace)}
+        return Program(["xl", *arguments], {**helper_variable(helper), **ours, **(env or {})})
 
     def assert_only(self, guest: Guest) -> None:
         """There is this guest and no other one."""
@@ -166,8 +195,10 @@ class Lab:
         assert done.status == 0, f"verify-stream-v2: {done.output[-1000:]}"
 
     def collect_logs(self, with_hypervisor: bool) -> None:
-        """Copy consoles and Xen's logs to the results."""
+        """Copy our helpers' traces, consoles and Xen's logs to the results."""
         logs = self.results / "logs"
+        if self._trace.exists():
+            shutil.copy(self._trace, self.results / "events")
         for directory in _LOGS:
             for path in directory.glob("*.log"):
                 logs.mkdir(exist_ok=True)

@@ -7,9 +7,40 @@ module's SCENARIOS, and a new module's SCENARIOS into the tuple below.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from tests.xen.scenarios import baseline
+from tests.xen.scenarios import baseline, drop_in, failures, policy
 from tests.xen.scenarios.scenario import Scenario
 
-SCENARIOS: Final[tuple[Scenario, ...]] = (*baseline.SCENARIOS,)
+SCENARIOS: Final[tuple[Scenario, ...]] = (
+    *baseline.SCENARIOS,
+    *drop_in.SCENARIOS,
+    *policy.SCENARIOS,
+    *failures.SCENARIOS,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scenario on one suite."""
+
+    suite: str
+    scenario: Scenario
+
+    @property
+    def setup(self) -> tuple[str, bool, bool]:
+        """What the machine that it runs on depends on."""
+        return self.suite, self.scenario.shadow, self.scenario.hvm
+
+
+def cases(suites: Sequence[str]) -> list[Case]:
+    """All, so sorted that those which can share a machine follow each other."""
+    found = [
+        Case(suite, scenario)
+        for suite in suites
+        for scenario in SCENARIOS
+        if suite in scenario.suites
+    ]
+    return sorted(found, key=lambda case: (suites.index(case.suite), *case.setup[1:]))

@@ -1,0 +1,77 @@
+"""Stands between `xl migrate` and its receiver, and stops reading where it is told to.
+
+    python3 -m tests.xen.dom0.gate DIRECTORY OCTETS COMMAND...
+
+Passes stdin on to COMMAND (its stdout is ours), holds after OCTETS, makes the file DIRECTORY/held,
+and reads on when there is DIRECTORY/open; at most HOLD_SECONDS.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+HOLD_SECONDS: Final = 240
+_AT_ONCE: Final = 1 << 20
+
+
+class Gate:
+    """The scenario's side: in which directory the gate and the scenario meet."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir()
+
+    def command(self, octets: int, receive: str) -> str:
+        """The shell command for `xl migrate -s ''`."""
+        return f"exec python3 -m tests.xen.dom0.gate {self.directory} {octets} {receive}"
+
+    @property
+    def holds(self) -> bool:
+        return (self.directory / "held").exists()
+
+    def open(self) -> None:
+        (self.directory / "open").touch()
+
+
+def main(directory: Path, octets: int, command: list[str]) -> int:
+    """The command's exit status."""
+    receiver = subprocess.Popen(command, stdin=subprocess.PIPE)
+    assert receiver.stdin is not None
+    into, left = receiver.stdin.fileno(), octets
+    try:
+        while left > 0:
+            data = os.read(0, min(left, _AT_ONCE))
+            if not data:
+                break
+            _write(into, data)
+            left -= len(data)
+        else:
+            _hold(directory)
+            while data := os.read(0, _AT_ONCE):
+                _write(into, data)
+    except BrokenPipeError:
+        pass  # The receiver has gone; it says why.
+    receiver.stdin.close()
+    return receiver.wait()
+
+
+def _hold(directory: Path) -> None:
+    (directory / "held").touch()
+    end = time.monotonic() + HOLD_SECONDS
+    while not (directory / "open").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def _write(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))

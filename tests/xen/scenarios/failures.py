@@ -1,0 +1,206 @@
+"""What goes wrong in the middle of `xl migrate`; the guest must run on at the source each time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from tests.xen.dom0 import clean_up
+from tests.xen.dom0.commands import wait_until
+from tests.xen.dom0.gate import Gate
+from tests.xen.dom0.guest import IGNORES_SUSPEND
+from tests.xen.dom0.lab import receive_command
+from tests.xen.scenarios.scenario import BOTH, Scenario
+
+if TYPE_CHECKING:
+    from tests.xen.dom0.commands import Program
+    from tests.xen.dom0.guest import Guest
+    from tests.xen.dom0.lab import Lab
+
+MIB: Final = 1 << 20
+NEVER: Final = 1 << 40
+_DIRTY_MIB: Final = 24
+_REACHED_SECONDS: Final = 120
+_FAILED_SECONDS: Final = 60
+_HELPER_ENDS_SECONDS: Final = 1.0
+"""How soon a helper that is told to abort must have ended, a blocked write or not."""
+
+
+def our_helpers(operation: str = "--save-domain") -> list[int]:
+    """The running ones, by pid."""
+    return [
+        pid
+        for (pid, _start), command in clean_up.processes().items()
+        if "xen-save-helper" in command and operation in command
+    ]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a helper is killed. The stream is held after `octets(guest)`; the kill comes when
+    `reached` holds."""
+
+    name: str
+    reached: Callable[[Lab, Gate], bool]
+    octets: Callable[[Guest], int] = lambda _guest: NEVER
+    env: dict[str, str] = field(default_factory=dict)
+    dirty: int = 0
+    cmdline: str = ""
+
+
+def _held_in_round(lab: Lab, gate: Gate, rounds: int) -> bool:
+    return gate.holds and len(lab.events("round")) >= rounds
+
+
+def _held_in_last_copy(lab: Lab, gate: Gate) -> bool:
+    suspended = [e for e in lab.events("callback") if e.get("name") == "suspend"]
+    return gate.holds and bool(suspended)
+
+
+def _past_first_round(guest: Guest) -> int:
+    """Somewhere in the second: the first one sends all of its memory, but for some pages."""
+    return guest.memory * MIB + 8 * MIB
+
+
+def _asked_to_suspend(lab: Lab, _gate: Gate) -> bool:
+    (row,) = (row for row in lab.domains().values() if "--incoming" not in row.name)
+    return lab.xenstore(f"/local/domain/{row.domid}/control/shutdown") == "suspend"
+
+
+MOMENTS: Final = (
+    Moment("starting", lambda _lab, _gate: bool(our_helpers())),
+    Moment("first-round", lambda _lab, gate: gate.holds, lambda _guest: MIB),
+    Moment(
+        "later-round",
+        partial(_held_in_round, rounds=1),
+        _past_first_round,
+        {"XEN_SAVE_HELPER_MAX_ITERATIONS": "100", "XEN_SAVE_HELPER_DIRTY_THRESHOLD": "0"},
+        _DIRTY_MIB,
+    ),
+    Moment("suspending", _asked_to_suspend, cmdline=IGNORES_SUSPEND),
+    Moment(
+        "last-copy",
+        _held_in_last_copy,
+        _past_first_round,
+        {"XEN_SAVE_HELPER_MAX_ITERATIONS": "1", "XEN_SAVE_HELPER_DIRTY_THRESHOLD": "0"},
+        _DIRTY_MIB,
+    ),
+)
+
+
+def killed_helper(lab: Lab, moment: Moment) -> None:
+    """Our helper is killed under `xl migrate`: xl says so, and the guest runs on."""
+    guest = lab.guest("pvh", cmdline=moment.cmdline, dirty=moment.dirty)
+    gate = Gate(lab.directory / "gate")
+    receive = gate.command(moment.octets(guest), receive_command())
+    xl = lab.start_migrate(guest, receive=receive, env=moment.env)
+    wait_until(
+        f"moment {moment.name}", lambda: moment.reached(lab, gate), _REACHED_SECONDS, every=0.02
+    )
+    (helper,) = our_helpers()
+    os.kill(helper, signal.SIGKILL)
+    gate.open()
+    assert_failed(xl, "killed")
+    lab.assert_runs_on(guest)
+
+
+def receiver_dies(lab: Lab) -> None:
+    """In the middle of the first round; a second migration succeeds, so log-dirty mode is off."""
+    guest = lab.guest("pvh")
+    gate = Gate(lab.directory / "gate")
+    xl = lab.start_migrate(guest, receive=gate.command(16 * MIB, receive_command()))
+    wait_until("the stream is held", lambda: gate.holds, _REACHED_SECONDS)
+    for pid in receivers():
+        os.kill(pid, signal.SIGKILL)
+    gate.open()
+    assert_failed(xl)
+    # What it had begun to build stays behind: nobody is left who would clear it up.
+    for row in lab.domains().values():
+        if row.name != guest.name:
+            lab.xl(["destroy", str(row.domid)])
+    lab.assert_runs_on(guest)
+    lab.migrate(guest)
+
+
+def interrupted(lab: Lab, number: signal.Signals, *, group: bool) -> None:
+    """The receiver stops reading, and `xl migrate` gets a signal, alone or as all of a terminal's
+    foreground do. The guest runs on; our helper has ended, and has turned log-dirty mode off."""
+    guest = lab.guest("pvh")
+    gate = Gate(lab.directory / "gate")
+    xl = lab.start_migrate(guest, receive=gate.command(16 * MIB, receive_command()))
+    wait_until("the stream is held", lambda: gate.holds, _REACHED_SECONDS)
+    if group:
+        os.killpg(xl.pid, number)
+    else:
+        xl.signal(number)
+    done = xl.end(_FAILED_SECONDS)
+    assert done.status != 0
+    assert_ends(lab)
+    gate.open()
+    lab.assert_runs_on(guest)
+    lab.migrate(guest)
+
+
+def helper_terminated(lab: Lab) -> None:
+    """SIGTERM for our helper, which is blocked in a write that nobody reads, as libxl would send
+    it: it tells that it failed, and has ended within a second."""
+    guest = lab.guest("pvh")
+    gate = Gate(lab.directory / "gate")
+    xl = lab.start_migrate(guest, receive=gate.command(16 * MIB, receive_command()))
+    wait_until("the stream is held", lambda: gate.holds, _REACHED_SECONDS)
+    (helper,) = our_helpers()
+    os.kill(helper, signal.SIGTERM)
+    assert_ends(lab)
+    (complete,) = (e for e in lab.events("complete") if e["pid"] == helper)
+    assert complete["retval"] == -1
+    gate.open()
+    assert_failed(xl, "SIGTERM received")
+    lab.assert_runs_on(guest)
+    lab.migrate(guest)
+
+
+def receivers() -> list[int]:
+    """Everything at the receiving end of a migration, but for the gate."""
+    found = []
+    for (pid, _start), command in clean_up.processes().items():
+        receiving = "migrate-receive" in command or "--restore-domain" in command
+        if receiving and "dom0.gate" not in command and "xl migrate -s" not in command:
+            found.append(pid)
+    return found
+
+
+def assert_failed(xl: Program, word: str = "") -> None:
+    """`xl migrate` says that it failed, and `word` is in what it says."""
+    done = xl.end(_FAILED_SECONDS)
+    assert done.status != 0, f"xl migrate succeeded: {done.output}"
+    assert word in done.output, f"no {word!r} in: {done.output}"
+
+
+def assert_ends(lab: Lab) -> None:
+    """The saving helper ends at once."""
+    began = time.monotonic()
+    wait_until("our helper ends", lambda: not our_helpers(), _FAILED_SECONDS, every=0.02)
+    seconds = time.monotonic() - began
+    lab.figure("helper ended after s", round(seconds, 2))
+    assert seconds <= _HELPER_ENDS_SECONDS, f"the helper took {seconds:.2f} s to end"
+
+
+SCENARIOS: Final = (
+    *(
+        Scenario(
+            f"killed-helper-{moment.name}-pvh",
+            partial(killed_helper, moment=moment),
+            BOTH if moment.name == "last-copy" else ("bookworm",),
+        )
+        for moment in MOMENTS
+    ),
+    Scenario("receiver-dies-pvh", receiver_dies),
+    Scenario("interrupted-sigint-pvh", partial(interrupted, number=signal.SIGINT, group=True)),
+    Scenario("interrupted-sigterm-pvh", partial(interrupted, number=signal.SIGTERM, group=False)),
+    Scenario("helper-sigterm-blocked-pvh", helper_terminated),
+)

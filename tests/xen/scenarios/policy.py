@@ -1,0 +1,68 @@
+"""The precopy policy of whoever runs the drop-in: its rounds, counted in the captured stream."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from tests.xen.dom0.commands import run
+from tests.xen.dom0.lab import receive_command
+from tests.xen.scenarios.scenario import Scenario
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.xen.dom0.lab import Lab
+
+_DIRTY_MIB: Final = 8
+_NO_THRESHOLD: Final = {"XEN_SAVE_HELPER_DIRTY_THRESHOLD": "0"}
+"""A guest that writes all the time is never stopped for having few dirty pages."""
+_ROUNDS_BEFORE_ABORT: Final = 2
+
+
+def max_iterations(lab: Lab, iterations: int) -> None:
+    """So many rounds and the last copy."""
+    guest = lab.guest("pvh", dirty=_DIRTY_MIB)
+    stream = lab.directory / "stream"
+    env = {**_NO_THRESHOLD, "XEN_SAVE_HELPER_MAX_ITERATIONS": str(iterations)}
+    lab.migrate(guest, env=env, capture=stream)
+    rounds = inspected(stream)["summary"]["rounds"]
+    lab.figure("rounds", rounds)
+    assert rounds == iterations + 1
+    last = lab.events("precopy_policy")[-1]
+    assert last["decision"] == "STOP_AND_COPY"
+    assert last["why"] == f"{iterations} rounds, at most {iterations}"
+
+
+def abort_after(lab: Lab) -> None:
+    """The migration is given up after so many rounds, which xl is told; the guest runs on, and can
+    still be migrated."""
+    guest = lab.guest("pvh", dirty=_DIRTY_MIB)
+    stream = lab.directory / "stream"
+    env = {**_NO_THRESHOLD, "XEN_SAVE_HELPER_ABORT_AFTER": str(_ROUNDS_BEFORE_ABORT)}
+    program = lab.start_migrate(guest, receive=receive_command(capture=stream), env=env)
+    done = program.end(limit=120)
+    assert done.status != 0
+    assert "precopy policy: abort" in done.output
+    lab.assert_runs_on(guest)
+    rounds = inspected(stream, whole=False)["summary"]["rounds"]
+    lab.figure("rounds", rounds)
+    assert rounds == _ROUNDS_BEFORE_ABORT
+    assert lab.events("precopy_policy")[-1]["decision"] == "ABORT"
+    lab.migrate(guest)
+
+
+def inspected(stream: Path, *, whole: bool = True) -> dict[str, Any]:
+    """What our `inspect` says of a stream, which is a whole one or was cut off."""
+    done = run(["xen-toolstack", "inspect", "--json", stream], limit=120)
+    assert done.status == (0 if whole else 1), done.output[-1000:]
+    told: dict[str, Any] = json.loads(done.output.splitlines()[0])
+    return told
+
+
+SCENARIOS: Final = (
+    Scenario("policy-1-iteration-pvh", partial(max_iterations, iterations=1)),
+    Scenario("policy-10-iterations-pvh", partial(max_iterations, iterations=10)),
+    Scenario("policy-abort-after-pvh", abort_after),
+)
