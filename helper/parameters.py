@@ -1,16 +1,15 @@
-"""What a save or restore of our engine is told, and what it tells when it is done.
+"""What a save or restore is told, and what it tells when it is done.
 
-No numpy here: the helper's main program loads this before it says hello.
+No numpy here, and no dataclasses: the helper's main program loads this before it does anything.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ipc_schema.messages import StreamType
 
 
-@dataclass
 class Statistics:
     """What a stream carried: the fields of the catalogue's `statistics`.
 
@@ -20,15 +19,21 @@ class Statistics:
     after the postcopy transition, and for how many of these a vCPU waited.
     """
 
-    rounds: int = 0
-    pages: int = 0
-    bytes: int = 0
-    postcopy_pages: int = 0
-    postcopy_faults: int = 0
+    __slots__ = ("bytes", "pages", "postcopy_faults", "postcopy_pages", "rounds")
+
+    def __init__(self, rounds: int = 0, pages: int = 0, octets: int = 0) -> None:
+        self.rounds = rounds
+        self.pages = pages
+        self.bytes = octets
+        self.postcopy_pages = 0
+        self.postcopy_faults = 0
+
+    def fields(self) -> dict[str, int]:
+        """By the message's field names."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
-@dataclass(frozen=True)
-class SaveParameters:
+class SaveParameters(NamedTuple):
     """`xc_domain_save`'s parameters beside domain and descriptors.
 
     `bandwidth` limits the stream, octets a second, 0 for none. `postcopy`: caller and peer admit a
@@ -44,8 +49,7 @@ class SaveParameters:
     stall_limit: float = 60.0
 
 
-@dataclass(frozen=True)
-class RestoreParameters:
+class RestoreParameters(NamedTuple):
     """`xc_domain_restore`'s parameters beside domain and descriptors; `postcopy` and `stall_limit`
     as in `SaveParameters`, the latter for stream and back channel."""
 
@@ -58,10 +62,12 @@ class RestoreParameters:
     stall_limit: float = 60.0
 
 
-@dataclass
 class RestoreResults:
     """Where the restored guest has its rings (0: nowhere), and what the stream carried."""
 
-    store_gfn: int = 0
-    console_gfn: int = 0
-    statistics: Statistics = field(default_factory=Statistics)
+    def __init__(
+        self, store_gfn: int = 0, console_gfn: int = 0, statistics: Statistics | None = None
+    ) -> None:
+        self.store_gfn = store_gfn
+        self.console_gfn = console_gfn
+        self.statistics = statistics or Statistics()

@@ -8,8 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import traceback
-from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -63,8 +61,7 @@ class Job(NamedTuple):
     """Of the environment, for a controller that has no precopy policy; None for the engine's."""
 
 
-@dataclass
-class _Outcome:
+class _Outcome(NamedTuple):
     retval: int = 0
     errnoval: int = 0
     results: RestoreResults | None = None
@@ -105,6 +102,8 @@ def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace) -> _Outcome
         _log(channel, XentoollogLevel.ERROR, f"{job.operation.value}: {text}", errnoval)
         return _Outcome(retval=-1, errnoval=errnoval)
     except Exception as bug:
+        import traceback
+
         traceback.print_exc()
         text = f"internal error: {type(bug).__name__}: {bug}"
         _log(channel, XentoollogLevel.CRITICAL, text, errno.EIO)
@@ -196,7 +195,7 @@ def _restore(
 
 def _tell(job: Job, outcome: _Outcome, channel: Channel, trace: Trace) -> None:
     if outcome.statistics is not None and channel.provides("statistics"):
-        channel.tell("statistics", **asdict(outcome.statistics))
+        channel.tell("statistics", **outcome.statistics.fields())
     if job.operation is Operation.RESTORE and channel.provides("restore_results"):
         results = outcome.results or RestoreResults()
         channel.tell(

@@ -9,7 +9,6 @@ the one difference that libxl cannot avoid: a stream type is at most 2, and `cbf
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from ipc_schema.messages import Dialect, Operation, StreamType, XCFlags
@@ -59,8 +58,7 @@ _HIGHEST: Final = {"stream_type": max(StreamType), "live": 1, "debug": 1, "xcfla
 _LOWEST_CALLBACK_BIT: Final = 8
 
 
-@dataclass(frozen=True)
-class HelperArguments:
+class HelperArguments(NamedTuple):
     """What libxl asks for; `back_fd` is recv_fd for a save and send_back_fd for a restore, -1 for
     none. `hvm` is None where the dialect does not say it."""
 

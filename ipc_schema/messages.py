@@ -9,9 +9,8 @@ ZeroMQ alone, where libxl's pipes have the command line, a bare int and SIGTERM.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 PROTOCOL_VERSION: Final = 1
 """Version of the ZeroMQ conversation, shown in `hello`; both ends must have the same."""
@@ -80,14 +79,12 @@ class Dialect(Enum):
     """Branch `postcopy-v2`."""
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
     name: str
     kind: Kind
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """One row of the catalogue.
 
     `numbers` holds the message's number in each dialect that has it; empty for a channel message.

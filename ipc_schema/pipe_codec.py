@@ -7,32 +7,17 @@ dialects, the arguments do not (`struct precopy_stats` by value is its three int
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
+from struct import Struct
 from typing import Any, Final
-
-from construct import (
-    Adapter,
-    Construct,
-    ConstructError,
-    GreedyBytes,
-    Int16un,
-    Int32sn,
-    Int32un,
-    Int64sn,
-    Int64un,
-    Prefixed,
-    Struct,
-    ValidationError,
-)
 
 from ipc_schema.errors import DecodeError
 from ipc_schema.field_checks import checked_values
 from ipc_schema.messages import (
-    CALLBACKS,
     CATALOGUE,
     MAX_BODY,
     Dialect,
+    Field,
     Kind,
     Message,
     Operation,
@@ -44,39 +29,17 @@ HEADER_SIZE: Final = 2
 ANSWER_SIZE: Final = 4
 """Octets of an answer, a C int."""
 
-
-class _CString(Adapter):  # type: ignore[misc]
-    """STRING: u32 length including the NUL, the octets, the NUL.
-
-    Octets that are no UTF-8 (messages of the C library in another locale) are shown as `\\xNN`.
-    """
-
-    def _decode(self, obj: bytes, context: object, path: str) -> str:
-        if not obj.endswith(b"\0"):
-            raise ValidationError("no NUL at its end", path=path)
-        if obj.index(b"\0") != len(obj) - 1:
-            raise ValidationError("a NUL before its end", path=path)
-        return obj[:-1].decode(errors="backslashreplace")
-
-    def _encode(self, obj: str, context: object, path: str) -> bytes:
-        data = obj.encode()
-        if b"\0" in data:
-            raise ValidationError("a NUL in it", path=path)
-        return data + b"\0"
-
-
-_KINDS: Final[Mapping[Kind, Construct]] = {
-    Kind.U32: Int32un,
-    Kind.UNSIGNED: Int32un,
-    Kind.INT: Int32sn,
-    Kind.LONG: Int64sn,
-    Kind.ULONG: Int64un,
-    Kind.PFN: Int64un,
-    Kind.STRING: _CString(Prefixed(Int32un, GreedyBytes)),
-}
-_ARGUMENTS: Final[Mapping[str, Construct]] = {
-    row.name: Struct(*(field.name / _KINDS[field.kind] for field in row.fields))
-    for row in CALLBACKS
+_U16: Final = Struct("=H")
+_INT: Final = Struct("=i")
+_LENGTH: Final = Struct("=I")
+"""In front of a STRING: its octets including the NUL at their end."""
+_INTEGERS: Final[Mapping[Kind, Struct]] = {
+    Kind.U32: Struct("=I"),
+    Kind.UNSIGNED: Struct("=I"),
+    Kind.INT: _INT,
+    Kind.LONG: Struct("=q"),
+    Kind.ULONG: Struct("=Q"),
+    Kind.PFN: Struct("=Q"),
 }
 _BY_NUMBER: Final = {dialect: by_number(dialect) for dialect in Dialect}
 
@@ -84,23 +47,30 @@ _BY_NUMBER: Final = {dialect: by_number(dialect) for dialect in Dialect}
 def encode_message(dialect: Dialect, name: str, fields: Mapping[str, object]) -> bytes:
     """A message with its length in front. Raises ValueError for what the catalogue does not allow
     and for messages that the dialect does not have."""
-    checked_values(name, fields)
-    number = CATALOGUE[name].numbers.get(dialect)
+    values = checked_values(name, fields)
+    message = CATALOGUE[name]
+    number = message.numbers.get(dialect)
     if number is None:
         raise ValueError(f"{name}: dialect {dialect.value} has no such message")
-    try:
-        body = Int16un.build(number) + _ARGUMENTS[name].build(dict(fields))
-    except ConstructError as bad:
-        raise ValueError(f"{name}: {_problem(bad)}") from None
+    parts = [_U16.pack(number)]
+    for field, value in zip(message.fields, values, strict=True):
+        if isinstance(value, str):
+            data = value.encode() + b"\0"
+            if b"\0" in data[:-1]:
+                raise ValueError(f"{name}: {field.name}: a NUL in it")
+            parts += (_LENGTH.pack(len(data)), data)
+        else:
+            parts.append(_INTEGERS[field.kind].pack(value))
+    body = b"".join(parts)
     if len(body) > MAX_BODY:
         raise ValueError(f"{name}: {len(body)} octets, want at most {MAX_BODY}")
-    return bytes(Int16un.build(len(body)) + body)
+    return _U16.pack(len(body)) + body
 
 
 def decode_header(data: bytes) -> int:
     """The length of the body that follows. `data` is HEADER_SIZE octets."""
-    length = int(Int16un.parse(data))
-    if length < 2:
+    length = int(_U16.unpack(data)[0])
+    if length < _U16.size:
         raise DecodeError("pipe message", 0, f"body of {length} octets, want at least 2")
     return length
 
@@ -110,40 +80,60 @@ def decode_body(
 ) -> tuple[Message, dict[str, Any]]:
     """The message in a body (without its length) and its fields. Raises DecodeError."""
     what = "pipe message"
-    if not 2 <= len(body) <= MAX_BODY:
+    if not _U16.size <= len(body) <= MAX_BODY:
         raise DecodeError(what, 0, f"body of {len(body)} octets, want 2 to {MAX_BODY}")
-    stream = io.BytesIO(body)
-    number = Int16un.parse_stream(stream)
+    number = _U16.unpack_from(body)[0]
     message = _BY_NUMBER[dialect].get(number)
     if message is None:
         raise DecodeError(what, 0, f"number {number}: dialect {dialect.value} has no such message")
     what = f"pipe message {message.name}"
     if operation not in message.operations:
         raise DecodeError(what, 0, f"not part of a {operation.value}")
-    try:
-        parsed = _ARGUMENTS[message.name].parse_stream(stream)
-    except ConstructError as bad:
-        raise DecodeError(what, stream.tell(), _problem(bad)) from None
-    if rest := len(body) - stream.tell():
-        raise DecodeError(what, stream.tell(), f"{rest} octets too many")
-    return message, {field.name: parsed[field.name] for field in message.fields}
+    fields: dict[str, Any] = {}
+    offset = _U16.size
+    for field in message.fields:
+        if field.kind is Kind.STRING:
+            fields[field.name], offset = _string(what, field, body, offset)
+        else:
+            integer = _INTEGERS[field.kind]
+            _check_room(what, field, body, offset, integer.size)
+            fields[field.name] = integer.unpack_from(body, offset)[0]
+            offset += integer.size
+    if rest := len(body) - offset:
+        raise DecodeError(what, offset, f"{rest} octets too many")
+    return message, fields
 
 
 def encode_answer(value: int) -> bytes:
     """An answer. Raises ValueError for a value that is no C int."""
-    try:
-        return bytes(Int32sn.build(value))
-    except ConstructError:
-        raise ValueError(f"answer {value!r} is no C int") from None
+    if not -(2**31) <= value < 2**31:
+        raise ValueError(f"answer {value!r} is no C int")
+    return _INT.pack(value)
 
 
 def decode_answer(data: bytes) -> int:
     """`data` is ANSWER_SIZE octets."""
-    return int(Int32sn.parse(data))
+    return int(_INT.unpack(data)[0])
 
 
-def _problem(bad: ConstructError) -> str:
-    """construct's account in one line: the field, and what is wrong with it."""
-    text = str(bad).splitlines()[-1]
-    field = (bad.path or "").rsplit("-> ", 1)[-1]
-    return f"{field}: {text.removeprefix(f'Error in path {bad.path}')}".strip()
+def _string(what: str, field: Field, body: bytes, offset: int) -> tuple[str, int]:
+    """A STRING at `offset`, and where it ends: u32 length including the NUL, the octets, the NUL.
+
+    Octets that are no UTF-8 (messages of the C library in another locale) are shown as `\\xNN`.
+    """
+    _check_room(what, field, body, offset, _LENGTH.size)
+    length = _LENGTH.unpack_from(body, offset)[0]
+    offset += _LENGTH.size
+    _check_room(what, field, body, offset, length)
+    data = body[offset : offset + length]
+    if not data.endswith(b"\0"):
+        raise DecodeError(what, offset, f"{field.name}: no NUL at its end")
+    if data.index(b"\0") != length - 1:
+        raise DecodeError(what, offset, f"{field.name}: a NUL before its end")
+    return data[:-1].decode(errors="backslashreplace"), offset + length
+
+
+def _check_room(what: str, field: Field, body: bytes, offset: int, size: int) -> None:
+    if offset + size > len(body):
+        found = len(body) - offset
+        raise DecodeError(what, offset, f"{field.name}: expected {size} octets, found {found}")

@@ -7,14 +7,14 @@ a file that is open for appending.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
 
 
 class Trace:
-    """Turns events into lines and hands each to `write`; with no `write`, does nothing."""
+    """Turns events into lines and hands each to `write`; with no `write`, does nothing (and json is
+    not loaded, which the drop-in's start would feel)."""
 
     def __init__(self, process: str, write: Callable[[bytes], object] | None = None) -> None:
         self._process = process
@@ -23,6 +23,8 @@ class Trace:
     def event(self, event: str, **fields: object) -> None:
         if self._write is None:
             return
+        import json
+
         line = {
             "t": round(time.monotonic(), 6),
             "pid": os.getpid(),

@@ -127,7 +127,6 @@ class Callbacks:
             )
 
     def _progress(self, context: str, doing_what: str, done: int, total: int) -> None:
-        self._abort.progress()
         with self._aside():
             if 0 < done == total and doing_what.startswith(_FRAMES) and doing_what != _VERIFY:
                 self._round_ended(doing_what, total)

@@ -78,5 +78,5 @@ def domain_restore(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Re
         return RestoreResults(
             store_gfn=store_gfn.value,
             console_gfn=console_gfn.value,
-            statistics=Statistics(bytes=meter.of_stream()),
+            statistics=Statistics(octets=meter.of_stream()),
         )

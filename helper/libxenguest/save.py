@@ -85,7 +85,7 @@ def domain_save(
         return Statistics(
             rounds=callbacks.rounds,
             pages=_pages(octets, callbacks.frames),
-            bytes=octets,
+            octets=octets,
         )
 
 

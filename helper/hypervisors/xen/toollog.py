@@ -48,7 +48,8 @@ class LogLine(Protocol):
 
 class Progress(Protocol):
     def __call__(self, context: str, doing_what: str, done: int, total: int) -> None:
-        """`done` of `total` of what `doing_what` names; both 0 for a step without a measure."""
+        """`done` of `total` of what `doing_what` names; both 0 for a step without a measure.
+        libxc reports each batch of pages; what comes here is one report for each percent."""
 
 
 class Logger:
@@ -75,14 +76,20 @@ class Logger:
             except BaseException as error:
                 failed("log", error)
 
+        last_percent = -1
+
         def report(
             _self: int,
             context: bytes | None,
             doing_what: bytes | None,
-            _percent: int,
+            percent: int,
             done: int,
             total: int,
         ) -> None:
+            nonlocal last_percent
+            if percent == last_percent and 0 < done < total:
+                return
+            last_percent = percent
             try:
                 progress(_text(context), _text(doing_what), done, total)
             except BaseException as error:
