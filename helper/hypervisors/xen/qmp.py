@@ -83,9 +83,12 @@ class Qmp:
         try:
             self._socket.settimeout(self._timeout)
             sent = socket.send_fds(self._socket, [data], [fd] if fd >= 0 else [])
-            self._socket.sendall(data[sent:])
+            if sent < len(data):
+                self._socket.sendall(data[sent:])
         except TimeoutError:
             raise self._late(command) from None
+        except BrokenPipeError:
+            raise self._gone(command) from None
         while True:
             answer = self._receive(deadline, command)
             if "event" in answer:
@@ -110,9 +113,7 @@ class Qmp:
             except TimeoutError:
                 raise self._late(what) from None
             if not octets:
-                raise ConnectionResetError(
-                    errno.ECONNRESET, f"the device model at {self._path} ended at {what}"
-                )
+                raise self._gone(what)
             self._input += octets
         line, _, rest = self._input.partition(b"\n")
         self._input = rest
@@ -123,6 +124,11 @@ class Qmp:
         if not isinstance(message, dict):
             raise QmpError(errno.EPROTO, f"{self._path}: no object: {bytes(line[:200])!r}")
         return message
+
+    def _gone(self, what: str) -> ConnectionResetError:
+        return ConnectionResetError(
+            errno.ECONNRESET, f"the device model at {self._path} ended at {what}"
+        )
 
     def _late(self, what: str) -> TimeoutError:
         return TimeoutError(
