@@ -23,7 +23,8 @@ HELPER_VARIABLE: Final = "LIBXL_SAVE_HELPER"
 _DIRECTORIES: Final = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 """`xl` is a program for administrators, and may not be on the path of a service."""
 
-_LIBXL_PREFIX: Final = re.compile(r"^libxl: \w+: [\w./-]+:\d+:\w+: ")
+_ERROR: Final = re.compile(r"^[\w-]+: error: (?:[\w./-]+:\d+:\w+: )?")
+"""How an error begins that libxl, libxc or a save helper has logged."""
 
 
 def program() -> str:
@@ -57,11 +58,11 @@ def run(*arguments: str, timeout: float = TIMEOUT) -> bytes:
 
 
 def complaint(lines: Sequence[str]) -> str:
-    """The line that says best why an `xl` failed: libxl's first error (the others follow from it),
-    or the last line; empty without any."""
-    errors = [line for line in lines if line.startswith("libxl: error: ")]
+    """The line that says best why an `xl` failed: the first error that was logged (the others
+    follow from it), or the last line; empty without any."""
+    errors = [line for line in lines if _ERROR.match(line)]
     best = errors[:1] or [line for line in lines if line.strip()][-1:]
-    return _LIBXL_PREFIX.sub("", best[0]).strip() if best else ""
+    return _ERROR.sub("", best[0]).strip() if best else ""
 
 
 def domain_config(domid: int) -> dict[str, Any]:

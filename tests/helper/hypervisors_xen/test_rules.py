@@ -63,5 +63,7 @@ def test_what_xl_complains_of() -> None:
         "",
     ]
     assert xl.complaint(lines) == "Domain 3:Name taken"
+    damaged = "xc: error: Failed to read Image Header from stream (0 = Success): Internal error"
+    assert xl.complaint([lines[2], damaged, *lines]) == damaged.removeprefix("xc: error: ")
     assert xl.complaint(lines[2:]) == "Can't rename domain 'a'."
     assert xl.complaint([]) == ""

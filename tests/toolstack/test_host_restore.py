@@ -1,0 +1,190 @@
+"""Restores by a host's own toolstack: here `xen-toolstack restore` itself, for a simulated host."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helper.hypervisors.interface import GuestState, RestoreProgram
+from helper.hypervisors.simulated.host import SimulatedHost
+from helper.hypervisors.xen import xl
+from ipc_schema import xl_header
+from ipc_schema.errors import Error
+from ipc_schema.messages import Dialect
+from tests.conftest import HostFactory
+from tests.toolstack.two_hosts import MEMORY, Side, run
+from toolstack.domain_restore import RestoreResult, domain_create_restore
+from toolstack.domain_save import domain_suspend
+from toolstack.drop_in import drop_in_path
+from toolstack.helper_request import PipeHelper
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+RESTORE = (sys.executable, "-m", "toolstack.commands.main", "restore", "-p", "/proc/self/fd/0")
+
+
+class ProgrammedHost(SimulatedHost):
+    """A simulated host whose domains are restored by a program."""
+
+    program: tuple[str, ...] = ()
+
+    def restore_program(self, config: Mapping[str, Any], name: str) -> RestoreProgram:
+        named = {**config, "c_info": {**config["c_info"], "name": name}}
+        return RestoreProgram(
+            self.program or (*RESTORE, "--host", str(self.directory)),
+            xl_header.encode_header(json.dumps(named).encode()),
+            "THE_HELPER",
+            xl.complaint,
+        )
+
+
+@pytest.fixture
+def destination(host_factory: HostFactory) -> Side:
+    made = host_factory("destination")
+    return Side(ProgrammedHost(made.directory))
+
+
+@pytest.fixture
+def saved(host_factory: HostFactory, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """A saved guest's stream in a file, and its configuration."""
+    source = Side(host_factory("source"))
+    domid = source.host.create_guest("g", MEMORY, "random")
+    path = tmp_path / "stream"
+    with path.open("wb") as file:
+        assert run(domain_suspend(source.ctx, domid, file.fileno())).rc == 0
+    return path, source.host.config(domid)
+
+
+def programmed(side: Side, *command: str) -> None:
+    assert isinstance(side.host, ProgrammedHost)
+    side.host.program = command
+
+
+def restore(side: Side, config: dict[str, Any], fd: int, name: str = "h") -> RestoreResult:
+    return run(domain_create_restore(side.ctx, config, name, fd))
+
+
+def test_the_domain_is_there_and_paused(
+    destination: Side, saved: tuple[Path, dict[str, Any]]
+) -> None:
+    path, config = saved
+    with path.open("rb") as file:
+        result = restore(destination, config, file.fileno())
+    assert result.rc == 0, result
+    assert result.domid == destination.host.find("h")
+    assert destination.state("h") is GuestState.PAUSED
+    destination.host.unpause(result.domid)
+    destination.at_rest(result.domid)
+
+
+def test_what_the_sender_says_after_the_stream_is_still_to_be_read(
+    destination: Side, saved: tuple[Path, dict[str, Any]]
+) -> None:
+    path, config = saved
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        feeder = threading.Thread(target=theirs.sendall, args=(path.read_bytes(),))
+        feeder.start()
+        result = restore(destination, config, ours.fileno())
+        feeder.join(20)
+        theirs.sendall(b"GO")
+        assert ours.recv(100) == b"GO"
+    assert result.rc == 0, result
+
+
+def test_half_a_stream_leaves_nothing_and_the_programs_word(
+    destination: Side, saved: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    path, config = saved
+    half = tmp_path / "half"
+    half.write_bytes(path.read_bytes()[: MEMORY // 2])
+    with half.open("rb") as file:
+        result = restore(destination, config, file.fileno())
+    assert (result.rc, result.domid) == (Error.FAIL, None)
+    assert "cannot restore 'h'" in result.reason
+    assert destination.host.domains() == []
+
+
+def test_a_sender_that_falls_silent_is_given_up(
+    destination: Side, saved: tuple[Path, dict[str, Any]]
+) -> None:
+    path, config = saved
+    destination.limited(stream_stall=1, suspend=0.5)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(path.read_bytes()[:50_000])
+        result = restore(destination, config, ours.fileno())
+    assert result.rc == Error.TIMEDOUT, result
+    assert "no octet has come, and no end, for 1.5 s" in result.reason
+    assert destination.host.domains() == []
+
+
+def test_a_program_that_does_not_end_is_killed_and_its_domain_destroyed(
+    destination: Side, saved: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    path, config = saved
+    script = """
+import json, os, signal, sys
+from helper.hypervisors.simulated.host import SimulatedHost
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+SimulatedHost(sys.argv[1]).create(json.loads(sys.argv[2]), "h")
+print("xl: it is made", file=sys.stderr, flush=True)
+while True:
+    signal.pause()
+"""
+    programmed(
+        destination,
+        *(sys.executable, "-c", script, str(destination.host.directory), json.dumps(config)),
+    )
+    destination.limited(stream_stall=2, suspend=1, abort=0.3)
+    with path.open("rb") as file:
+        result = restore(destination, config, file.fileno())
+    assert (result.rc, result.domid) == (Error.TIMEDOUT, None)
+    lines = [event["line"] for event in destination.happenings.events if "line" in event]
+    assert lines == ["xl: it is made"]
+    assert destination.host.domains() == []
+
+
+def test_a_name_in_use_is_refused_before_anything_is_read(
+    destination: Side, saved: tuple[Path, dict[str, Any]]
+) -> None:
+    path, config = saved
+    there = destination.host.create(config, "h")
+    with path.open("rb") as file:
+        result = restore(destination, config, file.fileno())
+        assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == 0
+    assert (result.rc, result.domid) == (Error.INVAL, None)
+    assert [row.domid for row in destination.host.domains()] == [there]
+
+
+def test_a_program_that_is_not_there_is_named(
+    destination: Side, saved: tuple[Path, dict[str, Any]]
+) -> None:
+    path, config = saved
+    programmed(destination, "/nowhere/xl")
+    with path.open("rb") as file:
+        result = restore(destination, config, file.fileno())
+    assert result.rc == Error.FAIL
+    assert "/nowhere/xl" in result.reason
+
+
+def test_the_program_is_told_which_helper(
+    destination: Side, saved: tuple[Path, dict[str, Any]]
+) -> None:
+    path, config = saved
+    programmed(destination, "sh", "-c", 'echo "x: error: helper $THE_HELPER" >&2; exit 7')
+    other = PipeHelper(Path("/usr/lib/other-helper"), Dialect.MAINLINE)
+    for program, helper in ((destination.ctx.program, drop_in_path()), (other, other.path)):
+        ctx = replace(destination.ctx, program=program)
+        with path.open("rb") as file:
+            result = run(domain_create_restore(ctx, config, "h", file.fileno()))
+        assert result.reason == f"sh: helper {helper}"
