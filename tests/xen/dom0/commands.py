@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 
 @dataclass(frozen=True)
@@ -26,22 +25,17 @@ class Program:
     """A running program, leader of a session of its own; stdout and stderr in one."""
 
     def __init__(
-        self,
-        command: Sequence[str | Path],
-        env: Mapping[str, str | None] | None = None,
-        stdin: int | IO[bytes] = subprocess.DEVNULL,
-        stdout: int | IO[bytes] | None = None,
+        self, command: Sequence[str | Path], env: Mapping[str, str | None] | None = None
     ) -> None:
-        """`env` is beside the own environment; None takes a variable away. With `stdout`, only
-        stderr is in `output`."""
+        """`env` is beside the own environment; None takes a variable away."""
         self.command = [str(word) for word in command]
         environment = {**os.environ, **(env or {})}
         self._output = os.memfd_create("output", os.MFD_CLOEXEC)
-        self._started = time.monotonic()
+        self._started, self._ended = time.monotonic(), 0.0
         self._process = subprocess.Popen(
             self.command,
-            stdin=stdin,
-            stdout=self._output if stdout is None else stdout,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
             stderr=self._output,
             start_new_session=True,
             env={name: value for name, value in environment.items() if value is not None},
@@ -53,10 +47,6 @@ class Program:
         return self._process.pid
 
     @property
-    def running(self) -> bool:
-        return self._process.poll() is None
-
-    @property
     def output(self) -> str:
         """What it has said so far."""
         size = os.fstat(self._output).st_size
@@ -66,19 +56,25 @@ class Program:
         """Send it to the program alone, as `kill` does."""
         self._process.send_signal(number)
 
+    def wait(self, seconds: float) -> bool:
+        """Whether it has ended, at the latest in `seconds`."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        self._ended = self._ended or time.monotonic()
+        return True
+
     def end(self, limit: float) -> Ended:
         """Wait for its end. AssertionError where it takes longer than `limit` seconds; then its
         whole session has been killed."""
-        try:
-            status = self._process.wait(limit)
-        except subprocess.TimeoutExpired:
+        if not self.wait(limit):
             self.kill_session()
             self._process.wait()
             print(self.output, end="", flush=True)
-            raise AssertionError(
-                f"{shlex.join(self.command)} ran longer than {limit:g} s"
-            ) from None
-        ended = Ended(status, self.output, time.monotonic() - self._started)
+            raise AssertionError(f"{shlex.join(self.command)} ran longer than {limit:g} s")
+        status = self._process.returncode
+        ended = Ended(status, self.output, self._ended - self._started)
         print(ended.output, end="", flush=True)
         print(f"= {status} after {ended.seconds:.1f} s", flush=True)
         return ended

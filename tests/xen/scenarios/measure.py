@@ -1,0 +1,194 @@
+"""Our helper beside libxl's own: what they write of the same memory, and what it costs."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import struct
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from helper.hypervisors import XEN, open_host
+from helper.hypervisors.interface import SuspendState
+from ipc_schema.messages import Dialect, Operation
+from ipc_schema.trace import Trace
+from tests.xen.dom0.commands import wait_until
+from tests.xen.dom0.lab import LIBXL, OURS
+from tests.xen.scenarios.scenario import Scenario
+from toolstack.helper_request import LIBXENGUEST
+from toolstack.inspect import Entry, Summary, inspect
+from toolstack.limits import Limits
+from toolstack.save_helper import (
+    HelperProgram,
+    HelperRequest,
+    HelperResult,
+    OwnHelper,
+    PipeHelper,
+    SaveHelper,
+)
+
+if TYPE_CHECKING:
+    from tests.xen.dom0.guest import Guest
+    from tests.xen.dom0.lab import Lab
+
+SUSPEND_SECONDS: Final = 60
+PAIRS: Final = 5
+MEASURED_MIB: Final = 512
+_SAMPLE_SECONDS: Final = 0.25
+MAY_DIFFER: Final[frozenset[str]] = frozenset()
+"""Fields of a libxc stream that tell the time of their making."""
+
+_RECORD_HEADER: Final = 8
+_HVM_ENTRY: Final = struct.Struct("=HHI")
+
+
+def identical_streams(lab: Lab, kind: str) -> None:
+    """A guest that is suspended once is saved by libxl's helper and by ours, both under our
+    controller: the libxc streams are the same, but for MAY_DIFFER."""
+    guest = lab.guest(kind)
+    domid = lab.domains()[guest.name].domid
+    host = open_host(XEN)
+    request = host.suspend_request(domid)
+    wait_until(
+        "the guest suspends", lambda: request.state() is SuspendState.SUSPENDED, SUSPEND_SECONDS
+    )
+    request.close()
+    files = {}
+    helpers: dict[str, HelperProgram] = {
+        "libxl": PipeHelper(LIBXL, Dialect.MAINLINE),
+        "ours": OwnHelper(),
+    }
+    for name, program in helpers.items():
+        files[name] = lab.directory / name
+        with open(files[name], "wb") as out:
+            result = asyncio.run(_save(domid, out.fileno(), program))
+        assert (result.rc, result.retval) == (0, 0), result.reason
+    host.resume(domid)
+    guest.goes_on()
+    differing = sorted(set(differing_fields(files["libxl"], files["ours"])))
+    lab.figure("octets", files["ours"].stat().st_size)
+    lab.figure("differing", differing)
+    assert set(differing) <= MAY_DIFFER, f"the streams differ in {differing}"
+
+
+async def _save(domid: int, fd: int, program: HelperProgram) -> HelperResult:
+    """Let a helper save a domain that is suspended already, so its callbacks have nothing to do."""
+    ended: asyncio.Future[HelperResult] = asyncio.get_running_loop().create_future()
+    request = HelperRequest(Operation.SAVE, domid, fd, hypervisor=XEN, engine=LIBXENGUEST)
+
+    def suspend() -> None:
+        helper.async_callback_done(1)
+
+    def switch_qemu_logdirty(domid: int, enable: int) -> None:
+        helper.async_callback_done(0)
+
+    helper = SaveHelper(
+        request,
+        {"suspend": suspend, "switch_qemu_logdirty": switch_qemu_logdirty},
+        ended.set_result,
+        limits=Limits(),
+        trace=Trace("controller"),
+        program=program,
+    )
+    helper.start()
+    return await ended
+
+
+def differing_fields(one: Path, other: Path) -> Iterator[str]:
+    """The record of each octet that is not the same, and where in it, by a name."""
+    first, second = one.read_bytes(), other.read_bytes()
+    if len(first) != len(second):
+        yield f"length: {len(first)} and {len(second)} octets"
+        return
+    with open(one, "rb") as file:
+        entries = list(inspect(file, Summary()))
+    for entry, following in zip(entries, [*entries[1:], None], strict=True):
+        end = len(first) if following is None else following.offset
+        if first[entry.offset : end] == second[entry.offset : end]:
+            continue
+        for offset in range(entry.offset, end):
+            if first[offset] != second[offset]:
+                yield _field(entry, first, offset)
+
+
+def _field(entry: Entry, stream: bytes, offset: int) -> str:
+    body = entry.offset + _RECORD_HEADER
+    if entry.name != "HVM_CONTEXT" or offset < body:
+        return f"{entry.name} octet {offset - body}"
+    # A list of entries of Xen's own (struct hvm_save_descriptor, then so many octets).
+    at = body
+    while True:
+        typecode, instance, length = _HVM_ENTRY.unpack_from(stream, at)
+        if offset < at + _HVM_ENTRY.size + length:
+            place = offset - at - _HVM_ENTRY.size
+            return f"HVM_CONTEXT type {typecode} instance {instance} octet {place}"
+        at += _HVM_ENTRY.size + length
+
+
+class Cost(NamedTuple):
+    """Of one `xl save`: seconds, and the helper's peak memory in KiB."""
+
+    seconds: float
+    peak: int
+
+
+def cost_ratio(lab: Lab) -> None:
+    """`xl save` with libxl's helper and with ours, in turns, of a guest that has memory worth it.
+    Figures only: a busy machine makes no scenario fail."""
+    guest = lab.guest("pvh", memory=MEASURED_MIB)
+    costs: dict[Path, list[Cost]] = {LIBXL: [], OURS: []}
+    for _ in range(PAIRS):
+        for helper, measured in costs.items():
+            measured.append(_cost(lab, guest, helper))
+    pairs = list(zip(costs[OURS], costs[LIBXL], strict=True))
+    times = [ours.seconds / theirs.seconds for ours, theirs in pairs]
+    peaks = [ours.peak / theirs.peak for ours, theirs in pairs]
+    lab.figure("time ratios", [round(ratio, 2) for ratio in times])
+    lab.figure("median time ratio", round(statistics.median(times), 2))
+    lab.figure("median memory ratio", round(statistics.median(peaks), 2))
+    for name, helper in (("libxl", LIBXL), ("ours", OURS)):
+        median = statistics.median(cost.seconds for cost in costs[helper])
+        lab.figure(f"{name} s", round(median, 2))
+        lab.figure(f"{name} KiB", max(cost.peak for cost in costs[helper]))
+    guest.goes_on()
+
+
+def _cost(lab: Lab, guest: Guest, helper: Path) -> Cost:
+    """Save and let it run on: a restore in between would be the longer part."""
+    file = lab.directory / "measured"
+    program = lab.start_xl(["save", "-c", guest.name, file], helper)
+    peak = 0
+    while not program.wait(_SAMPLE_SECONDS):
+        peak = max([peak, *(_peak(pid) for pid in _children(program.pid))])
+    done = program.end(limit=1)
+    assert done.status == 0
+    file.unlink()
+    return Cost(done.seconds, peak)
+
+
+def _children(pid: int) -> list[int]:
+    """xl's only child is its helper."""
+    try:
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _peak(pid: int) -> int:
+    """VmHWM in KiB; 0 of a process that has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+
+
+SCENARIOS: Final = (
+    Scenario("identical-streams-pvh", partial(identical_streams, kind="pvh")),
+    Scenario("identical-streams-pv", partial(identical_streams, kind="pv")),
+    Scenario("cost-ratio-pvh", cost_ratio, limit=900),
+)
