@@ -21,6 +21,9 @@ from typing import Self
 _INTERRUPT = signal.SIGUSR1
 """Wakes the saving thread out of a blocked system call; its handler does nothing."""
 
+_NOTABLE = 64
+"""Octets that a stream which gets on has moved; the octet that tells of a signal counts too."""
+
 SAVE_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 """What asks a save to give up. A restore keeps the default dispositions: signals kill it."""
 
@@ -220,7 +223,7 @@ class Abort:
             if self._moved is None:
                 return
             octets = self._moved()
-        if octets != self._octets:
+        if octets - self._octets >= _NOTABLE:
             self._octets, self._octets_grew, self._nudged = octets, time.monotonic(), False
 
     def _check_stall(self) -> None:

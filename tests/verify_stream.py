@@ -8,44 +8,21 @@ a string, and says that the data has no NUL at its end. It knows no postcopy rec
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
+from tests.debian_packages import unpacked
+
 PACKAGE = "xen-utils-4.17"
-CACHE = Path(__file__).parents[1] / ".cache"
 
 _TREE = Path("usr/lib/xen-4.17")
-_FETCH_SECONDS = 90
 _RUN_SECONDS = 60
 
 
-class VerifierUnavailableError(RuntimeError):
-    """The package could not be fetched."""
-
-
 def fetch() -> Path:
-    """The directory of the unpacked package, fetched with apt-get where it is not there yet."""
-    unpacked = CACHE / PACKAGE
-    if unpacked.is_dir():
-        return unpacked
-    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        raise VerifierUnavailableError(f"{PACKAGE}: needs apt-get and dpkg-deb to fetch it")
-    CACHE.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        _run(["apt-get", "-q", "download", PACKAGE], cwd=scratch)
-        (package,) = Path(scratch).glob("*.deb")
-        tree = Path(scratch) / "tree"
-        _run(["dpkg-deb", "-x", str(package), str(tree)], cwd=scratch)
-        try:
-            tree.rename(unpacked)
-        except OSError:
-            # Another test process was faster.
-            if not unpacked.is_dir():
-                raise
-    return unpacked
+    """The directory of the unpacked package. Raises PackageUnavailableError."""
+    return unpacked(PACKAGE)
 
 
 def verify(stream: Path, layer: str) -> subprocess.CompletedProcess[str]:
@@ -63,14 +40,3 @@ def verify(stream: Path, layer: str) -> subprocess.CompletedProcess[str]:
         check=False,
         timeout=_RUN_SECONDS,
     )
-
-
-def _run(command: list[str], cwd: str) -> None:
-    try:
-        subprocess.run(
-            command, cwd=cwd, check=True, capture_output=True, text=True, timeout=_FETCH_SECONDS
-        )
-    except subprocess.CalledProcessError as error:
-        raise VerifierUnavailableError(f"{' '.join(command)}: {error.stderr.strip()}") from error
-    except subprocess.TimeoutExpired as error:
-        raise VerifierUnavailableError(f"{' '.join(command)}: {error}") from error

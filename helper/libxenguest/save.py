@@ -133,6 +133,7 @@ def _policy(
     return callbacks.guard("precopy_policy", decide, int(PrecopyPolicy.ABORT))
 
 
+_DECISIONS: Final = frozenset(PrecopyPolicy)
 _LEVELS: Final = {
     PrecopyPolicy.CONTINUE_PRECOPY: XentoollogLevel.DETAIL,
     PrecopyPolicy.STOP_AND_COPY: XentoollogLevel.INFO,
@@ -153,9 +154,11 @@ def _ask_controller(callbacks: Callbacks) -> Callable[[PrecopyStats, int], int]:
                 errno.EOPNOTSUPP,
                 "precopy policy asked for postcopy, which the engine libxenguest has not",
             )
+        if answer not in _DECISIONS:
+            raise OSError(errno.EINVAL, f"precopy_policy answered {answer}, which is no decision")
         if answer == PrecopyPolicy.ABORT:
             ctypes.set_errno(errno.ECANCELED)
-        return int(PrecopyPolicy(answer))
+        return answer
 
     return ask
 

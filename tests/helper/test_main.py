@@ -3,29 +3,30 @@ from __future__ import annotations
 import errno
 import json
 import os
-import select
 import signal
 import socket
-import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from helper.hypervisors.interface import GuestState
 from helper.hypervisors.simulated.host import SimulatedHost
-from ipc_schema.helper_arguments import HelperArguments, build
-from ipc_schema.messages import CATALOGUE, Dialect, Operation, callback_bit
-from ipc_schema.pipe_codec import HEADER_SIZE, decode_body, decode_header
+from ipc_schema.helper_arguments import HelperArguments
+from ipc_schema.messages import Dialect, Operation
 from tests.helper.engine import suspend
+from tests.helper.libxl_side import (
+    HELPER,
+    Libxl,
+    cbflags,
+    restore_of,
+    save_of,
+    started,
+    until_blocked,
+)
 
-HELPER = [sys.executable, "-P", "-m", "helper.main"]
 MEMORY = 8 << 20
 
 
@@ -80,87 +81,6 @@ def test_an_unknown_dialect() -> None:
     done = by_hand("--save-domain", "1", XEN_SAVE_HELPER_DIALECT="klingon")
     assert done.returncode == 255
     assert "XEN_SAVE_HELPER_DIALECT 'klingon': want one of mainline" in done.stderr
-
-
-@dataclass
-class Libxl:
-    """The pipes to a helper that was started as libxl starts it."""
-
-    process: subprocess.Popen[bytes]
-    dialect: Dialect
-    operation: Operation
-
-    def hear(self) -> tuple[str, dict[str, Any]]:
-        """The next message that is no log or progress line."""
-        while True:
-            name, fields = self.hear_any()
-            if name not in ("log", "progress"):
-                return name, fields
-
-    def hear_any(self) -> tuple[str, dict[str, Any]]:
-        assert self.process.stdout is not None
-        header = self.process.stdout.read(HEADER_SIZE)
-        body = self.process.stdout.read(decode_header(header))
-        message, fields = decode_body(self.dialect, self.operation, body)
-        return message.name, fields
-
-    def answer(self, value: int) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(struct.pack("=i", value))
-        self.process.stdin.flush()
-
-    def hang_up(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-
-    def exit_status(self) -> int:
-        return self.process.wait(10)
-
-    def errors(self) -> str:
-        assert self.process.stderr is not None
-        return self.process.stderr.read().decode()
-
-
-@contextmanager
-def started(
-    arguments: HelperArguments, hypervisor: str = "xen", *options: str, **environment: str
-) -> Iterator[Libxl]:
-    process = subprocess.Popen(
-        [*HELPER[:2], *options, *HELPER[2:], *build(arguments)],
-        env={**os.environ, "XEN_SAVE_HELPER_HYPERVISOR": hypervisor, **environment},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        pass_fds=[arguments.io_fd] if is_open(arguments.io_fd) else [],
-    )
-    try:
-        yield Libxl(process, arguments.dialect, arguments.operation)
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            assert pipe is not None
-            pipe.close()
-
-
-def is_open(fd: int) -> bool:
-    return os.path.exists(f"/proc/self/fd/{fd}")
-
-
-def cbflags(dialect: Dialect, *names: str) -> int:
-    return sum(callback_bit(CATALOGUE[name], dialect) for name in names)
-
-
-def save_of(
-    fd: int, domid: int, dialect: Dialect = Dialect.MAINLINE, xcflags: int = 0
-) -> HelperArguments:
-    flags = cbflags(dialect, "suspend", "switch_qemu_logdirty")
-    return HelperArguments(Operation.SAVE, dialect, fd, -1, domid, xcflags=xcflags, cbflags=flags)
-
-
-def restore_of(fd: int, domid: int, dialect: Dialect = Dialect.MAINLINE) -> HelperArguments:
-    flags = cbflags(dialect, "restore_results")
-    return HelperArguments(Operation.RESTORE, dialect, fd, -1, domid, cbflags=flags)
 
 
 def test_without_xen_it_says_so_in_libxls_words() -> None:
@@ -253,12 +173,6 @@ def unread_stream() -> Iterator[socket.socket]:
     near, far = socket.socketpair()
     with near, far:
         yield near
-
-
-def until_blocked(stream: socket.socket) -> None:
-    """Wait until the stream takes no more: its writer is blocked, or about to be."""
-    while select.select([], [stream], [], 0)[1]:
-        select.select([], [], [], 0.005)
 
 
 def test_sigterm_in_a_blocked_write_is_the_error_path(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import HostFactory
-from tests.verify_stream import VerifierUnavailableError, fetch, verify
+from tests.debian_packages import PackageUnavailableError
+from tests.verify_stream import fetch, verify
 from tests.whole.stage import QUICK_LIMITS, TOOLSTACK, Stage, toolstack
 
 
@@ -16,7 +17,7 @@ from tests.whole.stage import QUICK_LIMITS, TOOLSTACK, Stage, toolstack
 def verifier() -> None:
     try:
         fetch()
-    except VerifierUnavailableError as error:
+    except PackageUnavailableError as error:
         pytest.fail(str(error))
 
 

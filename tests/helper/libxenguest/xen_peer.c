@@ -1,0 +1,311 @@
+/*
+ * libxenctrl and libxenguest as far as the helper uses them, without a Xen below: every callback is
+ * called the way libxc does, and what it got and was answered is logged. Built with Xen's own
+ * headers, so that it has the real structs and the compiler compares its functions with the real
+ * declarations.
+ *
+ * XEN_PEER says what a save or restore does: plain, fail, rounds, stuck. XEN_PEER_DIRTY: the dirty
+ * pages found after each round of `rounds`. Domain 404 does not exist, domain 2 is PV.
+ */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <xenctrl.h>
+#include <xenguest.h>
+#include <xentoollog.h>
+
+#define NO_DOMAIN 404
+#define PV_DOMAIN 2
+#define P2M_SIZE 2048
+
+struct xc_interface_core {
+    xentoollog_logger *logger;
+};
+
+static void say(xc_interface *xch, xentoollog_level level, int errnoval, const char *format, ...)
+{
+    int kept = errno;
+    va_list arguments;
+
+    va_start(arguments, format);
+    xch->logger->vmessage(xch->logger, level, errnoval, "xc", format, arguments);
+    va_end(arguments);
+    if (errno != kept)
+        abort();
+}
+
+static void progress(xc_interface *xch, const char *what, unsigned long done, unsigned long total)
+{
+    int percent = total ? done * 100 / total : 0;
+
+    xch->logger->progress(xch->logger, "xc", what, percent, done, total);
+}
+
+static int mode_is(const char *mode)
+{
+    const char *chosen = getenv("XEN_PEER");
+
+    return !strcmp(chosen ? chosen : "plain", mode);
+}
+
+static int write_exact(int fd, const char *data, size_t size)
+{
+    while (size) {
+        ssize_t written = write(fd, data, size);
+
+        if (written < 0 && errno == EINTR)
+            continue;
+        if (written <= 0)
+            return -1;
+        data += written;
+        size -= written;
+    }
+    return 0;
+}
+
+static int read_exact(int fd, char *data, size_t size)
+{
+    while (size) {
+        ssize_t got = read(fd, data, size);
+
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got == 0)
+            errno = 0;
+        if (got <= 0)
+            return -1;
+        data += got;
+        size -= got;
+    }
+    return 0;
+}
+
+static int write_pages(int fd, unsigned long count)
+{
+    static char page[4096];
+
+    while (count--)
+        if (write_exact(fd, page, sizeof(page)))
+            return -1;
+    return 0;
+}
+
+static int failed(xc_interface *xch, const char *what)
+{
+    int kept = errno;
+
+    say(xch, XTL_ERROR, kept, "%s (%d = %s): Internal error", what, kept, strerror(kept));
+    errno = kept;
+    return -1;
+}
+
+xc_interface *xc_interface_open(xentoollog_logger *logger, xentoollog_logger *dombuild_logger,
+                                unsigned open_flags)
+{
+    xc_interface *xch;
+
+    if (getenv("XEN_PEER_CLOSED")) {
+        errno = ENOENT;
+        return NULL;
+    }
+    xch = malloc(sizeof(*xch));
+    xch->logger = logger;
+    return xch;
+}
+
+int xc_interface_close(xc_interface *xch)
+{
+    free(xch);
+    return 0;
+}
+
+int xc_domain_getinfolist(xc_interface *xch, uint32_t first, unsigned int most,
+                          xc_domaininfo_t *info)
+{
+    unsigned int count = 0;
+
+    /* Domains 0 to 300, and 500. */
+    for (; count < most && first <= 500; first++)
+        if (first <= 300 || first == 500) {
+            memset(&info[count], 0, sizeof(*info));
+            info[count].domain = first;
+            info[count].tot_pages = 100 + first;
+            info[count].max_pages = 200 + first;
+            info[count].paged_pages = 3;
+            info[count].shared_info_frame = 4;
+            info[count].cpu_time = 5;
+            info[count].nr_online_vcpus = 6;
+            info[count].handle[15] = 7;
+            info[count].flags = first == PV_DOMAIN ? 0 : XEN_DOMINF_hvm_guest;
+            if (first == 300)
+                info[count].flags |= XEN_DOMINF_shutdown | XEN_DOMINF_dying | XEN_DOMINF_paused |
+                                     SHUTDOWN_suspend << XEN_DOMINF_shutdownshift;
+            count++;
+        }
+    return count;
+}
+
+static int of_domain(uint32_t domid)
+{
+    if (domid != NO_DOMAIN)
+        return 0;
+    errno = ESRCH;
+    return -1;
+}
+
+int xc_domain_pause(xc_interface *xch, uint32_t domid) { return of_domain(domid); }
+int xc_domain_unpause(xc_interface *xch, uint32_t domid) { return of_domain(domid); }
+int xc_domain_destroy(xc_interface *xch, uint32_t domid) { return of_domain(domid); }
+int xc_domain_resume(xc_interface *xch, uint32_t domid, int fast) { return of_domain(domid); }
+
+int xc_domain_shutdown(xc_interface *xch, uint32_t domid, int reason)
+{
+    return of_domain(domid);
+}
+
+int xc_shadow_control(xc_interface *xch, uint32_t domid, unsigned int sop, unsigned int *mb,
+                      unsigned int mode)
+{
+    return of_domain(domid) ? -1 : 16;
+}
+
+int xc_hvm_param_get(xc_interface *xch, uint32_t domid, uint32_t param, uint64_t *value)
+{
+    *value = (uint64_t)param << 40;
+    return of_domain(domid);
+}
+
+int xc_hvm_param_set(xc_interface *xch, uint32_t domid, uint32_t param, uint64_t value)
+{
+    return of_domain(domid);
+}
+
+static int rounds(xc_interface *xch, int io_fd, struct save_callbacks *callbacks)
+{
+    struct precopy_stats stats = { .dirty_count = P2M_SIZE };
+    const char *dirty = getenv("XEN_PEER_DIRTY");
+    char name[40];
+    int decision;
+
+    if (!callbacks->precopy_policy)
+        return 0;
+    for (;;) {
+        decision = callbacks->precopy_policy(stats, callbacks->data);
+        if (decision == XGS_POLICY_ABORT)
+            break;
+        snprintf(name, sizeof(name), "Frames iteration %u", stats.iteration);
+        if (write_pages(io_fd, stats.dirty_count))
+            return failed(xch, "Failed to write page data to stream");
+        progress(xch, name, stats.dirty_count, stats.dirty_count);
+        if (decision != XGS_POLICY_CONTINUE_PRECOPY)
+            break;
+        stats.iteration++;
+        stats.total_written += stats.dirty_count;
+        stats.dirty_count = -1;
+        decision = callbacks->precopy_policy(stats, callbacks->data);
+        if (decision != XGS_POLICY_CONTINUE_PRECOPY)
+            break;
+        stats.dirty_count = strtol(dirty, (char **)&dirty, 10);
+    }
+    if (decision == XGS_POLICY_ABORT)
+        return failed(xch, "Abort precopy loop");
+    say(xch, XTL_INFO, -1, "precopy ends after %u rounds", stats.iteration);
+    return 0;
+}
+
+int xc_domain_save(xc_interface *xch, int io_fd, uint32_t dom, uint32_t flags,
+                   struct save_callbacks *callbacks, xc_stream_type_t stream_type, int recv_fd)
+{
+    int rc;
+
+    say(xch, XTL_DETAIL, -1, "dom %u, flags %u, stream_type %d, recv_fd %d", dom, flags,
+        stream_type, recv_fd);
+    say(xch, XTL_DEBUG, -1, "callbacks%s%s%s%s%s%s", callbacks->suspend ? " suspend" : "",
+        callbacks->precopy_policy ? " precopy_policy" : "",
+        callbacks->postcopy ? " postcopy" : "", callbacks->checkpoint ? " checkpoint" : "",
+        callbacks->wait_checkpoint ? " wait_checkpoint" : "",
+        callbacks->switch_qemu_logdirty ? " switch_qemu_logdirty" : "");
+    say(xch, XTL_INFO, EDOM, "%d %ld %llx %s %.3f %c %u %s %.1f %d %d %zu", -1, -2L,
+        0x123456789abcdefULL, "three", 4.5, '6', 7u, "acht\xe9", 9.5, 10, 11, (size_t)12);
+    progress(xch, "Frames", 1, 3);
+    progress(xch, "Frames", 3, 3);
+    progress(xch, "Complete", 0, 0);
+
+    if (mode_is("fail")) {
+        errno = ENOSPC;
+        return failed(xch, "Failed to write page data to stream");
+    }
+    if (callbacks->switch_qemu_logdirty) {
+        rc = callbacks->switch_qemu_logdirty(dom, 1, callbacks->data);
+        say(xch, XTL_INFO, -1, "switch_qemu_logdirty = %d", rc);
+    }
+    if (mode_is("stuck")) {
+        while (!write_pages(io_fd, 1024))
+            ;
+        rc = failed(xch, "Failed to write page data to stream");
+        if (callbacks->switch_qemu_logdirty) {
+            int kept = errno;
+
+            callbacks->switch_qemu_logdirty(dom, 0, callbacks->data);
+            errno = kept;
+        }
+        return rc;
+    }
+    if (mode_is("rounds") && rounds(xch, io_fd, callbacks))
+        return -1;
+    errno = EDOM;
+    rc = callbacks->suspend(callbacks->data);
+    say(xch, XTL_INFO, errno, "suspend = %d", rc);
+    if (rc != 1)
+        return failed(xch, "Domain has not been suspended");
+    if (stream_type != XC_STREAM_PLAIN) {
+        say(xch, XTL_INFO, -1, "postcopy = %d", callbacks->postcopy(callbacks->data));
+        say(xch, XTL_INFO, -1, "checkpoint = %d", callbacks->checkpoint(callbacks->data));
+    }
+    if (write_exact(io_fd, "the stream", 10))
+        return failed(xch, "Failed to write page data to stream");
+    errno = EDOM;
+    return 0;
+}
+
+int xc_domain_restore(xc_interface *xch, int io_fd, uint32_t dom, unsigned int store_evtchn,
+                      unsigned long *store_mfn, uint32_t store_domid,
+                      unsigned int console_evtchn, unsigned long *console_mfn,
+                      uint32_t console_domid, xc_stream_type_t stream_type,
+                      struct restore_callbacks *callbacks, int send_back_fd)
+{
+    char octets[10];
+    int rc;
+
+    say(xch, XTL_DETAIL, -1,
+        "dom %u, store %u %u, console %u %u, stream_type %d, send_back_fd %d", dom, store_evtchn,
+        store_domid, console_evtchn, console_domid, stream_type, send_back_fd);
+    say(xch, XTL_DEBUG, -1, "callbacks%s%s%s%s%s%s",
+        callbacks->static_data_done ? " static_data_done" : "",
+        callbacks->suspend ? " suspend" : "", callbacks->postcopy ? " postcopy" : "",
+        callbacks->checkpoint ? " checkpoint" : "",
+        callbacks->wait_checkpoint ? " wait_checkpoint" : "",
+        callbacks->restore_results ? " restore_results" : "");
+    if (mode_is("stuck")) {
+        while (!read_exact(io_fd, octets, sizeof(octets)))
+            ;
+        return failed(xch, "Failed to read Record Header from stream");
+    }
+    if (read_exact(io_fd, octets, sizeof(octets)))
+        return failed(xch, "Failed to read Image Header from stream");
+    if (callbacks->static_data_done) {
+        rc = callbacks->static_data_done(XGR_SDD_MISSING_CPUID | XGR_SDD_MISSING_MSR,
+                                         callbacks->data);
+        say(xch, XTL_INFO, -1, "static_data_done = %d", rc);
+        if (rc)
+            return failed(xch, "static_data_done failed");
+    }
+    if (stream_type == XC_STREAM_COLO)
+        callbacks->restore_results(0x11, 0x22, callbacks->data);
+    *store_mfn = 0xfeffcUL;
+    *console_mfn = 0xfefffUL;
+    return 0;
+}

@@ -1,0 +1,117 @@
+"""The helper as libxl starts it: libxl's ends of the pipes."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ipc_schema.helper_arguments import HelperArguments, build
+from ipc_schema.messages import CATALOGUE, Dialect, Operation, callback_bit
+from ipc_schema.pipe_codec import HEADER_SIZE, decode_body, decode_header
+
+HELPER = [sys.executable, "-P", "-m", "helper.main"]
+
+
+@dataclass
+class Libxl:
+    """The pipes to a helper that was started as libxl starts it."""
+
+    process: subprocess.Popen[bytes]
+    dialect: Dialect
+    operation: Operation
+
+    def hear(self) -> tuple[str, dict[str, Any]]:
+        """The next message that is no log or progress line."""
+        while True:
+            name, fields = self.hear_any()
+            if name not in ("log", "progress"):
+                return name, fields
+
+    def hear_any(self) -> tuple[str, dict[str, Any]]:
+        assert self.process.stdout is not None
+        header = self.process.stdout.read(HEADER_SIZE)
+        body = self.process.stdout.read(decode_header(header))
+        message, fields = decode_body(self.dialect, self.operation, body)
+        return message.name, fields
+
+    def hear_logs(self) -> tuple[list[dict[str, Any]], tuple[str, dict[str, Any]]]:
+        """The log lines up to the next message that is no log or progress line, and that one."""
+        lines = []
+        while True:
+            name, fields = self.hear_any()
+            if name == "log":
+                lines.append(fields)
+            elif name != "progress":
+                return lines, (name, fields)
+
+    def answer(self, value: int) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(struct.pack("=i", value))
+        self.process.stdin.flush()
+
+    def hang_up(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def exit_status(self) -> int:
+        return self.process.wait(10)
+
+    def errors(self) -> str:
+        assert self.process.stderr is not None
+        return self.process.stderr.read().decode()
+
+
+@contextmanager
+def started(
+    arguments: HelperArguments, hypervisor: str = "xen", *options: str, **environment: str
+) -> Iterator[Libxl]:
+    process = subprocess.Popen(
+        [*HELPER[:2], *options, *HELPER[2:], *build(arguments)],
+        env={**os.environ, "XEN_SAVE_HELPER_HYPERVISOR": hypervisor, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=[arguments.io_fd] if is_open(arguments.io_fd) else [],
+    )
+    try:
+        yield Libxl(process, arguments.dialect, arguments.operation)
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+def is_open(fd: int) -> bool:
+    return os.path.exists(f"/proc/self/fd/{fd}")
+
+
+def cbflags(dialect: Dialect, *names: str) -> int:
+    return sum(callback_bit(CATALOGUE[name], dialect) for name in names)
+
+
+def save_of(
+    fd: int, domid: int, dialect: Dialect = Dialect.MAINLINE, xcflags: int = 0
+) -> HelperArguments:
+    flags = cbflags(dialect, "suspend", "switch_qemu_logdirty")
+    return HelperArguments(Operation.SAVE, dialect, fd, -1, domid, xcflags=xcflags, cbflags=flags)
+
+
+def restore_of(fd: int, domid: int, dialect: Dialect = Dialect.MAINLINE) -> HelperArguments:
+    flags = cbflags(dialect, "restore_results")
+    return HelperArguments(Operation.RESTORE, dialect, fd, -1, domid, cbflags=flags)
+
+
+def until_blocked(stream: socket.socket) -> None:
+    """Wait until the stream takes no more: its writer is blocked, or about to be."""
+    while select.select([], [stream], [], 0)[1]:
+        select.select([], [], [], 0.005)
