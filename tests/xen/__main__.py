@@ -31,7 +31,7 @@ def main() -> int:
             )
         suites = [options.suite] if options.suite else list(SUITES)
         return runner.run_scenarios(options.scenarios, suites, options.jobs, options.keep)
-    except (host_tools.MissingToolsError, EmulatorError, MachineError) as failed:
+    except (host_tools.MissingToolsError, EmulatorError, MachineError, TimeoutError) as failed:
         print(f"tests.xen: {failed}", file=sys.stderr)
         return 1
 

@@ -1,15 +1,20 @@
-"""Where the rig keeps what takes long to make, and one maker of a thing at a time."""
+"""Where the rig keeps what takes long to make; one maker of a thing at a time, and not more
+machines at once than this computer carries."""
 
 from __future__ import annotations
 
 import fcntl
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 REPOSITORY: Final = Path(__file__).parents[2]
 CACHE: Final = REPOSITORY / ".cache" / "xen"
+
+_MACHINE_OCTETS: Final = 7 << 30
 
 
 @contextmanager
@@ -20,3 +25,43 @@ def exclusive(name: str) -> Iterator[None]:
     with open(CACHE / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+class Slot:
+    """The right to run a machine: this computer carries only so many at once, whoever of this
+    checkout's users starts them. `release` it."""
+
+    def __init__(self, limit: float = 7200) -> None:
+        """Waits up to `limit` seconds for a free one; TimeoutError then."""
+        CACHE.mkdir(parents=True, exist_ok=True)
+        end = time.monotonic() + limit
+        told = False
+        while (slot := _free_slot()) is None:
+            if time.monotonic() >= end:
+                raise TimeoutError(f"{slots()} machines of this rig are running, for {limit:g} s")
+            if not told:
+                print(f"tests.xen: waiting: {slots()} machines are running already", flush=True)
+                told = True
+            time.sleep(1)
+        self._file = slot
+
+    def release(self) -> None:
+        self._file.close()
+
+
+def slots() -> int:
+    """How many machines this computer carries: one for each processor but one, 7 GiB each."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min((os.cpu_count() or 1) - 1, memory // _MACHINE_OCTETS))
+
+
+def _free_slot() -> IO[str] | None:
+    for number in range(slots()):
+        file = open(CACHE / f"machine-{number}.lock", "w")  # noqa: SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+        else:
+            return file
+    return None

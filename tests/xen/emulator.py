@@ -106,6 +106,8 @@ class Emulator:
 def _command(setup: Setup, share: Path) -> list[str]:
     image = setup.image
     return [
+        # Whatever ends us, it does not run on.
+        *("setpriv", "--pdeathsig", "KILL"),
         "qemu-system-x86_64",
         *("-accel", "tcg,thread=multi"),
         *("-cpu", _CPU),

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.xen import guest_ramdisk, host_tools
-from tests.xen.cache import REPOSITORY
+from tests.xen.cache import REPOSITORY, Slot
 from tests.xen.emulator import Emulator, Setup
 
-BOOT_SECONDS: Final = 240
+BOOT_SECONDS: Final = 420
 AFTER_LIMIT_SECONDS: Final = 120
 """The agent ends what takes too long, and clears up; beyond that it hangs itself."""
 _POLL_SECONDS: Final = 0.2
@@ -68,8 +68,13 @@ class Machine:
         installed = _installed(setup, wheel)
         if installed.exists():
             shutil.copy(installed, self._share / "installed.tar")
+        self._slot = Slot()
         started = time.monotonic()
-        self._emulator = Emulator(setup, self._share, directory / "console")
+        try:
+            self._emulator = Emulator(setup, self._share, directory / "console")
+        except OSError:
+            self._slot.release()
+            raise
         try:
             for _ in self._until(self._share / "boot.json", BOOT_SECONDS, "boot"):
                 pass
@@ -103,6 +108,7 @@ class Machine:
     def close(self) -> None:
         self.usable = False
         self._emulator.end()
+        self._slot.release()
 
     def _run(self, request: dict[str, Any], limit: float, listener: Listener | None) -> Outcome:
         """Raises EmulatorError, MachineError; the machine is then of no more use."""
