@@ -19,6 +19,8 @@ class HelperProcess:
 
     `environment` is added to ours. `line` hears each line of its stderr, `ended` is awaited once
     with its exit status (negative: the signal), when it is reaped and its stderr was read.
+    `ignores_sigpipe`: it hears of a pipe that nobody reads by EPIPE, as a helper does that libxl
+    starts (its callers ignore the signal): its error path is not to be cut off.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class HelperProcess:
         environment: Mapping[str, str],
         line: Callable[[str], None],
         ended: Callable[[int], Coroutine[Any, Any, None]],
+        ignores_sigpipe: bool = True,
     ) -> None:
         """Start it. Raises OSError."""
         self._line = line
@@ -42,6 +45,8 @@ class HelperProcess:
             stdout=subprocess.DEVNULL if stdout is None else stdout,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            # The interpreter ignores SIGPIPE, and what is ignored is inherited.
+            restore_signals=not ignores_sigpipe,
             env={**os.environ, **environment},
         )
         self.pid = self._process.pid

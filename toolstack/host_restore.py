@@ -107,6 +107,7 @@ class HostRestore:
                 environment=environment,
                 line=self._line,
                 ended=self._ended,
+                ignores_sigpipe=False,
             )
         except BaseException:
             os.close(writer)

@@ -273,7 +273,7 @@ class _Sending:
             self._fail(Error.FAIL, f"journal: {message_of(error)}")
         if state_of(self._host, self._domid) in {None, *DEAD}:
             return Event.GUEST_DIED
-        heal(self._host, self._domid)
+        self._fail(0, heal(self._host, self._domid))
         may_suspend = self._saved is not None and self._saved.suspended
         watch = self._ctx.limits.suspend if may_suspend else 0.0
         state = resume_for_sure(self._host, self._domid, watch=watch)

@@ -199,11 +199,11 @@ def _carry_out(host: Host, entry: Entry, row: DomainSummary | None, way: Way) ->
             )
         case Way.RESUME:
             _rename(host, row, entry.name)
-            heal(host, row.domid)
+            problem = heal(host, row.domid)
             state = resume_for_sure(host, row.domid, watch=LATE_SUSPEND)
             if state in DEAD:
                 return False, f"{entry.name!r} {_dead(state)}, then destroy it"
-            return True, f"{entry.name!r} is {state} here"
+            return True, f"{entry.name!r} is {state} here{f'; {problem}' if problem else ''}"
         case Way.DESTROY:
             host.destroy(row.domid)
             return True, f"{row.name!r} was {_why_destroyed(entry)}: destroyed"
@@ -256,8 +256,7 @@ def _refusal(host: Host, entry: Entry, row: DomainSummary) -> str:
         said = "the postcopy transition has begun"
     else:
         said = "GO has been said"
-    if row.state.value not in DEAD:
-        heal(host, row.domid)
+    problem = heal(host, row.domid) if row.state.value not in DEAD else ""
     look = (
         f"xen-toolstack list --host {entry.peer}"
         if Path(entry.peer).is_dir()
@@ -268,6 +267,7 @@ def _refusal(host: Host, entry: Entry, row: DomainSummary) -> str:
         f"{entry.name!r} or {entry.name + INCOMING!r} ({look}; `recover {entry.name}` there ends "
         f"what is in the middle). If it runs there: `recover {entry.name} --destroy` here; if "
         f"nothing of it is left there: `recover {entry.name} --resume` here"
+        + (f"; {problem}" if problem else "")
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any, Final, Self
 
 from ipc_schema import xl_header
 from ipc_schema.errors import DecodeError, Error, rc_name
+from ipc_schema.messages import XentoollogLevel
 from toolstack import fd_io, inspect
 from toolstack.context import Context
 from toolstack.domain_restore import domain_create_restore
@@ -127,7 +128,10 @@ def _reason(result: SaveResult) -> str:
 def _run_on(ctx: Context, domid: int, journal: Journal, *, may_suspend: bool) -> str:
     """Bring the guest to run here again; the journal ends once it does."""
     if all(row.domid != domid or row.state.value not in DEAD for row in ctx.host.domains()):
-        heal(ctx.host, domid)
+        problem = heal(ctx.host, domid)
+        if problem:
+            ctx.log(XentoollogLevel.ERROR, "libxl", f"domain {domid}: {problem}")
+            ctx.trace.event("failure", domid=domid, reason=problem)
     state = resume_for_sure(ctx.host, domid, watch=ctx.limits.suspend if may_suspend else 0.0)
     journal.close()
     return state

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
+from toolstack.failure import message_of
+
 if TYPE_CHECKING:
     from helper.hypervisors.interface import Host
 
@@ -19,14 +21,29 @@ def state_of(host: Host, domid: int) -> str | None:
     return next((row.state.value for row in host.domains() if row.domid == domid), None)
 
 
-def heal(host: Host, domid: int) -> None:
-    """Turn off log-dirty mode, of the domain and of its device model, that a dead helper left."""
-    domain = host.domain(domid)
-    try:
-        domain.logdirty_off()
-    finally:
-        domain.close()
-    host.switch_qemu_logdirty(domid, False)
+def heal(host: Host, domid: int) -> str:
+    """Turn off log-dirty mode, of the domain and of its device model, that a dead helper left.
+
+    Returns what went wrong, empty where nothing did: that mode only costs the guest time, so it is
+    to run on all the same. Raises ProcessLookupError where it is gone.
+    """
+
+    def off() -> None:
+        domain = host.domain(domid)
+        try:
+            domain.logdirty_off()
+        finally:
+            domain.close()
+
+    problems = []
+    for step in (off, lambda: host.switch_qemu_logdirty(domid, False)):
+        try:
+            step()
+        except ProcessLookupError:
+            raise
+        except OSError as error:
+            problems.append(f"log-dirty mode cannot be turned off: {message_of(error)}")
+    return "; ".join(problems)
 
 
 def resume_for_sure(host: Host, domid: int, *, watch: float = 0.0) -> str:
