@@ -7,10 +7,15 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 
 from helper.hypervisors.simulated.host import SimulatedHost, create_host
+
+# How long an example takes is the machine's affair; a hang has pytest-timeout's limit.
+hypothesis.settings.register_profile("ours")
+hypothesis.settings.load_profile("ours")
 
 HostFactory = Callable[[str], SimulatedHost]
 

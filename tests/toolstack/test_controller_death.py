@@ -26,6 +26,8 @@ from toolstack.save_helper import HelperRequest, OwnHelper
 
 MEMORY = 8 << 20
 HEARTBEAT = 1.0
+SOON = 20
+"""Seconds that an end may take on a machine with much else to do."""
 
 
 @pytest.fixture
@@ -99,23 +101,23 @@ def until_blocked(stream: socket.socket) -> None:
 
 def test_a_killed_controllers_helper_ends_itself(saving: Saving) -> None:
     saving.controller.kill()
-    saving.helper.wait(2)
+    saving.helper.wait(SOON)
 
 
 def test_a_stopped_controllers_helper_ends_itself(saving: Saving) -> None:
     saving.controller.send_signal(signal.SIGSTOP)
-    gone_or_zombie(saving.helper, HEARTBEAT + 1)
+    gone_or_zombie(saving.helper, HEARTBEAT + SOON)
 
 
 def test_a_stopped_controller_that_goes_on_says_what_happened(saving: Saving) -> None:
     saving.controller.send_signal(signal.SIGSTOP)
-    gone_or_zombie(saving.helper, HEARTBEAT + 1)
+    gone_or_zombie(saving.helper, HEARTBEAT + SOON)
     saving.controller.send_signal(signal.SIGCONT)
     assert saving.controller.stdout is not None
     *_lines, result = saving.controller.stdout.read().splitlines()
     assert "rc=<Error.FAIL: -3>" in result or "rc=-3" in result
     assert "exit status 254" in result
-    assert saving.controller.wait(5) == 0
+    assert saving.controller.wait(SOON) == 0
 
 
 def gone_or_zombie(process: psutil.Process, within: float) -> None:
@@ -131,7 +133,7 @@ def test_the_terminals_interrupt_is_the_controllers(saving: Saving) -> None:
     """^C goes to the foreground process group, which the helper is not in."""
     assert os.getpgid(saving.helper.pid) != os.getpgid(saving.controller.pid)
     saving.controller.send_signal(signal.SIGINT)
-    saving.helper.wait(2)
+    saving.helper.wait(SOON)
 
 
 @pytest.mark.usefixtures("runtime_directory")

@@ -326,7 +326,7 @@ def test_truncated_at_each_offset(as_pipe: bool) -> None:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_a_damaged_stream_is_refused_or_read_never_worse(data: st.DataObject) -> None:
     damaged = bytearray(small_stream() if data.draw(st.booleans()) else postcopy(3)[:2000])
     for _ in range(data.draw(st.integers(1, 4))):
@@ -346,7 +346,6 @@ PFNS = st.integers(0, 40) | st.integers(4000, 9000) | st.integers(0, (1 << 52) -
 
 
 @given(st.lists(st.lists(PFNS, unique=True), max_size=8))
-@settings(deadline=None)
 def test_a_pfn_set_is_a_set(batches: list[list[int]]) -> None:
     pfns, model = PfnSet(), set[int]()
     for batch in batches:

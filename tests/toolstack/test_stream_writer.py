@@ -353,5 +353,5 @@ class EveryOrder(RuleBasedStateMachine):
         assert self.stopped or self.in_flight or self.helper == "running"
 
 
-EveryOrder.TestCase.settings = settings(max_examples=300, stateful_step_count=25, deadline=None)
+EveryOrder.TestCase.settings = settings(max_examples=300, stateful_step_count=25)
 TestEveryOrder = EveryOrder.TestCase
