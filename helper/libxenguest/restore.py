@@ -57,7 +57,8 @@ def domain_restore(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Re
                 answered = CATALOGUE[name].answer is not Answer.NONE
                 provide(struct, name, callbacks.ask(name) if answered else callbacks.tell(name))
         store_gfn, console_gfn = ctypes.c_ulong(), ctypes.c_ulong()
-        abort.guard_stream(job.io_fd, reading=True, moved=meter.moved)
+        with meter.aside():
+            abort.guard_stream(job.io_fd, reading=True, moved=meter.moved)
         stack.callback(abort.release_stream)
         ctypes.set_errno(0)
         retval = library.xc_domain_restore(

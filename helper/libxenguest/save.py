@@ -68,7 +68,8 @@ def domain_save(
         policy = _policy(callbacks, channel, limits, meter)
         if policy is not None:
             provide(struct, "precopy_policy", policy)
-        abort.guard_stream(job.io_fd, moved=meter.moved)
+        with meter.aside():
+            abort.guard_stream(job.io_fd, moved=meter.moved)
         stack.callback(abort.release_stream)
         ctypes.set_errno(0)
         retval = library.xc_domain_save(
