@@ -5,9 +5,10 @@
 | in S0, device/suspend/event-channel  | that event channel              | when it has suspended |
 | HVM, without PV drivers or not in S0 | xc_domain_shutdown: not at all  | at once               |
 | any other                            | control/shutdown                | when it changes that  |
+| is suspended already                 | not at all                      | at once               |
 
 S0 is HVM_PARAM_ACPI_S_STATE 0; PV drivers are there where HVM_PARAM_CALLBACK_IRQ is set. In all
-three ways @releaseDomain tells that the domain has suspended (or crashed); libxl waits for an event
+ways @releaseDomain tells that the domain has suspended (or crashed); libxl waits for an event
 on the channel instead, for which it has to subscribe.
 """
 
@@ -35,10 +36,11 @@ class Way(Enum):
     EVENT_CHANNEL = "event channel"
     SHUTDOWN = "xc_domain_shutdown"
     CONTROL_NODE = "control/shutdown"
+    NOT_NEEDED = "suspended already"
 
 
 def way_for(kind: str, *, has_channel: bool, pv_drivers: bool, s_state: int) -> Way:
-    """The table above; `kind` is the domain's type."""
+    """The table above for a domain that is not suspended; `kind` is its type."""
     if has_channel and not s_state:
         return Way.EVENT_CHANNEL
     if kind == HVM and (s_state or not pv_drivers):
@@ -89,7 +91,10 @@ class XenSuspendRequest:
 
     def _ask(self) -> Way:
         domid, xenctrl, xenstore = self._domid, self._xenctrl, self._xenstore
-        kind = type_of(xenstore, xenctrl.domain_getinfo(domid))
+        info = xenctrl.domain_getinfo(domid)
+        if state_of(info) is GuestState.SUSPENDED:
+            return Way.NOT_NEEDED
+        kind = type_of(xenstore, info)
         port = xenstore.text(f"{home(domid)}/device/suspend/event-channel")
         way = way_for(
             kind,
@@ -141,7 +146,7 @@ class XenSuspendRequest:
         match self._way:
             case Way.EVENT_CHANNEL:
                 return False
-            case Way.SHUTDOWN:
+            case Way.SHUTDOWN | Way.NOT_NEEDED:
                 return True
             case Way.CONTROL_NODE:
                 return self._xenstore.read(control_node(self._domid)) != REQUEST

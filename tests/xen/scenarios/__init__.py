@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tests.xen.scenarios import baseline, drop_in, failures, measure, policy
+from tests.xen.scenarios import baseline, drop_in, failures, measure, policy, toolstack
 from tests.xen.scenarios.scenario import Scenario
 
 SCENARIOS: Final[tuple[Scenario, ...]] = (
@@ -19,6 +19,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     *drop_in.SCENARIOS,
     *policy.SCENARIOS,
     *failures.SCENARIOS,
+    *toolstack.SCENARIOS,
     *measure.SCENARIOS,
 )
 
