@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from helper.abort import SAVE_SIGNALS, Abort
 from helper.channel import ChannelError
 from helper.command_line import USAGE, Options, UsageError, here, parse, version
-from helper.libxenguest.policy import PrecopyLimits
+from helper.precopy_limits import PrecopyLimits
 from helper.run import CONTEXT, EXIT_DONE, EXIT_FAILED, Engine, Job, report_channel_error, run
 from helper.settings import SettingError, Settings, read_settings
 from ipc_schema.messages import Dialect, Operation, StreamType, callbacks_of

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from helper.precopy_limits import PrecopyLimits
 from ipc_schema.messages import StreamType
 
 
@@ -38,7 +39,8 @@ class SaveParameters(NamedTuple):
 
     `bandwidth` limits the stream, octets a second, 0 for none. `postcopy`: caller and peer admit a
     postcopy transition. `stall_limit` is for how many seconds the back channel may stay silent
-    when it has to speak, 0 for ever.
+    when it has to speak, 0 for ever. `limits` are the precopy policy where the caller has none,
+    None for libxenguest's.
     """
 
     live: bool = False
@@ -47,6 +49,7 @@ class SaveParameters(NamedTuple):
     bandwidth: int = 0
     postcopy: bool = False
     stall_limit: float = 60.0
+    limits: PrecopyLimits | None = None
 
 
 class RestoreParameters(NamedTuple):

@@ -15,6 +15,7 @@ import numpy as np
 from helper.hypervisors.interface import Bitmap, Domain
 from helper.page_stream import MapAhead, PageWriter
 from helper.parameters import Statistics
+from helper.precopy_limits import PrecopyLimits, limited_policy
 from helper.reporter import Reporter
 from ipc_schema.libxc_record_types import RecordType, record_number
 from ipc_schema.messages import PrecopyPolicy
@@ -39,10 +40,15 @@ def simple_precopy_policy(iteration: int, total_written: int, dirty_count: int) 
     return PrecopyPolicy.CONTINUE_PRECOPY
 
 
-def precopy_policy(reporter: Reporter) -> Policy:
-    """The controller's policy where it has one, else libxenguest's."""
+def precopy_policy(
+    reporter: Reporter, limits: PrecopyLimits | None, octets: Callable[[], int]
+) -> Policy:
+    """The controller's policy where it has one, else that of `limits`, else libxenguest's.
+    `octets` counts the stream's."""
     if not reporter.provides("precopy_policy"):
-        return simple_precopy_policy
+        if limits is None:
+            return simple_precopy_policy
+        return limited_policy(limits, octets, reporter)
 
     def ask(iteration: int, total_written: int, dirty_count: int) -> PrecopyPolicy:
         answer = reporter.call(

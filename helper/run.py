@@ -20,7 +20,7 @@ from ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
     from helper.hypervisors.interface import Domain
-    from helper.libxenguest.policy import PrecopyLimits
+    from helper.precopy_limits import PrecopyLimits
 
 EXIT_DONE: Final = 0
 """`complete` was told and answered, whatever libxc's result."""
@@ -172,6 +172,7 @@ def _save(job: Job, domain: Domain, channel: Channel, abort: Abort, trace: Trace
         bandwidth=job.bandwidth,
         postcopy=job.postcopy,
         stall_limit=job.stall_limit,
+        limits=job.limits,
     )
     return domain_save(domain, job.io_fd, job.back_fd, channel, parameters, abort, trace)
 

@@ -157,7 +157,8 @@ class _Save:
 
     def _precopy(self) -> Outcome:
         self._enable_logdirty()
-        decision = self._rounds.send_memory_live(precopy_policy(self._reporter))
+        policy = precopy_policy(self._reporter, self._parameters.limits, lambda: self._out.octets)
+        decision = self._rounds.send_memory_live(policy)
         if decision is not PrecopyPolicy.POSTCOPY:
             return Outcome.STOP_AND_COPY
         if not self._parameters.postcopy or self._recv_fd < 0:

@@ -47,7 +47,7 @@ class Callbacks:
         self.frames = 0
         """Passes over the memory that libxc completed, and pfns that it went over in them."""
         self._channel = channel
-        self._reporter = Reporter(channel, abort, trace)
+        self.reporter = Reporter(channel, abort, trace)
         self._abort = abort
         self._trace = trace
         self._octets = octets
@@ -63,7 +63,7 @@ class Callbacks:
         refusal = message.refusal or 0
 
         def callback(*arguments: Any) -> int:
-            return self._reporter.call(name, **dict(zip(names, arguments, strict=False)))
+            return self.reporter.call(name, **dict(zip(names, arguments, strict=False)))
 
         return self.guard(name, callback, refusal)
 
@@ -74,7 +74,7 @@ class Callbacks:
         def callback(*arguments: Any) -> None:
             try:
                 with self._aside():
-                    self._reporter.tell(name, **dict(zip(names, arguments, strict=False)))
+                    self.reporter.tell(name, **dict(zip(names, arguments, strict=False)))
             except BaseException as error:
                 self._failed_to_tell(name, error)
 
@@ -95,10 +95,6 @@ class Callbacks:
 
         return callback
 
-    def call(self, name: str, **fields: int | str) -> int:
-        """For a guarded body: make the catalogue's callback `name`."""
-        return self._reporter.call(name, **fields)
-
     def check(self, function: str, retval: int, errnoval: int) -> None:
         """libxc is back: raise what a callback raised, or OSError for what libxc says."""
         if self.error is not None:
@@ -106,12 +102,6 @@ class Callbacks:
         if retval:
             what = self.complaint or os.strerror(errnoval)
             raise OSError(errnoval or errno.EIO, f"{function} failed: {what}")
-
-    def log(self, level: XentoollogLevel, text: str) -> None:
-        self._reporter.log(level, text)
-
-    def event(self, event: str, **fields: object) -> None:
-        self._trace.event(event, **fields)
 
     def _log(self, level: int, errnoval: int, context: str, formatted: str) -> None:
         if level >= XentoollogLevel.ERROR:

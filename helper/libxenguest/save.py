@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
@@ -16,9 +15,9 @@ from helper.hypervisors.xen.xenctrl import Xenctrl
 from helper.libxenguest.abi import ABIS, PrecopyStats, callback_names, provide
 from helper.libxenguest.callbacks import Callbacks
 from helper.libxenguest.octets import ThreadOctets
-from helper.libxenguest.policy import PrecopyLimits, PrecopyRounds
 from helper.parameters import Statistics
-from ipc_schema.messages import PrecopyPolicy, StreamType, XCFlags, XentoollogLevel
+from helper.precopy_limits import PrecopyLimits, limited_policy
+from ipc_schema.messages import PrecopyPolicy, StreamType, XCFlags
 from ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
@@ -112,39 +111,23 @@ def _policy(
         )
     if limits is None:
         return None
-    rounds = PrecopyRounds(limits, meter.of_stream, time.monotonic)
+    policy = limited_policy(limits, meter.of_stream, callbacks.reporter)
 
     def decide(stats: PrecopyStats, _data: int) -> int:
-        decision = rounds.ask(stats.iteration, stats.dirty_count)
-        callbacks.event(
-            "precopy_policy",
-            iteration=stats.iteration,
-            total_written=stats.total_written,
-            dirty_count=stats.dirty_count,
-            octets_per_second=rounds.octets_per_second and round(rounds.octets_per_second),
-            decision=decision.policy.name,
-            why=decision.why,
-        )
-        name = decision.policy.name.lower().replace("_", " ")
-        callbacks.log(_LEVELS[decision.policy], f"precopy policy: {name}: {decision.why}")
-        if decision.policy is PrecopyPolicy.ABORT:
+        decision = policy(stats.iteration, stats.total_written, stats.dirty_count)
+        if decision is PrecopyPolicy.ABORT:
             ctypes.set_errno(errno.ECANCELED)
-        return int(decision.policy)
+        return int(decision)
 
     return callbacks.guard("precopy_policy", decide, int(PrecopyPolicy.ABORT))
 
 
 _DECISIONS: Final = frozenset(PrecopyPolicy)
-_LEVELS: Final = {
-    PrecopyPolicy.CONTINUE_PRECOPY: XentoollogLevel.DETAIL,
-    PrecopyPolicy.STOP_AND_COPY: XentoollogLevel.INFO,
-    PrecopyPolicy.ABORT: XentoollogLevel.ERROR,
-}
 
 
 def _ask_controller(callbacks: Callbacks) -> Callable[[PrecopyStats, int], int]:
     def ask(stats: PrecopyStats, _data: int) -> int:
-        answer = callbacks.call(
+        answer = callbacks.reporter.call(
             "precopy_policy",
             iteration=stats.iteration,
             total_written=min(stats.total_written, _U32),

@@ -152,6 +152,30 @@ def test_a_guest_is_saved_and_restored_in_each_of_libxls_dialects(
     assert report.steps >= steps
 
 
+def test_the_policy_of_the_environment_holds_for_our_engine_too(
+    host: SimulatedHost, tmp_path: Path
+) -> None:
+    domid = host.create_guest("g", MEMORY, "write-heavy")
+    events = tmp_path / "events"
+    environment = {
+        "XEN_SAVE_HELPER_MAX_ITERATIONS": "2",
+        "XEN_SAVE_HELPER_DIRTY_THRESHOLD": "0",
+        "XEN_SAVE_HELPER_EVENTS": str(events),
+    }
+    with (
+        (tmp_path / "stream").open("wb") as stream,
+        started(
+            save_of(stream.fileno(), domid, xcflags=1), f"sim:{host.directory}", **environment
+        ) as libxl,
+    ):
+        save_to_the_end(host, domid, libxl)
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    decisions = [line for line in told if line["event"] == "precopy_policy"]
+    assert [line["iteration"] for line in decisions if line["dirty_count"] >= 0] == [1, 2]
+    assert decisions[-1]["decision"] == "STOP_AND_COPY"
+    assert decisions[-1]["why"] == "2 rounds, at most 2"
+
+
 def test_a_restore_that_fails_tells_its_results_before_it_completes(
     host: SimulatedHost, tmp_path: Path
 ) -> None:

@@ -4,15 +4,18 @@ Mainline libxl hands over no policy, and libxenguest then stops a guest after 5 
 fewer than 50 dirty pages. Here the limits can be chosen, a downtime can be aimed at, and a
 migration that does not converge can be given up, with the guest running on at the source.
 
-`decide` is the whole rule; `PrecopyRounds` measures and asks it.
+`decide` is the whole rule; `PrecopyRounds` measures and asks it, `limited_policy` tells what it
+decided.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from ipc_schema.messages import PrecopyPolicy
+from helper.reporter import Reporter
+from ipc_schema.messages import PrecopyPolicy, XentoollogLevel
 
 PAGE_OCTETS: Final = 4096 + 8
 """What a page costs in the stream: its contents, and its pfn in the list."""
@@ -88,8 +91,8 @@ def _downtime_ms(dirty_count: int, octets_per_second: float | None) -> float | N
 
 
 class PrecopyRounds:
-    """Follows the rounds of one save: libxenguest asks before each round, with what is dirty, and
-    after it, without; in between it sends.
+    """Follows the rounds of one save: an engine asks before each round, with what is dirty, and
+    without that after it or while it goes on.
 
     `octets` counts what the stream has taken, `clock` is in seconds.
     """
@@ -110,17 +113,54 @@ class PrecopyRounds:
 
     def ask(self, iteration: int, dirty_count: int) -> Decision:
         if dirty_count < 0:
-            self._round_ended()
+            self._measure()
         decision = decide(self._limits, iteration, dirty_count, self._rate)
         if dirty_count >= 0:
             self._began = (self._clock(), self._octets())
         return decision
 
-    def _round_ended(self) -> None:
+    def _measure(self) -> None:
         if self._began is None:
             return
         seconds = self._clock() - self._began[0]
         octets = self._octets() - self._began[1]
         if seconds > 0 and octets >= _MEASURABLE:
             self._rate = octets / seconds
-        self._began = None
+
+
+_LEVELS: Final = {
+    PrecopyPolicy.CONTINUE_PRECOPY: XentoollogLevel.DETAIL,
+    PrecopyPolicy.STOP_AND_COPY: XentoollogLevel.INFO,
+    PrecopyPolicy.ABORT: XentoollogLevel.ERROR,
+}
+
+
+def limited_policy(
+    limits: PrecopyLimits, octets: Callable[[], int], reporter: Reporter
+) -> Callable[[int, int, int], PrecopyPolicy]:
+    """A precopy policy (of iteration, total_written, dirty_count) that traces and logs what it
+    decided and why, once for each round and for what is known of it."""
+    rounds = PrecopyRounds(limits, octets, time.monotonic)
+    told: tuple[int, int] | None = None
+
+    def policy(iteration: int, total_written: int, dirty_count: int) -> PrecopyPolicy:
+        nonlocal told
+        decision = rounds.ask(iteration, dirty_count)
+        if decision.policy is PrecopyPolicy.CONTINUE_PRECOPY and told == (iteration, dirty_count):
+            return decision.policy
+        told = (iteration, dirty_count)
+        rate = rounds.octets_per_second
+        reporter.event(
+            "precopy_policy",
+            iteration=iteration,
+            total_written=total_written,
+            dirty_count=dirty_count,
+            octets_per_second=None if rate is None else round(rate),
+            decision=decision.policy.name,
+            why=decision.why,
+        )
+        name = decision.policy.name.lower().replace("_", " ")
+        reporter.log(_LEVELS[decision.policy], f"precopy policy: {name}: {decision.why}")
+        return decision.policy
+
+    return policy

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helper.libxenguest.policy import PAGE_OCTETS, PrecopyLimits, PrecopyRounds, decide
+from helper.precopy_limits import PAGE_OCTETS, PrecopyLimits, PrecopyRounds, decide
 from ipc_schema.messages import PrecopyPolicy
 
 GO_ON = PrecopyPolicy.CONTINUE_PRECOPY
