@@ -37,6 +37,7 @@ from ipc_schema.libxc_stream import (
 )
 from ipc_schema.messages import StreamType, XentoollogLevel
 from ipc_schema.page_lists import contents_mask
+from ipc_schema.phases import HEADERS
 from ipc_schema.records import HEADER_SIZE, check_padding, decode_record_header, padding
 from ipc_schema.trace import Trace
 
@@ -106,7 +107,7 @@ class _Restore:
             )
         self._abort.guard_stream(self._io_fd, reading=True)
         try:
-            with self._reporter.phase("headers"):
+            with self._reporter.phase(HEADERS):
                 self._headers()
             self._order = RecordOrder(self._version)
             self._records()

@@ -8,23 +8,13 @@ is not static data says it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
 from typing import Final
 
 from ipc_schema.errors import DecodeError
 from ipc_schema.libxc_record_types import RecordType
+from ipc_schema.phases import Stage
 
-
-class Stage(Enum):
-    """What has been read so far."""
-
-    STATIC_DATA = "static data"
-    MEMORY = "memory and state"
-    VERIFY = "verification"
-    POSTCOPY_STATE = "state before postcopy"
-    POSTCOPY_PFNS = "list of postcopy pages"
-    POSTCOPY_PAGES = "postcopy pages"
-    ENDED = "end"
+__all__ = ["NEXT", "POSTCOPY_RECORDS", "RecordOrder", "Stage"]
 
 
 _R, _S = RecordType, Stage

@@ -10,23 +10,9 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Final
 
+from ipc_schema.phases import Phase
 
-class Phase(Enum):
-    HEADERS = "headers"
-    STATIC_DATA = "static data"
-    PRECOPY = "precopy"
-    SUSPEND = "suspend"
-    STOP_AND_COPY = "stop and copy"
-    VERIFY = "verify"
-    STATE = "state"
-    SUSPEND_FOR_POSTCOPY = "suspend for postcopy"
-    POSTCOPY_BEGIN = "postcopy begin"
-    POSTCOPY_PFNS = "postcopy pfns"
-    POSTCOPY_TRANSITION = "postcopy transition"
-    POSTCOPY_PAGES = "postcopy pages"
-    POSTCOPY_DRAIN = "postcopy drain"
-    END = "end"
-    FINISHED = "finished"
+__all__ = ["NEXT", "Outcome", "Phase"]
 
 
 class Outcome(Enum):
