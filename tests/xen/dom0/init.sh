@@ -16,6 +16,8 @@ export RIG_XEN_BIN="$bin" PYTHONPATH=/run/rig
 xenstored --pid-file /run/xenstored.pid
 xen-init-dom0
 xenconsoled --log=guest --log-dir=/run/console --pid-file=/run/xenconsoled.pid
+# One processor for all: what the guests do must not hold up dom0.
+xl sched-credit2 -d 0 -w 65535
 
 python3 -m tests.xen.dom0.agent
 echo "rig: the agent has ended with $?"
