@@ -83,8 +83,15 @@ class XenHost:
         return XenDomain(domid)
 
     def config(self, domid: int) -> dict[str, Any]:
+        """Raises OSError (ENOTSUP) for a domain with virtual NUMA nodes, as libxl__domain_save: a
+        stream does not say which page is on which node."""
         self._info(domid)
-        return xl.domain_config(domid)
+        config = xl.domain_config(domid)
+        if config.get("b_info", {}).get("vnuma_nodes"):
+            raise OSError(
+                errno.ENOTSUP, f"domain {domid} has virtual NUMA nodes, and cannot be saved"
+            )
+        return config
 
     def _info(self, domid: int) -> XenDomainInfo:
         """Raises ProcessLookupError, for a domain that is being destroyed, too."""

@@ -1,0 +1,44 @@
+"""How a helper's process is started."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import pytest
+
+from toolstack.helper_process import HelperProcess
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+@pytest.mark.parametrize("ignores", [True, False])
+def test_sigpipe_is_ignored_as_under_xl(ignores: bool) -> None:
+    """A helper whose reader dies must come to its error path; other programs have the usual."""
+
+    async def run() -> int:
+        ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def end(status: int) -> None:
+            ended.set_result(status)
+
+        process = HelperProcess(
+            ("sleep", "60"),
+            pass_fds=(),
+            stdin=None,
+            stdout=None,
+            environment={},
+            line=lambda _line: None,
+            ended=end,
+            ignores_sigpipe=ignores,
+        )
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        process.kill()
+        async with asyncio.timeout(10):
+            await ended
+        (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigIgn"))
+        return int(mask, 16)
+
+    ignored = bool(asyncio.run(run()) & 1 << (signal.SIGPIPE - 1))
+    assert ignored is ignores

@@ -1,0 +1,52 @@
+"""A guest comes to rest although something of its log-dirty mode does not."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from helper.hypervisors.interface import GuestState
+from helper.hypervisors.simulated.host import SimulatedHost
+from tests.conftest import HostFactory
+from tests.toolstack.two_hosts import MEMORY, Side, run
+from toolstack import save_file
+from toolstack.migrate import CommandDestination, MigrateOptions, migrate
+from toolstack.outcome import Outcome
+
+
+class DeafDeviceModel(SimulatedHost):
+    """Its device models do not turn their log-dirty mode off."""
+
+    def switch_qemu_logdirty(self, domid: int, enable: bool) -> None:
+        if not enable:
+            raise OSError(errno.EIO, "the device model is deaf")
+
+
+@pytest.fixture
+def source(host_factory: HostFactory) -> Side:
+    return Side(DeafDeviceModel(host_factory("source").directory))
+
+
+def test_a_failed_save_resumes_the_guest_all_the_same(source: Side, tmp_path: Path) -> None:
+    domid = source.host.create_guest("g", MEMORY, "random", type="hvm")
+    lines: list[str] = []
+    ctx = replace(source.ctx, log=lambda _level, _context, text: lines.append(text))
+    with pytest.raises(save_file.SaveFileError, match="the guest is running here"):
+        run(save_file.save(ctx, domid, Path("/dev/full")))
+    assert source.state() is GuestState.RUNNING
+    assert any("the device model is deaf" in line for line in lines)
+    assert [name for name in os.listdir(source.host.state_dir) if "journal" in name] == []
+
+
+def test_a_failed_migration_does_so_too_and_says_it(source: Side) -> None:
+    domid = source.host.create_guest("g", MEMORY, "random", type="hvm")
+    banner = r"printf 'xl migration receiver ready, send binary domain data.\n'"
+    to = CommandDestination(f"{banner}; head -c 100000 >/dev/null; exit 3")
+    result = run(migrate(source.ctx, domid, to, MigrateOptions()))
+    assert result.outcome is Outcome.RUNNING_AT_SOURCE, result
+    assert "the device model is deaf" in result.reason
+    assert source.state() is GuestState.RUNNING
