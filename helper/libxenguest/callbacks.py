@@ -42,7 +42,7 @@ class Callbacks:
         self.error: BaseException | None = None
         """The first exception, with what it is about in its notes."""
         self.complaint = ""
-        """The last line that libxc logged as an error."""
+        """The first line that libxc logged as an error: what came of it follows."""
         self.rounds = 0
         self.frames = 0
         """Passes over the memory that libxc completed, and pfns that it went over in them."""
@@ -105,7 +105,7 @@ class Callbacks:
 
     def _log(self, level: int, errnoval: int, context: str, formatted: str) -> None:
         if level >= XentoollogLevel.ERROR:
-            self.complaint = formatted
+            self.complaint = self.complaint or formatted
         with self._aside():
             self._trace.event("log", level=level, context=context, text=formatted)
             self._channel.tell(
