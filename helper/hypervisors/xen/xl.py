@@ -20,8 +20,8 @@ TIMEOUT: Final = 60.0
 HELPER_VARIABLE: Final = "LIBXL_SAVE_HELPER"
 """Where libxl looks for the path of its save helper."""
 
-_DIRECTORIES: Final = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
-"""`xl` is a program for administrators, and may not be on the path of a service."""
+_ADMINISTRATORS: Final = ("/usr/sbin", "/sbin")
+"""Where `xl` is; that may not be on the path of a service."""
 
 _ERROR: Final = re.compile(r"^[\w-]+: error: (?:[\w./-]+:\d+:\w+: )?")
 """How an error begins that libxl, libxc or a save helper has logged."""
@@ -29,7 +29,8 @@ _ERROR: Final = re.compile(r"^[\w-]+: error: (?:[\w./-]+:\d+:\w+: )?")
 
 def program() -> str:
     """The path of `xl`. Raises FileNotFoundError."""
-    path = shutil.which("xl", path=_DIRECTORIES)
+    directories = (os.environ.get("PATH", os.defpath), *_ADMINISTRATORS)
+    path = shutil.which("xl", path=os.pathsep.join(directories))
     if path is None:
         raise FileNotFoundError(
             errno.ENOENT, "the command xl is not installed (Debian: xen-utils-common)"
