@@ -25,8 +25,13 @@ def helpers() -> list[str]:
 def main(name: str, results: Path) -> None:
     """Ends with a traceback where the scenario fails, or leaves a helper behind."""
     (scenario,) = (scenario for scenario in SCENARIOS if scenario.name == name)
-    scenario.run(Lab(results))
-    wait_until(f"all helpers end: {helpers()}", lambda: not helpers(), limit=10)
+    lab = Lab(results)
+    try:
+        scenario.run(lab)
+        wait_until(f"all helpers end: {helpers()}", lambda: not helpers(), limit=10)
+    except BaseException:
+        lab.tell_unfinished()
+        raise
 
 
 if __name__ == "__main__":

@@ -79,6 +79,11 @@ class Program:
         print(f"= {status} after {ended.seconds:.1f} s", flush=True)
         return ended
 
+    def tell_unfinished(self) -> None:
+        """Print what it has said so far, if nobody has seen its end."""
+        if not self._ended:
+            print(f"{shlex.join(self.command)}, not waited for:\n{self.output}", flush=True)
+
     def kill_session(self) -> None:
         """SIGKILL for it and its children, but those that took a session of their own."""
         try:

@@ -47,6 +47,7 @@ class Lab:
         self.directory = Path("/tmp/lab")
         self.directory.mkdir(exist_ok=True)
         self._trace = self.directory / "events"
+        self._programs: list[Program] = []
         self._figures: dict[str, Any] = {}
         self._made = 0
 
@@ -103,7 +104,7 @@ class Lab:
         """`xl save`, which must succeed, with the helper's work, and leave no domain."""
         before = self.helpers_done()
         done = self.xl(["save", guest.name, file], helper, env, limit)
-        assert done.status == 0, f"xl save: {done.output}"
+        assert done.status == 0, "xl save failed"
         assert guest.name not in self.domains()
         assert self.helpers_done() - before == (helper != LIBXL)
         return done
@@ -120,7 +121,7 @@ class Lab:
         where it was."""
         before = self.helpers_done()
         done = self.xl(["restore", file], helper, env, limit)
-        assert done.status == 0, f"xl restore: {done.output}"
+        assert done.status == 0, "xl restore failed"
         assert self.helpers_done() - before == (helper != LIBXL)
         guest.goes_on()
         return done
@@ -139,7 +140,7 @@ class Lab:
         before, domid = self.helpers_done(), self.domains()[guest.name].domid
         program = self.start_migrate(guest, sender, receive_command(receiver, capture), env)
         done = program.end(limit)
-        assert done.status == 0, f"xl migrate: {done.output}"
+        assert done.status == 0, "xl migrate failed"
         self.assert_only(guest)
         assert self.domains()[guest.name].domid != domid
         assert self.helpers_done() - before == (sender != LIBXL) + (receiver != LIBXL)
@@ -150,7 +151,7 @@ class Lab:
         self,
         guest: Guest,
         sender: Path = OURS,
-        receive: str = "exec xl migrate-receive",
+        receive: str = "xl migrate-receive",
         env: Mapping[str, str | None] | None = None,
     ) -> Program:
         """`xl migrate` with a shell command in place of ssh and the other host."""
@@ -173,7 +174,14 @@ class Lab:
     ) -> Program:
         """`xl` with this helper; ours traces into `events`."""
         ours = {"XEN_SAVE_HELPER_EVENTS": str(self._trace)}
-        return Program(["xl", *arguments], {**helper_variable(helper), **ours, **(env or {})})
+        program = Program(["xl", *arguments], {**helper_variable(helper), **ours, **(env or {})})
+        self._programs.append(program)
+        return program
+
+    def tell_unfinished(self) -> None:
+        """Print what each `xl` that has not been waited for has said."""
+        for program in self._programs:
+            program.tell_unfinished()
 
     def assert_only(self, guest: Guest) -> None:
         """There is this guest and no other one."""
@@ -218,4 +226,4 @@ def receive_command(helper: Path = OURS, capture: Path | None = None) -> str:
     """A shell command for `xl migrate -s ''`: receive on this same host."""
     variable = "-u LIBXL_SAVE_HELPER" if helper == LIBXL else f"LIBXL_SAVE_HELPER={helper}"
     receive = f"env {variable} xl migrate-receive"
-    return f"exec {receive}" if capture is None else f"tee {capture} | {receive}"
+    return receive if capture is None else f"tee {capture} | {receive}"

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tests.xen.scenarios import baseline, drop_in, failures, measure, policy, toolstack
+from tests.xen.scenarios import (
+    baseline,
+    drop_in,
+    event_channel,
+    failures,
+    measure,
+    policy,
+    toolstack,
+)
 from tests.xen.scenarios.scenario import Scenario
 
 SCENARIOS: Final[tuple[Scenario, ...]] = (
@@ -20,6 +28,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     *policy.SCENARIOS,
     *failures.SCENARIOS,
     *toolstack.SCENARIOS,
+    *event_channel.SCENARIOS,
     *measure.SCENARIOS,
 )
 
