@@ -24,6 +24,9 @@ The API, importable from here; nothing is loaded before it is used:
             )
         return saved, restored
 
+On a Xen host it is `Context(open_host("xen"), "xen")`, and the domains are real ones; libxenguest,
+which does the work there, has no postcopy.
+
 Both come to their end whatever happens, within the context's `limits`, and tell it by an `rc`. What
 follows is the caller's: to destroy the source's domain, resume it, or keep it suspended, as `rc`,
 `suspended` and `postcopy_transitioned` allow. `xen-toolstack migrate` does that with a handshake.
