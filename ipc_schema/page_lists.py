@@ -8,6 +8,7 @@ made or read for every batch of a save's hot path.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -95,6 +96,38 @@ def decode_entries(
         )
         raise DecodeError(f"{what} pfn[{index}]", offset + index * ENTRY_SIZE, problem)
     return entries & _PFN_MASK, nibbles.astype(np.uint32) << _TYPE_SHIFT
+
+
+def encode_pfns(pfns: Sequence[int]) -> bytes:
+    """As `encode_page_list` of pages of type NOTAB: a short list is done before numpy begins."""
+    if not 1 <= len(pfns) <= MAX_COUNT:
+        raise ValueError(f"page list of {len(pfns)} pfns, want 1 to {MAX_COUNT}")
+    if not 0 <= min(pfns) <= max(pfns) <= MAX_PFN:
+        raise ValueError(
+            f"page list of pfns {min(pfns):#x} to {max(pfns):#x}, want 0 to {MAX_PFN:#x}"
+        )
+    return struct.pack(f"<II{len(pfns)}Q", len(pfns), 0, *pfns)
+
+
+def decode_pfns(data: bytes | bytearray | memoryview, what: str, offset: int) -> list[int]:
+    """The pfns of a short list of pages that all have contents, as `decode_entries`.
+
+    Raises DecodeError for one that has none, too.
+    """
+    if len(data) % ENTRY_SIZE == 0:
+        entries = struct.unpack(f"<{len(data) // ENTRY_SIZE}Q", data)
+        if max(entries, default=0) <= MAX_PFN:
+            return list(entries)
+    pfns, types = decode_entries(data, what, offset)
+    lacking = np.flatnonzero(~contents_mask(types))
+    if len(lacking):
+        index = int(lacking[0])
+        raise DecodeError(
+            f"{what} pfn[{index}]",
+            offset + index * ENTRY_SIZE,
+            f"pfn {int(pfns[index]):#x} has no contents",
+        )
+    return [int(pfn) for pfn in pfns]
 
 
 def contents_mask(types: NDArray[np.uint32]) -> NDArray[np.bool_]:

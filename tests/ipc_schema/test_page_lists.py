@@ -101,8 +101,35 @@ def test_bad_page_list_headers(data: bytes, offset: int) -> None:
 
 
 def test_half_an_entry() -> None:
-    with pytest.raises(DecodeError, match="multiple of 8"):
-        page_lists.decode_entries(bytes(12), "list", 0)
+    for decode in (page_lists.decode_entries, page_lists.decode_pfns):
+        with pytest.raises(DecodeError, match="multiple of 8"):
+            decode(bytes(12), "list", 0)
+
+
+@given(st.lists(st.integers(0, page_lists.MAX_PFN), min_size=1))
+def test_a_short_list_is_as_a_long_one(pfns: list[int]) -> None:
+    data = page_lists.encode_pfns(pfns)
+    types = np.zeros(len(pfns), np.uint32)
+    assert data == page_lists.encode_page_list(np.array(pfns, np.uint64), types)
+    assert page_lists.decode_pfns(data[8:], "list", 8) == pfns
+
+
+@given(ENTRIES)
+def test_pfns_of_any_pages_with_contents(entries: list[tuple[int, PageType]]) -> None:
+    data = struct.pack(f"<{len(entries)}Q", *(pfn | kind << 32 for pfn, kind in entries))
+    bare = [index for index, (_, kind) in enumerate(entries) if kind in WITHOUT_CONTENTS]
+    if not bare:
+        assert page_lists.decode_pfns(data, "list", 0) == [pfn for pfn, _ in entries]
+        return
+    with pytest.raises(DecodeError, match="has no contents") as seen:
+        page_lists.decode_pfns(data, "list", 100)
+    assert seen.value.offset == 100 + 8 * bare[0]
+
+
+@pytest.mark.parametrize("pfns", [[], [1, 1 << 52], [-1]])
+def test_what_no_short_list_can_hold(pfns: list[int]) -> None:
+    with pytest.raises(ValueError, match="page list"):
+        page_lists.encode_pfns(pfns)
 
 
 @pytest.mark.parametrize(
