@@ -9,15 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import select
-
-import numpy as np
+from collections.abc import Sequence
 
 from helper.abort import Abort
-from helper.hypervisors.interface import Pfns
 from helper.stream_io import wait_for
 from ipc_schema.errors import DecodeError
 from ipc_schema.libxc_record_types import RecordType, record_number, record_type
-from ipc_schema.page_lists import decode_entries, decode_page_list_header, encode_page_list
+from ipc_schema.page_lists import decode_page_list_header, decode_pfns, encode_pfns
 from ipc_schema.records import decode_record_header, encode_record_header, padding
 
 _WHAT = "back channel"
@@ -41,13 +39,13 @@ class FaultReader:
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
 
-    def take(self) -> list[Pfns]:
-        """The pfns of each POSTCOPY_FAULT that has arrived.
+    def take(self) -> list[int]:
+        """The pfns of all POSTCOPY_FAULTs that have arrived.
 
         Raises DecodeError for anything but the two records, OSError(ECONNRESET) at the end of
         the channel.
         """
-        faults: list[Pfns] = []
+        faults: list[int] = []
         while not self.complete and self._poll.poll(0):
             octets = os.read(self.fd, self._wanted())
             if not octets:
@@ -67,7 +65,7 @@ class FaultReader:
         _number, length = decode_record_header(bytes(self._buffer[:_HEADER]), _WHAT, self._offset)
         return _HEADER + length + padding(length) - len(self._buffer) + _HEADER
 
-    def _parse(self, faults: list[Pfns]) -> None:
+    def _parse(self, faults: list[int]) -> None:
         while len(self._buffer) >= _HEADER and not self.complete:
             number, length = decode_record_header(
                 bytes(self._buffer[:_HEADER]), _WHAT, self._offset
@@ -86,11 +84,11 @@ class FaultReader:
             if len(self._buffer) < end + padding(length):
                 return
             if kind is not None:
-                faults.append(self._decode(bytes(self._buffer[_HEADER:end])))
+                faults += self._decode(bytes(self._buffer[_HEADER:end]))
             del self._buffer[: end + padding(length)]
             self._offset += end + padding(length)
 
-    def _decode(self, body: bytes) -> Pfns:
+    def _decode(self, body: bytes) -> list[int]:
         offset = self._offset + _HEADER
         what = f"{_WHAT}, POSTCOPY_FAULT"
         if len(body) < 8:
@@ -98,7 +96,7 @@ class FaultReader:
         count = decode_page_list_header(body[:8], what, offset)
         if len(body) != 8 + 8 * count:
             raise DecodeError(what, offset, f"{len(body)} octets do not hold {count} pfns")
-        return decode_entries(body[8:], what, offset + 8)[0]
+        return decode_pfns(body[8:], what, offset + 8)
 
 
 class FaultWriter:
@@ -112,11 +110,9 @@ class FaultWriter:
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
 
-    def fault(self, pfns: Pfns) -> None:
+    def fault(self, pfns: Sequence[int]) -> None:
         """POSTCOPY_FAULT: a vCPU waits for each of these."""
-        self._write(
-            RecordType.POSTCOPY_FAULT, encode_page_list(pfns, np.zeros(len(pfns), np.uint32))
-        )
+        self._write(RecordType.POSTCOPY_FAULT, encode_pfns(pfns))
 
     def complete(self) -> None:
         """POSTCOPY_COMPLETE: no page is missing any more."""

@@ -6,12 +6,10 @@ page of a record, so that one must not wait for the others.
 
 from __future__ import annotations
 
-import numpy as np
-
-from helper.hypervisors.interface import PAGE_SIZE, Pfns
+from helper.hypervisors.interface import PAGE_SIZE
 from ipc_schema.errors import DecodeError
 from ipc_schema.libxc_record_types import RecordType, record_type
-from ipc_schema.page_lists import contents_mask, decode_entries, decode_page_list_header
+from ipc_schema.page_lists import decode_page_list_header, decode_pfns
 from ipc_schema.records import decode_record_header
 
 _HEADER = 8
@@ -21,13 +19,12 @@ RING = 128
 """Pages that are held at a time: all that can be on the way ahead of a page that a vCPU waits for,
 so that it can be reached before the others are put in place."""
 
-Arrival = tuple[Pfns, int]
-"""Pages that are whole: their pfns, and the place of the first one's contents in the ring. Those of
-the others follow."""
+_NO_PAGE = -1
 
 
 class PageAssembler:
-    """`offset` is the stream's, of the next octet. Contents are valid until they are released."""
+    """`offset` is the stream's, of the next octet. Pages are held until they are taken; what was
+    taken is valid until the next octets are read."""
 
     def __init__(self, version: int, offset: int) -> None:
         self.ended = False
@@ -38,7 +35,7 @@ class PageAssembler:
         self._header_filled = 0
         self._list = bytearray()
         self._list_filled = 0
-        self._pfns: Pfns = np.empty(0, np.uint64)
+        self._pfns: list[int] = []
         self._count = 0
         """Pages of the record under way; 0 between records."""
         self._arrived = 0
@@ -48,19 +45,50 @@ class PageAssembler:
         """Of the page that comes next, in the ring."""
         self._partial = 0
         """Octets of it that are there."""
-        self._held = 0
+        self._held = [_NO_PAGE] * RING
+        """The pfn of the page at each place in the ring."""
+        self._oldest = 0
+        """Place of the first that is not free."""
+        self._used = 0
 
     @property
     def room(self) -> int:
-        """Pages that can come before one has to be released."""
-        return RING - self._held
+        """Pages that can come before one has to be taken."""
+        return RING - self._used
 
-    def release(self, pages: int) -> None:
-        """The contents of the oldest `pages` are not needed any more."""
-        self._held -= pages
+    @property
+    def held(self) -> int:
+        """Pages that have come and whose place is not free yet."""
+        return self._used
 
-    def contents(self, place: int, pages: int) -> memoryview:
-        """Of pages that are whole and not released."""
+    def take(self, pfn: int) -> memoryview | None:
+        """The contents of a page, before its turn; None where it is not held."""
+        try:
+            place = self._held.index(pfn)
+        except ValueError:
+            return None
+        self._held[place] = _NO_PAGE
+        return self._contents(place, 1)
+
+    def take_oldest(self, limit: int) -> tuple[int, memoryview] | None:
+        """The first pfn and the contents of the pages that came first: neighbours, at most `limit`;
+        None where all that are held have been taken."""
+        first, pages, place = _NO_PAGE, 0, self._oldest
+        while self._used and pages < limit:
+            at = self._oldest
+            pfn = self._held[at]
+            if pages and (pfn != first + pages or not at):
+                break
+            if pfn != _NO_PAGE:
+                if not pages:
+                    first, place = pfn, at
+                pages += 1
+                self._held[at] = _NO_PAGE
+            self._oldest = (at + 1) % RING
+            self._used -= 1
+        return (first, self._contents(place, pages)) if pages else None
+
+    def _contents(self, place: int, pages: int) -> memoryview:
         return self._ring[place * PAGE_SIZE : (place + pages) * PAGE_SIZE]
 
     def views(self) -> list[memoryview]:
@@ -82,14 +110,15 @@ class PageAssembler:
         """Pages of this record that can be read in one piece."""
         return min(self._count - self._arrived, RING - self._place, self.room)
 
-    def filled(self, octets: int) -> list[Arrival]:
-        """`octets` have gone into `views`; returns the pages that became whole.
+    def filled(self, octets: int) -> list[int]:
+        """`octets` have gone into `views`; returns the pfns of the pages that became whole, which
+        are held from now on.
 
         Raises DecodeError for anything but POSTCOPY_PAGE_DATA, END and unknown optional records
         without a body.
         """
         self._offset += octets
-        arrivals: list[Arrival] = []
+        pfns: list[int] = []
         if self._count:
             part = min(octets, len(self._list) - self._list_filled)
             if part:
@@ -102,9 +131,9 @@ class PageAssembler:
             whole, self._partial = divmod(self._partial + part, PAGE_SIZE)
             if whole:
                 pfns = self._pfns[self._arrived : self._arrived + whole]
-                arrivals.append((pfns, self._place))
+                self._held[self._place : self._place + whole] = pfns
+                self._used += whole
                 self._arrived += whole
-                self._held += whole
                 self._place = (self._place + whole) % RING
             if self._arrived == self._count:
                 self._count = 0
@@ -113,7 +142,7 @@ class PageAssembler:
             self._header_filled += octets
             if self._header_filled == _HEADER:
                 self._read_header()
-        return arrivals
+        return pfns
 
     def _read_header(self) -> None:
         start = self._offset - _HEADER
@@ -149,8 +178,4 @@ class PageAssembler:
         count = decode_page_list_header(octets[:_LIST_HEADER], what, start)
         if count != self._count:
             raise DecodeError(what, start, f"{count} pfns, but octets for {self._count} pages")
-        self._pfns, types = decode_entries(octets[_LIST_HEADER:], what, start + _LIST_HEADER)
-        lacking = np.flatnonzero(~contents_mask(types))
-        if len(lacking):
-            at = start + _LIST_HEADER + int(lacking[0]) * _ENTRY
-            raise DecodeError(what, at, f"pfn {int(self._pfns[lacking[0]]):#x} has no contents")
+        self._pfns = decode_pfns(octets[_LIST_HEADER:], what, start + _LIST_HEADER)

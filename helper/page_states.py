@@ -55,12 +55,13 @@ TRANSITIONS: Final[Mapping[tuple[PageState, PageEvent], PageState]] = {
     (_S.DROPPED, _E.RELEASED): _S.DROPPED,
 }
 
-_STATES: Final = tuple(PageState)
-_AWAITED: Final = (PageState.OUTSTANDING, PageState.REQUESTED)
 _WRONG: Final = 255
+_STATES: Final = tuple(PageState)
+_AWAITED: Final = tuple(s in (PageState.OUTSTANDING, PageState.REQUESTED) for s in PageState)
 _TABLE: Final = np.full((len(PageState), len(PageEvent)), _WRONG, np.uint8)
 for (_state, _event), _next in TRANSITIONS.items():
     _TABLE[_state, _event] = _next
+_ROWS: Final = _TABLE.tolist()
 
 
 class PageStateError(ValueError):
@@ -77,25 +78,29 @@ class PageStates:
     """The state of every pfn below `size`, an octet each. `pending` pages are still to come."""
 
     def __init__(self, size: int) -> None:
-        self._states = np.zeros(size, np.uint8)
+        self._states = bytearray(size)
+        self._array = np.frombuffer(self._states, np.uint8)
+        """The same octets, for many pages at once."""
         self.pending = 0
 
     def __len__(self) -> int:
         return len(self._states)
 
     def of(self, pfn: int) -> PageState:
-        return PageState(int(self._states[pfn]))
+        return _STATES[self._states[pfn]]
 
     def happens_to(self, event: PageEvent, pfn: int) -> PageState:
         """`event` to one page; returns the state that it was in. Raises PageStateError."""
-        before = _STATES[self._states[pfn]] if pfn < len(self._states) else PageState.INVALID
-        after = TRANSITIONS.get((before, event))
-        if after is None or pfn >= len(self._states):
-            raise PageStateError(pfn, before, event)
-        if after is not before:
+        if pfn >= len(self._states):
+            raise PageStateError(pfn, PageState.INVALID, event)
+        before = self._states[pfn]
+        after = _ROWS[before][event]
+        if after == _WRONG:
+            raise PageStateError(pfn, _STATES[before], event)
+        if after != before:
             self._states[pfn] = after
-            self.pending += (after in _AWAITED) - (before in _AWAITED)
-        return before
+            self.pending += _AWAITED[after] - _AWAITED[before]
+        return _STATES[before]
 
     def happens(self, event: PageEvent, pfns: Pfns) -> NDArray[np.uint8]:
         """`event` to each of `pfns` at once; returns the states that they were in.
@@ -105,7 +110,7 @@ class PageStates:
         """
         if len(pfns) and int(pfns.max()) >= len(self._states):
             raise PageStateError(int(pfns.max()), PageState.INVALID, event)
-        before = self._states[pfns]
+        before = self._array[pfns]
         after = _TABLE[before, event]
         wrong = np.flatnonzero(after == _WRONG)
         if len(wrong):
@@ -114,8 +119,8 @@ class PageStates:
         if not (pfns[1:] > pfns[:-1]).all() and len(set(pfns.tolist())) < len(pfns):
             values, counts = np.unique(pfns, return_counts=True)
             twice = int(values[counts > 1][0])
-            raise PageStateError(twice, PageState(int(_TABLE[self._states[twice], event])), event)
-        self._states[pfns] = after
+            raise PageStateError(twice, PageState(_ROWS[self._states[twice]][event]), event)
+        self._array[pfns] = after
         self.pending += _awaited(after) - _awaited(before)
         return before
 

@@ -72,15 +72,9 @@ class PageWriter:
         self._domain = domain
         self._out = out
 
-    def write(self, record: int, pfns: Pfns, *, paced: bool = True) -> int:
-        """A record of number `record` with these pages and their types; returns how many of them
-        had contents. At most MAX_BATCH_SIZE pfns."""
-        batch = self.prepare(record, pfns)
-        self.send(batch, paced=paced)
-        return batch.pages
-
     def prepare(self, record: int, pfns: Pfns) -> Batch:
-        """Ask for the types, map the pages. The batch is to be sent or released."""
+        """A record of number `record` with these pages and their types, at most MAX_BATCH_SIZE: ask
+        for the types, map the pages. The batch is to be sent or released."""
         types = self._domain.get_pfn_type_batch(pfns)
         while True:
             mask = contents_mask(types)
@@ -98,13 +92,10 @@ class PageWriter:
         head = encode_record_header(record, len(listed) + len(present) * PAGE_SIZE) + listed
         return Batch(pfns, head, views, len(present))
 
-    def send(self, batch: Batch, *, paced: bool = True) -> None:
+    def send(self, batch: Batch) -> None:
         """Write a batch, and release it whatever becomes of that."""
         try:
-            if paced:
-                self._out.write([batch.head, *batch.views])
-            else:
-                self._out.write_now([batch.head, *batch.views])
+            self._out.write([batch.head, *batch.views])
         finally:
             self.release(batch)
 

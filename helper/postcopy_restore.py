@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import select
-from collections import deque
 from collections.abc import Set
 
 import numpy as np
@@ -13,13 +12,13 @@ from numpy.typing import NDArray
 
 from helper.abort import Abort
 from helper.fault_channel import FaultWriter
-from helper.hypervisors.interface import PAGE_SIZE, Domain, PagingRequest, Pfns
+from helper.hypervisors.interface import Domain, PagingRequest, Pfns
 from helper.page_assembler import PageAssembler
 from helper.page_states import PageEvent, PageState, PageStateError, PageStates
 from helper.parameters import Statistics
 from helper.physmap import Physmap
 from helper.reporter import Reporter
-from helper.stream_io import BusyPoll, StreamReader, poll_milliseconds
+from helper.stream_io import BusyPoll, StreamReader
 from ipc_schema.errors import DecodeError
 from ipc_schema.page_lists import (
     ENTRY_SIZE,
@@ -34,13 +33,11 @@ _LISTED_AT_ONCE = 1 << 14
 
 _BUSY_SECONDS = 0.0005
 """After a fault, or the page for one, the next event is this near."""
-_LOADED_AT_ONCE = 8
+_LOADED_AT_ONCE = 4
 """Pages that are put in place before the descriptors are looked at again."""
 _READ_AHEAD = 32
 """Pages that are read before they can be put in place, while no vCPU waits: more are left to the
 sender, which then sees that it is ahead."""
-_LOADED_WHILE_WAITED = 4
-"""The same, while a vCPU waits for a page that has not come."""
 
 
 class PostcopyReceiver:
@@ -67,11 +64,7 @@ class PostcopyReceiver:
         self._statistics = statistics
         self._states = PageStates(0)
         self._total = 0
-        self._queue: deque[tuple[int, int]] = deque()
-        """Pages that have come, oldest first: pfn and place in the assembler's ring."""
-        self._queued: set[int] = set()
-        """Those of them that are not in the guest yet."""
-        self._requested: set[int] = set()
+        self._requested = 0
         """Pages that vCPUs wait for and that have not come."""
         self._paging = domain.mem_paging_enable()
 
@@ -120,49 +113,51 @@ class PostcopyReceiver:
         self._assembler = PageAssembler(self._version, self._reader.offset)
         self._reporter.detail(f"{self._states.pending} pages are to come")
         stream, paging = self._reader.fd, self._paging.fileno()
-        poll = BusyPoll(_BUSY_SECONDS)
+        self._poll = BusyPoll(_BUSY_SECONDS)
         for fd in (stream, paging, self._abort.fileno()):
-            poll.register(fd, select.POLLIN)
-        timeout = poll_milliseconds(self._stall_limit) if self._stall_limit else None
+            self._poll.register(fd, select.POLLIN)
+        assembler = self._assembler
         told = False
-        while not (told and self._assembler.ended):
-            if not told and not self._states.pending:
+        while not (told and assembler.ended):
+            if not (told or self._states.pending or assembler.held):
                 self._serve_requests()
                 self._faults.complete()
                 self._reporter.event("postcopy complete")
                 told = True
                 continue
-            if self._assembler.ended and not self._queue:
+            if assembler.ended and self._states.pending:
                 raise DecodeError(
                     "END", self._reader.offset, f"{self._states.pending} postcopy pages never came"
                 )
-            ready = {fd for fd, _events in poll.poll(0 if self._queue else timeout)}
+            ready = {fd for fd, _events in self._poll.poll(self._patience())}
             self._abort.check()
-            if not ready and not self._queue:
+            # Requests first: to read pages takes longer, and a page that is asked for while it is
+            # on its way comes once all the same.
+            if paging in ready:
+                self._serve_requests()
+            elif stream in ready and self._wants_more():
+                self._take_pages()
+            elif assembler.held:
+                self._load_oldest()
+            elif not ready:
                 raise OSError(
                     errno.ETIMEDOUT,
                     f"stream: no postcopy page for {self._stall_limit} s, "
                     f"{self._states.pending} are missing",
                 )
-            # Pages first: a request may be for one that is just coming in.
-            came = stream in ready and self._wants_more()
-            if came:
-                if self._requested:
-                    poll.expect()
-                self._take_pages()
-            if paging in ready:
-                self._serve_requests()
-                poll.expect()
-            # Putting a page in place takes much longer than reading it: while a vCPU waits for a
-            # page that may be among those on the way, the others get their turn last.
-            if self._queue and not (came and self._requested):
-                self._load_queued(_LOADED_WHILE_WAITED if self._requested else _LOADED_AT_ONCE)
+
+    def _patience(self) -> float | None:
+        """Seconds to wait before pages are put in place that no vCPU is known to wait for. It is
+        done while one waits for another page, and while no fault is expected."""
+        if self._assembler.held:
+            return 0.0 if self._requested else self._poll.busy
+        return self._stall_limit or None
 
     def _wants_more(self) -> bool:
         """Whether to read on: what follows END is not ours."""
         if self._assembler.ended:
             return False
-        return self._assembler.room > 0 if self._requested else len(self._queue) < _READ_AHEAD
+        return self._assembler.room > 0 if self._requested else self._assembler.held < _READ_AHEAD
 
     def _take_pages(self) -> None:
         taken = self._reader.read_some(self._assembler.views(), "POSTCOPY_PAGE_DATA")
@@ -172,53 +167,26 @@ class PostcopyReceiver:
                 self._reader.offset,
                 f"the stream ends, {self._states.pending} pages are missing",
             )
-        for arrived, first in self._assembler.filled(taken):
-            pfns = arrived.tolist()
-            before = len(self._queued)
-            self._queued.update(pfns)
-            if len(self._queued) < before + len(pfns):
-                raise DecodeError("POSTCOPY_PAGE_DATA", self._reader.offset, "a page came twice")
-            self._queue.extend(zip(pfns, range(first, first + len(pfns)), strict=True))
-            for pfn in self._requested.intersection(pfns):
-                self._load([pfn], first + pfns.index(pfn))
+        for pfn in self._assembler.filled(taken):
+            try:
+                before = self._states.happens_to(PageEvent.ARRIVED, pfn)
+            except PageStateError as error:
+                raise DecodeError("POSTCOPY_PAGE_DATA", self._reader.offset, str(error)) from error
+            if before is not PageState.OUTSTANDING:
+                data = self._assembler.take(pfn)
+                assert data is not None
+                if before is PageState.REQUESTED:
+                    self._paging.load(pfn, data)
+                    self._requested -= 1
+                    self._poll.expect()
+            self._statistics.postcopy_pages += 1
 
-    def _load_queued(self, limit: int) -> None:
+    def _load_oldest(self) -> None:
         """Put the oldest pages in place that are still waiting for that."""
-        count = min(limit, len(self._queue))
-        run: list[int] = []
-        start = 0
-        for _ in range(count):
-            pfn, place = self._queue.popleft()
-            if pfn not in self._queued:
-                continue  # a vCPU waited for it, and has it
-            if run and place != start + len(run):
-                self._load(run, start)
-                run = []
-            if not run:
-                start = place
-            run.append(pfn)
-        if run:
-            self._load(run, start)
-        self._assembler.release(count)
+        run = self._assembler.take_oldest(_LOADED_AT_ONCE)
+        if run is not None:
+            self._paging.load(*run)
         self._reporter.progress("Postcopy phase", self._total - self._states.pending, self._total)
-
-    def _load(self, pfns: list[int], first: int) -> None:
-        """Put pages of the queue in place: they lie in the ring from place `first` on."""
-        data = self._assembler.contents(first, len(pfns))
-        try:
-            before = [self._states.happens_to(PageEvent.ARRIVED, pfn) for pfn in pfns]
-        except PageStateError as error:
-            raise DecodeError("POSTCOPY_PAGE_DATA", self._reader.offset, str(error)) from error
-        if PageState.DROPPED not in before:
-            self._paging.load(np.array(pfns, np.uint64), data)
-        else:
-            for index, state in enumerate(before):
-                if state is not PageState.DROPPED:
-                    page = data[index * PAGE_SIZE : (index + 1) * PAGE_SIZE]
-                    self._paging.load(np.array([pfns[index]], np.uint64), page)
-        self._queued.difference_update(pfns)
-        self._requested.difference_update(pfns)
-        self._statistics.postcopy_pages += len(pfns)
 
     def _serve_requests(self) -> None:
         """Tell the sender of first faults; let vCPUs go on that have nothing to wait for. Those
@@ -231,19 +199,21 @@ class PostcopyReceiver:
                 before = self._states.happens_to(event, request.pfn)
             except PageStateError as error:
                 raise OSError(errno.EFAULT, f"paging request: {error}") from error
-            if request.dropped or before in (PageState.READY, PageState.DROPPED):
+            if request.dropped:
                 answered.append(request)
             elif before is PageState.OUTSTANDING:
                 wanted.append(request.pfn)
-        self._statistics.postcopy_faults += len(wanted)
-        away = [pfn for pfn in wanted if pfn not in self._queued]
-        if away:
-            self._faults.fault(np.array(away, np.uint64))
-            self._requested.update(away)
-        if len(away) < len(wanted):
-            for pfn, place in list(self._queue):
-                if pfn in wanted and pfn in self._queued:
-                    self._load([pfn], place)
+            elif before is not PageState.REQUESTED:
+                # It is there, or has come and waits for its turn, or nobody needs it any more.
+                data = self._assembler.take(request.pfn)
+                if data is None:
+                    answered.append(request)
+                else:
+                    self._paging.load(request.pfn, data)
+        if wanted:
+            self._faults.fault(wanted)
+            self._requested += len(wanted)
+            self._statistics.postcopy_faults += len(wanted)
         if answered:
             self._paging.resume(answered)
 

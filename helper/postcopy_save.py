@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import select
 import struct
-import time
 
 import numpy as np
 
 from helper.abort import Abort
 from helper.fault_channel import FaultReader
-from helper.hypervisors.interface import Bitmap, Domain
-from helper.page_stream import PageWriter, set_bits
+from helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, Pfns
+from helper.page_stream import set_bits
 from helper.parameters import Statistics
-from helper.postcopy_pages import POSTCOPY_BATCH, BackgroundShare, PostcopyPages
+from helper.postcopy_pages import PostcopyPages
 from helper.reporter import Reporter
 from helper.save_phases import Outcome
-from helper.stream_io import BusyPoll, StreamWriter, poll_milliseconds, wait_for
+from helper.stream_io import BusyPoll, StreamWriter, wait_for
 from ipc_schema.errors import DecodeError
 from ipc_schema.libxc_record_types import RecordType, record_number
 from ipc_schema.page_lists import (
@@ -26,6 +25,7 @@ from ipc_schema.page_lists import (
     MAX_PFNS_PER_RECORD,
     contents_mask,
     encode_page_list,
+    encode_pfns,
 )
 from ipc_schema.records import encode_record_header
 
@@ -42,7 +42,6 @@ class PostcopySender:
     def __init__(
         self,
         domain: Domain,
-        pages: PageWriter,
         out: StreamWriter,
         recv_fd: int,
         reporter: Reporter,
@@ -51,7 +50,6 @@ class PostcopySender:
         statistics: Statistics,
     ) -> None:
         self._domain = domain
-        self._writer = pages
         self._out = out
         self._recv_fd = recv_fd
         self._reporter = reporter
@@ -88,34 +86,60 @@ class PostcopySender:
         COMPLETE where the receiver had enough before the last one went.
         """
         self._faults = FaultReader(self._recv_fd, VERSION)
-        self._quiet = BusyPoll(_BUSY_SECONDS)
-        self._busy, self._stream = select.poll(), select.poll()
-        self._stream.register(self._out.fd, select.POLLOUT)
-        for poll in (self._quiet, self._busy):
+        self._record = record_number(RecordType.POSTCOPY_PAGE_DATA, VERSION)
+        self._calm = BusyPoll(_BUSY_SECONDS)
+        self._stream = select.poll()
+        for poll in (self._calm, self._stream):
             poll.register(self._recv_fd, select.POLLIN)
             poll.register(self._abort.fileno(), select.POLLIN)
         both = select.POLLIN if self._out.fd == self._recv_fd else 0
-        self._busy.register(self._out.fd, select.POLLOUT | both)
-        record = record_number(RecordType.POSTCOPY_PAGE_DATA, VERSION)
-        share = BackgroundShare()
-        while self._pages.remaining:
-            self._wait(share)
+        self._stream.register(self._out.fd, select.POLLOUT | both)
+        pages = self._pages
+        while pages.remaining:
+            if pages.urgent:
+                self._send(np.array([pages.take_urgent()], np.uint64))
+                # Right behind a faulted page others hold nobody up: the guest runs now.
+                background = not pages.urgent and not self._out.pacer.delay() and self._look(0)
+            else:
+                background = self._wait()
+            if background and pages.remaining:
+                self._send(pages.take_background())
             self._take_faults()
             if self._faults.complete:
-                self._reporter.detail(f"the receiver needs none of {self._pages.remaining} pages")
+                self._reporter.detail(f"the receiver needs none of {pages.remaining} pages")
                 return Outcome.COMPLETE
-            writable = bool(self._stream.poll(0))
-            background = share.allowed(time.monotonic(), self._pages.urgent, writable)
-            if self._out.pacer.delay():
-                background = 0
-            batch = self._pages.batch(POSTCOPY_BATCH, background)
-            if not len(batch):
-                continue
-            self._statistics.postcopy_pages += self._writer.write(record, batch, paced=False)
-            self._reporter.progress(
-                "Postcopy phase", self._total - self._pages.remaining, self._total
-            )
         return Outcome.DONE
+
+    def _wait(self) -> bool:
+        """Until there is a fault, or (True) pages may go that nobody waits for: they are due, the
+        next fault is not near, and the stream takes them.
+
+        A wait for the stream ends by the abort watcher's stall clock.
+        """
+        if quiet := max(self._out.pacer.delay(), self._calm.busy):
+            faults = self._calm.poll(quiet)
+            self._abort.progress()
+            if faults:
+                return False
+        return self._look(None)
+
+    def _look(self, milliseconds: int | None) -> bool:
+        """Whether the stream takes pages, and no fault is there."""
+        ready = self._stream.poll(milliseconds)
+        self._abort.check()
+        return bool(ready) and not any(events & select.POLLIN for _fd, events in ready)
+
+    def _send(self, pfns: Pfns) -> None:
+        views = self._domain.foreign_map(pfns)
+        try:
+            listed = encode_pfns(pfns.tolist())
+            length = len(listed) + len(pfns) * PAGE_SIZE
+            head = encode_record_header(self._record, length) + listed
+            self._out.write_now([head, *views])
+        finally:
+            self._domain.foreign_unmap(views)
+        self._statistics.postcopy_pages += len(pfns)
+        self._reporter.progress("Postcopy phase", self._total - self._pages.remaining, self._total)
 
     def drain(self) -> Outcome:
         """Wait for POSTCOPY_COMPLETE: all pages are on their way, so faults need no answer."""
@@ -131,29 +155,15 @@ class PostcopySender:
             self._take_faults()
         return Outcome.COMPLETE
 
-    def _wait(self, share: BackgroundShare) -> None:
-        """Until a fault is there, or background pages may go: they are due, and those before them
-        have left the descriptor's buffer, where a fault's page would have to queue behind them.
-
-        A wait for the stream ends by the abort watcher's stall clock.
-        """
-        if not self._pages.urgent:
-            delay = max(self._out.pacer.delay(), share.delay(time.monotonic()))
-            if delay:
-                self._quiet.poll(poll_milliseconds(delay))
-                self._abort.progress()
-            else:
-                self._busy.poll()
-        self._abort.check()
-
     def _take_faults(self) -> None:
-        for pfns in self._faults.take():
-            self._quiet.expect()
-            try:
-                new = self._pages.fault(pfns)
-            except ValueError as error:
-                raise DecodeError("POSTCOPY_FAULT", 0, str(error)) from error
-            self._statistics.postcopy_faults += new
+        pfns = self._faults.take()
+        if not pfns:
+            return
+        self._calm.expect()
+        try:
+            self._statistics.postcopy_faults += self._pages.fault(pfns)
+        except ValueError as error:
+            raise DecodeError("POSTCOPY_FAULT", 0, str(error)) from error
 
     def _write_header(self, kind: RecordType, length: int) -> None:
         self._out.write([encode_record_header(record_number(kind, VERSION), length)])

@@ -83,7 +83,6 @@ class _Save:
         self._rounds = Rounds(self._domain, self._pages, self._reporter, self._statistics)
         self._postcopy = PostcopySender(
             self._domain,
-            self._pages,
             self._out,
             self._recv_fd,
             self._reporter,

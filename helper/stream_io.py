@@ -8,6 +8,7 @@ descriptor in its place (see `helper.abort`); any other wait is a `poll` with a 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 import time
@@ -60,7 +61,8 @@ class BusyPoll:
     """A `poll` that goes on looking for a moment before it lets the processor go.
 
     Waking up costs more than all else that a fault's way takes, and while faults come the next one
-    is near. `expect` says that something is due: until `seconds` later, waits are busy ones.
+    is near. `expect` says that something is due: until `seconds` later, waits are busy ones, and
+    give way to whoever else wants this processor: it may be the guest that was just woken.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -74,11 +76,23 @@ class BusyPoll:
     def expect(self) -> None:
         self._busy_until = time.monotonic() + self._seconds
 
-    def poll(self, milliseconds: float | None) -> list[tuple[int, int]]:
-        """As `select.poll.poll`."""
-        while not (ready := self._poll.poll(0)) and time.monotonic() < self._busy_until:
-            pass
-        return ready if ready or milliseconds == 0 else self._poll.poll(milliseconds)
+    @property
+    def busy(self) -> float:
+        """Seconds for which waits are busy ones from now on."""
+        return max(0.0, self._busy_until - time.monotonic())
+
+    def poll(self, seconds: float | None) -> list[tuple[int, int]]:
+        """As `select.poll.poll`, for at most `seconds` (None: ever)."""
+        end = math.inf if seconds is None else time.monotonic() + seconds
+        busy_until = min(end, self._busy_until)
+        while not (ready := self._poll.poll(0)):
+            now = time.monotonic()
+            if now >= end:
+                break
+            if now >= busy_until:
+                return self._poll.poll(None if seconds is None else poll_milliseconds(end - now))
+            os.sched_yield()
+        return ready
 
 
 def wait_for(fd: int, events: int, abort: Abort, limit: float, what: str) -> None:

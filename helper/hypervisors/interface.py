@@ -85,9 +85,9 @@ class Paging(Protocol):
     def take_requests(self) -> list[PagingRequest]:
         """All requests that wait, without blocking; a page can be requested more than once."""
 
-    def load(self, pfns: Pfns, data: memoryview) -> None:
+    def load(self, first: int, data: memoryview) -> None:
         """Put the contents of evicted pages in place, atomically for the guest, and wake vCPUs
-        that wait for them; `data` is PAGE_SIZE octets for each pfn, in order."""
+        that wait for them: pfn `first` and its next ones, PAGE_SIZE octets of `data` for each."""
 
     def resume(self, requests: Sequence[PagingRequest]) -> None:
         """Let the vCPUs of requests go on that no load has answered (dropped pages, duplicates)."""

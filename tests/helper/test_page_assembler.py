@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helper.page_assembler import RING, PageAssembler
@@ -44,14 +44,20 @@ def feed(assembler: PageAssembler, stream: bytes, pieces: list[int]) -> tuple[li
             rest -= len(part)
             taken += len(part)
         assert taken
-        for pfns, place in assembler.filled(taken):
-            contents = np.frombuffer(assembler.contents(place, len(pfns)), np.uint64)
-            assert (contents.reshape(len(pfns), -1) == pfns[:, None]).all()
-            came += pfns.tolist()
-            assembler.release(len(pfns))
+        whole = assembler.filled(taken)
+        held: list[int] = []
+        while (run := assembler.take_oldest(3)) is not None:
+            first, contents = run
+            words = np.frombuffer(contents, np.uint64).reshape(-1, PAGE // 8)
+            assert 1 <= len(words) <= 3
+            assert (words == np.arange(first, first + len(words), dtype=np.uint64)[:, None]).all()
+            held += range(first, first + len(words))
+        assert held == whole
+        came += whole
     return came, at
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 2**30), min_size=1, max_size=5), max_size=4),
     st.lists(st.integers(1, 3 * PAGE), min_size=1, max_size=20),
@@ -79,11 +85,10 @@ def test_a_page_is_given_before_those_behind_it_are_there() -> None:
     assert came == [7]
 
 
-def test_no_room_until_pages_are_released() -> None:
-    assembler = PageAssembler(3, 0)
-    stream = page_data(list(range(RING + 1)))
-    at = taken = 0
-    while assembler.room:
+def fill(assembler: PageAssembler, stream: bytes) -> None:
+    """Read on until there is no room, or no more."""
+    at = 0
+    while assembler.room and at < len(stream):
         taken = 0
         for view in assembler.views():
             part = stream[at : at + len(view)]
@@ -91,9 +96,33 @@ def test_no_room_until_pages_are_released() -> None:
             at += len(part)
             taken += len(part)
         assembler.filled(taken)
-    assembler.release(1)
+
+
+def test_no_room_until_pages_are_taken() -> None:
+    assembler = PageAssembler(3, 0)
+    fill(assembler, page_data(list(range(RING + 1))))
+    assert (assembler.room, assembler.held) == (0, RING)
+    assert assembler.take(5) is not None
+    assert assembler.room == 0, "its place is free when those before it are"
+    first, contents = assembler.take_oldest(1) or (-1, memoryview(b""))
+    assert (first, len(contents)) == (0, PAGE)
     assert assembler.room == 1
     assert sum(map(len, assembler.views())) == PAGE + 8
+
+
+def test_a_page_is_taken_once_at_its_turn_or_before() -> None:
+    assembler = PageAssembler(3, 0)
+    fill(assembler, page_data([10, 11, 12, 13, 40, 41, 7]) + END)
+    early = assembler.take(12)
+    assert early is not None
+    assert bytes(early) == struct.pack("<Q", 12) * (PAGE // 8)
+    assert assembler.take(12) is None
+    assert assembler.take(99) is None
+    runs = []
+    while (run := assembler.take_oldest(64)) is not None:
+        runs.append((run[0], len(run[1]) // PAGE))
+    assert runs == [(10, 2), (13, 1), (40, 2), (7, 1)]
+    assert assembler.held == 0
 
 
 @pytest.mark.parametrize(

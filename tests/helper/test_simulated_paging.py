@@ -58,8 +58,8 @@ class Receiver:
         return self.paging.take_requests()
 
     def load(self, *pfns: int) -> None:
-        data = b"".join(self.page(pfn) for pfn in pfns)
-        self.paging.load(pfns_of(*pfns), memoryview(data))
+        for pfn in pfns:
+            self.paging.load(pfn, self.page(pfn))
         self.out.difference_update(pfns)
 
     def serve_all(self) -> int:
@@ -155,8 +155,8 @@ def test_evicted_pages_cannot_be_mapped_nor_evicted_again(host_factory: HostFact
             assert caught.value.errno == errno.EINVAL
         with pytest.raises(OSError, match="0x63 is not paged out"):
             there.load(99)
-        with pytest.raises(OSError, match="octets for 1 pages"):
-            there.paging.load(pfns_of(100), memoryview(b"short"))
+        with pytest.raises(OSError, match="5 octets are no whole pages"):
+            there.paging.load(100, memoryview(b"short"))
         with pytest.raises(OSError, match="on already") as caught:
             there.domain.mem_paging_enable()
         assert caught.value.errno == errno.EBUSY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helper.abort import Abort
-from helper.stream_io import IOV_MAX, Pacer, StreamReader, StreamWriter, advance, take
+from helper.stream_io import IOV_MAX, BusyPoll, Pacer, StreamReader, StreamWriter, advance, take
 from ipc_schema.errors import DecodeError
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -188,3 +189,33 @@ def test_skipping(abort: Abort, ends: tuple[socket.socket, socket.socket]) -> No
     assert reader.read(3, "end") == b"end"
     assert reader.read(0, "nothing") == b""
     assert reader.offset == 103
+
+
+@pytest.mark.parametrize("expecting", [False, True])
+@pytest.mark.parametrize("seconds", [0.0, 0.02, None])
+def test_a_busy_poll_tells_what_a_poll_tells(
+    ends: tuple[socket.socket, socket.socket], seconds: float | None, expecting: bool
+) -> None:
+    near, far = ends
+    poll = BusyPoll(0.01)
+    poll.register(far.fileno(), select.POLLIN)
+    if expecting:
+        poll.expect()
+    if seconds is not None:
+        started = time.monotonic()
+        assert poll.poll(seconds) == []
+        assert time.monotonic() >= started + seconds
+    timer = threading.Timer(0.02, lambda: near.send(b"!"))
+    timer.start()
+    assert poll.poll(None if seconds is None else 10) == [(far.fileno(), select.POLLIN)]
+    timer.join()
+    assert poll.poll(seconds) == [(far.fileno(), select.POLLIN)]
+
+
+def test_a_busy_poll_is_busy_for_a_while_after_what_is_expected() -> None:
+    poll = BusyPoll(0.01)
+    assert poll.busy == 0
+    poll.expect()
+    assert 0 < poll.busy <= 0.01
+    assert poll.poll(poll.busy) == []
+    assert poll.busy == 0

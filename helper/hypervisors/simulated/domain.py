@@ -189,13 +189,19 @@ class SimulatedDomain:
             return states
         return p2m[pfns]
 
+    def _populated(self, pfns: Pfns) -> bool:
+        if len(pfns) == 1:  # a vCPU may wait for it
+            pfn, p2m = int(pfns[0]), self.shared.p2m
+            return pfn < len(p2m) and int(p2m[pfn]) == P2M.POPULATED
+        return bool((self._states(pfns) == P2M.POPULATED).all())
+
     def get_pfn_type_batch(self, pfns: Pfns) -> NDArray[np.uint32]:
         """NOTAB for a page, paged out or not; XTAB where there is none."""
         return np.where(self._states(pfns) == P2M.ABSENT, PFINFO_XTAB, 0).astype(np.uint32)
 
     def foreign_map(self, pfns: Pfns, *, writable: bool = False) -> list[memoryview]:
-        states = self._states(pfns)
-        if not (states == P2M.POPULATED).all():
+        if not self._populated(pfns):
+            states = self._states(pfns)
             pfn = int(pfns[states != P2M.POPULATED][0])
             what = "is paged out" if P2M.PAGED_OUT in states[pfns == pfn] else "has no page"
             raise OSError(errno.EINVAL, f"pfn {pfn:#x} of domain {self.domid} {what}")

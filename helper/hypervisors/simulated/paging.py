@@ -27,6 +27,9 @@ from helper.hypervisors.simulated.userfault import Fault
 _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2
 
+_PAGED_OUT: Final = bytes([P2M.PAGED_OUT])
+_POPULATED: Final = bytes([P2M.POPULATED])
+
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -46,6 +49,7 @@ class SimulatedPaging:
     ) -> None:
         """Takes over the connection and the descriptor; `address` is the guest's of pfn 0."""
         self._shared = shared
+        self._p2m = shared.p2m.data
         self._connection = connection
         self._fd = userfault_fd
         self._address = address
@@ -53,8 +57,6 @@ class SimulatedPaging:
         """Requests that were read while a page was loaded."""
         self._signalled = False
         """Whether the descriptor polls readable for `_kept`."""
-        self._waiting: set[int] = set()
-        """Pages that the vCPU waits for, as far as is known: they are loaded before others."""
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
         self._epoll.register(self._fd, select.EPOLLIN)
@@ -90,7 +92,6 @@ class SimulatedPaging:
                 pfn = (event.address - self._address) // PAGE_SIZE
                 if p2m[pfn] == P2M.PAGED_OUT:
                     self._kept.append(PagingRequest(pfn, 0, dropped=False))
-                    self._waiting.add(pfn)
                 else:
                     self._fill_with_zeros(pfn)
             else:
@@ -108,47 +109,29 @@ class SimulatedPaging:
         except FileExistsError:
             userfault.wake(self._fd, address, PAGE_SIZE)
 
-    def load(self, pfns: Pfns, data: memoryview) -> None:
-        """Pages that a vCPU waits for come first, one by one; dropped pages are passed over.
-
-        Raises EINVAL for a page that is not paged out, or `data` of another length.
-        """
-        if data.nbytes != len(pfns) * PAGE_SIZE:
-            raise OSError(errno.EINVAL, f"{data.nbytes} octets for {len(pfns)} pages")
-        states = self._shared.p2m[pfns]
-        if (states == P2M.POPULATED).any():
-            pfn = int(pfns[states == P2M.POPULATED][0])
-            raise OSError(errno.EINVAL, f"pfn {pfn:#x} is not paged out")
+    def load(self, first: int, data: memoryview) -> None:
+        """Dropped pages are passed over. Raises EINVAL for a page that is not paged out, or a part
+        of a page."""
+        count, rest = divmod(data.nbytes, PAGE_SIZE)
+        if rest:
+            raise OSError(errno.EINVAL, f"{data.nbytes} octets are no whole pages")
         source = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
-        wanted = [place for place, pfn in enumerate(pfns.tolist()) if pfn in self._waiting]
-        for place in wanted:
-            self._copy(int(pfns[place]), 1, source + place * PAGE_SIZE)
-        if len(wanted) == len(pfns):
-            return
-        rest = np.ones(len(pfns), np.bool_)
-        rest[wanted] = False
-        for first, count, place in runs_of(pfns, np.flatnonzero(rest)):
-            self._copy(first, count, source + place * PAGE_SIZE)
-
-    def _copy(self, first: int, count: int, source: int) -> None:
-        """One run of pages, from `source`, an address in this process."""
-        p2m = self._shared.p2m
-        done = 0
-        while done < count:
-            pfn = first + done
-            out = p2m[pfn : first + count] == P2M.PAGED_OUT
-            if not out[0]:
-                done += 1
+        p2m = self._p2m
+        pfn, end = first, first + count
+        while pfn < end:
+            states = p2m[pfn:end].tobytes()
+            pages = len(states) - len(states.lstrip(_PAGED_OUT))
+            if not pages:
+                if states[0] == P2M.POPULATED:
+                    raise OSError(errno.EINVAL, f"pfn {pfn:#x} is not paged out")
+                pfn += 1
                 continue
-            length = (len(out) if out.all() else int(np.argmin(out))) * PAGE_SIZE
-            copied = userfault.copy(
-                self._fd, self._address + pfn * PAGE_SIZE, source + done * PAGE_SIZE, length
-            )
-            pages = copied // PAGE_SIZE
-            p2m[pfn : pfn + pages] = P2M.POPULATED
-            self._waiting.difference_update(range(pfn, pfn + pages))
-            done += pages
-            if copied < length:
+            place = source + (pfn - first) * PAGE_SIZE
+            address = self._address + pfn * PAGE_SIZE
+            copied = userfault.copy(self._fd, address, place, pages * PAGE_SIZE) // PAGE_SIZE
+            p2m[pfn : pfn + copied] = _POPULATED * copied
+            pfn += copied
+            if copied < pages:
                 # The guest is giving memory back, and waits until that is read.
                 self._read_events()
                 if self._kept and not self._signalled:
@@ -168,6 +151,7 @@ class SimulatedPaging:
         os.close(self._wakeup)
         os.close(self._fd)
         self._fd = -1
+        self._p2m.release()
         self._connection.close()
 
 

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from helper.hypervisors.interface import Pfns
 
+_SHORT: Final = 64
+"""Up to here a look at each pfn takes less time than numpy needs to begin."""
 
-def runs_of(pfns: Pfns, places: NDArray[np.intp] | None = None) -> Iterator[tuple[int, int, int]]:
-    """(first pfn, count, place in `pfns` of the first) of each run of neighbours, in order.
 
-    With `places`, of the pfns at these places alone; a run has neighbours in both.
-    """
-    if places is None:
-        places = np.arange(len(pfns))
-    if not len(places):
+def runs_of(pfns: Pfns) -> Iterator[tuple[int, int, int]]:
+    """(first pfn, count, place in `pfns` of the first) of each run of neighbours, in order."""
+    if len(pfns) > _SHORT:
+        breaks = np.flatnonzero(np.diff(pfns.astype(np.int64)) != 1) + 1
+        starts = np.concatenate(([0], breaks))
+        ends = np.concatenate((breaks, [len(pfns)]))
+        yield from zip(
+            pfns[starts].tolist(), (ends - starts).tolist(), starts.tolist(), strict=True
+        )
         return
-    some = pfns[places].astype(np.int64)
-    breaks = np.flatnonzero((np.diff(some) != 1) | (np.diff(places) != 1)) + 1
-    starts = np.concatenate(([0], breaks))
-    ends = np.concatenate((breaks, [len(places)]))
-    yield from zip(
-        some[starts].tolist(), (ends - starts).tolist(), places[starts].tolist(), strict=True
-    )
+    if not len(pfns):
+        return
+    first = expected = int(pfns[0])
+    start = 0
+    for place, pfn in enumerate(pfns.tolist()):
+        if pfn != expected:
+            yield first, place - start, start
+            first, start = pfn, place
+        expected = pfn + 1
+    yield first, len(pfns) - start, start
