@@ -6,7 +6,7 @@ libxl_create.c and the asynchronous part of libxl_stream_read.c.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,13 @@ from ipc_schema import libxl_stream, records
 from ipc_schema.errors import Error
 from ipc_schema.libxl_stream import RecordType
 from ipc_schema.messages import Operation
-from toolstack import blocking, fd_io, join, restore_join, stream_reader
+from toolstack import blocking, fd_io, restore_join, stream_reader
 from toolstack.context import Context
-from toolstack.join import Join, JoinAction, Task
-from toolstack.operation import Report, has_device_model, rc_of
+from toolstack.join import Task
+from toolstack.joined import JoinedOperation
+from toolstack.operation import has_device_model, rc_of
 from toolstack.restore_join import RestoreAction, RestoreJoin
-from toolstack.save_helper import HelperRequest, HelperResult, SaveHelper, Statistics
+from toolstack.save_helper import HelperRequest, HelperResult, Statistics
 from toolstack.stream_reader import ReaderAction, StreamReader
 from toolstack.stream_writer import OutOfTurn
 
@@ -51,28 +52,20 @@ class RestoreParameters:
     on_resume: Callable[[], None]
 
 
-class RestoreOperation:
-    """Runs once. `cancel` makes `run` end soon, in order, with ERROR_ABORTED; it comes too late
-    where the stream is through and a domain after its postcopy transition is about to run: the
-    source has given it away."""
+class RestoreOperation(JoinedOperation):
+    """`cancel` comes too late where the stream is through and a domain after its postcopy
+    transition is about to run: the source has given it away."""
 
     def __init__(self, ctx: Context, parameters: RestoreParameters) -> None:
-        self._ctx = ctx
+        super().__init__(ctx, None, "restore")
         self._parameters = parameters
         self._domid: int | None = None
-        self._report = Report(ctx, None)
-        self._join = Join()
         self._reader = StreamReader(device_model=has_device_model(parameters.config))
         self._postcopy: RestoreJoin | None = None
-        self._helper: SaveHelper | None = None
         self._read: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._xenstore: list[tuple[bytes, bytes]] = []
         self._context: bytes | None = None
         self._resumed = False
-        self._cancelled = False
-        self._fault: BaseException | None = None
-        self._completed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> RestoreResult:
         rc = await self._create()
@@ -90,11 +83,6 @@ class RestoreOperation:
             self._report.statistics,
             self._report.reason if rc else "",
         )
-
-    def cancel(self) -> None:
-        self._cancelled = True
-        if self._join.running(Task.STREAM) or self._join.running(Task.HELPER):
-            self._fail("the restore was cancelled", Error.ABORTED)
 
     async def _create(self) -> int:
         parameters = self._parameters
@@ -116,8 +104,7 @@ class RestoreOperation:
             self._join.started(Task.STREAM)
             self._do(self._reader.start())
             rc = await self._completed
-            while self._tasks:
-                await asyncio.wait(self._tasks)
+            await self._tasks_ended()
             if rc or self._postcopy is not None:
                 return rc
             rc = await self._restore_emulator()
@@ -155,25 +142,14 @@ class RestoreOperation:
 
     # What the machines decide
 
-    def _fail(self, reason: str, rc: int) -> None:
-        self._report.failed(reason, rc=rc)
-        self._do_join(self._join.fail(rc))
+    def _abort_stream(self, rc: int) -> None:
+        self._do(self._reader.abort(rc))
 
-    def _do_join(self, actions: tuple[JoinAction, ...]) -> None:
-        for action in actions:
-            match action:
-                case join.Abort(Task.STREAM, rc):
-                    self._do(self._reader.abort(rc))
-                case join.Abort(Task.HELPER, rc):
-                    if self._helper is not None:
-                        self._helper.abort(int(rc), self._report.reason)
-                case join.Unwind():
-                    self._do_join(self._join.unwound())
-                case join.Complete(rc):
-                    if self._postcopy is None:
-                        self._completed.set_result(rc)
-                    else:
-                        self._do_postcopy(self._postcopy.stream_done(rc))
+    def _joined(self, rc: int) -> None:
+        if self._postcopy is None:
+            self._completed.set_result(rc)
+        else:
+            self._do_postcopy(self._postcopy.stream_done(rc))
 
     def _do_postcopy(self, actions: tuple[RestoreAction, ...]) -> None:
         for action in actions:
@@ -277,23 +253,12 @@ class RestoreOperation:
             postcopy=parameters.send_back_fd >= 0,
         )
         callbacks: dict[str, Callable[..., int | None]] = {
-            "log": self._report.log_callback,
-            "progress": self._report.progress_callback,
             "static_data_done": self._on_static_data_done,
             "restore_results": self._on_restore_results,
         }
         if request.postcopy:
             callbacks["postcopy_transition"] = self._on_postcopy_transition
-        self._join.started(Task.HELPER)
-        self._helper = SaveHelper(
-            request,
-            callbacks,
-            self._helper_done,
-            limits=self._ctx.limits,
-            trace=self._ctx.trace,
-            program=self._ctx.program,
-        )
-        self._helper.start()
+        self._run_helper(request, callbacks)
 
     def _on_static_data_done(self, missing: int) -> int:
         self._report.event("static_data_done", missing=missing)
@@ -354,21 +319,3 @@ class RestoreOperation:
             self._report.failed(f"the domain cannot be unpaused: {error}")
             return rc_of(error)
         return 0
-
-    def _answer(self, value: int) -> None:
-        if self._helper is not None:
-            self._helper.async_callback_done(value)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-        return task
-
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled() or (fault := task.exception()) is None:
-            return
-        # A fault of the program ends the operation in order, too, and is raised then.
-        self._fault = self._fault or fault
-        self._fail(f"fault: {fault!r}", Error.FAIL)

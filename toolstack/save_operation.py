@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,13 @@ from ipc_schema import libxl_stream
 from ipc_schema.errors import Error
 from ipc_schema.libxl_stream import EmulatorId, RecordType
 from ipc_schema.messages import XCFlags
-from toolstack import blocking, fd_io, join, stream_writer
+from toolstack import blocking, fd_io, stream_writer
 from toolstack.context import Context
-from toolstack.join import Join, JoinAction, Task
-from toolstack.operation import Report, rc_of
+from toolstack.join import Task
+from toolstack.joined import JoinedOperation
+from toolstack.operation import rc_of
 from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits, precopy_policy
-from toolstack.save_helper import HelperRequest, HelperResult, SaveHelper
+from toolstack.save_helper import HelperRequest, HelperResult
 from toolstack.save_result import PostcopyTransitioned, SaveResult
 from toolstack.stream_writer import OutOfTurn, Part, StreamWriter, WriterAction, save_rc
 from toolstack.suspend import GuestSuspension
@@ -45,28 +46,21 @@ _SIMPLE_RECORDS = {
 """Records without a body."""
 
 
-class SaveOperation:
-    """Runs once. `cancel` at any time makes `run` end soon, in order, with ERROR_ABORTED."""
+class SaveOperation(JoinedOperation):
+    """`cancel` may come at any time."""
 
     def __init__(self, ctx: Context, parameters: SaveParameters) -> None:
-        self._ctx = ctx
+        super().__init__(ctx, parameters.request.domid, "save")
         self._parameters = parameters
         self._domid = parameters.request.domid
         self._live = bool(parameters.request.xcflags & XCFlags.LIVE)
-        self._report = Report(ctx, self._domid)
-        self._join = Join()
         self._writer = StreamWriter(device_model=True)
-        self._helper: SaveHelper | None = None
         self._helper_result: HelperResult | None = None
         self._write: fd_io.Transfer | None = None
         self._fetch: asyncio.Task[None] | None = None
         self._suspension: GuestSuspension | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._earlier_rc = 0
-        self._cancelled = False
-        self._fault: BaseException | None = None
         self._transitioned = PostcopyTransitioned.NEVER
-        self._completed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> SaveResult:
         rc = await self._prepare()
@@ -89,11 +83,6 @@ class SaveOperation:
         reason = self._report.reason if rc else ""
         return SaveResult(rc, self._transitioned, self._report.statistics, reason, suspended)
 
-    def cancel(self) -> None:
-        self._cancelled = True
-        if self._join.running(Task.STREAM) or self._join.running(Task.HELPER):
-            self._fail("the save was cancelled", Error.ABORTED)
-
     async def _prepare(self) -> int:
         """Check what would fail in a worse way later."""
         try:
@@ -115,8 +104,7 @@ class SaveOperation:
         """Wait for what the save began, and undo what a helper that was killed could not."""
         if self._suspension is not None:
             self._suspension.abort(rc or Error.FAIL)
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks_ended()
         result = self._helper_result
         if result is not None and not result.completed:
             await self._logdirty_off()
@@ -145,22 +133,11 @@ class SaveOperation:
 
     # What the machines decide
 
-    def _fail(self, reason: str, rc: int) -> None:
-        self._report.failed(reason, rc=rc)
-        self._do_join(self._join.fail(rc))
+    def _abort_stream(self, rc: int) -> None:
+        self._do(self._writer.abort(rc))
 
-    def _do_join(self, actions: tuple[JoinAction, ...]) -> None:
-        for action in actions:
-            match action:
-                case join.Abort(Task.STREAM, rc):
-                    self._do(self._writer.abort(rc))
-                case join.Abort(Task.HELPER, rc):
-                    if self._helper is not None:
-                        self._helper.abort(int(rc), self._report.reason)
-                case join.Unwind():
-                    self._do_join(self._join.unwound())
-                case join.Complete(rc):
-                    self._completed.set_result(rc)
+    def _joined(self, rc: int) -> None:
+        self._completed.set_result(rc)
 
     def _do(self, actions: tuple[WriterAction, ...]) -> None:
         for action in actions:
@@ -247,21 +224,10 @@ class SaveOperation:
     # The helper and its callbacks
 
     def _start_helper(self) -> None:
-        self._join.started(Task.HELPER)
-        self._helper = SaveHelper(
-            self._parameters.request,
-            self._callbacks(),
-            self._helper_done,
-            limits=self._ctx.limits,
-            trace=self._ctx.trace,
-            program=self._ctx.program,
-        )
-        self._helper.start()
+        self._run_helper(self._parameters.request, self._callbacks())
 
     def _callbacks(self) -> Mapping[str, Callable[..., int | None]]:
         callbacks: dict[str, Callable[..., int | None]] = {
-            "log": self._report.log_callback,
-            "progress": self._report.progress_callback,
             "suspend": self._on_suspend,
             "switch_qemu_logdirty": self._on_switch_qemu_logdirty,
             "precopy_policy": self._on_precopy_policy,
@@ -269,10 +235,6 @@ class SaveOperation:
         if self._parameters.request.postcopy:
             callbacks["postcopy_transition"] = self._on_postcopy_transition
         return callbacks
-
-    def _answer(self, value: int) -> None:
-        if self._helper is not None:
-            self._helper.async_callback_done(value)
 
     def _on_precopy_policy(self, iteration: int, total_written: int, dirty_count: int) -> int:
         answer = precopy_policy(
@@ -373,17 +335,3 @@ class SaveOperation:
             self._suspension.abort(rc)
         self._do_join(self._join.stopped(Task.HELPER, rc))
         self._do(self._writer.helper_done(rc))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-        return task
-
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled() or (fault := task.exception()) is None:
-            return
-        # A fault of the program ends the operation in order, too, and is raised then.
-        self._fault = self._fault or fault
-        self._fail(f"fault: {fault!r}", Error.FAIL)
