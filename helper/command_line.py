@@ -19,10 +19,13 @@ USAGE: Final = f"""\
   {CONTEXT} --help | --version           this, and what is found of Xen here
 
   --events FILE: append a JSON line for each event.
+  --faults PLAN|@FILE: inject faults, as suspend:before-answer=kill (xen-toolstack faults list).
+  --side source|destination: which side's faults, before the operation is known otherwise.
 
 Settings, from the environment or as lines NAME=VALUE of {DEFAULT_CONFIG}
 (another file: XEN_SAVE_HELPER_CONFIG); the environment comes first:
   XEN_SAVE_HELPER_EVENTS            as --events
+  XEN_SAVE_HELPER_FAULTS            as --faults
   XEN_SAVE_HELPER_STREAM_STALL      seconds that a stream may stand still (60; 0: for ever)
   XEN_SAVE_HELPER_DIALECT           {", ".join(dialect.value for dialect in Dialect)}:
                                     of libxl, where the arguments do not tell
@@ -45,7 +48,7 @@ class UsageError(Exception):
 
 class Options(NamedTuple):
     """Times in seconds. `libxl` is libxl's part of the command line, empty where it did not start
-    us; `stream_stall` None and `events` empty where they are not given."""
+    us; `stream_stall` is None, and texts are empty, where they are not given."""
 
     connect: str = ""
     secret_fd: int = -1
@@ -53,6 +56,8 @@ class Options(NamedTuple):
     stream_stall: float | None = None
     start_limit: float = 10.0
     events: str = ""
+    faults: str = ""
+    side: str = ""
     libxl: tuple[str, ...] = ()
 
 
@@ -63,6 +68,8 @@ _OPTIONS: Final[dict[str, type]] = {
     "stream_stall": float,
     "start_limit": float,
     "events": str,
+    "faults": str,
+    "side": str,
 }
 _MODES: Final = ("--save-domain", "--restore-domain")
 

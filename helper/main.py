@@ -10,7 +10,7 @@ import errno
 import os
 import signal
 import sys
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from helper.abort import SAVE_SIGNALS, Abort
 from helper.channel import ChannelError
@@ -20,6 +20,9 @@ from helper.run import CONTEXT, EXIT_DONE, EXIT_FAILED, Engine, Job, report_chan
 from helper.settings import SettingError, Settings, read_settings
 from ipc_schema.messages import Dialect, Operation, StreamType, callbacks_of
 from ipc_schema.trace import Trace
+
+if TYPE_CHECKING:
+    from helper.faults.session import Session
 
 
 def main() -> int:
@@ -35,9 +38,10 @@ def main() -> int:
         options = parse(arguments)
         settings = read_settings(os.environ)
         trace = _open_trace(options.events or settings.events)
+        faults = _faults(options, settings, trace)
         if options.libxl:
-            _serve_libxl(options, settings, trace)
-        _serve_zmq(options, settings, trace)
+            _serve_libxl(options, settings, trace, faults)
+        _serve_zmq(options, settings, trace, faults)
     except (UsageError, SettingError) as wrong:
         print(f"{CONTEXT}: {wrong}\n\n{USAGE}\n{here()}", file=sys.stderr)
         return EXIT_FAILED
@@ -55,15 +59,31 @@ def _open_trace(path: str) -> Trace:
     return Trace("helper", lambda line: os.write(fd, line))
 
 
-def _exit(status: int) -> NoReturn:
+def _faults(options: Options, settings: Settings, trace: Trace) -> Session | None:
+    """The plan of faults at work; None where there is none."""
+    given = options.faults or settings.faults
+    if not given:
+        return None
+    from helper.faults.session import open_session
+
+    faults = open_session(given, options.side, trace, pipe=bool(options.libxl))
+    faults.milestone("start")
+    return faults
+
+
+def _exit(status: int, faults: Session | None) -> NoReturn:
     """End the process while the abort watcher still has the signals: in the interpreter's own
     teardown a late SIGTERM would turn a save that is told as done into a killed one."""
+    if faults is not None:
+        faults.milestone("exit")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-def _serve_zmq(options: Options, settings: Settings, trace: Trace) -> NoReturn:
+def _serve_zmq(
+    options: Options, settings: Settings, trace: Trace, faults: Session | None
+) -> NoReturn:
     from helper.zmq_channel import ZmqChannel
     from ipc_schema.authentication import SECRET_SIZE
 
@@ -78,22 +98,31 @@ def _serve_zmq(options: Options, settings: Settings, trace: Trace) -> NoReturn:
     if len(secret) != SECRET_SIZE:
         raise UsageError(f"--secret-fd: {len(secret)} octets, want {SECRET_SIZE}")
 
-    channel = ZmqChannel(options.connect, secret, options.heartbeat)
+    if faults is None:
+        channel = ZmqChannel(options.connect, secret, options.heartbeat)
+    else:
+        from helper.faults.faulty_zmq import FaultyZmqChannel
+
+        channel = FaultyZmqChannel(faults, options.connect, secret, options.heartbeat)
     try:
         channel.hello()
         trace.event("hello")
+        if faults is not None:
+            faults.milestone("hello")
         start = channel.wait_for_start(options.secret_fd, options.start_limit)
         trace.event("start", **{name: start[name] for name in start if name != "proof"})
         job = _job_of_start(start, _stall_limit(options, settings), _limits(settings))
+        if faults is not None:
+            faults.begin(job)
         abort = _abort(job, options.secret_fd)
         channel.attend(abort)
     except ChannelError:
         channel.close()
         raise
     with abort:
-        status = run(job, channel, abort, trace)
+        status = run(job, channel, abort, trace, faults)
         channel.close()
-        _exit(status)
+        _exit(status, faults)
 
 
 def _job_of_start(start: dict[str, Any], stall_limit: float, limits: PrecopyLimits | None) -> Job:
@@ -113,7 +142,9 @@ def _job_of_start(start: dict[str, Any], stall_limit: float, limits: PrecopyLimi
     return Job(**fields, stall_limit=stall_limit, limits=limits)
 
 
-def _serve_libxl(options: Options, settings: Settings, trace: Trace) -> NoReturn:
+def _serve_libxl(
+    options: Options, settings: Settings, trace: Trace, faults: Session | None
+) -> NoReturn:
     from helper.pipe_channel import PipeChannel
     from ipc_schema import helper_arguments
 
@@ -145,9 +176,16 @@ def _serve_libxl(options: Options, settings: Settings, trace: Trace) -> NoReturn
         limits=_limits(settings),
     )
     abort = _abort(job, answers)
-    channel = PipeChannel(answers, messages, given.dialect, given.cbflags, abort)
+    if faults is None:
+        channel = PipeChannel(answers, messages, given.dialect, given.cbflags, abort)
+    else:
+        from helper.faults.faulty_pipe import FaultyPipeChannel
+
+        faults.begin(job)
+        channel = FaultyPipeChannel(faults, answers, messages, given.dialect, given.cbflags, abort)
+        faults.milestone("hello")
     with abort:
-        _exit(run(job, channel, abort, trace))
+        _exit(run(job, channel, abort, trace, faults), faults)
 
 
 def _dialect(name: str) -> Dialect:

@@ -48,7 +48,11 @@ class PipeChannel:
     def _send(self, name: str, fields: dict[str, Any]) -> None:
         if self._over:
             raise self._over
-        pending = memoryview(pipe_codec.encode_message(self._dialect, name, fields))
+        self._transmit(name, pipe_codec.encode_message(self._dialect, name, fields))
+
+    def _transmit(self, name: str, data: bytes) -> None:
+        """Write the message `name`, all of it."""
+        pending = memoryview(data)
         while pending:
             try:
                 pending = pending[os.write(self._messages, pending) :]

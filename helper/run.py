@@ -19,6 +19,7 @@ from ipc_schema.messages import Operation, StreamType, XCFlags, XentoollogLevel
 from ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
+    from helper.faults.session import Session
     from helper.hypervisors.interface import Domain
     from helper.precopy_limits import PrecopyLimits
 
@@ -69,11 +70,13 @@ class _Outcome(NamedTuple):
     internal_error: bool = False
 
 
-def run(job: Job, channel: Channel, abort: Abort, trace: Trace) -> int:
+def run(
+    job: Job, channel: Channel, abort: Abort, trace: Trace, faults: Session | None = None
+) -> int:
     """Do the job and tell the controller how it ended; the process's exit status."""
     try:
         _log(channel, XentoollogLevel.DEBUG, f"starting {job.operation.value}")
-        outcome = _operate(job, channel, abort, trace)
+        outcome = _operate(job, channel, abort, trace, faults)
         _tell(job, outcome, channel, trace)
     except ChannelError as over:
         trace.event("failure", what="channel", errnoval=over.errno, error=over.strerror)
@@ -87,12 +90,20 @@ def report_channel_error(over: ChannelError) -> int:
     return EXIT_CONTROLLER_GONE if over.errno == errno.EPIPE else EXIT_FAILED
 
 
-def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace) -> _Outcome:
+def _operate(
+    job: Job, channel: Channel, abort: Abort, trace: Trace, faults: Session | None
+) -> _Outcome:
     try:
         _keep("io_fd", job.io_fd)
         if job.back_fd >= 0:
             _keep("back_fd", job.back_fd)
-        return _with_engine(job, channel, abort, trace)
+        if faults is None:
+            return _with_engine(job, channel, abort, trace)
+
+        from helper.faults.streams import relayed
+
+        with relayed(faults, job, abort):
+            return _with_engine(job, channel, abort, faults.traced())
     except (OSError, DecodeError, MemoryError) as bad:
         # The abort is the cause of whatever failed after it, the EBADF of the stream first of all.
         if abort.requested:

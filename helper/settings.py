@@ -20,9 +20,10 @@ class SettingError(Exception):
 
 class Settings(NamedTuple):
     """`stream_stall` in seconds, 0 for no limit; the last four are `PrecopyLimits`, None where
-    they are not set; `events` and `dialect` are empty where they are not."""
+    they are not set; `events`, `dialect` and `faults` are empty where they are not."""
 
     events: str = ""
+    faults: str = ""
     dialect: str = ""
     hypervisor: str = "xen"
     stream_stall: float = 60.0
@@ -102,6 +103,7 @@ def _seconds(text: str) -> float:
 
 _KINDS: Final[Mapping[str, Callable[[str], object]]] = {
     f"{PREFIX}EVENTS": str,
+    f"{PREFIX}FAULTS": str,
     f"{PREFIX}DIALECT": str,
     f"{PREFIX}HYPERVISOR": str,
     f"{PREFIX}STREAM_STALL": _seconds,

@@ -130,6 +130,10 @@ class ZmqChannel:
             self._fail(errno.EPIPE, self._abort.reason)
         data = msgpack_codec.encode(self._turns.next_seq, name, fields)
         self._turns.sending(name)
+        self._transmit(name, data)
+
+    def _transmit(self, name: str, data: bytes) -> None:
+        """Hand the message `name` to the socket."""
         try:
             self._socket.send(data)
         except zmq.Again:
@@ -143,7 +147,7 @@ class ZmqChannel:
     def _receive(self) -> tuple[Turn, dict[str, Any]] | None:
         """The next message that the caller must act on; None after a moment without one."""
         try:
-            data = self._socket.recv()
+            data = self._incoming()
         except zmq.Again:
             return None
         if self._socket.getsockopt(zmq.RCVMORE):
@@ -158,6 +162,10 @@ class ZmqChannel:
         if turn is Turn.ABORT and self._abort is not None:
             self._abort.request(errno.ECANCELED, envelope.fields["reason"] or "the controller asks")
         return turn, envelope.fields
+
+    def _incoming(self) -> bytes:
+        """Raises zmq.Again after a moment without a message."""
+        return self._socket.recv()
 
     def _fail(self, errnoval: int, reason: str) -> NoReturn:
         self._over = ChannelError(errnoval, reason)

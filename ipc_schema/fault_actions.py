@@ -181,7 +181,10 @@ def _of_message(point: Point) -> tuple[ActionKind, ...]:
     rows = _MESSAGE_OF_HELPER if point.who is Who.HELPER else _MESSAGE_OF_CONTROLLER
     assert point.moment is not None
     kinds = rows[point.moment]
-    return tuple(kind for kind in kinds if kind is not REORDER or _is_followed(point.of))
+    without: set[ActionKind] = set() if _is_followed(point.of) else {REORDER}
+    if point.of == "complete" and point.moment is Moment.AFTER_ANSWER:
+        without.add(FAIL)  # there is nothing any more that could fail
+    return tuple(kind for kind in kinds if kind not in without)
 
 
 def _is_followed(name: str) -> bool:

@@ -1,0 +1,55 @@
+"""libxl's pipes with the points of the messages in them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import NoReturn
+
+from helper.abort import Abort
+from helper.faults.message_faults import ON_PIPE
+from helper.faults.message_points import MessagePoints
+from helper.faults.session import Session
+from helper.pipe_channel import PipeChannel
+from ipc_schema import pipe_codec
+from ipc_schema.messages import Dialect
+
+
+class FaultyPipeChannel(PipeChannel):
+    def __init__(
+        self,
+        session: Session,
+        answers: int,
+        messages: int,
+        dialect: Dialect,
+        cbflags: int,
+        abort: Abort,
+    ) -> None:
+        super().__init__(answers, messages, dialect, cbflags, abort)
+        self._points = MessagePoints(session, ON_PIPE, self)
+
+    def call(self, name: str, **fields: int | str) -> int:
+        self._points.calling()
+        value = super().call(name, **fields)
+        self._points.taken(name)
+        return value
+
+    def _transmit(self, name: str, data: bytes) -> None:
+        self._points.send(name, data, super()._transmit)
+
+    def _receive(self, size: int, name: str) -> bytes:
+        while True:
+            data = super()._receive(size, name)
+            value = self._points.answer(name, pipe_codec.decode_answer(data))
+            if value is not None:
+                return pipe_codec.encode_answer(value)
+
+    def fail(self, errnoval: int, reason: str) -> NoReturn:
+        self._fail(errnoval, reason)
+
+    def hang_up(self, reason: str) -> NoReturn:
+        """Close both pipes; their numbers stay in use."""
+        with open(os.devnull, "r+b", buffering=0) as nothing:
+            for fd in (self._messages, self._answers):
+                os.dup2(nothing.fileno(), fd, inheritable=False)
+        self._fail(errno.EPIPE, reason)

@@ -1,0 +1,59 @@
+"""Our controller's channel with the points of the messages in it."""
+
+from __future__ import annotations
+
+import errno
+from typing import NoReturn
+
+import zmq
+
+from helper.faults.message_faults import ON_ZMQ
+from helper.faults.message_points import MessagePoints
+from helper.faults.session import Session
+from helper.zmq_channel import ZmqChannel
+from ipc_schema import msgpack_codec
+from ipc_schema.errors import DecodeError
+
+_ANSWERS = frozenset({"reply", "async_callback_done"})
+_FAREWELL_MILLISECONDS = 1000
+
+
+class FaultyZmqChannel(ZmqChannel):
+    def __init__(self, session: Session, endpoint: str, secret: bytes, heartbeat: float) -> None:
+        super().__init__(endpoint, secret, heartbeat)
+        self._endpoint = endpoint
+        self._asked = ""
+        self._points = MessagePoints(session, ON_ZMQ, self)
+
+    def call(self, name: str, **fields: int | str) -> int:
+        self._points.calling()
+        self._asked = name
+        value = super().call(name, **fields)
+        self._asked = ""
+        self._points.taken(name)
+        return value
+
+    def _transmit(self, name: str, data: bytes) -> None:
+        self._points.send(name, data, super()._transmit)
+
+    def _incoming(self) -> bytes:
+        data = super()._incoming()
+        try:
+            seq, message, fields = msgpack_codec.decode(data)
+        except DecodeError:
+            return data
+        if not self._asked or message.name not in _ANSWERS:
+            return data
+        value = self._points.answer(self._asked, fields["value"])
+        if value is None:
+            raise zmq.Again
+        return msgpack_codec.encode(seq, message.name, {**fields, "value": value})
+
+    def fail(self, errnoval: int, reason: str) -> NoReturn:
+        self._fail(errnoval, reason)
+
+    def hang_up(self, reason: str) -> NoReturn:
+        """Break the connection; what was sent still goes."""
+        self._socket.setsockopt(zmq.LINGER, _FAREWELL_MILLISECONDS)
+        self._socket.disconnect(self._endpoint)
+        self._fail(errno.EPIPE, reason)

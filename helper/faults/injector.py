@@ -1,0 +1,78 @@
+"""Which faults fire when: counts and chance, no I/O."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from random import Random
+from typing import NamedTuple
+
+from ipc_schema.fault_plan import Fault, Times
+from ipc_schema.fault_points import Side
+
+
+class Firing(NamedTuple):
+    """A fault that fires at the `nth` time that its point is passed; `random` is its own, the
+    same in each run of the plan with the same seed."""
+
+    fault: Fault
+    nth: int
+    random: Random
+
+
+class Injector:
+    """Counts how often each fault's point is passed, from any thread.
+
+    While `side` is not known, only those faults fire that may at either side.
+    """
+
+    def __init__(self, faults: Sequence[Fault], seed: int, side: Side | None = None) -> None:
+        self.side = side
+        self.faults = faults
+        self._seed = seed
+        self._passed = [0] * len(faults)
+        self._chance = [Random(f"{seed}/{index}") for index in range(len(faults))]
+        self._by_point: dict[str, list[int]] = {}
+        for index, fault in enumerate(faults):
+            self._by_point.setdefault(fault.point.name, []).append(index)
+        self._lock = threading.Lock()
+
+    def passes(self, point: str, at: int | None = None) -> list[Firing]:
+        """The point `point` (a name, with the offset or pfn of those that have one) is passed:
+        what fires, in the plan's order."""
+        indices = self._by_point.get(point)
+        if indices is None:
+            return []
+        with self._lock:
+            return [
+                Firing(self.faults[index], self._passed[index], self._random(index))
+                for index in indices
+                if self.faults[index].at == at and self._is_here(index) and self._counts(index)
+            ]
+
+    def places(self, point: str) -> list[int]:
+        """The offsets or pfns at which faults of the point `point` may fire here, in order."""
+        indices = self._by_point.get(point, [])
+        found = {self.faults[index].at for index in indices if self._is_here(index)}
+        return sorted(at for at in found if at is not None)
+
+    def has(self, points: Sequence[str]) -> bool:
+        """Whether any fault may fire here at one of these points."""
+        return any(
+            self._is_here(index) for point in points for index in self._by_point.get(point, [])
+        )
+
+    def _is_here(self, index: int) -> bool:
+        sides = self.faults[index].sides
+        return self.side in sides if self.side is not None else len(sides) == len(Side)
+
+    def _counts(self, index: int) -> bool:
+        self._passed[index] += 1
+        times: Times = self.faults[index].times
+        if times.percent is not None:
+            return self._chance[index].random() * 100 < times.percent
+        passed = self._passed[index]
+        return passed >= times.nth if times.onwards else passed == times.nth
+
+    def _random(self, index: int) -> Random:
+        return Random(f"{self._seed}/{index}/{self._passed[index]}")

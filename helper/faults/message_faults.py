@@ -1,0 +1,73 @@
+"""What a fault does to an encoded message on its way out: pure functions for both encodings.
+
+Each takes a message's octets and gives those that go in their place, as a list of messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from random import Random
+from struct import Struct
+from typing import Final
+
+import msgpack
+
+from ipc_schema import fault_actions as actions
+from ipc_schema import msgpack_codec, pipe_codec
+from ipc_schema.messages import MAX_BODY
+
+Mangle = Callable[[bytes, Random], list[bytes]]
+
+_NO_SUCH_NAME: Final = "no_such_message"
+_NO_SUCH_NUMBER: Final = 0xFFFF
+_NEVER_USED: Final = b"\xc1"
+"""The one octet that begins nothing in msgpack."""
+_U16: Final = Struct("=H")
+
+
+def _zmq_wrong_sequence(data: bytes, _random: Random) -> list[bytes]:
+    seq, message, fields = msgpack_codec.decode(data)
+    return [msgpack_codec.encode(seq + 1, message.name, fields)]
+
+
+def _zmq_wrong_number(data: bytes, _random: Random) -> list[bytes]:
+    seq, _name, *values = msgpack.unpackb(data)
+    return [msgpack.packb([seq, _NO_SUCH_NAME, *values])]
+
+
+def _pipe(body: bytes) -> list[bytes]:
+    return [_U16.pack(len(body)) + body]
+
+
+def _body(data: bytes) -> bytes:
+    return data[pipe_codec.HEADER_SIZE :]
+
+
+_EITHER: Final[Mapping[str, Mangle]] = {
+    actions.DROP.name: lambda _data, _random: [],
+    actions.DUPLICATE.name: lambda data, _random: [data, data],
+    actions.TRUNCATE.name: lambda data, _random: [data[: len(data) // 2]],
+}
+
+ON_ZMQ: Final[Mapping[str, Mangle]] = {
+    **_EITHER,
+    actions.GARBAGE.name: lambda data, random: [_NEVER_USED + random.randbytes(len(data) - 1)],
+    actions.OVERSIZE.name: lambda data, _random: [data.ljust(MAX_BODY + 1, b"\0")],
+    actions.WRONG_SEQUENCE.name: _zmq_wrong_sequence,
+    actions.WRONG_NUMBER.name: _zmq_wrong_number,
+}
+"""By the action's name; `reorder` is the channel's, which knows what comes next."""
+
+ON_PIPE: Final[Mapping[str, Mangle]] = {
+    **_EITHER,
+    # A number that there is not, so that chance does not make it a message.
+    actions.GARBAGE.name: lambda data, random: _pipe(
+        _U16.pack(_NO_SUCH_NUMBER) + random.randbytes(len(_body(data)) - _U16.size)
+    ),
+    actions.OVERSIZE.name: lambda data, _random: _pipe(_body(data).ljust(MAX_BODY, b"\0")),
+    actions.WRONG_NUMBER.name: lambda data, _random: _pipe(
+        _U16.pack(_NO_SUCH_NUMBER) + _body(data)[_U16.size :]
+    ),
+}
+"""libxl's pipes: the frame stays whole in all but `truncate`. `oversize` is as long as a frame can
+be, which no message is."""

@@ -1,0 +1,85 @@
+"""The points of the messages that both channels have in common: what is sent, and answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NoReturn, Protocol
+
+from helper.faults.injector import Firing
+from helper.faults.message_faults import Mangle
+from helper.faults.session import Session, errno_of
+from ipc_schema.fault_actions import ANSWER, DROP, FAIL, HANG_UP, REORDER
+from ipc_schema.fault_points import Moment, message_point
+
+
+class Ends(Protocol):
+    """How a channel ends itself. Both raise ChannelError."""
+
+    def fail(self, errnoval: int, reason: str) -> NoReturn: ...
+
+    def hang_up(self, reason: str) -> NoReturn: ...
+
+
+class MessagePoints:
+    """For one channel; `mangles` are of its encoding."""
+
+    def __init__(self, session: Session, mangles: Mapping[str, Mangle], ends: Ends) -> None:
+        self._session = session
+        self._mangles = mangles
+        self._ends = ends
+        self._held: list[tuple[str, bytes]] = []
+
+    def send(self, name: str, data: bytes, transmit: Callable[[str, bytes], None]) -> None:
+        """Send the message `name`, or what faults make of it."""
+        messages, held = [data], False
+        for firing in self._strike(name, Moment.BEFORE_SEND):
+            kind = firing.fault.action.kind
+            if kind is REORDER:
+                held = True
+            else:
+                mangle = self._mangles[kind.name]
+                messages = [made for one in messages for made in mangle(one, firing.random)]
+        if held:
+            self._held += ((name, message) for message in messages)
+            return
+        for message in messages:
+            transmit(name, message)
+        earlier, self._held = self._held, []
+        for earlier_name, message in earlier:
+            transmit(earlier_name, message)
+        for firing in self._strike(name, Moment.AFTER_SEND):
+            raise AssertionError(firing)
+
+    def calling(self) -> None:
+        """A callback is about to be made. Raises OSError where the streams do not get so far."""
+        self._session.settle_streams()
+
+    def answer(self, name: str, value: int) -> int | None:
+        """The answer `value` to `name` has come: what to take in its place, None for nothing."""
+        taken: int | None = value
+        for firing in self._strike(name, Moment.BEFORE_ANSWER):
+            if firing.fault.action.kind is DROP:
+                taken = None
+            elif firing.fault.action.kind is ANSWER:
+                taken = int(firing.fault.action.value or 0)
+        return taken
+
+    def taken(self, name: str) -> None:
+        """The answer to `name` is taken. Raises OSError where the callback is to fail."""
+        self._session.answered(name)
+        for firing in self._session.strike(message_point(name, Moment.AFTER_ANSWER)):
+            if firing.fault.action.kind is HANG_UP:
+                self._ends.hang_up(f"fault: {firing.fault}")
+            raise OSError(errno_of(firing), f"fault: {firing.fault}")
+
+    def _strike(self, name: str, moment: Moment) -> list[Firing]:
+        """What is left to do once the channel's own end is seen to."""
+        left = []
+        for firing in self._session.strike(message_point(name, moment)):
+            reason = f"fault: {firing.fault}"
+            if firing.fault.action.kind is FAIL:
+                self._ends.fail(errno_of(firing), reason)
+            if firing.fault.action.kind is HANG_UP:
+                self._ends.hang_up(reason)
+            left.append(firing)
+        return left

@@ -1,0 +1,120 @@
+"""Where the octets of a relayed stream go out: faults at places, and what they do to it."""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from helper.faults.injector import Firing
+from helper.faults.session import Session
+from ipc_schema import fault_actions as actions
+
+Divert = Callable[[bytes], bytes]
+"""Sees octets that pass, and gives those that go in their place."""
+
+_PIECES_A_SECOND: Final = 50
+"""Of a stream that trickles."""
+
+
+class BrokenError(Exception):
+    """A fault ends the stream. `errnoval` is what the engine sees, 0 for an end of the stream;
+    `both`: the stream's other direction ends, too."""
+
+    def __init__(self, errnoval: int, *, shut: bool, both: bool = False) -> None:
+        super().__init__(errno.errorcode.get(errnoval, "end"))
+        self.errnoval = errnoval
+        self.shut = shut
+        self.both = both
+
+
+class Outlet:
+    """Passes octets on to `write`, which takes all that it is given; `passed` is called after each
+    piece of a stream with short writes.
+
+    `offset` counts the octets of the stream as it came, whatever becomes of them.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        write: Callable[[bytes], None],
+        passed: Callable[[], None],
+        *,
+        writing: bool,
+    ) -> None:
+        self.offset = 0
+        self.most = 0
+        """Octets that may pass at once, 0 for any number."""
+        self.diverts: list[Divert] = []
+        self._session = session
+        self._write = write
+        self._passed = passed
+        self._writing = writing
+        self._places: list[tuple[int, str, int | None]] = []
+        self._flip = 0
+        self._rate = 0
+
+    def place(self, offset: int, point: str, at: int | None) -> None:
+        """The point (see `Injector.passes`) is passed before the octet at `offset`."""
+        heapq.heappush(self._places, (offset, point, at))
+
+    def pass_on(self, data: bytes) -> None:
+        """Raises BrokenError, and OSError of `write`."""
+        end = self.offset + len(data)
+        while self._places and self._places[0][0] < end:
+            offset, point, at = heapq.heappop(self._places)
+            before = max(0, offset - self.offset)
+            self._pass(data[:before])
+            data = data[before:]
+            for firing in self._session.strike(point, at):
+                self.do(firing)
+        self._pass(data)
+
+    def do(self, firing: Firing) -> None:
+        """One of `fault_actions.STREAM`. Raises BrokenError for those that end the stream."""
+        kind, value = firing.fault.action
+        if kind is actions.FLIP:
+            self._flip ^= 1 << int(value or 0)
+        elif kind is actions.TRICKLE:
+            self._rate = int(value or 1)
+        elif kind is actions.SHORT_WRITES:
+            self.most = int(value or 1)
+        elif kind is actions.STALL:
+            threading.Event().wait(None if value is None else float(value))
+        elif kind is actions.CUT:
+            raise BrokenError(errno.EPIPE if self._writing else 0, shut=True)
+        elif kind is actions.RESET:
+            raise BrokenError(errno.ECONNRESET, shut=True, both=True)
+        else:
+            raise BrokenError(_ERRNOS[kind.name], shut=False)
+
+    def put(self, data: bytes) -> None:
+        """Let octets out that are none of the stream's own."""
+        step = self.most or len(data)
+        if self._rate:
+            step = min(step, max(1, self._rate // _PIECES_A_SECOND))
+        for start in range(0, len(data), step or 1):
+            piece = data[start : start + step]
+            self._write(piece)
+            if self.most:
+                self._passed()
+            if self._rate:
+                time.sleep(len(piece) / self._rate)
+
+    def _pass(self, data: bytes) -> None:
+        if not data:
+            return
+        self.offset += len(data)
+        if self._flip:
+            data = bytes((data[0] ^ self._flip,)) + data[1:]
+            self._flip = 0
+        for divert in self.diverts:
+            data = divert(data)
+        self.put(data)
+
+
+_ERRNOS: Final = {actions.EPIPE.name: errno.EPIPE, actions.ENOSPC.name: errno.ENOSPC}

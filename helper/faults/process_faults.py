@@ -1,0 +1,116 @@
+"""What a fault does to the whole process."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn
+
+from ipc_schema import fault_actions as actions
+from ipc_schema.fault_actions import Action
+
+
+def carry_out(action: Action) -> None:
+    """One of `fault_actions.PROCESS`; from any thread."""
+    _DOES[action.kind.name](action.value)
+
+
+def exit_at_once(code: int) -> NoReturn:
+    os._exit(code)
+
+
+def die(name: str) -> None:
+    """Die by the signal, whatever handles or blocks it, and leave no core file. Returns where the
+    signal's default is not to end a process."""
+    signum = signal.Signals[f"SIG{name}"]
+    # 1, not 0: a core_pattern that is a program is not run for it either (core(5)).
+    soft = 1
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    if hard == resource.RLIM_INFINITY or hard >= soft:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+    # The interpreter lets its main thread alone do that.
+    ctypes.CDLL(None).signal(ctypes.c_int(signum), None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signum})
+    os.kill(os.getpid(), signum)
+    # A signal to the process may take effect in another thread.
+    if signum in _DEADLY:
+        threading.Event().wait()
+
+
+def stop(seconds: float | None) -> None:
+    """SIGSTOP. With `seconds`, the kernel continues the process after them."""
+    if seconds is not None:
+        _continue_after(seconds)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def send(name: str) -> None:
+    """The signal, for whoever handles it."""
+    os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
+
+
+_HARMLESS: Final = frozenset(
+    {
+        signal.SIGCHLD,
+        signal.SIGCONT,
+        signal.SIGURG,
+        signal.SIGWINCH,
+        signal.SIGSTOP,
+        signal.SIGTSTP,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+    }
+)
+_DEADLY: Final = frozenset(signal.Signals) - _HARMLESS
+
+_DOES: Final[Mapping[str, Callable[[Any], None]]] = {
+    actions.EXIT.name: exit_at_once,
+    actions.DIE.name: die,
+    actions.STOP.name: stop,
+    actions.DELAY.name: time.sleep,
+    actions.SIGNAL.name: send,
+}
+
+_CLOCK_MONOTONIC: Final = 1
+
+
+class _Sigevent(ctypes.Structure):
+    """struct sigevent: a signal to the process."""
+
+    _fields_ = (
+        ("sigev_value", ctypes.c_void_p),
+        ("sigev_signo", ctypes.c_int),
+        ("sigev_notify", ctypes.c_int),
+        ("padding", ctypes.c_char * 48),
+    )
+
+
+class _Itimerspec(ctypes.Structure):
+    _fields_ = (
+        ("it_interval_sec", ctypes.c_long),
+        ("it_interval_nsec", ctypes.c_long),
+        ("it_value_sec", ctypes.c_long),
+        ("it_value_nsec", ctypes.c_long),
+    )
+
+
+def _continue_after(seconds: float) -> None:
+    """A timer of the kernel's, so that nobody else need stay to send SIGCONT. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    event = _Sigevent(sigev_signo=signal.SIGCONT, sigev_notify=0)
+    timer = ctypes.c_void_p()
+    whole = int(seconds)
+    # A timer of 0 would be none.
+    nanoseconds = (
+        max(1, int((seconds - whole) * 1e9)) if not whole else int((seconds - whole) * 1e9)
+    )
+    due = _Itimerspec(it_value_sec=whole, it_value_nsec=nanoseconds)
+    if libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer)) or (
+        libc.timer_settime(timer, 0, ctypes.byref(due), None)
+    ):
+        raise OSError(ctypes.get_errno(), "timer")

@@ -1,0 +1,144 @@
+"""A plan at work in this process: what the hooks in the channels, the trace and `main` talk to."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from helper.faults.injector import Firing, Injector
+from helper.faults.process_faults import carry_out
+from helper.run import CONTEXT, EXIT_FAILED, Engine
+from ipc_schema.fault_actions import FAIL, PROCESS, on_pipe
+from ipc_schema.fault_plan import Plan, PlanError, parse
+from ipc_schema.fault_points import SIDES, Kind, Side, Who, phase_point
+from ipc_schema.trace import Trace
+
+if TYPE_CHECKING:
+    from helper.faults.streams import Streams
+    from helper.run import Job
+
+
+def read_plan(given: str) -> Plan:
+    """The plan in `given`, or in the file that it names behind an `@`. Raises PlanError."""
+    if not given.startswith("@"):
+        return parse(given)
+    try:
+        text = Path(given[1:]).read_text()
+    except (OSError, UnicodeDecodeError) as bad:
+        raise PlanError(f"{given}: {getattr(bad, 'strerror', None) or bad}") from None
+    try:
+        return parse(text)
+    except PlanError as bad:
+        raise PlanError(f"{given}: {bad}") from None
+
+
+def open_session(given: str, side: str, trace: Trace, *, pipe: bool) -> Session:
+    """The session of the plan that is `given` (see `read_plan`); `side` is "" where it is told
+    later. A wrong plan ends the process: what is said about it is the last that is said."""
+    try:
+        if side and side not in {one.value for one in Side}:
+            raise PlanError(f"--side {side!r}: want {' or '.join(one.value for one in Side)}")
+        plan = read_plan(given)
+        return Session(plan, trace, pipe=pipe, side=Side(side) if side else None)
+    except PlanError as wrong:
+        _refuse(str(wrong))
+
+
+def _refuse(reason: str) -> NoReturn:
+    print(f"{CONTEXT}: faults: {reason}", file=sys.stderr)
+    sys.exit(EXIT_FAILED)
+
+
+class Session:
+    """The helper's own part of `plan`. `side` is None where it is told later.
+
+    Raises PlanError for a fault that cannot fire on this channel: `pipe` for libxl's.
+    """
+
+    def __init__(self, plan: Plan, trace: Trace, *, pipe: bool, side: Side | None = None) -> None:
+        seed = secrets.randbelow(1 << 32) if plan.seed is None else plan.seed
+        faults = plan.of(Who.HELPER, side)
+        for fault in faults:
+            if pipe and not on_pipe(fault.point, fault.action.kind):
+                raise PlanError(f"'{fault}': there is no such thing on libxl's pipes")
+        self.injector = Injector(faults, seed, side)
+        self.streams: Streams | None = None
+        """Set for as long as streams are relayed."""
+        self._trace = trace
+        plan = plan._replace(seed=seed)
+        trace.event("faults", plan=str(plan))
+        if any(fault.times.percent for fault in faults):
+            print(f"{CONTEXT}: faults: seed={seed}", file=sys.stderr, flush=True)
+
+    def strike(self, point: str, at: int | None = None) -> Iterator[Firing]:
+        """The point is passed. What fires is told; what is done to the process is done, and the
+        rest is the caller's to do, in order."""
+        for firing in self.injector.passes(point, at):
+            self._tell(firing)
+            if firing.fault.action.kind in PROCESS:
+                carry_out(firing.fault.action)
+            else:
+                yield firing
+
+    def begin(self, job: Job) -> None:
+        """The job is known. Ends the process where a fault cannot fire in it."""
+        self.injector.side = SIDES[job.operation]
+        for fault in self.injector.faults:
+            if fault.point.kind is Kind.PHASE and job.engine is Engine.LIBXENGUEST:
+                _refuse(f"'{fault}': the engine {job.engine.value} has no phases")
+
+    def settle_streams(self) -> None:
+        """What the engine has written must be with the other side before a callback is made: its
+        handler may write to the stream, too. Raises OSError."""
+        if self.streams is not None:
+            self.streams.settle()
+
+    def answered(self, callback: str) -> None:
+        """The answer to `callback` is taken: the streams are the engine's again."""
+        if self.streams is not None:
+            self.streams.answered(callback)
+
+    def milestone(self, name: str) -> None:
+        """A point at which nothing but the process can be struck."""
+        for firing in self.strike(name):
+            raise AssertionError(firing)
+
+    def traced(self) -> Trace:
+        """The trace, with the points of the phases in it."""
+        return _PhaseTrace(self._trace, self)
+
+    def _tell(self, firing: Firing) -> None:
+        fault, nth, _random = firing
+        place = "" if fault.at is None else f"@{fault.at}"
+        self._trace.event(
+            "fault",
+            point=f"{fault.point.name}{place}",
+            action=str(fault.action),
+            count=nth,
+            fault=str(fault),
+        )
+        print(f"{CONTEXT}: fault: {fault}, time {nth}", file=sys.stderr, flush=True)
+
+
+def errno_of(firing: Firing) -> int:
+    """Of a `fail`."""
+    return int(getattr(errno, str(firing.fault.action.value)))
+
+
+class _PhaseTrace(Trace):
+    def __init__(self, inner: Trace, session: Session) -> None:
+        super().__init__("helper")
+        self._inner = inner
+        self._session = session
+
+    def event(self, event: str, **fields: object) -> None:
+        """Raises OSError at the beginning of a phase that is to fail."""
+        self._inner.event(event, **fields)
+        if event == "phase" and fields.get("state") == "begin":
+            for firing in self._session.strike(phase_point(str(fields["name"]))):
+                assert firing.fault.action.kind is FAIL
+                raise OSError(errno_of(firing), f"fault: {firing.fault}")

@@ -1,0 +1,338 @@
+"""A thread between the engine and a stream that was inherited, which sees the records pass.
+
+The engine, ours or libxc, reads or writes one end of a socket pair in the stream's place, under the
+stream's number. Memory is bounded, and never is an octet read from the stream that belongs to the
+other side of the toolstack: not beyond END, nor beyond a record whose callback reads the stream.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import signal
+import socket
+import stat
+import struct
+import sys
+import termios
+import threading
+import time
+import traceback
+from array import array
+from typing import Final, NamedTuple, NoReturn
+
+from helper.abort import Abort
+from helper.faults.broken_descriptors import fails_to_write
+from helper.faults.outlet import BrokenError, Outlet
+from helper.faults.record_faults import RecordFaults
+from helper.faults.session import Session
+from helper.run import CONTEXT, EXIT_FAILED
+from ipc_schema.errors import DecodeError
+from ipc_schema.fault_actions import RECORD
+from ipc_schema.fault_points import FIRST_BYTE, Moment, record_point
+from ipc_schema.libxc_record_types import VERSIONS, RecordType, record_type
+from ipc_schema.records import HEADER_SIZE, padding
+
+_AT_ONCE: Final = 1 << 16
+_IMAGE_HEADER: Final = struct.Struct(">QIIHHI")
+_DOMAIN_HEADER_SIZE: Final = 16
+_HEADER: Final = struct.Struct("<II")
+_ENTRY_SIZE: Final = 8
+_PFN_MASK: Final = (1 << 52) - 1
+_FIRST_WITHOUT_CONTENTS: Final = 0xD
+_PAGE_SIZE: Final = 4096
+_LISTS: Final = frozenset(
+    {RecordType.PAGE_DATA, RecordType.POSTCOPY_PFNS, RecordType.POSTCOPY_PAGE_DATA}
+)
+_LAST: Final = frozenset({RecordType.END, RecordType.POSTCOPY_COMPLETE})
+CALLBACKS: Final = {
+    RecordType.POSTCOPY_TRANSITION: "postcopy_transition",
+    RecordType.CHECKPOINT: "checkpoint",
+}
+"""Records behind which the stream is the toolstack's until the callback is answered."""
+_LOOK_UP_SECONDS: Final = 0.05
+
+
+class Ends(NamedTuple):
+    """`engine` is the number that the engine knows, `ours` the other end of its socket pair, `real`
+    the stream itself."""
+
+    engine: int
+    ours: socket.socket
+    real: int
+
+
+class _EndedError(Exception):
+    """The source of the octets has ended."""
+
+
+class StreamRelay(threading.Thread):
+    """`name` is that of the stream's points: `stream` or `back`. `writing`: the engine writes.
+
+    A reading relay starts with its `turn` set, or waits for it to be set.
+    """
+
+    def __init__(self, session: Session, name: str, ends: Ends, *, writing: bool) -> None:
+        super().__init__(name=f"relay of {name}", daemon=True)
+        self.point = name
+        self.writing = writing
+        self.turn = threading.Event()
+        self._session = session
+        self._ends = ends
+        self._source = ends.ours.fileno() if writing else ends.real
+        self._sink = ends.real if writing else ends.ours.fileno()
+        self._moment = Moment.WRITE if writing else Moment.READ
+        self._outlet = Outlet(session, self._write, self._piece_passed, writing=writing)
+        self._records = RecordFaults(self._outlet)
+        self._poll = select.poll()
+        self._poll.register(self._source, select.POLLIN)
+        self._at_rest = threading.Condition()
+        self._idle = False
+        self._ended = False
+        self._errnoval = 0
+        self._told = False
+        for at in session.injector.places(name):
+            self._outlet.place(at, name, at)
+        if name == "stream":
+            self._outlet.place(0, FIRST_BYTE, None)
+        self._pfns = frozenset(session.injector.places("page")) if name == "stream" else frozenset()
+
+    def settle(self, abort: Abort, limit: float) -> None:
+        """Wait until all that the engine has written has passed, or never will.
+
+        Raises OSError once for what the engine's next write would say: the stream's failure, the
+        abort's reason, ETIMEDOUT after `limit` seconds (0: never). From then on the engine is in
+        its error path, and is not kept.
+        """
+        if self._told or abort.requested:
+            return
+        deadline = time.monotonic() + limit
+        self._told = True
+        with self._at_rest:
+            while not self._ended and not (self._idle and _unread(self._source) == 0):
+                self._at_rest.wait(_LOOK_UP_SECONDS)
+                if limit and time.monotonic() > deadline:
+                    abort.request(errno.ETIMEDOUT, f"the stream stands still for {limit} s")
+                abort.check()
+        if self._errnoval:
+            raise OSError(self._errnoval, f"{self.point}: {os.strerror(self._errnoval)}")
+        self._told = False
+
+    def run(self) -> None:
+        try:
+            self._relay()
+        except BaseException:
+            # No plan is carried out by half.
+            print(f"{CONTEXT}: a fault cannot be carried out", file=sys.stderr)
+            traceback.print_exc()
+            os._exit(EXIT_FAILED)
+
+    def _relay(self) -> None:
+        if not self.writing:
+            self.turn.wait()
+        try:
+            self._walk()
+        except _EndedError:
+            if not self.writing:
+                self._ends.ours.shutdown(socket.SHUT_WR)
+        except BrokenError as broken:
+            self._break(broken)
+        self._end()
+
+    def _end(self) -> None:
+        with self._at_rest:
+            self._ended = True
+            self._at_rest.notify_all()
+
+    # The records
+
+    def _walk(self) -> NoReturn:
+        if self.point == "stream":
+            image = self._exactly(_IMAGE_HEADER.size, between=True)
+            version = _IMAGE_HEADER.unpack(image)[2]
+            self._outlet.pass_on(image)
+            if version not in VERSIONS:
+                self._raw()
+            self._outlet.pass_on(self._exactly(_DOMAIN_HEADER_SIZE, between=True))
+            versions: tuple[int, ...] = (version,)
+        else:
+            versions = tuple(reversed(VERSIONS))
+        while True:
+            header = self._exactly(HEADER_SIZE, between=True)
+            number, length = _HEADER.unpack(header)
+            kind = _kind(number, versions)
+            if kind in CALLBACKS and not self.writing:
+                self.turn.clear()
+            self._record(kind, header, length)
+            if kind in _LAST:
+                self._records.finish()
+                self._last()
+            if kind in CALLBACKS and not self.writing:
+                self.turn.wait()
+
+    def _record(self, kind: RecordType | None, header: bytes, length: int) -> None:
+        left = length + padding(length)
+        mangling = []
+        if kind is not None:
+            for firing in self._session.strike(record_point("libxc", kind.name, self._moment)):
+                if firing.fault.action.kind in RECORD:
+                    mangling.append(firing)
+                else:
+                    self._outlet.do(firing)
+        self._outlet.pass_on(self._records.begin(mangling, header, HEADER_SIZE + left))
+        if self._pfns and kind in _LISTS:
+            left -= self._page_list(kind, left)
+        while left:
+            data = self._some(left)
+            left -= len(data)
+            self._outlet.pass_on(data)
+        self._records.end()
+
+    def _page_list(self, kind: RecordType | None, left: int) -> int:
+        """Pass a page list on, and say at which place each page is that a fault waits for. The
+        octets that passed."""
+        if left < HEADER_SIZE:
+            return 0
+        head = self._exactly(HEADER_SIZE)
+        self._outlet.pass_on(head)
+        listed: int = _HEADER.unpack(head)[0]
+        count = min(listed, (left - HEADER_SIZE) // _ENTRY_SIZE)
+        contents = self._outlet.offset + count * _ENTRY_SIZE
+        for first in range(0, count, _AT_ONCE // _ENTRY_SIZE):
+            data = self._exactly(min(count - first, _AT_ONCE // _ENTRY_SIZE) * _ENTRY_SIZE)
+            for index, entry in enumerate(array("Q", data)):
+                has_contents = entry >> 60 < _FIRST_WITHOUT_CONTENTS
+                has_contents = has_contents and kind is not RecordType.POSTCOPY_PFNS
+                pfn = entry & _PFN_MASK
+                if pfn in self._pfns:
+                    place = self._outlet.offset + index * _ENTRY_SIZE
+                    self._outlet.place(contents if has_contents else place, "page", pfn)
+                contents += _PAGE_SIZE * has_contents
+            self._outlet.pass_on(data)
+        return HEADER_SIZE + count * _ENTRY_SIZE
+
+    def _last(self) -> NoReturn:
+        """The stream's last record has passed: what else an engine writes, passes, too."""
+        if not self.writing:
+            raise _EndedError
+        self._raw()
+
+    def _raw(self) -> NoReturn:
+        """What is no libxc stream: its reader will say so."""
+        while True:
+            self._outlet.pass_on(self._some(_AT_ONCE, between=True))
+
+    # Octets in
+
+    def _exactly(self, size: int, *, between: bool = False) -> bytes:
+        data = b""
+        while len(data) < size:
+            try:
+                data += self._some(size - len(data), between=between and not data)
+            except _EndedError:
+                self._outlet.pass_on(data)
+                raise
+        return data
+
+    def _some(self, size: int, *, between: bool = False) -> bytes:
+        """Up to `size` octets; `between` records everything has passed that came."""
+        size = min(size, self._outlet.most or _AT_ONCE)
+        while True:
+            if between:
+                with self._at_rest:
+                    self._idle = True
+                    self._at_rest.notify_all()
+            self._poll.poll()
+            with self._at_rest:
+                try:
+                    data = os.read(self._source, size)
+                except BlockingIOError:
+                    continue
+                except OSError as bad:
+                    raise BrokenError(bad.errno or errno.EIO, shut=False) from bad
+                self._idle = False
+            if not data:
+                raise _EndedError
+            return data
+
+    # Octets out
+
+    def _write(self, data: bytes) -> None:
+        while data:
+            try:
+                data = data[os.write(self._sink, data) :]
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(self._sink, select.POLLOUT)
+                poll.poll()
+            except OSError as bad:
+                raise BrokenError(bad.errno or errno.EIO, shut=False) from bad
+
+    def _piece_passed(self) -> None:
+        """Let the engine see it: a blocked write ends short, a read gets this piece alone."""
+        if self.writing:
+            ident = threading.main_thread().ident
+            assert ident is not None
+            signal.pthread_kill(ident, signal.SIGUSR1)
+            return
+        while _unsent(self._ends.ours.fileno()):
+            time.sleep(0.0001)
+
+    def _break(self, broken: BrokenError) -> None:
+        """The engine's next system call says so; the other side sees the end."""
+        if broken.shut:
+            _shut(self._ends.real, self.writing, both=broken.both)
+        if self.writing:
+            self._errnoval = broken.errnoval
+            replacement = fails_to_write(broken.errnoval)
+            os.dup2(replacement, self._ends.engine, inheritable=False)
+            os.close(replacement)
+            self._end()
+            # A write that is under way comes to its end; the next one meets the replacement.
+            while self._ends.ours.recv(_AT_ONCE):
+                pass
+        elif broken.errnoval in (0, errno.EPIPE):
+            self._ends.ours.shutdown(socket.SHUT_WR)
+        else:
+            # A UNIX socket that is closed with something unread in it resets its other end.
+            os.write(self._ends.engine, b"\0")
+            self._ends.ours.close()
+
+
+def _kind(number: int, versions: tuple[int, ...]) -> RecordType | None:
+    for version in versions:
+        try:
+            kind = record_type(number, version, 0)
+        except DecodeError:
+            continue
+        if kind is not None:
+            return kind
+    return None
+
+
+def _shut(fd: int, writing: bool, *, both: bool) -> None:
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return
+    how = socket.SHUT_RDWR if both else socket.SHUT_WR if writing else socket.SHUT_RD
+    with socket.socket(fileno=os.dup(fd)) as copy:
+        try:
+            copy.shutdown(how)
+        except OSError as bad:
+            if bad.errno != errno.ENOTCONN:  # its other end has gone already
+                raise
+
+
+def _unread(fd: int) -> int:
+    return _count(fd, termios.FIONREAD)
+
+
+def _unsent(fd: int) -> int:
+    return _count(fd, termios.TIOCOUTQ)
+
+
+def _count(fd: int, request: int) -> int:
+    value = array("i", [0])
+    fcntl.ioctl(fd, request, value)
+    return value[0]

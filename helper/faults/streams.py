@@ -1,0 +1,91 @@
+"""Putting relays in the place of a job's streams."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from helper.abort import Abort
+from helper.faults.session import Session
+from helper.faults.stream_relay import CALLBACKS, Ends, StreamRelay
+from ipc_schema.fault_points import BACK_RECORDS, FIRST_BYTE, Moment, record_point
+from ipc_schema.libxc_record_types import RecordType
+from ipc_schema.messages import Operation
+
+if TYPE_CHECKING:
+    from helper.run import Job
+
+_LEAD = 4096
+"""Octets that an engine may be ahead of what has passed: the least that the system allows."""
+
+
+class Streams:
+    """The relays of one job."""
+
+    def __init__(self, relays: list[StreamRelay], abort: Abort, limit: float) -> None:
+        self._relays = relays
+        self._abort = abort
+        self._limit = limit
+
+    def settle(self) -> None:
+        for relay in self._relays:
+            if relay.writing:
+                relay.settle(self._abort, self._limit)
+
+    def answered(self, callback: str) -> None:
+        if callback in CALLBACKS.values():
+            for relay in self._relays:
+                relay.turn.set()
+
+
+@contextmanager
+def relayed(session: Session, job: Job, abort: Abort) -> Iterator[None]:
+    """The job's streams pass relays in here, those for which the plan has faults. Raises OSError
+    at its end where the engine's last octets did not pass."""
+    saving = job.operation is Operation.SAVE
+    main = _has(session, back=False)
+    back = _has(session, back=True) and job.back_fd >= 0
+    if job.back_fd == job.io_fd:
+        main = back = main or back
+    if not main and not back:
+        yield
+        return
+    ends = {fd: _interpose(fd) for fd in _numbers(job, main, back)}
+    relays = []
+    if main:
+        relays.append(StreamRelay(session, "stream", ends[job.io_fd], writing=saving))
+        relays[0].turn.set()
+    if back:
+        relays.append(StreamRelay(session, "back", ends[job.back_fd], writing=not saving))
+    session.streams = Streams(relays, abort, job.stall_limit)
+    for relay in relays:
+        relay.start()
+    yield
+    session.streams.settle()
+
+
+def _has(session: Session, *, back: bool) -> bool:
+    kinds = [kind for kind in RecordType if (kind in BACK_RECORDS) == back]
+    points = [
+        record_point("libxc", kind.name, moment)
+        for kind in kinds
+        for moment in (Moment.WRITE, Moment.READ)
+    ]
+    return session.injector.has([*points, *(("back",) if back else ("stream", "page", FIRST_BYTE))])
+
+
+def _interpose(fd: int) -> Ends:
+    real = os.dup(fd)
+    engine, ours = socket.socketpair()
+    for end in (engine, ours):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LEAD)
+    os.dup2(engine.fileno(), fd, inheritable=False)
+    engine.close()
+    return Ends(fd, ours, real)
+
+
+def _numbers(job: Job, main: bool, back: bool) -> set[int]:
+    return {fd for fd, wanted in ((job.io_fd, main), (job.back_fd, back)) if wanted}
