@@ -9,7 +9,7 @@ import struct
 import numpy as np
 
 from helper.abort import Abort
-from helper.fault_channel import FaultReader
+from helper.fault_channel import FaultReader, carry_at_once
 from helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, Pfns
 from helper.page_stream import set_bits
 from helper.parameters import Statistics
@@ -94,6 +94,7 @@ class PostcopySender:
             poll.register(self._abort.fileno(), select.POLLIN)
         both = select.POLLIN if self._out.fd == self._recv_fd else 0
         self._stream.register(self._out.fd, select.POLLOUT | both)
+        carry_at_once(self._out.fd)
         pages = self._pages
         while pages.remaining:
             if pages.urgent:

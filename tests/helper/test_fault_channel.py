@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from helper.abort import Abort
-from helper.fault_channel import FaultReader, FaultWriter
+from helper.fault_channel import FaultReader, FaultWriter, carry_at_once
 from ipc_schema.errors import DecodeError
 from ipc_schema.libxc_record_types import RecordType, record_number
 from ipc_schema.records import encode_record
@@ -94,3 +97,34 @@ def test_a_sender_that_takes_no_faults() -> None:
         with pytest.raises(TimeoutError, match="no sign of life") as raised:
             writer.fault([1])
         assert raised.value.errno == errno.ETIMEDOUT
+
+
+_SIOCOUTQNSD = 0x894B
+"""Octets that wait in a TCP socket and were not sent yet (linux/sockios.h)."""
+
+
+def test_a_tcp_socket_takes_little_ahead_of_a_faulted_page() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+    with near, far:
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
+        carry_at_once(near.fileno())
+        poll = select.poll()
+        poll.register(near, select.POLLOUT)
+        sent = 0
+        while poll.poll(50):
+            assert sent < 1 << 26
+            sent += near.send(bytes(1 << 14))
+        (unsent,) = struct.unpack("i", fcntl.ioctl(near, _SIOCOUTQNSD, bytes(4)))
+        assert 0 < unsent <= (1 << 16) + (1 << 14)
+        assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_pipes_and_unix_sockets_are_left_as_they_are() -> None:
+    read, write = os.pipe()
+    near, far = socket.socketpair()
+    with near, far, open(read), open(write, "w"):
+        for fd in (write, near.fileno()):
+            carry_at_once(fd)
+            os.write(fd, b"!")
