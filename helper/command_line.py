@@ -20,7 +20,7 @@ USAGE: Final = f"""\
 
   --events FILE: append a JSON line for each event.
   --faults PLAN|@FILE: inject faults, as suspend:before-answer=kill (xen-toolstack faults list).
-  --side source|destination: which side's faults, before the operation is known otherwise.
+  --operation save|restore: what the controller will ask for, for the faults before it does.
 
 Settings, from the environment or as lines NAME=VALUE of {DEFAULT_CONFIG}
 (another file: XEN_SAVE_HELPER_CONFIG); the environment comes first:
@@ -57,7 +57,7 @@ class Options(NamedTuple):
     start_limit: float = 10.0
     events: str = ""
     faults: str = ""
-    side: str = ""
+    operation: str = ""
     libxl: tuple[str, ...] = ()
 
 
@@ -69,7 +69,7 @@ _OPTIONS: Final[dict[str, type]] = {
     "start_limit": float,
     "events": str,
     "faults": str,
-    "side": str,
+    "operation": str,
 }
 _MODES: Final = ("--save-domain", "--restore-domain")
 

@@ -66,7 +66,7 @@ def _faults(options: Options, settings: Settings, trace: Trace) -> Session | Non
         return None
     from helper.faults.session import open_session
 
-    faults = open_session(given, options.side, trace, pipe=bool(options.libxl))
+    faults = open_session(given, options.operation, trace, pipe=bool(options.libxl))
     faults.milestone("start")
     return faults
 

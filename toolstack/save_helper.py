@@ -175,6 +175,7 @@ class SaveHelper:
             "--heartbeat", str(self._limits.heartbeat),
             "--stream-stall", str(self._stall_limit),
             "--start-limit", str(self._limits.helper_start),
+            "--operation", self._request.operation.value,
         )  # fmt: skip
 
     def _environment(self) -> dict[str, str]:

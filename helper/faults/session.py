@@ -15,6 +15,7 @@ from helper.run import CONTEXT, EXIT_FAILED, Engine
 from ipc_schema.fault_actions import FAIL, PROCESS, on_pipe
 from ipc_schema.fault_plan import Plan, PlanError, parse
 from ipc_schema.fault_points import SIDES, Kind, Side, Who, phase_point
+from ipc_schema.messages import Operation
 from ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
@@ -36,14 +37,15 @@ def read_plan(given: str) -> Plan:
         raise PlanError(f"{given}: {bad}") from None
 
 
-def open_session(given: str, side: str, trace: Trace, *, pipe: bool) -> Session:
-    """The session of the plan that is `given` (see `read_plan`); `side` is "" where it is told
+def open_session(given: str, operation: str, trace: Trace, *, pipe: bool) -> Session:
+    """The session of the plan that is `given` (see `read_plan`); `operation` is "" where it is told
     later. A wrong plan ends the process: what is said about it is the last that is said."""
     try:
-        if side and side not in {one.value for one in Side}:
-            raise PlanError(f"--side {side!r}: want {' or '.join(one.value for one in Side)}")
-        plan = read_plan(given)
-        return Session(plan, trace, pipe=pipe, side=Side(side) if side else None)
+        if operation and operation not in {one.value for one in Operation}:
+            known = " or ".join(one.value for one in Operation)
+            raise PlanError(f"--operation {operation!r}: want {known}")
+        side = SIDES[Operation(operation)] if operation else None
+        return Session(read_plan(given), trace, pipe=pipe, side=side)
     except PlanError as wrong:
         _refuse(str(wrong))
 
