@@ -14,7 +14,8 @@ USAGE: Final = f"""\
 
   {CONTEXT} --save-domain NUMBER...      started by libxl (set LIBXL_SAVE_HELPER to this
   {CONTEXT} --restore-domain NUMBER...   program's path); speaks libxl's protocol on stdin, stdout
-  {CONTEXT} --connect ENDPOINT --secret-fd N [--heartbeat S] [--stream-stall S] [--start-limit S]
+  {CONTEXT} --connect ENDPOINT --secret-fd N [--heartbeat S] [--stream-stall S]
+                              [--answer-limit S] [--start-limit S]
                                            started by xen-toolstack; speaks over ZeroMQ
   {CONTEXT} --help | --version           this, and what is found of Xen here
 
@@ -27,6 +28,7 @@ Settings, from the environment or as lines NAME=VALUE of {DEFAULT_CONFIG}
   XEN_SAVE_HELPER_EVENTS            as --events
   XEN_SAVE_HELPER_FAULTS            as --faults
   XEN_SAVE_HELPER_STREAM_STALL      seconds that a stream may stand still (60; 0: for ever)
+  XEN_SAVE_HELPER_ANSWER_LIMIT      seconds that a callback may stay unanswered (600; 0: for ever)
   XEN_SAVE_HELPER_DIALECT           {", ".join(dialect.value for dialect in Dialect)}:
                                     of libxl, where the arguments do not tell
   XEN_SAVE_HELPER_HYPERVISOR        xen (the default), or sim:DIRECTORY for a simulated host
@@ -48,12 +50,13 @@ class UsageError(Exception):
 
 class Options(NamedTuple):
     """Times in seconds. `libxl` is libxl's part of the command line, empty where it did not start
-    us; `stream_stall` is None, and texts are empty, where they are not given."""
+    us; `stream_stall` and `answer_limit` are None where they are not given, and texts are empty."""
 
     connect: str = ""
     secret_fd: int = -1
     heartbeat: float = 10.0
     stream_stall: float | None = None
+    answer_limit: float | None = None
     start_limit: float = 10.0
     events: str = ""
     faults: str = ""
@@ -66,6 +69,7 @@ _OPTIONS: Final[dict[str, type]] = {
     "secret_fd": int,
     "heartbeat": float,
     "stream_stall": float,
+    "answer_limit": float,
     "start_limit": float,
     "events": str,
     "faults": str,

@@ -98,12 +98,13 @@ def _serve_zmq(
     if len(secret) != SECRET_SIZE:
         raise UsageError(f"--secret-fd: {len(secret)} octets, want {SECRET_SIZE}")
 
+    answer_limit = _answer_limit(options, settings)
     if faults is None:
-        channel = ZmqChannel(options.connect, secret, options.heartbeat)
+        channel = ZmqChannel(options.connect, secret, options.heartbeat, answer_limit)
     else:
         from helper.faults.faulty_zmq import FaultyZmqChannel
 
-        channel = FaultyZmqChannel(faults, options.connect, secret, options.heartbeat)
+        channel = FaultyZmqChannel(faults, options.connect, secret, options.heartbeat, answer_limit)
     try:
         channel.hello()
         trace.event("hello")
@@ -176,13 +177,16 @@ def _serve_libxl(
         limits=_limits(settings),
     )
     abort = _abort(job, answers)
+    answer_limit = _answer_limit(options, settings)
     if faults is None:
-        channel = PipeChannel(answers, messages, given.dialect, given.cbflags, abort)
+        channel = PipeChannel(answers, messages, given.dialect, given.cbflags, abort, answer_limit)
     else:
         from helper.faults.faulty_pipe import FaultyPipeChannel
 
         faults.begin(job)
-        channel = FaultyPipeChannel(faults, answers, messages, given.dialect, given.cbflags, abort)
+        channel = FaultyPipeChannel(
+            faults, answers, messages, given.dialect, given.cbflags, abort, answer_limit
+        )
         faults.milestone("hello")
     with abort:
         _exit(run(job, channel, abort, trace, faults), faults)
@@ -198,6 +202,10 @@ def _dialect(name: str) -> Dialect:
 
 def _stall_limit(options: Options, settings: Settings) -> float:
     return settings.stream_stall if options.stream_stall is None else options.stream_stall
+
+
+def _answer_limit(options: Options, settings: Settings) -> float:
+    return settings.answer_limit if options.answer_limit is None else options.answer_limit
 
 
 def _limits(settings: Settings) -> PrecopyLimits | None:

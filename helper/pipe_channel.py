@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 from typing import Any, NoReturn
 
 from helper.abort import Abort
@@ -19,16 +20,26 @@ _UNCONDITIONAL = frozenset({"log", "progress", "complete"})
 
 
 class PipeChannel:
-    """`Channel` over a pair of pipe descriptors, which stay the caller's."""
+    """`Channel` over a pair of pipe descriptors, which stay the caller's. `answer_limit` in seconds
+    for each callback's answer, 0 for none."""
 
     def __init__(
-        self, answers: int, messages: int, dialect: Dialect, cbflags: int, abort: Abort
+        self,
+        answers: int,
+        messages: int,
+        dialect: Dialect,
+        cbflags: int,
+        abort: Abort,
+        answer_limit: float = 0.0,
     ) -> None:
         self._answers = answers
         self._messages = messages
         self._dialect = dialect
         self._provided = _UNCONDITIONAL | callbacks_of(cbflags, dialect)
         self._abort = abort
+        self._answer_limit = answer_limit
+        self._poll = select.poll()
+        self._poll.register(answers, select.POLLIN)
         self._over: ChannelError | None = None
 
     def provides(self, name: str) -> bool:
@@ -61,7 +72,10 @@ class PipeChannel:
 
     def _receive(self, size: int, name: str) -> bytes:
         data = b""
+        limit = round(self._answer_limit * 1000) or None
         while len(data) < size:
+            if not self._poll.poll(limit):
+                self._fail(errno.ETIMEDOUT, f"no answer to {name} within {self._answer_limit} s")
             try:
                 part = os.read(self._answers, size - len(data))
             except OSError as bad:

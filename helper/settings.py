@@ -19,14 +19,15 @@ class SettingError(Exception):
 
 
 class Settings(NamedTuple):
-    """`stream_stall` in seconds, 0 for no limit; the last four are `PrecopyLimits`, None where
-    they are not set; `events`, `dialect` and `faults` are empty where they are not."""
+    """`stream_stall` and `answer_limit` in seconds, 0 for no limit; the last four are
+    `PrecopyLimits`, None where they are not set; other texts are empty where they are not."""
 
     events: str = ""
     faults: str = ""
     dialect: str = ""
     hypervisor: str = "xen"
     stream_stall: float = 60.0
+    answer_limit: float = 600.0
     max_iterations: int | None = None
     dirty_threshold: int | None = None
     max_downtime_ms: int | None = None
@@ -107,6 +108,7 @@ _KINDS: Final[Mapping[str, Callable[[str], object]]] = {
     f"{PREFIX}DIALECT": str,
     f"{PREFIX}HYPERVISOR": str,
     f"{PREFIX}STREAM_STALL": _seconds,
+    f"{PREFIX}ANSWER_LIMIT": _seconds,
     f"{PREFIX}MAX_ITERATIONS": _number_from(1),
     f"{PREFIX}DIRTY_THRESHOLD": _number_from(0),
     f"{PREFIX}MAX_DOWNTIME_MS": _number_from(1),

@@ -35,14 +35,18 @@ _FAREWELL_MILLISECONDS: Final = 1000
 
 
 class ZmqChannel:
-    """`Channel` over a DEALER socket. `heartbeat` in seconds: see `Limits.heartbeat`."""
+    """`Channel` over a DEALER socket. `heartbeat` in seconds: see `Limits.heartbeat`;
+    `answer_limit` in seconds for each callback's answer, 0 for none."""
 
-    def __init__(self, endpoint: str, secret: bytes, heartbeat: float) -> None:
+    def __init__(
+        self, endpoint: str, secret: bytes, heartbeat: float, answer_limit: float = 0.0
+    ) -> None:
         self._turns = HelperEnd(secret, os.urandom(NONCE_SIZE))
         self._abort: Abort | None = None
         self._over: ChannelError | None = None
         self._provided: frozenset[str] = ALWAYS_PROVIDED
         self._heartbeat = heartbeat
+        self._answer_limit = answer_limit
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         half = max(1, round(heartbeat * 500))
@@ -100,6 +104,7 @@ class ZmqChannel:
 
     def call(self, name: str, **fields: int | str) -> int:
         self._send(name, fields)
+        deadline = time.monotonic() + self._answer_limit
         self._wait_eagerly()
         while True:
             received = self._receive()
@@ -109,6 +114,8 @@ class ZmqChannel:
                     return int(answer["value"])
             elif self._abort is not None and self._abort.lost:
                 self._fail(errno.EPIPE, self._abort.reason)
+            elif self._answer_limit and time.monotonic() > deadline:
+                self._fail(errno.ETIMEDOUT, f"no answer to {name} within {self._answer_limit} s")
 
     def tell(self, name: str, **fields: int | str) -> None:
         self._send(name, printable(fields))

@@ -175,6 +175,7 @@ class SaveHelper:
             "--heartbeat", str(self._limits.heartbeat),
             "--stream-stall", str(self._stall_limit),
             "--start-limit", str(self._limits.helper_start),
+            "--answer-limit", str(self._patience),
             "--operation", self._request.operation.value,
         )  # fmt: skip
 
@@ -186,6 +187,7 @@ class SaveHelper:
             "XEN_SAVE_HELPER_DIALECT": self._program.dialect.value,
             "XEN_SAVE_HELPER_HYPERVISOR": self._request.hypervisor,
             "XEN_SAVE_HELPER_STREAM_STALL": str(self._stall_limit),
+            "XEN_SAVE_HELPER_ANSWER_LIMIT": str(self._patience),
         }
 
     @property
@@ -194,6 +196,12 @@ class SaveHelper:
         limits = self._limits
         saving = self._request.operation is Operation.SAVE
         return limits.stream_stall + (0 if saving else limits.suspend)
+
+    @property
+    def _patience(self) -> float:
+        """An answer that has not come by then never does: we would have given up before. It is the
+        helper that finds out, where its message or our answer was lost."""
+        return self._limits.callback + self._limits.abort
 
     def _arguments(self, dialect: Dialect) -> HelperArguments:
         request = self._request

@@ -24,8 +24,9 @@ class FaultyPipeChannel(PipeChannel):
         dialect: Dialect,
         cbflags: int,
         abort: Abort,
+        answer_limit: float,
     ) -> None:
-        super().__init__(answers, messages, dialect, cbflags, abort)
+        super().__init__(answers, messages, dialect, cbflags, abort, answer_limit)
         self._points = MessagePoints(session, ON_PIPE, self)
 
     def call(self, name: str, **fields: int | str) -> int:

@@ -19,8 +19,15 @@ _FAREWELL_MILLISECONDS = 1000
 
 
 class FaultyZmqChannel(ZmqChannel):
-    def __init__(self, session: Session, endpoint: str, secret: bytes, heartbeat: float) -> None:
-        super().__init__(endpoint, secret, heartbeat)
+    def __init__(
+        self,
+        session: Session,
+        endpoint: str,
+        secret: bytes,
+        heartbeat: float,
+        answer_limit: float,
+    ) -> None:
+        super().__init__(endpoint, secret, heartbeat, answer_limit)
         self._endpoint = endpoint
         self._asked = ""
         self._points = MessagePoints(session, ON_ZMQ, self)

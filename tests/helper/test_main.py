@@ -257,6 +257,18 @@ def test_a_stream_that_stands_still_is_given_up(
     at_rest(host, domid)
 
 
+def test_an_answer_that_does_not_come_is_the_error_path(
+    host: SimulatedHost, unread_stream: socket.socket
+) -> None:
+    domid = host.create_guest("g", MEMORY, "random")
+    arguments = save_of(unread_stream.fileno(), domid, xcflags=1)
+    with started(arguments, f"sim:{host.directory}", XEN_SAVE_HELPER_ANSWER_LIMIT="0.5") as libxl:
+        assert libxl.hear()[0] == "switch_qemu_logdirty"
+        assert libxl.process.wait(10) == 255
+        assert "no answer to switch_qemu_logdirty within 0.5 s" in libxl.errors()
+    at_rest(host, domid)
+
+
 def test_a_stray_print_does_not_get_into_the_conversation(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import helper.run\n"

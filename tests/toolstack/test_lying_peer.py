@@ -435,6 +435,11 @@ class TestALyingController:
             controller.greet()
             self.ended(controller, "did not say start within 0.5 s")
 
+    def test_an_answer_that_is_lost(self, runtime_directory: Path) -> None:
+        with controlled(runtime_directory, "--answer-limit", "0.5") as controller:
+            controller.start()
+            self.ended(controller, "no answer to complete within 0.5 s")
+
     def test_death_before_start(self, runtime_directory: Path) -> None:
         with controlled(runtime_directory) as controller:
             controller.greet()
