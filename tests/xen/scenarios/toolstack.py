@@ -23,6 +23,8 @@ RECEIVE: Final = f"exec xen-toolstack receive {' '.join(PATIENCE)}"
 BANNER: Final = r"printf 'xl migration receiver ready, send binary domain data.\n'"
 DYING_RECEIVER: Final = f"{BANNER}; head -c 20000000 >/dev/null; exit 3"
 """Takes part of a guest's memory and is gone."""
+DYING_LATE: Final = "xl migrate-receive | head -c 60"
+"""Takes all of the guest, which is suspended then, and is gone in the middle of saying ready."""
 
 RUNNING_AT_SOURCE: Final = 1
 """The exit code of a migration after which the guest runs where it was."""
@@ -92,14 +94,17 @@ def libxls_helper(lab: Lab, kind: str) -> None:
     nothing_is_left()
 
 
-def receiver_dies(lab: Lab) -> None:
+def receiver_dies(lab: Lab, kind: str) -> None:
     """In the middle of a live migration: the guest runs on here, and can be migrated after all,
     which it could not if its log-dirty mode were still on."""
-    guest = lab.guest("pvh")
+    guest = lab.guest(kind)
     domid = lab.domains()[guest.name].domid
-    for helper in ((), ("--helper", "libxl")):
-        command = ("migrate", guest.name, "--to", DYING_RECEIVER, *helper, *PATIENCE)
-        done = toolstack(*command)
+    for to, *helper in (
+        (DYING_RECEIVER,),
+        (DYING_RECEIVER, "--helper", "libxl"),
+        (DYING_LATE,),
+    ):
+        done = toolstack("migrate", guest.name, "--to", to, *helper, *PATIENCE)
         assert done.status == RUNNING_AT_SOURCE, done.output
         lab.assert_runs_on(guest)
         assert lab.domains()[guest.name].domid == domid
@@ -189,7 +194,15 @@ SCENARIOS: Final = (
         Scenario(f"toolstack-libxl-helper-{kind}", partial(libxls_helper, kind=kind), limit=400)
         for kind in ("pv", "pvh")
     ),
-    Scenario("toolstack-receiver-dies", receiver_dies, limit=500),
+    *(
+        Scenario(
+            f"toolstack-receiver-dies-{kind}",
+            partial(receiver_dies, kind=kind),
+            hvm=kind == "hvm",
+            limit=600,
+        )
+        for kind in ("pvh", "hvm")
+    ),
     Scenario("toolstack-guest-ignores-suspend", guest_ignores_suspend, limit=400),
     Scenario("toolstack-controller-killed", controller_is_killed, limit=600),
 )
