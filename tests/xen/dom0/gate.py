@@ -9,6 +9,7 @@ and reads on when there is DIRECTORY/open; at most HOLD_SECONDS.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -40,7 +41,9 @@ class Gate:
 
 def main(directory: Path, octets: int, command: list[str]) -> int:
     """The command's exit status."""
-    receiver = subprocess.Popen(command, stdin=subprocess.PIPE)
+    # As on another host: what a terminal here sends to ssh does not reach it.
+    receiver = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     assert receiver.stdin is not None
     into, left = receiver.stdin.fileno(), octets
     try:
