@@ -261,7 +261,7 @@ class _Save:
                 failed = self._reporter.call(
                     "switch_qemu_logdirty", domid=self._domain.domid, enable=0
                 )
-            except ChannelError as error:
+            except OSError as error:
                 self._complain(f"could not disable the device model's log-dirty mode: {error}")
             else:
                 if failed:
