@@ -30,7 +30,7 @@ class FaultyPipeChannel(PipeChannel):
         self._points = MessagePoints(session, ON_PIPE, self)
 
     def call(self, name: str, **fields: int | str) -> int:
-        self._points.calling()
+        self._points.calling(name)
         value = super().call(name, **fields)
         self._points.taken(name)
         return value

@@ -33,7 +33,7 @@ class FaultyZmqChannel(ZmqChannel):
         self._points = MessagePoints(session, ON_ZMQ, self)
 
     def call(self, name: str, **fields: int | str) -> int:
-        self._points.calling()
+        self._points.calling(name)
         self._asked = name
         value = super().call(name, **fields)
         self._asked = ""

@@ -50,9 +50,10 @@ class MessagePoints:
         for firing in self._strike(name, Moment.AFTER_SEND):
             raise AssertionError(firing)
 
-    def calling(self) -> None:
-        """A callback is about to be made. Raises OSError where the streams do not get so far."""
-        self._session.settle_streams()
+    def calling(self, name: str) -> None:
+        """The callback `name` is about to be made. Raises OSError where the streams do not get so
+        far."""
+        self._session.calling(name)
 
     def answer(self, name: str, value: int) -> int | None:
         """The answer `value` to `name` has come: what to take in its place, None for nothing."""

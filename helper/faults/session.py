@@ -93,11 +93,11 @@ class Session:
             if fault.point.kind is Kind.PHASE and job.engine is Engine.LIBXENGUEST:
                 _refuse(f"'{fault}': the engine {job.engine.value} has no phases")
 
-    def settle_streams(self) -> None:
-        """What the engine has written must be with the other side before a callback is made: its
-        handler may write to the stream, too. Raises OSError."""
+    def calling(self, callback: str) -> None:
+        """`callback` is about to be made: what the engine has written goes before what the handler
+        writes. Raises OSError."""
         if self.streams is not None:
-            self.streams.settle()
+            self.streams.calling(callback)
 
     def answered(self, callback: str) -> None:
         """The answer to `callback` is taken: the streams are the engine's again."""

@@ -92,7 +92,6 @@ class StreamRelay(threading.Thread):
         self._idle = False
         self._ended = False
         self._errnoval = 0
-        self._told = False
         for at in session.injector.places(name):
             self._outlet.place(at, name, at)
         if name == "stream":
@@ -100,16 +99,10 @@ class StreamRelay(threading.Thread):
         self._pfns = frozenset(session.injector.places("page")) if name == "stream" else frozenset()
 
     def settle(self, abort: Abort, limit: float) -> None:
-        """Wait until all that the engine has written has passed, or never will.
-
-        Raises OSError once for what the engine's next write would say: the stream's failure, the
-        abort's reason, ETIMEDOUT after `limit` seconds (0: never). From then on the engine is in
-        its error path, and is not kept.
-        """
-        if self._told or abort.requested:
-            return
+        """Wait until all that the engine has written has passed. Raises OSError for what its next
+        write would say: the stream's failure, the abort's reason, ETIMEDOUT after `limit` seconds
+        (0: never)."""
         deadline = time.monotonic() + limit
-        self._told = True
         with self._at_rest:
             while not self._ended and not (self._idle and _unread(self._source) == 0):
                 self._at_rest.wait(_LOOK_UP_SECONDS)
@@ -118,7 +111,6 @@ class StreamRelay(threading.Thread):
                 abort.check()
         if self._errnoval:
             raise OSError(self._errnoval, f"{self.point}: {os.strerror(self._errnoval)}")
-        self._told = False
 
     def run(self) -> None:
         try:

@@ -35,6 +35,10 @@ class Streams:
             if relay.writing:
                 relay.settle(self._abort, self._limit)
 
+    def calling(self, callback: str) -> None:
+        if callback in CALLBACKS.values():
+            self.settle()
+
     def answered(self, callback: str) -> None:
         if callback in CALLBACKS.values():
             for relay in self._relays:
@@ -63,8 +67,11 @@ def relayed(session: Session, job: Job, abort: Abort) -> Iterator[None]:
     session.streams = Streams(relays, abort, job.stall_limit)
     for relay in relays:
         relay.start()
-    yield
-    session.streams.settle()
+    try:
+        yield
+        session.streams.settle()
+    finally:
+        session.streams = None
 
 
 def _has(session: Session, *, back: bool) -> bool:
