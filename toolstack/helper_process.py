@@ -74,6 +74,14 @@ class HelperProcess:
     def kill(self) -> None:
         self._process.kill()
 
+    def stopped(self) -> bool:
+        """Whether a signal has stopped it (not a debugger), and nothing has let it go on."""
+        if self._process.returncode is not None:
+            return False
+        with open(f"/proc/{self.pid}/stat", "rb") as file:
+            state = file.read().rpartition(b")")[2].split()[0]
+        return state == b"T"
+
     def _reap(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)

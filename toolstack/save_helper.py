@@ -97,6 +97,8 @@ class SaveHelper:
         self._limit: asyncio.TimerHandle | None = None
         self._answer_limit: asyncio.TimerHandle | None = None
         self._loss: asyncio.TimerHandle | None = None
+        self._stop_watch: asyncio.TimerHandle | None = None
+        self._stopped_since: float | None = None
         self._last_words = ""
         self._statistics: Statistics | None = None
         self._told = False
@@ -139,6 +141,8 @@ class SaveHelper:
         self._trace.event("helper started", helper=self._process.pid)
         self._event(Event.STARTED)
         self._channel.listen()
+        if isinstance(self._program, PipeHelper):
+            self._watch_for_stops()
 
     def async_callback_done(self, value: int, callback: str = "") -> None:
         """Answer the outstanding async callback (`callback`, where it is named).
@@ -342,8 +346,27 @@ class SaveHelper:
             fields = {"level": int(level), "errnoval": NO_ERRNO, "formatted": text}
             self._call(CATALOGUE["log"], {**fields, "context": "xen-save-helper"})
 
+    def _watch_for_stops(self) -> None:
+        """libxl's pipes carry no sign of life: a helper that was stopped would keep us for ever."""
+        heartbeat = self._limits.heartbeat
+        self._stop_watch = self._loop.call_later(heartbeat / 4, self._look_at_process, heartbeat)
+
+    def _look_at_process(self, limit: float) -> None:
+        assert self._process is not None
+        now = self._loop.time()
+        if not self._process.stopped():
+            self._stopped_since = None
+        elif self._stopped_since is None:
+            self._stopped_since = now
+        elif now - self._stopped_since >= limit:
+            self._stopped_since = None
+            self._event(Event.LIMIT, f"the helper has been stopped for {limit} s")
+        self._watch_for_stops()
+
     async def _exited(self, status: int) -> None:
         assert self._channel is not None
+        if self._stop_watch is not None:
+            self._stop_watch.cancel()
         self._trace.event("helper ended", status=status)
         await self._channel.heard_out(_HEARD_OUT_LIMIT)
         self._do(self._run.exited(status, self._last_words))

@@ -396,6 +396,30 @@ class TestOurHelper:
         report = host.verify(restored, 20)
         assert (report.state, report.memory_ok) == (GuestState.RUNNING, True)
 
+    def test_one_that_is_stopped_on_libxls_pipes_is_given_up(
+        self, host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XEN_SAVE_HELPER_FAULTS", "suspend:after-send=stop")
+        domid = host.create_guest("g", MEMORY, "idle")
+        with open(os.devnull, "wb") as stream:
+            request = HelperRequest(
+                Operation.SAVE,
+                domid,
+                stream.fileno(),
+                xcflags=XCFlags.LIVE,
+                hypervisor=f"sim:{host.directory}",
+            )
+            run = run_helper(
+                PipeHelper(OWN_IN_LIBXLS_PLACE, Dialect.MAINLINE),
+                Guests(host, domid).reactions(),
+                request=request,
+                limits=Limits(heartbeat=0.5),
+            )
+        reason = failure(run, Error.TIMEDOUT, completed=True)
+        assert reason == "the helper has been stopped for 0.5 s"
+        (row,) = host.domains()
+        assert not row.log_dirty
+
     def test_the_stream_may_be_standard_input(self, host: SimulatedHost) -> None:
         domid = host.create_guest("g", MEMORY, "idle")
         request = HelperRequest(Operation.RESTORE, domid, 0, hypervisor=f"sim:{host.directory}")
