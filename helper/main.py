@@ -66,7 +66,10 @@ def _faults(options: Options, settings: Settings, trace: Trace) -> Session | Non
         return None
     from helper.faults.session import open_session
 
-    faults = open_session(given, options.operation, trace, pipe=bool(options.libxl))
+    operation = options.operation
+    if options.libxl:
+        operation = options.libxl[0].removeprefix("--").removesuffix("-domain")
+    faults = open_session(given, operation, trace, pipe=bool(options.libxl))
     faults.milestone("start")
     return faults
 

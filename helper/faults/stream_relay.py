@@ -57,7 +57,7 @@ _LOOK_UP_SECONDS: Final = 0.05
 
 class Ends(NamedTuple):
     """`engine` is the number that the engine knows, `ours` the other end of its socket pair, `real`
-    the stream itself."""
+    the stream itself; the latter two are the relay's to close."""
 
     engine: int
     ours: socket.socket
@@ -115,6 +115,8 @@ class StreamRelay(threading.Thread):
     def run(self) -> None:
         try:
             self._relay()
+            self._ends.ours.close()
+            os.close(self._ends.real)
         except BaseException:
             # No plan is carried out by half.
             print(f"{CONTEXT}: a fault cannot be carried out", file=sys.stderr)

@@ -57,13 +57,14 @@ def relayed(session: Session, job: Job, abort: Abort) -> Iterator[None]:
     if not main and not back:
         yield
         return
-    ends = {fd: _interpose(fd) for fd in _numbers(job, main, back)}
-    relays = []
+    wanted = [("stream", job.io_fd, saving)] * main + [("back", job.back_fd, not saving)] * back
+    ends = _interpose([fd for _name, fd, _writing in wanted])
+    relays = [
+        StreamRelay(session, name, one, writing=writing)
+        for (name, _fd, writing), one in zip(wanted, ends, strict=True)
+    ]
     if main:
-        relays.append(StreamRelay(session, "stream", ends[job.io_fd], writing=saving))
         relays[0].turn.set()
-    if back:
-        relays.append(StreamRelay(session, "back", ends[job.back_fd], writing=not saving))
     session.streams = Streams(relays, abort, job.stall_limit)
     for relay in relays:
         relay.start()
@@ -84,15 +85,18 @@ def _has(session: Session, *, back: bool) -> bool:
     return session.injector.has([*points, *(("back",) if back else ("stream", "page", FIRST_BYTE))])
 
 
-def _interpose(fd: int) -> Ends:
-    real = os.dup(fd)
-    engine, ours = socket.socketpair()
-    for end in (engine, ours):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LEAD)
-    os.dup2(engine.fileno(), fd, inheritable=False)
-    engine.close()
-    return Ends(fd, ours, real)
-
-
-def _numbers(job: Job, main: bool, back: bool) -> set[int]:
-    return {fd for fd, wanted in ((job.io_fd, main), (job.back_fd, back)) if wanted}
+def _interpose(fds: list[int]) -> list[Ends]:
+    """For each of `fds`, some of which may be the same: one socket pair serves both directions."""
+    made: dict[int, Ends] = {}
+    for fd in fds:
+        if fd in made:
+            _engine, ours, real = made[fd]
+            return [made[fd], Ends(fd, ours.dup(), os.dup(real))]
+        real = os.dup(fd)
+        engine, ours = socket.socketpair()
+        for end in (engine, ours):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LEAD)
+        os.dup2(engine.fileno(), fd, inheritable=False)
+        engine.close()
+        made[fd] = Ends(fd, ours, real)
+    return list(made.values())
