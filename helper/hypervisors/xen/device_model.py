@@ -5,24 +5,14 @@ from __future__ import annotations
 
 import errno
 import os
-import time
-from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final
 
 from helper.hypervisors.xen.domain import home
-from helper.hypervisors.xen.qmp import TIMEOUT, Qmp, QmpError, monitor_path
+from helper.hypervisors.xen.qmp import Qmp, QmpError, monitor_path
 from helper.hypervisors.xen.xenstore import Xenstore
-
-T = TypeVar("T")
 
 SAVE_TIMEOUT: Final = 30.0
 """Seconds for QEMU to write its state, some hundred KiB."""
-
-ATTEMPTS: Final = 5
-"""Conversations that are begun at most, for one that is to come to its end."""
-
-PAUSE: Final = 0.1
-"""Seconds between two of them."""
 
 _PHYSMAP_KEYS: Final = ("start_addr", "size", "name")
 
@@ -37,53 +27,45 @@ def check_supported(xenstore: Xenstore, domid: int) -> None:
         )
 
 
-def _converse(domid: int, work: Callable[[Qmp], T], timeout: float = TIMEOUT) -> T:
-    """One conversation with the domain's device model. QEMU, when one client has just gone, is seen
-    to throw the next one out as well; then it is begun anew, so `work` must bear to be repeated."""
-    for _ in range(ATTEMPTS - 1):
-        try:
-            with Qmp(monitor_path(domid), timeout) as qmp:
-                return work(qmp)
-        except (ConnectionResetError, BrokenPipeError):
-            time.sleep(PAUSE)
-    with Qmp(monitor_path(domid), timeout) as qmp:
-        return work(qmp)
-
-
 def set_log_dirty(domid: int, enable: bool) -> None:
-    """libxl__domain_common_switch_qemu_logdirty."""
-    _converse(domid, lambda qmp: qmp.execute("xen-set-global-dirty-log", enable=enable))
+    """libxl__domain_common_switch_qemu_logdirty; without effect where it is as it shall be.
+
+    QEMU aborts where the mode is turned off and is off already (memory_global_dirty_log_stop), and
+    cannot be asked. So it is turned on first, which it bears at any time.
+    """
+    with Qmp(monitor_path(domid)) as qmp:
+        qmp.execute("xen-set-global-dirty-log", enable=True)
+        if not enable:
+            qmp.execute("xen-set-global-dirty-log", enable=False)
 
 
 def suspend(domid: int, live: bool) -> bytes:
     """libxl__qmp_suspend_save: stop it, and have it save its state, which is returned. `live` has
     it give up the locks of its disk images, for its successor at the destination."""
-    state = _converse(domid, lambda qmp: _stop_and_save(qmp, live), SAVE_TIMEOUT)
+    memory = os.memfd_create("qemu-save", os.MFD_CLOEXEC)
+    try:
+        with Qmp(monitor_path(domid), SAVE_TIMEOUT) as qmp:
+            qmp.execute("stop")
+            # QEMU wants to write, and takes only a descriptor that is open for just that.
+            writable = os.open(f"/proc/self/fd/{memory}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                added = qmp.execute("add-fd", writable)
+            finally:
+                os.close(writable)
+            filename = f"/dev/fdset/{added['fdset-id']}"
+            qmp.execute("xen-save-devices-state", filename=filename, live=live)
+        state = os.pread(memory, os.fstat(memory).st_size, 0)
+    finally:
+        os.close(memory)
     if not state:
         raise QmpError(errno.EIO, f"the device model of domain {domid} has saved nothing")
     return state
 
 
-def _stop_and_save(qmp: Qmp, live: bool) -> bytes:
-    memory = os.memfd_create("qemu-save", os.MFD_CLOEXEC)
-    try:
-        qmp.execute("stop")
-        # QEMU wants to write, and takes only a descriptor that is open for just that.
-        writable = os.open(f"/proc/self/fd/{memory}", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            added = qmp.execute("add-fd", writable)
-        finally:
-            os.close(writable)
-        filename = f"/dev/fdset/{added['fdset-id']}"
-        qmp.execute("xen-save-devices-state", filename=filename, live=live)
-        return os.pread(memory, os.fstat(memory).st_size, 0)
-    finally:
-        os.close(memory)
-
-
 def resume(domid: int) -> None:
     """libxl__dm_resume."""
-    _converse(domid, lambda qmp: qmp.execute("cont"))
+    with Qmp(monitor_path(domid)) as qmp:
+        qmp.execute("cont")
 
 
 def xenstore_data(xenstore: Xenstore, domid: int) -> list[tuple[bytes, bytes]]:
