@@ -56,8 +56,8 @@ def test_what_is_written_passes(file: Path, at_once: int) -> None:
 def test_what_is_no_libxc_stream_passes_too(file: Path) -> None:
     octets = b"no stream" * 1000
     assert written(NOTHING, file, octets) == octets
-    for octets in (b"", b"short", octets, STREAM[:-10]):
-        assert read(NOTHING, file, octets) == octets
+    for stream in (b"", b"short", octets, STREAM[:-10]):
+        assert read(NOTHING, file, stream) == stream
 
 
 @pytest.mark.parametrize(
