@@ -1,0 +1,226 @@
+"""What each fault must do to the operation at its side, by the rules of libxl alone.
+
+Read it beside reference/teardown.md: nothing here knows how our controller or helper is written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Final
+
+from ipc_schema import fault_actions as actions
+from ipc_schema.fault_plan import FIRST, Fault
+from ipc_schema.fault_points import Kind, Moment, Who
+from toolstack.limits import Limits
+
+
+class Effect(Enum):
+    NONE = "goes on"
+    EITHER = "may fail"
+    FAILS = "must fail"
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """`words`: a pattern that the error's text has, where the operation failed for this fault
+    alone. `rcs`: the codes that may come of it. `controller_dies`: the process that it strikes is
+    the controller, and it ends. `corrupts`: octets change that nothing protects, so the guest made
+    of them may be wrong, or crash. `guest_dies`: the guest crashes by itself."""
+
+    effect: Effect
+    words: str = "."
+    rcs: frozenset[int] = frozenset()
+    controller_dies: bool = False
+    corrupts: bool = False
+    guest_dies: bool = False
+
+
+_FAIL: Final = -3
+_GUEST_TIMEDOUT: Final = -8
+_TIMEDOUT: Final = -9
+_FAILS: Final = frozenset({_FAIL})
+_LATE: Final = frozenset({_FAIL, _TIMEDOUT})
+
+_HARMLESS: Final = frozenset({"CHLD", "CONT", "URG", "WINCH"})
+_STOPPING: Final = frozenset({"STOP", "TSTP", "TTIN", "TTOU"})
+_SILENCE: Final = (
+    r"sign of life|stopped|within|in time|has not come|stands? still|no answer|has ended|hung up"
+)
+_PROTOCOL: Final = (
+    r"broke the protocol|refused|sequence|unknown|malformed|too long|hung up|turn|"
+    rf"decode|octets|stranger|message|{_SILENCE}"
+)
+_NONE: Final = Expectation(Effect.NONE)
+_EITHER: Final = Expectation(Effect.EITHER)
+
+_LAST: Final = "complete"
+"""Behind its answer the helper has told all that it had to tell."""
+
+_GOOD_ANSWERS: Final[Mapping[str, Callable[[int], Effect]]] = {
+    "suspend": lambda value: _by(value == 1, value == 0),
+    "switch_qemu_logdirty": lambda value: _by(value == 0, value == -1),
+    "static_data_done": lambda value: _by(value == 0, value == -1),
+    "postcopy_transition": lambda value: _by(value == 1, value == 0),
+    "precopy_policy": lambda value: _by(value in {0, 1}, value == -1),
+    "complete": lambda _value: Effect.NONE,
+}
+"""reference/helper-protocol.md, «What the answers mean»; what stands in neither column may do
+either."""
+
+
+def _either(_value: int) -> Effect:
+    return Effect.EITHER
+
+
+def _by(good: bool, bad: bool) -> Effect:
+    return Effect.NONE if good else Effect.FAILS if bad else Effect.EITHER
+
+
+def short(limits: Limits) -> float:
+    """Seconds that no limit minds, on a slow machine either."""
+    return 0.5 * min(limits.heartbeat, limits.suspend, limits.stream_stall, limits.abort)
+
+
+def expectation(fault: Fault, limits: Limits) -> Expectation:
+    """For a fault that has fired."""
+    kind = fault.action.kind
+    if fault.point.who is Who.GUEST:
+        return _of_guest(fault, limits)
+    if kind in actions.PROCESS:
+        found = _of_process(fault, limits)
+        return _died(fault, found) if fault.point.who is Who.CONTROLLER else found
+    if fault.point.kind is Kind.MESSAGE:
+        return _of_message(fault)
+    if fault.point.kind is Kind.PHASE:
+        return _with_errno(fault)
+    return _of_stream(fault, limits)
+
+
+def _of_guest(fault: Fault, limits: Limits) -> Expectation:
+    kind = fault.action.kind
+    if kind is actions.CRASH:
+        return Expectation(Effect.FAILS, r"crash", _FAILS, guest_dies=True)
+    if kind is actions.LATE and float(fault.action.value or 0) <= short(limits):
+        return _NONE
+    if kind is actions.LATE and float(fault.action.value or 0) <= 2 * limits.suspend:
+        return Expectation(Effect.EITHER, r"suspend", frozenset({_GUEST_TIMEDOUT}))
+    return Expectation(Effect.FAILS, r"suspend", frozenset({_GUEST_TIMEDOUT}))
+
+
+def _of_process(fault: Fault, limits: Limits) -> Expectation:
+    kind, value = fault.action
+    if kind is actions.EXIT:
+        return _exits(fault, int(value or 0))
+    if kind is actions.DIE:
+        if value in _HARMLESS:
+            return _NONE
+        if value in _STOPPING:
+            return Expectation(Effect.FAILS, _SILENCE, _LATE)
+        number = int(signal.Signals[f"SIG{value}"])
+        return Expectation(Effect.FAILS, rf"signal {number}\b", _FAILS)
+    if kind is actions.SIGNAL:
+        return _NONE if value in _HARMLESS else _EITHER
+    if kind is actions.STOP and value is None:
+        return Expectation(Effect.FAILS, _SILENCE, _LATE)
+    if float(value or 0) <= short(limits) and fault.times == FIRST:
+        return _NONE
+    return _EITHER
+
+
+def _exits(fault: Fault, code: int) -> Expectation:
+    if code:
+        return Expectation(Effect.FAILS, rf"exit status {code}\b", _FAILS)
+    point = fault.point
+    if point.name == "exit":
+        return _NONE
+    if point.of == _LAST and point.moment in {Moment.BEFORE_ANSWER, Moment.AFTER_ANSWER}:
+        return _NONE
+    if point.of == _LAST and point.moment is Moment.AFTER_SEND:
+        return _EITHER
+    return Expectation(
+        Effect.FAILS, r"without signalling completion|without providing results|hung up", _FAILS
+    )
+
+
+def _died(fault: Fault, found: Expectation) -> Expectation:
+    """The controller itself is struck."""
+    kind, value = fault.action
+    deadly = kind is actions.EXIT or (kind is actions.DIE and value not in _HARMLESS)
+    for_ever = kind is actions.STOP and value is None
+    if deadly or for_ever:
+        return replace(found, effect=Effect.FAILS, words=".", rcs=frozenset(), controller_dies=True)
+    return found
+
+
+def _of_message(fault: Fault) -> Expectation:
+    kind, value = fault.action
+    point = fault.point
+    last = point.of == _LAST
+    if kind is actions.ANSWER:
+        effect = _GOOD_ANSWERS.get(point.of, _either)(int(value or 0))
+        if fault.times != FIRST and effect is Effect.FAILS:
+            effect = Effect.EITHER
+        return Expectation(effect, ".", _LATE)
+    if kind is actions.FAIL:
+        return _with_errno(fault)
+    if point.who is Who.CONTROLLER:
+        return _of_controllers_message(fault)
+    if (
+        last
+        and kind in {actions.HANG_UP, actions.DUPLICATE}
+        and point.moment is not (Moment.BEFORE_SEND if kind is actions.HANG_UP else None)
+    ):
+        return _EITHER
+    return Expectation(Effect.FAILS, _PROTOCOL, _LATE)
+
+
+def _of_controllers_message(fault: Fault) -> Expectation:
+    kind = fault.action.kind
+    point = fault.point
+    if point.of in {_LAST, "abort", "refused", "reply"} and point.moment is not Moment.HEARD:
+        return _EITHER
+    if kind is actions.DUPLICATE or fault.times != FIRST:
+        return _EITHER
+    if kind is actions.DROP and point.moment is Moment.HEARD:
+        if point.of in {"log", "progress", "statistics"}:
+            return _NONE
+        if point.of == "restore_results":
+            return _EITHER
+    return Expectation(Effect.FAILS, ".", _LATE)
+
+
+def _with_errno(fault: Fault) -> Expectation:
+    name = str(fault.action.value)
+    number = int(getattr(errno, name))
+    # Log-dirty mode is turned off in the end, too, and then nothing hangs on it.
+    undoes = fault.point.of in {"switch_qemu_logdirty", "abort", "refused", "log", "progress"}
+    later = undoes and fault.times != FIRST
+    words = rf"{re.escape(os.strerror(number))}|{name}|{re.escape(str(fault))}"
+    return Expectation(Effect.EITHER if later else Effect.FAILS, words, _LATE)
+
+
+def _of_stream(fault: Fault, limits: Limits) -> Expectation:
+    kind, value = fault.action
+    if kind is actions.SHORT_WRITES:
+        return _NONE
+    if kind is actions.TRICKLE:
+        return _EITHER
+    if kind is actions.STALL and value is not None:
+        return _NONE if float(value) <= short(limits) and fault.times == FIRST else _EITHER
+    if kind is actions.STALL:
+        return Expectation(Effect.FAILS, _SILENCE, _LATE)
+    if kind in {actions.CUT, actions.RESET, actions.EPIPE}:
+        return Expectation(
+            Effect.FAILS,
+            r"Broken pipe|reset|ends|end of|closed|cut|Bad file descriptor|ended|hung up",
+            _LATE,
+        )
+    if kind is actions.ENOSPC:
+        return Expectation(Effect.FAILS, r"No space left", _LATE)
+    return Expectation(Effect.EITHER, corrupts=True)

@@ -1,0 +1,88 @@
+"""The processes of one run, told from all others by a mark in their environment (/proc)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Final
+
+MARK: Final = "XEN_TOOLSTACK_FAULT_RUN"
+"""The environment variable that all processes of a run inherit, with the run's token."""
+
+POLL: Final = 0.02
+
+
+def new_token() -> str:
+    return secrets.token_hex(8)
+
+
+@dataclass(frozen=True)
+class Process:
+    """`state` is the letter of proc(5), `T` for stopped."""
+
+    pid: int
+    state: str
+    command: tuple[str, ...]
+
+    @property
+    def is_controller(self) -> bool:
+        return "toolstack.commands.main" in self.command
+
+    def __str__(self) -> str:
+        return f"{self.pid} ({self.state}): {' '.join(self.command)}"
+
+
+def marked(token: str) -> list[Process]:
+    """The live processes of a run."""
+    wanted = f"{MARK}={token}".encode()
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdecimal():
+            continue
+        # Another user's, or gone in this moment.
+        with contextlib.suppress(PermissionError, FileNotFoundError, ProcessLookupError):
+            if wanted in _read(name, "environ").split(b"\0"):
+                command = _read(name, "cmdline").decode(errors="replace").split("\0")
+                state = _read(name, "stat").rpartition(b")")[2].split()[0].decode()
+                if state not in "ZX":
+                    found.append(Process(int(name), state, tuple(command[:-1])))
+    return found
+
+
+def _read(pid: str, name: str) -> bytes:
+    with open(f"/proc/{pid}/{name}", "rb") as file:
+        return file.read()
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    """What each descriptor of a process is; empty where it is gone."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+    return found
+
+
+def left_over(token: str, guests: Callable[[], Collection[int]], limit: float) -> list[Process]:
+    """The processes of a run that are no guests and have not ended after `limit` seconds."""
+    end = time.monotonic() + limit
+    while True:
+        # The guests last: one that was made in between is no leftover.
+        there = marked(token)
+        known = guests()
+        left = [process for process in there if process.pid not in known]
+        if not left or time.monotonic() > end:
+            return left
+        time.sleep(POLL)
+
+
+def kill(processes: Collection[Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)

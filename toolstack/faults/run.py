@@ -1,0 +1,104 @@
+"""One run with a plan in force: real processes on two simulated hosts, and the oracle's verdict."""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from ipc_schema.fault_plan import Plan
+from toolstack.faults.evidence import Mode
+from toolstack.faults.oracle import judge
+from toolstack.faults.stage import Stage
+from toolstack.limits import Limits
+
+__all__ = ["FAULT_LIMITS", "FaultRun", "Mode", "Verdict", "run_fault"]
+
+FAULT_LIMITS: Final = Limits(
+    helper_start=10, heartbeat=2, callback=6, suspend=3, abort=2, stream_stall=4, handshake=8
+)
+"""Seconds, not minutes, until something that stands still is noticed."""
+
+
+@dataclass(frozen=True)
+class FaultRun:
+    """What is to be run. `memory` of the guest in octets; `workload` is a simulated guest's;
+    `directory` is empty, and the run's alone: it keeps what a person may want to look at."""
+
+    plan: Plan
+    mode: Mode
+    memory: int
+    workload: str
+    directory: Path
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a run. `plan` has its seed. `fired` are the faults that struck, in order;
+    `problems` what is wrong, a line for each; `expected` what would be right, `seen` what was.
+    """
+
+    plan: str
+    mode: str
+    seed: int
+    fired: tuple[str, ...]
+    holds: bool
+    problems: tuple[str, ...]
+    expected: str
+    seen: Mapping[str, object]
+    seconds: float
+    events: tuple[dict[str, Any], ...]
+
+    @property
+    def kind(self) -> str:
+        """`holds`, `fails`, or `did not fire`: then nothing was tried, and nothing wrong seen."""
+        if self.holds:
+            return "holds"
+        return "fails" if self.problems else "did not fire"
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Raises TypeError for what `as_json` has not made."""
+        listed = {name: tuple(fields[name]) for name in ("fired", "problems", "events")}
+        return cls(**{**fields, **listed})
+
+    def __str__(self) -> str:
+        return json.dumps(self.as_json(), default=str)
+
+
+def run_fault(run: FaultRun, *, limits: Limits = FAULT_LIMITS) -> Verdict:
+    """Carry `run` out and judge it; each wait has an end. What it has started is gone at the end.
+
+    A plan without a seed gets one that the plan's text decides, so that it can be repeated. Raises
+    ValueError where the directory's path is too long for sockets, and OSError where the run cannot
+    begin.
+    """
+    started = time.monotonic()
+    seed = _seed_of(run.plan)
+    plan = run.plan._replace(seed=seed)
+    with Stage(plan, run.mode, run.memory, run.workload, run.directory, limits) as stage:
+        evidence = stage.play()
+    judgement = judge(plan, evidence, limits)
+    return Verdict(
+        plan=str(plan),
+        mode=run.mode.value,
+        seed=seed,
+        fired=judgement.fired,
+        holds=bool(judgement.fired) and not judgement.problems,
+        problems=judgement.problems,
+        expected=judgement.expected,
+        seen=judgement.seen,
+        seconds=round(time.monotonic() - started, 3),
+        events=tuple(dict(event) for event in evidence.events),
+    )
+
+
+def _seed_of(plan: Plan) -> int:
+    return zlib.crc32(str(plan).encode()) if plan.seed is None else plan.seed

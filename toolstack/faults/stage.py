@@ -1,0 +1,406 @@
+"""The stage of a run: two simulated hosts with one guest, and the commands played on them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Final, Self
+
+from helper.hypervisors.interface import DomainSummary, GuestState
+from helper.hypervisors.simulated.host import SimulatedHost, create_host
+from helper.hypervisors.simulated.layout import Behaviour
+from ipc_schema import fault_actions
+from ipc_schema.fault_plan import Plan
+from ipc_schema.fault_points import Side, Who
+from toolstack.faults import processes
+from toolstack.faults.evidence import Ended, Event, Evidence, Guest, Mode, Place, Scene
+from toolstack.limits import Limits
+
+NAME: Final = "g"
+"""The guest's."""
+
+PLAN_VARIABLE: Final = "XEN_SAVE_HELPER_FAULTS"
+_COMMAND: Final = (sys.executable, "-m", "toolstack.commands.main")
+_LINK: Final = (sys.executable, "-m", "toolstack.faults.link_faults")
+_MODE_OPTIONS: Final[Mapping[Mode, tuple[str, ...]]] = {
+    Mode.STOP_AND_COPY: ("--max-rounds", "0"),
+    Mode.LIVE: ("--max-rounds", "3"),
+    Mode.POSTCOPY: ("--max-rounds", "1", "--postcopy"),
+}
+_HOST_FILES: Final = frozenset({"domains", "lock", "xen-host.json"})
+_BEHAVIOURS: Final[Mapping[str, Behaviour]] = {
+    fault_actions.REFUSE.name: Behaviour.REFUSE,
+    fault_actions.LATE.name: Behaviour.LATE,
+    fault_actions.CRASH.name: Behaviour.DIE,
+}
+_LONGEST_DIRECTORY: Final = 64
+"""Octets of a directory's path that leave room for a socket's name in it."""
+_VERIFY_SECONDS: Final = 20.0
+_START_UP_SECONDS: Final = 20.0
+"""For the interpreters of a run to start, on a machine with much else to do."""
+_CLEAN_SECONDS: Final = 60.0
+"""For a command without faults."""
+_TIMES: Final = frozenset(
+    {
+        fault_actions.STOP.name,
+        fault_actions.DELAY.name,
+        fault_actions.STALL.name,
+        fault_actions.LATE.name,
+    }
+)
+"""Actions whose value is in seconds."""
+
+
+def time_limit(plan: Plan, limits: Limits) -> float:
+    """Seconds within which a command must end, however many of its limits it runs into."""
+    waits = sum(
+        float(fault.action.value or 0) for fault in plan.faults if fault.action.kind.name in _TIMES
+    )
+    each: float = sum(asdict(limits).values())
+    return each + 3 * limits.abort + limits.handshake + _START_UP_SECONDS + waits
+
+
+class Stage:
+    """See `run.FaultRun`. As a context: what was started is ended."""
+
+    def __init__(
+        self, plan: Plan, mode: Mode, memory: int, workload: str, directory: Path, limits: Limits
+    ) -> None:
+        """Raises ValueError for a directory whose path is too long, OSError."""
+        directory = directory.absolute()
+        if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:
+            raise ValueError(f"{directory}: no room for a socket's path in it")
+        self._plan = plan
+        self._mode = mode
+        self._limits = limits
+        self._token = processes.new_token()
+        self._temporary = directory / "tmp"
+        self._events = directory / "events"
+        self._file = directory / "saved" / NAME
+        self._temporary.mkdir(parents=True)
+        self._file.parent.mkdir()
+        self._hosts: dict[Side, SimulatedHost] = {}
+        for side in Side:
+            create_host(directory / side.value)
+            self._hosts[side] = SimulatedHost(directory / side.value)
+        self._source.create_guest(NAME, memory, workload)
+        self._arm_guest()
+        self._limit = time_limit(plan, limits)
+
+    @property
+    def _source(self) -> SimulatedHost:
+        return self._hosts[Side.SOURCE]
+
+    @property
+    def _destination(self) -> SimulatedHost:
+        return self._hosts[Side.DESTINATION]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for host in self._hosts.values():
+            for row in host.domains():
+                with contextlib.suppress(ProcessLookupError):
+                    host.destroy(row.domid)
+        processes.kill(processes.marked(self._token))
+
+    def _arm_guest(self) -> None:
+        for index, fault in enumerate(self._plan.of(Who.GUEST)):
+            times = fault.times
+            chance = random.Random(f"{self._plan.seed}/guest/{index}").random() * 100
+            if times.nth == 1 and (times.percent is None or chance < times.percent):
+                behaviour = _BEHAVIOURS[fault.action.kind.name]
+                seconds = float(fault.action.value or 0)
+                self._source.set_behaviour(self._source.find(NAME), behaviour, seconds)
+
+    def play(self) -> Evidence:
+        """Everything, to the end."""
+        (row,) = self._source.domains()
+        before = processes.descriptors(row.pid) if row.pid else {}
+        recoveries: list[Ended] = []
+        restore = after_save = again = None
+        if self._mode is Mode.SAVE:
+            command = self._run("save", NAME, str(self._file), host=Side.SOURCE)
+        else:
+            command = self._run(
+                "migrate",
+                NAME,
+                "--to",
+                self._receiver(),
+                *_MODE_OPTIONS[self._mode],
+                host=Side.SOURCE,
+            )
+        first = self._scene()
+        recoveries += self._recover(first)
+        if self._mode is Mode.SAVE:
+            after_save = self._scene(verify=True)
+            if after_save.saved and not after_save.places[Side.SOURCE].guests:
+                restore = self._run("restore", str(self._file), host=Side.DESTINATION)
+                first = self._scene()
+                recoveries += self._recover(first)
+        recovered = self._scene(verify=True)
+        persons = self._look(recovered)
+        last = self._scene(verify=True) if persons else recovered
+        if restore is not None and not last.places[Side.DESTINATION].guests:
+            again = self._restore_again()
+        return Evidence(
+            mode=self._mode,
+            command=command,
+            restore=restore,
+            recoveries=tuple(recoveries),
+            persons=tuple(persons),
+            after_save=after_save,
+            first=first,
+            recovered=recovered,
+            last=last,
+            restored_again=again,
+            events=tuple(self._trace()),
+            descriptors_before=before,
+            limit=self._limit,
+        )
+
+    # -- commands -------------------------------------------------------------------------------
+
+    def _arguments(self, host: Side) -> list[str]:
+        limits = [f"--limit={name}={value}" for name, value in asdict(self._limits).items()]
+        directory = str(self._hosts[host].directory)
+        return ["--host", directory, "--events", str(self._events), *limits]
+
+    def _receiver(self) -> str:
+        """What `migrate --to` gets: the host, or the link with its faults in front of it."""
+        if not self._plan.of(Who.LINK):
+            return str(self._destination.directory)
+        receive = [
+            *_COMMAND,
+            "receive",
+            *self._arguments(Side.DESTINATION),
+            f"--from={self._source.directory}",
+        ]
+        return shlex.join([*_LINK, str(self._events), *receive])
+
+    def _environment(self, faults: bool) -> dict[str, str]:
+        ours = {
+            processes.MARK: self._token,
+            "TMPDIR": str(self._temporary),
+            "XDG_RUNTIME_DIR": str(self._temporary),
+            "XEN_SAVE_HELPER_CONFIG": os.devnull,
+        }
+        if faults:
+            ours[PLAN_VARIABLE] = str(self._plan)
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("XEN_SAVE_HELPER_")
+        }
+        return {**inherited, **ours}
+
+    @contextlib.contextmanager
+    def _command(self, arguments: Sequence[str], *, faults: bool) -> Iterator[_Command]:
+        """What it writes goes into files: what it leaves behind may hold them open."""
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            process = subprocess.Popen(
+                [*_COMMAND, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=self._environment(faults),
+                start_new_session=True,
+            )
+            with process:
+                yield _Command(process, out, err)
+
+    def _run(self, *arguments: str, host: Side) -> Ended:
+        """One command with the plan in force, to its end, or to the end of the limit."""
+        name, *rest = arguments
+        started = time.monotonic()
+        given = [name, *rest, "--json", *self._arguments(host)]
+        with self._command(given, faults=True) as command, self._freeing_the_stopped() as freed:
+            late = False
+            try:
+                command.process.wait(self._limit)
+            except subprocess.TimeoutExpired:
+                late = True
+                processes.kill(processes.marked(self._token))
+                command.process.wait()
+            seconds = time.monotonic() - started
+            return command.ended(name, seconds, late=late, freed=freed())
+
+    @contextlib.contextmanager
+    def _freeing_the_stopped(self) -> Iterator[Callable[[], bool]]:
+        """A controller that a fault has stopped for ever is killed by a person in the end: once its
+        helpers have had the time to give it up."""
+        over, freed = threading.Event(), threading.Event()
+        patience = max(self._longest_stop(), self._limits.heartbeat + 2 * self._limits.abort) + 2.0
+
+        def watch() -> None:
+            since: dict[int, float] = {}
+            while not over.wait(0.1):
+                stopped = [
+                    one
+                    for one in processes.marked(self._token)
+                    if one.is_controller and one.state == "T"
+                ]
+                now = time.monotonic()
+                since = {one.pid: since.get(one.pid, now) for one in stopped}
+                dead = [one for one in stopped if now - since[one.pid] > patience]
+                if dead:
+                    freed.set()
+                    processes.kill(dead)
+
+        thread = threading.Thread(target=watch, name="watch for stopped controllers")
+        thread.start()
+        try:
+            yield freed.is_set
+        finally:
+            over.set()
+            thread.join()
+
+    def _longest_stop(self) -> float:
+        return max(
+            (
+                float(fault.action.value or 0)
+                for fault in self._plan.faults
+                if fault.action.kind is fault_actions.STOP
+            ),
+            default=0.0,
+        )
+
+    def _clean(self, *arguments: str, host: Side) -> Ended:
+        """One command without faults."""
+        started = time.monotonic()
+        name, *rest = arguments
+        directory = str(self._hosts[host].directory)
+        with self._command([name, *rest, "--host", directory], faults=False) as command:
+            late = False
+            try:
+                command.process.wait(_CLEAN_SECONDS)
+            except subprocess.TimeoutExpired:
+                late = True
+                command.process.kill()
+                command.process.wait()
+            return command.ended(name, time.monotonic() - started, late=late, freed=False)
+
+    def _recover(self, scene: Scene) -> list[Ended]:
+        """`recover` where a journal was left, the destination first."""
+        return [
+            self._clean("recover", NAME, host=side)
+            for side in (Side.DESTINATION, Side.SOURCE)
+            if scene.places[side].journals
+        ]
+
+    def _look(self, scene: Scene) -> list[Ended]:
+        """What a person does where `recover` at the source has refused: looks at the destination,
+        and says where the guest is to be."""
+        if not scene.places[Side.SOURCE].journals:
+            return []
+        there = scene.places[Side.DESTINATION].guest(NAME)
+        way = "--destroy" if there is not None and there.runs else "--resume"
+        return [self._clean("recover", NAME, way, host=Side.SOURCE)]
+
+    def _restore_again(self) -> Guest | None:
+        """The file must be as good as it was."""
+        self._clean("restore", str(self._file), host=Side.DESTINATION)
+        guests = self._guests(self._destination, verify=True)
+        return guests[0] if guests else None
+
+    # -- what is there --------------------------------------------------------------------------
+
+    def _scene(self, *, verify: bool = False) -> Scene:
+        left = processes.left_over(self._token, self._guest_pids, self._patience)
+        return Scene(
+            places={
+                side: Place(self._guests(host, verify=verify), _files(host))
+                for side, host in self._hosts.items()
+            },
+            processes=tuple(map(str, left)),
+            temporary=(
+                *sorted(str(path.name) for path in self._temporary.iterdir()),
+                *sorted(path.name for path in self._file.parent.iterdir() if path != self._file),
+            ),
+            saved=self._file.exists(),
+        )
+
+    @property
+    def _patience(self) -> float:
+        """For those to end whose controller has: a helper notices within a heartbeat, a receiver
+        ends its helper first."""
+        limits = self._limits
+        return limits.heartbeat + limits.stream_stall + limits.suspend + 4 * limits.abort + 2
+
+    def _guest_pids(self) -> set[int]:
+        return {row.pid for host in self._hosts.values() for row in host.domains() if row.pid}
+
+    def _guests(self, host: SimulatedHost, *, verify: bool) -> tuple[Guest, ...]:
+        return tuple(_guest(host, row, verify=verify) for row in host.domains())
+
+    def _trace(self) -> Iterator[Event]:
+        """Whole lines only; none where nothing began."""
+        if not self._events.exists():
+            return
+        text = self._events.read_text()
+        for line in text[: text.rfind("\n") + 1].splitlines():
+            event: dict[str, Any] = json.loads(line)
+            yield event
+
+
+@dataclass(frozen=True)
+class _Command:
+    process: subprocess.Popen[bytes]
+    out: IO[bytes]
+    err: IO[bytes]
+
+    def ended(self, name: str, seconds: float, *, late: bool, freed: bool) -> Ended:
+        code = self.process.returncode
+        out, err = (_text(file) for file in (self.out, self.err))
+        return Ended(name, self.process.pid, code, out, err, round(seconds, 3), late, freed)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
+
+
+def _guest(host: SimulatedHost, row: DomainSummary, *, verify: bool) -> Guest:
+    memory_ok: bool | None = None
+    crash: str | None = None
+    state = row.state
+    try:
+        report = host.report(row.domid)
+        if verify and report.state is GuestState.RUNNING:
+            report = host.verify(row.domid, _VERIFY_SECONDS)
+            memory_ok = report.memory_ok
+        state, crash = report.state, report.crash
+    except (TimeoutError, ConnectionError, ProcessLookupError) as error:
+        crash = f"it does not answer: {error}"
+    return Guest(
+        row.name,
+        state.value,
+        bool(row.log_dirty),
+        memory_ok,
+        crash,
+        processes.descriptors(row.pid) if row.pid else {},
+    )
+
+
+def _files(host: SimulatedHost) -> tuple[str, ...]:
+    known = {str(row.domid) for row in host.domains()}
+    return (
+        *sorted(path.name for path in host.directory.iterdir() if path.name not in _HOST_FILES),
+        *sorted(
+            f"domains/{path.name}"
+            for path in (host.directory / "domains").iterdir()
+            if path.name not in known
+        ),
+    )
