@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from toolstack import journal
+from toolstack.endpoint import sweep_endpoints
 from toolstack.handshake import INCOMING, POSTCOPY_INCONSISTENT, base_name
 from toolstack.journal import Entry, JournalError, Promise, Role
 from toolstack.settle import DEAD, heal, resume_for_sure
-from toolstack.zmq_controller import sweep_endpoints
 
 if TYPE_CHECKING:
     from helper.hypervisors.interface import DomainSummary, Host

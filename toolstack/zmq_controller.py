@@ -9,10 +9,7 @@ helper's lifeline, too: its other end closes with this process.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
-import tempfile
-from pathlib import Path
 from typing import Any, Final
 
 import zmq
@@ -24,11 +21,9 @@ from ipc_schema.errors import DecodeError
 from ipc_schema.messages import CATALOGUE, MAX_BODY, Answer, Message, Operation
 from ipc_schema.msgpack_codec import Envelope
 from ipc_schema.turn_taking import ControllerEnd, TurnError
+from toolstack.endpoint import Endpoint
 from toolstack.helper_channel import ChannelListener, HelperProcessArguments
-from toolstack.scratch import ScratchDirectory, sweep
 
-_PREFIX: Final = "xen-save-helper-"
-_SOCKET: Final = "controller"
 _QUEUE: Final = 64
 """Messages of one peer that are kept until they are read."""
 _AT_ONCE: Final = 64
@@ -60,7 +55,7 @@ class ZmqController:
         self._disconnected = asyncio.Event()
         self._secret_read, self._lifeline = os.pipe()
         try:
-            self._directory = ScratchDirectory(_PREFIX, _runtime_directory())
+            self._endpoint = Endpoint()
         except OSError:
             self._close_pipe()
             raise
@@ -71,7 +66,7 @@ class ZmqController:
         except BaseException:
             self._context.destroy(linger=0)
             self._close_pipe()
-            self._directory.remove()
+            self._endpoint.remove()
             raise
 
     def _open_socket(self) -> zmq.Socket[bytes]:
@@ -89,19 +84,15 @@ class ZmqController:
             socket.setsockopt(option, value)
         self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         try:
-            socket.bind(self._endpoint)
+            socket.bind(self._endpoint.uri)
         except zmq.ZMQError as error:
-            raise OSError(error.errno, f"{self._endpoint}: {error}") from error
+            raise OSError(error.errno, f"{self._endpoint.uri}: {error}") from error
         return socket
-
-    @property
-    def _endpoint(self) -> str:
-        return f"ipc://{self._directory.path / _SOCKET}"
 
     @property
     def process_arguments(self) -> HelperProcessArguments:
         return HelperProcessArguments(
-            ("--connect", self._endpoint, "--secret-fd", str(self._secret_read)),
+            ("--connect", self._endpoint.uri, "--secret-fd", str(self._secret_read)),
             (self._secret_read,),
         )
 
@@ -132,7 +123,7 @@ class ZmqController:
         self._socket.close(linger=0)
         self._context.term()
         self._close_pipe()
-        self._directory.remove()
+        self._endpoint.remove()
 
     async def heard_out(self, limit: float) -> None:
         """After the process's end: wait until all that it said was taken in."""
@@ -221,7 +212,7 @@ class ZmqController:
         self._peer = identity
         self._peer_fd = frames[-1].get(zmq.SRCFD)
         # Its connection stands, and there is no second one: nobody else shall find the way in.
-        self._directory.remove()
+        self._endpoint.remove()
         self._listener.hello()
 
     def _refuse(self, identity: bytes, reason: str) -> None:
@@ -253,18 +244,3 @@ def _decode(parts: list[bytes]) -> Envelope:
     if len(parts) != 1:
         raise DecodeError("message", 0, f"{len(parts)} parts, want one")
     return msgpack_codec.decode(parts[0])
-
-
-def sweep_endpoints() -> None:
-    """Remove the endpoints of controllers that were killed."""
-    sweep(_PREFIX, _runtime_directory())
-
-
-def _runtime_directory() -> Path:
-    """The first of the usual directories that a socket's path has room in."""
-    usual = (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp")
-    longest = zmq.IPC_PATH_MAX_LEN - len(f"/{_PREFIX}12345678/{_SOCKET}")
-    for path in usual:
-        if os.path.isdir(path) and len(os.fsencode(path)) <= longest:
-            return Path(path)
-    raise OSError(errno.ENAMETOOLONG, f"no room for a socket's path in any of {', '.join(usual)}")
