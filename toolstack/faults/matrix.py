@@ -1,0 +1,214 @@
+"""The cells that a campaign runs: every point with every action, in every mode and at each side.
+
+Made from the tables of ipc_schema, with the arguments that are worth a try. Pure: the same
+selection gives the same cells in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from itertools import cycle
+from random import Random
+from typing import Final, NamedTuple
+
+from ipc_schema import fault_actions as actions
+from ipc_schema.fault_actions import Action, ActionKind, Value, admitted, sides
+from ipc_schema.fault_plan import FIRST, Fault, Plan, Times, parse
+from ipc_schema.fault_points import POINTS, Kind, Point, Side, Who
+from ipc_schema.messages import CATALOGUE, PrecopyPolicy
+from toolstack.faults import reach
+from toolstack.faults.evidence import Mode
+
+MODES: Final = (Mode.SAVE, Mode.LIVE, Mode.POSTCOPY)
+"""The whole matrix's. Stop-and-copy passes nothing that live does not."""
+
+
+class Cell(NamedTuple):
+    """One run to be made. `aim` is the last fault of the plan: that for which it is made, behind
+    what must go wrong first (`reach.PRIMERS`)."""
+
+    mode: Mode
+    plan: Plan
+
+    @property
+    def aim(self) -> Fault:
+        return self.plan.faults[-1]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Of the mode and the faults, without the seed: what tells a cell from all others."""
+        return self.mode.value, str(self.plan._replace(seed=None))
+
+    def __str__(self) -> str:
+        return f"{self.mode.value}: {self.plan}"
+
+
+_LITTLE: Final = 0.3
+"""Seconds that nobody's limit ends."""
+_LONG: Final = 6.0
+"""Seconds beyond the limit of a suspend (`run.FAULT_LIMITS`)."""
+
+_ARGUMENTS: Final[Mapping[ActionKind, Sequence[Value | None]]] = {
+    actions.EXIT: (0, 3),
+    actions.DIE: ("KILL",),
+    actions.STOP: (None, _LITTLE),
+    actions.DELAY: (_LITTLE,),
+    actions.SIGNAL: ("TERM",),
+    actions.FAIL: ("EIO",),
+    actions.FLIP: (None,),
+    actions.STALL: (None, _LITTLE),
+    actions.TRICKLE: (4 << 20,),
+    actions.SHORT_WRITES: (1000,),
+    actions.LATE: (_LITTLE, _LONG),
+}
+"""Of the actions that take one, but for `answer`."""
+
+_STRANGE_ANSWER: Final = 77
+"""No callback knows it."""
+
+_PLACES: Final[Mapping[tuple[Who, str], Sequence[int]]] = {
+    (Who.HELPER, "stream"): (17, 300_007),  # in the header; in a page
+    (Who.HELPER, "back"): (3,),
+    (Who.HELPER, "page"): (5,),
+    (Who.LINK, "stream"): (0, 100, 300_007),  # in the handshake, libxl's and libxc's records
+    (Who.LINK, "back"): (0, 25),
+}
+
+
+def arguments(point: Point, kind: ActionKind) -> Sequence[Value | None]:
+    """The arguments with which `kind` is tried at `point`."""
+    if kind is actions.ANSWER:
+        return _answers(point.of)
+    if kind.argument is None:
+        return (None,)
+    return _ARGUMENTS[kind]
+
+
+def _answers(message: str) -> Sequence[int]:
+    if message == "precopy_policy":
+        return (*map(int, PrecopyPolicy), _STRANGE_ANSWER)
+    refusal = CATALOGUE[message].refusal
+    assert refusal is not None
+    return (refusal, _STRANGE_ANSWER)
+
+
+def cells(modes: Iterable[Mode] = MODES, glob: str = "*") -> list[Cell]:
+    """All cells of `modes` at the points that `glob` matches (see `matches`)."""
+    return [
+        Cell(mode, plan)
+        for mode in modes
+        for point in POINTS.values()
+        if matches(point, glob)
+        for kind in admitted(point)
+        for plan in _plans(mode, point, kind)
+    ]
+
+
+def matches(point: Point, glob: str) -> bool:
+    """Whether `glob` (as of a shell) matches the point's name, or the name with its `who/`."""
+    return fnmatchcase(point.name, glob) or fnmatchcase(f"{point.who.value}/{point.name}", glob)
+
+
+def _plans(mode: Mode, point: Point, kind: ActionKind) -> Iterator[Plan]:
+    for side in _sides(mode, point, kind):
+        for at in _PLACES.get((point.who, point.name), (None,)):
+            for value in arguments(point, kind):
+                yield _plan(Fault(point, Action(kind, value), side, at))
+
+
+def _sides(mode: Mode, point: Point, kind: ActionKind) -> list[Side | None]:
+    """In the order of `Side`; None alone for the link."""
+    where: list[Side | None] = [side for side in Side if side in sides(point, kind)]
+    return [side for side in where or [None] if mode in reach.modes(point, side)]
+
+
+def _plan(fault: Fault) -> Plan:
+    primer = reach.PRIMERS.get(fault.point.of)
+    if primer is None:
+        return Plan((fault,))
+    assert fault.side is not None
+    return Plan((*parse(primer.format(side=fault.side.value)).faults, fault))
+
+
+# A part that touches everything.
+
+
+def short(of: Sequence[Cell]) -> list[Cell]:
+    """A part of these cells, in their order, that touches all that they do (see `_touches`): a
+    greedy cover."""
+    names: dict[Hashable, int] = {}
+    touched = [sum(1 << names.setdefault(one, len(names)) for one in _touches(cell)) for cell in of]
+    missing = (1 << len(names)) - 1
+    chosen: set[int] = set()
+    while missing:
+        best = max(range(len(of)), key=lambda index: (touched[index] & missing).bit_count())
+        chosen.add(best)
+        missing &= ~touched[best]
+    return [of[index] for index in sorted(chosen)]
+
+
+def _touches(cell: Cell) -> set[Hashable]:
+    """Its point, its action at this kind of point and in this mode, and the side of the mode."""
+    point, action, side, *_ = cell.aim
+    return {
+        ("point", point.who, point.name),
+        ("action", point.who, point.kind, action.kind.name),
+        ("mode", cell.mode, action.kind.name),
+        ("side", cell.mode, side, point.who),
+    }
+
+
+# Chance.
+
+
+def at_random(number: int, seed: int, modes: Sequence[Mode] = MODES, glob: str = "*") -> list[Cell]:
+    """`number` plans of two faults, each with its own seed. The n-th is the same whatever the
+    number; raises ValueError where `glob` leaves no two cells in a mode."""
+    by_mode = {mode: _by_point(cells([mode], glob)) for mode in modes}
+    for mode, points in by_mode.items():
+        if sum(map(len, points)) < 2:
+            raise ValueError(f"{glob!r} leaves no two faults in the mode {mode.value}")
+    return [
+        _pair(Random(f"{seed}/{index}"), mode, by_mode[mode])
+        for index, mode in zip(range(number), cycle(modes), strict=False)
+    ]
+
+
+def _by_point(of: Iterable[Cell]) -> list[list[Fault]]:
+    found: dict[tuple[Who, str], list[Fault]] = {}
+    for cell in of:
+        found.setdefault((cell.aim.point.who, cell.aim.point.name), []).append(cell.aim)
+    return list(found.values())
+
+
+def _pair(random: Random, mode: Mode, points: Sequence[Sequence[Fault]]) -> Cell:
+    """A point is drawn first: else those with many actions would be nearly all there is."""
+    faults: list[Fault] = []
+    while len(faults) < 2:
+        fault = random.choice(random.choice(points))
+        if all(fault[:4] != other[:4] for other in faults):
+            faults.append(fault._replace(at=_place(random, fault), times=_times(random, fault)))
+    return Cell(mode, Plan(tuple(faults), random.getrandbits(32)))
+
+
+def _place(random: Random, fault: Fault) -> int | None:
+    if fault.at is None:
+        return None
+    return random.choice((fault.at, random.randrange(100), random.randrange(_FAR)))
+
+
+_FAR: Final = 500_000
+"""Octets that every stream has; a pfn beyond the guest's is never passed."""
+
+_WAITING: Final = frozenset({actions.STOP, actions.DELAY, actions.STALL, actions.LATE})
+"""Done each time, they would take minutes."""
+
+
+def _times(random: Random, fault: Fault) -> Times:
+    if random.random() < 0.6 or fault.point.kind not in {Kind.MESSAGE, Kind.RECORD}:
+        return FIRST
+    once = Times(random.choice((2, 3)))
+    if fault.action.kind in _WAITING:
+        return once
+    return random.choice((once, Times(2, onwards=True), Times(onwards=True), Times(percent=30)))

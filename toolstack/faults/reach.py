@@ -1,0 +1,120 @@
+"""Which points a run passes, by its mode, at which side, and what it takes; why the others are not.
+
+What the tables of ipc_schema gain is taken to be passed in every mode, until it is said here that
+it is not: a point that is then not passed shows as a fault that did not fire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from ipc_schema.fault_points import Kind, Point, Side, Who
+from ipc_schema.phases import Phase, Stage
+from toolstack.faults.evidence import Mode
+
+_CHECKPOINTED: Final = "a checkpointed stream's (Remus, COLO)"
+_PV: Final = "a PV guest's"
+_DEBUG: Final = "of a save with SUSPEND_DEBUG, which no command asks for"
+_DEVICE_MODEL: Final = "of a guest with a device model; here it has none"
+
+NOT_PASSED: Final[Mapping[str, str]] = {
+    "postcopy": _CHECKPOINTED,
+    "checkpoint": _CHECKPOINTED,
+    "wait_checkpoint": _CHECKPOINTED,
+    "CHECKPOINT": _CHECKPOINTED,
+    "CHECKPOINT_END": _CHECKPOINTED,
+    "CHECKPOINT_STATE": _CHECKPOINTED,
+    "X86_PV_INFO": _PV,
+    "X86_PV_P2M_FRAMES": _PV,
+    "X86_PV_VCPU_BASIC": _PV,
+    "X86_PV_VCPU_EXTENDED": _PV,
+    "X86_PV_VCPU_XSAVE": _PV,
+    "X86_PV_VCPU_MSRS": _PV,
+    "SHARED_INFO": _PV,
+    "TOOLSTACK": "of senders before Xen 4.14",
+    "VERIFY": _DEBUG,
+    Phase.VERIFY.value: _DEBUG,
+    Stage.VERIFY.value: _DEBUG,
+    "EMULATOR_XENSTORE_DATA": _DEVICE_MODEL,
+    "EMULATOR_CONTEXT": _DEVICE_MODEL,
+}
+"""What no run passes, by the message, record or phase, and why."""
+
+_ALL: Final = frozenset(Mode)
+_MIGRATIONS: Final = _ALL - {Mode.SAVE}
+_POSTCOPY: Final = frozenset({Mode.POSTCOPY})
+_NEVER: Final[frozenset[Mode]] = frozenset()
+
+_MODES: Final[Mapping[str, frozenset[Mode]]] = {
+    "precopy_policy": _MIGRATIONS,
+    "postcopy_transition": _POSTCOPY,
+    Phase.PRECOPY.value: _MIGRATIONS,
+    Phase.SUSPEND.value: _ALL - _POSTCOPY,
+    Phase.STOP_AND_COPY.value: _ALL - _POSTCOPY,
+    Phase.STATE.value: _ALL - _POSTCOPY,
+    Phase.SUSPEND_FOR_POSTCOPY.value: _POSTCOPY,
+    Phase.POSTCOPY_BEGIN.value: _POSTCOPY,
+    Phase.POSTCOPY_PFNS.value: _POSTCOPY,
+    Phase.POSTCOPY_TRANSITION.value: _POSTCOPY,
+    Phase.POSTCOPY_PAGES.value: _POSTCOPY,
+    Phase.POSTCOPY_DRAIN.value: _POSTCOPY,
+    Stage.POSTCOPY_STATE.value: _POSTCOPY,
+    Stage.POSTCOPY_PFNS.value: _POSTCOPY,
+}
+"""Of messages and phases; those that are not here are in every mode."""
+
+_MODES_AT_DESTINATION: Final[Mapping[str, frozenset[Mode]]] = {
+    "suspend": _NEVER,  # COLO's
+    "progress": _POSTCOPY,
+    # What answers an async callback; a restore has none but postcopy_transition.
+    "async_callback_done": _POSTCOPY,
+}
+
+PRIMERS: Final[Mapping[str, str]] = {
+    "abort": "{side}.controller/start:after-send=signal(TERM)",
+    "refused": "{side}/hello:before-send=garbage",
+}
+"""Messages that are sent only where something has gone wrong before: by which fault."""
+
+
+class Unreached(NamedTuple):
+    """A point that no run passes."""
+
+    point: Point
+    why: str
+
+
+def modes(point: Point, side: Side | None) -> frozenset[Mode]:
+    """The modes in which a run passes `point` at `side` (None: of the link)."""
+    if point.of in NOT_PASSED:
+        return _NEVER
+    match point.kind:
+        case Kind.MESSAGE:
+            return _of_message(point, side)
+        case Kind.PHASE:
+            return _MODES.get(point.of, _ALL)
+        case Kind.RECORD:
+            return _POSTCOPY if point.of.startswith("POSTCOPY_") else _ALL
+        case Kind.STREAM if point.who is Who.LINK:
+            return _MIGRATIONS
+        case Kind.STREAM if point.of == "back":
+            return _POSTCOPY
+        case _:
+            return _ALL
+
+
+def _of_message(point: Point, side: Side | None) -> frozenset[Mode]:
+    found = _MODES.get(point.of, _ALL)
+    if side is Side.DESTINATION:
+        found &= _MODES_AT_DESTINATION.get(point.of, _ALL)
+    return found
+
+
+def unreached(points: Mapping[tuple[Who, str], Point]) -> list[Unreached]:
+    """Those of `points` that are in no cell of the matrix."""
+    return [
+        Unreached(point, NOT_PASSED[point.of])
+        for point in points.values()
+        if point.of in NOT_PASSED
+    ]
