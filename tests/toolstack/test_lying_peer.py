@@ -60,7 +60,7 @@ class TestALyingHelper:
         ],
     )
     def test_the_protocol_is_broken(self, steps: list[str], what: str) -> None:
-        run = run_helper(scripted(*steps, "hang"), {"suspend": lambda _: None}, within=5)
+        run = run_helper(scripted(*steps, "hang"), {"suspend": lambda _: None}, within=20)
         assert_ended(run, Error.FAIL, "the helper broke the protocol: ")
         assert_ended(run, Error.FAIL, what)
 
@@ -73,7 +73,7 @@ class TestALyingHelper:
         ],
     )
     def test_a_helper_that_cannot_greet_is_told_so(self, step: str, what: str) -> None:
-        run = run_helper(scripted(step), within=5)
+        run = run_helper(scripted(step), within=20)
         assert_ended(run, Error.FAIL, f"the controller refused: {what}")
         assert run.event("stranger refused")["reason"] == what
 
@@ -81,17 +81,17 @@ class TestALyingHelper:
     def test_the_connection_is_broken(self, step: str) -> None:
         steps = ["start", step, "hang"] if step == "too_long" else [step]
         before = psutil.Process().memory_info().rss
-        run = run_helper(scripted(*steps), limits=Limits(abort=0.3), within=5)
+        run = run_helper(scripted(*steps), limits=Limits(abort=0.3), within=20)
         assert_ended(run, Error.FAIL, "the helper hung up, sent too long a message")
         assert psutil.Process().memory_info().rss - before < 64 << 20
 
     def test_half_a_message_and_silence(self) -> None:
         limits = Limits(heartbeat=0.5, abort=0.3)
-        run = run_helper(scripted("half_a_message_and_silence"), limits=limits, within=5)
+        run = run_helper(scripted("half_a_message_and_silence"), limits=limits, within=20)
         assert_ended(run, Error.FAIL, "gave no sign of life for 0.5 s")
 
     def test_a_message_after_complete_is_not_heard(self) -> None:
-        run = run_helper(scripted("start", "after_complete"), within=5)
+        run = run_helper(scripted("start", "after_complete"), within=20)
         assert run.result is not None
         assert run.result.completed
         assert "after the end" not in [fields.get("formatted") for _name, fields in run.heard]
@@ -122,14 +122,14 @@ class TestALyingHelperOnThePipes:
             PipeHelper(LYING_PIPE_HELPER, Dialect.MAINLINE),
             {"suspend": answer(1) if how == "deaf" else lambda _: None},
             limits=Limits(abort=0.3),
-            within=5,
+            within=20,
         )
         assert_ended(run, Error.FAIL, what)
 
     def test_it_does_not_go_away(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LYING_HOW", "completes and stays")
         program = PipeHelper(LYING_PIPE_HELPER, Dialect.MAINLINE)
-        run = run_helper(program, limits=Limits(abort=0.3), within=5)
+        run = run_helper(program, limits=Limits(abort=0.3), within=20)
         assert_ended(run, Error.TIMEDOUT, "has not come to its end in 0.3 s")
         assert run.result is not None
         assert run.result.completed
@@ -166,7 +166,7 @@ class TestAStranger:
     def test_it_cannot_take_part_later_either(self, runtime_directory: Path) -> None:
         context = zmq.Context()
         stranger = context.socket(zmq.DEALER)
-        stranger.setsockopt(zmq.RCVTIMEO, 5000)
+        stranger.setsockopt(zmq.RCVTIMEO, 20000)
         answers: list[bytes] = []
 
         def connect(run: Run) -> None:
@@ -232,7 +232,7 @@ def stranger_says(endpoint: Path, *messages: bytes) -> list[str]:
     """What it is answered: for each message the reason of a refusal."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
         stranger.setsockopt(zmq.LINGER, 0)
-        stranger.setsockopt(zmq.RCVTIMEO, 5000)
+        stranger.setsockopt(zmq.RCVTIMEO, 20000)
         stranger.connect(f"ipc://{endpoint}")
         reasons = []
         for message in messages:
@@ -275,7 +275,7 @@ class Controller:
         self.turns.sending(name)
         return data
 
-    def exit_status(self, within: float = 3) -> int:
+    def exit_status(self, within: float = 20) -> int:
         return self.process.wait(within)
 
     def errors(self) -> str:
@@ -332,7 +332,7 @@ def controlled(directory: Path, *options: str) -> Iterator[Controller]:
     endpoint = f"ipc://{directory}/lies"
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.setsockopt(zmq.LINGER, 1000)
-        router.setsockopt(zmq.RCVTIMEO, 5000)
+        router.setsockopt(zmq.RCVTIMEO, 20000)
         router.bind(endpoint)
         identity = b""
 
@@ -465,13 +465,13 @@ class TestAControllerThatBreaksZeroMQ:
         path = f"{directory}/lies"
         listener.bind(path)
         listener.listen()
-        listener.settimeout(5)
+        listener.settimeout(20)
         peers: list[socket.socket] = []
 
         def hear() -> bytes:
             if not peers:
                 peers.append(listener.accept()[0])
-                peers[0].settimeout(5)
+                peers[0].settimeout(20)
                 zmtp.shake_hands(peers[0], b"ROUTER")
             while True:
                 flags, body = zmtp.read_frame(peers[0])
