@@ -60,12 +60,15 @@ class FaultReader:
     def take(self) -> list[int]:
         """The pfns of all POSTCOPY_FAULTs that have arrived.
 
-        Raises DecodeError for anything but the two records, OSError(ECONNRESET) at the end of
-        the channel.
+        Raises DecodeError for anything but the two records, OSError of the channel, ECONNRESET at
+        its end.
         """
         faults: list[int] = []
         while not self.complete and self._poll.poll(0):
-            octets = os.read(self.fd, self._wanted())
+            try:
+                octets = os.read(self.fd, self._wanted())
+            except OSError as error:
+                raise OSError(error.errno, f"{_WHAT}: {error.strerror}") from error
             if not octets:
                 raise OSError(
                     errno.ECONNRESET,
@@ -142,4 +145,7 @@ class FaultWriter:
         while octets:
             if not self._poll.poll(0):
                 wait_for(self._fd, select.POLLOUT, self._abort, self._stall_limit, _WHAT)
-            octets = octets[os.write(self._fd, octets[:_WRITE_AT_ONCE]) :]
+            try:
+                octets = octets[os.write(self._fd, octets[:_WRITE_AT_ONCE]) :]
+            except OSError as error:
+                raise OSError(error.errno, f"{_WHAT}, {kind.name}: {error.strerror}") from error
