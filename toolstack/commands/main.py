@@ -29,6 +29,8 @@ Adder = Callable[[str, str, str], argparse.ArgumentParser]
 WITH_HELPER: Final = frozenset({"save", "restore", "migrate", "receive"})
 """Commands that run a save helper."""
 
+FAULT_MODES: Final = ("save", "stop-and-copy", "live", "postcopy")
+
 WORKLOADS: Final = ("idle", "sequential", "random", "write-heavy")
 
 
@@ -108,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_guest_commands(command)
     _add_file_commands(command)
     _add_migration_commands(command)
+    _add_fault_commands(commands, shared)
     return parser
 
 
@@ -198,6 +201,29 @@ def _add_migration_commands(command: Adder) -> None:
     demo.add_argument(
         "--bandwidth", type=size, default=0, metavar="SIZE", help="octets a second at most"
     )
+
+
+def _add_fault_commands(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser
+) -> None:
+    text = "provoke faults in a save or migration, and judge how it ends"
+    faults = commands.add_parser("faults", help=text, description=text)
+    those = faults.add_subparsers(metavar="WHAT", required=True)
+
+    def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
+        added = those.add_parser(name, parents=[shared], help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    command("list", "faults:show_points", "every point, and what can be done there")
+
+    run = command("run", "faults:run", "one run of a plan on two simulated hosts, and a verdict")
+    run.add_argument(
+        "plan", metavar="PLAN|@FILE", help="as `postcopy_transition:before-answer=kill`"
+    )
+    run.add_argument("--mode", choices=FAULT_MODES, default="live")
+    run.add_argument("--memory", type=size, default=4 << 20, metavar="SIZE", help="default: 4M")
+    run.add_argument("--workload", choices=WORKLOADS, default="random")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Expectation:
 
 
 _FAIL: Final = -3
-_GUEST_TIMEDOUT: Final = -8
+GUEST_TIMEDOUT: Final = -8
 _TIMEDOUT: Final = -9
 _FAILS: Final = frozenset({_FAIL})
 _LATE: Final = frozenset({_FAIL, _TIMEDOUT})
@@ -109,8 +109,8 @@ def _of_guest(fault: Fault, limits: Limits) -> Expectation:
     if kind is actions.LATE and float(fault.action.value or 0) <= short(limits):
         return _NONE
     if kind is actions.LATE and float(fault.action.value or 0) <= 2 * limits.suspend:
-        return Expectation(Effect.EITHER, r"suspend", frozenset({_GUEST_TIMEDOUT}))
-    return Expectation(Effect.FAILS, r"suspend", frozenset({_GUEST_TIMEDOUT}))
+        return Expectation(Effect.EITHER, r"suspend", frozenset({GUEST_TIMEDOUT}))
+    return Expectation(Effect.FAILS, r"suspend", frozenset({GUEST_TIMEDOUT}))
 
 
 def _of_process(fault: Fault, limits: Limits) -> Expectation:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from ipc_schema.fault_plan import Fault, Plan
 from ipc_schema.fault_points import Side, Who
-from toolstack.faults.effects import Effect, Expectation, expectation
+from toolstack.faults.effects import GUEST_TIMEDOUT, Effect, Expectation, expectation
 from toolstack.faults.evidence import Ended, Evidence, Guest, Mode, Scene
 from toolstack.limits import Limits
 
@@ -360,7 +360,12 @@ class _Oracle:
 
     def _rc(self, rc: int) -> Iterator[str]:
         """The first failure's code, where one fault alone has struck."""
-        if rc and len(self._fired) == 1 and (right := self._fired[0].what.rcs) and rc not in right:
+        if not rc or len(self._fired) != 1 or not (right := self._fired[0].what.rcs):
+            return
+        if self._stages.told_failure and not self._stages.guest_asked:
+            # libxl's rule for a helper that fails before the guest has answered anything.
+            right |= {GUEST_TIMEDOUT}
+        if rc not in right:
             yield f"rc {rc}; right is {_or(right)}"
 
     # -- a save ---------------------------------------------------------------------------------
@@ -419,9 +424,14 @@ class _Stages:
         self._postcopy = evidence.mode is Mode.POSTCOPY
         here, there = evidence.of(_HERE), evidence.of(_THERE)
         self.transition_begun = self.transition_heard = self.go_said = self.ran_there = False
+        self.told_failure = self.guest_asked = False
         for event in evidence.events:
             at, what = event["pid"], event["event"]
             if at in here:
+                if what == "complete" and event["retval"]:
+                    self.told_failure = True
+                if what == "suspend_request":
+                    self.guest_asked = True
                 if what == "postcopy_transition":
                     self.transition_begun = True
                 if what == "handshake" and str(event["action"]).endswith("permission to start"):

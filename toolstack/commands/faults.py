@@ -1,0 +1,155 @@
+"""faults list, faults run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from ipc_schema import fault_actions
+from ipc_schema.fault_actions import KILL, ActionKind
+from ipc_schema.fault_plan import Plan, PlanError, parse
+from ipc_schema.fault_points import POINTS, Point, Side
+from toolstack.commands.common import CommandError, UsageError, show
+from toolstack.commands.running import limits_of
+from toolstack.faults.run import FAULT_LIMITS, FaultRun, Mode, Verdict, run_fault
+from toolstack.limits import Limits
+from toolstack.outcome import ExitCode
+
+PREFIX: Final = "xen-faults-"
+AROUND: Final = 8
+"""Lines of the trace that are shown before and after each fault."""
+_SHOWN: Final = 110
+"""Columns of a trace line's fields."""
+_HEADLINES: Final = {
+    "holds": "holds: what had to be true is",
+    "fails": "FAILS",
+    "did not fire": "did not fire: the run never came to the fault, so nothing is known",
+}
+
+
+def show_points(arguments: argparse.Namespace) -> int:
+    """Each point with the actions that it admits."""
+    rows = [
+        {
+            "point": str(point),
+            "sides": sorted(side.value for side in point.sides),
+            "on_pipe": point.on_pipe,
+            "doc": point.doc,
+            "actions": [KILL] * (fault_actions.DIE in kinds) + [str(kind) for kind in kinds],
+        }
+        for point, kinds in _admitted()
+    ]
+
+    def human() -> None:
+        for point, kinds in _admitted():
+            print(point)
+            sides = "" if len(point.sides) in {0, len(Side)} else f" ({_names(point.sides)} only)"
+            print(f"    {point.doc}{sides}")
+            print(f"    {', '.join(str(kind) for kind in kinds)}")
+        print("\nkill is die(KILL). The actions:")
+        for kind in fault_actions.ACTIONS.values():
+            print(f"  {kind!s:28} {kind.doc}")
+
+    show(arguments, rows, human)
+    return ExitCode.SUCCESS
+
+
+def _admitted() -> Iterator[tuple[Point, Sequence[ActionKind]]]:
+    for point in POINTS.values():
+        yield point, fault_actions.admitted(point)
+
+
+def _names(sides: frozenset[Side]) -> str:
+    return ", ".join(side.value for side in sides)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """One run of a plan, judged."""
+    plan = plan_of(arguments.plan)
+    limits = fault_limits(arguments)
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as directory:
+        given = (Mode(arguments.mode), arguments.memory, arguments.workload, Path(directory))
+        try:
+            verdict = run_fault(FaultRun(plan, *given), limits=limits)
+        except ValueError as error:
+            raise CommandError(f"{error}; set TMPDIR to a shorter one") from error
+    if arguments.events is not None:
+        with open(arguments.events, "a") as file:
+            file.writelines(json.dumps(event) + "\n" for event in verdict.events)
+    show(arguments, verdict.as_json(), lambda: print("\n".join(text_of(verdict))))
+    return ExitCode.SUCCESS if verdict.holds else ExitCode.FAILED
+
+
+def plan_of(text: str) -> Plan:
+    """A plan as it is typed, or of the file behind an `@`. Raises UsageError."""
+    try:
+        return parse(Path(text[1:]).read_text() if text.startswith("@") else text)
+    except (PlanError, OSError, UnicodeDecodeError) as error:
+        raise UsageError(str(error)) from error
+
+
+def fault_limits(arguments: argparse.Namespace) -> Limits:
+    """Short ones, but where `--limit` says otherwise. Raises UsageError."""
+    given = limits_of(arguments)
+    names = {setting.partition("=")[0] for setting in arguments.limit}
+    return replace(FAULT_LIMITS, **{name: getattr(given, name) for name in names})
+
+
+def text_of(verdict: Verdict) -> Iterator[str]:
+    """A verdict for people: what is wrong, what was to be, what was seen, and the trace around the
+    faults."""
+    yield f"{_HEADLINES[verdict.kind]} ({verdict.seconds:.1f} s)"
+    rows = {
+        "plan": verdict.plan,
+        "mode": verdict.mode,
+        "fired": ", ".join(verdict.fired) or "nothing",
+        "expected": verdict.expected,
+        **verdict.seen,
+    }
+    for name, value in rows.items():
+        yield f"{name:19} {value}"
+    for problem in verdict.problems:
+        yield f"{'WRONG':19} {problem}"
+    yield ""
+    yield from trace_text(verdict.events)
+
+
+def trace_text(events: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The lines around each fault, with times from the first event; without a fault, the last."""
+    struck = [index for index, event in enumerate(events) if event["event"] == "fault"]
+    shown = sorted(
+        {
+            near
+            for index in struck or [len(events) - 1]
+            for near in range(index - AROUND, index + AROUND + 1)
+            if 0 <= near < len(events)
+        }
+    )
+    helpers = _helpers(events)
+    for position, index in enumerate(shown):
+        if position and shown[position - 1] != index - 1:
+            yield "      ..."
+        event = events[index]
+        milliseconds = (event["t"] - events[0]["t"]) * 1000
+        who = helpers.get(event["pid"], event["process"])
+        fields = " ".join(
+            f"{name}={value}"
+            for name, value in event.items()
+            if name not in {"t", "pid", "process", "event"}
+        )
+        mark = ">" if event["event"] == "fault" else " "
+        yield f"{mark} {milliseconds:8.1f} ms  {who:18} {event['event']:16} {fields[:_SHOWN]}"
+
+
+def _helpers(events: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Whose helper a process is."""
+    return {
+        event["helper"]: f"{event['process']}'s helper"
+        for event in events
+        if event["event"] == "helper started"
+    }
