@@ -28,9 +28,9 @@ _DIRTY_MIB: Final = 24
 _REACHED_SECONDS: Final = 120
 _FAILED_SECONDS: Final = 60
 _HELPER_ENDS_SECONDS: Final = 5.0
-"""How soon a helper that is told to abort must have ended, a blocked write or not: a second is what
-is promised, and what it takes is printed; an emulator on a busy machine gets more, far less than any
-of the helper's own limits."""
+"""How soon a helper that is told to abort must have ended, a blocked write or not. A second is what
+is promised, and what it takes is printed; an emulator on a busy machine gets more, though far less
+than any of the helper's own limits."""
 
 
 def our_helpers(operation: str = "--save-domain") -> list[int]:
