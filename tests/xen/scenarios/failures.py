@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 MIB: Final = 1 << 20
 NEVER: Final = 1 << 40
 _DIRTY_MIB: Final = 24
-_REACHED_SECONDS: Final = 120
-_FAILED_SECONDS: Final = 60
+_REACHED_SECONDS: Final = 240
+_FAILED_SECONDS: Final = 120
 _HELPER_ENDS_SECONDS: Final = 5.0
 """How soon a helper that is told to abort must have ended, a blocked write or not. A second is what
 is promised, and what it takes is printed; an emulator on a busy machine gets more, though far less
@@ -102,7 +102,7 @@ def killed_helper(lab: Lab, moment: Moment) -> None:
     receive = gate.command(moment.octets(guest), receive_command())
     xl = lab.start_migrate(guest, receive=receive, env=moment.env)
     wait_until(
-        f"moment {moment.name}", lambda: moment.reached(lab, gate), _REACHED_SECONDS, every=0.02
+        f"moment {moment.name}", lambda: moment.reached(lab, gate), _REACHED_SECONDS, every=0.05
     )
     (helper,) = our_helpers()
     os.kill(helper, signal.SIGKILL)

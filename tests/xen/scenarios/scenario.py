@@ -23,7 +23,7 @@ class Scenario:
     suites: tuple[str, ...] = ("bookworm",)
     shadow: bool = False
     hvm: bool = False
-    limit: float = 300
+    limit: float = 600
 
 
 BOTH = ("bookworm", "trixie")
