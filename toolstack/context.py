@@ -15,6 +15,7 @@ from toolstack.save_helper import HelperProgram, OwnHelper
 
 if TYPE_CHECKING:
     from helper.hypervisors.interface import Host
+    from toolstack.faults.controller_faults import ControllerFaults
 
 LogLine = Callable[[int, str, str], None]
 """(level, context, text): a line of the helper's or the toolstack's log; `level` is a
@@ -35,7 +36,7 @@ def no_progress(_doing_what: str, _done: int, _total: int) -> None:
 @dataclass(frozen=True)
 class Context:
     """A host, how the helper reaches it (`hypervisor`: `xen` or `sim:DIRECTORY`), how long anything
-    may take, who hears of it, and which helper does the work."""
+    may take, who hears of it, which helper does the work, and what faults strike ourselves."""
 
     host: Host
     hypervisor: str
@@ -44,6 +45,7 @@ class Context:
     log: LogLine = no_log
     progress: ProgressLine = no_progress
     program: HelperProgram = field(default_factory=OwnHelper)
+    faults: ControllerFaults | None = None
 
     @property
     def engine(self) -> str:

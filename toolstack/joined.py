@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from ipc_schema.errors import Error
+from ipc_schema.messages import Operation
 from toolstack import join
 from toolstack.context import Context
 from toolstack.join import Join, JoinAction, Task
@@ -19,9 +20,11 @@ class JoinedOperation(ABC):
     """Runs once. `cancel` makes it end soon, in order, with ERROR_ABORTED."""
 
     def __init__(self, ctx: Context, domid: int | None, what: str) -> None:
-        """`what` names the operation for people."""
+        """`what` names the operation, for people and as `Operation` does."""
         self._ctx = ctx
         self._what = what
+        if ctx.faults is not None:
+            ctx.faults.begin(Operation(what))
         self._report = Report(ctx, domid)
         self._join = Join()
         self._helper: SaveHelper | None = None
@@ -80,6 +83,7 @@ class JoinedOperation(ABC):
             limits=self._ctx.limits,
             trace=self._ctx.trace,
             program=self._ctx.program,
+            faults=self._ctx.faults,
         )
         self._helper.start()
 

@@ -188,6 +188,13 @@ class RestoreOperation(JoinedOperation):
         limit = self._ctx.limits.stream_stall
         return await fd_io.read_exactly(self._parameters.restore_fd, size, limit=limit, what=what)
 
+    async def _record_octets(self, size: int, what: str) -> bytes:
+        faults = self._ctx.faults
+        if faults is None:
+            return await self._octets(size, what)
+        limit = self._ctx.limits.stream_stall
+        return await faults.records.octets(self._octets, limit, size, what)
+
     async def _read_header(self) -> None:
         try:
             data = await self._octets(libxl_stream.HEADER_SIZE, "libxl stream header")
@@ -200,14 +207,14 @@ class RestoreOperation(JoinedOperation):
     async def _read_record(self) -> None:
         what = "libxl record"
         try:
-            header = await self._octets(records.HEADER_SIZE, f"{what} header")
+            header = await self._record_octets(records.HEADER_SIZE, f"{what} header")
             number, length = records.decode_record_header(header, what, 0)
             kind = libxl_stream.record_type(number, 0)
             if kind is not None:
                 libxl_stream.check_length(kind, length, 0)
                 what = kind.name
             padded = length + records.padding(length)
-            body = await self._octets(padded, what)
+            body = await self._record_octets(padded, what)
             records.check_padding(body[length:], what, records.HEADER_SIZE + length)
         except (OSError, EOFError, ValueError) as error:
             self._read_failed(error)

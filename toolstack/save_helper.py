@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ipc_schema.errors import Error, rc_name
 from ipc_schema.helper_arguments import HelperArguments
@@ -39,6 +39,9 @@ from toolstack.helper_run import Action, Event, HelperRun, Phase
 from toolstack.limits import Limits
 from toolstack.pipe_controller import PipeController
 from toolstack.zmq_controller import ZmqController
+
+if TYPE_CHECKING:
+    from toolstack.faults.controller_faults import ControllerFaults
 
 __all__ = [
     "Callbacks",
@@ -79,6 +82,7 @@ class SaveHelper:
         limits: Limits,
         trace: Trace,
         program: HelperProgram = OUR_HELPER,
+        faults: ControllerFaults | None = None,
     ) -> None:
         for name in callbacks:
             if request.operation not in CATALOGUE[name].operations:
@@ -89,6 +93,7 @@ class SaveHelper:
         self._limits = limits
         self._trace = trace
         self._program = program
+        self._faults = faults
         self._run = HelperRun(needs_results=request.operation is Operation.RESTORE)
         self._loop = asyncio.get_running_loop()
         self._channel: HelperChannel | None = None
@@ -168,7 +173,12 @@ class SaveHelper:
             if self._request.postcopy and dialect is not Dialect.SERIES:
                 raise OSError(errno.ENOTSUP, f"dialect {dialect.value} has no postcopy")
             return PipeController(self._arguments(dialect), provided, self)
-        return ZmqController(self._request.operation, provided, self._limits.heartbeat, self)
+        ours = (self._request.operation, provided, self._limits.heartbeat, self)
+        if self._faults is None:
+            return ZmqController(*ours)
+        from toolstack.faults.faulty_controller import FaultyZmqController
+
+        return FaultyZmqController(self._faults, *ours)
 
     def _command(self) -> tuple[str, ...]:
         if isinstance(self._program, PipeHelper):

@@ -9,7 +9,7 @@ import asyncio
 import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ipc_schema import libxl_stream
 from ipc_schema.errors import Error
@@ -25,6 +25,9 @@ from toolstack.save_helper import HelperRequest, HelperResult
 from toolstack.save_result import PostcopyTransitioned, SaveResult
 from toolstack.stream_writer import OutOfTurn, Part, StreamWriter, WriterAction, save_rc
 from toolstack.suspend import GuestSuspension
+
+if TYPE_CHECKING:
+    from toolstack.faults.record_faults import PacedWrite
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,12 @@ _SIMPLE_RECORDS = {
 }
 """Records without a body."""
 
+_RECORDS = {
+    **_SIMPLE_RECORDS,
+    Part.EMULATOR_XENSTORE_DATA: RecordType.EMULATOR_XENSTORE_DATA,
+    Part.EMULATOR_CONTEXT: RecordType.EMULATOR_CONTEXT,
+}
+
 
 class SaveOperation(JoinedOperation):
     """`cancel` may come at any time."""
@@ -56,7 +65,7 @@ class SaveOperation(JoinedOperation):
         self._live = bool(parameters.request.xcflags & XCFlags.LIVE)
         self._writer = StreamWriter(device_model=True)
         self._helper_result: HelperResult | None = None
-        self._write: fd_io.Transfer | None = None
+        self._write: fd_io.Transfer | PacedWrite | None = None
         self._fetch: asyncio.Task[None] | None = None
         self._suspension: GuestSuspension | None = None
         self._earlier_rc = 0
@@ -204,7 +213,13 @@ class SaveOperation(JoinedOperation):
                 self._parameters.on_transition()
             limit = self._ctx.limits.stream_stall
             fd = self._parameters.request.io_fd
-            self._write = fd_io.start_write(fd, data, done, limit=limit, what=part.value)
+            faults, record = self._ctx.faults, _RECORDS.get(part)
+            if faults is not None and record is not None:
+                self._write = faults.records.start_write(
+                    record, fd, data, done, limit=limit, what=part.value
+                )
+            else:
+                self._write = fd_io.start_write(fd, data, done, limit=limit, what=part.value)
         except Exception as error:
             done(error)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from typing import Any, Final
 
 import zmq
@@ -164,13 +165,17 @@ class ZmqController:
         data = msgpack_codec.encode(self._turns.next_seq, name, fields)
         self._turns.sending(name)
         try:
-            self._socket.send(self._peer, zmq.SNDMORE | zmq.NOBLOCK)
-            self._socket.send(data, zmq.NOBLOCK)
+            self._transmit(name, self._peer, data)
         except zmq.ZMQError as error:
             raise OSError(error.errno, f"the helper does not take {name}: {error}") from error
         # Sending may have used up the edge that says that something came.
         if self._listening and not self._reading:
             asyncio.get_running_loop().call_soon(self._ready)
+
+    def _transmit(self, _name: str, peer: bytes, data: bytes) -> None:
+        """Send an encoded message. Raises zmq.ZMQError."""
+        self._socket.send(peer, zmq.SNDMORE | zmq.NOBLOCK)
+        self._socket.send(data, zmq.NOBLOCK)
 
     # What the helper says
 
@@ -200,7 +205,12 @@ class ZmqController:
         except (DecodeError, TurnError) as bad:
             self._listener.violation(f"the helper broke the protocol: {bad}")
             return
-        self._listener.message(envelope.message, envelope.fields)
+        message, fields = envelope.message, envelope.fields
+        self._deliver(message, lambda: self._listener.message(message, fields))
+
+    def _deliver(self, _message: Message, to: Callable[[], None]) -> None:
+        """What is in turn goes `to` the listener."""
+        to()
 
     def _take_hello(self, frames: list[zmq.Frame]) -> None:
         identity, *parts = (bytes(frame.buffer) for frame in frames)
@@ -213,13 +223,13 @@ class ZmqController:
         self._peer_fd = frames[-1].get(zmq.SRCFD)
         # Its connection stands, and there is no second one: nobody else shall find the way in.
         self._endpoint.remove()
-        self._listener.hello()
+        self._deliver(CATALOGUE["hello"], self._listener.hello)
 
     def _refuse(self, identity: bytes, reason: str) -> None:
         """To a stranger: the conversation, and its sequence, is not his."""
         data = msgpack_codec.encode(1, CATALOGUE["refused"].name, {"reason": reason[:1000]})
         try:
-            self._socket.send_multipart((identity, data), zmq.NOBLOCK)
+            self._transmit("refused", identity, data)
         except zmq.ZMQError:
             pass  # it has gone, or does not listen
         self._strangers += 1

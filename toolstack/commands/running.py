@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from helper.hypervisors import XEN
 from ipc_schema.messages import Dialect
@@ -21,6 +21,9 @@ from toolstack.context import Context, ProgressLine, no_log, no_progress
 from toolstack.helper_request import HelperProgram, OwnHelper, PipeHelper
 from toolstack.limits import Limits
 
+if TYPE_CHECKING:
+    from toolstack.faults.controller_faults import ControllerFaults
+
 T = TypeVar("T")
 
 LIBXL: Final = "libxl"
@@ -28,6 +31,8 @@ LIBXL: Final = "libxl"
 
 EVENTS_VARIABLE: Final = "XEN_SAVE_HELPER_EVENTS"
 """Where the helpers look for the trace's file."""
+
+FAULTS_VARIABLE: Final = "XEN_SAVE_HELPER_FAULTS"
 
 
 def open_trace(arguments: argparse.Namespace, process: str) -> Trace:
@@ -49,15 +54,32 @@ def context_of(
     """The context for the command's host, with its `--helper`. Raises UsageError, CommandError,
     OSError."""
     hypervisor = hypervisor_of(arguments)
+    trace = open_trace(arguments, process)
     return Context(
         host=host_of(arguments),
         hypervisor=hypervisor,
-        trace=open_trace(arguments, process),
+        trace=trace,
         limits=limits_of(arguments),
         log=_log if arguments.verbose else no_log,
         progress=progress,
         program=_program_of(arguments.helper, hypervisor),
+        faults=_faults(trace),
     )
+
+
+def _faults(trace: Trace) -> ControllerFaults | None:
+    """The plan of the environment, which the helpers that we start read as well; None where it has
+    nothing for us. Raises UsageError."""
+    given = os.environ.get(FAULTS_VARIABLE)
+    if not given:
+        return None
+    from toolstack.faults.controller_faults import ControllerFaults
+
+    try:
+        faults = ControllerFaults(given, trace)
+    except ValueError as error:
+        raise UsageError(f"{FAULTS_VARIABLE}: {error}") from error
+    return None if faults.idle else faults
 
 
 def _program_of(text: str | None, hypervisor: str) -> HelperProgram:

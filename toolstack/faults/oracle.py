@@ -30,6 +30,7 @@ _OUTCOMES: Final = {
     4: "undefined",
     5: "guest-died",
 }
+_SAYS_GO: Final = "give the destination permission to start"
 _HERE, _THERE = Side.SOURCE, Side.DESTINATION
 
 
@@ -48,6 +49,8 @@ class _Fired:
     fault: Fault
     side: Side | None
     what: Expectation
+    after_go: bool
+    """It struck when the destination may have been let go, or nobody knows when."""
 
 
 def judge(plan: Plan, evidence: Evidence, limits: Limits) -> Judgement:
@@ -73,15 +76,18 @@ def _named(one: _Fired) -> str:
 def _fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[_Fired]:
     """In the order in which they struck."""
     by_text = {str(fault): fault for fault in plan.faults}
+    after_go = False
     for event in evidence.events:
+        after_go = after_go or _is_go(event)
         if event["event"] == "fault":
             fault = by_text[event["fault"]]
             side = next((side for side in Side if event["pid"] in evidence.of(side)), None)
-            yield _Fired(fault, side, expectation(fault, limits))
+            late = after_go or fault.point.who is Who.LINK
+            yield _Fired(fault, side, expectation(fault, limits), late)
         elif event["event"] == "suspend_request":
             for fault in plan.of(Who.GUEST):
                 if fault.times.nth == 1:
-                    yield _Fired(fault, _HERE, expectation(fault, limits))
+                    yield _Fired(fault, _HERE, expectation(fault, limits), after_go)
 
 
 def _seen(evidence: Evidence) -> dict[str, object]:
@@ -158,8 +164,8 @@ class _Oracle:
         else:
             failures = {1}
         if stages.go_said and not stages.transition_begun:
-            late = [one for one in self._fired if one.fault.point.who is not Who.HELPER]
-            if late:
+            late = self._effect([one for one in self._fired if one.after_go])
+            if late is not Effect.NONE:
                 failures |= {4}
                 effect = Effect.EITHER
         elif stages.transition_heard and self._dead(_THERE):
@@ -434,7 +440,7 @@ class _Stages:
                     self.guest_asked = True
                 if what == "postcopy_transition":
                     self.transition_begun = True
-                if what == "handshake" and str(event["action"]).endswith("permission to start"):
+                if _is_go(event):
                     self.go_said = True
             if at in there:
                 if what == "stream_read" and event.get("record") == "POSTCOPY_TRANSITION_END":
@@ -493,6 +499,11 @@ _LAWS: Final[Mapping[int, Callable[[_Oracle, Find, Find], Iterator[tuple[str, bo
     5: _guest_died,
 }
 """Where the guest is, by the exit code of a migration."""
+
+
+def _is_go(event: Mapping[str, Any]) -> bool:
+    """The source is about to say GO."""
+    return event["event"] == "handshake" and event["action"] == _SAYS_GO
 
 
 def _count(events: Sequence[Mapping[str, Any]], name: str) -> int:

@@ -1,0 +1,72 @@
+"""The controller's own part of a plan at work in this process."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helper.faults.injector import Firing, Injector
+from helper.faults.process_faults import carry_out
+from ipc_schema.fault_actions import PROCESS
+from ipc_schema.fault_plan import PlanError, parse
+from ipc_schema.fault_points import SIDES, Who
+from ipc_schema.messages import Operation
+from ipc_schema.trace import Trace
+
+if TYPE_CHECKING:
+    from toolstack.faults.record_faults import RecordFaults
+
+
+class ControllerFaults:
+    """Strikes where the controller passes a point. Its side is known once an operation begins."""
+
+    def __init__(self, given: str, trace: Trace) -> None:
+        """`given` is a plan, or `@` and the file that it stands in. Raises PlanError."""
+        try:
+            plan = parse(Path(given[1:]).read_text() if given.startswith("@") else given)
+        except (OSError, UnicodeDecodeError) as bad:
+            raise PlanError(f"{given}: {bad}") from bad
+        faults = plan.of(Who.CONTROLLER)
+        # As in `run`: a plan is the same one each time that it is given.
+        seed = zlib.crc32(str(plan).encode()) if plan.seed is None else plan.seed
+        self._injector = Injector(faults, seed)
+        self._trace = trace
+        self._records: RecordFaults | None = None
+
+    @property
+    def idle(self) -> bool:
+        """The plan has nothing for a controller."""
+        return not self._injector.faults
+
+    def begin(self, operation: Operation) -> None:
+        self._injector.side = SIDES[operation]
+
+    @property
+    def records(self) -> RecordFaults:
+        """The faults in the records of the libxl stream."""
+        from toolstack.faults.record_faults import RecordFaults
+
+        if self._records is None:
+            self._records = RecordFaults(self)
+        return self._records
+
+    def strike(self, point: str) -> Iterator[Firing]:
+        """The point is passed. What fires is told; what is done to the process is done, and the
+        rest is the caller's to do, in order."""
+        for firing in self._injector.passes(point):
+            fault = firing.fault
+            self._trace.event(
+                "fault",
+                point=fault.point.name,
+                action=str(fault.action),
+                count=firing.nth,
+                fault=str(fault),
+            )
+            print(f"fault: {fault}, time {firing.nth}", file=sys.stderr, flush=True)
+            if fault.action.kind in PROCESS:
+                carry_out(fault.action)
+            else:
+                yield firing
