@@ -249,12 +249,13 @@ class _Oracle:
         for when, scene in (("its end", evidence.first), ("recover", evidence.recovered)):
             for process in scene.processes:
                 yield f"a process was left after {when}: {process}"
-        # What a killed controller leaves is swept by the next command.
         died = any(one.what.controller_dies for one in self._fired)
-        scene = evidence.recovered if died else evidence.first
         if not died:
-            for name in scene.temporary:
+            # What a killed controller leaves is swept by the next command.
+            for name in evidence.first.temporary:
                 yield f"a temporary file was left: {name}"
+            if evidence.recoveries and evidence.command.code in {0, 1, 5}:
+                yield "a journal was left of what had ended"
         for side, place in evidence.last.places.items():
             for name in place.files:
                 yield f"a file was left at the {side.value}: {name}"
