@@ -504,7 +504,7 @@ _LAWS: Final[Mapping[int, Callable[[_Oracle, Find, Find], Iterator[tuple[str, bo
 
 def _is_go(event: Mapping[str, Any]) -> bool:
     """The source is about to say GO."""
-    return event["event"] == "handshake" and event["action"] == _SAYS_GO
+    return (event["event"], event.get("action")) == ("handshake", _SAYS_GO)
 
 
 def _count(events: Sequence[Mapping[str, Any]], name: str) -> int:

@@ -1,0 +1,216 @@
+"""Breaks one thing in every process that has this directory in its PYTHONPATH: see MUTANTS.
+
+XEN_TEST_MUTANT names which. A module is broken right after it is imported.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+Break = Callable[[Any], None]
+MUTANTS: dict[str, tuple[str, Break]] = {}
+"""By name: the module, and what is done to it."""
+
+
+def mutant(module: str) -> Callable[[Break], Break]:
+    def register(function: Break) -> Break:
+        MUTANTS[function.__name__.replace("_", "-")] = (module, function)
+        return function
+
+    return register
+
+
+@mutant("toolstack.helper_run")
+def forgets_the_rc(module: Any) -> None:
+    module.HelperRun._fail = lambda _self, _rc, _reason: None
+
+
+@mutant("toolstack.helper_run")
+def keeps_the_last_rc(module: Any) -> None:
+    def fail(self: Any, rc: int, reason: str) -> None:
+        if rc:
+            self.rc, self.reason = rc, reason
+
+    module.HelperRun._fail = fail
+
+
+@mutant("toolstack.helper_run")
+def skips_sigkill(module: Any) -> None:
+    step = module.TABLE[module.Phase.COMPLETED, module.Event.LIMIT]
+    done = (module.Action.STOP_LISTENING, module.Action.NO_LIMIT, module.Action.DONE)
+    module.TABLE[module.Phase.COMPLETED, module.Event.LIMIT] = step._replace(
+        phase=module.Phase.ENDED, actions=done
+    )
+
+
+@mutant("toolstack.join")
+def completes_twice(module: Any) -> None:
+    check = module.Join._check
+
+    def twice(self: Any, rc: int) -> Any:
+        actions = check(self, rc)
+        return actions * 2 if actions and isinstance(actions[0], module.Complete) else actions
+
+    module.Join._check = twice
+
+
+@mutant("toolstack.handshake")
+def resumes_after_a_transition(module: Any) -> None:
+    failed = module.Event.FAILED_AFTER_TRANSITION
+    module.SENDER_TABLE[module.Sender.RUN_STREAM, failed] = module.Sender.RESUME
+
+
+@mutant("toolstack.handshake")
+def resumes_after_go(module: Any) -> None:
+    lost = (module.Sender.READ_REPORT, module.Event.FAILED)
+    module.SENDER_TABLE[lost] = module.Sender.RENAME_BACK
+
+
+@mutant("toolstack.settle")
+def leaves_log_dirty_on(module: Any) -> None:
+    module.heal = lambda _host, _domid: ""
+
+
+@mutant("toolstack.migrate")
+def does_not_resume(module: Any) -> None:
+    async def resume(_self: Any) -> Any:
+        return module.Event.OK
+
+    module._Sending._resume = resume
+
+
+@mutant("toolstack.migrate")
+def destroys_the_inconsistent(module: Any) -> None:
+    async def rename(self: Any) -> Any:
+        self._host.destroy(self._domid)
+        return module.Event.OK
+
+    module._Sending._rename_inconsistent = rename
+
+
+@mutant("toolstack.migrate")
+def says_no_reason(module: Any) -> None:
+    def fail(self: Any, rc: int, _reason: str) -> None:
+        self._rc = self._rc or rc
+
+    module._Sending._fail = fail
+
+
+@mutant("toolstack.migrate")
+def says_another_outcome(module: Any) -> None:
+    """What is printed, not what is done."""
+    as_json = module.MigrationResult.as_json
+
+    def lie(self: Any) -> Any:
+        return {**as_json(self), "postcopy_transitioned": "never"}
+
+    module.MigrationResult.as_json = lie
+
+
+@mutant("helper.hypervisors.simulated.host")
+def leaves_the_copy(module: Any) -> None:
+    destroy = module.SimulatedHost.destroy
+
+    def spare(self: Any, domid: int) -> None:
+        if not self.config(domid)["c_info"]["name"].endswith("--incoming"):
+            destroy(self, domid)
+
+    module.SimulatedHost.destroy = spare
+
+
+@mutant("toolstack.journal")
+def leaves_the_journal(module: Any) -> None:
+    module.Journal.close = lambda _self: None
+
+
+@mutant("toolstack.save_file")
+def leaves_the_partial_file(module: Any) -> None:
+    module._Target.__exit__ = lambda self, *_: os.close(self.fd)
+
+
+@mutant("toolstack.save_file")
+def keeps_a_broken_file(module: Any) -> None:
+    def keep(self: Any, *_: object) -> None:
+        self.keep()
+        os.close(self.fd)
+
+    module._Target.__exit__ = keep
+
+
+@mutant("toolstack.outcome")
+def exits_with_another_code(module: Any) -> None:
+    module.EXIT_CODES[module.Outcome.POSTCOPY_FAILED] = module.ExitCode.FAILED
+
+
+@mutant("toolstack.recover")
+def recovers_by_guesswork(module: Any) -> None:
+    module.WAYS[module.Role.SOURCE, module.Promise.TRANSITION] = module.Way.RESUME
+
+
+@mutant("helper.zmq_channel")
+def takes_no_refusal(module: Any) -> None:
+    """The helper goes on without its guest's suspension."""
+    call = module.ZmqChannel.call
+
+    def deaf(self: Any, name: str, **fields: Any) -> int:
+        value = int(call(self, name, **fields))
+        return 1 if name == "suspend" else value
+
+    module.ZmqChannel.call = deaf
+
+
+@mutant("helper.zmq_channel")
+def tells_its_result_twice(module: Any) -> None:
+    call = module.ZmqChannel.call
+
+    def twice(self: Any, name: str, **fields: Any) -> int:
+        if name == "complete":
+            call(self, name, **fields)
+        return int(call(self, name, **fields))
+
+    module.ZmqChannel.call = twice
+
+
+@mutant("helper.hypervisors.simulated.domain")
+def loses_dirty_pages(module: Any) -> None:
+    clean = module.SimulatedDomain.logdirty_clean
+
+    def lose(self: Any, dirty: Any) -> int:
+        count = int(clean(self, dirty))
+        dirty[:] = 0
+        return count
+
+    module.SimulatedDomain.logdirty_clean = lose
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, module: str, broken: Break) -> None:
+        self._module = module
+        self._break = broken
+
+    def find_spec(
+        self, fullname: str, path: Any, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self._module:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        assert spec is not None
+        assert spec.loader is not None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            self._break(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if (name := os.environ.get("XEN_TEST_MUTANT")) is not None:
+    sys.meta_path.insert(0, _Finder(*MUTANTS[name]))

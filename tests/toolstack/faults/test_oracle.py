@@ -1,0 +1,66 @@
+"""The oracle judged: each way to break the controller or the helper is caught, and by its word."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.toolstack.faults.runs import run
+
+HERE = Path(__file__).parent / "mutants"
+
+KILLED = "suspend:before-answer=kill"
+TRANSITIONED = "source/record.libxc.POSTCOPY_PAGE_DATA:write=cut"
+REPORT_LOST = "link/back@100=cut"
+HARMLESS = "source/hello=delay(0.1)"
+
+CAUGHT = [
+    ("forgets-the-rc", "source/exit=kill", "live", r"migrate exited with 0"),
+    ("keeps-the-last-rc", "suspend:after-send=stop", "stop-and-copy", r"does not name the cause"),
+    ("skips-sigkill", "source/exit=stop", "live", r"a process was left"),
+    ("completes-twice", KILLED, "live", r"traceback"),
+    ("resumes-after-a-transition", TRANSITIONED, "postcopy", r"exited with 1; right is 3"),
+    ("resumes-after-go", REPORT_LOST, "live", r"two guests run"),
+    ("leaves-log-dirty-on", "source.controller/suspend:heard=kill", "live", r"log-dirty"),
+    ("does-not-resume", KILLED, "live", r"does not run at the source"),
+    ("destroys-the-inconsistent", TRANSITIONED, "postcopy", r"postcopy-inconsistent is suspended"),
+    ("says-no-reason", KILLED, "stop-and-copy", r"says no reason"),
+    ("says-another-outcome", TRANSITIONED, "postcopy", r"transition was never"),
+    ("leaves-the-copy", KILLED, "live", r"a partial copy is left"),
+    ("leaves-the-journal", KILLED, "stop-and-copy", r"a journal was left"),
+    ("leaves-the-partial-file", KILLED, "save", r"a temporary file was left"),
+    ("keeps-a-broken-file", KILLED, "save", r"the save failed, but there is a file"),
+    ("exits-with-another-code", TRANSITIONED, "postcopy", r"exited with 1; right is 3"),
+    (
+        "recovers-by-guesswork",
+        "source.controller/postcopy_transition:after-answer=kill",
+        "postcopy",
+        r"resumed at the source after it had run",
+    ),
+    ("takes-no-refusal", "suspend:before-answer=answer(0)", "live", r"migrate exited with 0"),
+    ("tells-its-result-twice", HARMLESS, "live", r"completed 2 times|exited with 1; right is 0"),
+    ("loses-dirty-pages", HARMLESS, "live", r"crashed|memory of .* is wrong"),
+]
+"""(mutant, plan, mode, what the oracle must say)."""
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(("name", "plan", "mode", "says"), CAUGHT, ids=[row[0] for row in CAUGHT])
+def test_a_mutant_is_caught(
+    name: str, plan: str, mode: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XEN_TEST_MUTANT", name)
+    monkeypatch.setenv("PYTHONPATH", str(HERE), prepend=":")
+    verdict = run(plan, mode)
+    assert verdict.fired
+    assert verdict.kind == "fails"
+    assert any(re.search(says, problem) for problem in verdict.problems), verdict.problems
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(("plan", "mode"), sorted({(row[1], row[2]) for row in CAUGHT}))
+def test_without_the_mutant_it_holds(plan: str, mode: str) -> None:
+    verdict = run(plan, mode)
+    assert verdict.holds, verdict.problems

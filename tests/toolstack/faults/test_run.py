@@ -1,0 +1,104 @@
+"""Runs with a plan in force: what strikes where, and what the verdict says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ipc_schema.fault_plan import parse
+from tests.toolstack.faults.runs import run
+from toolstack.commands.main import main
+from toolstack.faults.run import FaultRun, Mode, Verdict, run_fault
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.mark.parametrize(
+    ("plan", "mode", "fired", "code"),
+    [
+        ("hello=exit(0)", "live", ("source/", "destination/"), 1),
+        ("destination/record.libxc.PAGE_DATA:read=reset", "stop-and-copy", ("destination/",), 1),
+        ("destination/complete:after-answer=kill", "postcopy", ("destination/",), 3),
+        ("controller/suspend:before-answer=fail(EIO)", "live", ("source.controller/",), 1),
+        ("controller/suspend:heard=drop", "stop-and-copy", ("source.controller/",), 1),
+        ("controller/async_callback_done:before-send=garbage", "live", ("source.c",), 1),
+        ("controller/record.libxl.END:write=stall", "stop-and-copy", ("source.c",), 1),
+        ("controller/record.libxl.END:write=short-writes(3)", "save", ("source.c",), 0),
+        ("destination.controller/complete:after-answer=kill", "live", ("destination.c",), 1),
+        ("controller/switch_qemu_logdirty:heard=hang-up", "live", ("source.controller/",), 1),
+        ("link/stream@0=cut", "live", ("link/",), 1),
+        ("link/stream@5000=stall(0.5)", "postcopy", ("link/",), 0),
+        ("link/back@60=cut", "postcopy", ("link/",), 3),
+        ("guest/suspend=refuse", "save", ("source.guest/",), 1),
+        ("guest/suspend=crash", "live", ("source.guest/",), 5),
+        ("guest/suspend=late(0.5)", "stop-and-copy", ("source.guest/",), 0),
+    ],
+)
+def test_a_fault_strikes_and_the_rules_hold(
+    plan: str, mode: str, fired: tuple[str, ...], code: int
+) -> None:
+    verdict = run(plan, mode)
+    assert verdict.holds, verdict.problems
+    assert verdict.seen["exit code"] == code
+    assert {one[: len(start)] for one, start in zip(verdict.fired, fired, strict=True)} <= {*fired}
+
+
+def test_a_restore_that_fails_leaves_the_file_whole() -> None:
+    verdict = run("destination/complete:before-send=kill", "save")
+    assert verdict.holds, verdict.problems
+    assert (verdict.seen["exit code"], verdict.seen["restore's exit code"]) == (0, 1)
+
+
+def test_a_stopped_controller_is_given_up_and_recovered() -> None:
+    verdict = run("source.controller/complete:before-answer=stop", "stop-and-copy")
+    assert verdict.holds, verdict.problems
+    assert verdict.seen["exit code"] == -9
+    assert verdict.seen["recover said"] == ["'g' is running here"]
+
+
+def test_a_fault_that_never_fires_is_no_success() -> None:
+    verdict = run("guest/suspend#3=refuse", "save")
+    assert (verdict.kind, verdict.holds, verdict.fired) == ("did not fire", False, ())
+    assert not verdict.problems
+
+
+def test_a_verdict_comes_back_from_json() -> None:
+    verdict = run("hello=delay(0.1); seed=5", "save")
+    again = Verdict.from_json(json.loads(str(verdict)))
+    assert again == verdict
+    assert (again.seed, again.mode, again.kind) == (5, "save", "holds")
+    assert {event["process"] for event in again.events} == {"controller", "helper"}
+
+
+def test_a_directory_without_room_for_sockets_is_refused(tmp_path: Path) -> None:
+    directory = tmp_path / ("x" * 70)
+    with pytest.raises(ValueError, match="no room for a socket"):
+        run_fault(FaultRun(parse("hello=kill"), Mode.LIVE, 1 << 20, "idle", directory))
+
+
+def test_the_command_shows_the_trace_around_the_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["faults", "run", "suspend:before-answer=kill", "--mode", "save"])
+    said = capsys.readouterr().out
+    assert code == 0, said
+    assert said.startswith("holds: ")
+    assert "fired               source/suspend:before-answer=kill" in said
+    (line,) = (line for line in said.splitlines() if line.startswith("> "))
+    assert "controller's helper" in line
+    assert "point=suspend:before-answer" in line
+
+
+def test_a_wrong_plan_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["faults", "run", "suspnd:before-send=kill"]) == 2
+    assert "close to it: suspend:before-send" in capsys.readouterr().err
+
+
+def test_the_list_has_each_point_with_its_actions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["faults", "list", "--json"]) == 0
+    rows = {row["point"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["link/stream@OFFSET"]["actions"][:2] == ["cut", "flip[(BIT)]"]
+    assert rows["suspend:before-answer"]["actions"][0] == "kill"
+    assert rows["postcopy_transition:before-send"]["sides"] == ["destination", "source"]
+    assert main(["faults", "list"]) == 0
+    assert "controller/suspend:heard\n" in capsys.readouterr().out
