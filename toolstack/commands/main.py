@@ -225,6 +225,31 @@ def _add_fault_commands(
     run.add_argument("--memory", type=size, default=4 << 20, metavar="SIZE", help="default: 4M")
     run.add_argument("--workload", choices=WORKLOADS, default="random")
 
+    campaign = command(
+        "campaign", "fault_campaign:campaign", "every point with every action, or a sample; reports"
+    )
+    campaign.add_argument(
+        "--modes", metavar="MODE,...", help=f"of {', '.join(FAULT_MODES)} (save,live,postcopy)"
+    )
+    campaign.add_argument(
+        "--points", metavar="GLOB", help="only such points, as 'suspend:*' or 'controller/*'"
+    )
+    part = campaign.add_mutually_exclusive_group()
+    part.add_argument(
+        "--short", action="store_true", help="a fixed part that touches each point and action"
+    )
+    part.add_argument("--random", type=count, metavar="N", help="N plans of two faults by chance")
+    campaign.add_argument("--seed", type=count, metavar="S", help="what repeats the chance")
+    campaign.add_argument(
+        "--jobs", type=count, metavar="J", help="runs at once (one for each processor)"
+    )
+    campaign.add_argument(
+        "--out", metavar="DIR", default="fault-campaign", help="for the reports (fault-campaign)"
+    )
+    campaign.add_argument("--resume", action="store_true", help="go on with the campaign in DIR")
+    campaign.add_argument("--memory", type=size, metavar="SIZE", help="of the guests (4M)")
+    campaign.add_argument("--workload", choices=WORKLOADS)
+
 
 if __name__ == "__main__":
     sys.exit(main())

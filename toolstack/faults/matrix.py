@@ -24,6 +24,17 @@ MODES: Final = (Mode.SAVE, Mode.LIVE, Mode.POSTCOPY)
 """The whole matrix's. Stop-and-copy passes nothing that live does not."""
 
 
+class Guest(NamedTuple):
+    """Of `memory` octets; `workload` is a simulated guest's."""
+
+    memory: int
+    workload: str
+
+
+_FAULTING: Final = Guest(16 << 20, "write-heavy")
+"""Touches pages after the transition before they come by themselves."""
+
+
 class Cell(NamedTuple):
     """One run to be made. `aim` is the last fault of the plan: that for which it is made, behind
     what must go wrong first (`reach.PRIMERS`)."""
@@ -42,6 +53,14 @@ class Cell(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.mode.value}: {self.plan}"
+
+
+def guest_for(plan: Plan, usual: Guest) -> Guest:
+    """The guest with which the points of a plan are passed: the usual one, but where it takes
+    one that touches pages which have not come."""
+    if any(fault.point.of == "POSTCOPY_FAULT" for fault in plan.faults):
+        return Guest(max(usual.memory, _FAULTING.memory), _FAULTING.workload)
+    return usual
 
 
 _LITTLE: Final = 0.3

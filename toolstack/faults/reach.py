@@ -16,7 +16,6 @@ from toolstack.faults.evidence import Mode
 _CHECKPOINTED: Final = "a checkpointed stream's (Remus, COLO)"
 _PV: Final = "a PV guest's"
 _DEBUG: Final = "of a save with SUSPEND_DEBUG, which no command asks for"
-_DEVICE_MODEL: Final = "of a guest with a device model; here it has none"
 
 NOT_PASSED: Final[Mapping[str, str]] = {
     "postcopy": _CHECKPOINTED,
@@ -36,8 +35,6 @@ NOT_PASSED: Final[Mapping[str, str]] = {
     "VERIFY": _DEBUG,
     Phase.VERIFY.value: _DEBUG,
     Stage.VERIFY.value: _DEBUG,
-    "EMULATOR_XENSTORE_DATA": _DEVICE_MODEL,
-    "EMULATOR_CONTEXT": _DEVICE_MODEL,
 }
 """What no run passes, by the message, record or phase, and why."""
 
@@ -46,9 +43,20 @@ _MIGRATIONS: Final = _ALL - {Mode.SAVE}
 _POSTCOPY: Final = frozenset({Mode.POSTCOPY})
 _NEVER: Final[frozenset[Mode]] = frozenset()
 
-_MODES: Final[Mapping[str, frozenset[Mode]]] = {
+_OF_MESSAGES: Final[Mapping[str, frozenset[Mode]]] = {
     "precopy_policy": _MIGRATIONS,
     "postcopy_transition": _POSTCOPY,
+}
+"""Those that are not here are in every mode; as those of the tables that follow."""
+
+_OF_MESSAGES_AT_DESTINATION: Final[Mapping[str, frozenset[Mode]]] = {
+    "suspend": _NEVER,  # COLO's
+    "progress": _POSTCOPY,
+    # What answers an async callback; a restore has none but postcopy_transition.
+    "async_callback_done": _POSTCOPY,
+}
+
+_OF_PHASES: Final[Mapping[str, frozenset[Mode]]] = {
     Phase.PRECOPY.value: _MIGRATIONS,
     Phase.SUSPEND.value: _ALL - _POSTCOPY,
     Phase.STOP_AND_COPY.value: _ALL - _POSTCOPY,
@@ -61,14 +69,6 @@ _MODES: Final[Mapping[str, frozenset[Mode]]] = {
     Phase.POSTCOPY_DRAIN.value: _POSTCOPY,
     Stage.POSTCOPY_STATE.value: _POSTCOPY,
     Stage.POSTCOPY_PFNS.value: _POSTCOPY,
-}
-"""Of messages and phases; those that are not here are in every mode."""
-
-_MODES_AT_DESTINATION: Final[Mapping[str, frozenset[Mode]]] = {
-    "suspend": _NEVER,  # COLO's
-    "progress": _POSTCOPY,
-    # What answers an async callback; a restore has none but postcopy_transition.
-    "async_callback_done": _POSTCOPY,
 }
 
 PRIMERS: Final[Mapping[str, str]] = {
@@ -93,7 +93,7 @@ def modes(point: Point, side: Side | None) -> frozenset[Mode]:
         case Kind.MESSAGE:
             return _of_message(point, side)
         case Kind.PHASE:
-            return _MODES.get(point.of, _ALL)
+            return _OF_PHASES.get(point.of, _ALL)
         case Kind.RECORD:
             return _POSTCOPY if point.of.startswith("POSTCOPY_") else _ALL
         case Kind.STREAM if point.who is Who.LINK:
@@ -105,9 +105,9 @@ def modes(point: Point, side: Side | None) -> frozenset[Mode]:
 
 
 def _of_message(point: Point, side: Side | None) -> frozenset[Mode]:
-    found = _MODES.get(point.of, _ALL)
+    found = _OF_MESSAGES.get(point.of, _ALL)
     if side is Side.DESTINATION:
-        found &= _MODES_AT_DESTINATION.get(point.of, _ALL)
+        found &= _OF_MESSAGES_AT_DESTINATION.get(point.of, _ALL)
     return found
 
 

@@ -1,21 +1,33 @@
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from ipc_schema.fault_actions import ACTIONS, Action, admitted, sides
-from ipc_schema.fault_plan import parse
-from ipc_schema.fault_points import POINTS, Point, Side, Who
+from ipc_schema.fault_plan import Fault, Plan, parse
+from ipc_schema.fault_points import POINTS, Kind, Point, Side, Who
+from ipc_schema.messages import CATALOGUE
 from toolstack.faults import reach
 from toolstack.faults.evidence import Mode
 from toolstack.faults.matrix import MODES, Cell, at_random, cells, short
+from toolstack.faults.run import FaultRun, run_fault
 
 ALL = cells()
 
 
 def points_of(some: list[Cell]) -> set[Point]:
     return {cell.aim.point for cell in some}
+
+
+@pytest.fixture
+def short_directory() -> Iterator[Path]:
+    """Sockets' paths are in it."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory)
 
 
 def test_every_point_is_in_the_matrix_or_it_is_said_why_not() -> None:
@@ -25,9 +37,11 @@ def test_every_point_is_in_the_matrix_or_it_is_said_why_not() -> None:
 
 
 def test_the_names_of_what_is_not_passed_are_names_of_the_tables() -> None:
-    known = {point.of for point in POINTS.values()}
-    for names in (reach.NOT_PASSED, reach.PRIMERS, reach._MODES, reach._MODES_AT_DESTINATION):
-        assert set(names) <= known
+    assert set(reach.NOT_PASSED) <= {point.of for point in POINTS.values()}
+    messages = {*reach.PRIMERS, *reach._OF_MESSAGES, *reach._OF_MESSAGES_AT_DESTINATION}
+    assert messages <= set(CATALOGUE)
+    phases = {point.of for point in POINTS.values() if point.kind is Kind.PHASE}
+    assert set(reach._OF_PHASES) <= phases
 
 
 @pytest.mark.parametrize("point", sorted(points_of(ALL), key=str), ids=str)
@@ -36,6 +50,26 @@ def test_a_point_has_a_cell_for_each_action_and_side(point: Point) -> None:
     for kind in admitted(point):
         expected = {side for side in sides(point, kind) if reach.modes(point, side)} or {None}
         assert {side for one, side in here if one is kind} == expected
+
+
+@pytest.mark.parametrize("mode", Mode, ids=lambda mode: mode.value)
+def test_what_is_taken_to_be_passed_is_and_nothing_else(mode: Mode, short_directory: Path) -> None:
+    """By a run in which every point is a fault that does nothing."""
+    passed = {}
+    for point in POINTS.values():
+        at = {"OFFSET": 0, "PFN": 5, "": None}[point.at]
+        nothing = Action(ACTIONS["delay" if point.who is not Who.LINK else "stall"], 0.0)
+        for side in [side for side in Side if side in point.sides] or [None]:
+            if point.kind is not Kind.GUEST and point.of not in reach.PRIMERS:
+                fault = Fault(point, nothing, side, at)
+                passed[fault] = mode in reach.modes(point, side)
+    run = FaultRun(Plan(tuple(passed)), mode, 8 << 20, "random", short_directory)
+    fired = run_fault(run).fired
+    # Whether the guest touches a page in time is up to it.
+    certain = {fault: yes for fault, yes in passed.items() if fault.point.of != "POSTCOPY_FAULT"}
+    assert {str(fault): str(fault) in fired for fault in certain} == {
+        str(fault): yes for fault, yes in certain.items()
+    }
 
 
 def test_every_cell_is_a_plan_that_can_be_typed() -> None:

@@ -1,0 +1,197 @@
+"""faults campaign."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from toolstack.commands.common import CommandError, UsageError
+from toolstack.commands.faults import fault_limits
+from toolstack.faults import html_report, junit, report
+from toolstack.faults.campaign import (
+    USUAL_GUEST,
+    Selection,
+    State,
+    StateError,
+    run_cells,
+    stopped_by_signals,
+)
+from toolstack.faults.evidence import Mode
+from toolstack.faults.matrix import MODES, Cell, Guest
+from toolstack.faults.report import Report
+from toolstack.faults.run import Verdict
+from toolstack.outcome import ExitCode
+
+VERDICTS: Final = "verdicts.jsonl"
+JUNIT: Final = "junit.xml"
+PAGE: Final = "report.html"
+
+_SELECTING: Final = ("modes", "points", "short", "random", "seed", "memory", "workload", "limit")
+"""Options that a campaign keeps when it is resumed."""
+
+
+def campaign(arguments: argparse.Namespace) -> int:
+    """Run what is selected, or what is missing of it; then the reports on all that is there, also
+    when it was interrupted."""
+    directory = Path(arguments.out)
+    state, selection = _begin(arguments, directory)
+    try:
+        cells = selection.cells()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if state.selection is None:
+        directory.mkdir(parents=True, exist_ok=True)
+        state.begin(selection)
+    missing = [cell for cell in cells if str(cell) not in state.verdicts]
+    _say(f"{selection.title}: {len(missing)} of {len(cells)} runs to make; into {directory}")
+    try:
+        interrupted = asyncio.run(_run(arguments, state, selection, missing))
+    except asyncio.CancelledError:
+        interrupted = True
+    found = Report(
+        title=selection.title,
+        cells=len(cells),
+        verdicts=tuple(state.verdicts[str(cell)] for cell in cells if str(cell) in state.verdicts),
+        must_fire=not selection.random,
+        guest=selection.guest,
+    )
+    junit.write(found, directory / JUNIT)
+    html_report.write(found, directory / PAGE)
+    if arguments.json:
+        print(json.dumps({**found.as_json(), "directory": str(directory)}))
+    else:
+        report.show(found)
+        print(f"{directory / PAGE}, {directory / JUNIT}, {directory / VERDICTS}")
+    if interrupted:
+        _say(f"interrupted; `--resume --out {directory}` goes on")
+    return ExitCode.SUCCESS if found.all_hold else ExitCode.FAILED
+
+
+def _begin(arguments: argparse.Namespace, directory: Path) -> tuple[State, Selection]:
+    """The state in the directory, and what to run. Raises UsageError, CommandError, OSError."""
+    try:
+        state = State(directory / VERDICTS)
+    except StateError as error:
+        raise CommandError(str(error)) from error
+    if not arguments.resume:
+        if state.selection is not None:
+            raise CommandError(
+                f"{directory} has a campaign already: `--resume` goes on with it, `--out` names "
+                "another directory"
+            )
+        return state, _selection(arguments)
+    if state.selection is None:
+        raise CommandError(f"{directory} has no campaign to go on with")
+    for name in _SELECTING:
+        if getattr(arguments, name):
+            raise UsageError(f"--{name}: a campaign that is resumed has what it was begun with")
+    return state, state.selection
+
+
+def _selection(arguments: argparse.Namespace) -> Selection:
+    """Raises UsageError."""
+    if arguments.seed is not None and not arguments.random:
+        raise UsageError("--seed is for --random N; the matrix needs none")
+    modes = tuple(arguments.modes.split(",")) if arguments.modes else tuple(m.value for m in MODES)
+    known = [mode.value for mode in Mode]
+    for mode in modes:
+        if mode not in known:
+            raise UsageError(f"--modes: there is no mode {mode!r}; want {', '.join(known)}")
+    return Selection(
+        modes=tuple(dict.fromkeys(modes)),
+        points=arguments.points or "*",
+        random=arguments.random or 0,
+        seed=secrets.randbelow(1 << 32) if arguments.seed is None else arguments.seed,
+        short=arguments.short,
+        guest=Guest(
+            arguments.memory or USUAL_GUEST.memory, arguments.workload or USUAL_GUEST.workload
+        ),
+        limits=fault_limits(arguments),
+    )
+
+
+async def _run(
+    arguments: argparse.Namespace, state: State, selection: Selection, cells: Sequence[Cell]
+) -> bool:
+    """Says whether it was interrupted."""
+    stop = asyncio.Event()
+    jobs = arguments.jobs or os.cpu_count() or 1
+    with stopped_by_signals(stop), _progress(arguments, len(cells)) as told:
+
+        def heard(cell: Cell, verdict: Verdict) -> None:
+            state.add(cell, verdict)
+            told(cell, verdict)
+
+        await run_cells(cells, selection, jobs, heard, stop)
+    return stop.is_set()
+
+
+Told = Callable[[Cell, Verdict], None]
+
+
+@contextlib.contextmanager
+def _progress(arguments: argparse.Namespace, number: int) -> Iterator[Told]:
+    """On stderr: a bar on a terminal, elsewhere a line now and then; and what does not hold at
+    once."""
+    if not sys.stderr.isatty():
+        done = 0
+
+        def tell(cell: Cell, verdict: Verdict) -> None:
+            nonlocal done
+            done += 1
+            if not verdict.holds or arguments.verbose:
+                _say(_line(cell, verdict))
+            if done % max(1, number // 20) == 0:
+                _say(f"{done} of {number}")
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    columns: tuple[Any, ...] = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("all hold", total=number)
+        wrong = 0
+
+        def show(cell: Cell, verdict: Verdict) -> None:
+            nonlocal wrong
+            if not verdict.holds or arguments.verbose:
+                wrong += not verdict.holds
+                style = {report.FAILS: "red", report.IDLE: "yellow"}.get(verdict.kind, "green")
+                bar.console.print(Text(_line(cell, verdict), style=style))
+            description = f"[red]{wrong} do not hold" if wrong else "[green]all hold"
+            bar.update(task, advance=1, description=description)
+
+        yield show
+
+
+def _line(cell: Cell, verdict: Verdict) -> str:
+    return f"{verdict.kind}: {cell}" + ("" if verdict.holds else f": {report.why(verdict)}")
+
+
+def _say(text: str) -> None:
+    print(f"xen-toolstack: {' '.join(text.split())}", file=sys.stderr, flush=True)

@@ -1,0 +1,91 @@
+"""A campaign as JUnit XML, in the form that Jenkins, GitLab and their like read.
+
+A test suite for each mode, a test case for each run: a failure where it does not hold, an error
+where the fault was to fire and did not, and skipped where it only might have.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Final
+from xml.etree import ElementTree as Xml
+
+from ipc_schema.fault_plan import parse
+from toolstack.faults.report import IDLE, Report, tally, why
+from toolstack.faults.run import Verdict
+
+_NO_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML 1.0 cannot carry, not even escaped."""
+
+_SUITE: Final = "xen-faults"
+
+
+def write(report: Report, path: Path) -> None:
+    """Raises OSError."""
+    tree = Xml.ElementTree(document(report))
+    Xml.indent(tree)
+    tree.write(path, encoding="utf-8", xml_declaration=True)
+
+
+def document(report: Report) -> Xml.Element:
+    suites = Xml.Element("testsuites", _figures(report, report.verdicts, _SUITE))
+    for mode in report.modes:
+        verdicts = report.of(mode)
+        suite = Xml.SubElement(
+            suites, "testsuite", _figures(report, tuple(verdicts), f"{_SUITE}.{mode}")
+        )
+        for verdict in verdicts:
+            suite.append(_case(report, verdict))
+    return suites
+
+
+def _figures(report: Report, verdicts: tuple[Verdict, ...], name: str) -> dict[str, str]:
+    of = tally(verdicts)
+    return {
+        "name": name,
+        "tests": str(of.runs),
+        "failures": str(of.fails),
+        "errors": str(of.idle if report.must_fire else 0),
+        "skipped": str(0 if report.must_fire else of.idle),
+        "time": f"{of.seconds:.3f}",
+    }
+
+
+def _case(report: Report, verdict: Verdict) -> Xml.Element:
+    case = Xml.Element(
+        "testcase",
+        {
+            "classname": f"{_SUITE}.{verdict.mode}.{_point(verdict)}",
+            "name": _text(verdict.plan),
+            "time": f"{verdict.seconds:.3f}",
+        },
+    )
+    if report.is_wrong(verdict):
+        kind = "error" if verdict.kind == IDLE else "failure"
+        attributes = {"type": verdict.kind, "message": _text(why(verdict))}
+        Xml.SubElement(case, kind, attributes).text = _text(_account(report, verdict))
+    elif verdict.kind == IDLE:
+        Xml.SubElement(case, "skipped", {"message": why(verdict)})
+    return case
+
+
+def _point(verdict: Verdict) -> str:
+    """A dot would be a package's."""
+    return str(parse(verdict.plan).faults[-1].point).replace(".", "_")
+
+
+def _account(report: Report, verdict: Verdict) -> str:
+    lines = [
+        report.again(verdict),
+        f"expected: {verdict.expected}",
+        *(f"wrong: {problem}" for problem in verdict.problems),
+        *(f"{name}: {value}" for name, value in verdict.seen.items()),
+        *(json.dumps(event, default=str) for event in verdict.events),
+    ]
+    return "\n".join(lines)
+
+
+def _text(text: str) -> str:
+    return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
