@@ -72,7 +72,7 @@ class _Entry(NamedTuple):
 
 def write(report: Report, path: Path) -> None:
     """Raises OSError."""
-    path.write_text(page(report), encoding="utf-8")
+    path.write_text(page(report), encoding="utf-8", errors="backslashreplace")
 
 
 def page(report: Report) -> str:
