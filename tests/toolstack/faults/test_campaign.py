@@ -32,7 +32,7 @@ GUEST = ("--points", "guest/*", "--modes", "save", "--limit", "suspend=1")
 
 
 @pytest.fixture(autouse=True)
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Where campaigns have their hosts, with room for sockets' paths. Nothing may be left in it,
     and no process of theirs."""
     with tempfile.TemporaryDirectory(prefix="fc-") as directory:
