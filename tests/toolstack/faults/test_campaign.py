@@ -231,6 +231,12 @@ class TestRuns:
         (one,) = verdicts_of([stopped])
         assert one.problems == ("the run had not ended after 1 s",)
 
+    def test_one_that_never_comes_to_its_aim_shows_nothing(self) -> None:
+        """A save that is not live has no precopy."""
+        (one,) = verdicts_of([Cell(Mode.SAVE, parse("source/hello=delay(0); phase.precopy=kill"))])
+        assert one.kind == "did not fire"
+        assert one.fired == ("source/hello=delay(0)",)
+
     def test_one_that_cannot_be_made_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         long = Path(tempfile.gettempdir(), "long" * 20)
         long.mkdir()
