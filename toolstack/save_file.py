@@ -120,9 +120,11 @@ async def save(
 
 
 def _reason(result: SaveResult) -> str:
+    why = result.reason or rc_name(result.rc)
     if result.rc == Error.GUEST_TIMEDOUT:
-        return f"the guest did not suspend ({rc_name(result.rc)})"
-    return result.reason or rc_name(result.rc)
+        # libxl's code for whatever fails before the guest has answered, too: the cause is not it.
+        return f"the guest did not suspend ({rc_name(result.rc)}): {why}"
+    return why
 
 
 def _run_on(ctx: Context, domid: int, journal: Journal, *, may_suspend: bool) -> str:

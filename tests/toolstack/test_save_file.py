@@ -124,6 +124,19 @@ def test_a_guest_that_refuses(hosts: Hosts, tmp_path: Path) -> None:
     assert hosts.journals() == []
 
 
+def test_what_fails_before_the_guest_is_asked_is_named(
+    hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code is GUEST_TIMEDOUT, as libxl's is; the guest has nothing to do with it."""
+    monkeypatch.setenv("XEN_SAVE_HELPER_FAULTS", "first-byte=enospc")
+    hosts.guest()
+    ended = toolstack("save", "g", tmp_path / "f", "--host", hosts.source)
+    assert ended.code == 1
+    assert "ERROR_GUEST_TIMEDOUT" in ended.line
+    assert "No space left" in ended.line
+    assert hosts.states(hosts.at_source) == {"g": "running"}
+
+
 @pytest.fixture
 def saved(hosts: Hosts, tmp_path: Path) -> bytes:
     hosts.guest(megabytes=2)

@@ -223,7 +223,7 @@ def _add_fault_commands(
     )
     run.add_argument("--mode", choices=FAULT_MODES, default="live")
     run.add_argument("--memory", type=size, default=4 << 20, metavar="SIZE", help="default: 4M")
-    run.add_argument("--workload", choices=WORKLOADS, default="random")
+    run.add_argument("--workload", choices=WORKLOADS, default="write-heavy")
 
     campaign = command(
         "campaign", "fault_campaign:campaign", "every point with every action, or a sample; reports"

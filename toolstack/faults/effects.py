@@ -50,7 +50,8 @@ _LATE: Final = frozenset({_FAIL, _TIMEDOUT})
 _HARMLESS: Final = frozenset({"CHLD", "CONT", "URG", "WINCH"})
 _STOPPING: Final = frozenset({"STOP", "TSTP", "TTIN", "TTOU"})
 _SILENCE: Final = (
-    r"sign of life|stopped|within|in time|has not come|stands? still|no answer|has ended|hung up"
+    r"sign of life|stopped|within|in time|has not come|stands? still|no answer|has ended|hung up|"
+    r"does not take|has sent nothing"
 )
 _PROTOCOL: Final = (
     r"broke the protocol|refused|sequence|unknown|malformed|too long|hung up|turn|"
@@ -177,7 +178,9 @@ def _of_message(fault: Fault) -> Expectation:
         and point.moment is not (Moment.BEFORE_SEND if kind is actions.HANG_UP else None)
     ):
         return _EITHER
-    return Expectation(Effect.FAILS, _PROTOCOL, _LATE)
+    # 254: the helper takes its controller for gone.
+    words = rf"{_PROTOCOL}|exit status 254" if kind is actions.HANG_UP else _PROTOCOL
+    return Expectation(Effect.FAILS, words, _LATE)
 
 
 def _of_controllers_message(fault: Fault) -> Expectation:

@@ -396,13 +396,13 @@ class _Oracle:
                 yield "the save failed, but there is a file"
             if not (here and here.runs) and not self._guest_dies:
                 yield f"the save failed, and the guest does not run: {_places(after)}"
-        if evidence.restore is None:
+        if evidence.restore is None or self._dead(_THERE):
             return
         there = evidence.recovered.places[_THERE].guest(NAME)
         if evidence.restore.code == 0 and not (there and (there.runs or self._corrupts)):
             where = _places(evidence.recovered)
             yield f"the restore succeeded, but the guest does not run: {where}"
-        if evidence.restore.code and there is not None and not self._dead(_THERE):
+        if evidence.restore.code and there is not None:
             yield f"the restore failed, but {there} is there"
 
     # -- what is said ---------------------------------------------------------------------------

@@ -98,7 +98,7 @@ class RecordFaults:
             if kind.name in _ERRNOS:
                 if kind in {actions.CUT, actions.RESET}:
                     _shut(fd)
-                raise OSError(_ERRNOS[kind.name], f"fault: {firing.fault}")
+                raise _failure(_ERRNOS[kind.name], firing)
             if kind is actions.STALL:
                 after += limit + 1 if value is None else float(value)
             elif kind is actions.TRICKLE:
@@ -157,7 +157,7 @@ class RecordFaults:
             if kind is actions.CUT:
                 raise fd_io.UnexpectedEnd(f"{what}: the stream ends: fault: {firing.fault}")
             if kind is actions.RESET:
-                raise ConnectionResetError(errno.ECONNRESET, f"fault: {firing.fault}")
+                raise _failure(errno.ECONNRESET, firing)
             if kind is actions.STALL:
                 await _stall(value, limit, what)
             elif kind is actions.TRICKLE:
@@ -176,17 +176,21 @@ class RecordFaults:
         return list(self._faults.strike(record_point("libxl", record.name, moment)))
 
 
+def _failure(errnoval: int, firing: Firing) -> OSError:
+    return OSError(errnoval, f"{os.strerror(errnoval)} (fault: {firing.fault})")
+
+
 async def _stall(value: float | int | str | None, limit: float, what: str) -> None:
     """Raises TimeoutError as a read does where nothing comes."""
     seconds = None if value is None else float(value)
     await asyncio.sleep(limit if seconds is None else min(seconds, limit))
     if seconds is None or seconds > limit:
-        raise _timed_out(f"{what}: nothing came for {limit:g} s")
+        raise _timed_out(f"{what}: the other side has sent nothing for {limit:g} s")
 
 
 def _stalled(done: Done, limit: float) -> Done:
     def late(error: Exception | None) -> None:
-        done(error or _timed_out(f"the stream stands still: nothing passed for {limit:g} s"))
+        done(error or _timed_out(f"the stream stands still: nothing was taken for {limit:g} s"))
 
     return late
 

@@ -36,7 +36,8 @@ _LINK: Final = (sys.executable, "-m", "toolstack.faults.link_faults")
 _MODE_OPTIONS: Final[Mapping[Mode, tuple[str, ...]]] = {
     Mode.STOP_AND_COPY: ("--max-rounds", "0"),
     Mode.LIVE: ("--max-rounds", "3"),
-    Mode.POSTCOPY: ("--max-rounds", "1", "--postcopy"),
+    # So slow that the guest does fault.
+    Mode.POSTCOPY: ("--max-rounds", "1", "--postcopy", "--bandwidth", "16M"),
 }
 _HOST_FILES: Final = frozenset({"domains", "lock", "xen-host.json"})
 _BEHAVIOURS: Final[Mapping[str, Behaviour]] = {
