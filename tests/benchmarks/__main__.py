@@ -72,7 +72,9 @@ def throughputs(memory: int, runs: int) -> Iterator[Line]:
                 statistics.median(save.rate for save in saves) / GIB,
                 "a loop of write", statistics.median(writes) / GIB, 0.8, at_least=True,
             )  # fmt: skip
-            memory_beyond = max(save.helper_memory for save in saves) - throughput.idle_memory()
+            live = throughput.save(host, domid, live=True)
+            memory_beyond = max(save.helper_memory for save in (live, *saves))
+            memory_beyond -= throughput.idle_memory()
             throughput.save_to_file(host, domid, stream)
             pairs = [
                 (throughput.restore(host, domid, stream), memory / limits.recv_loop(memory))
@@ -90,7 +92,7 @@ def throughputs(memory: int, runs: int) -> Iterator[Line]:
                 max(restore.helper_memory for restore in restores) - throughput.idle_memory(),
             )
             yield Line(
-                "helper's memory beyond an idle Python", "octets",
+                "helper's memory beyond an idle Python, live saves too", "octets",
                 memory_beyond, "guest pages", memory / 4096, 16,
             )  # fmt: skip
         finally:

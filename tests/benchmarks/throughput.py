@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helper.hypervisors.simulated.host import SimulatedHost
+from ipc_schema.messages import XCFlags
 from tests.benchmarks import limits
 from toolstack.context import Context
 from toolstack.domain_restore import domain_create_restore
@@ -128,12 +129,12 @@ def _measure(
     return Measured(octets, seconds, most[0])
 
 
-def save(host: SimulatedHost, domid: int) -> Measured:
+def save(host: SimulatedHost, domid: int, *, live: bool = False) -> Measured:
     """Save the guest into a socket that is drained, and let it run on."""
     context = Context(host, f"sim:{host.directory}")
 
     async def work(fd: int) -> None:
-        result = await domain_suspend(context, domid, fd)
+        result = await domain_suspend(context, domid, fd, XCFlags.LIVE if live else 0)
         if result.rc:
             raise RuntimeError(f"the save failed: {result.reason}")
 
