@@ -62,6 +62,7 @@ def campaign(arguments: argparse.Namespace) -> int:
         verdicts=tuple(state.verdicts[str(cell)] for cell in cells if str(cell) in state.verdicts),
         must_fire=not selection.random,
         guest=selection.guest,
+        trace=state.trace,
     )
     junit.write(found, directory / JUNIT)
     html_report.write(found, directory / PAGE)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
 from toolstack.faults import matrix
 from toolstack.faults.evidence import Mode
@@ -86,36 +86,38 @@ class StateError(Exception):
 
 
 class State:
-    """The file. `selection` is what it is about, `verdicts` those that it has, by the cell's text;
-    with None it is not there yet."""
+    """The file. `selection` is what it is about (None: it is not begun), `verdicts` those that it
+    has, by the cell's text. Their traces stay in the file: `trace` reads one."""
 
     def __init__(self, path: Path) -> None:
         """Read the file, where there is one. A last line that is not whole was being written when
         the campaign was killed: it is cut off, and its cell runs again. Raises StateError, OSError.
         """
         self._path = path
+        self._places: dict[tuple[str, str], int] = {}
         self.selection: Selection | None = None
         self.verdicts: dict[str, Verdict] = {}
-        with contextlib.suppress(FileNotFoundError):
-            self._read(path.read_bytes())
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            self._read(file)
 
-    def _read(self, octets: bytes) -> None:
-        whole = octets.rfind(b"\n") + 1
-        for number, line in enumerate(octets[:whole].splitlines(), 1):
+    def _read(self, file: BinaryIO) -> None:
+        place = 0
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                os.truncate(self._path, place)
+                break
             try:
                 fields = json.loads(line)
                 if number == 1:
                     self.selection = Selection.from_json(fields["campaign"])
                 else:
-                    cell = fields.pop("cell")
-                    self.verdicts[cell] = Verdict.from_json(fields)
+                    self._keep(fields.pop("cell"), Verdict.from_json(fields), place)
             except (ValueError, KeyError, TypeError, AttributeError) as bad:
                 raise StateError(
                     f"{self._path}, line {number}: no campaign wrote that ({bad!r}); name another "
                     "directory"
                 ) from None
-        if whole != len(octets):
-            os.truncate(self._path, whole)
+            place += len(line)
 
     def begin(self, selection: Selection) -> None:
         """Raises OSError."""
@@ -124,13 +126,26 @@ class State:
 
     def add(self, cell: Cell, verdict: Verdict) -> None:
         """Raises OSError."""
-        self.verdicts[str(cell)] = verdict
-        self._append({"cell": str(cell), **verdict.as_json()})
+        place = self._append({"cell": str(cell), **verdict.as_json()})
+        self._keep(str(cell), verdict, place)
 
-    def _append(self, fields: Mapping[str, Any]) -> None:
+    def trace(self, verdict: Verdict) -> tuple[dict[str, Any], ...]:
+        """The events of the run that a verdict of `verdicts` is on. Raises OSError."""
+        with open(self._path, "rb") as file:
+            file.seek(self._places[verdict.mode, verdict.plan])
+            return tuple(json.loads(file.readline())["events"])
+
+    def _keep(self, cell: str, verdict: Verdict, place: int) -> None:
+        self.verdicts[cell] = replace(verdict, events=())
+        self._places[verdict.mode, verdict.plan] = place
+
+    def _append(self, fields: Mapping[str, Any]) -> int:
+        """Returns where the line begins."""
         line = json.dumps(fields, default=str).encode() + b"\n"
         with open(self._path, "ab", buffering=0) as file:
+            place = file.tell()
             file.write(line)
+        return place
 
 
 Heard = Callable[[Cell, Verdict], None]

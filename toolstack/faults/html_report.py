@@ -54,7 +54,7 @@ _SHOWN_OF_TEXT: Final = 2000
 
 
 class _Entry(NamedTuple):
-    """A verdict and where its trace is: the `position` in the `block`."""
+    """A verdict, its place in the report, and the block that has its trace."""
 
     number: int
     verdict: Verdict
@@ -124,18 +124,17 @@ def _json(value: object) -> str:
 
 def _entries(report: Report) -> tuple[list[_Entry], list[str]]:
     """Verdicts of the same point and mode share a block: their traces are much alike."""
-    rows: dict[tuple[str, Who, str], int] = {}
-    contents: list[list[object]] = []
+    rows: dict[tuple[str, Who, str], list[_Entry]] = {}
     entries = []
     for number, verdict in enumerate(report.verdicts):
         faults = parse(verdict.plan).faults
         point = faults[-1].point
-        block = rows.setdefault((verdict.mode, point.who, point.name), len(rows))
-        if block == len(contents):
-            contents.append([])
-        contents[block].append(_details(number, verdict, report.again(verdict)))
-        entries.append(_Entry(number, verdict, faults, block))
-    return entries, [_pack(content) for content in contents]
+        key = (verdict.mode, point.who, point.name)
+        row = rows.setdefault(key, [])
+        block = row[0].block if row else len(rows) - 1
+        row.append(_Entry(number, verdict, faults, block))
+        entries.append(row[-1])
+    return entries, [_pack([_details(report, entry) for entry in row]) for row in rows.values()]
 
 
 def _pack(content: object) -> str:
@@ -143,12 +142,13 @@ def _pack(content: object) -> str:
     return base64.b64encode(octets).decode()
 
 
-def _details(number: int, verdict: Verdict, again: str) -> dict[str, object]:
-    events = sorted(verdict.events, key=lambda event: float(event["t"]))
+def _details(report: Report, entry: _Entry) -> dict[str, object]:
+    verdict = entry.verdict
+    events = sorted(report.trace(verdict), key=lambda event: float(event["t"]))
     start = _zero(events)
     return {
-        "number": number,
-        "again": again,
+        "number": entry.number,
+        "again": report.again(verdict),
         "expected": verdict.expected,
         "seen": [[name, _text(value)] for name, value in verdict.seen.items()],
         "fired": list(verdict.fired),
@@ -178,6 +178,8 @@ def _fields(event: Mapping[str, Any]) -> list[list[str]]:
 def _text(value: object) -> str:
     if isinstance(value, str):
         text = value
+    elif isinstance(value, int | float):
+        text = str(value).lower()
     elif isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
         text = "\n".join(value)
     else:

@@ -82,7 +82,7 @@ def _account(report: Report, verdict: Verdict) -> str:
         f"expected: {verdict.expected}",
         *(f"wrong: {problem}" for problem in verdict.problems),
         *(f"{name}: {value}" for name, value in verdict.seen.items()),
-        *(json.dumps(event, default=str) for event in verdict.events),
+        *(json.dumps(event, default=str) for event in report.trace(verdict)),
     ]
     return "\n".join(lines)
 

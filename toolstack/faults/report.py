@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -53,7 +53,8 @@ def tally(verdicts: Iterable[Verdict]) -> Tally:
 
 @dataclass(frozen=True)
 class Report:
-    """`verdicts` of a campaign of `cells` cells, in their order; `guest` is the usual one.
+    """`verdicts` of a campaign of `cells` cells, in their order, without their traces, which
+    `trace` tells one by one: all of them at once would be too much. `guest` is the usual one.
     `must_fire`: each cell was chosen because a run passes its points (the matrix); of plans by
     chance, some never fire."""
 
@@ -62,6 +63,7 @@ class Report:
     verdicts: tuple[Verdict, ...]
     must_fire: bool
     guest: Guest
+    trace: Callable[[Verdict], Sequence[Mapping[str, Any]]]
 
     @property
     def missing(self) -> int:

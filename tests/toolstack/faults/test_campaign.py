@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,10 @@ class TestState:
         state.add(self.CELL, verdict("start=stop; seed=7"))
         again = State(tmp_path / "state")
         assert again.selection == state.selection
-        assert again.verdicts == state.verdicts == {str(self.CELL): verdict("start=stop; seed=7")}
+        told = verdict("start=stop; seed=7")
+        assert again.verdicts == state.verdicts == {str(self.CELL): replace(told, events=())}
+        assert again.trace(again.verdicts[str(self.CELL)]) == told.events
+        assert state.trace(state.verdicts[str(self.CELL)]) == told.events
 
     @pytest.mark.parametrize("cut", [1, 20, 400])
     def test_a_torn_last_line_is_no_verdict(self, tmp_path: Path, cut: int) -> None:

@@ -239,7 +239,7 @@ class TestPage:
         more = {"problems": (HOSTILE,), "expected": HOSTILE, "seen": {HOSTILE: HOSTILE}}
         bad = verdict("start=stop", kind="fails", events=(event,), **more)
         plain = html_report.page(report(verdict("start=stop", kind="fails")))
-        html_report.write(Report(HOSTILE, 1, (bad,), True, MIXED.guest), tmp_path / "page")
+        html_report.write(report(bad, title=HOSTILE), tmp_path / "page")
         text = (tmp_path / "page").read_text()
         assert [name for name, _ in Page(text).elements] == [
             name for name, _ in Page(plain).elements

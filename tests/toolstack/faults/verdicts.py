@@ -35,5 +35,14 @@ def verdict(plan: str, mode: str = "live", kind: str = "holds", **more: Any) -> 
     return Verdict(**{**fields, **more})
 
 
-def report(*verdicts: Verdict, missing: int = 0, must_fire: bool = True) -> Report:
-    return Report("A title", len(verdicts) + missing, verdicts, must_fire, USUAL_GUEST)
+def report(
+    *verdicts: Verdict, missing: int = 0, must_fire: bool = True, title: str = "A title"
+) -> Report:
+    return Report(
+        title,
+        len(verdicts) + missing,
+        verdicts,
+        must_fire,
+        USUAL_GUEST,
+        lambda verdict: verdict.events,
+    )
