@@ -55,6 +55,7 @@ def context_of(
     OSError."""
     hypervisor = hypervisor_of(arguments)
     trace = open_trace(arguments, process)
+    program = _program_of(arguments.helper, hypervisor)
     return Context(
         host=host_of(arguments),
         hypervisor=hypervisor,
@@ -62,12 +63,12 @@ def context_of(
         limits=limits_of(arguments),
         log=_log if arguments.verbose else no_log,
         progress=progress,
-        program=_program_of(arguments.helper, hypervisor),
-        faults=_faults(trace),
+        program=program,
+        faults=_faults(trace, program),
     )
 
 
-def _faults(trace: Trace) -> ControllerFaults | None:
+def _faults(trace: Trace, program: HelperProgram) -> ControllerFaults | None:
     """The plan of the environment, which the helpers that we start read as well; None where it has
     nothing for us. Raises UsageError."""
     given = os.environ.get(FAULTS_VARIABLE)
@@ -79,6 +80,11 @@ def _faults(trace: Trace) -> ControllerFaults | None:
         faults = ControllerFaults(given, trace)
     except ValueError as error:
         raise UsageError(f"{FAULTS_VARIABLE}: {error}") from error
+    if isinstance(program, PipeHelper) and faults.of_messages:
+        raise UsageError(
+            f"{FAULTS_VARIABLE}: '{faults.of_messages[0]}': the controller has no such point where "
+            "it speaks libxl's protocol (--helper)"
+        )
     return None if faults.idle else faults
 
 

@@ -12,7 +12,7 @@ from helper.faults.injector import Firing, Injector
 from helper.faults.process_faults import carry_out
 from ipc_schema.fault_actions import PROCESS
 from ipc_schema.fault_plan import PlanError, parse
-from ipc_schema.fault_points import SIDES, Who
+from ipc_schema.fault_points import SIDES, Kind, Who
 from ipc_schema.messages import Operation
 from ipc_schema.trace import Trace
 
@@ -40,6 +40,12 @@ class ControllerFaults:
     def idle(self) -> bool:
         """The plan has nothing for a controller."""
         return not self._injector.faults
+
+    @property
+    def of_messages(self) -> list[str]:
+        """Those at messages, which our own helper's channel alone has."""
+        faults = self._injector.faults
+        return [str(fault) for fault in faults if fault.point.kind is Kind.MESSAGE]
 
     def begin(self, operation: Operation) -> None:
         self._injector.side = SIDES[operation]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helper.hypervisors.simulated.host import SimulatedHost
 from ipc_schema.fault_plan import parse
 from tests.toolstack.faults.runs import run
 from toolstack.commands.main import main
@@ -92,6 +93,22 @@ def test_the_command_shows_the_trace_around_the_fault(capsys: pytest.CaptureFixt
 def test_a_wrong_plan_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["faults", "run", "suspnd:before-send=kill"]) == 2
     assert "close to it: suspend:before-send" in capsys.readouterr().err
+
+
+def test_what_the_controller_cannot_strike_is_refused(
+    host: SimulatedHost,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    host.create_guest("g", 1 << 20, "idle")
+    where = ["--host", str(host.directory)]
+    monkeypatch.setenv("XEN_SAVE_HELPER_FAULTS", "controller/suspend:heard=drop")
+    assert main(["save", "g", str(tmp_path / "f"), "--helper", "/bin/true", *where]) == 2
+    assert "'controller/suspend:heard=drop': the controller has no such" in capsys.readouterr().err
+    monkeypatch.setenv("XEN_SAVE_HELPER_FAULTS", "controller/suspend:herd=drop")
+    assert main(["save", "g", str(tmp_path / "f"), *where]) == 2
+    assert "suspend:heard" in capsys.readouterr().err
 
 
 def test_the_list_has_each_point_with_its_actions(capsys: pytest.CaptureFixture[str]) -> None:
