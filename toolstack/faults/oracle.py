@@ -18,6 +18,7 @@ from ipc_schema.fault_plan import Fault, Plan
 from ipc_schema.fault_points import Side, Who
 from toolstack.faults.effects import GUEST_TIMEDOUT, Effect, Expectation, expectation
 from toolstack.faults.evidence import Ended, Evidence, Guest, Mode, Scene
+from toolstack.faults.guest_faults import of_guest
 from toolstack.limits import Limits
 
 NAME: Final = "g"
@@ -85,9 +86,9 @@ def _fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[_Fired]:
             late = after_go or fault.point.who is Who.LINK
             yield _Fired(fault, side, expectation(fault, limits), late)
         elif event["event"] == "suspend_request":
-            for fault in plan.of(Who.GUEST):
-                if fault.times.nth == 1:
-                    yield _Fired(fault, _HERE, expectation(fault, limits), after_go)
+            # A guest behaves in one way: the last that it was told.
+            for fault in of_guest(plan)[-1:]:
+                yield _Fired(fault, _HERE, expectation(fault, limits), after_go)
 
 
 def _seen(evidence: Evidence) -> dict[str, object]:

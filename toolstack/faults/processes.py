@@ -69,6 +69,15 @@ def descriptors(pid: int) -> dict[int, str]:
     return found
 
 
+def settled_descriptors(pid: int, most: int, limit: float) -> dict[int, str]:
+    """`descriptors`, once there are no more than `most`, or after `limit` seconds: a process takes
+    its time to see that the other end of a connection is gone."""
+    end = time.monotonic() + limit
+    while len(found := descriptors(pid)) > most and time.monotonic() < end:
+        time.sleep(POLL)
+    return found
+
+
 def left_over(token: str, guests: Callable[[], Collection[int]], limit: float) -> list[Process]:
     """The processes of a run that are no guests and have not ended after `limit` seconds."""
     end = time.monotonic() + limit

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shlex
 import subprocess
 import sys
@@ -19,12 +18,12 @@ from typing import IO, Any, Final, Self
 
 from helper.hypervisors.interface import DomainSummary, GuestState
 from helper.hypervisors.simulated.host import SimulatedHost, create_host
-from helper.hypervisors.simulated.layout import Behaviour
 from ipc_schema import fault_actions
 from ipc_schema.fault_plan import Plan
 from ipc_schema.fault_points import Side, Who
 from toolstack.faults import processes
 from toolstack.faults.evidence import Ended, Event, Evidence, Guest, Mode, Place, Scene
+from toolstack.faults.guest_faults import arm
 from toolstack.limits import Limits
 
 NAME: Final = "g"
@@ -40,13 +39,9 @@ _MODE_OPTIONS: Final[Mapping[Mode, tuple[str, ...]]] = {
     Mode.POSTCOPY: ("--max-rounds", "1", "--postcopy", "--bandwidth", "16M"),
 }
 _HOST_FILES: Final = frozenset({"domains", "lock", "xen-host.json"})
-_BEHAVIOURS: Final[Mapping[str, Behaviour]] = {
-    fault_actions.REFUSE.name: Behaviour.REFUSE,
-    fault_actions.LATE.name: Behaviour.LATE,
-    fault_actions.CRASH.name: Behaviour.DIE,
-}
 _LONGEST_DIRECTORY: Final = 64
 """Octets of a directory's path that leave room for a socket's name in it."""
+_SETTLE_SECONDS: Final = 2.0
 _VERIFY_SECONDS: Final = 20.0
 _START_UP_SECONDS: Final = 20.0
 """For the interpreters of a run to start, on a machine with much else to do."""
@@ -96,8 +91,9 @@ class Stage:
             create_host(directory / side.value)
             self._hosts[side] = SimulatedHost(directory / side.value)
         self._source.create_guest(NAME, memory, workload)
-        self._arm_guest()
+        arm(self._source, self._source.find(NAME), plan)
         self._limit = time_limit(plan, limits)
+        self._descriptors = sys.maxsize
 
     @property
     def _source(self) -> SimulatedHost:
@@ -117,19 +113,11 @@ class Stage:
                     host.destroy(row.domid)
         processes.kill(processes.marked(self._token))
 
-    def _arm_guest(self) -> None:
-        for index, fault in enumerate(self._plan.of(Who.GUEST)):
-            times = fault.times
-            chance = random.Random(f"{self._plan.seed}/guest/{index}").random() * 100
-            if times.nth == 1 and (times.percent is None or chance < times.percent):
-                behaviour = _BEHAVIOURS[fault.action.kind.name]
-                seconds = float(fault.action.value or 0)
-                self._source.set_behaviour(self._source.find(NAME), behaviour, seconds)
-
     def play(self) -> Evidence:
         """Everything, to the end."""
         (row,) = self._source.domains()
         before = processes.descriptors(row.pid) if row.pid else {}
+        self._descriptors = len(before)
         recoveries: list[Ended] = []
         restore = after_save = again = None
         if self._mode is Mode.SAVE:
@@ -344,7 +332,9 @@ class Stage:
         return {row.pid for host in self._hosts.values() for row in host.domains() if row.pid}
 
     def _guests(self, host: SimulatedHost, *, verify: bool) -> tuple[Guest, ...]:
-        return tuple(_guest(host, row, verify=verify) for row in host.domains())
+        # What a guest at the destination has is compared with nothing.
+        most = self._descriptors if host is self._source else sys.maxsize
+        return tuple(_guest(host, row, most, verify=verify) for row in host.domains())
 
     def _trace(self) -> Iterator[Event]:
         """Whole lines only; none where nothing began."""
@@ -373,7 +363,8 @@ def _text(file: IO[bytes]) -> str:
     return file.read().decode(errors="replace")
 
 
-def _guest(host: SimulatedHost, row: DomainSummary, *, verify: bool) -> Guest:
+def _guest(host: SimulatedHost, row: DomainSummary, most: int, *, verify: bool) -> Guest:
+    """`most`: descriptors that its process should have."""
     memory_ok: bool | None = None
     crash: str | None = None
     state = row.state
@@ -391,7 +382,7 @@ def _guest(host: SimulatedHost, row: DomainSummary, *, verify: bool) -> Guest:
         bool(row.log_dirty),
         memory_ok,
         crash,
-        processes.descriptors(row.pid) if row.pid else {},
+        processes.settled_descriptors(row.pid, most, _SETTLE_SECONDS) if row.pid else {},
     )
 
 
