@@ -6,6 +6,7 @@ selection gives the same cells in the same order.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import cycle
@@ -160,10 +161,22 @@ def short(of: Sequence[Cell]) -> list[Cell]:
     touched = [sum(1 << names.setdefault(one, len(names)) for one in _touches(cell)) for cell in of]
     missing = (1 << len(names)) - 1
     chosen: set[int] = set()
+    used: Counter[object] = Counter()
+
+    def worth(index: int) -> tuple[int, int, int]:
+        """Of those that touch as much, one of which little is chosen yet."""
+        cell = of[index]
+        return (
+            (touched[index] & missing).bit_count(),
+            -used[cell.aim.action],
+            -used[cell.mode],
+        )
+
     while missing:
-        best = max(range(len(of)), key=lambda index: (touched[index] & missing).bit_count())
+        best = max(range(len(of)), key=worth)
         chosen.add(best)
         missing &= ~touched[best]
+        used.update((of[best].aim.action, of[best].mode))
     return [of[index] for index in sorted(chosen)]
 
 
@@ -228,6 +241,7 @@ def _times(random: Random, fault: Fault) -> Times:
     if random.random() < 0.6 or fault.point.kind not in {Kind.MESSAGE, Kind.RECORD}:
         return FIRST
     once = Times(random.choice((2, 3)))
-    if fault.action.kind in _WAITING:
+    # A policy that always says to go on is obeyed, and the precopy never ends.
+    if fault.action.kind in _WAITING or fault.point.of == "precopy_policy":
         return once
     return random.choice((once, Times(2, onwards=True), Times(onwards=True), Times(percent=30)))
