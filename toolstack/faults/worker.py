@@ -32,8 +32,17 @@ def main() -> None:
         for number, line in enumerate(sys.stdin):
             directory = scratch.path / str(number)
             directory.mkdir()
-            print(verdict_on(json.loads(line), directory), flush=True)
+            try:
+                _tell(verdict_on(json.loads(line), directory))
+            except BrokenPipeError:
+                return  # the campaign was killed
             shutil.rmtree(directory)
+
+
+def _tell(verdict: Verdict) -> None:
+    left = f"{verdict}\n".encode()
+    while left:
+        left = left[os.write(sys.stdout.fileno(), left) :]
 
 
 def verdict_on(asked: dict[str, Any], directory: Path) -> Verdict:

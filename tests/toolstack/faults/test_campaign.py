@@ -58,9 +58,10 @@ def of(directory: str) -> list[psutil.Process]:
 
 
 def lines_of(directory: Path) -> list[dict[str, Any]]:
-    """What stands behind the first line."""
-    text = (directory / "verdicts.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()[1:]]
+    """The verdicts; none where the campaign has not begun."""
+    path = directory / "verdicts.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines[1:]]
 
 
 def run(*arguments: object) -> Ended:
@@ -105,7 +106,7 @@ class TestTheCommand:
         out = tmp_path / "out"
         command = [*TOOLSTACK, "faults", "campaign", *GUEST, "--jobs", "1", "--out", str(out)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            wait_for(lambda: out.exists() and lines_of(out), "a verdict", 60)
+            wait_for(lambda: lines_of(out), "a verdict", 60)
             for number in signals:
                 process.send_signal(number)
             _out, err = process.communicate(timeout=60)
@@ -121,6 +122,20 @@ class TestTheCommand:
         lines = lines_of(out)
         assert lines[: len(before)] == before
         assert len({line["cell"] for line in lines}) == len(lines) == 4
+
+    def test_a_killed_one_leaves_nothing_but_its_verdicts(
+        self, tmp_path: Path, temporary: Path
+    ) -> None:
+        out = tmp_path / "out"
+        command = [*TOOLSTACK, "faults", "campaign", *GUEST, "--jobs", "2", "--out", str(out)]
+        with (tmp_path / "err").open("w+") as err:
+            with subprocess.Popen(command, stderr=err) as process:
+                wait_for(lambda: lines_of(out), "a verdict", 60)
+                process.kill()
+            wait_for(lambda: not of(str(temporary)), "the end of its processes", 60)
+            err.seek(0)
+            said = err.read().splitlines()
+        assert [line for line in said if not line.startswith("xen-toolstack: ")] == []
 
     @pytest.mark.parametrize(
         ("arguments", "code", "words"),
