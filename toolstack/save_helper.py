@@ -101,7 +101,6 @@ class SaveHelper:
         self._waiting: Message | None = None
         self._limit: asyncio.TimerHandle | None = None
         self._answer_limit: asyncio.TimerHandle | None = None
-        self._loss: asyncio.TimerHandle | None = None
         self._stop_watch: asyncio.TimerHandle | None = None
         self._stopped_since: float | None = None
         self._last_words = ""
@@ -282,8 +281,11 @@ class SaveHelper:
         self._event(Event.VIOLATION, reason)
 
     def lost(self, reason: str) -> None:
-        # A process that dies closes its connection first; how it died is the better reason.
-        self._loop.call_later(_DEATH_SECONDS, self._event, Event.CHANNEL_LOST, reason)
+        self._event_unless_dying(Event.CHANNEL_LOST, reason)
+
+    def _event_unless_dying(self, event: Event, reason: str) -> None:
+        """A process that dies closes its connection first; how it died is the better reason."""
+        self._loop.call_later(_DEATH_SECONDS, self._event, event, reason)
 
     def stranger(self, reason: str) -> None:
         self._trace.event("stranger refused", reason=reason)
@@ -328,7 +330,7 @@ class SaveHelper:
             self._answer_limit.cancel()
             self._answer_limit = None
         if failure:
-            self._event(Event.REPLY_FAILED, failure)
+            self._event_unless_dying(Event.REPLY_FAILED, failure)
 
     def _refuse(self, message: Message) -> None:
         if self._waiting is message and message.refusal is not None:
@@ -440,8 +442,6 @@ class SaveHelper:
 
     def _finish(self) -> None:
         self._clear_limit()
-        if self._loss is not None:
-            self._loss.cancel()
         if self._channel is not None:
             self._channel.close()
         run = self._run

@@ -15,7 +15,8 @@ def test_without_anything_the_defaults_hold() -> None:
     settings = read()
     assert settings == Settings()
     assert (settings.hypervisor, settings.stream_stall, settings.events) == ("xen", 60.0, "")
-    assert settings[4:] == (None, None, None, None)
+    assert settings.answer_limit == 600.0
+    assert settings[-4:] == (None, None, None, None)
 
 
 def test_each_setting_is_a_variable() -> None:
@@ -24,11 +25,15 @@ def test_each_setting_is_a_variable() -> None:
         DIALECT="mainline",
         HYPERVISOR="sim:/tmp/h",
         STREAM_STALL="2.5",
+        ANSWER_LIMIT="9",
+        FAULTS="hello=kill",
         MAX_ITERATIONS="7",
         DIRTY_THRESHOLD="0",
         MAX_DOWNTIME_MS="300",
     )
-    assert settings == Settings("/tmp/e", "mainline", "sim:/tmp/h", 2.5, 7, 0, 300, None)
+    assert settings == Settings(
+        "/tmp/e", "hello=kill", "mainline", "sim:/tmp/h", 2.5, 9.0, 7, 0, 300, None
+    )
     assert read(ABORT_AFTER="3").abort_after == 3
 
 
