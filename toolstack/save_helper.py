@@ -60,9 +60,6 @@ NO_ERRNO: Final = 2**32 - 1
 ERROR_PATH: Final = frozenset({"switch_qemu_logdirty"})
 """Callbacks that an aborted save still makes, and that are still answered."""
 
-_LEAVING: Final = 0.2
-"""Seconds from the end of a helper's channel to the end of its process, at most."""
-
 _DEATH_SECONDS: Final = 0.1
 """Between the end of a dying process's connection and its own."""
 

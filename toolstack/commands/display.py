@@ -1,4 +1,4 @@
-"""Tables and progress bars for people. The only module that loads rich."""
+"""Tables and progress bars for people; it loads rich, so it is imported only to show them."""
 
 from __future__ import annotations
 
