@@ -237,10 +237,15 @@ def _whole(path: Path, entry: Entry) -> Iterator[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(fields, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(fields, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise JournalError(
+                error.errno, f"cannot write the journal: {error.strerror}", str(path)
+            ) from error
         yield temporary
     finally:
         Path(temporary).unlink(missing_ok=True)

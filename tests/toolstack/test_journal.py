@@ -37,6 +37,23 @@ def test_a_promise_of_another_role_is_refused(tmp_path: Path) -> None:
         begin(tmp_path).promise(Promise.GO_RECEIVED)
 
 
+def test_a_promise_that_cannot_be_written_names_the_journal(tmp_path: Path) -> None:
+    script = (
+        "import sys, resource; from pathlib import Path\n"
+        "from toolstack.journal import Journal, Role\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))\n"
+        "Journal.begin(Path(sys.argv[1]), 'g', Role.SOURCE, domid=1, domain_name='g', peer='x')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=False
+    )
+    last = ended.stderr.splitlines()[-1]
+    assert "JournalError" in last
+    assert "cannot write the journal: File too large" in last
+    assert "g.source.journal" in last
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_operation_a_guest(tmp_path: Path) -> None:
     begin(tmp_path)
     with pytest.raises(JournalError, match=f"in the middle.*process {os.getpid()}"):
