@@ -30,6 +30,10 @@ _LOOK_UP_MILLISECONDS: Final = 100
 _EAGER_SECONDS: Final = 0.0003
 """For how long an answer is waited for with open eyes: to be woken takes longer than a sync answer
 does at the other end."""
+# As integers: pyzmq's own are enums, which cost more than what they are for at each message.
+_EVENTS: Final = int(zmq.EVENTS)
+_POLLIN: Final = int(zmq.POLLIN)
+_RCVMORE: Final = int(zmq.RCVMORE)
 _FAREWELL_MILLISECONDS: Final = 1000
 """For how long the last words may take to leave."""
 
@@ -148,8 +152,9 @@ class ZmqChannel:
 
     def _wait_eagerly(self) -> None:
         until = time.monotonic() + _EAGER_SECONDS
-        while not self._socket.poll(0) and time.monotonic() < until:
-            pass
+        while not int(self._socket.get(_EVENTS)) & _POLLIN and time.monotonic() < until:
+            # libzmq's own thread, which brings the answer, may have to run on this processor.
+            os.sched_yield()
 
     def _receive(self) -> tuple[Turn, dict[str, Any]] | None:
         """The next message that the caller must act on; None after a moment without one."""
@@ -157,7 +162,7 @@ class ZmqChannel:
             data = self._incoming()
         except zmq.Again:
             return None
-        if self._socket.getsockopt(zmq.RCVMORE):
+        if self._socket.get(_RCVMORE):
             self._fail(errno.EPROTO, "the controller broke the protocol: a message of many parts")
         try:
             envelope = msgpack_codec.decode(data)

@@ -29,6 +29,9 @@ _QUEUE: Final = 64
 """Messages of one peer that are kept until they are read."""
 _AT_ONCE: Final = 64
 """Messages that are taken in before the event loop gets its turn."""
+# As integers: pyzmq's own are enums, which cost more than what they are for at each message.
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 _STRANGERS: Final = 16
 """Refusals that are reported; the rest are only refused."""
 
@@ -174,8 +177,8 @@ class ZmqController:
 
     def _transmit(self, _name: str, peer: bytes, data: bytes) -> None:
         """Send an encoded message. Raises zmq.ZMQError."""
-        self._socket.send(peer, zmq.SNDMORE | zmq.NOBLOCK)
-        self._socket.send(data, zmq.NOBLOCK)
+        self._socket.send(peer, _NOBLOCK_MORE)
+        self._socket.send(data, _NOBLOCK)
 
     # What the helper says
 
@@ -185,7 +188,7 @@ class ZmqController:
             for _ in range(_AT_ONCE):
                 if not self._listening:
                     return
-                self._take(self._socket.recv_multipart(zmq.NOBLOCK, copy=bool(self._peer)))
+                self._take(self._socket.recv_multipart(_NOBLOCK, copy=bool(self._peer)))
         except zmq.Again:
             return
         finally:
