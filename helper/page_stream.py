@@ -164,19 +164,12 @@ class MapAhead:
                 self._room.get()
                 if self._stopping:
                     break
-                self._ready.put(self._prepare(pfns))
+                self._ready.put(self._pages.prepare(self._record, pfns))
                 pfns, position = set_bits(self._dirty, position, MAX_BATCH_SIZE)
         except Exception as error:
             self._ready.put(error)
         else:
             self._ready.put(None)
-
-    def _prepare(self, pfns: Pfns) -> Batch:
-        batch = self._pages.prepare(self._record, pfns)
-        # The first access to a page of a fresh mapping is a fault: better here than in the write.
-        for view in batch.views:
-            np.frombuffer(view, np.uint8)[::PAGE_SIZE].max()
-        return batch
 
 
 def read_page_list(

@@ -95,7 +95,7 @@ async def _watch_memory(most: list[int]) -> None:
         pid = _helper_of_this_process()
         if pid is not None:
             most[0] = max(most[0], _anonymous_memory(pid))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
 
 
 def _measure(

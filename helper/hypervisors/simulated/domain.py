@@ -209,11 +209,9 @@ class SimulatedDomain:
         with memoryview(self.shared.memory) as whole:
             for first, count, _ in runs_of(pfns):
                 begin, end = first * PAGE_SIZE, (first + count) * PAGE_SIZE
-                if writable:
-                    self.shared.make_ready(begin, end - begin)
-                    views.append(whole[begin:end])
-                else:
-                    views.append(whole[begin:end].toreadonly())
+                self.shared.make_ready(begin, end - begin, writable=writable)
+                view = whole[begin:end]
+                views.append(view if writable else view.toreadonly())
         return views
 
     def foreign_unmap(self, views: list[memoryview]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import mmap
@@ -22,8 +23,12 @@ PROCESS_FILE: Final = "process.json"
 
 AREAS: Final = ("domain", "p2m", "writes", "memory")
 
+_MADV_POPULATE_READ: Final = 22
 _MADV_POPULATE_WRITE: Final = 23
 """Since Linux 5.14; not in Python 3.11's mmap module."""
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+"""Python 3.11's own madvise keeps other threads from running meanwhile."""
+_LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 _HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage")
 
@@ -71,6 +76,7 @@ class SharedMemory:
         self.p2m: NDArray[np.uint8] = np.frombuffer(maps["p2m"], np.uint8)
         self.writes: NDArray[np.uint32] = np.frombuffer(maps["writes"], np.uint32)
         self.memory = maps["memory"]
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         if _HUGE_PAGES.exists():
             # A page must be able to go alone: a hole in a huge page may only be zeroed.
             self.memory.madvise(mmap.MADV_NOHUGEPAGE)
@@ -85,15 +91,15 @@ class SharedMemory:
         """The memory as a row of 512 words for each pfn."""
         return np.frombuffer(self.memory, np.uint64).reshape(-1, layout.PAGE_SIZE // 8)
 
-    def make_ready(self, offset: int, length: int) -> None:
+    def make_ready(self, offset: int, length: int, *, writable: bool) -> None:
         """Have memory for these octets, and this process's page tables for it, at once: much
-        faster than a page fault for each page. Raises ENOSYS before Linux 5.14."""
-        try:
-            self.memory.madvise(_MADV_POPULATE_WRITE, offset, length)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            raise OSError(errno.ENOSYS, "the simulated hypervisor needs Linux 5.14") from error
+        faster than a page fault for each page. Raises ENOSYS before Linux 5.14, ENOMEM."""
+        advice = _MADV_POPULATE_WRITE if writable else _MADV_POPULATE_READ
+        if _LIBC.madvise(self._address + offset, length, advice):
+            errnoval = ctypes.get_errno()
+            if errnoval == errno.EINVAL:
+                raise OSError(errno.ENOSYS, "the simulated hypervisor needs Linux 5.14")
+            raise OSError(errnoval, f"the guest's memory: {os.strerror(errnoval)}")
 
     def close(self) -> None:
         """Close the descriptor and let go of the mappings; they end with their last user."""

@@ -68,7 +68,7 @@ class VCPU:
         """Build pages `first` on: write 0 of each."""
         shared = self._shared
         pfns = np.arange(first, first + count, dtype=np.uint64)
-        shared.make_ready(first * PAGE_SIZE, count * PAGE_SIZE)
+        shared.make_ready(first * PAGE_SIZE, count * PAGE_SIZE, writable=True)
         pattern.write(self._words, registers.seed, pfns, np.zeros_like(pfns))
         shared.p2m[first : first + count] = P2M.POPULATED
 
