@@ -174,6 +174,13 @@ def python_start(runs: int) -> list[float]:
     return times
 
 
+def stolen_seconds() -> float:
+    """What the hypervisor below this machine has taken of its processors since boot: time that a
+    process wanted, and that no scheduler here can account for."""
+    with open("/proc/stat", encoding="ascii") as file:
+        return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
+
+
 def percentile(values: list[float], percent: float) -> float:
     """The value that `percent` of all are not above."""
     if percent == 50:
