@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import os
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ipc_schema.errors import Error, rc_name
-from ipc_schema.helper_arguments import HelperArguments
-from ipc_schema.messages import (
-    CATALOGUE,
-    Answer,
-    Dialect,
-    Message,
-    Operation,
-    XentoollogLevel,
-    callback_bit,
-)
+from ipc_schema.messages import CATALOGUE, Answer, Message, Operation, XentoollogLevel
 from ipc_schema.trace import Trace
 from toolstack.helper_channel import HelperChannel
+from toolstack.helper_launch import HelperLaunch
 from toolstack.helper_process import HelperProcess
 from toolstack.helper_request import (
     OUR_HELPER,
@@ -37,8 +27,6 @@ from toolstack.helper_request import (
 )
 from toolstack.helper_run import Action, Event, HelperRun, Phase
 from toolstack.limits import Limits
-from toolstack.pipe_controller import PipeController
-from toolstack.zmq_controller import ZmqController
 
 if TYPE_CHECKING:
     from toolstack.faults.controller_faults import ControllerFaults
@@ -84,13 +72,11 @@ class SaveHelper:
         for name in callbacks:
             if request.operation not in CATALOGUE[name].operations:
                 raise ValueError(f"{name} is no callback of a {request.operation.value}")
-        self._request = request
         self._callbacks = callbacks
+        self._launch = HelperLaunch(request, frozenset(callbacks), program, limits, faults)
         self._done = done
         self._limits = limits
         self._trace = trace
-        self._program = program
-        self._faults = faults
         self._run = HelperRun(needs_results=request.operation is Operation.RESTORE)
         self._loop = asyncio.get_running_loop()
         self._channel: HelperChannel | None = None
@@ -117,18 +103,20 @@ class SaveHelper:
         copies: list[int] = []
         try:
             # 0, 1 and 2 are the helper's own, so it gets copies with other numbers.
-            for fd in (self._request.io_fd, self._request.back_fd):
+            request = self._launch.request
+            for fd in (request.io_fd, request.back_fd):
                 copies.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) if fd >= 0 else -1)
             io_fd, back_fd = copies
-            self._request = replace(self._request, io_fd=io_fd, back_fd=back_fd)
-            self._channel = self._make_channel()
+            request = replace(request, io_fd=io_fd, back_fd=back_fd)
+            self._launch = replace(self._launch, request=request)
+            self._channel = self._launch.channel(self)
             arguments = self._channel.process_arguments
             self._process = HelperProcess(
-                (*self._command(), *arguments.arguments),
+                (*self._launch.command(), *arguments.arguments),
                 pass_fds=(*(fd for fd in copies if fd >= 0), *arguments.pass_fds),
                 stdin=arguments.stdin,
                 stdout=arguments.stdout,
-                environment=self._environment(),
+                environment=self._launch.environment(),
                 line=self._stderr_line,
                 ended=self._exited,
             )
@@ -142,7 +130,7 @@ class SaveHelper:
         self._trace.event("helper started", helper=self._process.pid)
         self._event(Event.STARTED)
         self._channel.listen()
-        if isinstance(self._program, PipeHelper):
+        if isinstance(self._launch.program, PipeHelper):
             self._watch_for_stops()
 
     def async_callback_done(self, value: int, callback: str = "") -> None:
@@ -158,98 +146,14 @@ class SaveHelper:
         callback that waits is answered with its refusal, so that the helper's error path runs."""
         self._event(Event.ABORT, reason or f"aborted with {rc_name(rc)}", rc)
 
-    # Starting
-
-    def _make_channel(self) -> HelperChannel:
-        provided = frozenset(self._callbacks)
-        if isinstance(self._program, PipeHelper):
-            dialect = self._program.dialect
-            if self._request.bandwidth:
-                raise OSError(errno.ENOTSUP, "libxl's helper protocol has no bandwidth limit")
-            if self._request.postcopy and dialect is not Dialect.SERIES:
-                raise OSError(errno.ENOTSUP, f"dialect {dialect.value} has no postcopy")
-            return PipeController(self._arguments(dialect), provided, self)
-        ours = (self._request.operation, provided, self._limits.heartbeat, self)
-        if self._faults is None:
-            return ZmqController(*ours)
-        from toolstack.faults.faulty_controller import FaultyZmqController
-
-        return FaultyZmqController(self._faults, *ours)
-
-    def _command(self) -> tuple[str, ...]:
-        if isinstance(self._program, PipeHelper):
-            return (str(self._program.path),)
-        command = self._program.command or (sys.executable, "-P", "-m", "helper.main")
-        return (
-            *command,
-            "--heartbeat", str(self._limits.heartbeat),
-            "--stream-stall", str(self._stall_limit),
-            "--start-limit", str(self._limits.helper_start),
-            "--answer-limit", str(self._patience),
-            "--operation", self._request.operation.value,
-        )  # fmt: skip
-
-    def _environment(self) -> dict[str, str]:
-        """What our helper has no argument for where libxl's command line is spoken."""
-        if not isinstance(self._program, PipeHelper):
-            return {}
-        return {
-            "XEN_SAVE_HELPER_DIALECT": self._program.dialect.value,
-            "XEN_SAVE_HELPER_HYPERVISOR": self._request.hypervisor,
-            "XEN_SAVE_HELPER_STREAM_STALL": str(self._stall_limit),
-            "XEN_SAVE_HELPER_ANSWER_LIMIT": str(self._patience),
-        }
-
-    @property
-    def _stall_limit(self) -> float:
-        """A sender may be silent for as long as its guest takes to suspend."""
-        limits = self._limits
-        saving = self._request.operation is Operation.SAVE
-        return limits.stream_stall + (0 if saving else limits.suspend)
-
-    @property
-    def _patience(self) -> float:
-        """An answer that has not come by then never does: we would have given up before. It is the
-        helper that finds out, where its message or our answer was lost."""
-        return self._limits.callback + self._limits.abort
-
-    def _arguments(self, dialect: Dialect) -> HelperArguments:
-        request = self._request
-        return HelperArguments(
-            operation=request.operation,
-            dialect=dialect,
-            io_fd=request.io_fd,
-            back_fd=request.back_fd,
-            domid=request.domid,
-            xcflags=request.xcflags,
-            cbflags=self._cbflags(dialect),
-            stream_type=request.stream_type,
-            store_evtchn=request.store_evtchn,
-            store_domid=request.store_domid,
-            console_evtchn=request.console_evtchn,
-            console_domid=request.console_domid,
-        )
-
-    def _cbflags(self, dialect: Dialect | None) -> int:
-        flags = 0
-        for name in self._callbacks:
-            message = CATALOGUE[name]
-            if message.on_pipe and (dialect is None or dialect in message.numbers):
-                flags |= callback_bit(message, dialect)
-        return flags
-
     # ChannelListener
 
     def hello(self) -> None:
         assert self._channel is not None
         self._trace.event("helper ready")
-        fields = asdict(self._request)
-        fields["operation"] = self._request.operation.value
-        fields["stream_type"] = int(self._request.stream_type)
-        fields["cbflags"] = self._cbflags(None)
         self._event(Event.HELLO)
         try:
-            self._channel.start(fields)
+            self._channel.start(self._launch.start_fields())
         except OSError as error:
             self._event(Event.REPLY_FAILED, str(error))
 
