@@ -143,7 +143,7 @@ _PASSING: Final = (CUT, FLIP, STALL, TRICKLE, SHORT_WRITES)
 _WRITING: Final = (EPIPE, ENOSPC)
 STREAM: Final = (*_PASSING, *_WRITING, RESET)
 
-REFUSE = ActionKind("refuse", None, False, "the guest does not suspend, and says so")
+REFUSE = ActionKind("refuse", None, False, "the guest never answers, and runs on")
 LATE = ActionKind("late", _SECONDS, False, "the guest suspends so much later")
 CRASH = ActionKind("crash", None, False, "the guest crashes")
 GUEST: Final = (REFUSE, LATE, CRASH)

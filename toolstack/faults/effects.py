@@ -111,7 +111,8 @@ def _of_guest(fault: Fault, limits: Limits) -> Expectation:
         return _NONE
     if kind is actions.LATE and float(fault.action.value or 0) <= 2 * limits.suspend:
         return Expectation(Effect.EITHER, r"suspend", frozenset({GUEST_TIMEDOUT}))
-    return Expectation(Effect.FAILS, r"suspend", frozenset({GUEST_TIMEDOUT}))
+    never = r"did not acknowledge the suspend request"
+    return Expectation(Effect.FAILS, never, frozenset({GUEST_TIMEDOUT}))
 
 
 def _of_process(fault: Fault, limits: Limits) -> Expectation:

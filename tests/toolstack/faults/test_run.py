@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from helper.hypervisors.simulated.host import SimulatedHost
+from ipc_schema.fault_actions import ACTIONS
 from ipc_schema.fault_plan import parse
 from tests.toolstack.faults.runs import run
 from toolstack.commands.main import main
@@ -44,6 +45,14 @@ def test_a_fault_strikes_and_the_rules_hold(
     assert verdict.holds, verdict.problems
     assert verdict.seen["exit code"] == code
     assert {one[: len(start)] for one, start in zip(verdict.fired, fired, strict=True)} <= {*fired}
+
+
+def test_a_guest_that_refuses_gives_no_answer_at_all() -> None:
+    assert ACTIONS["refuse"].doc == "the guest never answers, and runs on"
+    verdict = run("guest/suspend=refuse", "live")
+    assert verdict.holds, verdict.problems
+    assert "did not acknowledge the suspend request in time" in str(verdict.seen["migrate said"])
+    assert "g (running)" in str(verdict.seen["at the source"])
 
 
 def test_a_restore_that_fails_leaves_the_file_whole() -> None:
