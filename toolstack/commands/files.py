@@ -80,8 +80,12 @@ def inspect(arguments: argparse.Namespace) -> int:
             )
         )
     else:
-        for name, value in summary.as_dict().items():
-            print(f"{name.replace('_', ' ')}: {_text(value)}")
+        figures = summary.as_dict()
+        print()
+        for name, count in figures.pop("records").items():
+            print(f"{count:>12} {name}")
+        for name, value in figures.items():
+            print(f"{'-' if value is None else value:>12} {name.replace('_', ' ')}")
     if problem:
         print(f"xen-toolstack: {problem}", file=sys.stderr)
         return ExitCode.FAILED
