@@ -200,9 +200,11 @@ async def read_config(fd: int, limit: float) -> dict[str, Any]:
 
 def parse_config(text: bytes) -> dict[str, Any]:
     """The configuration as `Host.config` gave it. Raises DecodeError for other than JSON."""
+    if not text:
+        raise DecodeError("xl configuration", xl_header.HEADER_SIZE, "is empty, want JSON")
     try:
         config = json.loads(text.rstrip(b"\0"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DecodeError("xl configuration", xl_header.HEADER_SIZE + 4, str(error)) from error
     if not isinstance(config, dict):
         raise DecodeError("xl configuration", xl_header.HEADER_SIZE + 4, "want a JSON object")

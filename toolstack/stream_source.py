@@ -53,7 +53,10 @@ class Source:
             self.offset = self._file.seek(0, io.SEEK_END) - self._base
             raise self._ends(what, end - self.offset)
         while size:
-            size -= len(self.read(min(size, CHUNK), what))
+            chunk = self.read_some(min(size, CHUNK))
+            if not chunk:
+                raise self._ends(what, size)
+            size -= len(chunk)
 
     def finish_record(self, length: int, what: str) -> None:
         """Read and check the padding of a record whose body was `length` octets."""
