@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,17 @@ def exclusive(name: str) -> Iterator[None]:
     with open(CACHE / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def scratch(name: str) -> Iterator[Path]:
+    """A directory to make something in, for who holds the lock `name`. What a maker that was killed
+    has left is removed first."""
+    prefix = f"building-{name}-"
+    for stale in CACHE.glob(f"{prefix}*"):
+        shutil.rmtree(stale)
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix=prefix) as directory:
+        yield Path(directory)
 
 
 class Slot:

@@ -12,13 +12,12 @@ import hashlib
 import json
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from tests.xen import host_tools
-from tests.xen.cache import CACHE, exclusive
+from tests.xen.cache import CACHE, exclusive, scratch
 
 INIT: Final = Path(__file__).with_name("dom0") / "rig-init"
 """What the kernel starts in dom0; all the rest comes over 9p at boot."""
@@ -32,6 +31,12 @@ _COMMON: Final = (
 _LEFT_OUT: Final = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*")
 _IMAGE_SIZE: Final = "3G"
 _BUILD_SECONDS: Final = 900
+_CONTAINED: Final = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--mount", "--pid", "--fork", "--kill-child"),
+)
+"""mmdebstrap mounts /proc and /sys in its tree, and whoever kills it kills what would unmount them.
+In namespaces of its own its processes and mounts end with it, and it ends with us."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +101,10 @@ def _build(suite: Suite, directory: Path) -> None:
     host_tools.need("mmdebstrap", "mke2fs")
     host_tools.need_root("mmdebstrap makes the image's device nodes and owners")
     print(f"tests.xen: making the dom0 image of {suite.name} (once)", flush=True)
-    with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as scratch:
-        tree, made = Path(scratch, "tree"), Path(scratch, "image")
+    with scratch(suite.name) as parts:
+        tree, made = parts / "tree", parts / "image"
         made.mkdir()
-        _run(["mmdebstrap", *_mmdebstrap_options(suite), suite.name, str(tree)])
+        _run([*_CONTAINED, "mmdebstrap", *_mmdebstrap_options(suite), suite.name, str(tree)])
         shutil.copy(INIT, tree / "sbin" / "rig-init")
         (tree / "sbin" / "rig-init").chmod(0o755)
         (tree / "host").mkdir()

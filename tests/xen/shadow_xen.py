@@ -11,12 +11,11 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Final
 
 from tests.xen import host_tools
-from tests.xen.cache import CACHE, exclusive
+from tests.xen.cache import CACHE, exclusive, scratch
 from tests.xen.images import Suite
 
 _OPTIONS: Final = ("CONFIG_UNSUPPORTED=y", "CONFIG_SHADOW_PAGING=y", "CONFIG_MEM_PAGING=y")
@@ -36,35 +35,36 @@ def shadow_xen(suite: Suite) -> Path:
     key = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     kept = CACHE / f"shadow-xen-{suite.name}-{key}"
     if not kept.exists():
-        with exclusive(f"shadow-xen-{suite.name}"):
+        name = f"shadow-xen-{suite.name}"
+        with exclusive(name):
             if not kept.exists():
-                _build(suite, kept)
+                with scratch(name) as parts:
+                    _build(suite, parts, kept)
     return kept
 
 
-def _build(suite: Suite, kept: Path) -> None:
+def _build(suite: Suite, parts: Path, kept: Path) -> None:
     host_tools.need_to_build()
     print(f"tests.xen: building Xen {suite.xen} with shadow paging (once)", flush=True)
-    with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as scratch:
-        source = _source(suite, Path(scratch))
-        (source / ".config").write_text("".join(f"{option}\n" for option in _OPTIONS))
-        jobs = f"-j{os.cpu_count() or 1}"
-        log = Path(scratch, "log")
-        with open(log, "w") as out:
-            for target in (["olddefconfig"], [jobs]):
-                done = subprocess.run(
-                    ["make", "-C", str(source), *target],
-                    check=False,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    timeout=_BUILD_SECONDS,
-                )
-                if done.returncode:
-                    print(log.read_text()[-3000:], flush=True)
-                    done.check_returncode()
-        # A name that is there is a hypervisor that is whole.
-        shutil.move(source / "xen", kept)
+    source = _source(suite, parts)
+    (source / ".config").write_text("".join(f"{option}\n" for option in _OPTIONS))
+    jobs = f"-j{os.cpu_count() or 1}"
+    log = parts / "log"
+    with open(log, "w") as out:
+        for target in (["olddefconfig"], [jobs]):
+            done = subprocess.run(
+                ["make", "-C", str(source), *target],
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                timeout=_BUILD_SECONDS,
+            )
+            if done.returncode:
+                print(log.read_text()[-3000:], flush=True)
+                done.check_returncode()
+    # A name that is there is a hypervisor that is whole.
+    shutil.move(source / "xen", kept)
 
 
 def _source(suite: Suite, scratch: Path) -> Path:
