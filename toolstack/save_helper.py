@@ -206,7 +206,8 @@ class SaveHelper:
             if message.answer is Answer.SYNC:
                 if value is None:
                     raise TypeError(f"the {message.name} callback returned no answer")
-                self._answer(message, value)
+                if self._waiting is message:  # an abort within it has answered already
+                    self._answer(message, value)
         except Exception as error:
             self._callback_failed(message, error)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ipc_schema import libxl_stream
 from ipc_schema.errors import Error
 from ipc_schema.libxl_stream import EmulatorId, RecordType
-from ipc_schema.messages import XCFlags
+from ipc_schema.messages import PrecopyPolicy, XCFlags
 from toolstack import blocking, fd_io, stream_writer
 from toolstack.context import Context
 from toolstack.join import Task
@@ -69,6 +69,8 @@ class SaveOperation(JoinedOperation):
         self._fetch: asyncio.Task[None] | None = None
         self._suspension: GuestSuspension | None = None
         self._earlier_rc = 0
+        self._precopy_ended: PrecopyPolicy | None = None
+        """What the policy has answered last, once that was not to go on."""
         self._transitioned = PostcopyTransitioned.NEVER
 
     async def run(self) -> SaveResult:
@@ -258,6 +260,15 @@ class SaveOperation(JoinedOperation):
             iteration=iteration,
             dirty_count=dirty_count,
         )
+        if self._precopy_ended is not None:
+            # libxc would go on for as long as it is not told otherwise, and so for ever.
+            ended = self._precopy_ended.name
+            self._fail(
+                f"the helper goes on with precopy, though it was told to end it ({ended})", Error.FAIL
+            )
+            answer = PrecopyPolicy.ABORT
+        elif answer is not PrecopyPolicy.CONTINUE_PRECOPY:
+            self._precopy_ended = answer
         if dirty_count >= 0 or answer:
             self._report.event(
                 "precopy_policy",

@@ -257,6 +257,19 @@ class TestAbort:
         failure(run, Error.ABORTED, completed=True)
         assert answered_late
 
+    def test_a_sync_callback_in_which_it_is_asked_for_is_refused_once(self) -> None:
+        faults: list[object] = []
+
+        def abort(run: Run) -> int:
+            asyncio.get_running_loop().set_exception_handler(lambda _, told: faults.append(told))
+            run.helper.abort(Error.ABORTED, "on request")
+            return 0
+
+        steps = scripted("start", "policy", "until_abort", "logdirty_off", "fail")
+        run = run_helper(steps, {"precopy_policy": abort})
+        assert failure(run, Error.ABORTED, completed=True) == "on request"
+        assert not faults
+
     def test_later_callbacks_are_refused_too(self) -> None:
         steps = scripted("start", "policy", "until_abort", "suspend", "logdirty_off", "fail")
         run = run_helper(steps, {"precopy_policy": abort_soon})

@@ -241,7 +241,6 @@ def _times(random: Random, fault: Fault) -> Times:
     if random.random() < 0.6 or fault.point.kind not in {Kind.MESSAGE, Kind.RECORD}:
         return FIRST
     once = Times(random.choice((2, 3)))
-    # A policy that always says to go on is obeyed, and the precopy never ends.
-    if fault.action.kind in _WAITING or fault.point.of == "precopy_policy":
+    if fault.action.kind in _WAITING:
         return once
     return random.choice((once, Times(2, onwards=True), Times(onwards=True), Times(percent=30)))

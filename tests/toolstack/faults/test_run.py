@@ -55,6 +55,14 @@ def test_a_guest_that_refuses_gives_no_answer_at_all() -> None:
     assert "g (running)" in str(verdict.seen["at the source"])
 
 
+@pytest.mark.parametrize("who", ["source", "source.controller"])
+def test_a_precopy_that_is_always_told_to_go_on_ends(who: str) -> None:
+    verdict = run(f"{who}/precopy_policy:before-answer#*=answer(0)", "live")
+    assert verdict.holds, verdict.problems
+    assert "though it was told to end it" in str(verdict.seen["migrate said"])
+    assert "g (running)" in str(verdict.seen["at the source"])
+
+
 def test_a_restore_that_fails_leaves_the_file_whole() -> None:
     verdict = run("destination/complete:before-send=kill", "save")
     assert verdict.holds, verdict.problems
