@@ -264,7 +264,8 @@ class SaveOperation(JoinedOperation):
             # libxc would go on for as long as it is not told otherwise, and so for ever.
             ended = self._precopy_ended.name
             self._fail(
-                f"the helper goes on with precopy, though it was told to end it ({ended})", Error.FAIL
+                f"the helper goes on with precopy, though it was told to end it ({ended})",
+                Error.FAIL,
             )
             answer = PrecopyPolicy.ABORT
         elif answer is not PrecopyPolicy.CONTINUE_PRECOPY:
