@@ -145,7 +145,8 @@ def test_a_transition_that_fails_fails_the_save(host_factory: HostFactory) -> No
         assert raised.value.errno == errno.EIO
         assert not log_dirty(guest.source, guest.domid)
         guest.near.close()
-        with pytest.raises(DecodeError, match="pages are missing"):
+        # The end of the stream, or of the back channel where a fault is to be told just then.
+        with pytest.raises((DecodeError, OSError), match="pages are missing|Broken pipe"):
             guest.received()
 
 
