@@ -146,7 +146,7 @@ def test_a_transition_that_fails_fails_the_save(host_factory: HostFactory) -> No
         assert not log_dirty(guest.source, guest.domid)
         guest.near.close()
         # The end of the stream, or of the back channel where a fault is to be told just then.
-        with pytest.raises((DecodeError, OSError), match="pages are missing|Broken pipe"):
+        with pytest.raises((DecodeError, OSError), match=r"pages are missing|Broken pipe"):
             guest.received()
 
 
