@@ -62,6 +62,8 @@ class Times(NamedTuple):
 
 FIRST: Final = Times()
 
+_STAGED: Final = frozenset({Who.LINK, Who.GUEST})
+
 
 class Fault(NamedTuple):
     """`at` is the offset or pfn of a point that has one; `side` is None for either."""
@@ -107,6 +109,16 @@ class Plan(NamedTuple):
             for fault in self.faults
             if fault.point.who is who and (side is None or not fault.sides or side in fault.sides)
         )
+
+    @property
+    def staged(self) -> tuple[Fault, ...]:
+        """Those that no helper and no controller carries out: the link's and the guest's."""
+        return tuple(fault for fault in self.faults if fault.point.who in _STAGED)
+
+    def without_staged(self) -> Plan:
+        """What is left for helpers and controllers, who fire as by the whole plan."""
+        left = tuple(fault for fault in self.faults if fault.point.who not in _STAGED)
+        return self._replace(faults=left)
 
     def __str__(self) -> str:
         """One line that `parse` reads as this plan."""

@@ -58,11 +58,14 @@ def _refuse(reason: str) -> NoReturn:
 class Session:
     """The helper's own part of `plan`. `side` is None where it is told later.
 
-    Raises PlanError for a fault that cannot fire on this channel: `pipe` for libxl's.
+    Raises PlanError for a fault that cannot fire on this channel (`pipe` for libxl's), or that
+    nobody here would carry out.
     """
 
     def __init__(self, plan: Plan, trace: Trace, *, pipe: bool, side: Side | None = None) -> None:
         seed = secrets.randbelow(1 << 32) if plan.seed is None else plan.seed
+        for fault in plan.staged:
+            raise PlanError(f"'{fault}': no helper does that; `xen-toolstack faults run` does")
         faults = plan.of(Who.HELPER, side)
         for fault in faults:
             if pipe and not on_pipe(fault.point, fault.action.kind):

@@ -29,6 +29,10 @@ class ControllerFaults:
             plan = parse(Path(given[1:]).read_text() if given.startswith("@") else given)
         except (OSError, UnicodeDecodeError) as bad:
             raise PlanError(f"{given}: {bad}") from bad
+        for fault in plan.staged:
+            raise PlanError(
+                f"'{fault}': no helper and no controller does that; `xen-toolstack faults run` does"
+            )
         faults = plan.of(Who.CONTROLLER)
         # As in `run`: a plan is the same one each time that it is given.
         seed = zlib.crc32(str(plan).encode()) if plan.seed is None else plan.seed

@@ -1,10 +1,9 @@
 """The link of a migration with faults in it: a relay between the sender and the receiver's command.
 
-    python -m toolstack.faults.link_faults EVENTS COMMAND...
+    python -m toolstack.faults.link_faults PLAN EVENTS COMMAND...
 
 It stands where `ssh` would: what comes on its stdin goes to COMMAND's, and COMMAND's stdout to its
-own; the plan is that of XEN_SAVE_HELPER_FAULTS, and EVENTS the trace's file. Its exit status is
-COMMAND's.
+own; EVENTS is the trace's file. Its exit status is COMMAND's.
 """
 
 from __future__ import annotations
@@ -161,8 +160,8 @@ def _linger_not(fd: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    events, *command = arguments
-    plan = parse(os.environ["XEN_SAVE_HELPER_FAULTS"])
+    text, events, *command = arguments
+    plan = parse(text)
     file = os.open(events, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     trace = Trace("link", lambda line: os.write(file, line))
     ours, its_stdin = socket.socketpair()

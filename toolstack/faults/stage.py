@@ -177,7 +177,7 @@ class Stage:
             *self._arguments(Side.DESTINATION),
             f"--from={self._source.directory}",
         ]
-        return shlex.join([*_LINK, str(self._events), *receive])
+        return shlex.join([*_LINK, str(self._plan), str(self._events), *receive])
 
     def _environment(self, faults: bool) -> dict[str, str]:
         ours = {
@@ -186,8 +186,8 @@ class Stage:
             "XDG_RUNTIME_DIR": str(self._temporary),
             "XEN_SAVE_HELPER_CONFIG": os.devnull,
         }
-        if faults:
-            ours[PLAN_VARIABLE] = str(self._plan)
+        if faults and (plan := self._plan.without_staged()).faults:
+            ours[PLAN_VARIABLE] = str(plan)
         inherited = {
             name: value
             for name, value in os.environ.items()

@@ -247,6 +247,8 @@ def test_lost_log_lines_by_chance_are_the_same_with_the_same_seed(saving: Saving
         ("suspend:before-sent=kill", ZMQ, "close to it: before-send"),
         ("suspend:before-send=wrong-sequence", PIPE, "no such thing on libxl's pipes"),
         ("hello:before-send=kill", PIPE, "no such thing on libxl's pipes"),
+        ("guest/suspend=refuse", PIPE, "`xen-toolstack faults run` does"),
+        ("hello=delay(0.1); link/back@0=cut", ZMQ, "'link/back@0=cut': no helper does that"),
         ("@/nonexistent/plan", ZMQ, "@/nonexistent/plan: No such file or directory"),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helper.hypervisors.interface import GuestState
 from helper.hypervisors.simulated.host import SimulatedHost
 from ipc_schema.fault_actions import ACTIONS
 from ipc_schema.fault_plan import parse
@@ -126,6 +127,25 @@ def test_what_the_controller_cannot_strike_is_refused(
     monkeypatch.setenv("XEN_SAVE_HELPER_FAULTS", "controller/suspend:herd=drop")
     assert main(["save", "g", str(tmp_path / "f"), *where]) == 2
     assert "suspend:heard" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("plan", ["guest/suspend=refuse", "start=kill; link/stream@4096=cut"])
+def test_what_no_process_of_a_migration_does_is_refused_there(
+    plan: str,
+    host: SimulatedHost,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    domid = host.create_guest("g", 1 << 20, "idle")
+    monkeypatch.setenv("XEN_SAVE_HELPER_FAULTS", plan)
+    there = str(tmp_path / "there")
+    assert main(["init", there]) == 0
+    assert main(["migrate", "g", "--to", there, "--host", str(host.directory)]) == 2
+    said = capsys.readouterr().err
+    assert f"'{plan.rpartition('; ')[2]}'" in said
+    assert "`xen-toolstack faults run` does" in said
+    assert host.report(domid).state is GuestState.RUNNING
 
 
 def test_the_list_has_each_point_with_its_actions(capsys: pytest.CaptureFixture[str]) -> None:
