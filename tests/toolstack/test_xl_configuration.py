@@ -36,5 +36,5 @@ def test_what_is_no_configuration(text: bytes, offset: int, problem: str) -> Non
 
 @pytest.mark.parametrize("config", [{}, {"c_info": []}, {"c_info": {"name": ""}}, {"c_info": 1}])
 def test_a_configuration_without_a_name(config: dict[str, object]) -> None:
-    with pytest.raises(DecodeError, match="has no c_info.name"):
+    with pytest.raises(DecodeError, match=r"has no c_info\.name"):
         name_of(config)
