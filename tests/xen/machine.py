@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.xen import guest_ramdisk, host_tools
+from tests.xen import fault_table, guest_ramdisk, host_tools
 from tests.xen.cache import REPOSITORY, Slot
 from tests.xen.emulator import Emulator, Setup
+from tests.xen.fault_table import FaultRow
 
 BOOT_SECONDS: Final = 420
 AFTER_LIMIT_SECONDS: Final = 120
@@ -40,7 +41,7 @@ class MachineError(Exception):
 class Outcome:
     """How one request went. `outcome`: passed, failed, timeout. `faults` are the kernel's lines on
     programs that crashed, `kernel` all that dom0's kernel said, `left_over` what could not be
-    cleared away."""
+    cleared away, `table` what a scenario about faults has to tell of each."""
 
     outcome: str
     seconds: float
@@ -49,6 +50,7 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
     kernel: list[str] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
+    table: list[FaultRow] = field(default_factory=list)
 
 
 class Machine:
@@ -143,6 +145,7 @@ class Machine:
             faults=[fault["line"] for fault in told["faults"]],
             kernel=told["kernel"],
             left_over=told["left_over"],
+            table=fault_table.read(results / fault_table.RESULTS_NAME),
         )
 
     def _until(self, path: Path, limit: float, what: str) -> Iterator[None]:

@@ -1,13 +1,17 @@
-"""The table at the end of a run."""
+"""The tables at the end of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from tests.xen import fault_table
+from tests.xen.fault_table import FaultRow
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class Row:
     outcome: str
     seconds: float
     figures: dict[str, Any]
+    table: list[FaultRow] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -43,3 +48,12 @@ def print_table(rows: Sequence[Row], boots: int, spoiled: Sequence[str]) -> None
     )
     for line in spoiled:
         print(f"  {line.partition(chr(10))[0]}")
+
+
+def tell_faults(rows: Sequence[Row], directory: Path) -> None:
+    """What `xl` made of each fault, if any were tried: here, and as files in `directory`."""
+    table = [fault for row in rows for fault in row.table]
+    if table:
+        print(fault_table.text(table), flush=True)
+        fault_table.write(table, directory / fault_table.RESULTS_NAME)
+        (directory / fault_table.PAGE_NAME).write_text(fault_table.markdown(table))

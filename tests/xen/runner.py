@@ -15,7 +15,7 @@ from typing import Final
 from tests.xen.emulator import Setup
 from tests.xen.images import SUITES, image
 from tests.xen.machine import EmulatorError, Machine, MachineError, Outcome
-from tests.xen.report import Row, print_table
+from tests.xen.report import Row, print_table, tell_faults
 from tests.xen.scenarios import Case, cases
 from tests.xen.shadow_xen import shadow_xen
 from tests.xen.wheel import wheel
@@ -91,7 +91,8 @@ def run_scenarios(names: list[str], suites: list[str], jobs: int, keep: Path | N
     wanted = [case for case in cases(suites) if not names or case.scenario.name in names]
     with _directory(keep) as directory, ThreadPoolExecutor(jobs) as pool:
         done = list(pool.map(lambda batch: _run_batch(batch, directory), batches(wanted)))
-    rows = [row for batch in done for row in batch.rows]
+        rows = [row for batch in done for row in batch.rows]
+        tell_faults(rows, directory)
     print_table(
         rows,
         sum(batch.boots for batch in done),
@@ -161,7 +162,7 @@ def _run_one(machines: Machines, case: Case) -> Row:
     print(
         f"tests.xen: {case.suite}: {name}: {outcome.outcome} ({outcome.seconds:.0f} s)", flush=True
     )
-    return Row(case.suite, name, outcome.outcome, outcome.seconds, outcome.figures)
+    return Row(case.suite, name, outcome.outcome, outcome.seconds, outcome.figures, outcome.table)
 
 
 def explained(outcome: Outcome) -> str:

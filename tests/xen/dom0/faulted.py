@@ -1,0 +1,144 @@
+"""One run of `xl` with a fault in its helper: watched to its end, and judged."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from tests.xen.dom0.whereabouts import our_helpers
+
+if TYPE_CHECKING:
+    from tests.xen.dom0.commands import Program
+
+ANSWER_SECONDS: Final = 15
+"""Our helper's limit for an answer. What libxl asks a guest for takes it some seconds here."""
+STALL_SECONDS: Final = 8
+LIMITS: Final[Mapping[str, str]] = {
+    "XEN_SAVE_HELPER_ANSWER_LIMIT": str(ANSWER_SECONDS),
+    "XEN_SAVE_HELPER_STREAM_STALL": str(STALL_SECONDS),
+}
+STOPPED_SECONDS: Final = 15
+"""A helper that has been stopped for so long, nobody will wake."""
+ALONE_SECONDS: Final = 45
+"""An `xl` that runs so long after its helpers have gone, will never end: what it has to do without
+them takes a fourth of that."""
+BOUND_SECONDS: Final = 120
+"""What has not ended then waits for ever: all that a migration does takes a third of it."""
+
+_GAVE_UP: Final = re.compile(r"no answer to \w+ within|the stream stands still")
+_POLL_SECONDS: Final = 0.25
+
+
+class End(Enum):
+    """What it took for `xl` to end."""
+
+    ITSELF = "by itself"
+    LIMIT = "ended by our helper's own limit"
+    KILLED = "ended when its helper was killed"
+    NEVER = "not ended, though its helper had"
+
+
+@dataclass(frozen=True)
+class Watched:
+    """`status` None where it did not end."""
+
+    end: End
+    status: int | None
+    output: str
+    seconds: float
+
+
+def watch(program: Program) -> Watched:
+    """Wait for its end, and kill its helpers where it waits for ever for them; if that does not
+    end it, kill it."""
+    started = time.monotonic()
+    if _wait(program, started + BOUND_SECONDS):
+        end = End.LIMIT if _GAVE_UP.search(program.output) else End.ITSELF
+    else:
+        helpers = our_helpers()
+        for pid in helpers:
+            kill(pid)
+        end = End.KILLED if helpers and program.wait(ALONE_SECONDS) else End.NEVER
+    if end is End.NEVER:
+        program.kill_session()
+        program.wait(ALONE_SECONDS)
+    seconds = time.monotonic() - started
+    ended = program.end(limit=1)
+    status = None if end is End.NEVER else ended.status
+    return Watched(end, status, ended.output, seconds)
+
+
+def kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _wait(program: Program, end: float) -> bool:
+    """Whether it ends without help."""
+    stopped, alone = _Lasting(STOPPED_SECONDS), _Lasting(ALONE_SECONDS)
+    while not program.wait(_POLL_SECONDS):
+        helpers = our_helpers()
+        if (
+            stopped.for_long("T" in helpers.values())
+            or alone.for_long(not helpers)
+            or time.monotonic() > end
+        ):
+            return False
+    return True
+
+
+class _Lasting:
+    """Whether something has been so for `seconds`, each time that it was looked at."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since: float | None = None
+
+    def for_long(self, holds: bool) -> bool:
+        now = time.monotonic()
+        self._since = (self._since or now) if holds else None
+        return self._since is not None and now - self._since > self._seconds
+
+
+_PLACE: Final = re.compile(r"^libxl: error: [\w.]+:\d+:\w+: ?(?:Domain \d+:)?")
+_OF_NO_USE: Final = re.compile(r"^(?:xen-save-helper: fault: |xc: progress: |\s|Saving to )|^$")
+_GIVES_UP: Final = re.compile(r"^(?:Failed to|[Mm]igration (?:failed|sender))")
+_OF_THE_PIPE: Final = "file/stream truncated reading ipc msg header"
+"""What libxl says first of every helper that has gone; why it has gone comes after it."""
+
+
+def telling(output: str) -> str:
+    """The last error of libxl before xl says that it gives up; what is said last where there is
+    none."""
+    lines = [line for line in re.split(r"[\r\n]+", output) if not _OF_NO_USE.match(line)]
+    errors = []
+    for line in lines:
+        if _GIVES_UP.match(line) and errors:
+            break
+        if line.startswith("libxl: error: "):
+            errors.append(_PLACE.sub("", line).strip())
+    errors = [line for line in errors if not line.startswith(_OF_THE_PIPE)] or errors
+    return errors[-1] if errors else "".join(lines[-1:]).strip()
+
+
+@dataclass
+class Left:
+    """What a command left behind that it should not: each in words. `helpers` are processes,
+    `log_dirty` whether the guest's log-dirty mode stayed on."""
+
+    helpers: list[str] = field(default_factory=list)
+    log_dirty: bool = False
+    domains: list[str] = field(default_factory=list)
+    traces: list[str] = field(default_factory=list)
+
+    def words(self) -> list[str]:
+        dirty = ["log-dirty mode"] if self.log_dirty else []
+        return [*self.domains, *dirty, *self.helpers, *self.traces]

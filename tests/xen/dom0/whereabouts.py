@@ -1,0 +1,142 @@
+"""Where a guest is, and what a command has left behind in dom0: looked at from the outside."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from helper.hypervisors.xen.xenctrl import Xenctrl
+from tests.xen.dom0 import clean_up
+from tests.xen.dom0.guest import Guest
+
+if TYPE_CHECKING:
+    from tests.xen.dom0.lab import DomainRow, Lab
+
+_COUNTS: Final = 2
+_COUNT_SECONDS: Final = 40
+_XL_SECONDS: Final = 30
+_POLL_SECONDS: Final = 0.5
+_DIRECTORIES: Final = (Path("/var/lib/xen"), Path("/run/xen"), Path("/run/xen-save-helper"))
+"""Where libxl and our own toolstack keep files of domains."""
+_STATES: Final = {
+    "d": "is dying",
+    "c": "has crashed",
+    "s": "is suspended",
+    "p": "is paused",
+}
+_STORED: Final = ("/local/domain", "/libxl", "/vm")
+"""Of xenstore: what has a node for each domain."""
+
+
+def our_helpers() -> dict[int, str]:
+    """The running ones under libxl, by pid, with the state of each as proc(5) has it."""
+    found = {}
+    for (pid, _start), command in clean_up.processes().items():
+        if "xen-save-helper" in command and "-domain" in command:
+            try:
+                stat = Path(f"/proc/{pid}/stat").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            found[pid] = stat.rpartition(")")[2].split()[0]
+    return found
+
+
+def log_dirty_domains() -> set[int]:
+    """The domids in log-dirty mode, as Xen's own dump of its domains (debug key q) tells."""
+    for command in (["dmesg", "-c"], ["debug-keys", "q"]):
+        _run(["xl", *command])
+    found, domid = set(), -1
+    for line in _run(["xl", "dmesg", "-c"]).splitlines():
+        if match := re.search(r"General information for domain (\d+)", line):
+            domid = int(match[1])
+        elif "paging assistance:" in line and "log_dirty" in line.split():
+            found.add(domid)
+    return found
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What is there that belongs to a domain: files, and nodes of xenstore."""
+
+    files: frozenset[str]
+    nodes: frozenset[str]
+
+
+def remains() -> Remains:
+    files = {
+        str(path) for directory in _DIRECTORIES for path in directory.rglob("*") if path.is_file()
+    }
+    nodes = {
+        f"{parent}/{name}" for parent in _STORED for name in _run(["xenstore-list", parent]).split()
+    }
+    return Remains(frozenset(files), frozenset(nodes))
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """`place` is "runs" (and counts on), "stands still" (runs, but does not count on from where it
+    was), "is nowhere", or one of _STATES; `domid` is 0 where it is nowhere. `running` is how many
+    guests run, `others` what domains there are besides."""
+
+    place: str
+    domid: int
+    running: int
+    others: list[DomainRow]
+    detail: str = ""
+
+
+def whereabouts(lab: Lab, guest: Guest, limit: float) -> Whereabouts:
+    """Of the only guest; `limit` seconds for other domains to go away."""
+    end = time.monotonic() + limit
+    while list(lab.domains()) not in ([guest.name], []) and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS)
+    rows = list(lab.domains().values())
+    running = sum(_state(row) == "runs" for row in rows)
+    own = [row for row in rows if row.name == guest.name]
+    others = [row for row in rows if row.name != guest.name]
+    if not own:
+        return Whereabouts("is nowhere", 0, running, others)
+    (row,) = own
+    place, detail = _state(row), ""
+    if place == "runs" and (detail := _counts(guest)):
+        # A suspension that was asked for may have come late.
+        later = lab.domains().get(guest.name)
+        place = "is nowhere" if later is None else _state(later)
+        place = "stands still" if place == "runs" else place
+    return Whereabouts(place, row.domid, running, others, detail)
+
+
+def wake(guest: Guest, where: Whereabouts) -> bool:
+    """Let a guest run on that was left suspended or paused. Whether it then counts on."""
+    with Xenctrl() as xen:
+        if where.place == "is suspended":
+            xen.domain_resume(where.domid, fast=True)
+        else:
+            xen.domain_unpause(where.domid)
+    return _counts(guest) == ""
+
+
+def _counts(guest: Guest) -> str:
+    """Why it does not count on from where it was; "" where it does."""
+    try:
+        guest.goes_on(_COUNTS, _COUNT_SECONDS)
+    except AssertionError as bad:
+        return str(bad)
+    return ""
+
+
+def _state(row: DomainRow) -> str:
+    """Of `xl list`: r-----, -b----, --p---, ---s--, ----c-, -----d, or six dashes."""
+    for letter, place in _STATES.items():
+        if letter in row.state:
+            return place
+    return "runs"
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_XL_SECONDS)
+    return done.stdout

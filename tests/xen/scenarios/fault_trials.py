@@ -1,0 +1,108 @@
+"""`xl save`, `xl restore` and `xl migrate` of one guest that goes through one fault after the
+other: how each is started, and where the guest belongs when it is over."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.xen.dom0.lab import receive_command
+from tests.xen.scenarios.fault_cases import Right
+
+if TYPE_CHECKING:
+    from tests.xen.dom0.commands import Program
+    from tests.xen.dom0.lab import Lab
+    from tests.xen.dom0.whereabouts import Whereabouts
+
+
+class Trial:
+    """A guest that goes through one fault after the other."""
+
+    command = ""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.guest = lab.guest("pvh")
+        self.file = lab.directory / "saved"
+
+    def prepare(self) -> None:
+        """Bring the guest to where the command finds it. It runs."""
+
+    def start(self, env: dict[str, str | None]) -> Program:
+        raise NotImplementedError
+
+    def place(self, right: Right, before: int, now: Whereabouts) -> str:
+        """What is wrong with where the guest is, "" for nothing. `before` is its domid."""
+        raise NotImplementedError
+
+    def told(self, now: Whereabouts, before: int) -> str:
+        """Where it is, in words."""
+        place = f"{now.place}{' and counts' if now.place == 'runs' else ''}"
+        if now.domid and before:
+            place += " at the source" if now.domid == before else " at the destination"
+        return place
+
+    def is_somewhere(self, now: Whereabouts) -> bool:
+        """Whether nothing is lost of the guest."""
+        return now.place == "runs"
+
+
+class SaveTrial(Trial):
+    command = "xl save"
+
+    def start(self, env: dict[str, str | None]) -> Program:
+        return self.lab.start_xl(["save", self.guest.name, self.file], env=env)
+
+    def place(self, right: Right, before: int, now: Whereabouts) -> str:
+        if right is Right.SUCCEEDS:
+            return "" if now.place == "is nowhere" else f"the guest {now.place} after its save"
+        return _is_at_source(before, now)
+
+    def told(self, now: Whereabouts, before: int) -> str:
+        if now.place == "is nowhere" and self.file.exists():
+            return "is in the file"
+        return super().told(now, 0)
+
+    def is_somewhere(self, now: Whereabouts) -> bool:
+        return super().is_somewhere(now) or self.file.exists()
+
+
+class RestoreTrial(Trial):
+    """From one file, for as long as no restore succeeds."""
+
+    command = "xl restore"
+
+    def prepare(self) -> None:
+        self.lab.save(self.guest, self.file)
+
+    def start(self, env: dict[str, str | None]) -> Program:
+        return self.lab.start_xl(["restore", self.file], env=env)
+
+    def place(self, right: Right, before: int, now: Whereabouts) -> str:
+        wanted = "runs" if right is Right.SUCCEEDS else "is nowhere"
+        return "" if now.place == wanted else f"the guest {now.place}"
+
+    def told(self, now: Whereabouts, before: int) -> str:
+        return "is in the file" if now.place == "is nowhere" else super().told(now, 0)
+
+    def is_somewhere(self, now: Whereabouts) -> bool:
+        return super().is_somewhere(now) or now.place == "is nowhere"
+
+
+class MigrateTrial(Trial):
+    command = "xl migrate"
+
+    def start(self, env: dict[str, str | None]) -> Program:
+        return self.lab.start_migrate(self.guest, receive=receive_command(), env=env)
+
+    def place(self, right: Right, before: int, now: Whereabouts) -> str:
+        if right is Right.FAILS:
+            return _is_at_source(before, now)
+        if now.place == "runs":
+            return "the guest runs at the source" if now.domid == before else ""
+        return f"the guest {now.place}"
+
+
+def _is_at_source(before: int, now: Whereabouts) -> str:
+    if now.place == "runs":
+        return "" if now.domid == before else "the guest runs at the destination"
+    return f"the guest {now.place}"

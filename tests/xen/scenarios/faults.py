@@ -1,0 +1,207 @@
+"""What an unmodified `xl` makes of a save helper that fails: a table, and the proof that no fault
+costs a guest.
+
+A scenario fails where this project's own promises break: a guest that is lost or runs twice, an
+`xl` that does not end though its helper has, a helper or its log-dirty mode left behind. Where
+libxl itself does wrong, the table says so, and the scenario goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from helper.hypervisors.xen.xenctrl import Xenctrl
+from tests.xen import fault_table
+from tests.xen.dom0.commands import wait_until
+from tests.xen.dom0.faulted import LIMITS, End, Left, Watched, kill, telling, watch
+from tests.xen.dom0.lab import xen_version
+from tests.xen.dom0.whereabouts import (
+    Remains,
+    Whereabouts,
+    log_dirty_domains,
+    our_helpers,
+    remains,
+    wake,
+    whereabouts,
+)
+from tests.xen.fault_table import FaultRow
+from tests.xen.scenarios.fault_cases import MIGRATE, RESTORE, SAVE, FaultCase, Right
+from tests.xen.scenarios.fault_trials import MigrateTrial, RestoreTrial, SaveTrial, Trial
+from tests.xen.scenarios.scenario import Scenario
+
+if TYPE_CHECKING:
+    from tests.xen.dom0.lab import Lab
+
+_LEFT_SECONDS: Final = 10
+"""What a command that has ended leaves may still be on its way out for so long."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What there was to see of one fault, when all was over. `woken`: a guest that was left
+    suspended or paused counts on once a person lets it; `fired` is how often the fault did;
+    `through` whether the helper was left to run libxc's error path."""
+
+    watched: Watched
+    now: Whereabouts
+    woken: bool
+    left: Left
+    fired: int
+    through: bool
+
+
+def put_to(trial_of: Callable[[Lab], Trial], cases: Sequence[FaultCase], lab: Lab) -> None:
+    """Every case in turn; AssertionError where promises of this project broke."""
+    trial = trial_of(lab)
+    rows: list[FaultRow] = []
+    ready = False
+    for case in cases:
+        if not ready:
+            trial.prepare()
+        before = lab.domains()[trial.guest.name].domid if trial.command != "xl restore" else 0
+        seen = _one(trial, case, before)
+        rows.append(_row(trial, case, before, seen))
+        fault_table.write(rows, lab.results / fault_table.RESULTS_NAME)
+        print(fault_table.text(rows[-1:]), flush=True)
+        ready = _restore_order(trial, seen)
+    print(fault_table.text(rows), flush=True)
+    lab.figure("faults", len(rows))
+    lab.figure("libxl wrong", sum(bool(row.wrongs) for row in rows))
+    broken = [f"{row.plan}: {'; '.join(row.broken)}" for row in rows if row.broken]
+    assert not broken, "\n".join(broken)
+
+
+def _one(trial: Trial, case: FaultCase, before: int) -> Seen:
+    lab = trial.lab
+    was = remains()
+    traced = len(lab.events())
+    watched = watch(trial.start({**LIMITS, "XEN_SAVE_HELPER_FAULTS": case.plan}))
+    left = Left()
+    try:
+        wait_until("all helpers end", lambda: not our_helpers(), _LEFT_SECONDS)
+    except AssertionError:
+        left.helpers = [f"helper process {pid}" for pid in our_helpers()]
+    now = whereabouts(lab, trial.guest, _LEFT_SECONDS)
+    left.domains = [f"domain {row.name} {row.state}" for row in now.others]
+    left.log_dirty = now.domid in log_dirty_domains()
+    left.traces = _new_remains(was, remains(), kept={before, now.domid})
+    events = lab.events()[traced:]
+    fired = sum(event["event"] == "fault" for event in events)
+    woken = now.place in ("is suspended", "is paused") and wake(trial.guest, now)
+    return Seen(watched, now, woken, left, fired, _came_through(events))
+
+
+def _new_remains(was: Remains, now: Remains, kept: set[int]) -> list[str]:
+    """Files and nodes of domains that there are no more."""
+    nodes = {node for node in now.nodes - was.nodes if not _is_of(node, kept)}
+    return sorted({*nodes, *(now.files - was.files)})
+
+
+def _is_of(node: str, domids: set[int]) -> bool:
+    name = node.rpartition("/")[2]
+    return not name.isdigit() or int(name) in domids
+
+
+def _came_through(events: Sequence[dict[str, Any]]) -> bool:
+    """Whether each helper that a fault has struck was left to run libxc's error path."""
+    struck = {event["pid"] for event in events if event["event"] == "fault"}
+    over = {
+        event["pid"]
+        for event in events
+        if event["event"] == "complete"
+        or (event["event"] == "failure" and event.get("what") == "channel")
+    }
+    return struck <= over
+
+
+def _row(trial: Trial, case: FaultCase, before: int, seen: Seen) -> FaultRow:
+    left = seen.left.words()
+    if isinstance(trial, SaveTrial) and trial.file.exists() and seen.now.place != "is nowhere":
+        left.append(f"{trial.file.stat().st_size} octets of the file")
+    return FaultRow(
+        xen=xen_version(),
+        operation=trial.command,
+        plan=case.plan,
+        rule=f"{case.right.value}: {case.rule}",
+        status=seen.watched.status,
+        message=telling(seen.watched.output),
+        ended=seen.watched.end.value,
+        guest=trial.told(seen.now, before) + "; counts on once it is woken" * seen.woken,
+        left=left,
+        seconds=round(seen.watched.seconds, 1),
+        wrongs=_wrongs(trial, case, before, seen),
+        broken=_broken(trial, seen),
+        output=seen.watched.output,
+    )
+
+
+def _wrongs(trial: Trial, case: FaultCase, before: int, seen: Seen) -> list[str]:
+    """What libxl does that is not right."""
+    found = []
+    watched = seen.watched
+    if watched.end is not End.ITSELF:
+        found.append(f"waits for ever ({watched.end.value})")
+    if watched.status is not None:
+        if watched.status < 0:
+            found.append(f"xl died by signal {-watched.status}")
+        elif (watched.status == 0) != (case.right is Right.SUCCEEDS):
+            said = "success" if watched.status == 0 else "failure"
+            found.append(f"xl says {said}")
+    if wrong := trial.place(case.right, before, seen.now):
+        found.append(wrong)
+    if seen.left.domains:
+        found.append("leaves a domain behind")
+    if seen.left.log_dirty and not seen.through:
+        found.append("leaves the guest in log-dirty mode, which a killed helper cannot end")
+    if seen.left.traces:
+        found.append("leaves files or nodes of the domain behind")
+    return found
+
+
+def _broken(trial: Trial, seen: Seen) -> list[str]:
+    """What this project promises and did not keep."""
+    found = []
+    if not seen.fired:
+        found.append("the fault did not fire")
+    if not seen.woken and not trial.is_somewhere(seen.now):
+        found.append(f"the guest is lost: it {seen.now.place} {seen.now.detail}".rstrip())
+    if seen.now.running > 1:
+        found.append(f"{seen.now.running} guests run")
+    if seen.left.helpers:
+        found.append("a helper is left")
+    if seen.left.log_dirty and seen.through:
+        found.append("log-dirty mode is left on by a helper that could have ended it")
+    return found
+
+
+def _restore_order(trial: Trial, seen: Seen) -> bool:
+    """Make dom0 fit for the next fault. Whether the guest is where the command finds it."""
+    for pid in our_helpers():
+        kill(pid)
+    for row in seen.now.others:
+        trial.lab.xl(["destroy", str(row.domid)])
+    if isinstance(trial, RestoreTrial) and seen.now.place == "is nowhere":
+        return True
+    if seen.now.place == "runs" or seen.woken:
+        if seen.left.log_dirty:
+            with Xenctrl() as xen:
+                xen.logdirty_off(seen.now.domid)
+        trial.file.unlink(missing_ok=True)
+        return not isinstance(trial, RestoreTrial)
+    if seen.now.domid:
+        trial.lab.xl(["destroy", str(seen.now.domid)])
+    elif isinstance(trial, SaveTrial) and seen.watched.status == 0:
+        trial.lab.restore(trial.guest, trial.file)
+        return True
+    trial.guest = trial.lab.guest("pvh")
+    return not isinstance(trial, RestoreTrial)
+
+
+SCENARIOS: Final = (
+    Scenario("xl-faults-save", partial(put_to, SaveTrial, SAVE), limit=1500),
+    Scenario("xl-faults-restore", partial(put_to, RestoreTrial, RESTORE), limit=1500),
+    Scenario("xl-faults-migrate", partial(put_to, MigrateTrial, MIGRATE), limit=1500),
+)

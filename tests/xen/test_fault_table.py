@@ -1,0 +1,76 @@
+"""The table of faults: its plans can be carried out, and it says what was seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ipc_schema.fault_actions import on_pipe
+from ipc_schema.fault_plan import parse
+from ipc_schema.fault_points import Who
+from tests.xen import fault_table
+from tests.xen.dom0.faulted import telling
+from tests.xen.fault_table import FaultRow
+from tests.xen.scenarios.fault_cases import MIGRATE, RESTORE, SAVE, FaultCase
+
+ROW = FaultRow(
+    xen="4.17.5",
+    operation="xl save",
+    plan="suspend:before-send=kill",
+    rule="fails: the helper died by a signal: ERROR_FAIL",
+    status=1,
+    message="a | b",
+    ended="by itself",
+    guest="runs and counts",
+    left=[],
+    seconds=4.2,
+    wrongs=[],
+    broken=[],
+    output="all\nof it\n",
+)
+WRONG = FaultRow(**{**vars(ROW), "wrongs": ["waits for ever"], "status": None})
+
+
+@pytest.mark.parametrize("case", [*SAVE, *RESTORE, *MIGRATE], ids=lambda case: case.plan)
+def test_each_plan_can_be_carried_out_over_libxls_pipes(case: FaultCase) -> None:
+    plan = parse(case.plan)
+    assert all(fault.point.who is Who.HELPER for fault in plan.faults)
+    assert all(on_pipe(fault.point, fault.action.kind) for fault in plan.faults)
+
+
+def test_there_are_more_than_twenty_faults_and_none_twice() -> None:
+    for cases in (SAVE, RESTORE, MIGRATE):
+        assert len({case.plan for case in cases}) == len(cases)
+    assert len(SAVE) + len(RESTORE) + len(MIGRATE) > 20
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    fault_table.write([ROW, WRONG], tmp_path / "rows")
+    assert fault_table.read(tmp_path / "rows") == [ROW, WRONG]
+    assert fault_table.read(tmp_path / "none") == []
+
+
+def test_a_page_has_a_line_for_each_fault() -> None:
+    lines = fault_table.markdown([ROW, WRONG]).splitlines()
+    rows = [line for line in lines if "suspend:before-send" in line]
+    assert len(rows) == 2
+    assert "a \\| b" in rows[0]
+    assert rows[0].endswith("| libxl right |")
+    assert rows[1].endswith("| libxl wrong: waits for ever |")
+    assert "libxl right in 1, wrong in 1" in fault_table.text([ROW, WRONG])
+
+
+def test_the_telling_line_is_why_the_helper_has_gone() -> None:
+    said = (
+        "Saving to /tmp/saved new xl format (info 0x3/0x0/1000)\n"
+        "xen-save-helper: fault: suspend:before-send=kill, time 1\n"
+        "libxl: error: libxl_utils.c:505:libxl_read_exactly: file/stream truncated reading ipc msg "
+        "header from domain 1 save/restore helper stdout pipe\n"
+        "libxl: error: libxl_exec.c:127:libxl_report_child_exitstatus: died by signal\n"
+        "Failed to save domain, resuming domain\n"
+        "libxl: error: libxl_dom_suspend.c:666:domain_resume_done: Domain 1:resume failed\n"
+    )
+    assert telling(said) == "died by signal"
+    assert telling("Failed to save\n\n") == "Failed to save"
+    assert telling("") == ""
