@@ -16,7 +16,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from helper.watchdog import Watchdog
 
 _INTERRUPT = signal.SIGUSR1
 """Wakes the saving thread out of a blocked system call; its handler does nothing."""
@@ -37,7 +40,8 @@ class Abort:
     (the other end of `lifeline` closed), a stream that stands still, and `watch`ed descriptors.
 
     Made and entered in the main thread, before any other thread is started: while it is entered,
-    `signals` are blocked in all threads but the watcher. `stall_limit` in seconds, 0 for none.
+    `signals` are blocked in all threads but the watcher. `stall_limit` in seconds, 0 for none. The
+    `watchdog` asks for the abort, too, and hears of all that is done.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class Abort:
         lifeline: int = -1,
         signals: frozenset[signal.Signals] = SAVE_SIGNALS,
         stall_limit: float = 0.0,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self.reason = ""
         self.errnoval = 0
@@ -54,6 +59,9 @@ class Abort:
         self._lifeline = lifeline
         self._signals = signals
         self._stall_limit = stall_limit
+        self._watchdog = watchdog
+        if watchdog is not None:
+            watchdog.abort = self
         self._lock = threading.Lock()
         self._requested = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -155,11 +163,18 @@ class Abort:
     def progress(self) -> None:
         """A write (or read) of the stream was completed: the stall clock starts anew."""
         self._progressed = time.monotonic()
+        self.alive()
 
     def idle(self) -> None:
         """The stream is not at work (a callback is waiting for its answer): the stall clock stands
         still until the next `progress`."""
         self._progressed = None
+        self.alive()
+
+    def alive(self) -> None:
+        """Something was done, for the stream or not."""
+        if self._watchdog is not None:
+            self._watchdog.alive()
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         """Have the watcher thread call `ready` once at its start, and whenever `fd` polls readable
@@ -225,6 +240,7 @@ class Abort:
             octets = self._moved()
         if octets - self._octets >= _NOTABLE:
             self._octets, self._octets_grew, self._nudged = octets, time.monotonic(), False
+            self.alive()
 
     def _check_stall(self) -> None:
         stream, since = self._stream, self._progressed

@@ -18,6 +18,7 @@ from helper.command_line import USAGE, Options, UsageError, here, parse, version
 from helper.precopy_limits import PrecopyLimits
 from helper.run import CONTEXT, EXIT_DONE, EXIT_FAILED, Engine, Job, report_channel_error, run
 from helper.settings import SettingError, Settings, read_settings
+from helper.watchdog import Watchdog, limit_of
 from ipc_schema.messages import Dialect, Operation, StreamType, callbacks_of
 from ipc_schema.trace import Trace
 
@@ -38,10 +39,11 @@ def main() -> int:
         options = parse(arguments)
         settings = read_settings(os.environ)
         trace = _open_trace(options.events or settings.events)
+        watchdog = _watchdog(options, settings, trace)
         faults = _faults(options, settings, trace)
         if options.libxl:
-            _serve_libxl(options, settings, trace, faults)
-        _serve_zmq(options, settings, trace, faults)
+            _serve_libxl(options, settings, trace, watchdog, faults)
+        _serve_zmq(options, settings, trace, watchdog, faults)
     except (UsageError, SettingError) as wrong:
         print(f"{CONTEXT}: {wrong}\n\n{USAGE}\n{here()}", file=sys.stderr)
         return EXIT_FAILED
@@ -56,7 +58,12 @@ def _open_trace(path: str) -> Trace:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     except OSError as bad:
         raise UsageError(f"events file {path}: {bad.strerror}") from None
-    return Trace("helper", lambda line: os.write(fd, line))
+
+    def ended(error: OSError) -> None:
+        text = f"{CONTEXT}: events file {path}: {error.strerror}: it ends here"
+        print(text, file=sys.stderr, flush=True)
+
+    return Trace("helper", lambda line: os.write(fd, line), ended)
 
 
 def _faults(options: Options, settings: Settings, trace: Trace) -> Session | None:
@@ -85,7 +92,11 @@ def _exit(status: int, faults: Session | None) -> NoReturn:
 
 
 def _serve_zmq(
-    options: Options, settings: Settings, trace: Trace, faults: Session | None
+    options: Options,
+    settings: Settings,
+    trace: Trace,
+    watchdog: Watchdog,
+    faults: Session | None,
 ) -> NoReturn:
     from helper.zmq_channel import ZmqChannel
     from ipc_schema.authentication import SECRET_SIZE
@@ -118,7 +129,7 @@ def _serve_zmq(
         job = _job_of_start(start, _stall_limit(options, settings), _limits(settings))
         if faults is not None:
             faults.begin(job)
-        abort = _abort(job, options.secret_fd)
+        abort = _abort(job, options.secret_fd, watchdog)
         channel.attend(abort)
     except ChannelError:
         channel.close()
@@ -147,7 +158,11 @@ def _job_of_start(start: dict[str, Any], stall_limit: float, limits: PrecopyLimi
 
 
 def _serve_libxl(
-    options: Options, settings: Settings, trace: Trace, faults: Session | None
+    options: Options,
+    settings: Settings,
+    trace: Trace,
+    watchdog: Watchdog,
+    faults: Session | None,
 ) -> NoReturn:
     from helper.pipe_channel import PipeChannel
     from ipc_schema import helper_arguments
@@ -179,7 +194,7 @@ def _serve_libxl(
         stall_limit=_stall_limit(options, settings),
         limits=_limits(settings),
     )
-    abort = _abort(job, answers)
+    abort = _abort(job, answers, watchdog)
     answer_limit = _answer_limit(options, settings)
     if faults is None:
         channel = PipeChannel(answers, messages, given.dialect, given.cbflags, abort, answer_limit)
@@ -222,12 +237,28 @@ def _limits(settings: Settings) -> PrecopyLimits | None:
     return None if limits == PrecopyLimits() else limits
 
 
-def _abort(job: Job, lifeline: int) -> Abort:
+def _watchdog(options: Options, settings: Settings, trace: Trace) -> Watchdog:
+    """It runs from here to the process's end, whatever the process comes to."""
+
+    def hung(reason: str) -> NoReturn:
+        trace.event("failure", what="watchdog", error=reason)
+        os.write(2, f"{CONTEXT}: {reason}\n".encode())
+        os._exit(EXIT_FAILED)
+
+    limit = limit_of(_stall_limit(options, settings), _answer_limit(options, settings))
+    watchdog = Watchdog(limit, hung)
+    watchdog.start()
+    return watchdog
+
+
+def _abort(job: Job, lifeline: int, watchdog: Watchdog) -> Abort:
+    signals: frozenset[signal.Signals] = frozenset()
     if job.operation is Operation.SAVE:
-        return Abort(lifeline=lifeline, signals=SAVE_SIGNALS, stall_limit=job.stall_limit)
-    # Python's own handler of SIGINT would wait for libxc to come back.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return Abort(lifeline=lifeline, signals=frozenset(), stall_limit=job.stall_limit)
+        signals = SAVE_SIGNALS
+    else:
+        # Python's own handler of SIGINT would wait for libxc to come back.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return Abort(lifeline=lifeline, signals=signals, stall_limit=job.stall_limit, watchdog=watchdog)
 
 
 def _take_pipes() -> tuple[int, int]:

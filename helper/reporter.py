@@ -45,6 +45,7 @@ class Reporter:
         return value
 
     def tell(self, name: str, **fields: int | str) -> None:
+        self._abort.alive()
         self._channel.tell(name, **fields)
 
     def log(self, level: XentoollogLevel, text: str, errnoval: int = _NO_ERRNO) -> None:
@@ -60,6 +61,7 @@ class Reporter:
 
     def progress(self, doing_what: str, done: int, total: int) -> None:
         """Tell how far it is; silent where the last word is fresh, unless it is the end."""
+        self._abort.alive()
         now = time.monotonic()
         if now < self._next_progress and done < total:
             return
@@ -79,6 +81,7 @@ class Reporter:
     def phase(self, name: str) -> Iterator[None]:
         """Log and trace a phase: when it began, how long it took, or how it failed."""
         self.detail(f"phase {name}")
+        self._abort.alive()
         self._trace.event("phase", name=name, state="begin")
         started = time.monotonic()
         try:

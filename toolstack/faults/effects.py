@@ -10,7 +10,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Final
 
@@ -51,7 +51,7 @@ _HARMLESS: Final = frozenset({"CHLD", "CONT", "URG", "WINCH"})
 _STOPPING: Final = frozenset({"STOP", "TSTP", "TTIN", "TTOU"})
 _SILENCE: Final = (
     r"sign of life|stopped|within|in time|has not come|stands? still|no answer|has ended|hung up|"
-    r"does not take|has sent nothing"
+    r"does not take|has sent nothing|has done nothing"
 )
 _PROTOCOL: Final = (
     r"broke the protocol|refused|sequence|unknown|malformed|too long|hung up|turn|"
@@ -132,6 +132,8 @@ def _of_process(fault: Fault, limits: Limits) -> Expectation:
         return Expectation(Effect.FAILS, _SILENCE, _LATE)
     if float(value or 0) <= short(limits) and fault.times == FIRST:
         return _NONE
+    if kind is actions.DELAY and float(value or 0) > sum(asdict(limits).values()):
+        return Expectation(Effect.FAILS, _SILENCE, _LATE)
     return _EITHER
 
 

@@ -233,6 +233,18 @@ def test_a_helper_that_stops_for_ever(saving: Saving, program: OwnHelper | PipeH
     assert words in result.reason
 
 
+@BOTH
+@pytest.mark.parametrize(
+    "point", ["hello", "phase.precopy", "suspend:before-send", "complete:before-send"]
+)
+def test_a_helper_that_hangs_ends_itself(
+    saving: Saving, program: OwnHelper | PipeHelper, point: str
+) -> None:
+    result = saving.run(f"{point}=delay(100000)", program)
+    assert result.rc == FAIL
+    assert "exit status 255: xen-save-helper: the helper has done nothing for 3 s" in result.reason
+
+
 def test_lost_log_lines_by_chance_are_the_same_with_the_same_seed(saving: Saving) -> None:
     fired = []
     for seed in (1, 1, 2):

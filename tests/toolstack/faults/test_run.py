@@ -64,6 +64,13 @@ def test_a_precopy_that_is_always_told_to_go_on_ends(who: str) -> None:
     assert "g (running)" in str(verdict.seen["at the source"])
 
 
+def test_a_helper_that_hangs_while_it_saves_to_a_file_ends() -> None:
+    verdict = run("source/phase.stop-and-copy=delay(100000)", "save")
+    assert verdict.holds, verdict.problems
+    assert "the helper has done nothing for 9 s" in str(verdict.seen["save said"])
+    assert verdict.seconds < 60
+
+
 def test_a_restore_that_fails_leaves_the_file_whole() -> None:
     verdict = run("destination/complete:before-send=kill", "save")
     assert verdict.holds, verdict.problems
