@@ -53,6 +53,7 @@ _LATE: Final = "late, but whole"
 SAVE: Final = (
     _fails("start=exit(0)", _UNTOLD),
     _fails("suspend:before-send=kill", _SIGNAL),
+    _fails("suspend:after-send=kill", _SIGNAL),
     _fails("suspend:after-answer=die(SEGV)", _SIGNAL),
     _fails("suspend:after-answer=exit(3)", _STATUS),
     _fails("complete:before-send=exit(0)", _UNTOLD),
@@ -89,6 +90,7 @@ RESTORE: Final = (
 
 MIGRATE: Final = (
     _fails("source/suspend:before-send=kill", _SIGNAL),
+    _fails("source/suspend:after-send=kill", _SIGNAL),
     _fails("source/suspend:after-answer=exit(0)", _UNTOLD),
     _fails("source/suspend:after-answer=stop", _SILENT),
     _fails("source/suspend:before-send=wrong-number", _UNKNOWN),

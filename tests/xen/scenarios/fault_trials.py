@@ -30,7 +30,7 @@ class Trial:
     def start(self, env: dict[str, str | None]) -> Program:
         raise NotImplementedError
 
-    def place(self, right: Right, before: int, now: Whereabouts) -> str:
+    def misplaced(self, right: Right, before: int, now: Whereabouts) -> str:
         """What is wrong with where the guest is, "" for nothing. `before` is its domid."""
         raise NotImplementedError
 
@@ -41,7 +41,7 @@ class Trial:
             place += " at the source" if now.domid == before else " at the destination"
         return place
 
-    def is_somewhere(self, now: Whereabouts) -> bool:
+    def is_safe(self, now: Whereabouts) -> bool:
         """Whether nothing is lost of the guest."""
         return now.place == "runs"
 
@@ -52,7 +52,7 @@ class SaveTrial(Trial):
     def start(self, env: dict[str, str | None]) -> Program:
         return self.lab.start_xl(["save", self.guest.name, self.file], env=env)
 
-    def place(self, right: Right, before: int, now: Whereabouts) -> str:
+    def misplaced(self, right: Right, before: int, now: Whereabouts) -> str:
         if right is Right.SUCCEEDS:
             return "" if now.place == "is nowhere" else f"the guest {now.place} after its save"
         return _is_at_source(before, now)
@@ -62,8 +62,8 @@ class SaveTrial(Trial):
             return "is in the file"
         return super().told(now, 0)
 
-    def is_somewhere(self, now: Whereabouts) -> bool:
-        return super().is_somewhere(now) or self.file.exists()
+    def is_safe(self, now: Whereabouts) -> bool:
+        return super().is_safe(now) or self.file.exists()
 
 
 class RestoreTrial(Trial):
@@ -77,15 +77,15 @@ class RestoreTrial(Trial):
     def start(self, env: dict[str, str | None]) -> Program:
         return self.lab.start_xl(["restore", self.file], env=env)
 
-    def place(self, right: Right, before: int, now: Whereabouts) -> str:
+    def misplaced(self, right: Right, before: int, now: Whereabouts) -> str:
         wanted = "runs" if right is Right.SUCCEEDS else "is nowhere"
         return "" if now.place == wanted else f"the guest {now.place}"
 
     def told(self, now: Whereabouts, before: int) -> str:
         return "is in the file" if now.place == "is nowhere" else super().told(now, 0)
 
-    def is_somewhere(self, now: Whereabouts) -> bool:
-        return super().is_somewhere(now) or now.place == "is nowhere"
+    def is_safe(self, now: Whereabouts) -> bool:
+        return super().is_safe(now) or now.place == "is nowhere"
 
 
 class MigrateTrial(Trial):
@@ -94,7 +94,7 @@ class MigrateTrial(Trial):
     def start(self, env: dict[str, str | None]) -> Program:
         return self.lab.start_migrate(self.guest, receive=receive_command(), env=env)
 
-    def place(self, right: Right, before: int, now: Whereabouts) -> str:
+    def misplaced(self, right: Right, before: int, now: Whereabouts) -> str:
         if right is Right.FAILS:
             return _is_at_source(before, now)
         if now.place == "runs":

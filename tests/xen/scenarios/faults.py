@@ -1,26 +1,24 @@
 """What an unmodified `xl` makes of a save helper that fails: a table, and the proof that no fault
 costs a guest.
 
-A scenario fails where this project's own promises break: a guest that is lost or runs twice, an
-`xl` that does not end though its helper has, a helper or its log-dirty mode left behind. Where
-libxl itself does wrong, the table says so, and the scenario goes on.
+A scenario fails where this project's own promises break: a guest that is lost or runs twice, a
+helper or its log-dirty mode left behind, a fault that did not fire. Where libxl itself does wrong,
+the table says so, and the scenario goes on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from helper.hypervisors.xen.xenctrl import Xenctrl
 from tests.xen import fault_table
 from tests.xen.dom0.commands import wait_until
-from tests.xen.dom0.faulted import LIMITS, End, Left, Watched, kill, telling, watch
+from tests.xen.dom0.faulted import LIMITS, Left, kill, telling, watch
 from tests.xen.dom0.lab import xen_version
 from tests.xen.dom0.whereabouts import (
     Remains,
-    Whereabouts,
     log_dirty_domains,
     our_helpers,
     remains,
@@ -28,7 +26,8 @@ from tests.xen.dom0.whereabouts import (
     whereabouts,
 )
 from tests.xen.fault_table import FaultRow
-from tests.xen.scenarios.fault_cases import MIGRATE, RESTORE, SAVE, FaultCase, Right
+from tests.xen.scenarios.fault_cases import MIGRATE, RESTORE, SAVE, FaultCase
+from tests.xen.scenarios.fault_judgement import Seen, broken_promises, wrongs_of_libxl
 from tests.xen.scenarios.fault_trials import MigrateTrial, RestoreTrial, SaveTrial, Trial
 from tests.xen.scenarios.scenario import Scenario
 
@@ -37,20 +36,6 @@ if TYPE_CHECKING:
 
 _LEFT_SECONDS: Final = 10
 """What a command that has ended leaves may still be on its way out for so long."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What there was to see of one fault, when all was over. `woken`: a guest that was left
-    suspended or paused counts on once a person lets it; `fired` is how often the fault did;
-    `through` whether the helper was left to run libxc's error path."""
-
-    watched: Watched
-    now: Whereabouts
-    woken: bool
-    left: Left
-    fired: int
-    through: bool
 
 
 def put_to(trial_of: Callable[[Lab], Trial], cases: Sequence[FaultCase], lab: Lab) -> None:
@@ -91,7 +76,16 @@ def _one(trial: Trial, case: FaultCase, before: int) -> Seen:
     events = lab.events()[traced:]
     fired = sum(event["event"] == "fault" for event in events)
     woken = now.place in ("is suspended", "is paused") and wake(trial.guest, now)
-    return Seen(watched, now, woken, left, fired, _came_through(events))
+    return Seen(
+        watched=watched,
+        now=now,
+        misplaced=trial.misplaced(case.right, before, now),
+        safe=trial.is_safe(now),
+        woken=woken,
+        left=left,
+        fired=fired,
+        through=_came_through(events),
+    )
 
 
 def _new_remains(was: Remains, now: Remains, kept: set[int]) -> list[str]:
@@ -132,49 +126,10 @@ def _row(trial: Trial, case: FaultCase, before: int, seen: Seen) -> FaultRow:
         guest=trial.told(seen.now, before) + "; counts on once it is woken" * seen.woken,
         left=left,
         seconds=round(seen.watched.seconds, 1),
-        wrongs=_wrongs(trial, case, before, seen),
-        broken=_broken(trial, seen),
+        wrongs=wrongs_of_libxl(case.right, seen),
+        broken=broken_promises(seen),
         output=seen.watched.output,
     )
-
-
-def _wrongs(trial: Trial, case: FaultCase, before: int, seen: Seen) -> list[str]:
-    """What libxl does that is not right."""
-    found = []
-    watched = seen.watched
-    if watched.end is not End.ITSELF:
-        found.append(f"waits for ever ({watched.end.value})")
-    if watched.status is not None:
-        if watched.status < 0:
-            found.append(f"xl died by signal {-watched.status}")
-        elif (watched.status == 0) != (case.right is Right.SUCCEEDS):
-            said = "success" if watched.status == 0 else "failure"
-            found.append(f"xl says {said}")
-    if wrong := trial.place(case.right, before, seen.now):
-        found.append(wrong)
-    if seen.left.domains:
-        found.append("leaves a domain behind")
-    if seen.left.log_dirty and not seen.through:
-        found.append("leaves the guest in log-dirty mode, which a killed helper cannot end")
-    if seen.left.traces:
-        found.append("leaves files or nodes of the domain behind")
-    return found
-
-
-def _broken(trial: Trial, seen: Seen) -> list[str]:
-    """What this project promises and did not keep."""
-    found = []
-    if not seen.fired:
-        found.append("the fault did not fire")
-    if not seen.woken and not trial.is_somewhere(seen.now):
-        found.append(f"the guest is lost: it {seen.now.place} {seen.now.detail}".rstrip())
-    if seen.now.running > 1:
-        found.append(f"{seen.now.running} guests run")
-    if seen.left.helpers:
-        found.append("a helper is left")
-    if seen.left.log_dirty and seen.through:
-        found.append("log-dirty mode is left on by a helper that could have ended it")
-    return found
 
 
 def _restore_order(trial: Trial, seen: Seen) -> bool:

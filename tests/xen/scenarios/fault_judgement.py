@@ -1,0 +1,70 @@
+"""What is wrong with how a command ended whose helper had a fault, and whose wrong it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tests.xen.dom0.faulted import End, Left, Watched
+from tests.xen.scenarios.fault_cases import Right
+
+if TYPE_CHECKING:
+    from tests.xen.dom0.whereabouts import Whereabouts
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What there was to see of one fault, when all was over.
+
+    `misplaced` says what is wrong with where the guest is, "" for nothing. `safe`: nothing is lost
+    of the guest; `woken`: it was left suspended or paused, and counts on once a person lets it.
+    `fired` is how often the fault did; `through` whether the helper that it struck was left to run
+    libxc's error path.
+    """
+
+    watched: Watched
+    now: Whereabouts
+    misplaced: str
+    safe: bool
+    woken: bool
+    left: Left
+    fired: int
+    through: bool
+
+
+def wrongs_of_libxl(right: Right, seen: Seen) -> list[str]:
+    """What libxl does that is not right."""
+    found = []
+    watched = seen.watched
+    if watched.end is not End.ITSELF:
+        found.append(f"waits for ever ({watched.end.value})")
+    if watched.status is not None:
+        if watched.status < 0:
+            found.append(f"xl died by signal {-watched.status}")
+        elif (watched.status == 0) != (right is Right.SUCCEEDS):
+            found.append(f"xl says {'success' if watched.status == 0 else 'failure'}")
+    if seen.misplaced:
+        found.append(seen.misplaced)
+    if seen.left.domains:
+        found.append("leaves a domain behind")
+    if seen.left.log_dirty and not seen.through:
+        found.append("leaves the guest in log-dirty mode, which a killed helper cannot end")
+    if seen.left.traces:
+        found.append("leaves files or nodes of the domain behind")
+    return found
+
+
+def broken_promises(seen: Seen) -> list[str]:
+    """What this project promises and did not keep."""
+    found = []
+    if not seen.fired:
+        found.append("the fault did not fire")
+    if not (seen.safe or seen.woken):
+        found.append(f"the guest is lost: it {seen.now.place} {seen.now.detail}".rstrip())
+    if seen.now.running > 1:
+        found.append(f"{seen.now.running} guests run")
+    if seen.left.helpers:
+        found.append("a helper is left")
+    if seen.left.log_dirty and seen.through:
+        found.append("log-dirty mode is left on by a helper that could have ended it")
+    return found
