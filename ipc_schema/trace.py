@@ -7,6 +7,7 @@ a file that is open for appending.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -14,11 +15,21 @@ from collections.abc import Callable
 
 class Trace:
     """Turns events into lines and hands each to `write`; with no `write`, does nothing (and json is
-    not loaded, which the drop-in's start would feel)."""
+    not loaded, which the drop-in's start would feel).
 
-    def __init__(self, process: str, write: Callable[[bytes], object] | None = None) -> None:
+    A trace is no reason for what it tells of to fail: where `write` raises OSError (the disk is
+    full), the trace ends there, and `ended` is told, once.
+    """
+
+    def __init__(
+        self,
+        process: str,
+        write: Callable[[bytes], object] | None = None,
+        ended: Callable[[OSError], object] | None = None,
+    ) -> None:
         self._process = process
         self._write = write
+        self._ended = ended
 
     def event(self, event: str, **fields: object) -> None:
         if self._write is None:
@@ -32,4 +43,10 @@ class Trace:
             "event": event,
             **fields,
         }
-        self._write(json.dumps(line, default=str).encode() + b"\n")
+        try:
+            self._write(json.dumps(line, default=str).encode() + b"\n")
+        except OSError as error:
+            self._write = None
+            if self._ended is not None:
+                with contextlib.suppress(OSError):  # nobody is left to be told
+                    self._ended(error)

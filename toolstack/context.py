@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec
 
 from helper.hypervisors import XEN
 from ipc_schema.trace import Trace
@@ -16,6 +17,8 @@ from toolstack.save_helper import HelperProgram, OwnHelper
 if TYPE_CHECKING:
     from helper.hypervisors.interface import Host
     from toolstack.faults.controller_faults import ControllerFaults
+
+P = ParamSpec("P")
 
 LogLine = Callable[[int, str, str], None]
 """(level, context, text): a line of the helper's or the toolstack's log; `level` is a
@@ -36,7 +39,11 @@ def no_progress(_doing_what: str, _done: int, _total: int) -> None:
 @dataclass(frozen=True)
 class Context:
     """A host, how the helper reaches it (`hypervisor`: `xen` or `sim:DIRECTORY`), how long anything
-    may take, who hears of it, which helper does the work, and what faults strike ourselves."""
+    may take, who hears of it, which helper does the work, and what faults strike ourselves.
+
+    A `log` or `progress` that raises is told to the loop's exception handler; the operation goes
+    on.
+    """
 
     host: Host
     hypervisor: str
@@ -47,7 +54,25 @@ class Context:
     program: HelperProgram = field(default_factory=OwnHelper)
     faults: ControllerFaults | None = None
 
+    def say(self, level: int, context: str, text: str) -> None:
+        """A line to whoever listens, from the event loop; raises nothing."""
+        _tell(self.log, level, context, text)
+
+    def say_progress(self, doing_what: str, done: int, total: int) -> None:
+        """How far it is, to whoever listens, from the event loop; raises nothing."""
+        _tell(self.progress, doing_what, done, total)
+
     @property
     def engine(self) -> str:
         """The engine of our helper that works on this hypervisor."""
         return LIBXENGUEST if self.hypervisor == XEN else OWN_ENGINE
+
+
+def _tell(listener: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+    try:
+        listener(*args, **kwargs)
+    except Exception as error:
+        # A guest must not suffer for a terminal that has gone.
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": "a listener of the operation failed", "exception": error}
+        )

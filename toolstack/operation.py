@@ -61,7 +61,7 @@ class Report:
     def failed(self, reason: str, **fields: object) -> None:
         """Log a failure; the first one's reason is the operation's."""
         text = reason if self.domid is None else f"domain {self.domid}: {reason}"
-        self._ctx.log(XentoollogLevel.ERROR, "libxl", text)
+        self._ctx.say(XentoollogLevel.ERROR, "libxl", text)
         self._ctx.trace.event("failure", domid=self.domid, reason=reason, **fields)
         self.reason = self.reason or reason
 
@@ -94,8 +94,8 @@ class Report:
             not self._helper_error or (has_errno and not self._helper_errno)
         ):
             self._helper_error, self._helper_errno = formatted, has_errno
-        self._ctx.log(level, context, formatted)
+        self._ctx.say(level, context, formatted)
 
     def progress_callback(self, context: str, doing_what: str, done: int, total: int) -> None:
         """The catalogue's `progress`; `context` is libxc's own name in all of them."""
-        self._ctx.progress(doing_what, done, total)
+        self._ctx.say_progress(doing_what, done, total)

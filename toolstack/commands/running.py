@@ -42,7 +42,12 @@ def open_trace(arguments: argparse.Namespace, process: str) -> Trace:
     path = Path(arguments.events).absolute()
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     os.environ[EVENTS_VARIABLE] = str(path)
-    return Trace(process, lambda line: os.write(file, line))
+
+    def ended(error: OSError) -> None:
+        text = f"xen-toolstack: events file {path}: {error.strerror}: it ends here"
+        print(text, file=sys.stderr, flush=True)
+
+    return Trace(process, lambda line: os.write(file, line), ended)
 
 
 def context_of(
