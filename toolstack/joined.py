@@ -87,10 +87,11 @@ class JoinedOperation(ABC):
         )
         self._helper.start()
 
-    def _answer(self, value: int) -> None:
-        """Answer the async callback that waits, where the helper still does."""
+    def _answer(self, callback: str, value: int) -> None:
+        """Answer the async `callback`, where the helper still waits for it: an aborted one has
+        been refused, and may be waiting for the answer to another."""
         if self._helper is not None:
-            self._helper.async_callback_done(value)
+            self._helper.async_callback_done(value, callback)
 
     async def _tasks_ended(self) -> None:
         while self._tasks:
@@ -106,6 +107,9 @@ class JoinedOperation(ABC):
         self._tasks.discard(task)
         if task.cancelled() or (fault := task.exception()) is None:
             return
-        # A fault of the program ends the operation in order, too, and is raised then.
+        self._faulted(fault)
+
+    def _faulted(self, fault: BaseException) -> None:
+        """A fault of the program ends the operation in order, too, and is raised then."""
         self._fault = self._fault or fault
         self._fail(f"fault: {fault!r}", Error.FAIL)

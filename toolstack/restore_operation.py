@@ -288,7 +288,7 @@ class RestoreOperation(JoinedOperation):
             actions = self._reader.start_postcopy_transition()
         except OutOfTurn as error:
             self._report.failed(str(error))
-            self._answer(0)
+            self._answer("postcopy_transition", 0)
             return
         self._do(actions)
 
@@ -297,7 +297,7 @@ class RestoreOperation(JoinedOperation):
         self._report.event("postcopy_transition_done", rc=rc)
         if not rc:
             self._postcopy = RestoreJoin()
-        self._answer(0 if rc else 1)
+        self._answer("postcopy_transition", 0 if rc else 1)
         if self._postcopy is not None:
             self._spawn(self._resume(self._postcopy))
 

@@ -205,7 +205,10 @@ class SaveOperation(JoinedOperation):
             self._write = None
             if error is not None:
                 self._report.failed(f"writing the {part.value}: {error}")
-            self._write_done(part, 0 if error is None else rc_of(error))
+            try:
+                self._write_done(part, 0 if error is None else rc_of(error))
+            except Exception as fault:
+                self._faulted(fault)
 
         if not data:
             self._write_done(part, 0)
@@ -283,7 +286,7 @@ class SaveOperation(JoinedOperation):
     def _on_suspend(self) -> None:
         if self._suspension is not None:
             self._report.failed("the helper asks for a second suspension in a plain stream")
-            self._answer(0)
+            self._answer("suspend", 0)
             return
         self._suspension = GuestSuspension(self._ctx.host, self._domid, self._ctx.limits)
         self._spawn(self._suspend(self._suspension))
@@ -298,7 +301,7 @@ class SaveOperation(JoinedOperation):
             rc = await self._suspend_emulator()
         self._report.event("suspend_done", rc=rc)
         self._earlier_rc = self._earlier_rc or rc
-        self._answer(0 if rc else 1)
+        self._answer("suspend", 0 if rc else 1)
 
     async def _suspend_emulator(self) -> int:
         """Before libxc goes on: what the device model writes later would be in no dirty bitmap."""
@@ -325,9 +328,9 @@ class SaveOperation(JoinedOperation):
         except OSError as error:
             self._report.failed(f"the device model's log-dirty mode: {error}")
             self._earlier_rc = rc_of(error)
-            self._answer(-1)
+            self._answer("switch_qemu_logdirty", -1)
         else:
-            self._answer(0)
+            self._answer("switch_qemu_logdirty", 0)
 
     def _on_postcopy_transition(self) -> None:
         self._report.event("postcopy_transition")
@@ -335,7 +338,7 @@ class SaveOperation(JoinedOperation):
             actions = self._writer.start_postcopy_transition()
         except OutOfTurn as error:
             self._report.failed(str(error))
-            self._answer(0)
+            self._answer("postcopy_transition", 0)
             return
         self._do(actions)
 
@@ -346,7 +349,7 @@ class SaveOperation(JoinedOperation):
             self._earlier_rc = rc
         else:
             self._transitioned = PostcopyTransitioned.DONE
-        self._answer(0 if rc else 1)
+        self._answer("postcopy_transition", 0 if rc else 1)
 
     def _helper_done(self, result: HelperResult) -> None:
         self._helper_result = result

@@ -1,0 +1,80 @@
+"""What only a save's operation can get wrong: whose answer is whose, and a fault of the program."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+
+import pytest
+
+from helper.hypervisors.interface import GuestState
+from helper.hypervisors.simulated.host import SimulatedHost
+from helper.hypervisors.simulated.layout import Behaviour
+from ipc_schema.errors import Error
+from tests.conftest import HostFactory
+from tests.toolstack.two_hosts import MEMORY, Side, run
+from toolstack.domain_save import PrecopyLimits, SaveResult, domain_live_migrate, domain_suspend
+from toolstack.save_helper import SaveHelper
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+class SlowDeviceModel(SimulatedHost):
+    """Its device models turn their log-dirty mode off only when the guest has suspended, and a
+    moment later."""
+
+    def switch_qemu_logdirty(self, domid: int, enable: bool) -> None:
+        end = time.monotonic() + 10
+        while not enable and time.monotonic() < end:
+            (row,) = self.domains()
+            if row.state is GuestState.SUSPENDED:
+                end = min(end, time.monotonic() + 0.3)
+        super().switch_qemu_logdirty(domid, enable)
+
+
+def test_an_aborted_suspension_does_not_answer_another_callback(host_factory: HostFactory) -> None:
+    source = Side(SlowDeviceModel(host_factory("source").directory))
+    domid = source.host.create_guest(
+        "g", MEMORY, "idle", type="hvm", behaviour=Behaviour.LATE, behaviour_seconds=0.5
+    )
+    ours, theirs = socket.socketpair()
+
+    async def work() -> SaveResult:
+        asyncio.get_running_loop().add_reader(theirs, theirs.recv, 1 << 20)
+        task = asyncio.ensure_future(
+            domain_live_migrate(
+                source.ctx, domid, ours.fileno(), 0, ours.fileno(), precopy=PrecopyLimits(0, 0)
+            )
+        )
+        source.happenings.at("suspend_request", task.cancel)
+        return await task
+
+    with ours, theirs:
+        result = run(work())
+    assert result.rc == Error.ABORTED
+    events = source.happenings.events
+    answers = [(e["name"], e["value"]) for e in events if e["event"] == "answer"]
+    assert answers[-3:] == [("suspend", 0), ("switch_qemu_logdirty", 0), ("complete", 0)]
+    names = source.happenings.names()
+    last_answer = [e for e in events if e.get("name") == "switch_qemu_logdirty"][-1]
+    assert names.index("suspend_done") < events.index(last_answer), "the test's own premise"
+    assert result.suspended
+    source.at_rest(domid)
+
+
+def test_a_fault_of_the_program_ends_it_and_is_raised(
+    host_factory: HostFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(_helper: SaveHelper) -> None:
+        raise LookupError("a fault of the program")
+
+    source = Side(host_factory("source"))
+    domid = source.host.create_guest("g", MEMORY, "idle")
+    monkeypatch.setattr(SaveHelper, "start", fault)
+    with (
+        open("/dev/null", "wb") as file,
+        pytest.raises(LookupError, match="a fault of the program"),
+    ):
+        run(domain_suspend(source.ctx, domid, file.fileno()))
+    source.at_rest(domid)
