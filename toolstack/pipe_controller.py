@@ -22,11 +22,17 @@ class PipeController:
     def __init__(
         self, arguments: HelperArguments, provided: frozenset[str], listener: ChannelListener
     ) -> None:
+        """Open the pipes. Raises OSError."""
         self._arguments = arguments
         self._listener = listener
         self._turns = PipeControllerEnd(arguments.operation, provided)
         self._answers_read, self._answers = os.pipe()
-        self._messages, self._messages_write = os.pipe()
+        try:
+            self._messages, self._messages_write = os.pipe()
+        except OSError:
+            os.close(self._answers_read)
+            os.close(self._answers)
+            raise
         os.set_blocking(self._messages, False)
         os.set_blocking(self._answers, False)
         self._buffer = bytearray()

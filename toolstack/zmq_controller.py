@@ -9,6 +9,7 @@ helper's lifeline, too: its other end closes with this process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any, Final
@@ -57,23 +58,22 @@ class ZmqController:
         self._listening = False
         self._reading = False
         self._disconnected = asyncio.Event()
-        self._secret_read, self._lifeline = os.pipe()
-        try:
-            self._endpoint = Endpoint()
-        except OSError:
-            self._close_pipe()
-            raise
-        self._context = zmq.Context()
-        try:
+        with contextlib.ExitStack() as undo:
+            self._secret_read, self._lifeline = os.pipe()
+            undo.callback(self._close_pipe)
             os.write(self._lifeline, self._secret)
-            self._socket = self._open_socket()
-        except BaseException:
-            self._context.destroy(linger=0)
-            self._close_pipe()
-            self._endpoint.remove()
-            raise
+            self._endpoint = Endpoint()
+            undo.callback(self._endpoint.remove)
+            try:
+                self._context = zmq.Context()
+                undo.callback(self._context.destroy, linger=0)
+                self._socket = self._open_socket()
+            except zmq.ZMQError as error:
+                raise OSError(error.errno, f"{self._endpoint.uri}: {error}") from error
+            undo.pop_all()
 
     def _open_socket(self) -> zmq.Socket[bytes]:
+        """Raises zmq.ZMQError."""
         socket = self._context.socket(zmq.ROUTER)
         half = max(1, round(self._heartbeat * 500))
         for option, value in (
@@ -87,10 +87,7 @@ class ZmqController:
         ):
             socket.setsockopt(option, value)
         self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        try:
-            socket.bind(self._endpoint.uri)
-        except zmq.ZMQError as error:
-            raise OSError(error.errno, f"{self._endpoint.uri}: {error}") from error
+        socket.bind(self._endpoint.uri)
         return socket
 
     @property
