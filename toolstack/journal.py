@@ -147,9 +147,10 @@ class Journal:
         cannot make, OSError where it cannot be written: then it must not be made."""
         if promise not in PROMISES[self.entry.role]:
             raise ValueError(f"{self.entry.role} does not promise {promise}")
-        self.entry = replace(self.entry, promise=promise)
-        with _whole(self._path, self.entry) as temporary:
+        entry = replace(self.entry, promise=promise)
+        with _whole(self._path, entry) as temporary:
             os.replace(temporary, self._path)
+        self.entry = entry
 
     def close(self) -> None:
         """The operation is over, and nothing is left to do here."""

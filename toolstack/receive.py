@@ -12,6 +12,7 @@ from toolstack import handshake, link
 from toolstack.conduct import Action, conduct
 from toolstack.context import Context
 from toolstack.domain_restore import RestoreResult, domain_create_restore
+from toolstack.failure import message_of
 from toolstack.handshake import Event, Receiver
 from toolstack.journal import Journal, Promise, Role
 
@@ -29,7 +30,8 @@ INTERRUPTIBLE = frozenset(
 
 @dataclass(frozen=True)
 class ReceiveResult:
-    """How a receive ended. `name` and `domid` are the guest's where it runs here."""
+    """How a receive ended. `name` and `domid` are the guest's where it runs here. `reason` is a
+    line for people, empty where nothing failed."""
 
     started: bool
     rc: int
@@ -143,7 +145,7 @@ class _Receiving:
             self._fail(result.rc, result.reason)
             return Event.FAILED
         if result.postcopy_resumed:
-            self._promise(Promise.STARTED)
+            self._started()
             return Event.RESUMED
         return Event.OK
 
@@ -160,11 +162,12 @@ class _Receiving:
 
     async def _unpause(self) -> Event:
         self._ctx.host.unpause(self._made())
-        self._promise(Promise.STARTED)
+        self._started()
         return Event.OK
 
     async def _report_failed(self) -> Event:
-        # Our copy is given up from here on, whoever ends it.
+        # Our copy is given up from here on, whoever ends it: under the name that the journal has.
+        self._ctx.host.rename(self._made(), self._incoming)
         self._promise(Promise.RECEIVING)
         code = bytes([-self._rc & 0xFF or 0xFF])
         return await self._say(handshake.REPORT + code, "the report")
@@ -174,6 +177,14 @@ class _Receiving:
             self._ctx.host.destroy(self._domid)
             self._domid = None
         return Event.OK
+
+    def _started(self) -> None:
+        """The guest runs, so it is not to be taken back for a journal that cannot say so: the
+        promise that stands there lets `recover` find out."""
+        try:
+            self._promise(Promise.STARTED)
+        except OSError as error:
+            self._fail(0, f"journal: {message_of(error)}")
 
     def _made(self) -> int:
         assert self._domid is not None, "a domain is made before it is started"

@@ -1,0 +1,135 @@
+"""The receiving side where its own host fails it: the guest that runs is not taken back, and a
+copy that is given up is found by its journal."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import socket
+
+import pytest
+
+from helper.hypervisors.interface import GuestState
+from helper.hypervisors.simulated.host import SimulatedHost
+from ipc_schema import xl_header
+from tests.conftest import HostFactory
+from tests.toolstack.two_hosts import MEMORY, Side, run
+from toolstack import fd_io, handshake
+from toolstack.domain_save import MemoryStrategy, domain_live_migrate
+from toolstack.journal import Journal, Promise
+from toolstack.receive import ReceiveResult, receive
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+@pytest.fixture
+def source(host_factory: HostFactory) -> Side:
+    side = Side(host_factory("source"))
+    side.host.create_guest("g", MEMORY, "random")
+    return side
+
+
+@pytest.fixture
+def destination(host_factory: HostFactory) -> Side:
+    return Side(host_factory("destination"))
+
+
+async def send(side: Side, link: socket.socket, strategy: MemoryStrategy) -> bytes:
+    """Send the guest and let it go; what the receiver says from then on."""
+
+    async def take(size: int) -> bytes:
+        return await fd_io.read_exactly(link.fileno(), size, limit=20)
+
+    domid = side.host.find("g")
+    with link:
+        assert await take(len(handshake.BANNER)) == handshake.BANNER
+        config = json.dumps(side.host.config(domid)).encode() + b"\0"
+        await fd_io.write_all(link.fileno(), xl_header.encode_header(config), limit=20)
+        fd = link.fileno()
+        saved = await domain_live_migrate(side.ctx, domid, fd, 0, fd, strategy)
+        assert saved.rc == 0, saved
+        if strategy is MemoryStrategy.DEFAULT:
+            assert await take(len(handshake.READY)) == handshake.READY
+            await fd_io.write_all(fd, handshake.PERMISSION_TO_GO, limit=20)
+        said = b""
+        try:
+            while True:
+                said += await take(1)
+        except EOFError:
+            return said
+
+
+def migrate(
+    source: Side, destination: Side, strategy: MemoryStrategy = MemoryStrategy.DEFAULT
+) -> tuple[bytes, ReceiveResult]:
+    async def work() -> tuple[bytes, ReceiveResult]:
+        ours, theirs = socket.socketpair()
+        sending = asyncio.ensure_future(send(source, ours, strategy))
+        with theirs:
+            fd = theirs.fileno()
+            result = await receive(destination.ctx, fd, fd, peer="the test")
+        return await sending, result
+
+    return run(work())
+
+
+def journals(side: Side) -> list[str]:
+    return [name for name in os.listdir(side.host.state_dir) if "journal" in name]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "said"),
+    [
+        (MemoryStrategy.DEFAULT, handshake.REPORT + b"\0"),
+        (MemoryStrategy.POSTCOPY, handshake.POSTCOPY_SYNC),
+    ],
+)
+def test_a_guest_that_runs_is_kept_though_the_journal_cannot_say_so(
+    source: Side,
+    destination: Side,
+    monkeypatch: pytest.MonkeyPatch,
+    strategy: MemoryStrategy,
+    said: bytes,
+) -> None:
+    promise_of = Journal.promise
+
+    def full(journal: Journal, promise: Promise) -> None:
+        if promise is Promise.STARTED:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        promise_of(journal, promise)
+
+    monkeypatch.setattr(Journal, "promise", full)
+    told, result = migrate(source, destination, strategy)
+    assert (told, result.started) == (said, True), result
+    assert "No space left" in result.reason
+    assert destination.state("g") is GuestState.RUNNING
+    assert destination.host.verify(destination.host.find("g"), 30).memory_ok
+    assert journals(destination) == []
+
+
+class Unstartable(SimulatedHost):
+    def unpause(self, domid: int) -> None:
+        raise OSError(errno.EIO, "this host starts no guest")
+
+
+def test_a_copy_that_is_given_up_has_the_name_that_its_journal_knows(
+    source: Side, destination: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should the receiver be killed there, `recover` must find the copy."""
+    destination = Side(Unstartable(destination.host.directory))
+    promise_of = Journal.promise
+    names: dict[Promise, list[str]] = {}
+
+    def noted(journal: Journal, promise: Promise) -> None:
+        names[promise] = [row.name for row in destination.host.domains()]
+        promise_of(journal, promise)
+
+    monkeypatch.setattr(Journal, "promise", noted)
+    told, result = migrate(source, destination)
+    assert told == handshake.REPORT + b"\3" + handshake.PERMISSION_TO_GO
+    assert not result.started
+    assert names[Promise.RECEIVING] == ["g--incoming"]
+    assert destination.host.domains() == []
+    assert journals(destination) == []
