@@ -34,7 +34,7 @@ from toolstack.outcome import (
 )
 from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits
 from toolstack.recover import recover
-from toolstack.settle import DEAD, heal, resume_for_sure, state_of
+from toolstack.settle import DEAD, heal, name_of_domain, resume_for_sure, state_of
 
 if TYPE_CHECKING:
     from helper.hypervisors.interface import GuestReport, Host
@@ -92,9 +92,7 @@ async def migrate(
     Returns in all cases once an operation has begun. Raises JournalError where another operation
     on the guest is under way or was left in the middle, ProcessLookupError without such a domain.
     """
-    name = next((row.name for row in ctx.host.domains() if row.domid == domid), None)
-    if name is None:
-        raise ProcessLookupError(f"no domain {domid}")
+    name = name_of_domain(ctx.host, domid)
     if name != handshake.base_name(name):
         raise JournalError(
             f"{name!r} is what a migration has left: run `xen-toolstack recover {name}` first"

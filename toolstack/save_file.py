@@ -29,7 +29,7 @@ from toolstack.failure import message_of
 from toolstack.journal import Journal, Promise, Role
 from toolstack.receive import name_of, parse_config
 from toolstack.save_helper import Statistics
-from toolstack.settle import DEAD, heal, resume_for_sure
+from toolstack.settle import DEAD, heal, name_of_domain, resume_for_sure
 
 OPEN_POLL: Final = 0.05
 SPECIAL: Final = (Path("/dev"), Path("/proc"))
@@ -69,10 +69,11 @@ async def save(
     """Save a domain into `path`, then destroy it; `checkpoint` lets it run on, `leave_paused`
     leaves it here, paused.
 
-    Raises SaveFileError, JournalError, OSError: then the guest runs on here, and `path` is what it
-    was before. A cancellation ends it in the same way.
+    Raises ProcessLookupError where there is no such domain. Raises SaveFileError, JournalError,
+    OSError: then the guest runs on here, and `path` is what it was before, unless it is the
+    journal that cannot say that the file is whole. A cancellation ends it in the same way.
     """
-    name = next(row.name for row in ctx.host.domains() if row.domid == domid)
+    name = name_of_domain(ctx.host, domid)
     config = json.dumps(ctx.host.config(domid)).encode() + b"\0"
     target = _Target(path)
     journal = Journal.begin(
@@ -132,7 +133,7 @@ def _run_on(ctx: Context, domid: int, journal: Journal, *, may_suspend: bool) ->
     if all(row.domid != domid or row.state.value not in DEAD for row in ctx.host.domains()):
         problem = heal(ctx.host, domid)
         if problem:
-            ctx.log(XentoollogLevel.ERROR, "libxl", f"domain {domid}: {problem}")
+            ctx.say(XentoollogLevel.ERROR, "libxl", f"domain {domid}: {problem}")
             ctx.trace.event("failure", domid=domid, reason=problem)
     state = resume_for_sure(ctx.host, domid, watch=ctx.limits.suspend if may_suspend else 0.0)
     journal.close()
@@ -209,7 +210,8 @@ async def restore(ctx: Context, path: Path, *, leave_paused: bool = False) -> Re
     """Restore a guest from `path` and let it run.
 
     Raises SaveFileError, also for what is no whole xl save file (a regular file is looked through
-    before anything is built), FileExistsError, OSError: then nothing of it is left here.
+    before anything is built), FileExistsError, OSError: then nothing of it is left here, or the
+    journal stands, by which `recover` ends it.
     """
     with _opened(path) as fd:
         config = await _read_config(fd, path, ctx.limits.stream_stall)
@@ -230,9 +232,13 @@ async def restore(ctx: Context, path: Path, *, leave_paused: bool = False) -> Re
             journal.close()
             raise
         if result.rc or result.domid is None:
+            problem = f"cannot restore {name!r} from {path}: {result.reason or rc_name(result.rc)}"
+            if result.domid is not None:
+                raise SaveFileError(
+                    f"{problem}; a part of it is left: `xen-toolstack recover {name}`"
+                )
             journal.close()
-            reason = result.reason or rc_name(result.rc)
-            raise SaveFileError(f"cannot restore {name!r} from {path}: {reason}")
+            raise SaveFileError(problem)
         journal.promise(Promise.GO_RECEIVED)
         if not leave_paused:
             ctx.host.unpause(result.domid)

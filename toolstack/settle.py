@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,14 @@ DEAD: Final = frozenset({"crashed", "shut down"})
 def state_of(host: Host, domid: int) -> str | None:
     """`running`, `paused`, `suspended`, `crashed` or `shut down`; None where the domain is gone."""
     return next((row.state.value for row in host.domains() if row.domid == domid), None)
+
+
+def name_of_domain(host: Host, domid: int) -> str:
+    """Raises ProcessLookupError where there is no such domain."""
+    name = next((row.name for row in host.domains() if row.domid == domid), None)
+    if name is None:
+        raise ProcessLookupError(errno.ESRCH, f"there is no domain {domid}")
+    return name
 
 
 def heal(host: Host, domid: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -13,9 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from helper.hypervisors.simulated.host import SimulatedHost
 from ipc_schema import xl_header
 from tests.toolstack.stage import TOOLSTACK, Hosts, toolstack, wait_for
-from toolstack import inspect
+from tests.toolstack.two_hosts import Side, run
+from toolstack import inspect, journal, save_file
+from toolstack.recover import domain_of
 
 
 def save(hosts: Hosts, *arguments: object) -> object:
@@ -213,3 +217,32 @@ def test_sigterm_ends_it_in_order(hosts: Hosts, tmp_path: Path) -> None:
     assert hosts.states(hosts.at_source) == {"g": "running"}
     assert list(tmp_path.glob(".f.*.partial")) == []
     assert hosts.journals() == []
+
+
+def test_a_domain_that_there_is_not(hosts: Hosts, tmp_path: Path) -> None:
+    source = Side(hosts.at_source)
+    with pytest.raises(ProcessLookupError, match="no domain 77"):
+        run(save_file.save(source.ctx, 77, tmp_path / "f"))
+
+
+class Indestructible(SimulatedHost):
+    def destroy(self, domid: int) -> None:
+        raise OSError(errno.EIO, "this host ends no domain")
+
+
+def test_what_a_failed_restore_cannot_take_away_is_left_to_recover(
+    hosts: Hosts, tmp_path: Path, saved: bytes
+) -> None:
+    side = Side(Indestructible(hosts.destination))
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    feeder = threading.Thread(target=fifo.write_bytes, args=(saved[: len(saved) // 2],))
+    feeder.start()
+    with pytest.raises(save_file.SaveFileError, match=r"a part of it is left.*recover g`"):
+        run(save_file.restore(side.ctx, fifo))
+    feeder.join(20)
+    (entry,) = journal.entries(side.host.state_dir)
+    assert (entry.role, entry.promise) == (journal.Role.RESTORE, journal.Promise.RECEIVING)
+    row = domain_of(hosts.at_destination, entry)
+    assert row is not None
+    hosts.at_destination.destroy(row.domid)
