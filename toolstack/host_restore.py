@@ -52,11 +52,9 @@ class HostRestore:
     async def run(self) -> RestoreResult:
         """The domain is left paused. Where the rc is not 0, none is left."""
         name = self._parameters.name
-        if self._given_up.is_set():
-            self._report.failed("the restore was cancelled")
-            return self._result(None)
         if await self._find() is not None:
             self._give_up(Error.INVAL, f"there is a domain {name!r} already")
+        if self._given_up.is_set():
             return self._result(None)
         try:
             self._start()
@@ -99,6 +97,10 @@ class HostRestore:
         }
         reader, writer = make_pipe()
         try:
+            # It moves nothing before the loop's next turn.
+            self._relay = StreamRelay(
+                self._parameters.restore_fd, writer, self._program.preface, self._relayed
+            )
             self._process = HelperProcess(
                 self._program.command,
                 pass_fds=(),
@@ -109,15 +111,9 @@ class HostRestore:
                 ended=self._ended,
                 ignores_sigpipe=False,
             )
-        except BaseException:
-            os.close(writer)
-            raise
         finally:
             os.close(reader)
         self._report.event("restore_program", pid=self._process.pid, **environment)
-        self._relay = StreamRelay(
-            self._parameters.restore_fd, writer, self._program.preface, self._relayed
-        )
 
     def _helper(self) -> Path:
         program = self._ctx.program
@@ -135,7 +131,7 @@ class HostRestore:
     def _line(self, line: str) -> None:
         self._lines = [*self._lines[-_LINES:], line]
         level = XentoollogLevel.ERROR if ": error: " in line else XentoollogLevel.INFO
-        self._ctx.log(level, Path(self._program.command[0]).name, line)
+        self._ctx.say(level, Path(self._program.command[0]).name, line)
         self._ctx.trace.event("restore program says", line=line)
 
     async def _ended(self, status: int) -> None:

@@ -30,6 +30,8 @@ class StreamRelay:
     `pipe` is the writing end of a pipe; it is closed in the end. Then `done` is called with the
     OSError that ended it, or None; not after `stop`. A pipe that breaks is no failure of the
     relay's: its reader knows why. `moved` counts the source's octets.
+
+    Raises OSError for a source that is no descriptor; `pipe` is closed then, too.
     """
 
     def __init__(
@@ -41,7 +43,11 @@ class StreamRelay:
         self._preface = memoryview(preface)
         self._done = done
         self._loop = asyncio.get_running_loop()
-        mode = os.fstat(source).st_mode
+        try:
+            mode = os.fstat(source).st_mode
+        except OSError as error:
+            os.close(pipe)
+            raise OSError(error.errno, f"stream {source}: {error.strerror}") from None
         self._pollable = not (stat.S_ISREG(mode) or stat.S_ISBLK(mode))
         os.set_blocking(pipe, False)
         self._loop.add_writer(pipe, self._pipe_ready)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from helper.hypervisors.interface import GuestState, RestoreProgram
@@ -188,3 +189,28 @@ def test_the_program_is_told_which_helper(
         with path.open("rb") as file:
             result = run(domain_create_restore(ctx, config, "h", file.fileno()))
         assert result.reason == f"sh: helper {helper}"
+
+
+def test_a_stream_that_is_no_descriptor_leaves_no_program_behind(
+    destination: Side, saved: tuple[Path, dict[str, Any]]
+) -> None:
+    _, config = saved
+    programmed(destination, "cat")
+    result = restore(destination, config, 987)
+    assert result.rc == Error.FAIL
+    assert "Bad file descriptor" in result.reason
+    assert [child.name() for child in psutil.Process().children()] == []
+
+
+def test_nothing_is_started_on_a_host_that_does_not_list_its_domains(
+    destination: Side, saved: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(_host: ProgrammedHost, _name: str) -> int:
+        raise TimeoutError("no answer")
+
+    path, config = saved
+    monkeypatch.setattr(ProgrammedHost, "find", silent)
+    with path.open("rb") as file:
+        result = restore(destination, config, file.fileno())
+    assert (result.rc, result.domid) == (Error.TIMEDOUT, None)
+    assert "restore_program" not in destination.happenings.names()
