@@ -21,7 +21,7 @@ _UNCONDITIONAL = frozenset({"log", "progress", "complete"})
 
 class PipeChannel:
     """`Channel` over a pair of pipe descriptors, which stay the caller's. `answer_limit` in seconds
-    for each callback's answer, 0 for none."""
+    for each callback's answer, and for room in a pipe that nobody reads; 0 for none."""
 
     def __init__(
         self,
@@ -38,8 +38,10 @@ class PipeChannel:
         self._provided = _UNCONDITIONAL | callbacks_of(cbflags, dialect)
         self._abort = abort
         self._answer_limit = answer_limit
-        self._poll = select.poll()
-        self._poll.register(answers, select.POLLIN)
+        self._answered = select.poll()
+        self._answered.register(answers, select.POLLIN)
+        self._writable = select.poll()
+        self._writable.register(messages, select.POLLOUT)
         self._over: ChannelError | None = None
 
     def provides(self, name: str) -> bool:
@@ -65,16 +67,19 @@ class PipeChannel:
         """Write the message `name`, all of it."""
         pending = memoryview(data)
         while pending:
+            if not self._writable.poll(self._milliseconds):
+                reason = f"nothing was taken for {self._answer_limit} s"
+                self._fail(errno.ETIMEDOUT, f"{name} cannot be told: {reason}")
             try:
-                pending = pending[os.write(self._messages, pending) :]
+                # So much a pipe takes without blocking once it polls writable.
+                pending = pending[os.write(self._messages, pending[: select.PIPE_BUF]) :]
             except OSError as bad:
                 self._fail(bad.errno or errno.EIO, f"{name} cannot be told: {bad.strerror}")
 
     def _receive(self, size: int, name: str) -> bytes:
         data = b""
-        limit = round(self._answer_limit * 1000) or None
         while len(data) < size:
-            if not self._poll.poll(limit):
+            if not self._answered.poll(self._milliseconds):
                 self._fail(errno.ETIMEDOUT, f"no answer to {name} within {self._answer_limit} s")
             try:
                 part = os.read(self._answers, size - len(data))
@@ -84,6 +89,11 @@ class PipeChannel:
                 self._fail(errno.EPIPE, f"the controller closed the channel, {name} is unanswered")
             data += part
         return data
+
+    @property
+    def _milliseconds(self) -> int | None:
+        """The limit for a `poll`, None for none."""
+        return round(self._answer_limit * 1000) or None
 
     def _fail(self, errnoval: int, reason: str) -> NoReturn:
         self._over = ChannelError(errnoval, reason)

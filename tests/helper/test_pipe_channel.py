@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import struct
 import threading
@@ -141,6 +142,30 @@ def test_nobody_there_to_be_told(libxl: Libxl) -> None:
     with pytest.raises(ChannelError, match="suspend cannot be told"):
         libxl.channel.call("suspend")
     assert libxl.abort.lost
+
+
+def test_a_controller_that_reads_nothing_has_a_limit(no_leaks: None) -> None:
+    answers, answers_write = os.pipe()
+    messages_read, messages = os.pipe()
+    fcntl.fcntl(messages, fcntl.F_SETPIPE_SZ, 4096)
+    with Abort() as abort:
+        channel = PipeChannel(answers, messages, Dialect.MAINLINE, SUSPEND, abort, answer_limit=0.2)
+
+        def tell() -> int:
+            while True:
+                channel.tell("log", level=1, errnoval=0, context="xc", formatted="x" * 3000)
+
+        call = Background(tell)
+        try:
+            error = call.result()
+        finally:
+            os.close(messages_read)
+        assert isinstance(error, ChannelError)
+        assert error.errno == errno.ETIMEDOUT
+        assert "log cannot be told: nothing was taken for 0.2 s" in str(error)
+        assert abort.lost
+    for fd in (answers, answers_write, messages):
+        os.close(fd)
 
 
 def test_a_wrong_use_is_a_fault_of_the_caller(libxl: Libxl) -> None:
