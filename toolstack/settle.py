@@ -61,19 +61,18 @@ def resume_for_sure(host: Host, domid: int, *, watch: float = 0.0) -> str:
     A guest that has acknowledged a request cannot be stopped from suspending: where that may be,
     it is watched for `watch` seconds, and resumed when it has. Returns its state then: `running`,
     `paused`, or one of `DEAD`. Raises ProcessLookupError where it is gone, TimeoutError where its
-    process does not answer.
+    process does not answer, OSError (EIO) where it is suspended after a resumption, too.
     """
     if state_of(host, domid) == "running":
         host.resume(domid)
     end = time.monotonic() + watch
-    while True:
+    while (state := state_of(host, domid)) in {"running", "paused"} and time.monotonic() < end:
+        time.sleep(POLL)
+    if state == "suspended":
+        host.resume(domid)
         state = state_of(host, domid)
-        if state is None:
-            raise ProcessLookupError(f"domain {domid} is gone")
-        if state == "suspended":
-            host.resume(domid)
-            end = 0.0
-        elif state in DEAD or time.monotonic() >= end:
-            return state
-        else:
-            time.sleep(POLL)
+    if state is None:
+        raise ProcessLookupError(errno.ESRCH, f"domain {domid} is gone")
+    if state == "suspended":
+        raise OSError(errno.EIO, f"domain {domid} is suspended still, though it was resumed")
+    return state

@@ -1,4 +1,5 @@
-"""A guest comes to rest although something of its log-dirty mode does not."""
+"""A guest comes to rest although something of its log-dirty mode does not; or it is told that it
+does not come to rest."""
 
 from __future__ import annotations
 
@@ -12,10 +13,12 @@ import pytest
 from helper.hypervisors.interface import GuestState
 from helper.hypervisors.simulated.host import SimulatedHost
 from tests.conftest import HostFactory
+from tests.helper.simulated import suspended
 from tests.toolstack.two_hosts import MEMORY, Side, run
 from toolstack import save_file
 from toolstack.migrate import CommandDestination, MigrateOptions, migrate
 from toolstack.outcome import Outcome
+from toolstack.settle import resume_for_sure
 
 
 class DeafDeviceModel(SimulatedHost):
@@ -50,3 +53,20 @@ def test_a_failed_migration_does_so_too_and_says_it(source: Side) -> None:
     assert result.outcome is Outcome.RUNNING_AT_SOURCE, result
     assert "the device model is deaf" in result.reason
     assert source.state() is GuestState.RUNNING
+
+
+class Unresumable(SimulatedHost):
+    def resume(self, domid: int) -> None:
+        """Says that it did."""
+
+
+def test_a_guest_that_stays_suspended_is_not_resumed_for_ever(host_factory: HostFactory) -> None:
+    host = Unresumable(host_factory("host").directory)
+    domid = host.create_guest("g", MEMORY, "random")
+    request = host.suspend_request(domid)
+    try:
+        suspended(request)
+    finally:
+        request.close()
+    with pytest.raises(OSError, match=f"domain {domid} is suspended still"):
+        resume_for_sure(host, domid, watch=1.0)
