@@ -61,16 +61,32 @@ def test_a_page_has_a_line_for_each_fault() -> None:
     assert "libxl right in 1, wrong in 1" in fault_table.text([ROW, WRONG])
 
 
-def test_the_telling_line_is_why_the_helper_has_gone() -> None:
+def test_the_telling_line_is_how_the_helper_went() -> None:
     said = (
         "Saving to /tmp/saved new xl format (info 0x3/0x0/1000)\n"
         "xen-save-helper: fault: suspend:before-send=kill, time 1\n"
         "libxl: error: libxl_utils.c:505:libxl_read_exactly: file/stream truncated reading ipc msg "
         "header from domain 1 save/restore helper stdout pipe\n"
-        "libxl: error: libxl_exec.c:127:libxl_report_child_exitstatus: died by signal\n"
+        "libxl: error: libxl_exec.c:127:libxl_report_child_exitstatus: domain 1 save/restore "
+        "helper [219] died due to fatal signal Killed\n"
         "Failed to save domain, resuming domain\n"
         "libxl: error: libxl_dom_suspend.c:666:domain_resume_done: Domain 1:resume failed\n"
     )
-    assert telling(said) == "died by signal"
-    assert telling("Failed to save\n\n") == "Failed to save"
+    assert telling(said) == "domain 1 save/restore helper [219] died due to fatal signal Killed"
+
+
+def test_what_our_helper_says_of_the_cause_comes_first() -> None:
+    said = (
+        "xen-save-helper: fault: suspend:before-answer=answer(0), time 1\n"
+        "xen-save-helper: error: save: [Errno 5] suspend() failed: 0\n"
+        "libxl: error: libxl_stream_write.c:347:libxl__xc_domain_save_done: Domain 3:saving "
+        "domain: domain responded to suspend request: Input/output error\n"
+    )
+    ours, libxls = telling(said).split("; ")
+    assert ours == "xen-save-helper: error: save: [Errno 5] suspend() failed: 0"
+    assert libxls.startswith("saving domain: domain responded")
+
+
+def test_without_an_error_xls_last_line_is_told() -> None:
+    assert telling("Saving to /tmp/saved\nxc: info: done\n\n") == "Saving to /tmp/saved"
     assert telling("") == ""

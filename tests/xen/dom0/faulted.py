@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Final
@@ -109,24 +109,26 @@ class _Lasting:
 
 
 _PLACE: Final = re.compile(r"^libxl: error: [\w.]+:\d+:\w+: ?(?:Domain \d+:)?")
-_OF_NO_USE: Final = re.compile(r"^(?:xen-save-helper: fault: |xc: progress: |\s|Saving to )|^$")
-_GIVES_UP: Final = re.compile(r"^(?:Failed to|[Mm]igration (?:failed|sender))")
-_OF_THE_PIPE: Final = "file/stream truncated reading ipc msg header"
-"""What libxl says first of every helper that has gone; why it has gone comes after it."""
+_OF_THE_PIPE: Final = "file/stream truncated reading ipc msg"
+"""What libxl says first of every helper that has gone; how it has gone comes after it."""
+_HOW_IT_WENT: Final = re.compile(r"save/restore helper \[\d+\] ")
+_OF_OUR_HELPER: Final = re.compile(r"^xen-save-helper: (?:error: )?(?!fault: )")
 
 
 def telling(output: str) -> str:
-    """The last error of libxl before xl says that it gives up; what is said last where there is
-    none."""
-    lines = [line for line in re.split(r"[\r\n]+", output) if not _OF_NO_USE.match(line)]
-    errors = []
-    for line in lines:
-        if _GIVES_UP.match(line) and errors:
-            break
-        if line.startswith("libxl: error: "):
-            errors.append(_PLACE.sub("", line).strip())
-    errors = [line for line in errors if not line.startswith(_OF_THE_PIPE)] or errors
-    return errors[-1] if errors else "".join(lines[-1:]).strip()
+    """What our helper said of why it failed, and libxl's first error, which is the cause of its
+    others; else what `xl` itself said last, other than how far it has come."""
+    lines = re.split(r"[\r\n]+", output)
+    errors = [_PLACE.sub("", line).strip() for line in lines if line.startswith("libxl: error: ")]
+    if len(errors) > 1 and errors[0].startswith(_OF_THE_PIPE) and _HOW_IT_WENT.search(errors[1]):
+        del errors[0]
+    ours = [line for line in lines if _OF_OUR_HELPER.match(line)]
+    return "; ".join([*ours[:1], *errors[:1]]) or _last_of_xl(lines)
+
+
+def _last_of_xl(lines: Sequence[str]) -> str:
+    said = [line for line in lines if line and not re.match(r"xc: |xen-save-helper: |\s", line)]
+    return said[-1] if said else ""
 
 
 @dataclass

@@ -8,6 +8,7 @@ the table says so, and the scenario goes on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -90,13 +91,14 @@ def _one(trial: Trial, case: FaultCase, before: int) -> Seen:
 
 def _new_remains(was: Remains, now: Remains, kept: set[int]) -> list[str]:
     """Files and nodes of domains that there are no more."""
-    nodes = {node for node in now.nodes - was.nodes if not _is_of(node, kept)}
-    return sorted({*nodes, *(now.files - was.files)})
+    new = {*(now.nodes - was.nodes), *(now.files - was.files)}
+    return sorted(name for name in new if _domid_of(name) not in kept)
 
 
-def _is_of(node: str, domids: set[int]) -> bool:
-    name = node.rpartition("/")[2]
-    return not name.isdigit() or int(name) in domids
+def _domid_of(name: str) -> int | None:
+    """Of a node such as /libxl/7, or of a file such as userdata-d.7.UUID.libxl-json."""
+    match = re.search(r"/(\d+)$|/userdata-\w\.(\d+)\.", name)
+    return int(match[1] or match[2]) if match else None
 
 
 def _came_through(events: Sequence[dict[str, Any]]) -> bool:
