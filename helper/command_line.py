@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from helper.run import CONTEXT
 from helper.settings import DEFAULT_CONFIG
@@ -29,6 +29,7 @@ Settings, from the environment or as lines NAME=VALUE of {DEFAULT_CONFIG}
   XEN_SAVE_HELPER_FAULTS            as --faults
   XEN_SAVE_HELPER_STREAM_STALL      seconds that a stream may stand still (60; 0: for ever)
   XEN_SAVE_HELPER_ANSWER_LIMIT      seconds that a callback may stay unanswered (600; 0: for ever)
+                                    both together: seconds that the helper itself may do nothing
   XEN_SAVE_HELPER_DIALECT           {", ".join(dialect.value for dialect in Dialect)}:
                                     of libxl, where the arguments do not tell
   XEN_SAVE_HELPER_HYPERVISOR        xen (the default), or sim:DIRECTORY for a simulated host
@@ -80,7 +81,7 @@ _MODES: Final = ("--save-domain", "--restore-domain")
 
 def parse(arguments: Sequence[str]) -> Options:
     """Read the command line without the program's name. Raises UsageError."""
-    given: dict[str, str | int | float] = {}
+    given: dict[str, Any] = {}
     rest = list(arguments)
     while rest and rest[0] not in _MODES:
         option = rest.pop(0)
@@ -90,7 +91,7 @@ def parse(arguments: Sequence[str]) -> Options:
         if not rest:
             raise UsageError(f"{option} needs a value")
         given[name] = _value(option, rest.pop(0), _OPTIONS[name])
-    options = Options(**given, libxl=tuple(rest))  # type: ignore[arg-type]
+    options = Options(**given, libxl=tuple(rest))
     if rest and options.connect:
         raise UsageError("--connect and libxl's arguments exclude each other")
     if not rest and not options.connect:
