@@ -157,7 +157,8 @@ class RestoreOperation(JoinedOperation):
                 case restore_join.AbortStream(rc):
                     self._do_join(self._join.fail(rc))
                 case restore_join.Complete(rc):
-                    self._completed.set_result(rc)
+                    # The join has a failure before the stream that it ends has stopped.
+                    self._completed.set_result(self._join.rc or rc)
 
     def _do(self, actions: tuple[ReaderAction, ...]) -> None:
         for action in actions:
