@@ -14,7 +14,7 @@ from tests.xen.scenarios.fault_judgement import Seen, broken_promises, wrongs_of
 
 def seen(**others: Any) -> Seen:
     """`xl` failed by itself, and the guest runs on."""
-    usual = {
+    usual: dict[str, Any] = {
         "watched": Watched(End.ITSELF, 1, "", 5.0),
         "now": Whereabouts("runs", 3, 1, []),
         "misplaced": "",

@@ -91,7 +91,6 @@ RESTORE: Final = (
 MIGRATE: Final = (
     _fails("source/suspend:before-send=kill", _SIGNAL),
     _fails("source/suspend:after-send=kill", _SIGNAL),
-    _fails("source/suspend:after-answer=exit(0)", _UNTOLD),
     _fails("source/suspend:after-answer=stop", _SILENT),
     _fails("source/suspend:before-send=wrong-number", _UNKNOWN),
     _fails("source/suspend:before-send=signal(TERM)", "told to give up: libxc fails and tells so"),
@@ -102,7 +101,5 @@ MIGRATE: Final = (
     _fails("destination/record.libxc.PAGE_DATA:read=wrong-number", _STREAM_IN),
     _fails("destination/restore_results:before-send=drop", _RESULTS),
     _fails("destination/complete:before-send=garbage", _UNKNOWN),
-    _fails("destination/exit=exit(3)", _STATUS),
     _succeeds("source/complete:before-send=duplicate", _TOLD),
-    _succeeds("source/suspend:before-send=delay(5)", _LATE),
 )

@@ -48,7 +48,7 @@ def wrongs_of_libxl(right: Right, seen: Seen) -> list[str]:
     if seen.left.domains:
         found.append("leaves a domain behind")
     if seen.left.log_dirty and not seen.through:
-        found.append("leaves the guest in log-dirty mode, which a killed helper cannot end")
+        found.append("leaves the guest in log-dirty mode, which a helper that has gone cannot end")
     if seen.left.traces:
         found.append("leaves files or nodes of the domain behind")
     return found

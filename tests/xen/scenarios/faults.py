@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from helper.hypervisors.xen.xenctrl import Xenctrl
 from tests.xen import fault_table
 from tests.xen.dom0.commands import wait_until
-from tests.xen.dom0.faulted import LIMITS, Left, kill, telling, watch
+from tests.xen.dom0.faulted import Left, kill, limits, telling, watch
 from tests.xen.dom0.lab import xen_version
 from tests.xen.dom0.whereabouts import (
     Remains,
@@ -64,7 +64,7 @@ def _one(trial: Trial, case: FaultCase, before: int) -> Seen:
     lab = trial.lab
     was = remains()
     traced = len(lab.events())
-    watched = watch(trial.start({**LIMITS, "XEN_SAVE_HELPER_FAULTS": case.plan}))
+    watched = watch(trial.start({**limits(case.plan), "XEN_SAVE_HELPER_FAULTS": case.plan}))
     left = Left()
     try:
         wait_until("all helpers end", lambda: not our_helpers(), _LEFT_SECONDS)
