@@ -8,8 +8,11 @@ import pytest
 
 from tests.xen.dom0.faulted import End, Left, Watched
 from tests.xen.dom0.whereabouts import Whereabouts
-from tests.xen.scenarios.fault_cases import Right
+from tests.xen.scenarios.fault_cases import FaultCase, Right
 from tests.xen.scenarios.fault_judgement import Seen, broken_promises, wrongs_of_libxl
+
+FAILS = FaultCase("start=kill", Right.FAILS, "")
+SUCCEEDS = FaultCase("start=stop(1)", Right.SUCCEEDS, "")
 
 
 def seen(**others: Any) -> Seen:
@@ -28,7 +31,7 @@ def seen(**others: Any) -> Seen:
 
 
 def test_a_failure_that_costs_nothing_is_right() -> None:
-    assert wrongs_of_libxl(Right.FAILS, seen()) == []
+    assert wrongs_of_libxl(FAILS, seen()) == []
     assert broken_promises(seen()) == []
 
 
@@ -47,7 +50,7 @@ def test_a_failure_that_costs_nothing_is_right() -> None:
     ],
 )
 def test_it_is_libxls_wrong(others: dict[str, Any], word: str) -> None:
-    (wrong,) = wrongs_of_libxl(Right.FAILS, seen(**others))
+    (wrong,) = wrongs_of_libxl(FAILS, seen(**others))
     assert word in wrong
     assert broken_promises(seen(**others)) == []
 
@@ -75,5 +78,5 @@ def test_a_guest_that_somebody_can_wake_is_not_lost() -> None:
 
 def test_success_is_right_where_nothing_was_lost_by_the_fault() -> None:
     done = Watched(End.ITSELF, 0, "", 9.0)
-    assert wrongs_of_libxl(Right.SUCCEEDS, seen(watched=done)) == []
-    assert wrongs_of_libxl(Right.SUCCEEDS, seen()) == ["xl says failure"]
+    assert wrongs_of_libxl(SUCCEEDS, seen(watched=done)) == []
+    assert wrongs_of_libxl(SUCCEEDS, seen()) == ["xl says failure"]

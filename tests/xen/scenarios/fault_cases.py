@@ -20,11 +20,16 @@ class Right(Enum):
 
 @dataclass(frozen=True)
 class FaultCase:
-    """`plan` as for XEN_SAVE_HELPER_FAULTS; `rule` says why `right` is right."""
+    """`plan` as for XEN_SAVE_HELPER_FAULTS; `rule` says why `right` is right, `waits` why libxl
+    waits if it waits for ever."""
 
     plan: str
     right: Right
     rule: str
+
+    @property
+    def waits(self) -> str:
+        return _WAITS.get(self.rule, "it has no limit for its helper")
 
 
 def _fails(plan: str, rule: str) -> FaultCase:
@@ -49,6 +54,13 @@ _CLOSED: Final = "end of file from a living helper: SIGKILL, ERROR_FAIL"
 _TOLD: Final = "complete has been told, what comes after it does not count"
 _TWICE: Final = "a second request while the first is at work: SIGKILL for the helper, ERROR_FAIL"
 _LATE: Final = "late, but whole"
+
+_WAITS: Final = {
+    _UNKNOWN: "it drops the message, and the helper has no answer",
+    _SHORT: "in a blocking read of the rest, from inside its event loop",
+    _TWICE: "the second request is set up over the first, which is at work",
+}
+"""By the rule that it breaks: what libxl's sources do instead."""
 
 SAVE: Final = (
     _fails("start=exit(0)", _UNTOLD),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests.xen.dom0.faulted import End, Left, Watched
-from tests.xen.scenarios.fault_cases import Right
+from tests.xen.scenarios.fault_cases import FaultCase, Right
 
 if TYPE_CHECKING:
     from tests.xen.dom0.whereabouts import Whereabouts
@@ -32,16 +32,16 @@ class Seen:
     through: bool
 
 
-def wrongs_of_libxl(right: Right, seen: Seen) -> list[str]:
+def wrongs_of_libxl(case: FaultCase, seen: Seen) -> list[str]:
     """What libxl does that is not right."""
     found = []
     watched = seen.watched
     if watched.end is not End.ITSELF:
-        found.append(f"waits for ever ({watched.end.value})")
+        found.append(f"waits for ever: {case.waits} ({watched.end.value})")
     if watched.status is not None:
         if watched.status < 0:
             found.append(f"xl died by signal {-watched.status}")
-        elif (watched.status == 0) != (right is Right.SUCCEEDS):
+        elif (watched.status == 0) != (case.right is Right.SUCCEEDS):
             found.append(f"xl says {'success' if watched.status == 0 else 'failure'}")
     if seen.misplaced:
         found.append(seen.misplaced)

@@ -128,7 +128,7 @@ def _row(trial: Trial, case: FaultCase, before: int, seen: Seen) -> FaultRow:
         guest=trial.told(seen.now, before) + "; counts on once it is woken" * seen.woken,
         left=left,
         seconds=round(seen.watched.seconds, 1),
-        wrongs=wrongs_of_libxl(case.right, seen),
+        wrongs=wrongs_of_libxl(case, seen),
         broken=broken_promises(seen),
         output=seen.watched.output,
     )
