@@ -4,6 +4,9 @@
     python -m tests.xen --list                        their names
     python -m tests.xen --suite trixie                those for Debian 13's Xen 4.20
     python -m tests.xen baseline policy-1-iteration   these
+    python -m tests.xen --keep DIR xl-faults-save xl-faults-restore xl-faults-migrate
+                                                      what xl makes of each fault of its helper:
+                                                      told, and in DIR/xl-faults.md and .json
     python -m pytest tests/xen                        every scenario as a test
 
 It needs root and the programs of Debian 12's packages qemu-system-x86, mmdebstrap, e2fsprogs,
