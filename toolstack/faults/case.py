@@ -1,0 +1,123 @@
+"""What is judged: a run's evidence, what struck in it, and which ends would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from ipc_schema.fault_plan import Fault, Plan
+from ipc_schema.fault_points import Side, Who
+from toolstack.faults.effects import Effect, Expectation, expectation
+from toolstack.faults.evidence import Ended, Evidence, Mode
+from toolstack.faults.guest_faults import of_guest
+from toolstack.faults.stages import Stages, is_go
+from toolstack.limits import Limits
+
+HERE: Final = Side.SOURCE
+THERE: Final = Side.DESTINATION
+
+
+@dataclass(frozen=True)
+class Fired:
+    """A fault that struck, and what it must do. `side` is None for the link."""
+
+    fault: Fault
+    side: Side | None
+    what: Expectation
+    after_go: bool
+    """It struck when the destination may have been let go, or nobody knows when."""
+
+    def __str__(self) -> str:
+        """As it is typed, with the side where it struck."""
+        text = str(self.fault)
+        if self.side is None or self.fault.side is not None:
+            return text
+        return f"{self.side.value}{'/' if self.fault.point.who is Who.HELPER else '.'}{text}"
+
+
+def find_fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[Fired]:
+    """In the order in which they struck."""
+    by_text = {str(fault): fault for fault in plan.faults}
+    after_go = False
+    for event in evidence.events:
+        after_go = after_go or is_go(event)
+        if event["event"] == "fault":
+            fault = by_text[event["fault"]]
+            side = next((side for side in Side if event["pid"] in evidence.of(side)), None)
+            late = after_go or fault.point.who is Who.LINK
+            yield Fired(fault, side, expectation(fault, limits), late)
+        elif event["event"] == "suspend_request":
+            # A guest behaves in one way: the last that it was told.
+            for fault in of_guest(plan)[-1:]:
+                yield Fired(fault, HERE, expectation(fault, limits), after_go)
+
+
+def effect_of(fired: Sequence[Fired]) -> Effect:
+    """Of several: those behind the first that fails may have struck a corpse, so it counts."""
+    effects = {one.what.effect for one in fired}
+    for effect in (Effect.FAILS, Effect.EITHER):
+        if effect in effects:
+            return effect
+    return Effect.NONE
+
+
+def ways(effect: Effect, failures: set[int]) -> set[int]:
+    """The exit codes that an effect leaves, `failures` being those of a failure."""
+    if effect is Effect.NONE:
+        return {0}
+    return failures if effect is Effect.FAILS else {0, *failures}
+
+
+class Case:
+    """A run, as the laws see it."""
+
+    def __init__(self, evidence: Evidence, fired: Sequence[Fired]) -> None:
+        self.evidence = evidence
+        self.fired = fired
+        self.corrupts = any(one.what.corrupts for one in fired)
+        self.guest_dies = any(one.what.guest_dies for one in fired)
+        self.stages = Stages(evidence)
+
+    @property
+    def commands(self) -> list[Ended]:
+        """Those under test, in the order of the sides."""
+        restore = self.evidence.restore
+        return [self.evidence.command, *([] if restore is None else [restore])]
+
+    def dead(self, side: Side) -> bool:
+        """A fault has ended the controller at a side."""
+        return any(one.what.controller_dies and one.side is side for one in self.fired)
+
+    def killed(self, side: Side) -> bool:
+        """The controller at a side may have been ended from outside: by its peer, or by us."""
+        late = any(one.late for one in self.commands)
+        return late or (side is THERE and self.dead(HERE))
+
+    @cached_property
+    def allowed(self) -> set[int]:
+        """The exit codes of the command at the source that may be."""
+        if self.evidence.mode is Mode.SAVE:
+            return ways(effect_of([o for o in self.fired if o.side is HERE]), {1})
+        effect = effect_of(self.fired)
+        stages = self.stages
+        if stages.transition_heard:
+            failures = {3}
+        elif stages.transition_begun:
+            failures = {1, 3}
+        else:
+            failures = {1}
+        if stages.go_said and not stages.transition_begun:
+            late = effect_of([one for one in self.fired if one.after_go])
+            if late is not Effect.NONE:
+                failures |= {4}
+                effect = Effect.EITHER
+        elif stages.transition_heard and self.dead(THERE):
+            effect = Effect.EITHER
+        allowed = ways(effect, failures)
+        if self.corrupts:
+            allowed |= {0, 5, *failures}
+        if self.guest_dies:
+            allowed = {5}
+        return allowed

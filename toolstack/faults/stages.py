@@ -1,0 +1,53 @@
+"""How far a migration came, by the trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ipc_schema.fault_points import Side
+from toolstack.faults.evidence import Evidence, Mode
+
+_SAYS_GO: Final = "give the destination permission to start"
+
+
+class Stages:
+    """By the words of both sides, so that no side can hide
+    what the other has heard."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self._postcopy = evidence.mode is Mode.POSTCOPY
+        here, there = evidence.of(Side.SOURCE), evidence.of(Side.DESTINATION)
+        self.transition_begun = self.transition_heard = self.go_said = self.ran_there = False
+        self.told_failure = self.guest_asked = False
+        for event in evidence.events:
+            at, what = event["pid"], event["event"]
+            if at in here:
+                if what == "complete" and event["retval"]:
+                    self.told_failure = True
+                if what == "suspend_request":
+                    self.guest_asked = True
+                if what == "postcopy_transition":
+                    self.transition_begun = True
+                if is_go(event):
+                    self.go_said = True
+            if at in there:
+                if what == "stream_read" and event.get("record") == "POSTCOPY_TRANSITION_END":
+                    self.transition_begun = self.transition_heard = True
+                if what == "postcopy_resume_done" and event["rc"] == 0:
+                    self.ran_there = True
+                if what == "handshake" and event["action"] == "report the start":
+                    self.ran_there = True
+
+    def transitioned(self, code: int) -> set[str]:
+        """The values of `postcopy_transitioned` that are right for an exit code."""
+        if not self._postcopy or not self.transition_begun:
+            return {"never"}
+        if code in {0, 3}:
+            return {"done"}
+        return {"never", "failed"}
+
+
+def is_go(event: Mapping[str, Any]) -> bool:
+    """The source is about to say GO."""
+    return (event["event"], event.get("action")) == ("handshake", _SAYS_GO)
