@@ -431,6 +431,11 @@ class World:
     def _fault(self, _loop: object, context: dict[str, Any]) -> None:
         self.faults.append(f"{context['message']}: {context.get('exception')!r}")
 
+    def must(self, holds: bool, what: str) -> None:
+        """An assertion, where what is tested would take an exception for a failure of an edge."""
+        if not holds:
+            self.faults.append(what)
+
     def tracer(self) -> Trace:
         return Trace("controller", lambda line: self.trace.append(json.loads(line)))
 

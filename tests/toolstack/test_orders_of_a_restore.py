@@ -137,9 +137,9 @@ class RestoreOrders(RuleBasedStateMachine):
         return octets
 
     def on_resume(self) -> None:
-        assert ("postcopy_transition", 1) in self.channel.answers
-        join = self.operation._join
-        assert not (join.completed and join.rc), "the domain may run after its stream has failed"
+        must, join = self.world.must, self.operation._join
+        must(("postcopy_transition", 1) in self.channel.answers, "resumed without a transition")
+        must(not (join.completed and join.rc), "resumed after its stream has failed")
         self.resumed += 1
         if self.refuses_resumption:
             raise OSError(5, "the journal cannot be written")
@@ -372,6 +372,7 @@ class RestoreOrders(RuleBasedStateMachine):
         nothing. Whoever waits has a limit."""
         try:
             if hasattr(self, "task"):
+                self.an_answer_does_not_stay_out()
                 self.world.do(self.operation.cancel)
                 for _ in range(12):
                     process = self.world.alive
@@ -386,6 +387,14 @@ class RestoreOrders(RuleBasedStateMachine):
                 self.nothing_is_done_after_the_end()
         finally:
             self.world.close()
+
+    def an_answer_does_not_stay_out(self) -> None:
+        """Nobody gives up, and still a helper that waits for its answer is given one, or ended."""
+        process = self.world.alive
+        if process is not None and self.hears() and self.channel.waiting:
+            self.trouble += 1
+            self.world.loop.passes(LONG)
+            assert not self.channel.waiting or process.terminated or process.killed
 
     def nothing_is_done_after_the_end(self) -> None:
         events = len(self.world.trace)

@@ -28,7 +28,7 @@ MANY = settings(max_examples=150, stateful_step_count=25)
 class HelperRunOrders(RuleBasedStateMachine):
     """A helper's process and channel, its limits, and a caller that may give up."""
 
-    @initialize(needs_results=st.booleans(), steps=st.sampled_from([0, 1, 2, 2, 2, 3]))
+    @initialize(needs_results=st.booleans(), steps=st.sampled_from([0, 1, 2, 2, 3, 4]))
     def begin(self, needs_results: bool, steps: int) -> None:
         """It goes well for so many steps; then anything may come."""
         self.run = HelperRun(needs_results=needs_results)
@@ -42,8 +42,12 @@ class HelperRunOrders(RuleBasedStateMachine):
         self.done = 0
         self.complete: tuple[int, int] | None = None
         self.first = (0, "")
-        for step in (self.starts, self.says_hello, self.tells_results)[:steps]:
+        good = (self.starts, self.says_hello, self.tells_results, self.completes_well)
+        for step in good[:steps]:
             step()
+
+    def completes_well(self) -> None:
+        self.completes(retval=0, errnoval=0)
 
     def do(self, actions: tuple[Action, ...]) -> None:
         for action in actions:
