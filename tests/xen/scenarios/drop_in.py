@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.xen.dom0.lab import LIBXL, OURS
 from tests.xen.scenarios.scenario import BOTH, Scenario
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.xen.dom0.lab import Lab
+
+
+ENVIRONMENT: Final = Path("/etc/environment")
 
 
 def save_and_restore(lab: Lab, kind: str) -> None:
@@ -38,6 +41,34 @@ def migrate(lab: Lab, kind: str, sender: Path, receiver: Path) -> None:
     lab.migrate(lab.guest(kind), sender, receiver)
 
 
+def log_line(lab: Lab) -> None:
+    """With -vvv, what xl logs says which helper it has started, as README has it."""
+    guest = lab.guest("pvh")
+    done = lab.xl(["-vvv", "save", guest.name, lab.directory / "saved"], limit=120)
+    assert done.status == 0
+    assert "xen-save-helper: debug: starting save" in done.output
+
+
+def receiver_by_etc_environment(lab: Lab) -> None:
+    """A receiver that PAM has started takes our helper by a line of /etc/environment, and libxl's
+    without it. Here `su -` calls pam_env, as sshd does on a host that one migrates to."""
+    guest = lab.guest("pvh")
+    events = lab.directory / "receivers-events"
+    lines = f"LIBXL_SAVE_HELPER={OURS}\nXEN_SAVE_HELPER_EVENTS={events}\n"
+    before = ENVIRONMENT.read_text() if ENVIRONMENT.exists() else ""
+    try:
+        for line in ("", lines):
+            assert not events.exists()
+            ENVIRONMENT.write_text(before + line)
+            xl = lab.start_migrate(guest, LIBXL, "exec su - root -c 'xl migrate-receive'")
+            assert xl.end(limit=180).status == 0
+            lab.assert_runs_on(guest)
+    finally:
+        ENVIRONMENT.write_text(before)
+    traced = [json.loads(line) for line in events.read_text().splitlines()]
+    assert [event["retval"] for event in traced if event["event"] == "complete"] == [0]
+
+
 SCENARIOS: Final = (
     Scenario("xl-save-verify-restore-pvh", partial(save_and_restore, kind="pvh"), BOTH),
     Scenario("xl-migrate-pvh", partial(migrate, kind="pvh", sender=OURS, receiver=OURS), BOTH),
@@ -46,6 +77,8 @@ SCENARIOS: Final = (
     Scenario("xl-mixed-helpers-pv", partial(mixed, kind="pv")),
     Scenario("xl-migrate-sender-pvh", partial(migrate, kind="pvh", sender=OURS, receiver=LIBXL)),
     Scenario("xl-migrate-receiver-pvh", partial(migrate, kind="pvh", sender=LIBXL, receiver=OURS)),
+    Scenario("xl-log-line-pvh", log_line),
+    Scenario("xl-receiver-by-etc-environment-pvh", receiver_by_etc_environment),
     Scenario(
         "xl-save-verify-restore-hvm", partial(save_and_restore, kind="hvm"), hvm=True, limit=600
     ),

@@ -3,13 +3,17 @@ as well as ours."""
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.xen.dom0.commands import Ended, Program, run, wait_until
+from tests.xen.dom0.gate import Gate
 from tests.xen.dom0.lab import LIBXL, OURS, receive_command
+from tests.xen.dom0.whereabouts import log_dirty_domains
 from tests.xen.scenarios.scenario import BOTH, Scenario
 
 if TYPE_CHECKING:
@@ -28,6 +32,11 @@ DYING_LATE: Final = "xl migrate-receive | head -c 60"
 
 RUNNING_AT_SOURCE: Final = 1
 """The exit code of a migration after which the guest runs where it was."""
+
+_HELD_OCTETS: Final = 16 << 20
+"""In the first round: there are 96 MiB to come."""
+_INTERRUPTED_SECONDS: Final = 15.0
+"""For the command to end once it is told to, the receiver's answer included."""
 
 
 def toolstack(*arguments: str | Path, limit: float = 180) -> Ended:
@@ -150,6 +159,30 @@ def controller_is_killed(lab: Lab) -> None:
     migrate(lab, guest, receive_command(LIBXL))
 
 
+def interrupted(lab: Lab) -> None:
+    """SIGINT in the first round, for the command alone and as a terminal sends it to all: it ends
+    soon, the guest runs on, and log-dirty mode is off."""
+    guest = lab.guest("pvh")
+    domid = lab.domains()[guest.name].domid
+    for whom, send in (("alone", os.kill), ("group", os.killpg)):
+        gate = Gate(lab.directory / whom)
+        to = gate.command(_HELD_OCTETS, RECEIVE.removeprefix("exec "))
+        program = Program(["xen-toolstack", "migrate", guest.name, "--to", to, *PATIENCE])
+        wait_until("the stream is held", lambda gate=gate: gate.holds, limit=240)
+        sent = time.monotonic()
+        send(program.pid, signal.SIGINT)
+        done = program.end(limit=60)
+        lab.figure(f"ended after s, {whom}", round(time.monotonic() - sent, 1))
+        gate.open()
+        assert done.status == RUNNING_AT_SOURCE, done.output
+        assert time.monotonic() - sent < _INTERRUPTED_SECONDS
+        lab.assert_runs_on(guest)
+        assert lab.domains()[guest.name].domid == domid
+        assert not log_dirty_domains()
+        nothing_is_left()
+    migrate(lab, guest, RECEIVE)
+
+
 def kill_at(lab: Lab, moment: str, command: list[str]) -> None:
     """SIGKILL a command at the first such event in its trace; its helper and its receiver end."""
     events = lab.directory / "events"
@@ -205,4 +238,5 @@ SCENARIOS: Final = (
     ),
     Scenario("toolstack-guest-ignores-suspend", guest_ignores_suspend, limit=400),
     Scenario("toolstack-controller-killed", controller_is_killed, limit=600),
+    Scenario("toolstack-interrupted", interrupted, limit=600),
 )
