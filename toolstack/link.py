@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -113,39 +113,39 @@ class Receiver:
 
 
 def start_on_host(directory: Path, arguments: Sequence[str]) -> Receiver:
-    """Run `xen-toolstack receive` for a host on this machine, over socket pairs."""
-    to_it, its_stdin = socket.socketpair()
-    from_it, its_stdout = socket.socketpair()
+    """Run `xen-toolstack receive` for a host on this machine, over socket pairs. Raises OSError."""
     command = [sys.executable, "-m", "toolstack.commands.main", "receive", "--host"]
-    with contextlib.ExitStack() as stack:
-        for end in (to_it, its_stdin, from_it, its_stdout):
-            stack.enter_context(end)
-        complaints = stack.enter_context(tempfile.TemporaryFile())
-        process = subprocess.Popen(
-            [*command, str(directory), *arguments],
-            stdin=its_stdin.fileno(),
-            stdout=its_stdout.fileno(),
-            stderr=complaints,
-            start_new_session=True,
-        )
-        return Receiver(
-            process, to_it.detach(), from_it.detach(), os.fdopen(os.dup(complaints.fileno()), "rb")
-        )
+    with contextlib.ExitStack() as opened:
+        complaints = opened.enter_context(tempfile.TemporaryFile())
+        receiver = _start([*command, str(directory), *arguments], _socket_pair, complaints)
+        opened.pop_all()
+    return receiver
 
 
 def start_command(command: str) -> Receiver:
     """Run a command in place of a receiver, as `xl migrate` does: `sh -c`, over pipes. What it
-    writes to stderr goes to ours."""
-    process = subprocess.Popen(
-        ["sh", "-c", command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-        bufsize=0,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    send_fd, recv_fd = os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno())
-    process.stdin.close()
-    process.stdout.close()
-    return Receiver(process, send_fd, recv_fd, None)
+    writes to stderr goes to ours. Raises OSError."""
+    return _start(["sh", "-c", command], os.pipe, None)
+
+
+def _socket_pair() -> tuple[int, int]:
+    one, other = socket.socketpair()
+    return one.detach(), other.detach()
+
+
+def _start(
+    command: Sequence[str], make_pair: Callable[[], tuple[int, int]], stderr: IO[bytes] | None
+) -> Receiver:
+    """`make_pair` opens a reading and a writing end."""
+    with contextlib.ExitStack() as its_own, contextlib.ExitStack() as ours:
+        its_stdin, to_it = make_pair()
+        ours.callback(os.close, to_it)
+        its_own.callback(os.close, its_stdin)
+        from_it, its_stdout = make_pair()
+        ours.callback(os.close, from_it)
+        its_own.callback(os.close, its_stdout)
+        process = subprocess.Popen(
+            command, stdin=its_stdin, stdout=its_stdout, stderr=stderr, start_new_session=True
+        )
+        ours.pop_all()
+    return Receiver(process, to_it, from_it, stderr)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 from pathlib import Path
 
+import psutil
 import pytest
 import zmq
 
@@ -15,6 +17,7 @@ from ipc_schema.messages import Dialect, Operation
 from ipc_schema.trace import Trace
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, run
+from toolstack import link
 from toolstack.domain_save import domain_suspend
 from toolstack.helper_request import (
     HelperProgram,
@@ -94,3 +97,15 @@ def test_a_save_without_a_zmq_socket(
     assert "cannot start the save helper: " in result.reason
     assert "Too many open files" in result.reason
     source.at_rest(domid)
+
+
+def test_a_receiver_that_cannot_be_reached_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(_fd: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched, contextlib.suppress(OSError):
+        patched.setattr(os, "dup", none_left)
+        receiver = link.start_command("exec cat")
+        receiver.dispose()
+        receiver.process.wait(10)
+    assert [child.name() for child in psutil.Process().children()] == []
