@@ -9,10 +9,9 @@ from contextlib import contextmanager
 
 from helper.abort import Abort
 from helper.channel import Channel
-from ipc_schema.messages import XentoollogLevel
+from ipc_schema.messages import NO_ERRNO, XentoollogLevel
 from ipc_schema.trace import Trace
 
-_NO_ERRNO = 2**32 - 1
 _PROGRESS_SECONDS = 0.1
 
 
@@ -48,7 +47,7 @@ class Reporter:
         self._abort.alive()
         self._channel.tell(name, **fields)
 
-    def log(self, level: XentoollogLevel, text: str, errnoval: int = _NO_ERRNO) -> None:
+    def log(self, level: XentoollogLevel, text: str, errnoval: int = NO_ERRNO) -> None:
         self._channel.tell(
             "log", level=int(level), errnoval=errnoval, context=self._context, formatted=text
         )

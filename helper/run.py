@@ -15,7 +15,7 @@ from helper.abort import Abort
 from helper.channel import Channel, ChannelError
 from helper.parameters import RestoreParameters, RestoreResults, SaveParameters, Statistics
 from ipc_schema.errors import DecodeError
-from ipc_schema.messages import Operation, StreamType, XCFlags, XentoollogLevel
+from ipc_schema.messages import NO_ERRNO, Operation, StreamType, XCFlags, XentoollogLevel
 from ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ EXIT_FAILED: Final = 255
 """The helper's own errors: it was not started rightly, or the protocol was broken."""
 
 CONTEXT: Final = "xen-save-helper"
-_NO_ERRNO: Final = 2**32 - 1
 
 
 class Engine(Enum):
@@ -219,6 +218,4 @@ def _tell(job: Job, outcome: _Outcome, channel: Channel, trace: Trace) -> None:
 
 
 def _log(channel: Channel, level: XentoollogLevel, text: str, errnoval: int = 0) -> None:
-    channel.tell(
-        "log", level=level, errnoval=errnoval or _NO_ERRNO, context=CONTEXT, formatted=text
-    )
+    channel.tell("log", level=level, errnoval=errnoval or NO_ERRNO, context=CONTEXT, formatted=text)

@@ -18,6 +18,9 @@ PROTOCOL_VERSION: Final = 1
 MAX_BODY: Final = 65_535
 """Octets of the longest message, on either channel (libxl's length field is a u16)."""
 
+NO_ERRNO: Final = 2**32 - 1
+"""`errnoval` of a `log` without one: libxc's -1, as a u32."""
+
 
 class Kind(Enum):
     """The type of a field. The pipe carries all but BOOL and BYTES, in x86-64 sizes."""

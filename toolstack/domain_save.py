@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Final
 
 from ipc_schema.errors import Error
-from ipc_schema.messages import CATALOGUE, Operation, XCFlags
+from ipc_schema.messages import CATALOGUE, INTEGER_RANGES, Kind, Operation, XCFlags
 from toolstack.context import Context
 from toolstack.helper_request import LIBXENGUEST, PipeHelper
 from toolstack.operation import end_in_order
-from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits
+from toolstack.precopy_policy import DEFAULT_PRECOPY, MemoryStrategy, PrecopyLimits
 from toolstack.save_helper import HelperRequest
 from toolstack.save_operation import SaveOperation, SaveParameters
 from toolstack.save_result import PostcopyTransitioned, SaveResult
@@ -27,9 +27,9 @@ __all__ = [
 ]
 
 SUSPEND_DEBUG: Final = int(XCFlags.DEBUG)
+"""LIBXL_SUSPEND_DEBUG: after a live save all memory is sent again, to be compared."""
 SUSPEND_LIVE: Final = int(XCFlags.LIVE)
-
-_DEFAULT_PRECOPY: Final = PrecopyLimits()
+"""LIBXL_SUSPEND_LIVE: the domain runs while its memory is sent."""
 
 
 def _nothing() -> None:
@@ -54,7 +54,7 @@ async def domain_suspend(
         engine=ctx.engine,
         bandwidth=bandwidth,
     )
-    parameters = SaveParameters(request, MemoryStrategy.DEFAULT, _DEFAULT_PRECOPY, _nothing)
+    parameters = SaveParameters(request, MemoryStrategy.DEFAULT, DEFAULT_PRECOPY, _nothing)
     return await _save(ctx, parameters)
 
 
@@ -66,7 +66,7 @@ async def domain_live_migrate(
     recv_fd: int,
     memory_strategy: MemoryStrategy = MemoryStrategy.DEFAULT,
     *,
-    precopy: PrecopyLimits = _DEFAULT_PRECOPY,
+    precopy: PrecopyLimits = DEFAULT_PRECOPY,
     bandwidth: int = 0,
     on_transition: Callable[[], None] = _nothing,
 ) -> SaveResult:
@@ -97,8 +97,9 @@ async def _save(ctx: Context, parameters: SaveParameters) -> SaveResult:
     request = parameters.request
     if request.xcflags & ~(SUSPEND_LIVE | SUSPEND_DEBUG):
         return _refused(f"flags {request.xcflags:#x}: there are SUSPEND_LIVE and SUSPEND_DEBUG")
-    if request.bandwidth < 0:
-        return _refused(f"a bandwidth of {request.bandwidth} octets a second")
+    least, most = INTEGER_RANGES[Kind.ULONG]
+    if not least <= request.bandwidth <= most:
+        return _refused(f"a bandwidth of {request.bandwidth} octets a second: 0 to {most}, please")
     if problem := _beyond_helper(ctx, parameters):
         return _refused(problem)
     operation = SaveOperation(ctx, parameters)
@@ -117,7 +118,7 @@ def _beyond_helper(ctx: Context, parameters: SaveParameters) -> str:
     if (
         isinstance(program, PipeHelper)
         and program.dialect not in CATALOGUE["precopy_policy"].numbers
-        and parameters.precopy != _DEFAULT_PRECOPY
+        and parameters.precopy != DEFAULT_PRECOPY
     ):
         return f"{program.path} asks for no precopy policy: it goes by libxc's own"
     return ""

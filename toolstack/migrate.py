@@ -32,7 +32,7 @@ from toolstack.outcome import (
     PostcopyResult,
     outcome_of,
 )
-from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits
+from toolstack.precopy_policy import DEFAULT_PRECOPY, MemoryStrategy, PrecopyLimits
 from toolstack.recover import recover
 from toolstack.settle import DEAD, heal, name_of_domain, resume_for_sure, state_of
 
@@ -73,7 +73,7 @@ class MigrateOptions:
     """How to migrate; `bandwidth` in octets a second, 0 for no limit."""
 
     strategy: MemoryStrategy = MemoryStrategy.DEFAULT
-    precopy: PrecopyLimits = PrecopyLimits()  # noqa: RUF009 - frozen
+    precopy: PrecopyLimits = DEFAULT_PRECOPY
     bandwidth: int = 0
 
     @property

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from ipc_schema.errors import Error
-from ipc_schema.messages import XentoollogLevel
+from ipc_schema.messages import NO_ERRNO, XentoollogLevel
 from toolstack.context import Context
 from toolstack.save_helper import HelperResult, Statistics
 
 _T = TypeVar("_T")
-_NO_ERRNO: Final = 2**32 - 1
 
 
 async def end_in_order(run: Coroutine[Any, Any, _T], cancel: Callable[[], None]) -> _T:
@@ -87,7 +86,7 @@ class Report:
 
     def log_callback(self, level: int, errnoval: int, context: str, formatted: str) -> None:
         """The catalogue's `log`."""
-        has_errno = errnoval not in {0, _NO_ERRNO}
+        has_errno = errnoval not in {0, NO_ERRNO}
         if has_errno and os.strerror(errnoval) not in formatted:
             formatted = f"{formatted}: {os.strerror(errnoval)}"
         if level >= XentoollogLevel.ERROR and (

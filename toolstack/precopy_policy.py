@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from ipc_schema.messages import PrecopyPolicy
 
@@ -36,6 +37,9 @@ class PrecopyLimits:
         for name in ("dirty_threshold", "max_rounds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+
+
+DEFAULT_PRECOPY: Final = PrecopyLimits()
 
 
 def precopy_policy(

@@ -10,7 +10,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ipc_schema.errors import Error, rc_name
-from ipc_schema.messages import CATALOGUE, Answer, Message, Operation, XentoollogLevel
+from ipc_schema.messages import (
+    CATALOGUE,
+    NO_ERRNO,
+    Answer,
+    Message,
+    Operation,
+    XentoollogLevel,
+)
 from ipc_schema.trace import Trace
 from toolstack.helper_channel import HelperChannel
 from toolstack.helper_launch import HelperLaunch
@@ -41,9 +48,6 @@ __all__ = [
     "SaveHelper",
     "Statistics",
 ]
-
-NO_ERRNO: Final = 2**32 - 1
-"""`errnoval` of a log line without one."""
 
 ERROR_PATH: Final = frozenset({"switch_qemu_logdirty"})
 """Callbacks that an aborted save still makes, and that are still answered."""
@@ -154,7 +158,7 @@ class SaveHelper:
         self._event(Event.HELLO)
         try:
             self._channel.start(self._launch.start_fields())
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._event(Event.REPLY_FAILED, str(error))
 
     def message(self, message: Message, fields: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from helper.reporter import Reporter
 from ipc_schema.messages import CATALOGUE, XentoollogLevel
 from ipc_schema.trace import Trace
 
-_NO_ERRNO: Final = 2**32 - 1
+_U32: Final = 2**32 - 1
 _FRAMES: Final = "Frames"
 """What libxc's progress calls a pass over the guest's memory: `Frames iteration 0`, …"""
 _VERIFY: Final = "Frames verify"
@@ -111,7 +111,7 @@ class Callbacks:
             self._channel.tell(
                 "log",
                 level=level,
-                errnoval=errnoval & _NO_ERRNO,
+                errnoval=errnoval & _U32,
                 context=context,
                 formatted=formatted,
             )

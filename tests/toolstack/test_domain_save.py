@@ -163,6 +163,8 @@ class TestRefused:
 
     def test_flags_that_there_are_not(self, source: Side, domid: int) -> None:
         assert run(domain_suspend(source.ctx, domid, 1, 0x80)).rc == Error.INVAL
+        for bandwidth in (-1, 2**64):
+            assert run(domain_suspend(source.ctx, domid, 1, bandwidth=bandwidth)).rc == Error.INVAL
 
     def test_unknown_domain(self, source: Side) -> None:
         result = run(domain_suspend(source.ctx, 77, 1))
@@ -349,9 +351,7 @@ class TestCancellation:
                 source.ctx, domid, ours.fileno(), 0, ours.fileno(), precopy=ENDLESS
             )
             task = asyncio.ensure_future(save)
-            while not any(e.get("name") == "precopy_policy" for e in source.happenings.events):
-                await asyncio.sleep(0.01)
-            task.cancel()
+            source.happenings.at("callback precopy_policy", task.cancel)
             return await task
 
         with ours, theirs:

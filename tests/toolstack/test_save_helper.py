@@ -312,6 +312,10 @@ class TestAbort:
 
 
 class TestACallerThatFails:
+    def test_what_cannot_be_asked_for_is_named(self) -> None:
+        request = HelperRequest(Operation.SAVE, -1, -1)
+        assert "start: field domid: -1" in failure(run_helper(scripted("start"), request=request))
+
     @pytest.mark.parametrize("name", ["precopy_policy", "suspend", "log"])
     def test_a_handler_that_raises_ends_the_save_in_order(self, name: str) -> None:
         def fail(_run: Run) -> int:
@@ -325,7 +329,7 @@ class TestACallerThatFails:
     @pytest.mark.parametrize("value", [None, 2**31, "1", 1.0])
     def test_an_answer_that_is_none_ends_the_save_in_order(self, value: object) -> None:
         def wrong(_run: Run) -> int:
-            return value  # type: ignore[return-value]
+            return value
 
         steps = scripted("start", "policy", "until_abort", "logdirty_off", "fail")
         run = run_helper_with_faults(steps, {"precopy_policy": wrong})
