@@ -9,7 +9,7 @@ import asyncio
 import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ipc_schema import libxl_stream
 from ipc_schema.errors import Error
@@ -17,12 +17,14 @@ from ipc_schema.libxl_stream import EmulatorId, RecordType
 from ipc_schema.messages import PrecopyPolicy, XCFlags
 from toolstack import blocking, fd_io, stream_writer
 from toolstack.context import Context
+from toolstack.failure import message_of
 from toolstack.join import Task
 from toolstack.joined import JoinedOperation
 from toolstack.operation import rc_of
 from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits, precopy_policy
 from toolstack.save_helper import HelperRequest, HelperResult
 from toolstack.save_result import PostcopyTransitioned, SaveResult
+from toolstack.settle import heal
 from toolstack.stream_writer import OutOfTurn, Part, StreamWriter, WriterAction, save_rc
 from toolstack.suspend import GuestSuspension
 
@@ -123,24 +125,16 @@ class SaveOperation(JoinedOperation):
     async def _logdirty_off(self) -> None:
         """libxl leaves log-dirty mode on here."""
         self._report.event("logdirty_off")
-
-        def off() -> None:
-            domain = self._ctx.host.domain(self._domid)
-            try:
-                domain.logdirty_off()
-            finally:
-                domain.close()
-
-        steps: tuple[tuple[Callable[..., None], tuple[Any, ...]], ...] = (
-            (off, ()),
-            (self._ctx.host.switch_qemu_logdirty, (self._domid, False)),
-        )
-        for step, arguments in steps:
-            try:
-                await blocking.call(self._ctx.limits.callback, step, *arguments)
-            except OSError as error:
-                if error.errno != errno.ESRCH:  # a domain that is gone has no such mode
-                    self._report.failed(f"log-dirty mode cannot be turned off: {error}")
+        try:
+            problem = await blocking.call(
+                self._ctx.limits.callback, heal, self._ctx.host, self._domid
+            )
+        except ProcessLookupError:
+            return  # a domain that is gone has no such mode
+        except OSError as error:
+            problem = f"log-dirty mode cannot be turned off: {message_of(error)}"
+        if problem:
+            self._report.failed(problem)
 
     # What the machines decide
 
