@@ -17,17 +17,18 @@ from helper.abort import Abort
 from helper.stream_io import wait_for
 from ipc_schema.errors import DecodeError
 from ipc_schema.libxc_record_types import RecordType, record_number, record_type
-from ipc_schema.page_lists import decode_page_list_header, decode_pfns, encode_pfns
-from ipc_schema.records import decode_record_header, encode_record_header, padding
+from ipc_schema.page_lists import (
+    ENTRY_SIZE,
+    decode_page_list_header,
+    decode_pfns,
+    encode_pfns,
+)
+from ipc_schema.page_lists import HEADER_SIZE as LIST_HEADER_SIZE
+from ipc_schema.records import HEADER_SIZE, decode_record_header, encode_record_header, padding
 
 _WHAT = "back channel"
-_HEADER = 8
-_MAX_BODY = 8 + 8 * 65_536
+_MAX_BODY = LIST_HEADER_SIZE + ENTRY_SIZE * 65_536
 """More faults than any guest has vCPUs."""
-_WRITE_AT_ONCE = 4096
-"""Octets that a descriptor takes without blocking once it polls writable (PIPE_BUF)."""
-
-
 _UNSENT = 1 << 16
 """Octets that may wait in a TCP socket to be sent: as much as a pipe holds."""
 
@@ -81,15 +82,17 @@ class FaultReader:
     def _wanted(self) -> int:
         """Octets that may be read: to the end of this record, and the next record's header where
         a next one must come."""
-        if len(self._buffer) < _HEADER:
-            return _HEADER - len(self._buffer)
-        _number, length = decode_record_header(bytes(self._buffer[:_HEADER]), _WHAT, self._offset)
-        return _HEADER + length + padding(length) - len(self._buffer) + _HEADER
+        if len(self._buffer) < HEADER_SIZE:
+            return HEADER_SIZE - len(self._buffer)
+        _number, length = decode_record_header(
+            bytes(self._buffer[:HEADER_SIZE]), _WHAT, self._offset
+        )
+        return HEADER_SIZE + length + padding(length) - len(self._buffer) + HEADER_SIZE
 
     def _parse(self, faults: list[int]) -> None:
-        while len(self._buffer) >= _HEADER and not self.complete:
+        while len(self._buffer) >= HEADER_SIZE and not self.complete:
             number, length = decode_record_header(
-                bytes(self._buffer[:_HEADER]), _WHAT, self._offset
+                bytes(self._buffer[:HEADER_SIZE]), _WHAT, self._offset
             )
             kind = record_type(number, self._version, self._offset)
             if kind is RecordType.POSTCOPY_COMPLETE:
@@ -101,23 +104,23 @@ class FaultReader:
                 raise DecodeError(_WHAT, self._offset, f"{kind.name} has no place here")
             if length > _MAX_BODY:
                 raise DecodeError(_WHAT, self._offset, f"a body of {length} octets is too long")
-            end = _HEADER + length
+            end = HEADER_SIZE + length
             if len(self._buffer) < end + padding(length):
                 return
             if kind is not None:
-                faults += self._decode(bytes(self._buffer[_HEADER:end]))
+                faults += self._decode(bytes(self._buffer[HEADER_SIZE:end]))
             del self._buffer[: end + padding(length)]
             self._offset += end + padding(length)
 
     def _decode(self, body: bytes) -> list[int]:
-        offset = self._offset + _HEADER
+        offset = self._offset + HEADER_SIZE
         what = f"{_WHAT}, POSTCOPY_FAULT"
-        if len(body) < 8:
+        if len(body) < LIST_HEADER_SIZE:
             raise DecodeError(what, offset, f"{len(body)} octets are too short for a page list")
-        count = decode_page_list_header(body[:8], what, offset)
-        if len(body) != 8 + 8 * count:
+        count = decode_page_list_header(body[:LIST_HEADER_SIZE], what, offset)
+        if len(body) != LIST_HEADER_SIZE + count * ENTRY_SIZE:
             raise DecodeError(what, offset, f"{len(body)} octets do not hold {count} pfns")
-        return decode_pfns(body[8:], what, offset + 8)
+        return decode_pfns(body[LIST_HEADER_SIZE:], what, offset + LIST_HEADER_SIZE)
 
 
 class FaultWriter:
@@ -146,6 +149,6 @@ class FaultWriter:
             if not self._poll.poll(0):
                 wait_for(self._fd, select.POLLOUT, self._abort, self._stall_limit, _WHAT)
             try:
-                octets = octets[os.write(self._fd, octets[:_WRITE_AT_ONCE]) :]
+                octets = octets[os.write(self._fd, octets[: select.PIPE_BUF]) :]
             except OSError as error:
                 raise OSError(error.errno, f"{_WHAT}, {kind.name}: {error.strerror}") from error

@@ -9,12 +9,10 @@ from __future__ import annotations
 from helper.hypervisors.interface import PAGE_SIZE
 from ipc_schema.errors import DecodeError
 from ipc_schema.libxc_record_types import RecordType, record_type
-from ipc_schema.page_lists import decode_page_list_header, decode_pfns
-from ipc_schema.records import decode_record_header
+from ipc_schema.page_lists import ENTRY_SIZE, decode_page_list_header, decode_pfns
+from ipc_schema.page_lists import HEADER_SIZE as LIST_HEADER_SIZE
+from ipc_schema.records import HEADER_SIZE, decode_record_header
 
-_HEADER = 8
-_LIST_HEADER = 8
-_ENTRY = 8
 RING = 128
 """Pages that are held at a time: all that can be on the way ahead of a page that a vCPU waits for,
 so that it can be reached before the others are put in place."""
@@ -31,7 +29,7 @@ class PageAssembler:
         """The END record has been read: nothing more belongs to this stream."""
         self._version = version
         self._offset = offset
-        self._header = bytearray(_HEADER)
+        self._header = bytearray(HEADER_SIZE)
         self._header_filled = 0
         self._list = bytearray()
         self._list_filled = 0
@@ -140,12 +138,12 @@ class PageAssembler:
                 self._header_filled = 0
         if not self._count and octets:
             self._header_filled += octets
-            if self._header_filled == _HEADER:
+            if self._header_filled == HEADER_SIZE:
                 self._read_header()
         return pfns
 
     def _read_header(self) -> None:
-        start = self._offset - _HEADER
+        start = self._offset - HEADER_SIZE
         number, length = decode_record_header(bytes(self._header), "record header", start)
         kind = record_type(number, self._version, start)
         self._header_filled = 0
@@ -161,13 +159,13 @@ class PageAssembler:
 
     def _begin_pages(self, length: int, start: int) -> None:
         # Every page listed has contents, so the length alone says how many there are.
-        count, rest = divmod(length - _LIST_HEADER, _ENTRY + PAGE_SIZE)
+        count, rest = divmod(length - LIST_HEADER_SIZE, ENTRY_SIZE + PAGE_SIZE)
         if count < 1 or rest:
             raise DecodeError(
                 "POSTCOPY_PAGE_DATA", start, f"{length} octets hold no whole number of pages"
             )
         self._count = count
-        self._list = bytearray(_LIST_HEADER + count * _ENTRY)
+        self._list = bytearray(LIST_HEADER_SIZE + count * ENTRY_SIZE)
         self._list_filled = 0
         self._arrived = 0
 
@@ -175,7 +173,7 @@ class PageAssembler:
         start = end - len(self._list)
         what = "POSTCOPY_PAGE_DATA"
         octets = bytes(self._list)
-        count = decode_page_list_header(octets[:_LIST_HEADER], what, start)
+        count = decode_page_list_header(octets[:LIST_HEADER_SIZE], what, start)
         if count != self._count:
             raise DecodeError(what, start, f"{count} pfns, but octets for {self._count} pages")
-        self._pfns = decode_pfns(octets[_LIST_HEADER:], what, start + _LIST_HEADER)
+        self._pfns = decode_pfns(octets[LIST_HEADER_SIZE:], what, start + LIST_HEADER_SIZE)

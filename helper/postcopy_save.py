@@ -18,7 +18,7 @@ from helper.reporter import Reporter
 from helper.save_phases import Outcome
 from helper.stream_io import BusyPoll, StreamWriter, wait_for
 from ipc_schema.errors import DecodeError
-from ipc_schema.libxc_record_types import RecordType, record_number
+from ipc_schema.libxc_record_types import VERSION, RecordType, record_number
 from ipc_schema.page_lists import (
     ENTRY_SIZE,
     HEADER_SIZE,
@@ -32,7 +32,6 @@ from ipc_schema.records import encode_record_header
 _BUSY_SECONDS = 0.0005
 """After a fault the next one is this near."""
 
-VERSION = 3
 _LISTED_AT_ONCE = 1 << 14
 
 

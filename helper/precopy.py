@@ -17,7 +17,7 @@ from helper.page_stream import MapAhead, PageWriter
 from helper.parameters import Statistics
 from helper.precopy_limits import PrecopyLimits, limited_policy
 from helper.reporter import Reporter
-from ipc_schema.libxc_record_types import RecordType, record_number
+from ipc_schema.libxc_record_types import VERSION, RecordType, record_number
 from ipc_schema.messages import PrecopyPolicy
 
 SPP_MAX_ITERATIONS = 5
@@ -83,7 +83,7 @@ class Rounds:
         self._statistics = statistics
         self._iteration = 0
         self._total_written = 0
-        self._page_data = record_number(RecordType.PAGE_DATA, 3)
+        self._page_data = record_number(RecordType.PAGE_DATA, VERSION)
 
     def send_all_pages(self, doing_what: str) -> None:
         """All pages of a domain that stands still."""

@@ -17,6 +17,7 @@ from helper.precopy import Rounds, precopy_policy
 from helper.reporter import Reporter
 from helper.save_phases import NEXT, Outcome, Phase
 from helper.stream_io import StreamWriter
+from ipc_schema.libxc_record_types import VERSION
 from ipc_schema.libxc_stream import (
     DomainHeader,
     ImageHeader,
@@ -31,9 +32,6 @@ from ipc_schema.records import encode_record
 from ipc_schema.trace import Trace
 
 __all__ = ["SaveParameters", "Statistics", "domain_save"]
-
-VERSION = 3
-"""Of the stream that we write."""
 
 
 def domain_save(

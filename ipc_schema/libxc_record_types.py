@@ -14,7 +14,10 @@ from typing import Final
 from ipc_schema.errors import DecodeError
 from ipc_schema.records import OPTIONAL
 
-VERSIONS: Final = (2, 3)
+VERSION: Final = 3
+"""Of a stream that is written."""
+VERSIONS: Final = (2, VERSION)
+"""Of streams that are read."""
 
 
 class RecordType(IntEnum):

@@ -11,7 +11,6 @@ import json
 import os
 import socket
 import time
-from types import TracebackType
 from typing import Any, Final, Self
 
 TIMEOUT: Final = 10.0
@@ -64,12 +63,7 @@ class Qmp:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._socket.close()
 
     def execute(self, command: str, fd: int = -1, /, **arguments: object) -> Any:

@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
-from types import TracebackType
 from typing import Final, NamedTuple, Self, TypeVar
 
 T = TypeVar("T")
@@ -95,12 +94,7 @@ class Xenstore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.close()
 
     def close(self) -> None:
