@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
-import socket
 import struct
 import subprocess
 import sys
@@ -109,9 +107,3 @@ def save_of(
 def restore_of(fd: int, domid: int, dialect: Dialect = Dialect.MAINLINE) -> HelperArguments:
     flags = cbflags(dialect, "restore_results")
     return HelperArguments(Operation.RESTORE, dialect, fd, -1, domid, cbflags=flags)
-
-
-def until_blocked(stream: socket.socket) -> None:
-    """Wait until the stream takes no more: its writer is blocked, or about to be."""
-    while select.select([], [stream], [], 0)[1]:
-        select.select([], [], [], 0.005)

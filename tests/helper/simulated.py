@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from helper.hypervisors.interface import GuestReport, Pfns, SuspendRequest, SuspendState
 from helper.hypervisors.simulated.domain import SimulatedDomain
 from helper.hypervisors.simulated.host import SimulatedHost
+from tests.waiting import wait_for
 
 MIB = 1 << 20
 PAGE = 4096
 LIMIT = 20.0
-
-
-def wait_for(condition: Callable[[], Any], what: str, limit: float = LIMIT) -> Any:
-    """Poll `condition` until it is true."""
-    end = time.monotonic() + limit
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {limit} s: {what}"
-        time.sleep(0.002)
-    return value
 
 
 def suspended(request: SuspendRequest) -> SuspendState:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from helper.abort import Abort
+from tests.waiting import until_blocked
 
 
 @dataclass
@@ -36,10 +37,7 @@ class Stuck:
 
     def until_full(self) -> None:
         """Wait until the stream takes no more: its writer is blocked, or about to be."""
-        deadline = time.monotonic() + 10
-        while select.select([], [self.stream], [], 0)[1]:
-            assert time.monotonic() < deadline
-            select.select([], [], [], 0.005)
+        until_blocked(self.stream)
 
 
 Start = Callable[..., Stuck]

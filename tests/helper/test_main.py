@@ -24,8 +24,8 @@ from tests.helper.libxl_side import (
     restore_of,
     save_of,
     started,
-    until_blocked,
 )
+from tests.waiting import until_blocked
 
 MEMORY = 8 << 20
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +28,7 @@ from tests.helper.engine import (
     restore,
     restore_emulator,
 )
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -130,10 +130,7 @@ def test_pages_that_the_guest_gives_back_are_not_waited_for(host_factory: HostFa
 
 def balloon_when_it_runs(guest: Migration, pages: int) -> int:
     """Wait for the guest's first step at the target, then have it give pages back."""
-    end = time.monotonic() + 30
-    while guest.target.report(guest.new).first_step_at is None:
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    wait_for(lambda: guest.target.report(guest.new).first_step_at is not None, "its first step")
     return guest.target.balloon(guest.new, pages)
 
 

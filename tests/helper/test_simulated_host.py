@@ -25,8 +25,8 @@ from tests.helper.simulated import (
     steps_on,
     suspend,
     suspended,
-    wait_for,
 )
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

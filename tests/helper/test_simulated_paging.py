@@ -29,9 +29,9 @@ from tests.helper.simulated import (
     read_pages,
     steps_on,
     suspend,
-    wait_for,
     write_pages,
 )
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

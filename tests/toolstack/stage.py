@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from helper.hypervisors.simulated.host import SimulatedHost
+from tests.waiting import wait_for
+
+__all__ = ["TOOLSTACK", "Ended", "Hosts", "toolstack", "wait_for"]
 
 TOOLSTACK = [sys.executable, "-m", "toolstack.commands.main"]
 
@@ -47,15 +48,6 @@ def toolstack(*arguments: object, **more: Any) -> Ended:
         **more,
     )
     return Ended(done.returncode, done.stdout, done.stderr)
-
-
-def wait_for(condition: Callable[[], Any], what: str, limit: float = 20.0) -> Any:
-    """Poll until `condition` is true; AssertionError that names `what` after `limit` seconds."""
-    end = time.monotonic() + limit
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {limit} s: {what}"
-        time.sleep(0.002)
-    return value
 
 
 class Hosts:

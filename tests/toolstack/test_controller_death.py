@@ -21,6 +21,7 @@ from helper.hypervisors.simulated.host import SimulatedHost
 from ipc_schema.errors import Error
 from ipc_schema.messages import Operation, XCFlags
 from tests.toolstack.running_helpers import Run, run_helper
+from tests.waiting import until_blocked
 from toolstack.limits import Limits
 from toolstack.save_helper import HelperRequest, OwnHelper
 
@@ -91,12 +92,6 @@ def own_log_dirty(host: SimulatedHost, domid: int) -> bool:
         return False
     finally:
         domain.close()
-
-
-def until_blocked(stream: socket.socket) -> None:
-    """Wait until the stream takes no more: its writer is blocked, or about to be."""
-    while select.select([], [stream], [], 0)[1]:
-        select.select([], [], [], 0.005)
 
 
 def test_a_killed_controllers_helper_ends_itself(saving: Saving) -> None:

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from helper.hypervisors.simulated.layout import Behaviour
-from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, toolstack, wait_for
+from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, toolstack
+from tests.waiting import wait_for
 from toolstack import handshake
 
 QUICK = (

@@ -11,7 +11,8 @@ import pytest
 
 from helper.hypervisors.interface import SuspendState
 from helper.hypervisors.simulated.host import SimulatedHost
-from tests.toolstack.stage import Hosts, toolstack, wait_for
+from tests.toolstack.stage import Hosts, toolstack
+from tests.waiting import wait_for
 from toolstack import journal
 from toolstack.journal import PROMISES, Journal, JournalError, Promise, Role
 from toolstack.recover import WAYS, Way, WayOut, decide, recover, waits_for

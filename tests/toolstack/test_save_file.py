@@ -16,8 +16,9 @@ import pytest
 
 from helper.hypervisors.simulated.host import SimulatedHost
 from ipc_schema import xl_header
-from tests.toolstack.stage import TOOLSTACK, Hosts, toolstack, wait_for
+from tests.toolstack.stage import TOOLSTACK, Hosts, toolstack
 from tests.toolstack.two_hosts import Side, run
+from tests.waiting import wait_for
 from toolstack import inspect, journal, save_file
 from toolstack.recover import domain_of
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import processes_under
-from tests.toolstack.stage import wait_for
+from tests.waiting import wait_for
 from toolstack.scratch import ScratchDirectory, sweep
 
 pytestmark = pytest.mark.usefixtures("no_leaks")

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,16 +29,6 @@ QUICK_LIMITS = {
     "handshake": 8,
 }
 """Limits of a migration in these tests: a stopped process is noticed in seconds, not minutes."""
-
-
-def wait_for(condition: Callable[[], Any], what: str, limit: float = 30.0) -> Any:
-    """Poll `condition` until it is true; AssertionError naming `what` after `limit` seconds."""
-    end = time.monotonic() + limit
-    while not (value := condition()):
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {limit} s: {what}")
-        time.sleep(0.002)
-    return value
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ import pytest
 from helper.hypervisors.interface import DomainSummary, GuestState
 from helper.hypervisors.simulated.host import SimulatedHost, create_host
 from tests.conftest import HostFactory
-from tests.whole.stage import Stage, command_of, descendants, send, toolstack, wait_for
+from tests.waiting import wait_for
+from tests.whole.stage import Stage, command_of, descendants, send, toolstack
 
 RUNS = int(os.environ.get("XEN_KILL_RUNS", "100"))
 SEED = int(os.environ.get("XEN_KILL_SEED", "20170315"))

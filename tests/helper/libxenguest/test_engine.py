@@ -18,7 +18,8 @@ import pytest
 
 from ipc_schema.helper_arguments import HelperArguments
 from ipc_schema.messages import Dialect, Operation, StreamType, XentoollogLevel
-from tests.helper.libxl_side import Libxl, cbflags, save_of, started, until_blocked
+from tests.helper.libxl_side import Libxl, cbflags, save_of, started
+from tests.waiting import until_blocked
 
 DOMID = 7
 PV_DOMID = 2

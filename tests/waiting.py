@@ -1,0 +1,24 @@
+"""How tests wait for what no descriptor tells: each time with a limit, and a word for what."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def wait_for(condition: Callable[[], Any], what: str, limit: float = 30.0) -> Any:
+    """Poll `condition` until it is true, and return what it gave; AssertionError that names `what`
+    after `limit` seconds."""
+    end = time.monotonic() + limit
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {limit} s: {what}"
+        time.sleep(0.002)
+    return value
+
+
+def until_blocked(stream: socket.socket) -> None:
+    """Wait until the stream takes no more: its writer is blocked, or about to be."""
+    wait_for(lambda: not select.select([], [stream], [], 0)[1], "the stream is full")
