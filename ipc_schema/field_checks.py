@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ipc_schema.messages import CATALOGUE, INTEGER_RANGES, Field, Kind
 
@@ -12,7 +12,7 @@ from ipc_schema.messages import CATALOGUE, INTEGER_RANGES, Field, Kind
 class Check(NamedTuple):
     """A field's rule: the exact Python type, and for integers the inclusive bounds."""
 
-    type: type
+    type: type[Any]
     low: int
     high: int
 
@@ -40,7 +40,7 @@ _CHECKS: Final[Mapping[str, tuple[Check, ...]]] = {
 }
 
 
-def misfit(name: str, values: Sequence[object]) -> tuple[int, str] | None:
+def misfit(name: str, values: Sequence[Any]) -> tuple[int, str] | None:
     """The first of `values` that does not fit its field of message `name`: its index, and what is
     wrong with it. None where all fit. A bool is no integer.
 
@@ -50,7 +50,7 @@ def misfit(name: str, values: Sequence[object]) -> tuple[int, str] | None:
         value = values[index]
         if type(value) is not kind:
             return index, f"{type(value).__name__}, want {kind.__name__}"
-        if kind is int and not low <= value <= high:  # type: ignore[operator]
+        if kind is int and not low <= value <= high:
             return index, f"{value}, want {low} to {high}"
     return None
 

@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ipc_schema.errors import Error
 from ipc_schema.messages import XentoollogLevel
@@ -167,7 +167,7 @@ class HostRestore:
         """Until the program ends or is given up, `seconds` at most."""
         given_up = asyncio.ensure_future(self._given_up.wait())
         try:
-            waits: set[asyncio.Future[object]] = {self._status, given_up}  # type: ignore[arg-type]
+            waits: set[asyncio.Future[Any]] = {self._status, given_up}
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             given_up.cancel()

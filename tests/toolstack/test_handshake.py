@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
@@ -154,7 +154,7 @@ def test_any_order_of_events_ends(data: st.DataObject) -> None:
 class World:
     """Sender and receiver joined by a link that may be cut at any moment; where the guest runs."""
 
-    SAYS = {
+    SAYS: Final = {
         Receiver.SAY_BANNER: "banner",
         Receiver.SAY_READY: "ready",
         Receiver.REPORT_STARTED: "started",
@@ -162,7 +162,7 @@ class World:
         Receiver.ALLOW_BACK: "allowed",
         Receiver.SAY_SYNC: "sync",
     }
-    EXPECTS = {
+    EXPECTS: Final = {
         Sender.READ_BANNER: {"banner": Event.OK},
         Sender.READ_READY: {"ready": Event.OK},
         Sender.READ_REPORT: {"started": Event.OK, "not started": Event.NOT_STARTED},

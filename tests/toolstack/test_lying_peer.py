@@ -427,7 +427,7 @@ class TestALyingController:
     def test_many_parts(self, runtime_directory: Path) -> None:
         with controlled(runtime_directory) as controller:
             controller.greet()
-            controller.say(b"one", b"two")  # type: ignore[call-arg]
+            controller.say(b"one", b"two")
             self.ended(controller, "a message of many parts")
 
     def test_silence(self, runtime_directory: Path) -> None:

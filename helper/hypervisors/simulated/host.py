@@ -146,7 +146,7 @@ class SimulatedHost:
         workload: str,
         rate: float | None = None,
         seed: int | None = None,
-        type: str = "hvm",  # noqa: A002
+        type: str = "hvm",  # noqa: A002 - libxl's name of it
         behaviour: Behaviour = Behaviour.NORMAL,
         behaviour_seconds: float = 0.0,
     ) -> int:

@@ -110,7 +110,7 @@ def test_an_exception_where_there_is_nothing_to_fail_asks_for_the_abort(engine: 
             raise RuntimeError("a bug")
         told(name, **fields)
 
-    engine.controller.tell = tell  # type: ignore[method-assign]
+    engine.controller.tell = tell
     engine.save("suspend")
     assert engine.abort.reason == "log: a bug"
     with pytest.raises(RuntimeError, match="a bug"):
