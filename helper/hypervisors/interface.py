@@ -2,9 +2,9 @@
 
 `Domain` and `Paging` are our own engine's part (libxc), `Host` and `ControlledDomain` are the
 toolstack's (libxl). Not every hypervisor has the first two: on Xen the work on a domain's memory
-is libxenguest's. Failures
-are `OSError` with the errno that libxc would leave. Page sets are one-dimensional numpy arrays of
-pfns (uint64); bitmaps are numpy bool arrays with an element for each pfn below `p2m_size`.
+is libxenguest's. Failures are `OSError` with the errno that libxc would leave. Page sets are
+one-dimensional numpy arrays of pfns (uint64); bitmaps are numpy bool arrays with an element for
+each pfn below `p2m_size`.
 """
 
 from __future__ import annotations
@@ -142,21 +142,26 @@ class Domain(ControlledDomain, Protocol):
         """xc_domain_hvm_getcontext: the registers, opaque to the engine.
         The domain stands still."""
 
-    def hvm_setcontext(self, context: bytes) -> None: ...
+    def hvm_setcontext(self, context: bytes) -> None:
+        """xc_domain_hvm_setcontext: what `hvm_getcontext` gave, here or at another host."""
 
     def hvm_params(self) -> list[tuple[int, int]]:
         """(index, value) of each HVM parameter that is not 0, as xc_hvm_param_get gives them."""
 
-    def hvm_param_set(self, index: int, value: int) -> None: ...
+    def hvm_param_set(self, index: int, value: int) -> None:
+        """xc_hvm_param_set."""
 
-    def tsc_info(self) -> TscInfo: ...
+    def tsc_info(self) -> TscInfo:
+        """xc_domain_get_tsc_info."""
 
-    def set_tsc_info(self, info: TscInfo) -> None: ...
+    def set_tsc_info(self, info: TscInfo) -> None:
+        """xc_domain_set_tsc_info."""
 
     def cpu_policy(self) -> tuple[bytes, bytes]:
         """xc_get_cpu_policy: the CPUID leaves and the MSR entries, as their records carry them."""
 
-    def set_cpu_policy(self, cpuid: bytes, msr: bytes) -> None: ...
+    def set_cpu_policy(self, cpuid: bytes, msr: bytes) -> None:
+        """xc_set_domain_cpu_policy; either may be empty: the stream had no such record."""
 
     def clear_page(self, pfn: int) -> None:
         """xc_clear_domain_page: used for the xenstore and console rings on restore."""
@@ -268,12 +273,14 @@ class Host(Protocol):
     state_dir: Path
     """A directory of the host that the toolstack keeps its journal in."""
 
-    def domains(self) -> list[DomainSummary]: ...
+    def domains(self) -> list[DomainSummary]:
+        """libxl_list_domain, without the control domain."""
 
     def find(self, name: str) -> int:
         """The domid of `name`. Raises ProcessLookupError."""
 
-    def domain(self, domid: int) -> ControlledDomain: ...
+    def domain(self, domid: int) -> ControlledDomain:
+        """The domain as libxc has it; the caller closes it."""
 
     def restore_program(self, config: Mapping[str, Any], name: str) -> RestoreProgram | None:
         """Where restoring is the host's own toolstack's: how it makes a domain `name` of `config`.
@@ -292,19 +299,26 @@ class Host(Protocol):
     def clear_up(self) -> None:
         """Remove what processes left that died while they made or ended a domain."""
 
-    def pause(self, domid: int) -> None: ...
+    def pause(self, domid: int) -> None:
+        """libxl_domain_pause."""
 
-    def unpause(self, domid: int) -> None: ...
+    def unpause(self, domid: int) -> None:
+        """libxl_domain_unpause. No error where it runs."""
 
-    def rename(self, domid: int, name: str) -> None: ...
+    def rename(self, domid: int, name: str) -> None:
+        """libxl_domain_rename. No error where that is its name."""
 
-    def suspend_request(self, domid: int) -> SuspendRequest: ...
+    def suspend_request(self, domid: int) -> SuspendRequest:
+        """Ask the domain to suspend (the first half of libxl__domain_suspend); the caller closes
+        the request."""
 
     def resume(self, domid: int) -> None:
         """libxl_domain_resume: a suspended domain runs on here. No error where it never
         suspended."""
 
-    def switch_qemu_logdirty(self, domid: int, enable: bool) -> None: ...
+    def switch_qemu_logdirty(self, domid: int, enable: bool) -> None:
+        """libxl__domain_common_switch_qemu_logdirty. No error where it is so already; nothing to do
+        where there is no device model."""
 
     def suspend_emulator(self, domid: int, live: bool) -> None:
         """libxl__domain_suspend_device_model: the domain has just suspended; from here on its
@@ -323,7 +337,8 @@ class Host(Protocol):
     ) -> None:
         """Start the device model of a restored domain from what was saved."""
 
-    def report(self, domid: int) -> GuestReport: ...
+    def report(self, domid: int) -> GuestReport:
+        """What is known of the guest now."""
 
     def verify(self, domid: int, timeout: float) -> GuestReport:
         """Have the guest compare every page of its memory now, and report."""
