@@ -258,7 +258,7 @@ class Abort:
         # A stream that is ready was not kept by its peer: then it is we who are slow.
         poll = select.poll()
         poll.register(stream, select.POLLIN if self._reading else select.POLLOUT)
-        if not poll.poll(0):
+        if not poll.poll(0) and self._progressed == since:
             what = "received" if self._reading else "taken by the other side"
             self.request(
                 errno.ETIMEDOUT,
