@@ -218,6 +218,25 @@ class Conversation(RuleBasedStateMachine):
     def the_helper_waits_for_its_own_message(self) -> None:
         assert bool(self.helper.waiting) == bool(self.asked)
 
+    def teardown(self) -> None:
+        """From wherever it is, the conversation can come to its end: completed, or refused."""
+        ends = {"completed", "refused"}
+        for _ in range(4):
+            while self.to_controller and self.heard != "refused":
+                self.controller_hears()
+            if self.answer_due is not None:
+                self.controller_says(self.answer_due[0])
+            elif self.heard == "hello":
+                self.controller_says("start")
+            while self.to_helper:
+                self.helper_hears()
+            if self.stage not in ends and not self.to_controller:
+                for name in ("hello", "complete"):
+                    if self.helper_may_say(name):
+                        self.helper_says(name)
+        assert self.stage in ends
+        assert self.helper.state is self.controller.state
+
 
 TestConversation = Conversation.TestCase
 

@@ -77,10 +77,20 @@ class RestoreOrders(RuleBasedStateMachine):
         device_model=st.booleans(),
         steps=st.integers(0, 14),
         faults=st.sampled_from([0, 1, 1, 2, 2, 3, 40]),
+        given_up=st.booleans(),
     )
-    def begin(self, postcopy: bool, device_model: bool, steps: int = 0, faults: int = 0) -> None:
-        """It goes well for so many `steps`; then anything may come, and so many faults."""
+    def begin(
+        self,
+        postcopy: bool,
+        device_model: bool,
+        steps: int = 0,
+        faults: int = 0,
+        given_up: bool = True,
+    ) -> None:
+        """It goes well for so many `steps`; then anything may come, and so many faults. In the end
+        it is given up, or all goes on as well as it still can."""
         self.faults_left = faults
+        self.given_up = given_up
         self.postcopy = postcopy
         self.device_model = device_model
         self.host = DrivenHost(exists=False, device_model=device_model)
@@ -289,6 +299,32 @@ class RestoreOrders(RuleBasedStateMachine):
         self.fault()
         self.world.do(self.operation.cancel)
 
+    def all_goes_on(self) -> None:
+        """As well as it still can."""
+        for _ in range(12):
+            self.calls_succeed()
+            process = self.world.alive
+            if process is not None and (
+                process.killed or process.terminated or self.said("complete")
+            ):
+                self.the_helper_exits(0)
+            elif self.hears() and not self.world.events("helper ready"):
+                self.the_helper_greets()
+            elif self.free_to_speak():
+                self.the_helper_says("restore_results")
+                self.the_helper_says("complete")
+            if self.coming and self.reads():
+                self.something_comes()
+            elif self.wants_record():
+                self.the_stream_brings(self.next_record())
+            self.world.loop.passes(0.2)
+
+    def next_record(self) -> str:
+        if not self.world.processes:
+            return "LIBXC_CONTEXT"
+        asked = self.hears() and self.channel.waiting == "postcopy_transition"
+        return "POSTCOPY_TRANSITION_END" if asked else "END"
+
     # What must hold
 
     @invariant()
@@ -309,6 +345,10 @@ class RestoreOrders(RuleBasedStateMachine):
         rc = self.operation._join.rc
         assert self.first_rc in (0, rc), f"rc was {self.first_rc}, and is {rc}"
         self.first_rc = rc
+
+    @invariant()
+    def after_a_failure_nothing_is_read(self) -> None:
+        assert not (self.first_rc and self.reads())
 
     @invariant()
     def no_wait_without_an_end(self) -> None:
@@ -372,6 +412,8 @@ class RestoreOrders(RuleBasedStateMachine):
         nothing. Whoever waits has a limit."""
         try:
             if hasattr(self, "task"):
+                if not self.given_up:
+                    self.all_goes_on()
                 self.an_answer_does_not_stay_out()
                 self.world.do(self.operation.cancel)
                 for _ in range(12):
@@ -383,6 +425,7 @@ class RestoreOrders(RuleBasedStateMachine):
                 assert self.task.done(), "it does not come to its end"
                 self.nothing_went_wrong_in_between()
                 self.the_first_failure_is_kept()
+                self.after_a_failure_nothing_is_read()
                 self.the_end_is_one()
                 self.nothing_is_done_after_the_end()
         finally:
@@ -404,7 +447,7 @@ class RestoreOrders(RuleBasedStateMachine):
         assert len(self.world.trace) == events
 
 
-RestoreOrders.TestCase.settings = settings(max_examples=200, stateful_step_count=30)
+RestoreOrders.TestCase.settings = settings(max_examples=250, stateful_step_count=30)
 TestRestore = RestoreOrders.TestCase
 
 

@@ -76,12 +76,21 @@ class SaveOrders(RuleBasedStateMachine):
         device_model=st.booleans(),
         steps=st.integers(0, 14),
         faults=st.sampled_from([0, 1, 1, 2, 2, 3, 40]),
+        given_up=st.booleans(),
     )
     def begin(
-        self, live: bool, postcopy: bool, device_model: bool, steps: int = 0, faults: int = 0
+        self,
+        live: bool,
+        postcopy: bool,
+        device_model: bool,
+        steps: int = 0,
+        faults: int = 0,
+        given_up: bool = True,
     ) -> None:
-        """It goes well for so many `steps`; then anything may come, and so many faults."""
+        """It goes well for so many `steps`; then anything may come, and so many faults. In the end
+        it is given up, or all goes on as well as it still can."""
         self.faults_left = faults
+        self.given_up = given_up
         self.host = DrivenHost(exists=True, device_model=device_model)
         self.live = live or postcopy
         self.postcopy = postcopy
@@ -278,6 +287,22 @@ class SaveOrders(RuleBasedStateMachine):
         self.fault()
         self.world.do(self.operation.cancel)
 
+    def all_goes_on(self) -> None:
+        """As well as it still can."""
+        guest = self.host.guest
+        for _ in range(12):
+            self.all_succeeds()
+            if guest.asked and guest.state in (SuspendState.REQUESTED, SuspendState.ACKNOWLEDGED):
+                self.world.do(partial(guest.goes_to, SuspendState.SUSPENDED))
+            process = self.world.alive
+            if process is not None and (process.killed or process.terminated or self.completed()):
+                self.the_helper_exits(0)
+            elif self.hears() and not self.world.events("helper ready"):
+                self.the_helper_greets()
+            elif self.free_to_speak():
+                self.the_helper_says("complete")
+            self.world.loop.passes(0.2)
+
     # What must hold
 
     @invariant()
@@ -291,6 +316,10 @@ class SaveOrders(RuleBasedStateMachine):
         rc = self.operation._join.rc
         assert self.first_rc in (0, rc), f"rc was {self.first_rc}, and is {rc}"
         self.first_rc = rc
+
+    @invariant()
+    def after_a_failure_nothing_is_written(self) -> None:
+        assert not (self.first_rc and self.writes())
 
     @invariant()
     def no_wait_without_an_end(self) -> None:
@@ -364,6 +393,8 @@ class SaveOrders(RuleBasedStateMachine):
         side say nothing. Whoever waits has a limit."""
         try:
             if hasattr(self, "task"):
+                if not self.given_up:
+                    self.all_goes_on()
                 self.an_answer_does_not_stay_out()
                 self.world.do(self.operation.cancel)
                 for _ in range(12):
@@ -375,6 +406,7 @@ class SaveOrders(RuleBasedStateMachine):
                 assert self.task.done(), "it does not come to its end"
                 self.nothing_went_wrong_in_between()
                 self.the_first_failure_is_kept()
+                self.after_a_failure_nothing_is_written()
                 self.the_end_is_one()
                 self.nothing_is_done_after_the_end()
         finally:
@@ -396,7 +428,7 @@ class SaveOrders(RuleBasedStateMachine):
         assert len(self.world.trace) == events
 
 
-SaveOrders.TestCase.settings = settings(max_examples=200, stateful_step_count=40)
+SaveOrders.TestCase.settings = settings(max_examples=250, stateful_step_count=30)
 TestSave = SaveOrders.TestCase
 
 

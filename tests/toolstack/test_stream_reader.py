@@ -21,7 +21,6 @@ from toolstack.stream_reader import (
     CheckpointStateCallback,
     Keep,
     Log,
-    OutOfTurn,
     Phase,
     PostcopyTransitionCallback,
     ReaderAction,
@@ -31,6 +30,7 @@ from toolstack.stream_reader import (
     Stopped,
     StreamReader,
 )
+from toolstack.stream_writer import OutOfTurn
 
 END = RecordType.END
 LIBXC_CONTEXT = RecordType.LIBXC_CONTEXT
@@ -266,6 +266,7 @@ class EveryOrder(RuleBasedStateMachine):
         self.waiting = ""
         self.stopped: list[int] = []
         self.transitions: list[int] = []
+        self.failed = False
         self.do(self.reader.start())
 
     def do(self, actions: Actions) -> None:
@@ -282,6 +283,8 @@ class EveryOrder(RuleBasedStateMachine):
             case CancelRead():
                 assert self.read is not None
                 self.read = None
+            case Log():
+                self.failed = True
             case Keep():
                 assert not self.keeping
                 self.keeping = True
@@ -312,12 +315,14 @@ class EveryOrder(RuleBasedStateMachine):
     @rule()
     def read_fails(self) -> None:
         self.read = None
+        self.failed |= not self.stopped
         self.do(self.reader.read_failed(-3))
 
     @precondition(lambda self: self.keeping)
     @rule(rc=st.sampled_from([0, 0, -3]))
     def kept(self, rc: int) -> None:
         self.keeping = False
+        self.failed |= bool(rc)
         self.do(self.reader.processed(rc))
 
     @precondition(lambda self: self.helper == "running" and not self.waiting)
@@ -341,6 +346,7 @@ class EveryOrder(RuleBasedStateMachine):
     @rule(rc=st.sampled_from([0, 0, -3]))
     def helper_ends(self, rc: int) -> None:
         self.helper = "ended"
+        self.failed |= not self.stopped and bool(rc or self.waiting)
         if rc:
             self.do(self.reader.abort(rc))  # the join's part
         self.do(self.reader.helper_done(rc))
@@ -348,6 +354,7 @@ class EveryOrder(RuleBasedStateMachine):
     @precondition(lambda self: not self.keeping)
     @rule()
     def abort(self) -> None:
+        self.failed |= not self.stopped
         self.do(self.reader.abort(-22))
 
     @invariant()
@@ -361,6 +368,25 @@ class EveryOrder(RuleBasedStateMachine):
     @invariant()
     def never_stuck(self) -> None:
         assert self.stopped or self.read or self.keeping or self.helper == "running"
+
+    @invariant()
+    def a_plain_stream_that_failed_does_not_end_well(self) -> None:
+        if self.stopped and self.plain and self.failed:
+            assert self.stopped[0]
+
+    def teardown(self) -> None:
+        """From wherever it is, it comes to its end when the other side sends nothing more."""
+        if not hasattr(self, "stopped"):
+            return
+        for _ in range(6):
+            if self.keeping:
+                self.kept(0)
+            elif self.read:
+                self.read_fails()
+            elif self.helper == "running":
+                self.helper_ends(0)
+        assert len(self.stopped) == 1
+        self.a_plain_stream_that_failed_does_not_end_well()
 
 
 EveryOrder.TestCase.settings = settings(max_examples=300, stateful_step_count=25)

@@ -323,7 +323,7 @@ class EveryOrder(RuleBasedStateMachine):
     @rule(rc=st.sampled_from([0, 0, -3, -8, -22]))
     def helper_ends(self, rc: int) -> None:
         self.helper = "ended"
-        self.fail(rc)
+        self.fail(rc or (Error.FAIL if self.waiting else 0))
         if rc:
             self.do(self.writer.abort(rc))  # the join's part
         self.do(self.writer.helper_done(rc))
@@ -348,9 +348,26 @@ class EveryOrder(RuleBasedStateMachine):
             assert Part.POSTCOPY_TRANSITION_END not in self.whole
 
     @invariant()
+    def a_plain_stream_ends_badly_where_something_failed_and_else_well(self) -> None:
+        if self.stopped and self.plain:
+            assert bool(self.stopped[0]) == bool(self.first_failure)
+
+    @invariant()
     def never_stuck(self) -> None:
         """Something is always to come: a write's end, the helper's end, or the end is there."""
         assert self.stopped or self.in_flight or self.helper == "running"
+
+    def teardown(self) -> None:
+        """From wherever it is, it comes to its end when nothing happens but what must."""
+        if not hasattr(self, "stopped"):
+            return
+        for _ in range(20):
+            if self.in_flight:
+                self.write_done(0)
+            elif self.helper == "running":
+                self.helper_ends(0)
+            self.a_plain_stream_ends_badly_where_something_failed_and_else_well()
+        assert len(self.stopped) == 1
 
 
 EveryOrder.TestCase.settings = settings(max_examples=300, stateful_step_count=25)
