@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from helper.hypervisors.xen.xenctrl import Xenctrl
+from helper.hypervisors import open_host
 from tests.xen.dom0 import clean_up
 from tests.xen.dom0.guest import Guest
 
@@ -112,11 +112,11 @@ def whereabouts(lab: Lab, guest: Guest, limit: float) -> Whereabouts:
 
 def wake(guest: Guest, where: Whereabouts) -> bool:
     """Let a guest run on that was left suspended or paused. Whether it then counts on."""
-    with Xenctrl() as xen:
-        if where.place == "is suspended":
-            xen.domain_resume(where.domid, fast=True)
-        else:
-            xen.domain_unpause(where.domid)
+    host = open_host("xen")
+    if where.place == "is suspended":
+        host.resume(where.domid)
+    else:
+        host.unpause(where.domid)
     return _counts(guest) == ""
 
 
