@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from helper.hypervisors import open_host
+from helper.hypervisors.xen.xenstore import Xenstore
 from tests.xen.dom0 import clean_up
 from tests.xen.dom0.guest import Guest
 
@@ -70,9 +71,8 @@ def remains() -> Remains:
     files = {
         str(path) for directory in _DIRECTORIES for path in directory.rglob("*") if path.is_file()
     }
-    nodes = {
-        f"{parent}/{name}" for parent in _STORED for name in _run(["xenstore-list", parent]).split()
-    }
+    with Xenstore() as store:
+        nodes = {f"{parent}/{name}" for parent in _STORED for name in store.directory(parent)}
     return Remains(frozenset(files), frozenset(nodes))
 
 

@@ -18,6 +18,8 @@ class Trial:
     """A guest that goes through one fault after the other."""
 
     command = ""
+    live = False
+    """Whether the guest is in log-dirty mode while the command is at work."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -90,6 +92,7 @@ class RestoreTrial(Trial):
 
 class MigrateTrial(Trial):
     command = "xl migrate"
+    live = True
 
     def start(self, env: dict[str, str | None]) -> Program:
         return self.lab.start_migrate(self.guest, receive=receive_command(), env=env)

@@ -72,7 +72,7 @@ def _one(trial: Trial, case: FaultCase, before: int) -> Seen:
         left.helpers = [f"helper process {pid}" for pid in our_helpers()]
     now = whereabouts(lab, trial.guest, _LEFT_SECONDS)
     left.domains = [f"domain {row.name} {row.state}" for row in now.others]
-    left.log_dirty = now.domid in log_dirty_domains()
+    left.log_dirty = trial.live and now.domid in log_dirty_domains()
     left.traces = _new_remains(was, remains(), kept={before, now.domid})
     events = lab.events()[traced:]
     fired = sum(event["event"] == "fault" for event in events)
