@@ -26,7 +26,7 @@ from ipc_schema.trace import Trace
 from tests.fuzz import stream_seeds
 from tests.fuzz.mutations import joined
 from tests.fuzz.stream_seeds import MEMORY
-from tests.fuzz.stream_targets import STREAM_WORDS
+from tests.fuzz.stream_targets import STREAM_WORDS, accepted
 from tests.fuzz.target import DECODED, REFUSED, Target, promise
 from tests.helper.engine import Controller
 from toolstack.context import Context
@@ -241,6 +241,7 @@ def _helper() -> Target:
                 )
                 read = os.lseek(stream, 0, os.SEEK_CUR)
             promise(results.statistics.bytes == read, f"{read} octets were read, not counted")
+            accepted(data[:read])
             return DECODED
         except DecodeError as error:
             promise(error.offset <= len(data), f"offset {error.offset} of {len(data)}: {error}")

@@ -19,7 +19,7 @@ from ipc_schema.page_types import PageType
 from tests.fuzz import stream_seeds
 from tests.fuzz.mutations import Words, joined
 from tests.fuzz.stream_seeds import PAGE, libxc_record, page_data, pages
-from tests.fuzz.target import DECODED, Target, promise
+from tests.fuzz.target import DECODED, BrokenPromiseError, Target, promise
 from toolstack.inspect import Summary, inspect
 
 STREAM_WORDS: Final = Words(
@@ -87,11 +87,24 @@ def _inspect(file: io.BytesIO) -> tuple[list[str], DecodeError | None]:
     return entries, None
 
 
+def accepted(stream: bytes) -> Summary:
+    """What another reader of this stream has taken must be good for `inspect`, too."""
+    summary = Summary()
+    try:
+        for _ in inspect(io.BytesIO(stream), summary):
+            pass
+    except DecodeError as error:
+        raise BrokenPromiseError(f"decoded, but inspect says: {error}") from error
+    return summary
+
+
 # Postcopy's pages
 
 
 def _assembled() -> Target:
     chance = Random("assembled")
+    # What stands in a stream before the first page that came by postcopy, and the two and END.
+    begun = {version: stream_seeds.libxc_postcopy(version)[:-3] for version in (2, 3)}
     seeds = []
     for version in (2, 3):
         for sizes in ((1,), (1, 3), (2, 1, 1), (RING // 16,) * 2):
@@ -107,7 +120,8 @@ def _assembled() -> Target:
 
     def feed(data: bytes, chance: Random) -> str:
         """In any pieces; pages are taken by turns and out of turn."""
-        assembler = PageAssembler(chance.choice((2, 3)), 0)
+        version = chance.choice((2, 3))
+        assembler = PageAssembler(version, 0)
         at = 0
         came = 0
         while at < len(data) and not assembler.ended:
@@ -128,7 +142,11 @@ def _assembled() -> Target:
                 promise(len(run[1]) % PAGE == 0, f"{len(run[1])} octets of pages")
             promise(assembler.held == 0, f"{assembler.held} pages are held, all were taken")
         promise(came * PAGE <= at, f"{came} pages out of {at} octets")
-        return DECODED if assembler.ended else "cut"
+        if not assembler.ended:
+            return "cut"
+        seen = accepted(b"".join(begun[version]) + data[:at])
+        promise(seen.postcopy_pages == came, f"{came} pages, and for inspect {seen.postcopy_pages}")
+        return DECODED
 
     return Target("postcopy pages", seeds, feed, 5, STREAM_WORDS)
 

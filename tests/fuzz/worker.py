@@ -32,8 +32,10 @@ from tests.fuzz.minimise import minimise
 from tests.fuzz.target import Target
 
 KINDS: Final = ("messages", "records")
-_MINIMISED: Final = 10
+_MINIMISED: Final = 5
 """Failures that are made smaller; more of them are mostly the same."""
+ENOUGH: Final = 40
+"""Failures after which a process stops: where each is a hang, it would else go on for days."""
 _SAME: Final = 40
 """Characters of what went wrong that say whether it is the same."""
 
@@ -54,7 +56,7 @@ def input_of(targets: list[Target], kind: str, seed: str, index: int) -> tuple[T
 
 
 def fuzz(kind: str, seed: str, indices: range, place: mmap.mmap) -> Tally:
-    """Judge these inputs, and print failures as they come."""
+    """Judge these inputs, and print failures as they come; no more inputs after ENOUGH of them."""
     targets = targets_of(kind)
     tally = Tally()
     clock = Clock()
@@ -70,6 +72,8 @@ def fuzz(kind: str, seed: str, indices: range, place: mmap.mmap) -> Tally:
                 run(targets, kind, seed, index, tally)
                 if len(tally.failures) > count:
                     _tell(targets, tally, clock)
+                if len(tally.failures) == ENOUGH:
+                    break
         tally.memory = peak_memory() - before
     finally:
         for target in targets:
