@@ -72,7 +72,10 @@ def test_the_telling_line_is_how_the_helper_went() -> None:
         "Failed to save domain, resuming domain\n"
         "libxl: error: libxl_dom_suspend.c:666:domain_resume_done: Domain 1:resume failed\n"
     )
-    assert telling(said) == "domain 1 save/restore helper [219] died due to fatal signal Killed"
+    died = "domain 1 save/restore helper [219] died due to fatal signal Killed"
+    assert telling(said) == died
+    aborted = "xl: libxl.c:158: libxl_ctx_free: Assertion `!libxl__watch_slot_contents' failed."
+    assert telling(f"{said}{aborted}\n") == f"{died}; {aborted}"
 
 
 def test_what_our_helper_says_of_the_cause_comes_first() -> None:

@@ -124,15 +124,16 @@ _OF_OUR_HELPER: Final = re.compile(r"^xen-save-helper: (?:error: )?(?!fault: )")
 
 
 def telling(output: str) -> str:
-    """libxl's first error, which is the cause of its others, behind what our helper said before it;
-    else what `xl` itself said last, other than how far it has come."""
+    """What our helper said first, libxl's first error, which is the cause of its others, and the
+    assertion that ended xl; else what `xl` itself said last, other than how far it has come."""
     lines = re.split(r"[\r\n]+", output)
     first = next((n for n, line in enumerate(lines) if _PLACE.match(line)), len(lines))
     errors = [_PLACE.sub("", line).strip() for line in lines[first:] if _PLACE.match(line)]
     if len(errors) > 1 and errors[0].startswith(_OF_THE_PIPE) and _HOW_IT_WENT.search(errors[1]):
         del errors[0]
     ours = [line for line in lines[:first] if _OF_OUR_HELPER.match(line)]
-    return "; ".join([*ours[:1], *errors[:1]]) or _last_of_xl(lines)
+    assertions = [line for line in lines if "Assertion `" in line]
+    return "; ".join([*ours[:1], *errors[:1], *assertions]) or _last_of_xl(lines)
 
 
 def _last_of_xl(lines: Sequence[str]) -> str:
