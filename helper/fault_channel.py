@@ -24,7 +24,13 @@ from ipc_schema.page_lists import (
     encode_pfns,
 )
 from ipc_schema.page_lists import HEADER_SIZE as LIST_HEADER_SIZE
-from ipc_schema.records import HEADER_SIZE, decode_record_header, encode_record_header, padding
+from ipc_schema.records import (
+    HEADER_SIZE,
+    check_padding,
+    decode_record_header,
+    encode_record_header,
+    padding,
+)
 
 _WHAT = "back channel"
 _MAX_BODY = LIST_HEADER_SIZE + ENTRY_SIZE * 65_536
@@ -105,12 +111,14 @@ class FaultReader:
             if length > _MAX_BODY:
                 raise DecodeError(_WHAT, self._offset, f"a body of {length} octets is too long")
             end = HEADER_SIZE + length
-            if len(self._buffer) < end + padding(length):
+            padded = end + padding(length)
+            if len(self._buffer) < padded:
                 return
+            check_padding(bytes(self._buffer[end:padded]), _WHAT, self._offset + end)
             if kind is not None:
                 faults += self._decode(bytes(self._buffer[HEADER_SIZE:end]))
-            del self._buffer[: end + padding(length)]
-            self._offset += end + padding(length)
+            del self._buffer[:padded]
+            self._offset += padded
 
     def _decode(self, body: bytes) -> list[int]:
         offset = self._offset + HEADER_SIZE

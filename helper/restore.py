@@ -181,7 +181,8 @@ class _Restore:
         kind = record_type(number, self._version, offset)
         if kind is None:
             self._reporter.detail(f"ignoring optional record {number:#x} at offset {offset:#x}")
-            self._reader.skip(length + padding(length), "optional record")
+            self._reader.skip(length, "optional record")
+            self._padding(length, "optional record")
             return None
         if kind is RecordType.CHECKPOINT:
             raise DecodeError(kind.name, offset, "a checkpoint in a stream that has none")
@@ -196,9 +197,13 @@ class _Restore:
     def _body(self, kind: RecordType, length: int) -> bytes:
         check_length(kind, length, self._reader.offset - HEADER_SIZE)
         body = self._reader.read(length, kind.name)
-        offset = self._reader.offset
-        check_padding(self._reader.read(padding(length), kind.name), kind.name, offset)
+        self._padding(length, kind.name)
         return body
+
+    def _padding(self, length: int, what: str) -> None:
+        """Read and check what follows a body of `length` octets."""
+        offset = self._reader.offset
+        check_padding(self._reader.read(padding(length), what), what, offset)
 
     def _decoded(self, kind: RecordType, length: int) -> Body:
         offset = self._reader.offset

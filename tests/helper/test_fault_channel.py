@@ -46,6 +46,15 @@ def test_faults_and_the_last_word(version: int) -> None:
         assert far.recv(100) == b"the toolstack's own words"
 
 
+def test_what_follows_an_optional_record_must_be_zeros() -> None:
+    good = encode_record(0x80001234, b"five!")
+    with channel() as (near, reader):
+        near.send(good + good[:-1] + b"\x01")
+        with pytest.raises(DecodeError, match="back channel padding") as refused:
+            reader.take()
+    assert refused.value.offset == 2 * len(good) - 1
+
+
 def test_a_record_in_single_octets() -> None:
     record = encode_record(
         record_number(RecordType.POSTCOPY_FAULT, 3), struct.pack("<IIQ", 1, 0, 77)

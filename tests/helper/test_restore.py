@@ -186,6 +186,16 @@ def test_unknown_optional_records_are_passed_over(
     assert "ignoring optional record 0x80001234" in controller.logged()
 
 
+def test_what_follows_an_optional_record_must_be_zeros_too(
+    host: SimulatedHost, small: bytes, empty: int
+) -> None:
+    damaged = encode_record(0x80001234, b"five!")[:-1] + b"\x01"
+    stream = small[:HEADERS] + damaged + small[HEADERS:]
+    with pytest.raises(DecodeError, match="optional record padding") as refused:
+        restored(host, empty, stream)
+    assert refused.value.offset == HEADERS + len(damaged) - 1
+
+
 def with_record(number: int, body: bytes, place: int) -> Callable[[bytes], bytes]:
     def change(stream: bytes) -> bytes:
         rows = records(stream)
