@@ -105,7 +105,7 @@ class PostcopySender:
             if background and pages.remaining:
                 self._send(pages.take_background())
             self._take_faults()
-            if self._faults.complete:
+            if self._faults.complete and pages.remaining:
                 self._reporter.detail(f"the receiver needs none of {pages.remaining} pages")
                 return Outcome.COMPLETE
         return Outcome.DONE

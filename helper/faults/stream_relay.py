@@ -71,11 +71,17 @@ class _EndedError(Exception):
 class StreamRelay(threading.Thread):
     """`name` is that of the stream's points: `stream` or `back`. `writing`: the engine writes.
 
+    A fault that ends a back channel is an `abort`'s reason, too: its writer may have written the
+    last that it has to write, and waits for what follows from it.
+
     A reading relay starts with its `turn` set, or waits for it to be set.
     """
 
-    def __init__(self, session: Session, name: str, ends: Ends, *, writing: bool) -> None:
+    def __init__(
+        self, session: Session, name: str, ends: Ends, abort: Abort, *, writing: bool
+    ) -> None:
         super().__init__(name=f"relay of {name}", daemon=True)
+        self._abort = abort
         self.point = name
         self.writing = writing
         self.turn = threading.Event()
@@ -283,6 +289,9 @@ class StreamRelay(threading.Thread):
             replacement = fails_to_write(broken.errnoval)
             os.dup2(replacement, self._ends.engine, inheritable=False)
             os.close(replacement)
+            if self.point == "back":
+                what = f"back channel: {os.strerror(broken.errnoval)}"
+                self._abort.request(broken.errnoval, what)
             self._end()
             # A write that is under way comes to its end; the next one meets the replacement.
             while self._ends.ours.recv(_AT_ONCE):

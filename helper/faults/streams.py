@@ -60,7 +60,7 @@ def relayed(session: Session, job: Job, abort: Abort) -> Iterator[None]:
     wanted = [("stream", job.io_fd, saving)] * main + [("back", job.back_fd, not saving)] * back
     ends = _interpose([fd for _name, fd, _writing in wanted])
     relays = [
-        StreamRelay(session, name, one, writing=writing)
+        StreamRelay(session, name, one, abort, writing=writing)
         for (name, _fd, writing), one in zip(wanted, ends, strict=True)
     ]
     if main:

@@ -57,12 +57,12 @@ END = record(RecordType.END)
 STREAM = HEADERS + STATIC + PAGES + AGAIN + CONTEXT + END
 
 
-def job(operation: Operation, io_fd: int) -> Job:
+def job(operation: Operation, io_fd: int, back_fd: int = -1) -> Job:
     return Job(
         operation=operation,
         domid=1,
         io_fd=io_fd,
-        back_fd=-1,
+        back_fd=back_fd,
         xcflags=0,
         stream_type=StreamType.PLAIN,
         store_evtchn=0,

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import select
+import socket
 import time
 from pathlib import Path
 
@@ -9,17 +12,25 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helper.abort import Abort
+from helper.faults.session import Session
+from helper.faults.streams import relayed
+from ipc_schema.fault_plan import parse
+from ipc_schema.fault_points import Side
 from ipc_schema.libxc_record_types import RecordType
 from ipc_schema.messages import Operation
 from ipc_schema.records import MAX_LENGTH
+from ipc_schema.trace import Trace
 from tests.helper.faults.streams import (
     AGAIN,
     CONTEXT,
     END,
     HEADERS,
+    LIMIT,
     PAGES,
     STATIC,
     STREAM,
+    job,
     page,
     page_data,
     read,
@@ -244,6 +255,29 @@ def test_a_reader_that_is_gone_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(BrokenPipeError):
         written(NOTHING, Path(f"/proc/self/fd/{write_end}"))
     os.close(write_end)
+
+
+@pytest.mark.parametrize(
+    ("action", "errnoval"), [("enospc", errno.ENOSPC), ("cut", errno.EPIPE), ("epipe", errno.EPIPE)]
+)
+def test_the_last_octets_of_a_back_channel_that_do_not_pass_are_told(
+    action: str, errnoval: int
+) -> None:
+    """The engine has written all that it had to, and waits for the stream."""
+    stream, sender = socket.socketpair()
+    back, receiver = socket.socketpair()
+    plan = parse(f"destination/back@3={action}")
+    session = Session(plan, Trace("helper"), pipe=True, side=Side.DESTINATION)
+    restore = job(Operation.RESTORE, stream.fileno(), back.fileno())
+    last = record(RecordType.POSTCOPY_COMPLETE)
+    with stream, sender, back, receiver, Abort(signals=frozenset()) as abort:
+        with contextlib.suppress(OSError), relayed(session, restore, abort):
+            assert os.write(back.fileno(), last) == len(last)
+            assert select.select([abort.fileno()], [], [], LIMIT)[0]
+        assert (abort.errnoval, abort.reason) == (
+            errnoval,
+            f"back channel: {os.strerror(errnoval)}",
+        )
 
 
 def test_pages_of_a_list_without_contents(file: Path) -> None:
