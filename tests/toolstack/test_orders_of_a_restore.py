@@ -150,9 +150,9 @@ class RestoreOrders(RuleBasedStateMachine):
         must, join = self.world.must, self.operation._join
         must(("postcopy_transition", 1) in self.channel.answers, "resumed without a transition")
         must(not (join.completed and join.rc), "resumed after its stream has failed")
-        self.resumed += 1
         if self.refuses_resumption:
             raise OSError(5, "the journal cannot be written")
+        self.resumed += 1
 
     def reads(self) -> list[Waiting]:
         return [waiting for waiting in self.world.waiting if waiting.what.startswith("read")]
@@ -392,7 +392,7 @@ class RestoreOrders(RuleBasedStateMachine):
             assert not self.host.exists or "call destroy" in self.world.broken
         assert self.resumed <= 1
         assert self.host.unpaused <= self.resumed
-        assert result.postcopy_resumed == bool(self.resumed and not self.refuses_resumption)
+        assert result.postcopy_resumed == bool(self.resumed)
 
     def judge_success(self) -> None:
         (complete,) = self.said("complete")
@@ -478,3 +478,67 @@ def test_the_first_failure_is_kept_though_the_resumption_ends_before_the_stream(
         Error.ABORTED,
         "the restore was cancelled",
     )
+
+
+def faults_of(restore: RestoreOrders) -> dict[str, Callable[[], object]]:
+    """What can go wrong now, by name: the first of each kind."""
+    world = restore.world
+
+    def does(act: Callable[[], object]) -> Callable[[], object]:
+        return partial(world.do, act)
+
+    found: dict[str, Callable[[], object]] = {
+        "given up": does(restore.operation.cancel),
+        "no resumption": partial(setattr, restore, "refuses_resumption", True),
+    }
+    for waiting in world.waiting:
+        for error in (OSError(5, "EIO"), TimeoutError("slow"), UnexpectedEnd("the end")):
+            if waiting in restore.reads() or not isinstance(error, EOFError):
+                what = f"{waiting.what} fails with {type(error).__name__}"
+                found[what] = does(partial(waiting.fail, error))
+    if restore.wants_record():
+        for name in RECORDS.keys() - {"too long"}:
+            found[f"{name} comes"] = partial(restore.the_stream_brings, name)
+    for seconds in (11.0, 61.0, 121.0):
+        found[f"{seconds} s pass"] = partial(world.loop.passes, seconds)
+    if not world.processes:
+        found["no helper can be started"] = partial(setattr, world, "cannot_start", True)
+    if restore.channel is not None:
+        found["no answer can be written"] = partial(setattr, restore.channel, "broken", True)
+    if world.alive is not None:
+        for status in (0, 3, -11):
+            found[f"exit {status}"] = does(partial(world.alive.exits, status))
+    if restore.hears():
+        for name, fields in MESSAGES.items():
+            found[f"says {name}"] = does(partial(restore.channel.says, name, fields))
+        failed = {"retval": -1, "errnoval": 5}
+        found["libxc fails"] = does(partial(restore.channel.says, "complete", failed))
+        for how in ("garbage", "hangs_up"):
+            found[how] = does(getattr(restore.channel, how))
+    return found
+
+
+@pytest.mark.parametrize("postcopy", [False, True])
+@pytest.mark.parametrize("device_model", [False, True])
+@pytest.mark.parametrize("steps", range(15))
+def test_every_single_fault_at_every_step(postcopy: bool, device_model: bool, steps: int) -> None:
+    """And all goes on afterwards, as well as it still can. (That chance finds each of these is
+    likely, not certain.)"""
+
+    def begun() -> RestoreOrders:
+        restore = RestoreOrders()
+        restore.begin(postcopy=postcopy, device_model=device_model, steps=steps)
+        return restore
+
+    first = begun()
+    names = sorted(faults_of(first))
+    first.teardown()
+    for name in names:
+        restore = begun()
+        restore.trouble += 1
+        faults_of(restore)[name]()
+        restore.nothing_went_wrong_in_between()
+        restore.the_first_failure_is_kept()
+        restore.after_a_failure_nothing_is_read()
+        restore.given_up = False
+        restore.teardown()

@@ -444,3 +444,63 @@ def test_a_save_that_goes_well_is_one_of_the_orders(postcopy: bool, device_model
     policy = PrecopyPolicy.POSTCOPY if postcopy else PrecopyPolicy.STOP_AND_COPY
     assert ("precopy_policy", policy) in save.channel.answers
     save.teardown()
+
+
+def faults_of(save: SaveOrders) -> dict[str, Callable[[], object]]:
+    """What can go wrong now, by name: the first of each kind."""
+    world, guest = save.world, save.host.guest
+    found: dict[str, Callable[[], object]] = {"given up": world_does(save, save.operation.cancel)}
+    for waiting in world.waiting:
+        for error in (OSError(5, "Input/output error"), TimeoutError("too slow")):
+            what = f"{waiting.what} fails with {type(error).__name__}"
+            found[what] = world_does(save, partial(waiting.fail, error))
+    for seconds in (11.0, 61.0, 121.0):
+        found[f"{seconds} s pass"] = partial(world.loop.passes, seconds)
+    if not world.processes:
+        found["no helper can be started"] = partial(setattr, world, "cannot_start", True)
+    if save.channel is not None:
+        found["no answer can be written"] = partial(setattr, save.channel, "broken", True)
+    if world.alive is not None:
+        for status in (0, 3, -11):
+            found[f"exit {status}"] = world_does(save, partial(world.alive.exits, status))
+    if save.hears():
+        for name, fields in MESSAGES.items():
+            found[f"says {name}"] = world_does(save, partial(save.channel.says, name, fields))
+        failed = {"retval": -1, "errnoval": 5}
+        found["libxc fails"] = world_does(save, partial(save.channel.says, "complete", failed))
+        for how in ("garbage", "hangs_up"):
+            found[how] = world_does(save, getattr(save.channel, how))
+    if guest.asked and guest.state in (SuspendState.REQUESTED, SuspendState.ACKNOWLEDGED):
+        for state in (SuspendState.REFUSED, SuspendState.CRASHED):
+            found[state.value] = world_does(save, partial(guest.goes_to, state))
+    return found
+
+
+def world_does(save: SaveOrders, act: Callable[[], object]) -> Callable[[], object]:
+    return partial(save.world.do, act)
+
+
+@pytest.mark.parametrize("postcopy", [False, True])
+@pytest.mark.parametrize("device_model", [False, True])
+@pytest.mark.parametrize("steps", range(15))
+def test_every_single_fault_at_every_step(postcopy: bool, device_model: bool, steps: int) -> None:
+    """And all goes on afterwards, as well as it still can. (That chance finds each of these is
+    likely, not certain.)"""
+
+    def begun() -> SaveOrders:
+        save = SaveOrders()
+        save.begin(live=True, postcopy=postcopy, device_model=device_model, steps=steps)
+        return save
+
+    first = begun()
+    names = list(faults_of(first))
+    first.teardown()
+    for name in names:
+        save = begun()
+        save.trouble += 1
+        faults_of(save)[name]()
+        save.nothing_went_wrong_in_between()
+        save.the_first_failure_is_kept()
+        save.after_a_failure_nothing_is_written()
+        save.given_up = False
+        save.teardown()
