@@ -61,7 +61,8 @@ def log_dirty_domains() -> set[int]:
 
 @dataclass(frozen=True)
 class Remains:
-    """What is there that belongs to a domain: files, and nodes of xenstore."""
+    """What is there that belongs to a domain: files, and nodes of xenstore; a node that is named by
+    a UUID with the domain that it is of, where there is one."""
 
     files: frozenset[str]
     nodes: frozenset[str]
@@ -71,8 +72,16 @@ def remains() -> Remains:
     files = {
         str(path) for directory in _DIRECTORIES for path in directory.rglob("*") if path.is_file()
     }
+    nodes = set()
     with Xenstore() as store:
-        nodes = {f"{parent}/{name}" for parent in _STORED for name in store.directory(parent)}
+        owners = {
+            store.text(f"/local/domain/{domid}/vm"): f"/local/domain/{domid}"
+            for domid in store.directory("/local/domain")
+        }
+        for parent in _STORED:
+            for name in store.directory(parent):
+                node = f"{parent}/{name}"
+                nodes.add(f"{node} of {owners[node]}" if node in owners else node)
     return Remains(frozenset(files), frozenset(nodes))
 
 

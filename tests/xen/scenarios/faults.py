@@ -96,7 +96,8 @@ def _new_remains(was: Remains, now: Remains, kept: set[int]) -> list[str]:
 
 
 def _domid_of(name: str) -> int | None:
-    """Of a node such as /libxl/7, or of a file such as userdata-d.7.UUID.libxl-json."""
+    """Of a node such as /libxl/7 or `/vm/UUID of /local/domain/7`, or of a file such as
+    userdata-d.7.UUID.libxl-json."""
     match = re.search(r"/(\d+)$|/userdata-\w\.(\d+)\.", name)
     return int(match[1] or match[2]) if match else None
 
