@@ -17,6 +17,7 @@ from tests.fuzz.target import REFUSED, Target, judge_error
 
 LIMIT: Final = 5.0
 """Seconds for an input; most take microseconds."""
+HANGS: Final = f"no end within {LIMIT:g} s"
 MEMORY: Final = 64 << 20
 """Octets that the process may take beyond what it has after the first valid inputs, address space
 and all: an input is 256 KiB at most."""
@@ -85,7 +86,7 @@ def judge(target: Target, data: bytes, chance: Random) -> tuple[str, str]:
             return "failed", f"{wrong} (a DecodeError)"
         return REFUSED, ""
     except HangError:
-        return "failed", f"no end within {LIMIT} s"
+        return "failed", HANGS
     except Exception as error:
         return "failed", f"{type(error).__name__}: {error}"[:1000]
 

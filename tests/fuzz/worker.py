@@ -17,6 +17,7 @@ from typing import Final
 
 from tests.fuzz import consumers, message_targets, record_targets, stream_targets
 from tests.fuzz.judge import (
+    HANGS,
     Clock,
     Failure,
     HangError,
@@ -35,6 +36,7 @@ KINDS: Final = ("messages", "records")
 _MINIMISED: Final = 5
 """Failures that are made smaller; more of them are mostly the same."""
 ENOUGH: Final = 40
+ENOUGH_HANGS: Final = 4
 """Failures after which a process stops: where each is a hang, it would else go on for days."""
 _SAME: Final = 40
 """Characters of what went wrong that say whether it is the same."""
@@ -72,7 +74,8 @@ def fuzz(kind: str, seed: str, indices: range, place: mmap.mmap) -> Tally:
                 run(targets, kind, seed, index, tally)
                 if len(tally.failures) > count:
                     _tell(targets, tally, clock)
-                if len(tally.failures) == ENOUGH:
+                hangs = sum(failure.what == HANGS for failure in tally.failures)
+                if hangs == ENOUGH_HANGS or len(tally.failures) == ENOUGH:
                     break
         tally.memory = peak_memory() - before
     finally:
@@ -83,7 +86,7 @@ def fuzz(kind: str, seed: str, indices: range, place: mmap.mmap) -> Tally:
 
 def _tell(targets: list[Target], tally: Tally, clock: Clock) -> None:
     failure = tally.failures[-1]
-    if len(tally.failures) <= _MINIMISED:
+    if failure.what != HANGS and len(tally.failures) <= _MINIMISED:
         failure = smaller(targets, failure, clock)
         tally.failures[-1] = failure
     print(json.dumps({"failure": failure.as_dict()}), flush=True)

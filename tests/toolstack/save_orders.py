@@ -4,21 +4,19 @@ whatever does. Only the edges are driven (`tests.toolstack.driven`).
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from helper.hypervisors.interface import SuspendState
 from ipc_schema import libxl_stream, records
-from ipc_schema.errors import Error
 from ipc_schema.libxl_stream import RecordType
 from ipc_schema.messages import Operation, XCFlags
-from tests.toolstack.driven import Waiting, World
 from tests.toolstack.driven_host import DOMID, DrivenHost
+from tests.toolstack.operation_orders import OperationOrders
 from toolstack.context import Context
 from toolstack.limits import Limits
 from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits
@@ -39,8 +37,6 @@ MESSAGES: dict[str, dict[str, Any]] = {
 """What a helper says, and the last what it must not."""
 USUAL = sorted(MESSAGES.keys() - {"restore_results"})
 REPEATED = frozenset({"log", "progress", "switch_qemu_logdirty"})
-LONG = 1000.0
-"""Seconds, more than any limit."""
 EMULATOR = {RecordType.EMULATOR_XENSTORE_DATA, RecordType.EMULATOR_CONTEXT}
 
 
@@ -57,16 +53,15 @@ def libxl_records(stream: bytes) -> list[RecordType]:
     return found
 
 
-class SaveOrders(RuleBasedStateMachine):
+class SaveOrders(OperationOrders):
+    ENDED = "save_ended"
+    TRANSFERS = "write"
+    MESSAGES = MESSAGES
+
     def __init__(self) -> None:
         super().__init__()
-        self.world = World()
-        self.result: SaveResult | None = None
         self.stream = b""
         self.transition_begun = False
-        self.first_rc = 0
-        self.trouble = 0
-        """How much has happened that may end a save badly."""
 
     @initialize(
         live=st.booleans(),
@@ -107,13 +102,9 @@ class SaveOrders(RuleBasedStateMachine):
         strategy = MemoryStrategy.POSTCOPY if postcopy else MemoryStrategy.DEFAULT
         parameters = SaveParameters(request, strategy, PrecopyLimits(), self.transition)
         trace = self.world.tracer()
-        self.context = Context(self.host, "sim:/nowhere", trace=trace, limits=Limits())
+        context = Context(self.host, "sim:/nowhere", trace=trace, limits=Limits())
 
-        def start() -> None:
-            self.operation = SaveOperation(self.context, parameters)
-            self.task = asyncio.ensure_future(self.operation.run())
-
-        self.world.do(start)
+        self.start(lambda: SaveOperation(context, parameters))
         for step in self.good_steps()[:steps]:
             step()
 
@@ -146,8 +137,8 @@ class SaveOrders(RuleBasedStateMachine):
     def write_begins(self, _data: bytes) -> None:
         must = self.world.must
         must(not self.torn(), "something is written after half a record")
-        must(not self.writes(), "two writes at once")
-        asked = self.hears() and self.channel.waiting == "postcopy_transition"
+        must(not self.transfers(), "two writes at once")
+        asked = self.waits_for == "postcopy_transition"
         must(asked or not self.hears(), "written while libxc has the stream")
 
     def write_ends(self, data: bytes) -> None:
@@ -156,25 +147,6 @@ class SaveOrders(RuleBasedStateMachine):
     def torn(self) -> bool:
         """Whether a write was cut off, and may be out in part."""
         return any(what.startswith("write") for what in self.world.broken)
-
-    def writes(self) -> list[Waiting]:
-        return [waiting for waiting in self.world.waiting if waiting.what.startswith("write")]
-
-    @property
-    def channel(self) -> Any:
-        return self.world.channels[-1] if self.world.channels else None
-
-    def hears(self) -> bool:
-        return bool(self.world.alive and self.channel.listening)
-
-    def free_to_speak(self) -> bool:
-        greeted = self.world.events("helper ready")
-        return bool(self.hears() and greeted and not self.channel.waiting)
-
-    def fault(self) -> None:
-        """What happens now may end the save badly."""
-        self.trouble += 1
-        self.faults_left -= 1
 
     # What happens
 
@@ -198,63 +170,14 @@ class SaveOrders(RuleBasedStateMachine):
         error = TimeoutError("too slow") if timeout else OSError(5, "Input/output error")
         self.world.do(partial(waiting.fail, error))
 
-    @precondition(lambda self: not self.world.processes and self.faults_left > 0)
-    @rule()
-    def helpers_cannot_be_started(self) -> None:
-        self.fault()
-        self.world.cannot_start = True
-
-    @precondition(lambda self: self.hears() and not self.world.events("helper ready"))
-    @rule()
-    def the_helper_greets(self) -> None:
-        self.world.do(self.channel.hello)
-
     @precondition(lambda self: self.free_to_speak())
     @rule(name=st.sampled_from(USUAL))
     def the_helper_says(self, name: str) -> None:
-        said = {event["name"] for event in self.world.events("callback")}
-        if name in said and name not in REPEATED:
+        if self.said(name) and name not in REPEATED:
             return  # it would be a fault: a second suspension, more precopy after its end
-        if name == "postcopy_transition" and "suspend" not in said:
+        if name == "postcopy_transition" and not self.said("suspend"):
             return
-        self.world.do(partial(self.channel.says, name, MESSAGES[name]))
-
-    @precondition(lambda self: self.hears() and self.faults_left > 0)
-    @rule(name=st.sampled_from(sorted(MESSAGES)))
-    def the_helper_says_anything(self, name: str) -> None:
-        self.fault()
-        self.world.do(partial(self.channel.says, name, MESSAGES[name]))
-
-    @precondition(lambda self: self.free_to_speak() and self.faults_left > 0)
-    @rule()
-    def libxc_fails(self) -> None:
-        self.fault()
-        self.world.do(partial(self.channel.says, "complete", {"retval": -1, "errnoval": 5}))
-
-    @precondition(lambda self: self.hears() and self.faults_left > 0)
-    @rule(how=st.sampled_from(["garbage", "hangs_up"]))
-    def the_channel_fails(self, how: str) -> None:
-        self.fault()
-        self.world.do(getattr(self.channel, how))
-
-    @precondition(lambda self: self.channel is not None and self.faults_left > 0)
-    @rule()
-    def no_answer_can_be_written(self) -> None:
-        self.fault()
-        self.channel.broken = True
-
-    def completed(self) -> bool:
-        """Whether libxc's result was heard."""
-        return any(event["name"] == "complete" for event in self.world.events("callback"))
-
-    @precondition(lambda self: self.world.alive and (self.completed() or self.faults_left > 0))
-    @rule(status=st.sampled_from([0, 0, 0, 3]))
-    def the_helper_exits(self, status: int) -> None:
-        process = self.world.alive
-        assert process is not None
-        if status or process.killed or not self.completed():
-            self.fault()
-        self.world.do(partial(process.exits, -9 if process.killed else status))
+        self.says(name, MESSAGES[name])
 
     @precondition(lambda self: self.host.guest.asked)
     @rule(state=st.sampled_from(list(SuspendState)), obstinate=st.booleans())
@@ -268,23 +191,6 @@ class SaveOrders(RuleBasedStateMachine):
             guest.obstinate = obstinate
             self.world.do(partial(guest.goes_to, state))
 
-    @rule()
-    def a_moment_passes(self) -> None:
-        """Longer than a dying process keeps its connection, shorter than any limit."""
-        self.world.loop.passes(0.2)
-
-    @precondition(lambda self: self.faults_left > 0)
-    @rule(seconds=st.sampled_from([5.0, 11.0, 61.0, 121.0]))
-    def time_passes(self, seconds: float) -> None:
-        self.fault()
-        self.world.loop.passes(seconds)
-
-    @precondition(lambda self: self.faults_left > 0)
-    @rule()
-    def the_caller_gives_up(self) -> None:
-        self.fault()
-        self.world.do(self.operation.cancel)
-
     def all_goes_on(self) -> None:
         """As well as it still can."""
         guest = self.host.guest
@@ -292,32 +198,12 @@ class SaveOrders(RuleBasedStateMachine):
             self.all_succeeds()
             if guest.asked and guest.state in (SuspendState.REQUESTED, SuspendState.ACKNOWLEDGED):
                 self.world.do(partial(guest.goes_to, SuspendState.SUSPENDED))
-            process = self.world.alive
-            if process is not None and (process.killed or process.terminated or self.completed()):
-                self.the_helper_exits(0)
-            elif self.hears() and not self.world.events("helper ready"):
-                self.the_helper_greets()
-            elif self.free_to_speak():
+            self.the_helper_goes_on()
+            if self.free_to_speak():
                 self.the_helper_says("complete")
             self.world.loop.passes(0.2)
 
     # What must hold
-
-    @invariant()
-    def nothing_went_wrong_in_between(self) -> None:
-        assert self.world.faults == []
-
-    @invariant()
-    def the_first_failure_is_kept(self) -> None:
-        if not hasattr(self, "operation"):
-            return
-        rc = self.operation._join.rc
-        assert self.first_rc in (0, rc), f"rc was {self.first_rc}, and is {rc}"
-        self.first_rc = rc
-
-    @invariant()
-    def after_a_failure_nothing_is_written(self) -> None:
-        assert not (self.first_rc and self.writes())
 
     @invariant()
     def no_wait_without_an_end(self) -> None:
@@ -325,40 +211,23 @@ class SaveOrders(RuleBasedStateMachine):
         if hasattr(self, "task") and not self.task.done():
             assert self.world.waiting or self.world.alive or self.host.guest.asked
 
-    @invariant()
-    def the_end_is_one(self) -> None:
-        if hasattr(self, "task") and self.task.done() and self.result is None:
-            self.result = self.task.result()
-            self.judge(self.result)
-
-    def judge(self, result: SaveResult) -> None:
-        """Once, at the end."""
-        assert len(self.world.events("save_ended")) == 1
-        assert len(self.world.processes) <= 1
-        assert self.world.alive is None, "a process is left behind"
-        assert all(channel.closed for channel in self.world.channels)
-        assert self.world.waiting == [], "something is left under way"
-        assert self.world.loop.descriptors() == 0
+    def judge(self) -> None:
         request = self.host.guest.request
         assert request is None or request.closed
-        self.judge_rc(result)
-        self.judge_guest(result)
-        self.judge_stream(result)
+        self.judge_guest(self.result)
+        self.judge_stream(self.result)
 
-    def judge_rc(self, result: SaveResult) -> None:
-        failures = self.world.events("failure")
-        assert bool(result.rc) == bool(result.reason)
-        if result.rc:
-            assert result.rc in list(Error)
-            assert self.trouble, f"rc {result.rc} out of nothing: {result.reason}"
-            assert result.reason == failures[0]["reason"], "not the first reason"
-        if self.first_rc:
-            assert result.rc == self.first_rc
+    def faults_now(self) -> dict[str, Callable[[], object]]:
+        found, guest = super().faults_now(), self.host.guest
+        if guest.asked and guest.state in (SuspendState.REQUESTED, SuspendState.ACKNOWLEDGED):
+            for state in (SuspendState.REFUSED, SuspendState.CRASHED):
+                found[state.value] = partial(self.world.do, partial(guest.goes_to, state))
+        return found
 
     def judge_guest(self, result: SaveResult) -> None:
         """Who knows not that a guest is suspended, or will be, does not resume it."""
         assert result.suspended or not self.host.guest.may_suspend
-        if self.world.processes and not self.completed():
+        if self.world.processes and not self.said("complete"):
             assert self.world.events("logdirty_off"), "log-dirty mode was left on"
 
     def judge_stream(self, result: SaveResult) -> None:
@@ -369,9 +238,6 @@ class SaveOrders(RuleBasedStateMachine):
             assert result.postcopy_transitioned is not PostcopyTransitioned.NEVER
         if result.rc:
             return
-        (complete,) = [e for e in self.world.events("callback") if e["name"] == "complete"]
-        (ended,) = self.world.events("helper ended")
-        assert (complete["retval"], ended["status"]) == (0, 0), "success of a helper that failed"
         kinds = libxl_records(self.stream)
         assert not self.torn()
         assert [kind for kind in kinds if kind not in EMULATOR] == (
@@ -385,76 +251,3 @@ class SaveOrders(RuleBasedStateMachine):
     def transition_done(self) -> bool:
         end = libxl_stream.encode_record(RecordType.POSTCOPY_TRANSITION_END)
         return self.transition_begun and end in self.stream
-
-    def teardown(self) -> None:
-        """Nobody helps any more: the helper does not even die by itself, the guest and the other
-        side say nothing. Whoever waits has a limit."""
-        try:
-            if hasattr(self, "task"):
-                if not self.given_up:
-                    self.all_goes_on()
-                self.an_answer_does_not_stay_out()
-                self.world.do(self.operation.cancel)
-                for _ in range(12):
-                    process = self.world.alive
-                    if process is not None and process.killed:
-                        self.world.do(partial(process.exits, -9))
-                    self.trouble += 1
-                    self.world.loop.passes(LONG)
-                assert self.task.done(), "it does not come to its end"
-                self.nothing_went_wrong_in_between()
-                self.the_first_failure_is_kept()
-                self.after_a_failure_nothing_is_written()
-                self.the_end_is_one()
-                self.nothing_is_done_after_the_end()
-        finally:
-            self.world.close()
-
-    def an_answer_does_not_stay_out(self) -> None:
-        """Nobody gives up, and still a helper that waits for its answer is given one, or ended."""
-        process = self.world.alive
-        if process is not None and self.hears() and self.channel.waiting:
-            self.trouble += 1
-            self.world.loop.passes(LONG)
-            assert not self.channel.waiting or process.terminated or process.killed
-
-    def nothing_is_done_after_the_end(self) -> None:
-        events = len(self.world.trace)
-        self.world.do(self.operation.cancel)
-        self.world.loop.passes(LONG)
-        assert self.world.waiting == []
-        assert len(self.world.trace) == events
-
-
-def faults_of(save: SaveOrders) -> dict[str, Callable[[], object]]:
-    """What can go wrong now, by name: the first of each kind."""
-    world, guest = save.world, save.host.guest
-    found: dict[str, Callable[[], object]] = {"given up": world_does(save, save.operation.cancel)}
-    for waiting in world.waiting:
-        for error in (OSError(5, "Input/output error"), TimeoutError("too slow")):
-            what = f"{waiting.what} fails with {type(error).__name__}"
-            found[what] = world_does(save, partial(waiting.fail, error))
-    for seconds in (11.0, 61.0, 121.0):
-        found[f"{seconds} s pass"] = partial(world.loop.passes, seconds)
-    if not world.processes:
-        found["no helper can be started"] = partial(setattr, world, "cannot_start", True)
-    if save.channel is not None:
-        found["no answer can be written"] = partial(setattr, save.channel, "broken", True)
-    if world.alive is not None:
-        for status in (0, 3, -11):
-            found[f"exit {status}"] = world_does(save, partial(world.alive.exits, status))
-    if save.hears():
-        for name, fields in MESSAGES.items():
-            found[f"says {name}"] = world_does(save, partial(save.channel.says, name, fields))
-        failed = {"retval": -1, "errnoval": 5}
-        found["libxc fails"] = world_does(save, partial(save.channel.says, "complete", failed))
-        for how in ("garbage", "hangs_up"):
-            found[how] = world_does(save, getattr(save.channel, how))
-    if guest.asked and guest.state in (SuspendState.REQUESTED, SuspendState.ACKNOWLEDGED):
-        for state in (SuspendState.REFUSED, SuspendState.CRASHED):
-            found[state.value] = world_does(save, partial(guest.goes_to, state))
-    return found
-
-
-def world_does(save: SaveOrders, act: Callable[[], object]) -> Callable[[], object]:
-    return partial(save.world.do, act)

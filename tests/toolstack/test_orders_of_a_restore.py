@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 from ipc_schema.errors import Error
-from tests.toolstack.restore_orders import RestoreOrders, faults_of
+from tests.toolstack.restore_orders import RestoreOrders
 
 RestoreOrders.TestCase.settings = settings(max_examples=250, stateful_step_count=30)
 TestRestore = RestoreOrders.TestCase
@@ -59,14 +59,7 @@ def test_every_single_fault_at_every_step(postcopy: bool, device_model: bool, st
         return restore
 
     first = begun()
-    names = sorted(faults_of(first))
+    names = sorted(first.faults_now())
     first.teardown()
     for name in names:
-        restore = begun()
-        restore.trouble += 1
-        faults_of(restore)[name]()
-        restore.nothing_went_wrong_in_between()
-        restore.the_first_failure_is_kept()
-        restore.after_a_failure_nothing_is_read()
-        restore.given_up = False
-        restore.teardown()
+        begun().one_fault(name)
