@@ -7,6 +7,7 @@ person who has looked can choose `WayOut.RESUME` or `WayOut.DESTROY`.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -259,7 +260,7 @@ def _refusal(host: Host, entry: Entry, row: DomainSummary) -> str:
     problem = heal(host, row.domid) if row.state.value not in DEAD else ""
     look = (
         f"xen-toolstack list --host {entry.peer}"
-        if Path(entry.peer).is_dir()
+        if os.path.isdir(entry.peer)
         else f"the host behind `{entry.peer}`"
     )
     return (

@@ -86,7 +86,7 @@ def test_there_and_back(hosts: Hosts) -> None:
 def test_over_a_command(hosts: Hosts) -> None:
     hosts.guest()
     receiver = " ".join([*TOOLSTACK, "receive", "--host", str(hosts.destination)])
-    ended = migrate(hosts, to=f"exec {receiver}")
+    ended = migrate(hosts, to=f"REMARK={'longer-than-any-name' * 20} exec {receiver}")
     assert ended.code == 0, ended
     assert ended.json["guest"] == {
         "host": None, "state": None, "steps": None, "pages_checked": None, "memory_ok": None,

@@ -85,8 +85,9 @@ def destination_of(arguments: argparse.Namespace) -> Destination:
     real one, and for what looks like a path and is neither a directory nor a program.
     """
     text: str = arguments.to
-    path = Path(text)
-    if path.is_dir():
+    # A command may be longer than a name can be.
+    if os.path.isdir(text):
+        path = Path(text)
         if hypervisor_of(arguments) == XEN:
             raise CommandError(
                 f"{text} is a directory, and no simulated host can run a real guest; --to wants a "

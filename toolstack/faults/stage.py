@@ -173,7 +173,8 @@ class Stage:
 
     def _receiver(self) -> str:
         """What `migrate --to` gets: the host, or the link with its faults in front of it."""
-        if not self._plan.of(Who.LINK):
+        plan = self._plan._replace(faults=self._plan.of(Who.LINK))
+        if not plan.faults:
             return str(self._destination.directory)
         receive = [
             *_COMMAND,
@@ -181,7 +182,7 @@ class Stage:
             *self._arguments(Side.DESTINATION),
             f"--from={self._source.directory}",
         ]
-        return shlex.join([*_LINK, str(self._plan), str(self._events), *receive])
+        return shlex.join([*_LINK, str(plan), str(self._events), *receive])
 
     def _environment(self, faults: bool) -> dict[str, str]:
         ours = {
