@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import struct
 from collections.abc import Iterator
@@ -140,10 +141,11 @@ def _hvm_entry(stream: bytes, body: int, offset: int) -> tuple[int, int]:
 
 
 class Cost(NamedTuple):
-    """Of one `xl save`: seconds, and the helper's peak memory in KiB."""
+    """Of one `xl save`: seconds, the helper's peak memory in KiB, and when its process began."""
 
     seconds: float
     peak: int
+    started: float
 
 
 def cost_ratio(lab: Lab) -> None:
@@ -164,20 +166,45 @@ def cost_ratio(lab: Lab) -> None:
         median = statistics.median(cost.seconds for cost in costs[helper])
         lab.figure(f"{name} s", round(median, 2))
         lab.figure(f"{name} KiB", max(cost.peak for cost in costs[helper]))
+    for what, seconds in _where_it_goes(lab, [cost.started for cost in costs[OURS]]).items():
+        lab.figure(f"ours, {what} s", round(seconds, 2))
     guest.goes_on()
+
+
+def _where_it_goes(lab: Lab, started: list[float]) -> dict[str, float]:
+    """Medians over our helper's runs, in seconds, from its trace. `started` are its processes'."""
+    begun, engine, ended = (
+        [float(event["t"]) for event in lab.events(name)]
+        for name in ("start", "engine", "complete")
+    )
+    parts = {
+        "interpreter": zip(begun, started, strict=True),
+        "Xen's libraries": zip(engine, begun, strict=True),
+        "libxc with callbacks": zip(ended, engine, strict=True),
+    }
+    callbacks = sum(float(event["seconds"]) for event in lab.events("callback"))
+    return {
+        **{
+            what: statistics.median(later - earlier for later, earlier in times)
+            for what, times in parts.items()
+        },
+        "callbacks": callbacks / len(started),
+    }
 
 
 def _cost(lab: Lab, guest: Guest, helper: Path) -> Cost:
     """Save and let it run on: a restore in between would be the longer part."""
     file = lab.directory / "measured"
     program = lab.start_xl(["save", "-c", guest.name, file], helper)
-    peak = 0
+    peak, started = 0, 0.0
     while not program.wait(_SAMPLE_SECONDS):
-        peak = max([peak, *(_peak(pid) for pid in _children(program.pid))])
+        for pid in _children(program.pid):
+            peak = max(peak, _peak(pid))
+            started = started or _started(pid)
     done = program.end(limit=1)
     assert done.status == 0
     file.unlink()
-    return Cost(done.seconds, peak)
+    return Cost(done.seconds, peak, started)
 
 
 def _children(pid: int) -> list[int]:
@@ -188,6 +215,15 @@ def _children(pid: int) -> list[int]:
         ]
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def _started(pid: int) -> float:
+    """When a process began, in seconds of the clock that the trace has; 0 of one that has gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def _peak(pid: int) -> int:
