@@ -213,7 +213,7 @@ class OperationOrders(RuleBasedStateMachine):
 
     @invariant()
     def nothing_went_wrong_in_between(self) -> None:
-        assert self.world.faults == []
+        assert self.world.faults == [], self.world.faults
 
     @invariant()
     def the_first_failure_is_kept(self) -> None:

@@ -137,16 +137,16 @@ class RestoreOrders(OperationOrders):
 
     def on_resume(self) -> None:
         must, join = self.world.must, self.operation._join
-        must(("postcopy_transition", 1) in self.answers, "resumed without a transition")
+        done = [event["rc"] for event in self.world.events("postcopy_transition_done")]
+        must(done == [0], "resumed without a transition")
         must(not (join.completed and join.rc), "resumed after its stream has failed")
         if self.refuses_resumption:
             raise OSError(5, "the journal cannot be written")
         self.resumed += 1
 
     def wants_record(self) -> bool:
-        return any(waiting.what == "read libxl record" for waiting in self.transfers()) and (
-            not self.coming
-        )
+        waits = any(read.what == "read libxl record header" for read in self.transfers())
+        return waits and not self.coming
 
     # What happens
 
@@ -162,7 +162,10 @@ class RestoreOrders(OperationOrders):
         self.world.do(self.transfers()[0].succeed)
 
     @precondition(lambda self: self.wants_record())
-    @rule(name=st.sampled_from(["LIBXC_CONTEXT", "END", "optional"]))
+    @rule(optional=st.booleans())
+    def the_right_record_comes(self, optional: bool) -> None:
+        self.the_stream_brings("optional" if optional else self.next_record())
+
     def the_stream_brings(self, name: str) -> None:
         self.coming = RECORDS[name]
         while self.coming and self.transfers():
