@@ -20,6 +20,7 @@ from helper.hypervisors.simulated.host import SimulatedHost, create_host
 from helper.hypervisors.simulated.layout import P2M
 from helper.parameters import RestoreParameters
 from helper.restore import domain_restore
+from ipc_schema import libxl_stream, records
 from ipc_schema.errors import DecodeError, Error
 from ipc_schema.messages import StreamType
 from ipc_schema.trace import Trace
@@ -27,7 +28,7 @@ from tests.fuzz import stream_seeds
 from tests.fuzz.mutations import joined
 from tests.fuzz.stream_seeds import MEMORY
 from tests.fuzz.stream_targets import STREAM_WORDS, accepted
-from tests.fuzz.target import DECODED, REFUSED, Target, promise
+from tests.fuzz.target import DECODED, REFUSED, BrokenPromiseError, Target, promise
 from tests.helper.engine import Controller
 from toolstack.context import Context
 from toolstack.join import Task
@@ -68,7 +69,7 @@ class _Reading(RestoreOperation):
         rc = await self._completed
         await self._tasks_ended()
         if self._fault is not None:
-            raise self._fault
+            raise BrokenPromiseError(f"a fault of the program: {self._fault!r}")
         return rc
 
     @property
@@ -119,6 +120,10 @@ def _controller() -> Target:
         promise(bool(operation.reason) == bool(rc), f"rc {rc}, reason {operation.reason!r}")
         if not rc:
             promise(operation.helpers == 1, "success without a helper")
+            try:
+                promise(_whole(data), "success, and the stream is cut")
+            except DecodeError as error:
+                raise BrokenPromiseError(f"success, but {error}") from error
             return DECODED
         promise(len(operation.reason) > 10, f"says little: {operation.reason!r}")
         promise(operation.reason.isprintable(), f"not printable: {operation.reason!r}")
@@ -133,6 +138,20 @@ def _controller() -> Target:
 
     seeds = [joined(*pieces) for pieces in stream_seeds.controller_streams()]
     return Target("the controller's restore", seeds, feed, 3, STREAM_WORDS, close=close)
+
+
+def _whole(data: bytes) -> bool:
+    """Whether libxl's records, of lengths that they may have, stand there up to END."""
+    offset = libxl_stream.HEADER_SIZE
+    while True:
+        header = data[offset : offset + records.HEADER_SIZE]
+        number, length = records.decode_record_header(header, "record", offset)
+        kind = libxl_stream.record_type(number, offset)
+        if kind is not None:
+            libxl_stream.check_length(kind, length, offset)
+        offset += records.HEADER_SIZE + length + records.padding(length)
+        if kind is libxl_stream.RecordType.END:
+            return offset <= len(data)
 
 
 async def _send(sock: socket.socket, data: bytes, chance: Random) -> None:

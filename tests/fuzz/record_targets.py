@@ -38,7 +38,7 @@ _RECORD_WORDS: Final = Words(
         stream_seeds.OPTIONAL_RECORD,
     )
 )
-_JSON_WORDS: Final = Words(
+JSON_WORDS: Final = Words(
     tokens=(b"[", b"{", b'"', b"\0", b"\xff", b"\\ud800", b"1e999", b"9" * 5000, b'{"c_info":'),
     openers=(b"[", b'{"":', b'{"c_info":', b'[{"a":'),
 )
@@ -266,9 +266,9 @@ def _xl_header_target() -> Target:
 
     def inside(chance: Random) -> bytes:
         """A mutated configuration, in a header that is right."""
-        return xl_header.encode_header(mutate(chance, configs, _JSON_WORDS).rstrip(b"\0") or b"{}")
+        return xl_header.encode_header(mutate(chance, configs, JSON_WORDS).rstrip(b"\0") or b"{}")
 
-    return Target("xl header", headers, _xl_header, 10, _JSON_WORDS, inside)
+    return Target("xl header", headers, _xl_header, 10, JSON_WORDS, inside)
 
 
 def _xl_header(data: bytes, _chance: Random) -> str:

@@ -13,11 +13,13 @@ import numpy as np
 from helper.fault_channel import FaultReader
 from helper.page_assembler import RING, PageAssembler
 from helper.postcopy_pages import PostcopyPages
+from ipc_schema import xl_header
 from ipc_schema.errors import DecodeError
 from ipc_schema.libxc_record_types import RecordType as Xc
 from ipc_schema.page_types import PageType
 from tests.fuzz import stream_seeds
-from tests.fuzz.mutations import Words, joined
+from tests.fuzz.mutations import Seed, Words, joined, mutate
+from tests.fuzz.record_targets import JSON_WORDS
 from tests.fuzz.stream_seeds import PAGE, libxc_record, page_data, pages
 from tests.fuzz.target import DECODED, BrokenPromiseError, Target, promise
 from toolstack.inspect import Summary, inspect
@@ -65,7 +67,16 @@ def _inspected() -> Target:
             raise sought[1]
         return DECODED
 
-    return Target("inspect", seeds, feed, 5, STREAM_WORDS)
+    after = b"".join(stream_seeds.libxl_streams()[0])
+
+    def inside(chance: Random) -> bytes:
+        """A mutated configuration in a right header, or a mutated stream."""
+        if chance.random() < 0.2:
+            config = mutate(chance, [Seed(stream_seeds.domain_config())], JSON_WORDS)
+            return xl_header.encode_header(config.rstrip(b"\0") or b"{}") + after
+        return mutate(chance, seeds, STREAM_WORDS)
+
+    return Target("inspect", seeds, feed, 5, STREAM_WORDS, inside)
 
 
 def _inspect(file: io.BytesIO) -> tuple[list[str], DecodeError | None]:
