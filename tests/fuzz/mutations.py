@@ -142,7 +142,13 @@ def _boundary(chance: Random, data: bytearray, seed: Seed, _s: Sequence[Seed], _
 def _lying_length(
     chance: Random, data: bytearray, seed: Seed, _s: Sequence[Seed], _w: Words
 ) -> None:
-    _integer(chance, data, seed, _LENGTHS, _WIDTHS[1:])
+    """Anywhere, or where a record that begins at a mark has its length."""
+    if seed.marks and chance.random() < 0.5:
+        place = chance.choice(seed.marks) + 4
+        length = chance.choice(_LENGTHS) & 0xFFFFFFFF
+        data[place : place + 4] = length.to_bytes(4, "little")
+    else:
+        _integer(chance, data, seed, _LENGTHS, _WIDTHS[1:])
 
 
 def _near_integer(

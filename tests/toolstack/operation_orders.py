@@ -232,6 +232,7 @@ class OperationOrders(RuleBasedStateMachine):
         if hasattr(self, "task") and self.task.done() and self.result is None:
             self.result = self.task.result()
             self.judge_what_is_left()
+            self.judge_answer()
             self.judge_rc()
             self.judge()
 
@@ -242,6 +243,11 @@ class OperationOrders(RuleBasedStateMachine):
         assert all(channel.closed for channel in self.world.channels)
         assert self.world.waiting == [], "something is left under way"
         assert self.world.loop.descriptors() == 0
+
+    def judge_answer(self) -> None:
+        """A transition that failed is not told to libxc as one that was made."""
+        if any(event["rc"] for event in self.world.events("postcopy_transition_done")):
+            assert ("postcopy_transition", 1) not in self.answers
 
     def judge_rc(self) -> None:
         failures, result = self.world.events("failure"), self.result

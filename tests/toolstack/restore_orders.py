@@ -275,6 +275,9 @@ class RestoreOrders(OperationOrders):
         transitioned = ("postcopy_transition", 1) in self.answers
         assert self.host.unpaused == transitioned, "let run, and not by postcopy"
         read = [event["record"] for event in self.world.events("stream_read")]
+        if transitioned:
+            after = read[read.index("POSTCOPY_TRANSITION_END") + 1 :]
+            assert [record for record in after if isinstance(record, str)] == ["END"]
         xenstore = XENSTORE if "EMULATOR_XENSTORE_DATA" in read else []
         context = CONTEXT if "EMULATOR_CONTEXT" in read else None
         assert self.host.restored == ([(xenstore, context)] if self.device_model else [])
