@@ -35,8 +35,8 @@ RUNNING_AT_SOURCE: Final = 1
 
 _HELD_OCTETS: Final = 16 << 20
 """In the first round: there are 96 MiB to come."""
-_INTERRUPTED_SECONDS: Final = 15.0
-"""For the command to end once it is told to, the receiver's answer included."""
+_GIVEN_UP_SECONDS: Final = 15.0
+"""From SIGINT to the end of libxc's error path, on a processor that a guest shares."""
 
 
 def toolstack(*arguments: str | Path, limit: float = 180) -> Ended:
@@ -160,8 +160,9 @@ def controller_is_killed(lab: Lab) -> None:
 
 
 def interrupted(lab: Lab) -> None:
-    """SIGINT in the first round, for the command alone and as a terminal sends it to all: it ends
-    soon, the guest runs on, and log-dirty mode is off."""
+    """SIGINT in the first round, for the command alone and as a terminal sends it to all, while the
+    receiver reads nothing: log-dirty mode is soon off, and the guest runs on; the command ends when
+    the receiver, to which it gives its time, has ended."""
     guest = lab.guest("pvh")
     domid = lab.domains()[guest.name].domid
     for whom, send in (("alone", os.kill), ("group", os.killpg)):
@@ -169,16 +170,17 @@ def interrupted(lab: Lab) -> None:
         to = gate.command(_HELD_OCTETS, RECEIVE.removeprefix("exec "))
         program = Program(["xen-toolstack", "migrate", guest.name, "--to", to, *PATIENCE])
         wait_until("the stream is held", lambda gate=gate: gate.holds, limit=240)
+        assert domid in log_dirty_domains()
         sent = time.monotonic()
         send(program.pid, signal.SIGINT)
-        done = program.end(limit=60)
-        lab.figure(f"ended after s, {whom}", round(time.monotonic() - sent, 1))
+        wait_until("log-dirty mode is off", lambda: not log_dirty_domains(), _GIVEN_UP_SECONDS)
+        lab.figure(f"given up after s, {whom}", round(time.monotonic() - sent, 1))
         gate.open()
+        done = program.end(limit=60)
         assert done.status == RUNNING_AT_SOURCE, done.output
-        assert time.monotonic() - sent < _INTERRUPTED_SECONDS
+        assert "aborted" in done.output
         lab.assert_runs_on(guest)
         assert lab.domains()[guest.name].domid == domid
-        assert not log_dirty_domains()
         nothing_is_left()
     migrate(lab, guest, RECEIVE)
 
