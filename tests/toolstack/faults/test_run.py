@@ -45,7 +45,9 @@ def test_a_fault_strikes_and_the_rules_hold(
     verdict = run(plan, mode)
     assert verdict.holds, verdict.problems
     assert verdict.seen["exit code"] == code
-    assert {one[: len(start)] for one, start in zip(verdict.fired, fired, strict=True)} <= {*fired}
+    # Which side is struck first is no promise.
+    struck = zip(sorted(verdict.fired), sorted(fired), strict=True)
+    assert all(one.startswith(start) for one, start in struck)
 
 
 def test_a_guest_that_refuses_gives_no_answer_at_all() -> None:
