@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import secrets
+import signal
 import sys
 from random import Random
 
@@ -16,6 +17,8 @@ from tests.fuzz.worker import KINDS, input_of, targets_of
 def main() -> int:
     """0 if all held, 1 if not, 2 for usage."""
     options = _parse()
+    # As ^C does: processes and domains are ended on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     seed = options.seed or str(secrets.randbelow(10**9))
     if options.only:
         return _only(seed, *options.only)

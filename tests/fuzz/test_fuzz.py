@@ -4,11 +4,16 @@ package)."""
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import processes_under
+from tests.helper.simulated import wait_for
 
 ROOT = Path(__file__).parents[2]
 MESSAGES, RECORDS = 60_000, 24_000
@@ -60,3 +65,21 @@ def test_one_input_is_made_again_and_shown() -> None:
 )
 def test_usage(arguments: tuple[str, ...]) -> None:
     assert fuzz(*arguments).returncode == 2
+
+
+def test_one_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.fuzz", "--messages", "0", "--records", "1000000"],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(lambda: any(tmp_path.glob("fuzz-*/0/fuzz-*/host/domains/1")), "a domain is there")
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+    assert list(tmp_path.iterdir()) == []
+    assert processes_under(tmp_path) == []
