@@ -145,7 +145,8 @@ def recover(
         if entry.process.alive():
             raise JournalError(
                 f"guest {entry.name!r}: process {entry.process.pid} is still at work on it "
-                f"({entry.role.value}); wait for it, or end it with SIGTERM"
+                f"({entry.role.value}); wait for it, or end it with SIGTERM "
+                "(SIGKILL where it stands still)"
             )
     # The receiving end first: with both on one host it frees the name for the sending one.
     found.sort(key=lambda entry: entry.role is not Role.DESTINATION)

@@ -29,7 +29,7 @@ class Mode(Enum):
 @dataclass(frozen=True)
 class Ended:
     """How a command of ours ended. `code` is its exit status, negative for a signal; `late` says
-    that it had to be killed, `freed` that it was killed because a fault had stopped it for ever."""
+    that it had to be killed."""
 
     command: str
     pid: int
@@ -38,7 +38,6 @@ class Ended:
     err: str
     seconds: float
     late: bool = False
-    freed: bool = False
 
 
 @dataclass(frozen=True)

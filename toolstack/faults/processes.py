@@ -6,8 +6,9 @@ import contextlib
 import os
 import secrets
 import signal
+import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +16,7 @@ MARK: Final = "XEN_TOOLSTACK_FAULT_RUN"
 """The environment variable that all processes of a run inherit, with the run's token."""
 
 POLL: Final = 0.02
+_WATCH: Final = 0.1
 
 
 def new_token() -> str:
@@ -95,3 +97,26 @@ def kill(processes: Collection[Process]) -> None:
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def ending_stopped_controllers(token: str, patience: float) -> Iterator[None]:
+    """A controller that a fault has stopped for ever is killed by a person in the end: once it has
+    stood still for `patience` seconds."""
+    over = threading.Event()
+
+    def watch() -> None:
+        since: dict[int, float] = {}
+        while not over.wait(_WATCH):
+            stopped = [one for one in marked(token) if one.is_controller and one.state == "T"]
+            now = time.monotonic()
+            since = {one.pid: since.get(one.pid, now) for one in stopped}
+            kill([one for one in stopped if now - since[one.pid] > patience])
+
+    thread = threading.Thread(target=watch, name="watch for stopped controllers")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

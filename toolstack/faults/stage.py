@@ -9,9 +9,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Self
@@ -119,6 +118,13 @@ class Stage:
 
     def play(self) -> Evidence:
         """Everything, to the end."""
+        # Its helpers have the time to give up a stopped controller first.
+        limits = self._limits
+        patience = max(self._longest_stop(), limits.heartbeat + 2 * limits.abort) + 2.0
+        with processes.ending_stopped_controllers(self._token, patience):
+            return self._play()
+
+    def _play(self) -> Evidence:
         (row,) = self._source.domains()
         before = processes.descriptors(row.pid) if row.pid else {}
         self._descriptors = len(before)
@@ -220,7 +226,7 @@ class Stage:
         name, *rest = arguments
         started = time.monotonic()
         given = [name, *rest, "--json", *self._arguments(host)]
-        with self._command(given, faults=True) as command, self._freeing_the_stopped() as freed:
+        with self._command(given, faults=True) as command:
             late = False
             try:
                 command.process.wait(self._limit)
@@ -229,37 +235,7 @@ class Stage:
                 processes.kill(processes.marked(self._token))
                 command.process.wait()
             seconds = time.monotonic() - started
-            return command.ended(name, seconds, late=late, freed=freed())
-
-    @contextlib.contextmanager
-    def _freeing_the_stopped(self) -> Iterator[Callable[[], bool]]:
-        """A controller that a fault has stopped for ever is killed by a person in the end: once its
-        helpers have had the time to give it up."""
-        over, freed = threading.Event(), threading.Event()
-        patience = max(self._longest_stop(), self._limits.heartbeat + 2 * self._limits.abort) + 2.0
-
-        def watch() -> None:
-            since: dict[int, float] = {}
-            while not over.wait(0.1):
-                stopped = [
-                    one
-                    for one in processes.marked(self._token)
-                    if one.is_controller and one.state == "T"
-                ]
-                now = time.monotonic()
-                since = {one.pid: since.get(one.pid, now) for one in stopped}
-                dead = [one for one in stopped if now - since[one.pid] > patience]
-                if dead:
-                    freed.set()
-                    processes.kill(dead)
-
-        thread = threading.Thread(target=watch, name="watch for stopped controllers")
-        thread.start()
-        try:
-            yield freed.is_set
-        finally:
-            over.set()
-            thread.join()
+            return command.ended(name, seconds, late=late)
 
     def _longest_stop(self) -> float:
         return max(
@@ -284,7 +260,7 @@ class Stage:
                 late = True
                 command.process.kill()
                 command.process.wait()
-            return command.ended(name, time.monotonic() - started, late=late, freed=False)
+            return command.ended(name, time.monotonic() - started, late=late)
 
     def _recover(self, scene: Scene) -> list[Ended]:
         """`recover` where a journal was left, the destination first."""
@@ -357,10 +333,10 @@ class _Command:
     out: IO[bytes]
     err: IO[bytes]
 
-    def ended(self, name: str, seconds: float, *, late: bool, freed: bool) -> Ended:
+    def ended(self, name: str, seconds: float, *, late: bool) -> Ended:
         code = self.process.returncode
         out, err = (_text(file) for file in (self.out, self.err))
-        return Ended(name, self.process.pid, code, out, err, round(seconds, 3), late, freed)
+        return Ended(name, self.process.pid, code, out, err, round(seconds, 3), late)
 
 
 def _text(file: IO[bytes]) -> str:

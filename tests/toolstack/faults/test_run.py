@@ -66,6 +66,16 @@ def test_a_precopy_that_is_always_told_to_go_on_ends(who: str) -> None:
     assert "g (running)" in str(verdict.seen["at the source"])
 
 
+def test_a_stopped_receiver_is_ended_though_nobody_waits_for_it_any_more() -> None:
+    plan = (
+        "destination.controller/reply:after-send=stop; "
+        "source.controller/switch_qemu_logdirty:heard=exit(0)"
+    )
+    verdict = run(plan, "postcopy")
+    assert verdict.holds, verdict.problems
+    assert len(verdict.fired) == 2
+
+
 def test_a_helper_that_hangs_while_it_saves_to_a_file_ends() -> None:
     verdict = run("source/phase.stop-and-copy=delay(100000)", "save")
     assert verdict.holds, verdict.problems
