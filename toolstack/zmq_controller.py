@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
 from typing import Any, Final
 
 import zmq
@@ -33,6 +32,8 @@ _AT_ONCE: Final = 64
 # As integers: pyzmq's own are enums, which cost more than what they are for at each message.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+_RCVMORE: Final = int(zmq.RCVMORE)
+_HELLO: Final = CATALOGUE["hello"]
 _STRANGERS: Final = 16
 """Refusals that are reported; the rest are only refused."""
 
@@ -185,37 +186,47 @@ class ZmqController:
             for _ in range(_AT_ONCE):
                 if not self._listening:
                     return
-                self._take(self._socket.recv_multipart(_NOBLOCK, copy=bool(self._peer)))
+                if self._peer:
+                    self._take(self._socket.recv(_NOBLOCK), self._rest())
+                else:
+                    self._take_hello(self._socket.recv_multipart(_NOBLOCK, copy=False))
         except zmq.Again:
             return
         finally:
             self._reading = False
         asyncio.get_running_loop().call_soon(self._ready)
 
-    def _take(self, frames: list[Any]) -> None:
-        if not self._peer:
-            self._take_hello(frames)
-            return
-        if frames[0] != self._peer:
-            self._refuse(bytes(frames[0]), "the conversation has its helper already")
+    def _rest(self) -> list[bytes]:
+        """What follows the sender's identity. Not `recv_multipart`: see _NOBLOCK."""
+        parts = [self._socket.recv(_NOBLOCK)]
+        while self._socket.get(_RCVMORE):
+            parts.append(self._socket.recv(_NOBLOCK))
+        return parts
+
+    def _take(self, identity: bytes, parts: list[bytes]) -> None:
+        if identity != self._peer:
+            self._refuse(identity, "the conversation has its helper already")
             return
         try:
-            envelope = _decode(frames[1:])
+            envelope = _decode(parts)
             self._turns.received(envelope)
         except (DecodeError, TurnError) as bad:
             self._listener.violation(f"the helper broke the protocol: {bad}")
             return
-        message, fields = envelope.message, envelope.fields
-        self._deliver(message, lambda: self._listener.message(message, fields))
+        self._hear(envelope.message, envelope.fields)
 
-    def _deliver(self, _message: Message, to: Callable[[], None]) -> None:
-        """What is in turn goes `to` the listener."""
-        to()
+    def _hear(self, message: Message, fields: dict[str, Any]) -> None:
+        """What is in turn goes to the listener."""
+        if message is _HELLO:
+            self._listener.hello()
+        else:
+            self._listener.message(message, fields)
 
     def _take_hello(self, frames: list[zmq.Frame]) -> None:
         identity, *parts = (bytes(frame.buffer) for frame in frames)
         try:
-            self._turns.received(_decode(parts))
+            envelope = _decode(parts)
+            self._turns.received(envelope)
         except (DecodeError, TurnError) as bad:
             self._refuse(identity, str(bad))
             return
@@ -223,7 +234,7 @@ class ZmqController:
         self._peer_fd = frames[-1].get(zmq.SRCFD)
         # Its connection stands, and there is no second one: nobody else shall find the way in.
         self._endpoint.remove()
-        self._deliver(CATALOGUE["hello"], self._listener.hello)
+        self._hear(envelope.message, envelope.fields)
 
     def _refuse(self, identity: bytes, reason: str) -> None:
         """To a stranger: the conversation, and its sequence, is not his."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable
+from typing import Any
 
 import zmq
 
@@ -84,7 +84,7 @@ class FaultyZmqController(ZmqController):
 
     # What the helper says
 
-    def _deliver(self, message: Message, to: Callable[[], None]) -> None:
+    def _hear(self, message: Message, fields: dict[str, Any]) -> None:
         passed_on = True
         for firing in self._faults.strike(message_point(message.name, Moment.HEARD)):
             if firing.fault.action.kind is HANG_UP:
@@ -93,7 +93,7 @@ class FaultyZmqController(ZmqController):
                 assert firing.fault.action.kind is DROP
             passed_on = False
         if passed_on:
-            super()._deliver(message, to)
+            super()._hear(message, fields)
 
     def _hang_up(self) -> None:
         """Break the connection to the helper. ZeroMQ tells both ends, as if the other had."""
