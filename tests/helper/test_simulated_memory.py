@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import re
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from helper.hypervisors.interface import GuestState
+from helper.hypervisors.simulated import control
 from helper.hypervisors.simulated.host import SimulatedHost
 from tests.conftest import HostFactory
 from tests.helper.simulated import (
+    LIMIT,
     MIB,
     PAGE,
     clone,
@@ -183,6 +189,36 @@ def test_one_wrong_octet_crashes_a_running_guest(host: SimulatedHost, workload: 
     assert "pfn 0x12c is wrong" in reason
     assert "foreign data in 1 of 512 words" in reason
     assert not host.report(domid).memory_ok
+
+
+def test_a_crashed_guest_still_answers_though_who_watched_it_left_in_that_moment(
+    host: SimulatedHost,
+) -> None:
+    domid = host.create_guest("g", 2 * MIB, "idle")
+    host.pause(domid)
+    (row,) = host.domains()
+    assert row.pid is not None
+    directory = os.open(host.directory / "domains" / str(domid), os.O_RDONLY)
+    with (
+        contextlib.closing(control.connect(directory, LIMIT)) as asker,
+        contextlib.closing(control.connect(directory, LIMIT)) as watcher,
+    ):
+        os.close(directory)
+        control.ask(asker, {"do": "pause"})
+        control.send(watcher, {"do": "suspend"})
+        for _ in range(2):  # it has heard the watcher by the end of the second round
+            control.ask(asker, {"do": "pause"})
+        with host.domain(domid) as domain:
+            write_pages(domain, pfns_of(300), b"x" * PAGE)
+        os.kill(row.pid, signal.SIGSTOP)
+        stat = Path(f"/proc/{row.pid}/stat")
+        wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it is stopped")
+        control.send(asker, {"do": "verify"})
+        watcher.close()
+        os.kill(row.pid, signal.SIGCONT)
+        control.receive(asker)
+        assert "pfn 0x12c is wrong" in crashed(host, domid)
+        control.ask(asker, {"do": "verify"})
 
 
 def test_a_stale_page_crashes_the_restored_guest(host_factory: HostFactory) -> None:

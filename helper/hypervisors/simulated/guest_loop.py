@@ -99,11 +99,14 @@ class GuestLoop:
     def _handle(self, seconds: float) -> None:
         # Rounded up to milliseconds: waking too early would only turn the loop.
         timeout = -(-seconds * 1000 // 1)
-        for fd, _ in self._poller.poll(timeout):
-            if fd == self._listener.fileno():
-                self._accept()
-            else:
+        ready = [fd for fd, _ in self._poller.poll(timeout)]
+        for fd in ready:
+            # One that was served before it may have had it dropped.
+            if fd in self._connections:
                 self._serve(fd)
+        # Last: a new connection may get the number of a dropped one.
+        if self._listener.fileno() in ready:
+            self._accept()
 
     def _accept(self) -> None:
         try:
@@ -140,7 +143,7 @@ class GuestLoop:
             answer = request(connection, message)
         except OSError as error:
             answer = {"errno": error.errno or errno.EIO, "error": error.strerror or str(error)}
-        if answer is not None:
+        if answer is not None and fd in self._connections:
             self._tell(fd, answer)
 
     def _tell(self, fd: int, message: Message) -> None:
