@@ -89,9 +89,15 @@ def run_scenarios(names: list[str], suites: list[str], jobs: int, keep: Path | N
     """Run scenarios (all where `names` is empty) on `suites`, on `jobs` machines at once, print
     the table; 0 if there were some and all passed."""
     wanted = [case for case in cases(suites) if not names or case.scenario.name in names]
+    order = longest_first(batches(wanted))
     with _directory(keep) as directory, ThreadPoolExecutor(jobs) as pool:
-        done = list(pool.map(lambda batch: _run_batch(batch, directory), batches(wanted)))
-        rows = [row for batch in done for row in batch.rows]
+        done = list(pool.map(lambda batch: _run_batch(batch, directory), order))
+        row_of = {
+            case: row
+            for batch, ended in zip(order, done, strict=True)
+            for case, row in zip(batch, ended.rows, strict=True)
+        }
+        rows = [row_of[case] for case in wanted]
         tell_faults(rows, directory)
     print_table(
         rows,
@@ -110,6 +116,11 @@ def batches(wanted: Sequence[Case]) -> list[list[Case]]:
         else:
             made.append([case])
     return made
+
+
+def longest_first(made: Sequence[list[Case]]) -> list[list[Case]]:
+    """By what they may take: or one machine is at work on a long one when all others are idle."""
+    return sorted(made, key=lambda batch: -sum(case.scenario.limit for case in batch))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from tests.xen.dom0 import kernel_log
 from tests.xen.emulator import SILENCE_SECONDS, is_frozen
 from tests.xen.images import SUITES
-from tests.xen.runner import SCENARIOS_PER_BOOT, batches
+from tests.xen.runner import SCENARIOS_PER_BOOT, batches, longest_first
 from tests.xen.scenarios import SCENARIOS, cases
 
 
@@ -52,3 +52,11 @@ def test_a_batch_is_of_one_setup_and_every_case_is_in_one() -> None:
     for batch in made:
         assert len(batch) <= SCENARIOS_PER_BOOT
         assert len({case.setup for case in batch}) == 1
+
+
+def test_the_batch_that_may_take_longest_is_begun_first() -> None:
+    made = batches(cases(list(SUITES)))
+    order = longest_first(made)
+    assert sorted(map(id, order)) == sorted(map(id, made))
+    limits = [sum(case.scenario.limit for case in batch) for batch in order]
+    assert limits == sorted(limits, reverse=True)
