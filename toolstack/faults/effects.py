@@ -51,7 +51,7 @@ _HARMLESS: Final = frozenset({"CHLD", "CONT", "URG", "WINCH"})
 _STOPPING: Final = frozenset({"STOP", "TSTP", "TTIN", "TTOU"})
 _SILENCE: Final = (
     r"sign of life|stopped|within|in time|has not come|stands? still|no answer|has ended|hung up|"
-    r"does not take|has sent nothing|has done nothing"
+    r"does not take|has sent nothing|has done nothing|closed the link"
 )
 _PROTOCOL: Final = (
     r"broke the protocol|refused|sequence|unknown|malformed|too long|hung up|turn|"

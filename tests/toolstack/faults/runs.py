@@ -14,10 +14,10 @@ LIMITS = Limits(
 )
 
 
-def run(plan: str, mode: str) -> Verdict:
+def run(plan: str, mode: str, workload: str = "random") -> Verdict:
     """Judge a run of 2 MiB."""
     with tempfile.TemporaryDirectory(prefix="xf-") as directory:
-        given = FaultRun(parse(plan), Mode(mode), 2 << 20, "random", Path(directory))
+        given = FaultRun(parse(plan), Mode(mode), 2 << 20, workload, Path(directory))
         verdict = run_fault(given, limits=LIMITS)
     print(verdict.plan, verdict.fired, verdict.expected, verdict.seen, *verdict.problems, sep="\n")
     return verdict

@@ -76,6 +76,13 @@ def test_a_stopped_receiver_is_ended_though_nobody_waits_for_it_any_more() -> No
     assert len(verdict.fired) == 2
 
 
+def test_a_link_that_keeps_the_report_of_the_end_is_judged_by_its_own_end() -> None:
+    # A guest without faults: the back channel's octets are the same each time.
+    verdict = run("link/back@84=stall", "postcopy", "idle")
+    assert verdict.holds, verdict.problems
+    assert "closed the link before the end of postcopy" in str(verdict.seen["migrate said"])
+
+
 def test_a_helper_that_hangs_while_it_saves_to_a_file_ends() -> None:
     verdict = run("source/phase.stop-and-copy=delay(100000)", "save")
     assert verdict.holds, verdict.problems
