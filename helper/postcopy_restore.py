@@ -186,7 +186,8 @@ class PostcopyReceiver:
         run = self._assembler.take_oldest(_LOADED_AT_ONCE)
         if run is not None:
             self._paging.load(*run)
-        self._reporter.progress("Postcopy phase", self._total - self._states.pending, self._total)
+        in_place = self._total - self._states.pending - self._assembler.held
+        self._reporter.progress("Postcopy phase", in_place, self._total)
 
     def _serve_requests(self) -> None:
         """Tell the sender of first faults; let vCPUs go on that have nothing to wait for. Those

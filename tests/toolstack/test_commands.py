@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,12 @@ def test_demo(tmp_path: Path, mode: str) -> None:
         assert result["pages_sent"] >= (32 << 20) // 4096
     lines = [json.loads(line) for line in events.read_text().splitlines()]
     assert {"controller", "receiver", "helper"} <= {line["process"] for line in lines}
+    ends = Counter(
+        (line["process"], line["doing_what"])
+        for line in lines
+        if line.get("name") == "progress" and line.get("done") == line["total"]
+    )
+    assert set(ends.values()) == {1}, "the end of a phase is told once"
     assert [path.name for path in tmp_path.iterdir()] == ["events"]
 
 
