@@ -96,6 +96,7 @@ TABLE: Final[Mapping[tuple[Phase, Event], Step]] = {
     (_A, Event.ABORT):        Step(_A, None, ()),
 
     # Its work is told; what remains is that the process goes away.
+    (_C, Event.REPLY_FAILED): Step(_K, _FAIL, (_KILL,)),
     (_C, Event.LIMIT):        Step(_K, _TIMEDOUT, (_KILL,)),
     (_C, Event.ABORT):        Step(_C, None, (_TERMINATE,)),
 

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.timeout(180)
         ("destination/record.libxc.PAGE_DATA:read=reset", "stop-and-copy", ("destination/",), 1),
         ("destination/complete:after-answer=kill", "postcopy", ("destination/",), 3),
         ("controller/suspend:before-answer=fail(EIO)", "live", ("source.controller/",), 1),
+        ("source.controller/complete:before-answer=fail(EIO)", "save", ("source.c",), 1),
         ("controller/suspend:heard=drop", "stop-and-copy", ("source.controller/",), 1),
         ("controller/async_callback_done:before-send=garbage", "live", ("source.c",), 1),
         ("controller/record.libxl.END:write=stall", "stop-and-copy", ("source.c",), 1),
