@@ -29,7 +29,7 @@ from toolstack.failure import message_of
 from toolstack.journal import Journal, Promise, Role
 from toolstack.receive import name_of, parse_config
 from toolstack.save_helper import Statistics
-from toolstack.settle import DEAD, heal, name_of_domain, resume_for_sure
+from toolstack.settle import DEAD, heal, name_of_domain, resume_for_sure, state_of
 
 OPEN_POLL: Final = 0.05
 SPECIAL: Final = (Path("/dev"), Path("/proc"))
@@ -241,11 +241,29 @@ async def restore(ctx: Context, path: Path, *, leave_paused: bool = False) -> Re
             raise SaveFileError(problem)
         journal.promise(Promise.GO_RECEIVED)
         if not leave_paused:
-            ctx.host.unpause(result.domid)
+            try:
+                ctx.host.unpause(result.domid)
+            except OSError as error:
+                what = _not_started(ctx, result.domid, fd, journal, error)
+                raise SaveFileError(
+                    f"cannot restore {name!r} from {path}: it cannot be started: "
+                    f"{message_of(error)}; {what}"
+                ) from error
         journal.promise(Promise.STARTED)
         journal.close()
         state = "paused" if leave_paused else "running"
         return Restored(name, result.domid, state, result.statistics)
+
+
+def _not_started(ctx: Context, domid: int, fd: int, journal: Journal, error: OSError) -> str:
+    """What has become of a restored guest that cannot be started, in words. It goes where it has
+    surely not run and its file has it still; or its journal stands."""
+    late = isinstance(error, TimeoutError)  # it may have heard, and start yet
+    if late or not stat.S_ISREG(os.fstat(fd).st_mode) or state_of(ctx.host, domid) != "paused":
+        return f"it is left here: `xen-toolstack recover {journal.entry.name}`"
+    ctx.host.destroy(domid)
+    journal.close()
+    return "its file is whole"
 
 
 @contextlib.contextmanager

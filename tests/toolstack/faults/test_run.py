@@ -91,6 +91,13 @@ def test_a_helper_that_hangs_while_it_saves_to_a_file_ends() -> None:
     assert verdict.seconds < 60
 
 
+def test_a_restored_guest_that_cannot_be_started_does_not_stay() -> None:
+    verdict = run("destination/record.libxc.HVM_CONTEXT:read=garbage", "save")
+    assert verdict.holds, verdict.problems
+    assert "it cannot be started" in str(verdict.seen["restore said"])
+    assert verdict.seen["at the destination"] == "no guest"
+
+
 def test_a_restore_that_fails_leaves_the_file_whole() -> None:
     verdict = run("destination/complete:before-send=kill", "save")
     assert verdict.holds, verdict.problems
