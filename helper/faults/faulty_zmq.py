@@ -7,12 +7,14 @@ from typing import NoReturn
 
 import zmq
 
+from helper.faults.echo import Echo
 from helper.faults.message_faults import ON_ZMQ
 from helper.faults.message_points import MessagePoints
 from helper.faults.session import Session
 from helper.zmq_channel import ZmqChannel
 from ipc_schema import msgpack_codec
 from ipc_schema.errors import DecodeError
+from ipc_schema.fault_points import Moment, message_point
 
 _ANSWERS = frozenset({"reply", "async_callback_done"})
 _FAREWELL_MILLISECONDS = 1000
@@ -30,6 +32,8 @@ class FaultyZmqChannel(ZmqChannel):
         super().__init__(endpoint, secret, heartbeat, answer_limit)
         self._endpoint = endpoint
         self._asked = ""
+        self._session = session
+        self._echo = Echo(self._context)
         self._points = MessagePoints(session, ON_ZMQ, self)
 
     def call(self, name: str, **fields: int | str) -> int:
@@ -41,7 +45,16 @@ class FaultyZmqChannel(ZmqChannel):
         return value
 
     def _transmit(self, name: str, data: bytes) -> None:
-        self._points.send(name, data, super()._transmit)
+        self._points.send(name, data, self._write)
+
+    def _write(self, name: str, data: bytes) -> None:
+        super()._transmit(name, data)
+        if self._session.injector.has((message_point(name, Moment.AFTER_SEND),)):
+            self._echo.wait()
+
+    def close(self) -> None:
+        self._echo.close()
+        super().close()
 
     def _incoming(self) -> bytes:
         data = super()._incoming()

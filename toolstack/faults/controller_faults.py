@@ -63,6 +63,10 @@ class ControllerFaults:
             self._records = RecordFaults(self)
         return self._records
 
+    def has(self, point: str) -> bool:
+        """Whether anything may fire at the point."""
+        return self._injector.has((point,))
+
     def strike(self, point: str) -> Iterator[Firing]:
         """The point is passed. What fires is told; what is done to the process is done, and the
         rest is the caller's to do, in order."""

@@ -143,10 +143,9 @@ def _exits(fault: Fault, code: int) -> Expectation:
     point = fault.point
     if point.name == "exit":
         return _NONE
-    if point.of == _LAST and point.moment in {Moment.BEFORE_ANSWER, Moment.AFTER_ANSWER}:
+    told = {Moment.AFTER_SEND, Moment.BEFORE_ANSWER, Moment.AFTER_ANSWER}
+    if point.of == _LAST and point.moment in told:
         return _NONE
-    if point.of == _LAST and point.moment is Moment.AFTER_SEND:
-        return _EITHER
     return Expectation(
         Effect.FAILS, r"without signalling completion|without providing results|hung up", _FAILS
     )

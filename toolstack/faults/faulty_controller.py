@@ -9,6 +9,7 @@ from typing import Any
 
 import zmq
 
+from helper.faults.echo import Echo
 from helper.faults.injector import Firing
 from helper.faults.message_faults import ON_ZMQ
 from ipc_schema.fault_actions import ANSWER, DROP, FAIL, HANG_UP, REORDER
@@ -30,8 +31,13 @@ class FaultyZmqController(ZmqController):
     ) -> None:
         super().__init__(operation, provided, heartbeat, listener)
         self._faults = faults
+        self._echo = Echo(self._context)
         self._of_answer: list[Firing] = []
         self._held: list[tuple[str, bytes, bytes]] = []
+
+    def close(self) -> None:
+        self._echo.close()
+        super().close()
 
     # What is said to the helper
 
@@ -75,6 +81,8 @@ class FaultyZmqController(ZmqController):
         earlier, self._held = self._held, []
         for its_name, its_peer, message in (*((name, peer, one) for one in messages), *earlier):
             super()._transmit(its_name, its_peer, message)
+        if self._faults.has(message_point(name, Moment.AFTER_SEND)):
+            self._echo.wait()
         self._strike_after(name, Moment.AFTER_SEND)
 
     def _strike_after(self, name: str, moment: Moment) -> None:
