@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Run as a process; returns its exit status."""
+    # numpy's library of linear algebra, which nothing here calls, would start a thread for each
+    # processor, and they spin: beside a save they take what the other end of its stream needs.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arguments = sys.argv[1:]
     if arguments in (["--help"], ["-h"]):
         print(f"{USAGE}\n{here()}")

@@ -36,6 +36,8 @@ WORKLOADS: Final = ("idle", "sequential", "random", "write-heavy")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    # As in the helper's `main`.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arguments = _parser().parse_args(argv)
     module, function = arguments.run.split(":")
     try:
