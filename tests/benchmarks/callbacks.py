@@ -57,18 +57,15 @@ def round_trips() -> dict[str, list[float]]:
         return times
 
 
-def helper_start(runs: int) -> list[float]:
-    """Seconds from a helper's start to its hello, each run."""
-    times = []
-    for _ in range(runs):
-        greeted: list[float] = []
+def helper_start() -> float:
+    """Seconds from a helper's start to its hello."""
+    greeted: list[float] = []
 
-        def note(line: bytes, greeted: list[float] = greeted) -> None:
-            event: dict[str, Any] = json.loads(line)
-            if event["event"] == "helper ready":
-                greeted.append(time.perf_counter())
+    def note(line: bytes) -> None:
+        event: dict[str, Any] = json.loads(line)
+        if event["event"] == "helper ready":
+            greeted.append(time.perf_counter())
 
-        started = time.perf_counter()
-        asyncio.run(_run_helper(OwnHelper(), Trace("controller", note)))
-        times.append(greeted[0] - started)
-    return times
+    started = time.perf_counter()
+    asyncio.run(_run_helper(OwnHelper(), Trace("controller", note)))
+    return greeted[0] - started

@@ -164,14 +164,11 @@ def socket_ping_pong(rounds: int) -> list[float]:
     return times
 
 
-def python_start(runs: int) -> list[float]:
-    """Seconds that `python -c pass` takes, each run."""
-    times = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "pass"], check=True)
-        times.append(time.perf_counter() - started)
-    return times
+def python_start() -> float:
+    """Seconds that `python -c pass` takes."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "pass"], check=True)
+    return time.perf_counter() - started
 
 
 def stolen_seconds() -> float:
