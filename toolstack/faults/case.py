@@ -76,9 +76,25 @@ class Case:
     def __init__(self, evidence: Evidence, fired: Sequence[Fired]) -> None:
         self.evidence = evidence
         self.fired = fired
-        self.corrupts = any(one.what.corrupts for one in fired)
+        self.corrupting = [one for one in fired if one.what.corrupts]
         self.guest_dies = any(one.what.guest_dies for one in fired)
         self.stages = Stages(evidence)
+
+    def corrupts(self, side: Side) -> bool:
+        """What is made at a side may be wrong. A stream does nothing to the guest that it is of."""
+        return bool(self.corrupting) and side is THERE
+
+    @property
+    def crashed_there(self) -> bool:
+        """A guest that was made of what was corrupted has crashed."""
+        guests = self.evidence.recovered.places[THERE].guests
+        return bool(self.corrupting) and any(guest.state == "crashed" for guest in guests)
+
+    @cached_property
+    def restore_allowed(self) -> set[int]:
+        """The exit codes of a restore that may be."""
+        mine = [one for one in self.fired if one.side is THERE or one.what.corrupts]
+        return ways(effect_of(mine), {1})
 
     @property
     def commands(self) -> list[Ended]:
@@ -99,7 +115,8 @@ class Case:
     def allowed(self) -> set[int]:
         """The exit codes of the command at the source that may be."""
         if self.evidence.mode is Mode.SAVE:
-            return ways(effect_of([o for o in self.fired if o.side is HERE]), {1})
+            here = [one for one in self.fired if one.side is HERE]
+            return ways(effect_of([one for one in here if not one.what.corrupts]), {1})
         effect = effect_of(self.fired)
         stages = self.stages
         if stages.transition_heard:
@@ -116,8 +133,8 @@ class Case:
         elif stages.transition_heard and self.dead(THERE):
             effect = Effect.EITHER
         allowed = ways(effect, failures)
-        if self.corrupts:
-            allowed |= {0, 5, *failures}
+        if self.crashed_there:
+            allowed |= {5}
         if self.guest_dies:
             allowed = {5}
         return allowed

@@ -30,8 +30,9 @@ class Effect(Enum):
 class Expectation:
     """`words`: a pattern that the error's text has, where the operation failed for this fault
     alone. `rcs`: the codes that may come of it. `controller_dies`: the process that it strikes is
-    the controller, and it ends. `corrupts`: octets change that nothing protects, so the guest made
-    of them may be wrong, or crash. `guest_dies`: the guest crashes by itself."""
+    the controller, and it ends. `corrupts`: the stream is another one, and `effect` is that on its
+    reader; where nothing protects what was changed, the guest made of it may be wrong, or crash.
+    `guest_dies`: the guest crashes by itself."""
 
     effect: Effect
     words: str = "."
@@ -53,10 +54,34 @@ _SILENCE: Final = (
     r"sign of life|stopped|within|in time|has not come|stands? still|no answer|has ended|hung up|"
     r"does not take|has sent nothing|has done nothing|closed the link"
 )
-_PROTOCOL: Final = (
-    r"broke the protocol|refused|sequence|unknown|malformed|too long|hung up|turn|"
-    rf"decode|octets|stranger|message|{_SILENCE}"
-)
+_GONE: Final = r"hung up|sign of life|does not take|exit status 254"
+"""What either end says of another that has gone. 254: the helper takes its controller for gone."""
+_UNANSWERED: Final = rf"no answer|has not come|did not say|without (providing|signalling)|{_GONE}"
+_MISUNDERSTOOD: Final = rf"broke the protocol|the controller refused|{_GONE}"
+_OF_A_MESSAGE: Final[Mapping[actions.ActionKind, str]] = {
+    actions.HANG_UP: _GONE,
+    actions.DROP: _UNANSWERED,
+    actions.REORDER: rf"{_UNANSWERED}|{_MISUNDERSTOOD}",
+}
+"""The words for what was done to a message, where they are not _MISUNDERSTOOD."""
+_ABOUT: Final[Mapping[str, str]] = {
+    "suspend": "suspend",
+    "switch_qemu_logdirty": "log-dirty",
+    "static_data_done": "static_data_done",
+    "postcopy_transition": "postcopy",
+    "precopy_policy": "precopy",
+}
+"""The words for a callback whose answer is bad."""
+_STRAYED: Final = r"(?<!write )at offset|header:|emulator xenstore data"
+_MISREAD: Final = rf"{_STRAYED}|nothing received|sent nothing"
+"""A stream that does not go on as its lengths or its order say."""
+_REFUSED: Final[Mapping[actions.ActionKind, str]] = {
+    actions.WRONG_NUMBER: r"unknown mandatory type",
+    actions.OVERSIZE: r"body of \d+ octets",
+    actions.TRUNCATE: _MISREAD,
+}
+"""What no reader of records may take, and its words for it."""
+_INDISPENSABLE: Final = frozenset({"libxl.END", "libxl.LIBXC_CONTEXT", "libxc.END"})
 _NONE: Final = Expectation(Effect.NONE)
 _EITHER: Final = Expectation(Effect.EITHER)
 
@@ -170,7 +195,7 @@ def _of_message(fault: Fault) -> Expectation:
         if fault.times != FIRST and (effect is Effect.FAILS or point.of == "precopy_policy"):
             # A policy's good answer is wrong where the policy has decided on another.
             effect = Effect.EITHER
-        return Expectation(effect, ".", _LATE)
+        return Expectation(effect, _ABOUT.get(point.of, "."), _LATE)
     if kind is actions.FAIL:
         return _with_errno(fault)
     if point.who is Who.CONTROLLER:
@@ -181,9 +206,7 @@ def _of_message(fault: Fault) -> Expectation:
         and point.moment is not (Moment.BEFORE_SEND if kind is actions.HANG_UP else None)
     ):
         return _EITHER
-    # 254: the helper takes its controller for gone.
-    words = rf"{_PROTOCOL}|exit status 254" if kind is actions.HANG_UP else _PROTOCOL
-    return Expectation(Effect.FAILS, words, _LATE)
+    return Expectation(Effect.FAILS, _OF_A_MESSAGE.get(kind, _MISUNDERSTOOD), _LATE)
 
 
 def _of_controllers_message(fault: Fault) -> Expectation:
@@ -198,7 +221,7 @@ def _of_controllers_message(fault: Fault) -> Expectation:
             return _NONE
         if point.of == "restore_results":
             return _EITHER
-    return Expectation(Effect.FAILS, ".", _LATE)
+    return Expectation(Effect.FAILS, _OF_A_MESSAGE.get(kind, _MISUNDERSTOOD), _LATE)
 
 
 def _with_errno(fault: Fault) -> Expectation:
@@ -229,4 +252,9 @@ def _of_stream(fault: Fault, limits: Limits) -> Expectation:
         )
     if kind is actions.ENOSPC:
         return Expectation(Effect.FAILS, r"No space left", _LATE)
+    refused = _REFUSED.get(kind)
+    if kind is actions.DROP and fault.point.of in _INDISPENSABLE:
+        refused = _MISREAD
+    if fault.point.kind is Kind.RECORD and refused:
+        return Expectation(Effect.FAILS, refused, _LATE, corrupts=True)
     return Expectation(Effect.EITHER, corrupts=True)

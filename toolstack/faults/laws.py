@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ipc_schema.fault_points import Side
-from toolstack.faults.case import HERE, THERE, Case, effect_of, ways
+from toolstack.faults.case import HERE, THERE, Case
 from toolstack.faults.effects import Effect
-from toolstack.faults.evidence import Ended, Scene
+from toolstack.faults.evidence import Ended, Guest, Scene
 
 NAME: Final = "g"
 """The guest's."""
@@ -40,8 +40,7 @@ def _exit_codes(case: Case) -> Iterator[str]:
     if not case.dead(HERE) and not command.late and command.code not in case.allowed:
         yield f"{command.command} exited with {command.code}; right is {listed(case.allowed)}"
     if restore is not None and not case.dead(THERE) and not restore.late:
-        there = effect_of([one for one in case.fired if one.side is THERE])
-        right = ways(Effect.EITHER if case.corrupts else there, {1})
+        right = case.restore_allowed
         if restore.code not in right:
             yield f"restore exited with {restore.code}; right is {listed(right)}"
 
@@ -55,19 +54,25 @@ def _one_place(case: Case) -> Iterator[str]:
         running = scene.running()
         if len(running) > 1:
             yield f"{when} two guests run: {places(scene)}"
-        for guest in running:
-            if not case.corrupts and (guest.memory_ok is not True or guest.crash):
-                yield f"{when} the memory of {guest} is wrong: {guest.crash or 'unverified'}"
-        for guest in scene.guests():
-            if guest.log_dirty:
-                yield f"{when} {guest} is in log-dirty mode"
-            if guest.state == "crashed" and not (case.guest_dies or case.corrupts):
-                yield f"{when} {guest}: {guest.crash}"
-            if guest.name.endswith("--incoming"):
-                yield f"{when} a partial copy is left: {guest}"
+        for side, place in scene.places.items():
+            for guest in place.guests:
+                yield from (f"{when} {what}" for what in _unsound(case, guest, side))
     yield from _both_ran(case)
-    if not evidence.last.running() and not (case.guest_dies or case.corrupts):
+    if not evidence.last.running() and not case.guest_dies:
         yield from _lost(case)
+
+
+def _unsound(case: Case, guest: Guest, side: Side) -> Iterator[str]:
+    """What is wrong with a guest at a side."""
+    bad = guest.memory_ok is not True or guest.crash
+    if guest.runs and bad and not case.corrupts(side):
+        yield f"the memory of {guest} is wrong: {guest.crash or 'unverified'}"
+    if guest.log_dirty:
+        yield f"{guest} is in log-dirty mode"
+    if guest.state == "crashed" and not (case.guest_dies or case.corrupts(side)):
+        yield f"{guest}: {guest.crash}"
+    if guest.name.endswith("--incoming"):
+        yield f"a partial copy is left: {guest}"
 
 
 def _both_ran(case: Case) -> Iterator[str]:
@@ -79,8 +84,9 @@ def _both_ran(case: Case) -> Iterator[str]:
 
 def _lost(case: Case) -> Iterator[str]:
     evidence = case.evidence
-    in_file = evidence.last.saved and evidence.restored_again is not None
-    if in_file:
+    # What nothing protects in a file may be such that no guest can be made of it.
+    good = evidence.restored_again is not None or case.corrupting
+    if (evidence.last.saved and good) or case.crashed_there:
         return
     yield f"the guest is lost: {places(evidence.last)}"
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipc_schema.fault_plan import Plan
 from toolstack.faults.case import HERE, Case, find_fired
 from toolstack.faults.evidence import Evidence, Mode
-from toolstack.faults.laws import general, words
+from toolstack.faults.laws import general, listed, words
 from toolstack.faults.outcome_laws import OUTCOMES, migrated, saved
 from toolstack.limits import Limits
 
@@ -50,7 +50,9 @@ def _expected(case: Case) -> str:
     if case.dead(HERE):
         return "the controller dies; recover leaves the guest at one place, whole"
     if case.evidence.mode is Mode.SAVE:
-        codes = ", ".join(map(str, sorted(case.allowed)))
+        codes = listed(case.allowed)
+        if case.evidence.restore is not None:
+            codes += f", the restore's {listed(case.restore_allowed)}"
     return f"exit code {codes or 'of none'}; the guest at one place, whole; nothing left behind"
 
 
@@ -63,6 +65,8 @@ def _seen(evidence: Evidence) -> dict[str, object]:
     for one in (evidence.command, evidence.restore):
         if one is not None and one.err:
             seen[f"{one.command} said"] = one.err.strip().splitlines()[-1]
+    if evidence.restored_again is not None:
+        seen["restored again"] = str(evidence.restored_again)
     recoveries = [one.out.strip() or one.err.strip() for one in evidence.recoveries]
     if recoveries:
         seen["recover said"] = recoveries

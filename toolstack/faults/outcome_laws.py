@@ -105,7 +105,7 @@ def saved(case: Case) -> Iterator[str]:
     if evidence.restore is None or case.dead(THERE):
         return
     there = evidence.recovered.places[THERE].guest(NAME)
-    if evidence.restore.code == 0 and not (there and (there.runs or case.corrupts)):
+    if evidence.restore.code == 0 and not (there and (there.runs or case.crashed_there)):
         where = places(evidence.recovered)
         yield f"the restore succeeded, but the guest does not run: {where}"
     if evidence.restore.code and there is not None:
@@ -120,7 +120,7 @@ def _success(case: Case, here: Find, there: Find) -> Iterator[tuple[str, bool]]:
     yield "the guest is still at the source", not case.evidence.recovered.places[HERE].guests
     yield (
         "the guest does not run at the destination",
-        guest is not None and (guest.runs or case.corrupts),
+        guest is not None and (guest.runs or case.crashed_there),
     )
 
 

@@ -14,6 +14,9 @@ HERE = Path(__file__).parent / "mutants"
 KILLED = "suspend:before-answer=kill"
 TRANSITIONED = "source/record.libxc.POSTCOPY_PAGE_DATA:write=cut"
 REPORT_LOST = "link/back@100=cut"
+FOREIGN = "source/record.libxc.X86_TSC_INFO:write=wrong-number"
+BROKEN = "source/record.libxc.HVM_CONTEXT:write=truncate"
+MISUNDERSTOOD = "source.controller/suspend:before-answer=garbage"
 HARMLESS = "source/hello=delay(0.1)"
 
 CAUGHT = [
@@ -41,6 +44,9 @@ CAUGHT = [
     ),
     ("takes-no-refusal", "suspend:before-answer=answer(0)", "live", r"migrate exited with 0"),
     ("tells-its-result-twice", HARMLESS, "live", r"completed 2 times|exited with 1; right is 0"),
+    ("takes-any-record", FOREIGN, "live", r"migrate exited with 0; right is 1"),
+    ("harms-the-source", BROKEN, "stop-and-copy", r"crashed|memory of .* is wrong"),
+    ("hides-the-cause", MISUNDERSTOOD, "live", r"does not name the cause"),
     ("loses-dirty-pages", HARMLESS, "live", r"crashed|memory of .* is wrong"),
 ]
 """(mutant, plan, mode, what the oracle must say)."""

@@ -189,6 +189,35 @@ def loses_dirty_pages(module: Any) -> None:
     module.SimulatedDomain.logdirty_clean = lose
 
 
+@mutant("ipc_schema.libxc_record_types")
+def takes_any_record(module: Any) -> None:
+    record_type = module.record_type
+
+    def take(number: int, version: int, offset: int) -> Any:
+        return record_type(number if number < 32 else number | module.OPTIONAL, version, offset)
+
+    module.record_type = take
+
+
+@mutant("toolstack.migrate")
+def harms_the_source(module: Any) -> None:
+    resume = module._Sending._resume
+
+    async def scribble(self: Any) -> Any:
+        with self._host.domain(self._domid) as domain:
+            for begin in range(0, 4096 * domain.maximum_gpfn(), 4096):
+                domain.shared.memory[begin : begin + 8] = bytes(8 * [255])
+        return await resume(self)
+
+    module._Sending._resume = scribble
+
+
+@mutant("toolstack.helper_run")
+def hides_the_cause(module: Any) -> None:
+    exited = module.HelperRun.exited
+    module.HelperRun.exited = lambda self, status, _last_words="": exited(self, status)
+
+
 class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, module: str, broken: Break) -> None:
         self._module = module
