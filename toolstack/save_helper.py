@@ -158,7 +158,9 @@ class SaveHelper:
         self._event(Event.HELLO)
         try:
             self._channel.start(self._launch.start_fields())
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            self._event_unless_dying(Event.REPLY_FAILED, str(error))
+        except ValueError as error:
             self._event(Event.REPLY_FAILED, str(error))
 
     def message(self, message: Message, fields: dict[str, Any]) -> None:

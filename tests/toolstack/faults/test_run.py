@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
+import signal
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +17,7 @@ from helper.hypervisors.simulated.host import SimulatedHost
 from ipc_schema.fault_actions import ACTIONS
 from ipc_schema.fault_plan import parse
 from tests.toolstack.faults.runs import run
+from tests.toolstack.stage import TOOLSTACK, wait_for
 from toolstack.commands.main import main
 from toolstack.faults.run import FaultRun, Mode, Verdict, run_fault
 
@@ -49,6 +55,32 @@ def test_a_fault_strikes_and_the_rules_hold(
     # Which side is struck first is no promise.
     struck = zip(sorted(verdict.fired), sorted(fired), strict=True)
     assert all(one.startswith(start) for one, start in struck)
+
+
+def test_a_helper_that_dies_before_its_start_is_named_by_its_end() -> None:
+    # What cannot be told to a dead helper fails, too, and may fail before its end is known.
+    plan = "source/hello=exit(3); source.controller/start:before-send=fail(EHOSTUNREACH)"
+    verdict = run(plan, "live")
+    assert verdict.holds, verdict.problems
+    assert "exit status 3" in str(verdict.seen["migrate said"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    with tempfile.TemporaryDirectory(prefix="fr-") as directory:
+        process = subprocess.Popen(
+            [*TOOLSTACK, "faults", "run", "source/suspend:before-answer=delay(60)"],
+            env={**os.environ, "TMPDIR": directory},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        guest = f"{directory}/*/run/source/domains/1/process.json"
+        wait_for(lambda: glob.glob(guest), "the guest")
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert "Traceback" not in err
+        assert process.returncode in {1, 128 + number}
+        assert os.listdir(directory) == []
 
 
 def test_a_guest_that_refuses_gives_no_answer_at_all() -> None:
