@@ -224,10 +224,6 @@ def _place(text: str, side: Side | None, who: Who | None) -> tuple[Point, int | 
 
 
 def _no_point(name: str, side: Side | None, who: Who | None) -> str:
-    elsewhere = [one.who.value for one in POINTS.values() if one.name == name]
-    if elsewhere:
-        asked = who.value if who else Who.HELPER.value
-        return f"the {asked} has no point {name!r}; want {' or '.join(elsewhere)}/{name}"
     names = list(
         dict.fromkeys(
             point.name
@@ -238,7 +234,11 @@ def _no_point(name: str, side: Side | None, who: Who | None) -> str:
     what = "point" if who is None else f"point of the {who.value}"
     if (of_message := _moments(name, names)) is not None:
         return of_message
-    close = _close(name, names).removesuffix("; ") or "see the list of points"
+    elsewhere = [one.who.value for one in POINTS.values() if one.name == name]
+    if elsewhere:
+        asked = who.value if who else Who.HELPER.value
+        return f"the {asked} has no point {name!r}; want {' or '.join(elsewhere)}/{name}"
+    close = _close(name, names).removesuffix("; ") or "`xen-toolstack faults list` has them all"
     return f"there is no {what} {name!r}; {close}"
 
 

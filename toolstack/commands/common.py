@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 HOST_VARIABLE: Final = "XEN_TOOLSTACK_HOST"
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_PAGE: Final = 4096
+_SMALLEST_GUEST: Final = 1 << 20
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -38,6 +40,21 @@ def size(text: str) -> int:
     if octets <= 0:
         raise argparse.ArgumentTypeError(f"{text!r}: want more than 0")
     return octets
+
+
+def guest_size(text: str) -> int:
+    """As `size`, for a simulated guest's memory. For argparse."""
+    octets = size(text)
+    if octets < _SMALLEST_GUEST or octets % _PAGE:
+        raise argparse.ArgumentTypeError(f"{text!r}: want whole pages of 4 KiB, at least 1M")
+    return octets
+
+
+def positive(text: str) -> int:
+    """A whole number, 1 or more. For argparse."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: want a whole number, 1 or more")
+    return int(text)
 
 
 def count(text: str) -> int:

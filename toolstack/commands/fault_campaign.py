@@ -50,7 +50,7 @@ def campaign(arguments: argparse.Namespace) -> int:
     if state.selection is None:
         directory.mkdir(parents=True, exist_ok=True)
         state.begin(selection)
-    missing = [cell for cell in cells if str(cell) not in state.verdicts]
+    missing = [cell for cell in cells if _is_to_run(state.verdicts.get(str(cell)), arguments.again)]
     _say(f"{selection.title}: {len(missing)} of {len(cells)} runs to make; into {directory}")
     try:
         interrupted = asyncio.run(_run(arguments, state, selection, missing))
@@ -73,7 +73,13 @@ def campaign(arguments: argparse.Namespace) -> int:
         print(f"{directory / PAGE}, {directory / JUNIT}, {directory / VERDICTS}")
     if interrupted:
         _say(f"interrupted; `--resume --out {directory}` goes on")
+    elif not found.all_hold:
+        _say(f"`--resume --again --out {directory}` runs again what does not hold")
     return ExitCode.SUCCESS if found.all_hold else ExitCode.FAILED
+
+
+def _is_to_run(verdict: Verdict | None, again: bool) -> bool:
+    return verdict is None or (again and verdict.kind == report.FAILS)
 
 
 def _begin(arguments: argparse.Namespace, directory: Path) -> tuple[State, Selection]:
@@ -83,6 +89,8 @@ def _begin(arguments: argparse.Namespace, directory: Path) -> tuple[State, Selec
     except StateError as error:
         raise CommandError(str(error)) from error
     if not arguments.resume:
+        if arguments.again:
+            raise UsageError("--again: goes with --resume")
         if state.selection is not None:
             raise CommandError(
                 f"{directory} has a campaign already: `--resume` goes on with it, `--out` names "
@@ -92,7 +100,8 @@ def _begin(arguments: argparse.Namespace, directory: Path) -> tuple[State, Selec
     if state.selection is None:
         raise CommandError(f"{directory} has no campaign to go on with")
     for name in _SELECTING:
-        if getattr(arguments, name):
+        given = getattr(arguments, name)
+        if given is not None and given is not False and given != []:
             raise UsageError(f"--{name}: a campaign that is resumed has what it was begun with")
     return state, state.selection
 
@@ -101,14 +110,16 @@ def _selection(arguments: argparse.Namespace) -> Selection:
     """Raises UsageError."""
     if arguments.seed is not None and not arguments.random:
         raise UsageError("--seed is for --random N; the matrix needs none")
-    modes = tuple(arguments.modes.split(",")) if arguments.modes else tuple(m.value for m in MODES)
+    modes = tuple(mode.value for mode in MODES)
+    if arguments.modes is not None:
+        modes = tuple(arguments.modes.split(","))
     known = [mode.value for mode in Mode]
     for mode in modes:
         if mode not in known:
             raise UsageError(f"--modes: there is no mode {mode!r}; want {', '.join(known)}")
     return Selection(
         modes=tuple(dict.fromkeys(modes)),
-        points=arguments.points or "*",
+        points="*" if arguments.points is None else arguments.points,
         random=arguments.random or 0,
         seed=secrets.randbelow(1 << 32) if arguments.seed is None else arguments.seed,
         short=arguments.short,

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import tempfile
+import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
-from ipc_schema import fault_actions
+from ipc_schema import fault_actions, fault_plan
 from ipc_schema.fault_actions import KILL, ActionKind
 from ipc_schema.fault_plan import Plan, PlanError, parse
 from ipc_schema.fault_points import POINTS, Point, Side
 from toolstack.commands.common import CommandError, UsageError, show
 from toolstack.commands.running import limits_of
 from toolstack.faults.run import FAULT_LIMITS, FaultRun, Mode, Verdict, run_fault
+from toolstack.faults.worker import end_all_in
 from toolstack.limits import Limits
 from toolstack.outcome import ExitCode
+from toolstack.scratch import ScratchDirectory
 
 PREFIX: Final = "xen-faults-"
 AROUND: Final = 8
@@ -54,6 +58,7 @@ def show_points(arguments: argparse.Namespace) -> int:
         print("\nkill is die(KILL). The actions:")
         for kind in fault_actions.ACTIONS.values():
             print(f"  {kind!s:28} {kind.doc}")
+        print(f"\n{fault_plan.__doc__}")
 
     show(arguments, rows, human)
     return ExitCode.SUCCESS
@@ -72,17 +77,39 @@ def run(arguments: argparse.Namespace) -> int:
     """One run of a plan, judged."""
     plan = plan_of(arguments.plan)
     limits = fault_limits(arguments)
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as directory:
-        given = (Mode(arguments.mode), arguments.memory, arguments.workload, Path(directory))
+    with contextlib.ExitStack() as stack:
+        # Before the run: afterwards it would be for nothing.
+        events = arguments.events and stack.enter_context(open(arguments.events, "a"))
+        stack.enter_context(_ended_in_order())
+        scratch = stack.enter_context(ScratchDirectory(PREFIX, clear=end_all_in))
+        directory = scratch.path / "run"
+        directory.mkdir()
+        given = (Mode(arguments.mode), arguments.memory, arguments.workload, directory)
         try:
             verdict = run_fault(FaultRun(plan, *given), limits=limits)
         except ValueError as error:
             raise CommandError(f"{error}; set TMPDIR to a shorter one") from error
-    if arguments.events is not None:
-        with open(arguments.events, "a") as file:
-            file.writelines(json.dumps(event) + "\n" for event in verdict.events)
+        if events:
+            events.writelines(json.dumps(event) + "\n" for event in verdict.events)
     show(arguments, verdict.as_json(), lambda: print("\n".join(text_of(verdict))))
     return ExitCode.SUCCESS if verdict.holds else ExitCode.FAILED
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP end what runs first, as SIGINT does."""
+
+    def end(signum: int, _frame: object) -> NoReturn:
+        name = signal.Signals(signum).name
+        print(f"xen-toolstack: ended by {name}", file=sys.stderr, flush=True)
+        sys.exit(128 + signum)
+
+    before = {one: signal.signal(one, end) for one in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def plan_of(text: str) -> Plan:
@@ -108,6 +135,7 @@ def text_of(verdict: Verdict) -> Iterator[str]:
         "plan": verdict.plan,
         "mode": verdict.mode,
         "fired": ", ".join(verdict.fired) or "nothing",
+        **_idle(verdict),
         "expected": verdict.expected,
         **verdict.seen,
     }
@@ -117,6 +145,13 @@ def text_of(verdict: Verdict) -> Iterator[str]:
         yield f"{'WRONG':19} {problem}"
     yield ""
     yield from trace_text(verdict.events)
+
+
+def _idle(verdict: Verdict) -> dict[str, str]:
+    """Which of several faults the run never came to."""
+    fired = " ".join(verdict.fired)
+    idle = [str(fault) for fault in parse(verdict.plan).faults if str(fault) not in fired]
+    return {"did not fire": ", ".join(idle)} if idle and verdict.fired else {}
 
 
 def trace_text(events: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from toolstack.commands.common import CommandError, UsageError, count, size
+from toolstack.commands.common import CommandError, UsageError, count, guest_size, positive, size
 from toolstack.failure import message_of
 from toolstack.outcome import ExitCode
 
@@ -74,17 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES_TEXT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument(
-        "--host",
-        metavar="DIR|xen",
-        default=os.environ.get("XEN_TOOLSTACK_HOST"),
-        help="a simulated host's directory, or this machine's Xen (default: $XEN_TOOLSTACK_HOST, "
-        "else the Xen that this runs on)",
-    )
-    shared.add_argument("--json", action="store_true", help="print JSON for scripts")
-    shared.add_argument("--events", metavar="FILE", help="append the trace, as JSON lines")
-    shared.add_argument(
+    plain = argparse.ArgumentParser(add_help=False)
+    plain.add_argument("--json", action="store_true", help="print JSON for scripts")
+    plain.add_argument(
         "--limit",
         metavar="NAME=SECONDS",
         action="append",
@@ -92,7 +84,16 @@ def _parser() -> argparse.ArgumentParser:
         help="how long a wait may last: helper_start, heartbeat, callback, suspend, abort, "
         "stream_stall, handshake",
     )
-    shared.add_argument("-v", "--verbose", action="store_true", help="log lines on stderr")
+    plain.add_argument("-v", "--verbose", action="store_true", help="log lines on stderr")
+    shared = argparse.ArgumentParser(add_help=False, parents=[plain])
+    _add_events(shared)
+    shared.add_argument(
+        "--host",
+        metavar="DIR|xen",
+        default=os.environ.get("XEN_TOOLSTACK_HOST"),
+        help="a simulated host's directory, or this machine's Xen (default: $XEN_TOOLSTACK_HOST, "
+        "else the Xen that this runs on)",
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     helper = argparse.ArgumentParser(add_help=False, parents=[shared])
@@ -112,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_guest_commands(command)
     _add_file_commands(command)
     _add_migration_commands(command)
-    _add_fault_commands(commands, shared)
+    _add_fault_commands(commands, plain)
     return parser
 
 
@@ -123,7 +124,7 @@ def _add_guest_commands(command: Adder) -> None:
     create = command("create", "guests:create", "start a new simulated guest")
     create.add_argument("name", metavar="NAME")
     create.add_argument(
-        "--memory", type=size, default=256 << 20, metavar="SIZE", help="default: 256M"
+        "--memory", type=guest_size, default=256 << 20, metavar="SIZE", help="default: 256M"
     )
     create.add_argument("--workload", choices=WORKLOADS, default="random")
     create.add_argument("--rate", type=count, metavar="N", help="pages written a second")
@@ -198,22 +199,27 @@ def _add_migration_commands(command: Adder) -> None:
 
     demo = command("demo", "demonstration:demo", "two hosts, a running guest, one migration")
     demo.add_argument("--mode", choices=("stop-and-copy", "precopy", "postcopy"), default="precopy")
-    demo.add_argument("--memory", type=size, default=256 << 20, metavar="SIZE")
+    demo.add_argument("--memory", type=guest_size, default=256 << 20, metavar="SIZE")
     demo.add_argument("--workload", choices=WORKLOADS, default="random")
     demo.add_argument(
         "--bandwidth", type=size, default=0, metavar="SIZE", help="octets a second at most"
     )
 
 
+def _add_events(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--events", metavar="FILE", help="append the trace, as JSON lines")
+
+
 def _add_fault_commands(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], plain: argparse.ArgumentParser
 ) -> None:
+    """They make their own hosts, so that none is named."""
     text = "provoke faults in a save or migration, and judge how it ends"
     faults = commands.add_parser("faults", help=text, description=text)
     those = faults.add_subparsers(metavar="WHAT", required=True)
 
     def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
-        added = those.add_parser(name, parents=[shared], help=text, description=text)
+        added = those.add_parser(name, parents=[plain], help=text, description=text)
         added.set_defaults(run=run)
         return added
 
@@ -221,10 +227,15 @@ def _add_fault_commands(
 
     run = command("run", "faults:run", "one run of a plan on two simulated hosts, and a verdict")
     run.add_argument(
-        "plan", metavar="PLAN|@FILE", help="as `postcopy_transition:before-answer=kill`"
+        "plan",
+        metavar="PLAN|@FILE",
+        help="as `postcopy_transition:before-answer=kill`; `faults list` tells how to write one",
     )
+    _add_events(run)
     run.add_argument("--mode", choices=FAULT_MODES, default="live")
-    run.add_argument("--memory", type=size, default=4 << 20, metavar="SIZE", help="default: 4M")
+    run.add_argument(
+        "--memory", type=guest_size, default=4 << 20, metavar="SIZE", help="default: 4M"
+    )
     run.add_argument("--workload", choices=WORKLOADS, default="write-heavy")
 
     campaign = command(
@@ -240,16 +251,21 @@ def _add_fault_commands(
     part.add_argument(
         "--short", action="store_true", help="a fixed part that touches each point and action"
     )
-    part.add_argument("--random", type=count, metavar="N", help="N plans of two faults by chance")
+    part.add_argument(
+        "--random", type=positive, metavar="N", help="N plans of two faults by chance"
+    )
     campaign.add_argument("--seed", type=count, metavar="S", help="what repeats the chance")
     campaign.add_argument(
-        "--jobs", type=count, metavar="J", help="runs at once (one for each processor)"
+        "--jobs", type=positive, metavar="J", help="runs at once (one for each processor)"
     )
     campaign.add_argument(
         "--out", metavar="DIR", default="fault-campaign", help="for the reports (fault-campaign)"
     )
     campaign.add_argument("--resume", action="store_true", help="go on with the campaign in DIR")
-    campaign.add_argument("--memory", type=size, metavar="SIZE", help="of the guests (4M)")
+    campaign.add_argument(
+        "--again", action="store_true", help="with --resume: what did not hold runs again, too"
+    )
+    campaign.add_argument("--memory", type=guest_size, metavar="SIZE", help="of the guests (4M)")
     campaign.add_argument("--workload", choices=WORKLOADS)
 
 

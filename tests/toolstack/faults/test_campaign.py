@@ -22,7 +22,7 @@ from tests.toolstack.stage import TOOLSTACK, Ended, toolstack, wait_for
 from toolstack.faults import campaign
 from toolstack.faults.campaign import Selection, State, StateError, run_cells
 from toolstack.faults.evidence import Mode
-from toolstack.faults.matrix import Cell
+from toolstack.faults.matrix import Cell, Guest
 from toolstack.faults.run import Verdict
 from toolstack.faults.worker import PREFIX
 
@@ -58,10 +58,10 @@ def of(directory: str) -> list[psutil.Process]:
 
 
 def lines_of(directory: Path) -> list[dict[str, Any]]:
-    """The verdicts; none where the campaign has not begun."""
+    """The verdicts that are written whole; none where the campaign has not begun."""
     path = directory / "verdicts.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines[1:]]
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines[1:] if line.endswith("\n")]
 
 
 def run(*arguments: object) -> Ended:
@@ -144,7 +144,10 @@ class TestTheCommand:
             (("--points", "nothing"), 2, "no point of these modes is like 'nothing'"),
             (("--random", "3", "--points", "nothing"), 2, "'nothing' leaves no two faults"),
             (("--seed", "3"), 2, "--seed is for --random"),
+            (("--modes", ""), 2, "there is no mode ''; want save, "),
+            (("--points", ""), 2, "no point of these modes is like ''"),
             (("--resume",), 1, "has no campaign to go on with"),
+            (("--again",), 2, "--again: goes with --resume"),
             (("--limit", "suspend=0"), 2, "suspend=0"),
         ],
     )
@@ -156,11 +159,42 @@ class TestTheCommand:
         assert words in ended.line
         assert not (tmp_path / "out").exists()
 
-    def test_a_resumed_one_is_not_another(self, tmp_path: Path) -> None:
-        State(tmp_path / "verdicts.jsonl").begin(Selection(("save",)))
-        ended = run("--resume", "--modes", "live", "--out", tmp_path)
+    @pytest.mark.parametrize(
+        "arguments",
+        [("--random", "0"), ("--jobs", "0"), ("--memory", "1"), ("--memory", "1M1"),
+         ("--host", "/nowhere"), ("--events", "/dev/null")],
+        ids=" ".join,
+    )  # fmt: skip
+    def test_what_would_be_taken_for_another_wish(
+        self, tmp_path: Path, arguments: tuple[str, ...]
+    ) -> None:
+        ended = run(*arguments, "--out", tmp_path / "out")
         assert ended.code == 2
-        assert "--modes" in ended.line
+        assert arguments[0] in ended.err.splitlines()[-1]
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("arguments", [("--modes", "live"), ("--seed", "0")])
+    def test_a_resumed_one_is_not_another(self, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+        State(tmp_path / "verdicts.jsonl").begin(Selection(("save",)))
+        ended = run("--resume", *arguments, "--out", tmp_path)
+        assert ended.code == 2
+        assert arguments[0] in ended.line
+
+    def test_what_does_not_hold_can_run_again(self, tmp_path: Path) -> None:
+        selection = Selection(("save",), "guest/*", guest=Guest(1 << 20, "idle"))
+        state = State(tmp_path / "verdicts.jsonl")
+        state.begin(selection)
+        first, *others = selection.cells()
+        state.add(first, verdict(str(first.plan), "save", "fails"))
+        for cell in others:
+            state.add(cell, verdict(str(cell.plan), "save"))
+        resumed = run("--resume", "--out", tmp_path)
+        assert resumed.code == 1
+        assert "0 of 4 runs to make" in resumed.err
+        assert "`--resume --again" in resumed.err
+        again = run("--resume", "--again", "--out", tmp_path)
+        assert again.code == 0, again
+        assert "1 of 4 runs to make" in again.err
 
 
 class TestState:

@@ -25,11 +25,10 @@ README = Path(__file__).parents[3] / "README.md"
 def run_pytest(directory: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a test module of this code; within a minute."""
     (directory / "test_users.py").write_text(textwrap.dedent(code))
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
         cwd=directory,
-        env={**os.environ, "PATH": path, "PYTEST_ADDOPTS": ""},
+        env={**os.environ, "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
         timeout=60,
