@@ -92,17 +92,18 @@ def report_channel_error(over: ChannelError) -> int:
 def _operate(
     job: Job, channel: Channel, abort: Abort, trace: Trace, faults: Session | None
 ) -> _Outcome:
+    counted = Statistics() if job.operation is Operation.SAVE and job.engine is Engine.OWN else None
     try:
         _keep("io_fd", job.io_fd)
         if job.back_fd >= 0:
             _keep("back_fd", job.back_fd)
         if faults is None:
-            return _with_engine(job, channel, abort, trace)
+            return _with_engine(job, channel, abort, trace, counted)
 
         from helper.faults.streams import relayed
 
         with relayed(faults, job, abort):
-            return _with_engine(job, channel, abort, faults.traced())
+            return _with_engine(job, channel, abort, faults.traced(), counted)
     except (OSError, DecodeError, MemoryError) as bad:
         # The abort is the cause of whatever failed after it, the EBADF of the stream first of all.
         if abort.requested:
@@ -110,7 +111,7 @@ def _operate(
         else:
             errnoval, text = _errno_of(bad), str(bad)
         _log(channel, XentoollogLevel.ERROR, f"{job.operation.value}: {text}", errnoval)
-        return _Outcome(retval=-1, errnoval=errnoval)
+        return _Outcome(retval=-1, errnoval=errnoval, statistics=counted)
     except Exception as bug:
         import traceback
 
@@ -139,7 +140,10 @@ def _errno_of(bad: Exception) -> int:
     return errno.EIO
 
 
-def _with_engine(job: Job, channel: Channel, abort: Abort, trace: Trace) -> _Outcome:
+def _with_engine(
+    job: Job, channel: Channel, abort: Abort, trace: Trace, counted: Statistics | None
+) -> _Outcome:
+    """`counted` is of a save by our engine."""
     trace.event("engine", engine=job.engine.value, hypervisor=job.hypervisor)
     if job.engine is Engine.LIBXENGUEST:
         return _with_libxenguest(job, channel, abort, trace)
@@ -148,8 +152,9 @@ def _with_engine(job: Job, channel: Channel, abort: Abort, trace: Trace) -> _Out
 
     domain = open_domain(job.hypervisor, job.domid)
     try:
-        if job.operation is Operation.SAVE:
-            return _Outcome(statistics=_save(job, domain, channel, abort, trace))
+        if counted is not None:
+            _save(job, domain, channel, abort, trace, counted)
+            return _Outcome(statistics=counted)
         results = _restore(job, domain, channel, abort, trace)
         return _Outcome(results=results, statistics=results.statistics)
     finally:
@@ -172,7 +177,14 @@ def _with_libxenguest(job: Job, channel: Channel, abort: Abort, trace: Trace) ->
     return _Outcome(results=results, statistics=results.statistics)
 
 
-def _save(job: Job, domain: Domain, channel: Channel, abort: Abort, trace: Trace) -> Statistics:
+def _save(
+    job: Job,
+    domain: Domain,
+    channel: Channel,
+    abort: Abort,
+    trace: Trace,
+    statistics: Statistics,
+) -> None:
     from helper.save import domain_save
 
     parameters = SaveParameters(
@@ -184,7 +196,7 @@ def _save(job: Job, domain: Domain, channel: Channel, abort: Abort, trace: Trace
         stall_limit=job.stall_limit,
         limits=job.limits,
     )
-    return domain_save(domain, job.io_fd, job.back_fd, channel, parameters, abort, trace)
+    domain_save(domain, job.io_fd, job.back_fd, channel, parameters, abort, trace, statistics)
 
 
 def _restore(

@@ -42,15 +42,17 @@ def domain_save(
     parameters: SaveParameters,
     abort: Abort,
     trace: Trace,
-) -> Statistics:
-    """Save `domain` into `io_fd`; `recv_fd` is the back channel, -1 for none.
+    statistics: Statistics,
+) -> None:
+    """Save `domain` into `io_fd`; `recv_fd` is the back channel, -1 for none. `statistics` are kept
+    up to date, also where it fails.
 
     Raises OSError: of the hypervisor, the stream, the abort, or with EINVAL, EOPNOTSUPP and
     ECANCELED for what callbacks answered and callers asked; ChannelError where the controller is
     gone; DecodeError for a back channel that makes no sense. Log-dirty mode is off at its end,
     however it ends, and the stream descriptor is no longer guarded.
     """
-    return _Save(domain, io_fd, recv_fd, channel, parameters, abort, trace).run()
+    _Save(domain, io_fd, recv_fd, channel, parameters, abort, trace, statistics).run()
 
 
 class _Save:
@@ -63,6 +65,7 @@ class _Save:
         parameters: SaveParameters,
         abort: Abort,
         trace: Trace,
+        statistics: Statistics,
     ) -> None:
         self._domain = domain
         self._io_fd = io_fd
@@ -70,13 +73,13 @@ class _Save:
         self._parameters = parameters
         self._abort = abort
         self._reporter = Reporter(channel, abort, trace)
-        self._statistics = Statistics()
+        self._statistics = statistics
         self._out = StreamWriter(io_fd, abort, parameters.bandwidth)
         self._pages = PageWriter(domain, self._out)
         self._logdirty = False
         self._qemu_logdirty = False
 
-    def run(self) -> Statistics:
+    def run(self) -> None:
         self._check()
         self._rounds = Rounds(self._domain, self._pages, self._reporter, self._statistics)
         self._postcopy = PostcopySender(
@@ -116,7 +119,6 @@ class _Save:
             self._statistics.bytes = self._out.octets
             self._abort.release_stream()
             self._cleanup()
-        return self._statistics
 
     def _check(self) -> None:
         """Refuse what we do not do, before anything has happened."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from ipc_schema.errors import Error
@@ -20,16 +20,15 @@ async def conduct(
     machine: Handshake[State],
     actions: Mapping[State, Action],
     *,
-    interruptible: Collection[State],
+    gives_up: Callable[[State], bool],
     failed: Callable[[int, str], None],
     trace: Trace,
 ) -> None:
     """Step `machine` to its end. `failed(rc, reason)` hears of each action that raised OSError,
     EOFError or ValueError (a failure of the other side or of the host), and of an abort.
 
-    A cancellation cancels the action that runs, if its state is `interruptible`; the machine then
-    goes on to what follows from that failure. Elsewhere it is put off for ever: all actions have
-    limits.
+    A cancellation cancels the action that runs, if its state `gives_up`; the machine then goes on
+    to what follows from that failure. Elsewhere it is put off for ever: all actions have limits.
     """
     while not machine.ended:
         state = machine.state
@@ -39,7 +38,7 @@ async def conduct(
             try:
                 await asyncio.wait([task])
             except asyncio.CancelledError:
-                followed = state in interruptible
+                followed = gives_up(state)
                 trace.event("abort", action=state.value, followed=followed)
                 if followed:
                     failed(Error.ABORTED, "aborted")

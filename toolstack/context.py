@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, Final, ParamSpec
 
 from helper.hypervisors import XEN
+from ipc_schema.messages import XentoollogLevel
 from ipc_schema.trace import Trace
 from toolstack.helper_request import LIBXENGUEST, OWN_ENGINE
 from toolstack.limits import Limits
@@ -26,6 +27,10 @@ LogLine = Callable[[int, str, str], None]
 
 ProgressLine = Callable[[str, int, int], None]
 """(doing_what, done, total): how far the helper is with what it does, in pages."""
+
+
+OURS: Final = "xen-toolstack"
+"""The context of our own lines."""
 
 
 def no_log(_level: int, _context: str, _text: str) -> None:
@@ -57,6 +62,10 @@ class Context:
     def say(self, level: int, context: str, text: str) -> None:
         """A line to whoever listens, from the event loop; raises nothing."""
         _tell(self.log, level, context, text)
+
+    def warn(self, text: str) -> None:
+        """A line of our own that a person should see."""
+        self.say(XentoollogLevel.WARN, OURS, text)
 
     def say_progress(self, doing_what: str, done: int, total: int) -> None:
         """How far it is, to whoever listens, from the event loop; raises nothing."""

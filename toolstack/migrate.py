@@ -87,7 +87,8 @@ async def migrate(
     ctx: Context, domid: int, destination: Destination, options: MigrateOptions
 ) -> MigrationResult:
     """Migrate a domain. A cancellation aborts it in order as long as the guest is surely here
-    (`handshake.INTERRUPTIBLE`), and is put off to the end of the handshake after that.
+    (`handshake.INTERRUPTIBLE`), and is put off to the end of the handshake after that. Past the
+    postcopy transition the first one only warns (`Context.log`): a second one gives the guest up.
 
     Returns in all cases once an operation has begun. Raises JournalError where another operation
     on the guest is under way or was left in the middle, ProcessLookupError without such a domain.
@@ -131,6 +132,9 @@ class _Sending:
         self._rc = 0
         self._reasons: list[str] = []
         self._left_over = False
+        self._beyond = False
+        """The guest's newer state may be at the destination alone."""
+        self._warned = False
         self._source_report: GuestReport | None = None
         self._report_came_at: float | None = None
         self._actions: dict[Sender, Action] = {
@@ -157,7 +161,7 @@ class _Sending:
         await conduct(
             self._machine,
             self._actions,
-            interruptible=INTERRUPTIBLE,
+            gives_up=self._gives_up,
             failed=self._fail,
             trace=self._ctx.trace,
         )
@@ -171,6 +175,20 @@ class _Sending:
         result = await uninterrupted(self._result(outcome, total))
         self._ctx.trace.event("migrated", **result.as_json())
         return result
+
+    def _gives_up(self, state: Sender) -> bool:
+        if self._beyond and state is Sender.RUN_STREAM and not self._warned:
+            self._warned = True
+            self._ctx.warn(
+                "past the postcopy transition: to stop now would lose the guest's newer state, so "
+                "the migration goes on; interrupt it again to give that up"
+            )
+            return False
+        return state in INTERRUPTIBLE
+
+    def _transition_begins(self) -> None:
+        self._journal.promise(Promise.TRANSITION)
+        self._beyond = True
 
     def _fail(self, rc: int, reason: str) -> None:
         """Keep the first failure's rc, and every reason once."""
@@ -215,7 +233,7 @@ class _Sending:
             self._options.strategy,
             precopy=self._options.precopy,
             bandwidth=self._options.bandwidth,
-            on_transition=lambda: self._journal.promise(Promise.TRANSITION),
+            on_transition=self._transition_begins,
         )
         done = saved.postcopy_transitioned is PostcopyTransitioned.DONE
         if not saved.rc:
@@ -333,8 +351,8 @@ class _Sending:
         postcopy = None
         if saved and saved.postcopy_transitioned is PostcopyTransitioned.DONE:
             postcopy = PostcopyResult(
-                pages=statistics.postcopy_pages if statistics else 0,
-                faults=statistics.postcopy_faults if statistics else 0,
+                pages=statistics.postcopy_pages if statistics else None,
+                faults=statistics.postcopy_faults if statistics else None,
                 fault_p50_us=there.fault_p50_us if there else None,
                 fault_p99_us=there.fault_p99_us if there else None,
             )
@@ -344,9 +362,9 @@ class _Sending:
             rc=0 if outcome is Outcome.SUCCESS else self._rc or Error.FAIL,
             mode=self._options.mode,
             postcopy_transitioned=(saved.postcopy_transitioned if saved else never).value,
-            rounds=statistics.rounds if statistics else 0,
-            pages_sent=statistics.pages + statistics.postcopy_pages if statistics else 0,
-            bytes_sent=statistics.bytes if statistics else 0,
+            rounds=statistics.rounds if statistics else None,
+            pages_sent=statistics.pages + statistics.postcopy_pages if statistics else None,
+            bytes_sent=statistics.bytes if statistics else None,
             total_seconds=round(total, 6),
             downtime_seconds=self._downtime(there) if outcome is Outcome.SUCCESS else None,
             postcopy=postcopy,

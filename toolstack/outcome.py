@@ -51,10 +51,11 @@ def outcome_of(end: Sender) -> Outcome:
 @dataclass(frozen=True)
 class PostcopyResult:
     """`pages` sent after the transition, `faults` among them that the guest waited for, and how
-    long it waited (measured in the guest; None where the destination is out of our sight)."""
+    long it waited (measured in the guest; None where the destination is out of our sight). As for
+    None of the first two, see MigrationResult."""
 
-    pages: int
-    faults: int
+    pages: int | None
+    faults: int | None
     fault_p50_us: float | None
     fault_p99_us: float | None
 
@@ -77,16 +78,17 @@ class MigrationResult:
     `total_seconds` runs from the start of the receiver to the end of the handshake.
     `downtime_seconds` is from the guest's last step at the source to its first at the destination;
     where the destination is out of sight, from its suspension to the destination's report; None
-    where it never stood still.
+    where it never stood still. The three that the helper counts are None where it did not live to
+    tell, or speaks libxl's protocol, which has no word for them.
     """
 
     outcome: Outcome
     rc: int
     mode: str
     postcopy_transitioned: str
-    rounds: int
-    pages_sent: int
-    bytes_sent: int
+    rounds: int | None
+    pages_sent: int | None
+    bytes_sent: int | None
     total_seconds: float
     downtime_seconds: float | None
     postcopy: PostcopyResult | None

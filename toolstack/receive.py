@@ -85,7 +85,7 @@ class _Receiving:
         await conduct(
             self._machine,
             self._actions,
-            interruptible=INTERRUPTIBLE,
+            gives_up=INTERRUPTIBLE.__contains__,
             failed=self._fail,
             trace=self._ctx.trace,
         )

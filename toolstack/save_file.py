@@ -263,7 +263,7 @@ def _not_started(ctx: Context, domid: int, fd: int, journal: Journal, error: OSE
         return f"it is left here: `xen-toolstack recover {journal.entry.name}`"
     ctx.host.destroy(domid)
     journal.close()
-    return "its file is whole"
+    return "its file still has it"
 
 
 @contextlib.contextmanager

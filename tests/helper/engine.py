@@ -105,9 +105,10 @@ def save(
     with Abort(stall_limit=stall_limit) as abort:
         domain = host.domain(domid)
         try:
-            return domain_save(
-                domain, io_fd, recv_fd, controller, parameters, abort, Trace("helper")
-            )
+            statistics = Statistics()
+            trace = Trace("helper")
+            domain_save(domain, io_fd, recv_fd, controller, parameters, abort, trace, statistics)
+            return statistics
         finally:
             domain.close()
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from helper.hypervisors.simulated.layout import Behaviour
+from ipc_schema.phases import Phase
 from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, toolstack
 from tests.waiting import wait_for
 from toolstack import handshake
@@ -319,13 +320,42 @@ def test_a_user_aborts(hosts: Hosts, tmp_path: Path, mode: str, number: signal.S
         *arguments(hosts, "--events", events, "--bandwidth=16M", "--dirty-threshold=0",
                    *MODES[mode], "--max-rounds=1000" if mode != "stop-and-copy" else "--verbose")
     )  # fmt: skip
-    wait_for(lambda: first(events, lambda e: e["event"] == "phase"), "the helper is at work")
+    pages = (Phase.PRECOPY.value, Phase.STOP_AND_COPY.value)
+    wait_for(lambda: first(events, lambda e: e.get("name") in pages), "the first pages")
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
     assert json.loads(out)["outcome"] == "running-at-source"
     assert "aborted" in json.loads(out)["reason"]
+    assert json.loads(out)["bytes_sent"] > 0
     runs_on(hosts, there=False)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_user_aborts_past_the_transition(hosts: Hosts, tmp_path: Path, times: int) -> None:
+    hosts.guest(megabytes=32)
+    events = tmp_path / "events"
+    process = hosts.start(
+        *arguments(hosts, "--events", events, "--bandwidth=8M", *MODES["postcopy"])
+    )
+    pages = ("phase", Phase.POSTCOPY_PAGES.value)
+    wait_for(
+        lambda: first(events, lambda e: (e["event"], e.get("name")) == pages), "the last pages"
+    )
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    assert "interrupt it again" in process.stderr.readline()
+    if times == 2:
+        process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == (0 if times == 1 else 3), err
+    result = json.loads(out)
+    assert result["postcopy_transitioned"] == "done"
+    if times == 1:
+        runs_on(hosts, there=True)
+    else:
+        assert "aborted" in result["reason"]
+        assert hosts.states(hosts.at_source) == {"g--postcopy-inconsistent": "suspended"}
 
 
 def test_two_at_once(hosts: Hosts, tmp_path: Path) -> None:

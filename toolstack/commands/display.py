@@ -84,12 +84,15 @@ def migration(result: MigrationResult, extra: Sequence[tuple[str, str]] = ()) ->
 
 def _figures(result: MigrationResult) -> Iterator[tuple[str, str]]:
     yield "mode", result.mode
-    yield (
-        "sent",
-        f"{result.pages_sent} pages, {octets(result.bytes_sent)}, {result.rounds} rounds",
-    )
-    rate = result.bytes_sent / result.total_seconds if result.total_seconds else 0.0
-    yield "took", f"{seconds(result.total_seconds)} ({octets(int(rate))}/s)"
+    took = seconds(result.total_seconds)
+    if result.bytes_sent is None:
+        yield "sent", "unknown: the helper has not told"
+        yield "took", took
+    else:
+        sent = f"{result.pages_sent} pages, {octets(result.bytes_sent)}, {result.rounds} rounds"
+        yield "sent", sent
+        rate = result.bytes_sent / result.total_seconds if result.total_seconds else 0.0
+        yield "took", f"{took} ({octets(int(rate))}/s)"
     if result.downtime_seconds is not None:
         yield "stood still", seconds(result.downtime_seconds)
     if result.postcopy is not None:
@@ -99,7 +102,9 @@ def _figures(result: MigrationResult) -> Iterator[tuple[str, str]]:
                 f", each waited {result.postcopy.fault_p50_us:.0f} us (p50), "
                 f"{result.postcopy.fault_p99_us:.0f} us (p99)"
             )
-        yield "postcopy", f"{result.postcopy.pages} pages, {result.postcopy.faults} faults{waits}"
+        if result.postcopy.pages is not None:
+            counts = f"{result.postcopy.pages} pages, {result.postcopy.faults} faults"
+            yield "postcopy", f"{counts}{waits}"
     guest = result.guest
     if guest.state is not None:
         yield "guest", f"{guest.state} at {guest.host}"

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from helper.hypervisors import XEN
-from ipc_schema.messages import Dialect
+from ipc_schema.messages import Dialect, XentoollogLevel
 from ipc_schema.trace import Trace
 from toolstack.commands.common import UsageError, host_of, hypervisor_of
-from toolstack.context import Context, ProgressLine, no_log, no_progress
+from toolstack.context import OURS, Context, ProgressLine, no_progress
 from toolstack.helper_request import HelperProgram, OwnHelper, PipeHelper
 from toolstack.limits import Limits
 
@@ -66,7 +66,7 @@ def context_of(
         hypervisor=hypervisor,
         trace=trace,
         limits=limits_of(arguments),
-        log=_log if arguments.verbose else no_log,
+        log=_log if arguments.verbose else _log_ours,
         progress=progress,
         program=program,
         faults=_faults(trace, program),
@@ -120,6 +120,11 @@ def limits_of(arguments: argparse.Namespace) -> Limits:
 
 def _log(level: int, context: str, text: str) -> None:
     print(f"{context}[{level}]: {text}", file=sys.stderr)
+
+
+def _log_ours(level: int, context: str, text: str) -> None:
+    if context == OURS and level >= XentoollogLevel.WARN:
+        print(f"{context}: {text}", file=sys.stderr, flush=True)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
