@@ -124,7 +124,7 @@ def _add_guest_commands(command: Adder) -> None:
     create = command("create", "guests:create", "start a new simulated guest")
     create.add_argument("name", metavar="NAME")
     create.add_argument(
-        "--memory", type=guest_size, default=256 << 20, metavar="SIZE", help="default: 256M"
+        "--memory", type=size, default=256 << 20, metavar="SIZE", help="default: 256M"
     )
     create.add_argument("--workload", choices=WORKLOADS, default="random")
     create.add_argument("--rate", type=count, metavar="N", help="pages written a second")
@@ -199,7 +199,7 @@ def _add_migration_commands(command: Adder) -> None:
 
     demo = command("demo", "demonstration:demo", "two hosts, a running guest, one migration")
     demo.add_argument("--mode", choices=("stop-and-copy", "precopy", "postcopy"), default="precopy")
-    demo.add_argument("--memory", type=guest_size, default=256 << 20, metavar="SIZE")
+    demo.add_argument("--memory", type=size, default=256 << 20, metavar="SIZE")
     demo.add_argument("--workload", choices=WORKLOADS, default="random")
     demo.add_argument(
         "--bandwidth", type=size, default=0, metavar="SIZE", help="octets a second at most"

@@ -200,7 +200,8 @@ def test_what_a_save_gets_over(
     [
         ("suspend:before-send=truncate", ZMQ, "incomplete input"),
         ("suspend:before-send=truncate", PIPE, "no answer to suspend"),
-        ("suspend:before-send=oversize", ZMQ, "sent too long a message"),
+        # libzmq breaks the connection, and either end may be the first to say so.
+        ("suspend:before-send=oversize", ZMQ, "hung up"),
         ("suspend:before-send=oversize", PIPE, "octets too many"),
         ("suspend:before-send=wrong-sequence", ZMQ, "wrong sequence number: suspend has"),
         ("suspend:before-send=duplicate", ZMQ, "wrong sequence number: suspend has"),
