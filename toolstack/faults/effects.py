@@ -85,6 +85,8 @@ _INDISPENSABLE: Final = frozenset({"libxl.END", "libxl.LIBXC_CONTEXT", "libxc.EN
 _NONE: Final = Expectation(Effect.NONE)
 _EITHER: Final = Expectation(Effect.EITHER)
 
+_TOLD: Final = frozenset({"log", "progress", "statistics", "restore_results"})
+"""Messages without an answer."""
 _LAST: Final = "complete"
 """Behind its answer the helper has told all that it had to tell."""
 
@@ -206,7 +208,12 @@ def _of_message(fault: Fault) -> Expectation:
         and point.moment is not (Moment.BEFORE_SEND if kind is actions.HANG_UP else None)
     ):
         return _EITHER
-    return Expectation(Effect.FAILS, _OF_A_MESSAGE.get(kind, _MISUNDERSTOOD), _LATE)
+    words = _OF_A_MESSAGE.get(kind, _MISUNDERSTOOD)
+    if kind is actions.DROP and point.of in _TOLD:
+        words = r"wrong sequence number"  # nobody waits for it, but the next one shows the gap
+    elif point.of == "hello":
+        words += "|has not come to hello"  # whoever says none is a stranger, and refused
+    return Expectation(Effect.FAILS, words, _LATE)
 
 
 def _of_controllers_message(fault: Fault) -> Expectation:
@@ -216,11 +223,8 @@ def _of_controllers_message(fault: Fault) -> Expectation:
         return _EITHER
     if kind is actions.DUPLICATE or fault.times != FIRST:
         return _EITHER
-    if kind is actions.DROP and point.moment is Moment.HEARD:
-        if point.of in {"log", "progress", "statistics"}:
-            return _NONE
-        if point.of == "restore_results":
-            return _EITHER
+    if kind is actions.DROP and point.moment is Moment.HEARD and point.of in _TOLD:
+        return _EITHER if point.of == "restore_results" else _NONE
     return Expectation(Effect.FAILS, _OF_A_MESSAGE.get(kind, _MISUNDERSTOOD), _LATE)
 
 
