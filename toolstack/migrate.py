@@ -326,7 +326,10 @@ class _Sending:
             if outcome is not Outcome.SUCCESS:
                 if status < 0:
                     self._fail(Error.FAIL, f"the receiver was ended by signal {-status}")
-                self._fail(Error.FAIL, f"destination: {words}" if words else "")
+                elif words:
+                    self._fail(Error.FAIL, f"destination: {words}")
+                elif status:
+                    self._fail(Error.FAIL, f"{self._destination} ended with exit status {status}")
         finally:
             self._receiver.dispose()
         if status < 0 and isinstance(self._destination, HostDestination):

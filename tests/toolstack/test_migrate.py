@@ -358,6 +358,14 @@ def test_a_user_aborts_past_the_transition(hosts: Hosts, tmp_path: Path, times: 
         assert hosts.states(hosts.at_source) == {"g--postcopy-inconsistent": "suspended"}
 
 
+def test_a_receiver_that_ends_at_once_is_named_by_its_exit_status(hosts: Hosts) -> None:
+    hosts.guest()
+    ended = toolstack("migrate", "g", "--to", "exit 7", "--host", hosts.source)
+    assert ended.code == 1
+    assert "before the receiver's banner; exit 7 ended with exit status 7" in ended.err
+    runs_on(hosts, there=False)
+
+
 def test_two_at_once(hosts: Hosts, tmp_path: Path) -> None:
     hosts.guest(megabytes=64)
     events = tmp_path / "events"
