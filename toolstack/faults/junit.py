@@ -1,7 +1,8 @@
 """A campaign as JUnit XML, in the form that Jenkins, GitLab and their like read.
 
 A test suite for each mode, a test case for each run: a failure where it does not hold, an error
-where the fault was to fire and did not, and skipped where it only might have.
+where the fault was to fire and did not, and skipped where it only might have. A campaign that is
+not complete has an error of its own, so that nobody takes it for one that is.
 """
 
 from __future__ import annotations
@@ -38,7 +39,20 @@ def document(report: Report) -> Xml.Element:
         )
         for verdict in verdicts:
             suite.append(_case(report, verdict))
+    if report.missing:
+        suites.append(_rest(report.missing))
+        for name in ("tests", "errors"):
+            suites.set(name, str(int(suites.get(name, "0")) + 1))
     return suites
+
+
+def _rest(missing: int) -> Xml.Element:
+    name = f"{_SUITE}.campaign"
+    suite = Xml.Element("testsuite", {"name": name, "tests": "1", "errors": "1", "failures": "0"})
+    case = Xml.SubElement(suite, "testcase", {"classname": name, "name": "is complete"})
+    message = f"{missing} runs are missing: `--resume` makes them"
+    Xml.SubElement(case, "error", {"type": "missing", "message": message})
+    return suite
 
 
 def _figures(report: Report, verdicts: tuple[Verdict, ...], name: str) -> dict[str, str]:

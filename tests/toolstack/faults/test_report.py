@@ -115,6 +115,12 @@ class TestJunit:
             assert len(list(root.iter("error"))) == must_fire
             assert len(list(root.iter("skipped"))) == (not must_fire)
 
+    def test_one_that_is_not_complete_has_an_error(self, tmp_path: Path) -> None:
+        root = self.suites(report(verdict("start=stop"), missing=7), tmp_path)
+        (error,) = root.iter("error")
+        assert "7 runs are missing" in str(error.get("message"))
+        assert (root.get("tests"), root.get("errors"), root.get("failures")) == ("2", "1", "0")
+
     def test_a_failure_says_what_is_wrong_and_how_to_repeat_it(self, tmp_path: Path) -> None:
         (failure,) = self.suites(MIXED, tmp_path).iter("failure")
         assert failure.get("message") == "it is wrong"
