@@ -56,7 +56,9 @@ _SILENCE: Final = (
 )
 _GONE: Final = r"hung up|sign of life|does not take|exit status 254"
 """What either end says of another that has gone. 254: the helper takes its controller for gone."""
-_UNANSWERED: Final = rf"no answer|has not come|did not say|without (providing|signalling)|{_GONE}"
+_UNANSWERED: Final = (
+    rf"no answer|has not come|did not say|without (providing|signalling)|stands still|{_GONE}"
+)
 _MISUNDERSTOOD: Final = rf"broke the protocol|the controller refused|{_GONE}"
 _OF_A_MESSAGE: Final[Mapping[actions.ActionKind, str]] = {
     actions.HANG_UP: _GONE,
@@ -212,7 +214,7 @@ def _of_message(fault: Fault) -> Expectation:
     if kind is actions.DROP and point.of in _TOLD:
         words = r"wrong sequence number"  # nobody waits for it, but the next one shows the gap
     elif point.of == "hello":
-        words += "|has not come to hello"  # whoever says none is a stranger, and refused
+        words = _UNANSWERED  # whoever says none is a stranger, and refused
     return Expectation(Effect.FAILS, words, _LATE)
 
 
