@@ -214,7 +214,7 @@ def _of_message(fault: Fault) -> Expectation:
     if kind is actions.DROP and point.of in _TOLD:
         words = r"wrong sequence number"  # nobody waits for it, but the next one shows the gap
     elif point.of == "hello":
-        words = _UNANSWERED  # whoever says none is a stranger, and refused
+        words += f"|{_UNANSWERED}"  # whoever says none is a stranger, and refused
     return Expectation(Effect.FAILS, words, _LATE)
 
 

@@ -27,6 +27,9 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("plan", "mode", "fired", "code"),
     [
+        ("source/hello:before-send=truncate", "live", ("source/",), 1),
+        ("destination/hello:before-send=oversize", "live", ("destination/",), 1),
+        ("destination/log:before-send=drop", "stop-and-copy", ("destination/",), 1),
         ("hello=exit(0)", "live", ("source/", "destination/"), 1),
         ("destination/record.libxc.PAGE_DATA:read=reset", "stop-and-copy", ("destination/",), 1),
         ("destination/complete:after-answer=kill", "postcopy", ("destination/",), 3),
