@@ -149,8 +149,9 @@ def text_of(verdict: Verdict) -> Iterator[str]:
 
 def _idle(verdict: Verdict) -> dict[str, str]:
     """Which of several faults the run never came to."""
-    fired = " ".join(verdict.fired)
-    idle = [str(fault) for fault in parse(verdict.plan).faults if str(fault) not in fired]
+    faults = map(str, parse(verdict.plan).faults)
+    # What fired is told with the side where it did.
+    idle = [one for one in faults if not any(fired.endswith(one) for fired in verdict.fired)]
     return {"did not fire": ", ".join(idle)} if idle and verdict.fired else {}
 
 

@@ -74,8 +74,10 @@ _ABOUT: Final[Mapping[str, str]] = {
     "precopy_policy": "precopy",
 }
 """The words for a callback whose answer is bad."""
-_STRAYED: Final = r"(?<!write )at offset|header:|the stream ends|emulator xenstore data"
-_MISREAD: Final = rf"{_STRAYED}|Invalid argument|nothing received|sent nothing"
+_MISREAD: Final = (
+    r"(?<!write )at offset|header:|the stream ends|emulator xenstore data|"
+    r"Invalid argument|nothing received|sent nothing"
+)
 """A stream that does not go on as its lengths or its order say."""
 _REFUSED: Final[Mapping[actions.ActionKind, str]] = {
     actions.WRONG_NUMBER: r"unknown mandatory type",
