@@ -18,6 +18,9 @@ COUNTS_SECONDS: Final = {"pv": 90, "pvh": 90, "hvm": 240}
 IGNORES_SUSPEND: Final = "initcall_blacklist=xen_setup_shutdown_event"
 """For a guest's command line: Linux without the part that listens to control/shutdown."""
 
+KEPT: Final = b"kept from the start\n"
+"""What the first page of memory begins with that a guest keeps unchanged."""
+
 _COUNT: Final = re.compile(r"^count (\d+)\r?$", re.MULTILINE)
 
 

@@ -13,11 +13,16 @@ from typing import Any, Final
 
 from tests.xen.dom0.commands import Ended, Program, run, wait_until
 from tests.xen.dom0.guest import CONSOLES, Guest
+from tests.xen.dom0.slow_link import over_slow_link
 
 OURS: Final = Path("/usr/local/bin/xen-save-helper")
 XEN_BIN: Final = Path(os.environ.get("RIG_XEN_BIN", "/usr/lib/xen-4.17/bin"))
 LIBXL: Final = XEN_BIN / "libxl-save-helper"
 """libxl's own helper."""
+
+COMMAND_SECONDS: Final = 300
+"""What a command may take that sends a guest or builds one; several times what it does take, for
+the machines that emulate this one may have much else to do."""
 
 _LOGS: Final = (CONSOLES, Path("/var/log/xen"))
 
@@ -99,7 +104,7 @@ class Lab:
         file: Path,
         helper: Path = OURS,
         env: Mapping[str, str | None] | None = None,
-        limit: float = 120,
+        limit: float = COMMAND_SECONDS,
     ) -> Ended:
         """`xl save`, which must succeed, with the helper's work, and leave no domain."""
         before = self.helpers_done()
@@ -115,7 +120,7 @@ class Lab:
         file: Path,
         helper: Path = OURS,
         env: Mapping[str, str | None] | None = None,
-        limit: float = 120,
+        limit: float = COMMAND_SECONDS,
     ) -> Ended:
         """`xl restore`, which must succeed, with the helper's work; the guest must go on from
         where it was."""
@@ -133,12 +138,16 @@ class Lab:
         receiver: Path = OURS,
         env: Mapping[str, str | None] | None = None,
         capture: Path | None = None,
-        limit: float = 180,
+        limit: float = COMMAND_SECONDS,
+        slow: bool = False,
     ) -> Ended:
         """`xl migrate` to this same host, which must succeed, with the helpers' work; the guest
-        must go on, once. `capture` gets all that goes to the receiver."""
+        must go on, once. `capture` gets all that goes to the receiver; `slow`: over a slow link."""
         before, domid = self.helpers_done(), self.domains()[guest.name].domid
-        program = self.start_migrate(guest, sender, receive_command(receiver, capture), env)
+        receive = receive_command(receiver, capture)
+        if slow:
+            receive = over_slow_link(receive)
+        program = self.start_migrate(guest, sender, receive, env)
         done = program.end(limit)
         assert done.status == 0, "xl migrate failed"
         self.assert_only(guest)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from tests.xen.dom0.commands import wait_until
+from tests.xen.dom0.guest import KEPT
 from tests.xen.dom0.lab import LIBXL
 from tests.xen.scenarios.scenario import BOTH, Scenario
 
@@ -20,4 +22,19 @@ def baseline(lab: Lab) -> None:
     lab.migrate(guest, LIBXL, LIBXL)
 
 
-SCENARIOS: Final = (Scenario("baseline", baseline, suites=BOTH),)
+def damage_is_noticed(lab: Lab) -> None:
+    """A few octets of a saved guest's memory are changed, and the restored guest says so."""
+    guest = lab.guest("pvh")
+    file = lab.directory / "saved"
+    lab.save(guest, file, LIBXL)
+    stream = file.read_bytes()
+    assert KEPT in stream
+    file.write_bytes(stream.replace(KEPT, KEPT.upper()))
+    lab.xl(["restore", file], LIBXL)
+    wait_until("the guest notices", lambda: "memory damaged: /data/kept" in guest.console, 60)
+
+
+SCENARIOS: Final = (
+    Scenario("baseline", baseline, suites=BOTH),
+    Scenario("baseline-damage-is-noticed", damage_is_noticed, suites=BOTH),
+)

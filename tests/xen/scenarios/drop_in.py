@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.xen.dom0.lab import LIBXL, OURS
+from tests.xen.dom0.lab import COMMAND_SECONDS, LIBXL, OURS
 from tests.xen.scenarios.scenario import BOTH, Scenario
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def migrate(lab: Lab, kind: str, sender: Path, receiver: Path) -> None:
 def log_line(lab: Lab) -> None:
     """With -vvv, what xl logs says which helper it has started, as README has it."""
     guest = lab.guest("pvh")
-    done = lab.xl(["-vvv", "save", guest.name, lab.directory / "saved"], limit=120)
+    done = lab.xl(["-vvv", "save", guest.name, lab.directory / "saved"], limit=COMMAND_SECONDS)
     assert done.status == 0
     assert "xen-save-helper: debug: starting save" in done.output
 
@@ -61,7 +61,7 @@ def receiver_by_etc_environment(lab: Lab) -> None:
             assert not events.exists()
             ENVIRONMENT.write_text(before + line)
             xl = lab.start_migrate(guest, LIBXL, "exec su - root -c 'xl migrate-receive'")
-            assert xl.end(limit=180).status == 0
+            assert xl.end(COMMAND_SECONDS).status == 0
             lab.assert_runs_on(guest)
     finally:
         ENVIRONMENT.write_text(before)

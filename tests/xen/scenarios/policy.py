@@ -7,7 +7,8 @@ import subprocess
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.xen.dom0.lab import receive_command
+from tests.xen.dom0.lab import COMMAND_SECONDS, receive_command
+from tests.xen.dom0.slow_link import over_slow_link
 from tests.xen.scenarios.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 _DIRTY_MIB: Final = 8
 _NO_THRESHOLD: Final = {"XEN_SAVE_HELPER_DIRTY_THRESHOLD": "0"}
-"""A guest that writes all the time is never stopped for having few dirty pages."""
+"""A guest that has anything dirty is not stopped for having little."""
 _ROUNDS_BEFORE_ABORT: Final = 2
 _INSPECT_SECONDS: Final = 120
 
@@ -27,13 +28,14 @@ def max_iterations(lab: Lab, iterations: int) -> None:
     guest = lab.guest("pvh", dirty=_DIRTY_MIB)
     stream = lab.directory / "stream"
     env = {**_NO_THRESHOLD, "XEN_SAVE_HELPER_MAX_ITERATIONS": str(iterations)}
-    lab.migrate(guest, env=env, capture=stream)
+    lab.migrate(guest, env=env, capture=stream, slow=True)
     rounds = inspected(stream)["summary"]["rounds"]
     lab.figure("rounds", rounds)
+    asked = lab.events("precopy_policy")
+    lab.figure("fewest dirty", min(e["dirty_count"] for e in asked if e["dirty_count"] >= 0))
     assert rounds == iterations + 1
-    last = lab.events("precopy_policy")[-1]
-    assert last["decision"] == "STOP_AND_COPY"
-    assert last["why"] == f"{iterations} rounds, at most {iterations}"
+    assert asked[-1]["decision"] == "STOP_AND_COPY"
+    assert asked[-1]["why"] == f"{iterations} rounds, at most {iterations}"
 
 
 def abort_after(lab: Lab) -> None:
@@ -42,8 +44,9 @@ def abort_after(lab: Lab) -> None:
     guest = lab.guest("pvh", dirty=_DIRTY_MIB)
     stream = lab.directory / "stream"
     env = {**_NO_THRESHOLD, "XEN_SAVE_HELPER_ABORT_AFTER": str(_ROUNDS_BEFORE_ABORT)}
-    program = lab.start_migrate(guest, receive=receive_command(capture=stream), env=env)
-    done = program.end(limit=120)
+    receive = over_slow_link(receive_command(capture=stream))
+    program = lab.start_migrate(guest, receive=receive, env=env)
+    done = program.end(COMMAND_SECONDS)
     assert done.status != 0
     assert "precopy policy: abort" in done.output
     lab.assert_runs_on(guest)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.xen.dom0.commands import Ended, Program, run, wait_until
 from tests.xen.dom0.gate import Gate
-from tests.xen.dom0.lab import LIBXL, OURS, receive_command
+from tests.xen.dom0.lab import COMMAND_SECONDS, LIBXL, OURS, receive_command
 from tests.xen.dom0.whereabouts import log_dirty_domains
 from tests.xen.scenarios.scenario import BOTH, Scenario
 
@@ -39,11 +39,11 @@ _GIVEN_UP_SECONDS: Final = 15.0
 """From SIGINT to the end of libxc's error path, on a processor that a guest shares."""
 
 
-def toolstack(*arguments: str | Path, limit: float = 180) -> Ended:
+def toolstack(*arguments: str | Path, limit: float = COMMAND_SECONDS) -> Ended:
     return run(["xen-toolstack", *arguments], limit)
 
 
-def succeeds(*arguments: str | Path, limit: float = 180) -> Ended:
+def succeeds(*arguments: str | Path, limit: float = COMMAND_SECONDS) -> Ended:
     done = toolstack(*arguments, limit=limit)
     assert done.status == 0, f"xen-toolstack {arguments[0]}: {done.output}"
     return done
