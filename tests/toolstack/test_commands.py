@@ -44,6 +44,16 @@ def test_life_of_a_guest(tmp_path: Path) -> None:
     assert toolstack("list", "--host", host, "--json").json == []
 
 
+def test_list_cuts_no_name(tmp_path: Path) -> None:
+    name = "a-guest-with-the-longest-of-names-" * 5
+    assert toolstack("init", tmp_path / "host").code == 0
+    made = ("create", name, "--memory", "8M", "--workload", "idle", "--host", tmp_path / "host")
+    assert toolstack(*made).code == 0
+    listed = toolstack("list", "--host", tmp_path / "host", env={"COLUMNS": "70"}).out
+    assert name in "".join(line.split()[0] for line in listed.splitlines()[1:])
+    assert toolstack("destroy", name, "--host", tmp_path / "host").code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -54,7 +54,8 @@ def guests(rows: Sequence[dict[str, Any]]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     simulated = any(row["workload"] for row in rows)
     what = "Workload" if simulated else "Type"
-    for title in ("Name", "ID", "Memory", what, "State"):
+    table.add_column("Name", overflow="fold")
+    for title in ("ID", "Memory", what, "State"):
         table.add_column(title, justify="right" if title in {"ID", "Memory"} else "left")
     waiting = any(row["waits"] for row in rows)
     if waiting:
