@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from helper.hypervisors.simulated.host import SimulatedHost, create_host
 # How long an example takes is the machine's affair; a hang has pytest-timeout's limit.
 hypothesis.settings.register_profile("ours")
 hypothesis.settings.load_profile("ours")
+
+# A shell that starts the tests in the background ignores it for them, and so would the processes
+# that get it here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HostFactory = Callable[[str], SimulatedHost]
 
