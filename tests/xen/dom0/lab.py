@@ -142,11 +142,12 @@ class Lab:
         slow: bool = False,
     ) -> Ended:
         """`xl migrate` to this same host, which must succeed, with the helpers' work; the guest
-        must go on, once. `capture` gets all that goes to the receiver; `slow`: over a slow link."""
+        must go on, once. `capture` gets all that goes to the receiver; `slow`: over a link that
+        becomes slow before the first round is over."""
         before, domid = self.helpers_done(), self.domains()[guest.name].domid
         receive = receive_command(receiver, capture)
         if slow:
-            receive = over_slow_link(receive)
+            receive = over_slow_link(guest.octets, receive)
         program = self.start_migrate(guest, sender, receive, env)
         done = program.end(limit)
         assert done.status == 0, "xl migrate failed"

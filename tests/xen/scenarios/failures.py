@@ -46,7 +46,7 @@ def our_helpers(operation: str = "--save-domain") -> list[int]:
 @dataclass(frozen=True)
 class Moment:
     """When a helper is killed. The stream is held after `octets(guest)`; the kill comes when
-    `reached` holds. `dirty`: the guest keeps writing so many MiB, and the link is a slow one."""
+    `reached` holds. `dirty`: the guest keeps writing so many MiB, and the link becomes slow."""
 
     name: str
     reached: Callable[[Lab, Gate], bool]
@@ -66,9 +66,8 @@ def _held_in_last_copy(lab: Lab, gate: Gate) -> bool:
 
 
 def _past_first_round(guest: Guest) -> int:
-    """Somewhere in the second, of over 8 MiB: the first one was seen to send the memory that the
-    guest was given and 8 MiB more."""
-    return guest.memory * MIB + 12 * MIB
+    """Somewhere in the second, of over 8 MiB."""
+    return guest.octets + 10 * MIB
 
 
 def _asked_to_suspend(lab: Lab, _gate: Gate) -> bool:
@@ -103,7 +102,7 @@ def killed_helper(lab: Lab, moment: Moment) -> None:
     gate = Gate(lab.directory / "gate")
     receive = gate.command(moment.octets(guest), receive_command())
     if moment.dirty:
-        receive = over_slow_link(receive)
+        receive = over_slow_link(guest.octets, receive)
     xl = lab.start_migrate(guest, receive=receive, env=moment.env)
     wait_until(
         f"moment {moment.name}", lambda: moment.reached(lab, gate), _REACHED_SECONDS, every=0.05

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tests.xen.dom0.lab import Lab
 
-_DIRTY_MIB: Final = 8
+_DIRTY_MIB: Final = 2
 _NO_THRESHOLD: Final = {"XEN_SAVE_HELPER_DIRTY_THRESHOLD": "0"}
 """A guest that has anything dirty is not stopped for having little."""
 _ROUNDS_BEFORE_ABORT: Final = 2
@@ -44,7 +44,7 @@ def abort_after(lab: Lab) -> None:
     guest = lab.guest("pvh", dirty=_DIRTY_MIB)
     stream = lab.directory / "stream"
     env = {**_NO_THRESHOLD, "XEN_SAVE_HELPER_ABORT_AFTER": str(_ROUNDS_BEFORE_ABORT)}
-    receive = over_slow_link(receive_command(capture=stream))
+    receive = over_slow_link(guest.octets, receive_command(capture=stream))
     program = lab.start_migrate(guest, receive=receive, env=env)
     done = program.end(COMMAND_SECONDS)
     assert done.status != 0
