@@ -18,8 +18,8 @@ from helper.hypervisors.simulated.host import SimulatedHost, create_host
 hypothesis.settings.register_profile("ours")
 hypothesis.settings.load_profile("ours")
 
-# A shell that starts the tests in the background ignores it for them, and so would the processes
-# that get it here.
+# A shell that starts the tests in the background ignores SIGINT for them, and what they start would
+# inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HostFactory = Callable[[str], SimulatedHost]

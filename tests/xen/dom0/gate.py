@@ -55,12 +55,12 @@ def main(directory: Path, octets: int, command: list[str]) -> int:
             data = os.read(0, min(left, _AT_ONCE))
             if not data:
                 break
-            _write(into, data)
+            write_all(into, data)
             left -= len(data)
         else:
             _hold(directory)
             while data := os.read(0, _AT_ONCE):
-                _write(into, data)
+                write_all(into, data)
     except BrokenPipeError:
         pass  # The receiver has gone; it says why.
     receiver.stdin.close()
@@ -74,7 +74,8 @@ def _hold(directory: Path) -> None:
         time.sleep(0.05)
 
 
-def _write(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
+    """Raises BrokenPipeError where nobody reads any more."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]
