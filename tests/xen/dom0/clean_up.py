@@ -47,7 +47,7 @@ def clean_up(ours: dict[tuple[int, str], str], limit: float) -> list[str]:
         for (pid, _start), command in _strangers(ours):
             left.append(f"process {pid}: {command}")
             if "qemu" not in command.split(" ", 1)[0]:
-                _kill(pid)
+                kill(pid)
         for domid in _guests():
             left.append(f"domain {domid}")
             _xl("destroy", domid)
@@ -80,7 +80,8 @@ def _strangers(ours: dict[tuple[int, str], str]) -> Iterator[tuple[tuple[int, st
             yield key, command
 
 
-def _kill(pid: int) -> None:
+def kill(pid: int) -> None:
+    """SIGKILL, if it is still there."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from tests.xen.dom0 import clean_up
 from tests.xen.dom0.whereabouts import our_helpers
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def watch(program: Program) -> Watched:
     else:
         helpers = our_helpers()
         for pid in helpers:
-            kill(pid)
+            clean_up.kill(pid)
         end = End.KILLED if helpers and program.wait(ALONE_SECONDS) else End.NEVER
     if end is End.NEVER:
         program.kill_session()
@@ -80,13 +79,6 @@ def watch(program: Program) -> Watched:
     ended = program.end(limit=1)
     status = None if end is End.NEVER else ended.status
     return Watched(end, status, ended.output, seconds)
-
-
-def kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _wait(program: Program, end: float) -> bool:

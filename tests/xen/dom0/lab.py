@@ -193,13 +193,13 @@ class Lab:
         for program in self._programs:
             program.tell_unfinished()
 
-    def assert_only(self, guest: Guest) -> None:
-        """There is this guest and no other one."""
-        assert list(self.domains()) == [guest.name]
+    def assert_only(self, guest: Guest, limit: float = 10) -> None:
+        """There is this guest and no other one, once Xen has freed those that were destroyed."""
+        wait_until("there is only the guest", lambda: list(self.domains()) == [guest.name], limit)
 
     def assert_runs_on(self, guest: Guest, limit: float = 60) -> None:
         """The only guest, under its own name, never replaced, and it counts on."""
-        wait_until("there is only the guest", lambda: list(self.domains()) == [guest.name], limit)
+        self.assert_only(guest, limit)
         guest.goes_on(limit=limit)
 
     def verify_stream(self, file: Path, layer: str = "xl", limit: float = 120) -> None:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from helper.hypervisors.xen.xenctrl import Xenctrl
 from tests.xen import fault_table
+from tests.xen.dom0 import clean_up
 from tests.xen.dom0.commands import wait_until
-from tests.xen.dom0.faulted import Left, kill, limits, telling, watch
+from tests.xen.dom0.faulted import Left, limits, telling, watch
 from tests.xen.dom0.lab import xen_version
 from tests.xen.dom0.whereabouts import (
     Remains,
@@ -138,7 +139,7 @@ def _row(trial: Trial, case: FaultCase, before: int, seen: Seen) -> FaultRow:
 def _restore_order(trial: Trial, seen: Seen) -> bool:
     """Make dom0 fit for the next fault. Whether the guest is where the command finds it."""
     for pid in our_helpers():
-        kill(pid)
+        clean_up.kill(pid)
     for row in seen.now.others:
         trial.lab.xl(["destroy", str(row.domid)])
     if isinstance(trial, RestoreTrial) and seen.now.place == "is nowhere":
