@@ -14,8 +14,15 @@ import pytest
 
 from helper.hypervisors.simulated.host import SimulatedHost, create_host
 
-# How long an example takes is the machine's affair; a hang has pytest-timeout's limit.
-hypothesis.settings.register_profile("ours")
+# How long an example takes is the machine's affair; a hang has pytest-timeout's limit. The rest is
+# said because hypothesis has other defaults where CI is set: each run tries examples of its own.
+hypothesis.settings.register_profile(
+    "ours",
+    deadline=None,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("ours")
 
 # A shell that starts the tests in the background ignores SIGINT for them, and what they start would

@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from helper.page_assembler import RING, PageAssembler
@@ -57,7 +57,6 @@ def feed(assembler: PageAssembler, stream: bytes, pieces: list[int]) -> tuple[li
     return came, at
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 2**30), min_size=1, max_size=5), max_size=4),
     st.lists(st.integers(1, 3 * PAGE), min_size=1, max_size=20),
