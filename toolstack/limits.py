@@ -23,7 +23,8 @@ class Limits:
     abort: float = 10.0
     """From SIGTERM to SIGKILL, and from `complete` to the helper's exit."""
     stream_stall: float = 60.0
-    """For how long the other side of a stream may take (or send) nothing."""
+    """For how long the other side of a stream may take (or send) nothing, and for how long a helper
+    may ask how precopy goes on without sending a page."""
     handshake: float = 60.0
     """For each message of the migration handshake."""
 

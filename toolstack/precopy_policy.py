@@ -53,3 +53,30 @@ def precopy_policy(
     if strategy is MemoryStrategy.POSTCOPY:
         return PrecopyPolicy.POSTCOPY
     return PrecopyPolicy.STOP_AND_COPY
+
+
+class PrecopyProgress:
+    """Whether a helper's questions lead to an end of precopy: libxc asks for as long as it is
+    answered with CONTINUE_PRECOPY, and so may one that is out of order, for ever."""
+
+    def __init__(self, stall: float) -> None:
+        """`stall`: for how many seconds it may ask without having written a page."""
+        self._stall = stall
+        self._ended: PrecopyPolicy | None = None
+        self._at: tuple[int, int] | None = None
+        self._since = 0.0
+
+    def objection(self, iteration: int, total_written: int, now: float) -> str:
+        """Why a question, asked at `now` in seconds, must not be answered; "" where it may."""
+        if self._ended is not None:
+            ended = self._ended.name
+            return f"the helper goes on with precopy, though it was told to end it ({ended})"
+        if (iteration, total_written) != self._at:
+            self._at, self._since = (iteration, total_written), now
+        elif now - self._since >= self._stall:
+            return f"the helper asks for {self._stall:g} s how precopy goes on, and sends no page"
+        return ""
+
+    def answered(self, answer: PrecopyPolicy) -> None:
+        if answer is not PrecopyPolicy.CONTINUE_PRECOPY:
+            self._ended = answer

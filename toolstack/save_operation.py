@@ -21,7 +21,12 @@ from toolstack.failure import message_of
 from toolstack.join import Task
 from toolstack.joined import JoinedOperation
 from toolstack.operation import rc_of
-from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits, precopy_policy
+from toolstack.precopy_policy import (
+    MemoryStrategy,
+    PrecopyLimits,
+    PrecopyProgress,
+    precopy_policy,
+)
 from toolstack.save_helper import HelperRequest, HelperResult
 from toolstack.save_result import PostcopyTransitioned, SaveResult
 from toolstack.settle import heal
@@ -71,8 +76,7 @@ class SaveOperation(JoinedOperation):
         self._fetch: asyncio.Task[None] | None = None
         self._suspension: GuestSuspension | None = None
         self._earlier_rc = 0
-        self._precopy_ended: PrecopyPolicy | None = None
-        """What the policy has answered last, once that was not to go on."""
+        self._precopy = PrecopyProgress(ctx.limits.stream_stall)
         self._transitioned = PostcopyTransitioned.NEVER
 
     async def run(self) -> SaveResult:
@@ -257,16 +261,11 @@ class SaveOperation(JoinedOperation):
             iteration=iteration,
             dirty_count=dirty_count,
         )
-        if self._precopy_ended is not None:
-            # libxc would go on for as long as it is not told otherwise, and so for ever.
-            ended = self._precopy_ended.name
-            self._fail(
-                f"the helper goes on with precopy, though it was told to end it ({ended})",
-                Error.FAIL,
-            )
+        now = asyncio.get_running_loop().time()
+        if objection := self._precopy.objection(iteration, total_written, now):
+            self._fail(objection, Error.FAIL)
             answer = PrecopyPolicy.ABORT
-        elif answer is not PrecopyPolicy.CONTINUE_PRECOPY:
-            self._precopy_ended = answer
+        self._precopy.answered(answer)
         if dirty_count >= 0 or answer:
             self._report.event(
                 "precopy_policy",

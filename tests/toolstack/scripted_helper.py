@@ -95,6 +95,11 @@ class Script:
         while not self.abort.requested:
             self.channel.call("precopy_policy", **POLICY)
 
+    def endless_round(self) -> None:
+        """Ask within the first round, for ever, and send nothing."""
+        while not self.abort.requested:
+            self.channel.call("precopy_policy", iteration=0, total_written=0, dirty_count=-1)
+
     def exit_0(self) -> None:
         self.channel.close()
         os._exit(0)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from ipc_schema.messages import PrecopyPolicy
-from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits, precopy_policy
+from toolstack.precopy_policy import (
+    MemoryStrategy,
+    PrecopyLimits,
+    PrecopyProgress,
+    precopy_policy,
+)
 
 GO_ON = PrecopyPolicy.CONTINUE_PRECOPY
 
@@ -62,3 +67,30 @@ def test_no_rounds_at_all_sends_nothing_before_the_guest_stops() -> None:
 def test_a_negative_figure_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is -1"):
         PrecopyLimits(**{name: -1})
+
+
+class TestProgress:
+    """Of a helper that asks; 10 s without a page are too many."""
+
+    def test_pages_or_rounds_are_progress(self) -> None:
+        progress = PrecopyProgress(10)
+        asked = [(0, 0, 0.0), (0, 0, 9.0), (0, 1024, 15.0), (0, 1024, 24.0), (1, 1024, 26.0)]
+        for iteration, total_written, now in asked:
+            assert progress.objection(iteration, total_written, now) == ""
+            progress.answered(GO_ON)
+
+    def test_a_slow_batch_is_no_standstill(self) -> None:
+        progress = PrecopyProgress(10)
+        for batch in range(5):
+            assert progress.objection(0, batch * 1024, batch * 100.0) == ""
+
+    def test_questions_alone_are_none(self) -> None:
+        progress = PrecopyProgress(10)
+        assert progress.objection(0, 5, 100.0) == ""
+        assert progress.objection(0, 5, 109.0) == ""
+        assert "for 10 s" in progress.objection(0, 5, 110.0)
+
+    def test_none_is_asked_after_the_end(self) -> None:
+        progress = PrecopyProgress(10)
+        progress.answered(PrecopyPolicy.STOP_AND_COPY)
+        assert "told to end it (STOP_AND_COPY)" in progress.objection(1, 5, 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from helper.hypervisors.simulated.host import SimulatedHost
 from helper.hypervisors.simulated.layout import Behaviour
 from ipc_schema.errors import Error
 from tests.conftest import HostFactory
+from tests.toolstack.running_helpers import scripted
 from tests.toolstack.two_hosts import MEMORY, Side, run
 from toolstack.domain_save import PrecopyLimits, SaveResult, domain_live_migrate, domain_suspend
 from toolstack.save_helper import SaveHelper
@@ -60,6 +62,19 @@ def test_an_aborted_suspension_does_not_answer_another_callback(host_factory: Ho
     last_answer = [e for e in events if e.get("name") == "switch_qemu_logdirty"][-1]
     assert names.index("suspend_done") < events.index(last_answer), "the test's own premise"
     assert result.suspended
+    source.at_rest(domid)
+
+
+def test_a_helper_that_only_asks_is_ended(host_factory: HostFactory) -> None:
+    source = Side(host_factory("source"))
+    source.limited(stream_stall=0.5)
+    domid = source.host.create_guest("g", MEMORY, "idle")
+    ctx = replace(source.ctx, program=scripted("start", "endless_round", "fail"))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        result = run(domain_live_migrate(ctx, domid, ours.fileno(), 0, ours.fileno()))
+    assert result.rc == Error.FAIL
+    assert "asks for 0.5 s how precopy goes on, and sends no page" in result.reason
     source.at_rest(domid)
 
 
