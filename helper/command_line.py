@@ -113,17 +113,6 @@ def here() -> str:
     return f"found Xen {version} and its libraries"
 
 
-def version() -> str:
-    """The version of the installed package."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return installed(CONTEXT)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def _value(option: str, text: str, kind: type) -> str | int | float:
     if kind is str:
         return text

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from helper.abort import SAVE_SIGNALS, Abort
 from helper.channel import ChannelError
-from helper.command_line import USAGE, Options, UsageError, here, parse, version
+from helper.command_line import USAGE, Options, UsageError, here, parse
 from helper.precopy_limits import PrecopyLimits
 from helper.run import CONTEXT, EXIT_DONE, EXIT_FAILED, Engine, Job, report_channel_error, run
 from helper.settings import SettingError, Settings, read_settings
 from helper.watchdog import Watchdog, limit_of
 from ipc_schema.messages import Dialect, Operation, StreamType, callbacks_of
 from ipc_schema.trace import Trace
+from ipc_schema.version import version
 
 if TYPE_CHECKING:
     from helper.faults.session import Session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -101,6 +102,12 @@ def test_usage(arguments: tuple[str, ...]) -> None:
     ended = toolstack(*arguments)
     assert ended.code == 2
     assert "Traceback" not in ended.err
+
+
+def test_it_says_its_version() -> None:
+    told = toolstack("--version")
+    assert told.code == 0
+    assert re.fullmatch(r"xen-toolstack \d+\.\d+\.\d+\n", told.out)
 
 
 def test_no_command_pays_for_another() -> None:

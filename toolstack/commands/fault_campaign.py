@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ipc_schema.version import version
 from toolstack.commands.common import CommandError, UsageError
 from toolstack.commands.faults import fault_limits
 from toolstack.faults import html_report, junit, report
@@ -58,6 +59,7 @@ def campaign(arguments: argparse.Namespace) -> int:
         interrupted = True
     found = Report(
         title=selection.title,
+        version=state.version,
         cells=len(cells),
         verdicts=tuple(state.verdicts[str(cell)] for cell in cells if str(cell) in state.verdicts),
         must_fire=not selection.random,
@@ -99,6 +101,11 @@ def _begin(arguments: argparse.Namespace, directory: Path) -> tuple[State, Selec
         return state, _selection(arguments)
     if state.selection is None:
         raise CommandError(f"{directory} has no campaign to go on with")
+    if state.version != version():
+        raise CommandError(
+            f"{directory} has a campaign of version {state.version}, and this is {version()}: what "
+            "they find does not belong together; `--out` names another directory"
+        )
     for name in _SELECTING:
         given = getattr(arguments, name)
         if given is not None and given is not False and given != []:

@@ -12,8 +12,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NoReturn
 
+from ipc_schema.version import version
 from toolstack.commands.common import CommandError, UsageError, count, guest_size, positive, size
 from toolstack.failure import message_of
 from toolstack.outcome import ExitCode
@@ -67,6 +68,14 @@ def _complain(arguments: argparse.Namespace, text: str) -> None:
         print(json.dumps({"error": line}))
 
 
+class _Version(argparse.Action):
+    """argparse's own wants the text beforehand, which would cost each command its time."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(f"{parser.prog} {version()}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="xen-toolstack",
@@ -74,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES_TEXT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="name it and exit")
     plain = argparse.ArgumentParser(add_help=False)
     plain.add_argument("--json", action="store_true", help="print JSON for scripts")
     plain.add_argument(

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
 
+from ipc_schema.version import version
 from toolstack.faults import matrix
 from toolstack.faults.evidence import Mode
 from toolstack.faults.matrix import Cell, Guest, guest_for
@@ -86,8 +87,9 @@ class StateError(Exception):
 
 
 class State:
-    """The file. `selection` is what it is about (None: it is not begun), `verdicts` those that it
-    has, by the cell's text. Their traces stay in the file: `trace` reads one."""
+    """The file. `selection` is what it is about (None: it is not begun), `version` that of the
+    program that began it, `verdicts` those that it has, by the cell's text. Their traces stay in
+    the file: `trace` reads one."""
 
     def __init__(self, path: Path) -> None:
         """Read the file, where there is one. A last line that is not whole was being written when
@@ -96,6 +98,7 @@ class State:
         self._path = path
         self._places: dict[tuple[str, str], int] = {}
         self.selection: Selection | None = None
+        self.version = version()
         self.verdicts: dict[str, Verdict] = {}
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
             self._read(file)
@@ -110,6 +113,7 @@ class State:
                 fields = json.loads(line)
                 if number == 1:
                     self.selection = Selection.from_json(fields["campaign"])
+                    self.version = str(fields["version"])
                 else:
                     self._keep(fields.pop("cell"), Verdict.from_json(fields), place)
             except (ValueError, KeyError, TypeError, AttributeError) as bad:
@@ -121,7 +125,7 @@ class State:
 
     def begin(self, selection: Selection) -> None:
         """Raises OSError."""
-        self._append({"campaign": asdict(selection)})
+        self._append({"campaign": asdict(selection), "version": self.version})
         self.selection = selection
 
     def add(self, cell: Cell, verdict: Verdict) -> None:

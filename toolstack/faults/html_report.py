@@ -82,7 +82,7 @@ def _header(report: Report) -> Markup:
         figures.append(("not run", report.missing, "missing"))
     return tag(
         "header",
-        tag("p", "Xen save helper · fault injection", class_="eyebrow"),
+        tag("p", f"Xen save helper {report.version} · fault injection", class_="eyebrow"),
         tag("h1", report.title),
         tag("p", headline(report), class_=f"headline {'holds' if report.all_hold else 'fails'}"),
         tag(

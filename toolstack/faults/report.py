@@ -54,11 +54,13 @@ def tally(verdicts: Iterable[Verdict]) -> Tally:
 @dataclass(frozen=True)
 class Report:
     """`verdicts` of a campaign of `cells` cells, in their order, without their traces, which
-    `trace` tells one by one: all of them at once would be too much. `guest` is the usual one.
+    `trace` tells one by one: all of them at once would be too much. `guest` is the usual one, and
+    `version` the program's.
     `must_fire`: each cell was chosen because a run passes its points (the matrix); of plans by
     chance, some never fire."""
 
     title: str
+    version: str
     cells: int
     verdicts: tuple[Verdict, ...]
     must_fire: bool
@@ -99,6 +101,7 @@ class Report:
         """What `--json` prints: the figures, and what does not hold, without traces."""
         total = tally(self.verdicts)
         return {
+            "version": self.version,
             "all_hold": self.all_hold,
             "cells": self.cells,
             "holds": total.holds,

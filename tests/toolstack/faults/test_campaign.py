@@ -180,6 +180,15 @@ class TestTheCommand:
         assert ended.code == 2
         assert arguments[0] in ended.line
 
+    def test_a_resumed_one_is_of_the_same_version(self, tmp_path: Path) -> None:
+        state = tmp_path / "verdicts.jsonl"
+        State(state).begin(Selection(("save",)))
+        begun = json.loads(state.read_text())
+        state.write_text(json.dumps({**begun, "version": "0.0.1"}) + "\n")
+        ended = run("--resume", "--out", tmp_path)
+        assert ended.code == 1
+        assert f"of version 0.0.1, and this is {begun['version']}" in ended.line
+
     def test_what_does_not_hold_can_run_again(self, tmp_path: Path) -> None:
         selection = Selection(("save",), "guest/*", guest=Guest(1 << 20, "idle"))
         state = State(tmp_path / "verdicts.jsonl")

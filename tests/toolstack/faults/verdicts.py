@@ -40,6 +40,7 @@ def report(
 ) -> Report:
     return Report(
         title,
+        "1.2.3",
         len(verdicts) + missing,
         verdicts,
         must_fire,
