@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,17 @@ def test_usage(arguments: tuple[str, ...]) -> None:
     ended = toolstack(*arguments)
     assert ended.code == 2
     assert "Traceback" not in ended.err
+
+
+def test_where_nothing_more_can_be_written_it_says_where(tmp_path: Path) -> None:
+    host = tmp_path / "host"
+    toolstack("init", host)
+    before = sorted(host.rglob("*"))
+    no_room = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (10, 10))
+    done = toolstack("create", "g", "--host", host, preexec_fn=no_room)
+    assert done.code == 1
+    assert done.line == f"xen-toolstack: File too large: {host / 'xen-host.json'}"
+    assert sorted(host.rglob("*")) == before
 
 
 def test_it_says_its_version() -> None:

@@ -59,10 +59,16 @@ def check_host(path: Path) -> None:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    """Replace the file whole."""
+    """Replace the file whole. Raises OSError that names it."""
     temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(value, indent=1))
-    temporary.rename(path)
+    try:
+        temporary.write_text(json.dumps(value, indent=1))
+        temporary.rename(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        # Where a disk is full, nothing else would say which.
+        error.filename = str(path)
+        raise
 
 
 @contextmanager

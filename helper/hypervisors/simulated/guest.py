@@ -42,15 +42,16 @@ def main(arguments: list[str]) -> None:
     for fd in (directory, ready, go):
         os.set_inheritable(fd, False)
     _into_background()
-    _log_to(directory)
     try:
+        _log_to(directory)
         from helper.hypervisors.simulated.domain_files import remove_tree
         from helper.hypervisors.simulated.guest_loop import GuestLoop
 
         loop = GuestLoop(directory, domid)
     except Exception as error:
-        traceback.print_exc()
+        # The log last: the disk may be full.
         os.write(ready, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
+        traceback.print_exc()
         return
     os.write(ready, b"{}")
     os.close(ready)
