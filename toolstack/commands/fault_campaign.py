@@ -29,6 +29,8 @@ from toolstack.faults.evidence import Mode
 from toolstack.faults.matrix import MODES, Cell, Guest
 from toolstack.faults.report import Report
 from toolstack.faults.run import Verdict
+from toolstack.faults.stage import need_room
+from toolstack.faults.worker import longest_directory
 from toolstack.outcome import ExitCode
 
 VERDICTS: Final = "verdicts.jsonl"
@@ -48,6 +50,10 @@ def campaign(arguments: argparse.Namespace) -> int:
         cells = selection.cells()
     except ValueError as error:
         raise UsageError(str(error)) from error
+    try:
+        need_room(longest_directory(len(cells)))
+    except ValueError as error:
+        raise CommandError(str(error)) from error
     if state.selection is None:
         directory.mkdir(parents=True, exist_ok=True)
         state.begin(selection)

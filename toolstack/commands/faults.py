@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             verdict = run_fault(FaultRun(plan, *given), limits=limits)
         except ValueError as error:
-            raise CommandError(f"{error}; set TMPDIR to a shorter one") from error
+            raise CommandError(str(error)) from error
         if events:
             events.writelines(json.dumps(event) + "\n" for event in verdict.events)
     show(arguments, verdict.as_json(), lambda: print("\n".join(text_of(verdict))))

@@ -70,6 +70,14 @@ def time_limit(plan: Plan, limits: Limits) -> float:
     return each + 3 * limits.abort + limits.handshake + _START_UP_SECONDS + waits
 
 
+def need_room(directory: Path) -> None:
+    """Raises ValueError where the path is too long for a run."""
+    if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:
+        raise ValueError(
+            f"{directory}: no room for a socket's path in it; set TMPDIR to a shorter one"
+        )
+
+
 class Stage:
     """See `run.FaultRun`. As a context: what was started is ended."""
 
@@ -78,8 +86,7 @@ class Stage:
     ) -> None:
         """Raises ValueError for a directory whose path is too long, OSError."""
         directory = directory.absolute()
-        if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:
-            raise ValueError(f"{directory}: no room for a socket's path in it")
+        need_room(directory)
         self._plan = plan
         self._mode = mode
         self._limits = limits

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,11 @@ from toolstack.limits import Limits
 from toolstack.scratch import ScratchDirectory
 
 PREFIX: Final = "xen-campaign-"
+
+
+def longest_directory(runs: int) -> Path:
+    """A path as long as that of any run of a worker that makes so many."""
+    return Path(tempfile.gettempdir(), f"{PREFIX}{'x' * 8}", str(runs))
 
 
 def main() -> None:

@@ -173,6 +173,18 @@ class TestTheCommand:
         assert arguments[0] in ended.err.splitlines()[-1]
         assert not (tmp_path / "out").exists()
 
+    def test_no_room_for_sockets_is_said_once_before_it_begins(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        long = tmp_path / ("x" * 70)
+        long.mkdir()
+        monkeypatch.setenv("TMPDIR", str(long))
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        ended = run(*GUEST, "--out", tmp_path / "out")
+        assert ended.code == 1
+        assert "no room for a socket's path in it; set TMPDIR to a shorter one" in ended.line
+        assert not (tmp_path / "out").exists()
+
     @pytest.mark.parametrize("arguments", [("--modes", "live"), ("--seed", "0")])
     def test_a_resumed_one_is_not_another(self, tmp_path: Path, arguments: tuple[str, ...]) -> None:
         State(tmp_path / "verdicts.jsonl").begin(Selection(("save",)))
