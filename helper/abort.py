@@ -27,6 +27,9 @@ _INTERRUPT = signal.SIGUSR1
 _NOTABLE = 64
 """Octets that a stream which gets on has moved; the octet that tells of a signal counts too."""
 
+_NUDGES = 4
+"""A write that takes longer than this part of the stall limit is asked how far it has come."""
+
 SAVE_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 """What asks a save to give up. A restore keeps the default dispositions: signals kill it."""
 
@@ -80,9 +83,10 @@ class Abort:
 
     def __enter__(self) -> Self:
         self._saver = threading.get_ident()
+        # Before there are handlers: one that ran now would tell nobody.
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         self._old_handlers = {s: signal.signal(s, _nothing) for s in (*self._signals, _INTERRUPT)}
         self._old_wakeup = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         self._thread.start()
         return self
 
@@ -162,7 +166,7 @@ class Abort:
 
     def progress(self) -> None:
         """A write (or read) of the stream was completed: the stall clock starts anew."""
-        self._progressed = time.monotonic()
+        self._progressed, self._nudged = time.monotonic(), False
         self.alive()
 
     def idle(self) -> None:
@@ -247,14 +251,17 @@ class Abort:
         if stream < 0 or not self._stall_limit or since is None:
             return
         self._look_at_octets()
-        if time.monotonic() - max(since, self._octets_grew) < self._stall_limit:
+        quiet = time.monotonic() - max(since, self._octets_grew)
+        if quiet < self._stall_limit / _NUDGES:
             return
         with self._lock:
-            if self._moved is not None and not self._nudged:
+            if not self._nudged and (self._moved is not None or not self._reading):
                 # One long write may be slow, not stuck: interrupted, it says how far it has come.
                 self._nudged = True
                 signal.pthread_kill(self._saver, _INTERRUPT)
                 return
+        if quiet < self._stall_limit:
+            return
         # A stream that is ready was not kept by its peer: then it is we who are slow.
         poll = select.poll()
         poll.register(stream, select.POLLIN if self._reading else select.POLLOUT)

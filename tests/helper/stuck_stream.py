@@ -2,9 +2,10 @@
 
     python -m tests.helper.stuck_stream HOW FD LIFELINE STALL_LIMIT
 
-HOW is `write`, `read`, `libc` (write, as libxc does it: in C, retried when interrupted) or `idle`
-(writes once, then has nothing to write). Says `ready` when it is about to start, and at its end
-one JSON line: what the Abort says and what the system call did.
+HOW is `write`, `write-much` (each write takes long), `read`, `libc` (write, as libxc does it: in
+C, retried when interrupted) or `idle` (writes once, then has nothing to write). Says `ready` when
+it is about to start, and at its end one JSON line: what the Abort says and what the system call
+did.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ def write_for_ever(fd: int, abort: Abort) -> None:
         abort.progress()
 
 
+def write_much_at_once(fd: int, abort: Abort) -> None:
+    while True:
+        os.write(fd, BLOCK * 256)
+        abort.progress()
+
+
 def read_for_ever(fd: int, abort: Abort) -> None:
     while os.read(fd, 65536):
         abort.progress()
@@ -35,9 +42,10 @@ def read_for_ever(fd: int, abort: Abort) -> None:
 def write_with_libc(fd: int, abort: Abort) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     while True:
-        if libc.write(fd, BLOCK, len(BLOCK)) < 0 and ctypes.get_errno() != errno.EINTR:
+        if libc.write(fd, BLOCK, len(BLOCK)) >= 0:
+            abort.progress()
+        elif ctypes.get_errno() != errno.EINTR:
             raise OSError(ctypes.get_errno(), "write in libc")
-        abort.progress()
 
 
 def write_once(fd: int, abort: Abort) -> None:
@@ -49,6 +57,7 @@ def write_once(fd: int, abort: Abort) -> None:
 
 HOW = {
     "write": write_for_ever,
+    "write-much": write_much_at_once,
     "read": read_for_ever,
     "libc": write_with_libc,
     "idle": write_once,

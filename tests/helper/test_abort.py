@@ -133,11 +133,12 @@ def test_a_stream_that_stands_still_is_given_up(start: Start, how: str, what: st
     assert "0.4 s" in ended["reason"]
 
 
-def test_a_slow_stream_is_not_given_up(start: Start) -> None:
-    stuck = start("write", stall_limit=0.4)
+@pytest.mark.parametrize(("how", "octets"), [("write", 1 << 22), ("write-much", 1 << 16)])
+def test_a_slow_stream_is_not_given_up(start: Start, how: str, octets: int) -> None:
+    stuck = start(how, stall_limit=0.4)
     deadline = time.monotonic() + 1.5
     while time.monotonic() < deadline:
-        assert stuck.peer.recv(1 << 22)
+        assert stuck.peer.recv(octets)
         assert stuck.process.poll() is None
         select.select([], [], [], 0.1)
 
