@@ -159,6 +159,8 @@ class GuestSuspension:
                 self._limits.callback, self._host.suspend_request, self._domid
             )
         except OSError as error:
+            # What took too long may have its effect yet.
+            self.rules.may_suspend = isinstance(error, TimeoutError)
             return Finished(Error.FAIL, f"the guest cannot be asked to suspend: {error}")
         try:
             return await self._wait(request)

@@ -17,6 +17,7 @@ from helper.hypervisors import open_domain, open_host
 from helper.hypervisors.interface import GuestState, ShutdownReason, SuspendState, TscInfo
 from helper.hypervisors.simulated.host import SimulatedHost, create_host
 from helper.hypervisors.simulated.layout import Behaviour
+from helper.hypervisors.simulated.process import StartingGuest
 from tests.conftest import HostFactory, processes_under
 from tests.helper.simulated import (
     LIMIT,
@@ -486,3 +487,36 @@ def test_a_light_workload_keeps_its_rate_and_leaves_the_machine_alone(
     with host.domain(domid) as domain:
         pages = int(domain.shared.writes.sum()) // 2
     assert low * 0.2 <= pages <= high * LIMIT
+
+
+# -- what goes wrong while one is made ----------------------------------------------------------
+
+
+def test_a_guest_that_dies_at_its_start_leaves_nothing(
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = StartingGuest.release
+
+    def too_late(starting: StartingGuest) -> None:
+        (row,) = host.domains()
+        assert row.pid is not None
+        psutil.Process(row.pid).kill()
+        wait_for(lambda: host.domains()[0].pid is None, "it has died")
+        release(starting)
+
+    monkeypatch.setattr(StartingGuest, "release", too_late)
+    with pytest.raises(OSError, match="ended at its start"):
+        host.create(BLANK, "g")
+    assert host.domains() == []
+    monkeypatch.undo()
+    assert host.create(BLANK, "g")
+
+
+@pytest.mark.parametrize("name", ["x" * 151, "\N{SNOWMAN}" * 17])
+def test_a_name_leaves_room_for_what_a_migration_puts_behind_it(
+    host: SimulatedHost, name: str
+) -> None:
+    with pytest.raises(ValueError, match="too long a name"):
+        host.create_guest(name, MIB, "idle")
+    host.create_guest(name[:-1], MIB, "idle")
+    host.rename(host.find(name[:-1]), f"{name[:-1]}--postcopy-inconsistent")

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from helper.hypervisors.interface import GuestState
 from helper.hypervisors.simulated.host import SimulatedHost
 from helper.hypervisors.simulated.layout import Behaviour
+from helper.hypervisors.simulated.suspend import SimulatedSuspendRequest
 from ipc_schema.errors import Error
+from tests.waiting import wait_for
 from toolstack.limits import Limits
 from toolstack.suspend import (
     Actions,
@@ -219,6 +221,18 @@ class TestGuests:
         assert not rules.may_suspend
         host.set_behaviour(domid, Behaviour.NORMAL)
         assert host.verify(domid, 20).state is GuestState.RUNNING
+
+    def test_what_was_asked_too_slowly_may_be_heard_yet(self, host: SimulatedHost) -> None:
+        class Slow(SimulatedHost):
+            def suspend_request(self, domid: int) -> SimulatedSuspendRequest:
+                super().suspend_request(domid).close()
+                raise TimeoutError("no answer")
+
+        domid = host.create_guest("g", MEMORY, "random")
+        finished, rules = suspend(Slow(host.directory), domid, Limits())
+        assert finished.rc == Error.FAIL
+        assert rules.may_suspend
+        wait_for(lambda: state(host, domid) is GuestState.SUSPENDED, "it has heard")
 
     def test_no_such_domain(self, host: SimulatedHost) -> None:
         finished, _ = suspend(host, 77, Limits())

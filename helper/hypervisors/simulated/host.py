@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from helper.hypervisors.interface import (
     DomainSummary,
@@ -31,6 +32,9 @@ from helper.hypervisors.simulated.workload import NAMES
 
 BUILD_TIMEOUT: Final = 120.0
 """Seconds for a guest to fill its memory."""
+LONGEST_NAME: Final = 150
+"""Octets of a new guest's name, as in a URL: room for what a migration puts behind it, and for the
+names of files that have it in theirs."""
 
 
 class SimulatedHost:
@@ -126,7 +130,11 @@ class SimulatedHost:
             except BaseException:
                 guest.cancel()
                 raise
-            guest.release()
+            try:
+                guest.release()
+            except BaseException:
+                domain_files.remove_domain(self.directory, domid)
+                raise
         return domid
 
     def _check_name_free(self, name: str) -> None:
@@ -155,6 +163,11 @@ class SimulatedHost:
 
         Raises ValueError for what cannot be, and as `create`.
         """
+        if len(quote(name)) > LONGEST_NAME:
+            raise ValueError(
+                f"{name!r} is too long a name: {LONGEST_NAME} letters are the most, others count "
+                "three to twelve times"
+            )
         if workload not in NAMES:
             raise ValueError(f"workload {workload!r} is none of {', '.join(NAMES)}")
         if memory_bytes % 4096 or memory_bytes < 1 << 20:

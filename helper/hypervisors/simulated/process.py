@@ -85,9 +85,13 @@ class StartingGuest:
         return str(json.loads(data).get("error", ""))
 
     def release(self) -> None:
-        """Let it live on by itself."""
-        os.write(self._go, b"g")
-        os.close(self._go)
+        """Let it live on by itself. Raises OSError (EIO) where it has ended already."""
+        try:
+            os.write(self._go, b"g")
+        except BrokenPipeError as error:
+            raise OSError(errno.EIO, "the guest's process has ended at its start") from error
+        finally:
+            os.close(self._go)
 
     def cancel(self) -> None:
         """Let it end."""

@@ -62,12 +62,12 @@ class SimulatedSuspendRequest:
         page = self._domain.shared.domain
         if page.shutdown == ShutdownReason.CRASH:
             return SuspendState.CRASHED
+        # In this order: the guest acknowledges a request before it takes it away.
+        wanted = page.suspend_wanted == self._number
         if page.suspend_acknowledged == self._number:
             suspended = page.shutdown == ShutdownReason.SUSPEND
             return SuspendState.SUSPENDED if suspended else SuspendState.ACKNOWLEDGED
-        if page.suspend_wanted == self._number:
-            return SuspendState.REQUESTED
-        return SuspendState.REFUSED
+        return SuspendState.REQUESTED if wanted else SuspendState.REFUSED
 
     def _drain(self) -> None:
         """Take what the guest told, so that the descriptor tells of the next change alone."""
