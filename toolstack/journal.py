@@ -7,9 +7,11 @@ directory), so what stands here is never less than what the other side may have 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +25,11 @@ VERSION: Final = 1
 
 _TEMPORARY: Final = ".journal-"
 """Followed by the writer's pid, a hyphen, and what makes it unique."""
+
+_LOCK_LIMIT: Final = 10.0
+"""Seconds to wait for others who begin or end an operation."""
+_LOCK_POLL: Final = 0.005
+"""flock(2) has no time limit of its own."""
 
 
 class Role(Enum):
@@ -131,15 +138,15 @@ class Journal:
             name, role, PROMISES[role][0], domid, domain_name, peer, Process.current(), partial
         )
         path = _path(state_dir, name, role)
-        sweep(state_dir)
-        for standing in entries(state_dir):
-            if standing.name == name and (standing.role is role or _same_domain(standing, entry)):
-                raise _in_the_way(standing)
-        with _whole(path, entry) as temporary:
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                raise _in_the_way(_read(path)) from None
+        state_dir.mkdir(parents=True, exist_ok=True)
+        with _locked(state_dir):
+            sweep(state_dir)
+            for standing in entries(state_dir):
+                if standing.name == name and (
+                    standing.role is role or _same_domain(standing, entry)
+                ):
+                    raise _in_the_way(standing)
+            _write(path, entry)
         return cls(path, entry)
 
     def promise(self, promise: Promise) -> None:
@@ -148,8 +155,7 @@ class Journal:
         if promise not in PROMISES[self.entry.role]:
             raise ValueError(f"{self.entry.role} does not promise {promise}")
         entry = replace(self.entry, promise=promise)
-        with _whole(self._path, entry) as temporary:
-            os.replace(temporary, self._path)
+        _write(self._path, entry)
         self.entry = entry
 
     def close(self) -> None:
@@ -174,6 +180,59 @@ def remove(state_dir: Path, entry: Entry) -> None:
     """Take a journal away. No error where it is gone already."""
     _path(state_dir, entry.name, entry.role).unlink(missing_ok=True)
     _sync_directory(state_dir)
+
+
+@contextmanager
+def taken_over(state_dir: Path, entry: Entry) -> Iterator[None]:
+    """Of what a dead process left: to the others it is this process's while the context lasts.
+
+    Raises JournalError where it is not what it was, or another process has taken it over.
+    """
+    path = _path(state_dir, entry.name, entry.role)
+    ours = replace(entry, process=Process.current())
+    with _locked(state_dir):
+        _expect(path, entry)
+        _write(path, ours)
+    try:
+        yield
+    finally:
+        with _locked(state_dir):
+            if path.exists():
+                _write(path, entry)
+
+
+def _expect(path: Path, entry: Entry) -> None:
+    """Raises JournalError where another one stands there, or none."""
+    try:
+        standing = _read(path)
+    except FileNotFoundError:
+        standing = None
+    if standing == entry:
+        return
+    if standing is not None and standing.process.alive():
+        raise _in_the_way(standing)
+    raise JournalError(f"guest {entry.name!r}: its journal has changed meanwhile; look again")
+
+
+@contextmanager
+def _locked(state_dir: Path) -> Iterator[None]:
+    """Nobody else begins, takes over or gives back an operation. Raises JournalError."""
+    end = time.monotonic() + _LOCK_LIMIT
+    descriptor = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise JournalError(
+                        f"another process holds {state_dir} for over {_LOCK_LIMIT:g} s; end it"
+                    ) from None
+            time.sleep(_LOCK_POLL)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sweep(state_dir: Path) -> None:
@@ -226,16 +285,13 @@ def _read(path: Path) -> Entry:
     return entry
 
 
-@contextmanager
-def _whole(path: Path, entry: Entry) -> Iterator[str]:
-    """A temporary file beside `path` with the entry in it, on the disk; in the end `path` is, too,
-    and the temporary file is gone."""
+def _write(path: Path, entry: Entry) -> None:
+    """Put the entry at `path`, whole, and on the disk. Raises JournalError, OSError."""
     fields = asdict(entry) | {
         "version": VERSION,
         "role": entry.role.value,
         "promise": entry.promise.value,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=path.parent)
     try:
         try:
@@ -243,11 +299,11 @@ def _whole(path: Path, entry: Entry) -> Iterator[str]:
                 json.dump(fields, file)
                 file.flush()
                 os.fsync(file.fileno())
+            os.replace(temporary, path)
         except OSError as error:
             raise JournalError(
                 error.errno, f"cannot write the journal: {error.strerror}", str(path)
             ) from error
-        yield temporary
     finally:
         Path(temporary).unlink(missing_ok=True)
     _sync_directory(path.parent)

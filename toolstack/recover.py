@@ -94,6 +94,8 @@ def decide(role: Role, promise: Promise, state: str | None) -> Way:
         return Way.FORGET
     if way is Way.REFUSE and state == "running":
         return Way.FORGET  # a person has resumed it since
+    if (role, promise, state) == (Role.SAVE, Promise.DONE, "running"):
+        return Way.FORGET  # its controller, which could not take the promise back, has resumed it
     if state in DEAD and way in {Way.RESUME, Way.START, Way.FINISH}:
         return Way.FORGET
     return way
@@ -176,6 +178,11 @@ def _recover_unexplained(host: Host, row: DomainSummary, way_out: WayOut | None)
 
 
 def _recover(host: Host, entry: Entry, way_out: WayOut | None) -> Recovery:
+    with journal.taken_over(host.state_dir, entry):
+        return _end(host, entry, way_out)
+
+
+def _end(host: Host, entry: Entry, way_out: WayOut | None) -> Recovery:
     row = domain_of(host, entry)
     way = decide(entry.role, entry.promise, row.state.value if row else None)
     if way is Way.REFUSE and way_out is not None:
@@ -195,6 +202,8 @@ def _carry_out(host: Host, entry: Entry, row: DomainSummary | None, way: Way) ->
     match way:
         case Way.FORGET if row.state.value in DEAD:
             return False, f"{row.name!r} {_dead(row.state.value)}, then `destroy {row.name}`"
+        case Way.FORGET if entry.role is Role.SAVE:
+            return True, f"{row.name!r} runs here, and was saved into {entry.peer} as it was"
         case Way.FORGET:
             return True, (
                 f"{row.name!r} runs here already; make sure that it does not run at {entry.peer}"
@@ -223,13 +232,21 @@ def _carry_out(host: Host, entry: Entry, row: DomainSummary | None, way: Way) ->
 
 
 def _finish_if_whole(host: Host, entry: Entry, row: DomainSummary) -> tuple[bool, str]:
+    """Raises TimeoutError where it cannot be told in time: it may be the only whole copy."""
     try:
         report = host.verify(row.domid, VERIFY_LIMIT)
         whole = report.memory_ok is True and report.crash is None
-    except (TimeoutError, ConnectionError, ProcessLookupError):
+    except TimeoutError as error:
+        raise TimeoutError(
+            f"{row.name!r} has not compared its memory within {VERIFY_LIMIT:g} s ({error}): try "
+            f"again, or give it up with `destroy {row.name}`"
+        ) from error
+    except (ConnectionError, ProcessLookupError):
         whole = False
     if whole:
         _rename(host, row, entry.name)
+        # Its controller may have died between its promise and its act.
+        host.unpause(row.domid)
         return True, f"{entry.name!r} has all its memory and runs here"
     host.destroy(row.domid)
     return True, (

@@ -26,6 +26,7 @@ from toolstack.context import Context
 from toolstack.domain_restore import domain_create_restore
 from toolstack.domain_save import SaveResult, domain_suspend
 from toolstack.failure import message_of
+from toolstack.handshake import INCOMING
 from toolstack.journal import Journal, Promise, Role
 from toolstack.receive import name_of, parse_config
 from toolstack.save_helper import Statistics
@@ -103,6 +104,7 @@ async def save(
         if not (checkpoint or leave_paused):
             journal.promise(Promise.DONE)
     except BaseException as error:
+        _take_back(journal)
         state = _run_on(ctx, domid, journal, may_suspend=may_suspend)
         if isinstance(error, OSError | EOFError):
             raise SaveFileError(
@@ -126,6 +128,13 @@ def _reason(result: SaveResult) -> str:
         # libxl's code for whatever fails before the guest has answered, too: the cause is not it.
         return f"the guest did not suspend ({rc_name(result.rc)}): {why}"
     return why
+
+
+def _take_back(journal: Journal) -> None:
+    """No promise stands any more, also where it was just written and then failed. What cannot be
+    said does not keep the guest from running on: `recover` destroys none that runs."""
+    with contextlib.suppress(OSError):
+        journal.promise(Promise.BEGUN)
 
 
 def _run_on(ctx: Context, domid: int, journal: Journal, *, may_suspend: bool) -> str:
@@ -207,7 +216,8 @@ async def _open_existing(path: Path, limit: float) -> int:
 
 
 async def restore(ctx: Context, path: Path, *, leave_paused: bool = False) -> Restored:
-    """Restore a guest from `path` and let it run.
+    """Restore a guest from `path` and let it run. Until it is whole it has another name
+    (`handshake.INCOMING`): a copy that was given up is told by it from any other guest.
 
     Raises SaveFileError, also for what is no whole xl save file (a regular file is looked through
     before anything is built), FileExistsError, OSError: then nothing of it is left here, or the
@@ -216,18 +226,19 @@ async def restore(ctx: Context, path: Path, *, leave_paused: bool = False) -> Re
     with _opened(path) as fd:
         config = await _read_config(fd, path, ctx.limits.stream_stall)
         name = name_of(config)
-        if any(row.name == name for row in ctx.host.domains()):
-            raise FileExistsError(f"there is a guest {name!r} on this host already")
+        incoming = name + INCOMING
+        for taken in {row.name for row in ctx.host.domains()} & {name, incoming}:
+            raise FileExistsError(f"there is a guest {taken!r} on this host already")
         journal = Journal.begin(
             ctx.host.state_dir,
             name,
             Role.RESTORE,
             domid=None,
-            domain_name=name,
+            domain_name=incoming,
             peer=str(path),
         )
         try:
-            result = await domain_create_restore(ctx, config, name, fd)
+            result = await domain_create_restore(ctx, config, incoming, fd)
         except BaseException:
             journal.close()
             raise
@@ -240,15 +251,16 @@ async def restore(ctx: Context, path: Path, *, leave_paused: bool = False) -> Re
             journal.close()
             raise SaveFileError(problem)
         journal.promise(Promise.GO_RECEIVED)
-        if not leave_paused:
-            try:
+        try:
+            ctx.host.rename(result.domid, name)
+            if not leave_paused:
                 ctx.host.unpause(result.domid)
-            except OSError as error:
-                what = _not_started(ctx, result.domid, fd, journal, error)
-                raise SaveFileError(
-                    f"cannot restore {name!r} from {path}: it cannot be started: "
-                    f"{message_of(error)}; {what}"
-                ) from error
+        except OSError as error:
+            what = _not_started(ctx, result.domid, fd, journal, error)
+            raise SaveFileError(
+                f"cannot restore {name!r} from {path}: it cannot be started: "
+                f"{message_of(error)}; {what}"
+            ) from error
         journal.promise(Promise.STARTED)
         journal.close()
         state = "paused" if leave_paused else "running"

@@ -63,7 +63,7 @@ def resume_for_sure(host: Host, domid: int, *, watch: float = 0.0) -> str:
     `paused`, or one of `DEAD`. Raises ProcessLookupError where it is gone, TimeoutError where its
     process does not answer, OSError (EIO) where it is suspended after a resumption, too.
     """
-    if state_of(host, domid) == "running":
+    if state_of(host, domid) in {"running", "paused"}:
         host.resume(domid)
     end = time.monotonic() + watch
     while (state := state_of(host, domid)) in {"running", "paused"} and time.monotonic() < end:

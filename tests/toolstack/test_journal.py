@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +62,27 @@ def test_one_operation_a_guest(tmp_path: Path) -> None:
         begin(tmp_path)
     with pytest.raises(JournalError, match="in the middle"):
         begin(tmp_path, Role.SAVE)
+
+
+def test_one_begins_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two roles have two files: only the lock keeps both from beginning."""
+    holder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        monkeypatch.setattr(journal, "_LOCK_LIMIT", 0.1)
+        with pytest.raises(JournalError, match="another process holds"):
+            begin(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+        monkeypatch.undo()
+        with ThreadPoolExecutor(1) as pool:
+            second = pool.submit(begin, tmp_path, Role.SAVE)
+            with pytest.raises(TimeoutError):
+                second.result(0.1)
+            # What the holder of the lock begins, the second one sees.
+            fcntl.flock(holder, fcntl.LOCK_UN)
+            assert second.result(20).entry.role is Role.SAVE
+    finally:
+        os.close(holder)
 
 
 def test_both_ends_on_one_host(tmp_path: Path) -> None:

@@ -137,6 +137,85 @@ def test_a_person_lets_it_go(hosts: Hosts) -> None:
     assert hosts.journals() == []
 
 
+def test_a_resumed_guest_that_was_not_started_yet_is_started(hosts: Hosts) -> None:
+    """Its controller died between the promise and the act."""
+    host = hosts.at_destination
+    domid = host.create_guest("g--incoming", 2 << 20, "random")
+    host.pause(domid)
+    left(host, Role.DESTINATION, Promise.RESUMED, domid=None, domain_name="g--incoming")
+    (recovery,) = recover(host, "g")
+    assert (recovery.way, recovery.done) == (Way.FINISH_IF_WHOLE, True)
+    assert states(host) == {"g": "running"}
+    assert hosts.journals() == []
+
+
+def test_a_copy_that_does_not_answer_in_time_is_not_given_up(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = hosts.at_destination
+    host.create_guest("g--incoming", 2 << 20, "random")
+    left(host, Role.DESTINATION, Promise.RESUMED, domid=None, domain_name="g--incoming")
+    monkeypatch.setattr("toolstack.recover.VERIFY_LIMIT", 1e-6)
+    with pytest.raises(TimeoutError, match=r"has not compared its memory.*`destroy g--incoming`"):
+        recover(host, "g")
+    assert states(host) == {"g--incoming": "running"}
+    assert hosts.journals() == ["g.destination.journal"]
+    monkeypatch.undo()
+    recover(host, "g")
+    assert states(host) == {"g": "running"}
+
+
+def test_another_guest_of_the_name_is_not_what_a_restore_left(hosts: Hosts) -> None:
+    host = hosts.at_source
+    hosts.guest()
+    left(host, Role.RESTORE, Promise.RECEIVING, domid=None, domain_name="g--incoming")
+    (recovery,) = recover(host, "g")
+    assert recovery.way is Way.FORGET
+    assert states(host) == {"g": "running"}
+    assert hosts.journals() == []
+
+
+def test_a_saved_guest_that_runs_is_not_destroyed(hosts: Hosts) -> None:
+    host = hosts.at_source
+    left(host, Role.SAVE, Promise.DONE, domid=hosts.guest())
+    (recovery,) = recover(host, "g")
+    assert (recovery.way, recovery.done) == (Way.FORGET, True)
+    assert "runs here" in recovery.text
+    assert states(host) == {"g": "running"}
+    assert hosts.journals() == []
+
+
+def test_what_is_taken_over_is_nobody_elses(hosts: Hosts) -> None:
+    host = hosts.at_source
+    left(host, Role.SOURCE, Promise.BEGUN, domid=hosts.guest())
+    (entry,) = journal.entries(host.state_dir)
+    with journal.taken_over(host.state_dir, entry):
+        with pytest.raises(JournalError, match="is still at work on it"):
+            recover(host, "g")
+        with (
+            pytest.raises(JournalError, match="in the middle of an operation"),
+            journal.taken_over(host.state_dir, entry),
+        ):
+            pass
+    assert journal.entries(host.state_dir) == [entry]
+    recover(host, "g")
+    assert hosts.journals() == []
+
+
+def test_a_paused_guest_forgets_the_request_that_was_made_of_it(hosts: Hosts) -> None:
+    host = hosts.at_source
+    domid = hosts.guest()
+    host.pause(domid)
+    host.suspend_request(domid).close()
+    left(host, Role.SOURCE, Promise.BEGUN, domid=domid)
+    (recovery,) = recover(host, "g")
+    assert "paused" in recovery.text
+    steps = host.report(domid).steps
+    host.unpause(domid)
+    wait_for(lambda: host.report(domid).steps > steps + 10, "it runs on")
+    assert states(host) == {"g": "running"}
+
+
 def test_done_destroys_what_is_left(hosts: Hosts) -> None:
     domid = hosts.guest()
     suspend(hosts.at_source, domid)

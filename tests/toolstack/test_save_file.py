@@ -231,6 +231,41 @@ class Indestructible(SimulatedHost):
         raise OSError(errno.EIO, "this host ends no domain")
 
 
+def test_a_killed_restore_is_not_taken_for_a_guest_that_has_come_since(
+    hosts: Hosts, tmp_path: Path, saved: bytes
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    process = hosts.start("restore", fifo, "--host", hosts.destination)
+    with open(fifo, "wb", buffering=0) as feed:
+        feed.write(saved[: len(saved) // 2])
+        wait_for(lambda: hosts.states(hosts.at_destination), "it is being built")
+        process.kill()
+        process.communicate(timeout=30)
+    hosts.at_destination.create_guest("g", 2 << 20, "idle")
+    ended = toolstack("recover", "g", "--host", hosts.destination)
+    assert ended.code == 0, ended
+    assert hosts.states(hosts.at_destination) == {"g": "running"}
+    assert hosts.journals() == []
+
+
+def test_a_restored_guest_whose_name_was_taken_meanwhile_is_left_to_its_file(
+    hosts: Hosts, tmp_path: Path, saved: bytes
+) -> None:
+    class Contested(SimulatedHost):
+        def rename(self, domid: int, name: str) -> None:
+            self.create_guest(name, 2 << 20, "idle")
+            super().rename(domid, name)
+
+    file = tmp_path / "file"
+    file.write_bytes(saved)
+    side = Side(Contested(hosts.destination))
+    with pytest.raises(save_file.SaveFileError, match="its file still has it"):
+        run(save_file.restore(side.ctx, file))
+    assert [row.workload for row in side.host.domains()] == ["idle"]
+    assert hosts.journals() == []
+
+
 def test_what_a_failed_restore_cannot_take_away_is_left_to_recover(
     hosts: Hosts, tmp_path: Path, saved: bytes
 ) -> None:
