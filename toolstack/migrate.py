@@ -224,17 +224,24 @@ class _Sending:
         return Event.OK
 
     async def _run_stream(self) -> Event:
-        saved = self._saved = await domain_live_migrate(
-            self._ctx,
-            self._domid,
-            self._link().send_fd,
-            SUSPEND_LIVE,
-            self._link().recv_fd,
-            self._options.strategy,
-            precopy=self._options.precopy,
-            bandwidth=self._options.bandwidth,
-            on_transition=self._transition_begins,
-        )
+        try:
+            saved = self._saved = await domain_live_migrate(
+                self._ctx,
+                self._domid,
+                self._link().send_fd,
+                SUSPEND_LIVE,
+                self._link().recv_fd,
+                self._options.strategy,
+                precopy=self._options.precopy,
+                bandwidth=self._options.bandwidth,
+                on_transition=self._transition_begins,
+            )
+        except Exception as error:
+            # Whatever it is: a guest that may run at the destination is never resumed here.
+            if not self._beyond:
+                raise
+            self._fail(Error.FAIL, message_of(error))
+            return Event.FAILED_AFTER_TRANSITION
         done = saved.postcopy_transitioned is PostcopyTransitioned.DONE
         if not saved.rc:
             return Event.TRANSITIONED if done else Event.OK
@@ -384,23 +391,38 @@ class _Sending:
 
     def _guest_here(self) -> GuestResult:
         report = self._report(self._host, self._domid)
-        return _guest_result(_place(self._ctx), state_of(self._host, self._domid), report)
+        try:
+            state = state_of(self._host, self._domid)
+        except OSError as error:
+            self._ctx.trace.event("no state", domid=self._domid, reason=message_of(error))
+            state = None
+        return _guest_result(_place(self._ctx), state, report)
 
     async def _guest_there(self) -> tuple[GuestResult, GuestReport | None]:
         """The guest at the destination, once it has taken its first step."""
         if not isinstance(self._destination, HostDestination):
             return _guest_result(None, None, None), None
-        host = self._destination.host
+        host, place = self._destination.host, str(self._destination)
         end = time.monotonic() + FIRST_STEP_LIMIT
         while True:
-            domid = host.find(self._name)
-            report = self._report(host, domid)
+            try:
+                domid = self._find_there(host)
+                report, state = self._report(host, domid), state_of(host, domid)
+            except OSError as error:
+                # It ran, by the destination's word; others may have moved it on since.
+                self._ctx.trace.event("no report", reason=message_of(error))
+                return _guest_result(place, None, None), None
             stepped = report is not None and report.first_step_at is not None
             if stepped or time.monotonic() > end:
-                break
+                return _guest_result(place, state, report), report
             await asyncio.sleep(0.01)
-        place = str(self._destination)
-        return _guest_result(place, state_of(host, domid), report), report
+
+    def _find_there(self, host: Host) -> int:
+        """The guest at the destination: it keeps the name of a copy where its own was taken."""
+        try:
+            return host.find(self._name + handshake.INCOMING)
+        except ProcessLookupError:
+            return host.find(self._name)
 
 
 def _place(ctx: Context) -> str:

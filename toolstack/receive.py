@@ -25,7 +25,8 @@ INTERRUPTIBLE = frozenset(
         Receiver.READ_GO,
     }
 )
-"""Where SIGTERM is followed: until the guest is ours to start."""
+"""Where SIGTERM is followed: until the guest is ours to start. The first one after a postcopy
+resumption is not."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class _Receiving:
         self._domid: int | None = None
         self._rc = 0
         self._reason = ""
+        self._may_run = False
+        """By postcopy: its newer state is here alone."""
+        self._warned = False
         self._actions: dict[Receiver, Action] = {
             Receiver.SAY_BANNER: lambda: self._say(handshake.BANNER, "the banner"),
             Receiver.READ_CONFIG: self._read_config,
@@ -85,7 +89,7 @@ class _Receiving:
         await conduct(
             self._machine,
             self._actions,
-            gives_up=INTERRUPTIBLE.__contains__,
+            gives_up=self._gives_up,
             failed=self._fail,
             trace=self._ctx.trace,
         )
@@ -94,6 +98,16 @@ class _Receiving:
             self._journal.close()
         self._ctx.trace.event("received", started=started, rc=self._rc, reason=self._reason)
         return ReceiveResult(started, self._rc, self._name, self._domid, self._reason)
+
+    def _gives_up(self, state: Receiver) -> bool:
+        if self._may_run and state is Receiver.RUN_STREAM and not self._warned:
+            self._warned = True
+            self._ctx.warn(
+                "the guest may run here already: to stop now would lose its newer state, so the "
+                "migration goes on; interrupt it again to give that up"
+            )
+            return False
+        return state in INTERRUPTIBLE
 
     def _fail(self, rc: int, reason: str) -> None:
         """Keep the first failure."""
@@ -118,9 +132,11 @@ class _Receiving:
         config = await read_config(self._stream_fd, self._ctx.limits.handshake)
         self._config = config
         self._name = name_of(config)
-        taken = {row.name for row in self._ctx.host.domains()}
+        taken = {row.name: row.domid for row in self._ctx.host.domains()}
         if self._incoming in taken:
             raise FileExistsError(f"there is a {self._incoming!r} here already")
+        if self._name in taken and not self._is_here(taken[self._name]):
+            raise FileExistsError(f"there is another guest {self._name!r} here already")
         self._journal = Journal.begin(
             self._ctx.host.state_dir,
             self._name,
@@ -131,6 +147,15 @@ class _Receiving:
         )
         return Event.OK
 
+    def _is_here(self, domid: int) -> bool:
+        """Whether a domain is the very guest that is sent, within one host; also where there is no
+        telling, since xl takes it then."""
+        ours, theirs = (
+            config.get("c_info", {}).get("uuid")
+            for config in (self._config, self._ctx.host.config(domid))
+        )
+        return ours is None or ours == theirs
+
     async def _run_stream(self) -> Event:
         result: RestoreResult = await domain_create_restore(
             self._ctx,
@@ -138,7 +163,7 @@ class _Receiving:
             self._incoming,
             self._stream_fd,
             self._back_fd,
-            on_resume=lambda: self._promise(Promise.RESUMED),
+            on_resume=self._resumes,
         )
         self._domid = result.domid
         if result.rc:
@@ -177,6 +202,10 @@ class _Receiving:
             self._ctx.host.destroy(self._domid)
             self._domid = None
         return Event.OK
+
+    def _resumes(self) -> None:
+        self._promise(Promise.RESUMED)
+        self._may_run = True
 
     def _started(self) -> None:
         """The guest runs, so it is not to be taken back for a journal that cannot say so: the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,11 +16,18 @@ from typing import Any
 import psutil
 import pytest
 
+from helper.hypervisors.interface import DomainSummary
+from helper.hypervisors.simulated.host import SimulatedHost
 from helper.hypervisors.simulated.layout import Behaviour
 from ipc_schema.phases import Phase
+from tests.helper.simulated import suspended
 from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, toolstack
+from tests.toolstack.two_hosts import Side, run
 from tests.waiting import wait_for
-from toolstack import handshake
+from toolstack import handshake, journal
+from toolstack import migrate as migration
+from toolstack.migrate import HostDestination
+from toolstack.outcome import Outcome
 
 QUICK = (
     "--limit=suspend=2",
@@ -127,13 +135,45 @@ def test_a_guest_that_dies(hosts: Hosts) -> None:
 
 
 def test_the_name_is_taken_there(hosts: Hosts) -> None:
+    """It is told before the guest stands still for it."""
     hosts.guest()
     hosts.at_destination.create_guest("g", 2 << 20, "idle")
-    ended = migrate(hosts)
-    assert ended.code == 1
-    assert "could not start" in ended.json["reason"]
+    for mode in MODES.values():
+        ended = migrate(hosts, *mode)
+        assert ended.code == 1
+        assert "another guest 'g' here already" in ended.json["reason"]
+        assert ended.json["bytes_sent"] in (None, 0)
+        assert hosts.states(hosts.at_source) == {"g": "running"}
+        assert hosts.states(hosts.at_destination) == {"g": "running"}
+        assert hosts.journals() == []
+
+
+def test_the_name_is_taken_meanwhile(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.guest(megabytes=32)
+    events = tmp_path / "events"
+    process = hosts.start(*arguments(hosts, "--events", events, "--bandwidth=32M"))
+    wait_for(lambda: first(events, lambda e: e["event"] == "phase"), "the helper is at work")
+    hosts.at_destination.create_guest("g", 2 << 20, "idle")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert "could not start" in json.loads(out)["reason"]
     assert hosts.states(hosts.at_source) == {"g": "running"}
     assert hosts.states(hosts.at_destination) == {"g": "running"}
+    assert hosts.journals() == []
+
+
+def test_within_one_host(hosts: Hosts) -> None:
+    domid = hosts.guest()
+    ended = migrate(hosts, to=hosts.source)
+    assert ended.code == 0, ended
+    runs_on_one(hosts, domid)
+
+
+def runs_on_one(hosts: Hosts, before: int) -> None:
+    (row,) = hosts.at_source.domains()
+    assert (row.name, row.state.value) == ("g", "running")
+    assert row.domid != before
+    assert hosts.at_source.verify(row.domid, 30).memory_ok
     assert hosts.journals() == []
 
 
@@ -356,6 +396,65 @@ def test_a_user_aborts_past_the_transition(hosts: Hosts, tmp_path: Path, times: 
     else:
         assert "aborted" in result["reason"]
         assert hosts.states(hosts.at_source) == {"g--postcopy-inconsistent": "suspended"}
+
+
+def test_a_receiver_is_ended_past_the_resumption(hosts: Hosts, tmp_path: Path) -> None:
+    """The guest's newer state is there alone: the first signal does not lose it."""
+    hosts.guest(megabytes=32)
+    events = tmp_path / "events"
+    process = hosts.start(
+        *arguments(hosts, "--events", events, "--bandwidth=8M", *MODES["postcopy"])
+    )
+    wait_for(lambda: first(events, lambda e: e["event"] == "postcopy_resume_done"), "it runs there")
+    receiver = receiver_of(process)
+    receiver.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out)["postcopy_transitioned"] == "done"
+    gone([receiver])
+    runs_on(hosts, there=True)
+    assert first(events, lambda e: (e["event"], e.get("followed")) == ("abort", False))
+
+
+def test_a_guest_that_has_moved_on_was_migrated_all_the_same(hosts: Hosts) -> None:
+    class Crossroads(SimulatedHost):
+        def domains(self) -> list[DomainSummary]:
+            return []
+
+        def find(self, name: str) -> int:
+            raise ProcessLookupError(errno.ESRCH, f"{name} is not here any more")
+
+    domid = hosts.guest()
+    side = Side(hosts.at_source)
+    to = HostDestination(hosts.destination, Crossroads(hosts.destination))
+    result = run(migration.migrate(side.ctx, domid, to, migration.MigrateOptions()))
+    assert (result.outcome, result.rc) == (Outcome.SUCCESS, 0)
+    assert (result.guest.host, result.guest.state) == (str(hosts.destination), None)
+    runs_on(hosts, there=True)
+
+
+def test_what_breaks_past_the_transition_resumes_nothing(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is: the guest may run at the destination."""
+
+    async def broken(*_: Any, on_transition: Callable[[], None], **__: Any) -> None:
+        request = hosts.at_source.suspend_request(domid)
+        suspended(request)
+        request.close()
+        on_transition()
+        raise RuntimeError("a fault of the program")
+
+    domid = hosts.guest()
+    side = Side(hosts.at_source)
+    to = HostDestination(hosts.destination, hosts.at_destination)
+    monkeypatch.setattr(migration, "domain_live_migrate", broken)
+    result = run(migration.migrate(side.ctx, domid, to, migration.MigrateOptions()))
+    assert (result.outcome, result.rc) == (Outcome.POSTCOPY_FAILED, -3)
+    assert hosts.states(hosts.at_source) == {"g--postcopy-inconsistent": "suspended"}
+    (entry,) = journal.entries(hosts.source)
+    assert entry.promise is journal.Promise.TRANSITION
+    journal.remove(hosts.source, entry)
 
 
 def test_a_receiver_that_ends_at_once_is_named_by_its_exit_status(hosts: Hosts) -> None:
