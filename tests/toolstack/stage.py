@@ -37,13 +37,13 @@ class Ended:
         return lines[0]
 
 
-def toolstack(*arguments: object, **more: Any) -> Ended:
-    """Run a command to its end, within a minute."""
+def toolstack(*arguments: object, timeout: float = 60, **more: Any) -> Ended:
+    """Run a command to its end, within `timeout` seconds."""
     done = subprocess.run(
         [*TOOLSTACK, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout,
         check=False,
         **more,
     )

@@ -155,7 +155,8 @@ def test_demo(tmp_path: Path, mode: str) -> None:
     if mode == "postcopy":
         assert result["postcopy_transitioned"] == "done"
         assert set(result["postcopy"]) == {"pages", "faults", "fault_p50_us", "fault_p99_us"}
-        assert result["postcopy"]["pages"] > 0
+        assert result["postcopy"]["pages"] >= result["postcopy"]["faults"] > 0
+        assert result["first_step_lead_seconds"] > 0
     else:
         assert result["postcopy_transitioned"] == "never"
         assert result["postcopy"] is None

@@ -1,0 +1,38 @@
+"""The demo in every way: the guest never stops checking its memory, finds no wrong page, and runs
+on at the destination; at the end all its memory has been compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.toolstack.stage import toolstack
+from toolstack.demo import MODES
+
+MEMORY = {"256M": 256 << 20, "2G": 2 << 30}
+WORKLOADS = ("idle", "sequential", "random", "write-heavy")
+SECONDS = 400
+"""For a guest of 2 GiB, beside other tests on a slow machine."""
+
+
+@pytest.mark.timeout(SECONDS + 30)
+@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("memory", MEMORY)
+def test_all_its_memory_is_right(tmp_path: Path, memory: str, mode: str, workload: str) -> None:
+    ended = toolstack(
+        "demo", "--mode", mode, "--memory", memory, "--workload", workload, "--json",
+        env={"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path)}, timeout=SECONDS,
+    )  # fmt: skip
+    assert ended.code == 0, ended
+    result = ended.json
+    assert (result["outcome"], result["mode"], result["verified"]) == ("success", mode, True)
+    guest = result["guest"]
+    assert (guest["state"], guest["memory_ok"]) == ("running", True)
+    assert guest["pages_checked"] >= MEMORY[memory] // 4096
+    if mode == "postcopy":
+        # Real faults are served, and it runs before the last page is there.
+        assert result["postcopy"]["faults"] > 0
+        assert result["first_step_lead_seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
