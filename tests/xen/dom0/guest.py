@@ -21,7 +21,8 @@ IGNORES_SUSPEND: Final = "initcall_blacklist=xen_setup_shutdown_event"
 KEPT: Final = b"kept from the start\n"
 """What the first page of memory begins with that a guest keeps unchanged."""
 
-_COUNT: Final = re.compile(r"^count (\d+)\r?$", re.MULTILINE)
+_COUNT: Final = re.compile(r"^count (\d+)\r?\n", re.MULTILINE)
+"""A whole line: of one that is still being written, the last digits may be to come."""
 
 
 def dom0_kernel() -> Path:
