@@ -43,7 +43,7 @@ class Guest:
         self.name = name
         self.kind = kind
         self.memory = memory or (128 if kind == "hvm" else 96) + self._more_for_new_kernels()
-        self.cmdline = f"console=hvc0 quiet dirty={dirty} {cmdline}".strip()
+        self.cmdline = f"console=hvc0 quiet mitigations=off dirty={dirty} {cmdline}".strip()
         self._read: dict[Path, int] = {}
         self._text = ""
 
