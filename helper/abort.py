@@ -155,6 +155,13 @@ class Abort:
         self.progress()
         self._wake()
 
+    def without_stall_limit(self) -> None:
+        """For a stream of which nobody can tell how far it has come; before it is guarded. The
+        watchdog, which would see nothing done either, is ended too."""
+        self._stall_limit = 0.0
+        if self._watchdog is not None:
+            self._watchdog.stop()
+
     def release_stream(self) -> None:
         """The stream is written (or read) to its end; an abort leaves it alone from here on."""
         with self._lock:

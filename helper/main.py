@@ -70,6 +70,13 @@ def _open_trace(path: str) -> Trace:
     return Trace("helper", lambda line: os.write(fd, line), ended)
 
 
+def _operation(options: Options) -> str:
+    """What the command line says of it; empty where only the controller will."""
+    if options.libxl:
+        return options.libxl[0].removeprefix("--").removesuffix("-domain")
+    return options.operation
+
+
 def _faults(options: Options, settings: Settings, trace: Trace) -> Session | None:
     """The plan of faults at work; None where there is none."""
     given = options.faults or settings.faults
@@ -77,10 +84,7 @@ def _faults(options: Options, settings: Settings, trace: Trace) -> Session | Non
         return None
     from helper.faults.session import open_session
 
-    operation = options.operation
-    if options.libxl:
-        operation = options.libxl[0].removeprefix("--").removesuffix("-domain")
-    faults = open_session(given, operation, trace, pipe=bool(options.libxl))
+    faults = open_session(given, _operation(options), trace, pipe=bool(options.libxl))
     faults.milestone("start")
     return faults
 
@@ -130,7 +134,7 @@ def _serve_zmq(
             faults.milestone("hello")
         start = channel.wait_for_start(options.secret_fd, options.start_limit)
         trace.event("start", **{name: start[name] for name in start if name != "proof"})
-        job = _job_of_start(start, _stall_limit(options, settings), _limits(settings))
+        job = _job_of_start(start, options, settings)
         if faults is not None:
             faults.begin(job)
         abort = _abort(job, options.secret_fd, watchdog)
@@ -144,21 +148,23 @@ def _serve_zmq(
         _exit(status, faults)
 
 
-def _job_of_start(start: dict[str, Any], stall_limit: float, limits: PrecopyLimits | None) -> Job:
+def _job_of_start(start: dict[str, Any], options: Options, settings: Settings) -> Job:
     name = start["engine"]
     if name not in {engine.value for engine in Engine}:
         known = " and ".join(engine.value for engine in Engine)
         raise ChannelError(errno.ENOTSUP, f"engine {name!r}: this helper has {known}")
     try:
+        operation = Operation(start["operation"])
         enums = {
-            "operation": Operation(start["operation"]),
+            "operation": operation,
             "stream_type": StreamType(start["stream_type"]),
             "engine": Engine(name),
         }
     except ValueError as bad:
         raise ChannelError(errno.EPROTO, f"start: {bad}") from None
     fields = {name: start[name] for name in Job._fields if name in start} | enums
-    return Job(**fields, stall_limit=stall_limit, limits=limits)
+    stall_limit = _stall_limit(options, settings, operation)
+    return Job(**fields, stall_limit=stall_limit, limits=_limits(settings))
 
 
 def _serve_libxl(
@@ -176,7 +182,13 @@ def _serve_libxl(
         given = helper_arguments.parse(options.libxl, dialect)
     except ValueError as bad:
         raise UsageError(str(bad)) from None
-    trace.event("start", arguments=list(options.libxl), dialect=given.dialect.value)
+    stall_limit = _stall_limit(options, settings, given.operation)
+    trace.event(
+        "start",
+        arguments=list(options.libxl),
+        dialect=given.dialect.value,
+        stream_stall=stall_limit,
+    )
     answers, messages = _take_pipes()
     is_xen = settings.hypervisor == "xen"
     job = Job(
@@ -195,7 +207,7 @@ def _serve_libxl(
         bandwidth=0,
         postcopy="postcopy_transition" in callbacks_of(given.cbflags, given.dialect)
         and given.back_fd >= 0,
-        stall_limit=_stall_limit(options, settings),
+        stall_limit=stall_limit,
         limits=_limits(settings),
     )
     abort = _abort(job, answers, watchdog)
@@ -222,8 +234,9 @@ def _dialect(name: str) -> Dialect:
         raise ValueError(f"XEN_SAVE_HELPER_DIALECT {name!r}: want one of {known}") from None
 
 
-def _stall_limit(options: Options, settings: Settings) -> float:
-    return settings.stream_stall if options.stream_stall is None else options.stream_stall
+def _stall_limit(options: Options, settings: Settings, operation: Operation) -> float:
+    given = options.stream_stall
+    return settings.stall_limit(operation) if given is None else given
 
 
 def _answer_limit(options: Options, settings: Settings) -> float:
@@ -249,7 +262,10 @@ def _watchdog(options: Options, settings: Settings, trace: Trace) -> Watchdog:
         os.write(2, f"{CONTEXT}: {reason}\n".encode())
         os._exit(EXIT_FAILED)
 
-    limit = limit_of(_stall_limit(options, settings), _answer_limit(options, settings))
+    restores = _operation(options) == Operation.RESTORE.value
+    operation = Operation.RESTORE if restores else Operation.SAVE
+    stall_limit = _stall_limit(options, settings, operation)
+    limit = limit_of(stall_limit, _answer_limit(options, settings))
     watchdog = Watchdog(limit, hung)
     watchdog.start()
     return watchdog
@@ -260,6 +276,9 @@ def _abort(job: Job, lifeline: int, watchdog: Watchdog) -> Abort:
     if job.operation is Operation.SAVE:
         signals = SAVE_SIGNALS
     else:
+        # As libxl's setup_signals: whoever started us may have ignored it, or blocked it.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         # Python's own handler of SIGINT would wait for libxc to come back.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     return Abort(lifeline=lifeline, signals=signals, stall_limit=job.stall_limit, watchdog=watchdog)

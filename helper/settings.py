@@ -9,9 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from ipc_schema.messages import Operation
+
 PREFIX: Final = "XEN_SAVE_HELPER_"
 CONFIG: Final = f"{PREFIX}CONFIG"
 DEFAULT_CONFIG: Final = "/etc/xen/save-helper.conf"
+
+STREAM_STALL: Final = {Operation.SAVE: 60.0, Operation.RESTORE: 180.0}
+"""Seconds that a stream may stand still where nothing else is set. A restore has to give libxl's
+sender what that may take in silence for its guest, 60 s to acknowledge the request to suspend and
+60 s to suspend (libxl_dom_suspend.c), and then what its own helper and QEMU's state take."""
 
 
 class SettingError(Exception):
@@ -19,19 +26,24 @@ class SettingError(Exception):
 
 
 class Settings(NamedTuple):
-    """`stream_stall` and `answer_limit` in seconds, 0 for no limit; the last four are
-    `PrecopyLimits`, None where they are not set; other texts are empty where they are not."""
+    """`stream_stall` (see `stall_limit`) and `answer_limit` in seconds, 0 for no limit; the last
+    four are `PrecopyLimits`, None where they are not set; texts are empty where they are not."""
 
     events: str = ""
     faults: str = ""
     dialect: str = ""
     hypervisor: str = "xen"
-    stream_stall: float = 60.0
+    stream_stall: float | None = None
     answer_limit: float = 600.0
     max_iterations: int | None = None
     dirty_threshold: int | None = None
     max_downtime_ms: int | None = None
     abort_after: int | None = None
+
+    def stall_limit(self, operation: Operation) -> float:
+        """For how many seconds the stream may stand still, 0 for no limit: what is set holds for
+        saves and restores."""
+        return STREAM_STALL[operation] if self.stream_stall is None else self.stream_stall
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:

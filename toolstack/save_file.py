@@ -21,7 +21,7 @@ from typing import Any, Final, Self
 from ipc_schema import xl_header
 from ipc_schema.errors import DecodeError, Error, rc_name
 from ipc_schema.messages import XentoollogLevel
-from toolstack import fd_io, inspect
+from toolstack import fd_io
 from toolstack.context import Context
 from toolstack.domain_restore import domain_create_restore
 from toolstack.domain_save import SaveResult, domain_suspend
@@ -284,8 +284,11 @@ def _opened(path: Path) -> Iterator[int]:
     with path.open("rb", buffering=0) as file:
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             with path.open("rb") as looked_at:
+                # It brings numpy, and no save needs it.
+                from toolstack.inspect import inspect
+
                 try:
-                    for _ in inspect.inspect(looked_at):
+                    for _ in inspect(looked_at):
                         pass
                 except DecodeError as error:
                     raise SaveFileError(f"{path} is no whole save file: {error}") from error

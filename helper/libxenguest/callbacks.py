@@ -53,6 +53,19 @@ class Callbacks:
         self._octets = octets
         self._round_began = time.monotonic()
 
+    def guard_stream(self, fd: int, meter: ThreadOctets, *, reading: bool = False) -> None:
+        """Have the abort guard the stream, and see by `meter` whether it stands still; where that
+        cannot be seen, a stream that is slow must not be taken for one that does."""
+        if not meter.counts:
+            self.reporter.log(
+                XentoollogLevel.WARN,
+                "this kernel does not count what a thread reads and writes "
+                "(CONFIG_TASK_IO_ACCOUNTING): a stream that stands still is not noticed, and its "
+                "rate is not known",
+            )
+            self._abort.without_stall_limit()
+        self._abort.guard_stream(fd, reading=reading, moved=meter.moved)
+
     def logger(self) -> Logger:
         return Logger(self._log, self._progress, self._failed_to_tell)
 

@@ -58,7 +58,7 @@ def domain_restore(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Re
                 provide(struct, name, callbacks.ask(name) if answered else callbacks.tell(name))
         store_gfn, console_gfn = ctypes.c_ulong(), ctypes.c_ulong()
         with meter.aside():
-            abort.guard_stream(job.io_fd, reading=True, moved=meter.moved)
+            callbacks.guard_stream(job.io_fd, meter, reading=True)
         stack.callback(abort.release_stream)
         ctypes.set_errno(0)
         retval = library.xc_domain_restore(

@@ -68,7 +68,7 @@ def domain_save(
         if policy is not None:
             provide(struct, "precopy_policy", policy)
         with meter.aside():
-            abort.guard_stream(job.io_fd, moved=meter.moved)
+            callbacks.guard_stream(job.io_fd, meter)
         stack.callback(abort.release_stream)
         ctypes.set_errno(0)
         retval = library.xc_domain_save(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -255,6 +256,44 @@ def test_a_stream_that_stands_still_is_given_up(
         libxl.answer(0)
         assert libxl.exit_status() == 0
     at_rest(host, domid)
+
+
+@pytest.mark.parametrize(("operation", "seconds"), [("save", 60.0), ("restore", 180.0)])
+def test_how_long_a_stream_may_stand_still_depends_on_the_operation(
+    tmp_path: Path, operation: str, seconds: float
+) -> None:
+    events = tmp_path / "events"
+    made = save_of if operation == "save" else restore_of
+    with (
+        open(os.devnull, "r+b") as null,
+        started(made(null.fileno(), 1), XEN_SAVE_HELPER_EVENTS=str(events)) as libxl,
+    ):
+        while libxl.hear()[0] != "complete":
+            pass
+        libxl.answer(0)
+        assert libxl.exit_status() == 0
+    start, *_ = [json.loads(line) for line in events.read_text().splitlines()]
+    assert (start["event"], start["stream_stall"]) == ("start", seconds)
+    assert f"{seconds:g} in a {operation}" in by_hand("--help").stdout
+
+
+def test_sigterm_kills_a_restore_whatever_it_has_inherited(
+    host: SimulatedHost, unread_stream: socket.socket
+) -> None:
+    domid = host.create(host.config(host.create_guest("model", MEMORY, "idle")), "g")
+    old = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        restoring = started(restore_of(unread_stream.fileno(), domid), f"sim:{host.directory}")
+        libxl = restoring.__enter__()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        signal.signal(signal.SIGTERM, old)
+    with contextlib.ExitStack() as stack:
+        stack.push(restoring.__exit__)
+        assert libxl.hear_any()[0] == "log"
+        libxl.process.send_signal(signal.SIGTERM)
+        assert libxl.exit_status() == -signal.SIGTERM
 
 
 def test_an_answer_that_does_not_come_is_the_error_path(

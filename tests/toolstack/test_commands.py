@@ -136,6 +136,15 @@ def test_no_command_pays_for_another() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("module", ["files", "migration"])
+def test_no_save_and_no_migration_pays_for_inspect(module: str) -> None:
+    script = f"import sys, toolstack.commands.{module}; print('numpy' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+
+
 @pytest.mark.parametrize("mode", ["stop-and-copy", "precopy", "postcopy"])
 def test_demo(tmp_path: Path, mode: str) -> None:
     events = tmp_path / "events"

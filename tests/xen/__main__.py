@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.xen import host_tools, runner
+from tests.xen.cache import slots
 from tests.xen.images import SUITES
 from tests.xen.machine import EmulatorError, MachineError
 from tests.xen.scenarios import SCENARIOS
@@ -41,7 +42,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="all where none is named")
     parser.add_argument("--list", action="store_true", help="name them")
     parser.add_argument("--suite", choices=SUITES, help="this Debian only")
-    parser.add_argument("--jobs", type=int, default=1, help="machines at once (4 to 6 GiB each)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=slots(),
+        help="machines at once (as many as this computer carries: %(default)s)",
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep consoles and results here")
     script = parser.add_argument_group("in place of scenarios")
     script.add_argument("--script", type=Path, help="run a Python or bash script in dom0")

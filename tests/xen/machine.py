@@ -24,6 +24,7 @@ AFTER_LIMIT_SECONDS: Final = 120
 """The agent ends what takes too long, and clears up; beyond that it hangs itself."""
 _POLL_SECONDS: Final = 0.2
 _FREEZE_POLL_SECONDS: Final = 2.0
+_LOG_LINES: Final = 15
 _OUR_PROGRAMS: Final = ("python", "xen-save-helper", "xen-toolstack", "pip")
 
 Listener = Callable[[str], None]
@@ -41,7 +42,9 @@ class MachineError(Exception):
 class Outcome:
     """How one request went. `outcome`: passed, failed, timeout. `faults` are the kernel's lines on
     programs that crashed, `kernel` all that dom0's kernel said, `left_over` what could not be
-    cleared away, `table` what a scenario about faults has to tell of each."""
+    cleared away, `table` what a scenario about faults has to tell of each. Where it did not pass,
+    `logs` are the ends of what guests, Xen and our helpers have logged, by name, and where it
+    took too long, of dom0's console."""
 
     outcome: str
     seconds: float
@@ -51,6 +54,7 @@ class Outcome:
     kernel: list[str] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
     table: list[FaultRow] = field(default_factory=list)
+    logs: dict[str, str] = field(default_factory=dict)
 
 
 class Machine:
@@ -137,6 +141,9 @@ class Machine:
             lines = "; ".join(fault["line"] for fault in foreign)
             raise EmulatorError(f"a program that is not ours crashed: {lines}")
         figures = results / "figures.json"
+        logs = {} if told["outcome"] == "passed" else _ends_of_logs(results)
+        if told["outcome"] == "timeout":
+            logs["dom0's console"] = self._emulator.console_tail()
         return Outcome(
             outcome=told["outcome"],
             seconds=told["seconds"],
@@ -146,6 +153,7 @@ class Machine:
             kernel=told["kernel"],
             left_over=told["left_over"],
             table=fault_table.read(results / fault_table.RESULTS_NAME),
+            logs=logs,
         )
 
     def _until(self, path: Path, limit: float, what: str) -> Iterator[None]:
@@ -185,6 +193,17 @@ def _tell(output: Path, heard: int, listener: Listener) -> int:
     if new:
         listener(new.decode(errors="replace"))
     return len(new)
+
+
+def _ends_of_logs(results: Path) -> dict[str, str]:
+    """What somebody needs who has nothing but the output of the whole run."""
+    paths = [results / "events", *sorted((results / "logs").glob("*"))]
+    lines = {
+        path.name: path.read_text(errors="replace").replace("\r", "").splitlines()
+        for path in paths
+        if path.is_file()
+    }
+    return {name: "\n".join(text[-_LOG_LINES:]) for name, text in lines.items() if text}
 
 
 def _installed(setup: Setup, wheel: Path) -> Path:

@@ -16,8 +16,8 @@ from tests.xen.fault_table import FaultRow
 
 @dataclass(frozen=True)
 class Row:
-    """A scenario on a suite: `outcome` passed, failed, timeout, lost (dom0 went down) or emulator
-    (which failed each time)."""
+    """A scenario on a suite: `outcome` passed, failed, timeout, lost (dom0 went down), emulator
+    (which failed each time) or no machine (others have all)."""
 
     suite: str
     scenario: str

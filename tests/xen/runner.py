@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -16,11 +18,11 @@ from tests.xen.emulator import Setup
 from tests.xen.images import SUITES, image
 from tests.xen.machine import EmulatorError, Machine, MachineError, Outcome
 from tests.xen.report import Row, print_table, tell_faults
-from tests.xen.scenarios import Case, cases
+from tests.xen.scenarios import Case, SetupKey, cases
 from tests.xen.shadow_xen import shadow_xen
 from tests.xen.wheel import wheel
 
-SCENARIOS_PER_BOOT: Final = 6
+SCENARIOS_PER_BOOT: Final = 10
 """A boot costs half a minute; a fresh one every now and then keeps a fault from spreading."""
 RETRIES: Final = 2
 
@@ -45,7 +47,7 @@ class Machines:
 
     def run(self, case: Case) -> Outcome:
         """Raises EmulatorError where the emulator spoiled it three times; MachineError where dom0
-        went down under it."""
+        went down under it; TimeoutError where this computer carries no further machine."""
         scenario = case.scenario
         setup = setup_of(case.suite, scenario.shadow, scenario.hvm)
         for attempt in range(RETRIES + 1):
@@ -89,54 +91,84 @@ def run_scenarios(names: list[str], suites: list[str], jobs: int, keep: Path | N
     """Run scenarios (all where `names` is empty) on `suites`, on `jobs` machines at once, print
     the table; 0 if there were some and all passed."""
     wanted = [case for case in cases(suites) if not names or case.scenario.name in names]
-    order = longest_first(batches(wanted))
+    plan = Plan(wanted)
+    print(f"tests.xen: {len(wanted)} scenarios, {jobs} machines at once", flush=True)
     with _directory(keep) as directory, ThreadPoolExecutor(jobs) as pool:
-        done = list(pool.map(lambda batch: _run_batch(batch, directory), order))
-        row_of = {
-            case: row
-            for batch, ended in zip(order, done, strict=True)
-            for case, row in zip(batch, ended.rows, strict=True)
-        }
-        rows = [row_of[case] for case in wanted]
+        done = list(pool.map(lambda _worker: _work(plan, directory), range(jobs)))
+        row_of = {case: row for ended in done for case, row in ended.rows.items()}
+        rows = [row_of.get(case) or _without_a_machine(case) for case in wanted]
         tell_faults(rows, directory)
     print_table(
         rows,
-        sum(batch.boots for batch in done),
-        [spoiled for batch in done for spoiled in batch.spoiled],
+        sum(ended.boots for ended in done),
+        [spoiled for ended in done for spoiled in ended.spoiled],
     )
     return 0 if rows and all(row.passed for row in rows) else 1
 
 
-def batches(wanted: Sequence[Case]) -> list[list[Case]]:
-    """Cases that share a boot: of one setup, and not too many."""
-    made: list[list[Case]] = []
-    for case in wanted:
-        if made and made[-1][0].setup == case.setup and len(made[-1]) < SCENARIOS_PER_BOOT:
-            made[-1].append(case)
-        else:
-            made.append([case])
-    return made
+class Plan:
+    """Which machine gets which case next: a machine keeps to its setup while there are cases of
+    it. Small setups are begun first, and each case that may take long before the others of its
+    setup: at the end there are short ones of the largest setup left for all machines to share."""
+
+    def __init__(self, wanted: Sequence[Case]) -> None:
+        self._left: dict[SetupKey, list[Case]] = {}
+        for case in sorted(wanted, key=lambda case: -case.scenario.limit):
+            self._left.setdefault(case.setup, []).append(case)
+        self._begun: Counter[str] = Counter()
+        self._untouched = dict.fromkeys(self._left)
+        self._lock = threading.Lock()
+
+    def take(self, setup: SetupKey | None) -> Case | None:
+        """The next one for a machine that was booted for `setup`; None where none is left."""
+        with self._lock:
+            if setup is None or not self._left[setup]:
+                setup = self._next_setup()
+            return None if setup is None else self._left[setup].pop(0)
+
+    def _next_setup(self) -> SetupKey | None:
+        """One that no machine has begun; first of the suite that the fewest have, for its image may
+        have to be made. Else the one of which most is left."""
+        if self._untouched:
+            chosen = min(self._untouched, key=lambda key: (self._begun[key[0]], self._size(key)))
+            del self._untouched[chosen]
+            self._begun[chosen[0]] += 1
+            return chosen
+        most = max(self._left, key=self._size, default=None)
+        return most if most is not None and self._left[most] else None
+
+    def _size(self, setup: SetupKey) -> float:
+        return sum(case.scenario.limit for case in self._left[setup])
 
 
-def longest_first(made: Sequence[list[Case]]) -> list[list[Case]]:
-    """By what they may take: or one machine is at work on a long one when all others are idle."""
-    return sorted(made, key=lambda batch: -sum(case.scenario.limit for case in batch))
+@dataclass
+class _Done:
+    """What one machine after the other, in one thread, has come to."""
+
+    rows: dict[Case, Row] = field(default_factory=dict)
+    boots: int = 0
+    spoiled: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    rows: list[Row]
-    boots: int
-    spoiled: list[str]
-
-
-def _run_batch(batch: list[Case], directory: Path) -> _Batch:
-    machines = Machines(directory)
+def _work(plan: Plan, directory: Path) -> _Done:
+    machines, done = Machines(directory), _Done()
+    case: Case | None = None
     try:
-        rows = [_run_one(machines, case) for case in batch]
+        while (case := plan.take(case and case.setup)) is not None:
+            try:
+                done.rows[case] = _run_one(machines, case)
+            except TimeoutError as full:
+                # Others of this computer's users have all machines; no use in asking again.
+                print(f"tests.xen: {case.scenario.name}: {full}", flush=True)
+                break
     finally:
         machines.close()
-    return _Batch(rows, machines.boots, machines.spoiled)
+    done.boots, done.spoiled = machines.boots, machines.spoiled
+    return done
+
+
+def _without_a_machine(case: Case) -> Row:
+    return Row(case.suite, case.scenario.name, "no machine", 0.0, {})
 
 
 def run_script(
@@ -177,9 +209,12 @@ def _run_one(machines: Machines, case: Case) -> Row:
 
 
 def explained(outcome: Outcome) -> str:
-    """What a scenario that did not pass has said, and dom0's kernel while it ran."""
+    """What a scenario that did not pass has said, dom0's kernel while it ran, and how the logs
+    end."""
     lines = [outcome.output.rstrip(), *(f"dom0 kernel: {line}" for line in outcome.kernel[-15:])]
     lines += [f"could not be cleared away: {what}" for what in outcome.left_over]
+    for name, end in outcome.logs.items():
+        lines += [f"--- {name} ends:", end]
     return "\n".join(lines)
 
 

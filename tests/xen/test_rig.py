@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import signal
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
-from tests.xen.dom0 import kernel_log
+from tests.waiting import wait_for
+from tests.xen import runner
+from tests.xen.cache import REPOSITORY
+from tests.xen.dom0 import agent, guest, kernel_log
+from tests.xen.dom0.gate import Gate
 from tests.xen.emulator import SILENCE_SECONDS, is_frozen
 from tests.xen.images import SUITES
-from tests.xen.runner import SCENARIOS_PER_BOOT, batches, longest_first
-from tests.xen.scenarios import SCENARIOS, cases
+from tests.xen.machine import EmulatorError, MachineError, Outcome
+from tests.xen.runner import Machines, Plan
+from tests.xen.scenarios import SCENARIOS, Case, cases
 
 
 @pytest.mark.parametrize(
@@ -45,18 +59,211 @@ def test_scenarios_have_names_of_their_own_and_known_suites() -> None:
     assert {suite for scenario in SCENARIOS for suite in scenario.suites} <= set(SUITES)
 
 
-def test_a_batch_is_of_one_setup_and_every_case_is_in_one() -> None:
+def taken(plan: Plan, workers: int) -> list[list[Case]]:
+    """What each of so many machines gets, where all cases take equally long."""
+    got: list[list[Case]] = [[] for _ in range(workers)]
+    working = list(got)
+    while working:
+        for cases_of in list(working):
+            case = plan.take(cases_of[-1].setup if cases_of else None)
+            if case is None:
+                working.remove(cases_of)
+            else:
+                cases_of.append(case)
+    return got
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_every_case_runs_once_and_no_machine_idles_while_there_are_some(workers: int) -> None:
     wanted = cases(list(SUITES))
-    made = batches(wanted)
-    assert [case for batch in made for case in batch] == wanted
-    for batch in made:
-        assert len(batch) <= SCENARIOS_PER_BOOT
-        assert len({case.setup for case in batch}) == 1
+    got = taken(Plan(wanted), workers)
+    assert Counter(case for cases_of in got for case in cases_of) == Counter(wanted)
+    lengths = [len(cases_of) for cases_of in got]
+    assert max(lengths) - min(lengths) <= 1
 
 
-def test_the_batch_that_may_take_longest_is_begun_first() -> None:
-    made = batches(cases(list(SUITES)))
-    order = longest_first(made)
-    assert sorted(map(id, order)) == sorted(map(id, made))
-    limits = [sum(case.scenario.limit for case in batch) for batch in order]
+def test_a_machine_keeps_to_its_setup_while_there_are_cases_of_it() -> None:
+    (cases_of,) = taken(Plan(cases(list(SUITES))), 1)
+    changes = sum(one.setup != other.setup for one, other in pairwise(cases_of))
+    assert changes == len({case.setup for case in cases_of}) - 1
+
+
+def test_two_machines_begin_with_two_images_and_end_in_the_largest_setup() -> None:
+    one, other = taken(Plan(cases(list(SUITES))), 2)
+    assert one[0].suite != other[0].suite
+    assert one[-1].setup == other[-1].setup == ("bookworm", False, False)
+
+
+def test_of_a_setup_what_may_take_longest_is_begun_first() -> None:
+    plain = [case for case in cases(list(SUITES)) if case.setup == ("bookworm", False, False)]
+    (cases_of,) = taken(Plan(plain), 1)
+    limits = [case.scenario.limit for case in cases_of]
     assert limits == sorted(limits, reverse=True)
+
+
+class FakeMachine:
+    """In place of `Machine`: each boot's scenario ends by the next of `ends`."""
+
+    ends: ClassVar[list[Outcome | Exception]] = []
+    boots: ClassVar[int] = 0
+
+    def __init__(self, setup: object, wheel: Path, directory: Path) -> None:
+        type(self).boots += 1
+        self.usable = True
+        self.xen, self.boot_seconds, self.install_seconds = "4.17.5", 30.0, 1.0
+
+    def run_scenario(self, name: str, limit: float) -> Outcome:
+        end = self.ends.pop(0)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    def close(self) -> None:
+        self.usable = False
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeMachine]]:
+    monkeypatch.setattr(runner, "Machine", FakeMachine)
+    monkeypatch.setattr(runner, "wheel", lambda: Path("/nowhere.whl"))
+    monkeypatch.setattr(runner, "setup_of", lambda *setup: setup)
+    FakeMachine.ends, FakeMachine.boots = [], 0
+    yield FakeMachine
+    assert FakeMachine.ends == []
+
+
+PASSED = Outcome("passed", 1.0, "")
+FAILED = Outcome("failed", 1.0, "")
+CASE = cases(["bookworm"])[0]
+
+
+def spoiled() -> EmulatorError:
+    return EmulatorError("QEMU idle")
+
+
+@pytest.mark.parametrize("faults", [0, 1, 2])
+def test_what_the_emulator_spoils_runs_again_on_a_fresh_machine(
+    fake: type[FakeMachine], tmp_path: Path, faults: int
+) -> None:
+    fake.ends = [*(spoiled() for _ in range(faults)), PASSED]
+    machines = Machines(tmp_path)
+    assert machines.run(CASE) is PASSED
+    assert (fake.boots, len(machines.spoiled)) == (faults + 1, faults)
+
+
+def test_what_the_emulator_spoils_runs_again_twice_at_most(
+    fake: type[FakeMachine], tmp_path: Path
+) -> None:
+    fake.ends = [spoiled(), spoiled(), spoiled()]
+    machines = Machines(tmp_path)
+    with pytest.raises(EmulatorError):
+        machines.run(CASE)
+    assert (fake.boots, len(machines.spoiled)) == (3, 3)
+
+
+@pytest.mark.parametrize("end", [FAILED, Outcome("timeout", 1.0, "")])
+def test_a_scenario_that_fails_is_never_run_again(
+    fake: type[FakeMachine], tmp_path: Path, end: Outcome
+) -> None:
+    fake.ends = [end]
+    machines = Machines(tmp_path)
+    assert machines.run(CASE) is end
+    assert (fake.boots, machines.spoiled) == (1, [])
+
+
+def test_a_scenario_under_which_dom0_goes_down_is_never_run_again(
+    fake: type[FakeMachine], tmp_path: Path
+) -> None:
+    fake.ends = [MachineError("dom0 went down")]
+    machines = Machines(tmp_path)
+    with pytest.raises(MachineError):
+        machines.run(CASE)
+    assert fake.boots == 1
+
+
+def test_without_a_free_machine_the_table_is_still_told(
+    fake: type[FakeMachine], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.ends = [PASSED, TimeoutError("2 machines of this rig are running, for 7200 s")]
+    names = ["baseline", "baseline-damage-is-noticed", "xl-migrate-pvh"]
+    assert runner.run_scenarios(names, ["bookworm"], 1, None) == 1
+    told = capsys.readouterr().out
+    assert told.count("no machine") == 2
+    assert "1 of 3 passed" in told
+
+
+def test_a_failure_is_explained_by_what_the_logs_end_with() -> None:
+    outcome = Outcome("timeout", 1.0, "said", logs={"dom0's console": "a last line"})
+    assert runner.explained(outcome).endswith("--- dom0's console ends:\na last line")
+
+
+class FakeKernelLog:
+    """What each call of `new_lines` finds."""
+
+    def __init__(self, *finds: list[str]) -> None:
+        self._finds = list(finds)
+
+    def new_lines(self) -> list[str]:
+        return self._finds.pop(0)
+
+
+def test_a_crash_before_a_request_is_not_charged_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent.Lab, "collect_logs", lambda *_, **__: None)
+    monkeypatch.setattr(agent.Lab, "__init__", lambda *_: None)
+    (tmp_path / "script").write_text("exit 0")
+    kernel: Any = FakeKernelLog(["xl[1]: segfault at 8 ip"], ["xl[2]: segfault at 9 ip"])
+    request = {"script": str(tmp_path / "script"), "limit": 20}
+    outcome = agent._serve(request, tmp_path / "results", kernel)
+    assert outcome["outcome"] == "passed"
+    assert [fault["line"] for fault in outcome["faults"]] == ["xl[2]: segfault at 9 ip"]
+
+
+def test_a_number_that_is_still_being_written_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest, "CONSOLES", tmp_path)
+    log = tmp_path / "guest-g.log"
+    counting = guest.Guest("g", "pvh", memory=96)
+    log.write_text("count 0\r\ncount 1")
+    assert counting.counts == [0]
+    log.write_text("count 0\r\ncount 12\n")
+    assert counting.counts == [0, 12]
+
+
+def test_a_gate_holds_and_no_terminal_ends_it(tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
+    assert not gate.holds
+    command = gate.command(4, "cat").removeprefix("exec ").replace("python3", sys.executable)
+    with subprocess.Popen(
+        shlex.split(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY
+    ) as held:
+        try:
+            assert held.stdin is not None
+            held.stdin.write(b"heldmore")
+            held.stdin.flush()
+            wait_for(lambda: gate.holds, "the gate holds")
+            held.send_signal(signal.SIGINT)
+            gate.open()
+            out, _err = held.communicate(timeout=20)
+        finally:
+            held.kill()
+    assert (out, held.returncode) == (b"heldmore", 0)
+    assert not gate.holds
+
+
+def test_no_scenario_pays_for_what_only_one_needs() -> None:
+    slow = ("numpy", "construct", "asyncio", "zmq", "rich")
+    script = f"import sys, tests.xen.dom0.child; print([n for n in {slow} if n in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_readme_installs_as_the_rig_does() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    assert shlex.join(agent.INSTALL) in readme
+    (packages,) = re.findall(r"^    apt install (.*)$", readme, re.MULTILINE)
+    assert set(packages.split()) <= set(SUITES["bookworm"].packages)

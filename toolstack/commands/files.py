@@ -7,13 +7,16 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ipc_schema.errors import DecodeError
-from toolstack import inspect as inspection
 from toolstack import save_file
 from toolstack.commands.common import CommandError, domid_of, show
 from toolstack.commands.running import context_of, progress_for, run
 from toolstack.outcome import ExitCode
+
+if TYPE_CHECKING:
+    from toolstack.inspect import Entry
 
 
 def save(arguments: argparse.Namespace) -> int:
@@ -56,8 +59,11 @@ def restore(arguments: argparse.Namespace) -> int:
 def inspect(arguments: argparse.Namespace) -> int:
     """One line (or, with --json, one object in a list) for each record; what came before a broken
     one is shown, too."""
+    # It brings numpy, and no save needs it.
+    from toolstack import inspect as inspection
+
     summary = inspection.Summary()
-    entries: list[inspection.Entry] = []
+    entries: list[Entry] = []
     problem = ""
     with open(0 if arguments.file == "-" else arguments.file, "rb") as file:
         try:
@@ -92,7 +98,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     return ExitCode.SUCCESS
 
 
-def _line(entry: inspection.Entry) -> str:
+def _line(entry: Entry) -> str:
     what = ", ".join(f"{name} {_text(value)}" for name, value in entry.summary.items())
     return (
         f"{entry.offset:#012x} {entry.layer:6} {entry.name:24} {entry.length:>10} {what}".rstrip()

@@ -92,6 +92,24 @@ def test_a_save_makes_libxcs_callbacks(
     assert far.recv(100) == b"the stream"
 
 
+def test_on_a_kernel_that_counts_nothing_a_save_goes_without_what_is_measured(
+    xen: str, stream: tuple[socket.socket, socket.socket], tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "from helper.libxenguest import octets\noctets._COUNTERS = '/nonexistent'\n"
+    )
+    near, far = stream
+    with on_xen(save_of(near.fileno(), DOMID), xen, PYTHONPATH=str(tmp_path)) as libxl:
+        lines, _logdirty = libxl.hear_logs()
+        libxl.answer(0)
+        assert libxl.hear() == ("suspend", {})
+        assert any("CONFIG_TASK_IO_ACCOUNTING" in text for text in texts(lines))
+        libxl.answer(1)
+        completes(libxl)
+    near.close()
+    assert far.recv(100) == b"the stream"
+
+
 def test_log_lines_and_progress_arrive_as_libxc_gives_them(
     xen: str, stream: tuple[socket.socket, socket.socket]
 ) -> None:

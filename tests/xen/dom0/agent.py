@@ -30,6 +30,8 @@ from tests.xen.dom0.lab import Lab, xen_version
 
 HOST: Final = Path("/host")
 HEARTBEAT_SECONDS: Final = 1.0
+INSTALL: Final = ("pip", "install", "--break-system-packages", "--no-index")
+"""README's command, before the wheel's name."""
 _POLL_SECONDS: Final = 0.2
 _INSTALL_SECONDS: Final = 180
 _CLEAN_UP_SECONDS: Final = 60
@@ -52,7 +54,10 @@ def main() -> None:
             time.sleep(_POLL_SECONDS)
         results = HOST / "results" / str(number)
         outcome = _serve(json.loads(path.read_text()), results, kernel)
-        outcome["left_over"] = clean_up.clean_up(ours, _CLEAN_UP_SECONDS)
+        left = clean_up.clean_up(ours, _CLEAN_UP_SECONDS)
+        # What crashes here is no scenario's fault, but a machine to run no other one on.
+        crashed = kernel_log.faults(kernel.new_lines())
+        outcome["left_over"] = left + [f"clearing up: {fault['line']}" for fault in crashed]
         _write(results / "outcome.json", outcome)
         number += 1
 
@@ -68,15 +73,14 @@ def _start_heartbeat() -> None:
 
 
 def _install() -> None:
-    """As a user would, with pip; without --no-deps, so that pip checks that Debian's libraries
-    will do. What it made is kept on the share, for the next boot of the same image and wheel."""
+    """As README tells a user to: pip fetches nothing, and checks that Debian's libraries will do.
+    What it made is kept on the share, for the next boot of the same image and wheel."""
     kept = HOST / "installed.tar"
     if kept.exists():
         _must(["tar", "-C", "/usr/local", "-xf", str(kept)])
         return
     (wheel,) = Path("/run/rig").glob("*.whl")
-    command = ["pip", "install", "-q", "--no-index", "--break-system-packages"]
-    _must([*command, "--root-user-action=ignore", "--disable-pip-version-check", str(wheel)])
+    _must([*INSTALL, "-q", "--root-user-action=ignore", str(wheel)])
     scratch = kept.with_suffix(".tmp")
     _must(["tar", "-C", "/usr/local", "-cf", str(scratch), "."])
     scratch.rename(kept)
@@ -94,6 +98,8 @@ def _must(command: list[str]) -> None:
 
 def _serve(request: dict[str, Any], results: Path, kernel: kernel_log.KernelLog) -> dict[str, Any]:
     results.mkdir(parents=True)
+    # What came before is not this request's.
+    kernel.new_lines()
     started = time.monotonic()
     command: Sequence[str]
     if "scenario" in request:

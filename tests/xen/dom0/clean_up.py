@@ -25,10 +25,13 @@ def processes() -> dict[tuple[int, str], str]:
             continue
         try:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+            if not command:
+                # Most are the kernel's, and this is asked often.
+                continue
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if command and fields[0] != "Z":
+        if fields[0] != "Z":
             found[int(entry.name), fields[19]] = command
     return found
 

@@ -2,8 +2,9 @@
 
     python3 -m tests.xen.dom0.gate DIRECTORY OCTETS COMMAND...
 
-Passes stdin on to COMMAND (its stdout is ours), holds after OCTETS, makes the file DIRECTORY/held,
-and reads on when there is DIRECTORY/open; at most HOLD_SECONDS.
+Passes stdin on to COMMAND (its stdout is ours), holds after OCTETS, makes the file DIRECTORY/held
+with its pid, and reads on when there is DIRECTORY/open; at most HOLD_SECONDS. It is another host's:
+what a terminal here sends to all does not reach it, so that a stream is held whatever ends `xl`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,13 @@ class Gate:
 
     @property
     def holds(self) -> bool:
-        return (self.directory / "held").exists()
+        """The gate has come to where it holds the stream, and is there: nobody reads, and the
+        writer's descriptor is good."""
+        try:
+            pid = int((self.directory / "held").read_text())
+            return Path(f"/proc/{pid}/cmdline").read_bytes() != b""  # empty of a zombie
+        except (FileNotFoundError, ProcessLookupError):
+            return False
 
     def open(self) -> None:
         (self.directory / "open").touch()
@@ -42,9 +49,9 @@ class Gate:
 
 def main(directory: Path, octets: int, command: list[str]) -> int:
     """The command's exit status."""
-    # As on another host: what a terminal here sends to ssh does not reach it.
     receiver = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Not before: the receiver would ignore it, too.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     assert receiver.stdin is not None
     into, left = receiver.stdin.fileno(), octets
     for pipe in (0, into):
@@ -68,7 +75,9 @@ def main(directory: Path, octets: int, command: list[str]) -> int:
 
 
 def _hold(directory: Path) -> None:
-    (directory / "held").touch()
+    written = directory / "pid"
+    written.write_text(str(os.getpid()))
+    written.rename(directory / "held")
     end = time.monotonic() + HOLD_SECONDS
     while not (directory / "open").exists() and time.monotonic() < end:
         time.sleep(0.05)

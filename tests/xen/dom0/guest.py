@@ -21,7 +21,8 @@ IGNORES_SUSPEND: Final = "initcall_blacklist=xen_setup_shutdown_event"
 KEPT: Final = b"kept from the start\n"
 """What the first page of memory begins with that a guest keeps unchanged."""
 
-_COUNT: Final = re.compile(r"^count (\d+)\r?$", re.MULTILINE)
+_COUNT: Final = re.compile(r"^count (\d+)\r?\n", re.MULTILINE)
+"""A whole line: of one that is still being written, the last digits may be to come."""
 
 
 def dom0_kernel() -> Path:
@@ -42,7 +43,7 @@ class Guest:
         self.name = name
         self.kind = kind
         self.memory = memory or (128 if kind == "hvm" else 96) + self._more_for_new_kernels()
-        self.cmdline = f"console=hvc0 quiet dirty={dirty} {cmdline}".strip()
+        self.cmdline = f"console=hvc0 quiet mitigations=off dirty={dirty} {cmdline}".strip()
         self._read: dict[Path, int] = {}
         self._text = ""
 

@@ -51,7 +51,8 @@ class Lab:
         self.results = results
         self.directory = Path("/tmp/lab")
         self.directory.mkdir(exist_ok=True)
-        self._trace = self.directory / "events"
+        self.trace = self.directory / "events"
+        """What our helpers append their events to."""
         self._programs: list[Program] = []
         self._figures: dict[str, Any] = {}
         self._made = 0
@@ -68,10 +69,10 @@ class Lab:
 
     def events(self, name: str = "") -> list[dict[str, Any]]:
         """What our helpers have traced so far, of all runs; of one `name` if there is one."""
-        if not self._trace.exists():
+        if not self.trace.exists():
             return []
         # The last line may be half there.
-        lines = self._trace.read_text().rpartition("\n")[0].splitlines()
+        lines = self.trace.read_text().rpartition("\n")[0].splitlines()
         events = [json.loads(line) for line in lines]
         return [event for event in events if not name or event["event"] == name]
 
@@ -90,6 +91,10 @@ class Lab:
             if domid != "0":
                 rows[name] = DomainRow(name, int(domid), int(memory), state)
         return rows
+
+    def domid(self, guest: Guest) -> int:
+        """Of the domain that has its name. KeyError where there is none."""
+        return self.domains()[guest.name].domid
 
     def xenstore(self, path: str) -> str | None:
         """What the node holds, None where there is none."""
@@ -144,15 +149,14 @@ class Lab:
         """`xl migrate` to this same host, which must succeed, with the helpers' work; the guest
         must go on, once. `capture` gets all that goes to the receiver; `slow`: over a link that
         becomes slow before the first round is over."""
-        before, domid = self.helpers_done(), self.domains()[guest.name].domid
+        before, domid = self.helpers_done(), self.domid(guest)
         receive = receive_command(receiver, capture)
         if slow:
             receive = over_slow_link(guest.octets, receive)
         program = self.start_migrate(guest, sender, receive, env)
         done = program.end(limit)
         assert done.status == 0, "xl migrate failed"
-        self.assert_only(guest)
-        assert self.domains()[guest.name].domid != domid
+        assert self.assert_only(guest) != domid
         assert self.helpers_done() - before == (sender != LIBXL) + (receiver != LIBXL)
         guest.goes_on()
         return done
@@ -183,7 +187,7 @@ class Lab:
         env: Mapping[str, str | None] | None = None,
     ) -> Program:
         """`xl` with this helper; ours traces into `events`."""
-        ours = {"XEN_SAVE_HELPER_EVENTS": str(self._trace)}
+        ours = {"XEN_SAVE_HELPER_EVENTS": str(self.trace)}
         program = Program(["xl", *arguments], {**helper_variable(helper), **ours, **(env or {})})
         self._programs.append(program)
         return program
@@ -193,13 +197,22 @@ class Lab:
         for program in self._programs:
             program.tell_unfinished()
 
-    def assert_only(self, guest: Guest, limit: float = 10) -> None:
-        """There is this guest and no other one, once Xen has freed those that were destroyed."""
-        wait_until("there is only the guest", lambda: list(self.domains()) == [guest.name], limit)
+    def assert_only(self, guest: Guest, limit: float = 10) -> int:
+        """There is this guest and no other one, once Xen has freed those that were destroyed; its
+        domid."""
+        rows: dict[str, DomainRow] = {}
 
-    def assert_runs_on(self, guest: Guest, limit: float = 60) -> None:
-        """The only guest, under its own name, never replaced, and it counts on."""
-        self.assert_only(guest, limit)
+        def is_alone() -> bool:
+            rows.clear()
+            rows.update(self.domains())
+            return list(rows) == [guest.name]
+
+        wait_until("there is only the guest", is_alone, limit)
+        return rows[guest.name].domid
+
+    def assert_runs_on(self, guest: Guest, domid: int, limit: float = 60) -> None:
+        """The only guest, under its own name, the very domain that it was, and it counts on."""
+        assert self.assert_only(guest, limit) == domid
         guest.goes_on(limit=limit)
 
     def verify_stream(self, file: Path, layer: str = "xl", limit: float = 120) -> None:
@@ -215,8 +228,8 @@ class Lab:
     def collect_logs(self, with_hypervisor: bool) -> None:
         """Copy our helpers' traces, consoles and Xen's logs to the results."""
         logs = self.results / "logs"
-        if self._trace.exists():
-            shutil.copy(self._trace, self.results / "events")
+        if self.trace.exists():
+            shutil.copy(self.trace, self.results / "events")
         for directory in _LOGS:
             for path in directory.glob("*.log"):
                 logs.mkdir(exist_ok=True)

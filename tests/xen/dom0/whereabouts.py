@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from helper.hypervisors import open_host
 from helper.hypervisors.xen.xenstore import Xenstore
 from tests.xen.dom0 import clean_up
+from tests.xen.dom0.commands import wait_until
 from tests.xen.dom0.guest import Guest
 
 if TYPE_CHECKING:
@@ -59,6 +60,13 @@ def log_dirty_domains() -> set[int]:
     return found
 
 
+def log_dirty_goes_off(limit: float = 10) -> None:
+    """No domain is in log-dirty mode, at the latest in `limit` seconds. That a migration succeeds
+    afterwards would not prove it: where the mode is on already, `enable_logdirty` of xg_sr_save.c
+    switches it off and tries again."""
+    wait_until("log-dirty mode is off", lambda: not log_dirty_domains(), limit)
+
+
 @dataclass(frozen=True)
 class Remains:
     """What is there that belongs to a domain: files, and nodes of xenstore; a node that is named by
@@ -101,9 +109,9 @@ class Whereabouts:
 def whereabouts(lab: Lab, guest: Guest, limit: float) -> Whereabouts:
     """Of the only guest; `limit` seconds for other domains to go away."""
     end = time.monotonic() + limit
-    while list(lab.domains()) not in ([guest.name], []) and time.monotonic() < end:
+    while list(there := lab.domains()) not in ([guest.name], []) and time.monotonic() < end:
         time.sleep(_POLL_SECONDS)
-    rows = list(lab.domains().values())
+    rows = list(there.values())
     running = sum(_state(row) == "runs" for row in rows)
     own = [row for row in rows if row.name == guest.name]
     others = [row for row in rows if row.name != guest.name]

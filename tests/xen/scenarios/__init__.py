@@ -35,6 +35,10 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
 )
 
 
+SetupKey = tuple[str, bool, bool]
+"""What a machine depends on: the suite, `shadow`, `hvm`."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A scenario on one suite."""
@@ -43,7 +47,7 @@ class Case:
     scenario: Scenario
 
     @property
-    def setup(self) -> tuple[str, bool, bool]:
+    def setup(self) -> SetupKey:
         """What the machine that it runs on depends on."""
         return self.suite, self.scenario.shadow, self.scenario.hvm
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from tests.xen.dom0.commands import run, wait_until
 from tests.xen.dom0.guest import RAMDISK, Guest
 from tests.xen.scenarios.scenario import Scenario
-from tests.xen.scenarios.toolstack import PATIENCE, nothing_is_left, succeeds
+from tests.xen.scenarios.toolstack import PATIENCE, done_by, nothing_is_left, succeeds
 
 if TYPE_CHECKING:
     from tests.xen.dom0.lab import Lab
@@ -87,17 +87,17 @@ def _copy(source: Path, target: Path) -> None:
 def suspend_by_event(lab: Lab) -> None:
     """libxl offers a guest this node where it is asked to; here dom0 fills it in for the guest."""
     guest = OfferingGuest("offering", "pvh", memory=192, cmdline="rdinit=/first-init").create()
-    domid = lab.domains()[guest.name].domid
+    domid = lab.domid(guest)
     wait_until("the guest offers a port", lambda: "suspend port " in guest.console, 60)
     port = guest.console.partition("suspend port ")[2].split()[0]
     node = f"/local/domain/{domid}/device/suspend/event-channel"
     assert run(["xenstore-write", node, port]).status == 0
     assert "an event has come" not in guest.console
     file = lab.directory / "saved"
-    succeeds("save", "-c", guest.name, file, *PATIENCE)
+    with done_by(lab, 1) as trace:
+        succeeds("save", "-c", guest.name, file, *trace, *PATIENCE)
     assert "an event has come" in guest.console
-    lab.assert_runs_on(guest)
-    assert lab.domains()[guest.name].domid == domid
+    lab.assert_runs_on(guest, domid)
     nothing_is_left()
 
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from helper.hypervisors.xen.xenstore import Xenstore
 from tests.xen.dom0 import clean_up
 from tests.xen.dom0.commands import wait_until
 from tests.xen.dom0.gate import Gate
 from tests.xen.dom0.guest import IGNORES_SUSPEND
 from tests.xen.dom0.lab import receive_command
 from tests.xen.dom0.slow_link import over_slow_link
+from tests.xen.dom0.whereabouts import log_dirty_domains, log_dirty_goes_off
 from tests.xen.scenarios.scenario import BOTH, Scenario
 
 if TYPE_CHECKING:
@@ -70,10 +72,14 @@ def _past_first_round(guest: Guest) -> int:
     return guest.octets + 10 * MIB
 
 
-def _asked_to_suspend(lab: Lab, _gate: Gate) -> bool:
-    """Some domain is: only the guest can be, and the receiver's has no name at first."""
-    shutdowns = (f"/local/domain/{row.domid}/control/shutdown" for row in lab.domains().values())
-    return any(lab.xenstore(node) == "suspend" for node in shutdowns)
+def _asked_to_suspend(_lab: Lab, _gate: Gate) -> bool:
+    """Some domain is: only the guest can be, and the receiver's has no name at first. Looked at
+    without a process: each would take what the migration needs of the one processor."""
+    with Xenstore() as store:
+        return any(
+            store.text(f"/local/domain/{domid}/control/shutdown") == "suspend"
+            for domid in store.directory("/local/domain")
+        )
 
 
 MOMENTS: Final = (
@@ -98,8 +104,10 @@ MOMENTS: Final = (
 
 
 def killed_helper(lab: Lab, moment: Moment) -> None:
-    """Our helper is killed under `xl migrate`: xl says so, and the guest runs on."""
+    """Our helper is killed under `xl migrate`: xl says so, and the guest runs on. In log-dirty
+    mode, if that was on: nobody is left who would end it."""
     guest = lab.guest("pvh", cmdline=moment.cmdline, dirty=moment.dirty)
+    domid = lab.domid(guest)
     gate = Gate(lab.directory / "gate")
     receive = gate.command(moment.octets(guest), receive_command())
     if moment.dirty:
@@ -112,15 +120,14 @@ def killed_helper(lab: Lab, moment: Moment) -> None:
     os.kill(helper, signal.SIGKILL)
     gate.open()
     assert_failed(xl, "died due to fatal signal Killed")
-    lab.assert_runs_on(guest)
+    lab.assert_runs_on(guest, domid)
 
 
 def receiver_dies(lab: Lab) -> None:
-    """In the middle of the first round; a second migration succeeds, so log-dirty mode is off."""
+    """In the middle of the first round: the guest runs on, log-dirty mode is off, and it can be
+    migrated after all."""
     guest = lab.guest("pvh")
-    gate = Gate(lab.directory / "gate")
-    xl = lab.start_migrate(guest, receive=gate.command(16 * MIB, receive_command()))
-    wait_until("the stream is held", lambda: gate.holds, _REACHED_SECONDS)
+    domid, gate, xl = held_migration(lab, guest)
     for pid in receivers():
         # The end of one may already have ended another.
         clean_up.kill(pid)
@@ -130,17 +137,17 @@ def receiver_dies(lab: Lab) -> None:
     for row in lab.domains().values():
         if row.name != guest.name:
             lab.xl(["destroy", str(row.domid)])
-    lab.assert_runs_on(guest)
+    log_dirty_goes_off()
+    lab.assert_runs_on(guest, domid)
     lab.migrate(guest)
 
 
 def interrupted(lab: Lab, number: signal.Signals, *, group: bool) -> None:
-    """The receiver stops reading, and `xl migrate` gets a signal, alone or as all of a terminal's
-    foreground do. The guest runs on; our helper has ended, and has turned log-dirty mode off."""
+    """The receiver stops reading, and `xl migrate` gets a signal, alone (our helper then sees that
+    libxl has gone) or as all of a terminal's foreground do (our helper gets it, too). While still
+    nobody reads, our helper ends, and has turned log-dirty mode off. The guest runs on."""
     guest = lab.guest("pvh")
-    gate = Gate(lab.directory / "gate")
-    xl = lab.start_migrate(guest, receive=gate.command(16 * MIB, receive_command()))
-    wait_until("the stream is held", lambda: gate.holds, _REACHED_SECONDS)
+    domid, gate, xl = held_migration(lab, guest)
     if group:
         os.killpg(xl.pid, number)
     else:
@@ -148,27 +155,40 @@ def interrupted(lab: Lab, number: signal.Signals, *, group: bool) -> None:
     done = xl.end(_FAILED_SECONDS)
     assert done.status != 0
     assert_ends(lab, _INTERRUPTED_SECONDS)
+    log_dirty_goes_off()
+    assert gate.holds
     gate.open()
-    lab.assert_runs_on(guest)
+    lab.assert_runs_on(guest, domid)
     lab.migrate(guest)
 
 
 def helper_terminated(lab: Lab) -> None:
     """SIGTERM for our helper, which is blocked in a write that nobody reads, as libxl would send
-    it: it tells that it failed, and ends at once."""
+    it: it tells that it failed, and ends at once, with log-dirty mode off."""
     guest = lab.guest("pvh")
-    gate = Gate(lab.directory / "gate")
-    xl = lab.start_migrate(guest, receive=gate.command(16 * MIB, receive_command()))
-    wait_until("the stream is held", lambda: gate.holds, _REACHED_SECONDS)
+    domid, gate, xl = held_migration(lab, guest)
     (helper,) = our_helpers()
     os.kill(helper, signal.SIGTERM)
     assert_ends(lab, _TERMINATED_SECONDS)
     (complete,) = (e for e in lab.events("complete") if e["pid"] == helper)
     assert complete["retval"] == -1
+    log_dirty_goes_off()
+    assert gate.holds
     gate.open()
     assert_failed(xl, "SIGTERM received")
-    lab.assert_runs_on(guest)
+    lab.assert_runs_on(guest, domid)
     lab.migrate(guest)
+
+
+def held_migration(lab: Lab, guest: Guest) -> tuple[int, Gate, Program]:
+    """`xl migrate` whose stream is held in the first round; the guest's domid, in log-dirty
+    mode, the gate that holds it, and the command."""
+    domid = lab.domid(guest)
+    gate = Gate(lab.directory / "gate")
+    xl = lab.start_migrate(guest, receive=gate.command(16 * MIB, receive_command()))
+    wait_until("the stream is held", lambda: gate.holds, _REACHED_SECONDS)
+    assert log_dirty_domains() == {domid}
+    return domid, gate, xl
 
 
 def receivers() -> list[int]:

@@ -67,7 +67,6 @@ SAVE: Final = (
     _fails("suspend:before-send=kill", _SIGNAL),
     _fails("suspend:after-send=kill", _SIGNAL),
     _fails("suspend:after-answer=die(SEGV)", _SIGNAL),
-    _fails("suspend:after-answer=exit(3)", _STATUS),
     _fails("complete:before-send=exit(0)", _UNTOLD),
     _fails("exit=exit(3)", _STATUS),
     _fails("suspend:before-send=drop", _SILENT),
@@ -79,9 +78,7 @@ SAVE: Final = (
     _fails("suspend:after-answer=fail(EIO)", _LIBXC),
     _fails("suspend:before-answer=stop", _SILENT),
     _succeeds("complete:before-send=duplicate", _TOLD),
-    _fails("first-byte=epipe", _STREAM_OUT),
     _fails("stream@1000000=enospc", _STREAM_OUT),
-    _fails("stream@1000000=cut", _STREAM_OUT),
     _fails("stream@1000000=stall", _SILENT),
 )
 
@@ -89,7 +86,6 @@ RESTORE: Final = (
     _fails("first-byte=kill", _SIGNAL),
     _fails("stream@1000000=cut", _STREAM_IN),
     _fails("record.libxc.X86_CPUID_POLICY:read=flip(2)", _STREAM_IN),
-    _fails("record.libxc.PAGE_DATA:read=garbage", _STREAM_IN),
     _fails("static_data_done:before-send=wrong-number", _UNKNOWN),
     _fails("static_data_done:before-answer=answer(-1)", _LIBXC),
     _succeeds("log:before-send=oversize", "a log line too long is worth no more than its loss"),
@@ -102,11 +98,8 @@ RESTORE: Final = (
 
 MIGRATE: Final = (
     _fails("source/suspend:before-send=kill", _SIGNAL),
-    _fails("source/suspend:after-send=kill", _SIGNAL),
     _fails("source/suspend:after-answer=stop", _SILENT),
-    _fails("source/suspend:before-send=wrong-number", _UNKNOWN),
     _fails("source/suspend:before-send=signal(TERM)", "told to give up: libxc fails and tells so"),
-    _fails("source/suspend:after-answer=fail(ENOMEM)", _LIBXC),
     _fails("source/stream@1000000=reset", _STREAM_OUT),
     _fails("source/exit=exit(3)", _STATUS),
     _fails("destination/first-byte=kill", _SIGNAL),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tests.xen.dom0.lab import COMMAND_SECONDS, receive_command
 from tests.xen.dom0.slow_link import over_slow_link
+from tests.xen.dom0.whereabouts import log_dirty_goes_off
 from tests.xen.scenarios.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ def max_iterations(lab: Lab, iterations: int) -> None:
 
 
 def abort_after(lab: Lab) -> None:
-    """The migration is given up after so many rounds, which xl is told; the guest runs on, and can
-    still be migrated."""
+    """The migration is given up after so many rounds, which xl is told; the guest runs on, with
+    log-dirty mode off, and can still be migrated."""
     guest = lab.guest("pvh", dirty=_DIRTY_MIB)
+    domid = lab.domid(guest)
     stream = lab.directory / "stream"
     env = {**_NO_THRESHOLD, "XEN_SAVE_HELPER_ABORT_AFTER": str(_ROUNDS_BEFORE_ABORT)}
     receive = over_slow_link(guest.octets, receive_command(capture=stream))
@@ -50,7 +52,8 @@ def abort_after(lab: Lab) -> None:
     done = program.end(COMMAND_SECONDS)
     assert done.status != 0
     assert "precopy policy: abort" in done.output
-    lab.assert_runs_on(guest)
+    log_dirty_goes_off()
+    lab.assert_runs_on(guest, domid)
     rounds = inspected(stream, whole=False)["summary"]["rounds"]
     lab.figure("rounds", rounds)
     assert rounds == _ROUNDS_BEFORE_ABORT
