@@ -93,8 +93,9 @@ def write_loop(size: int) -> float:
     return taken
 
 
-def recv_loop(size: int) -> float:
-    """Seconds to receive `size` octets into fresh shared memory."""
+def recv_loop(size: int, memory_size: int) -> float:
+    """Seconds to receive `size` octets into fresh shared memory of `memory_size`, over and over
+    where that is less."""
     near, far = socket.socketpair()
 
     def peer() -> None:
@@ -105,13 +106,14 @@ def recv_loop(size: int) -> float:
             sent += far.send(block[: min(CHUNK, size - sent)])
 
     fd = os.memfd_create("benchmark")
-    os.ftruncate(fd, size)
-    with child(peer), mmap.mmap(fd, size) as memory, memoryview(memory) as view:
+    os.ftruncate(fd, memory_size)
+    with child(peer), mmap.mmap(fd, memory_size) as memory, memoryview(memory) as view:
         far.close()
         started = time.perf_counter()
-        offset = 0
-        while offset < size:
-            offset += near.recv_into(view[offset : offset + CHUNK])
+        total = 0
+        while total < size:
+            offset = total % memory_size
+            total += near.recv_into(view[offset : offset + CHUNK])
         taken = time.perf_counter() - started
         near.close()
     os.close(fd)
