@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from ipc_schema.waits import LONGEST_WAIT
+
 PREFIX: Final = "XEN_SAVE_HELPER_"
 CONFIG: Final = f"{PREFIX}CONFIG"
 DEFAULT_CONFIG: Final = "/etc/xen/save-helper.conf"
@@ -97,8 +99,8 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not 0 <= seconds < 2**31:
-        raise ValueError("seconds, 0 for no limit")
+    if not 0 <= seconds <= LONGEST_WAIT:
+        raise ValueError(f"seconds, at most {LONGEST_WAIT:.0f}, 0 for no limit")
     return seconds
 
 
