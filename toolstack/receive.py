@@ -82,13 +82,19 @@ class _Receiving:
         }
 
     async def run(self) -> ReceiveResult:
-        await conduct(
-            self._machine,
-            self._actions,
-            gives_up=INTERRUPTIBLE.__contains__,
-            failed=self._fail,
-            trace=self._ctx.trace,
-        )
+        try:
+            await conduct(
+                self._machine,
+                self._actions,
+                gives_up=INTERRUPTIBLE.__contains__,
+                failed=self._fail,
+                trace=self._ctx.trace,
+            )
+        except BaseException:
+            # A fault of the program. Where it has left nothing, there is nothing to recover.
+            if self._journal is not None and self._domid is None and not self._is_here():
+                self._journal.close()
+            raise
         started = self._machine.state is Receiver.STARTED
         if self._journal is not None and self._over():
             self._journal.close()
@@ -103,8 +109,12 @@ class _Receiving:
     def _over(self) -> bool:
         """Whether nothing of the copy is left but a guest that was started."""
         if self._machine.state is Receiver.STARTED:
-            return all(row.name != self._incoming for row in self._ctx.host.domains())
+            return not self._is_here()
         return self._domid is None
+
+    def _is_here(self) -> bool:
+        """Whether there is a copy that has not been given its name."""
+        return any(row.name == self._incoming for row in self._ctx.host.domains())
 
     @property
     def _incoming(self) -> str:
