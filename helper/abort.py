@@ -15,8 +15,11 @@ import select
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
+
+from ipc_schema.waits import LONGEST_WAIT
 
 if TYPE_CHECKING:
     from helper.watchdog import Watchdog
@@ -69,7 +72,6 @@ class Abort:
         self._requested = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._watched: dict[int, Callable[[], None]] = {}
-        self._watch_lock = threading.Lock()
         self._stream = -1
         self._reading = False
         self._unusable = -1
@@ -193,11 +195,6 @@ class Abort:
         """
         self._watched[fd] = ready
 
-    def unwatch(self, fd: int) -> None:
-        """Leave `fd` alone from here on: it is about to be closed."""
-        with self._watch_lock:
-            del self._watched[fd]
-
     def _wake(self) -> None:
         try:
             os.write(self._wake_write, b"\0")
@@ -205,12 +202,20 @@ class Abort:
             pass  # it is full of wake-ups already
 
     def _watch(self) -> None:
+        try:
+            self._look_out()
+        except BaseException as bug:
+            # From here on nobody hears a signal, or sees a stream that stands still.
+            traceback.print_exc()
+            self.request(errno.EIO, f"the abort watcher failed: {bug!r}")
+
+    def _look_out(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
-        for fd in tuple(self._watched):
+        for fd, ready in self._watched.items():
             poll.register(fd, select.POLLIN)
-            self._look_at(fd)
+            ready()
         if self._lifeline >= 0:
             poll.register(self._lifeline, 0)  # POLLHUP alone: what it carries is not for us
         while not self._stopping:
@@ -222,17 +227,9 @@ class Abort:
                 elif fd == self._lifeline:
                     poll.unregister(fd)
                     self.request(errno.EPIPE, "the controller died", lost=True)
-                elif not self._look_at(fd):
-                    poll.unregister(fd)
+                else:
+                    self._watched[fd]()
             self._check_stall()
-
-    def _look_at(self, fd: int) -> bool:
-        """Call who watches `fd`; False where nobody does any more."""
-        with self._watch_lock:
-            ready = self._watched.get(fd)
-            if ready is not None:
-                ready()
-            return ready is not None
 
     def _take_signals(self) -> None:
         for signum in os.read(self._wake_read, 4096):
@@ -242,7 +239,7 @@ class Abort:
     def _poll_milliseconds(self) -> float | None:
         if self._stream < 0 or not self._stall_limit or self.errnoval:
             return None
-        return max(self._stall_limit / 8, 0.01) * 1000
+        return min(max(self._stall_limit / 8, 0.01), LONGEST_WAIT) * 1000
 
     def _look_at_octets(self) -> None:
         with self._lock:

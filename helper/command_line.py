@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 from helper.run import CONTEXT
 from helper.settings import DEFAULT_CONFIG, STREAM_STALL
 from ipc_schema.messages import Dialect, Operation
+from ipc_schema.waits import LONGEST_WAIT
 
 _SAVE_STALL: Final = f"{STREAM_STALL[Operation.SAVE]:g}"
 _RESTORE_STALL: Final = f"{STREAM_STALL[Operation.RESTORE]:g}"
@@ -125,6 +126,7 @@ def _value(option: str, text: str, kind: type) -> str | int | float:
         number: int | float = kind(text)
     except ValueError:
         number = -1
-    if not 0 <= number < 2**31:
-        raise UsageError(f"{option} {text!r}: want a number from 0 on")
+    most = LONGEST_WAIT if kind is float else 2**31 - 1
+    if not 0 <= number <= most:
+        raise UsageError(f"{option} {text!r}: want a number from 0 to {most:.0f}")
     return number

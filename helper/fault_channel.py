@@ -19,6 +19,7 @@ from ipc_schema.errors import DecodeError
 from ipc_schema.libxc_record_types import RecordType, record_number, record_type
 from ipc_schema.page_lists import (
     ENTRY_SIZE,
+    MAX_PFN,
     decode_page_list_header,
     decode_pfns,
     encode_pfns,
@@ -52,13 +53,15 @@ def carry_at_once(fd: int) -> None:
 
 
 class FaultReader:
-    """The sender's end: takes records as they come, and never blocks. `version` numbers them."""
+    """The sender's end: takes records as they come, and never blocks. `version` numbers them; the
+    guest's pfns are below `p2m_size`."""
 
-    def __init__(self, fd: int, version: int) -> None:
+    def __init__(self, fd: int, version: int, p2m_size: int = MAX_PFN + 1) -> None:
         self.fd = fd
         self.complete = False
         """POSTCOPY_COMPLETE has come: nothing is read any more."""
         self._version = version
+        self._p2m_size = p2m_size
         self._offset = 0
         self._buffer = bytearray()
         self._poll = select.poll()
@@ -128,7 +131,13 @@ class FaultReader:
         count = decode_page_list_header(body[:LIST_HEADER_SIZE], what, offset)
         if len(body) != LIST_HEADER_SIZE + count * ENTRY_SIZE:
             raise DecodeError(what, offset, f"{len(body)} octets do not hold {count} pfns")
-        return decode_pfns(body[LIST_HEADER_SIZE:], what, offset + LIST_HEADER_SIZE)
+        offset += LIST_HEADER_SIZE
+        pfns = decode_pfns(body[LIST_HEADER_SIZE:], what, offset)
+        for index, pfn in enumerate(pfns):
+            if pfn >= self._p2m_size:
+                problem = f"pfn {pfn:#x} is above the guest's {self._p2m_size:#x}"
+                raise DecodeError(what, offset + index * ENTRY_SIZE, problem)
+        return pfns
 
 
 class FaultWriter:

@@ -10,7 +10,7 @@ import errno
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from helper.abort import SAVE_SIGNALS, Abort
 from helper.channel import ChannelError
@@ -49,7 +49,8 @@ def main() -> int:
             _serve_libxl(options, settings, trace, watchdog, faults)
         _serve_zmq(options, settings, trace, watchdog, faults)
     except (UsageError, SettingError) as wrong:
-        print(f"{CONTEXT}: {wrong}\n\n{USAGE}\n{here()}", file=sys.stderr)
+        # The last line is what a controller repeats.
+        print(f"{USAGE}\n{here()}\n\n{CONTEXT}: {wrong}", file=sys.stderr)
         return EXIT_FAILED
     except ChannelError as over:
         return report_channel_error(over)
@@ -148,6 +149,10 @@ def _serve_zmq(
         _exit(status, faults)
 
 
+_OF_THE_CHANNEL: Final = frozenset({"proof", "cbflags"})
+"""Fields of `start` that the channel itself has dealt with."""
+
+
 def _job_of_start(start: dict[str, Any], options: Options, settings: Settings) -> Job:
     name = start["engine"]
     if name not in {engine.value for engine in Engine}:
@@ -162,7 +167,8 @@ def _job_of_start(start: dict[str, Any], options: Options, settings: Settings) -
         }
     except ValueError as bad:
         raise ChannelError(errno.EPROTO, f"start: {bad}") from None
-    fields = {name: start[name] for name in Job._fields if name in start} | enums
+    # A field that Job does not have is a fault, not one to be passed over.
+    fields = {name: start[name] for name in start if name not in _OF_THE_CHANNEL} | enums
     stall_limit = _stall_limit(options, settings, operation)
     return Job(**fields, stall_limit=stall_limit, limits=_limits(settings))
 

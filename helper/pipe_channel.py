@@ -6,6 +6,7 @@ See `ipc_schema.pipe_codec` for the octets and libxl_save_helper.c for the conve
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 from typing import Any, NoReturn
@@ -13,10 +14,7 @@ from typing import Any, NoReturn
 from helper.abort import Abort
 from helper.channel import ChannelError, printable
 from ipc_schema import pipe_codec
-from ipc_schema.messages import CATALOGUE, Answer, Dialect, callbacks_of
-
-_UNCONDITIONAL = frozenset({"log", "progress", "complete"})
-"""What `cbflags` has no bit for: fixed functions in libxl, not callbacks."""
+from ipc_schema.messages import CATALOGUE, UNCONDITIONAL, Answer, Dialect, callbacks_of
 
 
 class PipeChannel:
@@ -35,7 +33,7 @@ class PipeChannel:
         self._answers = answers
         self._messages = messages
         self._dialect = dialect
-        self._provided = _UNCONDITIONAL | callbacks_of(cbflags, dialect)
+        self._provided = UNCONDITIONAL | callbacks_of(cbflags, dialect)
         self._abort = abort
         self._answer_limit = answer_limit
         self._answered = select.poll()
@@ -93,7 +91,7 @@ class PipeChannel:
     @property
     def _milliseconds(self) -> int | None:
         """The limit for a `poll`, None for none."""
-        return round(self._answer_limit * 1000) or None
+        return math.ceil(self._answer_limit * 1000) or None
 
     def _fail(self, errnoval: int, reason: str) -> NoReturn:
         self._over = ChannelError(errnoval, reason)

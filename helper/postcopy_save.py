@@ -17,7 +17,6 @@ from helper.postcopy_pages import PostcopyPages
 from helper.reporter import Reporter
 from helper.save_phases import Outcome
 from helper.stream_io import BusyPoll, StreamWriter, wait_for
-from ipc_schema.errors import DecodeError
 from ipc_schema.libxc_record_types import VERSION, RecordType, record_number
 from ipc_schema.page_lists import (
     ENTRY_SIZE,
@@ -74,6 +73,7 @@ class PostcopySender:
                 dirty[pfns[~contents_mask(types)]] = False
                 count -= len(pfns)
         self._pages = PostcopyPages(dirty)
+        self._p2m_size = len(dirty)
         self._total = self._pages.remaining
         self._reporter.detail(f"{self._total} pages are left to postcopy")
         self._reporter.event("postcopy pfns", pages=self._total)
@@ -84,7 +84,7 @@ class PostcopySender:
 
         COMPLETE where the receiver had enough before the last one went.
         """
-        self._faults = FaultReader(self._recv_fd, VERSION)
+        self._faults = FaultReader(self._recv_fd, VERSION, self._p2m_size)
         self._record = record_number(RecordType.POSTCOPY_PAGE_DATA, VERSION)
         self._calm = BusyPoll(_BUSY_SECONDS)
         self._stream = select.poll()
@@ -160,10 +160,7 @@ class PostcopySender:
         if not pfns:
             return
         self._calm.expect()
-        try:
-            self._statistics.postcopy_faults += self._pages.fault(pfns)
-        except ValueError as error:
-            raise DecodeError("POSTCOPY_FAULT", 0, str(error)) from error
+        self._statistics.postcopy_faults += self._pages.fault(pfns)
 
     def _write_header(self, kind: RecordType, length: int) -> None:
         self._out.write([encode_record_header(record_number(kind, VERSION), length)])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from ipc_schema.messages import Operation
+from ipc_schema.waits import LONGEST_WAIT
 
 PREFIX: Final = "XEN_SAVE_HELPER_"
 CONFIG: Final = f"{PREFIX}CONFIG"
@@ -109,8 +110,8 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not 0 <= seconds < 2**31:
-        raise ValueError("seconds, 0 for no limit")
+    if not 0 <= seconds <= LONGEST_WAIT:
+        raise ValueError(f"seconds, at most {LONGEST_WAIT:.0f}, 0 for no limit")
     return seconds
 
 

@@ -63,6 +63,13 @@ class Watchdog:
         self._over.set()
 
     def _watch(self) -> None:
+        try:
+            self._look_out()
+        except BaseException as bug:
+            # Nothing else would end a helper that is stuck.
+            self._hung(f"the watchdog failed: {bug!r}")
+
+    def _look_out(self) -> None:
         interval = self._limit / _LOOKS
         reason = f"the helper has done nothing for {self._limit:g} s"
         seen, quiet, looked = self._signs, 0.0, time.monotonic()

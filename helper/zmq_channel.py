@@ -24,6 +24,7 @@ from ipc_schema.authentication import NONCE_SIZE
 from ipc_schema.errors import DecodeError
 from ipc_schema.messages import MAX_BODY, callbacks_of
 from ipc_schema.turn_taking import ALWAYS_PROVIDED, HelperEnd, Turn, TurnError
+from ipc_schema.waits import LONGEST_TTL
 
 _LOOK_UP_MILLISECONDS: Final = 100
 """How often a wait for an answer looks up whether the controller is gone."""
@@ -62,7 +63,7 @@ class ZmqChannel:
             # Noticed within the limit: half of it between two pings, half for the answer.
             (zmq.HEARTBEAT_IVL, half),
             (zmq.HEARTBEAT_TIMEOUT, half),
-            (zmq.HEARTBEAT_TTL, 2 * half),
+            (zmq.HEARTBEAT_TTL, min(2 * half, LONGEST_TTL)),
             # One connection is the whole conversation: a new one would not be the same peer's.
             (zmq.RECONNECT_IVL, -1),
         ):

@@ -140,6 +140,9 @@ def _channel(
     return Message(name, _fields(fields), sender, operations, Answer.NONE, {}, None, doc)
 
 
+_BITS_BEYOND_THE_SERIES: Final = {"static_data_done": 12}
+"""Bits of ZeroMQ's `cbflags` for callbacks that the postcopy series has no number for."""
+
 # fmt: off
 _ROWS: Final = (
     _callback("log", "u32 level, u32 errnoval, STRING context, STRING formatted",
@@ -190,7 +193,8 @@ _ROWS: Final = (
              "(`sim:DIRECTORY` or `xen`), the engine, a limit of the stream in octets a second "
              "(0 none), and whether the peer and the caller admit postcopy. `back_fd` is recv_fd "
              "for a save, send_back_fd for a restore; `cbflags` counts the catalogue's callbacks "
-             "by their number in the postcopy series, static_data_done as bit 12."),
+             "by their number in the postcopy series, those that it has not as bits of their own: "
+             f"{_BITS_BEYOND_THE_SERIES}."),
     _channel("statistics",
              "unsigned rounds, unsigned long pages, unsigned long bytes, "
              "unsigned long postcopy_pages, unsigned long postcopy_faults",
@@ -214,6 +218,9 @@ CATALOGUE: Final[Mapping[str, Message]] = {row.name: row for row in _ROWS}
 CALLBACKS: Final = tuple(row for row in _ROWS if row.on_pipe)
 CHANNEL_MESSAGES: Final = tuple(row for row in _ROWS if not row.on_pipe)
 
+UNCONDITIONAL: Final = frozenset({"log", "progress", "complete"})
+"""Callbacks that `cbflags` has no bit for: fixed functions in libxl, which are always there."""
+
 
 def by_number(dialect: Dialect) -> dict[int, Message]:
     """The callback messages that `dialect` has, by number."""
@@ -224,13 +231,16 @@ def callback_bit(message: Message, dialect: Dialect | None) -> int:
     """The bit of `message` in `cbflags`: its number on a pipe; on ZeroMQ (None), see `start`."""
     if dialect is not None:
         return 1 << message.numbers[dialect]
-    return 1 << message.numbers.get(Dialect.SERIES, 12)
+    if Dialect.SERIES in message.numbers:
+        return 1 << message.numbers[Dialect.SERIES]
+    return 1 << _BITS_BEYOND_THE_SERIES[message.name]
 
 
 def callbacks_of(cbflags: int, dialect: Dialect | None) -> frozenset[str]:
     """The names of the callbacks that `cbflags` says the controller provides."""
     rows = CALLBACKS if dialect is None else by_number(dialect).values()
-    return frozenset(row.name for row in rows if cbflags & callback_bit(row, dialect))
+    named = (row for row in rows if row.name not in UNCONDITIONAL)
+    return frozenset(row.name for row in named if cbflags & callback_bit(row, dialect))
 
 
 class PrecopyPolicy(IntEnum):

@@ -15,7 +15,9 @@ from typing import Any, Final, NamedTuple
 from ipc_schema.authentication import NONCE_SIZE, is_proof, proof
 from ipc_schema.messages import (
     CATALOGUE,
+    CHANNEL_MESSAGES,
     PROTOCOL_VERSION,
+    UNCONDITIONAL,
     Answer,
     Message,
     Operation,
@@ -114,7 +116,9 @@ TURNS: Final[Mapping[str, Turn]] = {
 
 _ANSWERS: Final = frozenset({Turn.REPLY, Turn.ASYNC_DONE})
 _WAITING: Final = frozenset({Turn.SYNC, Turn.ASYNC, Turn.COMPLETE})
-ALWAYS_PROVIDED: Final = frozenset({"log", "progress", "complete", "statistics", "hello"})
+ALWAYS_PROVIDED: Final = UNCONDITIONAL | {
+    row.name for row in CHANNEL_MESSAGES if row.sender is Sender.HELPER
+}
 """What the helper may send whatever `cbflags` says."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import json
@@ -9,10 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from ipc_schema.errors import Error
 from ipc_schema.trace import Trace
+from toolstack import blocking
 from toolstack.context import Context, ProgressLine
+from toolstack.failure import message_of
 from toolstack.limits import Limits
 from toolstack.migrate import HostDestination, MigrateOptions, migrate
 from toolstack.outcome import GuestResult, MigrationResult, Outcome
@@ -87,8 +91,9 @@ async def demo(
 ) -> DemoResult:
     """Migrate a guest of `memory` octets between two hosts of its own, in the way of `MODES`.
 
-    `events` is where both sides write their trace. Returns also where the migration failed.
+    `events` is where both sides append their trace. Returns also where the migration failed.
     """
+    before = events.stat().st_size
     simulated = importlib.import_module("helper.hypervisors.simulated.host")
     strategy, precopy = MODES[mode]
     with two_hosts() as (source, destination):
@@ -102,14 +107,31 @@ async def demo(
         )
         if result.outcome is not Outcome.SUCCESS:
             return DemoResult(result, verified=False, first_step_lead_seconds=None)
-        return look_at(simulated.SimulatedHost(destination), result, events)
+        return await look_at(
+            simulated.SimulatedHost(destination), result, postcopy_complete_at(events, before)
+        )
 
 
-def look_at(host: SimulatedHost, result: MigrationResult, events: Path) -> DemoResult:
-    """Have the guest compare all its memory at the destination, and see that it runs on."""
+async def look_at(
+    host: SimulatedHost, result: MigrationResult, complete: float | None
+) -> DemoResult:
+    """Have the guest compare all its memory at the destination, and see that it runs on. A guest
+    that does not has died of its migration, whatever that came to. `complete`: when its last page
+    was in place."""
     domid = host.find(GUEST)
-    verified = host.verify(domid, VERIFY_LIMIT)
-    last = _report_after(host, domid, _steps(verified))
+    problem = ""
+    try:
+        verified = await blocking.call(2 * VERIFY_LIMIT, host.verify, domid, VERIFY_LIMIT)
+    except OSError as error:
+        problem = f"the guest does not compare its memory there: {message_of(error)}"
+        verified = host.report(domid)
+    last = await _report_after(host, domid, _steps(verified))
+    if last.crash:
+        problem = f"the guest died there: {last.crash}"
+    elif last.memory_ok is not True:
+        problem = "the guest's memory is not right there"
+    elif _steps(last) <= _steps(verified):
+        problem = problem or "the guest stands still there"
     guest = GuestResult(
         host=result.guest.host,
         state=last.state.value,
@@ -118,14 +140,12 @@ def look_at(host: SimulatedHost, result: MigrationResult, events: Path) -> DemoR
         memory_ok=last.memory_ok,
     )
     lead = None
-    complete = postcopy_complete_at(events)
     if complete is not None and last.first_step_at is not None:
         lead = round(complete - last.first_step_at, 6)
-    return DemoResult(
-        replace(result, guest=guest),
-        verified=last.memory_ok is True and _steps(last) > _steps(verified),
-        first_step_lead_seconds=lead,
-    )
+    result = replace(result, guest=guest)
+    if problem:
+        result = replace(result, outcome=Outcome.GUEST_DIED, rc=Error.FAIL, reason=problem)
+    return DemoResult(result, verified=not problem, first_step_lead_seconds=lead)
 
 
 def _steps(report: GuestReport) -> int:
@@ -133,21 +153,29 @@ def _steps(report: GuestReport) -> int:
     return report.steps
 
 
-def _report_after(host: SimulatedHost, domid: int, steps: int) -> GuestReport:
+async def _report_after(host: SimulatedHost, domid: int, steps: int) -> GuestReport:
     """The guest's report once it has run beyond `steps`, or when it has had time enough to."""
     end = time.monotonic() + RUN_ON_LIMIT
     while True:
         report = host.report(domid)
         if _steps(report) > steps or time.monotonic() > end:
             return report
-        time.sleep(0.005)
+        await asyncio.sleep(0.005)
 
 
-def postcopy_complete_at(events: Path) -> float | None:
-    """When the receiving helper had put the last page in place, by its trace."""
-    with events.open() as lines:
+def postcopy_complete_at(events: Path, before: int) -> float | None:
+    """When the receiving helper had put the last page in place, by its trace: what stands in
+    `events` behind the `before` octets that are another run's, or no trace. None for what is no
+    file, and cannot be read again."""
+    if not events.is_file():
+        return None
+    with events.open("rb") as lines:
+        lines.seek(before)
         for line in lines:
-            event: dict[str, Any] = json.loads(line)
-            if event["event"] == "postcopy complete":
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and event.get("event") == "postcopy complete":
                 return float(event["t"])
     return None

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ipc_schema.helper_arguments import HelperArguments
-from ipc_schema.messages import CATALOGUE, Dialect, Operation, callback_bit
+from ipc_schema.messages import CATALOGUE, UNCONDITIONAL, Dialect, Operation, callback_bit
 from toolstack.helper_channel import ChannelListener, HelperChannel
 from toolstack.helper_request import HelperProgram, HelperRequest, PipeHelper
 from toolstack.limits import Limits
@@ -94,6 +94,12 @@ class HelperLaunch:
         helper that finds out, where its message or our answer was lost."""
         return self.limits.callback + self.limits.abort
 
+    @property
+    def silence(self) -> float:
+        """For how many seconds a helper at work may show no sign of life. It is longer than what
+        it may wait for others, and than its own watchdog takes to end it (a quarter more)."""
+        return 1.25 * (self._stall_limit + self._patience) + self.limits.abort
+
     def _libxl_arguments(self, dialect: Dialect) -> HelperArguments:
         request = self.request
         return HelperArguments(
@@ -116,6 +122,8 @@ def _cbflags(names: Iterable[str], dialect: Dialect | None) -> int:
     flags = 0
     for name in names:
         message = CATALOGUE[name]
+        if name in UNCONDITIONAL:
+            continue
         if message.on_pipe and (dialect is None or dialect in message.numbers):
             flags |= callback_bit(message, dialect)
     return flags

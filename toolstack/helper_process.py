@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 _LONGEST_LINE: Final = 4096
@@ -82,6 +83,22 @@ class HelperProcess:
             state = file.read().rpartition(b")")[2].split()[0]
         return state == b"T"
 
+    def octets(self) -> int:
+        """What it and its living descendants have read and written by system calls that have
+        returned (/proc/PID/io, proc(5)); of what the kernel does not tell, nothing."""
+        if self._process.returncode is not None:
+            return 0
+        return sum(map(_octets_of, _family(self.pid)))
+
+    def nudge(self) -> None:
+        """Stop it and let it go on, with what it has started: a system call that is under way
+        returns with what it has moved, or is taken up again, and nothing else happens."""
+        if self._process.returncode is not None:
+            return
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
     def _reap(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
@@ -115,3 +132,25 @@ class HelperProcess:
         if self._text:
             self._line(self._text.decode(errors="backslashreplace"))
             self._text = bytearray()
+
+
+def _family(pid: int) -> Iterator[int]:
+    """`pid` and its descendants; a program may have been started by a script of its name."""
+    yield pid
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
+                children = file.read().split()
+            for child in children:
+                yield from _family(int(child))
+    except OSError:
+        return  # it has ended
+
+
+def _octets_of(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/io", "rb") as file:
+            counters = dict(line.split(b": ") for line in file.read().splitlines())
+    except OSError:
+        return 0
+    return int(counters[b"rchar"]) + int(counters[b"wchar"])

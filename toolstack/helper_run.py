@@ -33,7 +33,7 @@ class Event(Enum):
     VIOLATION = "bad header, unknown or malformed message, wrong turn"
     REPLY_FAILED = "a reply cannot be written"
     CHANNEL_LOST = "end of file, connection broken, no sign of life"
-    LIMIT = "a limit is over: start, answer, or abort"
+    LIMIT = "a limit is over: start, sign of life, answer, or abort"
     ABORT = "the caller asks"
     EXITED = "the process has ended and is reaped"
 
@@ -43,6 +43,7 @@ class Action(Enum):
     TERMINATE = "SIGTERM (and SIGCONT: a stopped helper must run to hear it)"
     KILL = "SIGKILL"
     LIMIT_START = "wait limits.helper_start, then LIMIT"
+    LIMIT_SILENCE = "wait no longer for hello; without a sign of life for so long, LIMIT"
     LIMIT_ABORT = "wait limits.abort, then LIMIT"
     NO_LIMIT = "wait no longer"
     DONE = "tell the caller"
@@ -59,8 +60,9 @@ class Step(NamedTuple):
 _FAIL: Final = int(Error.FAIL)
 _TIMEDOUT: Final = int(Error.TIMEDOUT)
 _STOP, _TERMINATE, _KILL = Action.STOP_LISTENING, Action.TERMINATE, Action.KILL
-_LIMIT_START, _LIMIT_ABORT, _NO_LIMIT = (
+_LIMIT_START, _LIMIT_SILENCE, _LIMIT_ABORT, _NO_LIMIT = (
     Action.LIMIT_START,
+    Action.LIMIT_SILENCE,
     Action.LIMIT_ABORT,
     Action.NO_LIMIT,
 )
@@ -73,7 +75,7 @@ TABLE: Final[Mapping[tuple[Phase, Event], Step]] = {
     (_N, Event.ABORT):        Step(_E, None, (Action.DONE,)),
     (_N, Event.STARTED):      Step(_S, 0, (_LIMIT_START,)),
 
-    (_S, Event.HELLO):        Step(_R, 0, (_NO_LIMIT,)),
+    (_S, Event.HELLO):        Step(_R, 0, (_LIMIT_SILENCE,)),
     (_S, Event.VIOLATION):    Step(_K, _FAIL, (_STOP, _KILL)),
     (_S, Event.REPLY_FAILED): Step(_K, _FAIL, (_STOP, _KILL)),
     (_S, Event.CHANNEL_LOST): Step(_A, _FAIL, (_STOP, _TERMINATE, _LIMIT_ABORT)),

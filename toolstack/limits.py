@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
+from ipc_schema.waits import LONGEST_LIMIT
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -43,7 +45,10 @@ class Limits:
                 seconds = float(text)
             except ValueError:
                 seconds = math.nan
-            if not (math.isfinite(seconds) and seconds > 0):
-                raise ValueError(f"limit {setting!r}: {text!r} is not a number of seconds above 0")
+            if not 0 < seconds <= LONGEST_LIMIT:
+                raise ValueError(
+                    f"limit {setting!r}: {text!r} is not a number of seconds above 0, "
+                    f"and at most {LONGEST_LIMIT:.0f}"
+                )
             changed[name] = seconds
         return replace(cls(), **changed)

@@ -158,13 +158,18 @@ class _Sending:
 
     async def run(self) -> MigrationResult:
         started = time.monotonic()
-        await conduct(
-            self._machine,
-            self._actions,
-            gives_up=self._gives_up,
-            failed=self._fail,
-            trace=self._ctx.trace,
-        )
+        try:
+            await conduct(
+                self._machine,
+                self._actions,
+                gives_up=self._gives_up,
+                failed=self._fail,
+                trace=self._ctx.trace,
+            )
+        except BaseException:
+            # A fault of the program; the receiver is not to outlive it.
+            await uninterrupted(self._end_receiver(Outcome.UNDEFINED))
+            raise
         total = time.monotonic() - started
         outcome = outcome_of(self._machine.state)
         await uninterrupted(self._end_receiver(outcome))

@@ -86,13 +86,19 @@ class _Receiving:
         }
 
     async def run(self) -> ReceiveResult:
-        await conduct(
-            self._machine,
-            self._actions,
-            gives_up=self._gives_up,
-            failed=self._fail,
-            trace=self._ctx.trace,
-        )
+        try:
+            await conduct(
+                self._machine,
+                self._actions,
+                gives_up=self._gives_up,
+                failed=self._fail,
+                trace=self._ctx.trace,
+            )
+        except BaseException:
+            # A fault of the program. Where it has left nothing, there is nothing to recover.
+            if self._journal is not None and self._domid is None and not self._is_here():
+                self._journal.close()
+            raise
         started = self._machine.state is Receiver.STARTED
         if self._journal is not None and self._over():
             self._journal.close()
@@ -117,8 +123,12 @@ class _Receiving:
     def _over(self) -> bool:
         """Whether nothing of the copy is left but a guest that was started."""
         if self._machine.state is Receiver.STARTED:
-            return all(row.name != self._incoming for row in self._ctx.host.domains())
+            return not self._is_here()
         return self._domid is None
+
+    def _is_here(self) -> bool:
+        """Whether there is a copy that has not been given its name."""
+        return any(row.name == self._incoming for row in self._ctx.host.domains())
 
     @property
     def _incoming(self) -> str:
@@ -135,7 +145,7 @@ class _Receiving:
         taken = {row.name: row.domid for row in self._ctx.host.domains()}
         if self._incoming in taken:
             raise FileExistsError(f"there is a {self._incoming!r} here already")
-        if self._name in taken and not self._is_here(taken[self._name]):
+        if self._name in taken and not self._is_the_guest(taken[self._name]):
             raise FileExistsError(f"there is another guest {self._name!r} here already")
         self._journal = Journal.begin(
             self._ctx.host.state_dir,
@@ -147,7 +157,7 @@ class _Receiving:
         )
         return Event.OK
 
-    def _is_here(self, domid: int) -> bool:
+    def _is_the_guest(self, domid: int) -> bool:
         """Whether a domain is the very guest that is sent, within one host; also where there is no
         telling, since xl takes it then."""
         ours, theirs = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipc_schema import libxl_stream, records
-from ipc_schema.errors import Error
+from ipc_schema.errors import DecodeError, Error
 from ipc_schema.libxl_stream import RecordType
 from ipc_schema.messages import Operation
 from toolstack import blocking, fd_io, restore_join, stream_reader
@@ -65,6 +65,12 @@ class RestoreOperation(JoinedOperation):
         self._read: asyncio.Task[None] | None = None
         self._xenstore: list[tuple[bytes, bytes]] = []
         self._context: bytes | None = None
+        self._offset = 0
+        """How far in the libxl stream we are: our own octets, and what the helper tells of its."""
+        self._body = 0
+        """The offset of the body of the record that was read last."""
+        self._untold = False
+        """The helper has read octets without telling how many."""
         self._resumed = False
 
     async def run(self) -> RestoreResult:
@@ -177,7 +183,8 @@ class RestoreOperation(JoinedOperation):
                 case stream_reader.PostcopyTransitionCallback(rc):
                     self._postcopy_transition_done(rc)
                 case stream_reader.Log(problem):
-                    self._report.failed(f"libxl stream: {problem}")
+                    place = self._body - records.HEADER_SIZE
+                    self._stream_failed("libxl stream", f"record at offset {place:#x}: {problem}")
                 case stream_reader.Stopped(rc):
                     self._do_join(self._join.stopped(Task.STREAM, rc))
                 case stream_reader.CheckpointCallback() | stream_reader.CheckpointStateCallback():
@@ -187,7 +194,9 @@ class RestoreOperation(JoinedOperation):
 
     async def _octets(self, size: int, what: str) -> bytes:
         limit = self._ctx.limits.stream_stall
-        return await fd_io.read_exactly(self._parameters.restore_fd, size, limit=limit, what=what)
+        data = await fd_io.read_exactly(self._parameters.restore_fd, size, limit=limit, what=what)
+        self._offset += len(data)
+        return data
 
     async def _record_octets(self, size: int, what: str) -> bytes:
         faults = self._ctx.faults
@@ -207,16 +216,18 @@ class RestoreOperation(JoinedOperation):
 
     async def _read_record(self) -> None:
         what = "libxl record"
+        offset = self._offset
+        self._body = offset + records.HEADER_SIZE
         try:
             header = await self._record_octets(records.HEADER_SIZE, f"{what} header")
-            number, length = records.decode_record_header(header, what, 0)
-            kind = libxl_stream.record_type(number, 0)
+            number, length = records.decode_record_header(header, what, offset)
+            kind = libxl_stream.record_type(number, offset)
             if kind is not None:
-                libxl_stream.check_length(kind, length, 0)
+                libxl_stream.check_length(kind, length, offset)
                 what = kind.name
             padded = length + records.padding(length)
             body = await self._record_octets(padded, what)
-            records.check_padding(body[length:], what, records.HEADER_SIZE + length)
+            records.check_padding(body[length:], what, self._body + length)
         except (OSError, EOFError, ValueError) as error:
             self._read_failed(error)
             return
@@ -224,8 +235,12 @@ class RestoreOperation(JoinedOperation):
         self._do(self._reader.record_done(number, body[:length]))
 
     def _read_failed(self, error: Exception) -> None:
-        self._report.failed(f"reading the stream: {error}")
+        self._stream_failed("reading the stream", error)
         self._do(self._reader.read_failed(rc_of(error)))
+
+    def _stream_failed(self, what: str, problem: object) -> None:
+        uncounted = " (libxc's octets are not counted)" if self._untold else ""
+        self._report.failed(f"{what}{uncounted}: {problem}")
 
     def _keep(self, record: RecordType, body: bytes) -> None:
         rc = 0
@@ -233,24 +248,27 @@ class RestoreOperation(JoinedOperation):
             if record is RecordType.EMULATOR_XENSTORE_DATA:
                 self._keep_xenstore(body)
             else:
-                _, _, self._context = libxl_stream.decode_emulator_context(body)
+                _, _, self._context = libxl_stream.decode_emulator_context(body, self._body)
         except ValueError as error:
-            self._report.failed(str(error))
+            self._stream_failed(record.name, error)
             rc = Error.FAIL
         self._do(self._reader.processed(rc))
 
     def _keep_xenstore(self, body: bytes) -> None:
-        _, _, entries = libxl_stream.decode_emulator_xenstore_data(body)
+        _, _, entries = libxl_stream.decode_emulator_xenstore_data(body, self._body)
         for path, _ in entries:
             # libxl__restore_emulator_xenstore_data: it would be written outside the domain's own.
             if not path or path.startswith(b"/") or b".." in path.split(b"/"):
-                raise ValueError(f"emulator xenstore data with the path {path!r}")
+                raise DecodeError(
+                    "libxl EMULATOR_XENSTORE_DATA", self._body, f"the path {path[:100]!r}"
+                )
         self._xenstore = entries
 
     # The helper and its callbacks
 
     def _start_helper(self) -> None:
         assert self._domid is not None
+        self._untold = True
         parameters = self._parameters
         request = HelperRequest(
             Operation.RESTORE,
@@ -280,6 +298,9 @@ class RestoreOperation(JoinedOperation):
         if not rc and (result.retval or not result.completed):
             rc = Error.FAIL
         self._report.helper_ended(result, rc, "restoring the domain")
+        if result.statistics is not None:
+            self._offset += result.statistics.bytes
+            self._untold = False
         self._do_join(self._join.stopped(Task.HELPER, rc))
         self._do(self._reader.helper_done(rc))
 

@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -223,7 +223,7 @@ async def restore(ctx: Context, path: Path, *, leave_paused: bool = False) -> Re
     before anything is built), FileExistsError, OSError: then nothing of it is left here, or the
     journal stands, by which `recover` ends it.
     """
-    with _opened(path) as fd:
+    async with _opened(path, ctx.limits.handshake) as fd:
         config = await _read_config(fd, path, ctx.limits.stream_stall)
         name = name_of(config)
         incoming = name + INCOMING
@@ -278,21 +278,49 @@ def _not_started(ctx: Context, domid: int, fd: int, journal: Journal, error: OSE
     return "its file still has it"
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    """Open a save file for reading; a regular one must be whole."""
-    with path.open("rb", buffering=0) as file:
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            with path.open("rb") as looked_at:
-                # It brings numpy, and no save needs it.
-                from toolstack.inspect import inspect
+@contextlib.asynccontextmanager
+async def _opened(path: Path, limit: float) -> AsyncIterator[int]:
+    """Open a save file for reading; a regular one must be whole. Raises OSError; TimeoutError for
+    a FIFO that nobody writes to within `limit`. The descriptor blocks."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if stat.S_ISFIFO(mode):
+            await _readable(fd, path, limit)
+        if stat.S_ISREG(mode):
+            _check_whole(path)
+        os.set_blocking(fd, True)
+        yield fd
+    finally:
+        os.close(fd)
 
-                try:
-                    for _ in inspect(looked_at):
-                        pass
-                except DecodeError as error:
-                    raise SaveFileError(f"{path} is no whole save file: {error}") from error
-        yield file.fileno()
+
+async def _readable(fd: int, path: Path, limit: float) -> None:
+    """Wait for the writer of a FIFO: for its first octet, or its end."""
+    loop = asyncio.get_running_loop()
+    came = asyncio.Event()
+    loop.add_reader(fd, came.set)
+    try:
+        async with asyncio.timeout(limit):
+            await came.wait()
+    except TimeoutError:
+        raise TimeoutError(f"{path}: nobody writes to it within {limit:g} s") from None
+    finally:
+        loop.remove_reader(fd)
+
+
+def _check_whole(path: Path) -> None:
+    # It brings numpy, and no save needs it.
+    from toolstack.inspect import inspect
+
+    with path.open("rb") as file:
+        try:
+            for _ in inspect(file):
+                pass
+        except DecodeError as error:
+            raise SaveFileError(f"{path} is no whole save file: {error}") from error
 
 
 async def _read_config(fd: int, path: Path, limit: float) -> dict[str, Any]:

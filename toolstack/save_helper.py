@@ -7,6 +7,7 @@ import fcntl
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ipc_schema.errors import Error, rc_name
@@ -33,6 +34,7 @@ from toolstack.helper_request import (
     Statistics,
 )
 from toolstack.helper_run import Action, Event, HelperRun, Phase
+from toolstack.helper_watch import HelperWatch
 from toolstack.limits import Limits
 
 if TYPE_CHECKING:
@@ -86,10 +88,9 @@ class SaveHelper:
         self._channel: HelperChannel | None = None
         self._process: HelperProcess | None = None
         self._waiting: Message | None = None
-        self._limit: asyncio.TimerHandle | None = None
+        self._limit: asyncio.TimerHandle | HelperWatch | None = None
+        """Of the phase that it is in."""
         self._answer_limit: asyncio.TimerHandle | None = None
-        self._stop_watch: asyncio.TimerHandle | None = None
-        self._stopped_since: float | None = None
         self._last_words = ""
         self._statistics: Statistics | None = None
         self._told = False
@@ -134,8 +135,6 @@ class SaveHelper:
         self._trace.event("helper started", helper=self._process.pid)
         self._event(Event.STARTED)
         self._channel.listen()
-        if isinstance(self._launch.program, PipeHelper):
-            self._watch_for_stops()
 
     def async_callback_done(self, value: int, callback: str = "") -> None:
         """Answer the outstanding async callback (`callback`, where it is named).
@@ -165,6 +164,8 @@ class SaveHelper:
 
     def message(self, message: Message, fields: dict[str, Any]) -> None:
         self._trace.event("callback", name=message.name, **fields)
+        if isinstance(self._limit, HelperWatch):
+            self._limit.heard()
         if message.answer is not Answer.NONE:
             self._waiting = message
         match message.name:
@@ -266,27 +267,8 @@ class SaveHelper:
             fields = {"level": int(level), "errnoval": NO_ERRNO, "formatted": text}
             self._call(CATALOGUE["log"], {**fields, "context": "xen-save-helper"})
 
-    def _watch_for_stops(self) -> None:
-        """libxl's pipes carry no sign of life: a helper that was stopped would keep us for ever."""
-        heartbeat = self._limits.heartbeat
-        self._stop_watch = self._loop.call_later(heartbeat / 4, self._look_at_process, heartbeat)
-
-    def _look_at_process(self, limit: float) -> None:
-        assert self._process is not None
-        now = self._loop.time()
-        if not self._process.stopped():
-            self._stopped_since = None
-        elif self._stopped_since is None:
-            self._stopped_since = now
-        elif now - self._stopped_since >= limit:
-            self._stopped_since = None
-            self._event(Event.LIMIT, f"the helper has been stopped for {limit} s")
-        self._watch_for_stops()
-
     async def _exited(self, status: int) -> None:
         assert self._channel is not None
-        if self._stop_watch is not None:
-            self._stop_watch.cancel()
         self._trace.event("helper ended", status=status)
         await self._channel.heard_out(_HEARD_OUT_LIMIT)
         self._do(self._run.exited(status, self._last_words))
@@ -311,6 +293,8 @@ class SaveHelper:
                     self._process.kill()
                 case Action.LIMIT_START:
                     self._set_limit(self._limits.helper_start, "hello")
+                case Action.LIMIT_SILENCE:
+                    self._watch()
                 case Action.LIMIT_ABORT:
                     self._set_limit(self._limits.abort, "its end")
                 case Action.NO_LIMIT:
@@ -341,6 +325,19 @@ class SaveHelper:
         self._clear_limit()
         self._limit = self._loop.call_later(
             seconds, self._event, Event.LIMIT, f"the helper has not come to {what} in {seconds} s"
+        )
+
+    def _watch(self) -> None:
+        """From hello on; on libxl's pipes nothing but a look tells that the process was stopped."""
+        assert self._process is not None
+        self._clear_limit()
+        on_pipes = isinstance(self._launch.program, PipeHelper)
+        self._limit = HelperWatch(
+            self._process,
+            silence=self._launch.silence,
+            stopped=self._limits.heartbeat if on_pipes else None,
+            waits=lambda: self._waiting is not None,
+            over=partial(self._event, Event.LIMIT),
         )
 
     def _clear_limit(self) -> None:

@@ -22,6 +22,7 @@ from ipc_schema.errors import DecodeError
 from ipc_schema.messages import CATALOGUE, MAX_BODY, Answer, Message, Operation
 from ipc_schema.msgpack_codec import Envelope
 from ipc_schema.turn_taking import ControllerEnd, TurnError
+from ipc_schema.waits import LONGEST_TTL
 from toolstack.endpoint import Endpoint
 from toolstack.helper_channel import ChannelListener, HelperProcessArguments
 
@@ -84,7 +85,7 @@ class ZmqController:
             (zmq.ROUTER_MANDATORY, 1),
             (zmq.HEARTBEAT_IVL, half),
             (zmq.HEARTBEAT_TIMEOUT, half),
-            (zmq.HEARTBEAT_TTL, 2 * half),
+            (zmq.HEARTBEAT_TTL, min(2 * half, LONGEST_TTL)),
         ):
             socket.setsockopt(option, value)
         self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)

@@ -8,6 +8,8 @@ from typing import Final
 
 import numpy as np
 
+from helper.hypervisors.simulated.build import capacity_for, check_config
+from helper.hypervisors.simulated.workload import NAMES
 from ipc_schema import libxc_stream, libxl_stream, page_lists, records, xl_header
 from ipc_schema.errors import DecodeError
 from ipc_schema.libxc_record_types import RecordType as Xc
@@ -39,8 +41,11 @@ _RECORD_WORDS: Final = Words(
     )
 )
 JSON_WORDS: Final = Words(
-    tokens=(b"[", b"{", b'"', b"\0", b"\xff", b"\\ud800", b"1e999", b"9" * 5000, b'{"c_info":'),
-    openers=(b"[", b'{"":', b'{"c_info":', b'[{"a":'),
+    tokens=(
+        *(b"[", b"{", b'"', b"\0", b"\xff", b"\\ud800", b"1e999", b"9" * 5000, b'{"c_info":'),
+        *(b"[1]", b"null", b"true", b'"simulated":', b'"workload":', b'"max_memkb":'),
+    ),
+    openers=(b"[", b'{"":', b'{"c_info":', b'[{"a":', b'{"simulated":', b'{"b_info":'),
 )
 
 
@@ -281,5 +286,15 @@ def _xl_header(data: bytes, _chance: Random) -> str:
             promise(again == data, f"decoded, but encoded it is {again.hex()}")
     if not header.mandatory_flags & xl_header.MANDATORY_JSON:
         return "decoded, xl.cfg text"
-    name_of(parse_config(header.config))
+    config = parse_config(header.config)
+    name_of(config)
+    try:
+        check_config(config)
+    except ValueError as error:
+        text = str(error)
+        promise(0 < len(text) <= 200 and text.isprintable(), f"the error is not a line: {text!r}")
+        return "decoded, not of a simulated host"
+    # What a host makes of it, and says of it later.
+    promise(capacity_for(config) > 0, "it has no room for a page")
+    promise(config.get("simulated", {"workload": "idle"})["workload"] in NAMES, "its workload")
     return DECODED

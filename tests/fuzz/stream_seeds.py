@@ -135,6 +135,7 @@ def domain_config(kind: str = "pvh") -> bytes:
     config = {
         "c_info": {"type": kind, "name": "fuzzed", "uuid": "00000000-0000-0000-0000-000000000001"},
         "b_info": {"max_vcpus": 1, "max_memkb": MEMORY >> 10, "target_memkb": MEMORY >> 10},
+        "simulated": {"workload": "idle", "rate": None, "seed": 1},
     }
     return json.dumps(config).encode() + b"\0"
 

@@ -30,8 +30,8 @@ class Stuck:
     lifeline: int
 
     def end(self) -> dict[str, Any]:
-        """What it says at its end, which comes within a second."""
-        out, _err = self.process.communicate(timeout=1)
+        """What it says at its end."""
+        out, _err = self.process.communicate(timeout=30)
         result: dict[str, Any] = json.loads(out.splitlines()[-1])
         return result
 
@@ -135,8 +135,8 @@ def test_a_stream_that_stands_still_is_given_up(start: Start, how: str, what: st
 
 @pytest.mark.parametrize(("how", "octets"), [("write", 1 << 22), ("write-much", 1 << 16)])
 def test_a_slow_stream_is_not_given_up(start: Start, how: str, octets: int) -> None:
-    stuck = start(how, stall_limit=0.4)
-    deadline = time.monotonic() + 1.5
+    stuck = start(how, stall_limit=2)
+    deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         assert stuck.peer.recv(octets)
         assert stuck.process.poll() is None
@@ -154,7 +154,7 @@ def test_a_stream_that_has_nothing_to_carry_is_not_given_up(start: Start) -> Non
 def test_a_restore_is_killed_by_sigterm(start: Start) -> None:
     stuck = start("read")
     stuck.process.send_signal(signal.SIGTERM)
-    assert stuck.process.wait(1) == -signal.SIGTERM
+    assert stuck.process.wait(30) == -signal.SIGTERM
 
 
 def test_an_abort_that_came_first_takes_the_stream_at_once() -> None:
@@ -197,7 +197,25 @@ def test_it_leaves_signals_and_descriptors_as_they_were(no_leaks: None) -> None:
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_a_descriptor_is_watched_until_it_is_not() -> None:
+def test_a_watcher_that_fails_is_an_abort(capsys: pytest.CaptureFixture[str]) -> None:
+    """From there on it would see nothing, and nobody would know."""
+    abort = Abort()
+
+    def fail() -> None:
+        raise RuntimeError("a fault of its own")
+
+    read, write = os.pipe()
+    abort.watch(read, fail)
+    with abort:
+        assert select.select([abort], [], [], 10)[0]
+        assert abort.errnoval == errno.EIO
+        assert abort.reason == "the abort watcher failed: RuntimeError('a fault of its own')"
+    assert "a fault of its own" in capsys.readouterr().err
+    os.close(read)
+    os.close(write)
+
+
+def test_a_descriptor_is_watched() -> None:
     read, write = os.pipe()
     seen = threading.Semaphore(0)
     abort = Abort()
@@ -209,10 +227,8 @@ def test_a_descriptor_is_watched_until_it_is_not() -> None:
 
     abort.watch(read, ready)
     with abort:
-        os.write(write, b"x")
-        assert seen.acquire(timeout=5)
-        abort.unwatch(read)
-        os.write(write, b"x")
-        assert not seen.acquire(timeout=0.1)
+        for _ in range(2):
+            os.write(write, b"x")
+            assert seen.acquire(timeout=10)
     os.close(read)
     os.close(write)

@@ -46,6 +46,18 @@ def test_faults_and_the_last_word(version: int) -> None:
         assert far.recv(100) == b"the toolstack's own words"
 
 
+def test_a_page_that_the_guest_cannot_have_is_named_with_its_place() -> None:
+    kind = record_number(RecordType.POSTCOPY_FAULT, 3)
+    good = encode_record(kind, struct.pack("<IIQ", 1, 0, 9))
+    bad = encode_record(kind, struct.pack("<IIQQ", 2, 0, 9, 10))
+    near, far = socket.socketpair()
+    with near, far:
+        near.send(good + bad)
+        with pytest.raises(DecodeError, match="pfn 0xa is above the guest's 0xa") as refused:
+            FaultReader(far.fileno(), 3, 10).take()
+    assert refused.value.offset == len(good) + len(bad) - 8
+
+
 def test_what_follows_an_optional_record_must_be_zeros() -> None:
     good = encode_record(0x80001234, b"five!")
     with channel() as (near, reader):

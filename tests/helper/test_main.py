@@ -57,6 +57,7 @@ def by_hand(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         (["--connect", "ipc:///dev/null", "--secret-fd", "0"], "--secret-fd: 0 octets, want 32"),
         (["--secret-fd", "x", "--connect", "ipc:///dev/null"], "--secret-fd 'x': want a number"),
         (["--heartbeat", "-1", "--save-domain"], "--heartbeat '-1': want a number"),
+        (["--stream-stall", "1e9", "--save-domain"], "want a number from 0 to 2000000"),
         (["--save-domain"], "--save-domain with 0 numbers that fit no libxl"),
         (["--save-domain", "1", "2", "3"], "with 3 numbers that fit no libxl"),
         (["--connect", "x", "--save-domain"], "exclude each other"),
@@ -67,7 +68,7 @@ def test_by_hand_it_says_what_is_missing(arguments: list[str], what: str) -> Non
     done = by_hand(*arguments)
     assert done.returncode == 255
     assert done.stdout == ""
-    assert what in done.stderr.splitlines()[0]
+    assert what in done.stderr.splitlines()[-1]
     assert "saves or restores one Xen domain" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -75,8 +75,9 @@ def test_the_environment_comes_before_the_file(tmp_path: Path) -> None:
         ("ABORT_AFTER", "many", "a whole number from 1 on"),
         ("DIRTY_THRESHOLD", "1.5", "a whole number from 0 on"),
         ("MAX_DOWNTIME_MS", str(2**31), "a whole number from 1 on"),
-        ("STREAM_STALL", "nan", "seconds, 0 for no limit"),
-        ("STREAM_STALL", "-1", "seconds, 0 for no limit"),
+        ("STREAM_STALL", "nan", "seconds, at most 2000000, 0 for no limit"),
+        ("STREAM_STALL", "-1", "seconds, at most 2000000, 0 for no limit"),
+        ("STREAM_STALL", "1e9", "seconds, at most 2000000, 0 for no limit"),
     ],
 )
 def test_a_value_that_cannot_be_is_named(name: str, value: str, want: str) -> None:

@@ -111,10 +111,19 @@ def test_domids_are_never_used_again_and_names_are_unique(host: SimulatedHost) -
     ("config", "problem"),
     [
         ({}, "not a domain configuration"),
-        ({"c_info": {"type": "pv"}, "b_info": {"max_memkb": 4096}}, "no 'pv' guests"),
+        ({"c_info": {"type": "pv"}, "b_info": {"max_memkb": 4096}}, "c_info.type is 'pv'"),
         ({"c_info": {"type": "pvh"}, "b_info": {"max_memkb": -4}}, "max_memkb is -4"),
         ({"c_info": {"type": "pvh"}, "b_info": {"max_memkb": "much"}}, "max_memkb is 'much'"),
         ({**BLANK, "simulated": {"workload": "odd"}}, "workload 'odd' is none of"),
+        ({**BLANK, "simulated": {"workload": [1]}}, "workload list is none of"),
+        ({**BLANK, "simulated": [1]}, "simulated is list, not an object"),
+        ({**BLANK, "simulated": None}, "simulated is missing, not an object"),
+        ({**BLANK, "c_info": [1]}, "c_info is list, not an object"),
+        ({**BLANK, "c_info": {"type": ["pvh"]}}, "c_info.type is list"),
+        ({**BLANK, "b_info": "4096"}, "b_info is '4096', not an object"),
+        ({**BLANK, "b_info": {"max_memkb": True}}, "max_memkb is True"),
+        ({**BLANK, "b_info": {"max_memkb": 4096, "video_memkb": []}}, "video_memkb is list"),
+        ({**BLANK, "b_info": {"max_memkb": 4096, "video_memkb": 1 << 31}}, "video_memkb is 2147"),
     ],
 )
 def test_a_bad_configuration_is_refused_and_leaves_nothing(

@@ -78,6 +78,18 @@ def test_the_limit_is_longer_than_those_of_the_waits_for_others(
     assert limit_of(stall, answer) == limit
 
 
+def test_one_that_fails_ends_the_helper(
+    watchdog: Watchdog, barks: Barks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_seconds: float) -> bool:
+        raise RuntimeError("a fault of its own")
+
+    monkeypatch.setattr(watchdog._over, "wait", fail)
+    watchdog.start()
+    assert barks.came.wait(10)
+    assert barks.reasons == ["the watchdog failed: RuntimeError('a fault of its own')"]
+
+
 def test_without_a_limit_nobody_watches(barks: Barks) -> None:
     before = threading.active_count()
     Watchdog(0, barks).start()

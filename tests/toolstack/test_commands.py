@@ -70,6 +70,13 @@ def test_list_cuts_no_name(tmp_path: Path) -> None:
         (("migrate", "g", "--to", "/etc", "--host", "SOURCE"), 1, "not a host"),
         (("migrate", "g", "--to", "/no/where", "--host", "SOURCE"), 1, "neither"),
         (("migrate", "g", "--to", "SOURCE", "--host", "SOURCE", "--limit", "x=1"), 2, "no such"),
+        (
+            ("migrate", "g", "--to", "SOURCE", "--host", "SOURCE", "--limit", "stream_stall=1e9"),
+            2,
+            "at most 1000000",
+        ),
+        (("save", "g", "f", "--host", "SOURCE", "--limit", "callback=1e300"), 2, "at most 1000000"),
+        (("save", "g", "f", "--host", "SOURCE", "--limit", "callback=0"), 2, "above 0"),
         (("inspect", "/etc/passwd"), 1, "/etc/passwd"),
         (("inspect", "/nowhere"), 1, "No such file"),
         (("create", "n", "--memory", "5K", "--host", "SOURCE"), 2, "memory"),
@@ -98,6 +105,7 @@ def test_mistakes(hosts: Hosts, arguments: tuple[str, ...], code: int, words: st
         ("migrate", "g"),
         ("migrate", "g", "--to", "x", "--max-rounds", "-1"),
         ("demo", "--mode", "teleport"),
+        ("demo", "--memory", "5K"),
     ],
 )
 def test_usage(arguments: tuple[str, ...]) -> None:

@@ -25,6 +25,7 @@ from toolstack.domain_save import (
     PrecopyLimits,
     domain_suspend,
 )
+from toolstack.inspect import inspect
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -152,6 +153,19 @@ class TestStream:
         self, destination: Side, config: dict[str, Any], stream: bytes, reason: str
     ) -> None:
         assert reason in failed(restore_from(destination, config, stream), destination)
+
+    def test_a_bad_record_behind_the_helpers_part_is_named_with_its_offset(
+        self, destination: Side, saved: Saved
+    ) -> None:
+        path, config = saved
+        with path.open("rb") as file:
+            (entry,) = (entry for entry in inspect(file) if entry.name == "EMULATOR_CONTEXT")
+        body = entry.offset + 8
+        with path.open("r+b") as file:
+            file.seek(body)
+            file.write(b"\xff")
+        reason = failed(restore_from(destination, config, path), destination)
+        assert f"libxl EMULATOR_CONTEXT at offset {body:#x}: emulator 255" in reason
 
     @pytest.mark.parametrize("path", [b"", b"/local/domain/0", b"../0/x"])
     def test_xenstore_data_that_lead_elsewhere(

@@ -214,9 +214,10 @@ class TestHelper:
         source.happenings.at("suspend_request", kill_helper("save"))
         result = run(suspend(source, domid, drain))
         assert result.rc == Error.FAIL
-        if not result.suspended:
-            source.host.set_behaviour(domid, Behaviour.NORMAL)
-            source.at_rest(domid)
+        now = GuestState.SUSPENDED if result.suspended else GuestState.RUNNING
+        assert source.state() is now
+        source.host.set_behaviour(domid, Behaviour.NORMAL)
+        source.at_rest(domid)
 
     def test_sigterm_is_its_error_path(self, source: Side, domid: int, drain: Drain) -> None:
         source.happenings.at("callback precopy_policy", kill_helper("save", signal.SIGTERM))
@@ -402,11 +403,11 @@ class TestPostcopy:
             live_migrate(source, destination, domid, MemoryStrategy.POSTCOPY, saves=saves)
         )
         assert saved.rc == Error.ABORTED
-        if saved.postcopy_transitioned is FAILED:
-            assert restored.rc
-            assert not restored.postcopy_resumed
-            source.at_rest(domid)
+        assert saved.postcopy_transitioned is FAILED
+        assert restored.rc
+        assert not restored.postcopy_resumed
         assert restored.domid is None
+        source.at_rest(domid)
 
     def test_the_link_breaks_after_the_transition(
         self, source: Side, destination: Side, domid: int

@@ -115,7 +115,12 @@ class TestLimits:
         assert run.rc == Error.TIMEDOUT
 
     def test_hello_in_time(self) -> None:
-        assert run_after(Event.STARTED).event(Event.HELLO) == (Action.NO_LIMIT,)
+        assert run_after(Event.STARTED).event(Event.HELLO) == (Action.LIMIT_SILENCE,)
+
+    def test_no_sign_of_life_is_an_abort(self) -> None:
+        run = run_after(*AT_WORK)
+        assert run.event(Event.LIMIT, "silent") == (Action.TERMINATE, Action.LIMIT_ABORT)
+        assert (run.rc, run.reason) == (Error.TIMEDOUT, "silent")
 
     def test_a_late_answer_is_an_abort(self) -> None:
         run = run_after(*AT_WORK)

@@ -109,6 +109,38 @@ def test_a_guest_that_runs_is_kept_though_the_journal_cannot_say_so(
     assert journals(destination) == []
 
 
+async def refused(side: Side, config: bytes) -> ReceiveResult:
+    """What comes of a peer that sends this configuration, and then nothing."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(xl_header.encode_header(config))
+        ours.shutdown(socket.SHUT_WR)
+        return await receive(side.ctx, theirs.fileno(), theirs.fileno(), peer="the test")
+
+
+@pytest.mark.parametrize("simulated", ["[1]", '{"workload": [1]}', "null"])
+def test_a_configuration_that_cannot_be_is_a_refusal(destination: Side, simulated: str) -> None:
+    parts = '"c_info": {"name": "g", "type": "pvh"}, "b_info": {"max_memkb": 4096}'
+    config = f'{{{parts}, "simulated": {simulated}}}'.encode()
+    result = run(refused(destination, config))
+    assert not result.started
+    assert "the domain g--incoming cannot be: " in result.reason
+    assert destination.host.domains() == []
+    assert journals(destination) == []
+
+
+class Faulty(SimulatedHost):
+    def restore_program(self, config: object, name: str) -> None:
+        raise RuntimeError("a fault of the program")
+
+
+def test_a_fault_that_leaves_nothing_leaves_no_journal(destination: Side) -> None:
+    side = Side(Faulty(destination.host.directory))
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        run(refused(side, b'{"c_info": {"name": "g"}}'))
+    assert journals(side) == []
+
+
 class Unstartable(SimulatedHost):
     def unpause(self, domid: int) -> None:
         raise OSError(errno.EIO, "this host starts no guest")

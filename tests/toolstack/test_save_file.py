@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import json
 import os
 import resource
 import signal
@@ -163,6 +165,20 @@ def test_truncated_anywhere(hosts: Hosts, tmp_path: Path, saved: bytes) -> None:
         assert hosts.journals() == []
 
 
+def test_a_configuration_that_cannot_be(hosts: Hosts, tmp_path: Path, saved: bytes) -> None:
+    size = xl_header.HEADER_SIZE
+    end = size + xl_header.decode_header(saved[:size]).optional_data_len
+    config = json.loads(xl_header.decode(saved[:end]).config.rstrip(b"\0")) | {"simulated": [1]}
+    stream = saved[end:]
+    file = tmp_path / "other"
+    file.write_bytes(xl_header.encode_header(json.dumps(config).encode()) + stream)
+    ended = toolstack("restore", file, "--host", hosts.destination)
+    assert ended.code == 1
+    assert "simulated is list, not an object" in ended.line
+    assert hosts.states(hosts.at_destination) == {}
+    assert hosts.journals() == []
+
+
 def test_truncated_in_a_pipe(hosts: Hosts, saved: bytes) -> None:
     done = subprocess.run(
         [*TOOLSTACK, "restore", "/dev/stdin", "--host", str(hosts.destination)],
@@ -217,6 +233,61 @@ def test_sigterm_ends_it_in_order(hosts: Hosts, tmp_path: Path) -> None:
     assert "Traceback" not in err
     assert hosts.states(hosts.at_source) == {"g": "running"}
     assert list(tmp_path.glob(".f.*.partial")) == []
+    assert hosts.journals() == []
+
+
+def test_a_pipe_that_nobody_writes_to(hosts: Hosts, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    ended = toolstack("restore", fifo, "--limit", "handshake=0.3", "--host", hosts.destination)
+    assert ended.code == 1
+    assert f"{fifo}: nobody writes to it within 0.3 s" in ended.line
+
+
+def test_a_directory_is_no_save_file(hosts: Hosts, tmp_path: Path) -> None:
+    ended = toolstack("restore", tmp_path, "--host", hosts.destination)
+    assert ended.code == 1
+    assert ended.line == f"xen-toolstack: Is a directory: {tmp_path}"
+
+
+def opened_by(process: subprocess.Popen[str], path: Path) -> bool:
+    for fd in os.listdir(f"/proc/{process.pid}/fd"):
+        try:
+            if os.readlink(f"/proc/{process.pid}/fd/{fd}") == str(path):
+                return True
+        except FileNotFoundError:
+            continue  # closed by now
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("wait", ["for a writer", "for a reader", "for room for the xl header"])
+def test_a_signal_where_a_pipe_is_waited_for(
+    hosts: Hosts, tmp_path: Path, wait: str, number: signal.Signals
+) -> None:
+    """Nothing has begun there that would say what it came to."""
+    hosts.guest()
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    full = -1
+    if wait == "for room for the xl header":
+        full = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+        os.write(full, bytes(fcntl.fcntl(full, fcntl.F_GETPIPE_SZ)))
+    if wait == "for a writer":
+        process = hosts.start("restore", fifo, "--host", hosts.destination)
+    else:
+        process = hosts.start("save", "g", fifo, "--host", hosts.source)
+    if wait == "for a reader":
+        wait_for(hosts.journals, "the journal stands")
+    else:
+        wait_for(lambda: opened_by(process, fifo), "the pipe is open")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    if full >= 0:
+        os.close(full)
+    assert (process.returncode, err) == (1, "xen-toolstack: interrupted\n")
+    assert hosts.states(hosts.at_source) == {"g": "running"}
+    assert hosts.states(hosts.at_destination) == {}
     assert hosts.journals() == []
 
 

@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -193,6 +195,40 @@ class TestAHelperThatFails:
         failure(run)
 
 
+SILENT_SOON = Limits(helper_start=20, stream_stall=0.2, callback=0.2, abort=0.2, heartbeat=20)
+SILENT = "the helper has said nothing, and moved no octet, for 0.95 s"
+
+WRITES_A_LITTLE = """#!{python}
+import os, sys, time
+for _ in range(60):
+    os.write(int(sys.argv[2]), bytes(100))
+    time.sleep(0.05)
+sys.exit(7)
+"""
+WRITES_MUCH_AT_ONCE = """#!{python}
+import os, sys
+assert os.write(int(sys.argv[2]), bytes(5 << 20))
+sys.exit(7)
+"""
+"""Its one system call lasts for seconds."""
+STARTS_ANOTHER = """#!/bin/sh
+{python} -c '
+import os, sys, time
+for _ in range(60):
+    os.write(int(sys.argv[1]), bytes(100))
+    time.sleep(0.05)
+' "$2"
+exit 7
+"""
+
+
+def pipe_helper(tmp_path: Path, script: str) -> PipeHelper:
+    program = tmp_path / "helper"
+    program.write_text(script)
+    program.chmod(0o700)
+    return PipeHelper(program, Dialect.MAINLINE)
+
+
 class TestLimits:
     def test_no_hello(self) -> None:
         run = run_helper(scripted("hang"), limits=Limits(helper_start=0.5))
@@ -209,6 +245,37 @@ class TestLimits:
             scripted("start", *steps, "be_stopped", "policies"), limits=limits, within=5
         )
         assert "no sign of life for 0.5 s" in failure(run)
+
+    def test_a_helper_that_does_nothing_more(self) -> None:
+        run = run_helper(scripted("start", "log", "hang"), limits=SILENT_SOON, within=10)
+        assert failure(run, Error.TIMEDOUT) == SILENT
+
+    def test_a_helper_on_libxls_pipes_that_never_says_anything(self, tmp_path: Path) -> None:
+        program = pipe_helper(tmp_path, "#!/bin/sh\nexec sleep 300\n")
+        run = run_helper(program, limits=SILENT_SOON, within=10)
+        assert failure(run, Error.TIMEDOUT) == SILENT
+
+    @pytest.mark.parametrize("script", [WRITES_A_LITTLE, WRITES_MUCH_AT_ONCE, STARTS_ANOTHER])
+    def test_a_silent_helper_whose_stream_moves_is_left_alone(
+        self, tmp_path: Path, script: str
+    ) -> None:
+        read, write = os.pipe()
+
+        def take_slowly() -> None:
+            while os.read(read, 4096):
+                time.sleep(0.002)
+
+        reader = threading.Thread(target=take_slowly)
+        reader.start()
+        request = HelperRequest(Operation.SAVE, 1, write)
+        program = pipe_helper(tmp_path, script.format(python=sys.executable))
+        try:
+            run = run_helper(program, request=request, limits=SILENT_SOON)
+        finally:
+            os.close(write)
+            reader.join()
+            os.close(read)
+        assert failure(run) == "the helper ended with exit status 7"
 
     def test_a_late_answer_is_a_refusal_and_an_abort(self) -> None:
         limits = Limits(callback=0.3)

@@ -1,6 +1,6 @@
 """The memory of real PVH guests goes through our restore and our save, and comes out the same.
 
-Only where the whole streams are; see test_real_streams.
+The whole streams are not in the repository; see test_real_streams.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import pytest
 from helper.hypervisors.simulated.host import SimulatedHost
 from ipc_schema.libxc_stream import RecordType
 from tests.helper.test_restore import new_domain, records, restored, stream_of_standing
-from tests.streams import whole_streams
+from tests.streams import parameters
+from tests.streams import whole as whole_stream
 
 PAGE_SIZE = 4096
 NO_CONTENTS = {0xD, 0xE, 0xF}
 HAVE_PFN = (1 << 52) - 1
-
-STREAMS = [path for path in whole_streams() if path.name.startswith("pvh")]
 
 
 def contents_of(stream: bytes) -> tuple[dict[int, bytes], bytes]:
@@ -43,28 +42,26 @@ def contents_of(stream: bytes) -> tuple[dict[int, bytes], bytes]:
     return pages, context
 
 
-if STREAMS:
+@pytest.mark.parametrize("packed", parameters("pvh"))
+def test_a_real_guest_and_back(packed: Path | None, host: SimulatedHost) -> None:
+    whole = lzma.decompress(whole_stream(packed).read_bytes())
+    libxc = whole[whole.index(b"\xff" * 8 + b"XENF") :]
+    pages, context = contents_of(libxc)
+    domid = new_domain(host, "real", 96 << 20)
+    restored(host, domid, libxc[: records(libxc)[-1][0] + 8])
 
-    @pytest.mark.parametrize("packed", STREAMS, ids=lambda path: path.name)
-    def test_a_real_guest_and_back(packed: Path, host: SimulatedHost) -> None:
-        whole = lzma.decompress(packed.read_bytes())
-        libxc = whole[whole.index(b"\xff" * 8 + b"XENF") :]
-        pages, context = contents_of(libxc)
-        domid = new_domain(host, "real", 96 << 20)
-        restored(host, domid, libxc[: records(libxc)[-1][0] + 8])
+    with host.domain(domid) as domain:
+        cleared = {value for index, value in domain.hvm_params() if index in {1, 17}}
+        memory = memoryview(domain.shared.memory)
+        wrong = [
+            pfn
+            for pfn, page in pages.items()
+            if pfn not in cleared and memory[pfn * PAGE_SIZE : (pfn + 1) * PAGE_SIZE] != page
+        ]
+        memory.release()
+    assert not wrong
 
-        with host.domain(domid) as domain:
-            cleared = {value for index, value in domain.hvm_params() if index in {1, 17}}
-            memory = memoryview(domain.shared.memory)
-            wrong = [
-                pfn
-                for pfn, page in pages.items()
-                if pfn not in cleared and memory[pfn * PAGE_SIZE : (pfn + 1) * PAGE_SIZE] != page
-            ]
-            memory.release()
-        assert not wrong
-
-        again, its_context = contents_of(stream_of_standing(host, domid))
-        assert its_context == context
-        assert set(again) == set(pages)
-        assert [pfn for pfn in pages if pfn not in cleared and again[pfn] != pages[pfn]] == []
+    again, its_context = contents_of(stream_of_standing(host, domid))
+    assert its_context == context
+    assert set(again) == set(pages)
+    assert [pfn for pfn in pages if pfn not in cleared and again[pfn] != pages[pfn]] == []

@@ -27,6 +27,10 @@ class CommandError(Exception):
     """A command cannot do what was asked; the text is its one line."""
 
 
+class Interrupted(Exception):
+    """SIGINT or SIGTERM has ended a command, and nothing of it is left."""
+
+
 class UsageError(Exception):
     """A command that cannot be meant as it stands; the text is its one line."""
 

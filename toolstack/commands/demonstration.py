@@ -6,21 +6,24 @@ import argparse
 import importlib
 import json
 import sys
-import tempfile
 from pathlib import Path
+from typing import Final
 
 from toolstack.commands.running import limits_of, open_trace, progress_for, run
 from toolstack.demo import DemoResult
 from toolstack.demo import demo as run_demo
-from toolstack.outcome import ExitCode, Outcome
+from toolstack.outcome import Outcome
+from toolstack.scratch import ScratchDirectory
+
+_VERIFIED: Final = "the guest compared every page at the destination, and runs on"
 
 
 def demo(arguments: argparse.Namespace) -> int:
     """The events are read to say what happened, so without --events they go to a file that ends
     with the demo."""
-    with tempfile.TemporaryDirectory(prefix="xen-toolstack-events-") as temporary:
+    with ScratchDirectory("xen-toolstack-events-") as scratch:
         if arguments.events is None:
-            arguments.events = str(Path(temporary, "events"))
+            arguments.events = str(scratch.path / "events")
         given = [f"--limit={setting}" for setting in arguments.limit]
         given.append(f"--events={Path(arguments.events).absolute()}")
         with progress_for(arguments, "demo") as progress:
@@ -42,7 +45,6 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace, result: DemoResult) -> int:
     migration = result.migration
-    succeeded = migration.outcome is Outcome.SUCCESS
     if arguments.json:
         extra = {
             "verified": result.verified,
@@ -50,24 +52,14 @@ def _report(arguments: argparse.Namespace, result: DemoResult) -> int:
         }
         print(json.dumps({**migration.as_json(), **extra}))
     else:
-        rows = [("verified", _verified(result))] if succeeded else []
+        rows = [("verified", _VERIFIED)] if result.verified else []
         if result.first_step_lead_seconds is not None:
             rows.append(("first step", _lead(result.first_step_lead_seconds)))
         importlib.import_module("toolstack.commands.display").migration(migration, rows)
-    if not succeeded:
+    if migration.outcome is not Outcome.SUCCESS:
         line = " ".join(f"{migration.outcome.value}: {migration.reason}".split())
         print(f"xen-toolstack: {line}", file=sys.stderr)
-        return migration.exit_code
-    if not result.verified:
-        print("xen-toolstack: the guest's memory is not right there", file=sys.stderr)
-        return ExitCode.GUEST_DIED
-    return ExitCode.SUCCESS
-
-
-def _verified(result: DemoResult) -> str:
-    if not result.verified:
-        return "NO: the guest found a wrong page, or stands still"
-    return "the guest compared every page at the destination, and runs on"
+    return migration.exit_code
 
 
 def _lead(seconds: float) -> str:

@@ -15,7 +15,15 @@ from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
 from ipc_schema.version import version
-from toolstack.commands.common import CommandError, UsageError, count, guest_size, positive, size
+from toolstack.commands.common import (
+    CommandError,
+    Interrupted,
+    UsageError,
+    count,
+    guest_size,
+    positive,
+    size,
+)
 from toolstack.failure import message_of
 from toolstack.outcome import ExitCode
 
@@ -56,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CommandError, OSError, EOFError, ValueError) as error:
         _complain(arguments, message_of(error))
         return ExitCode.FAILED
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         _complain(arguments, "interrupted")
         return ExitCode.FAILED
 
@@ -209,7 +217,7 @@ def _add_migration_commands(command: Adder) -> None:
 
     demo = command("demo", "demonstration:demo", "two hosts, a running guest, one migration")
     demo.add_argument("--mode", choices=("stop-and-copy", "precopy", "postcopy"), default="precopy")
-    demo.add_argument("--memory", type=size, default=256 << 20, metavar="SIZE")
+    demo.add_argument("--memory", type=guest_size, default=256 << 20, metavar="SIZE")
     demo.add_argument("--workload", choices=WORKLOADS, default="random")
     demo.add_argument(
         "--bandwidth", type=size, default=0, metavar="SIZE", help="octets a second at most"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from helper.hypervisors import XEN
 from ipc_schema.messages import Dialect, XentoollogLevel
 from ipc_schema.trace import Trace
-from toolstack.commands.common import UsageError, host_of, hypervisor_of
+from toolstack.commands.common import Interrupted, UsageError, host_of, hypervisor_of
 from toolstack.context import OURS, Context, ProgressLine, no_progress
 from toolstack.helper_request import HelperProgram, OwnHelper, PipeHelper
 from toolstack.limits import Limits
@@ -128,7 +128,10 @@ def _log_ours(level: int, context: str, text: str) -> None:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` in a loop; SIGINT and SIGTERM cancel it, which ends it in order."""
+    """Run `work` in a loop; SIGINT and SIGTERM cancel it, which ends it in order.
+
+    Raises Interrupted where `work` does not say itself what such an end came to.
+    """
 
     async def supervised() -> T:
         loop = asyncio.get_running_loop()
@@ -137,7 +140,10 @@ def run(work: Coroutine[Any, Any, T]) -> T:
             loop.add_signal_handler(number, task.cancel)
         return await task
 
-    return asyncio.run(supervised())
+    try:
+        return asyncio.run(supervised())
+    except asyncio.CancelledError:
+        raise Interrupted from None
 
 
 @contextlib.contextmanager

@@ -47,21 +47,42 @@ _MSRS: Final = ((0xCE, 0, 1 << 31), (0x10A, 0, 0))
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Raises ValueError for a configuration that no domain of this host can have."""
-    try:
-        kind = config["c_info"]["type"]
-        memkb = config["b_info"]["max_memkb"]
-    except (KeyError, TypeError) as error:
+    """Raises ValueError for a configuration that no domain of this host can have. It may come from
+    a peer or a file, so that whatever is read of it later is checked here."""
+    c_info, b_info = _part(config, "c_info"), _part(config, "b_info")
+    kind = c_info.get("type")
+    if not isinstance(kind, str) or kind not in TYPES:
+        known = " and ".join(TYPES)
+        raise ValueError(f"c_info.type is {_seen(kind)}: a simulated host has only {known} guests")
+    _check_number("max_memkb", b_info.get("max_memkb"), 4)
+    # libxl has -1 for a size that is still to be chosen.
+    _check_number("video_memkb", b_info.get("video_memkb", 0), -1)
+    if "simulated" not in config:
+        return  # a real guest's
+    workload = _part(config, "simulated").get("workload")
+    if not isinstance(workload, str) or workload not in NAMES:
+        raise ValueError(f"workload {_seen(workload)} is none of {', '.join(NAMES)}")
+
+
+def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = config.get(name)
+    if not isinstance(part, Mapping):
+        raise ValueError(f"not a domain configuration: {name} is {_seen(part)}, not an object")
+    return part
+
+
+def _check_number(name: str, value: object, least: int) -> None:
+    if type(value) is not int or not least <= value <= MAX_MEMKB:
         raise ValueError(
-            f"not a domain configuration: c_info.type or b_info.max_memkb is missing ({error})"
-        ) from error
-    if kind not in TYPES:
-        raise ValueError(f"a simulated host has no {kind!r} guests, only {' and '.join(TYPES)}")
-    if type(memkb) is not int or not 4 <= memkb <= MAX_MEMKB:
-        raise ValueError(f"b_info.max_memkb is {memkb!r}, not a number from 4 to {MAX_MEMKB}")
-    simulated = config.get("simulated", {})
-    if simulated and simulated.get("workload") not in NAMES:
-        raise ValueError(f"workload {simulated.get('workload')!r} is none of {', '.join(NAMES)}")
+            f"b_info.{name} is {_seen(value)}, not a number from {least} to {MAX_MEMKB}"
+        )
+
+
+def _seen(value: object) -> str:
+    """A value as an error names it: on one line, and not a long one."""
+    if value is None:
+        return "missing"
+    return f"{value!r:.40}" if isinstance(value, str | int | float) else type(value).__name__
 
 
 def capacity_for(config: Mapping[str, Any]) -> int:
@@ -82,7 +103,7 @@ def build_domain(
     domain.domid = domid
     domain.hvm = config["c_info"]["type"] == "hvm"
     domain.capacity = capacity
-    video_memkb = max(0, int(build_info.get("video_memkb", 0)))
+    video_memkb = max(0, build_info.get("video_memkb", 0))
     domain.max_memkb = build_info["max_memkb"] + video_memkb + MAXMEM_CONSTANT
     domain.paused = 1
     domain.shutdown = layout.RUNS

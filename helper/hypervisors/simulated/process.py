@@ -47,7 +47,12 @@ class StartingGuest:
         Raises TimeoutError, or OSError with the guest's own words.
         """
         ready, ready_end = os.pipe()
-        go_end, self._go = os.pipe()
+        try:
+            go_end, self._go = os.pipe()
+        except OSError:
+            os.close(ready)
+            os.close(ready_end)
+            raise
         passed = (directory, ready_end, go_end)
         try:
             try:
