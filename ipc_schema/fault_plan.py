@@ -273,7 +273,9 @@ def _times(match: re.Match[str], point: Point) -> Times:
 
 
 def _is_passed_once(point: Point) -> bool:
-    return point.kind is Kind.MILESTONE or (point.kind is Kind.STREAM and point.of != "page")
+    if point.kind is Kind.STREAM:
+        return point.of != "page"
+    return point.kind in {Kind.MILESTONE, Kind.HANDSHAKE}
 
 
 # What stands behind it.

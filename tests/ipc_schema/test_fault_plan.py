@@ -121,6 +121,11 @@ def test_lines_comments_and_the_seed() -> None:
 def test_a_wrong_plan_is_refused_with_what_would_be_right(text: str, what: str) -> None:
     with pytest.raises(PlanError) as refused:
         parse(text)
+        ("handshake.go=kill", "handshake.go needs a moment: want handshake.go:before-send, "),
+        ("link/handshake.goo=cut", "point of the link 'handshake.goo'; close to it: handshake.go"),
+        ("source/handshake.ready:before-send=kill", "at the source, only at the destination"),
+        ("handshake.go:before-send#2=kill", "is passed once; leave #2 out"),
+        ("link/handshake.go=kill", "kill cannot be done at link/handshake.go; at link/handsh"),
     assert what in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
 

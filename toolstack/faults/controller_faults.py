@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from ipc_schema.messages import Operation
 from ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
+    from toolstack.faults.handshake_faults import HandshakeFaults
     from toolstack.faults.record_faults import RecordFaults
 
 
@@ -62,6 +63,12 @@ class ControllerFaults:
         if self._records is None:
             self._records = RecordFaults(self)
         return self._records
+
+    def handshake(self, ends: Sequence[int]) -> HandshakeFaults:
+        """The faults in what is said over the link whose descriptors are `ends`."""
+        from toolstack.faults.handshake_faults import HandshakeFaults
+
+        return HandshakeFaults(self, ends)
 
     def has(self, point: str) -> bool:
         """Whether anything may fire at the point."""

@@ -17,6 +17,7 @@ _WORST: Final = (FAILS, IDLE, HOLDS)
 _KINDS: Final[Mapping[Kind, str]] = {
     Kind.MILESTONE: "milestones",
     Kind.MESSAGE: "messages",
+    Kind.HANDSHAKE: "handshake",
     Kind.PHASE: "phases",
     Kind.RECORD: "records",
     Kind.STREAM: "streams",

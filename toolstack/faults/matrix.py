@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from ipc_schema import fault_actions as actions
 from ipc_schema.fault_actions import Action, ActionKind, Value, admitted, sides
-from ipc_schema.fault_plan import FIRST, Fault, Plan, Times, parse
+from ipc_schema.fault_plan import FIRST, Fault, Plan, Times
 from ipc_schema.fault_points import POINTS, Kind, Point, Side, Who
 from ipc_schema.messages import CATALOGUE, PrecopyPolicy
 from toolstack.faults import reach
@@ -91,8 +91,8 @@ _PLACES: Final[Mapping[tuple[Who, str], Sequence[int]]] = {
     (Who.HELPER, "stream"): (17, 300_007),  # in the header; in a page
     (Who.HELPER, "back"): (3,),
     (Who.HELPER, "page"): (5,),
-    (Who.LINK, "stream"): (0, 100, 300_007),  # in the handshake, libxl's and libxc's records
-    (Who.LINK, "back"): (0, 25),
+    (Who.LINK, "stream"): (0, 100, 300_007),  # in the xl header, libxl's and libxc's records
+    (Who.LINK, "back"): (0, 25),  # in the banner; what follows it has points of its own
 }
 
 
@@ -134,21 +134,13 @@ def _plans(mode: Mode, point: Point, kind: ActionKind) -> Iterator[Plan]:
     for side in _sides(mode, point, kind):
         for at in _PLACES.get((point.who, point.name), (None,)):
             for value in arguments(point, kind):
-                yield _plan(Fault(point, Action(kind, value), side, at))
+                yield Plan(reach.primed(Fault(point, Action(kind, value), side, at)))
 
 
 def _sides(mode: Mode, point: Point, kind: ActionKind) -> list[Side | None]:
     """In the order of `Side`; None alone for the link."""
     where: list[Side | None] = [side for side in Side if side in sides(point, kind)]
     return [side for side in where or [None] if mode in reach.modes(point, side)]
-
-
-def _plan(fault: Fault) -> Plan:
-    primer = reach.PRIMERS.get(fault.point.of)
-    if primer is None:
-        return Plan((fault,))
-    assert fault.side is not None
-    return Plan((*parse(primer.format(side=fault.side.value)).faults, fault))
 
 
 # A part that touches everything.

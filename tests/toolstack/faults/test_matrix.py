@@ -11,6 +11,7 @@ from ipc_schema.fault_actions import ACTIONS, Action, admitted, sides
 from ipc_schema.fault_plan import Fault, Plan, parse
 from ipc_schema.fault_points import POINTS, Kind, Point, Side, Who
 from ipc_schema.messages import CATALOGUE
+from ipc_schema.xl_handshake import MESSAGES
 from toolstack.faults import reach
 from toolstack.faults.evidence import Mode
 from toolstack.faults.matrix import MODES, Cell, at_random, cells, short
@@ -38,8 +39,10 @@ def test_every_point_is_in_the_matrix_or_it_is_said_why_not() -> None:
 
 def test_the_names_of_what_is_not_passed_are_names_of_the_tables() -> None:
     assert set(reach.NOT_PASSED) <= {point.of for point in POINTS.values()}
-    messages = {*reach.PRIMERS, *reach._OF_MESSAGES, *reach._OF_MESSAGES_AT_DESTINATION}
+    messages = {*reach._OF_MESSAGES, *reach._OF_MESSAGES_AT_DESTINATION}
     assert messages <= set(CATALOGUE)
+    assert set(reach._OF_HANDSHAKE) <= set(MESSAGES)
+    assert set(reach.PRIMERS) <= {*CATALOGUE, *MESSAGES}
     phases = {point.of for point in POINTS.values() if point.kind is Kind.PHASE}
     assert set(reach._OF_PHASES) <= phases
 
@@ -103,6 +106,7 @@ def test_modes_and_globs_select() -> None:
 
 def test_postcopy_is_only_in_postcopy() -> None:
     for cell in ALL:
+        *(f"link/handshake.{name}" for name in MESSAGES),
         if cell.mode is not Mode.POSTCOPY:
             assert "postcopy" not in cell.aim.point.of.lower()
 

@@ -20,6 +20,7 @@ from tests.toolstack.faults.runs import run
 from tests.toolstack.stage import TOOLSTACK, wait_for
 from toolstack.commands.main import main
 from toolstack.faults.run import FaultRun, Mode, Verdict, run_fault
+from toolstack.faults.link_faults import faults_of
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -46,6 +47,20 @@ pytestmark = pytest.mark.timeout(180)
         ("link/back@60=cut", "postcopy", ("link/",), 3),
         ("guest/suspend=refuse", "save", ("source.guest/",), 1),
         ("guest/suspend=crash", "live", ("source.guest/",), 5),
+        ("link/handshake.ready=cut", "live", ("link/",), 1),
+        ("link/handshake.go=cut", "live", ("link/",), 4),
+        ("link/handshake.go=flip", "live", ("link/",), 1),
+        ("link/handshake.report=reset", "stop-and-copy", ("link/",), 4),
+        ("link/handshake.sync=cut", "postcopy", ("link/",), 3),
+        ("controller/handshake.banner:before-send=duplicate", "live", ("destination.c",), 1),
+        ("controller/handshake.config:heard=fail(EIO)", "postcopy", ("destination.c",), 1),
+        ("controller/handshake.ready:before-send=garbage", "live", ("destination.c",), 1),
+        ("controller/handshake.go:before-send=garbage", "live", ("source.controller/",), 1),
+        ("controller/handshake.go:before-send=duplicate", "live", ("source.controller/",), 0),
+        ("controller/handshake.go:after-send=hang-up", "live", ("source.controller/",), 4),
+        ("controller/handshake.report:before-send=kill", "live", ("destination.c",), 4),
+        ("controller/handshake.report:heard=drop", "live", ("source.controller/",), 4),
+        ("controller/handshake.sync:before-send=truncate", "postcopy", ("destination.c",), 3),
         ("guest/suspend=late(0.5)", "stop-and-copy", ("source.guest/",), 0),
     ],
 )
@@ -88,6 +103,37 @@ def test_a_run_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Signa
 
 def test_a_guest_that_refuses_gives_no_answer_at_all() -> None:
     assert ACTIONS["refuse"].doc == "the guest never answers, and runs on"
+@pytest.mark.parametrize(
+    ("lost", "code", "at_source"),
+    [("hang-up", 4, "g--migratedaway (suspended)"), ("delay(0.1)", 1, "g (running)")],
+)
+def test_a_guest_that_the_destination_gives_back(lost: str, code: int, at_source: str) -> None:
+    plan = (
+        "controller/handshake.go:heard=fail(EIO); "
+        f"controller/handshake.permission:before-send={lost}"
+    )
+    verdict = run(plan, "live")
+    assert verdict.holds, verdict.problems
+    assert len(verdict.fired) == 2
+    assert (verdict.seen["exit code"], verdict.seen["at the source"]) == (code, at_source)
+
+
+def test_recover_refuses_after_a_controller_that_died_past_go() -> None:
+    verdict = run("source.controller/handshake.report:heard=kill", "live")
+    assert verdict.holds, verdict.problems
+    (said,) = verdict.seen["recover said"]
+    assert "may run at" in said
+    assert verdict.seen["at the source"] == "g--migratedaway (suspended)"
+    assert verdict.seen["at the destination"] == "g (running)"
+
+
+def test_chance_on_the_link_is_the_seeds() -> None:
+    plans = [parse(f"link/stream@0#50%=cut; seed={seed}") for seed in range(40)]
+    struck = [len(faults_of("stream", plan)) for plan in plans]
+    assert struck == [len(faults_of("stream", plan)) for plan in plans]
+    assert 8 < sum(struck) < 32
+
+
     verdict = run("guest/suspend=refuse", "live")
     assert verdict.holds, verdict.problems
     assert "did not acknowledge the suspend request in time" in str(verdict.seen["migrate said"])
