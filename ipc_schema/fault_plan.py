@@ -2,11 +2,12 @@
 
     [[SIDE.]WHO/]POINT[TIMES]=ACTION[(ARGUMENT)]
 
-one a line, or several in a line with `;` between. A line that begins with `#` is a comment, and
-`seed=N` makes chance repeatable. SIDE is `source` or `destination`; WHO is `helper` (the default),
-`controller`, `link` or `guest`; one of them may stand alone. TIMES is `#3` (the third time alone),
-`#3+` (from the third on), `#*` (each time) or `#30%` (each time with that probability); without it,
-the first time alone. Examples:
+one a line, or several in a line with `;` between. A line that begins with `#` is a comment.
+`seed=N` makes chance repeatable: the same choices, wherever the plan is carried out; without it,
+whoever reads the plan first draws one, says it, and hands it on to all that it starts. SIDE is
+`source` or `destination`; WHO is `helper` (the default), `controller`, `link` or `guest`; one of
+them may stand alone. TIMES is `#3` (the third time alone), `#3+` (from the third on), `#*` (each
+time) or `#30%` (each time with that probability); without it, the first time alone. Examples:
 
     postcopy_transition:before-answer=kill
     source/log:before-send#30%=drop; seed=7
@@ -18,12 +19,14 @@ the first time alone. Examples:
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from ipc_schema.fault_actions import (
     ACTIONS,
     DIE,
+    GARBAGE,
     KILL,
     Action,
     ActionKind,
@@ -97,7 +100,7 @@ class Fault(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """`seed` None: whoever carries the plan out draws one, and says it."""
+    """`seed` None: whoever is given the plan draws one (`seeded`)."""
 
     faults: tuple[Fault, ...]
     seed: int | None = None
@@ -122,6 +125,17 @@ class Plan(NamedTuple):
 
     def __str__(self) -> str:
         """One line that `parse` reads as this plan."""
+    @property
+    def by_chance(self) -> bool:
+        """Whether the seed decides anything."""
+        return any(
+            fault.times.percent is not None or fault.action.kind is GARBAGE for fault in self.faults
+        )
+
+    def seeded(self) -> Plan:
+        """With a seed, drawn where it has none."""
+        return self if self.seed is not None else self._replace(seed=secrets.randbelow(1 << 32))
+
         parts = [str(fault) for fault in self.faults]
         if self.seed is not None:
             parts.append(f"{_SEED}={self.seed}")

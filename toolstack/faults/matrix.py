@@ -6,6 +6,7 @@ selection gives the same cells in the same order.
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -49,6 +50,13 @@ class Cell(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str]:
+    @property
+    def seeded(self) -> Plan:
+        """The plan, with a seed of its own text where it has none: each run of the matrix is the
+        same one again."""
+        seed = zlib.crc32(str(self.plan).encode()) if self.plan.seed is None else self.plan.seed
+        return self.plan._replace(seed=seed)
+
         """Of the mode and the faults, without the seed: what tells a cell from all others."""
         return self.mode.value, str(self.plan._replace(seed=None))
 

@@ -80,6 +80,12 @@ def test_every_cell_is_a_plan_that_can_be_typed() -> None:
         assert parse(str(cell.plan)) == cell.plan
 
 
+def test_a_cell_has_the_same_seed_each_time() -> None:
+    cell = Cell(Mode.LIVE, parse("log:before-send=garbage"))
+    assert cell.seeded.seed == 42_889_701
+    assert Cell(Mode.LIVE, parse("log:before-send=garbage; seed=5")).seeded.seed == 5
+
+
 def test_no_cell_is_there_twice() -> None:
     assert Counter(cell.key for cell in ALL).most_common(1)[0][1] == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -16,10 +17,12 @@ from helper.hypervisors.interface import GuestState
 from helper.hypervisors.simulated.host import SimulatedHost
 from ipc_schema.fault_actions import ACTIONS
 from ipc_schema.fault_plan import parse
-from tests.toolstack.faults.runs import run
+from tests.toolstack.faults.runs import LIMITS, run
 from tests.toolstack.stage import TOOLSTACK, wait_for
 from toolstack.commands.main import main
 from toolstack.faults.run import FaultRun, Mode, Verdict, run_fault
+from toolstack.faults.run import FaultRun, Mode, Verdict, run_fault
+from toolstack.faults.stage import Stage
 from toolstack.faults.link_faults import faults_of
 
 pytestmark = pytest.mark.timeout(180)
@@ -204,6 +207,41 @@ def test_a_verdict_comes_back_from_json() -> None:
     assert again == verdict
     assert (again.seed, again.mode, again.kind) == (5, "save", "holds")
     assert {event["process"] for event in again.events} == {"controller", "helper"}
+
+def test_the_seed_is_the_guests_too() -> None:
+    plan = parse("hello=kill; seed=7")
+    with (
+        tempfile.TemporaryDirectory(prefix="fr-") as directory,
+        Stage(plan, Mode.SAVE, 1 << 20, "idle", Path(directory), LIMITS),
+    ):
+        host = SimulatedHost(Path(directory) / "source")
+        assert host.config(host.find("g"))["simulated"]["seed"] == 7
+
+
+def test_a_plan_without_a_seed_is_given_one_that_is_told() -> None:
+    seeds = {run("hello=delay(0)", "save").seed for _ in range(2)}
+    assert len(seeds) == 2
+
+
+def test_all_processes_of_a_migration_have_the_seed_that_the_first_has_drawn(
+    host: SimulatedHost,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    host.create_guest("g", 1 << 20, "idle")
+    monkeypatch.setenv("XEN_SAVE_HELPER_FAULTS", "record.libxc.END:write#1%=garbage")
+    there, events = str(tmp_path / "there"), tmp_path / "events"
+    assert main(["init", there]) == 0
+    given = ["--host", str(host.directory), "--events", str(events)]
+    main(["migrate", "g", "--to", there, *given])
+    for row in SimulatedHost(tmp_path / "there").domains():
+        SimulatedHost(tmp_path / "there").destroy(row.domid)
+    (drawn,) = re.findall(r"^xen-toolstack: faults: (seed=\d+)$", capsys.readouterr().err, re.M)
+    lines = map(json.loads, events.read_text().splitlines())
+    plans = [line["plan"] for line in lines if line["event"] == "faults"]
+    assert plans == [f"record.libxc.END:write#1%=garbage; {drawn}"] * 2
+
 
 
 def test_a_directory_without_room_for_sockets_is_refused(tmp_path: Path) -> None:
