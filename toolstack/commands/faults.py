@@ -18,6 +18,7 @@ from ipc_schema.fault_plan import Plan, PlanError, parse
 from ipc_schema.fault_points import POINTS, Point, Side
 from toolstack.commands.common import CommandError, UsageError, show
 from toolstack.commands.running import limits_of
+from toolstack.faults.report import not_fired
 from toolstack.faults.run import FAULT_LIMITS, FaultRun, Mode, Verdict, run_fault
 from toolstack.faults.worker import end_all_in
 from toolstack.limits import Limits
@@ -149,9 +150,7 @@ def text_of(verdict: Verdict) -> Iterator[str]:
 
 def _idle(verdict: Verdict) -> dict[str, str]:
     """Which of several faults the run never came to."""
-    faults = map(str, parse(verdict.plan).faults)
-    # What fired is told with the side where it did.
-    idle = [one for one in faults if not any(fired.endswith(one) for fired in verdict.fired)]
+    idle = not_fired(verdict)
     return {"did not fire": ", ".join(idle)} if idle and verdict.fired else {}
 
 

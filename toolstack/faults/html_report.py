@@ -95,7 +95,8 @@ def _header(report: Report) -> Markup:
         ),
         tag(
             "p",
-            f"{total.runs:,} runs of real processes on two simulated hosts, "
+            f"{total.runs:,} runs of real processes on two simulated hosts, in {total.whole:,} of "
+            "which every fault of the plan fired; "
             f"{_hours(total.seconds)} of running time; each judged from the outside: exit codes, "
             "trace, process table, and the guest's memory.",
             class_="note",

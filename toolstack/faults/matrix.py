@@ -19,6 +19,8 @@ from ipc_schema.fault_actions import Action, ActionKind, Value, admitted, sides
 from ipc_schema.fault_plan import FIRST, Fault, Plan, Times
 from ipc_schema.fault_points import POINTS, Kind, Point, Side, Who
 from ipc_schema.messages import CATALOGUE, PrecopyPolicy
+from ipc_schema.records import HEADER_SIZE
+from ipc_schema.xl_handshake import BANNER, READY, REPORT, SYNC
 from toolstack.faults import reach
 from toolstack.faults.evidence import Mode
 
@@ -49,14 +51,14 @@ class Cell(NamedTuple):
         return self.plan.faults[-1]
 
     @property
-    def key(self) -> tuple[str, str]:
-    @property
     def seeded(self) -> Plan:
         """The plan, with a seed of its own text where it has none: each run of the matrix is the
         same one again."""
         seed = zlib.crc32(str(self.plan).encode()) if self.plan.seed is None else self.plan.seed
         return self.plan._replace(seed=seed)
 
+    @property
+    def key(self) -> tuple[str, str]:
         """Of the mode and the faults, without the seed: what tells a cell from all others."""
         return self.mode.value, str(self.plan._replace(seed=None))
 
@@ -227,11 +229,21 @@ def _pair(random: Random, mode: Mode, points: Sequence[Sequence[Fault]]) -> Cell
 def _place(random: Random, fault: Fault) -> int | None:
     if fault.at is None:
         return None
+    length = _SHORT.get((fault.point.who, fault.point.name))
+    if length is not None:
+        return random.choice((fault.at, random.randrange(length)))
     return random.choice((fault.at, random.randrange(100), random.randrange(_FAR)))
 
 
 _FAR: Final = 500_000
 """Octets that every stream has; a pfn beyond the guest's is never passed."""
+_SHORT: Final[Mapping[tuple[Who, str], int]] = {
+    # At least that all pages are there.
+    (Who.HELPER, "back"): HEADER_SIZE,
+    (Who.LINK, "back"): len(BANNER.octets)
+    + min(len(READY.octets + REPORT.octets), HEADER_SIZE + len(SYNC.octets)),
+}
+"""Octets that go back in each run."""
 
 _WAITING: Final = frozenset({actions.STOP, actions.DELAY, actions.STALL, actions.LATE})
 """Done each time, they would take minutes."""

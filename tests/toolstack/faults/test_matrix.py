@@ -106,13 +106,13 @@ def test_modes_and_globs_select() -> None:
     assert {str(point) for point in points_of(cells(MODES, "link/*"))} == {
         "link/stream@OFFSET",
         "link/back@OFFSET",
+        *(f"link/handshake.{name}" for name in MESSAGES),
     }
     assert cells(MODES, "nothing") == []
 
 
 def test_postcopy_is_only_in_postcopy() -> None:
     for cell in ALL:
-        *(f"link/handshake.{name}" for name in MESSAGES),
         if cell.mode is not Mode.POSTCOPY:
             assert "postcopy" not in cell.aim.point.of.lower()
 
@@ -150,6 +150,17 @@ class TestAtRandom:
         assert {fault.side for _mode, fault in faults} == {*Side, None}
         assert {fault.point for _mode, fault in faults} == points_of(ALL)
         assert {fault.action.kind.name for _mode, fault in faults} == set(ACTIONS)
+
+    def test_places_on_the_short_way_back_are_passed(self) -> None:
+        faults = [fault for cell in at_random(4000, 3) for fault in cell.plan.faults]
+        for who, length in ((Who.HELPER, 8), (Who.LINK, 54 + 8 + 42)):
+            places = {
+                fault.at
+                for fault in faults
+                if fault.point.who is who and fault.point.name == "back"
+            }
+            assert len(places) > 3
+            assert all(place is not None and place < length for place in places)
 
     def test_what_takes_time_does_not_do_so_again_and_again(self) -> None:
         waits = {"stop", "delay", "stall", "late"}

@@ -16,7 +16,7 @@ from tests.toolstack.faults.verdicts import EVENTS, report, verdict
 from toolstack.faults import html_report, junit
 from toolstack.faults.lanes import lanes
 from toolstack.faults.markup import join, raw, tag
-from toolstack.faults.report import Report, rows, show
+from toolstack.faults.report import Report, not_fired, rows, show, tally
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=y> \"'&amp; ]]> --> \x00\x1b[31m \ud800 ☃"
@@ -43,11 +43,21 @@ class TestFigures:
 
     def test_rows_are_in_the_order_of_the_modes(self) -> None:
         assert rows(MIXED) == [
-            ("save", "2", "1", "1", "0", "1.5"),
-            ("live", "1", "1", "0", "0", "1.5"),
-            ("postcopy", "1", "0", "0", "1", "1.5"),
-            ("all", "4", "2", "1", "1", "1.5"),
+            ("save", "2", "1", "1", "0", "2", "1.5"),
+            ("live", "1", "1", "0", "0", "1", "1.5"),
+            ("postcopy", "1", "0", "0", "1", "0", "1.5"),
+            ("all", "4", "2", "1", "1", "3", "1.5"),
         ]
+
+    def test_how_many_came_to_all_their_faults(self) -> None:
+        plan = "start=stop; controller/suspend:before-answer=kill; suspend:before-answer=kill"
+        fired = ("source/start=stop", "source.controller/suspend:before-answer=kill")
+        one = verdict(plan, fired=fired)
+        all_of_them = verdict(plan, fired=(*fired, "source/suspend:before-answer=kill"))
+        assert not_fired(one) == ["suspend:before-answer=kill"]
+        assert not_fired(all_of_them) == []
+        found = report(one, all_of_them, must_fire=False)
+        assert tally(found.verdicts).whole == found.as_json()["all_fired"] == 1
 
     def test_a_command_repeats_a_run(self) -> None:
         usual = MIXED.again(MIXED.verdicts[0])
