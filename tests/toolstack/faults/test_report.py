@@ -7,7 +7,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree as Xml
 
 import pytest
@@ -98,6 +98,36 @@ class TestTable:
         assert capsys.readouterr().out.endswith("all 1 hold\n")
 
 
+class Known(NamedTuple):
+    """What a schema lets an element have."""
+
+    children: frozenset[str] = frozenset()
+    attributes: frozenset[str] = frozenset()
+    required: frozenset[str] = frozenset()
+
+
+def known(children: str, required: str, optional: str) -> Known:
+    must = frozenset(required.split())
+    return Known(frozenset(children.split()), must | frozenset(optional.split()), must)
+
+
+JENKINS = {
+    "testsuites": known("testsuite", "", "name time tests failures errors"),
+    "testsuite": known(
+        "testsuite properties testcase system-out system-err",
+        "name tests failures errors",
+        "group time skipped timestamp hostname id package file log url",
+    ),
+    "properties": known("property", "", ""),
+    "property": known("", "name value", ""),
+    "testcase": known(
+        "skipped error failure system-out system-err", "name", "time classname group"
+    ),
+    **dict.fromkeys(("failure", "error", "skipped"), known("", "", "type message")),
+}
+"""What junit-10.xsd of Jenkins' xUnit plugin admits of what we write."""
+
+
 class TestJunit:
     def suites(self, found: Report, directory: Path) -> Xml.Element:
         junit.write(found, directory / "junit.xml")
@@ -119,7 +149,7 @@ class TestJunit:
                 for name, child in (
                     ("failures", "failure"),
                     ("errors", "error"),
-                    ("skipped", "skipped"),
+                    *([] if element is root else [("skipped", "skipped")]),
                 ):
                     assert element.get(name) == str(len(list(element.iter(child))))
             assert len(list(root.iter("error"))) == must_fire
@@ -130,6 +160,19 @@ class TestJunit:
         (error,) = root.iter("error")
         assert "7 runs are missing" in str(error.get("message"))
         assert (root.get("tests"), root.get("errors"), root.get("failures")) == ("2", "1", "0")
+
+    @pytest.mark.parametrize("must_fire", [True, False])
+    def test_nothing_that_jenkins_does_not_know(self, tmp_path: Path, must_fire: bool) -> None:
+        found = report(*MIXED.verdicts, missing=1, must_fire=must_fire)
+        for element in self.suites(found, tmp_path).iter():
+            assert JENKINS[element.tag].children >= {child.tag for child in element}
+            assert JENKINS[element.tag].attributes >= set(element.attrib)
+            assert set(element.attrib) >= JENKINS[element.tag].required
+
+    def test_a_suite_says_in_how_many_all_fired(self, tmp_path: Path) -> None:
+        root = self.suites(MIXED, tmp_path)
+        said = [given.attrib for given in root.iter("property")]
+        assert said == [{"name": "runs in which all fired", "value": n} for n in ("2", "1", "0")]
 
     def test_a_failure_says_what_is_wrong_and_how_to_repeat_it(self, tmp_path: Path) -> None:
         (failure,) = self.suites(MIXED, tmp_path).iter("failure")
