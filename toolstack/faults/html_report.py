@@ -147,6 +147,8 @@ def _panels(report: Report, entries: Sequence[Entry]) -> Iterator[Markup]:
         aria_label="Modes",
     )
     yield _toolbar()
+    nothing = "Nothing here is like that: the filter, or the box beside it, leaves nothing to show."
+    yield tag("p", nothing, id="nothing", class_="nothing", role="status", hidden=True)
     for index, (name, _title, content, _number) in enumerate(tabs):
         yield tag(
             "section",

@@ -247,6 +247,10 @@ class TestPage:
         assert cell["class"] == "cell fails"
         assert cell["aria-label"] == "hello exit: 1 fails, 1 holds"
 
+    def test_what_is_typed_as_kill_is_found_by_that(self) -> None:
+        (cell,) = Page(html_report.page(MIXED)).all(data_v="0")
+        assert cell["aria-label"] == "suspend:before-answer die (kill): 1 holds"
+
     def test_plans_of_several_faults_are_listed(self) -> None:
         pair = verdict("start=stop; hello=kill; seed=3")
         primed = verdict("source.controller/start:after-send=signal(TERM); "
@@ -254,6 +258,11 @@ class TestPage:
         page = Page(html_report.page(report(pair, primed)))
         assert [given["class"] for given in page.all(data_v="0")] == ["open holds"]
         assert [given["class"] for given in page.all(data_v="1")] == ["cell holds"]
+
+    def test_two_faults_by_chance_are_listed_whatever_the_second_is(self) -> None:
+        pair = verdict("start=stop; source.controller/abort:before-send=kill; seed=3")
+        page = Page(html_report.page(report(pair)))
+        assert [given["class"] for given in page.all(data_v="0")] == ["open holds"]
 
     def test_the_traces_are_in_it(self) -> None:
         text = html_report.page(MIXED)
