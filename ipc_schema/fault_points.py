@@ -88,8 +88,11 @@ class Point(NamedTuple):
 
     @property
     def on_pipe(self) -> bool:
-        """Whether the point exists where libxl's pipes are spoken."""
-        return self.kind is not Kind.MESSAGE or CATALOGUE[self.of].on_pipe
+        """Whether the point exists where libxl's pipes are spoken: of the messages on them, the
+        helper's end alone has any."""
+        if self.kind is not Kind.MESSAGE:
+            return True
+        return self.who is Who.HELPER and CATALOGUE[self.of].on_pipe
 
     def __str__(self) -> str:
         """As it is listed: with who, and what must follow."""
@@ -140,14 +143,14 @@ def message_point(message: str, moment: Moment) -> str:
     return f"{message}:{moment.value}"
 
 
-def record_point(stream: str, record: str, moment: Moment) -> str:
-    """`stream` is `libxc` or `libxl`."""
-    return f"record.{stream}.{record}:{moment.value}"
 def handshake_point(message: str, moment: Moment | None = None) -> str:
     """Without a moment, the link's."""
     return f"handshake.{message}:{moment.value}" if moment else f"handshake.{message}"
 
 
+def record_point(stream: str, record: str, moment: Moment) -> str:
+    """`stream` is `libxc` or `libxl`."""
+    return f"record.{stream}.{record}:{moment.value}"
 
 
 def _messages() -> Iterator[Point]:
@@ -177,9 +180,6 @@ def _message(who: Who, message: Message, moment: Moment) -> Point:
     )
 
 
-def _phases() -> Iterator[Point]:
-    sides: dict[str, frozenset[Side]] = {}
-    of_save = [phase.value for phase in Phase if phase is not Phase.FINISHED]
 def _handshake() -> Iterator[Point]:
     """Each side passes the points of what it says, and of what it hears; the link passes all."""
     for message in xl_handshake.MESSAGES.values():
@@ -203,6 +203,9 @@ def _of_handshake(
     return Point(who, name, Kind.HANDSHAKE, sides, doc, message.name, moment)
 
 
+def _phases() -> Iterator[Point]:
+    sides: dict[str, frozenset[Side]] = {}
+    of_save = [phase.value for phase in Phase if phase is not Phase.FINISHED]
     of_restore = [HEADERS, *(stage.value for stage in Stage if stage is not Stage.ENDED)]
     for names, side in ((of_save, _SOURCE), (of_restore, _DESTINATION)):
         for name in names:

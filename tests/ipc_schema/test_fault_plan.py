@@ -77,7 +77,13 @@ def test_lines_comments_and_the_seed() -> None:
         ("exit=kill; seed=x", "'seed=x': seed 'x': want a whole number from 0"),
         ("seed=1; seed=2; exit=kill", "has a seed already"),
         ("suspnd:before-send=kill", "no point 'suspnd:before-send'; close to it: suspend:before-s"),
-        ("qqq=kill", "there is no point 'qqq'; `xen-toolstack faults list` has"),
+        ("qqq=kill", "there is no point 'qqq'; want start, hello, exit, "),
+        ("qqq=kill", "; phase.NAME as phase."),
+        ("qqq=kill", "; `xen-toolstack faults list` has them all"),
+        ("qqq=kill", "; controller/NAME:MOMENT as controller/log:heard; "),
+        ("link/qqq=cut", "no point of the link 'qqq'; want link/stream@OFFSET, link/back@OFFSET; "),
+        ("suspnd=kill", "no point 'suspnd'; close to it: suspend:heard, "),
+        ("transition=kill", "no point 'transition'; close to it: "),
         ("suspend:before-sent=kill", "no moment 'before-sent'; close to it: before-send"),
         ("suspend=kill", "suspend needs a moment: want suspend:before-send, "),
         ("complete=kill", "complete needs a moment: want complete:before-send, complete"),
@@ -115,17 +121,17 @@ def test_lines_comments_and_the_seed() -> None:
         ("destination/stream@1=enospc", "no enospc at stream@OFFSET at the destination, only at"),
         ("source/back@1=epipe", "no epipe at back@OFFSET at the source, only at the destination"),
         ("destination/precopy_policy:after-send=kill", "no precopy_policy:after-send at the dest"),
+        ("handshake.go=kill", "handshake.go needs a moment: want handshake.go:before-send, "),
+        ("link/handshake.goo=cut", "point of the link 'handshake.goo'; close to it: handshake.go"),
+        ("source/handshake.ready:before-send=kill", "at the source, only at the destination"),
+        ("handshake.go:before-send#2=kill", "is passed once; leave #2 out"),
+        ("link/handshake.go=kill", "kill cannot be done at link/handshake.go; at link/handsh"),
         ("source.link/stream@1=cut", "link/stream@OFFSET has no side; leave source out"),
     ],
 )  # fmt: skip
 def test_a_wrong_plan_is_refused_with_what_would_be_right(text: str, what: str) -> None:
     with pytest.raises(PlanError) as refused:
         parse(text)
-        ("handshake.go=kill", "handshake.go needs a moment: want handshake.go:before-send, "),
-        ("link/handshake.goo=cut", "point of the link 'handshake.goo'; close to it: handshake.go"),
-        ("source/handshake.ready:before-send=kill", "at the source, only at the destination"),
-        ("handshake.go:before-send#2=kill", "is passed once; leave #2 out"),
-        ("link/handshake.go=kill", "kill cannot be done at link/handshake.go; at link/handsh"),
     assert what in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
 

@@ -20,10 +20,9 @@ from ipc_schema.fault_plan import parse
 from tests.toolstack.faults.runs import LIMITS, run
 from tests.toolstack.stage import TOOLSTACK, wait_for
 from toolstack.commands.main import main
-from toolstack.faults.run import FaultRun, Mode, Verdict, run_fault
+from toolstack.faults.link_faults import faults_of
 from toolstack.faults.run import FaultRun, Mode, Verdict, run_fault
 from toolstack.faults.stage import Stage
-from toolstack.faults.link_faults import faults_of
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -48,8 +47,6 @@ pytestmark = pytest.mark.timeout(180)
         ("link/stream@0=cut", "live", ("link/",), 1),
         ("link/stream@5000=stall(0.5)", "postcopy", ("link/",), 0),
         ("link/back@60=cut", "postcopy", ("link/",), 3),
-        ("guest/suspend=refuse", "save", ("source.guest/",), 1),
-        ("guest/suspend=crash", "live", ("source.guest/",), 5),
         ("link/handshake.ready=cut", "live", ("link/",), 1),
         ("link/handshake.go=cut", "live", ("link/",), 4),
         ("link/handshake.go=flip", "live", ("link/",), 1),
@@ -64,6 +61,8 @@ pytestmark = pytest.mark.timeout(180)
         ("controller/handshake.report:before-send=kill", "live", ("destination.c",), 4),
         ("controller/handshake.report:heard=drop", "live", ("source.controller/",), 4),
         ("controller/handshake.sync:before-send=truncate", "postcopy", ("destination.c",), 3),
+        ("guest/suspend=refuse", "save", ("source.guest/",), 1),
+        ("guest/suspend=crash", "live", ("source.guest/",), 5),
         ("guest/suspend=late(0.5)", "stop-and-copy", ("source.guest/",), 0),
     ],
 )
@@ -104,8 +103,6 @@ def test_a_run_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Signa
         assert os.listdir(directory) == []
 
 
-def test_a_guest_that_refuses_gives_no_answer_at_all() -> None:
-    assert ACTIONS["refuse"].doc == "the guest never answers, and runs on"
 @pytest.mark.parametrize(
     ("lost", "code", "at_source"),
     [("hang-up", 4, "g--migratedaway (suspended)"), ("delay(0.1)", 1, "g (running)")],
@@ -137,6 +134,8 @@ def test_chance_on_the_link_is_the_seeds() -> None:
     assert 8 < sum(struck) < 32
 
 
+def test_a_guest_that_refuses_gives_no_answer_at_all() -> None:
+    assert ACTIONS["refuse"].doc == "the guest never answers, and runs on"
     verdict = run("guest/suspend=refuse", "live")
     assert verdict.holds, verdict.problems
     assert "did not acknowledge the suspend request in time" in str(verdict.seen["migrate said"])
@@ -208,6 +207,7 @@ def test_a_verdict_comes_back_from_json() -> None:
     assert (again.seed, again.mode, again.kind) == (5, "save", "holds")
     assert {event["process"] for event in again.events} == {"controller", "helper"}
 
+
 def test_the_seed_is_the_guests_too() -> None:
     plan = parse("hello=kill; seed=7")
     with (
@@ -241,7 +241,6 @@ def test_all_processes_of_a_migration_have_the_seed_that_the_first_has_drawn(
     lines = map(json.loads, events.read_text().splitlines())
     plans = [line["plan"] for line in lines if line["event"] == "faults"]
     assert plans == [f"record.libxc.END:write#1%=garbage; {drawn}"] * 2
-
 
 
 def test_a_directory_without_room_for_sockets_is_refused(tmp_path: Path) -> None:
@@ -307,5 +306,17 @@ def test_the_list_has_each_point_with_its_actions(capsys: pytest.CaptureFixture[
     assert rows["link/stream@OFFSET"]["actions"][:2] == ["cut", "flip[(BIT)]"]
     assert rows["suspend:before-answer"]["actions"][0] == "kill"
     assert rows["postcopy_transition:before-send"]["sides"] == ["destination", "source"]
+    assert rows["controller/suspend:heard"]["on_pipe"] is False
+    assert rows["suspend:before-send"]["only"] == {
+        "wrong-sequence": {"sides": ["destination", "source"], "on_pipe": False}
+    }
     assert main(["faults", "list"]) == 0
-    assert "controller/suspend:heard\n" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    after = {point: lines.index(point) + 1 for point in ("exit", "suspend:before-send")}
+    assert lines[lines.index("controller/suspend:heard") + 1].endswith(" (not on libxl's pipes)")
+    assert lines[after["exit"]].endswith("about to exit")
+    assert "wrong-sequence (not on libxl's pipes)" in lines[after["suspend:before-send"] + 1]
+    stream = lines.index("stream@OFFSET")
+    assert "enospc (source only)" in lines[stream + 2]
+    (ready,) = (line for line in lines if line.startswith("    the controller has sent the ready"))
+    assert ready.endswith("(destination only)")
