@@ -210,6 +210,20 @@ _MESSAGE_OF_CONTROLLER: Final[Mapping[Moment, tuple[ActionKind, ...]]] = {
 }
 
 
+def _of_handshake(point: Point) -> tuple[ActionKind, ...]:
+    if point.moment is None:
+        return _ON_LINK
+    return _HANDSHAKE_OF_CONTROLLER[point.moment]
+
+
+_HANDSHAKE_OF_CONTROLLER: Final[Mapping[Moment, tuple[ActionKind, ...]]] = {
+    Moment.BEFORE_SEND: (*PROCESS, FAIL, HANG_UP, DROP, DUPLICATE, GARBAGE, TRUNCATE),
+    Moment.AFTER_SEND: (*PROCESS, HANG_UP),
+    Moment.HEARD: (*PROCESS, FAIL, HANG_UP, DROP),
+}
+_ON_LINK: Final = (*_PASSING, RESET)
+
+
 def _of_record(point: Point) -> tuple[ActionKind, ...]:
     writing = _WRITING if point.moment is Moment.WRITE else ()
     return (*PROCESS, *RECORD, *_PASSING, *writing, RESET)
@@ -217,12 +231,13 @@ def _of_record(point: Point) -> tuple[ActionKind, ...]:
 
 def _of_stream(point: Point) -> tuple[ActionKind, ...]:
     if point.who is Who.LINK:
-        return (*_PASSING, RESET)
+        return _ON_LINK
     return (*PROCESS, *STREAM)
 
 
 _ADMITTED: Final[Mapping[Kind, Callable[[Point], tuple[ActionKind, ...]]]] = {
     Kind.MESSAGE: _of_message,
+    Kind.HANDSHAKE: _of_handshake,
     Kind.MILESTONE: lambda _point: PROCESS,
     Kind.PHASE: lambda _point: (*PROCESS, FAIL),
     Kind.RECORD: _of_record,

@@ -2,11 +2,12 @@
 
     [[SIDE.]WHO/]POINT[TIMES]=ACTION[(ARGUMENT)]
 
-one a line, or several in a line with `;` between. A line that begins with `#` is a comment, and
-`seed=N` makes chance repeatable. SIDE is `source` or `destination`; WHO is `helper` (the default),
-`controller`, `link` or `guest`; one of them may stand alone. TIMES is `#3` (the third time alone),
-`#3+` (from the third on), `#*` (each time) or `#30%` (each time with that probability); without it,
-the first time alone. Examples:
+one a line, or several in a line with `;` between. A line that begins with `#` is a comment.
+`seed=N` makes chance repeatable: the same choices, wherever the plan is carried out; without it,
+whoever reads the plan first draws one, says it, and hands it on to all that it starts. SIDE is
+`source` or `destination`; WHO is `helper` (the default), `controller`, `link` or `guest`; one of
+them may stand alone. TIMES is `#3` (the third time alone), `#3+` (from the third on), `#*` (each
+time) or `#30%` (each time with that probability); without it, the first time alone. Examples:
 
     postcopy_transition:before-answer=kill
     source/log:before-send#30%=drop; seed=7
@@ -18,12 +19,14 @@ the first time alone. Examples:
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from ipc_schema.fault_actions import (
     ACTIONS,
     DIE,
+    GARBAGE,
     KILL,
     Action,
     ActionKind,
@@ -37,6 +40,8 @@ _SEED: Final = "seed"
 MAX_SEED: Final = 2**63 - 1
 _MAX_TIMES: Final = 10**9
 _MAX_AT: Final = 2**63 - 1
+_CLOSE: Final = 4
+"""Names that are shown of those close to what was typed."""
 
 
 class PlanError(ValueError):
@@ -97,7 +102,7 @@ class Fault(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """`seed` None: whoever carries the plan out draws one, and says it."""
+    """`seed` None: whoever is given the plan draws one (`seeded`)."""
 
     faults: tuple[Fault, ...]
     seed: int | None = None
@@ -119,6 +124,17 @@ class Plan(NamedTuple):
         """What is left for helpers and controllers, who fire as by the whole plan."""
         left = tuple(fault for fault in self.faults if fault.point.who not in _STAGED)
         return self._replace(faults=left)
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether the seed decides anything."""
+        return any(
+            fault.times.percent is not None or fault.action.kind is GARBAGE for fault in self.faults
+        )
+
+    def seeded(self) -> Plan:
+        """With a seed, drawn where it has none."""
+        return self if self.seed is not None else self._replace(seed=secrets.randbelow(1 << 32))
 
     def __str__(self) -> str:
         """One line that `parse` reads as this plan."""
@@ -224,13 +240,15 @@ def _place(text: str, side: Side | None, who: Who | None) -> tuple[Point, int | 
 
 
 def _no_point(name: str, side: Side | None, who: Who | None) -> str:
-    names = list(
-        dict.fromkeys(
-            point.name
-            for point in POINTS.values()
-            if (who is None or point.who is who) and (side is None or side in point.sides)
-        )
-    )
+    points = [
+        point
+        for point in POINTS.values()
+        if (who is None or point.who is who) and (side is None or side in point.sides)
+    ]
+    names = [
+        point.name if who or find(point.name) else f"{point.who.value}/{point.name}"
+        for point in points
+    ]
     what = "point" if who is None else f"point of the {who.value}"
     if (of_message := _moments(name, names)) is not None:
         return of_message
@@ -238,8 +256,40 @@ def _no_point(name: str, side: Side | None, who: Who | None) -> str:
     if elsewhere:
         asked = who.value if who else Who.HELPER.value
         return f"the {asked} has no point {name!r}; want {' or '.join(elsewhere)}/{name}"
-    close = _close(name, names).removesuffix("; ") or "`xen-toolstack faults list` has them all"
-    return f"there is no {what} {name!r}; {close}"
+    return f"there is no {what} {name!r}; {_close_point(name, names)}want {_forms(points)}"
+
+
+def _close_point(name: str, names: Sequence[str]) -> str:
+    """By all its letters, or else by one of its words."""
+    if close := _close(name, names):
+        return close
+    from difflib import get_close_matches
+
+    words = {word for one in names for word in _words(one)}
+    meant = {close for word in _words(name.lower()) for close in get_close_matches(word, words)}
+    holding = [one for one in names if meant & set(_words(one))][:_CLOSE]
+    return f"close to it: {', '.join(holding)}; " if holding else ""
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[.:@]", name.lower()) if word]
+
+
+def _forms(points: Iterable[Point]) -> str:
+    """What there is, in a line: the points that stand alone, and one of each family."""
+    families: dict[str, str] = {}
+    alone = []
+    for point in points:
+        base, colon, _moment = str(point).partition(":")
+        family = base.rpartition(".")[0]
+        if family or colon:
+            form = f"{family}.NAME" if family else f"{base.rpartition('/')[0]}/NAME".lstrip("/")
+            families.setdefault(f"{form}:MOMENT" if colon else form, str(point))
+        else:
+            alone.append(str(point))
+    shown = [", ".join(alone)] if alone else []
+    shown += [f"{form} as {one}" for form, one in families.items()]
+    return "; ".join([*shown, "`xen-toolstack faults list` has them all"])
 
 
 def _moments(name: str, names: list[str]) -> str | None:
@@ -273,7 +323,9 @@ def _times(match: re.Match[str], point: Point) -> Times:
 
 
 def _is_passed_once(point: Point) -> bool:
-    return point.kind is Kind.MILESTONE or (point.kind is Kind.STREAM and point.of != "page")
+    if point.kind is Kind.STREAM:
+        return point.of != "page"
+    return point.kind in {Kind.MILESTONE, Kind.HANDSHAKE}
 
 
 # What stands behind it.
@@ -334,5 +386,5 @@ def _close(word: str, names: Iterable[str]) -> str:
     from difflib import get_close_matches
 
     lower = {name.lower(): name for name in names}
-    close = get_close_matches(word.lower(), lower, n=4, cutoff=0.6)
+    close = get_close_matches(word.lower(), lower, n=_CLOSE, cutoff=0.6)
     return f"close to it: {', '.join(lower[name] for name in close)}; " if close else ""

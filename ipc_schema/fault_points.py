@@ -2,8 +2,8 @@
 
 A point is typed as its name, behind who carries the fault out where that is not the helper:
 `suspend:before-answer`, `phase.precopy`, `record.libxc.HVM_CONTEXT:write`, `stream@4096`,
-`controller/suspend:heard`, `link/stream@4096`, `guest/suspend`. What the tables gain has its
-points by itself.
+`controller/suspend:heard`, `controller/handshake.go:before-send`, `link/handshake.report`,
+`link/stream@4096`, `guest/suspend`. What the tables gain has its points by itself.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Final, NamedTuple
 
-from ipc_schema import libxc_record_types, libxl_stream
+from ipc_schema import libxc_record_types, libxl_stream, xl_handshake
 from ipc_schema.messages import CATALOGUE, Answer, Message, Operation, Sender
 from ipc_schema.phases import HEADERS, Phase, Stage
+from ipc_schema.xl_handshake import HandshakeMessage
 
 
 class Who(Enum):
@@ -43,6 +44,7 @@ class Kind(Enum):
     """Of what a point is a moment; decides, with the moment, what can be done there."""
 
     MESSAGE = "message"
+    HANDSHAKE = "handshake"
     MILESTONE = "milestone"
     PHASE = "phase"
     RECORD = "record"
@@ -51,7 +53,7 @@ class Kind(Enum):
 
 
 class Moment(Enum):
-    """When, for messages and records."""
+    """When, for messages (the helper's and the handshake's) and records."""
 
     BEFORE_SEND = "before-send"
     AFTER_SEND = "after-send"
@@ -86,8 +88,11 @@ class Point(NamedTuple):
 
     @property
     def on_pipe(self) -> bool:
-        """Whether the point exists where libxl's pipes are spoken."""
-        return self.kind is not Kind.MESSAGE or CATALOGUE[self.of].on_pipe
+        """Whether the point exists where libxl's pipes are spoken: of the messages on them, the
+        helper's end alone has any."""
+        if self.kind is not Kind.MESSAGE:
+            return True
+        return self.who is Who.HELPER and CATALOGUE[self.of].on_pipe
 
     def __str__(self) -> str:
         """As it is listed: with who, and what must follow."""
@@ -138,6 +143,11 @@ def message_point(message: str, moment: Moment) -> str:
     return f"{message}:{moment.value}"
 
 
+def handshake_point(message: str, moment: Moment | None = None) -> str:
+    """Without a moment, the link's."""
+    return f"handshake.{message}:{moment.value}" if moment else f"handshake.{message}"
+
+
 def record_point(stream: str, record: str, moment: Moment) -> str:
     """`stream` is `libxc` or `libxl`."""
     return f"record.{stream}.{record}:{moment.value}"
@@ -168,6 +178,29 @@ def _message(who: Who, message: Message, moment: Moment) -> Point:
         message.name,
         moment,
     )
+
+
+def _handshake() -> Iterator[Point]:
+    """Each side passes the points of what it says, and of what it hears; the link passes all."""
+    for message in xl_handshake.MESSAGES.values():
+        says = SIDES[message.sender]
+        (hears,) = _BOTH - {says}
+        for moment, side in (
+            (Moment.BEFORE_SEND, says),
+            (Moment.AFTER_SEND, says),
+            (Moment.HEARD, hears),
+        ):
+            doc = _MESSAGE_DOCS[Who.CONTROLLER, moment].format(message.what)
+            yield _of_handshake(Who.CONTROLLER, message, moment, frozenset({side}), doc)
+        doc = f"before the first octet of {message.what} passes the link"
+        yield _of_handshake(Who.LINK, message, None, frozenset(), doc)
+
+
+def _of_handshake(
+    who: Who, message: HandshakeMessage, moment: Moment | None, sides: frozenset[Side], doc: str
+) -> Point:
+    name = handshake_point(message.name, moment)
+    return Point(who, name, Kind.HANDSHAKE, sides, doc, message.name, moment)
 
 
 def _phases() -> Iterator[Point]:
@@ -232,7 +265,15 @@ def _guest() -> Iterator[Point]:
 
 POINTS: Final[Mapping[tuple[Who, str], Point]] = {
     (point.who, point.name): point
-    for rows in (_milestones(), _messages(), _phases(), _streams(), _records(), _guest())
+    for rows in (
+        _milestones(),
+        _messages(),
+        _handshake(),
+        _phases(),
+        _streams(),
+        _records(),
+        _guest(),
+    )
     for point in rows
 }
 """Every point, by who and name."""

@@ -17,15 +17,6 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final, Generic, TypeVar
 
-BANNER: Final = b"xl migration receiver ready, send binary domain data.\n"
-"""The receiver's first message. The only one that goes without its trailing NUL."""
-READY: Final = b"domain received, ready to unpause\0"
-PERMISSION_TO_GO: Final = b"domain is yours, you are cleared to unpause\0"
-"""Sender to receiver: start it. Receiver to sender, after a failed start: have it back."""
-REPORT: Final = b"my copy unpause results are as follows\0"
-"""Followed by one octet: 0 the guest runs here, else -rc (0xff for a failure without an rc)."""
-POSTCOPY_SYNC: Final = b"postcopy migration completed successfully\0"
-
 INCOMING: Final = "--incoming"
 MIGRATED_AWAY: Final = "--migratedaway"
 POSTCOPY_INCONSISTENT: Final = "--postcopy-inconsistent"

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ipc_schema import xl_header
+from ipc_schema import xl_handshake, xl_header
 from ipc_schema.errors import Error
+from ipc_schema.messages import Operation
+from ipc_schema.xl_handshake import HandshakeMessage
 from toolstack import handshake, link
 from toolstack.conduct import Action, conduct, uninterrupted
 from toolstack.context import Context
@@ -35,6 +37,7 @@ from toolstack.outcome import (
 from toolstack.precopy_policy import DEFAULT_PRECOPY, MemoryStrategy, PrecopyLimits
 from toolstack.recover import recover
 from toolstack.settle import DEAD, heal, name_of_domain, resume_for_sure, state_of
+from toolstack.talk import Talk
 
 if TYPE_CHECKING:
     from helper.hypervisors.interface import GuestReport, Host
@@ -141,13 +144,11 @@ class _Sending:
             Sender.READ_BANNER: self._read_banner,
             Sender.WRITE_CONFIG: self._write_config,
             Sender.RUN_STREAM: self._run_stream,
-            Sender.READ_READY: lambda: self._read(handshake.READY, "the ready message"),
+            Sender.READ_READY: lambda: self._hear(xl_handshake.READY),
             Sender.RENAME_AWAY: self._rename_away,
             Sender.SAY_GO: self._say_go,
             Sender.READ_REPORT: self._read_report,
-            Sender.READ_PERMISSION: lambda: self._read(
-                handshake.PERMISSION_TO_GO, "permission to have the guest back"
-            ),
+            Sender.READ_PERMISSION: lambda: self._hear(xl_handshake.PERMISSION),
             Sender.RENAME_BACK: self._rename_back,
             Sender.RESUME: self._resume,
             Sender.SETTLE: self._resume,
@@ -205,8 +206,12 @@ class _Sending:
         assert self._receiver is not None, "the receiver is started before all else"
         return self._receiver
 
-    async def _read(self, message: bytes, what: str) -> Event:
-        await link.read_message(self._link().recv_fd, message, self._ctx.limits.handshake, what)
+    def _talk(self) -> Talk:
+        ours = self._link()
+        return Talk(self._ctx, Operation.SAVE, ours.recv_fd, ours.send_fd)
+
+    async def _hear(self, message: HandshakeMessage) -> Event:
+        await self._talk().hear(message)
         return Event.OK
 
     async def _read_banner(self) -> Event:
@@ -216,16 +221,11 @@ class _Sending:
             )
         else:
             self._receiver = link.start_command(self._destination.command)
-        return await self._read(handshake.BANNER, "the receiver's banner")
+        return await self._hear(xl_handshake.BANNER)
 
     async def _write_config(self) -> Event:
         config = json.dumps(self._host.config(self._domid)).encode() + b"\0"
-        await link.write_all(
-            self._link().send_fd,
-            xl_header.encode_header(config),
-            self._ctx.limits.handshake,
-            "the configuration",
-        )
+        await self._talk().say(xl_handshake.CONFIG, xl_header.encode_header(config))
         return Event.OK
 
     async def _run_stream(self) -> Event:
@@ -265,18 +265,11 @@ class _Sending:
         return Event.OK
 
     async def _say_go(self) -> Event:
-        await link.write_all(
-            self._link().send_fd,
-            handshake.PERMISSION_TO_GO,
-            self._ctx.limits.handshake,
-            "permission to start",
-        )
+        await self._talk().say(xl_handshake.GO)
         return Event.OK
 
     async def _read_report(self) -> Event:
-        limit, fd = self._ctx.limits.handshake, self._link().recv_fd
-        await link.read_message(fd, handshake.REPORT, limit, "the destination's report")
-        (code,) = await link.read_exactly(fd, 1, limit, "the destination's status")
+        code = await self._talk().hear_code(xl_handshake.REPORT)
         if code:
             self._fail(Error.FAIL, f"the destination could not start the guest (status {code})")
             return Event.NOT_STARTED
@@ -284,7 +277,7 @@ class _Sending:
         return Event.OK
 
     async def _read_sync(self) -> Event:
-        await self._read(handshake.POSTCOPY_SYNC, "the end of postcopy")
+        await self._hear(xl_handshake.SYNC)
         self._report_came_at = time.monotonic()
         return Event.OK
 

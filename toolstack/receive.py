@@ -6,8 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ipc_schema import xl_header
+from ipc_schema import xl_handshake, xl_header
 from ipc_schema.errors import DecodeError
+from ipc_schema.messages import Operation
+from ipc_schema.xl_handshake import HandshakeMessage
 from toolstack import handshake, link
 from toolstack.conduct import Action, conduct
 from toolstack.context import Context
@@ -15,6 +17,7 @@ from toolstack.domain_restore import RestoreResult, domain_create_restore
 from toolstack.failure import message_of
 from toolstack.handshake import Event, Receiver
 from toolstack.journal import Journal, Promise, Role
+from toolstack.talk import Talk
 
 INTERRUPTIBLE = frozenset(
     {
@@ -56,6 +59,7 @@ class _Receiving:
         self._stream_fd = stream_fd
         self._back_fd = back_fd
         self._peer = peer
+        self._talk = Talk(ctx, Operation.RESTORE, stream_fd, back_fd)
         self._machine = handshake.receiver()
         self._journal: Journal | None = None
         self._config: dict[str, Any] = {}
@@ -67,22 +71,20 @@ class _Receiving:
         """By postcopy: its newer state is here alone."""
         self._warned = False
         self._actions: dict[Receiver, Action] = {
-            Receiver.SAY_BANNER: lambda: self._say(handshake.BANNER, "the banner"),
+            Receiver.SAY_BANNER: lambda: self._say(xl_handshake.BANNER),
             Receiver.READ_CONFIG: self._read_config,
             Receiver.RUN_STREAM: self._run_stream,
-            Receiver.SAY_READY: lambda: self._say(handshake.READY, "ready"),
+            Receiver.SAY_READY: lambda: self._say(xl_handshake.READY),
             Receiver.READ_GO: self._read_go,
             Receiver.RENAME: self._rename,
             Receiver.UNPAUSE: self._unpause,
-            Receiver.REPORT_STARTED: lambda: self._say(handshake.REPORT + b"\0", "the report"),
+            Receiver.REPORT_STARTED: lambda: self._report(b"\0"),
             Receiver.REPORT_FAILED: self._report_failed,
             Receiver.DESTROY_TO_GIVE_BACK: self._destroy,
-            Receiver.ALLOW_BACK: lambda: self._say(
-                handshake.PERMISSION_TO_GO, "permission to have the guest back"
-            ),
+            Receiver.ALLOW_BACK: lambda: self._say(xl_handshake.PERMISSION),
             Receiver.DESTROY: self._destroy,
             Receiver.RENAME_RESUMED: self._rename,
-            Receiver.SAY_SYNC: lambda: self._say(handshake.POSTCOPY_SYNC, "the end of postcopy"),
+            Receiver.SAY_SYNC: lambda: self._say(xl_handshake.SYNC),
         }
 
     async def run(self) -> ReceiveResult:
@@ -134,12 +136,19 @@ class _Receiving:
     def _incoming(self) -> str:
         return self._name + handshake.INCOMING
 
-    async def _say(self, message: bytes, what: str) -> Event:
-        await link.write_all(self._back_fd, message, self._ctx.limits.handshake, what)
+    async def _say(self, message: HandshakeMessage) -> Event:
+        await self._talk.say(message)
+        return Event.OK
+
+    async def _report(self, code: bytes) -> Event:
+        await self._talk.say(xl_handshake.REPORT, xl_handshake.REPORT.octets + code)
         return Event.OK
 
     async def _read_config(self) -> Event:
-        config = await read_config(self._stream_fd, self._ctx.limits.handshake)
+        limit = self._ctx.limits.handshake
+        config = await self._talk.hear_by(
+            xl_handshake.CONFIG, lambda: read_config(self._stream_fd, limit)
+        )
         self._config = config
         self._name = name_of(config)
         taken = {row.name: row.domid for row in self._ctx.host.domains()}
@@ -185,9 +194,7 @@ class _Receiving:
         return Event.OK
 
     async def _read_go(self) -> Event:
-        await link.read_message(
-            self._stream_fd, handshake.PERMISSION_TO_GO, self._ctx.limits.handshake, "GO"
-        )
+        await self._talk.hear(xl_handshake.GO)
         self._promise(Promise.GO_RECEIVED)
         return Event.OK
 
@@ -205,7 +212,7 @@ class _Receiving:
         self._ctx.host.rename(self._made(), self._incoming)
         self._promise(Promise.RECEIVING)
         code = bytes([-self._rc & 0xFF or 0xFF])
-        return await self._say(handshake.REPORT + code, "the report")
+        return await self._report(code)
 
     async def _destroy(self) -> Event:
         if self._domid is not None:

@@ -80,12 +80,12 @@ class SaveOperation(JoinedOperation):
         self._transitioned = PostcopyTransitioned.NEVER
 
     async def run(self) -> SaveResult:
+        self._report.event("save", live=self._live, strategy=self._parameters.strategy.value)
         rc = await self._prepare()
         if not rc and self._cancelled:
             rc = Error.ABORTED
             self._report.failed("the save was cancelled", rc=rc)
         if not rc:
-            self._report.event("save", live=self._live, strategy=self._parameters.strategy.value)
             self._join.started(Task.STREAM)
             self._do(self._writer.start())
             rc = await self._completed

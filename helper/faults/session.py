@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import errno
-import secrets
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from helper.faults.given import read_plan
 from helper.faults.injector import Firing, Injector
 from helper.faults.process_faults import carry_out
 from helper.run import CONTEXT, EXIT_FAILED, Engine
 from ipc_schema.fault_actions import FAIL, PROCESS, on_pipe
-from ipc_schema.fault_plan import Plan, PlanError, parse
+from ipc_schema.fault_plan import Plan, PlanError
 from ipc_schema.fault_points import SIDES, Kind, Side, Who, phase_point
 from ipc_schema.messages import Operation
 from ipc_schema.trace import Trace
@@ -21,20 +20,6 @@ from ipc_schema.trace import Trace
 if TYPE_CHECKING:
     from helper.faults.streams import Streams
     from helper.run import Job
-
-
-def read_plan(given: str) -> Plan:
-    """The plan in `given`, or in the file that it names behind an `@`. Raises PlanError."""
-    if not given.startswith("@"):
-        return parse(given)
-    try:
-        text = Path(given[1:]).read_text()
-    except (OSError, UnicodeDecodeError) as bad:
-        raise PlanError(f"{given}: {getattr(bad, 'strerror', None) or bad}") from None
-    try:
-        return parse(text)
-    except PlanError as bad:
-        raise PlanError(f"{given}: {bad}") from None
 
 
 def open_session(given: str, operation: str, trace: Trace, *, pipe: bool) -> Session:
@@ -63,21 +48,22 @@ class Session:
     """
 
     def __init__(self, plan: Plan, trace: Trace, *, pipe: bool, side: Side | None = None) -> None:
-        seed = secrets.randbelow(1 << 32) if plan.seed is None else plan.seed
+        plan = plan.seeded()
+        assert plan.seed is not None
         for fault in plan.staged:
             raise PlanError(f"'{fault}': no helper does that; `xen-toolstack faults run` does")
-        faults = plan.of(Who.HELPER, side)
-        for fault in faults:
+        mine = plan._replace(faults=plan.of(Who.HELPER, side))
+        for fault in mine.faults:
             if pipe and not on_pipe(fault.point, fault.action.kind):
                 raise PlanError(f"'{fault}': there is no such thing on libxl's pipes")
-        self.injector = Injector(faults, seed, side)
+        # Those of the other side, too: a choice is that of a fault's place among all of them.
+        self.injector = Injector(plan.of(Who.HELPER), plan.seed, side)
         self.streams: Streams | None = None
         """Set for as long as streams are relayed."""
         self._trace = trace
-        plan = plan._replace(seed=seed)
         trace.event("faults", plan=str(plan))
-        if any(fault.times.percent for fault in faults):
-            print(f"{CONTEXT}: faults: seed={seed}", file=sys.stderr, flush=True)
+        if mine.by_chance:
+            print(f"{CONTEXT}: faults: seed={plan.seed}", file=sys.stderr, flush=True)
 
     def strike(self, point: str, at: int | None = None) -> Iterator[Firing]:
         """The point is passed. What fires is told; what is done to the process is done, and the

@@ -35,7 +35,8 @@ def values(kind: ActionKind) -> st.SearchStrategy[Value | None]:
 
 def times(point: Point) -> st.SearchStrategy[Times]:
     chance = st.builds(lambda percent: Times(percent=percent), st.floats(0, 100, exclude_min=True))
-    if point.kind is Kind.MILESTONE or (point.kind is Kind.STREAM and point.of != "page"):
+    once = {Kind.MILESTONE, Kind.HANDSHAKE}
+    if point.kind in once or (point.kind is Kind.STREAM and point.of != "page"):
         return st.just(Times()) | chance
     return st.builds(Times, st.integers(1, 10**9), st.booleans(), st.none()) | chance
 

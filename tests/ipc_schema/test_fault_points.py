@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 
 from ipc_schema.fault_actions import ACTIONS, WRONG_SEQUENCE, admitted, on_pipe, sides
-from ipc_schema.fault_points import POINTS, Kind, Point, Side, Who
+from ipc_schema.fault_points import POINTS, SIDES, Kind, Point, Side, Who
 from ipc_schema.libxc_record_types import RecordType
 from ipc_schema.libxl_stream import RecordType as LibxlRecordType
 from ipc_schema.messages import CATALOGUE, Answer, Sender
+from ipc_schema.xl_handshake import MESSAGES
 from tests.ipc_schema.fault_plans import CELLS
 
 
@@ -46,6 +47,23 @@ def test_a_message_has_its_points(name: str) -> None:
             for moment in ("before-answer", "after-answer")
         }
     assert moments == expected
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_message_of_the_handshake_has_its_points(name: str) -> None:
+    points = {
+        (point.who, point.name.removeprefix(f"handshake.{name}")): point
+        for point in POINTS.values()
+        if point.kind is Kind.HANDSHAKE and point.of == name
+    }
+    says = SIDES[MESSAGES[name].sender]
+    (hears,) = set(Side) - {says}
+    assert {where: point.sides for where, point in points.items()} == {
+        (Who.CONTROLLER, ":before-send"): {says},
+        (Who.CONTROLLER, ":after-send"): {says},
+        (Who.CONTROLLER, ":heard"): {hears},
+        (Who.LINK, ""): set(),
+    }
 
 
 def test_a_record_has_its_points() -> None:

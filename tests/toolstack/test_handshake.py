@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipc_schema import xl_handshake
 from toolstack import handshake
 from toolstack.handshake import (
     INTERRUPTIBLE,
@@ -35,15 +36,15 @@ def run_receiver(*events: Event) -> list[Receiver]:
 
 def test_messages_are_xls() -> None:
     # sizeof(banner) - 1, sizeof of the others: xl.h and migrate_read_fixedmessage's callers.
-    assert len(handshake.BANNER) == 54
-    assert handshake.BANNER.endswith(b".\n")
+    assert len(xl_handshake.BANNER.octets) == 54
+    assert xl_handshake.BANNER.octets.endswith(b".\n")
     assert [
         len(message)
         for message in (
-            handshake.READY,
-            handshake.PERMISSION_TO_GO,
-            handshake.REPORT,
-            handshake.POSTCOPY_SYNC,
+            xl_handshake.READY.octets,
+            xl_handshake.GO.octets,
+            xl_handshake.REPORT.octets,
+            xl_handshake.SYNC.octets,
         )
     ] == [34, 44, 39, 42]
 

@@ -19,12 +19,13 @@ import pytest
 from helper.hypervisors.interface import DomainSummary
 from helper.hypervisors.simulated.host import SimulatedHost
 from helper.hypervisors.simulated.layout import Behaviour
+from ipc_schema import xl_handshake
 from ipc_schema.phases import Phase
 from tests.helper.simulated import suspended
 from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, toolstack
 from tests.toolstack.two_hosts import Side, run
 from tests.waiting import wait_for
-from toolstack import handshake, journal
+from toolstack import journal
 from toolstack import migrate as migration
 from toolstack.migrate import HostDestination
 from toolstack.outcome import Outcome
@@ -179,14 +180,14 @@ def runs_on_one(hosts: Hosts, before: int) -> None:
 
 FAKE = """
 import os, sys
-from toolstack import handshake
+from ipc_schema import xl_handshake
 from toolstack.inspect import inspect
-os.write(1, handshake.BANNER)
+os.write(1, xl_handshake.BANNER.octets)
 with open(0, "rb", buffering=0, closefd=False) as stream:
     next(entry for entry in inspect(stream) if (entry.layer, entry.name) == ("libxl", "END"))
 os.write(1, {said!r})
 if {go!r}:
-    assert os.read(0, 1000) == handshake.PERMISSION_TO_GO
+    assert os.read(0, 1000) == xl_handshake.GO.octets
     os.write(1, {after_go!r})
 if {stay!r}:
     os.read(0, 1)
@@ -202,7 +203,7 @@ def fake_receiver(
     return f"exec env PYTHONPATH={os.getcwd()} {sys.executable} {script}"
 
 
-REPORT = handshake.REPORT
+READY, REPORT = xl_handshake.READY.octets, xl_handshake.REPORT.octets
 
 
 @pytest.mark.parametrize(
@@ -210,14 +211,14 @@ REPORT = handshake.REPORT
     [
         pytest.param({"said": b"", "stay": False}, 1, "g", "running", id="gone before ready"),
         pytest.param({"said": b"nonsense " * 9}, 1, "g", "running", id="nonsense for ready"),
-        pytest.param({"said": handshake.READY, "go": True, "stay": False}, 4,
+        pytest.param({"said": READY, "go": True, "stay": False}, 4,
                      "g--migratedaway", "suspended", id="gone after GO"),
-        pytest.param({"said": handshake.READY, "go": True}, 4,
+        pytest.param({"said": READY, "go": True}, 4,
                      "g--migratedaway", "suspended", id="silent after GO"),
-        pytest.param({"said": handshake.READY, "go": True, "after_go": REPORT + b"\1"}, 4,
+        pytest.param({"said": READY, "go": True, "after_go": REPORT + b"\1"}, 4,
                      "g--migratedaway", "suspended", id="not started, no permission"),
-        pytest.param({"said": handshake.READY, "go": True,
-                      "after_go": REPORT + b"\1" + handshake.PERMISSION_TO_GO}, 1,
+        pytest.param({"said": READY, "go": True,
+                      "after_go": REPORT + b"\1" + xl_handshake.PERMISSION.octets}, 1,
                      "g", "running", id="not started, permission"),
     ],
 )  # fmt: skip

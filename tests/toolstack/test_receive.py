@@ -13,10 +13,10 @@ import pytest
 
 from helper.hypervisors.interface import GuestState
 from helper.hypervisors.simulated.host import SimulatedHost
-from ipc_schema import xl_header
+from ipc_schema import xl_handshake, xl_header
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, run
-from toolstack import fd_io, handshake
+from toolstack import fd_io
 from toolstack.domain_save import MemoryStrategy, domain_live_migrate
 from toolstack.journal import Journal, Promise
 from toolstack.receive import ReceiveResult, receive
@@ -44,15 +44,16 @@ async def send(side: Side, link: socket.socket, strategy: MemoryStrategy) -> byt
 
     domid = side.host.find("g")
     with link:
-        assert await take(len(handshake.BANNER)) == handshake.BANNER
+        banner, ready = xl_handshake.BANNER.octets, xl_handshake.READY.octets
+        assert await take(len(banner)) == banner
         config = json.dumps(side.host.config(domid)).encode() + b"\0"
         await fd_io.write_all(link.fileno(), xl_header.encode_header(config), limit=20)
         fd = link.fileno()
         saved = await domain_live_migrate(side.ctx, domid, fd, 0, fd, strategy)
         assert saved.rc == 0, saved
         if strategy is MemoryStrategy.DEFAULT:
-            assert await take(len(handshake.READY)) == handshake.READY
-            await fd_io.write_all(fd, handshake.PERMISSION_TO_GO, limit=20)
+            assert await take(len(ready)) == ready
+            await fd_io.write_all(fd, xl_handshake.GO.octets, limit=20)
         said = b""
         try:
             while True:
@@ -82,8 +83,8 @@ def journals(side: Side) -> list[str]:
 @pytest.mark.parametrize(
     ("strategy", "said"),
     [
-        (MemoryStrategy.DEFAULT, handshake.REPORT + b"\0"),
-        (MemoryStrategy.POSTCOPY, handshake.POSTCOPY_SYNC),
+        (MemoryStrategy.DEFAULT, xl_handshake.REPORT.octets + b"\0"),
+        (MemoryStrategy.POSTCOPY, xl_handshake.SYNC.octets),
     ],
 )
 def test_a_guest_that_runs_is_kept_though_the_journal_cannot_say_so(
@@ -160,7 +161,7 @@ def test_a_copy_that_is_given_up_has_the_name_that_its_journal_knows(
 
     monkeypatch.setattr(Journal, "promise", noted)
     told, result = migrate(source, destination)
-    assert told == handshake.REPORT + b"\3" + handshake.PERMISSION_TO_GO
+    assert told == xl_handshake.REPORT.octets + b"\3" + xl_handshake.PERMISSION.octets
     assert not result.started
     assert names[Promise.RECEIVING] == ["g--incoming"]
     assert destination.host.domains() == []

@@ -57,7 +57,13 @@ def campaign(arguments: argparse.Namespace) -> int:
     if state.selection is None:
         directory.mkdir(parents=True, exist_ok=True)
         state.begin(selection)
-    missing = [cell for cell in cells if _is_to_run(state.verdicts.get(str(cell)), arguments.again)]
+    again, must_fire = arguments.again, not selection.random
+    missing = [
+        cell
+        for cell in cells
+        if (verdict := state.verdicts.get(str(cell))) is None
+        or (again and report.is_wrong(verdict, must_fire=must_fire))
+    ]
     _say(f"{selection.title}: {len(missing)} of {len(cells)} runs to make; into {directory}")
     try:
         interrupted = asyncio.run(_run(arguments, state, selection, missing))
@@ -68,7 +74,7 @@ def campaign(arguments: argparse.Namespace) -> int:
         version=state.version,
         cells=len(cells),
         verdicts=tuple(state.verdicts[str(cell)] for cell in cells if str(cell) in state.verdicts),
-        must_fire=not selection.random,
+        must_fire=must_fire,
         guest=selection.guest,
         trace=state.trace,
     )
@@ -84,10 +90,6 @@ def campaign(arguments: argparse.Namespace) -> int:
     elif not found.all_hold:
         _say(f"`--resume --again --out {directory}` runs again what does not hold")
     return ExitCode.SUCCESS if found.all_hold else ExitCode.FAILED
-
-
-def _is_to_run(verdict: Verdict | None, again: bool) -> bool:
-    return verdict is None or (again and verdict.kind == report.FAILS)
 
 
 def _begin(arguments: argparse.Namespace, directory: Path) -> tuple[State, Selection]:

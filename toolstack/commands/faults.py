@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from ipc_schema import fault_actions, fault_plan
-from ipc_schema.fault_actions import KILL, ActionKind
+from ipc_schema.fault_actions import KILL, ActionKind, on_pipe, sides
 from ipc_schema.fault_plan import Plan, PlanError, parse
 from ipc_schema.fault_points import POINTS, Point, Side
 from toolstack.commands.common import CommandError, UsageError, show
 from toolstack.commands.running import limits_of
+from toolstack.faults.report import not_fired
 from toolstack.faults.run import FAULT_LIMITS, FaultRun, Mode, Verdict, run_fault
 from toolstack.faults.worker import end_all_in
 from toolstack.limits import Limits
@@ -37,24 +38,27 @@ _HEADLINES: Final = {
 
 
 def show_points(arguments: argparse.Namespace) -> int:
-    """Each point with the actions that it admits."""
+    """Each point with the actions that it admits, and what is not there at each side or channel."""
     rows = [
         {
             "point": str(point),
-            "sides": sorted(side.value for side in point.sides),
+            "sides": _names(point.sides),
             "on_pipe": point.on_pipe,
             "doc": point.doc,
             "actions": [KILL] * (fault_actions.DIE in kinds) + [str(kind) for kind in kinds],
+            "only": {
+                kind.name: {"sides": _names(sides(point, kind)), "on_pipe": on_pipe(point, kind)}
+                for kind in kinds
+                if _limits_of(point, kind)
+            },
         }
         for point, kinds in _admitted()
     ]
 
     def human() -> None:
         for point, kinds in _admitted():
-            print(point)
-            sides = "" if len(point.sides) in {0, len(Side)} else f" ({_names(point.sides)} only)"
-            print(f"    {point.doc}{sides}")
-            print(f"    {', '.join(str(kind) for kind in kinds)}")
+            shown = [f"{kind}{_note(_limits_of(point, kind))}" for kind in kinds]
+            print(f"{point}\n    {point.doc}{_note(_limits_of(point))}\n    {', '.join(shown)}")
         print("\nkill is die(KILL). The actions:")
         for kind in fault_actions.ACTIONS.values():
             print(f"  {kind!s:28} {kind.doc}")
@@ -69,8 +73,21 @@ def _admitted() -> Iterator[tuple[Point, Sequence[ActionKind]]]:
         yield point, fault_actions.admitted(point)
 
 
-def _names(sides: frozenset[Side]) -> str:
-    return ", ".join(side.value for side in sides)
+def _limits_of(point: Point, kind: ActionKind | None = None) -> list[str]:
+    """Where a point is not; where an action is not, of all where its point is."""
+    where = point.sides if kind is None else sides(point, kind)
+    everywhere = frozenset(Side) if kind is None else point.sides
+    there = point.on_pipe if kind is None else on_pipe(point, kind)
+    of_sides = [f"{', '.join(_names(where))} only"] if where and where != everywhere else []
+    return of_sides + ["not on libxl's pipes"] * (not there and (kind is None or point.on_pipe))
+
+
+def _note(limits: Sequence[str]) -> str:
+    return f" ({'; '.join(limits)})" if limits else ""
+
+
+def _names(where: frozenset[Side]) -> list[str]:
+    return sorted(side.value for side in where)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -149,9 +166,7 @@ def text_of(verdict: Verdict) -> Iterator[str]:
 
 def _idle(verdict: Verdict) -> dict[str, str]:
     """Which of several faults the run never came to."""
-    faults = map(str, parse(verdict.plan).faults)
-    # What fired is told with the side where it did.
-    idle = [one for one in faults if not any(fired.endswith(one) for fired in verdict.fired)]
+    idle = not_fired(verdict)
     return {"did not fire": ", ".join(idle)} if idle and verdict.fired else {}
 
 

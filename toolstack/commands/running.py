@@ -74,17 +74,22 @@ def context_of(
 
 
 def _faults(trace: Trace, program: HelperProgram) -> ControllerFaults | None:
-    """The plan of the environment, which the helpers that we start read as well; None where it has
-    nothing for us. Raises UsageError."""
+    """The plan of the environment; None where it has nothing for us. The helpers and the receiver
+    that we start read it as well, with the seed that we have drawn. Raises UsageError."""
     given = os.environ.get(FAULTS_VARIABLE)
     if not given:
         return None
-    from toolstack.faults.controller_faults import ControllerFaults
+    from toolstack.faults.controller_faults import ControllerFaults, read_plan
 
     try:
-        faults = ControllerFaults(given, trace)
+        typed = read_plan(given)
+        plan = typed.seeded()
+        faults = ControllerFaults(plan, trace)
     except ValueError as error:
         raise UsageError(f"{FAULTS_VARIABLE}: {error}") from error
+    os.environ[FAULTS_VARIABLE] = str(plan)
+    if plan.by_chance and typed.seed is None:
+        print(f"{OURS}: faults: seed={plan.seed}", file=sys.stderr, flush=True)
     if isinstance(program, PipeHelper) and faults.of_messages:
         raise UsageError(
             f"{FAULTS_VARIABLE}: '{faults.of_messages[0]}': the controller has no such point where "

@@ -212,7 +212,7 @@ class _Worker:
                 limit=_LONGEST_LINE,
                 start_new_session=True,
             )
-        mode, plan = cell.mode.value, str(cell.plan)
+        mode, plan = cell.mode.value, str(cell.seeded)
         guest = guest_for(cell.plan, self._selection.guest)
         asked = {
             "mode": mode,

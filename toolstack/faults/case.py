@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Final
 
 from ipc_schema.fault_plan import Fault, Plan
-from ipc_schema.fault_points import Side, Who
+from ipc_schema.fault_points import Kind, Side, Who
 from toolstack.faults.effects import Effect, Expectation, expectation
 from toolstack.faults.evidence import Ended, Evidence, Mode
 from toolstack.faults.guest_faults import of_guest
@@ -46,7 +46,8 @@ def find_fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[Fired
         if event["event"] == "fault":
             fault = by_text[event["fault"]]
             side = next((side for side in Side if event["pid"] in evidence.of(side)), None)
-            late = after_go or fault.point.who is Who.LINK
+            point = fault.point
+            late = after_go or point.who is Who.LINK or point.kind is Kind.HANDSHAKE
             yield Fired(fault, side, expectation(fault, limits), late)
         elif event["event"] == "suspend_request":
             # A guest behaves in one way: the last that it was told.
@@ -61,6 +62,11 @@ def effect_of(fired: Sequence[Fired]) -> Effect:
         if effect in effects:
             return effect
     return Effect.NONE
+
+
+def _breaks_the_handshake(fired: Fired) -> bool:
+    """Surely, and not by chance or too late."""
+    return fired.fault.point.kind is Kind.HANDSHAKE and fired.what.effect is Effect.FAILS
 
 
 def ways(effect: Effect, failures: set[int]) -> set[int]:
@@ -128,8 +134,9 @@ class Case:
         if stages.go_said and not stages.transition_begun:
             late = effect_of([one for one in self.fired if one.after_go])
             if late is not Effect.NONE:
-                failures |= {4}
-                effect = Effect.EITHER
+                failures = {1, 4} if stages.given_back else {4}
+                if not all(map(_breaks_the_handshake, self.fired)):
+                    effect = Effect.EITHER
         elif stages.transition_heard and self.dead(THERE):
             effect = Effect.EITHER
         allowed = ways(effect, failures)

@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import sys
-import zlib
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from helper.faults.given import read_plan
 from helper.faults.injector import Firing, Injector
 from helper.faults.process_faults import carry_out
 from ipc_schema.fault_actions import PROCESS
-from ipc_schema.fault_plan import PlanError, parse
+from ipc_schema.fault_plan import Plan, PlanError
 from ipc_schema.fault_points import SIDES, Kind, Who
 from ipc_schema.messages import Operation
 from ipc_schema.trace import Trace
 
+__all__ = ["ControllerFaults", "read_plan"]
+
 if TYPE_CHECKING:
+    from toolstack.faults.handshake_faults import HandshakeFaults
     from toolstack.faults.record_faults import RecordFaults
 
 
 class ControllerFaults:
     """Strikes where the controller passes a point. Its side is known once an operation begins."""
 
-    def __init__(self, given: str, trace: Trace) -> None:
-        """`given` is a plan, or `@` and the file that it stands in. Raises PlanError."""
-        try:
-            plan = parse(Path(given[1:]).read_text() if given.startswith("@") else given)
-        except (OSError, UnicodeDecodeError) as bad:
-            raise PlanError(f"{given}: {bad}") from bad
+    def __init__(self, plan: Plan, trace: Trace) -> None:
+        """`plan` has a seed. Raises PlanError for faults that nobody here would carry out."""
+        assert plan.seed is not None, "whoever reads a plan draws its seed"
         for fault in plan.staged:
             raise PlanError(
                 f"'{fault}': no helper and no controller does that; `xen-toolstack faults run` does"
             )
-        faults = plan.of(Who.CONTROLLER)
-        # As in `run`: a plan is the same one each time that it is given.
-        seed = zlib.crc32(str(plan).encode()) if plan.seed is None else plan.seed
-        self._injector = Injector(faults, seed)
+        self._injector = Injector(plan.of(Who.CONTROLLER), plan.seed)
         self._trace = trace
         self._records: RecordFaults | None = None
 
@@ -62,6 +58,12 @@ class ControllerFaults:
         if self._records is None:
             self._records = RecordFaults(self)
         return self._records
+
+    def handshake(self, ends: Sequence[int]) -> HandshakeFaults:
+        """The faults in what is said over the link whose descriptors are `ends`."""
+        from toolstack.faults.handshake_faults import HandshakeFaults
+
+        return HandshakeFaults(self, ends)
 
     def has(self, point: str) -> bool:
         """Whether anything may fire at the point."""

@@ -94,6 +94,14 @@ _TOLD: Final = frozenset({"log", "progress", "statistics", "restore_results"})
 _LAST: Final = "complete"
 """Behind its answer the helper has told all that it had to tell."""
 
+_LAST_WORDS: Final = frozenset({"report", "permission", "sync"})
+"""Messages of the handshake behind which nothing is waited for, where all went well."""
+_UNSAID: Final = (
+    r"closed the link|did not come|instead of|could not start|cannot (send|receive)|Broken pipe|"
+    rf"reset|{_MISREAD}"
+)
+"""What either end says of a message of the handshake that has not come as it was sent."""
+
 _GOOD_ANSWERS: Final[Mapping[str, Callable[[int], Effect]]] = {
     "suspend": lambda value: _by(value == 1, value == 0),
     "switch_qemu_logdirty": lambda value: _by(value == 0, value == -1),
@@ -129,6 +137,8 @@ def expectation(fault: Fault, limits: Limits) -> Expectation:
         return _died(fault, found) if fault.point.who is Who.CONTROLLER else found
     if fault.point.kind is Kind.MESSAGE:
         return _of_message(fault)
+    if fault.point.kind is Kind.HANDSHAKE:
+        return _of_handshake(fault, limits)
     if fault.point.kind is Kind.PHASE:
         return _with_errno(fault)
     return _of_stream(fault, limits)
@@ -188,8 +198,29 @@ def _died(fault: Fault, found: Expectation) -> Expectation:
     deadly = kind is actions.EXIT or (kind is actions.DIE and value not in _HARMLESS)
     for_ever = kind is actions.STOP and value is None
     if deadly or for_ever:
-        return replace(found, effect=Effect.FAILS, words=".", rcs=frozenset(), controller_dies=True)
+        effect = Effect.EITHER if _all_is_said(fault) else Effect.FAILS
+        return replace(found, effect=effect, words=".", rcs=frozenset(), controller_dies=True)
     return found
+
+
+def _all_is_said(fault: Fault) -> bool:
+    point = fault.point
+    after = point.moment in {Moment.AFTER_SEND, Moment.HEARD}
+    return point.kind is Kind.HANDSHAKE and point.of in _LAST_WORDS and after
+
+
+def _of_handshake(fault: Fault, limits: Limits) -> Expectation:
+    """What is done to a message itself, by a controller or on the link."""
+    kind = fault.action.kind
+    if fault.point.who is Who.LINK and kind is not actions.FLIP:
+        found = _of_stream(fault, limits)
+        return replace(found, words=f"{found.words}|{_UNSAID}")
+    if kind is actions.DUPLICATE and fault.point.of in {"go", *_LAST_WORDS}:
+        return _NONE  # nobody reads what is behind it
+    if kind is actions.HANG_UP and _all_is_said(fault):
+        return _EITHER
+    words = f"{_with_errno(fault).words}|{_UNSAID}" if kind is actions.FAIL else _UNSAID
+    return Expectation(Effect.FAILS, words, _LATE)
 
 
 def _of_message(fault: Fault) -> Expectation:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shlex
 import signal
 import sys
@@ -44,8 +43,8 @@ class FaultyHelper:
 
     def __init__(self, directory: Path, plan: Plan | None = None) -> None:
         """Raises OSError."""
-        if plan is not None and plan.seed is None:
-            plan = plan._replace(seed=secrets.randbelow(1 << 32))
+        if plan is not None:
+            plan = plan.seeded()
         self.plan = plan
         self.directory = directory
         self._events = directory / "events"

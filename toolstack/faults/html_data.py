@@ -36,7 +36,8 @@ class Entry(NamedTuple):
 
     @property
     def in_matrix(self) -> bool:
-        return len(self.faults) == 1 or self.aim.point.of in reach.PRIMERS
+        """It is one of the matrix's own: two faults by chance are no cell, whatever the second."""
+        return self.faults == reach.primed(self.aim)
 
 
 def entries_of(report: Report) -> tuple[list[Entry], list[str]]:

@@ -95,7 +95,8 @@ def _header(report: Report) -> Markup:
         ),
         tag(
             "p",
-            f"{total.runs:,} runs of real processes on two simulated hosts, "
+            f"{total.runs:,} runs of real processes on two simulated hosts, in {total.whole:,} of "
+            "which every fault of the plan fired; "
             f"{_hours(total.seconds)} of running time; each judged from the outside: exit codes, "
             "trace, process table, and the guest's memory.",
             class_="note",
@@ -146,6 +147,8 @@ def _panels(report: Report, entries: Sequence[Entry]) -> Iterator[Markup]:
         aria_label="Modes",
     )
     yield _toolbar()
+    nothing = "Nothing here is like that: the filter, or the box beside it, leaves nothing to show."
+    yield tag("p", nothing, id="nothing", class_="nothing", role="status", hidden=True)
     for index, (name, _title, content, _number) in enumerate(tabs):
         yield tag(
             "section",

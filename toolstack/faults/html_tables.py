@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ipc_schema import fault_actions
-from ipc_schema.fault_actions import ActionKind
+from ipc_schema.fault_actions import DIE, KILL, Action, ActionKind
 from ipc_schema.fault_points import POINTS, Kind, Point, Who
 from toolstack.faults.html_data import CLASSES, Entry
 from toolstack.faults.markup import Markup, tag
@@ -17,6 +17,7 @@ _WORST: Final = (FAILS, IDLE, HOLDS)
 _KINDS: Final[Mapping[Kind, str]] = {
     Kind.MILESTONE: "milestones",
     Kind.MESSAGE: "messages",
+    Kind.HANDSHAKE: "handshake",
     Kind.PHASE: "phases",
     Kind.RECORD: "records",
     Kind.STREAM: "streams",
@@ -115,6 +116,9 @@ def _button(point: Point, kind: ActionKind, entries: Sequence[Entry]) -> Markup:
     kinds = [entry.verdict.kind for entry in entries]
     worst = next(one for one in _WORST if one in kinds)
     said = ", ".join(f"{kinds.count(one)} {one}" for one in _WORST if one in kinds)
+    # As it is typed, and looked for.
+    killed = any(entry.aim.action == Action(DIE, "KILL") for entry in entries)
+    name = f"{kind.name} ({KILL})" if killed else kind.name
     return tag(
         "button",
         GLYPHS[worst],
@@ -122,8 +126,8 @@ def _button(point: Point, kind: ActionKind, entries: Sequence[Entry]) -> Markup:
         class_=f"cell {CLASSES[worst]}",
         tabindex="-1",
         data_v=",".join(str(entry.number) for entry in entries),
-        aria_label=f"{point} {kind.name}: {said}",
-        title=f"{point} = {kind.name}\n{said}",
+        aria_label=f"{point} {name}: {said}",
+        title=f"{point} = {name}\n{said}",
     )
 
 

@@ -4,6 +4,9 @@
 
 It stands where `ssh` would: what comes on its stdin goes to COMMAND's, and COMMAND's stdout to its
 own; EVENTS is the trace's file. Its exit status is COMMAND's.
+
+A message of the handshake is known by its octets. They come whole: each is written at once, and
+most of them when all that went before has been read.
 """
 
 from __future__ import annotations
@@ -15,16 +18,40 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from random import Random
 from typing import Final
 
 from ipc_schema import fault_actions as actions
 from ipc_schema.fault_plan import Fault, Plan, parse
-from ipc_schema.fault_points import Who
+from ipc_schema.fault_points import SIDES, Kind, Side, Who
 from ipc_schema.trace import Trace
+from ipc_schema.xl_handshake import MESSAGES
 
 _AT_ONCE: Final = 1 << 16
 _PIECES_A_SECOND: Final = 50
+_DIRECTIONS: Final[Mapping[Side, str]] = {Side.SOURCE: "stream", Side.DESTINATION: "back"}
+"""The direction of what a side says."""
+
+
+def faults_of(direction: str, plan: Plan) -> list[Fault]:
+    """Those that strike in a direction. Each is passed once, so there is nothing to count; chance
+    is the seed's."""
+    return [
+        fault
+        for index, fault in enumerate(plan.of(Who.LINK))
+        if _direction_of(fault) == direction
+        and (
+            fault.times.percent is None
+            or Random(f"{plan.seed}/link/{index}").random() * 100 < fault.times.percent
+        )
+    ]
+
+
+def _direction_of(fault: Fault) -> str:
+    if fault.point.kind is Kind.HANDSHAKE:
+        return _DIRECTIONS[SIDES[MESSAGES[fault.point.of].sender]]
+    return fault.point.name
 
 
 class _CutError(Exception):
@@ -32,7 +59,7 @@ class _CutError(Exception):
 
 
 class Direction(threading.Thread):
-    """Passes octets from `source` to `sink`, through the faults of the point `name`."""
+    """Passes octets from `source` to `sink`, through the faults of the direction `name`."""
 
     def __init__(
         self, name: str, source: int, sink: int, plan: Plan, trace: Trace, cut: _Cut
@@ -42,11 +69,7 @@ class Direction(threading.Thread):
         self._sink = sink
         self._trace = trace
         self._cut = cut
-        # Each is passed once, so there is nothing to count.
-        self._faults = sorted(
-            (fault for fault in plan.of(Who.LINK) if fault.point.name == name),
-            key=lambda fault: fault.at or 0,
-        )
+        self._faults = faults_of(name, plan)
         self._offset = 0
         self._flip = 0
         self._rate = 0
@@ -65,19 +88,30 @@ class Direction(threading.Thread):
         self._cut.end(self._sink)
 
     def _pass_on(self, data: bytes) -> None:
-        while self._faults and (self._faults[0].at or 0) < self._offset + len(data):
-            fault = self._faults.pop(0)
-            before = (fault.at or 0) - self._offset
+        while (found := self._next(data)) is not None:
+            before, fault = found
+            self._faults.remove(fault)
             self._write(data[:before])
             data = data[before:]
             self._strike(fault)
         self._write(data)
 
+    def _next(self, data: bytes) -> tuple[int, Fault] | None:
+        """The first place in `data` before which a fault strikes; of several there, the first."""
+        places = [(self._place(fault, data), fault) for fault in self._faults]
+        here = [(place, fault) for place, fault in places if 0 <= place < len(data)]
+        return min(here, key=lambda one: one[0], default=None)
+
+    def _place(self, fault: Fault, data: bytes) -> int:
+        if fault.at is None:
+            return data.find(MESSAGES[fault.point.of].octets)
+        return fault.at - self._offset
+
     def _strike(self, fault: Fault) -> None:
         kind, value = fault.action
         self._trace.event(
             "fault",
-            point=f"{fault.point.name}@{fault.at}",
+            point=fault.point.name if fault.at is None else f"{fault.point.name}@{fault.at}",
             action=str(fault.action),
             count=1,
             fault=str(fault),

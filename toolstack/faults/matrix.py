@@ -6,6 +6,7 @@ selection gives the same cells in the same order.
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -15,9 +16,11 @@ from typing import Final, NamedTuple
 
 from ipc_schema import fault_actions as actions
 from ipc_schema.fault_actions import Action, ActionKind, Value, admitted, sides
-from ipc_schema.fault_plan import FIRST, Fault, Plan, Times, parse
+from ipc_schema.fault_plan import FIRST, Fault, Plan, Times
 from ipc_schema.fault_points import POINTS, Kind, Point, Side, Who
 from ipc_schema.messages import CATALOGUE, PrecopyPolicy
+from ipc_schema.records import HEADER_SIZE
+from ipc_schema.xl_handshake import BANNER, READY, REPORT, SYNC
 from toolstack.faults import reach
 from toolstack.faults.evidence import Mode
 
@@ -46,6 +49,13 @@ class Cell(NamedTuple):
     @property
     def aim(self) -> Fault:
         return self.plan.faults[-1]
+
+    @property
+    def seeded(self) -> Plan:
+        """The plan, with a seed of its own text where it has none: each run of the matrix is the
+        same one again."""
+        seed = zlib.crc32(str(self.plan).encode()) if self.plan.seed is None else self.plan.seed
+        return self.plan._replace(seed=seed)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -91,8 +101,8 @@ _PLACES: Final[Mapping[tuple[Who, str], Sequence[int]]] = {
     (Who.HELPER, "stream"): (17, 300_007),  # in the header; in a page
     (Who.HELPER, "back"): (3,),
     (Who.HELPER, "page"): (5,),
-    (Who.LINK, "stream"): (0, 100, 300_007),  # in the handshake, libxl's and libxc's records
-    (Who.LINK, "back"): (0, 25),
+    (Who.LINK, "stream"): (0, 100, 300_007),  # in the xl header, libxl's and libxc's records
+    (Who.LINK, "back"): (0, 25),  # in the banner; what follows it has points of its own
 }
 
 
@@ -134,21 +144,13 @@ def _plans(mode: Mode, point: Point, kind: ActionKind) -> Iterator[Plan]:
     for side in _sides(mode, point, kind):
         for at in _PLACES.get((point.who, point.name), (None,)):
             for value in arguments(point, kind):
-                yield _plan(Fault(point, Action(kind, value), side, at))
+                yield Plan(reach.primed(Fault(point, Action(kind, value), side, at)))
 
 
 def _sides(mode: Mode, point: Point, kind: ActionKind) -> list[Side | None]:
     """In the order of `Side`; None alone for the link."""
     where: list[Side | None] = [side for side in Side if side in sides(point, kind)]
     return [side for side in where or [None] if mode in reach.modes(point, side)]
-
-
-def _plan(fault: Fault) -> Plan:
-    primer = reach.PRIMERS.get(fault.point.of)
-    if primer is None:
-        return Plan((fault,))
-    assert fault.side is not None
-    return Plan((*parse(primer.format(side=fault.side.value)).faults, fault))
 
 
 # A part that touches everything.
@@ -227,11 +229,21 @@ def _pair(random: Random, mode: Mode, points: Sequence[Sequence[Fault]]) -> Cell
 def _place(random: Random, fault: Fault) -> int | None:
     if fault.at is None:
         return None
+    length = _SHORT.get((fault.point.who, fault.point.name))
+    if length is not None:
+        return random.choice((fault.at, random.randrange(length)))
     return random.choice((fault.at, random.randrange(100), random.randrange(_FAR)))
 
 
 _FAR: Final = 500_000
 """Octets that every stream has; a pfn beyond the guest's is never passed."""
+_SHORT: Final[Mapping[tuple[Who, str], int]] = {
+    # At least that all pages are there.
+    (Who.HELPER, "back"): HEADER_SIZE,
+    (Who.LINK, "back"): len(BANNER.octets)
+    + min(len(READY.octets + REPORT.octets), HEADER_SIZE + len(SYNC.octets)),
+}
+"""Octets that go back in each run."""
 
 _WAITING: Final = frozenset({actions.STOP, actions.DELAY, actions.STALL, actions.LATE})
 """Done each time, they would take minutes."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from ipc_schema.fault_plan import Fault, parse
 from ipc_schema.fault_points import Kind, Point, Side, Who
 from ipc_schema.phases import Phase, Stage
 from toolstack.faults.evidence import Mode
@@ -56,6 +57,15 @@ _OF_MESSAGES_AT_DESTINATION: Final[Mapping[str, frozenset[Mode]]] = {
     "async_callback_done": _POSTCOPY,
 }
 
+_OF_HANDSHAKE: Final[Mapping[str, frozenset[Mode]]] = {
+    "ready": _MIGRATIONS - _POSTCOPY,
+    "go": _MIGRATIONS - _POSTCOPY,
+    "report": _MIGRATIONS - _POSTCOPY,
+    "permission": _MIGRATIONS - _POSTCOPY,
+    "sync": _POSTCOPY,
+}
+"""Those that are not here are in every migration."""
+
 _OF_PHASES: Final[Mapping[str, frozenset[Mode]]] = {
     Phase.PRECOPY.value: _MIGRATIONS,
     Phase.SUSPEND.value: _ALL - _POSTCOPY,
@@ -74,8 +84,19 @@ _OF_PHASES: Final[Mapping[str, frozenset[Mode]]] = {
 PRIMERS: Final[Mapping[str, str]] = {
     "abort": "{side}.controller/start:after-send=signal(TERM)",
     "refused": "{side}/hello:before-send=garbage",
+    "permission": "destination.controller/handshake.go:heard=fail(EIO)",
 }
-"""Messages that are sent only where something has gone wrong before: by which fault."""
+"""Messages that are sent only where something has gone wrong before: by which fault. `{side}` is
+the message's."""
+
+
+def primed(fault: Fault) -> tuple[Fault, ...]:
+    """The fault, behind what must go wrong first."""
+    primer = PRIMERS.get(fault.point.of)
+    if primer is None:
+        return (fault,)
+    side = "" if fault.side is None else fault.side.value
+    return (*parse(primer.format(side=side)).faults, fault)
 
 
 class Unreached(NamedTuple):
@@ -92,6 +113,8 @@ def modes(point: Point, side: Side | None) -> frozenset[Mode]:
     match point.kind:
         case Kind.MESSAGE:
             return _of_message(point, side)
+        case Kind.HANDSHAKE:
+            return _OF_HANDSHAKE.get(point.of, _MIGRATIONS)
         case Kind.PHASE:
             return _OF_PHASES.get(point.of, _ALL)
         case Kind.RECORD:

@@ -225,7 +225,8 @@ function overview(events, seek) {
 
 // Moving about.
 
-const isSeen = (element) => element.offsetParent !== null;
+// What the filter leaves out keeps its place in the table, so that it has a parent and is not seen.
+const isSeen = (element) => element.offsetParent !== null && element.style.visibility !== "hidden";
 const openers = () => [...document.querySelectorAll("[role=tabpanel]:not([hidden]) [data-v]")].filter(isSeen);
 
 function step(by) {
@@ -247,7 +248,7 @@ function firstInReach() {
 function neighbour(button, key) {
   const row = button.closest("tr"), cell = button.closest("td");
   if (key === "ArrowLeft" || key === "ArrowRight" || key === "Home" || key === "End") {
-    const inRow = [...row.querySelectorAll("[data-v]")], here = inRow.indexOf(button);
+    const inRow = [...row.querySelectorAll("[data-v]")].filter(isSeen), here = inRow.indexOf(button);
     if (key === "Home") return inRow[0];
     if (key === "End") return inRow.at(-1);
     return inRow[here + (key === "ArrowLeft" ? -1 : 1)];
@@ -256,7 +257,7 @@ function neighbour(button, key) {
   const by = key === "ArrowUp" ? -1 : 1;
   for (let at = rows.indexOf(row) + by; rows[at]; at += by) {
     const below = rows[at].cells[cell.cellIndex]?.querySelector("[data-v]");
-    if (below) return below;
+    if (below && isSeen(below)) return below;
   }
   return undefined;
 }
@@ -285,6 +286,7 @@ function filter() {
     (button.getAttribute("aria-label") ?? "").toLowerCase().includes(word) ||
     button.closest("tr").textContent.toLowerCase().includes(word)) &&
     !(onlyWrong && button.classList.contains("holds"));
+  let all = 0;
   for (const body of panel.querySelectorAll("tbody")) {
     let shown = 0;
     for (const row of body.rows) {
@@ -300,7 +302,12 @@ function filter() {
       shown += some;
     }
     body.hidden = !shown;
+    all += shown;
   }
+  for (const list of panel.querySelectorAll(".scroll")) {
+    list.hidden = ![...list.querySelectorAll("tbody")].some((body) => !body.hidden);
+  }
+  document.getElementById("nothing").hidden = all > 0;
   firstInReach();
 }
 

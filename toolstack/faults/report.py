@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ipc_schema.fault_plan import parse
+from ipc_schema.fault_plan import Fault, parse
+from ipc_schema.fault_points import Side, Who
 from toolstack.faults.evidence import Mode
 from toolstack.faults.matrix import Guest, guest_for
 from toolstack.faults.run import Verdict
@@ -23,11 +24,13 @@ _SHOWN: Final = 40
 
 @dataclass(frozen=True)
 class Tally:
-    """Numbers of verdicts; `seconds` is of all runs together, however many there were at once."""
+    """Numbers of verdicts; `whole` are the runs that came to every fault of their plan, whatever
+    became of them; `seconds` is of all runs together, however many there were at once."""
 
     holds: int = 0
     fails: int = 0
     idle: int = 0
+    whole: int = 0
     seconds: float = 0.0
 
     @property
@@ -40,6 +43,7 @@ class Tally:
             self.holds + (kind == HOLDS),
             self.fails + (kind == FAILS),
             self.idle + (kind == IDLE),
+            self.whole + (not not_fired(verdict)),
             self.seconds + verdict.seconds,
         )
 
@@ -49,6 +53,26 @@ def tally(verdicts: Iterable[Verdict]) -> Tally:
     for verdict in verdicts:
         found = found.plus(verdict)
     return found
+
+
+def is_wrong(verdict: Verdict, *, must_fire: bool) -> bool:
+    """What makes a campaign wrong; `must_fire` as in `Report`."""
+    return verdict.kind == FAILS or (must_fire and verdict.kind == IDLE)
+
+
+def not_fired(verdict: Verdict) -> list[str]:
+    """The faults of the plan that the run never came to, as they are typed."""
+    return [
+        str(fault)
+        for fault in parse(verdict.plan).faults
+        if not set(verdict.fired) & {str(fault), *_at_each_side(fault)}
+    ]
+
+
+def _at_each_side(fault: Fault) -> Iterator[str]:
+    """As what fired is told: with the side where it did."""
+    for side in Side:
+        yield f"{side.value}{'/' if fault.point.who is Who.HELPER else '.'}{fault}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +102,7 @@ class Report:
         return not self.missing and not any(map(self.is_wrong, self.verdicts))
 
     def is_wrong(self, verdict: Verdict) -> bool:
-        return verdict.kind == FAILS or (self.must_fire and verdict.kind == IDLE)
+        return is_wrong(verdict, must_fire=self.must_fire)
 
     @property
     def modes(self) -> list[str]:
@@ -107,6 +131,7 @@ class Report:
             "holds": total.holds,
             "fails": total.fails,
             "did_not_fire": total.idle,
+            "all_fired": total.whole,
             "missing": self.missing,
             "seconds": round(total.seconds, 1),
             "wrong": [
@@ -124,15 +149,15 @@ class Report:
 
 
 def rows(report: Report) -> list[tuple[str, ...]]:
-    """A row for each mode, and one for all: mode, runs, holds, fails, did not fire, seconds a
-    run."""
+    """A row for each mode, and one for all: mode, runs, holds, fails, did not fire, all of the
+    plan's faults fired, seconds a run."""
     found = [(mode, tally(report.of(mode))) for mode in report.modes]
     if len(found) != 1:
         found.append(("all", tally(report.verdicts)))
     return [
         (
             name,
-            *map(str, (of.runs, of.holds, of.fails, of.idle)),
+            *map(str, (of.runs, of.holds, of.fails, of.idle, of.whole)),
             f"{of.seconds / of.runs:.1f}" if of.runs else "-",
         )
         for name, of in found
@@ -153,7 +178,7 @@ def why(verdict: Verdict) -> str:
     return "; ".join(verdict.problems) or "the run never came to the fault"
 
 
-_COLUMNS: Final = ("Mode", "Runs", "Hold", "Fail", "Did not fire", "s a run")
+_COLUMNS: Final = ("Mode", "Runs", "Hold", "Fail", "Did not fire", "All fired", "s a run")
 
 
 def show(report: Report) -> None:
@@ -180,7 +205,7 @@ def _show_in_colour(report: Report, wrong: Sequence[Verdict]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column == "Mode" else "right")
-    styles = ("", "", "green", "red", "yellow", "dim")
+    styles = ("", "", "green", "red", "yellow", "", "dim")
     for row in rows(report):
         cells = zip(row, styles, strict=True)
         table.add_row(*(Text(word, style=style if word != "0" else "dim") for word, style in cells))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,20 +75,20 @@ class Verdict:
 def run_fault(run: FaultRun, *, limits: Limits = FAULT_LIMITS) -> Verdict:
     """Carry `run` out and judge it; each wait has an end. What it has started is gone at the end.
 
-    A plan without a seed gets one that the plan's text decides, so that it can be repeated. Raises
-    ValueError where the directory's path is too long for sockets, and OSError where the run cannot
-    begin.
+    A plan without a seed gets one, and the verdict has it: all that is by chance in the run, the
+    guest's memory too, comes of it. Raises ValueError where the directory's path is too long for
+    sockets, and OSError where the run cannot begin.
     """
     started = time.monotonic()
-    seed = _seed_of(run.plan)
-    plan = run.plan._replace(seed=seed)
+    plan = run.plan.seeded()
+    assert plan.seed is not None
     with Stage(plan, run.mode, run.memory, run.workload, run.directory, limits) as stage:
         evidence = stage.play()
     judgement = judge(plan, evidence, limits)
     return Verdict(
         plan=str(plan),
         mode=run.mode.value,
-        seed=seed,
+        seed=plan.seed,
         fired=judgement.fired,
         holds=bool(judgement.fired) and not judgement.problems,
         problems=judgement.problems,
@@ -98,7 +97,3 @@ def run_fault(run: FaultRun, *, limits: Limits = FAULT_LIMITS) -> Verdict:
         seconds=round(time.monotonic() - started, 3),
         events=tuple(dict(event) for event in evidence.events),
     )
-
-
-def _seed_of(plan: Plan) -> int:
-    return zlib.crc32(str(plan).encode()) if plan.seed is None else plan.seed

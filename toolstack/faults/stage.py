@@ -100,7 +100,7 @@ class Stage:
         for side in Side:
             create_host(directory / side.value)
             self._hosts[side] = SimulatedHost(directory / side.value)
-        self._source.create_guest(NAME, memory, workload)
+        self._source.create_guest(NAME, memory, workload, seed=plan.seed)
         arm(self._source, self._source.find(NAME), plan)
         self._limit = time_limit(plan, limits)
         self._descriptors = sys.maxsize

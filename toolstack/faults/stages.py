@@ -9,6 +9,7 @@ from ipc_schema.fault_points import Side
 from toolstack.faults.evidence import Evidence, Mode
 
 _SAYS_GO: Final = "give the destination permission to start"
+_GIVES_BACK: Final = "permit the sender to have the guest back"
 
 
 class Stages:
@@ -19,7 +20,7 @@ class Stages:
         self._postcopy = evidence.mode is Mode.POSTCOPY
         here, there = evidence.of(Side.SOURCE), evidence.of(Side.DESTINATION)
         self.transition_begun = self.transition_heard = self.go_said = self.ran_there = False
-        self.told_failure = self.guest_asked = False
+        self.told_failure = self.guest_asked = self.given_back = False
         for event in evidence.events:
             at, what = event["pid"], event["event"]
             if at in here:
@@ -38,6 +39,8 @@ class Stages:
                     self.ran_there = True
                 if what == "handshake" and event["action"] == "report the start":
                     self.ran_there = True
+                if what == "handshake" and event["action"] == _GIVES_BACK:
+                    self.given_back = True
 
     def transitioned(self, code: int) -> set[str]:
         """The values of `postcopy_transitioned` that are right for an exit code."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -303,6 +304,27 @@ def test_by_option_and_settings_file_under_libxl(
     )
     assert done.returncode == -signal.SIGABRT
     assert [path.name for path in tmp_path.iterdir() if "core" in path.name] == []
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        ("log:before-send=garbage", r"xen-save-helper: faults: seed=\d+\n"),
+        ("log:before-send#30%=drop; seed=5", r"xen-save-helper: faults: seed=5\n"),
+        ("log:before-send=drop", ""),
+    ],
+)
+def test_the_seed_is_told_where_it_decides_anything(plan: str, said: str) -> None:
+    done = subprocess.run(
+        [*HELPER, "--faults", f"start=exit(4); {plan}", *BY_HAND],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 4
+    assert re.fullmatch(rf"{said}xen-save-helper: fault: start=exit\(4\), time 1\n", done.stderr)
 
 
 def test_without_a_plan_nothing_of_it_is_loaded() -> None:

@@ -201,12 +201,13 @@ class TestTheCommand:
         assert ended.code == 1
         assert f"of version 0.0.1, and this is {begun['version']}" in ended.line
 
-    def test_what_does_not_hold_can_run_again(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("kind", ["fails", "did not fire"])
+    def test_what_does_not_hold_can_run_again(self, tmp_path: Path, kind: str) -> None:
         selection = Selection(("save",), "guest/*", guest=Guest(1 << 20, "idle"))
         state = State(tmp_path / "verdicts.jsonl")
         state.begin(selection)
         first, *others = selection.cells()
-        state.add(first, verdict(str(first.plan), "save", "fails"))
+        state.add(first, verdict(str(first.plan), "save", kind))
         for cell in others:
             state.add(cell, verdict(str(cell.plan), "save"))
         resumed = run("--resume", "--out", tmp_path)
@@ -216,6 +217,16 @@ class TestTheCommand:
         again = run("--resume", "--again", "--out", tmp_path)
         assert again.code == 0, again
         assert "1 of 4 runs to make" in again.err
+
+    def test_of_plans_by_chance_one_that_did_not_fire_is_not_wrong(self, tmp_path: Path) -> None:
+        selection = Selection(("save",), "guest/*", random=1)
+        state = State(tmp_path / "verdicts.jsonl")
+        state.begin(selection)
+        (cell,) = selection.cells()
+        state.add(cell, verdict(str(cell.plan), "save", "did not fire"))
+        again = run("--resume", "--again", "--out", tmp_path)
+        assert again.code == 0, again
+        assert "0 of 1 runs to make" in again.err
 
 
 class TestState:

@@ -11,6 +11,7 @@ from ipc_schema.fault_actions import ACTIONS, Action, admitted, sides
 from ipc_schema.fault_plan import Fault, Plan, parse
 from ipc_schema.fault_points import POINTS, Kind, Point, Side, Who
 from ipc_schema.messages import CATALOGUE
+from ipc_schema.xl_handshake import MESSAGES
 from toolstack.faults import reach
 from toolstack.faults.evidence import Mode
 from toolstack.faults.matrix import MODES, Cell, at_random, cells, short
@@ -38,8 +39,10 @@ def test_every_point_is_in_the_matrix_or_it_is_said_why_not() -> None:
 
 def test_the_names_of_what_is_not_passed_are_names_of_the_tables() -> None:
     assert set(reach.NOT_PASSED) <= {point.of for point in POINTS.values()}
-    messages = {*reach.PRIMERS, *reach._OF_MESSAGES, *reach._OF_MESSAGES_AT_DESTINATION}
+    messages = {*reach._OF_MESSAGES, *reach._OF_MESSAGES_AT_DESTINATION}
     assert messages <= set(CATALOGUE)
+    assert set(reach._OF_HANDSHAKE) <= set(MESSAGES)
+    assert set(reach.PRIMERS) <= {*CATALOGUE, *MESSAGES}
     phases = {point.of for point in POINTS.values() if point.kind is Kind.PHASE}
     assert set(reach._OF_PHASES) <= phases
 
@@ -77,6 +80,12 @@ def test_every_cell_is_a_plan_that_can_be_typed() -> None:
         assert parse(str(cell.plan)) == cell.plan
 
 
+def test_a_cell_has_the_same_seed_each_time() -> None:
+    cell = Cell(Mode.LIVE, parse("log:before-send=garbage"))
+    assert cell.seeded.seed == 42_889_701
+    assert Cell(Mode.LIVE, parse("log:before-send=garbage; seed=5")).seeded.seed == 5
+
+
 def test_no_cell_is_there_twice() -> None:
     assert Counter(cell.key for cell in ALL).most_common(1)[0][1] == 1
 
@@ -97,6 +106,7 @@ def test_modes_and_globs_select() -> None:
     assert {str(point) for point in points_of(cells(MODES, "link/*"))} == {
         "link/stream@OFFSET",
         "link/back@OFFSET",
+        *(f"link/handshake.{name}" for name in MESSAGES),
     }
     assert cells(MODES, "nothing") == []
 
@@ -140,6 +150,17 @@ class TestAtRandom:
         assert {fault.side for _mode, fault in faults} == {*Side, None}
         assert {fault.point for _mode, fault in faults} == points_of(ALL)
         assert {fault.action.kind.name for _mode, fault in faults} == set(ACTIONS)
+
+    def test_places_on_the_short_way_back_are_passed(self) -> None:
+        faults = [fault for cell in at_random(4000, 3) for fault in cell.plan.faults]
+        for who, length in ((Who.HELPER, 8), (Who.LINK, 54 + 8 + 42)):
+            places = {
+                fault.at
+                for fault in faults
+                if fault.point.who is who and fault.point.name == "back"
+            }
+            assert len(places) > 3
+            assert all(place is not None and place < length for place in places)
 
     def test_what_takes_time_does_not_do_so_again_and_again(self) -> None:
         waits = {"stop", "delay", "stall", "late"}

@@ -7,7 +7,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree as Xml
 
 import pytest
@@ -16,7 +16,7 @@ from tests.toolstack.faults.verdicts import EVENTS, report, verdict
 from toolstack.faults import html_report, junit
 from toolstack.faults.lanes import lanes
 from toolstack.faults.markup import join, raw, tag
-from toolstack.faults.report import Report, rows, show
+from toolstack.faults.report import Report, not_fired, rows, show, tally
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=y> \"'&amp; ]]> --> \x00\x1b[31m \ud800 ☃"
@@ -43,11 +43,21 @@ class TestFigures:
 
     def test_rows_are_in_the_order_of_the_modes(self) -> None:
         assert rows(MIXED) == [
-            ("save", "2", "1", "1", "0", "1.5"),
-            ("live", "1", "1", "0", "0", "1.5"),
-            ("postcopy", "1", "0", "0", "1", "1.5"),
-            ("all", "4", "2", "1", "1", "1.5"),
+            ("save", "2", "1", "1", "0", "2", "1.5"),
+            ("live", "1", "1", "0", "0", "1", "1.5"),
+            ("postcopy", "1", "0", "0", "1", "0", "1.5"),
+            ("all", "4", "2", "1", "1", "3", "1.5"),
         ]
+
+    def test_how_many_came_to_all_their_faults(self) -> None:
+        plan = "start=stop; controller/suspend:before-answer=kill; suspend:before-answer=kill"
+        fired = ("source/start=stop", "source.controller/suspend:before-answer=kill")
+        one = verdict(plan, fired=fired)
+        all_of_them = verdict(plan, fired=(*fired, "source/suspend:before-answer=kill"))
+        assert not_fired(one) == ["suspend:before-answer=kill"]
+        assert not_fired(all_of_them) == []
+        found = report(one, all_of_them, must_fire=False)
+        assert tally(found.verdicts).whole == found.as_json()["all_fired"] == 1
 
     def test_a_command_repeats_a_run(self) -> None:
         usual = MIXED.again(MIXED.verdicts[0])
@@ -88,6 +98,36 @@ class TestTable:
         assert capsys.readouterr().out.endswith("all 1 hold\n")
 
 
+class Known(NamedTuple):
+    """What a schema lets an element have."""
+
+    children: frozenset[str] = frozenset()
+    attributes: frozenset[str] = frozenset()
+    required: frozenset[str] = frozenset()
+
+
+def known(children: str, required: str, optional: str) -> Known:
+    must = frozenset(required.split())
+    return Known(frozenset(children.split()), must | frozenset(optional.split()), must)
+
+
+JENKINS = {
+    "testsuites": known("testsuite", "", "name time tests failures errors"),
+    "testsuite": known(
+        "testsuite properties testcase system-out system-err",
+        "name tests failures errors",
+        "group time skipped timestamp hostname id package file log url",
+    ),
+    "properties": known("property", "", ""),
+    "property": known("", "name value", ""),
+    "testcase": known(
+        "skipped error failure system-out system-err", "name", "time classname group"
+    ),
+    **dict.fromkeys(("failure", "error", "skipped"), known("", "", "type message")),
+}
+"""What junit-10.xsd of Jenkins' xUnit plugin admits of what we write."""
+
+
 class TestJunit:
     def suites(self, found: Report, directory: Path) -> Xml.Element:
         junit.write(found, directory / "junit.xml")
@@ -109,7 +149,7 @@ class TestJunit:
                 for name, child in (
                     ("failures", "failure"),
                     ("errors", "error"),
-                    ("skipped", "skipped"),
+                    *([] if element is root else [("skipped", "skipped")]),
                 ):
                     assert element.get(name) == str(len(list(element.iter(child))))
             assert len(list(root.iter("error"))) == must_fire
@@ -120,6 +160,19 @@ class TestJunit:
         (error,) = root.iter("error")
         assert "7 runs are missing" in str(error.get("message"))
         assert (root.get("tests"), root.get("errors"), root.get("failures")) == ("2", "1", "0")
+
+    @pytest.mark.parametrize("must_fire", [True, False])
+    def test_nothing_that_jenkins_does_not_know(self, tmp_path: Path, must_fire: bool) -> None:
+        found = report(*MIXED.verdicts, missing=1, must_fire=must_fire)
+        for element in self.suites(found, tmp_path).iter():
+            assert JENKINS[element.tag].children >= {child.tag for child in element}
+            assert JENKINS[element.tag].attributes >= set(element.attrib)
+            assert set(element.attrib) >= JENKINS[element.tag].required
+
+    def test_a_suite_says_in_how_many_all_fired(self, tmp_path: Path) -> None:
+        root = self.suites(MIXED, tmp_path)
+        said = [given.attrib for given in root.iter("property")]
+        assert said == [{"name": "runs in which all fired", "value": n} for n in ("2", "1", "0")]
 
     def test_a_failure_says_what_is_wrong_and_how_to_repeat_it(self, tmp_path: Path) -> None:
         (failure,) = self.suites(MIXED, tmp_path).iter("failure")
@@ -194,6 +247,10 @@ class TestPage:
         assert cell["class"] == "cell fails"
         assert cell["aria-label"] == "hello exit: 1 fails, 1 holds"
 
+    def test_what_is_typed_as_kill_is_found_by_that(self) -> None:
+        (cell,) = Page(html_report.page(MIXED)).all(data_v="0")
+        assert cell["aria-label"] == "suspend:before-answer die (kill): 1 holds"
+
     def test_plans_of_several_faults_are_listed(self) -> None:
         pair = verdict("start=stop; hello=kill; seed=3")
         primed = verdict("source.controller/start:after-send=signal(TERM); "
@@ -201,6 +258,11 @@ class TestPage:
         page = Page(html_report.page(report(pair, primed)))
         assert [given["class"] for given in page.all(data_v="0")] == ["open holds"]
         assert [given["class"] for given in page.all(data_v="1")] == ["cell holds"]
+
+    def test_two_faults_by_chance_are_listed_whatever_the_second_is(self) -> None:
+        pair = verdict("start=stop; source.controller/abort:before-send=kill; seed=3")
+        page = Page(html_report.page(report(pair)))
+        assert [given["class"] for given in page.all(data_v="0")] == ["open holds"]
 
     def test_the_traces_are_in_it(self) -> None:
         text = html_report.page(MIXED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -16,10 +17,12 @@ from helper.hypervisors.interface import GuestState
 from helper.hypervisors.simulated.host import SimulatedHost
 from ipc_schema.fault_actions import ACTIONS
 from ipc_schema.fault_plan import parse
-from tests.toolstack.faults.runs import run
+from tests.toolstack.faults.runs import LIMITS, run
 from tests.toolstack.stage import TOOLSTACK, wait_for
 from toolstack.commands.main import main
+from toolstack.faults.link_faults import faults_of
 from toolstack.faults.run import FaultRun, Mode, Verdict, run_fault
+from toolstack.faults.stage import Stage
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -44,6 +47,20 @@ pytestmark = pytest.mark.timeout(180)
         ("link/stream@0=cut", "live", ("link/",), 1),
         ("link/stream@5000=stall(0.5)", "postcopy", ("link/",), 0),
         ("link/back@60=cut", "postcopy", ("link/",), 3),
+        ("link/handshake.ready=cut", "live", ("link/",), 1),
+        ("link/handshake.go=cut", "live", ("link/",), 4),
+        ("link/handshake.go=flip", "live", ("link/",), 1),
+        ("link/handshake.report=reset", "stop-and-copy", ("link/",), 4),
+        ("link/handshake.sync=cut", "postcopy", ("link/",), 3),
+        ("controller/handshake.banner:before-send=duplicate", "live", ("destination.c",), 1),
+        ("controller/handshake.config:heard=fail(EIO)", "postcopy", ("destination.c",), 1),
+        ("controller/handshake.ready:before-send=garbage", "live", ("destination.c",), 1),
+        ("controller/handshake.go:before-send=garbage", "live", ("source.controller/",), 1),
+        ("controller/handshake.go:before-send=duplicate", "live", ("source.controller/",), 0),
+        ("controller/handshake.go:after-send=hang-up", "live", ("source.controller/",), 4),
+        ("controller/handshake.report:before-send=kill", "live", ("destination.c",), 4),
+        ("controller/handshake.report:heard=drop", "live", ("source.controller/",), 4),
+        ("controller/handshake.sync:before-send=truncate", "postcopy", ("destination.c",), 3),
         ("guest/suspend=refuse", "save", ("source.guest/",), 1),
         ("guest/suspend=crash", "live", ("source.guest/",), 5),
         ("guest/suspend=late(0.5)", "stop-and-copy", ("source.guest/",), 0),
@@ -84,6 +101,37 @@ def test_a_run_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Signa
         assert "Traceback" not in err
         assert process.returncode in {1, 128 + number}
         assert os.listdir(directory) == []
+
+
+@pytest.mark.parametrize(
+    ("lost", "code", "at_source"),
+    [("hang-up", 4, "g--migratedaway (suspended)"), ("delay(0.1)", 1, "g (running)")],
+)
+def test_a_guest_that_the_destination_gives_back(lost: str, code: int, at_source: str) -> None:
+    plan = (
+        "controller/handshake.go:heard=fail(EIO); "
+        f"controller/handshake.permission:before-send={lost}"
+    )
+    verdict = run(plan, "live")
+    assert verdict.holds, verdict.problems
+    assert len(verdict.fired) == 2
+    assert (verdict.seen["exit code"], verdict.seen["at the source"]) == (code, at_source)
+
+
+def test_recover_refuses_after_a_controller_that_died_past_go() -> None:
+    verdict = run("source.controller/handshake.report:heard=kill", "live")
+    assert verdict.holds, verdict.problems
+    (said,) = verdict.seen["recover said"]
+    assert "may run at" in said
+    assert verdict.seen["at the source"] == "g--migratedaway (suspended)"
+    assert verdict.seen["at the destination"] == "g (running)"
+
+
+def test_chance_on_the_link_is_the_seeds() -> None:
+    plans = [parse(f"link/stream@0#50%=cut; seed={seed}") for seed in range(40)]
+    struck = [len(faults_of("stream", plan)) for plan in plans]
+    assert struck == [len(faults_of("stream", plan)) for plan in plans]
+    assert 8 < sum(struck) < 32
 
 
 def test_a_guest_that_refuses_gives_no_answer_at_all() -> None:
@@ -160,6 +208,41 @@ def test_a_verdict_comes_back_from_json() -> None:
     assert {event["process"] for event in again.events} == {"controller", "helper"}
 
 
+def test_the_seed_is_the_guests_too() -> None:
+    plan = parse("hello=kill; seed=7")
+    with (
+        tempfile.TemporaryDirectory(prefix="fr-") as directory,
+        Stage(plan, Mode.SAVE, 1 << 20, "idle", Path(directory), LIMITS),
+    ):
+        host = SimulatedHost(Path(directory) / "source")
+        assert host.config(host.find("g"))["simulated"]["seed"] == 7
+
+
+def test_a_plan_without_a_seed_is_given_one_that_is_told() -> None:
+    seeds = {run("hello=delay(0)", "save").seed for _ in range(2)}
+    assert len(seeds) == 2
+
+
+def test_all_processes_of_a_migration_have_the_seed_that_the_first_has_drawn(
+    host: SimulatedHost,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    host.create_guest("g", 1 << 20, "idle")
+    monkeypatch.setenv("XEN_SAVE_HELPER_FAULTS", "record.libxc.END:write#1%=garbage")
+    there, events = str(tmp_path / "there"), tmp_path / "events"
+    assert main(["init", there]) == 0
+    given = ["--host", str(host.directory), "--events", str(events)]
+    main(["migrate", "g", "--to", there, *given])
+    for row in SimulatedHost(tmp_path / "there").domains():
+        SimulatedHost(tmp_path / "there").destroy(row.domid)
+    (drawn,) = re.findall(r"^xen-toolstack: faults: (seed=\d+)$", capsys.readouterr().err, re.M)
+    lines = map(json.loads, events.read_text().splitlines())
+    plans = [line["plan"] for line in lines if line["event"] == "faults"]
+    assert plans == [f"record.libxc.END:write#1%=garbage; {drawn}"] * 2
+
+
 def test_a_directory_without_room_for_sockets_is_refused(tmp_path: Path) -> None:
     directory = tmp_path / ("x" * 70)
     with pytest.raises(ValueError, match="no room for a socket"):
@@ -223,5 +306,17 @@ def test_the_list_has_each_point_with_its_actions(capsys: pytest.CaptureFixture[
     assert rows["link/stream@OFFSET"]["actions"][:2] == ["cut", "flip[(BIT)]"]
     assert rows["suspend:before-answer"]["actions"][0] == "kill"
     assert rows["postcopy_transition:before-send"]["sides"] == ["destination", "source"]
+    assert rows["controller/suspend:heard"]["on_pipe"] is False
+    assert rows["suspend:before-send"]["only"] == {
+        "wrong-sequence": {"sides": ["destination", "source"], "on_pipe": False}
+    }
     assert main(["faults", "list"]) == 0
-    assert "controller/suspend:heard\n" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    after = {point: lines.index(point) + 1 for point in ("exit", "suspend:before-send")}
+    assert lines[lines.index("controller/suspend:heard") + 1].endswith(" (not on libxl's pipes)")
+    assert lines[after["exit"]].endswith("about to exit")
+    assert "wrong-sequence (not on libxl's pipes)" in lines[after["suspend:before-send"] + 1]
+    stream = lines.index("stream@OFFSET")
+    assert "enospc (source only)" in lines[stream + 2]
+    (ready,) = (line for line in lines if line.startswith("    the controller has sent the ready"))
+    assert ready.endswith("(destination only)")

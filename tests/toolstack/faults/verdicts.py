@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ipc_schema.fault_plan import parse
 from toolstack.faults.campaign import USUAL_GUEST
 from toolstack.faults.report import Report
 from toolstack.faults.run import Verdict
@@ -24,7 +25,7 @@ def verdict(plan: str, mode: str = "live", kind: str = "holds", **more: Any) -> 
         "plan": plan,
         "mode": mode,
         "seed": 7,
-        "fired": () if kind == "did not fire" else (plan,),
+        "fired": () if kind == "did not fire" else tuple(map(str, parse(plan).faults)),
         "holds": kind == "holds",
         "problems": ("it is wrong",) if kind == "fails" else (),
         "expected": "exit code 1",

@@ -1,0 +1,21 @@
+"""A plan as the environment, an option or a settings file gives it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ipc_schema.fault_plan import Plan, PlanError, parse
+
+
+def read_plan(given: str) -> Plan:
+    """The plan in `given`, or in the file that it names behind an `@`. Raises PlanError."""
+    if not given.startswith("@"):
+        return parse(given)
+    try:
+        text = Path(given[1:]).read_text()
+    except (OSError, UnicodeDecodeError) as bad:
+        raise PlanError(f"{given}: {getattr(bad, 'strerror', None) or bad}") from None
+    try:
+        return parse(text)
+    except PlanError as bad:
+        raise PlanError(f"{given}: {bad}") from None

@@ -1,0 +1,68 @@
+"""One side's end of the link between two controllers: the handshake's messages, said and heard."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from ipc_schema.messages import Operation
+from ipc_schema.xl_handshake import HandshakeMessage
+from toolstack import link
+from toolstack.context import Context
+
+if TYPE_CHECKING:
+    from toolstack.faults.handshake_faults import HandshakeFaults
+
+T = TypeVar("T")
+
+
+class Talk:
+    """Each message within the limit `handshake`. The descriptors stay the caller's; all methods
+    raise LinkError where the other side has gone, says nothing or something else."""
+
+    def __init__(self, ctx: Context, operation: Operation, hears: int, says: int) -> None:
+        """`operation` tells the side; it hears from the descriptor `hears`, and says on `says`."""
+        self._hears = hears
+        self._says = says
+        self._limit = ctx.limits.handshake
+        self._faults: HandshakeFaults | None = None
+        if ctx.faults is not None:
+            ctx.faults.begin(operation)
+            self._faults = ctx.faults.handshake((hears, says))
+
+    async def say(self, message: HandshakeMessage, data: bytes | None = None) -> None:
+        """`data` where the message is more than its fixed octets."""
+        write = partial(self._write, message.what)
+        octets = message.octets if data is None else data
+        if self._faults is None:
+            await write(octets)
+        else:
+            await self._faults.say(message, octets, write)
+
+    async def hear(self, message: HandshakeMessage) -> None:
+        """Raises LinkError for other octets."""
+        await self.hear_by(message, partial(self._read, message))
+
+    async def hear_code(self, message: HandshakeMessage) -> int:
+        """As `hear`, and the octet behind it."""
+
+        async def read() -> int:
+            await self._read(message)
+            what = f"the octet behind {message.what}"
+            (code,) = await link.read_exactly(self._hears, 1, self._limit, what)
+            return code
+
+        return await self.hear_by(message, read)
+
+    async def hear_by(self, message: HandshakeMessage, read: Callable[[], Awaitable[T]]) -> T:
+        """A message that `read` reads, whose errors are raised."""
+        if self._faults is None:
+            return await read()
+        return await self._faults.hear(message, read)
+
+    async def _read(self, message: HandshakeMessage) -> None:
+        await link.read_message(self._hears, message.octets, self._limit, message.what)
+
+    async def _write(self, what: str, octets: bytes) -> None:
+        await link.write_all(self._says, octets, self._limit, what)
