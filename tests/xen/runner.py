@@ -152,9 +152,10 @@ class _Done:
 
 def _work(plan: Plan, directory: Path) -> _Done:
     machines, done = Machines(directory), _Done()
-    case: Case | None = None
+    setup: SetupKey | None = None
     try:
-        while (case := plan.take(case and case.setup)) is not None:
+        while (case := plan.take(setup)) is not None:
+            setup = case.setup
             try:
                 done.rows[case] = _run_one(machines, case)
             except TimeoutError as full:

@@ -20,6 +20,7 @@ from tests.xen import runner
 from tests.xen.cache import REPOSITORY
 from tests.xen.dom0 import agent, guest, kernel_log
 from tests.xen.dom0.gate import Gate
+from tests.xen.dom0.lab import Lab
 from tests.xen.emulator import SILENCE_SECONDS, is_frozen
 from tests.xen.images import SUITES
 from tests.xen.machine import EmulatorError, MachineError, Outcome
@@ -210,8 +211,8 @@ class FakeKernelLog:
 def test_a_crash_before_a_request_is_not_charged_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent.Lab, "collect_logs", lambda *_, **__: None)
-    monkeypatch.setattr(agent.Lab, "__init__", lambda *_: None)
+    monkeypatch.setattr(Lab, "collect_logs", lambda *_, **__: None)
+    monkeypatch.setattr(Lab, "__init__", lambda *_: None)
     (tmp_path / "script").write_text("exit 0")
     kernel: Any = FakeKernelLog(["xl[1]: segfault at 8 ip"], ["xl[2]: segfault at 9 ip"])
     request = {"script": str(tmp_path / "script"), "limit": 20}

@@ -36,6 +36,11 @@ def mixed(lab: Lab, kind: str) -> None:
     lab.restore(guest, file, OURS)
 
 
+def migrate(lab: Lab, kind: str) -> None:
+    """Live, with ours at both ends."""
+    lab.migrate(lab.guest(kind), OURS, OURS)
+
+
 def sender_then_receiver(lab: Lab) -> None:
     """Live migrations of one guest: ours at the one end, then at the other."""
     guest = lab.guest("pvh")
@@ -83,7 +88,7 @@ SCENARIOS: Final = (
     Scenario(
         "xl-save-verify-restore-pvh", lambda lab: save_and_restore(lab, lab.guest("pvh")), BOTH
     ),
-    Scenario("xl-migrate-pvh", lambda lab: lab.migrate(lab.guest("pvh"), OURS, OURS), BOTH),
+    Scenario("xl-migrate-pvh", partial(migrate, kind="pvh"), BOTH),
     Scenario("xl-save-verify-restore-pv", lambda lab: save_and_restore(lab, lab.guest("pv")), BOTH),
     Scenario("xl-mixed-helpers-pvh", partial(mixed, kind="pvh")),
     Scenario("xl-mixed-helpers-pv", partial(mixed, kind="pv")),
@@ -96,5 +101,5 @@ SCENARIOS: Final = (
         hvm=True,
         limit=900,
     ),
-    Scenario("xl-migrate-pv", lambda lab: lab.migrate(lab.guest("pv"), OURS, OURS), shadow=True),
+    Scenario("xl-migrate-pv", partial(migrate, kind="pv"), shadow=True),
 )
