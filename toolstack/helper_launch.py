@@ -84,9 +84,8 @@ class HelperLaunch:
 
     @property
     def _stall_limit(self) -> float:
-        """A sender may be silent for as long as its guest takes to suspend."""
         saving = self.request.operation is Operation.SAVE
-        return self.limits.stream_stall + (0 if saving else self.limits.suspend)
+        return self.limits.stream_stall if saving else self.limits.sender_silence
 
     @property
     def _patience(self) -> float:

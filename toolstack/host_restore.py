@@ -93,7 +93,7 @@ class HostRestore:
         """Raises OSError."""
         environment = {
             self._program.helper_variable: str(self._helper()),
-            "XEN_SAVE_HELPER_STREAM_STALL": str(self._stall_limit),
+            "XEN_SAVE_HELPER_STREAM_STALL": str(self._ctx.limits.sender_silence),
         }
         reader, writer = make_pipe()
         try:
@@ -119,11 +119,6 @@ class HostRestore:
         program = self._ctx.program
         return drop_in_path() if isinstance(program, OwnHelper) else program.path
 
-    @property
-    def _stall_limit(self) -> float:
-        """A sender may be silent for as long as its guest takes to suspend."""
-        return self._ctx.limits.stream_stall + self._ctx.limits.suspend
-
     def _relayed(self, error: OSError | None) -> None:
         if error is not None:
             self._give_up(rc_of(error), f"reading the stream: {error}")
@@ -145,15 +140,13 @@ class HostRestore:
         with an end to it once it is given up."""
         assert self._process is not None
         assert self._relay is not None
-        moved, since = self._relay.moved, self._now()
+        moved, since, silence = self._relay.moved, self._now(), self._ctx.limits.sender_silence
         while not self._given_up.is_set() and not self._status.done():
             await self._either(LOOK)
             if self._relay.moved != moved:
                 moved, since = self._relay.moved, self._now()
-            elif self._now() - since > self._stall_limit:
-                self._give_up(
-                    Error.TIMEDOUT, f"no octet has come, and no end, for {self._stall_limit:g} s"
-                )
+            elif self._now() - since > silence:
+                self._give_up(Error.TIMEDOUT, f"no octet has come, and no end, for {silence:g} s")
         limit = self._ctx.limits.abort
         for end in (None, self._process.terminate, self._process.kill):
             if end is not None:

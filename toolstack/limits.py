@@ -30,6 +30,13 @@ class Limits:
     handshake: float = 60.0
     """For each message of the migration handshake."""
 
+    @property
+    def sender_silence(self) -> float:
+        """For how long a stream that is received may bring nothing: its sender is silent while its
+        guest acknowledges a request to suspend, and again while it suspends (libxl_dom_suspend.c).
+        """
+        return self.stream_stall + 2 * self.suspend
+
     @classmethod
     def parse(cls, settings: Iterable[str]) -> Self:
         """Limits from texts like `suspend=5`. Raises ValueError that says what would be right."""

@@ -195,7 +195,7 @@ class TestStream:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             result = run(domain_create_restore(destination.ctx, config, "g", ours.fileno()))
-        assert "0.2 s" in failed(result, destination, Error.TIMEDOUT)
+        assert "for 0.2 s" in failed(result, destination, Error.TIMEDOUT)
 
 
 class TestDomain:

@@ -314,7 +314,7 @@ class Stage:
         """For those to end whose controller has: a helper notices within a heartbeat, a receiver
         ends its helper first."""
         limits = self._limits
-        return limits.heartbeat + limits.stream_stall + limits.suspend + 4 * limits.abort + 2
+        return limits.heartbeat + limits.sender_silence + 4 * limits.abort + 2
 
     def _guest_pids(self) -> set[int]:
         return {row.pid for host in self._hosts.values() for row in host.domains() if row.pid}
