@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,43 @@ def gone(processes: list[psutil.Process]) -> None:
     assert alive == []
 
 
+PATIENT = tuple(
+    f"--limit={name}=30" for name in ("suspend", "handshake", "stream_stall", "heartbeat")
+)
+"""For a migration that is to come as far as a certain action on a loaded machine."""
+ATTEMPTS = 8
+"""Migrations that a test begins until it has caught the moment: some last milliseconds."""
+
+
+def at_action(
+    hosts: Hosts,
+    tmp_path: Path,
+    action: str,
+    strike: Callable[[subprocess.Popen[str]], bool],
+    *more: object,
+) -> subprocess.Popen[str]:
+    """A migration of `g` that `strike` has struck when a side came to `action`. Where that was over
+    already, it is begun anew."""
+    for attempt in range(ATTEMPTS):
+        events = tmp_path / f"events {attempt}"
+        process = hosts.start(*arguments(hosts, "--events", events, *PATIENT, *more))
+        wait_for(
+            lambda events=events, process=process: (
+                process.poll() is not None
+                or first(events, lambda e: e["event"] == "handshake" and e["action"] == action)
+            ),
+            action,
+        )
+        if process.poll() is None and strike(process):
+            return process
+        print(*process.communicate(timeout=60))
+        for host in (hosts.at_source, hosts.at_destination):
+            for name in hosts.states(host):
+                assert toolstack("destroy", name, "--host", host.directory).code == 0
+        hosts.guest(type="hvm")
+    raise AssertionError(f"never caught: {action}")
+
+
 ACTIONS = ["wait for the receiver", "send the guest", "wait until the receiver is ready",
            "rename the guest away", "wait for the destination's report",
            "destroy the source"]  # fmt: skip
@@ -280,18 +318,14 @@ ACTIONS = ["wait for the receiver", "send the guest", "wait until the receiver i
 def test_controller_killed(hosts: Hosts, tmp_path: Path, action: str) -> None:
     """After `recover` at both ends the guest runs at one place, or is refused with a reason."""
     hosts.guest(type="hvm")
-    events = tmp_path / "events"
-    process = hosts.start(*arguments(hosts, "--events", events))
-    wait_for(
-        lambda: (
-            process.poll() is not None
-            or first(events, lambda e: e["event"] == "handshake" and e["action"] == action)
-        ),
-        action,
-    )
-    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.kill()
-    process.communicate(timeout=30)
+    family: list[psutil.Process] = []
+
+    def kill(process: subprocess.Popen[str]) -> bool:
+        family[:] = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        return process.wait(30) == -signal.SIGKILL
+
+    at_action(hosts, tmp_path, action, kill).communicate(timeout=30)
     gone([p for p in family if "simulated" not in " ".join(_command(p))])
     here = toolstack("recover", "g", "--host", hosts.source)
     there = toolstack("recover", "g", "--host", hosts.destination)
@@ -313,29 +347,34 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-@pytest.mark.parametrize("mode", MODES)
+WAITS_FOR_GO = "wait for permission to start"
+"""There is no such wait in postcopy."""
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize(
-    "action", ["read the configuration", "receive the guest", "wait for permission to start"]
+    ("action", "mode"),
+    [
+        *product(("read the configuration", "receive the guest"), MODES),
+        *product((WAITS_FOR_GO,), ("stop-and-copy", "precopy")),
+    ],
 )
 def test_receiver_ended(
     hosts: Hosts, tmp_path: Path, mode: str, number: signal.Signals, action: str
 ) -> None:
     hosts.guest()
-    events = tmp_path / "events"
-    process = hosts.start(*arguments(hosts, "--events", events, *MODES[mode], "--bandwidth=60M"))
-    wait_for(
-        lambda: (
-            process.poll() is not None
-            or first(events, lambda e: e["event"] == "handshake" and e["action"] == action)
-        ),
-        action,
-    )
-    if process.poll() is None:
+
+    def end(process: subprocess.Popen[str]) -> bool:
         try:
-            receiver_of(process).send_signal(number)
+            receiver = receiver_of(process)
+            if receiver.status() == psutil.STATUS_ZOMBIE:
+                return False
+            receiver.send_signal(number)
         except (StopIteration, psutil.NoSuchProcess):
-            pass
+            return False
+        return True
+
+    process = at_action(hosts, tmp_path, action, end, *MODES[mode], "--bandwidth=60M")
     out, err = process.communicate(timeout=60)
     assert "Traceback" not in err
     code = process.returncode
