@@ -391,7 +391,7 @@ def test_receiver_ended(
     hosts.at_destination.destroy(hosts.at_destination.create_guest("next", 1 << 20, "idle"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_user_aborts(hosts: Hosts, tmp_path: Path, mode: str, number: signal.Signals) -> None:
     hosts.guest(megabytes=64)

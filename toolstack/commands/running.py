@@ -133,7 +133,8 @@ def _log_ours(level: int, context: str, text: str) -> None:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` in a loop; SIGINT and SIGTERM cancel it, which ends it in order.
+    """Run `work` in a loop; SIGINT, SIGTERM and SIGHUP cancel it, which ends it in order. Where
+    SIGHUP is ignored (nohup) it stays so.
 
     Raises Interrupted where `work` does not say itself what such an end came to.
     """
@@ -141,8 +142,9 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     async def supervised() -> T:
         loop = asyncio.get_running_loop()
         task = asyncio.ensure_future(work)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, task.cancel)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, task.cancel)
         return await task
 
     try:
