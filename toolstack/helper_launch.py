@@ -14,8 +14,6 @@ from ipc_schema.messages import CATALOGUE, UNCONDITIONAL, Dialect, Operation, ca
 from toolstack.helper_channel import ChannelListener, HelperChannel
 from toolstack.helper_request import HelperProgram, HelperRequest, PipeHelper
 from toolstack.limits import Limits
-from toolstack.pipe_controller import PipeController
-from toolstack.zmq_controller import ZmqController
 
 if TYPE_CHECKING:
     from toolstack.faults.controller_faults import ControllerFaults
@@ -40,9 +38,13 @@ class HelperLaunch:
                 raise OSError(errno.ENOTSUP, "libxl's helper protocol has no bandwidth limit")
             if self.request.postcopy and dialect is not Dialect.SERIES:
                 raise OSError(errno.ENOTSUP, f"dialect {dialect.value} has no postcopy")
+            from toolstack.pipe_controller import PipeController
+
             return PipeController(self._libxl_arguments(dialect), self.provided, listener)
         ours = (self.request.operation, self.provided, self.limits.heartbeat, listener)
         if self.faults is None:
+            from toolstack.zmq_controller import ZmqController
+
             return ZmqController(*ours)
         from toolstack.faults.faulty_controller import FaultyZmqController
 

@@ -206,10 +206,10 @@ def _add_migration_commands(command: Adder) -> None:
         "--bandwidth", type=size, default=0, metavar="SIZE", help="octets a second at most"
     )
 
-    receive = command("receive", "migration:receive", "receive a guest on stdin and stdout")
+    receive = command("receive", "receiving:receive", "receive a guest on stdin and stdout")
     receive.add_argument("--from", dest="source", metavar="TEXT", default="the sender")
 
-    recover = command("recover", "migration:recover", "end what a dead controller left")
+    recover = command("recover", "recovery:recover", "end what a dead controller left")
     recover.add_argument("name", metavar="NAME")
     way = recover.add_mutually_exclusive_group()
     way.add_argument("--resume", action="store_true", help="it runs nowhere else, I have looked")

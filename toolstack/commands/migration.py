@@ -1,4 +1,4 @@
-"""migrate, receive, recover."""
+"""migrate."""
 
 from __future__ import annotations
 
@@ -11,19 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from helper.hypervisors import XEN
-from toolstack import receive as receiving
 from toolstack.commands.common import (
     CommandError,
     UsageError,
     directory_of,
     domid_of,
     host_at,
-    host_of,
     hypervisor_of,
     show,
 )
 from toolstack.commands.running import context_of, progress_for, run
-from toolstack.handshake import base_name
 from toolstack.migrate import (
     CommandDestination,
     Destination,
@@ -31,10 +28,8 @@ from toolstack.migrate import (
     MigrateOptions,
 )
 from toolstack.migrate import migrate as migrate_guest
-from toolstack.outcome import ExitCode, MigrationResult, Outcome
+from toolstack.outcome import MigrationResult, Outcome
 from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits
-from toolstack.recover import WayOut
-from toolstack.recover import recover as recover_guest
 
 
 def migrate(arguments: argparse.Namespace) -> int:
@@ -102,64 +97,3 @@ def destination_of(arguments: argparse.Namespace) -> Destination:
     if not text.strip():
         raise UsageError("--to: want a host's directory or a command")
     return CommandDestination(text)
-
-
-def receive(arguments: argparse.Namespace) -> int:
-    """Serve one migration on stdin and stdout.
-
-    They are moved away from 0 and 1 first: no helper and no stray print may touch the stream.
-    """
-    ctx = context_of(arguments, "receiver")
-    stream, back = os.dup(0), os.dup(1)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
-    os.dup2(2, 1)
-    try:
-        result = run(receiving.receive(ctx, stream, back, peer=arguments.source))
-    finally:
-        os.close(stream)
-        os.close(back)
-    if not result.started:
-        print(f"xen-toolstack: {result.reason or 'not started'}", file=sys.stderr)
-        return ExitCode.FAILED
-    return ExitCode.SUCCESS
-
-
-def recover(arguments: argparse.Namespace) -> int:
-    way_out = None
-    if arguments.resume:
-        way_out = WayOut.RESUME
-    elif arguments.destroy:
-        way_out = WayOut.DESTROY
-    host = host_of(arguments)
-    recoveries = recover_guest(host, arguments.name, way_out)
-    if not recoveries:
-        name = arguments.name
-        if base_name(name) == name:
-            domid_of(host, name)
-        text = f"nothing was left in the middle for {name!r}"
-        show(arguments, [], lambda: print(text))
-        return ExitCode.SUCCESS
-    rows = [
-        {
-            "name": recovery.name,
-            "role": recovery.role and recovery.role.value,
-            "promise": recovery.promise and recovery.promise.value,
-            "way": recovery.way.value,
-            "done": recovery.done,
-            "text": recovery.text,
-        }
-        for recovery in recoveries
-    ]
-
-    def human() -> None:
-        for recovery in recoveries:
-            if recovery.done:
-                print(recovery.text)
-
-    show(arguments, rows, human)
-    for recovery in recoveries:
-        if not recovery.done:
-            print(f"xen-toolstack: {recovery.text}", file=sys.stderr)
-    return ExitCode.SUCCESS if all(recovery.done for recovery in recoveries) else ExitCode.FAILED

@@ -1,0 +1,33 @@
+"""receive."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from toolstack import receive as receiving
+from toolstack.commands.running import context_of, run
+from toolstack.outcome import ExitCode
+
+
+def receive(arguments: argparse.Namespace) -> int:
+    """Serve one migration on stdin and stdout.
+
+    They are moved away from 0 and 1 first: no helper and no stray print may touch the stream.
+    """
+    ctx = context_of(arguments, "receiver")
+    stream, back = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    try:
+        result = run(receiving.receive(ctx, stream, back, peer=arguments.source))
+    finally:
+        os.close(stream)
+        os.close(back)
+    if not result.started:
+        print(f"xen-toolstack: {result.reason or 'not started'}", file=sys.stderr)
+        return ExitCode.FAILED
+    return ExitCode.SUCCESS
