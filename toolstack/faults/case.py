@@ -59,7 +59,7 @@ def find_fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[Fired
             fault = by_text[event["fault"]]
             side = next((side for side in Side if event["pid"] in evidence.of(side)), None)
             late = after_go or fault.point.who is Who.LINK
-            yield Fired(fault, side, expectation(fault, limits), late, event["t"])
+            yield Fired(fault, side, expectation(fault, limits, side), late, event["t"])
         elif event["event"] == "suspend_request":
             # A guest behaves in one way: the last that it was told.
             for fault in of_guest(plan)[-1:]:
@@ -127,21 +127,34 @@ class Case:
     def rcs(self, side: Side) -> frozenset[int]:
         """The codes that a failed operation at a side may have: that of the first fault that must
         fail it, or of one before it; empty where all may be. A fault that is seen only after a
-        time may be overtaken by the next one."""
-        stages = self.stages
-        if side is HERE and stages.failed_in_order:
+        time may be overtaken by the next one, and by the other side's end of the matter."""
+        told = side is HERE and self.stages.told_failure
+        unanswered = told and (not self.stages.guest_asked or self._guest_silent)
+        if unanswered and not self.stages.helper_failed:
             return frozenset({GUEST_TIMEDOUT})
-        found: set[int] = {GUEST_TIMEDOUT} if side is HERE and stages.never_asked else set()
+        found: set[int] = {GUEST_TIMEDOUT} if unanswered else set()
         for one in self.fired:
-            mine = one.side is side
             if one.what.effect is Effect.NONE:
                 continue
-            if mine and not one.what.rcs:
+            if one.side is not side:
+                found |= OF_A_PEER[side]
+                continue
+            if not one.what.rcs:
                 return frozenset()
-            found |= one.what.rcs if mine else OF_A_PEER[side]
-            if mine and one.what.effect is Effect.FAILS and one.what.waits == ():
+            found |= one.what.rcs
+            if one.what.waits != () and side is THERE:
+                found |= OF_A_PEER[side]
+            if one.what.waits == () and one.what.effect is Effect.FAILS:
                 break
         return frozenset(found)
+
+    @property
+    def _guest_silent(self) -> bool:
+        """The guest does not answer the request to suspend in time."""
+        return any(
+            one.what.effect is Effect.FAILS and one.what.rcs == {GUEST_TIMEDOUT}
+            for one in self.fired
+        )
 
     @property
     def patience(self) -> float:

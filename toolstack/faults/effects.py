@@ -16,7 +16,8 @@ from typing import Final
 
 from ipc_schema import fault_actions as actions
 from ipc_schema.fault_plan import FIRST, Fault
-from ipc_schema.fault_points import BACK_RECORDS, Kind, Moment, Side, Who
+from ipc_schema.fault_points import BACK_RECORDS, EXIT, START, Kind, Moment, Side, Who
+from ipc_schema.phases import HEADERS, Phase
 from toolstack.limits import Limits
 
 
@@ -152,6 +153,14 @@ _EITHER: Final = Expectation(Effect.EITHER, rcs=_LATE)
 
 _TOLD: Final = frozenset({"log", "progress", "statistics", "restore_results"})
 """Messages without an answer."""
+_LONG_BEFORE_THE_END: Final = frozenset(
+    {
+        *("start", "hello", "suspend", "precopy_policy", "static_data_done"),
+        *(HEADERS, Phase.STATIC_DATA.value, Phase.PRECOPY.value, Phase.SUSPEND.value),
+        Phase.SUSPEND_FOR_POSTCOPY.value,
+    }
+)
+"""Messages and phases behind which the guest's memory is still to come, or half of it."""
 _LAST: Final = "complete"
 """Behind its answer the helper has told all that it had to tell."""
 
@@ -180,16 +189,16 @@ def short(limits: Limits) -> float:
     return 0.5 * min(limits.heartbeat, limits.suspend, limits.stream_stall, limits.abort)
 
 
-def expectation(fault: Fault, limits: Limits) -> Expectation:
-    """For a fault that has fired."""
+def expectation(fault: Fault, limits: Limits, side: Side | None = None) -> Expectation:
+    """For a fault that has fired, at `side` (None: of the link)."""
     kind = fault.action.kind
     if fault.point.who is Who.GUEST:
         return _of_guest(fault, limits)
     if kind in actions.PROCESS:
-        found = _of_process(fault, limits)
+        found = _of_process(fault, limits, side)
         return _died(fault, found) if fault.point.who is Who.CONTROLLER else found
     if fault.point.kind is Kind.MESSAGE:
-        return _of_message(fault)
+        return _of_message(fault, side)
     if fault.point.kind is Kind.PHASE:
         return _with_errno(fault)
     return _of_stream(fault, limits)
@@ -209,7 +218,7 @@ def _of_guest(fault: Fault, limits: Limits) -> Expectation:
     )
 
 
-def _of_process(fault: Fault, limits: Limits) -> Expectation:
+def _of_process(fault: Fault, limits: Limits, side: Side | None) -> Expectation:
     kind, value = fault.action
     if kind is actions.EXIT:
         return _exits(fault, int(value or 0))
@@ -221,7 +230,7 @@ def _of_process(fault: Fault, limits: Limits) -> Expectation:
         number = int(signal.Signals[f"SIG{value}"])
         return Expectation(Effect.FAILS, rf"signal {number}\b", _FAILS, waits=())
     if kind is actions.SIGNAL:
-        return _NONE if value in _HARMLESS else _asked_to_end(fault)
+        return _NONE if value in _HARMLESS else _asked_to_end(fault, side)
     if kind is actions.STOP and value is None:
         return _stands_still(fault)
     if float(value or 0) <= short(limits) and fault.times == FIRST:
@@ -237,18 +246,29 @@ def _dies(fault: Fault) -> bool:
     return kind is actions.DIE or (kind is actions.SIGNAL and value in {"KILL", "STOP"})
 
 
-def _asked_to_end(fault: Fault) -> Expectation:
-    """By a signal that may have a handler: the error path, or a cancellation; late ones are for
-    nothing."""
-    if fault.point.who is Who.CONTROLLER:
-        return Expectation(Effect.EITHER, r"cancelled|aborted", frozenset({_ABORTED}))
-    number = int(signal.Signals[f"SIG{fault.action.value}"])
-    return Expectation(Effect.EITHER, rf"SIG{fault.action.value}|signal {number}\b", _FAILS)
+def _asked_to_end(fault: Fault, side: Side | None) -> Expectation:
+    """By a signal that may have a handler: libxc's error path of a save, a controller's
+    cancellation. Late ones are for nothing."""
+    point, name = fault.point, fault.action.value
+    in_time = name == "TERM" and fault.times == FIRST and point.of in _LONG_BEFORE_THE_END
+    effect = Effect.FAILS if in_time else Effect.EITHER
+    if point.who is Who.CONTROLLER:
+        return Expectation(effect, r"cancelled|aborted", frozenset({_ABORTED}), waits=())
+    number = int(signal.Signals[f"SIG{name}"])
+    if point.of == "suspend" and point.moment in {Moment.BEFORE_ANSWER, Moment.AFTER_ANSWER}:
+        effect = Effect.EITHER  # of a live guest little is left to send
+    if name == "TERM" and side is Side.DESTINATION:
+        effect = Effect.FAILS  # libxl's helper handles it in a save alone
+    return Expectation(effect, rf"SIG{name} received|signal {number}\b", _FAILS, waits=())
 
 
 def _stands_still(fault: Fault) -> Expectation:
-    starting = fault.point.name == "start" or fault.point.of == "hello"
-    waits = ("helper_start",) if starting else ("heartbeat",)
+    point = fault.point
+    if point.name in {START, EXIT}:
+        # Nobody listens to it yet, or any more: a limit ends it.
+        alone = frozenset({_TIMEDOUT})
+        return Expectation(Effect.FAILS, _SILENCE, alone, waits=("helper_start",))
+    waits = ("helper_start",) if point.of == "hello" else ("heartbeat",)
     return Expectation(Effect.FAILS, _SILENCE, _LATE, waits=waits)
 
 
@@ -275,7 +295,7 @@ def _died(fault: Fault, found: Expectation) -> Expectation:
     return found
 
 
-def _of_message(fault: Fault) -> Expectation:
+def _of_message(fault: Fault, side: Side | None) -> Expectation:
     kind, value = fault.action
     point = fault.point
     last = point.of == _LAST
@@ -288,7 +308,7 @@ def _of_message(fault: Fault) -> Expectation:
     if kind is actions.FAIL:
         return _with_errno(fault)
     if point.who is Who.CONTROLLER:
-        return _of_controllers_message(fault)
+        return _of_controllers_message(fault, side)
     if (
         last
         and kind in {actions.HANG_UP, actions.DUPLICATE}
@@ -303,10 +323,15 @@ def _of_message(fault: Fault) -> Expectation:
     return Expectation(Effect.FAILS, words, _LATE)
 
 
-def _of_controllers_message(fault: Fault) -> Expectation:
+def _of_controllers_message(fault: Fault, side: Side | None) -> Expectation:
     kind = fault.action.kind
     point = fault.point
-    if point.of in {_LAST, "abort", "refused", "reply"} and point.moment is not Moment.HEARD:
+    late = point.of in {_LAST, "abort", "refused"} or (
+        # The first one at the destination lets the memory come in; at the source it may be that
+        # of the end.
+        point.of == "reply" and side is not Side.DESTINATION
+    )
+    if late and point.moment is not Moment.HEARD:
         return _EITHER
     if kind is actions.DUPLICATE or fault.times != FIRST:
         return _EITHER

@@ -54,16 +54,6 @@ class Stages:
                     self.given_back = True
 
     @property
-    def never_asked(self) -> bool:
-        """libxc's save has failed, and the guest was not even asked to suspend."""
-        return self.told_failure and not self.guest_asked
-
-    @property
-    def failed_in_order(self) -> bool:
-        """And nothing was wrong with the helper's run: ERROR_GUEST_TIMEDOUT is then the code."""
-        return self.never_asked and not self.helper_failed
-
-    @property
     def promised(self) -> bool:
         """The guest may run at the destination, for all that the source can know."""
         transitioned = self.transition_heard or self.transition_written

@@ -370,6 +370,45 @@ def test_a_page_that_is_changed_on_its_way_excuses_wrong_memory() -> None:
     assert problems(plan, evidence) == ()
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "source/phase.precopy=signal(KILL)",
+        "source/phase.precopy=signal(STOP)",
+        "source/phase.precopy=signal(TERM)",
+        "destination/exit=signal(TERM)",
+        "source.controller/suspend:heard=signal(TERM)",
+        "guest/suspend=late(6)",
+        "destination/record.libxc.HVM_CONTEXT:read=drop",
+        "source/record.libxc.STATIC_DATA_END:write=drop",
+        "source.controller/record.libxl.END:write=drop",
+        "destination.controller/reply:before-send=drop",
+    ],
+)
+def test_what_must_fail_is_no_success(plan: str) -> None:
+    side, _, _point = plan.partition("/")
+    struck = {
+        "source": fault(plan),
+        "destination": fault(plan, made.ITS_HELPER),
+        "source.controller": fault(plan, C),
+        "destination.controller": fault(plan, R),
+        "guest": event(C, "suspend_request", 2.0),
+    }
+    evidence = made.evidence(
+        made.migrate(0, "success"),
+        [*made.source(0, struck[side]), *made.destination(0, started=True)],
+        made.THERE,
+    )
+    assert "migrate exited with 0; right is 1" in problems(plan, evidence)
+
+
+def test_a_stream_that_trickles_is_no_failure() -> None:
+    plan = "source/record.libxc.PAGE_DATA:write=trickle(4194304)"
+    events = [one for one in made.KILLED_RUN.events if one["event"] != "fault"]
+    evidence = replace(made.KILLED_RUN, events=(*events, fault(plan)))
+    assert "migrate exited with 1; right is 0" in problems(plan, evidence)
+
+
 def test_a_helper_of_a_dead_controller_has_its_time() -> None:
     end = replace(made.SENTENCED_RUN.ends[0], lingered=9.0)
     assert problems(made.SENTENCED, at_end(end)(made.SENTENCED_RUN)) == ()
