@@ -16,7 +16,8 @@ from typing import Final
 
 from ipc_schema import fault_actions as actions
 from ipc_schema.fault_plan import FIRST, Fault
-from ipc_schema.fault_points import Kind, Moment, Who
+from ipc_schema.fault_points import BACK_RECORDS, EXIT, START, Kind, Moment, Side, Who
+from ipc_schema.phases import HEADERS, Phase
 from toolstack.limits import Limits
 
 
@@ -26,38 +27,67 @@ class Effect(Enum):
     FAILS = "must fail"
 
 
+class Spoils(Enum):
+    """What of the guest that is made at the destination may be wrong, since nothing protects it."""
+
+    NOTHING = "nothing"
+    DEVICE_MODEL = "its device model: it may crash"
+    MEMORY = "its memory, or its registers: it may crash, or run with a wrong page"
+
+
 @dataclass(frozen=True)
 class Expectation:
     """`words`: a pattern that the error's text has, where the operation failed for this fault
     alone. `rcs`: the codes that may come of it. `controller_dies`: the process that it strikes is
     the controller, and it ends. `corrupts`: the stream is another one, and `effect` is that on its
-    reader; where nothing protects what was changed, the guest made of it may be wrong, or crash.
-    `guest_dies`: the guest crashes by itself."""
+    reader. `guest_dies`: the guest crashes by itself. `waits`: the fields of `Limits` that may have
+    to pass, one after another, until anybody sees that something is wrong; None: any of them."""
 
     effect: Effect
     words: str = "."
     rcs: frozenset[int] = frozenset()
     controller_dies: bool = False
     corrupts: bool = False
+    spoils: Spoils = Spoils.NOTHING
     guest_dies: bool = False
+    waits: tuple[str, ...] | None = None
 
 
 _FAIL: Final = -3
 GUEST_TIMEDOUT: Final = -8
 _TIMEDOUT: Final = -9
+_ABORTED: Final = -22
 _FAILS: Final = frozenset({_FAIL})
 _LATE: Final = frozenset({_FAIL, _TIMEDOUT})
+OF_A_PEER: Final[Mapping[Side, frozenset[int]]] = {
+    Side.SOURCE: _LATE,
+    Side.DESTINATION: _LATE | {_ABORTED},
+}
+"""The codes at a side when it is the other one that has failed: the source ends a receiver that
+takes its time by SIGTERM."""
 
 _HARMLESS: Final = frozenset({"CHLD", "CONT", "URG", "WINCH"})
 _STOPPING: Final = frozenset({"STOP", "TSTP", "TTIN", "TTOU"})
-_SILENCE: Final = (
-    r"sign of life|stopped|within|in time|has not come|stands? still|no answer|has ended|hung up|"
-    r"does not take|has sent nothing|has done nothing|closed the link"
+_GONE: Final = (
+    r"the (helper|controller|other side) hung up|no sign of life for|the helper does not take|"
+    r"the controller took nothing|exit status 254"
 )
-_GONE: Final = r"hung up|sign of life|does not take|exit status 254"
 """What either end says of another that has gone. 254: the helper takes its controller for gone."""
+_SILENCE: Final = (
+    rf"{_GONE}|the helper has (been stopped|done nothing) for|has not come to (hello|its end)|"
+    r"did not (come|take \w.*) within|no answer to \w+ within|no postcopy page for|"
+    r"stream.* stands? still|the other side has (taken|sent) nothing for|"
+    r"closed (it|the link) before"
+)
+_BROKEN: Final = (
+    r"(stream|back channel|record|header)\b.*(Broken pipe|reset by peer|Bad file descriptor)|"
+    r"(Broken pipe|reset by peer).*(stream|back channel|record)|the stream ends|"
+    r"closed (it|the link) before|cannot (send|receive) \w+"
+)
+"""A stream, channel or link, and what became of it."""
 _UNANSWERED: Final = (
-    rf"no answer|has not come|did not say|without (providing|signalling)|stands still|{_GONE}"
+    rf"no answer to|has not come to|did not say|stream.* stands? still|{_GONE}|"
+    r"without (providing results|signalling completion)"
 )
 _MISUNDERSTOOD: Final = rf"broke the protocol|the controller refused|{_GONE}"
 _OF_A_MESSAGE: Final[Mapping[actions.ActionKind, str]] = {
@@ -85,12 +115,52 @@ _REFUSED: Final[Mapping[actions.ActionKind, str]] = {
     actions.TRUNCATE: _MISREAD,
 }
 """What no reader of records may take, and its words for it."""
-_INDISPENSABLE: Final = frozenset({"libxl.END", "libxl.LIBXC_CONTEXT", "libxc.END"})
+_QUICK: Final = 1 << 20
+"""Octets a second that are no stall, and take no longer than a limit."""
+_WHOLE: Final = frozenset({actions.DROP, actions.DUPLICATE, actions.REORDER})
+"""Leave each record as it is."""
+_BACK: Final = frozenset(kind.name for kind in BACK_RECORDS)
+_FRAMES: Final = frozenset(
+    {
+        "LIBXC_CONTEXT",
+        "CHECKPOINT_END",
+        "CHECKPOINT_STATE",
+        "POSTCOPY_TRANSITION_END",
+        "END",
+    }
+)
+"""Records that hold nothing, of either stream."""
+_OF_DEVICE_MODEL: Final = frozenset({"EMULATOR_XENSTORE_DATA", "EMULATOR_CONTEXT"})
+_INDISPENSABLE: Final = frozenset(
+    {
+        "LIBXC_CONTEXT",
+        "POSTCOPY_TRANSITION_END",
+        "END",
+        "STATIC_DATA_END",
+        "HVM_CONTEXT",
+        "POSTCOPY_BEGIN",
+        "POSTCOPY_PFNS_BEGIN",
+        "POSTCOPY_TRANSITION",
+        "POSTCOPY_PAGE_DATA",
+        "POSTCOPY_COMPLETE",
+    }
+)
+"""Records, of either stream, whose lack is seen. That of a list of pages, or of their contents in
+precopy, nobody can see: there may be none."""
+_MISSED: Final = rf"{_MISREAD}|no postcopy page for|waiting for POSTCOPY_COMPLETE|the stream ends"
 _NONE: Final = Expectation(Effect.NONE)
-_EITHER: Final = Expectation(Effect.EITHER)
+_EITHER: Final = Expectation(Effect.EITHER, rcs=_LATE)
 
 _TOLD: Final = frozenset({"log", "progress", "statistics", "restore_results"})
 """Messages without an answer."""
+_LONG_BEFORE_THE_END: Final = frozenset(
+    {
+        *("start", "hello", "suspend", "precopy_policy", "static_data_done"),
+        *(HEADERS, Phase.STATIC_DATA.value, Phase.PRECOPY.value, Phase.SUSPEND.value),
+        Phase.SUSPEND_FOR_POSTCOPY.value,
+    }
+)
+"""Messages and phases behind which the guest's memory is still to come, or half of it."""
 _LAST: Final = "complete"
 """Behind its answer the helper has told all that it had to tell."""
 
@@ -127,16 +197,16 @@ def short(limits: Limits) -> float:
     return 0.5 * min(limits.heartbeat, limits.suspend, limits.stream_stall, limits.abort)
 
 
-def expectation(fault: Fault, limits: Limits) -> Expectation:
-    """For a fault that has fired."""
+def expectation(fault: Fault, limits: Limits, side: Side | None = None) -> Expectation:
+    """For a fault that has fired, at `side` (None: of the link)."""
     kind = fault.action.kind
     if fault.point.who is Who.GUEST:
         return _of_guest(fault, limits)
     if kind in actions.PROCESS:
-        found = _of_process(fault, limits)
+        found = _of_process(fault, limits, side)
         return _died(fault, found) if fault.point.who is Who.CONTROLLER else found
     if fault.point.kind is Kind.MESSAGE:
-        return _of_message(fault)
+        return _of_message(fault, side)
     if fault.point.kind is Kind.HANDSHAKE:
         return _of_handshake(fault, limits)
     if fault.point.kind is Kind.PHASE:
@@ -147,30 +217,32 @@ def expectation(fault: Fault, limits: Limits) -> Expectation:
 def _of_guest(fault: Fault, limits: Limits) -> Expectation:
     kind = fault.action.kind
     if kind is actions.CRASH:
-        return Expectation(Effect.FAILS, r"crash", _FAILS, guest_dies=True)
+        return Expectation(Effect.FAILS, r"crash", _FAILS, guest_dies=True, waits=())
     if kind is actions.LATE and float(fault.action.value or 0) <= short(limits):
         return _NONE
-    if kind is actions.LATE and float(fault.action.value or 0) <= 2 * limits.suspend:
+    if kind is actions.LATE and float(fault.action.value or 0) <= limits.suspend + short(limits):
         return Expectation(Effect.EITHER, r"suspend", frozenset({GUEST_TIMEDOUT}))
     never = r"did not acknowledge the suspend request"
-    return Expectation(Effect.FAILS, never, frozenset({GUEST_TIMEDOUT}))
+    return Expectation(
+        Effect.FAILS, never, frozenset({GUEST_TIMEDOUT}), waits=("callback", "suspend")
+    )
 
 
-def _of_process(fault: Fault, limits: Limits) -> Expectation:
+def _of_process(fault: Fault, limits: Limits, side: Side | None) -> Expectation:
     kind, value = fault.action
     if kind is actions.EXIT:
         return _exits(fault, int(value or 0))
-    if kind is actions.DIE:
+    if _dies(fault):
         if value in _HARMLESS:
             return _NONE
         if value in _STOPPING:
-            return Expectation(Effect.FAILS, _SILENCE, _LATE)
+            return _stands_still(fault)
         number = int(signal.Signals[f"SIG{value}"])
-        return Expectation(Effect.FAILS, rf"signal {number}\b", _FAILS)
+        return Expectation(Effect.FAILS, rf"signal {number}\b", _FAILS, waits=())
     if kind is actions.SIGNAL:
-        return _NONE if value in _HARMLESS else _EITHER
+        return _NONE if value in _HARMLESS else _asked_to_end(fault, side)
     if kind is actions.STOP and value is None:
-        return Expectation(Effect.FAILS, _SILENCE, _LATE)
+        return _stands_still(fault)
     if float(value or 0) <= short(limits) and fault.times == FIRST:
         return _NONE
     if kind is actions.DELAY and float(value or 0) > sum(asdict(limits).values()):
@@ -178,24 +250,55 @@ def _of_process(fault: Fault, limits: Limits) -> Expectation:
     return _EITHER
 
 
+def _dies(fault: Fault) -> bool:
+    """By a signal, whatever handles it; nobody handles SIGKILL and SIGSTOP."""
+    kind, value = fault.action
+    return kind is actions.DIE or (kind is actions.SIGNAL and value in {"KILL", "STOP"})
+
+
+def _asked_to_end(fault: Fault, side: Side | None) -> Expectation:
+    """By a signal that may have a handler: libxc's error path of a save, a controller's
+    cancellation. Late ones are for nothing."""
+    point, name = fault.point, fault.action.value
+    in_time = name == "TERM" and fault.times == FIRST and point.of in _LONG_BEFORE_THE_END
+    effect = Effect.FAILS if in_time else Effect.EITHER
+    if point.who is Who.CONTROLLER:
+        return Expectation(effect, r"cancelled|aborted", frozenset({_ABORTED}), waits=())
+    number = int(signal.Signals[f"SIG{name}"])
+    if point.of == "suspend" and point.moment in {Moment.BEFORE_ANSWER, Moment.AFTER_ANSWER}:
+        effect = Effect.EITHER  # of a live guest little is left to send
+    if name == "TERM" and side is Side.DESTINATION:
+        effect = Effect.FAILS  # libxl's helper handles it in a save alone
+    return Expectation(effect, rf"SIG{name} received|signal {number}\b", _FAILS, waits=())
+
+
+def _stands_still(fault: Fault) -> Expectation:
+    point = fault.point
+    if point.name in {START, EXIT}:
+        # Nobody listens to it yet, or any more: a limit ends it.
+        alone = frozenset({_TIMEDOUT})
+        return Expectation(Effect.FAILS, _SILENCE, alone, waits=("helper_start",))
+    waits = ("helper_start",) if point.of == "hello" else ("heartbeat",)
+    return Expectation(Effect.FAILS, _SILENCE, _LATE, waits=waits)
+
+
 def _exits(fault: Fault, code: int) -> Expectation:
     if code:
-        return Expectation(Effect.FAILS, rf"exit status {code}\b", _FAILS)
+        return Expectation(Effect.FAILS, rf"exit status {code}\b", _FAILS, waits=())
     point = fault.point
     if point.name == "exit":
         return _NONE
     told = {Moment.AFTER_SEND, Moment.BEFORE_ANSWER, Moment.AFTER_ANSWER}
     if point.of == _LAST and point.moment in told:
         return _NONE
-    return Expectation(
-        Effect.FAILS, r"without signalling completion|without providing results|hung up", _FAILS
-    )
+    words = r"without signalling completion|without providing results|hung up"
+    return Expectation(Effect.FAILS, words, _FAILS, waits=())
 
 
 def _died(fault: Fault, found: Expectation) -> Expectation:
     """The controller itself is struck."""
     kind, value = fault.action
-    deadly = kind is actions.EXIT or (kind is actions.DIE and value not in _HARMLESS)
+    deadly = kind is actions.EXIT or (_dies(fault) and value not in _HARMLESS)
     for_ever = kind is actions.STOP and value is None
     if deadly or for_ever:
         effect = Effect.EITHER if _all_is_said(fault) else Effect.FAILS
@@ -223,7 +326,7 @@ def _of_handshake(fault: Fault, limits: Limits) -> Expectation:
     return Expectation(Effect.FAILS, words, _LATE)
 
 
-def _of_message(fault: Fault) -> Expectation:
+def _of_message(fault: Fault, side: Side | None) -> Expectation:
     kind, value = fault.action
     point = fault.point
     last = point.of == _LAST
@@ -232,11 +335,11 @@ def _of_message(fault: Fault) -> Expectation:
         if fault.times != FIRST and (effect is Effect.FAILS or point.of == "precopy_policy"):
             # A policy's good answer is wrong where the policy has decided on another.
             effect = Effect.EITHER
-        return Expectation(effect, _ABOUT.get(point.of, "."), _LATE)
+        return Expectation(effect, _ABOUT.get(point.of, "."), _LATE, waits=("stream_stall",))
     if kind is actions.FAIL:
         return _with_errno(fault)
     if point.who is Who.CONTROLLER:
-        return _of_controllers_message(fault)
+        return _of_controllers_message(fault, side)
     if (
         last
         and kind in {actions.HANG_UP, actions.DUPLICATE}
@@ -251,10 +354,15 @@ def _of_message(fault: Fault) -> Expectation:
     return Expectation(Effect.FAILS, words, _LATE)
 
 
-def _of_controllers_message(fault: Fault) -> Expectation:
+def _of_controllers_message(fault: Fault, side: Side | None) -> Expectation:
     kind = fault.action.kind
     point = fault.point
-    if point.of in {_LAST, "abort", "refused", "reply"} and point.moment is not Moment.HEARD:
+    late = point.of in {_LAST, "abort", "refused"} or (
+        # The first one at the destination lets the memory come in; at the source it may be that
+        # of the end.
+        point.of == "reply" and side is not Side.DESTINATION
+    )
+    if late and point.moment is not Moment.HEARD:
         return _EITHER
     if kind is actions.DUPLICATE or fault.times != FIRST:
         return _EITHER
@@ -270,7 +378,7 @@ def _with_errno(fault: Fault) -> Expectation:
     undoes = fault.point.of in {"switch_qemu_logdirty", "abort", "refused", "log", "progress"}
     later = undoes and fault.times != FIRST
     words = rf"{re.escape(os.strerror(number))}|{name}|{re.escape(str(fault))}"
-    return Expectation(Effect.EITHER if later else Effect.FAILS, words, _LATE)
+    return Expectation(Effect.EITHER if later else Effect.FAILS, words, _LATE, waits=())
 
 
 def _of_stream(fault: Fault, limits: Limits) -> Expectation:
@@ -278,22 +386,40 @@ def _of_stream(fault: Fault, limits: Limits) -> Expectation:
     if kind is actions.SHORT_WRITES:
         return _NONE
     if kind is actions.TRICKLE:
-        return _EITHER
+        return _NONE if int(value or 0) >= _QUICK else _EITHER
     if kind is actions.STALL and value is not None:
         return _NONE if float(value) <= short(limits) and fault.times == FIRST else _EITHER
     if kind is actions.STALL:
-        return Expectation(Effect.FAILS, _SILENCE, _LATE)
+        return Expectation(
+            Effect.FAILS, _SILENCE, _LATE, waits=("stream_stall", "heartbeat", "handshake")
+        )
     if kind in {actions.CUT, actions.RESET, actions.EPIPE}:
         return Expectation(
             Effect.FAILS,
-            r"Broken pipe|reset|ends|end of|closed|cut|Bad file descriptor|ended|hung up",
+            _BROKEN,
             _LATE,
+            waits=("stream_stall",),
         )
     if kind is actions.ENOSPC:
-        return Expectation(Effect.FAILS, r"No space left", _LATE)
+        return Expectation(Effect.FAILS, r"No space left", _LATE, waits=())
     refused = _REFUSED.get(kind)
     if kind is actions.DROP and fault.point.of in _INDISPENSABLE:
-        refused = _MISREAD
+        refused = _MISSED
     if fault.point.kind is Kind.RECORD and refused:
-        return Expectation(Effect.FAILS, refused, _LATE, corrupts=True)
-    return Expectation(Effect.EITHER, corrupts=True)
+        return Expectation(Effect.FAILS, refused, _LATE, corrupts=True, spoils=_spoils(fault))
+    return Expectation(Effect.EITHER, rcs=_LATE, corrupts=True, spoils=_spoils(fault))
+
+
+def _spoils(fault: Fault) -> Spoils:
+    """Of what is changed on its way: the framing of records, page lists and their order are
+    checked; what they hold is not."""
+    kind, point = fault.action.kind, fault.point
+    if point.name == "back" or point.of in _BACK or point.of in _FRAMES:
+        return Spoils.NOTHING
+    if point.of in _OF_DEVICE_MODEL:
+        return Spoils.DEVICE_MODEL
+    if kind in {actions.WRONG_NUMBER, actions.OVERSIZE}:
+        return Spoils.NOTHING  # nobody reads further
+    if point.of == "POSTCOPY_PAGE_DATA" and kind in _WHOLE:
+        return Spoils.NOTHING  # each page was listed, and is waited for
+    return Spoils.MEMORY

@@ -89,6 +89,8 @@ class Scene:
     temporary: tuple[str, ...]
     saved: bool = False
     """The save file is there."""
+    lingered: float = 0.0
+    """Seconds that the processes took to end which had not when the scene was looked at."""
 
     def running(self) -> list[Guest]:
         return [guest for guest in self.guests() if guest.runs]
@@ -99,11 +101,23 @@ class Scene:
 
 
 @dataclass(frozen=True)
+class Again:
+    """A restore without faults, and the guests that were there after it."""
+
+    command: Ended
+    guests: tuple[Guest, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.guests)) or "no guest"
+
+
+@dataclass(frozen=True)
 class Evidence:
     """One run. `command` is the one under test at the source, `restore` that at the destination
-    (`Mode.SAVE` alone). `first` is the scene after the last of them, `recovered` that after
+    (`Mode.SAVE` alone). `ends` are the scenes right after each of them, `recovered` that after
     `recover` at each host where a journal was left, `last` that after a person has looked, and
-    chosen as `recover` proposed; each is the one before where there was nothing to do."""
+    chosen as `recover` proposed; each is the one before where there was nothing to do. Where a
+    command left temporary files and no journal, `recover` is the next command all the same."""
 
     mode: Mode
     command: Ended
@@ -111,11 +125,11 @@ class Evidence:
     recoveries: tuple[Ended, ...]
     persons: tuple[Ended, ...]
     after_save: Scene | None
-    first: Scene
+    ends: tuple[Scene, ...]
     recovered: Scene
     last: Scene
-    restored_again: Guest | None
-    """The guest from the save file, by a restore without faults, where the one with them failed."""
+    restored_again: Again | None
+    """From the save file, where the restore with faults has left no guest."""
     events: tuple[Event, ...]
     descriptors_before: Mapping[int, str]
     """Of the guest's process at the source, before anything."""

@@ -5,16 +5,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any, Final
 
 from ipc_schema.fault_points import Side
 from toolstack.faults.case import HERE, THERE, Case
-from toolstack.faults.effects import Effect
-from toolstack.faults.evidence import Ended, Guest, Scene
+from toolstack.faults.effects import Effect, Spoils
+from toolstack.faults.evidence import Again, Ended, Guest, Scene
 
 NAME: Final = "g"
 """The guest's."""
+AWAY: Final = f"{NAME}--migratedaway"
+INCONSISTENT: Final = f"{NAME}--postcopy-inconsistent"
+WAITING: Final = frozenset({AWAY, INCONSISTENT})
+"""Names under which a suspended guest waits for a person, who looks at the other side."""
+_PATIENCE: Final = 2.0
+"""Seconds for the processes of a command to end after it."""
 
 
 def general(case: Case) -> Iterator[str]:
@@ -23,16 +29,29 @@ def general(case: Case) -> Iterator[str]:
     yield from _exit_codes(case)
     yield from _one_place(case)
     yield from _nothing_left(case)
-    yield from _completions(case)
+    yield from _documents(case)
 
 
 def _in_time(case: Case) -> Iterator[str]:
     for one in case.commands:
         if one.late:
             yield f"{one.command} did not end within {case.evidence.limit:g} s"
+    yield from _at_once(case)
     for one in (*case.evidence.recoveries, *case.evidence.persons):
         if one.late:
             yield f"{one.command} did not end"
+
+
+def _at_once(case: Case) -> Iterator[str]:
+    """What fails, ends when the limits are over by which that is seen, and not later."""
+    for one, side in zip(case.commands, (HERE, THERE), strict=False):
+        fails = [fired.at for fired in case.of(side) if fired.what.effect is Effect.FAILS]
+        began = [event["t"] for event in case.evidence.events if event["pid"] == one.pid]
+        if one.late or case.somebody_dies or not (fails and began):
+            continue
+        took, patience = one.seconds - (fails[0] - began[0]), case.patience
+        if took > patience:
+            yield f"{one.command} ended {took:.1f} s after the fault; {patience:g} s are enough"
 
 
 def _exit_codes(case: Case) -> Iterator[str]:
@@ -47,62 +66,100 @@ def _exit_codes(case: Case) -> Iterator[str]:
 
 def _one_place(case: Case) -> Iterator[str]:
     evidence = case.evidence
+    for scene in evidence.ends:
+        # What a dead controller leaves is `recover`'s to mend; two that run, nobody can.
+        yield from (f"at the command's end {what}" for what in _two_run(scene))
+        if not case.somebody_dies:
+            for guest in scene.guests():
+                yield from (f"at the command's end {what}" for what in _half_done(guest))
     scenes = {"in the end": evidence.recovered, "after a person has chosen": evidence.last}
     if evidence.after_save is not None:
         scenes = {"after the save": evidence.after_save, **scenes}
     for when, scene in scenes.items():
-        running = scene.running()
-        if len(running) > 1:
-            yield f"{when} two guests run: {places(scene)}"
+        yield from (f"{when} {what}" for what in _two_run(scene))
         for side, place in scene.places.items():
             for guest in place.guests:
+                yield from (f"{when} {what}" for what in _half_done(guest))
                 yield from (f"{when} {what}" for what in _unsound(case, guest, side))
     yield from _both_ran(case)
     if not evidence.last.running() and not case.guest_dies:
         yield from _lost(case)
 
 
+def _two_run(scene: Scene) -> Iterator[str]:
+    if len(scene.running()) > 1:
+        yield f"two guests run: {places(scene)}"
+
+
+def _half_done(guest: Guest) -> Iterator[str]:
+    """What is in the middle of an operation, that is, and waits for nobody who could know."""
+    if guest.log_dirty:
+        yield f"{guest} is in log-dirty mode"
+    if guest.name.endswith("--incoming"):
+        yield f"a partial copy is left: {guest}"
+    waits = guest.state == "suspended" and guest.name in WAITING
+    if not (guest.runs or waits or guest.state == "crashed"):
+        yield f"{guest} is left so"
+
+
 def _unsound(case: Case, guest: Guest, side: Side) -> Iterator[str]:
     """What is wrong with a guest at a side."""
     bad = guest.memory_ok is not True or guest.crash
-    if guest.runs and bad and not case.corrupts(side):
+    if guest.runs and bad and not case.spoils(side, Spoils.MEMORY):
         yield f"the memory of {guest} is wrong: {guest.crash or 'unverified'}"
-    if guest.log_dirty:
-        yield f"{guest} is in log-dirty mode"
-    if guest.state == "crashed" and not (case.guest_dies or case.corrupts(side)):
+    if guest.state == "crashed" and not (case.guest_dies or case.may_crash(side)):
         yield f"{guest}: {guest.crash}"
-    if guest.name.endswith("--incoming"):
-        yield f"a partial copy is left: {guest}"
 
 
 def _both_ran(case: Case) -> Iterator[str]:
-    """A guest that has run at the destination is another one than that at the source."""
+    """A guest that has run at the destination is another one than that at the source; that it has
+    not, nobody at the source can know once it is promised."""
     here = case.evidence.recovered.places[HERE].guest(NAME)
-    if here is not None and here.runs and case.stages.ran_there:
+    if here is None or not here.runs:
+        return
+    if case.stages.ran_there:
         yield "the guest was resumed at the source after it had run at the destination"
+    elif case.stages.promised:
+        yield "the guest was resumed at the source when it might run at the destination"
 
 
 def _lost(case: Case) -> Iterator[str]:
     evidence = case.evidence
-    # What nothing protects in a file may be such that no guest can be made of it.
-    good = evidence.restored_again is not None or case.corrupting
+    good = case.file_corrupted or _whole(evidence.restored_again)
     if (evidence.last.saved and good) or case.crashed_there:
         return
-    yield f"the guest is lost: {places(evidence.last)}"
+    again = evidence.restored_again
+    tried = "" if again is None else f"; restored again without faults: {again}"
+    yield f"the guest is lost: {places(evidence.last)}{tried}"
+
+
+def _whole(again: Again | None) -> bool:
+    """A restore without faults has the guest as it was."""
+    if again is None or again.command.code or len(again.guests) != 1:
+        return False
+    (guest,) = again.guests
+    return guest.name == NAME and guest.runs and guest.memory_ok is True and not guest.crash
 
 
 def _nothing_left(case: Case) -> Iterator[str]:
     evidence = case.evidence
-    for when, scene in (("its end", evidence.first), ("recover", evidence.recovered)):
+    scenes = [*(("its end", scene) for scene in evidence.ends), ("recover", evidence.recovered)]
+    for when, scene in scenes:
         for process in scene.processes:
             yield f"a process was left after {when}: {process}"
-    died = any(one.what.controller_dies for one in case.fired)
-    if not died:
-        # What a killed controller leaves is swept by the next command.
-        for name in evidence.first.temporary:
+    # What a killed controller leaves is swept by the next command.
+    if not case.somebody_dies:
+        for name in (name for scene in evidence.ends for name in scene.temporary):
             yield f"a temporary file was left: {name}"
-        if evidence.recoveries and evidence.command.code in {0, 1, 5}:
+        if _journals(case) and evidence.command.code in {0, 1, 5}:
             yield "a journal was left of what had ended"
+        for scene in evidence.ends:
+            if scene.lingered > _PATIENCE and not scene.processes:
+                yield f"a process was there for {scene.lingered:g} s after the command's end"
+    swept = {"`recover`": evidence.recovered, "all": evidence.last}
+    for when, scene in swept.items():
+        for name in scene.temporary:
+            yield f"a temporary file was left after {when}: {name}"
     for side, place in evidence.last.places.items():
         for name in place.files:
             yield f"a file was left at the {side.value}: {name}"
@@ -111,6 +168,11 @@ def _nothing_left(case: Case) -> Iterator[str]:
             if not name.endswith(".journal"):
                 yield f"a file was left at the {side.value}: {name}"
     yield from _descriptors(case)
+
+
+def _journals(case: Case) -> bool:
+    places = (place for scene in case.evidence.ends for place in scene.places.values())
+    return any(place.journals for place in places)
 
 
 def _descriptors(case: Case) -> Iterator[str]:
@@ -130,33 +192,7 @@ def _descriptors(case: Case) -> Iterator[str]:
         yield f"the guest's process was left with descriptors: {', '.join(extra)}"
 
 
-def _completions(case: Case) -> Iterator[str]:
-    """Each helper that was started has ended, and was told of once."""
-    evidence = case.evidence
-    for side in Side:
-        if case.dead(side):
-            continue
-        for pid in evidence.controllers(side):
-            mine = [event for event in evidence.events if event["pid"] == pid]
-            started = _count(mine, "helper started")
-            for name in ("helper ended", "helper_ended"):
-                if (ended := _count(mine, name)) != started and not case.killed(side):
-                    yield f"{started} helpers started at the {side.value}, {ended} «{name}»"
-            for name in ("save_ended", "restore_ended", "migrated", "received"):
-                if _count(mine, name) > 1:
-                    yield f"«{name}» {_count(mine, name)} times at the {side.value}"
-            for name in ("save", "domain_created"):
-                what = {"save": "save_ended", "domain_created": "restore_ended"}[name]
-                if _count(mine, name) != _count(mine, what) and not case.killed(side):
-                    yield f"«{name}» without «{what}» at the {side.value}"
-        for event in evidence.named("helper started", side):
-            told = [
-                one
-                for one in evidence.events
-                if one["pid"] == event["helper"] and one["event"] == "complete"
-            ]
-            if len(told) > 1:
-                yield f"helper {event['helper']} completed {len(told)} times"
+def _documents(case: Case) -> Iterator[str]:
     for one in case.commands:
         if one.out and document(one) is None:
             yield f"{one.command} printed other than one JSON document: {one.out[:80]!r}"
@@ -193,10 +229,6 @@ def listed(codes: set[int] | frozenset[int]) -> str:
 
 def places(scene: Scene) -> str:
     return "; ".join(f"{place} at the {side.value}" for side, place in scene.places.items())
-
-
-def _count(events: Sequence[Mapping[str, Any]], name: str) -> int:
-    return sum(event["event"] == name for event in events)
 
 
 def _kind_of(target: str) -> str:

@@ -16,6 +16,7 @@ from toolstack.faults.case import HERE, Case, find_fired
 from toolstack.faults.evidence import Evidence, Mode
 from toolstack.faults.laws import general, listed, words
 from toolstack.faults.outcome_laws import OUTCOMES, migrated, saved
+from toolstack.faults.trace_laws import traced
 from toolstack.limits import Limits
 
 
@@ -30,7 +31,7 @@ class Judgement:
 
 
 def judge(plan: Plan, evidence: Evidence, limits: Limits) -> Judgement:
-    case = Case(evidence, list(find_fired(plan, evidence, limits)))
+    case = Case(evidence, list(find_fired(plan, evidence, limits)), limits)
     return Judgement(
         fired=tuple(dict.fromkeys(map(str, case.fired))),
         problems=tuple(dict.fromkeys(_problems(case))),
@@ -41,6 +42,7 @@ def judge(plan: Plan, evidence: Evidence, limits: Limits) -> Judgement:
 
 def _problems(case: Case) -> Iterator[str]:
     yield from general(case)
+    yield from traced(case)
     yield from (saved if case.evidence.mode is Mode.SAVE else migrated)(case)
     yield from words(case)
 

@@ -6,12 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from toolstack.faults.case import HERE, THERE, Case
-from toolstack.faults.effects import GUEST_TIMEDOUT
 from toolstack.faults.evidence import Guest
-from toolstack.faults.laws import NAME, document, listed, places
+from toolstack.faults.laws import AWAY, INCONSISTENT, NAME, WAITING, document, listed, places
 
-_AWAY: Final = f"{NAME}--migratedaway"
-_INCONSISTENT: Final = f"{NAME}--postcopy-inconsistent"
 OUTCOMES: Final = {
     0: "success",
     1: "running-at-source",
@@ -43,10 +40,12 @@ def _after_death(case: Case) -> Iterator[str]:
     here = scene.places[HERE]
     stages = case.stages
     bound = stages.go_said or stages.transition_begun
-    if not bound and not (here.guest(NAME) and scene.running()):
-        yield f"nothing was promised, but the guest does not run: {places(scene)}"
+    if not bound and not case.guest_dies:
+        guest = here.guest(NAME)
+        if not (guest and guest.runs) or scene.places[THERE].guests:
+            yield f"nothing was promised, but the guest does not run here alone: {places(scene)}"
     if bound and not scene.running():
-        waits = [g for g in here.guests if g.name in {_AWAY, _INCONSISTENT}]
+        waits = [g for g in here.guests if g.name in WAITING]
         if not (waits and here.journals):
             yield f"the guest runs nowhere, and nothing says why: {places(scene)}"
 
@@ -72,13 +71,12 @@ def _told(case: Case) -> Iterator[str]:
 
 
 def _rc(case: Case, rc: int) -> Iterator[str]:
-    """The first failure's code, where one fault alone has struck."""
-    if not rc or len(case.fired) != 1 or not (right := case.fired[0].what.rcs):
-        return
-    if case.stages.told_failure and not case.stages.guest_asked:
-        # libxl's rule for a helper that fails before the guest has answered anything.
-        right |= {GUEST_TIMEDOUT}
-    if rc not in right:
+    """The operation's code where it has failed; else that of what followed it."""
+    codes = [event["rc"] for event in case.evidence.named("save_ended", HERE) if event["rc"]]
+    if codes and rc != codes[0]:
+        yield f"it says rc {rc}, and the save's was {codes[0]}"
+    right = case.rcs(HERE)
+    if rc and not codes and right and rc not in right:
         yield f"rc {rc}; right is {listed(right)}"
 
 
@@ -131,13 +129,13 @@ def _at_source(case: Case, here: Find, there: Find) -> Iterator[tuple[str, bool]
 
 
 def _inconsistent(_case: Case, here: Find, _there: Find) -> Iterator[tuple[str, bool]]:
-    guest = here(_INCONSISTENT)
-    yield f"no {_INCONSISTENT} is suspended", guest is not None and guest.state == "suspended"
+    guest = here(INCONSISTENT)
+    yield f"no {INCONSISTENT} is suspended", guest is not None and guest.state == "suspended"
 
 
 def _undefined(_case: Case, here: Find, _there: Find) -> Iterator[tuple[str, bool]]:
-    guest = here(_AWAY)
-    yield f"no {_AWAY} is suspended", guest is not None and guest.state == "suspended"
+    guest = here(AWAY)
+    yield f"no {AWAY} is suspended", guest is not None and guest.state == "suspended"
 
 
 def _guest_died(case: Case, here: Find, there: Find) -> Iterator[tuple[str, bool]]:

@@ -21,7 +21,7 @@ from ipc_schema import fault_actions
 from ipc_schema.fault_plan import Plan
 from ipc_schema.fault_points import Side, Who
 from toolstack.faults import processes
-from toolstack.faults.evidence import Ended, Event, Evidence, Guest, Mode, Place, Scene
+from toolstack.faults.evidence import Again, Ended, Event, Evidence, Guest, Mode, Place, Scene
 from toolstack.faults.guest_faults import arm
 from toolstack.limits import Limits
 
@@ -148,14 +148,14 @@ class Stage:
                 *_MODE_OPTIONS[self._mode],
                 host=Side.SOURCE,
             )
-        first = self._scene()
-        recoveries += self._recover(first)
+        ends = [self._scene()]
+        recoveries += self._recover(ends[-1])
         if self._mode is Mode.SAVE:
             after_save = self._scene(verify=True)
             if after_save.saved and not after_save.places[Side.SOURCE].guests:
                 restore = self._run("restore", str(self._file), host=Side.DESTINATION)
-                first = self._scene()
-                recoveries += self._recover(first)
+                ends.append(self._scene())
+                recoveries += self._recover(ends[-1])
         recovered = self._scene(verify=True)
         persons = self._look(recovered)
         last = self._scene(verify=True) if persons else recovered
@@ -168,7 +168,7 @@ class Stage:
             recoveries=tuple(recoveries),
             persons=tuple(persons),
             after_save=after_save,
-            first=first,
+            ends=tuple(ends),
             recovered=recovered,
             last=last,
             restored_again=again,
@@ -270,12 +270,12 @@ class Stage:
             return command.ended(name, time.monotonic() - started, late=late)
 
     def _recover(self, scene: Scene) -> list[Ended]:
-        """`recover` where a journal was left, the destination first."""
-        return [
-            self._clean("recover", NAME, host=side)
-            for side in (Side.DESTINATION, Side.SOURCE)
-            if scene.places[side].journals
-        ]
+        """`recover` where a journal was left, the destination first; it sweeps, too, so it is the
+        next command also where nothing but temporary files was left."""
+        sides = [side for side in (Side.DESTINATION, Side.SOURCE) if scene.places[side].journals]
+        if scene.temporary:
+            sides = sides or [Side.SOURCE]
+        return [self._clean("recover", NAME, host=side) for side in sides]
 
     def _look(self, scene: Scene) -> list[Ended]:
         """What a person does where `recover` at the source has refused: looks at the destination,
@@ -286,16 +286,17 @@ class Stage:
         way = "--destroy" if there is not None and there.runs else "--resume"
         return [self._clean("recover", NAME, way, host=Side.SOURCE)]
 
-    def _restore_again(self) -> Guest | None:
+    def _restore_again(self) -> Again:
         """The file must be as good as it was."""
-        self._clean("restore", str(self._file), host=Side.DESTINATION)
-        guests = self._guests(self._destination, verify=True)
-        return guests[0] if guests else None
+        command = self._clean("restore", str(self._file), host=Side.DESTINATION)
+        return Again(command, self._guests(self._destination, verify=True))
 
     # -- what is there --------------------------------------------------------------------------
 
     def _scene(self, *, verify: bool = False) -> Scene:
+        began = time.monotonic()
         left = processes.left_over(self._token, self._guest_pids, self._patience)
+        lingered = time.monotonic() - began
         return Scene(
             places={
                 side: Place(self._guests(host, verify=verify), _files(host))
@@ -307,6 +308,7 @@ class Stage:
                 *sorted(path.name for path in self._file.parent.iterdir() if path != self._file),
             ),
             saved=self._file.exists(),
+            lingered=round(lingered, 3),
         )
 
     @property

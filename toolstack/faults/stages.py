@@ -10,6 +10,8 @@ from toolstack.faults.evidence import Evidence, Mode
 
 _SAYS_GO: Final = "give the destination permission to start"
 _GIVES_BACK: Final = "permit the sender to have the guest back"
+_TRANSITIONED: Final = ("postcopy transition end record", 0)
+"""The part of the libxl stream, and the rc of writing it."""
 
 
 class Stages:
@@ -20,7 +22,10 @@ class Stages:
         self._postcopy = evidence.mode is Mode.POSTCOPY
         here, there = evidence.of(Side.SOURCE), evidence.of(Side.DESTINATION)
         self.transition_begun = self.transition_heard = self.go_said = self.ran_there = False
-        self.told_failure = self.guest_asked = self.given_back = False
+        self.transition_written = False
+        self.told_failure = self.guest_asked = self.helper_failed = False
+        self.given_back = False
+        """The destination has said that it did not start the guest, and will not."""
         for event in evidence.events:
             at, what = event["pid"], event["event"]
             if at in here:
@@ -28,8 +33,14 @@ class Stages:
                     self.told_failure = True
                 if what == "suspend_request":
                     self.guest_asked = True
+                if what == "helper run":
+                    self.helper_failed = True
+                if what == "helper ended" and event["status"]:
+                    self.helper_failed = True
                 if what == "postcopy_transition":
                     self.transition_begun = True
+                if what == "stream_write" and (event["part"], event["rc"]) == _TRANSITIONED:
+                    self.transition_written = True
                 if is_go(event):
                     self.go_said = True
             if at in there:
@@ -41,6 +52,12 @@ class Stages:
                     self.ran_there = True
                 if what == "handshake" and event["action"] == _GIVES_BACK:
                     self.given_back = True
+
+    @property
+    def promised(self) -> bool:
+        """The guest may run at the destination, for all that the source can know."""
+        transitioned = self.transition_heard or self.transition_written
+        return transitioned or (self.go_said and not self.given_back)
 
     def transitioned(self, code: int) -> set[str]:
         """The values of `postcopy_transitioned` that are right for an exit code."""

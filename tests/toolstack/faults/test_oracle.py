@@ -17,16 +17,19 @@ REPORT_LOST = "link/back@100=cut"
 FOREIGN = "source/record.libxc.X86_TSC_INFO:write=wrong-number"
 BROKEN = "source/record.libxc.HVM_CONTEXT:write=truncate"
 MISUNDERSTOOD = "source.controller/suspend:before-answer=garbage"
+RESTORED = "destination/complete:before-send=kill"
+SENTENCED = "source.controller/suspend:heard=kill"
+UNANSWERED = "source/hello:before-send=garbage; source.controller/refused:after-send=kill"
 HARMLESS = "source/hello=delay(0.1)"
 
 CAUGHT = [
     ("forgets-the-rc", "source/exit=kill", "live", r"migrate exited with 0"),
-    ("keeps-the-last-rc", "suspend:after-send=stop", "stop-and-copy", r"does not name the cause"),
+    ("keeps-the-last-rc", "source/exit=stop", "live", r"rc -3 at the source; right is -9"),
     ("skips-sigkill", "source/exit=stop", "live", r"a process was left"),
-    ("completes-twice", KILLED, "live", r"traceback"),
+    ("completes-twice", KILLED, "live", r"1 helpers started at the source, 2"),
     ("resumes-after-a-transition", TRANSITIONED, "postcopy", r"exited with 1; right is 3"),
     ("resumes-after-go", REPORT_LOST, "live", r"two guests run"),
-    ("leaves-log-dirty-on", "source.controller/suspend:heard=kill", "live", r"log-dirty"),
+    ("leaves-log-dirty-on", SENTENCED, "live", r"log-dirty"),
     ("does-not-resume", KILLED, "live", r"does not run at the source"),
     ("destroys-the-inconsistent", TRANSITIONED, "postcopy", r"postcopy-inconsistent is suspended"),
     ("says-no-reason", KILLED, "stop-and-copy", r"says no reason"),
@@ -48,6 +51,26 @@ CAUGHT = [
     ("harms-the-source", BROKEN, "stop-and-copy", r"crashed|memory of .* is wrong"),
     ("hides-the-cause", MISUNDERSTOOD, "live", r"does not name the cause"),
     ("loses-dirty-pages", HARMLESS, "live", r"crashed|memory of .* is wrong"),
+    ("waits-without-an-end", "source/exit=stop", "live", r"did not end within"),
+    ("gives-the-usual-rc", "guest/suspend=refuse", "save", r"rc -3 at the source; right is -8"),
+    ("takes-a-known-state-for-undefined", KILLED, "live", r"exited with 4; right is 1"),
+    ("sweeps-nothing", UNANSWERED, "save", r"temporary file was left after `recover`"),
+    ("leaves-a-process-for-some-seconds", HARMLESS, "save", r"a process was there for \d"),
+    ("spoils-the-file-that-it-restores", RESTORED, "save", r"the guest is lost"),
+    ("keeps-a-descriptor", KILLED, "live", r"left with descriptors"),
+    (
+        "receiver-hides-its-failure",
+        "destination/complete:before-send=kill",
+        "live",
+        r"the receiver exited with 0",
+    ),
+    (
+        "recovers-by-guesswork",
+        "source.controller/postcopy_transition:after-answer=kill; "
+        "destination.controller/record.libxl.POSTCOPY_TRANSITION_END:read=kill",
+        "postcopy",
+        r"when it might run at the destination",
+    ),
 ]
 """(mutant, plan, mode, what the oracle must say)."""
 

@@ -9,6 +9,7 @@ import importlib.abc
 import importlib.machinery
 import os
 import sys
+import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -49,15 +50,80 @@ def skips_sigkill(module: Any) -> None:
     )
 
 
-@mutant("toolstack.join")
+@mutant("toolstack.save_helper")
 def completes_twice(module: Any) -> None:
-    check = module.Join._check
+    begin = module.SaveHelper.__init__
 
-    def twice(self: Any, rc: int) -> Any:
-        actions = check(self, rc)
-        return actions * 2 if actions and isinstance(actions[0], module.Complete) else actions
+    def twice(self: Any, request: Any, callbacks: Any, done: Any, **more: Any) -> None:
+        begin(self, request, callbacks, lambda result: (done(result), done(result)), **more)
 
-    module.Join._check = twice
+    module.SaveHelper.__init__ = twice
+
+
+@mutant("toolstack.save_helper")
+def waits_without_an_end(module: Any) -> None:
+    module.SaveHelper._set_limit = lambda _self, _seconds, _what: None
+
+
+@mutant("toolstack.stream_writer")
+def gives_the_usual_rc(module: Any) -> None:
+    """Also where the guest has not answered."""
+    module.save_rc = lambda rc, retval, **_known: rc or (-3 if retval else 0)
+
+
+@mutant("toolstack.outcome")
+def takes_a_known_state_for_undefined(module: Any) -> None:
+    module.EXIT_CODES[module.Outcome.RUNNING_AT_SOURCE] = module.ExitCode.UNDEFINED
+
+
+@mutant("toolstack.scratch")
+def sweeps_nothing(module: Any) -> None:
+    module.sweep = lambda *_of, **_more: None
+
+
+@mutant("helper.run")
+def leaves_a_process_for_some_seconds(module: Any) -> None:
+    tell = module._tell
+
+    def told(*of: Any) -> None:
+        tell(*of)
+        if os.fork() == 0:
+            os.closerange(0, 1 << 10)
+            time.sleep(5)
+            os._exit(0)
+
+    module._tell = told
+
+
+@mutant("toolstack.save_file")
+def spoils_the_file_that_it_restores(module: Any) -> None:
+    create = module.domain_create_restore
+
+    async def spoil(ctx: Any, config: Any, name: str, fd: int) -> Any:
+        result = await create(ctx, config, name, fd)
+        if result.rc:
+            os.truncate(f"/proc/self/fd/{fd}", 4096)
+        return result
+
+    module.domain_create_restore = spoil
+
+
+@mutant("helper.hypervisors.simulated.guest_loop")
+def keeps_a_descriptor(module: Any) -> None:
+    """The guest's process does, of each that talks to it."""
+    drop = module.GuestLoop._drop
+
+    def keep(self: Any, fd: int) -> None:
+        os.dup(fd)
+        drop(self, fd)
+
+    module.GuestLoop._drop = keep
+
+
+@mutant("toolstack.receive")
+def receiver_hides_its_failure(module: Any) -> None:
+    result = module.ReceiveResult
+    module.ReceiveResult = lambda *_of: result(True, 0, "g", None, "")
 
 
 @mutant("toolstack.handshake")
