@@ -25,9 +25,10 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("ours")
 
-# A shell that starts the tests in the background ignores SIGINT for them, and what they start would
-# inherit that.
+# A shell that starts the tests in the background ignores SIGINT for them, nohup SIGHUP, and what
+# they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 HostFactory = Callable[[str], SimulatedHost]
 

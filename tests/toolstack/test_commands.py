@@ -48,7 +48,7 @@ def test_life_of_a_guest(tmp_path: Path) -> None:
 
 
 def test_list_cuts_no_name(tmp_path: Path) -> None:
-    name = "a-guest-with-the-longest-of-names-" * 5
+    name = "a-guest-with-the-longest-of-names-" * 4
     assert toolstack("init", tmp_path / "host").code == 0
     made = ("create", name, "--memory", "8M", "--workload", "idle", "--host", tmp_path / "host")
     assert toolstack(*made).code == 0

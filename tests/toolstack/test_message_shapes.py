@@ -10,8 +10,10 @@ from dataclasses import fields
 import pytest
 
 from helper import parameters
+from helper.command_line import Options
 from helper.main import _OF_THE_CHANNEL, _job_of_start
 from helper.run import Engine, Job
+from helper.settings import Settings
 from ipc_schema.field_checks import FIELD_NAMES
 from ipc_schema.messages import CALLBACKS, UNCONDITIONAL, Operation, callback_bit, callbacks_of
 from ipc_schema.turn_taking import ALWAYS_PROVIDED
@@ -39,9 +41,10 @@ def test_a_field_of_start_that_the_helper_does_not_know_is_not_passed_over() -> 
     request = HelperRequest(Operation.SAVE, 1, 3)
     launch = HelperLaunch(request, frozenset(), OwnHelper(), Limits())
     start = {**launch.start_fields(), "proof": b""}
-    assert _job_of_start(start, 1.0, None).engine is Engine.OWN
+    options, settings = Options(), Settings()
+    assert _job_of_start(start, options, settings).engine is Engine.OWN
     with pytest.raises(TypeError, match="compression"):
-        _job_of_start({**start, "compression": 1}, 1.0, None)
+        _job_of_start({**start, "compression": 1}, options, settings)
 
 
 def test_each_callback_has_a_bit_of_its_own_or_needs_none() -> None:

@@ -12,6 +12,7 @@ from toolstack.faults.evidence import Event, Mode
 from toolstack.faults.laws import NAME, listed, places
 
 _ENDS: Final = {HERE: "save_ended", THERE: "restore_ended"}
+_SAYS_STARTED: Final = frozenset({"report the start", "tell the end of postcopy"})
 
 
 def traced(case: Case) -> Iterator[str]:
@@ -80,7 +81,7 @@ def _said(case: Case, event: Event, status: int) -> Iterator[str]:
     started, rc = event["started"], event["rc"]
     if status >= 0 and status != (not started):
         yield f"the receiver exited with {status}, and said that started is {started}"
-    if started and rc:
+    if started and rc and not _unsaid(case):
         yield f"the receiver said that the guest is started, and rc {rc}"
     if not started and not (rc and event["reason"]):
         yield f"the receiver failed with rc {rc}, for the reason {event['reason']!r}"
@@ -90,6 +91,14 @@ def _said(case: Case, event: Event, status: int) -> Iterator[str]:
     scene = case.evidence.ends[-1]
     if started != (scene.places[THERE].guest(NAME) is not None):
         yield f"the receiver said that started is {started}: {places(scene)}"
+
+
+def _unsaid(case: Case) -> bool:
+    """Whether the receiver had a guest that runs, and could not say so any more."""
+    return any(
+        event["action"] in _SAYS_STARTED and event.get("result") == "failed"
+        for event in case.evidence.named("handshake", THERE)
+    )
 
 
 def _count(events: Sequence[Mapping[str, Any]], name: str) -> int:

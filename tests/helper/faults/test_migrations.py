@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 MEMORY = 4 << 20
 NEVER, _FAILED, DONE = PostcopyTransitioned
-LIMITS = {"heartbeat": 2.0, "callback": 2.0, "abort": 1.0, "stream_stall": 2.0}
+LIMITS = {"heartbeat": 2.0, "callback": 2.0, "abort": 1.0, "stream_stall": 2.0, "suspend": 4.0}
 
 
 class Migration:
