@@ -63,6 +63,7 @@ def completes_twice(module: Any) -> None:
 @mutant("toolstack.save_helper")
 def waits_without_an_end(module: Any) -> None:
     module.SaveHelper._set_limit = lambda _self, _seconds, _what: None
+    module.SaveHelper._watch = lambda _self: None
 
 
 @mutant("toolstack.stream_writer")
