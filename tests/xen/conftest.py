@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.left_out import leave_out
 from tests.xen.runner import Machines
-
-_HERE = Path(__file__).parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -18,13 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    named = [Path(argument.partition("::")[0]).absolute() for argument in config.args]
-    if any(path == _HERE or _HERE in path.parents for path in named):
-        return
-    left_out = [item for item in items if item.get_closest_marker("real_xen")]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+    leave_out(config, items, "real_xen", Path(__file__).parent)
 
 
 @pytest.fixture(scope="session")
