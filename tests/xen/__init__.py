@@ -12,8 +12,8 @@
 It needs root and the programs of Debian 12's packages qemu-system-x86, mmdebstrap, e2fsprogs,
 busybox-static and cpio; and to build a Xen with shadow paging, for PV guests that migrate, gcc,
 make, bison, flex, libelf-dev and dpkg-dev. dom0 images and that Xen are made once and kept in
-`.cache/xen`. The package is the checkout's, built as a wheel and installed
-by pip in dom0 at each boot, on Debian's own Python libraries.
+`~/.cache/xen-save-helper/rig`. The package is the checkout's, built as a wheel and installed by pip
+in dom0 at each boot, on Debian's own Python libraries.
 
 To try something: boot, run a script in dom0, see what it says as it comes:
 

@@ -1,5 +1,5 @@
-"""Where the rig keeps what takes long to make; one maker of a thing at a time, and not more
-machines at once than this computer carries."""
+"""Where the rig keeps what takes long to make, for all checkouts of a user; one maker of a thing
+at a time, and not more machines at once than this computer carries."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import IO, Final
 
 REPOSITORY: Final = Path(__file__).parents[2]
-CACHE: Final = REPOSITORY / ".cache" / "xen"
+_USERS_CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+CACHE: Final = _USERS_CACHE / "xen-save-helper" / "rig"
 
 _MACHINE_OCTETS: Final = 7 << 30
 
 
 @contextmanager
 def exclusive(name: str) -> Iterator[None]:
-    """Hold the lock `name`; other processes of this checkout wait for it. The makers that take it
-    have time limits, so this wait has an end."""
+    """Hold the lock `name`; others wait for it. The makers that take it have time limits, so this
+    wait has an end."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -41,8 +42,8 @@ def scratch(name: str) -> Iterator[Path]:
 
 
 class Slot:
-    """The right to run a machine: this computer carries only so many at once, whoever of this
-    checkout's users starts them. `release` it."""
+    """The right to run a machine: this computer carries only so many at once, from whichever
+    checkout they are started. `release` it."""
 
     def __init__(self, limit: float = 7200) -> None:
         """Waits up to `limit` seconds for a free one; TimeoutError then."""

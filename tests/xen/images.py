@@ -1,8 +1,7 @@
 """dom0 images: Debian with Xen in an ext4 file, and what QEMU's multiboot loader needs beside it.
 
-An image is made once and kept in the repository's `.cache/xen`, under a name that holds the hash
-of its recipe: whoever changes the recipe gets a new image. Our package is not in it (see
-`tests.xen.wheel`).
+An image is made once and kept in `cache.CACHE`, under a name that holds the hash of its recipe:
+whoever changes the recipe gets a new image. Our package is not in it (see `tests.xen.wheel`).
 """
 
 from __future__ import annotations
