@@ -31,6 +31,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Of `-n auto`: many tests wait for a limit, or for a guest, more than they compute."""
     return (os.cpu_count() or 1) + 1
