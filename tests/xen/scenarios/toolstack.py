@@ -31,7 +31,7 @@ RECEIVE: Final = f"exec xen-toolstack receive {' '.join(PATIENCE)}"
 BANNER: Final = r"printf 'xl migration receiver ready, send binary domain data.\n'"
 DYING_RECEIVER: Final = f"{BANNER}; head -c 20000000 >/dev/null; exit 3"
 """Takes part of a guest's memory and is gone."""
-DYING_LATE: Final = "xl migrate-receive | head -c 60"
+DYING_LATE: Final = "xl migrate-receive | dd bs=1 count=60 status=none"
 """Takes all of the guest, which is suspended then, and is gone in the middle of saying ready."""
 
 RUNNING_AT_SOURCE: Final = 1
