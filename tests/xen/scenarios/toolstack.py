@@ -240,7 +240,7 @@ SCENARIOS: Final = (
     Scenario(
         "toolstack-save-restore-pvh", lambda lab: save_and_restore(lab, lab.guest("pvh")), BOTH
     ),
-    Scenario("toolstack-migrate-pvh", lambda lab: migrate_both_ways(lab, lab.guest("pvh")), BOTH),
+    Scenario("toolstack-migrate-pvh", lambda lab: migrate_both_ways(lab, lab.guest("pvh"))),
     Scenario(
         "toolstack-save-restore-migrate-hvm",
         partial(all_of_one_guest, kind="hvm"),
