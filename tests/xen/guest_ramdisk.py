@@ -11,7 +11,7 @@ from typing import Final
 from tests.xen import host_tools
 
 INIT: Final = Path(__file__).with_name("guest-init")
-_APPLETS: Final = ("sh", "mount", "dd", "md5sum", "sleep", "cat", "cut", "poweroff")
+_APPLETS: Final = ("sh", "mount", "dd", "md5sum", "sleep", "cat", "poweroff")
 
 
 def build(target: Path) -> None:
