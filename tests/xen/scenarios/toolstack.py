@@ -31,8 +31,9 @@ RECEIVE: Final = f"exec xen-toolstack receive {' '.join(PATIENCE)}"
 BANNER: Final = r"printf 'xl migration receiver ready, send binary domain data.\n'"
 DYING_RECEIVER: Final = f"{BANNER}; head -c 20000000 >/dev/null; exit 3"
 """Takes part of a guest's memory and is gone."""
-DYING_LATE: Final = "xl migrate-receive | dd bs=1 count=60 status=none"
-"""Takes all of the guest, which is suspended then, and is gone in the middle of saying ready."""
+DYING_LATE: Final = f"{RECEIVE.removeprefix('exec ')} | dd bs=1 count=60 status=none"
+"""Takes all of the guest, which is suspended then, and is cut off in the middle of saying ready.
+Ours, since xl leaves its copy there (migrate_receive exits where it cannot report)."""
 
 RUNNING_AT_SOURCE: Final = 1
 """The exit code of a migration after which the guest runs where it was."""
