@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import stat
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
@@ -15,6 +14,7 @@ from ipc_schema import fault_actions as actions
 from ipc_schema.fault_points import Moment, handshake_point
 from ipc_schema.xl_handshake import HandshakeMessage
 from toolstack.faults.controller_faults import ControllerFaults
+from toolstack.faults.record_faults import shut
 
 T = TypeVar("T")
 
@@ -87,12 +87,7 @@ def _failure(message: HandshakeMessage, firing: Firing) -> OSError:
 def _end(fd: int) -> None:
     """What was written can still be read there. The number stays in use: its owner closes it."""
     if stat.S_ISSOCK(os.fstat(fd).st_mode):
-        with socket.socket(fileno=os.dup(fd)) as copy:
-            try:
-                copy.shutdown(socket.SHUT_RDWR)
-            except OSError as bad:
-                if bad.errno != errno.ENOTCONN:  # it has gone already
-                    raise
+        shut(fd)
         return
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.dup2(nothing, fd, inheritable=False)

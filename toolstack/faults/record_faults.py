@@ -97,7 +97,7 @@ class RecordFaults:
             kind, value = firing.fault.action
             if kind.name in _ERRNOS:
                 if kind in {actions.CUT, actions.RESET}:
-                    _shut(fd)
+                    shut(fd)
                 raise _failure(_ERRNOS[kind.name], firing)
             if kind is actions.STALL:
                 after += limit + 1 if value is None else float(value)
@@ -231,8 +231,8 @@ _MANGLES: Final[dict[str, Callable[[bytes, Random], bytes]]] = {
 }
 
 
-def _shut(fd: int) -> None:
-    """The other side sees the end."""
+def shut(fd: int) -> None:
+    """The other side sees the end, where this is a socket."""
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         return
     with socket.socket(fileno=os.dup(fd)) as copy:
