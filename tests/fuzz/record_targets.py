@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from helper.hypervisors.simulated.build import capacity_for, check_config
-from helper.hypervisors.simulated.workload import NAMES
+from helper.hypervisors.simulated.config import capacity_for, check_config
+from helper.hypervisors.simulated.kinds import NAMES
 from ipc_schema import libxc_stream, libxl_stream, page_lists, records, xl_header
 from ipc_schema.errors import DecodeError
 from ipc_schema.libxc_record_types import RecordType as Xc

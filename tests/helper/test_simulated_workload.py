@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helper.hypervisors.simulated import pattern
+from helper.hypervisors.simulated.kinds import Kind
 from helper.hypervisors.simulated.registers import ForeignContextError, Registers
-from helper.hypervisors.simulated.workload import Kind, Workload
+from helper.hypervisors.simulated.workload import Workload
 
 
 @given(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -154,13 +156,17 @@ def test_a_copy_that_does_not_answer_in_time_is_not_given_up(
 ) -> None:
     host = hosts.at_destination
     host.create_guest("g--incoming", 2 << 20, "random")
+    (row,) = host.domains()
+    assert row.pid is not None
+    os.kill(row.pid, signal.SIGSTOP)
     left(host, Role.DESTINATION, Promise.RESUMED, domid=None, domain_name="g--incoming")
-    monkeypatch.setattr("toolstack.recover.VERIFY_LIMIT", 1e-6)
+    monkeypatch.setattr("toolstack.recover.VERIFY_LIMIT", 0.2)
     with pytest.raises(TimeoutError, match=r"has not compared its memory.*`destroy g--incoming`"):
         recover(host, "g")
     assert states(host) == {"g--incoming": "running"}
     assert hosts.journals() == ["g.destination.journal"]
     monkeypatch.undo()
+    os.kill(row.pid, signal.SIGCONT)
     recover(host, "g")
     assert states(host) == {"g": "running"}
 

@@ -40,6 +40,9 @@ _MODE_OPTIONS: Final[Mapping[Mode, tuple[str, ...]]] = {
 _HOST_FILES: Final = frozenset({"domains", "lock", "xen-host.json"})
 _LONGEST_DIRECTORY: Final = 64
 """Octets of a directory's path that leave room for a socket's name in it."""
+_RATES: Final = {"random": 4_000.0}
+"""Pages a second that a guest writes, where its workload's own rate would take a third of all
+processor time of a run: each page that it ever writes is still written many times in a round."""
 _SETTLE_SECONDS: Final = 2.0
 _VERIFY_SECONDS: Final = 20.0
 _START_UP_SECONDS: Final = 20.0
@@ -100,7 +103,7 @@ class Stage:
         for side in Side:
             create_host(directory / side.value)
             self._hosts[side] = SimulatedHost(directory / side.value)
-        self._source.create_guest(NAME, memory, workload, seed=plan.seed)
+        self._source.create_guest(NAME, memory, workload, _RATES.get(workload), plan.seed)
         arm(self._source, self._source.find(NAME), plan)
         self._limit = time_limit(plan, limits)
         self._descriptors = sys.maxsize

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import errno
-import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from helper.hypervisors.interface import (
     Bitmap,
-    DomainInfo,
     Paging,
     Pfns,
-    ShutdownReason,
     TscInfo,
 )
 from helper.hypervisors.simulated import control, layout
-from helper.hypervisors.simulated.build import MAXMEM_CONSTANT, store_policy
-from helper.hypervisors.simulated.domain_files import read_config
-from helper.hypervisors.simulated.layout import P2M, PAGE_SIZE, RUNS
+from helper.hypervisors.simulated.layout import P2M, PAGE_SIZE
+from helper.hypervisors.simulated.open_domain import OpenDomain
 from helper.hypervisors.simulated.paging import open_paging
 from helper.hypervisors.simulated.runs import runs_of
-from helper.hypervisors.simulated.shared import (
-    GuestGoneError,
-    GuestProcess,
-    SharedMemory,
-)
 
 PFINFO_XTAB: Final = 0xF << 28
 """XEN_DOMCTL_PFINFO_XTAB: no page."""
@@ -37,100 +28,18 @@ CHUNK: Final = 1 << 16
 """Pages looked at at a time, so that temporaries stay small whatever the guest's size."""
 
 
-class SimulatedDomain:
-    """One domain. A domain whose process died is crashed: there is nothing to map any more."""
+class SimulatedDomain(OpenDomain):
+    """One domain with the operations on its log-dirty mode, its memory and its registers."""
 
     def __init__(self, path: Path, domid: int, timeout: float) -> None:
-        """`path` is the domain's directory. Raises ProcessLookupError where there is none."""
-        self.domid = domid
-        self._timeout = timeout
-        try:
-            self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise ProcessLookupError(errno.ESRCH, f"there is no domain {domid}") from error
-        self._process: GuestProcess | None = None
-        self._attached: SharedMemory | None = None
+        """As OpenDomain."""
         self._seen: NDArray[np.uint32] | None = None
         self._logdirty_epoch = 0
-        try:
-            self._process = GuestProcess.open(self._directory)
-            self._attached = self._process.open_memory()
-        except GuestGoneError:
-            # The guest is dead: getinfo says so.
-            self._detach()
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> SimulatedDomain:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
+        super().__init__(path, domid, timeout)
 
     def close(self) -> None:
         self._seen = None
-        self._detach()
-        if self._directory >= 0:
-            os.close(self._directory)
-            self._directory = -1
-
-    def _detach(self) -> None:
-        if self._attached is not None:
-            self._attached.close()
-            self._attached = None
-        if self._process is not None:
-            self._process.close()
-            self._process = None
-
-    # -- what there is --------------------------------------------------------------------------
-
-    @property
-    def shared(self) -> SharedMemory:
-        """Raises ESRCH where the guest had died before this object was made."""
-        if self._attached is None:
-            raise ProcessLookupError(
-                errno.ESRCH, f"domain {self.domid} has crashed: its process is gone"
-            )
-        return self._attached
-
-    @property
-    def attached(self) -> bool:
-        """Whether there is shared memory to look at."""
-        return self._attached is not None
-
-    @property
-    def pid(self) -> int | None:
-        """Of the guest's process, while it lives."""
-        return self._process.pid if self._process is not None and self.alive() else None
-
-    def alive(self) -> bool:
-        """Whether the guest has a process."""
-        return self._process is not None and self._process.alive()
-
-    def config(self) -> dict[str, Any]:
-        """Raises ProcessLookupError where the domain is gone."""
-        try:
-            return read_config(self._directory)
-        except FileNotFoundError as error:
-            raise ProcessLookupError(errno.ESRCH, f"there is no domain {self.domid}") from error
-
-    def getinfo(self) -> DomainInfo:
-        config = self.config()
-        if self._attached is None:
-            max_memkb = config["b_info"]["max_memkb"] + MAXMEM_CONSTANT
-            return DomainInfo(self.domid, True, False, False, ShutdownReason.CRASH, 0, max_memkb)
-        domain = self._attached.domain
-        shutdown = domain.shutdown if self.alive() else ShutdownReason.CRASH
-        return DomainInfo(
-            domid=self.domid,
-            hvm=True,
-            paused=bool(domain.paused),
-            dying=False,
-            shutdown_reason=None if shutdown == RUNS else ShutdownReason(shutdown),
-            nr_pages=domain.nr_pages,
-            max_memkb=domain.max_memkb,
-        )
+        super().close()
 
     def maximum_gpfn(self) -> int:
         return self.shared.domain.maximum_gpfn
@@ -303,4 +212,4 @@ class SimulatedDomain:
         for data, entry, what in ((cpuid, 24, "CPUID leaves"), (msr, 16, "MSR entries")):
             if len(data) % entry or len(data) > layout.POLICY_AREA:
                 raise OSError(errno.EINVAL, f"{len(data)} octets of {what} of {entry} each")
-        store_policy(self.shared, cpuid, msr)
+        self.shared.store_policy(cpuid, msr)

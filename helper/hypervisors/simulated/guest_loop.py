@@ -18,9 +18,9 @@ from helper.hypervisors.simulated import control, device_model, layout, userfaul
 from helper.hypervisors.simulated.build import (
     add_special_pages,
     build_domain,
-    capacity_for,
     fresh_registers,
 )
+from helper.hypervisors.simulated.config import capacity_for
 from helper.hypervisors.simulated.control import Message
 from helper.hypervisors.simulated.domain_files import read_config, try_suspend_lock
 from helper.hypervisors.simulated.layout import PAGE_SIZE, RUNS, Behaviour

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from helper.hypervisors.interface import (
@@ -20,15 +20,18 @@ from helper.hypervisors.interface import (
     RestoreProgram,
 )
 from helper.hypervisors.simulated import control, device_model, domain_files
-from helper.hypervisors.simulated.build import check_config
-from helper.hypervisors.simulated.domain import SimulatedDomain
+from helper.hypervisors.simulated.config import check_config
 from helper.hypervisors.simulated.domain_files import create_host
+from helper.hypervisors.simulated.kinds import NAMES
 from helper.hypervisors.simulated.layout import Behaviour
+from helper.hypervisors.simulated.open_domain import OpenDomain
 from helper.hypervisors.simulated.process import StartingGuest
 from helper.hypervisors.simulated.reports import report_of, state_of
 from helper.hypervisors.simulated.shared import GuestGoneError, GuestProcess
 from helper.hypervisors.simulated.suspend import SimulatedSuspendRequest
-from helper.hypervisors.simulated.workload import NAMES
+
+if TYPE_CHECKING:
+    from helper.hypervisors.simulated.domain import SimulatedDomain
 
 BUILD_TIMEOUT: Final = 120.0
 """Seconds for a guest to fill its memory."""
@@ -54,7 +57,7 @@ class SimulatedHost:
         rows = []
         for domid in domain_files.domids(self.directory):
             try:
-                with self.domain(domid) as domain:
+                with self._open(domid) as domain:
                     rows.append(self._summary(domain))
             except ProcessLookupError:
                 # Destroyed while we looked.
@@ -62,7 +65,7 @@ class SimulatedHost:
         return rows
 
     @staticmethod
-    def _summary(domain: SimulatedDomain) -> DomainSummary:
+    def _summary(domain: OpenDomain) -> DomainSummary:
         config = domain.config()
         pid = domain.pid
         page = domain.shared.domain if pid is not None else None
@@ -88,8 +91,14 @@ class SimulatedHost:
         raise ProcessLookupError(errno.ESRCH, f"there is no domain {name!r} on {self.directory}")
 
     def domain(self, domid: int) -> SimulatedDomain:
+        from helper.hypervisors.simulated.domain import SimulatedDomain
+
         path = domain_files.domain_path(self.directory, domid)
         return SimulatedDomain(path, domid, self.timeout)
+
+    def _open(self, domid: int) -> OpenDomain:
+        path = domain_files.domain_path(self.directory, domid)
+        return OpenDomain(path, domid, self.timeout)
 
     def config(self, domid: int) -> dict[str, Any]:
         with self._directory(domid) as fd:
@@ -201,7 +210,7 @@ class SimulatedHost:
 
     def set_behaviour(self, domid: int, behaviour: Behaviour, seconds: float = 0.0) -> None:
         """How the guest takes requests to suspend from now on."""
-        with self.domain(domid) as domain:
+        with self._open(domid) as domain:
             page = domain.shared.domain
             page.behaviour_seconds = seconds
             page.behaviour = behaviour
@@ -255,7 +264,7 @@ class SimulatedHost:
         self._ask(domid, do="unpause")
 
     def suspend_request(self, domid: int) -> SimulatedSuspendRequest:
-        domain = self.domain(domid)
+        domain = self._open(domid)
         try:
             with self._directory(domid) as fd:
                 directory = os.dup(fd)
@@ -266,7 +275,7 @@ class SimulatedHost:
 
     def resume(self, domid: int) -> None:
         """Also takes back a request to suspend that the guest has not acknowledged."""
-        with self.domain(domid) as domain, self._directory(domid) as fd:
+        with self._open(domid) as domain, self._directory(domid) as fd:
             page = domain.shared.domain
             with domain_files.suspend_lock(fd, self.timeout):
                 page.suspend_wanted = 0
@@ -280,7 +289,7 @@ class SimulatedHost:
 
     def switch_qemu_logdirty(self, domid: int, enable: bool) -> None:
         """Nothing to do for a guest without a device model."""
-        with self.domain(domid) as domain:
+        with self._open(domid) as domain:
             page = domain.shared.domain
             if page.hvm:
                 page.qemu_logdirty = int(enable)
@@ -295,7 +304,7 @@ class SimulatedHost:
 
     def emulator_context(self, domid: int) -> bytes | None:
         """Raises EBUSY while the domain runs."""
-        with self.domain(domid) as domain, self._directory(domid) as fd:
+        with self._open(domid) as domain, self._directory(domid) as fd:
             model = device_model.load(fd)
             if model is None:
                 return None
@@ -318,12 +327,12 @@ class SimulatedHost:
     # -- reports --------------------------------------------------------------------------------
 
     def report(self, domid: int) -> GuestReport:
-        with self.domain(domid) as domain:
+        with self._open(domid) as domain:
             return report_of(domain)
 
     def verify(self, domid: int, timeout: float) -> GuestReport:
         """Raises TimeoutError; a guest that has crashed reports so at once."""
-        with self.domain(domid) as domain:
+        with self._open(domid) as domain:
             if state_of(domain) is not GuestState.CRASHED:
                 self._ask(domid, timeout, do="verify")
             return report_of(domain)

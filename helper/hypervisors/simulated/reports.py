@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
+from bisect import bisect_left
+from itertools import accumulate
 
 from helper.hypervisors.interface import GuestReport, GuestState, ShutdownReason
-from helper.hypervisors.simulated.domain import SimulatedDomain
 from helper.hypervisors.simulated.layout import BUCKETS_PER_OCTAVE, DomainPage
+from helper.hypervisors.simulated.open_domain import OpenDomain
 
 
-def state_of(domain: SimulatedDomain) -> GuestState:
+def state_of(domain: OpenDomain) -> GuestState:
     """Raises ProcessLookupError where the domain is gone."""
     info = domain.getinfo()
     if info.shutdown_reason is ShutdownReason.SUSPEND:
@@ -21,14 +22,14 @@ def state_of(domain: SimulatedDomain) -> GuestState:
 
 def _quantile_us(page: DomainPage, share: float) -> float | None:
     """The fault latency that `share` of all faults did not exceed, in microseconds."""
-    counts = np.cumsum(page.fault_histogram)
+    counts = list(accumulate(page.fault_histogram))
     if not counts[-1]:
         return None
-    bucket = int(np.searchsorted(counts, share * counts[-1]))
+    bucket = bisect_left(counts, share * counts[-1])
     return float(2 ** ((bucket + 0.5) / BUCKETS_PER_OCTAVE) / 1000)
 
 
-def report_of(domain: SimulatedDomain) -> GuestReport:
+def report_of(domain: OpenDomain) -> GuestReport:
     """The guest's report; of a guest whose process had died before `domain` was opened, only
     that it has crashed."""
     state = state_of(domain)

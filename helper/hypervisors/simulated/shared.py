@@ -9,14 +9,16 @@ import mmap
 import os
 import select
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Final
 
 from helper.hypervisors.simulated import layout
 from helper.hypervisors.simulated.layout import DomainPage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PROCESS_FILE: Final = "process.json"
 """In the domain's directory: the guest's pid, its start time, and its memfds by name."""
@@ -58,8 +60,8 @@ def create_areas(capacity: int) -> dict[str, int]:
 class SharedMemory:
     """The mappings of a domain's memory in this process.
 
-    `p2m` (a layout.P2M for each pfn) and `writes` (the vCPU's write counter of each pfn: odd while
-    it writes) are arrays; `memory` is the guest's pages; `area` gives the blobs.
+    `memory` is the guest's pages, `domain` what libxc would tell. The arrays are made when they are
+    first asked for: who looks at `domain` alone loads no numpy.
     """
 
     def __init__(self, fds: dict[str, int]) -> None:
@@ -71,24 +73,45 @@ class SharedMemory:
                 if name != "memory":
                     os.close(fd)
         self.memory_fd = fds["memory"]
-        self._domain_map = maps["domain"]
+        self._maps = maps
         self.domain = DomainPage.from_buffer(maps["domain"])
-        self.p2m: NDArray[np.uint8] = np.frombuffer(maps["p2m"], np.uint8)
-        self.writes: NDArray[np.uint32] = np.frombuffer(maps["writes"], np.uint32)
         self.memory = maps["memory"]
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         if _HUGE_PAGES.exists():
             # A page must be able to go alone: a hole in a huge page may only be zeroed.
             self.memory.madvise(mmap.MADV_NOHUGEPAGE)
 
+    @cached_property
+    def p2m(self) -> NDArray[np.uint8]:
+        """A layout.P2M for each pfn."""
+        import numpy as np
+
+        return np.frombuffer(self._maps["p2m"], np.uint8)
+
+    @cached_property
+    def writes(self) -> NDArray[np.uint32]:
+        """The vCPU's write counter of each pfn: odd while it writes."""
+        import numpy as np
+
+        return np.frombuffer(self._maps["writes"], np.uint32)
+
     def read_area(self, offset: int, length: int) -> bytes:
-        return self._domain_map[offset : offset + length]
+        return self._maps["domain"][offset : offset + length]
 
     def write_area(self, offset: int, data: bytes) -> None:
-        self._domain_map[offset : offset + len(data)] = data
+        self._maps["domain"][offset : offset + len(data)] = data
+
+    def store_policy(self, cpuid: bytes, msr: bytes) -> None:
+        """Keep the CPUID leaves and MSR entries of the domain."""
+        self.write_area(layout.CPUID_OFFSET, cpuid)
+        self.domain.cpuid_length = len(cpuid)
+        self.write_area(layout.MSR_OFFSET, msr)
+        self.domain.msr_length = len(msr)
 
     def words(self) -> NDArray[np.uint64]:
         """The memory as a row of 512 words for each pfn."""
+        import numpy as np
+
         return np.frombuffer(self.memory, np.uint64).reshape(-1, layout.PAGE_SIZE // 8)
 
     def make_ready(self, offset: int, length: int, *, writable: bool) -> None:
@@ -106,7 +129,9 @@ class SharedMemory:
         if self.memory_fd >= 0:
             os.close(self.memory_fd)
             self.memory_fd = -1
-        del self.memory, self.p2m, self.writes, self.domain, self._domain_map
+        for array in ("p2m", "writes"):
+            self.__dict__.pop(array, None)
+        del self.memory, self.domain, self._maps
 
 
 def start_time(pid: int) -> int:

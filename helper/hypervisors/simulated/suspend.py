@@ -11,8 +11,8 @@ import socket
 
 from helper.hypervisors.interface import ShutdownReason, SuspendState
 from helper.hypervisors.simulated import control
-from helper.hypervisors.simulated.domain import SimulatedDomain
 from helper.hypervisors.simulated.domain_files import suspend_lock
+from helper.hypervisors.simulated.open_domain import OpenDomain
 from helper.hypervisors.simulated.shared import GuestGoneError
 
 
@@ -20,7 +20,7 @@ class SimulatedSuspendRequest:
     """interface.SuspendRequest. Its descriptor is a connection to the guest, which tells there
     that it has suspended; at its end the guest has crashed."""
 
-    def __init__(self, domain: SimulatedDomain, directory: int, timeout: float) -> None:
+    def __init__(self, domain: OpenDomain, directory: int, timeout: float) -> None:
         """Makes the request, and takes over both `domain` and `directory` (a descriptor)."""
         self._domain = domain
         self._directory = directory

@@ -15,6 +15,7 @@ import numpy as np
 
 from helper.hypervisors.interface import ShutdownReason
 from helper.hypervisors.simulated import pattern, userfault
+from helper.hypervisors.simulated.kinds import UNLIMITED, Kind
 from helper.hypervisors.simulated.layout import (
     BUCKETS_PER_OCTAVE,
     FAULT_BUCKETS,
@@ -25,7 +26,6 @@ from helper.hypervisors.simulated.layout import (
 from helper.hypervisors.simulated.pattern import Words
 from helper.hypervisors.simulated.registers import Registers
 from helper.hypervisors.simulated.shared import SharedMemory
-from helper.hypervisors.simulated.workload import UNLIMITED, Kind
 
 STEP: Final = 0.005
 """Seconds from one step to the next, for a workload with a rate."""

@@ -11,42 +11,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cached_property
 from typing import Final
 
 import numpy as np
 
+from helper.hypervisors.simulated.kinds import Kind
 from helper.hypervisors.simulated.pattern import Words
 
 _ORDERS: Final = 16
 """Different orders that the passes of a random workload take in turn."""
-
-
-class Kind(IntEnum):
-    IDLE = 0
-    SEQUENTIAL = 1
-    RANDOM = 2
-    WRITE_HEAVY = 3
-
-
-NAMES: Final = {
-    "idle": Kind.IDLE,
-    "sequential": Kind.SEQUENTIAL,
-    "random": Kind.RANDOM,
-    "write-heavy": Kind.WRITE_HEAVY,
-}
-"""Workloads as commands and configurations name them."""
-
-UNLIMITED: Final = math.inf
-
-DEFAULT_RATES: Final = {
-    Kind.IDLE: 0.0,
-    Kind.SEQUENTIAL: 2_000.0,
-    Kind.RANDOM: 20_000.0,
-    Kind.WRITE_HEAVY: UNLIMITED,
-}
-"""Pages a second."""
 
 HOT_SHARE: Final = 8
 """The hot set of a random workload is one page in so many, spread over all memory."""
