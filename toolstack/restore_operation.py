@@ -123,6 +123,10 @@ class RestoreOperation(JoinedOperation):
         assert self._domid is not None
         if not has_device_model(self._parameters.config):
             return 0
+        if self._context is None:
+            # libxl__build_device_model_args: QEMU starts from a saved state, or not at all.
+            self._report.failed("the stream has no state of the device model (EMULATOR_CONTEXT)")
+            return Error.FAIL
         try:
             await blocking.call(
                 self._ctx.limits.callback,

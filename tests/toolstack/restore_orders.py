@@ -225,8 +225,13 @@ class RestoreOrders(OperationOrders):
     def next_record(self) -> str:
         if not self.world.processes:
             return "LIBXC_CONTEXT"
+        if self.device_model and "EMULATOR_CONTEXT" not in self.read():
+            return "EMULATOR_CONTEXT"
         asked = self.waits_for == "postcopy_transition"
         return "POSTCOPY_TRANSITION_END" if asked else "END"
+
+    def read(self) -> list[str | int]:
+        return [event["record"] for event in self.world.events("stream_read")]
 
     # What must hold
 
@@ -271,13 +276,12 @@ class RestoreOrders(OperationOrders):
 
     def judge_success(self) -> None:
         assert self.said("restore_results")
-        assert self.world.events("stream_read")[-1]["record"] == "END"
+        read = self.read()
+        assert read[-1] == "END"
         transitioned = ("postcopy_transition", 1) in self.answers
         assert self.host.unpaused == transitioned, "let run, and not by postcopy"
-        read = [event["record"] for event in self.world.events("stream_read")]
         if transitioned:
             after = read[read.index("POSTCOPY_TRANSITION_END") + 1 :]
             assert [record for record in after if isinstance(record, str)] == ["END"]
         xenstore = XENSTORE if "EMULATOR_XENSTORE_DATA" in read else []
-        context = CONTEXT if "EMULATOR_CONTEXT" in read else None
-        assert self.host.restored == ([(xenstore, context)] if self.device_model else [])
+        assert self.host.restored == ([(xenstore, CONTEXT)] if self.device_model else [])

@@ -167,6 +167,18 @@ class TestStream:
         reason = failed(restore_from(destination, config, path), destination)
         assert f"libxl EMULATOR_CONTEXT at offset {body:#x}: emulator 255" in reason
 
+    def test_without_the_device_models_state_an_hvm_guest_is_none(
+        self, destination: Side, saved: Saved
+    ) -> None:
+        path, config = saved
+        with path.open("rb") as file:
+            entries = {entry.name: entry for entry in inspect(file)}
+        os.truncate(path, entries["EMULATOR_CONTEXT"].offset)
+        with path.open("ab") as file:
+            file.write(END)
+        reason = failed(restore_from(destination, config, path), destination)
+        assert "no state of the device model (EMULATOR_CONTEXT)" in reason
+
     @pytest.mark.parametrize("path", [b"", b"/local/domain/0", b"../0/x"])
     def test_xenstore_data_that_lead_elsewhere(
         self, destination: Side, config: dict[str, Any], path: bytes

@@ -27,6 +27,7 @@ _COMMON: Final = (
     *("python3", "python3-pip"),
     *("python3-zmq", "python3-msgpack", "python3-construct", "python3-numpy", "python3-rich"),
 )
+_LIBVIRT: Final = ("libvirt-daemon", "libvirt-daemon-driver-xen", "libvirt-clients")
 _LEFT_OUT: Final = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*")
 _IMAGE_SIZE: Final = "3G"
 _BUILD_SECONDS: Final = 900
@@ -40,18 +41,19 @@ In namespaces of its own its processes and mounts end with it, and it ends with 
 
 @dataclass(frozen=True)
 class Suite:
-    """A Debian release and the Xen in it."""
+    """A Debian release and the Xen in it; `more` packages than all have."""
 
     name: str
     xen: str
+    more: tuple[str, ...] = ()
 
     @property
     def packages(self) -> list[str]:
-        return [*_COMMON, f"xen-hypervisor-{self.xen}-amd64", f"xen-utils-{self.xen}"]
+        return [*_COMMON, *self.more, f"xen-hypervisor-{self.xen}-amd64", f"xen-utils-{self.xen}"]
 
 
 SUITES: Final = {
-    "bookworm": Suite("bookworm", "4.17"),
+    "bookworm": Suite("bookworm", "4.17", _LIBVIRT),
     "trixie": Suite("trixie", "4.20"),
 }
 

@@ -143,11 +143,15 @@ _INDISPENSABLE: Final = frozenset(
         "POSTCOPY_TRANSITION",
         "POSTCOPY_PAGE_DATA",
         "POSTCOPY_COMPLETE",
+        "EMULATOR_CONTEXT",
     }
 )
 """Records, of either stream, whose lack is seen. That of a list of pages, or of their contents in
 precopy, nobody can see: there may be none."""
-_MISSED: Final = rf"{_MISREAD}|no postcopy page for|waiting for POSTCOPY_COMPLETE|the stream ends"
+_MISSED: Final = (
+    rf"{_MISREAD}|no postcopy page for|waiting for POSTCOPY_COMPLETE|the stream ends|"
+    r"no state of the device model"
+)
 _NONE: Final = Expectation(Effect.NONE)
 _EITHER: Final = Expectation(Effect.EITHER, rcs=_LATE)
 

@@ -17,6 +17,7 @@ from tests.xen.scenarios import (
     event_channel,
     failures,
     faults,
+    libvirt,
     measure,
     policy,
     toolstack,
@@ -26,6 +27,7 @@ from tests.xen.scenarios.scenario import Scenario
 SCENARIOS: Final[tuple[Scenario, ...]] = (
     *baseline.SCENARIOS,
     *drop_in.SCENARIOS,
+    *libvirt.SCENARIOS,
     *policy.SCENARIOS,
     *failures.SCENARIOS,
     *faults.SCENARIOS,

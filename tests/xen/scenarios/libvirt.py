@@ -1,0 +1,99 @@
+"""Our helper under libvirt's daemon, which drives the same libxl as `xl` does."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from xml.sax.saxutils import escape
+
+from tests.xen.dom0.commands import Ended, Program, run, wait_until
+from tests.xen.dom0.guest import COUNTS_SECONDS, RAMDISK, Guest, dom0_kernel
+from tests.xen.dom0.lab import COMMAND_SECONDS, OURS, helper_variable
+from tests.xen.scenarios.scenario import Scenario
+
+if TYPE_CHECKING:
+    from tests.xen.dom0.lab import Lab
+
+_VIRSH: Final = ("virsh", "-c", "xen:///system")
+_LEAST_MODEL: Final = Path("/usr/share/libvirt/cpu_map/x86_486.xml")
+_USER: Final = "libvirt-qemu"
+_START_SECONDS: Final = 90
+
+
+def save_and_restore(lab: Lab) -> None:
+    """`virsh save` and `virsh restore`, the daemon having README's line in its environment."""
+    guest = Guest("virtual", "pvh")
+    file = lab.directory / "saved"
+    daemon = _start_daemon(lab)
+    try:
+        _virsh("create", _description(lab.directory, guest), limit=120)
+        guest.wait_for_count(1, COUNTS_SECONDS[guest.kind])
+        _virsh("save", guest.name, file)
+        assert guest.name not in lab.domains()
+        _virsh("restore", file)
+        guest.goes_on()
+        assert lab.helpers_done() == 2, "a save and a restore"
+        _virsh("destroy", guest.name)
+    finally:
+        daemon.kill_session()
+
+
+def _start_daemon(lab: Lab) -> Program:
+    """As systemd does with what README has one write into its unit."""
+    _make_fit_for_libvirt()
+    trace = {"XEN_SAVE_HELPER_EVENTS": str(lab.trace)}
+    daemon = Program(["libvirtd"], {**helper_variable(OURS), **trace})
+
+    def answers() -> bool:
+        asked = subprocess.run([*_VIRSH, "version"], check=False, capture_output=True, timeout=60)
+        return asked.returncode == 0
+
+    try:
+        wait_until("libvirtd answers", answers, _START_SECONDS)
+    except AssertionError as silent:
+        raise AssertionError(f"{silent}; it says: {daemon.output[-1500:]}") from None
+    return daemon
+
+
+def _make_fit_for_libvirt() -> None:
+    """The emulated processor has no VME, which the least of libvirt's models has; and without
+    systemd nobody has made the user that its other driver wants."""
+    model = _LEAST_MODEL.read_text()
+    _LEAST_MODEL.write_text(model.replace("<feature name='vme'/>", ""))
+    if run(["id", _USER]).status:
+        assert run(["useradd", "--system", _USER]).status == 0
+
+
+def _description(directory: Path, guest: Guest) -> Path:
+    """libvirt's XML for what `guest` has."""
+    path = directory / f"{guest.name}.xml"
+    path.write_text(
+        f"""\
+<domain type='xen'>
+  <name>{guest.name}</name>
+  <memory unit='MiB'>{guest.memory}</memory>
+  <vcpu>1</vcpu>
+  <os>
+    <type arch='x86_64' machine='xenpvh'>xenpvh</type>
+    <kernel>{dom0_kernel()}</kernel>
+    <initrd>{RAMDISK}</initrd>
+    <cmdline>{escape(guest.cmdline)}</cmdline>
+  </os>
+  <on_crash>destroy</on_crash>
+  <devices>
+    <console type='pty'/>
+  </devices>
+</domain>
+"""
+    )
+    return path
+
+
+def _virsh(*arguments: str | Path, limit: float = COMMAND_SECONDS) -> Ended:
+    done = run([*_VIRSH, *arguments], limit)
+    assert done.status == 0, f"virsh {arguments[0]} failed"
+    return done
+
+
+SCENARIOS: Final = (Scenario("libvirt-save-restore-pvh", save_and_restore),)
