@@ -92,6 +92,7 @@ class SaveHelper:
         """Of the phase that it is in."""
         self._answer_limit: asyncio.TimerHandle | None = None
         self._last_words = ""
+        self._reaped = False
         self._statistics: Statistics | None = None
         self._told = False
 
@@ -193,7 +194,12 @@ class SaveHelper:
 
     def _event_unless_dying(self, event: Event, reason: str) -> None:
         """A process that dies closes its connection first; how it died is the better reason."""
-        self._loop.call_later(_DEATH_SECONDS, self._event, event, reason)
+
+        def decide() -> None:
+            if not self._reaped:
+                self._event(event, reason)
+
+        self._loop.call_later(_DEATH_SECONDS, decide)
 
     def stranger(self, reason: str) -> None:
         self._trace.event("stranger refused", reason=reason)
@@ -269,6 +275,7 @@ class SaveHelper:
 
     async def _exited(self, status: int) -> None:
         assert self._channel is not None
+        self._reaped = True
         self._trace.event("helper ended", status=status)
         await self._channel.heard_out(_HEARD_OUT_LIMIT)
         self._do(self._run.exited(status, self._last_words))

@@ -59,7 +59,7 @@ class ZmqController:
         self._strangers = 0
         self._listening = False
         self._reading = False
-        self._disconnected = asyncio.Event()
+        self._heard_out = asyncio.Event()
         with contextlib.ExitStack() as undo:
             self._secret_read, self._lifeline = os.pipe()
             undo.callback(self._close_pipe)
@@ -115,6 +115,7 @@ class ZmqController:
         if not self._listening:
             return
         self._listening = False
+        self._heard_out.set()
         loop = asyncio.get_running_loop()
         loop.remove_reader(int(self._socket.getsockopt(zmq.FD)))
         loop.remove_reader(int(self._monitor.getsockopt(zmq.FD)))
@@ -133,7 +134,7 @@ class ZmqController:
         if self._peer_fd < 0 or not self._listening:
             return
         try:
-            await asyncio.wait_for(self._disconnected.wait(), limit)
+            await asyncio.wait_for(self._heard_out.wait(), limit)
         except TimeoutError:
             pass  # it left its connection to another process; what it said is here
         self._ready()
@@ -253,7 +254,7 @@ class ZmqController:
             event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
             if self._peer_fd < 0 or event["value"] != self._peer_fd:
                 continue
-            self._disconnected.set()
+            self._heard_out.set()
             self._ready()
             if self._listening:
                 self._listener.lost(

@@ -138,12 +138,14 @@ class Process:
 
 
 class Channel:
-    """HelperChannel, with the turns of libxl's pipes. `broken`: no answer can be written."""
+    """HelperChannel, with the turns of libxl's pipes. `broken`: no answer can be written.
+    `unheard`: what the helper has said, and nobody hears before its end."""
 
     def __init__(self, launch: HelperLaunch, listener: ChannelListener) -> None:
         self.listening = False
         self.closed = False
         self.broken = False
+        self.unheard: list[tuple[str, Mapping[str, Any]]] = []
         self.answers: list[tuple[str, int]] = []
         self.waiting = ""
         """The callback that the helper has no answer to yet."""
@@ -180,6 +182,11 @@ class Channel:
 
     async def heard_out(self, limit: float) -> None:
         assert limit > 0
+        if self.unheard:
+            self.broken = True  # nobody is left to take an answer
+            for name, fields in self.unheard:
+                self.says(name, fields)
+            await asyncio.sleep(limit)
 
     def close(self) -> None:
         assert not self.closed, "closed twice"

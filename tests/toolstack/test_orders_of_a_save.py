@@ -29,6 +29,25 @@ def test_a_save_that_goes_well_is_one_of_the_orders(postcopy: bool, device_model
     save.teardown()
 
 
+def test_success_that_is_heard_only_after_the_helpers_end_is_success() -> None:
+    """That the answer finds nobody any more is no failure."""
+    save = SaveOrders()
+    save.begin(live=True, postcopy=False, device_model=False)
+    for step in save.good_steps()[:-3]:
+        step()
+    assert save.channel is not None
+    save.channel.unheard.append(("complete", save.MESSAGES["complete"]))
+    save.the_helper_exits(0)
+    save.a_moment_passes()
+    save.a_moment_passes()
+    save.a_moment_passes()
+    save.all_succeeds()
+    save.the_end_is_one()
+    assert save.result is not None
+    assert save.result.rc == 0, save.result
+    save.teardown()
+
+
 @pytest.mark.parametrize("postcopy", [False, True])
 @pytest.mark.parametrize("device_model", [False, True])
 @pytest.mark.parametrize("steps", range(15))

@@ -24,6 +24,7 @@ from tests.toolstack.running_helpers import (
     run_helper,
     scripted,
 )
+from tests.waiting import wait_for
 from toolstack.limits import Limits
 from toolstack.save_helper import (
     HelperRequest,
@@ -173,6 +174,16 @@ class TestAHelperThatFails:
     def test_it_exits_without_completing(self) -> None:
         reason = failure(run_helper(scripted("start", "exit_0")))
         assert reason == "the helper ended without signalling completion"
+
+    def test_it_completes_and_is_gone_before_anybody_hears_it(self) -> None:
+        def outlive(run: Run) -> None:
+            process = psutil.Process(run.pid)
+            wait_for(lambda: process.status() == psutil.STATUS_ZOMBIE, "the helper is gone")
+
+        steps = scripted("start", "log", "complete_third", "exit_0")
+        run = run_helper(steps, {"log": outlive})
+        assert run.result is not None
+        assert (run.result.rc, run.result.completed) == (0, True), run.result
 
     def test_it_fails_after_it_completed(self) -> None:
         reason = failure(run_helper(scripted("start", "complete", "exit_3")), completed=True)
