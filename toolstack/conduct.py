@@ -29,20 +29,24 @@ async def conduct(
 
     A cancellation cancels the action that runs, if its state `gives_up`; the machine then goes on
     to what follows from that failure. Elsewhere it is put off for ever: all actions have limits.
+    One that comes in the moment in which an action ends is the next one's.
     """
+    abort = False
     while not machine.ended:
         state = machine.state
         trace.event("handshake", action=state.value)
         task = asyncio.ensure_future(actions[state]())
         while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError:
-                followed = gives_up(state)
+            if abort:
+                abort, followed = False, gives_up(state)
                 trace.event("abort", action=state.value, followed=followed)
                 if followed:
                     failed(Error.ABORTED, "aborted")
                     task.cancel()
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                abort = True
         event = _event_of(task, failed)
         if event is not Event.OK:
             trace.event("handshake", action=state.value, result=event.value)
