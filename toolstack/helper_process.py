@@ -10,6 +10,9 @@ import subprocess
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+_PF_EXITING: Final = 0x4
+"""Linux's include/linux/sched.h."""
+
 _LONGEST_LINE: Final = 4096
 """Octets of a stderr line that are passed on as one."""
 
@@ -77,11 +80,17 @@ class HelperProcess:
 
     def stopped(self) -> bool:
         """Whether a signal has stopped it (not a debugger), and nothing has let it go on."""
-        if self._process.returncode is not None:
-            return False
+        return self._process.returncode is None and self._stat()[0] == b"T"
+
+    def exiting(self) -> bool:
+        """Whether its end has begun. What it holds is closed then, long before it can be reaped
+        where the machine has much else to do."""
+        return self._process.returncode is not None or bool(int(self._stat()[6]) & _PF_EXITING)
+
+    def _stat(self) -> list[bytes]:
+        """proc_pid_stat(5) from its third field, the state, on; it has not been reaped."""
         with open(f"/proc/{self.pid}/stat", "rb") as file:
-            state = file.read().rpartition(b")")[2].split()[0]
-        return state == b"T"
+            return file.read().rpartition(b")")[2].split()
 
     def octets(self) -> int:
         """What it and its living descendants have read and written by system calls that have

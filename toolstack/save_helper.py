@@ -194,9 +194,15 @@ class SaveHelper:
 
     def _event_unless_dying(self, event: Event, reason: str) -> None:
         """A process that dies closes its connection first; how it died is the better reason."""
+        assert self._process is not None
+        process, end = self._process, self._loop.time() + self._limits.abort
 
         def decide() -> None:
-            if not self._reaped:
+            if self._reaped:
+                return
+            if process.exiting() and self._loop.time() < end:
+                self._loop.call_later(_DEATH_SECONDS, decide)
+            else:
                 self._event(event, reason)
 
         self._loop.call_later(_DEATH_SECONDS, decide)

@@ -110,6 +110,7 @@ class Process:
         self.alive = True
         self.killed = False
         self.terminated = False
+        self.dying = False
         self._world = world
         self._ended = ended
 
@@ -123,6 +124,9 @@ class Process:
 
     def stopped(self) -> bool:
         return False
+
+    def exiting(self) -> bool:
+        return self.dying or not self.alive
 
     def octets(self) -> int:
         """It is never silent: it moves one in each millisecond."""

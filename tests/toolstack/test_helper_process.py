@@ -6,8 +6,10 @@ import asyncio
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.waiting import wait_for
 from toolstack.helper_process import HelperProcess
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -42,3 +44,31 @@ def test_sigpipe_is_ignored_as_under_xl(ignores: bool) -> None:
 
     ignored = bool(asyncio.run(run()) & 1 << (signal.SIGPIPE - 1))
     assert ignored is ignores
+
+
+def test_what_waits_to_be_reaped_is_exiting_and_what_runs_is_not() -> None:
+    async def run() -> list[bool]:
+        ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def end(status: int) -> None:
+            ended.set_result(status)
+
+        process = HelperProcess(
+            ("sleep", "60"),
+            pass_fds=(),
+            stdin=None,
+            stdout=None,
+            environment={},
+            line=lambda _line: None,
+            ended=end,
+        )
+        seen = [process.exiting()]
+        process.kill()
+        zombie = psutil.Process(process.pid)
+        wait_for(lambda: zombie.status() == psutil.STATUS_ZOMBIE, "it is dead")
+        seen.append(process.exiting())
+        async with asyncio.timeout(10):
+            await ended
+        return [*seen, process.exiting()]
+
+    assert asyncio.run(run()) == [False, True, True]

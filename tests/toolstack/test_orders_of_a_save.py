@@ -48,6 +48,27 @@ def test_success_that_is_heard_only_after_the_helpers_end_is_success() -> None:
     save.teardown()
 
 
+def test_a_helper_that_takes_its_time_to_die_is_told_to_have_died() -> None:
+    """Not to have hung up."""
+    save = SaveOrders()
+    save.begin(live=True, postcopy=False, device_model=False, steps=6)
+    assert save.channel is not None
+    assert save.world.alive is not None
+    save.world.alive.dying = True
+    save.world.do(save.channel.hangs_up)
+    save.a_moment_passes()
+    save.a_moment_passes()
+    save.world.alive.killed = True
+    save.the_helper_exits(0)
+    for _ in range(3):
+        save.a_moment_passes()
+        save.all_succeeds()
+    save.the_end_is_one()
+    assert save.result is not None
+    assert "killed by signal 9" in save.result.reason
+    save.teardown()
+
+
 @pytest.mark.parametrize("postcopy", [False, True])
 @pytest.mark.parametrize("device_model", [False, True])
 @pytest.mark.parametrize("steps", range(15))

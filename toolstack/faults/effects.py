@@ -344,13 +344,13 @@ def _of_message(fault: Fault, side: Side | None) -> Expectation:
         return _with_errno(fault)
     if point.who is Who.CONTROLLER:
         return _of_controllers_message(fault, side)
+    words = _OF_A_MESSAGE.get(kind, _MISUNDERSTOOD)
     if (
         last
         and kind in {actions.HANG_UP, actions.DUPLICATE}
         and point.moment is not (Moment.BEFORE_SEND if kind is actions.HANG_UP else None)
     ):
-        return _EITHER
-    words = _OF_A_MESSAGE.get(kind, _MISUNDERSTOOD)
+        return replace(_EITHER, words=words)
     if kind is actions.DROP and point.of in _TOLD:
         words = r"wrong sequence number"  # nobody waits for it, but the next one shows the gap
     elif point.of == "hello":
@@ -366,13 +366,14 @@ def _of_controllers_message(fault: Fault, side: Side | None) -> Expectation:
         # of the end.
         point.of == "reply" and side is not Side.DESTINATION
     )
+    words = _OF_A_MESSAGE.get(kind, _MISUNDERSTOOD)
     if late and point.moment is not Moment.HEARD:
-        return _EITHER
+        return replace(_EITHER, words=words)
     if kind is actions.DUPLICATE or fault.times != FIRST:
-        return _EITHER
+        return replace(_EITHER, words=words)
     if kind is actions.DROP and point.moment is Moment.HEARD and point.of in _TOLD:
-        return _EITHER if point.of == "restore_results" else _NONE
-    return Expectation(Effect.FAILS, _OF_A_MESSAGE.get(kind, _MISUNDERSTOOD), _LATE)
+        return replace(_EITHER, words=words) if point.of == "restore_results" else _NONE
+    return Expectation(Effect.FAILS, words, _LATE)
 
 
 def _with_errno(fault: Fault) -> Expectation:
@@ -411,7 +412,7 @@ def _of_stream(fault: Fault, limits: Limits) -> Expectation:
         refused = _MISSED
     if fault.point.kind is Kind.RECORD and refused:
         return Expectation(Effect.FAILS, refused, _LATE, corrupts=True, spoils=_spoils(fault))
-    return Expectation(Effect.EITHER, rcs=_LATE, corrupts=True, spoils=_spoils(fault))
+    return Expectation(Effect.EITHER, _MISSED, _LATE, corrupts=True, spoils=_spoils(fault))
 
 
 def _spoils(fault: Fault) -> Spoils:
