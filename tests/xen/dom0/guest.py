@@ -47,7 +47,7 @@ class Guest:
         self.kind = kind
         self.memory = memory or (128 if kind == "hvm" else 96) + self._more_for_new_kernels()
         self.cmdline = (
-            f"console=hvc0 quiet mitigations=off dirty={dirty} {cmdline}".strip()
+            f"console=hvc0 quiet mitigations=off init_on_alloc=0 dirty={dirty} {cmdline}".strip()
         )
         self._read: dict[Path, int] = {}
         self._text = ""
