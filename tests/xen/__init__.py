@@ -10,8 +10,8 @@
     python -m pytest tests/xen                        every scenario as a test
 
 It needs root and the programs of Debian 12's packages qemu-system-x86, mmdebstrap, e2fsprogs,
-busybox-static and cpio; and to build a Xen with shadow paging, for PV guests that migrate, gcc,
-make, bison, flex, libelf-dev and dpkg-dev. dom0 images and that Xen are made once and kept in
+busybox-static, cpio and zstd; and to build a Xen with shadow paging, for PV guests that migrate,
+gcc, make, bison, flex, libelf-dev and dpkg-dev. dom0 images and that Xen are made once and kept in
 `~/.cache/xen-save-helper/rig`. The package is the checkout's, built as a wheel and installed by pip
 in dom0 at each boot, on Debian's own Python libraries.
 

@@ -22,8 +22,11 @@ _XEN_OPTIONS: Final = (
     "smap=0 smep=0 xpti=no pcid=no spec-ctrl=no"
 )
 """With SMAP or SMEP the dom0 kernel crashes at its first instructions under emulation."""
-_DOM0_OPTIONS: Final = "root=/dev/vda rw console=hvc0 init=/sbin/rig-init mitigations=off"
-"""What guards a real processor's speculation only costs time on an emulated one."""
+_DOM0_OPTIONS: Final = (
+    "root=/dev/vda rw console=hvc0 init=/sbin/rig-init mitigations=off init_on_alloc=0"
+)
+"""What guards a real processor's speculation only costs time on an emulated one, and so does a
+kernel that clears all memory before anybody uses it."""
 
 SILENCE_SECONDS: Final = 20.0
 """So long without dom0's heartbeat, and as long idle, is frozen."""

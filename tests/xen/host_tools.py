@@ -14,6 +14,7 @@ PACKAGES: Final = {
     "mke2fs": "e2fsprogs",
     "busybox": "busybox-static",
     "cpio": "cpio",
+    "zstd": "zstd",
 }
 """Debian's package of each program."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import shlex
 import signal
+import struct
 import subprocess
 import sys
 from collections import Counter
@@ -22,7 +24,7 @@ from tests.xen.dom0 import agent, guest, kernel_log
 from tests.xen.dom0.gate import Gate
 from tests.xen.dom0.lab import Lab
 from tests.xen.emulator import SILENCE_SECONDS, is_frozen
-from tests.xen.images import SUITES
+from tests.xen.images import SUITES, unpacked
 from tests.xen.machine import EmulatorError, MachineError, Outcome
 from tests.xen.runner import Machines, Plan
 from tests.xen.scenarios import SCENARIOS, Case, cases
@@ -52,6 +54,27 @@ def test_crashed_programs_are_found_in_the_kernel_log() -> None:
     ]
     found = [fault["program"] for fault in kernel_log.faults(lines)]
     assert found == ["xl", "xenstored", "sh", "xen-save-helper"]
+
+
+def bzimage(payload: bytes) -> bytes:
+    """As much of Linux' boot protocol as tells where the payload is."""
+    setup_sectors, offset = 2, 100
+    image = bytearray((1 + setup_sectors) * 512 + offset)
+    image[0x1F1] = setup_sectors
+    struct.pack_into("<II", image, 0x248, offset, len(payload))
+    return bytes(image) + payload + b"relocations"
+
+
+def test_a_kernel_is_unpacked() -> None:
+    elf = b"\x7fELF" + bytes(1000)
+    assert unpacked(bzimage(lzma.compress(elf) + b"size")) == elf
+
+
+def test_a_kernel_that_is_packed_in_another_way_is_not_taken_for_an_elf_image() -> None:
+    with pytest.raises(ValueError, match="no kernel that this can unpack"):
+        unpacked(bzimage(b"\x1f\x8b\x08"))
+    with pytest.raises(ValueError, match="no kernel that this can unpack"):
+        unpacked(bzimage(lzma.compress(b"something else")))
 
 
 def test_scenarios_have_names_of_their_own_and_known_suites() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from pathlib import Path
 from typing import Final
@@ -25,9 +26,11 @@ _COUNT: Final = re.compile(r"^count (\d+)\r?\n", re.MULTILINE)
 """A whole line: of one that is still being written, the last digits may be to come."""
 
 
-def dom0_kernel() -> Path:
-    """Guests run dom0's own kernel."""
-    return max(Path("/boot").glob("vmlinuz-*"))
+def dom0_kernel(kind: str) -> Path:
+    """Guests run dom0's own kernel: unpacked, so that `xl` need not, where libxc loads it. An HVM
+    guest's device model wants a bzImage."""
+    (kernel,) = Path("/boot").glob("vmlinuz-*" if kind == "hvm" else "vmlinux-*")
+    return kernel
 
 
 class Guest:
@@ -43,14 +46,16 @@ class Guest:
         self.name = name
         self.kind = kind
         self.memory = memory or (128 if kind == "hvm" else 96) + self._more_for_new_kernels()
-        self.cmdline = f"console=hvc0 quiet mitigations=off dirty={dirty} {cmdline}".strip()
+        self.cmdline = (
+            f"console=hvc0 quiet mitigations=off init_on_alloc=0 dirty={dirty} {cmdline}".strip()
+        )
         self._read: dict[Path, int] = {}
         self._text = ""
 
     @staticmethod
     def _more_for_new_kernels() -> int:
         # Debian 12's kernel is 6.1.
-        return 0 if dom0_kernel().name.startswith("vmlinuz-6.1.") else 96
+        return 0 if platform.release().startswith("6.1.") else 96
 
     def create(self) -> Guest:
         """`xl create`; returns when it counts."""
@@ -65,7 +70,7 @@ class Guest:
         lines = {
             "name": self.name,
             "type": self.kind,
-            "kernel": str(dom0_kernel()),
+            "kernel": str(dom0_kernel(self.kind)),
             "ramdisk": str(RAMDISK),
             "cmdline": self.cmdline,
             "on_crash": "destroy",
