@@ -64,9 +64,10 @@ class Slot:
 
 
 def slots() -> int:
-    """How many machines this computer carries: one for each processor, 7 GiB each."""
+    """How many machines this computer carries, 7 GiB each: one more than it has processors, since
+    one of them mostly waits."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(os.cpu_count() or 1, memory // _MACHINE_OCTETS))
+    return max(1, min((os.cpu_count() or 1) + 1, memory // _MACHINE_OCTETS))
 
 
 def _free_slot() -> IO[str] | None:

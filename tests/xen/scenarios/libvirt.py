@@ -76,7 +76,7 @@ def _description(directory: Path, guest: Guest) -> Path:
   <vcpu>1</vcpu>
   <os>
     <type arch='x86_64' machine='xenpvh'>xenpvh</type>
-    <kernel>{dom0_kernel()}</kernel>
+    <kernel>{dom0_kernel(guest.kind)}</kernel>
     <initrd>{RAMDISK}</initrd>
     <cmdline>{escape(guest.cmdline)}</cmdline>
   </os>
