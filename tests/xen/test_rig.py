@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import lzma
+import os
 import re
 import shlex
 import signal
 import struct
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
@@ -23,7 +25,7 @@ from tests.xen.cache import REPOSITORY
 from tests.xen.dom0 import agent, guest, kernel_log
 from tests.xen.dom0.gate import Gate
 from tests.xen.dom0.lab import Lab
-from tests.xen.emulator import SILENCE_SECONDS, is_frozen
+from tests.xen.emulator import SILENCE_SECONDS, is_frozen, seconds_wanted
 from tests.xen.images import SUITES, unpacked
 from tests.xen.machine import EmulatorError, MachineError, Outcome
 from tests.xen.runner import Machines, Plan
@@ -42,6 +44,25 @@ from tests.xen.scenarios import SCENARIOS, Case, cases
 )
 def test_a_frozen_emulator_is_idle_and_silent(silence: float, used: float, frozen: bool) -> None:
     assert is_frozen(silence, used) is frozen
+
+
+def test_who_waits_for_a_processor_is_not_idle() -> None:
+    """Two that spin on one processor use one together, and want two."""
+    (processor, *_) = os.sched_getaffinity(0)
+    command = ["taskset", "-c", str(processor), sys.executable, "-c", "while True: pass"]
+    spinning = [subprocess.Popen(command) for _ in range(2)]
+    try:
+
+        def wanted() -> float:
+            return sum(seconds_wanted(process.pid) for process in spinning)
+
+        before, began = wanted(), time.monotonic()
+        wait_for(lambda: wanted() - before >= 2, "both have wanted a second")
+        assert wanted() - before > 1.5 * (time.monotonic() - began)
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
 
 
 def test_crashed_programs_are_found_in_the_kernel_log() -> None:
