@@ -106,9 +106,10 @@ _ABOUT: Final[Mapping[str, str]] = {
 """The words for a callback whose answer is bad."""
 _MISREAD: Final = (
     r"(?<!write )at offset|header:|the stream ends|emulator xenstore data|"
-    r"Invalid argument|nothing received|sent nothing"
+    r"Invalid argument|nothing received|sent nothing|stream.* stands? still"
 )
-"""A stream that does not go on as its lengths or its order say."""
+"""A stream that does not go on as its lengths or its order say: its reader finds something else, or
+waits for more, and then its writer, too."""
 _REFUSED: Final[Mapping[actions.ActionKind, str]] = {
     actions.WRONG_NUMBER: r"unknown mandatory type",
     actions.OVERSIZE: r"body of \d+ octets",
