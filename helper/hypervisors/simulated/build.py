@@ -72,7 +72,8 @@ def fresh_registers(request: Mapping[str, Any]) -> Registers:
         writes=0,
         steps=0,
         pages_checked=0,
-        sweep=0,
+        # Memory is sent from pfn 0 on: who looks at it from there meets only what has come.
+        sweep=request["pages"] // 2,
         token=secrets.token_bytes(16),
     )
 
