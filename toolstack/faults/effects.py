@@ -153,6 +153,8 @@ _MISSED: Final = (
     rf"{_MISREAD}|no postcopy page for|waiting for POSTCOPY_COMPLETE|the stream ends|"
     r"no state of the device model"
 )
+_NO_SENSE: Final = r"HVM context|instead of"
+"""What is read as it came, and is not what it should be."""
 _NONE: Final = Expectation(Effect.NONE)
 _EITHER: Final = Expectation(Effect.EITHER, rcs=_LATE)
 
@@ -413,7 +415,8 @@ def _of_stream(fault: Fault, limits: Limits) -> Expectation:
         refused = _MISSED
     if fault.point.kind is Kind.RECORD and refused:
         return Expectation(Effect.FAILS, refused, _LATE, corrupts=True, spoils=_spoils(fault))
-    return Expectation(Effect.EITHER, _MISSED, _LATE, corrupts=True, spoils=_spoils(fault))
+    words = rf"{_MISSED}|{_NO_SENSE}"
+    return Expectation(Effect.EITHER, words, _LATE, corrupts=True, spoils=_spoils(fault))
 
 
 def _spoils(fault: Fault) -> Spoils:
