@@ -32,7 +32,7 @@ own library at hand:
     lab.migrate(guest, sender=OURS, receiver=LIBXL, capture=Path("/host/results/1/stream"))
 
 All machines have a disk that forgets, and a shared directory of their own; several run side by
-side (`--jobs`), one on each processor, 4 GiB of memory each (6 with --hvm).
+side (`--jobs`), one more than there are processors, 4 GiB of memory each (6 with --hvm).
 
 `scenarios` says how to add one. What runs where: `dom0` inside, all else outside; `machine` boots
 and talks to it, `runner` decides what boots when and what is run again.
