@@ -34,6 +34,7 @@ class FaultyZmqController(ZmqController):
         self._echo = Echo(self._context)
         self._of_answer: list[Firing] = []
         self._held: list[tuple[str, bytes, bytes]] = []
+        self._hung_up = False
 
     def close(self) -> None:
         self._echo.close()
@@ -105,14 +106,16 @@ class FaultyZmqController(ZmqController):
 
     def _hang_up(self) -> None:
         """Break the connection to the helper. ZeroMQ tells both ends, as if the other had."""
-        if self._peer_fd < 0:
+        if self._peer_fd < 0 or self._hung_up:
             return
-        with socket.socket(fileno=os.dup(self._peer_fd)) as connection:
-            try:
+        self._hung_up = True
+        try:
+            with socket.socket(fileno=os.dup(self._peer_fd)) as connection:
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError as bad:
-                if bad.errno != errno.ENOTCONN:  # the helper has gone already
-                    raise
+        except OSError as bad:
+            # The helper has gone already, and ZeroMQ may have closed its end, too.
+            if bad.errno not in {errno.ENOTCONN, errno.EBADF}:
+                raise
 
 
 def _errno_of(firing: Firing) -> int:

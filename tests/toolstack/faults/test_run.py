@@ -44,6 +44,7 @@ pytestmark = pytest.mark.timeout(180)
         ("controller/record.libxl.END:write=short-writes(3)", "save", ("source.c",), 0),
         ("destination.controller/complete:after-answer=kill", "live", ("destination.c",), 1),
         ("controller/switch_qemu_logdirty:heard=hang-up", "live", ("source.controller/",), 1),
+        ("source.controller/progress:heard#*=hang-up", "save", ("source.controller/",), 1),
         ("link/stream@0=cut", "live", ("link/",), 1),
         ("link/stream@5000=stall(0.5)", "postcopy", ("link/",), 0),
         ("link/back@60=cut", "postcopy", ("link/",), 3),
