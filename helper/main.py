@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from helper.abort import SAVE_SIGNALS, Abort
 from helper.channel import ChannelError
 from helper.command_line import USAGE, Options, UsageError, here, parse
+from helper.orphan import wake_when_orphaned
 from helper.precopy_limits import PrecopyLimits
 from helper.run import CONTEXT, EXIT_DONE, EXIT_FAILED, Engine, Job, report_channel_error, run
 from helper.settings import SettingError, Settings, read_settings
@@ -42,6 +43,7 @@ def main() -> int:
     try:
         options = parse(arguments)
         settings = read_settings(os.environ)
+        wake_when_orphaned()
         trace = _open_trace(options.events or settings.events)
         watchdog = _watchdog(options, settings, trace)
         faults = _faults(options, settings, trace)

@@ -99,6 +99,12 @@ def test_a_killed_controllers_helper_ends_itself(saving: Saving) -> None:
     saving.helper.wait(SOON)
 
 
+def test_a_killed_controllers_stopped_helper_goes_on_and_ends_itself(saving: Saving) -> None:
+    saving.helper.suspend()
+    saving.controller.kill()
+    saving.helper.wait(SOON)
+
+
 def test_a_stopped_controllers_helper_ends_itself(saving: Saving) -> None:
     saving.controller.send_signal(signal.SIGSTOP)
     gone_or_zombie(saving.helper, HEARTBEAT + SOON)

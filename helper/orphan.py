@@ -1,0 +1,20 @@
+"""What becomes of a helper whose parent dies."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from typing import Final
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def wake_when_orphaned() -> None:
+    """Have the kernel send SIGCONT when the parent dies (prctl(2), PR_SET_PDEATHSIG): a helper that
+    is stopped then goes on, sees that its controller has gone, and ends; nobody else would end it.
+    To one that runs, SIGCONT does nothing. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGCONT), 0, 0, 0):
+        errnoval = ctypes.get_errno()
+        raise OSError(errnoval, f"PR_SET_PDEATHSIG: {os.strerror(errnoval)}")
