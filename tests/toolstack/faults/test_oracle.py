@@ -25,7 +25,7 @@ HARMLESS = "source/hello=delay(0.1)"
 CAUGHT = [
     ("forgets-the-rc", "source/exit=kill", "live", r"migrate exited with 0"),
     ("keeps-the-last-rc", "source/exit=stop", "live", r"rc -3 at the source; right is -9"),
-    ("skips-sigkill", "source/exit=stop", "live", r"a process was left"),
+    ("skips-sigkill", "source/exit=stop", "live", r"1 helpers started at the source, 0"),
     ("completes-twice", KILLED, "live", r"1 helpers started at the source, 2"),
     ("resumes-after-a-transition", TRANSITIONED, "postcopy", r"exited with 1; right is 3"),
     ("resumes-after-go", REPORT_LOST, "live", r"two guests run"),
