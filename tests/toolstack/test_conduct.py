@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from functools import partial
 
 import pytest
 
@@ -32,13 +32,10 @@ class Played:
         return Event.OK
 
     async def _play(self) -> None:
-        def act(state: Receiver) -> Coroutine[None, None, Event]:
-            return self._act(state)
-
         self._task = asyncio.current_task()
         await conduct(
             self.machine,
-            {state: lambda state=state: act(state) for state in Receiver},  # type: ignore[misc]
+            {state: partial(self._act, state) for state in Receiver},
             gives_up=self._gives_up.__contains__,
             failed=lambda rc, _reason: self.failures.append(rc),
             trace=Trace("test"),

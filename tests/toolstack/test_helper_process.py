@@ -15,26 +15,32 @@ from toolstack.helper_process import HelperProcess
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
+def sleeping(*, ignores_sigpipe: bool = True) -> tuple[HelperProcess, asyncio.Future[int]]:
+    """A process that does nothing, and what gets its exit status."""
+    ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def end(status: int) -> None:
+        ended.set_result(status)
+
+    process = HelperProcess(
+        ("sleep", "60"),
+        pass_fds=(),
+        stdin=None,
+        stdout=None,
+        environment={},
+        line=lambda _line: None,
+        ended=end,
+        ignores_sigpipe=ignores_sigpipe,
+    )
+    return process, ended
+
+
 @pytest.mark.parametrize("ignores", [True, False])
 def test_sigpipe_is_ignored_as_under_xl(ignores: bool) -> None:
     """A helper whose reader dies must come to its error path; other programs have the usual."""
 
     async def run() -> int:
-        ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-        async def end(status: int) -> None:
-            ended.set_result(status)
-
-        process = HelperProcess(
-            ("sleep", "60"),
-            pass_fds=(),
-            stdin=None,
-            stdout=None,
-            environment={},
-            line=lambda _line: None,
-            ended=end,
-            ignores_sigpipe=ignores,
-        )
+        process, ended = sleeping(ignores_sigpipe=ignores)
         status = Path(f"/proc/{process.pid}/status").read_text()
         process.kill()
         async with asyncio.timeout(10):
@@ -48,20 +54,7 @@ def test_sigpipe_is_ignored_as_under_xl(ignores: bool) -> None:
 
 def test_what_waits_to_be_reaped_is_exiting_and_what_runs_is_not() -> None:
     async def run() -> list[bool]:
-        ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-        async def end(status: int) -> None:
-            ended.set_result(status)
-
-        process = HelperProcess(
-            ("sleep", "60"),
-            pass_fds=(),
-            stdin=None,
-            stdout=None,
-            environment={},
-            line=lambda _line: None,
-            ended=end,
-        )
+        process, ended = sleeping()
         seen = [process.exiting()]
         process.kill()
         zombie = psutil.Process(process.pid)

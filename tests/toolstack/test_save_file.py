@@ -18,6 +18,7 @@ import pytest
 
 from helper.hypervisors.simulated.host import SimulatedHost
 from ipc_schema import xl_header
+from tests.conftest import processes_under
 from tests.toolstack.stage import TOOLSTACK, Hosts, toolstack
 from tests.toolstack.two_hosts import Side, run
 from tests.waiting import wait_for
@@ -313,6 +314,10 @@ def test_a_killed_restore_is_not_taken_for_a_guest_that_has_come_since(
         wait_for(lambda: hosts.states(hosts.at_destination), "it is being built")
         process.kill()
         process.communicate(timeout=30)
+    wait_for(
+        lambda: not any("helper.main" in line for line in processes_under(tmp_path)),
+        "its helper, which may just have been starting, sees that it is alone",
+    )
     hosts.at_destination.create_guest("g", 2 << 20, "idle")
     ended = toolstack("recover", "g", "--host", hosts.destination)
     assert ended.code == 0, ended

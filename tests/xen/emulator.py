@@ -45,13 +45,13 @@ def seconds_wanted(pid: int) -> float:
     return nanoseconds / 1e9
 
 
-def is_frozen(silence: float, used: float) -> bool:
-    """dom0 has shown no life for `silence` seconds, in which QEMU wanted `used` processor seconds.
+def is_frozen(silence: float, wanted: float) -> bool:
+    """dom0 has shown no life for `silence` seconds; of a processor, QEMU `wanted` so many of them.
 
     A busy QEMU with a silent dom0 is slow or hangs in a loop of dom0's or Xen's own: that is for
     the time limits to tell.
     """
-    return silence >= SILENCE_SECONDS and used < IDLE_SHARE * silence
+    return silence >= SILENCE_SECONDS and wanted < IDLE_SHARE * silence
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Emulator:
     def frozen(self) -> bool:
         """To be asked every second or so."""
         try:
-            used = seconds_wanted(self._process.pid)
+            wanted = seconds_wanted(self._process.pid)
         except FileNotFoundError:
             return False
         now = time.monotonic()
@@ -99,11 +99,11 @@ class Emulator:
             beat = self._heartbeat.stat().st_mtime
         except FileNotFoundError:
             beat = 0.0
-        if beat != self._last_beat or used - self._life[1] >= IDLE_SHARE * SILENCE_SECONDS:
+        if beat != self._last_beat or wanted - self._life[1] >= IDLE_SHARE * SILENCE_SECONDS:
             self._last_beat = beat
-            self._life = now, used
+            self._life = now, wanted
         since, before = self._life
-        return is_frozen(now - since, used - before)
+        return is_frozen(now - since, wanted - before)
 
     def console_tail(self, lines: int = 40) -> str:
         """The last lines of Xen's and dom0's console."""
