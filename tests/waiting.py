@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
+
 
 def wait_for(condition: Callable[[], Any], what: str, limit: float = 30.0) -> Any:
     """Poll `condition` until it is true, and return what it gave; AssertionError that names `what`
@@ -17,6 +19,14 @@ def wait_for(condition: Callable[[], Any], what: str, limit: float = 30.0) -> An
         assert time.monotonic() < end, f"not within {limit} s: {what}"
         time.sleep(0.002)
     return value
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, be it that nobody has asked for its status yet."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def until_blocked(stream: socket.socket) -> None:

@@ -177,7 +177,7 @@ def test_a_receiver_that_says_nothing(host_factory: HostFactory) -> None:
         try:
             with pytest.raises(TimeoutError, match="POSTCOPY_COMPLETE"):
                 guest.send(
-                    SaveParameters(live=True, postcopy=True, stall_limit=0.2),
+                    SaveParameters(live=True, postcopy=True, stall_limit=1),
                     precopy_policy=postcopy_in_round(0),
                     postcopy_transition=1,
                 )

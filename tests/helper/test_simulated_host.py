@@ -27,7 +27,7 @@ from tests.helper.simulated import (
     suspend,
     suspended,
 )
-from tests.waiting import wait_for
+from tests.waiting import gone, wait_for
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -181,9 +181,7 @@ def test_destroy_leaves_nothing(host: SimulatedHost) -> None:
     (row,) = host.domains()
     assert row.pid is not None
     host.destroy(domid)
-    assert not psutil.pid_exists(row.pid) or (
-        psutil.Process(row.pid).status() == psutil.STATUS_ZOMBIE
-    )
+    assert gone(row.pid)
     assert host.domains() == []
     assert list((host.directory / "domains").iterdir()) == []
     for action in (host.destroy, host.pause, host.unpause, host.resume, host.report, host.config):
@@ -197,10 +195,7 @@ def test_a_guest_ends_when_its_directory_is_gone(host: SimulatedHost) -> None:
     assert row.pid is not None
     shutil.rmtree(host.directory / "domains" / str(row.domid))
     pid = row.pid
-    wait_for(
-        lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE,
-        "the guest ends by itself",
-    )
+    wait_for(lambda: gone(pid), "the guest ends by itself")
 
 
 # -- pause, suspend, resume ---------------------------------------------------------------------
@@ -251,7 +246,7 @@ def test_a_guest_that_refuses_is_withdrawn(host: SimulatedHost) -> None:
 
 
 def test_a_late_guest_suspends_late_or_not_at_all(host: SimulatedHost) -> None:
-    domid = host.create_guest("g", 2 * MIB, "idle", behaviour=Behaviour.LATE, behaviour_seconds=0.3)
+    domid = host.create_guest("g", 2 * MIB, "idle", behaviour=Behaviour.LATE, behaviour_seconds=1.5)
     request = host.suspend_request(domid)
     assert request.state() is SuspendState.REQUESTED
     assert request.withdraw()

@@ -6,10 +6,9 @@ import asyncio
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.waiting import wait_for
+from tests.waiting import gone, wait_for
 from toolstack.helper_process import HelperProcess
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -57,8 +56,7 @@ def test_what_waits_to_be_reaped_is_exiting_and_what_runs_is_not() -> None:
         process, ended = sleeping()
         seen = [process.exiting()]
         process.kill()
-        zombie = psutil.Process(process.pid)
-        wait_for(lambda: zombie.status() == psutil.STATUS_ZOMBIE, "it is dead")
+        wait_for(lambda: gone(process.pid), "it is dead")
         seen.append(process.exiting())
         async with asyncio.timeout(10):
             await ended

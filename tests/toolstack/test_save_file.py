@@ -206,7 +206,7 @@ def test_a_controller_that_is_killed_leaves_nothing_after_recover(
 ) -> None:
     from helper.hypervisors.simulated.layout import Behaviour
 
-    hosts.guest(behaviour=Behaviour.LATE, behaviour_seconds=0.2)
+    hosts.guest(behaviour=Behaviour.LATE, behaviour_seconds=2)
     events = tmp_path / "events"
     process = hosts.start("save", "g", tmp_path / "f", "--host", hosts.source, "--events", events)
     wait_for(lambda: events.exists() and '"suspend_request"' in events.read_text(), "it suspends")

@@ -24,7 +24,7 @@ from tests.toolstack.running_helpers import (
     run_helper,
     scripted,
 )
-from tests.waiting import wait_for
+from tests.waiting import gone, wait_for
 from toolstack.limits import Limits
 from toolstack.save_helper import (
     HelperRequest,
@@ -41,7 +41,7 @@ MEMORY = 8 << 20
 POLICY = {"iteration": 1, "total_written": 2, "dirty_count": 3}
 
 
-def gone(run: Run) -> bool:
+def reaped(run: Run) -> bool:
     return not psutil.pid_exists(run.pid)
 
 
@@ -49,7 +49,7 @@ def failure(run: Run, rc: int = Error.FAIL, *, completed: bool = False) -> str:
     """The reason of a run that failed with `rc`."""
     assert run.result is not None
     assert (run.result.rc, run.result.completed) == (rc, completed)
-    assert gone(run)
+    assert reaped(run)
     return run.result.reason
 
 
@@ -81,7 +81,7 @@ class TestAConversation:
             ("precopy_policy", POLICY),
             ("suspend", {}),
         ]
-        assert gone(run)
+        assert reaped(run)
 
     @pytest.mark.parametrize("value", [-1, 0, 2])
     def test_a_sync_answer_arrives(self, value: int) -> None:
@@ -177,8 +177,7 @@ class TestAHelperThatFails:
 
     def test_it_completes_and_is_gone_before_anybody_hears_it(self) -> None:
         def outlive(run: Run) -> None:
-            process = psutil.Process(run.pid)
-            wait_for(lambda: process.status() == psutil.STATUS_ZOMBIE, "the helper is gone")
+            wait_for(lambda: gone(run.pid), "the helper is gone")
 
         steps = scripted("start", "log", "complete_third", "exit_0")
         run = run_helper(steps, {"log": outlive})
@@ -362,7 +361,7 @@ class TestAbort:
         )
         assert run.result is not None
         assert (run.result.rc, run.result.reason) == (Error.ABORTED, "on request")
-        assert gone(run)
+        assert reaped(run)
 
     def test_before_the_start(self) -> None:
         async def abort_first() -> list[HelperResult]:

@@ -31,7 +31,7 @@ class SlowDeviceModel(SimulatedHost):
         while not enable and time.monotonic() < end:
             (row,) = self.domains()
             if row.state is GuestState.SUSPENDED:
-                end = min(end, time.monotonic() + 0.3)
+                end = min(end, time.monotonic() + 1)
         super().switch_qemu_logdirty(domid, enable)
 
 

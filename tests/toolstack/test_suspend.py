@@ -180,7 +180,7 @@ class TestGuests:
 
     def test_an_answer_after_the_limit_finds_no_request(self, host: SimulatedHost) -> None:
         domid = host.create_guest(
-            "g", MEMORY, "random", behaviour=Behaviour.LATE, behaviour_seconds=1.0
+            "g", MEMORY, "random", behaviour=Behaviour.LATE, behaviour_seconds=2.0
         )
         finished, _ = suspend(host, domid, Limits(suspend=0.1))
         assert finished.rc == Error.GUEST_TIMEDOUT

@@ -28,7 +28,7 @@ import pytest
 from helper.hypervisors.interface import DomainSummary, GuestState
 from helper.hypervisors.simulated.host import SimulatedHost, create_host
 from tests.conftest import HostFactory
-from tests.waiting import wait_for
+from tests.waiting import gone, wait_for
 from tests.whole.stage import Stage, command_of, descendants, send, toolstack
 from toolstack.handshake import Receiver
 
@@ -77,14 +77,6 @@ def one_of(role: str, controller: int, stage: Stage, source_pid: int) -> int | N
     helpers = [pid for pid, command in children.items() if "--connect" in command]
     there = [pid for pid in helpers if (pid in its) == (role == "receiver's helper")]
     return there[0] if there else None
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended, be it that nobody has asked for its status yet."""
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
 
 
 def moment(stage: Stage, events: int, process: subprocess.Popen[str]) -> None:

@@ -54,7 +54,7 @@ class Daemon:
 
 
 Serve = Callable[[Daemon], None]
-Start = Callable[[Serve], Xenstore]
+Start = Callable[..., Xenstore]
 
 
 @pytest.fixture
@@ -64,10 +64,10 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     monkeypatch.setenv("XENSTORED_PATH", str(path))
     running = []
 
-    def start(serve: Serve) -> Xenstore:
+    def start(serve: Serve, timeout: float = 5) -> Xenstore:
         server = serving(path, lambda connection: serve(Daemon(connection)))
         server.__enter__()
-        client = Xenstore(timeout=0.5)
+        client = Xenstore(timeout=timeout)
         running.append((server, client))
         return client
 
@@ -187,7 +187,7 @@ def test_a_transaction_that_never_fits_has_an_end(start: Start) -> None:
         except AssertionError:
             return
 
-    xenstore = start(serve)
+    xenstore = start(serve, timeout=0.5)
     with pytest.raises(TimeoutError, match="never fits"):
         xenstore.transact(lambda _transaction: None)
     xenstore.close()
@@ -200,7 +200,7 @@ def test_a_silent_daemon_is_an_error_within_the_limit(start: Start) -> None:
         daemon.hear()
         assert over.wait(5)
 
-    xenstore = start(serve)
+    xenstore = start(serve, timeout=0.5)
     with pytest.raises(TimeoutError, match=r"has not answered for 0.5 s \(/a\)"):
         xenstore.read("/a")
     over.set()
