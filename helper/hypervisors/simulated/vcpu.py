@@ -174,9 +174,12 @@ class VCPU:
                 before = time.perf_counter_ns()
                 int(self._words[pfn, 0])
                 self._count_fault(time.perf_counter_ns() - before)
-        elif (states == P2M.PAGED_OUT).any():
-            pfn = int(pfns[states == P2M.PAGED_OUT][0])
-            raise Crash(f"pfn {pfn:#x} is paged out, and nobody serves paging")
+        else:
+            # The pager may have brought the last pages, and gone, since they were looked at.
+            states = self._shared.p2m[pfns]
+            if (states == P2M.PAGED_OUT).any():
+                pfn = int(pfns[states == P2M.PAGED_OUT][0])
+                raise Crash(f"pfn {pfn:#x} is paged out, and nobody serves paging")
         if (states == P2M.ABSENT).any():
             self._domain.memory_wrong += 1
             pfn = int(pfns[states == P2M.ABSENT][0])
