@@ -215,7 +215,7 @@ def test_sigterm_in_a_blocked_write_is_the_error_path(
         libxl.answer(0)
         assert libxl.hear() == ("complete", {"retval": -1, "errnoval": errno.ECANCELED})
         libxl.answer(0)
-        assert libxl.exit_status() == 0
+        assert libxl.process.wait(1) == 0
     at_rest(host, domid)
 
 
@@ -239,7 +239,7 @@ def test_libxls_death_is_the_error_path_and_254(
             libxl.answer(0)
             until_blocked(unread_stream)
         libxl.hang_up()
-        assert libxl.exit_status() == 254
+        assert libxl.process.wait(2) == 254
         assert "Traceback" not in libxl.errors()
     at_rest(host, domid)
 
@@ -304,7 +304,7 @@ def test_an_answer_that_does_not_come_is_the_error_path(
     arguments = save_of(unread_stream.fileno(), domid, xcflags=1)
     with started(arguments, f"sim:{host.directory}", XEN_SAVE_HELPER_ANSWER_LIMIT="0.5") as libxl:
         assert libxl.hear()[0] == "switch_qemu_logdirty"
-        assert libxl.exit_status() == 255
+        assert libxl.process.wait(10) == 255
         assert "no answer to switch_qemu_logdirty within 0.5 s" in libxl.errors()
     at_rest(host, domid)
 

@@ -131,7 +131,7 @@ def test_the_pace_is_kept(abort: Abort, ends: tuple[socket.socket, socket.socket
     thread = drain(far, got)
     started = time.monotonic()
     StreamWriter(near.fileno(), abort, bandwidth=4_000_000).write([bytes(800_000)])
-    assert 0.15 < time.monotonic() - started < 10
+    assert 0.15 < time.monotonic() - started < 2
     near.shutdown(socket.SHUT_WR)
     thread.join()
     assert len(got) == 800_000

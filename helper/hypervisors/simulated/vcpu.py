@@ -163,10 +163,12 @@ class VCPU:
 
         Raises Crash for a page that cannot come.
         """
+        # In this order: what a pager has brought before it went is seen.
+        paging = self._domain.paging
         states = self._shared.p2m[pfns]
         if (states == P2M.POPULATED).all():
             return
-        if self._domain.paging:
+        if paging:
             for pfn in pfns[states == P2M.PAGED_OUT].tolist():
                 if userfault.is_resident(self.memory_address + pfn * PAGE_SIZE):
                     # It has just come; the pager is about to say so.
@@ -174,12 +176,9 @@ class VCPU:
                 before = time.perf_counter_ns()
                 int(self._words[pfn, 0])
                 self._count_fault(time.perf_counter_ns() - before)
-        else:
-            # The pager may have brought the last pages, and gone, since they were looked at.
-            states = self._shared.p2m[pfns]
-            if (states == P2M.PAGED_OUT).any():
-                pfn = int(pfns[states == P2M.PAGED_OUT][0])
-                raise Crash(f"pfn {pfn:#x} is paged out, and nobody serves paging")
+        elif (states == P2M.PAGED_OUT).any():
+            pfn = int(pfns[states == P2M.PAGED_OUT][0])
+            raise Crash(f"pfn {pfn:#x} is paged out, and nobody serves paging")
         if (states == P2M.ABSENT).any():
             self._domain.memory_wrong += 1
             pfn = int(pfns[states == P2M.ABSENT][0])

@@ -303,7 +303,7 @@ def test_a_signal_in_libxcs_blocked_write_is_its_error_path(
         assert said == ("complete", {"retval": -1, "errnoval": errno.ECANCELED})
         assert any(f"{signum.name} received" in text for text in texts(lines))
         libxl.answer(0)
-        assert libxl.exit_status() == 0
+        assert libxl.process.wait(1) == 0
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -314,7 +314,7 @@ def test_a_signal_kills_a_restore(
         while "callbacks" not in libxl.hear_any()[1]["formatted"]:
             pass
         libxl.process.send_signal(signum)
-        assert libxl.exit_status() == -signum
+        assert libxl.process.wait(1) == -signum
 
 
 @pytest.mark.parametrize("operation", list(Operation))
@@ -332,7 +332,7 @@ def test_libxls_death_ends_libxcs_work(
         while "callbacks" not in libxl.hear_any()[1].get("formatted", ""):
             pass
         libxl.hang_up()
-        assert libxl.exit_status() == 254
+        assert libxl.process.wait(2) == 254
         assert "Traceback" not in libxl.errors()
 
 
@@ -342,7 +342,7 @@ def test_libxls_death_in_a_callback_ends_the_save(
     with on_xen(save_of(stream[0].fileno(), DOMID), xen) as libxl:
         assert libxl.hear()[0] == "switch_qemu_logdirty"
         libxl.hang_up()
-        assert libxl.exit_status() == 254
+        assert libxl.process.wait(2) == 254
         assert "Traceback" not in libxl.errors()
 
 
