@@ -10,6 +10,7 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from helper.abort import SAVE_SIGNALS, Abort
@@ -18,7 +19,7 @@ from helper.command_line import USAGE, Options, UsageError, here, parse
 from helper.orphan import wake_when_orphaned
 from helper.precopy_limits import PrecopyLimits
 from helper.run import CONTEXT, EXIT_DONE, EXIT_FAILED, Engine, Job, report_channel_error, run
-from helper.settings import SettingError, Settings, read_settings
+from helper.settings import ANSWER_LIMIT, PREFIX, SettingError, Settings, read_settings
 from helper.watchdog import Watchdog, limit_of
 from ipc_schema.messages import Dialect, Operation, StreamType, callbacks_of
 from ipc_schema.trace import Trace
@@ -138,6 +139,8 @@ def _serve_zmq(
         start = channel.wait_for_start(options.secret_fd, options.start_limit)
         trace.event("start", **{name: start[name] for name in start if name != "proof"})
         job = _job_of_start(start, options, settings)
+        if job.stream_type is not StreamType.PLAIN:
+            watchdog.stop()
         if faults is not None:
             faults.begin(job)
         abort = _abort(job, options.secret_fd, watchdog)
@@ -171,7 +174,8 @@ def _job_of_start(start: dict[str, Any], options: Options, settings: Settings) -
         raise ChannelError(errno.EPROTO, f"start: {bad}") from None
     # A field that Job does not have is a fault, not one to be passed over.
     fields = {name: start[name] for name in start if name not in _OF_THE_CHANNEL} | enums
-    stall_limit = _stall_limit(options, settings, operation)
+    plain = enums["stream_type"] is StreamType.PLAIN
+    stall_limit = _stall_limit(options, settings, operation) if plain else 0.0
     return Job(**fields, stall_limit=stall_limit, limits=_limits(settings))
 
 
@@ -191,6 +195,13 @@ def _serve_libxl(
     except ValueError as bad:
         raise UsageError(str(bad)) from None
     stall_limit = _stall_limit(options, settings, given.operation)
+    answer_limit = _answer_limit(options, settings)
+    remarks: list[str] = []
+    if given.stream_type is not StreamType.PLAIN:
+        # libxc takes one that is given up for the other side's death: the guest would run at both.
+        remarks += _limits_that_do_not_hold(settings, given.stream_type)
+        stall_limit = answer_limit = 0.0
+        watchdog.stop()
     trace.event(
         "start",
         arguments=list(options.libxl),
@@ -219,7 +230,6 @@ def _serve_libxl(
         limits=_limits(settings),
     )
     abort = _abort(job, answers, watchdog)
-    answer_limit = _answer_limit(options, settings)
     if faults is None:
         channel = PipeChannel(answers, messages, given.dialect, given.cbflags, abort, answer_limit)
     else:
@@ -231,7 +241,17 @@ def _serve_libxl(
         )
         faults.milestone("hello")
     with abort:
-        _exit(run(job, channel, abort, trace, faults), faults)
+        _exit(run(job, channel, abort, trace, faults, remarks), faults)
+
+
+def _limits_that_do_not_hold(settings: Settings, stream_type: StreamType) -> Iterator[str]:
+    """A line for each limit that is set, and must not end a checkpointed stream."""
+    for name in ("stream_stall", "answer_limit"):
+        if getattr(settings, name) is not None:
+            yield (
+                f"{PREFIX}{name.upper()} does not hold for a {stream_type.name} stream: to give it "
+                "up would be taken for the other side's death, and two guests would run"
+            )
 
 
 def _dialect(name: str) -> Dialect:
@@ -248,7 +268,9 @@ def _stall_limit(options: Options, settings: Settings, operation: Operation) -> 
 
 
 def _answer_limit(options: Options, settings: Settings) -> float:
-    return settings.answer_limit if options.answer_limit is None else options.answer_limit
+    if options.answer_limit is not None:
+        return options.answer_limit
+    return ANSWER_LIMIT if settings.answer_limit is None else settings.answer_limit
 
 
 def _limits(settings: Settings) -> PrecopyLimits | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -70,11 +71,19 @@ class _Outcome(NamedTuple):
 
 
 def run(
-    job: Job, channel: Channel, abort: Abort, trace: Trace, faults: Session | None = None
+    job: Job,
+    channel: Channel,
+    abort: Abort,
+    trace: Trace,
+    faults: Session | None = None,
+    remarks: Iterable[str] = (),
 ) -> int:
-    """Do the job and tell the controller how it ended; the process's exit status."""
+    """Do the job and tell the controller how it ended; the process's exit status. `remarks` are
+    warnings for its log."""
     try:
         _log(channel, XentoollogLevel.DEBUG, f"starting {job.operation.value}")
+        for remark in remarks:
+            _log(channel, XentoollogLevel.WARN, remark)
         outcome = _operate(job, channel, abort, trace, faults)
         _tell(job, outcome, channel, trace)
     except ChannelError as over:

@@ -21,21 +21,25 @@ STREAM_STALL: Final = {Operation.SAVE: 60.0, Operation.RESTORE: 180.0}
 sender what that may take in silence for its guest, 60 s to acknowledge the request to suspend and
 60 s to suspend (libxl_dom_suspend.c), and then what its own helper and QEMU's state take."""
 
+ANSWER_LIMIT: Final = 600.0
+"""Seconds that a callback may stay unanswered where nothing else is set."""
+
 
 class SettingError(Exception):
     """A setting that cannot be; the text says which, where it stands, and what would be right."""
 
 
 class Settings(NamedTuple):
-    """`stream_stall` (see `stall_limit`) and `answer_limit` in seconds, 0 for no limit; the last
-    four are `PrecopyLimits`, None where they are not set; texts are empty where they are not."""
+    """`stream_stall` (see `stall_limit`) and `answer_limit` (else ANSWER_LIMIT) in seconds, 0 for
+    no limit; the last four are `PrecopyLimits`; all of them None where they are not set, and texts
+    empty."""
 
     events: str = ""
     faults: str = ""
     dialect: str = ""
     hypervisor: str = "xen"
     stream_stall: float | None = None
-    answer_limit: float = 600.0
+    answer_limit: float | None = None
     max_iterations: int | None = None
     dirty_threshold: int | None = None
     max_downtime_ms: int | None = None

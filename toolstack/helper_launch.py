@@ -10,7 +10,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ipc_schema.helper_arguments import HelperArguments
-from ipc_schema.messages import CATALOGUE, UNCONDITIONAL, Dialect, Operation, callback_bit
+from ipc_schema.messages import (
+    CATALOGUE,
+    UNCONDITIONAL,
+    Dialect,
+    Operation,
+    StreamType,
+    callback_bit,
+)
 from toolstack.helper_channel import ChannelListener, HelperChannel
 from toolstack.helper_request import HelperProgram, HelperRequest, PipeHelper
 from toolstack.limits import Limits
@@ -85,7 +92,16 @@ class HelperLaunch:
         }
 
     @property
+    def checkpointed(self) -> bool:
+        """Whether the stream is Remus's or COLO's. Nobody may give it up for a silence: libxc takes
+        that for the other side's death, and the guest would run at both."""
+        return self.request.stream_type is not StreamType.PLAIN
+
+    @property
     def _stall_limit(self) -> float:
+        """0 for none, as in all that follows."""
+        if self.checkpointed:
+            return 0.0
         saving = self.request.operation is Operation.SAVE
         return self.limits.stream_stall if saving else self.limits.sender_silence
 
@@ -93,12 +109,16 @@ class HelperLaunch:
     def _patience(self) -> float:
         """An answer that has not come by then never does: we would have given up before. It is the
         helper that finds out, where its message or our answer was lost."""
+        if self.checkpointed:
+            return 0.0
         return self.limits.callback + self.limits.abort
 
     @property
     def silence(self) -> float:
         """For how many seconds a helper at work may show no sign of life. It is longer than what
         it may wait for others, and than its own watchdog takes to end it (a quarter more)."""
+        if self.checkpointed:
+            return 0.0
         return 1.25 * (self._stall_limit + self._patience) + self.limits.abort
 
     def _libxl_arguments(self, dialect: Dialect) -> HelperArguments:

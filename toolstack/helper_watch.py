@@ -14,6 +14,8 @@ from typing import Final, Protocol
 
 _LOOKS: Final = 16
 """How often within the limit it is looked at."""
+_LONGEST_INTERVAL: Final = 10.0
+"""Seconds between two looks, where no limit makes them more frequent."""
 _NOTABLE: Final = 64
 """Octets that one which gets on has moved."""
 
@@ -30,7 +32,8 @@ class Watched(Protocol):
 
 class HelperWatch:
     """Calls `over`, once, with a line for people when `process` has shown no sign of life for
-    `silence` seconds, or was stopped for `stopped` seconds (None: that is not looked for).
+    `silence` seconds (0: it may be silent for ever), or was stopped for `stopped` seconds (None:
+    that is not looked for).
 
     While `waits` says that a callback waits for its answer the helper may be silent: the answer
     has its own limit. A time in which this process was stopped itself is not counted.
@@ -51,7 +54,7 @@ class HelperWatch:
         self._waits = waits
         self._over = over
         self._loop = asyncio.get_running_loop()
-        self._interval = silence / _LOOKS
+        self._interval = silence / _LOOKS if silence else _LONGEST_INTERVAL
         if stopped is not None:
             self._interval = min(self._interval, stopped / 4)
         self._heard = False
@@ -91,7 +94,7 @@ class HelperWatch:
             self._quiet, self._nudged = 0.0, False
             return ""
         self._quiet += passed
-        if self._quiet < self._silence:
+        if not self._silence or self._quiet < self._silence:
             return ""
         if not self._nudged:
             # One long write may be slow, not stuck: interrupted, it says how far it has come.

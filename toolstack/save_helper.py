@@ -216,7 +216,7 @@ class SaveHelper:
     # Callbacks
 
     def _call(self, message: Message, fields: dict[str, Any]) -> None:
-        if message.answer is Answer.ASYNC:
+        if message.answer is Answer.ASYNC and not self._launch.checkpointed:
             self._answer_limit = self._loop.call_later(
                 self._limits.callback, self._answer_late, message
             )

@@ -109,9 +109,14 @@ class Callbacks:
         return callback
 
     def check(self, function: str, retval: int, errnoval: int) -> None:
-        """libxc is back: raise what a callback raised, or OSError for what libxc says."""
+        """libxc is back: raise what a callback raised, or OSError for what libxc says, and for an
+        abort that was asked for, whatever libxc says: it takes a checkpointed stream that breaks
+        off for the primary's death, and one that was made unusable after its last octet for whole.
+        """
         if self.error is not None:
             raise self.error
+        if self._abort.requested and not retval:
+            raise OSError(self._abort.errnoval, f"{function} came to an end all the same")
         if retval:
             what = self.complaint or os.strerror(errnoval)
             raise OSError(errnoval or errno.EIO, f"{function} failed: {what}")

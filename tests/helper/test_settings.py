@@ -16,7 +16,7 @@ def test_without_anything_the_defaults_hold() -> None:
     settings = read()
     assert settings == Settings()
     assert (settings.hypervisor, settings.events) == ("xen", "")
-    assert settings.answer_limit == 600.0
+    assert settings.answer_limit is None
     assert settings[-4:] == (None, None, None, None)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -306,6 +307,22 @@ def test_a_signal_in_libxcs_blocked_write_is_its_error_path(
         assert libxl.process.wait(1) == 0
 
 
+def test_an_abort_is_a_failure_also_where_libxc_has_all_it_needs(
+    xen: str, stream: tuple[socket.socket, socket.socket]
+) -> None:
+    arguments = save_of(stream[0].fileno(), PV_DOMID)._replace(
+        cbflags=cbflags(Dialect.MAINLINE, "suspend")
+    )
+    with on_xen(arguments, xen, "late") as libxl:
+        assert libxl.hear() == ("suspend", {})
+        libxl.answer(1)
+        while libxl.hear_any()[1]["formatted"] != "the stream is whole":
+            pass
+        libxl.process.send_signal(signal.SIGTERM)
+        logged = completes(libxl, -1, errno.ECANCELED)
+    assert any("SIGTERM received" in text for text in logged)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_kills_a_restore(
     xen: str, stream: tuple[socket.socket, socket.socket], signum: signal.Signals
@@ -356,6 +373,57 @@ def test_a_stream_that_stands_still_is_given_up(
     with on_xen(arguments, xen, "stuck", XEN_SAVE_HELPER_STREAM_STALL="0.4") as libxl:
         logged = completes(libxl, -1, errno.ETIMEDOUT)
     assert any("the stream stands still" in text for text in logged)
+
+
+@pytest.mark.parametrize("stream_type", [StreamType.REMUS, StreamType.COLO])
+def test_a_checkpointed_stream_stands_still_for_as_long_as_its_primary_lives(
+    xen: str, stream: tuple[socket.socket, socket.socket], stream_type: StreamType
+) -> None:
+    """libxc takes a stream that is given up for the primary's death, and two guests would run."""
+    near, far = stream
+    names = ("suspend", "postcopy", "checkpoint", "wait_checkpoint", "restore_results")
+    arguments = restoring(near.fileno(), *names, stream_type=stream_type)
+    limits = {"XEN_SAVE_HELPER_STREAM_STALL": "0.2", "XEN_SAVE_HELPER_ANSWER_LIMIT": "0.2"}
+    with on_xen(arguments, xen, "checkpoints", **limits) as libxl:
+        near.close()
+        far.sendall(b"the stream")
+        lines, said = libxl.hear_logs()
+        if stream_type is StreamType.COLO:
+            assert said[0] == "restore_results"
+            said = libxl.hear()
+        logged = texts(lines)
+        for _ in range(3):
+            assert said == ("checkpoint", {})
+            with pytest.raises(subprocess.TimeoutExpired):
+                libxl.process.wait(0.6)
+            libxl.answer(1)
+            with pytest.raises(subprocess.TimeoutExpired):
+                libxl.process.wait(0.6)
+            far.sendall(b"the stream")
+            said = libxl.hear()
+        far.close()
+        libxl.answer(1)
+        assert libxl.hear()[0] == "restore_results"
+        completes(libxl)
+    for name in limits:
+        assert any(f"{name} does not hold" in text for text in logged), logged
+
+
+def test_a_checkpointed_save_waits_for_its_secondary(
+    xen: str, stream: tuple[socket.socket, socket.socket]
+) -> None:
+    near = stream[0]
+    names = ("suspend", "postcopy", "checkpoint")
+    arguments = save_of(near.fileno(), PV_DOMID)._replace(
+        cbflags=cbflags(Dialect.MAINLINE, *names), stream_type=StreamType.REMUS
+    )
+    with on_xen(arguments, xen, "stuck", XEN_SAVE_HELPER_STREAM_STALL="0.2") as libxl:
+        until_blocked(near)
+        with pytest.raises(subprocess.TimeoutExpired):
+            libxl.process.wait(1)
+        libxl.process.send_signal(signal.SIGTERM)
+        logged = completes(libxl, -1, errno.ECANCELED)
+    assert any("XEN_SAVE_HELPER_STREAM_STALL does not hold" in text for text in logged)
 
 
 def test_a_slow_stream_is_not_given_up(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
-from ipc_schema.messages import Operation, XCFlags
+from ipc_schema.messages import Operation, StreamType, XCFlags
 from tests.toolstack.running_helpers import Reaction, Run, run_helper
 from toolstack.helper_request import HelperRequest, OwnHelper
+from toolstack.limits import Limits
 
 PV_DOMID = 2
 
@@ -100,3 +103,54 @@ def test_the_engine_needs_xen(xen: str, tmp_path: Path) -> None:
     assert done.result is not None
     assert (done.result.retval, done.result.errnoval) == (-1, errno.ENOTSUP)
     assert "engine libxenguest works on the hypervisor xen alone" in logged(done)
+
+
+def test_a_checkpointed_stream_stands_still_for_as_long_as_its_primary_lives(
+    xen: str, tmp_path: Path
+) -> None:
+    """No limit of ours makes libxc take a primary that is silent for one that has died."""
+    near, far = socket.socketpair()
+    limits = Limits(stream_stall=0.1, suspend=0.1, callback=0.1, abort=0.1, helper_start=20)
+    checkpoints = 0
+
+    def checkpoint(run: Run) -> None:
+        nonlocal checkpoints
+        checkpoints += 1
+        run.helper.async_callback_done(1)
+        loop = asyncio.get_running_loop()
+        if checkpoints < 3:
+            loop.call_later(1.5, far.sendall, b"the stream")
+        else:
+            far.close()
+
+    program = OwnHelper(
+        (
+            "env",
+            f"LD_LIBRARY_PATH={xen}",
+            "XEN_PEER=checkpoints",
+            sys.executable,
+            "-P",
+            "-m",
+            "helper.main",
+        )
+    )
+    with near, far:
+        far.sendall(b"the stream")
+        request = HelperRequest(
+            Operation.RESTORE,
+            7,
+            near.fileno(),
+            stream_type=StreamType.REMUS,
+            hypervisor="xen",
+            engine="libxenguest",
+        )
+        reactions: dict[str, Reaction] = {
+            "log": lambda _run: None,
+            "checkpoint": checkpoint,
+            "restore_results": lambda _run: None,
+        }
+        done = run_helper(program, reactions, request=request, limits=limits)
+    assert checkpoints == 3
+    assert done.result is not None
+    assert (done.result.rc, done.result.retval, done.result.reason) == (0, 0, "")
+    assert "Remus Failover" in logged(done)

@@ -4,10 +4,12 @@
  * headers, so that it has the real structs and the compiler compares its functions with the real
  * declarations.
  *
- * XEN_PEER says what a save or restore does: plain, fail, rounds, stuck. XEN_PEER_DIRTY: the dirty
- * pages found after each round of `rounds`. Domain 404 does not exist, domain 2 is PV.
+ * XEN_PEER says what a save or restore does: plain, fail, rounds, stuck, late (a save that is still
+ * at work when its stream is whole, until that is taken away), checkpoints (a restore takes them).
+ * XEN_PEER_DIRTY: the dirty pages found after each round of `rounds`. Domain 404 does not exist, domain 2 is PV.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -267,7 +269,30 @@ int xc_domain_save(xc_interface *xch, int io_fd, uint32_t dom, uint32_t flags,
     }
     if (write_exact(io_fd, "the stream", 10))
         return failed(xch, "Failed to write page data to stream");
+    if (mode_is("late")) {
+        say(xch, XTL_INFO, -1, "the stream is whole");
+        while ((fcntl(io_fd, F_GETFL) & O_ACCMODE) != O_RDONLY)
+            usleep(1000);
+    }
     errno = EDOM;
+    return 0;
+}
+
+/* As xg_sr_restore.c: from the first checkpoint on, a stream that breaks off is the primary's
+ * death, and the domain goes on from its last checkpoint. */
+static int checkpoints(xc_interface *xch, int io_fd, xc_stream_type_t stream_type,
+                       struct restore_callbacks *callbacks)
+{
+    char octets[10];
+
+    do {
+        int rc = callbacks->checkpoint(callbacks->data);
+
+        say(xch, XTL_INFO, -1, "checkpoint = %d", rc);
+        if (rc != XGR_CHECKPOINT_SUCCESS)
+            return rc == XGR_CHECKPOINT_FAILOVER ? 0 : failed(xch, "checkpoint failed");
+    } while (!read_exact(io_fd, octets, sizeof(octets)));
+    say(xch, XTL_INFO, -1, stream_type == XC_STREAM_COLO ? "COLO Failover" : "Remus Failover");
     return 0;
 }
 
@@ -305,6 +330,8 @@ int xc_domain_restore(xc_interface *xch, int io_fd, uint32_t dom, unsigned int s
     }
     if (stream_type == XC_STREAM_COLO)
         callbacks->restore_results(0x11, 0x22, callbacks->data);
+    if (mode_is("checkpoints") && checkpoints(xch, io_fd, stream_type, callbacks))
+        return -1;
     *store_mfn = 0xfeffcUL;
     *console_mfn = 0xfefffUL;
     return 0;
