@@ -20,7 +20,6 @@ from typing import Final, Generic, TypeVar
 INCOMING: Final = "--incoming"
 MIGRATED_AWAY: Final = "--migratedaway"
 POSTCOPY_INCONSISTENT: Final = "--postcopy-inconsistent"
-SUFFIXES: Final = (INCOMING, MIGRATED_AWAY, POSTCOPY_INCONSISTENT)
 
 
 class Event(Enum):
@@ -225,11 +224,3 @@ def sender() -> Handshake[Sender]:
 
 def receiver() -> Handshake[Receiver]:
     return Handshake(RECEIVER_TABLE, Receiver.SAY_BANNER, RECEIVER_ENDS)
-
-
-def base_name(name: str) -> str:
-    """The guest's own name, without what a migration has put behind it."""
-    for suffix in SUFFIXES:
-        if name.endswith(suffix):
-            return name.removesuffix(suffix)
-    return name

@@ -102,7 +102,8 @@ class Process:
 @dataclass(frozen=True)
 class Entry:
     """What a journal file holds. `peer` is the other side (`--to`'s argument, or the file);
-    `partial` is a temporary file that goes when the operation is ended for it."""
+    `partial` is a temporary file that goes when the operation is ended for it; `uuid` is the
+    guest's, which no other guest has that a person gives the same name."""
 
     name: str
     role: Role
@@ -112,6 +113,21 @@ class Entry:
     peer: str
     process: Process
     partial: str | None = None
+    uuid: str | None = None
+
+    @property
+    def copy_names(self) -> tuple[str, ...]:
+        """The names that a domain which is received may have; none for the sending roles, which
+        know the domid."""
+        if self.role not in {Role.DESTINATION, Role.RESTORE}:
+            return ()
+        if self.promise in {Promise.GO_RECEIVED, Promise.STARTED}:
+            return (self.domain_name, self.name)
+        return (self.domain_name,)
+
+    def may_be(self, uuid: str | None) -> bool:
+        """Whether a domain with this uuid can be the one of the journal."""
+        return self.uuid is None or uuid is None or self.uuid == uuid
 
 
 class Journal:
@@ -132,11 +148,11 @@ class Journal:
         domain_name: str,
         peer: str,
         partial: str | None = None,
+        uuid: str | None = None,
     ) -> Journal:
         """Start a journal with the role's first promise. Raises JournalError where one stands."""
-        entry = Entry(
-            name, role, PROMISES[role][0], domid, domain_name, peer, Process.current(), partial
-        )
+        promise, process = PROMISES[role][0], Process.current()
+        entry = Entry(name, role, promise, domid, domain_name, peer, process, partial, uuid)
         path = _path(state_dir, name, role)
         state_dir.mkdir(parents=True, exist_ok=True)
         with _locked(state_dir):
@@ -247,8 +263,12 @@ def _path(state_dir: Path, name: str, role: Role) -> Path:
     return state_dir / f"{quote(name, safe='')}.{role.value}{SUFFIX}"
 
 
-def _same_domain(one: Entry, other: Entry) -> bool:
-    return one.domid is not None and one.domid == other.domid
+def _same_domain(standing: Entry, new: Entry) -> bool:
+    if new.domid is None:
+        return False  # there is none yet
+    if standing.domid is not None:
+        return standing.domid == new.domid
+    return new.domain_name in standing.copy_names and standing.may_be(new.uuid)
 
 
 def _in_the_way(entry: Entry) -> JournalError:

@@ -26,7 +26,7 @@ from toolstack.domain_save import (
 )
 from toolstack.failure import message_of
 from toolstack.handshake import INTERRUPTIBLE, Event, Sender
-from toolstack.journal import Journal, JournalError, Promise, Role
+from toolstack.journal import Journal, Promise, Role
 from toolstack.outcome import (
     GuestResult,
     MigrationResult,
@@ -36,7 +36,14 @@ from toolstack.outcome import (
 )
 from toolstack.precopy_policy import DEFAULT_PRECOPY, MemoryStrategy, PrecopyLimits
 from toolstack.recover import recover
-from toolstack.settle import DEAD, heal, name_of_domain, resume_for_sure, state_of
+from toolstack.settle import (
+    DEAD,
+    check_can_suspend,
+    heal,
+    resume_for_sure,
+    row_of_domain,
+    state_of,
+)
 from toolstack.talk import Talk
 
 if TYPE_CHECKING:
@@ -94,13 +101,11 @@ async def migrate(
     postcopy transition the first one only warns (`Context.log`): a second one gives the guest up.
 
     Returns in all cases once an operation has begun. Raises JournalError where another operation
-    on the guest is under way or was left in the middle, ProcessLookupError without such a domain.
+    on the guest is under way or was left in the middle, GuestStateError for a guest that cannot
+    suspend (paused, crashed, …), ProcessLookupError without such a domain.
     """
-    name = name_of_domain(ctx.host, domid)
-    if name != handshake.base_name(name):
-        raise JournalError(
-            f"{name!r} is what a migration has left: run `xen-toolstack recover {name}` first"
-        )
+    row = row_of_domain(ctx.host, domid)
+    name = row.name
     journal = Journal.begin(
         ctx.host.state_dir,
         name,
@@ -108,7 +113,13 @@ async def migrate(
         domid=domid,
         domain_name=name,
         peer=str(destination),
+        uuid=row.uuid,
     )
+    try:
+        check_can_suspend(ctx.host, domid)
+    except OSError:
+        journal.close()
+        raise
     return await _Sending(ctx, domid, name, destination, options, journal).run()
 
 

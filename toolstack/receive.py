@@ -163,6 +163,7 @@ class _Receiving:
             domid=None,
             domain_name=self._incoming,
             peer=self._peer,
+            uuid=uuid_of(config),
         )
         return Event.OK
 
@@ -274,4 +275,10 @@ def name_of(config: dict[str, Any]) -> str:
     name = c_info.get("name") if isinstance(c_info, dict) else None
     if not isinstance(name, str) or not name:
         raise DecodeError("xl configuration", xl_header.HEADER_SIZE + 4, "has no c_info.name")
-    return handshake.base_name(name)
+    return name
+
+
+def uuid_of(config: dict[str, Any]) -> str | None:
+    """`c_info.uuid` in lower case; None for a configuration that has none."""
+    uuid = config["c_info"].get("uuid")
+    return uuid.lower() if isinstance(uuid, str) else None

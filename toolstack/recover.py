@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from toolstack import journal
 from toolstack.endpoint import sweep_endpoints
-from toolstack.handshake import INCOMING, POSTCOPY_INCONSISTENT, base_name
+from toolstack.handshake import INCOMING, MIGRATED_AWAY, POSTCOPY_INCONSISTENT
 from toolstack.journal import Entry, JournalError, Promise, Role
 from toolstack.settle import DEAD, heal, resume_for_sure
 
@@ -66,6 +66,32 @@ WAYS: Final = {
 }
 
 
+OPERATIONS: Final = {
+    Role.SOURCE: "migration",
+    Role.DESTINATION: "migration",
+    Role.SAVE: "save",
+    Role.RESTORE: "restore",
+}
+"""What people call the operation of each role."""
+
+
+_LEFT: Final = {
+    (Role.SOURCE, Promise.BEGUN): "its migration was left in the middle",
+    (Role.SOURCE, Promise.DONE): "it runs at {entry.peer}; what is left here goes",
+    (Role.DESTINATION, Promise.RECEIVING): "only partly received",
+    (Role.DESTINATION, Promise.GO_RECEIVED): "received whole, and not started yet",
+    (Role.DESTINATION, Promise.RESUMED): "it may have run with part of its memory",
+    (Role.DESTINATION, Promise.STARTED): "it was received and started; its name is {entry.name!r}",
+    (Role.SAVE, Promise.BEGUN): "its save was left in the middle",
+    (Role.SAVE, Promise.DONE): "it is whole in {entry.peer}; what is left here goes",
+    (Role.RESTORE, Promise.RECEIVING): "only partly restored",
+    (Role.RESTORE, Promise.GO_RECEIVED): "restored whole, and not started yet",
+    (Role.RESTORE, Promise.STARTED): "it was restored; its name is {entry.name!r}",
+}
+"""What an operation whose process has ended has left, for people; of those that `WAYS` refuses,
+`waits_for` says more."""
+
+
 class WayOut(Enum):
     """What a person may choose where `recover` refuses."""
 
@@ -102,20 +128,39 @@ def decide(role: Role, promise: Promise, state: str | None) -> Way:
 
 
 def domain_of(host: Host, entry: Entry) -> DomainSummary | None:
-    """The domain that a journal speaks of, None where it is gone.
+    """The domain that a journal speaks of, None where it is gone. A name alone says nothing: a
+    person may have given it to another guest.
 
     The sending roles know the domid; the receiving ones know the name of the copy they made, which
     it keeps until it is given the guest's own.
     """
-    rows = host.domains()
+    rows = [row for row in host.domains() if entry.may_be(row.uuid)]
     if entry.role in {Role.SOURCE, Role.SAVE}:
-        return next(
-            (r for r in rows if r.domid == entry.domid and base_name(r.name) == entry.name), None
-        )
-    names = [entry.domain_name]
-    if entry.promise in {Promise.GO_RECEIVED, Promise.STARTED}:
-        names.append(entry.name)
-    return next((row for name in names for row in rows if row.name == name), None)
+        for row in rows:
+            known = entry.uuid is not None and entry.uuid == row.uuid
+            # On Xen, a domid may come again after many others.
+            if row.domid == entry.domid and (known or row.name in _names(entry)):
+                return row
+        return None
+    return next((row for name in entry.copy_names for row in rows if row.name == name), None)
+
+
+def _names(entry: Entry) -> tuple[str, ...]:
+    """Every name that its operation may have given a domain of the journal."""
+    if entry.role in {Role.SOURCE, Role.SAVE}:
+        suffixes = MIGRATED_AWAY, POSTCOPY_INCONSISTENT
+        return (entry.name, *(entry.name + suffix for suffix in suffixes))
+    return (entry.name, entry.domain_name)
+
+
+def operations_on(host: Host, row: DomainSummary) -> list[Entry]:
+    """What the journals here say of this domain: mostly nothing, or one operation."""
+    found = []
+    for entry in journal.entries(host.state_dir):
+        domain = domain_of(host, entry)
+        if domain is not None and domain.domid == row.domid:
+            found.append(entry)
+    return found
 
 
 def waits_for(entry: Entry) -> str:
@@ -124,15 +169,15 @@ def waits_for(entry: Entry) -> str:
         return f"{entry.role.value} of process {entry.process.pid}, {entry.promise.value}"
     if WAYS[entry.role, entry.promise] is Way.REFUSE:
         return f"a person: may run at {entry.peer}; see `recover {entry.name}`"
-    return f"`recover {entry.name}` ({entry.role.value} died, {entry.promise.value})"
+    return f"`recover {entry.name}` ({_LEFT[entry.role, entry.promise].format(entry=entry)})"
 
 
 def recover(
     host: Host, name: str, way_out: WayOut | None = None, *, role: Role | None = None
 ) -> list[Recovery]:
-    """End all that was left in the middle for guest `name` (also by a name that a migration gave
-    it), or what one `role` of it left; empty where nothing was. A guest that is suspended without
-    a journal is resumed only by `way_out`.
+    """End all that was left in the middle for guest `name`, as a journal or its domain has it, or
+    what one `role` of it left; empty where nothing was. A guest that is suspended without a journal
+    is resumed only by `way_out`.
 
     Raises JournalError while a controller of it is alive, and for a journal that cannot be read;
     OSError where the host cannot do what is needed (the journal then stays).
@@ -140,7 +185,7 @@ def recover(
     journal.sweep(host.state_dir)
     host.clear_up()
     sweep_endpoints()
-    found = [e for e in journal.entries(host.state_dir) if e.name == base_name(name)]
+    found = _found(host, name)
     if role is not None:
         found = [entry for entry in found if entry.role is role]
     for entry in found:
@@ -158,6 +203,19 @@ def recover(
     if row is None or row.state.value != "suspended":
         return []
     return [_recover_unexplained(host, row, way_out)]
+
+
+def _found(host: Host, name: str) -> list[Entry]:
+    """The journals that are meant by a name: their guest's, or that of their domain."""
+    standing = journal.entries(host.state_dir)
+    found = []
+    for entry in standing:
+        row = domain_of(host, entry)
+        if entry.name == name or (row is not None and row.name == name):
+            found.append(entry)
+    if found or any(row.name == name for row in host.domains()):
+        return found
+    return [entry for entry in standing if name in _names(entry)]
 
 
 def _recover_unexplained(host: Host, row: DomainSummary, way_out: WayOut | None) -> Recovery:

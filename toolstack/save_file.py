@@ -28,9 +28,16 @@ from toolstack.domain_save import SaveResult, domain_suspend
 from toolstack.failure import message_of
 from toolstack.handshake import INCOMING
 from toolstack.journal import Journal, Promise, Role
-from toolstack.receive import name_of, parse_config
+from toolstack.receive import name_of, parse_config, uuid_of
 from toolstack.save_helper import Statistics
-from toolstack.settle import DEAD, heal, name_of_domain, resume_for_sure, state_of
+from toolstack.settle import (
+    DEAD,
+    check_can_suspend,
+    heal,
+    resume_for_sure,
+    row_of_domain,
+    state_of,
+)
 
 OPEN_POLL: Final = 0.05
 SPECIAL: Final = (Path("/dev"), Path("/proc"))
@@ -70,11 +77,13 @@ async def save(
     """Save a domain into `path`, then destroy it; `checkpoint` lets it run on, `leave_paused`
     leaves it here, paused.
 
-    Raises ProcessLookupError where there is no such domain. Raises SaveFileError, JournalError,
+    Raises ProcessLookupError where there is no such domain, GuestStateError for a guest that cannot
+    suspend (paused, crashed, …): nothing is touched then. Raises SaveFileError, JournalError,
     OSError: then the guest runs on here, and `path` is what it was before, unless it is the
     journal that cannot say that the file is whole. A cancellation ends it in the same way.
     """
-    name = name_of_domain(ctx.host, domid)
+    row = row_of_domain(ctx.host, domid)
+    name = row.name
     config = json.dumps(ctx.host.config(domid)).encode() + b"\0"
     target = _Target(path)
     journal = Journal.begin(
@@ -85,7 +94,13 @@ async def save(
         domain_name=name,
         peer=str(path),
         partial=str(target.partial) if target.partial else None,
+        uuid=row.uuid,
     )
+    try:
+        check_can_suspend(ctx.host, domid)
+    except OSError:
+        journal.close()
+        raise
     may_suspend = False
     try:
         with target:
@@ -236,6 +251,7 @@ async def restore(ctx: Context, path: Path, *, leave_paused: bool = False) -> Re
             domid=None,
             domain_name=incoming,
             peer=str(path),
+            uuid=uuid_of(config),
         )
         try:
             result = await domain_create_restore(ctx, config, incoming, fd)

@@ -29,7 +29,7 @@ from toolstack.precopy_policy import (
 )
 from toolstack.save_helper import HelperRequest, HelperResult
 from toolstack.save_result import PostcopyTransitioned, SaveResult
-from toolstack.settle import heal
+from toolstack.settle import heal, why_not_suspend
 from toolstack.stream_writer import OutOfTurn, Part, StreamWriter, WriterAction, save_rc
 from toolstack.suspend import GuestSuspension
 
@@ -111,6 +111,10 @@ class SaveOperation(JoinedOperation):
         if row is None:
             self._report.failed("there is no such domain")
             return Error.DOMAIN_NOTFOUND
+        # A suspended domain stands still already; each host's suspend request has its way with it.
+        if row.state.value != "suspended" and (problem := why_not_suspend(row)):
+            self._report.failed(problem)
+            return Error.FAIL
         if self._live and row.log_dirty:
             # Two savers of one log-dirty bitmap would take pages from each other.
             self._report.failed("its log-dirty mode is on already: a save is under way, or died")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from toolstack.failure import message_of
 
 if TYPE_CHECKING:
-    from helper.hypervisors.interface import Host
+    from helper.hypervisors.interface import DomainSummary, Host
 
 POLL: Final = 0.02
 
@@ -17,17 +17,50 @@ DEAD: Final = frozenset({"crashed", "shut down"})
 """States of a guest that no resumption leads out of."""
 
 
+class GuestStateError(OSError):
+    """A guest in a state in which it cannot suspend; `state` is that state."""
+
+    def __init__(self, text: str, state: str) -> None:
+        super().__init__(text)
+        self.state = state
+
+
+def why_not_suspend(row: DomainSummary) -> str:
+    """Why a domain cannot suspend as it stands, with the way out; "" if it may.
+
+    xl sends all of a paused guest's memory, and then waits for a suspension that cannot come: its
+    vCPUs do not run.
+    """
+    match row.state.value:
+        case "paused":
+            return f"{row.name!r} is paused, and cannot suspend: unpause it first"
+        case "suspended":
+            return f"{row.name!r} is suspended already: see `xen-toolstack recover {row.name}`"
+        case "crashed":
+            return f"{row.name!r} has crashed: look at it, then destroy it"
+        case "shut down":
+            return f"{row.name!r} is shut down: destroy it, or start it anew"
+    return ""
+
+
+def check_can_suspend(host: Host, domid: int) -> None:
+    """Raises GuestStateError for a guest that cannot suspend, ProcessLookupError without one."""
+    row = row_of_domain(host, domid)
+    if problem := why_not_suspend(row):
+        raise GuestStateError(problem, row.state.value)
+
+
 def state_of(host: Host, domid: int) -> str | None:
     """`running`, `paused`, `suspended`, `crashed` or `shut down`; None where the domain is gone."""
     return next((row.state.value for row in host.domains() if row.domid == domid), None)
 
 
-def name_of_domain(host: Host, domid: int) -> str:
+def row_of_domain(host: Host, domid: int) -> DomainSummary:
     """Raises ProcessLookupError where there is no such domain."""
-    name = next((row.name for row in host.domains() if row.domid == domid), None)
-    if name is None:
+    row = next((row for row in host.domains() if row.domid == domid), None)
+    if row is None:
         raise ProcessLookupError(errno.ESRCH, f"there is no domain {domid}")
-    return name
+    return row
 
 
 def heal(host: Host, domid: int) -> str:

@@ -21,14 +21,18 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ipc_schema.errors import Error
 from toolstack import blocking
+from toolstack.settle import state_of
 
 if TYPE_CHECKING:
     from helper.hypervisors.interface import Host, SuspendRequest
     from toolstack.limits import Limits
+
+
+PAUSED: Final = "the guest is paused, and cannot suspend: unpause it first"
 
 
 class Stage(Enum):
@@ -90,11 +94,13 @@ class SuspendRules:
         self.guest_responded = True
         return self._end(Error.FAIL, "the guest crashed when it was asked to suspend")
 
-    def limit(self) -> Actions:
+    def limit(self, *, paused: bool = False) -> Actions:
+        """`paused`: its vCPUs do not run, so that it could not answer."""
         verb = "acknowledge" if self.stage is Stage.REQUESTED else "complete"
-        return self._withdraw(
-            Error.GUEST_TIMEDOUT, f"the guest did not {verb} the suspend request in time"
-        )
+        reason = f"the guest did not {verb} the suspend request in time"
+        if paused:
+            reason = PAUSED
+        return self._withdraw(Error.GUEST_TIMEDOUT, reason)
 
     def abort(self, rc: int) -> Actions:
         return self._withdraw(rc, "the suspend request was given up")
@@ -155,6 +161,8 @@ class GuestSuspension:
         A host that fails is an end with rc ERROR_FAIL. Not to be cancelled: use `abort`.
         """
         try:
+            if await self._paused():
+                return Finished(Error.FAIL, PAUSED)
             request = await blocking.call(
                 self._limits.callback, self._host.suspend_request, self._domid
             )
@@ -188,7 +196,11 @@ class GuestSuspension:
         stage = self.rules.stage
         await self._do(self._look(request), request)
         if self.rules.stage is stage:
-            await self._do(self.rules.limit(), request)
+            await self._do(self.rules.limit(paused=await self._paused()), request)
+
+    async def _paused(self) -> bool:
+        state = await blocking.call(self._limits.callback, state_of, self._host, self._domid)
+        return state == "paused"
 
     def _look(self, request: SuspendRequest) -> Actions:
         from helper.hypervisors.interface import SuspendState

@@ -212,7 +212,8 @@ class DomainSummary:
     """A row of `list`. `memory` in octets; `type` is libxl's (`pv`, `pvh`, `hvm`).
 
     `log_dirty` says whether log-dirty mode is on, None where the hypervisor does not tell.
-    `workload` and `pid` are a simulated guest's, None for others.
+    `workload` and `pid` are a simulated guest's, None for others. `uuid` goes with the guest from
+    host to host, in lower case; None if its configuration has none.
     """
 
     domid: int
@@ -223,6 +224,7 @@ class DomainSummary:
     state: GuestState
     log_dirty: bool | None
     pid: int | None
+    uuid: str | None = None
 
 
 @dataclass(frozen=True)

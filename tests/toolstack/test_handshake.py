@@ -273,11 +273,6 @@ def test_one_guest_one_place(data: st.DataObject) -> None:
         assert world.receiver.state is Receiver.NOT_STARTED
 
 
-def test_names() -> None:
-    for name in ("g", "g--incoming", "g--migratedaway", "g--postcopy-inconsistent"):
-        assert handshake.base_name(name) == "g"
-
-
 def test_ends_have_no_way_on() -> None:
     assert not {state for state, _ in SENDER_TABLE} & SENDER_ENDS
     assert not {state for state, _ in RECEIVER_TABLE} & RECEIVER_ENDS

@@ -13,7 +13,7 @@ HEADER = xl_header.HEADER_SIZE
 
 def test_a_configuration_and_its_name() -> None:
     config = parse_config(b'{"c_info": {"name": "web--incoming"}}\0')
-    assert name_of(config) == "web"
+    assert name_of(config) == "web--incoming"
 
 
 @pytest.mark.parametrize(

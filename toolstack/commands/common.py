@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from helper.hypervisors import SIMULATED, XEN, open_host
 from helper.hypervisors.xen.presence import in_control_domain
+from toolstack.outcome import ExitCode
 
 if TYPE_CHECKING:
-    from helper.hypervisors.interface import Host
+    from helper.hypervisors.interface import DomainSummary, Host
 
 HOST_VARIABLE: Final = "XEN_TOOLSTACK_HOST"
 
@@ -24,7 +25,11 @@ _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class CommandError(Exception):
-    """A command cannot do what was asked; the text is its one line."""
+    """A command cannot do what was asked; the text is its one line, `code` what it exits with."""
+
+    def __init__(self, text: str, code: ExitCode = ExitCode.FAILED) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class Interrupted(Exception):
@@ -108,13 +113,22 @@ def host_at(directory: Path) -> Host:
         ) from error
 
 
-def domid_of(host: Host, name: str) -> int:
-    """Raises CommandError for a guest that there is not."""
-    try:
-        return host.find(name)
-    except ProcessLookupError:
-        names = ", ".join(row.name for row in host.domains()) or "none"
-        raise CommandError(f"no guest {name!r} on this host; there are: {names}") from None
+def guest_of(host: Host, text: str) -> DomainSummary:
+    """The guest that `text` names: digits alone are a domid, anything else a name
+    (libxl_domain_qualifier_to_domid). Raises CommandError for a guest that there is not."""
+    rows = host.domains()
+    by_domid = is_domid(text)
+    for row in rows:
+        if row.domid == int(text) if by_domid else row.name == text:
+            return row
+    names = ", ".join(row.name for row in rows) or "none"
+    what = f"domain {text}" if by_domid else f"guest {text!r}"
+    raise CommandError(f"no {what} on this host; there are: {names}")
+
+
+def is_domid(text: str) -> bool:
+    """Whether a guest's name, as it is typed, is a domid."""
+    return text.isascii() and text.isdigit()
 
 
 def show(arguments: argparse.Namespace, value: object, human: Callable[[], None]) -> None:

@@ -71,6 +71,8 @@ def guests(rows: Sequence[dict[str, Any]]) -> None:
 def migration(result: MigrationResult, extra: Sequence[tuple[str, str]] = ()) -> None:
     """The summary of a migration; `extra` rows come last."""
     colour, headline = HEADLINES[result.outcome]
+    if result.outcome is Outcome.RUNNING_AT_SOURCE and result.guest.state not in {None, "running"}:
+        headline = f"not migrated: the guest is {result.guest.state} at the source"
     console = Console()
     console.print(Text(headline, style=f"bold {colour}"))
     table = Table(box=None, show_header=False, pad_edge=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ipc_schema.errors import DecodeError
 from toolstack import save_file
-from toolstack.commands.common import CommandError, domid_of, show
+from toolstack.commands.common import CommandError, guest_of, show
 from toolstack.commands.running import context_of, progress_for, run
 from toolstack.outcome import ExitCode
 
@@ -28,7 +28,7 @@ def save(arguments: argparse.Namespace) -> int:
         saved = run(
             save_file.save(
                 ctx,
-                domid_of(ctx.host, arguments.name),
+                guest_of(ctx.host, arguments.name).domid,
                 path,
                 checkpoint=arguments.checkpoint,
                 leave_paused=arguments.paused,

@@ -12,16 +12,18 @@ from toolstack.commands.common import (
     CommandError,
     UsageError,
     directory_of,
-    domid_of,
+    guest_of,
     host_at,
     host_of,
+    is_domid,
     show,
 )
+from toolstack.journal import Promise
 from toolstack.outcome import ExitCode
-from toolstack.recover import domain_of, waits_for
+from toolstack.recover import OPERATIONS, domain_of, operations_on, waits_for
 
 if TYPE_CHECKING:
-    from helper.hypervisors.interface import Host
+    from helper.hypervisors.interface import DomainSummary, Host
     from helper.hypervisors.simulated.host import SimulatedHost
 
 
@@ -49,6 +51,8 @@ def create(arguments: argparse.Namespace) -> int:
 def create_guest(host: Host, arguments: argparse.Namespace) -> int:
     """Start a new simulated guest; returns its domid. Raises CommandError for a name in use,
     UsageError for what no guest can be."""
+    if is_domid(arguments.name):
+        raise UsageError(f"{arguments.name!r}: a name of digits alone would be taken for a domid")
     layout = importlib.import_module("helper.hypervisors.simulated.layout")
     how, _, late = (arguments.behaviour or "normal").partition(":")
     try:
@@ -113,35 +117,44 @@ def show_list(arguments: argparse.Namespace) -> int:
 
 def destroy(arguments: argparse.Namespace) -> int:
     host = host_of(arguments)
-    domid = domid_of(host, arguments.name)
-    host.destroy(domid)
-    for entry in journal.entries(host.state_dir):
-        if entry.domid == domid and not entry.process.alive():
-            journal.remove(host.state_dir, entry)
-    return _done(arguments, "destroyed")
+    guest = guest_of(host, arguments.name)
+    left = [entry for entry in operations_on(host, guest) if not entry.process.alive()]
+    host.destroy(guest.domid)
+    for entry in left:
+        journal.remove(host.state_dir, entry)
+    return _done(arguments, guest, "destroyed")
 
 
 def pause(arguments: argparse.Namespace) -> int:
+    """Refused while a save or migration of the guest is under way: it could not suspend."""
     host = host_of(arguments)
-    host.pause(domid_of(host, arguments.name))
-    return _done(arguments, "paused")
+    guest = guest_of(host, arguments.name)
+    for entry in operations_on(host, guest):
+        if entry.process.alive():
+            raise CommandError(
+                f"{guest.name!r} is not paused: a {OPERATIONS[entry.role]} of it is under way "
+                f"(process {entry.process.pid}); wait for its end"
+            )
+    host.pause(guest.domid)
+    return _done(arguments, guest, "paused")
 
 
 def unpause(arguments: argparse.Namespace) -> int:
+    """Refused for a copy that is not whole or not let go yet, and for a suspended guest."""
     host = host_of(arguments)
-    domid = domid_of(host, arguments.name)
-    for entry in journal.entries(host.state_dir):
-        row = domain_of(host, entry)
-        if row is not None and row.domid == domid:
-            raise CommandError(f"{arguments.name!r} waits for {waits_for(entry)}")
-    host.unpause(domid)
-    return _done(arguments, "running")
+    guest = guest_of(host, arguments.name)
+    partial = {Promise.RECEIVING, Promise.GO_RECEIVED, Promise.RESUMED}
+    for entry in operations_on(host, guest):
+        if guest.state.value == "suspended" or entry.promise in partial:
+            raise CommandError(f"{guest.name!r} waits for {waits_for(entry)}")
+    host.unpause(guest.domid)
+    return _done(arguments, guest, "running")
 
 
-def _done(arguments: argparse.Namespace, state: str) -> int:
+def _done(arguments: argparse.Namespace, guest: DomainSummary, state: str) -> int:
     show(
         arguments,
-        {"name": arguments.name, "state": state},
-        lambda: print(f"{arguments.name} is {state}"),
+        {"name": guest.name, "state": state},
+        lambda: print(f"{guest.name} is {state}"),
     )
     return ExitCode.SUCCESS

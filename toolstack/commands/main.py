@@ -61,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         _complain(arguments, str(error))
         return ExitCode.USAGE
-    except (CommandError, OSError, EOFError, ValueError) as error:
+    except CommandError as error:
+        _complain(arguments, str(error))
+        return error.code
+    except (OSError, EOFError, ValueError) as error:
         _complain(arguments, message_of(error))
         return ExitCode.FAILED
     except (KeyboardInterrupt, Interrupted):

@@ -15,7 +15,7 @@ from toolstack.commands.common import (
     CommandError,
     UsageError,
     directory_of,
-    domid_of,
+    guest_of,
     host_at,
     hypervisor_of,
     show,
@@ -28,8 +28,9 @@ from toolstack.migrate import (
     MigrateOptions,
 )
 from toolstack.migrate import migrate as migrate_guest
-from toolstack.outcome import MigrationResult, Outcome
+from toolstack.outcome import ExitCode, MigrationResult, Outcome
 from toolstack.precopy_policy import MemoryStrategy, PrecopyLimits
+from toolstack.settle import DEAD, GuestStateError
 
 
 def migrate(arguments: argparse.Namespace) -> int:
@@ -40,9 +41,14 @@ def migrate(arguments: argparse.Namespace) -> int:
     )
     with progress_for(arguments, f"migrate {arguments.name}") as progress:
         ctx = context_of(arguments, progress=progress)
-        domid = domid_of(ctx.host, arguments.name)
+        domid = guest_of(ctx.host, arguments.name).domid
         destination = destination_of(arguments)
-        result = run(migrate_guest(ctx, domid, destination, options))
+        try:
+            result = run(migrate_guest(ctx, domid, destination, options))
+        except GuestStateError as error:
+            if error.state not in DEAD:
+                raise
+            raise CommandError(str(error), ExitCode.GUEST_DIED) from error
     return report(arguments, result)
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
-from toolstack.commands.common import domid_of, host_of, show
-from toolstack.handshake import base_name
+from toolstack import journal
+from toolstack.commands.common import guest_of, host_of, is_domid, show
 from toolstack.outcome import ExitCode
 from toolstack.recover import WayOut
 from toolstack.recover import recover as recover_guest
+
+if TYPE_CHECKING:
+    from helper.hypervisors.interface import Host
 
 
 def recover(arguments: argparse.Namespace) -> int:
@@ -19,11 +23,10 @@ def recover(arguments: argparse.Namespace) -> int:
     elif arguments.destroy:
         way_out = WayOut.DESTROY
     host = host_of(arguments)
-    recoveries = recover_guest(host, arguments.name, way_out)
+    name = _name(host, arguments.name)
+    recoveries = recover_guest(host, name, way_out)
     if not recoveries:
-        name = arguments.name
-        if base_name(name) == name:
-            domid_of(host, name)
+        guest_of(host, name)
         text = f"nothing was left in the middle for {name!r}"
         show(arguments, [], lambda: print(text))
         return ExitCode.SUCCESS
@@ -49,3 +52,16 @@ def recover(arguments: argparse.Namespace) -> int:
         if not recovery.done:
             print(f"xen-toolstack: {recovery.text}", file=sys.stderr)
     return ExitCode.SUCCESS if all(recovery.done for recovery in recoveries) else ExitCode.FAILED
+
+
+def _name(host: Host, text: str) -> str:
+    """The name of the guest that `text` names; its domain may be gone, where a journal knows it.
+    Raises CommandError for a domid that neither has."""
+    if not is_domid(text):
+        return text
+    domid = int(text)
+    if all(row.domid != domid for row in host.domains()):
+        for entry in journal.entries(host.state_dir):
+            if entry.domid == domid:
+                return entry.name
+    return guest_of(host, text).name

@@ -57,6 +57,12 @@ def _seen(value: object) -> str:
     return f"{value!r:.40}" if isinstance(value, str | int | float) else type(value).__name__
 
 
+def uuid_of(config: Mapping[str, Any]) -> str | None:
+    """`c_info.uuid` in lower case; None if there is none."""
+    uuid = config["c_info"].get("uuid")
+    return uuid.lower() if isinstance(uuid, str) else None
+
+
 def capacity_for(config: Mapping[str, Any]) -> int:
     """Pfns that the domain has room for."""
     pages: int = config["b_info"]["max_memkb"] // 4

@@ -20,7 +20,7 @@ from helper.hypervisors.interface import (
     RestoreProgram,
 )
 from helper.hypervisors.simulated import control, device_model, domain_files
-from helper.hypervisors.simulated.config import check_config
+from helper.hypervisors.simulated.config import check_config, uuid_of
 from helper.hypervisors.simulated.domain_files import create_host
 from helper.hypervisors.simulated.kinds import NAMES
 from helper.hypervisors.simulated.layout import Behaviour
@@ -79,6 +79,7 @@ class SimulatedHost:
             state=state_of(domain),
             log_dirty=page is not None and bool(page.logdirty_epoch % 2 or page.qemu_logdirty),
             pid=pid,
+            uuid=uuid_of(config),
         )
 
     def find(self, name: str) -> int:

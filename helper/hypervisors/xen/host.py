@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 from helper.hypervisors.interface import (
     DomainSummary,
@@ -71,6 +72,7 @@ class XenHost:
             # The hypervisor tells only by refusing to turn it on a second time.
             log_dirty=None,
             pid=None,
+            uuid=str(UUID(bytes=info.handle)),
         )
 
     def find(self, name: str) -> int:
