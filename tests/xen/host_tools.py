@@ -72,3 +72,21 @@ def apt_fetch_settings() -> list[str]:
         ["apt-config", "dump", *_APT_SETTINGS], check=True, capture_output=True, text=True
     ).stdout
     return [line for line in dump.splitlines() if not line.endswith('"";')]
+
+
+def debian_archive() -> str:
+    """The URI of the archive from which this machine's apt has Debian's packages; all releases are
+    in it. Raises MissingToolsError where its settings name none, or it has fetched no lists yet."""
+    targets = ("Created-By: Packages", "Origin: Debian", "Label: Debian", "Component: main")
+    told = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI)", *targets],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    if not told:
+        raise MissingToolsError(
+            "the real-Xen tests need Debian's archive, and this machine's apt knows none: "
+            "name it in /etc/apt/sources.list.d, then apt-get update"
+        )
+    return told[0]

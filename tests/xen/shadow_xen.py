@@ -19,10 +19,7 @@ from tests.xen.cache import CACHE, exclusive, scratch
 from tests.xen.images import Suite
 
 _OPTIONS: Final = ("CONFIG_UNSUPPORTED=y", "CONFIG_SHADOW_PAGING=y", "CONFIG_MEM_PAGING=y")
-_SOURCES: Final = (
-    "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] "
-    "http://deb.debian.org/debian {suite} main\n"
-)
+_KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _BUILD_SECONDS: Final = 1200
 
 
@@ -31,7 +28,7 @@ def shadow_xen(suite: Suite) -> Path:
 
     Raises host_tools.MissingToolsError, subprocess.CalledProcessError.
     """
-    recipe = "\n".join((suite.name, _SOURCES, *_OPTIONS))
+    recipe = "\n".join((suite.name, suite.xen, *_OPTIONS))
     key = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     kept = CACHE / f"shadow-xen-{suite.name}-{key}"
     if not kept.exists():
@@ -71,7 +68,8 @@ def _source(suite: Suite, scratch: Path) -> Path:
     """The hypervisor's part of the unpacked source package."""
     (scratch / "lists" / "partial").mkdir(parents=True)
     sources = scratch / "sources.list"
-    sources.write_text(_SOURCES.format(suite=suite.name))
+    archive = host_tools.debian_archive()
+    sources.write_text(f"deb-src [signed-by={_KEYRING}] {archive} {suite.name} main\n")
     apt = ["apt-get", "-qq", "-o", f"Dir::Etc::sourcelist={sources}"]
     apt += ["-o", "Dir::Etc::sourceparts=-", "-o", f"Dir::State::lists={scratch}/lists"]
     apt += ["-o", "APT::Sandbox::User=root"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import os
 import re
@@ -20,7 +21,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.waiting import wait_for
-from tests.xen import runner
+from tests.xen import host_tools, runner
 from tests.xen.cache import REPOSITORY
 from tests.xen.dom0 import agent, guest, kernel_log
 from tests.xen.dom0.gate import Gate
@@ -96,6 +97,50 @@ def test_a_kernel_that_is_packed_in_another_way_is_not_taken_for_an_elf_image() 
         unpacked(bzimage(b"\x1f\x8b\x08"))
     with pytest.raises(ValueError, match="no kernel that this can unpack"):
         unpacked(bzimage(lzma.compress(b"something else")))
+
+
+@pytest.fixture
+def own_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine whose apt has no source yet; the file to name one in."""
+    for name in ("state/lists/partial", "cache/archives/partial", "parts"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "status").touch()
+    sources = tmp_path / "sources.list"
+    sources.touch()
+    config = tmp_path / "apt.conf"
+    config.write_text(
+        f'Dir::Etc::sourcelist "{sources}"; Dir::Etc::sourceparts "{tmp_path}/parts";'
+        f'Dir::State "{tmp_path}/state"; Dir::State::status "{tmp_path}/status";'
+        f'Dir::Cache "{tmp_path}/cache"; APT::Sandbox::User "";'
+    )
+    monkeypatch.setenv("APT_CONFIG", str(config))
+    return sources
+
+
+def test_sources_come_from_where_this_machine_has_debians_packages(
+    own_apt: Path, tmp_path: Path
+) -> None:
+    for name, label in (("security", "Debian-Security"), ("mirror", "Debian")):
+        release = tmp_path / name / "dists" / "somewhen"
+        (release / "main" / "binary-amd64").mkdir(parents=True)
+        packages = b"Package: some\nVersion: 1\nArchitecture: amd64\nFilename: some.deb\n"
+        (release / "main" / "binary-amd64" / "Packages").write_bytes(packages)
+        digest = hashlib.sha256(packages).hexdigest()
+        (release / "Release").write_text(
+            f"Origin: Debian\nLabel: {label}\nCodename: somewhen\nArchitectures: amd64\n"
+            f"Components: main\nDate: Sat, 01 Jan 2022 00:00:00 UTC\n"
+            f"SHA256:\n {digest} {len(packages)} main/binary-amd64/Packages\n"
+        )
+        with own_apt.open("a") as sources:
+            sources.write(f"deb [trusted=yes] file:{tmp_path}/{name} somewhen main\n")
+    subprocess.run(["apt-get", "-qq", "update"], check=True, capture_output=True, timeout=60)
+    assert host_tools.debian_archive().rstrip("/") == f"file:{tmp_path}/mirror"
+
+
+@pytest.mark.usefixtures("own_apt")
+def test_a_machine_without_debians_archive_is_told_what_to_do() -> None:
+    with pytest.raises(host_tools.MissingToolsError, match="apt-get update"):
+        host_tools.debian_archive()
 
 
 def test_scenarios_have_names_of_their_own_and_known_suites() -> None:
