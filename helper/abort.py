@@ -19,6 +19,9 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
+from helper import waiting
+from helper.waiting import WaitLog
+from ipc_schema.messages import XentoollogLevel
 from ipc_schema.waits import LONGEST_WAIT
 
 if TYPE_CHECKING:
@@ -80,6 +83,8 @@ class Abort:
         self._octets = 0
         self._octets_grew = 0.0
         self._nudged = False
+        self._tell: Callable[[XentoollogLevel, str], bool] | None = None
+        self._wait_log: WaitLog | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._watch, name="abort watcher", daemon=True)
 
@@ -149,6 +154,8 @@ class Abort:
         with self._lock:
             self._reading = reading
             self._moved = moved
+            if self._tell is not None:
+                self._wait_log = WaitLog(self._tell, reading=reading)
             mode = os.O_WRONLY if reading else os.O_RDONLY
             self._unusable = os.open("/dev/null", mode | os.O_CLOEXEC)
             if self.errnoval:
@@ -156,6 +163,11 @@ class Abort:
             self._stream = fd
         self.progress()
         self._wake()
+
+    def tell_of_waits(self, tell: Callable[[XentoollogLevel, str], bool]) -> None:
+        """Have a stream that stands still told of: `tell(level, text)`, from the watcher's thread,
+        says whether it could be. Before a stream is guarded."""
+        self._tell = tell
 
     def without_stall_limit(self) -> None:
         """For a stream of which nobody can tell how far it has come; before it is guarded. The
@@ -237,9 +249,18 @@ class Abort:
                 self.request(errno.ECANCELED, f"{signal.Signals(signum).name} received")
 
     def _poll_milliseconds(self) -> float | None:
-        if self._stream < 0 or not self._stall_limit or self.errnoval:
+        soonest = self._soonest_limit()
+        if self._stream < 0 or not soonest:
             return None
-        return min(max(self._stall_limit / 8, 0.01), LONGEST_WAIT) * 1000
+        return min(max(soonest / 8, 0.01), LONGEST_WAIT) * 1000
+
+    def _soonest_limit(self) -> float:
+        """Seconds after which a stream that stands still is given up, or told of; 0 for never."""
+        limits = (
+            0.0 if self.errnoval else self._stall_limit,
+            waiting.PERIOD if self._wait_log is not None else 0.0,
+        )
+        return min(filter(None, limits), default=0.0)
 
     def _look_at_octets(self) -> None:
         with self._lock:
@@ -252,11 +273,16 @@ class Abort:
 
     def _check_stall(self) -> None:
         stream, since = self._stream, self._progressed
-        if stream < 0 or not self._stall_limit or since is None:
+        soonest = self._soonest_limit()
+        if stream < 0 or not soonest:
             return
-        self._look_at_octets()
-        quiet = time.monotonic() - max(since, self._octets_grew)
-        if quiet < self._stall_limit / _NUDGES:
+        quiet = 0.0
+        if since is not None:
+            self._look_at_octets()
+            quiet = time.monotonic() - max(since, self._octets_grew)
+        if self._wait_log is not None:
+            self._wait_log.look(quiet, lambda: self._is_ready(stream))
+        if quiet < soonest / _NUDGES:
             return
         with self._lock:
             if not self._nudged and (self._moved is not None or not self._reading):
@@ -264,14 +290,18 @@ class Abort:
                 self._nudged = True
                 signal.pthread_kill(self._saver, _INTERRUPT)
                 return
-        if quiet < self._stall_limit:
+        if not self._stall_limit or quiet < self._stall_limit:
             return
         # A stream that is ready was not kept by its peer: then it is we who are slow.
-        poll = select.poll()
-        poll.register(stream, select.POLLIN if self._reading else select.POLLOUT)
-        if not poll.poll(0) and self._progressed == since:
+        if not self._is_ready(stream) and self._progressed == since:
             what = "received" if self._reading else "taken by the other side"
             self.request(
                 errno.ETIMEDOUT,
                 f"the stream stands still: nothing {what} for {self._stall_limit} s",
             )
+
+    def _is_ready(self, stream: int) -> bool:
+        """Whether the other side of the stream has something to read, or room."""
+        poll = select.poll()
+        poll.register(stream, select.POLLIN if self._reading else select.POLLOUT)
+        return bool(poll.poll(0))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
+
+from ipc_schema.messages import NO_ERRNO, XentoollogLevel
+
+CONTEXT: Final = "xen-save-helper"
+"""Whose log lines they are, where they are not libxc's."""
 
 _LONGEST_TEXT = 8192
 
@@ -34,6 +39,16 @@ class Channel(Protocol):
 
     def tell(self, name: str, **fields: int | str) -> None:
         """Send a message that has no answer. Raises ChannelError."""
+
+
+def log_fields(level: XentoollogLevel, text: str, errnoval: int = 0) -> dict[str, int | str]:
+    """A log line of the helper's own; an `errnoval` of 0 is none."""
+    return {
+        "level": int(level),
+        "errnoval": errnoval or NO_ERRNO,
+        "context": CONTEXT,
+        "formatted": text,
+    }
 
 
 def printable(fields: dict[str, int | str]) -> dict[str, int | str]:

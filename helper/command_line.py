@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from helper.run import CONTEXT
-from helper.settings import DEFAULT_CONFIG, STREAM_STALL
-from ipc_schema.messages import Dialect, Operation
+from helper.channel import CONTEXT
+from helper.settings import ANSWER_LIMIT, DEFAULT_CONFIG
+from ipc_schema.messages import Dialect
 from ipc_schema.waits import LONGEST_WAIT
-
-_SAVE_STALL: Final = f"{STREAM_STALL[Operation.SAVE]:g}"
-_RESTORE_STALL: Final = f"{STREAM_STALL[Operation.RESTORE]:g}"
 
 USAGE: Final = f"""\
 {CONTEXT}: saves or restores one Xen domain for a toolstack, which starts it.
@@ -31,11 +28,13 @@ Settings, from the environment or as lines NAME=VALUE of {DEFAULT_CONFIG}
 (another file: XEN_SAVE_HELPER_CONFIG); the environment comes first:
   XEN_SAVE_HELPER_EVENTS            as --events
   XEN_SAVE_HELPER_FAULTS            as --faults
-  XEN_SAVE_HELPER_STREAM_STALL      seconds that a stream may stand still (0: for ever);
-                                    else {_SAVE_STALL} in a save and {_RESTORE_STALL} in a restore,
-                                    whose sender is silent while its guest suspends
-  XEN_SAVE_HELPER_ANSWER_LIMIT      seconds that a callback may stay unanswered (600; 0: for ever)
-                                    both together: seconds that the helper itself may do nothing
+  XEN_SAVE_HELPER_STREAM_STALL      seconds after which a stream that stands still is given up;
+                                    else it is waited for, as by libxl's helper, and the log says so
+                                    each minute
+  XEN_SAVE_HELPER_ANSWER_LIMIT      seconds that a callback may stay unanswered ({ANSWER_LIMIT:g};
+                                    0: for ever); with a STREAM_STALL, both together are how long
+                                    the helper itself may do nothing
+  Neither holds for a checkpointed stream (Remus, COLO).
   XEN_SAVE_HELPER_DIALECT           {", ".join(dialect.value for dialect in Dialect)}:
                                     of libxl, where the arguments do not tell
   XEN_SAVE_HELPER_HYPERVISOR        xen (the default), or sim:DIRECTORY for a simulated host

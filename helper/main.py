@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from helper.abort import SAVE_SIGNALS, Abort
-from helper.channel import ChannelError
+from helper.channel import CONTEXT, ChannelError
 from helper.command_line import USAGE, Options, UsageError, here, parse
 from helper.orphan import wake_when_orphaned
 from helper.precopy_limits import PrecopyLimits
-from helper.run import CONTEXT, EXIT_DONE, EXIT_FAILED, Engine, Job, report_channel_error, run
+from helper.run import EXIT_DONE, EXIT_FAILED, Engine, Job, report_channel_error, run
 from helper.settings import ANSWER_LIMIT, PREFIX, SettingError, Settings, read_settings
 from helper.watchdog import Watchdog, limit_of
-from ipc_schema.messages import Dialect, Operation, StreamType, callbacks_of
+from ipc_schema.messages import Dialect, Operation, StreamType, XentoollogLevel, callbacks_of
 from ipc_schema.trace import Trace
 from ipc_schema.version import version
 
@@ -175,7 +175,7 @@ def _job_of_start(start: dict[str, Any], options: Options, settings: Settings) -
     # A field that Job does not have is a fault, not one to be passed over.
     fields = {name: start[name] for name in start if name not in _OF_THE_CHANNEL} | enums
     plain = enums["stream_type"] is StreamType.PLAIN
-    stall_limit = _stall_limit(options, settings, operation) if plain else 0.0
+    stall_limit = _stall_limit(options, settings) if plain else 0.0
     return Job(**fields, stall_limit=stall_limit, limits=_limits(settings))
 
 
@@ -194,7 +194,7 @@ def _serve_libxl(
         given = helper_arguments.parse(options.libxl, dialect)
     except ValueError as bad:
         raise UsageError(str(bad)) from None
-    stall_limit = _stall_limit(options, settings, given.operation)
+    stall_limit = _stall_limit(options, settings)
     answer_limit = _answer_limit(options, settings)
     remarks: list[str] = []
     if given.stream_type is not StreamType.PLAIN:
@@ -240,6 +240,14 @@ def _serve_libxl(
             faults, answers, messages, given.dialect, given.cbflags, abort, answer_limit
         )
         faults.milestone("hello")
+
+    def told(level: XentoollogLevel, text: str) -> bool:
+        if not channel.remark(level, text):
+            return False
+        trace.event("waiting", text=text)
+        return True
+
+    abort.tell_of_waits(told)
     with abort:
         _exit(run(job, channel, abort, trace, faults, remarks), faults)
 
@@ -262,9 +270,10 @@ def _dialect(name: str) -> Dialect:
         raise ValueError(f"XEN_SAVE_HELPER_DIALECT {name!r}: want one of {known}") from None
 
 
-def _stall_limit(options: Options, settings: Settings, operation: Operation) -> float:
-    given = options.stream_stall
-    return settings.stall_limit(operation) if given is None else given
+def _stall_limit(options: Options, settings: Settings) -> float:
+    """None but what is set: to wait for the other side is no failure."""
+    given = settings.stream_stall if options.stream_stall is None else options.stream_stall
+    return given or 0.0
 
 
 def _answer_limit(options: Options, settings: Settings) -> float:
@@ -292,10 +301,7 @@ def _watchdog(options: Options, settings: Settings, trace: Trace) -> Watchdog:
         os.write(2, f"{CONTEXT}: {reason}\n".encode())
         os._exit(EXIT_FAILED)
 
-    restores = _operation(options) == Operation.RESTORE.value
-    operation = Operation.RESTORE if restores else Operation.SAVE
-    stall_limit = _stall_limit(options, settings, operation)
-    limit = limit_of(stall_limit, _answer_limit(options, settings))
+    limit = limit_of(_stall_limit(options, settings), _answer_limit(options, settings))
     watchdog = Watchdog(limit, hung)
     watchdog.start()
     return watchdog

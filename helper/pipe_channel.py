@@ -9,12 +9,20 @@ import errno
 import math
 import os
 import select
+import threading
 from typing import Any, NoReturn
 
 from helper.abort import Abort
-from helper.channel import ChannelError, printable
+from helper.channel import ChannelError, log_fields, printable
 from ipc_schema import pipe_codec
-from ipc_schema.messages import CATALOGUE, UNCONDITIONAL, Answer, Dialect, callbacks_of
+from ipc_schema.messages import (
+    CATALOGUE,
+    UNCONDITIONAL,
+    Answer,
+    Dialect,
+    XentoollogLevel,
+    callbacks_of,
+)
 
 
 class PipeChannel:
@@ -41,6 +49,7 @@ class PipeChannel:
         self._writable = select.poll()
         self._writable.register(messages, select.POLLOUT)
         self._over: ChannelError | None = None
+        self._sending = threading.Lock()
 
     def provides(self, name: str) -> bool:
         return name in self._provided
@@ -56,10 +65,31 @@ class PipeChannel:
             raise ValueError(f"{name} has an answer")
         self._send(name, printable(fields))
 
+    def remark(self, level: XentoollogLevel, text: str) -> bool:
+        """A short log line, from any thread, where it can be told at once: not in the middle of a
+        message, nor into a pipe that is full. Whether it was told."""
+        fields = log_fields(level, text)
+        data = pipe_codec.encode_message(self._dialect, "log", printable(fields))
+        if len(data) > select.PIPE_BUF:
+            raise ValueError(f"a remark of {len(data)} bytes: {text[:100]!r}")
+        if not self._sending.acquire(blocking=False):
+            return False
+        try:
+            if self._over or not self._writable.poll(0):
+                return False
+            os.write(self._messages, data)
+        except OSError:
+            return False  # libxl has gone, as the saving thread will find out
+        finally:
+            self._sending.release()
+        return True
+
     def _send(self, name: str, fields: dict[str, Any]) -> None:
         if self._over:
             raise self._over
-        self._transmit(name, pipe_codec.encode_message(self._dialect, name, fields))
+        data = pipe_codec.encode_message(self._dialect, name, fields)
+        with self._sending:
+            self._transmit(name, data)
 
     def _transmit(self, name: str, data: bytes) -> None:
         """Write the message `name`, all of it."""

@@ -13,10 +13,10 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from helper.abort import Abort
-from helper.channel import Channel, ChannelError
+from helper.channel import CONTEXT, Channel, ChannelError, log_fields
 from helper.parameters import RestoreParameters, RestoreResults, SaveParameters, Statistics
 from ipc_schema.errors import DecodeError
-from ipc_schema.messages import NO_ERRNO, Operation, StreamType, XCFlags, XentoollogLevel
+from ipc_schema.messages import Operation, StreamType, XCFlags, XentoollogLevel
 from ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ EXIT_DONE: Final = 0
 EXIT_CONTROLLER_GONE: Final = 254
 EXIT_FAILED: Final = 255
 """The helper's own errors: it was not started rightly, or the protocol was broken."""
-
-CONTEXT: Final = "xen-save-helper"
 
 
 class Engine(Enum):
@@ -239,4 +237,4 @@ def _tell(job: Job, outcome: _Outcome, channel: Channel, trace: Trace) -> None:
 
 
 def _log(channel: Channel, level: XentoollogLevel, text: str, errnoval: int = 0) -> None:
-    channel.tell("log", level=level, errnoval=errnoval or NO_ERRNO, context=CONTEXT, formatted=text)
+    channel.tell("log", **log_fields(level, text, errnoval))

@@ -9,17 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from ipc_schema.messages import Operation
 from ipc_schema.waits import LONGEST_WAIT
 
 PREFIX: Final = "XEN_SAVE_HELPER_"
 CONFIG: Final = f"{PREFIX}CONFIG"
 DEFAULT_CONFIG: Final = "/etc/xen/save-helper.conf"
-
-STREAM_STALL: Final = {Operation.SAVE: 60.0, Operation.RESTORE: 180.0}
-"""Seconds that a stream may stand still where nothing else is set. A restore has to give libxl's
-sender what that may take in silence for its guest, 60 s to acknowledge the request to suspend and
-60 s to suspend (libxl_dom_suspend.c), and then what its own helper and QEMU's state take."""
 
 ANSWER_LIMIT: Final = 600.0
 """Seconds that a callback may stay unanswered where nothing else is set."""
@@ -30,9 +24,8 @@ class SettingError(Exception):
 
 
 class Settings(NamedTuple):
-    """`stream_stall` (see `stall_limit`) and `answer_limit` (else ANSWER_LIMIT) in seconds, 0 for
-    no limit; the last four are `PrecopyLimits`; all of them None where they are not set, and texts
-    empty."""
+    """`stream_stall` (else none) and `answer_limit` (else ANSWER_LIMIT) in seconds, 0 for no limit;
+    the last four are `PrecopyLimits`; all of them None where they are not set, and texts empty."""
 
     events: str = ""
     faults: str = ""
@@ -44,11 +37,6 @@ class Settings(NamedTuple):
     dirty_threshold: int | None = None
     max_downtime_ms: int | None = None
     abort_after: int | None = None
-
-    def stall_limit(self, operation: Operation) -> float:
-        """For how many seconds the stream may stand still, 0 for no limit: what is set holds for
-        saves and restores."""
-        return STREAM_STALL[operation] if self.stream_stall is None else self.stream_stall
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:

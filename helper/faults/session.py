@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
+from helper.channel import CONTEXT
 from helper.faults.given import read_plan
 from helper.faults.injector import Firing, Injector
 from helper.faults.process_faults import carry_out
-from helper.run import CONTEXT, EXIT_FAILED, Engine
+from helper.run import EXIT_FAILED, Engine
 from ipc_schema.fault_actions import FAIL, PROCESS, on_pipe
 from ipc_schema.fault_plan import Plan, PlanError
 from ipc_schema.fault_points import SIDES, Kind, Side, Who, phase_point

@@ -24,11 +24,12 @@ from array import array
 from typing import Final, NamedTuple, NoReturn
 
 from helper.abort import Abort
+from helper.channel import CONTEXT
 from helper.faults.broken_descriptors import fails_to_write
 from helper.faults.outlet import BrokenError, Outlet
 from helper.faults.record_faults import RecordFaults
 from helper.faults.session import Session
-from helper.run import CONTEXT, EXIT_FAILED
+from helper.run import EXIT_FAILED
 from ipc_schema.errors import DecodeError
 from ipc_schema.fault_actions import RECORD
 from ipc_schema.fault_points import FIRST_BYTE, Moment, record_point

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from helper.settings import SettingError, Settings, read_settings
-from ipc_schema.messages import Operation
 
 
 def read(**variables: str) -> Settings:
@@ -16,7 +15,7 @@ def test_without_anything_the_defaults_hold() -> None:
     settings = read()
     assert settings == Settings()
     assert (settings.hypervisor, settings.events) == ("xen", "")
-    assert settings.answer_limit is None
+    assert (settings.stream_stall, settings.answer_limit) == (None, None)
     assert settings[-4:] == (None, None, None, None)
 
 
@@ -36,18 +35,6 @@ def test_each_setting_is_a_variable() -> None:
         "/tmp/e", "hello=kill", "mainline", "sim:/tmp/h", 2.5, 9.0, 7, 0, 300, None
     )
     assert read(ABORT_AFTER="3").abort_after == 3
-
-
-def test_a_restore_gives_a_silent_sender_two_minutes_more() -> None:
-    settings = read()
-    assert settings.stall_limit(Operation.SAVE) == 60.0
-    assert settings.stall_limit(Operation.RESTORE) == 180.0
-
-
-@pytest.mark.parametrize("operation", list(Operation))
-def test_a_stall_limit_that_is_set_holds_for_both(operation: Operation) -> None:
-    assert read(STREAM_STALL="2.5").stall_limit(operation) == 2.5
-    assert read(STREAM_STALL="0").stall_limit(operation) == 0.0
 
 
 def test_an_empty_variable_is_none() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -373,6 +374,64 @@ def test_a_stream_that_stands_still_is_given_up(
     with on_xen(arguments, xen, "stuck", XEN_SAVE_HELPER_STREAM_STALL="0.4") as libxl:
         logged = completes(libxl, -1, errno.ETIMEDOUT)
     assert any("the stream stands still" in text for text in logged)
+
+
+@pytest.fixture
+def soon(tmp_path: Path) -> dict[str, str]:
+    """The environment of a helper that speaks of a wait after 0.3 s already."""
+    patch = "from helper import waiting\nwaiting.PERIOD = 0.3\n"
+    (tmp_path / "sitecustomize.py").write_text(patch)
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def until_logged(libxl: Libxl, text: str) -> dict[str, Any]:
+    """The next log line with `text` in it."""
+    while True:
+        name, fields = libxl.hear_any()
+        if name == "log" and text in fields["formatted"]:
+            return fields
+
+
+@pytest.mark.parametrize("operation", list(Operation))
+def test_to_wait_for_the_other_side_is_no_failure(
+    xen: str,
+    stream: tuple[socket.socket, socket.socket],
+    operation: Operation,
+    soon: dict[str, str],
+) -> None:
+    near, far = stream
+    saving = save_of(near.fileno(), PV_DOMID)._replace(cbflags=cbflags(Dialect.MAINLINE, "suspend"))
+    arguments = saving if operation is Operation.SAVE else restoring(near.fileno(), "suspend")
+    does = "take" if operation is Operation.SAVE else "send"
+    with on_xen(arguments, xen, "stuck", **soon) as libxl:
+        for _ in range(3):
+            line = until_logged(libxl, f"s: waiting for the other side to {does} more")
+            assert line["level"] == XentoollogLevel.WARN
+            assert line["formatted"].startswith("the stream has stood still for ")
+        if operation is Operation.SAVE:
+            while not select.select([], [near], [], 0)[1]:
+                far.recv(1 << 16)
+        else:
+            far.sendall(b"x" * 4096)
+        assert until_logged(libxl, "the stream goes on after ")["level"] == XentoollogLevel.NOTICE
+        until_logged(libxl, "waiting for the other side")
+        if operation is Operation.SAVE:
+            libxl.process.send_signal(signal.SIGTERM)
+            completes(libxl, -1, errno.ECANCELED)
+
+
+def test_a_helper_that_is_stuck_in_itself_is_told_of(
+    xen: str, stream: tuple[socket.socket, socket.socket], soon: dict[str, str]
+) -> None:
+    arguments = save_of(stream[0].fileno(), PV_DOMID)._replace(
+        cbflags=cbflags(Dialect.MAINLINE, "suspend")
+    )
+    with on_xen(arguments, xen, "late", **soon) as libxl:
+        assert libxl.hear() == ("suspend", {})
+        libxl.answer(1)
+        for _ in range(2):
+            line = until_logged(libxl, "a call into Xen or the kernel does not return")
+            assert line["level"] == XentoollogLevel.WARN
 
 
 @pytest.mark.parametrize("stream_type", [StreamType.REMUS, StreamType.COLO])
