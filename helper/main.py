@@ -6,6 +6,7 @@ are imported once it is known which of them is wanted.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -20,6 +21,7 @@ from helper.orphan import wake_when_orphaned
 from helper.precopy_limits import PrecopyLimits
 from helper.run import EXIT_DONE, EXIT_FAILED, Engine, Job, report_channel_error, run
 from helper.settings import ANSWER_LIMIT, PREFIX, SettingError, Settings, read_settings
+from helper.standard_streams import lost, standard_streams
 from helper.watchdog import Watchdog, limit_of
 from ipc_schema.messages import Dialect, Operation, StreamType, XentoollogLevel, callbacks_of
 from ipc_schema.trace import Trace
@@ -31,16 +33,21 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Run as a process; returns its exit status."""
+    with standard_streams():
+        return _main()
+
+
+def _main() -> int:
     # numpy's library of linear algebra, which nothing here calls, would start a thread for each
     # processor, and they spin: beside a save they take what the other end of its stream needs.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arguments = sys.argv[1:]
     if arguments in (["--help"], ["-h"]):
         print(f"{USAGE}\n{here()}")
-        return EXIT_DONE
+        return _printed()
     if arguments == ["--version"]:
         print(f"{CONTEXT} {version()}; {here()}")
-        return EXIT_DONE
+        return _printed()
     try:
         options = parse(arguments)
         settings = read_settings(os.environ)
@@ -57,6 +64,14 @@ def main() -> int:
         return EXIT_FAILED
     except ChannelError as over:
         return report_channel_error(over)
+
+
+def _printed() -> int:
+    """The exit status of what only prints."""
+    if error := lost(sys.stdout):
+        print(f"{CONTEXT}: stdout: {error.strerror}", file=sys.stderr)
+        return EXIT_FAILED
+    return EXIT_DONE
 
 
 def _open_trace(path: str) -> Trace:
@@ -298,7 +313,8 @@ def _watchdog(options: Options, settings: Settings, trace: Trace) -> Watchdog:
 
     def hung(reason: str) -> NoReturn:
         trace.event("failure", what="watchdog", error=reason)
-        os.write(2, f"{CONTEXT}: {reason}\n".encode())
+        with contextlib.suppress(OSError):  # nobody reads it
+            os.write(2, f"{CONTEXT}: {reason}\n".encode())
         os._exit(EXIT_FAILED)
 
     limit = limit_of(_stall_limit(options, settings), _answer_limit(options, settings))

@@ -5,16 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from helper.hypervisors import SIMULATED, XEN, open_host
 from helper.hypervisors.xen.presence import in_control_domain
+from helper.standard_streams import hurry, lost
 from toolstack.outcome import ExitCode
 
 if TYPE_CHECKING:
     from helper.hypervisors.interface import DomainSummary, Host
+
+PROGRAM: Final = "xen-toolstack"
+"""Who speaks in the lines on stderr."""
+
+ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 HOST_VARIABLE: Final = "XEN_TOOLSTACK_HOST"
 
@@ -131,9 +139,30 @@ def is_domid(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
-def show(arguments: argparse.Namespace, value: object, human: Callable[[], None]) -> None:
-    """Print `value` as JSON with --json, else what `human` prints."""
-    if arguments.json:
-        print(json.dumps(value))
-    else:
-        human()
+def show(
+    arguments: argparse.Namespace,
+    value: object,
+    human: Callable[[], None],
+    code: ExitCode = ExitCode.SUCCESS,
+) -> ExitCode:
+    """Print `value` as JSON with --json, else what `human` prints. Returns `code`, which says what
+    was done, whatever becomes of the printing."""
+    try:
+        if arguments.json:
+            print(json.dumps(value))
+        else:
+            human()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        # Nobody reads it, and somebody has waited long enough.
+        hurry(sys.stdout)
+    return code
+
+
+def complain(arguments: argparse.Namespace, text: str) -> None:
+    """A failure's one line, on stderr; where that cannot be, on stdout, unless a JSON document is
+    there, which says it too."""
+    line = f"{PROGRAM}: {' '.join(text.split())}"
+    print(line, file=sys.stderr)
+    if lost(sys.stderr) and not arguments.json:
+        print(line)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import json
-import sys
 from pathlib import Path
 from typing import Final
 
+from toolstack.commands.migration import report
 from toolstack.commands.running import limits_of, open_trace, progress_for, run
 from toolstack.demo import DemoResult
 from toolstack.demo import demo as run_demo
-from toolstack.outcome import Outcome
 from toolstack.scratch import ScratchDirectory
 
 _VERIFIED: Final = "the guest compared every page at the destination, and runs on"
@@ -45,21 +42,14 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace, result: DemoResult) -> int:
     migration = result.migration
-    if arguments.json:
-        extra = {
-            "verified": result.verified,
-            "first_step_lead_seconds": result.first_step_lead_seconds,
-        }
-        print(json.dumps({**migration.as_json(), **extra}))
-    else:
-        rows = [("verified", _VERIFIED)] if result.verified else []
-        if result.first_step_lead_seconds is not None:
-            rows.append(("first step", _lead(result.first_step_lead_seconds)))
-        importlib.import_module("toolstack.commands.display").migration(migration, rows)
-    if migration.outcome is not Outcome.SUCCESS:
-        line = " ".join(f"{migration.outcome.value}: {migration.reason}".split())
-        print(f"xen-toolstack: {line}", file=sys.stderr)
-    return migration.exit_code
+    rows = [("verified", _VERIFIED)] if result.verified else []
+    if result.first_step_lead_seconds is not None:
+        rows.append(("first step", _lead(result.first_step_lead_seconds)))
+    extra = {
+        "verified": result.verified,
+        "first_step_lead_seconds": result.first_step_lead_seconds,
+    }
+    return report(arguments, migration, rows, extra)
 
 
 def _lead(seconds: float) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import secrets
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ipc_schema.version import version
-from toolstack.commands.common import CommandError, UsageError
+from toolstack.commands.common import CommandError, UsageError, show
 from toolstack.commands.faults import fault_limits
 from toolstack.faults import html_report, junit, report
 from toolstack.faults.campaign import (
@@ -80,11 +79,12 @@ def campaign(arguments: argparse.Namespace) -> int:
     )
     junit.write(found, directory / JUNIT)
     html_report.write(found, directory / PAGE)
-    if arguments.json:
-        print(json.dumps({**found.as_json(), "directory": str(directory)}))
-    else:
+
+    def human() -> None:
         report.show(found)
         print(f"{directory / PAGE}, {directory / JUNIT}, {directory / VERDICTS}")
+
+    show(arguments, {**found.as_json(), "directory": str(directory)}, human)
     if interrupted:
         _say(f"interrupted; `--resume --out {directory}` goes on")
     elif not found.all_hold:

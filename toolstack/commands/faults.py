@@ -64,8 +64,7 @@ def show_points(arguments: argparse.Namespace) -> int:
             print(f"  {kind!s:28} {kind.doc}")
         print(f"\n{fault_plan.__doc__}")
 
-    show(arguments, rows, human)
-    return ExitCode.SUCCESS
+    return show(arguments, rows, human)
 
 
 def _admitted() -> Iterator[tuple[Point, Sequence[ActionKind]]]:
@@ -108,8 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise CommandError(str(error)) from error
         if events:
             events.writelines(json.dumps(event) + "\n" for event in verdict.events)
-    show(arguments, verdict.as_json(), lambda: print("\n".join(text_of(verdict))))
-    return ExitCode.SUCCESS if verdict.holds else ExitCode.FAILED
+    code = ExitCode.SUCCESS if verdict.holds else ExitCode.FAILED
+    return show(arguments, verdict.as_json(), lambda: print("\n".join(text_of(verdict))), code)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ipc_schema.errors import DecodeError
 from toolstack import save_file
-from toolstack.commands.common import CommandError, guest_of, show
+from toolstack.commands.common import CommandError, complain, guest_of, show
 from toolstack.commands.running import context_of, progress_for, run
 from toolstack.outcome import ExitCode
 
@@ -36,24 +36,22 @@ def save(arguments: argparse.Namespace) -> int:
         )
     # stdout may be the file.
     state = "ended" if saved.state is None else saved.state
-    show(
+    return show(
         arguments,
         asdict(saved),
         lambda: print(f"{saved.name} is saved in {saved.file}, and {state} here", file=sys.stderr),
     )
-    return ExitCode.SUCCESS
 
 
 def restore(arguments: argparse.Namespace) -> int:
     with progress_for(arguments, "restore") as progress:
         ctx = context_of(arguments, progress=progress)
         restored = run(save_file.restore(ctx, Path(arguments.file), leave_paused=arguments.paused))
-    show(
+    return show(
         arguments,
         asdict(restored),
         lambda: print(f"{restored.name} is {restored.state} as domain {restored.domid}"),
     )
-    return ExitCode.SUCCESS
 
 
 def inspect(arguments: argparse.Namespace) -> int:
@@ -93,7 +91,7 @@ def inspect(arguments: argparse.Namespace) -> int:
         for name, value in figures.items():
             print(f"{'-' if value is None else value:>12} {name.replace('_', ' ')}")
     if problem:
-        print(f"xen-toolstack: {problem}", file=sys.stderr)
+        complain(arguments, problem)
         return ExitCode.FAILED
     return ExitCode.SUCCESS
 

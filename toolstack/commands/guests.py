@@ -19,7 +19,6 @@ from toolstack.commands.common import (
     show,
 )
 from toolstack.journal import Promise
-from toolstack.outcome import ExitCode
 from toolstack.recover import OPERATIONS, domain_of, operations_on, waits_for
 
 if TYPE_CHECKING:
@@ -33,19 +32,17 @@ def init(arguments: argparse.Namespace) -> int:
     directory = Path(arguments.directory) if arguments.directory else directory_of(arguments)
     simulated = importlib.import_module("helper.hypervisors.simulated.host")
     simulated.create_host(directory)
-    show(arguments, {"host": str(directory)}, lambda: print(f"{directory} is a host"))
-    return ExitCode.SUCCESS
+    return show(arguments, {"host": str(directory)}, lambda: print(f"{directory} is a host"))
 
 
 def create(arguments: argparse.Namespace) -> int:
     host = host_at(directory_of(arguments))
     domid = create_guest(host, arguments)
-    show(
+    return show(
         arguments,
         {"name": arguments.name, "domid": domid},
         lambda: print(f"{arguments.name} runs as domain {domid}"),
     )
-    return ExitCode.SUCCESS
 
 
 def create_guest(host: Host, arguments: argparse.Namespace) -> int:
@@ -111,8 +108,7 @@ def show_list(arguments: argparse.Namespace) -> int:
     def human() -> None:
         importlib.import_module("toolstack.commands.display").guests(rows)
 
-    show(arguments, rows, human)
-    return ExitCode.SUCCESS
+    return show(arguments, rows, human)
 
 
 def destroy(arguments: argparse.Namespace) -> int:
@@ -152,9 +148,8 @@ def unpause(arguments: argparse.Namespace) -> int:
 
 
 def _done(arguments: argparse.Namespace, guest: DomainSummary, state: str) -> int:
-    show(
+    return show(
         arguments,
         {"name": guest.name, "state": state},
         lambda: print(f"{guest.name} is {state}"),
     )
-    return ExitCode.SUCCESS

@@ -7,18 +7,24 @@ command pays for what another needs.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
+from helper.standard_streams import hurry, lost, standard_streams
 from ipc_schema.version import version
 from toolstack.commands.common import (
+    ENDING_SIGNALS,
+    PROGRAM,
     CommandError,
     Interrupted,
     UsageError,
+    complain,
     count,
     guest_size,
     positive,
@@ -43,21 +49,39 @@ FAULT_MODES: Final = ("save", "stop-and-copy", "live", "postcopy")
 WORKLOADS: Final = ("idle", "sequential", "random", "write-heavy")
 
 
+PRINTING: Final = frozenset({"guests:show_list", "files:inspect", "faults:show_points"})
+"""What runs the commands that do nothing but print: they fail where they cannot."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command; returns its exit code, which says what was done."""
     # As in the helper's `main`.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    arguments = _parser().parse_args(argv)
+    with standard_streams():
+        try:
+            arguments = _parser().parse_args(argv)
+        except SystemExit as told:
+            if told.code or (error := lost(sys.stdout)) is None:
+                raise
+            print(f"{PROGRAM}: stdout: {message_of(error)}", file=sys.stderr)
+            return ExitCode.FAILED
+        handlers = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+        try:
+            return _told(arguments, _run(arguments))
+        finally:
+            if argv is None:
+                # All is said: a signal would only make the exit of the process one by it.
+                signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+            else:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     module, function = arguments.run.split(":")
     try:
         command = getattr(importlib.import_module(f"toolstack.commands.{module}"), function)
-        code = int(command(arguments))
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # Whoever read our output has gone; the interpreter must not try again at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.FAILED
+        return int(command(arguments))
     except UsageError as error:
         _complain(arguments, str(error))
         return ExitCode.USAGE
@@ -68,15 +92,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(arguments, message_of(error))
         return ExitCode.FAILED
     except (KeyboardInterrupt, Interrupted):
+        hurry(sys.stdout)
         _complain(arguments, "interrupted")
         return ExitCode.FAILED
 
 
 def _complain(arguments: argparse.Namespace, text: str) -> None:
-    line = " ".join(text.split())
-    print(f"xen-toolstack: {line}", file=sys.stderr)
+    complain(arguments, text)
     if arguments.json:
-        print(json.dumps({"error": line}))
+        print(json.dumps({"error": " ".join(text.split())}))
+
+
+def _told(arguments: argparse.Namespace, code: int) -> int:
+    """Says on stderr where stdout could not be printed to. The code stays, but that of a command
+    whose work was to print; whoever has gone, or sent a signal, has read enough of it."""
+    error = lost(sys.stdout)
+    if error is None:
+        return code
+    if arguments.run in PRINTING:
+        if error.errno not in {errno.EPIPE, errno.EINTR}:
+            print(f"{PROGRAM}: stdout: {message_of(error)}", file=sys.stderr)
+        return code or ExitCode.FAILED
+    text = f"stdout: {message_of(error)}; what was done stands: exit code {int(code)}"
+    print(f"{PROGRAM}: {text}", file=sys.stderr)
+    return code
 
 
 class _Version(argparse.Action):

@@ -6,14 +6,15 @@ import argparse
 import importlib
 import os
 import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from helper.hypervisors import XEN
 from toolstack.commands.common import (
     CommandError,
     UsageError,
+    complain,
     directory_of,
     guest_of,
     host_at,
@@ -55,17 +56,18 @@ def migrate(arguments: argparse.Namespace) -> int:
 def report(
     arguments: argparse.Namespace,
     result: MigrationResult,
-    extra: Sequence[tuple[str, str]] = (),
+    rows: Sequence[tuple[str, str]] = (),
+    extra: Mapping[str, object] = MappingProxyType({}),
 ) -> int:
-    """Print how a migration ended; a failure's one line goes to stderr. Returns the exit code."""
+    """Print how a migration ended, with more `rows` for people and `extra` in the JSON; a failure's
+    one line goes to stderr. Returns the exit code."""
 
     def human() -> None:
-        importlib.import_module("toolstack.commands.display").migration(result, extra)
+        importlib.import_module("toolstack.commands.display").migration(result, rows)
 
-    show(arguments, result.as_json(), human)
+    show(arguments, {**result.as_json(), **extra}, human)
     if result.outcome is not Outcome.SUCCESS:
-        line = " ".join(f"{result.outcome.value}: {result.reason}".split())
-        print(f"xen-toolstack: {line}", file=sys.stderr)
+        complain(arguments, f"{result.outcome.value}: {result.reason}")
     return result.exit_code
 
 

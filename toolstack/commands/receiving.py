@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
 from toolstack import receive as receiving
+from toolstack.commands.common import complain
 from toolstack.commands.running import context_of, run
 from toolstack.outcome import ExitCode
 
@@ -28,6 +28,6 @@ def receive(arguments: argparse.Namespace) -> int:
         os.close(stream)
         os.close(back)
     if not result.started:
-        print(f"xen-toolstack: {result.reason or 'not started'}", file=sys.stderr)
+        complain(arguments, result.reason or "not started")
         return ExitCode.FAILED
     return ExitCode.SUCCESS

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from toolstack import journal
-from toolstack.commands.common import guest_of, host_of, is_domid, show
+from toolstack.commands.common import complain, guest_of, host_of, is_domid, show
 from toolstack.outcome import ExitCode
 from toolstack.recover import WayOut
 from toolstack.recover import recover as recover_guest
@@ -28,8 +27,7 @@ def recover(arguments: argparse.Namespace) -> int:
     if not recoveries:
         guest_of(host, name)
         text = f"nothing was left in the middle for {name!r}"
-        show(arguments, [], lambda: print(text))
-        return ExitCode.SUCCESS
+        return show(arguments, [], lambda: print(text))
     rows = [
         {
             "name": recovery.name,
@@ -50,7 +48,7 @@ def recover(arguments: argparse.Namespace) -> int:
     show(arguments, rows, human)
     for recovery in recoveries:
         if not recovery.done:
-            print(f"xen-toolstack: {recovery.text}", file=sys.stderr)
+            complain(arguments, recovery.text)
     return ExitCode.SUCCESS if all(recovery.done for recovery in recoveries) else ExitCode.FAILED
 
 

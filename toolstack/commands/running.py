@@ -14,9 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from helper.hypervisors import XEN
+from helper.standard_streams import hurried, hurry
 from ipc_schema.messages import Dialect, XentoollogLevel
 from ipc_schema.trace import Trace
-from toolstack.commands.common import Interrupted, UsageError, host_of, hypervisor_of
+from toolstack.commands.common import (
+    ENDING_SIGNALS,
+    Interrupted,
+    UsageError,
+    host_of,
+    hypervisor_of,
+)
 from toolstack.context import OURS, Context, ProgressLine, no_progress
 from toolstack.helper_request import HelperProgram, OwnHelper, PipeHelper
 from toolstack.limits import Limits
@@ -134,23 +141,42 @@ def _log_ours(level: int, context: str, text: str) -> None:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` in a loop; SIGINT, SIGTERM and SIGHUP cancel it, which ends it in order. Where
-    SIGHUP is ignored (nohup) it stays so.
+    SIGHUP is ignored (nohup) it stays so. No line on stderr holds it up. What was done is done:
+    signals that come afterwards only end the printing of it.
 
     Raises Interrupted where `work` does not say itself what such an end came to.
     """
+    ending = [
+        number
+        for number in ENDING_SIGNALS
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    ]
 
     async def supervised() -> T:
         loop = asyncio.get_running_loop()
         task = asyncio.ensure_future(work)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, task.cancel)
-        return await task
+        for number in ending:
+            loop.add_signal_handler(number, task.cancel)
+        try:
+            return await task
+        finally:
+            # The loop's end gives them back what they did before.
+            signal.pthread_sigmask(signal.SIG_BLOCK, ending)
 
     try:
-        return asyncio.run(supervised())
+        with hurried(sys.stderr):
+            return asyncio.run(supervised())
     except asyncio.CancelledError:
         raise Interrupted from None
+    finally:
+        for number in ending:
+            signal.signal(number, _end_printing)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ending)
+
+
+def _end_printing(*_: object) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        hurry(stream)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,161 @@
+"""stdin, stdout and stderr of a process whose exit status says what it has done.
+
+What cannot be printed (no room, a reader or a terminal that has gone, a descriptor that was closed
+before the start) is lost, and raises nothing: not in `print`, and not in the interpreter's flush at
+the exit, which would turn the status into another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import select
+import sys
+from collections.abc import Iterator
+from typing import Final, TextIO, cast
+
+_AT_ONCE: Final = select.PIPE_BUF
+"""So much a pipe takes without blocking once it polls writable."""
+
+_LOOK_MILLISECONDS: Final = 100
+"""How soon a stream that waits sees that it is `hurried`."""
+
+_GATHERED: Final = 1 << 13
+_KEPT: Final = 1 << 20
+"""What a stream that may not be waited for keeps for later, at the most."""
+
+
+class Output(io.TextIOBase):
+    """A text stream onto the descriptor `fd`. `error` is what ended it: all that is written to it
+    from then on is lost. With `hurried` set, at any time, nothing waits for a reader or a terminal
+    that takes nothing at the moment: what it does not take is kept for a later write or flush."""
+
+    def __init__(self, fd: int, encoding: str) -> None:
+        self.error: OSError | None = None
+        self.hurried = False
+        self._fd = fd
+        self._encoding = encoding
+        self._line_by_line = fd == 2 or os.isatty(fd)
+        self._pending = bytearray()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # as TextIOWrapper's
+        return self._encoding
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def isatty(self) -> bool:
+        return os.isatty(self._fd)
+
+    def write(self, text: str, /) -> int:
+        if len(self._pending) < _KEPT or not self.hurried:
+            self._pending += text.encode(self._encoding, "backslashreplace")
+        if self._line_by_line or len(self._pending) >= _GATHERED:
+            self._drain(to=self._pending.rfind(b"\n") + 1)
+        return len(text)
+
+    def flush(self) -> None:
+        self._drain(to=len(self._pending))
+
+    def takes(self) -> bool:
+        """Whether it would take something now, with nothing waiting before it."""
+        return self.error is None and not self._pending and bool(self._poll(0))
+
+    def lost(self) -> OSError | None:
+        """`error`; what is still pending is lost too."""
+        if self._pending and self.error is None:
+            self._give_up(OSError(errno.EINTR, os.strerror(errno.EINTR)))
+        return self.error
+
+    def _give_up(self, error: OSError) -> None:
+        self.error = error
+        self._pending.clear()
+
+    def _drain(self, *, to: int) -> None:
+        while to > 0 and self.error is None:
+            if not self._poll(0 if self.hurried else _LOOK_MILLISECONDS):
+                if self.hurried:
+                    break
+                continue
+            try:
+                written = os.write(self._fd, self._pending[: min(to, _AT_ONCE)])
+            except BlockingIOError:
+                continue  # whoever shares it has made it non-blocking
+            except OSError as error:
+                self._give_up(error)
+                return
+            del self._pending[:written]
+            to -= written
+        if self.error is not None:
+            self._pending.clear()
+
+    def _poll(self, milliseconds: int) -> list[tuple[int, int]]:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        return poll.poll(milliseconds)
+
+
+def open_missing() -> None:
+    """Open those of 0, 1 and 2 that are closed, for the direction in which nobody uses them: what
+    is opened later must not land there and be taken for a standard stream."""
+    for fd, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # The lowest that is free is this one. Programs that we start inherit it.
+            os.set_inheritable(os.open(os.devnull, mode), True)
+
+
+@contextlib.contextmanager
+def standard_streams() -> Iterator[None]:
+    """Put an `Output` in the place of stdout and of stderr for as long as the context lasts. One
+    that somebody has replaced already stays as it is."""
+    open_missing()
+    before = sys.stdout, sys.stderr
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _output(1, sys.__stdout__)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _output(2, sys.__stderr__)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _output(fd: int, of_the_interpreter: TextIO | None) -> TextIO:
+    encoding = "utf-8" if of_the_interpreter is None else of_the_interpreter.encoding
+    return cast(TextIO, Output(fd, encoding))
+
+
+@contextlib.contextmanager
+def hurried(stream: TextIO) -> Iterator[None]:
+    """Nothing waits for what is printed to a standard stream, for as long as the context lasts."""
+    if not isinstance(stream, Output):
+        yield
+        return
+    stream.hurried = True
+    try:
+        yield
+    finally:
+        stream.hurried = False
+
+
+def hurry(stream: TextIO) -> None:
+    """From here on nothing waits for what is printed to a standard stream: somebody has waited long
+    enough. To be called at any time, from a signal's handler too."""
+    if isinstance(stream, Output):
+        stream.hurried = True
+
+
+def lost(stream: TextIO) -> OSError | None:
+    """Why what was written to a standard stream is lost; None where it is not."""
+    stream.flush()
+    return stream.lost() if isinstance(stream, Output) else None
