@@ -38,6 +38,8 @@ Settings, from the environment or as lines NAME=VALUE of {DEFAULT_CONFIG}
   XEN_SAVE_HELPER_DIALECT           {", ".join(dialect.value for dialect in Dialect)}:
                                     of libxl, where the arguments do not tell
   XEN_SAVE_HELPER_HYPERVISOR        xen (the default), or sim:DIRECTORY for a simulated host
+  XEN_SAVE_HELPER_DEVICE_MODEL      device_model_override of the HVM guests that are restored here,
+                                    of which the helper is not told (unchecked: it looks at none)
 The precopy policy of a live migration, where the toolstack has none (libxl has none) and any of
 these is set; libxenguest's own is 5 rounds or fewer than 50 dirty pages:
   XEN_SAVE_HELPER_MAX_ITERATIONS    rounds before the guest is stopped (5)

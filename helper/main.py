@@ -190,8 +190,12 @@ def _job_of_start(start: dict[str, Any], options: Options, settings: Settings) -
     # A field that Job does not have is a fault, not one to be passed over.
     fields = {name: start[name] for name in start if name not in _OF_THE_CHANNEL} | enums
     plain = enums["stream_type"] is StreamType.PLAIN
-    stall_limit = _stall_limit(options, settings) if plain else 0.0
-    return Job(**fields, stall_limit=stall_limit, limits=_limits(settings))
+    return Job(
+        **fields,
+        stall_limit=_stall_limit(options, settings) if plain else 0.0,
+        limits=_limits(settings),
+        device_model=settings.device_model,
+    )
 
 
 def _serve_libxl(
@@ -243,6 +247,7 @@ def _serve_libxl(
         and given.back_fd >= 0,
         stall_limit=stall_limit,
         limits=_limits(settings),
+        device_model=settings.device_model,
     )
     abort = _abort(job, answers, watchdog)
     if faults is None:

@@ -58,6 +58,8 @@ class Job(NamedTuple):
     stall_limit: float
     limits: PrecopyLimits | None
     """Of the environment, for a controller that has no precopy policy; None for the engine's."""
+    device_model: str
+    """Of the environment: see `helper.hypervisors.xen.restored_model`."""
 
 
 class _Outcome(NamedTuple):
@@ -178,8 +180,11 @@ def _with_libxenguest(job: Job, channel: Channel, abort: Abort, trace: Trace) ->
         from helper.libxenguest import save
 
         return _Outcome(statistics=save.domain_save(job, channel, job.limits, abort, trace))
+    from helper.hypervisors.xen import restored_model
     from helper.libxenguest import restore
 
+    if doubt := restored_model.check(job.domid, job.device_model):
+        _log(channel, XentoollogLevel.WARN, doubt)
     results = restore.domain_restore(job, channel, abort, trace)
     return _Outcome(results=results, statistics=results.statistics)
 

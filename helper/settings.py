@@ -25,7 +25,8 @@ class SettingError(Exception):
 
 class Settings(NamedTuple):
     """`stream_stall` (else none) and `answer_limit` (else ANSWER_LIMIT) in seconds, 0 for no limit;
-    the last four are `PrecopyLimits`; all of them None where they are not set, and texts empty."""
+    `max_iterations` to `abort_after` are `PrecopyLimits`; all of these None where they are not set,
+    and texts empty. `device_model`: see `helper.hypervisors.xen.restored_model`."""
 
     events: str = ""
     faults: str = ""
@@ -37,6 +38,7 @@ class Settings(NamedTuple):
     dirty_threshold: int | None = None
     max_downtime_ms: int | None = None
     abort_after: int | None = None
+    device_model: str = ""
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
@@ -118,4 +120,5 @@ _KINDS: Final[Mapping[str, Callable[[str], object]]] = {
     f"{PREFIX}DIRTY_THRESHOLD": _number_from(0),
     f"{PREFIX}MAX_DOWNTIME_MS": _number_from(1),
     f"{PREFIX}ABORT_AFTER": _number_from(1),
+    f"{PREFIX}DEVICE_MODEL": str,
 }

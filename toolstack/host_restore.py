@@ -91,7 +91,10 @@ class HostRestore:
 
     def _start(self) -> None:
         """Raises OSError."""
+        if self._program.remark:
+            self._ctx.warn(self._program.remark)
         environment = {
+            **self._program.environment,
             self._program.helper_variable: str(self._helper()),
             "XEN_SAVE_HELPER_STREAM_STALL": str(self._ctx.limits.sender_silence),
         }

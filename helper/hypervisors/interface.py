@@ -10,7 +10,7 @@ each pfn below `p2m_size`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -257,12 +257,16 @@ class RestoreProgram:
     there, paused. An early end of its stdin makes it give up in order: then no domain is left. It
     starts the save helper whose path stands in the environment variable `helper_variable`.
     `complaint` picks the line that says best why it failed from those that it wrote to stderr.
+    `environment` is for the program and its helper; `remark` is a line for people before it starts,
+    empty where there is nothing to say.
     """
 
     command: tuple[str, ...]
     preface: bytes
     helper_variable: str
     complaint: Callable[[Sequence[str]], str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    remark: str = ""
 
 
 class Host(Protocol):
@@ -286,7 +290,8 @@ class Host(Protocol):
 
     def restore_program(self, config: Mapping[str, Any], name: str) -> RestoreProgram | None:
         """Where restoring is the host's own toolstack's: how it makes a domain `name` of `config`.
-        None where it is ours: `create`, a helper, `restore_emulator`."""
+        None where it is ours: `create`, a helper, `restore_emulator`. Raises OSError where it is
+        known already that this cannot be."""
 
     def create(self, config: Mapping[str, Any], name: str) -> int:
         """A new domain for a restore: paused, no pages, no registers. `config` is as `config`

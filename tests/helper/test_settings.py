@@ -16,7 +16,7 @@ def test_without_anything_the_defaults_hold() -> None:
     assert settings == Settings()
     assert (settings.hypervisor, settings.events) == ("xen", "")
     assert (settings.stream_stall, settings.answer_limit) == (None, None)
-    assert settings[-4:] == (None, None, None, None)
+    assert settings[6:10] == (None, None, None, None)
 
 
 def test_each_setting_is_a_variable() -> None:
@@ -35,6 +35,7 @@ def test_each_setting_is_a_variable() -> None:
         "/tmp/e", "hello=kill", "mainline", "sim:/tmp/h", 2.5, 9.0, 7, 0, 300, None
     )
     assert read(ABORT_AFTER="3").abort_after == 3
+    assert read(DEVICE_MODEL="/usr/bin/qemu").device_model == "/usr/bin/qemu"
 
 
 def test_an_empty_variable_is_none() -> None:

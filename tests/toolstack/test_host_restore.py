@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -37,14 +38,21 @@ class ProgrammedHost(SimulatedHost):
     """A simulated host whose domains are restored by a program."""
 
     program: tuple[str, ...] = ()
+    environment: Mapping[str, str] = {}
+    remark = ""
+    refusal = ""
 
     def restore_program(self, config: Mapping[str, Any], name: str) -> RestoreProgram:
+        if self.refusal:
+            raise OSError(errno.ENOTSUP, self.refusal)
         named = {**config, "c_info": {**config["c_info"], "name": name}}
         return RestoreProgram(
             self.program or (*RESTORE, "--host", str(self.directory)),
             xl_header.encode_header(json.dumps(named).encode()),
             "THE_HELPER",
             xl.complaint,
+            self.environment,
+            self.remark,
         )
 
 
@@ -189,6 +197,38 @@ def test_the_program_is_told_which_helper(
         with path.open("rb") as file:
             result = run(domain_create_restore(ctx, config, "h", file.fileno()))
         assert result.reason == f"sh: helper {helper}"
+
+
+def test_what_the_host_knows_goes_to_the_program_and_to_people(
+    destination: Side, saved: tuple[Path, dict[str, Any]]
+) -> None:
+    path, config = saved
+    programmed(destination, "sh", "-c", 'echo "x: error: model $THE_MODEL" >&2; exit 7')
+    assert isinstance(destination.host, ProgrammedHost)
+    destination.host.environment = {"THE_MODEL": "/usr/bin/wrapper"}
+    destination.host.remark = "the wrapper starts it"
+    said: list[str] = []
+    ctx = replace(destination.ctx, log=lambda _level, _context, text: said.append(text))
+    with path.open("rb") as file:
+        result = run(domain_create_restore(ctx, config, "h", file.fileno()))
+    assert result.reason == "sh: model /usr/bin/wrapper"
+    assert said[0] == "the wrapper starts it"
+
+
+def test_what_the_host_knows_to_fail_is_refused_before_anything_is_read(
+    destination: Side, saved: tuple[Path, dict[str, Any]]
+) -> None:
+    path, config = saved
+    assert isinstance(destination.host, ProgrammedHost)
+    destination.host.refusal = "the device model takes no saved state"
+    with path.open("rb") as file:
+        result = restore(destination, config, file.fileno())
+        assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == 0
+    assert result.rc == Error.FAIL
+    assert result.reason == (
+        "the domain h cannot be restored: the device model takes no saved state"
+    )
+    assert destination.host.domains() == []
 
 
 def test_a_stream_that_is_no_descriptor_leaves_no_program_behind(

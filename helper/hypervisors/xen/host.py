@@ -20,7 +20,7 @@ from helper.hypervisors.interface import (
     GuestState,
     RestoreProgram,
 )
-from helper.hypervisors.xen import device_model, xl
+from helper.hypervisors.xen import device_model, restored_model, xl
 from helper.hypervisors.xen.domain import HVM, PAGE_KIB, XenDomain, home, state_of, type_of
 from helper.hypervisors.xen.suspend import XenSuspendRequest, withdraw_request
 from helper.hypervisors.xen.xenctrl import Xenctrl, XenDomainInfo
@@ -107,11 +107,16 @@ class XenHost:
 
     def restore_program(self, config: Mapping[str, Any], name: str) -> RestoreProgram:
         """`xl restore -p`: it opens what it is told to read, so that is its stdin's other name. It
-        leaves the process behind that looks after the domain's reboots, as for any `xl restore`."""
-        named = {**config, "c_info": {**config["c_info"], "name": name}}
-        preface = xl_header.encode_header(json.dumps(named).encode())
+        leaves the process behind that looks after the domain's reboots, as for any `xl restore`.
+
+        Raises as `restored_model.choose`."""
+        choice = restored_model.choose({**config, "c_info": {**config["c_info"], "name": name}})
+        preface = xl_header.encode_header(json.dumps(choice.config).encode())
         command = (xl.program(), "restore", "-p", "/proc/self/fd/0")
-        return RestoreProgram(command, preface, xl.HELPER_VARIABLE, xl.complaint)
+        environment = {restored_model.SETTING: choice.setting} if choice.setting else {}
+        return RestoreProgram(
+            command, preface, xl.HELPER_VARIABLE, xl.complaint, environment, choice.remark
+        )
 
     def create(self, config: Mapping[str, Any], name: str) -> int:
         raise OSError(errno.ENOTSUP, "domains on Xen are made by xl; see restore_program")

@@ -75,6 +75,7 @@ def job(operation: Operation, io_fd: int, back_fd: int = -1) -> Job:
         postcopy=True,
         stall_limit=LIMIT,
         limits=None,
+        device_model="",
     )
 
 
