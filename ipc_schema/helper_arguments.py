@@ -54,13 +54,18 @@ _LAYOUTS: Final = {
 # fmt: on
 
 _DESCRIPTORS: Final = frozenset({"io_fd", "back_fd"})
-_HIGHEST: Final = {"stream_type": max(StreamType), "live": 1, "debug": 1, "xcflags": 3}
+_HIGHEST: Final = {"stream_type": max(StreamType), "live": 1, "debug": 1}
+_HIGHEST_XCFLAGS: Final = {Dialect.MAINLINE: 3, Dialect.MAINLINE_4_7: 31}
+"""Up to 4.13 three bits more, at which no libxc looks: HVM (set for every HVM guest), standard VGA,
+and compressed checkpoints."""
+_MEANINGFUL: Final = XCFlags.LIVE | XCFlags.DEBUG
 _LOWEST_CALLBACK_BIT: Final = 8
 
 
 class HelperArguments(NamedTuple):
     """What libxl asks for; `back_fd` is recv_fd for a save and send_back_fd for a restore, -1 for
-    none. `hvm` is None where the dialect does not say it."""
+    none. `xcflags` are LIVE and DEBUG alone, whatever else the dialect has. `hvm` is None where the
+    dialect does not say it."""
 
     operation: Operation
     dialect: Dialect
@@ -91,7 +96,7 @@ def parse(arguments: Sequence[str], dialect: Dialect | None = None) -> HelperArg
         for layout in _LAYOUTS[operation]
         if dialect in (None, layout.dialect) and len(layout.names) == len(texts)
         for values in (_values(layout, texts),)
-        if dialect is not None or _plausible(values)
+        if dialect is not None or _plausible(layout, values)
     ]
     if not fits:
         known = "; ".join(
@@ -113,7 +118,7 @@ def parse(arguments: Sequence[str], dialect: Dialect | None = None) -> HelperArg
         io_fd=values["io_fd"],
         back_fd=values["back_fd"],
         domid=values["domid"],
-        xcflags=values.get("xcflags", flags),
+        xcflags=values.get("xcflags", flags) & _MEANINGFUL,
         cbflags=values["cbflags"],
         stream_type=StreamType(values["stream_type"]),
         store_evtchn=values.get("store_evtchn", 0),
@@ -153,7 +158,9 @@ def _number(name: str, text: str) -> int:
     raise ValueError(f"{name} {text!r}: want a decimal number below 2**32")
 
 
-def _plausible(values: dict[str, int]) -> bool:
-    return all(values.get(name, 0) <= highest for name, highest in _HIGHEST.items()) and (
-        values["cbflags"] == 0 or values["cbflags"] >= _LOWEST_CALLBACK_BIT
+def _plausible(layout: _Layout, values: dict[str, int]) -> bool:
+    return (
+        all(values.get(name, 0) <= highest for name, highest in _HIGHEST.items())
+        and values.get("xcflags", 0) <= _HIGHEST_XCFLAGS.get(layout.dialect, 0)
+        and (values["cbflags"] == 0 or values["cbflags"] >= _LOWEST_CALLBACK_BIT)
     )

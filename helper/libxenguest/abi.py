@@ -1,14 +1,15 @@
 """libxenguest's ABI for save and restore, by release (xenguest.h).
 
-A release gets its row when its header was compared with the structs here; what a later release
-adds (4.22: a parameter of xc_domain_restore) is a new set, not a guess.
+A release gets its row when its header was compared with what stands here. What differs between
+them: `total_written` of the precopy statistics, which are handed over by value, is an `unsigned
+int` in 4.14, and `xc_domain_restore` has a 13th parameter since 4.22.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from helper.hypervisors.xen.libraries import Prototypes
 
@@ -19,7 +20,7 @@ _GFN = ctypes.c_ulong
 
 
 class PrecopyStats(ctypes.Structure):
-    """`struct precopy_stats`; `dirty_count` is -1 where it is not known."""
+    """`struct precopy_stats` since 4.15; `dirty_count` is -1 where it is not known."""
 
     _fields_ = [
         ("iteration", ctypes.c_uint),
@@ -28,10 +29,21 @@ class PrecopyStats(ctypes.Structure):
     ]
 
 
+class PrecopyStats4_14(ctypes.Structure):
+    """`struct precopy_stats` of 4.14."""
+
+    _fields_ = [
+        ("iteration", ctypes.c_uint),
+        ("total_written", ctypes.c_uint),
+        ("dirty_count", ctypes.c_long),
+    ]
+
+
 # use_errno: an errno that a callback sets (ctypes.set_errno) is what libxc finds, and one that it
 # does not set stays as libxc left it.
 _PLAIN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, use_errno=True)
 _POLICY = ctypes.CFUNCTYPE(ctypes.c_int, PrecopyStats, ctypes.c_void_p, use_errno=True)
+_POLICY_4_14 = ctypes.CFUNCTYPE(ctypes.c_int, PrecopyStats4_14, ctypes.c_void_p, use_errno=True)
 _LOGDIRTY = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_uint32, ctypes.c_uint, ctypes.c_void_p, use_errno=True
 )
@@ -39,18 +51,28 @@ _STATIC_DATA = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint, ctypes.c_void_p, us
 _RESULTS = ctypes.CFUNCTYPE(None, _GFN, _GFN, ctypes.c_void_p, use_errno=True)
 
 
-class SaveCallbacks(ctypes.Structure):
-    """`struct save_callbacks`; a field that is not set is a null pointer."""
-
-    _fields_ = [
+def _save_callbacks(policy: Any) -> list[tuple[str, Any]]:
+    return [
         ("suspend", _PLAIN),
-        ("precopy_policy", _POLICY),
+        ("precopy_policy", policy),
         ("postcopy", _PLAIN),
         ("checkpoint", _PLAIN),
         ("wait_checkpoint", _PLAIN),
         ("switch_qemu_logdirty", _LOGDIRTY),
         ("data", ctypes.c_void_p),
     ]
+
+
+class SaveCallbacks(ctypes.Structure):
+    """`struct save_callbacks` since 4.15; a field that is not set is a null pointer."""
+
+    _fields_ = _save_callbacks(_POLICY)
+
+
+class SaveCallbacks4_14(ctypes.Structure):
+    """`struct save_callbacks` of 4.14."""
+
+    _fields_ = _save_callbacks(_POLICY_4_14)
 
 
 class RestoreCallbacks(ctypes.Structure):
@@ -68,17 +90,19 @@ class RestoreCallbacks(ctypes.Structure):
 
 
 class Abi(NamedTuple):
-    """The structs of one release, and the declarations of its functions."""
+    """The structs of one release, and the declarations of its functions. `restore_tail` are the
+    arguments of `xc_domain_restore` after `send_back_fd`: what libxl's helper gives there."""
 
-    save_callbacks: type[SaveCallbacks]
+    save_callbacks: type[SaveCallbacks] | type[SaveCallbacks4_14]
     restore_callbacks: type[RestoreCallbacks]
     prototypes: Prototypes
+    restore_tail: tuple[int, ...]
 
 
-_SINCE_4_15 = Abi(
-    SaveCallbacks,
-    RestoreCallbacks,
-    {
+def _prototypes(
+    save_callbacks: type[ctypes.Structure], restore_tail: tuple[Any, ...] = ()
+) -> Prototypes:
+    return {
         # xch, io_fd, dom, flags, callbacks, stream_type, recv_fd
         "xc_domain_save": (
             ctypes.c_int,
@@ -87,7 +111,7 @@ _SINCE_4_15 = Abi(
                 ctypes.c_int,
                 _DOMID,
                 ctypes.c_uint32,
-                ctypes.POINTER(SaveCallbacks),
+                ctypes.POINTER(save_callbacks),
                 _STREAM_TYPE,
                 ctypes.c_int,
             ),
@@ -109,12 +133,31 @@ _SINCE_4_15 = Abi(
                 _STREAM_TYPE,
                 ctypes.POINTER(RestoreCallbacks),
                 ctypes.c_int,
+                *restore_tail,
             ),
         ),
-    },
+    }
+
+
+_4_14: Final = Abi(SaveCallbacks4_14, RestoreCallbacks, _prototypes(SaveCallbacks4_14), ())
+_4_15: Final = Abi(SaveCallbacks, RestoreCallbacks, _prototypes(SaveCallbacks), ())
+_4_22: Final = _4_15._replace(
+    prototypes=_prototypes(SaveCallbacks, (ctypes.c_uint,)),
+    # memflags: XENMEMF_* for all memory that is populated.
+    restore_tail=(0,),
 )
 
-ABIS: Final[Mapping[str, Abi]] = {"4.17": _SINCE_4_15, "4.20": _SINCE_4_15}
+ABIS: Final[Mapping[str, Abi]] = {
+    "4.14": _4_14,
+    "4.15": _4_15,
+    "4.16": _4_15,
+    "4.17": _4_15,
+    "4.18": _4_15,
+    "4.19": _4_15,
+    "4.20": _4_15,
+    "4.21": _4_15,
+    "4.22": _4_22,
+}
 """By release, one for each in `libraries.SUPPORTED`."""
 
 

@@ -74,6 +74,7 @@ def domain_restore(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Re
             int(job.stream_type),
             ctypes.byref(struct),
             job.back_fd,
+            *abi.restore_tail,
         )
         callbacks.check("xc_domain_restore", retval, ctypes.get_errno())
         return RestoreResults(

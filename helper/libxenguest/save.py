@@ -12,7 +12,7 @@ from helper.abort import Abort
 from helper.channel import Channel
 from helper.hypervisors.xen.libraries import abi_version, load, versioned
 from helper.hypervisors.xen.xenctrl import Xenctrl
-from helper.libxenguest.abi import ABIS, PrecopyStats, callback_names, provide
+from helper.libxenguest.abi import ABIS, PrecopyStats, PrecopyStats4_14, callback_names, provide
 from helper.libxenguest.callbacks import Callbacks
 from helper.libxenguest.octets import ThreadOctets
 from helper.parameters import Statistics
@@ -37,6 +37,9 @@ _NEEDED: Final = {
     StreamType.COLO: ("suspend", "checkpoint", "postcopy", "wait_checkpoint"),
 }
 """The callbacks that xc_domain_save calls without looking, or asserts."""
+
+
+_Stats = PrecopyStats | PrecopyStats4_14
 
 
 def domain_save(
@@ -102,7 +105,7 @@ def _check_provided(stream_type: StreamType, hvm: bool, channel: Channel) -> Non
 
 def _policy(
     callbacks: Callbacks, channel: Channel, limits: PrecopyLimits | None, meter: ThreadOctets
-) -> Callable[[PrecopyStats, int], int] | None:
+) -> Callable[[_Stats, int], int] | None:
     """What decides after each round: the controller, the limits of whoever runs us, or (None)
     libxenguest itself."""
     if channel.provides("precopy_policy"):
@@ -113,7 +116,7 @@ def _policy(
         return None
     policy = limited_policy(limits, meter.of_stream, callbacks.reporter)
 
-    def decide(stats: PrecopyStats, _data: int) -> int:
+    def decide(stats: _Stats, _data: int) -> int:
         decision = policy(stats.iteration, stats.total_written, stats.dirty_count)
         if decision is PrecopyPolicy.ABORT:
             ctypes.set_errno(errno.ECANCELED)
@@ -125,8 +128,8 @@ def _policy(
 _DECISIONS: Final = frozenset(PrecopyPolicy)
 
 
-def _ask_controller(callbacks: Callbacks) -> Callable[[PrecopyStats, int], int]:
-    def ask(stats: PrecopyStats, _data: int) -> int:
+def _ask_controller(callbacks: Callbacks) -> Callable[[_Stats, int], int]:
+    def ask(stats: _Stats, _data: int) -> int:
         answer = callbacks.reporter.call(
             "precopy_policy",
             iteration=stats.iteration,

@@ -16,6 +16,18 @@ LINES = {
         Operation.SAVE, Dialect.MAINLINE_4_7, 8, 9, 5, xcflags=3, cbflags=248,
         stream_type=StreamType.REMUS, hvm=True,
     ),
+    # 4.10 to 4.13: an HVM guest's bit 2 in xcflags, and Remus with compression, bit 4.
+    "--save-domain 8 -1 5 5 1 136 0": HelperArguments(
+        Operation.SAVE, Dialect.MAINLINE_4_7, 8, -1, 5, xcflags=1, cbflags=136, hvm=True
+    ),
+    "--save-domain 8 9 5 23 1 248 1": HelperArguments(
+        Operation.SAVE, Dialect.MAINLINE_4_7, 8, 9, 5, xcflags=3, cbflags=248,
+        stream_type=StreamType.REMUS, hvm=True,
+    ),
+    # 4.7 to 4.9
+    "--save-domain 8 -1 5 0 0 4 1 136 0": HelperArguments(
+        Operation.SAVE, Dialect.MAINLINE_4_7, 8, -1, 5, xcflags=0, cbflags=136, hvm=True
+    ),
     "--save-domain 8 -1 5 0 0 1 0 136 0": HelperArguments(
         Operation.SAVE, Dialect.MAINLINE_4_7, 8, -1, 5, xcflags=1, cbflags=136, hvm=False
     ),
@@ -81,6 +93,8 @@ def test_what_is_built_is_parsed(
         ("--save-domain", "0 numbers that fit no libxl: 6 \\(4.14 and later\\): io_fd"),
         ("--save-domain 8 9 5 1 0 0 0", "fit dialects mainline-4.7 or postcopy-series"),
         ("--save-domain 8 -1 5 1 136 3", "fit no libxl"),
+        ("--save-domain 8 -1 5 5 136 0", "fit no libxl"),
+        ("--save-domain 8 -1 5 37 1 136 0", "fit no libxl"),
         ("--save-domain 8 -1 x 1 136 0", "domid 'x': want a decimal number"),
         ("--save-domain 8 -2 5 1 136 0", "back_fd '-2'"),
         ("--save-domain 8 -1 -1 1 136 0", "domid '-1'"),

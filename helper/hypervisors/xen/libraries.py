@@ -1,8 +1,9 @@
 """Which Xen runs here, and its libraries, by version.
 
 libxenctrl and libxenguest have no stable ABI: each release has its own soname, and a helper must
-use the ones of the running hypervisor (libxenctrl refuses to talk to another). A release is
-supported once its headers were compared with the tables here and in `helper.libxenguest.abi`.
+use the ones of the running hypervisor (the hypervisor refuses another's). A release is supported
+once its headers were compared with the tables of `helper.hypervisors.xen.xenctrl_abi` and
+`helper.libxenguest.abi`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Final
 
-SUPPORTED: Final = ("4.17", "4.20")
+SUPPORTED: Final = ("4.14", "4.15", "4.16", "4.17", "4.18", "4.19", "4.20", "4.21", "4.22")
 """The releases whose ABI the tables hold."""
 
 Prototypes = Mapping[str, tuple[Any, Sequence[Any]]]
@@ -23,11 +24,19 @@ Prototypes = Mapping[str, tuple[Any, Sequence[Any]]]
 _SYS_HYPERVISOR: Final = "/sys/hypervisor"
 _MACHINE: Final = "x86_64"
 
+_XENVER_VERSION: Final = 0
+_VERSION: Final[Prototypes] = {
+    "xc_interface_open": (ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint)),
+    "xc_interface_close": (ctypes.c_int, (ctypes.c_void_p,)),
+    "xc_version": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)),
+}
+
 
 @cache
 def abi_version() -> str:
-    """The release whose libraries to use, one of `SUPPORTED`: that of the running hypervisor, or
-    where the kernel does not tell it, of the only libraries that are installed.
+    """The release whose libraries to use, one of `SUPPORTED`: that of the running hypervisor.
+    Where the kernel does not tell it: of the only libraries that are installed, and of several
+    what the hypervisor says.
 
     Raises OSError: ENODEV where there is no Xen, ENOTSUP for a release or a machine that is not
     supported.
@@ -40,19 +49,39 @@ def abi_version() -> str:
         return supported(running)
     installed = [version for version in SUPPORTED if _is_installed(_guest_library(version))]
     if not installed:
-        libraries = " nor ".join(map(_guest_library, SUPPORTED))
         raise OSError(
             errno.ENODEV,
-            f"no Xen here: {_SYS_HYPERVISOR}/version is missing, and neither {libraries} can be "
-            "loaded; this has to run in the control domain (dom0) of a Xen host",
+            f"no Xen here: {_SYS_HYPERVISOR}/version is missing, and libxenguest of no release "
+            f"from {SUPPORTED[0]} to {SUPPORTED[-1]} can be loaded; this has to run in the control "
+            "domain (dom0) of a Xen host",
         )
     if len(installed) > 1:
-        raise OSError(
-            errno.ENODEV,
-            f"which Xen runs here? {_SYS_HYPERVISOR}/version is missing, and the libraries of "
-            f"{' and '.join(installed)} are installed",
-        )
+        return supported(_asked_version(installed))
     return installed[0]
+
+
+def _asked_version(installed: Sequence[str]) -> str:
+    """What the hypervisor itself says, through whichever libxenctrl: XENVER_version is not
+    versioned as the other hypercalls are."""
+    for version in reversed(installed):
+        try:
+            library = load(f"libxenctrl.so.{version}", _VERSION)
+        except OSError:
+            continue
+        xch = library.xc_interface_open(None, None, 0)
+        if not xch:
+            break
+        found: int = library.xc_version(xch, _XENVER_VERSION, None)
+        library.xc_interface_close(xch)
+        if found > 0:
+            return f"{found >> 16}.{found & 0xFFFF}"
+        break
+    raise OSError(
+        errno.ENODEV,
+        f"which Xen runs here? {_SYS_HYPERVISOR}/version is missing, the libraries of "
+        f"{', '.join(installed)} are installed, and the hypervisor does not answer; remove the "
+        "libraries that do not belong to it",
+    )
 
 
 def running_version(sys_hypervisor: str = _SYS_HYPERVISOR) -> str | None:
@@ -68,12 +97,14 @@ def running_version(sys_hypervisor: str = _SYS_HYPERVISOR) -> str | None:
 
 
 def supported(version: str) -> str:
-    """`version`, if it is supported. Raises OSError(ENOTSUP) that says which are."""
+    """`version`, if it is supported. Raises OSError(ENOTSUP) that says what to do: a save with the
+    functions of another release could end in the middle, or harm the guest."""
     if version not in SUPPORTED:
         raise OSError(
             errno.ENOTSUP,
-            f"Xen {version} runs here, and its libraries' ABI is not known; supported are "
-            f"{', '.join(SUPPORTED)}",
+            f"Xen {version} runs here, and this xen-save-helper knows the libraries of "
+            f"{SUPPORTED[0]} to {SUPPORTED[-1]} alone: install one that knows it; until then "
+            "libxl's own helper does its work (unset LIBXL_SAVE_HELPER)",
         )
     return version
 

@@ -1,7 +1,6 @@
 """libxenctrl: the operations on domains that a helper and a toolstack need, one method each.
 
-The functions used here, and `xc_domaininfo_t`, are the same in every supported release (xenctrl.h,
-public/domctl.h); `xc_domain_resume` is libxenguest's.
+What differs between the releases is in `helper.hypervisors.xen.xenctrl_abi`.
 """
 
 from __future__ import annotations
@@ -12,11 +11,9 @@ import os
 from functools import cache
 from typing import Final, NamedTuple, Self
 
-from helper.hypervisors.xen.libraries import Prototypes, load, versioned
+from helper.hypervisors.xen.libraries import abi_version, load, versioned
 from helper.hypervisors.xen.toollog import Logger
-
-_INTERFACE = ctypes.c_void_p
-_DOMID = ctypes.c_uint32
+from helper.hypervisors.xen.xenctrl_abi import XENCTRL_ABIS, XenctrlAbi
 
 _DOMINF_DYING: Final = 1 << 0
 _DOMINF_HVM_GUEST: Final = 1 << 1
@@ -30,32 +27,6 @@ _SHADOW_OP_OFF: Final = 0
 _LIST_AT_ONCE: Final = 256
 
 _PRIVCMD: Final = "/dev/xen/privcmd"
-
-
-class _DomainInfo(ctypes.Structure):
-    """`xc_domaininfo_t`: struct xen_domctl_getdomaininfo of interface versions 0x15 to 0x17."""
-
-    _fields_ = [
-        ("domain", ctypes.c_uint16),
-        ("pad1", ctypes.c_uint16),
-        ("flags", ctypes.c_uint32),
-        ("tot_pages", ctypes.c_uint64),
-        ("max_pages", ctypes.c_uint64),
-        ("outstanding_pages", ctypes.c_uint64),
-        ("shr_pages", ctypes.c_uint64),
-        ("paged_pages", ctypes.c_uint64),
-        ("shared_info_frame", ctypes.c_uint64),
-        ("cpu_time", ctypes.c_uint64),
-        ("nr_online_vcpus", ctypes.c_uint32),
-        ("max_vcpu_id", ctypes.c_uint32),
-        ("ssidref", ctypes.c_uint32),
-        ("handle", ctypes.c_uint8 * 16),
-        ("cpupool", ctypes.c_uint32),
-        ("gpaddr_bits", ctypes.c_uint8),
-        ("pad2", ctypes.c_uint8 * 7),
-        ("emulation_flags", ctypes.c_uint32),
-        ("misc_flags", ctypes.c_uint32),
-    ]
 
 
 class XenDomainInfo(NamedTuple):
@@ -94,40 +65,20 @@ class XenDomainInfo(NamedTuple):
         return self.flags >> _DOMINF_SHUTDOWNSHIFT & _DOMINF_SHUTDOWNMASK
 
 
-_PROTOTYPES: Final[Prototypes] = {
-    "xc_interface_open": (_INTERFACE, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint)),
-    "xc_interface_close": (ctypes.c_int, (_INTERFACE,)),
-    "xc_domain_getinfolist": (
-        ctypes.c_int,
-        (_INTERFACE, _DOMID, ctypes.c_uint, ctypes.POINTER(_DomainInfo)),
-    ),
-    "xc_domain_pause": (ctypes.c_int, (_INTERFACE, _DOMID)),
-    "xc_domain_unpause": (ctypes.c_int, (_INTERFACE, _DOMID)),
-    "xc_domain_destroy": (ctypes.c_int, (_INTERFACE, _DOMID)),
-    "xc_domain_shutdown": (ctypes.c_int, (_INTERFACE, _DOMID, ctypes.c_int)),
-    "xc_shadow_control": (
-        ctypes.c_int,
-        (_INTERFACE, _DOMID, ctypes.c_uint, ctypes.POINTER(ctypes.c_uint), ctypes.c_uint),
-    ),
-    "xc_hvm_param_get": (
-        ctypes.c_int,
-        (_INTERFACE, _DOMID, ctypes.c_uint32, ctypes.POINTER(ctypes.c_uint64)),
-    ),
-    "xc_hvm_param_set": (ctypes.c_int, (_INTERFACE, _DOMID, ctypes.c_uint32, ctypes.c_uint64)),
-}
-_GUEST_PROTOTYPES: Final[Prototypes] = {
-    "xc_domain_resume": (ctypes.c_int, (_INTERFACE, _DOMID, ctypes.c_int)),
-}
+@cache
+def _abi() -> XenctrlAbi:
+    return XENCTRL_ABIS[abi_version()]
 
 
 @cache
 def _library() -> ctypes.CDLL:
-    return load(versioned("libxenctrl"), _PROTOTYPES)
+    return load(versioned("libxenctrl"), _abi().prototypes)
 
 
 @cache
-def _guest_library() -> ctypes.CDLL:
-    return load(versioned("libxenguest"), _GUEST_PROTOTYPES)
+def _resume_library() -> ctypes.CDLL:
+    guest = _abi().guest_prototypes
+    return load(versioned("libxenguest"), guest) if guest else _library()
 
 
 class Xenctrl:
@@ -195,13 +146,14 @@ class Xenctrl:
     def domain_resume(self, domid: int, *, fast: bool) -> None:
         """Let a suspended domain run on. `fast`: its suspend hypercall returns 1 (cancelled);
         otherwise it finds itself restored, with its state put back."""
-        if _guest_library().xc_domain_resume(self.handle, domid, int(fast)):
+        if _resume_library().xc_domain_resume(self.handle, domid, int(fast)):
             raise self._error("xc_domain_resume", domid)
 
     def logdirty_off(self, domid: int) -> None:
         """XEN_DOMCTL_SHADOW_OP_OFF. No error where log-dirty mode is off already."""
         # The result is the size of a pool, 0 or more, on success.
-        if self._library.xc_shadow_control(self.handle, domid, _SHADOW_OP_OFF, None, 0) < 0:
+        arguments = _abi().shadow_arguments
+        if self._library.xc_shadow_control(self.handle, domid, _SHADOW_OP_OFF, *arguments) < 0:
             raise self._error("xc_shadow_control", domid)
 
     def hvm_param_get(self, domid: int, param: int) -> int:
@@ -214,7 +166,7 @@ class Xenctrl:
         self._check("xc_hvm_param_set", domid, param, value)
 
     def _getinfolist(self, first: int, count: int) -> list[XenDomainInfo]:
-        infos = (_DomainInfo * count)()
+        infos = (_abi().domain_info * count)()
         found = self._library.xc_domain_getinfolist(self.handle, first, count, infos)
         if found < 0:
             raise self._error("xc_domain_getinfolist", first)

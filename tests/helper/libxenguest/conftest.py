@@ -6,23 +6,24 @@ from pathlib import Path
 import pytest
 
 from helper.hypervisors.xen.libraries import SUPPORTED
-from tests.debian_packages import PackageUnavailableError, unpacked
-from tests.helper.libxenguest.peer import HEADERS, libraries
+from tests.debian_packages import PackageUnavailableError
+from tests.helper.libxenguest.peer import HEADERS_OF, libraries, with_xens_headers
 from tests.unavailable import unavailable
 
 Peers = Callable[[str], str]
 
 
 @pytest.fixture(scope="session")
-def headers() -> Path:
+def headers() -> tuple[str | Path, ...]:
+    """The compiler's options for Xen's own headers, of release `HEADERS_OF`."""
     try:
-        return unpacked(HEADERS)
+        return with_xens_headers()
     except PackageUnavailableError as error:
         unavailable(str(error))
 
 
 @pytest.fixture(scope="session")
-def peers(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Peers:
+def peers(tmp_path_factory: pytest.TempPathFactory) -> Peers:
     """LD_LIBRARY_PATH for the peer's libraries of a version."""
     built: dict[str, str] = {}
 
@@ -42,4 +43,4 @@ def each_version(request: pytest.FixtureRequest, peers: Peers) -> str:
 
 @pytest.fixture
 def xen(peers: Peers) -> str:
-    return peers(SUPPORTED[0])
+    return peers(HEADERS_OF)

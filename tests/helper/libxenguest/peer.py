@@ -1,4 +1,4 @@
-"""Builds `xen_peer.c`, the C library in the place of Xen's, with Xen's own headers."""
+"""Builds `xen_peer.c`, the C library in the place of Xen's, for each release."""
 
 from __future__ import annotations
 
@@ -10,25 +10,32 @@ from tests.debian_packages import unpacked
 SOURCE = Path(__file__).parent / "xen_peer.c"
 
 HEADERS = "libxen-dev"
-"""Debian's package of them; bookworm's is of Xen 4.17."""
+"""Debian's package of Xen's headers."""
+HEADERS_OF = "4.17"
+"""The release that bookworm's are of."""
 
 
-def compiled(source: Path, output: Path, *options: str) -> Path:
-    """Raises PackageUnavailableError without the headers; the compiler's errors are the test's."""
-    include = unpacked(HEADERS) / "usr" / "include"
+def compiled(source: Path, output: Path, *options: str | Path) -> Path:
+    """The compiler's errors are the test's."""
     subprocess.run(
-        ["gcc", "-Wall", "-Werror", "-isystem", include, source, "-o", output, *options],
-        check=True,
-        timeout=60,
+        ["gcc", "-Wall", "-Werror", source, "-o", output, *options], check=True, timeout=60
     )
     return output
 
 
-def libraries(directory: Path, version: str) -> Path:
+def with_xens_headers() -> tuple[str | Path, ...]:
+    """Options of the compiler. Raises PackageUnavailableError without the headers."""
+    return ("-DXEN_HEADERS", "-isystem", unpacked(HEADERS) / "usr" / "include")
+
+
+def libraries(directory: Path, version: str, *options: str | Path) -> Path:
     """`directory` with libxenctrl and libxenguest of `version`, for LD_LIBRARY_PATH."""
     directory.mkdir()
-    for name in ("libxenctrl", "libxenguest"):
-        soname = f"{name}.so.{version}"
-        options = ("-shared", "-fPIC", f"-Wl,-soname,{soname}")
-        compiled(SOURCE, directory / soname, *options)
+    major, minor = version.split(".")
+    common = (f"-DXEN_RELEASE={int(major) * 100 + int(minor)}", "-shared", "-fPIC", *options)
+    control = directory / f"libxenctrl.so.{version}"
+    compiled(SOURCE, control, f"-Wl,-soname,{control.name}", *common)
+    guest = directory / f"libxenguest.so.{version}"
+    linked = ("-Wl,--no-as-needed", control, "-Wl,-rpath,$ORIGIN")
+    compiled(SOURCE, guest, f"-Wl,-soname,{guest.name}", "-DPEER_GUEST", *common, *linked)
     return directory

@@ -74,14 +74,15 @@ def completes(libxl: Libxl, retval: int = 0, errnoval: int = 0) -> list[str]:
     return texts(lines)
 
 
-@pytest.mark.parametrize("dialect", list(Dialect))
-def test_a_save_makes_libxcs_callbacks(
-    each_version: str, stream: tuple[socket.socket, socket.socket], dialect: Dialect
+def makes_libxcs_callbacks(
+    libraries: str, stream: tuple[socket.socket, socket.socket], dialect: Dialect
 ) -> None:
     near, far = stream
-    with on_xen(save_of(near.fileno(), DOMID, dialect, xcflags=3), each_version) as libxl:
+    with on_xen(save_of(near.fileno(), DOMID, dialect, xcflags=3), libraries) as libxl:
         lines, said = libxl.hear_logs()
         assert said == ("switch_qemu_logdirty", {"domid": DOMID, "enable": 1})
+        release = Path(libraries).name.replace(".", "")
+        assert f"libxenguest of release {release}" in texts(lines)
         assert f"dom {DOMID}, flags 3, stream_type 0, recv_fd -1" in texts(lines)
         assert "callbacks suspend switch_qemu_logdirty" in texts(lines)
         libxl.answer(0)
@@ -92,6 +93,19 @@ def test_a_save_makes_libxcs_callbacks(
         assert "suspend = 1" in completes(libxl)
     near.close()
     assert far.recv(100) == b"the stream"
+
+
+def test_a_save_makes_libxcs_callbacks(
+    each_version: str, stream: tuple[socket.socket, socket.socket]
+) -> None:
+    makes_libxcs_callbacks(each_version, stream, Dialect.MAINLINE)
+
+
+@pytest.mark.parametrize("dialect", [Dialect.MAINLINE_4_7, Dialect.SERIES])
+def test_a_save_of_another_libxl(
+    xen: str, stream: tuple[socket.socket, socket.socket], dialect: Dialect
+) -> None:
+    makes_libxcs_callbacks(xen, stream, dialect)
 
 
 def test_on_a_kernel_that_counts_nothing_a_save_goes_without_what_is_measured(
@@ -136,9 +150,9 @@ def test_log_lines_and_progress_arrive_as_libxc_gives_them(
 
 
 def test_a_failed_callback_is_libxcs_failure_and_its_errno_is_kept(
-    xen: str, stream: tuple[socket.socket, socket.socket]
+    each_version: str, stream: tuple[socket.socket, socket.socket]
 ) -> None:
-    with on_xen(save_of(stream[0].fileno(), DOMID), xen) as libxl:
+    with on_xen(save_of(stream[0].fileno(), DOMID), each_version) as libxl:
         libxl.hear()
         libxl.answer(0)
         libxl.hear()
@@ -241,6 +255,8 @@ def test_a_restore(each_version: str, stream: tuple[socket.socket, socket.socket
         far.sendall(b"the stream")
         lines, said = libxl.hear_logs()
         told = texts(lines)
+        memflags = [text for text in told if text.startswith("memflags")]
+        assert memflags == (["memflags 0"] if each_version.endswith("4.22") else [])
         assert f"dom {DOMID}, store 11 12, console 13 14, stream_type 0, send_back_fd -1" in told
         assert "callbacks static_data_done restore_results" in told
         assert said == ("static_data_done", {"missing": 3})
@@ -642,24 +658,57 @@ def test_a_toolstacks_own_policy_comes_first(
     assert any(text in line for line in texts(lines)), texts(lines)
 
 
-def test_precopy_stats_arrive_whole(xen: str, drained: socket.socket) -> None:
+def test_precopy_stats_arrive_whole(each_version: str, drained: socket.socket) -> None:
     arguments = save_of(drained.fileno(), PV_DOMID, Dialect.SERIES, xcflags=1)._replace(
         cbflags=cbflags(Dialect.SERIES, "suspend", "precopy_policy")
     )
     told = []
-    with on_xen(arguments, xen, "rounds", XEN_PEER_DIRTY="70000 3") as libxl:
+    with on_xen(arguments, each_version, "rounds", XEN_PEER_DIRTY="70000 3") as libxl:
         while (said := libxl.hear())[0] == "precopy_policy":
             told.append(tuple(said[1].values()))
             libxl.answer(1 if said[1]["dirty_count"] == 3 else 0)
     assert told == [(0, 0, 2048), (1, 2048, -1), (1, 2048, 70000), (2, 72048, -1), (2, 72048, 3)]
 
 
-def test_which_libraries_where_two_are_installed(
-    peers: Any, stream: tuple[socket.socket, socket.socket]
+@pytest.mark.skipif(
+    os.path.exists("/sys/hypervisor/version"),
+    reason="this machine runs Xen, which says its version",
+)
+@pytest.mark.parametrize("runs", ["4.17", "4.20"])
+def test_of_several_libraries_those_of_the_hypervisor_that_answers(
+    peers: Any, stream: tuple[socket.socket, socket.socket], runs: str
 ) -> None:
     both = f"{peers('4.17')}:{peers('4.20')}"
-    if os.path.exists("/sys/hypervisor/version"):
-        pytest.skip("this machine runs Xen, which says its version")
-    with on_xen(save_of(stream[0].fileno(), DOMID), both) as libxl:
-        logged = completes(libxl, -1, errno.ENODEV)
-    assert any("the libraries of 4.17 and 4.20 are installed" in text for text in logged)
+    with on_xen(save_of(stream[0].fileno(), DOMID), both, XEN_PEER_RUNS=runs) as libxl:
+        lines, said = libxl.hear_logs()
+    assert said[0] == "switch_qemu_logdirty"
+    assert f"libxenguest of release {runs.replace('.', '')}" in texts(lines)
+
+
+@pytest.mark.skipif(
+    os.path.exists("/sys/hypervisor/version"),
+    reason="this machine runs Xen, which says its version",
+)
+@pytest.mark.parametrize(
+    ("environment", "errnoval", "text"),
+    [
+        ({"XEN_PEER_RUNS": "4.23"}, errno.ENOTSUP, "Xen 4.23 runs here, and this"),
+        ({"XEN_PEER_RUNS": "4.19"}, errno.ENOENT, "libxenctrl.so.4.19 cannot be loaded"),
+        (
+            {"XEN_PEER_CLOSED": "1"},
+            errno.ENODEV,
+            "the libraries of 4.17, 4.20 are installed, and the hypervisor does not answer; remove",
+        ),
+    ],
+)
+def test_of_several_libraries_none_is_taken_by_guess(
+    peers: Any,
+    stream: tuple[socket.socket, socket.socket],
+    environment: dict[str, str],
+    errnoval: int,
+    text: str,
+) -> None:
+    both = f"{peers('4.17')}:{peers('4.20')}"
+    with on_xen(save_of(stream[0].fileno(), DOMID), both, **environment) as libxl:
+        logged = completes(libxl, -1, errnoval)
+    assert any(text in line for line in logged), logged

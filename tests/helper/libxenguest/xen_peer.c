@@ -1,23 +1,23 @@
 /*
- * libxenctrl and libxenguest as far as the helper uses them, without a Xen below: every callback is
- * called the way libxc does, and what it got and was answered is logged. Built with Xen's own
- * headers, so that it has the real structs and the compiler compares its functions with the real
- * declarations.
+ * libxenctrl and libxenguest of one release (XEN_RELEASE, such as 417) as far as the helper uses
+ * them, without a Xen below: every callback is called the way libxc does, and what it got and was
+ * answered is logged. Which of the two it is says PEER_GUEST: each has the functions of its own.
  *
  * XEN_PEER says what a save or restore does: plain, fail, rounds, stuck, late (a save that is still
  * at work when its stream is whole, until that is taken away), checkpoints (a restore takes them).
- * XEN_PEER_DIRTY: the dirty pages found after each round of `rounds`. Domain 404 does not exist, domain 2 is PV.
+ * XEN_PEER_DIRTY: the dirty pages found after each round of `rounds`. XEN_PEER_RUNS: the
+ * hypervisor's release, such as 4.17, where it is not the library's own. XEN_PEER_CLOSED: the
+ * interface cannot be opened. Domain 404 does not exist, domain 2 is PV.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include <xenctrl.h>
-#include <xenguest.h>
-#include <xentoollog.h>
+#include "xen_abi.h"
 
 #define NO_DOMAIN 404
 #define PV_DOMAIN 2
@@ -26,6 +26,117 @@
 struct xc_interface_core {
     xentoollog_logger *logger;
 };
+
+static inline int of_domain(uint32_t domid)
+{
+    if (domid != NO_DOMAIN)
+        return 0;
+    errno = ESRCH;
+    return -1;
+}
+
+#ifndef PEER_GUEST
+
+xc_interface *xc_interface_open(xentoollog_logger *logger, xentoollog_logger *dombuild_logger,
+                                unsigned open_flags)
+{
+    xc_interface *xch;
+
+    if (getenv("XEN_PEER_CLOSED")) {
+        errno = ENOENT;
+        return NULL;
+    }
+    xch = malloc(sizeof(*xch));
+    xch->logger = logger;
+    return xch;
+}
+
+int xc_interface_close(xc_interface *xch)
+{
+    free(xch);
+    return 0;
+}
+
+int xc_version(xc_interface *xch, int cmd, void *arg)
+{
+    const char *runs = getenv("XEN_PEER_RUNS");
+    unsigned int major = XEN_RELEASE / 100, minor = XEN_RELEASE % 100;
+
+    if (runs)
+        sscanf(runs, "%u.%u", &major, &minor);
+    if (cmd == 0)
+        return major << 16 | minor;
+    errno = EINVAL;
+    return -1;
+}
+
+int xc_domain_getinfolist(xc_interface *xch, uint32_t first, unsigned int most,
+                          xc_domaininfo_t *info)
+{
+    unsigned int count = 0;
+
+    /* Domains 0 to 300, and 500. */
+    for (; count < most && first <= 500; first++)
+        if (first <= 300 || first == 500) {
+            memset(&info[count], 0, sizeof(*info));
+            info[count].domain = first;
+            info[count].tot_pages = 100 + first;
+            info[count].max_pages = 200 + first;
+            info[count].paged_pages = 3;
+            info[count].shared_info_frame = 4;
+            info[count].cpu_time = 5;
+            info[count].nr_online_vcpus = 6;
+            info[count].handle[15] = 7;
+            info[count].flags = first == PV_DOMAIN ? 0 : XEN_DOMINF_hvm_guest;
+            if (first == 300)
+                info[count].flags |= XEN_DOMINF_shutdown | XEN_DOMINF_dying | XEN_DOMINF_paused |
+                                     SHUTDOWN_suspend << XEN_DOMINF_shutdownshift;
+            count++;
+        }
+    return count;
+}
+
+int xc_domain_pause(xc_interface *xch, uint32_t domid) { return of_domain(domid); }
+int xc_domain_unpause(xc_interface *xch, uint32_t domid) { return of_domain(domid); }
+int xc_domain_destroy(xc_interface *xch, uint32_t domid) { return of_domain(domid); }
+
+int xc_domain_shutdown(xc_interface *xch, uint32_t domid, int reason)
+{
+    return of_domain(domid);
+}
+
+int xc_shadow_control(xc_interface *xch, uint32_t domid, unsigned int sop, SHADOW_PARAMETERS)
+{
+#if XEN_RELEASE < 416
+    if (dirty_bitmap || pages || stats)
+        abort();
+#endif
+    /* XEN_DOMCTL_SHADOW_OP_OFF, which needs none of the others. */
+    if (sop || mb || mode)
+        abort();
+    return of_domain(domid) ? -1 : 16;
+}
+
+int xc_hvm_param_get(xc_interface *xch, uint32_t domid, uint32_t param, uint64_t *value)
+{
+    *value = (uint64_t)param << 40;
+    return of_domain(domid);
+}
+
+int xc_hvm_param_set(xc_interface *xch, uint32_t domid, uint32_t param, uint64_t value)
+{
+    return of_domain(domid);
+}
+
+#if XEN_RELEASE < 416
+int xc_domain_resume(xc_interface *xch, uint32_t domid, int fast) { return of_domain(domid); }
+#endif
+
+#else /* PEER_GUEST */
+
+#if XEN_RELEASE >= 416
+int xc_domain_resume(xc_interface *xch, uint32_t domid, int fast) { return of_domain(domid); }
+#endif
 
 static void say(xc_interface *xch, xentoollog_level level, int errnoval, const char *format, ...)
 {
@@ -104,87 +215,6 @@ static int failed(xc_interface *xch, const char *what)
     return -1;
 }
 
-xc_interface *xc_interface_open(xentoollog_logger *logger, xentoollog_logger *dombuild_logger,
-                                unsigned open_flags)
-{
-    xc_interface *xch;
-
-    if (getenv("XEN_PEER_CLOSED")) {
-        errno = ENOENT;
-        return NULL;
-    }
-    xch = malloc(sizeof(*xch));
-    xch->logger = logger;
-    return xch;
-}
-
-int xc_interface_close(xc_interface *xch)
-{
-    free(xch);
-    return 0;
-}
-
-int xc_domain_getinfolist(xc_interface *xch, uint32_t first, unsigned int most,
-                          xc_domaininfo_t *info)
-{
-    unsigned int count = 0;
-
-    /* Domains 0 to 300, and 500. */
-    for (; count < most && first <= 500; first++)
-        if (first <= 300 || first == 500) {
-            memset(&info[count], 0, sizeof(*info));
-            info[count].domain = first;
-            info[count].tot_pages = 100 + first;
-            info[count].max_pages = 200 + first;
-            info[count].paged_pages = 3;
-            info[count].shared_info_frame = 4;
-            info[count].cpu_time = 5;
-            info[count].nr_online_vcpus = 6;
-            info[count].handle[15] = 7;
-            info[count].flags = first == PV_DOMAIN ? 0 : XEN_DOMINF_hvm_guest;
-            if (first == 300)
-                info[count].flags |= XEN_DOMINF_shutdown | XEN_DOMINF_dying | XEN_DOMINF_paused |
-                                     SHUTDOWN_suspend << XEN_DOMINF_shutdownshift;
-            count++;
-        }
-    return count;
-}
-
-static int of_domain(uint32_t domid)
-{
-    if (domid != NO_DOMAIN)
-        return 0;
-    errno = ESRCH;
-    return -1;
-}
-
-int xc_domain_pause(xc_interface *xch, uint32_t domid) { return of_domain(domid); }
-int xc_domain_unpause(xc_interface *xch, uint32_t domid) { return of_domain(domid); }
-int xc_domain_destroy(xc_interface *xch, uint32_t domid) { return of_domain(domid); }
-int xc_domain_resume(xc_interface *xch, uint32_t domid, int fast) { return of_domain(domid); }
-
-int xc_domain_shutdown(xc_interface *xch, uint32_t domid, int reason)
-{
-    return of_domain(domid);
-}
-
-int xc_shadow_control(xc_interface *xch, uint32_t domid, unsigned int sop, unsigned int *mb,
-                      unsigned int mode)
-{
-    return of_domain(domid) ? -1 : 16;
-}
-
-int xc_hvm_param_get(xc_interface *xch, uint32_t domid, uint32_t param, uint64_t *value)
-{
-    *value = (uint64_t)param << 40;
-    return of_domain(domid);
-}
-
-int xc_hvm_param_set(xc_interface *xch, uint32_t domid, uint32_t param, uint64_t value)
-{
-    return of_domain(domid);
-}
-
 static int rounds(xc_interface *xch, int io_fd, struct save_callbacks *callbacks)
 {
     struct precopy_stats stats = { .dirty_count = P2M_SIZE };
@@ -223,6 +253,7 @@ int xc_domain_save(xc_interface *xch, int io_fd, uint32_t dom, uint32_t flags,
 {
     int rc;
 
+    say(xch, XTL_DETAIL, -1, "libxenguest of release %d", XEN_RELEASE);
     say(xch, XTL_DETAIL, -1, "dom %u, flags %u, stream_type %d, recv_fd %d", dom, flags,
         stream_type, recv_fd);
     say(xch, XTL_DEBUG, -1, "callbacks%s%s%s%s%s%s", callbacks->suspend ? " suspend" : "",
@@ -300,11 +331,14 @@ int xc_domain_restore(xc_interface *xch, int io_fd, uint32_t dom, unsigned int s
                       unsigned long *store_mfn, uint32_t store_domid,
                       unsigned int console_evtchn, unsigned long *console_mfn,
                       uint32_t console_domid, xc_stream_type_t stream_type,
-                      struct restore_callbacks *callbacks, int send_back_fd)
+                      struct restore_callbacks *callbacks, int send_back_fd RESTORE_TAIL)
 {
     char octets[10];
     int rc;
 
+#if XEN_RELEASE >= 422
+    say(xch, XTL_DETAIL, -1, "memflags %u", memflags);
+#endif
     say(xch, XTL_DETAIL, -1,
         "dom %u, store %u %u, console %u %u, stream_type %d, send_back_fd %d", dom, store_evtchn,
         store_domid, console_evtchn, console_domid, stream_type, send_back_fd);
@@ -336,3 +370,5 @@ int xc_domain_restore(xc_interface *xch, int io_fd, uint32_t dom, unsigned int s
     *console_mfn = 0xfefffUL;
     return 0;
 }
+
+#endif
