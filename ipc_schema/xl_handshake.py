@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from construct import Int8ub, Int16ul, Struct
+
 from ipc_schema import xl_header
+from ipc_schema.errors import DecodeError, Error
 from ipc_schema.messages import Operation
+from ipc_schema.records import check_size
 
 
 class HandshakeMessage(NamedTuple):
@@ -31,6 +35,10 @@ BANNER: Final = HandshakeMessage(
 CONFIG: Final = HandshakeMessage(
     "config", Operation.SAVE, xl_header.MAGIC, "the configuration")
 """The xl header with the guest's configuration in it; the stream follows."""
+VERDICT: Final = HandshakeMessage(
+    "verdict", Operation.RESTORE, b"xl migration receiver's verdict\0", "the receiver's verdict")
+"""Ours alone, and only where the header asks for it (`xl_header.OPTIONAL_VERDICT`): whether the
+guest can come. Followed by what `encode_verdict` makes. No stream is sent before it."""
 READY: Final = HandshakeMessage(
     "ready", Operation.RESTORE, b"domain received, ready to unpause\0", "the ready message")
 GO: Final = HandshakeMessage(
@@ -50,6 +58,64 @@ SYNC: Final = HandshakeMessage(
 # fmt: on
 
 MESSAGES: Final[Mapping[str, HandshakeMessage]] = {
-    message.name: message for message in (BANNER, CONFIG, READY, GO, REPORT, PERMISSION, SYNC)
+    message.name: message
+    for message in (BANNER, CONFIG, VERDICT, READY, GO, REPORT, PERMISSION, SYNC)
 }
 """Every message by name, in the order in which they come."""
+
+MAX_REASON: Final = 1024
+"""Bytes of a verdict's reason."""
+
+_VERDICT: Final = Struct("code" / Int8ub, "length" / Int16ul)
+VERDICT_SIZE: Final[int] = _VERDICT.sizeof()
+"""Bytes between the fixed ones of a verdict and its reason."""
+
+_ACCEPTED: Final = 0
+_NO_RC: Final = 0xFF
+
+
+class Verdict(NamedTuple):
+    """`rc` is libxl's, 0 for a guest that can come; else `reason` says in one line why not."""
+
+    rc: int
+    reason: str
+
+
+def encode_verdict(verdict: Verdict) -> bytes:
+    """The whole message. The code is as in a report: 0, or -rc, or 0xff for an rc that is none.
+    A reason beyond MAX_REASON bytes is cut."""
+    code, reason = _ACCEPTED, b""
+    if verdict.rc:
+        code = -verdict.rc if 0 < -verdict.rc < _NO_RC else _NO_RC
+        reason = verdict.reason.encode(errors="replace")[:MAX_REASON]
+        reason = reason.decode(errors="ignore").encode()
+    head = bytes(_VERDICT.build({"code": code, "length": len(reason)}))
+    return VERDICT.octets + head + reason
+
+
+def decode_verdict_head(data: bytes) -> tuple[int, int]:
+    """(rc, length of the reason in bytes) from the VERDICT_SIZE bytes behind the fixed ones.
+
+    Raises DecodeError for a reason that is too long, missing, or given for no refusal.
+    """
+    check_size(data, VERDICT_SIZE, VERDICT.what, len(VERDICT.octets))
+    head = _VERDICT.parse(data)
+    least, most = (0, 0) if head.code == _ACCEPTED else (1, MAX_REASON)
+    if not least <= head.length <= most:
+        raise DecodeError(
+            VERDICT.what,
+            len(VERDICT.octets) + 1,
+            f"code {head.code} with a reason of {head.length} bytes, want {least} to {most}",
+        )
+    return (int(Error.FAIL) if head.code == _NO_RC else -head.code), head.length
+
+
+def decode_reason(data: bytes) -> str:
+    """The reason for people, on one line whatever a peer sent. Raises DecodeError for bytes that
+    are not UTF-8."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        offset = len(VERDICT.octets) + VERDICT_SIZE
+        raise DecodeError(VERDICT.what, offset, f"the reason is not UTF-8: {error}") from error
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

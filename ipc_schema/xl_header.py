@@ -24,6 +24,11 @@ MANDATORY_JSON: Final = 1 << 0
 MANDATORY_STREAM_V2: Final = 1 << 1
 """A libxl stream follows; else a bare libxc one of Xen 4.5 and before."""
 MANDATORY_KNOWN: Final = MANDATORY_JSON | MANDATORY_STREAM_V2
+OPTIONAL_VERDICT: Final = 1 << 31
+"""Ours: the sender reads a verdict (`xl_handshake.VERDICT`) before it sends the stream."""
+OPTIONAL_POSTCOPY: Final = 1 << 30
+"""Ours: the sender may ask for a postcopy transition. xl has no optional flags so far, and ignores
+those that it does not know; these two are far from those that it may come to have."""
 MAX_OPTIONAL_DATA: Final = 16 << 20
 """xl has no limit. A configuration is some KiB; firmware and device trees are not part of it."""
 
@@ -56,8 +61,8 @@ class XLHeader:
     config: bytes
 
 
-def encode_header(config: bytes) -> bytes:
-    """The header with the JSON `config` in it (save_domain_core_writeconfig).
+def encode_header(config: bytes, optional_flags: int = 0) -> bytes:
+    """The header with the JSON `config` in it (save_domain_core_writeconfig), and OPTIONAL_*.
 
     xl ends the text with a NUL and counts it; one is added where it is missing. Raises ValueError
     for an empty configuration and one above MAX_OPTIONAL_DATA.
@@ -73,7 +78,7 @@ def encode_header(config: bytes) -> bytes:
             "magic": MAGIC,
             "byte_order": BYTE_ORDER,
             "mandatory_flags": MANDATORY_KNOWN,
-            "optional_flags": 0,
+            "optional_flags": optional_flags,
             "optional_data_len": length,
         }
     )

@@ -100,25 +100,27 @@ async def _save(ctx: Context, parameters: SaveParameters) -> SaveResult:
     least, most = INTEGER_RANGES[Kind.ULONG]
     if not least <= request.bandwidth <= most:
         return _refused(f"a bandwidth of {request.bandwidth} octets a second: 0 to {most}, please")
-    if problem := _beyond_helper(ctx, parameters):
+    if problem := beyond_helper(
+        ctx, postcopy=request.postcopy, bandwidth=request.bandwidth, precopy=parameters.precopy
+    ):
         return _refused(problem)
     operation = SaveOperation(ctx, parameters)
     return await end_in_order(operation.run(), operation.cancel)
 
 
-def _beyond_helper(ctx: Context, parameters: SaveParameters) -> str:
+def beyond_helper(ctx: Context, *, postcopy: bool, bandwidth: int, precopy: PrecopyLimits) -> str:
     """What is asked for and the helper cannot do; empty where it can do all of it. Better said than
     left undone in silence."""
     program, engine = ctx.program, ctx.engine
     if engine == LIBXENGUEST:
-        if parameters.request.postcopy:
+        if postcopy:
             return "libxenguest has no postcopy"
-        if parameters.request.bandwidth:
+        if bandwidth:
             return "libxenguest has no bandwidth limit"
     if (
         isinstance(program, PipeHelper)
         and program.dialect not in CATALOGUE["precopy_policy"].numbers
-        and parameters.precopy != DEFAULT_PRECOPY
+        and precopy != DEFAULT_PRECOPY
     ):
         return f"{program.path} asks for no precopy policy: it goes by libxc's own"
     return ""

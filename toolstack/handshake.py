@@ -4,8 +4,10 @@ Each state of a machine is one action that the caller carries out; its result is
 leads to the next state, until an end is reached. All that decides where the guest may run after a
 failure stands in `SENDER_TABLE` and `RECEIVER_TABLE` (xl: migrate_domain, migrate_receive).
 
-The tables differ from xl in three places, each of which leaves one guest where xl leaves none or
-two half ones:
+The verdict (READ_VERDICT, EXAMINE, ACCEPT, REFUSE) is ours alone: xl finds out what a guest lacks
+when it has come. It is said only where the sender asks for it; elsewhere these actions pass in
+silence. Apart from it the tables differ from xl in three places, each of which leaves one guest
+where xl leaves none or two half ones:
 - xl destroys the source after a postcopy whose sync message never came. Whether the guest was
   resumed is then not known, so the source is kept, as after any failure past the transition.
 - the receiver sends the sync message after it gave the guest its name, not before.
@@ -48,6 +50,7 @@ class Sender(Enum):
 
     READ_BANNER = "wait for the receiver"
     WRITE_CONFIG = "send the configuration"
+    READ_VERDICT = "wait for the receiver's verdict"
     RUN_STREAM = "send the guest"
     READ_READY = "wait until the receiver is ready"
     RENAME_AWAY = "rename the guest away"
@@ -73,6 +76,9 @@ class Receiver(Enum):
 
     SAY_BANNER = "send the banner"
     READ_CONFIG = "read the configuration"
+    EXAMINE = "see whether the guest can come"
+    ACCEPT = "accept the guest"
+    REFUSE = "refuse the guest"
     RUN_STREAM = "receive the guest"
     SAY_READY = "say ready"
     READ_GO = "wait for permission to start"
@@ -102,7 +108,13 @@ SENDER_ENDS: Final = frozenset(
 RECEIVER_ENDS: Final = frozenset({Receiver.STARTED, Receiver.NOT_STARTED})
 
 INTERRUPTIBLE: Final = frozenset(
-    {Sender.READ_BANNER, Sender.WRITE_CONFIG, Sender.RUN_STREAM, Sender.READ_READY}
+    {
+        Sender.READ_BANNER,
+        Sender.WRITE_CONFIG,
+        Sender.READ_VERDICT,
+        Sender.RUN_STREAM,
+        Sender.READ_READY,
+    }
 )
 """Where the user's wish to abort is followed. Later the handshake goes to its end, which its limits
 bound: to stop there would only turn a known state into an undefined one."""
@@ -113,8 +125,10 @@ _S, _R, _E = Sender, Receiver, Event
 SENDER_TABLE: Final[dict[tuple[Sender, Event], Sender]] = {
     (_S.READ_BANNER, _E.OK): _S.WRITE_CONFIG,
     (_S.READ_BANNER, _E.FAILED): _S.RUNNING_AT_SOURCE,
-    (_S.WRITE_CONFIG, _E.OK): _S.RUN_STREAM,
+    (_S.WRITE_CONFIG, _E.OK): _S.READ_VERDICT,
     (_S.WRITE_CONFIG, _E.FAILED): _S.RUNNING_AT_SOURCE,
+    (_S.READ_VERDICT, _E.OK): _S.RUN_STREAM,
+    (_S.READ_VERDICT, _E.FAILED): _S.RUNNING_AT_SOURCE,
 
     (_S.RUN_STREAM, _E.OK): _S.READ_READY,
     (_S.RUN_STREAM, _E.TRANSITIONED): _S.READ_SYNC,
@@ -157,8 +171,14 @@ SENDER_TABLE: Final[dict[tuple[Sender, Event], Sender]] = {
 RECEIVER_TABLE: Final[dict[tuple[Receiver, Event], Receiver]] = {
     (_R.SAY_BANNER, _E.OK): _R.READ_CONFIG,
     (_R.SAY_BANNER, _E.FAILED): _R.NOT_STARTED,
-    (_R.READ_CONFIG, _E.OK): _R.RUN_STREAM,
+    (_R.READ_CONFIG, _E.OK): _R.EXAMINE,
     (_R.READ_CONFIG, _E.FAILED): _R.NOT_STARTED,
+    (_R.EXAMINE, _E.OK): _R.ACCEPT,
+    (_R.EXAMINE, _E.FAILED): _R.REFUSE,
+    (_R.ACCEPT, _E.OK): _R.RUN_STREAM,
+    (_R.ACCEPT, _E.FAILED): _R.NOT_STARTED,
+    (_R.REFUSE, _E.OK): _R.NOT_STARTED,
+    (_R.REFUSE, _E.FAILED): _R.NOT_STARTED,
 
     (_R.RUN_STREAM, _E.OK): _R.SAY_READY,
     (_R.RUN_STREAM, _E.RESUMED): _R.RENAME_RESUMED,

@@ -22,6 +22,10 @@ class LinkError(OSError):
     """The other side said something else, nothing, or has gone; the text says which."""
 
 
+class LinkClosedError(LinkError):
+    """The other side has gone, in order or not."""
+
+
 async def read_exactly(fd: int, size: int, limit: float, what: str) -> bytes:
     """Read `size` octets of `what`. Raises LinkError at end of file, and where they are not there
     after `limit` seconds."""
@@ -31,7 +35,7 @@ async def read_exactly(fd: int, size: int, limit: float, what: str) -> bytes:
     except TimeoutError:
         raise LinkError(f"{what} did not come within {limit:g} s") from None
     except EOFError:
-        raise LinkError(f"the other side closed the link before {what}") from None
+        raise LinkClosedError(f"the other side closed the link before {what}") from None
     except OSError as error:
         raise LinkError(f"cannot receive {what}: {error.strerror}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import platform
 import time
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from helper.hypervisors import XEN
 from ipc_schema import xl_handshake, xl_header
-from ipc_schema.errors import Error
+from ipc_schema.errors import DecodeError, Error
 from ipc_schema.messages import Operation
 from ipc_schema.xl_handshake import HandshakeMessage
 from toolstack import handshake, link
@@ -22,6 +24,7 @@ from toolstack.domain_save import (
     SUSPEND_LIVE,
     PostcopyTransitioned,
     SaveResult,
+    beyond_helper,
     domain_live_migrate,
 )
 from toolstack.failure import message_of
@@ -47,7 +50,7 @@ from toolstack.settle import (
 from toolstack.talk import Talk
 
 if TYPE_CHECKING:
-    from helper.hypervisors.interface import GuestReport, Host
+    from helper.hypervisors.interface import DomainSummary, GuestReport, Host
 
 FIRST_STEP_LIMIT = 10.0
 """Seconds after its start for a guest to take its first step, and be asked about it."""
@@ -102,8 +105,14 @@ async def migrate(
 
     Returns in all cases once an operation has begun. Raises JournalError where another operation
     on the guest is under way or was left in the middle, GuestStateError for a guest that cannot
-    suspend (paused, crashed, …), ProcessLookupError without such a domain.
+    suspend (paused, crashed, …), ValueError for what the helper cannot do, ProcessLookupError
+    without such a domain.
     """
+    postcopy = options.strategy is MemoryStrategy.POSTCOPY
+    if problem := beyond_helper(
+        ctx, postcopy=postcopy, bandwidth=options.bandwidth, precopy=options.precopy
+    ):
+        raise ValueError(problem)
     row = row_of_domain(ctx.host, domid)
     name = row.name
     journal = Journal.begin(
@@ -146,6 +155,8 @@ class _Sending:
         self._rc = 0
         self._reasons: list[str] = []
         self._left_over = False
+        self._refused = False
+        """By the receiver, with its reason."""
         self._beyond = False
         """The guest's newer state may be at the destination alone."""
         self._warned = False
@@ -154,6 +165,7 @@ class _Sending:
         self._actions: dict[Sender, Action] = {
             Sender.READ_BANNER: self._read_banner,
             Sender.WRITE_CONFIG: self._write_config,
+            Sender.READ_VERDICT: self._read_verdict,
             Sender.RUN_STREAM: self._run_stream,
             Sender.READ_READY: lambda: self._hear(xl_handshake.READY),
             Sender.RENAME_AWAY: self._rename_away,
@@ -236,7 +248,34 @@ class _Sending:
 
     async def _write_config(self) -> Event:
         config = json.dumps(self._host.config(self._domid)).encode() + b"\0"
-        await self._talk().say(xl_handshake.CONFIG, xl_header.encode_header(config))
+        header = xl_header.encode_header(config, self._optional_flags())
+        await self._talk().say(xl_handshake.CONFIG, header)
+        return Event.OK
+
+    def _optional_flags(self) -> int:
+        """A verdict is asked for where the receiver is certainly ours, since xl's says none: only
+        ours can take a simulated guest, or do postcopy."""
+        if self._options.strategy is MemoryStrategy.POSTCOPY:
+            return xl_header.OPTIONAL_VERDICT | xl_header.OPTIONAL_POSTCOPY
+        return 0 if self._ctx.hypervisor == XEN else xl_header.OPTIONAL_VERDICT
+
+    async def _read_verdict(self) -> Event:
+        if not self._optional_flags():
+            return Event.OK
+        try:
+            verdict = await self._talk().hear_verdict()
+        except link.LinkClosedError:
+            raise
+        except (link.LinkError, DecodeError) as error:
+            if self._options.strategy is not MemoryStrategy.POSTCOPY:
+                raise
+            raise link.LinkError(
+                f"the receiver said nothing of postcopy: is it xl's? ({message_of(error)})"
+            ) from error
+        if verdict.rc:
+            self._refused = True
+            self._fail(verdict.rc, f"the destination refuses the guest: {verdict.reason}")
+            return Event.FAILED
         return Event.OK
 
     async def _run_stream(self) -> Event:
@@ -339,7 +378,7 @@ class _Sending:
             status = await self._receiver.end(self._ctx.limits.abort)
             self._ctx.trace.event("receiver ended", status=status)
             words = self._receiver.last_words() if status > 0 else ""
-            if outcome is not Outcome.SUCCESS:
+            if outcome is not Outcome.SUCCESS and not self._refused:
                 if status < 0:
                     self._fail(Error.FAIL, f"the receiver was ended by signal {-status}")
                 elif words:
@@ -363,8 +402,14 @@ class _Sending:
         saved = self._saved
         statistics = saved.statistics if saved else None
         there = None
+        warnings: list[str] = []
         if outcome is Outcome.SUCCESS:
-            guest, there = await self._guest_there()
+            guest, there = await self._guest_there(warnings)
+            if self._left_over:
+                warnings.append(
+                    f"what is left of the guest here was not destroyed: `recover {self._name}` "
+                    "does that"
+                )
         else:
             guest = self._guest_here()
         postcopy = None
@@ -389,6 +434,7 @@ class _Sending:
             postcopy=postcopy,
             guest=guest,
             reason="; ".join(self._reasons),
+            warnings=tuple(warnings),
         )
 
     def _downtime(self, there: GuestReport | None) -> float | None:
@@ -407,7 +453,7 @@ class _Sending:
             state = None
         return _guest_result(_place(self._ctx), state, report)
 
-    async def _guest_there(self) -> tuple[GuestResult, GuestReport | None]:
+    async def _guest_there(self, warnings: list[str]) -> tuple[GuestResult, GuestReport | None]:
         """The guest at the destination, once it has taken its first step."""
         if not isinstance(self._destination, HostDestination):
             return _guest_result(None, None, None), None
@@ -415,23 +461,30 @@ class _Sending:
         end = time.monotonic() + FIRST_STEP_LIMIT
         while True:
             try:
-                domid = self._find_there(host)
-                report, state = self._report(host, domid), state_of(host, domid)
+                row = self._find_there(host)
+                report, state = self._report(host, row.domid), row.state.value
             except OSError as error:
                 # It ran, by the destination's word; others may have moved it on since.
                 self._ctx.trace.event("no report", reason=message_of(error))
                 return _guest_result(place, None, None), None
             stepped = report is not None and report.first_step_at is not None
             if stepped or time.monotonic() > end:
+                if row.name != self._name:
+                    warnings.append(
+                        f"the guest is called {row.name!r} at {place}, where there is another "
+                        f"{self._name!r}: `xen-toolstack rename {row.name} NEW --host {place}` "
+                        f"gives it a name, `recover {self._name}` its own once that is free"
+                    )
                 return _guest_result(place, state, report), report
             await asyncio.sleep(0.01)
 
-    def _find_there(self, host: Host) -> int:
+    def _find_there(self, host: Host) -> DomainSummary:
         """The guest at the destination: it keeps the name of a copy where its own was taken."""
-        try:
-            return host.find(self._name + handshake.INCOMING)
-        except ProcessLookupError:
-            return host.find(self._name)
+        for name in (self._name + handshake.INCOMING, self._name):
+            for row in host.domains():
+                if row.name == name and self._journal.entry.may_be(row.uuid):
+                    return row
+        raise ProcessLookupError(errno.ESRCH, f"there is no guest {self._name!r}")
 
 
 def _place(ctx: Context) -> str:

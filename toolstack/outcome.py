@@ -94,6 +94,8 @@ class MigrationResult:
     postcopy: PostcopyResult | None
     guest: GuestResult
     reason: str
+    warnings: tuple[str, ...] = ()
+    """What a person should know of a migration that succeeded, a line for each."""
 
     @property
     def exit_code(self) -> ExitCode:

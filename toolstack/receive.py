@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipc_schema import xl_handshake, xl_header
-from ipc_schema.errors import DecodeError
+from ipc_schema.errors import DecodeError, Error
 from ipc_schema.messages import Operation
-from ipc_schema.xl_handshake import HandshakeMessage
-from toolstack import handshake, link
+from ipc_schema.xl_handshake import HandshakeMessage, Verdict
+from toolstack import blocking, handshake, link
 from toolstack.conduct import Action, conduct
 from toolstack.context import Context
+from toolstack.descriptors import why_no_descriptors
 from toolstack.domain_restore import RestoreResult, domain_create_restore
 from toolstack.failure import message_of
 from toolstack.handshake import Event, Receiver
@@ -23,6 +24,9 @@ INTERRUPTIBLE = frozenset(
     {
         Receiver.SAY_BANNER,
         Receiver.READ_CONFIG,
+        Receiver.EXAMINE,
+        Receiver.ACCEPT,
+        Receiver.REFUSE,
         Receiver.RUN_STREAM,
         Receiver.SAY_READY,
         Receiver.READ_GO,
@@ -35,13 +39,14 @@ resumption is not."""
 @dataclass(frozen=True)
 class ReceiveResult:
     """How a receive ended. `name` and `domid` are the guest's where it runs here. `reason` is a
-    line for people, empty where nothing failed."""
+    line for people, empty where nothing failed; `told`: the sender has it, as our verdict."""
 
     started: bool
     rc: int
     name: str
     domid: int | None
     reason: str
+    told: bool = False
 
 
 async def receive(ctx: Context, stream_fd: int, back_fd: int, *, peer: str) -> ReceiveResult:
@@ -63,6 +68,9 @@ class _Receiving:
         self._machine = handshake.receiver()
         self._journal: Journal | None = None
         self._config: dict[str, Any] = {}
+        self._flags = 0
+        """The header's optional ones."""
+        self._told = False
         self._name = ""
         self._domid: int | None = None
         self._rc = 0
@@ -73,6 +81,9 @@ class _Receiving:
         self._actions: dict[Receiver, Action] = {
             Receiver.SAY_BANNER: lambda: self._say(xl_handshake.BANNER),
             Receiver.READ_CONFIG: self._read_config,
+            Receiver.EXAMINE: self._examine,
+            Receiver.ACCEPT: lambda: self._say_verdict(Verdict(0, "")),
+            Receiver.REFUSE: self._refuse,
             Receiver.RUN_STREAM: self._run_stream,
             Receiver.SAY_READY: lambda: self._say(xl_handshake.READY),
             Receiver.READ_GO: self._read_go,
@@ -83,7 +94,7 @@ class _Receiving:
             Receiver.DESTROY_TO_GIVE_BACK: self._destroy,
             Receiver.ALLOW_BACK: lambda: self._say(xl_handshake.PERMISSION),
             Receiver.DESTROY: self._destroy,
-            Receiver.RENAME_RESUMED: self._rename,
+            Receiver.RENAME_RESUMED: self._rename_resumed,
             Receiver.SAY_SYNC: lambda: self._say(xl_handshake.SYNC),
         }
 
@@ -105,7 +116,7 @@ class _Receiving:
         if self._journal is not None and self._over():
             self._journal.close()
         self._ctx.trace.event("received", started=started, rc=self._rc, reason=self._reason)
-        return ReceiveResult(started, self._rc, self._name, self._domid, self._reason)
+        return ReceiveResult(started, self._rc, self._name, self._domid, self._reason, self._told)
 
     def _gives_up(self, state: Receiver) -> bool:
         if self._may_run and state is Receiver.RUN_STREAM and not self._warned:
@@ -146,16 +157,25 @@ class _Receiving:
 
     async def _read_config(self) -> Event:
         limit = self._ctx.limits.handshake
-        config = await self._talk.hear_by(
+        self._config, self._flags = await self._talk.hear_by(
             xl_handshake.CONFIG, lambda: read_config(self._stream_fd, limit)
         )
-        self._config = config
-        self._name = name_of(config)
+        self._name = name_of(self._config)
+        return Event.OK
+
+    async def _examine(self) -> Event:
+        """Whatever can be known of the guest's coming is looked at before its first page comes."""
         taken = {row.name: row.domid for row in self._ctx.host.domains()}
         if self._incoming in taken:
             raise FileExistsError(f"there is a {self._incoming!r} here already")
         if self._name in taken and not self._is_the_guest(taken[self._name]):
             raise FileExistsError(f"there is another guest {self._name!r} here already")
+        problem = why_no_descriptors() or await blocking.call(
+            self._ctx.limits.callback, self._objection
+        )
+        if problem:
+            self._fail(Error.FAIL, problem)
+            return Event.FAILED
         self._journal = Journal.begin(
             self._ctx.host.state_dir,
             self._name,
@@ -163,9 +183,28 @@ class _Receiving:
             domid=None,
             domain_name=self._incoming,
             peer=self._peer,
-            uuid=uuid_of(config),
+            uuid=uuid_of(self._config),
         )
         return Event.OK
+
+    def _objection(self) -> str:
+        """What speaks against the guest at this host; "" if nothing is known to."""
+        host = self._ctx.host
+        if problem := host.why_not_create(self._config):
+            return f"the domain {self._incoming} cannot be: {problem}"
+        return host.why_no_postcopy() if self._flags & xl_header.OPTIONAL_POSTCOPY else ""
+
+    async def _say_verdict(self, verdict: Verdict) -> Event:
+        """A sender that did not ask for it, such as xl, would take it for something else."""
+        if self._flags & xl_header.OPTIONAL_VERDICT:
+            message = xl_handshake.VERDICT
+            await self._talk.say(message, xl_handshake.encode_verdict(verdict))
+        return Event.OK
+
+    async def _refuse(self) -> Event:
+        event = await self._say_verdict(Verdict(self._rc or Error.FAIL, self._reason))
+        self._told = bool(self._flags & xl_header.OPTIONAL_VERDICT)
+        return event
 
     def _is_the_guest(self, domid: int) -> bool:
         """Whether a domain is the very guest that is sent, within one host; also where there is no
@@ -202,6 +241,16 @@ class _Receiving:
     async def _rename(self) -> Event:
         self._ctx.host.rename(self._made(), self._name)
         return Event.OK
+
+    async def _rename_resumed(self) -> Event:
+        try:
+            return await self._rename()
+        except FileExistsError as error:
+            raise FileExistsError(
+                f"the guest runs here as {self._incoming!r}, since there is another {self._name!r}:"
+                f" `xen-toolstack rename {self._incoming} NEW` gives it a name, `recover "
+                f"{self._name}` its own once that is free"
+            ) from error
 
     async def _unpause(self) -> Event:
         self._ctx.host.unpause(self._made())
@@ -242,8 +291,8 @@ class _Receiving:
         self._journal.promise(promise)
 
 
-async def read_config(fd: int, limit: float) -> dict[str, Any]:
-    """Read the xl header and the configuration in it.
+async def read_config(fd: int, limit: float) -> tuple[dict[str, Any], int]:
+    """Read the xl header: the configuration in it, and its optional flags.
 
     Raises DecodeError for what is no such header, LinkError where it ends early or does not come.
     """
@@ -253,7 +302,7 @@ async def read_config(fd: int, limit: float) -> dict[str, Any]:
         fd, decoded.optional_data_len, limit, "the configuration in the xl header"
     )
     text = xl_header.decode_optional_data(decoded, data)
-    return parse_config(text)
+    return parse_config(text), decoded.optional_flags
 
 
 def parse_config(text: bytes) -> dict[str, Any]:

@@ -349,5 +349,13 @@ def _refusal(host: Host, entry: Entry, row: DomainSummary) -> str:
 
 
 def _rename(host: Host, row: DomainSummary, name: str) -> None:
-    if row.name != name:
+    """Raises FileExistsError with the way out where another guest has the name."""
+    if row.name == name:
+        return
+    try:
         host.rename(row.domid, name)
+    except FileExistsError as error:
+        raise FileExistsError(
+            f"{row.name!r} cannot have its name, since there is another guest {name!r}: destroy "
+            f"or rename one of them (`xen-toolstack rename {name} NEW`), then recover again"
+        ) from error

@@ -23,6 +23,7 @@ from ipc_schema.errors import DecodeError, Error, rc_name
 from ipc_schema.messages import XentoollogLevel
 from toolstack import fd_io
 from toolstack.context import Context
+from toolstack.descriptors import why_no_descriptors
 from toolstack.domain_restore import domain_create_restore
 from toolstack.domain_save import SaveResult, domain_suspend
 from toolstack.failure import message_of
@@ -244,6 +245,8 @@ async def restore(ctx: Context, path: Path, *, leave_paused: bool = False) -> Re
         incoming = name + INCOMING
         for taken in {row.name for row in ctx.host.domains()} & {name, incoming}:
             raise FileExistsError(f"there is a guest {taken!r} on this host already")
+        if problem := why_no_descriptors() or ctx.host.why_not_create(config):
+            raise SaveFileError(f"cannot restore {name!r} from {path}: {problem}")
         journal = Journal.begin(
             ctx.host.state_dir,
             name,

@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from ipc_schema import xl_handshake
 from ipc_schema.messages import Operation
-from ipc_schema.xl_handshake import HandshakeMessage
+from ipc_schema.xl_handshake import HandshakeMessage, Verdict
 from toolstack import link
 from toolstack.context import Context
 
@@ -52,6 +53,19 @@ class Talk:
             what = f"the octet behind {message.what}"
             (code,) = await link.read_exactly(self._hears, 1, self._limit, what)
             return code
+
+        return await self.hear_by(message, read)
+
+    async def hear_verdict(self) -> Verdict:
+        """Raises DecodeError besides, for a verdict that is out of its bounds."""
+        message = xl_handshake.VERDICT
+
+        async def read() -> Verdict:
+            await self._read(message)
+            what = f"the rest of {message.what}"
+            read = partial(link.read_exactly, self._hears, limit=self._limit, what=what)
+            rc, length = xl_handshake.decode_verdict_head(await read(xl_handshake.VERDICT_SIZE))
+            return Verdict(rc, xl_handshake.decode_reason(await read(length)))
 
         return await self.hear_by(message, read)
 

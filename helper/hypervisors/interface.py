@@ -288,6 +288,13 @@ class Host(Protocol):
     def domain(self, domid: int) -> ControlledDomain:
         """The domain as libxc has it; the caller closes it."""
 
+    def why_not_create(self, config: Mapping[str, Any]) -> str:
+        """Why no domain of this configuration can be made here, as far as that can be known for
+        certain before it is: what it is, and free memory. "" if nothing is known."""
+
+    def why_no_postcopy(self) -> str:
+        """Why no domain can be restored by postcopy here, with the way out; "" if it can."""
+
     def restore_program(self, config: Mapping[str, Any], name: str) -> RestoreProgram | None:
         """Where restoring is the host's own toolstack's: how it makes a domain `name` of `config`.
         None where it is ours: `create`, a helper, `restore_emulator`. Raises OSError where it is

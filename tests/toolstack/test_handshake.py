@@ -50,7 +50,7 @@ def test_messages_are_xls() -> None:
 
 
 OK, FAILED = Event.OK, Event.FAILED
-TO_STREAM = (OK, OK)
+TO_STREAM = (OK, OK, OK)
 TO_REPORT = (*TO_STREAM, OK, OK, OK, OK)
 
 
@@ -91,13 +91,21 @@ def test_rows_of_the_caller(events: tuple[Event, ...], last: list[Sender]) -> No
     assert run_sender(*events)[-len(last) :] == last
 
 
+def test_a_refused_guest_is_not_touched() -> None:
+    """It was never asked to suspend, so there is nothing to resume."""
+    assert run_sender(OK, OK, FAILED) == [
+        Sender.WRITE_CONFIG, Sender.READ_VERDICT, Sender.RUNNING_AT_SOURCE
+    ]  # fmt: skip
+    assert run_receiver(OK, OK, FAILED, OK)[-2:] == [Receiver.REFUSE, Receiver.NOT_STARTED]
+
+
 def test_the_guest_is_renamed_away_before_go() -> None:
     states = run_sender(*TO_REPORT)
     assert states.index(Sender.RENAME_AWAY) + 1 == states.index(Sender.SAY_GO)
 
 
 def test_receiver_gives_the_guest_back_only_after_its_copy_is_gone() -> None:
-    failed_start = (OK, OK, OK, OK, OK, FAILED)
+    failed_start = (OK, OK, OK, OK, OK, OK, OK, FAILED)
     assert run_receiver(*failed_start, OK, OK, OK)[-4:] == [
         Receiver.REPORT_FAILED,
         Receiver.DESTROY_TO_GIVE_BACK,
@@ -157,6 +165,8 @@ class World:
 
     SAYS: Final = {
         Receiver.SAY_BANNER: "banner",
+        Receiver.ACCEPT: "accepted",
+        Receiver.REFUSE: "refused",
         Receiver.SAY_READY: "ready",
         Receiver.REPORT_STARTED: "started",
         Receiver.REPORT_FAILED: "not started",
@@ -165,6 +175,7 @@ class World:
     }
     EXPECTS: Final = {
         Sender.READ_BANNER: {"banner": Event.OK},
+        Sender.READ_VERDICT: {"accepted": Event.OK},
         Sender.READ_READY: {"ready": Event.OK},
         Sender.READ_REPORT: {"started": Event.OK, "not started": Event.NOT_STARTED},
         Sender.READ_PERMISSION: {"allowed": Event.OK},
@@ -177,6 +188,7 @@ class World:
         self.to_sender: list[str] = []
         self.go_sent = False
         self.config_sent = False
+        self.accepted = False
         self.streamed: Event | None = None
         self.source, self.destination = "running", "absent"
         self.nothing_fails = False
@@ -197,6 +209,7 @@ class World:
             else:
                 return False
         elif state is Sender.RUN_STREAM:
+            assert self.accepted
             self.source = "suspended"
             event = self.draw(
                 st.sampled_from([OK, Event.TRANSITIONED, FAILED, Event.FAILED_AFTER_TRANSITION])
@@ -222,6 +235,8 @@ class World:
                 return False
             event = FAILED
         if state is Receiver.RUN_STREAM:
+            # No page comes to a receiver that has not accepted.
+            assert self.accepted
             if self.streamed is None:
                 if not self.sender.ended:
                     return False
@@ -240,6 +255,8 @@ class World:
             event = FAILED
         if state in self.SAYS and event is OK:
             self.to_sender.append(self.SAYS[state])
+        if state is Receiver.ACCEPT and event is OK:
+            self.accepted = True
         if state is Receiver.UNPAUSE and event is OK:
             self.destination = "running"
         if state in {Receiver.DESTROY, Receiver.DESTROY_TO_GIVE_BACK} and event is OK:

@@ -185,7 +185,10 @@ from ipc_schema import xl_handshake
 from toolstack.inspect import inspect
 os.write(1, xl_handshake.BANNER.octets)
 with open(0, "rb", buffering=0, closefd=False) as stream:
-    next(entry for entry in inspect(stream) if (entry.layer, entry.name) == ("libxl", "END"))
+    entries = inspect(stream)
+    next(entry for entry in entries if entry.layer == "xl")
+    os.write(1, xl_handshake.encode_verdict(xl_handshake.Verdict(0, "")))
+    next(entry for entry in entries if (entry.layer, entry.name) == ("libxl", "END"))
 os.write(1, {said!r})
 if {go!r}:
     assert os.read(0, 1000) == xl_handshake.GO.octets

@@ -137,8 +137,9 @@ class Faulty(SimulatedHost):
 
 def test_a_fault_that_leaves_nothing_leaves_no_journal(destination: Side) -> None:
     side = Side(Faulty(destination.host.directory))
+    config = b'{"c_info": {"name": "g", "type": "pvh"}, "b_info": {"max_memkb": 4096}}'
     with pytest.raises(RuntimeError, match="a fault of the program"):
-        run(refused(side, b'{"c_info": {"name": "g"}}'))
+        run(refused(side, config))
     assert journals(side) == []
 
 

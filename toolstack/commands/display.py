@@ -62,8 +62,10 @@ def guests(rows: Sequence[dict[str, Any]]) -> None:
         table.add_column("Waits for", overflow="fold")
     for row in rows:
         state = Text(row["state"], style=STATE_COLOURS.get(row["state"], ""))
-        kind = (row["workload"] or "-") if simulated else row["type"].upper()
-        cells = [row["name"], str(row["domid"]), octets(row["memory"]), kind, state]
+        kind = (row["workload"] or "-") if simulated else (row["type"] or "-").upper()
+        domid = "-" if row["domid"] is None else str(row["domid"])
+        memory = "-" if row["memory"] is None else octets(row["memory"])
+        cells = [row["name"], domid, memory, kind, state]
         table.add_row(*cells, *([row["waits"] or ""] if waiting else []))
     Console(soft_wrap=waiting).print(table)
 
@@ -83,6 +85,8 @@ def migration(result: MigrationResult, extra: Sequence[tuple[str, str]] = ()) ->
     console.print(table)
     if result.reason and result.outcome is Outcome.SUCCESS:
         console.print(Text(result.reason, style="dim"))
+    for warning in result.warnings:
+        console.print(Text(f"warning: {warning}", style="yellow"))
 
 
 def _figures(result: MigrationResult) -> Iterator[tuple[str, str]]:

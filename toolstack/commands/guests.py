@@ -1,11 +1,11 @@
-"""init, create, list, destroy, pause, unpause."""
+"""init, create, list, destroy, pause, unpause, rename."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from toolstack import journal
 from toolstack.commands.common import (
@@ -21,18 +21,30 @@ from toolstack.commands.common import (
 from toolstack.journal import Promise
 from toolstack.recover import OPERATIONS, domain_of, operations_on, waits_for
 
+_COLUMNS: Final = (
+    "name", "domid", "memory", "type", "workload", "state", "log_dirty", "pid", "waits"
+)  # fmt: skip
+"""The keys of a row of `list`."""
+
 if TYPE_CHECKING:
     from helper.hypervisors.interface import DomainSummary, Host
     from helper.hypervisors.simulated.host import SimulatedHost
 
 
 def init(arguments: argparse.Namespace) -> int:
-    """Make a directory a host. One that is a host already stays as it is; one with anything else
-    in it is refused."""
+    """Make a directory a host. One that is a host already stays as it is, but for its memory; one
+    with anything else in it is refused."""
     directory = Path(arguments.directory) if arguments.directory else directory_of(arguments)
     simulated = importlib.import_module("helper.hypervisors.simulated.host")
-    simulated.create_host(directory)
-    return show(arguments, {"host": str(directory)}, lambda: print(f"{directory} is a host"))
+    simulated.create_host(directory, arguments.memory)
+    host = cast("SimulatedHost", host_at(directory))
+    if arguments.memory is not None and host.memory != arguments.memory:
+        host.bound_memory(arguments.memory)
+    bound = {} if host.memory is None else {"memory": host.memory}
+    of = "" if host.memory is None else f" of {host.memory >> 20} MiB"
+    return show(
+        arguments, {"host": str(directory), **bound}, lambda: print(f"{directory} is a host{of}")
+    )
 
 
 def create(arguments: argparse.Namespace) -> int:
@@ -79,13 +91,19 @@ def create_guest(host: Host, arguments: argparse.Namespace) -> int:
 def show_list(arguments: argparse.Namespace) -> int:
     """`memory` in octets; `workload` and `pid` of simulated guests, null for others; `log_dirty`
     null where the hypervisor does not tell; `waits`: what a guest in the middle of an operation
-    waits for, or null."""
+    waits for, or null. What a guest that is gone has left has a row, too, with the state `gone` and
+    what to do; all else is null in it."""
     host = host_of(arguments)
     waits: dict[int, str] = {}
+    left: list[dict[str, Any]] = []
     for entry in journal.entries(host.state_dir):
         row = domain_of(host, entry)
         if row is not None:
             waits[row.domid] = waits_for(entry)
+        elif not entry.process.alive():
+            text = f"`recover {entry.name}` (of its {OPERATIONS[entry.role]}, a journal is left)"
+            left.append({**dict.fromkeys(_COLUMNS), "name": entry.name, "state": "gone",
+                         "waits": text})  # fmt: skip
     domains = host.domains()
     for row in domains:
         if row.state.value == "suspended":
@@ -104,6 +122,7 @@ def show_list(arguments: argparse.Namespace) -> int:
         }
         for row in domains
     ]
+    rows += left
 
     def human() -> None:
         importlib.import_module("toolstack.commands.display").guests(rows)
@@ -145,6 +164,27 @@ def unpause(arguments: argparse.Namespace) -> int:
             raise CommandError(f"{guest.name!r} waits for {waits_for(entry)}")
     host.unpause(guest.domid)
     return _done(arguments, guest, "running")
+
+
+def rename(arguments: argparse.Namespace) -> int:
+    """Refused while an operation on the guest is under way or left in the middle: its journal knows
+    it by its name. A guest that was received whole, whose own name was taken, keeps the new one."""
+    if is_domid(arguments.new):
+        raise UsageError(f"{arguments.new!r}: a name of digits alone would be taken for a domid")
+    host = host_of(arguments)
+    guest = guest_of(host, arguments.name)
+    entries = operations_on(host, guest)
+    for entry in entries:
+        if entry.process.alive() or entry.promise is not Promise.STARTED:
+            raise CommandError(f"{guest.name!r} waits for {waits_for(entry)}")
+    host.rename(guest.domid, arguments.new)
+    for entry in entries:
+        journal.remove(host.state_dir, entry)
+    return show(
+        arguments,
+        {"name": arguments.new, "domid": guest.domid},
+        lambda: print(f"{guest.name} is called {arguments.new}"),
+    )
 
 
 def _done(arguments: argparse.Namespace, guest: DomainSummary, state: str) -> int:

@@ -180,6 +180,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_guest_commands(command: Adder) -> None:
     init = command("init", "guests:init", "make a directory a simulated host, with no guests")
     init.add_argument("directory", nargs="?", metavar="DIR", help="in place of --host")
+    init.add_argument(
+        "--memory", type=guest_size, metavar="SIZE", help="what its guests may have together"
+    )
 
     create = command("create", "guests:create", "start a new simulated guest")
     create.add_argument("name", metavar="NAME")
@@ -202,6 +205,9 @@ def _add_guest_commands(command: Adder) -> None:
         ("unpause", "let a paused guest run"),
     ):
         command(name, f"guests:{name}", text).add_argument("name", metavar="NAME")
+    rename = command("rename", "guests:rename", "give a guest another name")
+    rename.add_argument("name", metavar="NAME")
+    rename.add_argument("new", metavar="NEW")
 
 
 def _add_file_commands(command: Adder) -> None:

@@ -27,7 +27,8 @@ def receive(arguments: argparse.Namespace) -> int:
     finally:
         os.close(stream)
         os.close(back)
-    if not result.started:
-        complain(arguments, result.reason or "not started")
-        return ExitCode.FAILED
-    return ExitCode.SUCCESS
+    reason = result.reason or ("" if result.started else "not started")
+    # What the sender was told, it tells.
+    if reason and not result.told:
+        complain(arguments, reason)
+    return ExitCode.SUCCESS if result.started else ExitCode.FAILED

@@ -20,7 +20,7 @@ from ipc_schema.fault_plan import FIRST, Fault, Plan, Times
 from ipc_schema.fault_points import POINTS, Kind, Point, Side, Who
 from ipc_schema.messages import CATALOGUE, PrecopyPolicy
 from ipc_schema.records import HEADER_SIZE
-from ipc_schema.xl_handshake import BANNER, READY, REPORT, SYNC
+from ipc_schema.xl_handshake import BANNER, READY, REPORT, SYNC, VERDICT, VERDICT_SIZE
 from toolstack.faults import reach
 from toolstack.faults.evidence import Mode
 
@@ -240,7 +240,8 @@ _FAR: Final = 500_000
 _SHORT: Final[Mapping[tuple[Who, str], int]] = {
     # At least that all pages are there.
     (Who.HELPER, "back"): HEADER_SIZE,
-    (Who.LINK, "back"): len(BANNER.octets)
+    (Who.LINK, "back"): len(BANNER.octets + VERDICT.octets)
+    + VERDICT_SIZE
     + min(len(READY.octets + REPORT.octets), HEADER_SIZE + len(SYNC.octets)),
 }
 """Octets that go back in each run."""

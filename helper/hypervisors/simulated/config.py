@@ -57,6 +57,14 @@ def _seen(value: object) -> str:
     return f"{value!r:.40}" if isinstance(value, str | int | float) else type(value).__name__
 
 
+def memory_of(config: Mapping[str, Any]) -> int:
+    """What a domain of the host's memory has, in bytes, from its making to its end: what it may
+    populate, but for its few special pages."""
+    b_info = config["b_info"]
+    kib: int = b_info["max_memkb"] + max(0, b_info.get("video_memkb", 0))
+    return kib * 1024
+
+
 def uuid_of(config: Mapping[str, Any]) -> str | None:
     """`c_info.uuid` in lower case; None if there is none."""
     uuid = config["c_info"].get("uuid")

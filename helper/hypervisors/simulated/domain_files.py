@@ -15,6 +15,7 @@ from typing import Any, Final
 MARKER: Final = "xen-host.json"
 FORMAT: Final = 1
 DOMAINS: Final = "domains"
+_MEMORY: Final = "memory"
 _LOCK: Final = "lock"
 _SUSPEND_LOCK: Final = "suspend.lock"
 _CONFIG: Final = "config.json"
@@ -24,8 +25,9 @@ _POLL: Final = 0.005
 """Seconds between two tries to get a lock; flock(2) has no time limit of its own."""
 
 
-def create_host(directory: str | os.PathLike[str]) -> None:
-    """Make `directory` (its parents, too) a host, where it is not one.
+def create_host(directory: str | os.PathLike[str], memory: int | None = None) -> None:
+    """Make `directory` (its parents, too) a host, where it is not one. `memory` is what its guests
+    may have, in bytes; None for as much as they ask for. A host that is there keeps what it has.
 
     Raises FileExistsError for a directory with other things in it, NotADirectoryError for a file.
     """
@@ -40,7 +42,20 @@ def create_host(directory: str | os.PathLike[str]) -> None:
         )
     (path / DOMAINS).mkdir()
     (path / _LOCK).touch()
-    _write_json(path / MARKER, {"format": FORMAT, "next_domid": 1})
+    bound = {} if memory is None else {_MEMORY: memory}
+    _write_json(path / MARKER, {"format": FORMAT, "next_domid": 1, **bound})
+
+
+def read_memory(host: Path) -> int | None:
+    """What the host's guests may have together, in bytes; None for a host without a bound."""
+    memory: int | None = json.loads((host / MARKER).read_text()).get(_MEMORY)
+    return memory
+
+
+def write_memory(host: Path, memory: int) -> None:
+    """Set that bound. The host's lock is held."""
+    marker = json.loads((host / MARKER).read_text())
+    _write_json(host / MARKER, {**marker, _MEMORY: memory})
 
 
 def check_host(path: Path) -> None:

@@ -19,8 +19,8 @@ from helper.hypervisors.interface import (
     GuestState,
     RestoreProgram,
 )
-from helper.hypervisors.simulated import control, device_model, domain_files
-from helper.hypervisors.simulated.config import check_config, uuid_of
+from helper.hypervisors.simulated import control, device_model, domain_files, userfault
+from helper.hypervisors.simulated.config import check_config, memory_of, uuid_of
 from helper.hypervisors.simulated.domain_files import create_host
 from helper.hypervisors.simulated.kinds import NAMES
 from helper.hypervisors.simulated.layout import Behaviour
@@ -118,6 +118,54 @@ class SimulatedHost:
         with self._directory(domid) as fd:
             return control.request(fd, timeout or self.timeout, **message)
 
+    def why_not_create(self, config: Mapping[str, Any]) -> str:
+        try:
+            check_config(config)
+        except ValueError as error:
+            return str(error)
+        return self._why_no_room(config)
+
+    def _why_no_room(self, config: Mapping[str, Any]) -> str:
+        memory, needed = domain_files.read_memory(self.directory), memory_of(config)
+        if memory is None:
+            return ""
+        free = max(0, memory - self.memory_in_use())
+        if needed <= free:
+            return ""
+        return (
+            f"no room for {_mib(needed)}: of {_mib(memory)} there are {_mib(free)} free on "
+            f"{self.directory}"
+        )
+
+    @property
+    def memory(self) -> int | None:
+        """What the host's guests may have together, in bytes; None for a host without a bound."""
+        return domain_files.read_memory(self.directory)
+
+    def memory_in_use(self) -> int:
+        """What its domains have, in bytes: those that stand still or have crashed, too."""
+        in_use = 0
+        for domid in domain_files.domids(self.directory):
+            try:
+                in_use += memory_of(self.config(domid))
+            except ProcessLookupError:
+                continue
+        return in_use
+
+    def bound_memory(self, memory: int) -> None:
+        """Set what the host's guests may have together, in bytes. Raises OSError (EBUSY) where
+        they have more."""
+        with domain_files.host_lock(self.directory, self.timeout):
+            if (in_use := self.memory_in_use()) > memory:
+                raise OSError(
+                    errno.EBUSY,
+                    f"the guests on {self.directory} have {_mib(in_use)}, more than {_mib(memory)}",
+                )
+            domain_files.write_memory(self.directory, memory)
+
+    def why_no_postcopy(self) -> str:
+        return userfault.why_not()
+
     def restore_program(self, config: Mapping[str, Any], name: str) -> RestoreProgram | None:
         return None
 
@@ -128,6 +176,10 @@ class SimulatedHost:
         named = {**config, "c_info": {**config["c_info"], "name": name}}
         with domain_files.host_lock(self.directory, self.timeout):
             self._check_name_free(name)
+            # Under the lock that a domain's directory comes and goes under: what is free now is
+            # free for this one.
+            if problem := self._why_no_room(config):
+                raise OSError(errno.ENOMEM, problem)
             domid, path = domain_files.new_domain_directory(self.directory, named)
             try:
                 with domain_files.directory_fd(path) as fd:
@@ -337,6 +389,10 @@ class SimulatedHost:
             if state_of(domain) is not GuestState.CRASHED:
                 self._ask(domid, timeout, do="verify")
             return report_of(domain)
+
+
+def _mib(octets: int) -> str:
+    return f"{octets / (1 << 20):.6g} MiB"
 
 
 __all__ = ["SimulatedHost", "create_host"]

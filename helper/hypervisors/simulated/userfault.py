@@ -8,6 +8,7 @@ import fcntl
 import os
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 _SYSCALL: Final = {"x86_64": 323, "aarch64": 282}
@@ -17,6 +18,7 @@ _UFFD_API: Final = 0xAA
 _USER_MODE_ONLY: Final = 1
 _FEATURE_EVENT_REMOVE: Final = 1 << 3
 _FEATURE_MISSING_SHMEM: Final = 1 << 5
+_NEEDED: Final = _FEATURE_MISSING_SHMEM | _FEATURE_EVENT_REMOVE
 _REGISTER_MODE_MISSING: Final = 1
 
 _API: Final = 0xC018AA3F
@@ -54,27 +56,81 @@ class Removed:
     end: int
 
 
-def open_and_register(address: int, length: int) -> int:
-    """A userfaultfd on which missing pages of a shared mapping of this process are reported.
-
-    User-mode faults only, which any user may have. Raises OSError with the way out in its text.
-    """
+def _open() -> int:
+    """A userfaultfd of user-mode faults only, which any user may have. Raises OSError with the way
+    out in its text."""
     machine = os.uname().machine
     if machine not in _SYSCALL:
-        raise OSError(errno.ENOSYS, f"userfaultfd: its number on {machine} is not known here")
+        raise OSError(errno.ENOSYS, f"userfaultfd(2): its number on {machine} is not known here")
     fd = _LIBC.syscall(_SYSCALL[machine], os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY)
     if fd < 0:
         code = ctypes.get_errno()
-        raise OSError(
-            code, f"userfaultfd: {os.strerror(code)}; paging needs Linux 5.11 and a sandbox "
-            "that allows the system call"
-        )  # fmt: skip
+        raise OSError(code, f"userfaultfd(2): {os.strerror(code)}: {_way_out(code)}")
+    return int(fd)
+
+
+def _way_out(code: int) -> str:
+    """Who refuses the system call, and what to do about it."""
+    if code == errno.EPERM:
+        if _of_status("Seccomp") == "2":
+            return (
+                "a seccomp filter forbids it; allow the call to the receiver (systemd: "
+                "SystemCallFilter=userfaultfd; Docker and Podman: a seccomp profile that has it)"
+            )
+        if os.geteuid() and _unprivileged() == "0":
+            return "root only: `sysctl vm.unprivileged_userfaultfd=1`, or run as root"
+        return "a security module forbids it; allow the call to the receiver"
+    if code == errno.ENOSYS:
+        return "a kernel with CONFIG_USERFAULTFD is needed, and a sandbox that allows the call"
+    if code == errno.EINVAL:
+        return "Linux 5.11 or later is needed"
+    return "the host is short of it"
+
+
+def _of_status(name: str) -> str:
+    """A field of /proc/self/status; "" if there is none."""
+    for line in Path("/proc/thread-self/status").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return value.strip()
+    return ""
+
+
+def _unprivileged() -> str:
+    """vm.unprivileged_userfaultfd; "" where the kernel has no such setting."""
     try:
-        fcntl.ioctl(
-            fd,
-            _API,
-            struct.pack("<QQQ", _UFFD_API, _FEATURE_MISSING_SHMEM | _FEATURE_EVENT_REMOVE, 0),
-        )
+        return Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip()
+    except OSError:
+        return ""
+
+
+def why_not() -> str:
+    """Why this process cannot page its shared memory, with the way out; "" if it can."""
+    try:
+        fd = _open()
+    except OSError as error:
+        return str(error.strerror)
+    try:
+        argument = bytearray(struct.pack("<QQQ", _UFFD_API, 0, 0))
+        fcntl.ioctl(fd, _API, argument)
+    except OSError as error:
+        return f"userfaultfd(2): UFFDIO_API: {error.strerror}"
+    finally:
+        os.close(fd)
+    _, features, _ = struct.unpack("<QQQ", argument)
+    if missing := _NEEDED & ~features:
+        return f"userfaultfd(2): the kernel lacks features {missing:#x}; Linux 4.11 has them"
+    return ""
+
+
+def open_and_register(address: int, length: int) -> int:
+    """A userfaultfd on which missing pages of a shared mapping of this process are reported.
+
+    Raises OSError with the way out in its text.
+    """
+    fd = _open()
+    try:
+        fcntl.ioctl(fd, _API, struct.pack("<QQQ", _UFFD_API, _NEEDED, 0))
         fcntl.ioctl(fd, _REGISTER, struct.pack("<QQQQ", address, length, _REGISTER_MODE_MISSING, 0))
     except OSError as error:
         os.close(fd)

@@ -20,7 +20,7 @@ from helper.hypervisors.interface import (
     GuestState,
     RestoreProgram,
 )
-from helper.hypervisors.xen import device_model, restored_model, xl
+from helper.hypervisors.xen import device_model, memory, restored_model, xl
 from helper.hypervisors.xen.domain import HVM, PAGE_KIB, XenDomain, home, state_of, type_of
 from helper.hypervisors.xen.suspend import XenSuspendRequest, withdraw_request
 from helper.hypervisors.xen.xenctrl import Xenctrl, XenDomainInfo
@@ -104,6 +104,27 @@ class XenHost:
         return info
 
     # -- making and ending ----------------------------------------------------------------------
+
+    def why_not_create(self, config: Mapping[str, Any]) -> str:
+        """Of a host that does not tell its memory, nothing is known for certain."""
+        try:
+            restored_model.choose(config)
+        except OSError as error:
+            return error.strerror or str(error)
+        with Xenctrl() as xenctrl:
+            others = sum(
+                info.tot_pages
+                for info in xenctrl.domain_list()
+                if info.domid != CONTROL_DOMAIN and not info.dying
+            )
+        try:
+            total = memory.total_kib()
+        except OSError:
+            return ""
+        return memory.why_no_room(memory.needed_kib(config), total, others * PAGE_KIB)
+
+    def why_no_postcopy(self) -> str:
+        return "postcopy is not available on Xen yet"
 
     def restore_program(self, config: Mapping[str, Any], name: str) -> RestoreProgram:
         """`xl restore -p`: it opens what it is told to read, so that is its stdin's other name. It

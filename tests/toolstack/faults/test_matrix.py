@@ -153,7 +153,7 @@ class TestAtRandom:
 
     def test_places_on_the_short_way_back_are_passed(self) -> None:
         faults = [fault for cell in at_random(4000, 3) for fault in cell.plan.faults]
-        for who, length in ((Who.HELPER, 8), (Who.LINK, 54 + 8 + 42)):
+        for who, length in ((Who.HELPER, 8), (Who.LINK, 54 + 35 + 8 + 42)):
             places = {
                 fault.at
                 for fault in faults
