@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, BinaryIO, Final
 
-from ipc_schema import libxc_stream, libxl_stream, records, xl_header
+from ipc_schema import cpu_features, libxc_stream, libxl_stream, records, xl_header
 from ipc_schema.errors import DecodeError
 from ipc_schema.libxc_stream import P2mFrames, PvInfo, TscInfo
 from ipc_schema.libxc_stream import RecordType as Xc
@@ -29,6 +29,8 @@ TRAILING_SHOWN: Final = 256
 """Octets after the stream's end that an entry shows."""
 
 _VCPU_CHECKED: Final = libxc_stream.VCPU_HEADER_SIZE + 16
+_LEAVES_READ: Final = 1 << 16
+"""Octets of the longest CPU policy that is looked at; Xen's have a tenth of that."""
 _START_SIZE: Final = 8
 _LIBXC_START: Final = b"\xff" * _START_SIZE
 
@@ -295,6 +297,10 @@ class _Walker:
             return _described(libxc_stream.decode_body(kind, body, offset, self._version))
         if kind in _VCPU:
             return self._vcpu(kind, length, what)
+        if kind is Xc.X86_CPUID_POLICY and length <= _LEAVES_READ:
+            leaves = self._source.read(length, what)
+            count = length // cpu_features.LEAF_SIZE
+            return {"leaves": count, "features": cpu_features.features(leaves)}
         self._source.skip(length, what)
         return {"octets": length} if length else {}
 

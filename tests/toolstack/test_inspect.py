@@ -134,6 +134,16 @@ def test_names_every_record_of_a_real_stream(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CUTS)
+def test_the_features_of_a_real_guests_cpu(name: str) -> None:
+    (policy,) = (entry for entry in entries_of(CUT_DATA[name]) if entry.name == "X86_CPUID_POLICY")
+    assert policy.summary["leaves"] == policy.length // 24
+    features = policy.summary["features"]
+    assert {"fpu", "sse2", "xsave", "avx2", "syscall", "nx", "lm", "lahf-lm"} <= set(features)
+    assert ("pku" in features) == (KNOWN[name].guest != "pv")
+    assert not [feature for feature in features if feature.startswith("cpuid:")]
+
+
+@pytest.mark.parametrize("name", CUTS)
 def test_only_live_streams_have_rounds_and_repeats(name: str) -> None:
     summary = Summary()
     for _entry in inspect(io.BytesIO(CUT_DATA[name]), summary):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ipc_schema.errors import DecodeError
 from toolstack import save_file
@@ -17,6 +18,9 @@ from toolstack.outcome import ExitCode
 
 if TYPE_CHECKING:
     from toolstack.inspect import Entry
+
+_INDENT: Final = " " * 20
+_LIST_WIDTH: Final = 100
 
 
 def save(arguments: argparse.Namespace) -> int:
@@ -97,13 +101,26 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 
 def _line(entry: Entry) -> str:
+    """A line, and under it what the entry lists."""
     what = ", ".join(f"{name} {_text(value)}" for name, value in entry.summary.items())
-    return (
+    lines = [
         f"{entry.offset:#012x} {entry.layer:6} {entry.name:24} {entry.length:>10} {what}".rstrip()
-    )
+    ]
+    for value in entry.summary.values():
+        if isinstance(value, list):
+            lines += textwrap.wrap(
+                " ".join(value),
+                _LIST_WIDTH,
+                initial_indent=_INDENT,
+                subsequent_indent=_INDENT,
+                break_on_hyphens=False,
+            )
+    return "\n".join(lines)
 
 
 def _text(value: object) -> str:
+    if isinstance(value, list):
+        return str(len(value))
     if isinstance(value, dict):
         return "(" + ", ".join(f"{name} {number}" for name, number in value.items()) + ")"
     return str(value)
