@@ -1,1 +1,16 @@
 """What controller, helper and streams say: tables and pure functions, without I/O."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__: str
+
+
+def __getattr__(name: str) -> Any:
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Not at the top: no start of a helper has to pay for it.
+    from ipc_schema.version import version
+
+    return version()

@@ -6,8 +6,9 @@ from enum import IntEnum
 
 
 class Error(IntEnum):
-    """`libxl_error`: the `rc` of a toolstack operation; 0 is success."""
+    """`libxl_error`: the `rc` of a toolstack operation. libxl has no name for its 0, success."""
 
+    OK = 0
     NONSPECIFIC = -1
     VERSION = -2
     FAIL = -3
@@ -31,6 +32,8 @@ class Error(IntEnum):
 
 def rc_name(rc: int) -> str:
     """`ERROR_FAIL (-3)` for -3; the bare number for 0 and for codes that libxl does not have."""
+    if not rc:
+        return "0"
     try:
         return f"ERROR_{Error(rc).name} ({rc})"
     except ValueError:

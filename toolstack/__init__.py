@@ -5,12 +5,11 @@ The API, importable from here; nothing is loaded before it is used:
     import asyncio
     import socket
 
-    from helper.hypervisors import open_host
     from toolstack import Context, MemoryStrategy, domain_create_restore, domain_live_migrate
 
     async def migrate(name, source_dir, destination_dir):
-        source = Context(open_host(f"sim:{source_dir}"), f"sim:{source_dir}")
-        destination = Context(open_host(f"sim:{destination_dir}"), f"sim:{destination_dir}")
+        source = Context.open(f"sim:{source_dir}")
+        destination = Context.open(f"sim:{destination_dir}")
         domid = source.host.find(name)
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -24,12 +23,15 @@ The API, importable from here; nothing is loaded before it is used:
             )
         return saved, restored
 
-On a Xen host it is `Context(open_host("xen"), "xen")`, and the domains are real ones; libxenguest,
-which does the work there, has no postcopy.
+On a Xen host it is `Context.open("xen")`, and the domains are real ones; libxenguest, which does
+the work there, has no postcopy.
 
-Both come to their end whatever happens, within the context's `limits`, and tell it by an `rc`. What
-follows is the caller's: to destroy the source's domain, resume it, or keep it suspended, as `rc`,
-`suspended` and `postcopy_transitioned` allow. `xen-toolstack migrate` does that with a handshake.
+Both come to their end whatever happens, within the context's `limits`, and tell it by an `rc` (an
+`Error`). What follows is the caller's: to destroy the source's domain, resume it, or keep it
+suspended, as `rc`, `suspended` and `postcopy_transitioned` allow. `xen-toolstack migrate` does that
+with a handshake.
+
+A cancellation ends an operation in order, and is raised then; `on_end` hears how it ended.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ipc_schema.errors import Error
     from toolstack.context import Context
     from toolstack.domain_restore import RestoreResult, domain_create_restore
     from toolstack.domain_save import (
@@ -56,27 +59,38 @@ __all__ = [
     "SUSPEND_DEBUG",
     "SUSPEND_LIVE",
     "Context",
+    "Error",
     "Limits",
     "MemoryStrategy",
     "PostcopyTransitioned",
     "PrecopyLimits",
     "RestoreResult",
     "SaveResult",
+    "__version__",
     "domain_create_restore",
     "domain_live_migrate",
     "domain_suspend",
 ]
 
+__version__: str
+
 _HOMES = {
-    "Context": "context",
-    "Limits": "limits",
-    "RestoreResult": "domain_restore",
-    "domain_create_restore": "domain_restore",
+    "Context": "toolstack.context",
+    "Error": "ipc_schema.errors",
+    "Limits": "toolstack.limits",
+    "RestoreResult": "toolstack.domain_restore",
+    "domain_create_restore": "toolstack.domain_restore",
 }
 """The modules of the names; the others are in `domain_save`."""
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("ipc_schema.version").version()
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'domain_save')}"), name)
+    return getattr(import_module(_HOMES.get(name, "toolstack.domain_save")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
 from ipc_schema.errors import Error
 from ipc_schema.trace import Trace
+from toolstack.cancellation import spawn
 from toolstack.failure import message_of
 from toolstack.handshake import Event, Handshake, State
-
-T = TypeVar("T")
 
 Action = Callable[[], Coroutine[Any, Any, Event]]
 
@@ -35,7 +34,7 @@ async def conduct(
     while not machine.ended:
         state = machine.state
         trace.event("handshake", action=state.value)
-        task = asyncio.ensure_future(actions[state]())
+        task = spawn(actions[state]())
         while not task.done():
             if abort:
                 abort, followed = False, gives_up(state)
@@ -61,14 +60,3 @@ def _event_of(task: asyncio.Future[Event], failed: Callable[[int, str], None]) -
     except (OSError, EOFError, ValueError) as error:
         failed(Error.FAIL, message_of(error))
         return Event.FAILED
-
-
-async def uninterrupted(work: Awaitable[T]) -> T:
-    """Await `work` to its end, whatever cancellation comes meanwhile; it must have limits."""
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            continue
-    return task.result()

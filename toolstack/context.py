@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec
 
-from helper.hypervisors import XEN
+from helper.hypervisors import SIMULATED, XEN, open_host
 from ipc_schema.messages import XentoollogLevel
 from ipc_schema.trace import Trace
+from toolstack import arguments
 from toolstack.helper_request import LIBXENGUEST, OWN_ENGINE
 from toolstack.limits import Limits
 from toolstack.save_helper import HelperProgram, OwnHelper
@@ -44,7 +45,10 @@ def no_progress(_doing_what: str, _done: int, _total: int) -> None:
 @dataclass(frozen=True)
 class Context:
     """A host, how the helper reaches it (`hypervisor`: `xen` or `sim:DIRECTORY`), how long anything
-    may take, who hears of it, which helper does the work, and what faults strike ourselves.
+    may take, who hears of it, which helper does the work, and what faults strike ourselves. `open`
+    makes one by the host's URI alone.
+
+    Raises TypeError and ValueError for what cannot be.
 
     A `log` or `progress` that raises is told to the loop's exception handler; the operation goes
     on.
@@ -58,6 +62,37 @@ class Context:
     progress: ProgressLine = no_progress
     program: HelperProgram = field(default_factory=OwnHelper)
     faults: ControllerFaults | None = None
+
+    def __post_init__(self) -> None:
+        check_uri("hypervisor", self.hypervisor)
+        arguments.instance("limits", self.limits, Limits)
+
+    @classmethod
+    def open(
+        cls,
+        uri: str,
+        *,
+        limits: Limits | None = None,
+        log: LogLine = no_log,
+        progress: ProgressLine = no_progress,
+        trace: Trace | None = None,
+        program: HelperProgram | None = None,
+    ) -> Context:
+        """The context of the host that `uri` names: `xen` or `sim:DIRECTORY`.
+
+        Raises TypeError and ValueError for what cannot be; OSError where there is no such host, or
+        it cannot be used (`helper.hypervisors.open_host`).
+        """
+        check_uri("uri", uri)
+        return cls(
+            open_host(uri),
+            uri,
+            trace or Trace("controller"),
+            Limits() if limits is None else limits,
+            log,
+            progress,
+            program or OwnHelper(),
+        )
 
     def say(self, level: int, context: str, text: str) -> None:
         """A line to whoever listens, from the event loop; raises nothing."""
@@ -75,6 +110,12 @@ class Context:
     def engine(self) -> str:
         """The engine of our helper that works on this hypervisor."""
         return LIBXENGUEST if self.hypervisor == XEN else OWN_ENGINE
+
+
+def check_uri(name: str, uri: str) -> None:
+    """Raises TypeError and ValueError for what names no hypervisor."""
+    if arguments.instance(name, uri, str) != XEN and not uri.startswith(SIMULATED):
+        raise ValueError(f"{name}: {uri!r} names no hypervisor; want {XEN} or {SIMULATED}DIRECTORY")
 
 
 def _tell(listener: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:

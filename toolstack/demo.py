@@ -9,12 +9,14 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ipc_schema.errors import Error
 from ipc_schema.trace import Trace
 from toolstack import blocking
+from toolstack.cancellation import told
 from toolstack.context import Context, ProgressLine
 from toolstack.failure import message_of
 from toolstack.limits import Limits
@@ -99,11 +101,16 @@ async def demo(
     with two_hosts() as (source, destination):
         host: SimulatedHost = simulated.SimulatedHost(source)
         domid = host.create_guest(GUEST, memory, workload)
-        result = await migrate(
-            Context(host, f"sim:{source}", trace=trace, limits=limits, progress=progress),
-            domid,
-            HostDestination(destination, simulated.SimulatedHost(destination), receiver_arguments),
-            MigrateOptions(strategy, precopy, bandwidth),
+        result = await told(
+            partial(
+                migrate,
+                Context(host, f"sim:{source}", trace=trace, limits=limits, progress=progress),
+                domid,
+                HostDestination(
+                    destination, simulated.SimulatedHost(destination), receiver_arguments
+                ),
+                MigrateOptions(strategy, precopy, bandwidth),
+            )
         )
         if result.outcome is not Outcome.SUCCESS:
             return DemoResult(result, verified=False, first_step_lead_seconds=None)

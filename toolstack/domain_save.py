@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from ipc_schema.errors import Error
-from ipc_schema.messages import CATALOGUE, INTEGER_RANGES, Kind, Operation, XCFlags
+from ipc_schema.messages import CATALOGUE, Operation, XCFlags
+from toolstack import arguments
+from toolstack.cancellation import absorb, end_in_order, not_told
 from toolstack.context import Context
+from toolstack.domain_lock import DomainBusyError, domain_lock
+from toolstack.failure import message_of
 from toolstack.helper_request import LIBXENGUEST, PipeHelper
-from toolstack.operation import end_in_order
+from toolstack.own_stream import OwnStream
 from toolstack.precopy_policy import DEFAULT_PRECOPY, MemoryStrategy, PrecopyLimits
 from toolstack.save_helper import HelperRequest
 from toolstack.save_operation import SaveOperation, SaveParameters
@@ -37,25 +42,33 @@ def _nothing() -> None:
 
 
 async def domain_suspend(
-    ctx: Context, domid: int, fd: int, flags: int = 0, *, bandwidth: int = 0
+    ctx: Context,
+    domid: int,
+    fd: int,
+    flags: int = 0,
+    *,
+    bandwidth: int = 0,
+    on_end: Callable[[SaveResult], object] = not_told,
 ) -> SaveResult:
     """Save the domain into `fd` and leave it suspended. `flags` are SUSPEND_*, `bandwidth` limits
-    the stream (octets a second, 0 for none). Never makes a postcopy transition.
+    the stream (octets a second, 0 for none). Never makes a postcopy transition, and never resumes
+    the domain: that is the caller's part.
 
-    Returns in all cases but a fault of the program; a cancellation aborts the save in order and
-    returns ERROR_ABORTED. Never resumes the domain: that is the caller's part.
+    Works on a duplicate of `fd` from its first step on: the caller may close his own, or use its
+    number anew. Where it fails it shuts the stream, so that the other side of a socket sees the end
+    at once (of a pipe: once the caller has closed his descriptor).
+
+    Raises TypeError and ValueError for arguments that cannot be, before anything is begun. What
+    fails then is told by the result: ERROR_LOCK_FAIL where another operation is at work on the
+    domain, ERROR_DOMAIN_NOTFOUND where there is none.
+
+    A cancellation aborts the save in order (libxl_ao_abort: the helper's error path runs to its
+    end), and is raised then, also where the save came to a good end meanwhile. Another one changes
+    nothing. `on_end` is called with the result in any case, before: after a cancellation, the one
+    way to learn whether the domain is suspended.
     """
-    request = HelperRequest(
-        Operation.SAVE,
-        domid,
-        fd,
-        xcflags=flags,
-        hypervisor=ctx.hypervisor,
-        engine=ctx.engine,
-        bandwidth=bandwidth,
-    )
-    parameters = SaveParameters(request, MemoryStrategy.DEFAULT, DEFAULT_PRECOPY, _nothing)
-    return await _save(ctx, parameters)
+    parameters = suspend_parameters(ctx, domid, fd, flags, bandwidth)
+    return await _save_alone(ctx, parameters, on_end)
 
 
 async def domain_live_migrate(
@@ -69,43 +82,114 @@ async def domain_live_migrate(
     precopy: PrecopyLimits = DEFAULT_PRECOPY,
     bandwidth: int = 0,
     on_transition: Callable[[], None] = _nothing,
+    on_end: Callable[[SaveResult], object] = not_told,
 ) -> SaveResult:
     """Save the running domain into `send_fd` while it runs (SUSPEND_LIVE is forced); `recv_fd` is
-    the back channel, without which the rc is ERROR_INVAL. Otherwise as `domain_suspend`.
+    the back channel, without which (-1) the rc is ERROR_INVAL. Otherwise as `domain_suspend`.
 
     With MemoryStrategy.POSTCOPY the domain is handed over before all its memory is.
     `on_transition` is called right before the first octet of POSTCOPY_TRANSITION_END can be
     written; where it raises, the transition fails without having begun.
     """
-    if recv_fd < 0:
-        return _refused("a live migration needs its back channel, recv_fd")
-    request = HelperRequest(
-        Operation.SAVE,
+    if recv_fd == -1:
+        return _refused(Error.INVAL, "a live migration needs its back channel, recv_fd")
+    parameters = live_migrate_parameters(
+        ctx,
         domid,
         send_fd,
-        back_fd=recv_fd,
-        xcflags=flags | SUSPEND_LIVE,
-        hypervisor=ctx.hypervisor,
-        engine=ctx.engine,
+        flags,
+        recv_fd,
+        memory_strategy,
+        precopy=precopy,
         bandwidth=bandwidth,
+        on_transition=on_transition,
+    )
+    return await _save_alone(ctx, parameters, on_end)
+
+
+def suspend_parameters(
+    ctx: Context, domid: int, fd: int, flags: int, bandwidth: int
+) -> SaveParameters:
+    """Those of `domain_suspend`. Raises TypeError, ValueError."""
+    request = HelperRequest(
+        Operation.SAVE,
+        arguments.domain_number(domid),
+        arguments.writable("fd", fd),
+        xcflags=_flags(flags),
+        hypervisor=arguments.instance("ctx", ctx, Context).hypervisor,
+        engine=ctx.engine,
+        bandwidth=arguments.bandwidth(bandwidth),
+    )
+    return SaveParameters(request, MemoryStrategy.DEFAULT, DEFAULT_PRECOPY, _nothing)
+
+
+def live_migrate_parameters(
+    ctx: Context,
+    domid: int,
+    send_fd: int,
+    flags: int,
+    recv_fd: int,
+    memory_strategy: MemoryStrategy,
+    *,
+    precopy: PrecopyLimits,
+    bandwidth: int,
+    on_transition: Callable[[], None],
+) -> SaveParameters:
+    """Those of `domain_live_migrate`. Raises TypeError, ValueError."""
+    request = HelperRequest(
+        Operation.SAVE,
+        arguments.domain_number(domid),
+        arguments.writable("send_fd", send_fd),
+        back_fd=arguments.readable("recv_fd", recv_fd),
+        xcflags=_flags(flags) | SUSPEND_LIVE,
+        hypervisor=arguments.instance("ctx", ctx, Context).hypervisor,
+        engine=ctx.engine,
+        bandwidth=arguments.bandwidth(bandwidth),
         postcopy=memory_strategy is MemoryStrategy.POSTCOPY,
     )
-    return await _save(ctx, SaveParameters(request, memory_strategy, precopy, on_transition))
+    return SaveParameters(
+        request,
+        arguments.instance("memory_strategy", memory_strategy, MemoryStrategy),
+        arguments.instance("precopy", precopy, PrecopyLimits),
+        arguments.function("on_transition", on_transition),
+    )
 
 
-async def _save(ctx: Context, parameters: SaveParameters) -> SaveResult:
+def _flags(given: int) -> int:
+    return arguments.flags(given, SUSPEND_LIVE=SUSPEND_LIVE, SUSPEND_DEBUG=SUSPEND_DEBUG)
+
+
+async def _save_alone(
+    ctx: Context, parameters: SaveParameters, on_end: Callable[[SaveResult], object]
+) -> SaveResult:
+    """With descriptors of its own, and nobody else at work on the domain."""
     request = parameters.request
-    if request.xcflags & ~(SUSPEND_LIVE | SUSPEND_DEBUG):
-        return _refused(f"flags {request.xcflags:#x}: there are SUSPEND_LIVE and SUSPEND_DEBUG")
-    least, most = INTEGER_RANGES[Kind.ULONG]
-    if not least <= request.bandwidth <= most:
-        return _refused(f"a bandwidth of {request.bandwidth} octets a second: 0 to {most}, please")
+    with OwnStream(request.io_fd, request.back_fd) as own:
+        request = replace(request, io_fd=own.stream_fd, back_fd=own.back_fd)
+
+        async def save() -> SaveResult:
+            try:
+                with domain_lock(ctx.host.state_dir, request.domid, "save"):
+                    result = await save_domain(ctx, replace(parameters, request=request))
+            except DomainBusyError as error:
+                result = _refused(Error.LOCK_FAIL, message_of(error))
+            if result.rc:
+                own.shut()
+            return result
+
+        return await end_in_order(save(), on_end)
+
+
+async def save_domain(ctx: Context, parameters: SaveParameters) -> SaveResult:
+    """Save with the caller's descriptors, under his lock. Returns in all cases but a fault of the
+    program; a cancellation aborts the save and is gone."""
+    request = parameters.request
     if problem := beyond_helper(
         ctx, postcopy=request.postcopy, bandwidth=request.bandwidth, precopy=parameters.precopy
     ):
-        return _refused(problem)
+        return _refused(Error.INVAL, problem)
     operation = SaveOperation(ctx, parameters)
-    return await end_in_order(operation.run(), operation.cancel)
+    return await absorb(operation.run(), operation.cancel)
 
 
 def beyond_helper(ctx: Context, *, postcopy: bool, bandwidth: int, precopy: PrecopyLimits) -> str:
@@ -126,5 +210,5 @@ def beyond_helper(ctx: Context, *, postcopy: bool, bandwidth: int, precopy: Prec
     return ""
 
 
-def _refused(reason: str) -> SaveResult:
-    return SaveResult(Error.INVAL, PostcopyTransitioned.NEVER, None, reason, suspended=False)
+def _refused(rc: Error, reason: str) -> SaveResult:
+    return SaveResult(rc, PostcopyTransitioned.NEVER, None, reason, suspended=False)

@@ -10,6 +10,8 @@ import subprocess
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from toolstack.cancellation import spawn
+
 _PF_EXITING: Final = 0x4
 """Linux's include/linux/sched.h."""
 
@@ -114,7 +116,7 @@ class HelperProcess:
         status = self._process.wait()
         self._read_stderr()
         self._close_stderr()
-        self._task = self._loop.create_task(self._ended(status))
+        self._task = spawn(self._ended(status))
 
     def _read_stderr(self) -> None:
         while not self._stderr.closed:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ipc_schema.errors import Error
 from ipc_schema.messages import XentoollogLevel
 from toolstack import blocking
+from toolstack.cancellation import spawn
 from toolstack.context import Context
 from toolstack.drop_in import drop_in_path
 from toolstack.helper_process import HelperProcess
@@ -78,7 +79,7 @@ class HostRestore:
         rc = self._rc
         self._report.domid = domid
         self._report.event("restore_ended", rc=rc)
-        return RestoreResult(rc, domid, False, None, self._report.reason if rc else "")
+        return RestoreResult(Error(rc), domid, False, None, self._report.reason if rc else "")
 
     def _give_up(self, rc: int, reason: str) -> None:
         """Keep the first reason, and end what runs."""
@@ -161,7 +162,7 @@ class HostRestore:
 
     async def _either(self, seconds: float) -> None:
         """Until the program ends or is given up, `seconds` at most."""
-        given_up = asyncio.ensure_future(self._given_up.wait())
+        given_up = spawn(self._given_up.wait())
         try:
             waits: set[asyncio.Future[Any]] = {self._status, given_up}
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

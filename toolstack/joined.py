@@ -10,6 +10,7 @@ from typing import Any
 from ipc_schema.errors import Error
 from ipc_schema.messages import Operation
 from toolstack import join
+from toolstack.cancellation import spawn
 from toolstack.context import Context
 from toolstack.join import Join, JoinAction, Task
 from toolstack.operation import Report
@@ -98,7 +99,7 @@ class JoinedOperation(ABC):
             await asyncio.wait(self._tasks)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
+        task = spawn(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
         return task

@@ -13,12 +13,15 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
+
+from toolstack.domain_lock import domain_lock
+from toolstack.failure import message_of
 
 SUFFIX: Final = ".journal"
 VERSION: Final = 1
@@ -173,6 +176,21 @@ class Journal:
         entry = replace(self.entry, promise=promise)
         _write(self._path, entry)
         self.entry = entry
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The domain is this operation's alone while the context lasts, also to those that keep no
+        journal. Raises JournalError where it is another's; the journal is closed then."""
+        assert self.entry.domid is not None, "the operation begins with a domain"
+        with ExitStack() as held:
+            try:
+                held.enter_context(
+                    domain_lock(self._path.parent, self.entry.domid, self.entry.role.value)
+                )
+            except OSError as error:
+                self.close()
+                raise JournalError(f"guest {self.entry.name!r}: {message_of(error)}") from error
+            yield
 
     def close(self) -> None:
         """The operation is over, and nothing is left to do here."""

@@ -12,7 +12,10 @@ from ipc_schema.waits import LONGEST_LIMIT
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits in seconds; `--limit NAME=SECONDS` sets one by its name here."""
+    """Limits in seconds; `--limit NAME=SECONDS` sets one by its name here.
+
+    Raises TypeError and ValueError for one that is no number of seconds above 0.
+    """
 
     helper_start: float = 10.0
     """From a helper's start to its `hello`."""
@@ -29,6 +32,17 @@ class Limits:
     may ask how precopy goes on without sending a page."""
     handshake: float = 60.0
     """For each message of the migration handshake."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            seconds = getattr(self, one.name)
+            if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+                raise TypeError(f"{one.name}: want a number of seconds, not {seconds!r}")
+            if not 0 < seconds <= LONGEST_LIMIT:
+                raise ValueError(
+                    f"{one.name}: {seconds!r} is not a number of seconds above 0, and at most "
+                    f"{LONGEST_LIMIT:.0f}"
+                )
 
     @property
     def sender_silence(self) -> float:

@@ -7,7 +7,7 @@ import errno
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +17,17 @@ from ipc_schema import xl_handshake, xl_header
 from ipc_schema.errors import DecodeError, Error
 from ipc_schema.messages import Operation
 from ipc_schema.xl_handshake import HandshakeMessage
-from toolstack import handshake, link
-from toolstack.conduct import Action, conduct, uninterrupted
+from toolstack import arguments, handshake, link
+from toolstack.cancellation import end_in_order, not_told, uninterrupted
+from toolstack.conduct import Action, conduct
 from toolstack.context import Context
 from toolstack.domain_save import (
     SUSPEND_LIVE,
     PostcopyTransitioned,
     SaveResult,
     beyond_helper,
-    domain_live_migrate,
+    live_migrate_parameters,
+    save_domain,
 )
 from toolstack.failure import message_of
 from toolstack.handshake import INTERRUPTIBLE, Event, Sender
@@ -89,6 +91,12 @@ class MigrateOptions:
     precopy: PrecopyLimits = DEFAULT_PRECOPY
     bandwidth: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises TypeError, ValueError."""
+        arguments.instance("strategy", self.strategy, MemoryStrategy)
+        arguments.instance("precopy", self.precopy, PrecopyLimits)
+        arguments.bandwidth(self.bandwidth)
+
     @property
     def mode(self) -> str:
         if self.strategy is MemoryStrategy.POSTCOPY:
@@ -97,22 +105,43 @@ class MigrateOptions:
 
 
 async def migrate(
-    ctx: Context, domid: int, destination: Destination, options: MigrateOptions
+    ctx: Context,
+    domid: int,
+    destination: Destination,
+    options: MigrateOptions,
+    *,
+    on_end: Callable[[MigrationResult], object] = not_told,
 ) -> MigrationResult:
     """Migrate a domain. A cancellation aborts it in order as long as the guest is surely here
     (`handshake.INTERRUPTIBLE`), and is put off to the end of the handshake after that. Past the
     postcopy transition the first one only warns (`Context.log`): a second one gives the guest up.
+    When the migration has ended, whatever it came to, the cancellation is raised; `on_end` is
+    called with the result in any case, before.
 
-    Returns in all cases once an operation has begun. Raises JournalError where another operation
+    Returns in all other cases once an operation has begun. Raises TypeError and ValueError for
+    arguments that cannot be, and for what the helper cannot do; JournalError where another operation
     on the guest is under way or was left in the middle, GuestStateError for a guest that cannot
-    suspend (paused, crashed, …), ValueError for what the helper cannot do, ProcessLookupError
-    without such a domain.
+    suspend (paused, crashed, …), ProcessLookupError without such a domain.
     """
+    arguments.instance("ctx", ctx, Context)
+    arguments.domain_number(domid)
+    arguments.instance("options", options, MigrateOptions)
+    if not isinstance(destination, Destination):
+        raise TypeError(
+            f"destination: want a HostDestination or a CommandDestination, not {destination!r}"
+        )
     postcopy = options.strategy is MemoryStrategy.POSTCOPY
     if problem := beyond_helper(
         ctx, postcopy=postcopy, bandwidth=options.bandwidth, precopy=options.precopy
     ):
         raise ValueError(problem)
+    return await end_in_order(_migrate(ctx, domid, destination, options), on_end)
+
+
+async def _migrate(
+    ctx: Context, domid: int, destination: Destination, options: MigrateOptions
+) -> MigrationResult:
+    """A cancellation is followed by the rules above, and is gone."""
     row = row_of_domain(ctx.host, domid)
     name = row.name
     journal = Journal.begin(
@@ -124,12 +153,13 @@ async def migrate(
         peer=str(destination),
         uuid=row.uuid,
     )
-    try:
-        check_can_suspend(ctx.host, domid)
-    except OSError:
-        journal.close()
-        raise
-    return await _Sending(ctx, domid, name, destination, options, journal).run()
+    with journal.alone():
+        try:
+            check_can_suspend(ctx.host, domid)
+        except OSError:
+            journal.close()
+            raise
+        return await _Sending(ctx, domid, name, destination, options, journal).run()
 
 
 class _Sending:
@@ -280,16 +310,19 @@ class _Sending:
 
     async def _run_stream(self) -> Event:
         try:
-            saved = self._saved = await domain_live_migrate(
+            saved = self._saved = await save_domain(
                 self._ctx,
-                self._domid,
-                self._link().send_fd,
-                SUSPEND_LIVE,
-                self._link().recv_fd,
-                self._options.strategy,
-                precopy=self._options.precopy,
-                bandwidth=self._options.bandwidth,
-                on_transition=self._transition_begins,
+                live_migrate_parameters(
+                    self._ctx,
+                    self._domid,
+                    self._link().send_fd,
+                    SUSPEND_LIVE,
+                    self._link().recv_fd,
+                    self._options.strategy,
+                    precopy=self._options.precopy,
+                    bandwidth=self._options.bandwidth,
+                    on_transition=self._transition_begins,
+                ),
             )
         except Exception as error:
             # Whatever it is: a guest that may run at the destination is never resumed here.
@@ -423,7 +456,7 @@ class _Sending:
         never = PostcopyTransitioned.NEVER
         return MigrationResult(
             outcome=outcome,
-            rc=0 if outcome is Outcome.SUCCESS else self._rc or Error.FAIL,
+            rc=Error(0 if outcome is Outcome.SUCCESS else self._rc or Error.FAIL),
             mode=self._options.mode,
             postcopy_transitioned=(saved.postcopy_transitioned if saved else never).value,
             rounds=statistics.rounds if statistics else None,

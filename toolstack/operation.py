@@ -1,33 +1,15 @@
-"""What a save and a restore have in common: their log, their reason, their cancellation."""
+"""What a save and a restore have in common: their log and their reason."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from ipc_schema.errors import Error
 from ipc_schema.messages import NO_ERRNO, XentoollogLevel
 from toolstack.context import Context
 from toolstack.save_helper import HelperResult, Statistics
-
-_T = TypeVar("_T")
-
-
-async def end_in_order(run: Coroutine[Any, Any, _T], cancel: Callable[[], None]) -> _T:
-    """What `run` returns. A cancellation does not reach `run`: it calls `cancel`, which must have
-    `run` come to its end, and the result is waited for as before."""
-    task = asyncio.ensure_future(run)
-    while True:
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise
-            if (current := asyncio.current_task()) is not None:
-                current.uncancel()
-            cancel()
 
 
 def rc_of(error: BaseException) -> int:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum, IntEnum
 from typing import Any, Final
 
+from ipc_schema.errors import Error
 from toolstack.handshake import Sender
 
 
@@ -83,7 +84,7 @@ class MigrationResult:
     """
 
     outcome: Outcome
-    rc: int
+    rc: Error
     mode: str
     postcopy_transitioned: str
     rounds: int | None

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from ipc_schema.messages import PrecopyPolicy
+from ipc_schema.messages import INTEGER_RANGES, Kind, PrecopyPolicy
+from toolstack import arguments
 
 
 class MemoryStrategy(Enum):
@@ -27,16 +28,16 @@ class PrecopyLimits:
     """Precopy ends with at most `dirty_threshold` dirty pages, or after `max_rounds` rounds
     (0: the guest's memory is not sent at all before the guest stops).
 
-    Raises ValueError for a negative figure.
+    Raises TypeError and ValueError for what is no such figure.
     """
 
     dirty_threshold: int = 50
     max_rounds: int = 5
 
     def __post_init__(self) -> None:
+        _, most = INTEGER_RANGES[Kind.ULONG]
         for name in ("dirty_threshold", "max_rounds"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+            arguments.whole_number(name, getattr(self, name), 0, most)
 
 
 DEFAULT_PRECOPY: Final = PrecopyLimits()

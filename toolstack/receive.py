@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +11,16 @@ from ipc_schema import xl_handshake, xl_header
 from ipc_schema.errors import DecodeError, Error
 from ipc_schema.messages import Operation
 from ipc_schema.xl_handshake import HandshakeMessage, Verdict
-from toolstack import blocking, handshake, link
+from toolstack import arguments, blocking, handshake, link
+from toolstack.cancellation import end_in_order, not_told
 from toolstack.conduct import Action, conduct
 from toolstack.context import Context
 from toolstack.descriptors import why_no_descriptors
-from toolstack.domain_restore import RestoreResult, domain_create_restore
+from toolstack.domain_restore import restore_domain, restore_parameters
 from toolstack.failure import message_of
 from toolstack.handshake import Event, Receiver
 from toolstack.journal import Journal, Promise, Role
+from toolstack.own_stream import OwnStream
 from toolstack.talk import Talk
 
 INTERRUPTIBLE = frozenset(
@@ -42,20 +45,43 @@ class ReceiveResult:
     line for people, empty where nothing failed; `told`: the sender has it, as our verdict."""
 
     started: bool
-    rc: int
+    rc: Error
     name: str
     domid: int | None
     reason: str
     told: bool = False
 
 
-async def receive(ctx: Context, stream_fd: int, back_fd: int, *, peer: str) -> ReceiveResult:
-    """Serve one migration: stream from `stream_fd`, messages and faults to `back_fd`. Neither may
-    be 0, 1 or 2. A cancellation ends it in order: the copy here is destroyed.
+async def receive(
+    ctx: Context,
+    stream_fd: int,
+    back_fd: int,
+    *,
+    peer: str,
+    on_end: Callable[[ReceiveResult], object] = not_told,
+) -> ReceiveResult:
+    """Serve one migration: stream from `stream_fd`, messages and faults to `back_fd`. Works on
+    duplicates of them, and shuts them where no guest was started (`domain_suspend`).
 
-    Returns in all cases but a fault of the program.
+    A cancellation ends it in order, up to the moment from which the guest may run here: the copy is
+    destroyed. When it has ended, whatever it came to, the cancellation is raised; `on_end` is
+    called with the result in any case, before.
+
+    Raises TypeError and ValueError for arguments that cannot be; returns in all other cases but a
+    fault of the program.
     """
-    return await _Receiving(ctx, stream_fd, back_fd, peer).run()
+    arguments.instance("ctx", ctx, Context)
+    arguments.readable("stream_fd", stream_fd)
+    arguments.writable("back_fd", back_fd)
+    with OwnStream(stream_fd, back_fd) as own:
+
+        async def serve() -> ReceiveResult:
+            result = await _Receiving(ctx, own.stream_fd, own.back_fd, peer).run()
+            if not result.started:
+                own.shut()
+            return result
+
+        return await end_in_order(serve(), on_end)
 
 
 class _Receiving:
@@ -116,7 +142,9 @@ class _Receiving:
         if self._journal is not None and self._over():
             self._journal.close()
         self._ctx.trace.event("received", started=started, rc=self._rc, reason=self._reason)
-        return ReceiveResult(started, self._rc, self._name, self._domid, self._reason, self._told)
+        return ReceiveResult(
+            started, Error(self._rc), self._name, self._domid, self._reason, self._told
+        )
 
     def _gives_up(self, state: Receiver) -> bool:
         if self._may_run and state is Receiver.RUN_STREAM and not self._warned:
@@ -216,13 +244,15 @@ class _Receiving:
         return ours is None or ours == theirs
 
     async def _run_stream(self) -> Event:
-        result: RestoreResult = await domain_create_restore(
+        result = await restore_domain(
             self._ctx,
-            self._config,
-            self._incoming,
-            self._stream_fd,
-            self._back_fd,
-            on_resume=self._resumes,
+            restore_parameters(
+                self._config,
+                self._incoming,
+                self._stream_fd,
+                self._back_fd,
+                on_resume=self._resumes,
+            ),
         )
         self._domid = result.domid
         if result.rc:

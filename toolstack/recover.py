@@ -8,12 +8,14 @@ person who has looked can choose `WayOut.RESUME` or `WayOut.DESTROY`.
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from toolstack import journal
+from toolstack.domain_lock import domain_lock
 from toolstack.endpoint import sweep_endpoints
 from toolstack.handshake import INCOMING, MIGRATED_AWAY, POSTCOPY_INCONSISTENT
 from toolstack.journal import Entry, JournalError, Promise, Role
@@ -202,7 +204,8 @@ def recover(
     row = next((row for row in host.domains() if row.name == name), None)
     if row is None or row.state.value != "suspended":
         return []
-    return [_recover_unexplained(host, row, way_out)]
+    with _alone(host, row.domid):
+        return [_recover_unexplained(host, row, way_out)]
 
 
 def _found(host: Host, name: str) -> list[Entry]:
@@ -236,8 +239,15 @@ def _recover_unexplained(host: Host, row: DomainSummary, way_out: WayOut | None)
 
 
 def _recover(host: Host, entry: Entry, way_out: WayOut | None) -> Recovery:
-    with journal.taken_over(host.state_dir, entry):
+    with journal.taken_over(host.state_dir, entry), _alone(host, entry.domid):
         return _end(host, entry, way_out)
+
+
+def _alone(host: Host, domid: int | None) -> AbstractContextManager[None]:
+    """Nobody is at work on the domain, with a journal or without. Raises DomainBusyError."""
+    if domid is None:
+        return nullcontext()
+    return domain_lock(host.state_dir, domid, "recover")
 
 
 def _end(host: Host, entry: Entry, way_out: WayOut | None) -> Recovery:

@@ -29,12 +29,13 @@ from toolstack.stream_writer import OutOfTurn
 class RestoreResult:
     """How a restore ended.
 
-    `rc` is 0 or a libxl error code, `reason` a line for people (empty on success). `domid` is the
-    new domain, None where there is none (any more). `postcopy_resumed` says that the domain was
-    let run after a postcopy transition; it may have run even where `rc` is not 0.
+    `rc` is `Error.OK` (0) or libxl's code of the error, `reason` a line for people (empty on
+    success). `domid` is the new domain, None where there is none (any more). `postcopy_resumed`
+    says that the domain was let run after a postcopy transition; it may have run even where `rc` is
+    not 0.
     """
 
-    rc: int
+    rc: Error
     domid: int | None
     postcopy_resumed: bool
     statistics: Statistics | None
@@ -83,7 +84,7 @@ class RestoreOperation(JoinedOperation):
         if self._fault is not None:
             raise self._fault
         return RestoreResult(
-            rc,
+            Error(rc),
             self._domid,
             self._resumed,
             self._report.statistics,

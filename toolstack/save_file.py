@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -21,11 +21,12 @@ from typing import Any, Final, Self
 from ipc_schema import xl_header
 from ipc_schema.errors import DecodeError, Error, rc_name
 from ipc_schema.messages import XentoollogLevel
-from toolstack import fd_io
+from toolstack import arguments, fd_io
+from toolstack.cancellation import end_in_order, not_told
 from toolstack.context import Context
 from toolstack.descriptors import why_no_descriptors
-from toolstack.domain_restore import domain_create_restore
-from toolstack.domain_save import SaveResult, domain_suspend
+from toolstack.domain_restore import restore_domain, restore_parameters
+from toolstack.domain_save import SaveResult, save_domain, suspend_parameters
 from toolstack.failure import message_of
 from toolstack.handshake import INCOMING
 from toolstack.journal import Journal, Promise, Role
@@ -74,15 +75,38 @@ async def save(
     checkpoint: bool = False,
     leave_paused: bool = False,
     bandwidth: int = 0,
+    on_end: Callable[[Saved], object] = not_told,
 ) -> Saved:
     """Save a domain into `path`, then destroy it; `checkpoint` lets it run on, `leave_paused`
     leaves it here, paused.
 
-    Raises ProcessLookupError where there is no such domain, GuestStateError for a guest that cannot
-    suspend (paused, crashed, …): nothing is touched then. Raises SaveFileError, JournalError,
-    OSError: then the guest runs on here, and `path` is what it was before, unless it is the
-    journal that cannot say that the file is whole. A cancellation ends it in the same way.
+    Raises TypeError and ValueError for arguments that cannot be. Raises ProcessLookupError where
+    there is no such domain, GuestStateError for a guest that cannot suspend (paused, crashed, …):
+    nothing is touched then. Raises SaveFileError, JournalError, OSError: then the guest runs on
+    here, and `path` is what it was before, unless it is the journal that cannot say that the file
+    is whole.
+
+    A cancellation ends it in the same way, and is raised then, with the error as its cause; where
+    it came too late, `on_end` has been called with what would have been returned.
     """
+    arguments.instance("ctx", ctx, Context)
+    arguments.domain_number(domid)
+    arguments.bandwidth(bandwidth)
+    work = _save(
+        ctx,
+        domid,
+        Path(path),
+        checkpoint=checkpoint,
+        leave_paused=leave_paused,
+        bandwidth=bandwidth,
+    )
+    return await end_in_order(work, on_end)
+
+
+async def _save(
+    ctx: Context, domid: int, path: Path, *, checkpoint: bool, leave_paused: bool, bandwidth: int
+) -> Saved:
+    """A cancellation ends the save, and is gone."""
     row = row_of_domain(ctx.host, domid)
     name = row.name
     config = json.dumps(ctx.host.config(domid)).encode() + b"\0"
@@ -97,11 +121,36 @@ async def save(
         partial=str(target.partial) if target.partial else None,
         uuid=row.uuid,
     )
-    try:
-        check_can_suspend(ctx.host, domid)
-    except OSError:
-        journal.close()
-        raise
+    keep = checkpoint or leave_paused
+    with journal.alone():
+        try:
+            check_can_suspend(ctx.host, domid)
+        except OSError:
+            journal.close()
+            raise
+        result = await _write(ctx, domid, target, config, journal, bandwidth, keep=keep)
+        if not keep:
+            ctx.host.destroy(domid)
+            journal.close()
+            return Saved(name, str(path), None, result.statistics)
+        if leave_paused:
+            ctx.host.pause(domid)
+        state = _run_on(ctx, domid, journal, may_suspend=True)
+    return Saved(name, str(path), state, result.statistics)
+
+
+async def _write(
+    ctx: Context,
+    domid: int,
+    target: _Target,
+    config: bytes,
+    journal: Journal,
+    bandwidth: int,
+    *,
+    keep: bool,
+) -> SaveResult:
+    """Save the domain; it is suspended then. `keep`: it is not to end. Raises as `save`."""
+    name, path = journal.entry.name, journal.entry.peer
     may_suspend = False
     try:
         with target:
@@ -110,14 +159,14 @@ async def save(
                 target.fd,
                 xl_header.encode_header(config),
                 limit=ctx.limits.stream_stall,
-                what=str(path),
+                what=path,
             )
-            result = await domain_suspend(ctx, domid, target.fd, bandwidth=bandwidth)
+            result = await save_domain(ctx, suspend_parameters(ctx, domid, target.fd, 0, bandwidth))
             may_suspend = result.suspended
             if result.rc:
                 raise SaveFileError(_reason(result))
             target.keep()
-        if not (checkpoint or leave_paused):
+        if not keep:
             journal.promise(Promise.DONE)
     except BaseException as error:
         _take_back(journal)
@@ -128,14 +177,7 @@ async def save(
                 + ("has crashed" if state == "crashed" else f"is {state} here")
             ) from error
         raise
-    if not (checkpoint or leave_paused):
-        ctx.host.destroy(domid)
-        journal.close()
-        return Saved(name, str(path), None, result.statistics)
-    if leave_paused:
-        ctx.host.pause(domid)
-    state = _run_on(ctx, domid, journal, may_suspend=True)
-    return Saved(name, str(path), state, result.statistics)
+    return result
 
 
 def _reason(result: SaveResult) -> str:
@@ -231,14 +273,28 @@ async def _open_existing(path: Path, limit: float) -> int:
         raise TimeoutError(f"{path}: nobody reads from it within {limit:g} s") from None
 
 
-async def restore(ctx: Context, path: Path, *, leave_paused: bool = False) -> Restored:
+async def restore(
+    ctx: Context,
+    path: Path,
+    *,
+    leave_paused: bool = False,
+    on_end: Callable[[Restored], object] = not_told,
+) -> Restored:
     """Restore a guest from `path` and let it run. Until it is whole it has another name
     (`handshake.INCOMING`): a copy that was given up is told by it from any other guest.
 
     Raises SaveFileError, also for what is no whole xl save file (a regular file is looked through
     before anything is built), FileExistsError, OSError: then nothing of it is left here, or the
-    journal stands, by which `recover` ends it.
+    journal stands, by which `recover` ends it. TypeError for arguments that cannot be.
+
+    A cancellation ends it in the same way, and is raised as that of `save` is.
     """
+    arguments.instance("ctx", ctx, Context)
+    return await end_in_order(_restore(ctx, Path(path), leave_paused=leave_paused), on_end)
+
+
+async def _restore(ctx: Context, path: Path, *, leave_paused: bool) -> Restored:
+    """A cancellation ends the restore, and is gone."""
     async with _opened(path, ctx.limits.handshake) as fd:
         config = await _read_config(fd, path, ctx.limits.stream_stall)
         name = name_of(config)
@@ -257,7 +313,7 @@ async def restore(ctx: Context, path: Path, *, leave_paused: bool = False) -> Re
             uuid=uuid_of(config),
         )
         try:
-            result = await domain_create_restore(ctx, config, incoming, fd)
+            result = await restore_domain(ctx, restore_parameters(config, incoming, fd))
         except BaseException:
             journal.close()
             raise

@@ -98,7 +98,7 @@ class SaveOperation(JoinedOperation):
         if self._fault is not None:
             raise self._fault
         reason = self._report.reason if rc else ""
-        return SaveResult(rc, self._transitioned, self._report.statistics, reason, suspended)
+        return SaveResult(Error(rc), self._transitioned, self._report.statistics, reason, suspended)
 
     async def _prepare(self) -> int:
         """Check what would fail in a worse way later."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from ipc_schema.errors import Error
 from toolstack.save_helper import Statistics
 
 
@@ -25,12 +26,12 @@ class PostcopyTransitioned(Enum):
 class SaveResult:
     """How a save ended.
 
-    `rc` is 0 or a libxl error code, `reason` a line for people (empty on success). `suspended` is
-    True where the domain has suspended, or may yet, for this save: the caller hands it over or
-    resumes it; with an `rc` and False there is nothing to resume.
+    `rc` is `Error.OK` (0) or libxl's code of the error, `reason` a line for people (empty on
+    success). `suspended` is True where the domain has suspended, or may yet, for this save: the
+    caller hands it over or resumes it; with an `rc` and False there is nothing to resume.
     """
 
-    rc: int
+    rc: Error
     postcopy_transitioned: PostcopyTransitioned
     statistics: Statistics | None
     reason: str

@@ -17,7 +17,7 @@ from ipc_schema import libxl_stream
 from ipc_schema.errors import Error
 from ipc_schema.libxl_stream import EmulatorId, RecordType
 from tests.conftest import HostFactory
-from tests.toolstack.two_hosts import MEMORY, Side, kill_helper, live_migrate, run
+from tests.toolstack.two_hosts import MEMORY, Side, cancelled, kill_helper, live_migrate, run
 from toolstack.domain_restore import RestoreResult, domain_create_restore
 from toolstack.domain_save import (
     MemoryStrategy,
@@ -250,17 +250,21 @@ class TestCancellation:
         ours, theirs = socket.socketpair()
 
         async def work() -> RestoreResult:
+            ended: list[RestoreResult] = []
             restore = asyncio.ensure_future(
                 domain_create_restore(
-                    destination.ctx, source.host.config(domid), "g", theirs.fileno()
+                    destination.ctx,
+                    source.host.config(domid),
+                    "g",
+                    theirs.fileno(),
+                    on_end=ended.append,
                 )
             )
             destination.happenings.at(event, restore.cancel)
             save = asyncio.ensure_future(
                 domain_suspend(source.ctx, domid, ours.fileno(), bandwidth=1 << 20)
             )
-            result = await restore
-            theirs.close()
+            result = await cancelled(restore, ended)
             await save
             return result
 

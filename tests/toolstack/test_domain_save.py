@@ -15,7 +15,7 @@ from helper.hypervisors.interface import GuestState
 from helper.hypervisors.simulated.layout import Behaviour
 from ipc_schema.errors import Error
 from tests.conftest import HostFactory
-from tests.toolstack.two_hosts import MEMORY, Side, kill_helper, live_migrate, run
+from tests.toolstack.two_hosts import MEMORY, Side, cancelled, kill_helper, live_migrate, run
 from toolstack.domain_save import (
     SUSPEND_LIVE,
     MemoryStrategy,
@@ -161,11 +161,6 @@ class TestRefused:
         assert "recv_fd" in result.reason
         assert source.happenings.events == []
 
-    def test_flags_that_there_are_not(self, source: Side, domid: int) -> None:
-        assert run(domain_suspend(source.ctx, domid, 1, 0x80)).rc == Error.INVAL
-        for bandwidth in (-1, 2**64):
-            assert run(domain_suspend(source.ctx, domid, 1, bandwidth=bandwidth)).rc == Error.INVAL
-
     def test_unknown_domain(self, source: Side) -> None:
         result = run(domain_suspend(source.ctx, 77, 1))
         assert result.rc == Error.DOMAIN_NOTFOUND
@@ -174,7 +169,9 @@ class TestRefused:
     def test_a_domain_that_is_log_dirty_already(self, source: Side, domid: int) -> None:
         with source.host.domain(domid) as domain:
             domain.logdirty_enable()
-        result = run(domain_live_migrate(source.ctx, domid, 1, 0, 1))
+        with open("/dev/null", "r+b", buffering=0) as null:
+            fd = null.fileno()
+            result = run(domain_live_migrate(source.ctx, domid, fd, 0, fd))
         assert result.rc == Error.FAIL
         assert "log-dirty" in result.reason
         with source.host.domain(domid) as domain:
@@ -271,11 +268,6 @@ class TestStream:
         assert "No space left" in result.reason
         source.at_rest(domid)
 
-    def test_a_descriptor_that_is_none(self, source: Side, domid: int) -> None:
-        result = run(domain_suspend(source.ctx, domid, 9999))
-        assert result.rc == Error.FAIL
-        assert "Bad file descriptor" in result.reason
-
     def test_the_other_side_goes_in_precopy(self, source: Side, domid: int, drain: Drain) -> None:
         """The guest was never asked, let alone answered: GUEST_TIMEDOUT, as in libxl."""
         source.happenings.at("callback precopy_policy", drain.hang_up)
@@ -315,12 +307,20 @@ class TestCancellation:
             fd = drain.fd()
             limits = PrecopyLimits() if event == "suspend_done" else ENDLESS
             bandwidth = 0 if event == "suspend_done" else SLOW
+            ended: list[SaveResult] = []
             save = domain_live_migrate(
-                source.ctx, domid, fd, 0, fd, precopy=limits, bandwidth=bandwidth
+                source.ctx,
+                domid,
+                fd,
+                0,
+                fd,
+                precopy=limits,
+                bandwidth=bandwidth,
+                on_end=ended.append,
             )
             task = asyncio.ensure_future(save)
             source.happenings.at(event, task.cancel)
-            return await task
+            return await cancelled(task, ended)
 
         result = run(work())
         assert result.rc == Error.ABORTED
@@ -334,9 +334,11 @@ class TestCancellation:
         domid = source.host.create_guest("g", MEMORY, "random", behaviour=Behaviour.REFUSE)
 
         async def work() -> SaveResult:
-            task = asyncio.ensure_future(suspend(source, domid, drain))
+            ended: list[SaveResult] = []
+            save = domain_suspend(source.ctx, domid, drain.fd(), on_end=ended.append)
+            task = asyncio.ensure_future(save)
             source.happenings.at("suspend_request", task.cancel)
-            return await task
+            return await cancelled(task, ended)
 
         result = run(work())
         assert result.rc == Error.ABORTED
@@ -348,12 +350,14 @@ class TestCancellation:
         ours, theirs = socket.socketpair()
 
         async def work() -> SaveResult:
+            ended: list[SaveResult] = []
+            fd = ours.fileno()
             save = domain_live_migrate(
-                source.ctx, domid, ours.fileno(), 0, ours.fileno(), precopy=ENDLESS
+                source.ctx, domid, fd, 0, fd, precopy=ENDLESS, on_end=ended.append
             )
             task = asyncio.ensure_future(save)
             source.happenings.at("callback precopy_policy", task.cancel)
-            return await task
+            return await cancelled(task, ended)
 
         with ours, theirs:
             result = run(work())
@@ -365,11 +369,13 @@ class TestCancellation:
         self, source: Side, domid: int, drain: Drain
     ) -> None:
         async def work() -> SaveResult:
-            task = asyncio.ensure_future(suspend(source, domid, drain))
+            ended: list[SaveResult] = []
+            save = domain_suspend(source.ctx, domid, drain.fd(), on_end=ended.append)
+            task = asyncio.ensure_future(save)
             for _ in range(2):
                 await asyncio.sleep(0)
                 task.cancel()
-            return await task
+            return await cancelled(task, ended)
 
         assert run(work()).rc == Error.ABORTED
         assert source.state() is GuestState.RUNNING
@@ -397,10 +403,14 @@ class TestPostcopy:
     def test_a_cancellation_in_the_transition_is_before_the_point_of_no_return(
         self, source: Side, destination: Side, domid: int
     ) -> None:
-        saves: list[asyncio.Task[SaveResult]] = []
-        source.happenings.at("postcopy_transition", lambda: saves.pop().cancel())
         saved, restored = run(
-            live_migrate(source, destination, domid, MemoryStrategy.POSTCOPY, saves=saves)
+            live_migrate(
+                source,
+                destination,
+                domid,
+                MemoryStrategy.POSTCOPY,
+                cancel_save_at="postcopy_transition",
+            )
         )
         assert saved.rc == Error.ABORTED
         assert saved.postcopy_transitioned is FAILED

@@ -30,6 +30,7 @@ from toolstack import journal
 from toolstack import migrate as migration
 from toolstack.migrate import HostDestination
 from toolstack.outcome import Outcome
+from toolstack.save_operation import SaveParameters
 
 QUICK = (
     "--limit=suspend=2",
@@ -481,17 +482,17 @@ def test_what_breaks_past_the_transition_resumes_nothing(
 ) -> None:
     """Whatever it is: the guest may run at the destination."""
 
-    async def broken(*_: Any, on_transition: Callable[[], None], **__: Any) -> None:
+    async def broken(_ctx: object, parameters: SaveParameters) -> None:
         request = hosts.at_source.suspend_request(domid)
         suspended(request)
         request.close()
-        on_transition()
+        parameters.on_transition()
         raise RuntimeError("a fault of the program")
 
     domid = hosts.guest()
     side = Side(hosts.at_source)
     to = HostDestination(hosts.destination, hosts.at_destination)
-    monkeypatch.setattr(migration, "domain_live_migrate", broken)
+    monkeypatch.setattr(migration, "save_domain", broken)
     result = run(migration.migrate(side.ctx, domid, to, migration.MigrateOptions()))
     assert (result.outcome, result.rc) == (Outcome.POSTCOPY_FAILED, -3)
     assert hosts.states(hosts.at_source) == {"g--postcopy-inconsistent": "suspended"}

@@ -15,7 +15,7 @@ from helper.hypervisors.simulated.layout import Behaviour
 from ipc_schema.errors import Error
 from tests.conftest import HostFactory
 from tests.toolstack.running_helpers import scripted
-from tests.toolstack.two_hosts import MEMORY, Side, run
+from tests.toolstack.two_hosts import MEMORY, Side, cancelled, run
 from toolstack.domain_save import PrecopyLimits, SaveResult, domain_live_migrate, domain_suspend
 from toolstack.save_helper import SaveHelper
 
@@ -44,13 +44,20 @@ def test_an_aborted_suspension_does_not_answer_another_callback(host_factory: Ho
 
     async def work() -> SaveResult:
         asyncio.get_running_loop().add_reader(theirs, theirs.recv, 1 << 20)
+        ended: list[SaveResult] = []
         task = asyncio.ensure_future(
             domain_live_migrate(
-                source.ctx, domid, ours.fileno(), 0, ours.fileno(), precopy=PrecopyLimits(0, 0)
+                source.ctx,
+                domid,
+                ours.fileno(),
+                0,
+                ours.fileno(),
+                precopy=PrecopyLimits(0, 0),
+                on_end=ended.append,
             )
         )
         source.happenings.at("suspend_request", task.cancel)
-        return await task
+        return await cancelled(task, ended)
 
     with ours, theirs:
         result = run(work())

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import psutil
+import pytest
 
 from helper.hypervisors.interface import DomainSummary, GuestState
 from helper.hypervisors.simulated.host import SimulatedHost
@@ -100,6 +101,15 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return result
 
 
+async def cancelled(task: asyncio.Task[T], ended: list[T]) -> T:
+    """How an operation ended whose task is cancelled: it told `ended` of it, and raised."""
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+    (result,) = ended
+    return result
+
+
 def helpers() -> list[psutil.Process]:
     """The save helpers that this process has started and that are not reaped."""
     found = []
@@ -137,11 +147,12 @@ async def live_migrate(
     bandwidth: int = 0,
     on_transition: Callable[[], None] = lambda: None,
     on_resume: Callable[[], None] = lambda: None,
-    saves: list[asyncio.Task[SaveResult]] | None = None,
+    cancel_save_at: str = "",
 ) -> tuple[SaveResult, RestoreResult]:
     """Both sides in this process. As in life, a side that ends closes its end of the link.
-    `saves` gets the task of the save."""
+    The save is cancelled at the event `cancel_save_at` of the source, where there is one."""
     ours, theirs = socket.socketpair()
+    ended: list[SaveResult] = []
 
     async def save() -> SaveResult:
         with ours:
@@ -155,6 +166,7 @@ async def live_migrate(
                 precopy=precopy or PrecopyLimits(),
                 bandwidth=bandwidth,
                 on_transition=on_transition,
+                on_end=ended.append,
             )
 
     async def restore() -> RestoreResult:
@@ -169,7 +181,7 @@ async def live_migrate(
             )
 
     task = asyncio.ensure_future(save())
-    if saves is not None:
-        saves.append(task)
+    if cancel_save_at:
+        source.happenings.at(cancel_save_at, task.cancel)
     restored = await restore()
-    return await task, restored
+    return (await cancelled(task, ended) if cancel_save_at else await task), restored

@@ -7,11 +7,13 @@ import json
 import sys
 import textwrap
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ipc_schema.errors import DecodeError
 from toolstack import save_file
+from toolstack.cancellation import told
 from toolstack.commands.common import CommandError, complain, guest_of, show
 from toolstack.commands.running import context_of, progress_for, run
 from toolstack.outcome import ExitCode
@@ -30,12 +32,15 @@ def save(arguments: argparse.Namespace) -> int:
     with progress_for(arguments, f"save {arguments.name}") as progress:
         ctx = context_of(arguments, progress=progress)
         saved = run(
-            save_file.save(
-                ctx,
-                guest_of(ctx.host, arguments.name).domid,
-                path,
-                checkpoint=arguments.checkpoint,
-                leave_paused=arguments.paused,
+            told(
+                partial(
+                    save_file.save,
+                    ctx,
+                    guest_of(ctx.host, arguments.name).domid,
+                    path,
+                    checkpoint=arguments.checkpoint,
+                    leave_paused=arguments.paused,
+                )
             )
         )
     # stdout may be the file.
@@ -50,7 +55,8 @@ def save(arguments: argparse.Namespace) -> int:
 def restore(arguments: argparse.Namespace) -> int:
     with progress_for(arguments, "restore") as progress:
         ctx = context_of(arguments, progress=progress)
-        restored = run(save_file.restore(ctx, Path(arguments.file), leave_paused=arguments.paused))
+        path = Path(arguments.file)
+        restored = run(told(partial(save_file.restore, ctx, path, leave_paused=arguments.paused)))
     return show(
         arguments,
         asdict(restored),

@@ -7,10 +7,12 @@ import importlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 from helper.hypervisors import XEN
+from toolstack.cancellation import told
 from toolstack.commands.common import (
     CommandError,
     UsageError,
@@ -45,7 +47,7 @@ def migrate(arguments: argparse.Namespace) -> int:
         domid = guest_of(ctx.host, arguments.name).domid
         destination = destination_of(arguments)
         try:
-            result = run(migrate_guest(ctx, domid, destination, options))
+            result = run(told(partial(migrate_guest, ctx, domid, destination, options)))
         except GuestStateError as error:
             if error.state not in DEAD:
                 raise

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 
 from toolstack import receive as receiving
+from toolstack.cancellation import told
 from toolstack.commands.common import complain
 from toolstack.commands.running import context_of, run
 from toolstack.outcome import ExitCode
@@ -23,7 +25,7 @@ def receive(arguments: argparse.Namespace) -> int:
     os.close(null)
     os.dup2(2, 1)
     try:
-        result = run(receiving.receive(ctx, stream, back, peer=arguments.source))
+        result = run(told(partial(receiving.receive, ctx, stream, back, peer=arguments.source)))
     finally:
         os.close(stream)
         os.close(back)

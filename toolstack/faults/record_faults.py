@@ -18,6 +18,7 @@ from ipc_schema.fault_points import Moment, record_point
 from ipc_schema.libxl_stream import RecordType
 from ipc_schema.records import HEADER_SIZE, padding
 from toolstack import fd_io
+from toolstack.cancellation import spawn
 from toolstack.faults.controller_faults import ControllerFaults
 
 Done = Callable[[Exception | None], None]
@@ -53,7 +54,7 @@ class PacedWrite:
         pause: float,
     ) -> None:
         """`after` and `pause` in seconds, `piece` in octets."""
-        self._task = asyncio.ensure_future(self._write(fd, data, limit, what, after, piece, pause))
+        self._task = spawn(self._write(fd, data, limit, what, after, piece, pause))
         self._done = done
         self._task.add_done_callback(self._over)
 

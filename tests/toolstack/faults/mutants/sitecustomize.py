@@ -98,15 +98,15 @@ def leaves_a_process_for_some_seconds(module: Any) -> None:
 
 @mutant("toolstack.save_file")
 def spoils_the_file_that_it_restores(module: Any) -> None:
-    create = module.domain_create_restore
+    restore = module.restore_domain
 
-    async def spoil(ctx: Any, config: Any, name: str, fd: int) -> Any:
-        result = await create(ctx, config, name, fd)
+    async def spoil(ctx: Any, parameters: Any) -> Any:
+        result = await restore(ctx, parameters)
         if result.rc:
-            os.truncate(f"/proc/self/fd/{fd}", 4096)
+            os.truncate(f"/proc/self/fd/{parameters.restore_fd}", 4096)
         return result
 
-    module.domain_create_restore = spoil
+    module.restore_domain = spoil
 
 
 @mutant("helper.hypervisors.simulated.guest_loop")

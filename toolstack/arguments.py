@@ -1,0 +1,107 @@
+"""The arguments of the public operations, checked before anything is begun.
+
+What is no value of the kind is a TypeError, a value that cannot be is a ValueError; both name the
+parameter and say what is wanted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from ipc_schema.messages import INTEGER_RANGES, Kind
+
+_T = TypeVar("_T")
+_F = TypeVar("_F", bound=Callable[..., object])
+
+DOMID_FIRST_RESERVED: Final = 0x7FF0
+"""Xen's public/xen.h: no domain has this number, or a higher one."""
+
+
+def whole_number(name: str, value: object, least: int, most: int, unit: str = "") -> int:
+    """Within `least` and `most`. True and False are none."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: want a whole number{unit}, not {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{name}: {value} is not from {least} to {most}{unit}")
+    return value
+
+
+def domain_number(value: object) -> int:
+    """A `domid`."""
+    if isinstance(value, str):
+        raise TypeError(
+            f"domid: want a domain's number, not its name {value!r}; Context.host.find(name) has it"
+        )
+    return whole_number("domid", value, 0, DOMID_FIRST_RESERVED - 1)
+
+
+def bandwidth(value: object) -> int:
+    """Octets a second; 0 for no limit."""
+    return whole_number("bandwidth", value, *INTEGER_RANGES[Kind.ULONG], " octets a second")
+
+
+def flags(value: object, **known: int) -> int:
+    """Bits of those that are `known`, by their names."""
+    given = whole_number("flags", value, *INTEGER_RANGES[Kind.U32])
+    if unknown := given & ~sum(known.values()):
+        raise ValueError(f"flags: there are {' and '.join(known)}, but no {unknown:#x}")
+    return given
+
+
+def readable(name: str, value: object) -> int:
+    """A descriptor to read from."""
+    return _descriptor(name, value, "reading", os.O_WRONLY)
+
+
+def writable(name: str, value: object) -> int:
+    """A descriptor to write to."""
+    return _descriptor(name, value, "writing", os.O_RDONLY)
+
+
+def _descriptor(name: str, value: object, purpose: str, unfit: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(
+            f"{name}: want a descriptor's number, as fileno() has it, not a {type(value).__name__}"
+        )
+    try:
+        mode = fcntl.fcntl(value, fcntl.F_GETFL)
+    except (OSError, ValueError, OverflowError):
+        raise ValueError(f"{name}: {value} is no open descriptor") from None
+    if mode & os.O_ACCMODE == unfit or mode & os.O_PATH:
+        raise ValueError(f"{name}: descriptor {value} is not open for {purpose}")
+    return value
+
+
+def instance(name: str, value: object, kind: type[_T]) -> _T:
+    """An instance of `kind`."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: want a {kind.__name__}, not {value!r}")
+    return value
+
+
+def function(name: str, value: _F) -> _F:
+    """What can be called."""
+    if not callable(value):
+        raise TypeError(f"{name}: want a function, not {value!r}")
+    return value
+
+
+def configuration(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A domain's, as `Host.config` has it (libxl_domain_config's JSON)."""
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"config: want a domain's configuration, a mapping as Context.host.config(domid) has "
+            f"it, not {value!r}"
+        )
+    return value
+
+
+def domain_name(value: object) -> str:
+    """The `name` of a domain to be."""
+    name = instance("name", value, str)
+    if not name:
+        raise ValueError("name: a domain's is not empty")
+    return name
