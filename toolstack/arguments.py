@@ -25,7 +25,7 @@ def whole_number(name: str, value: object, least: int, most: int, unit: str = ""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name}: want a whole number{unit}, not {value!r}")
     if not least <= value <= most:
-        raise ValueError(f"{name}: {value} is not from {least} to {most}{unit}")
+        raise ValueError(f"{name} is {value}: want {least} to {most}{unit}")
     return value
 
 

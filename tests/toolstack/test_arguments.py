@@ -90,8 +90,8 @@ CASES: list[tuple[Callable[[Given], Any], type[Exception], str]] = [
     (lambda g: g.suspend(domid="web"), TypeError, "domid: want a domain's number, .* 'web'"),
     (lambda g: g.suspend(domid=True), TypeError, "domid: want a whole number"),
     (lambda g: g.suspend(domid=1.0), TypeError, "domid: want a whole number"),
-    (lambda g: g.suspend(domid=-1), ValueError, "domid: -1 is not from 0 to 32751"),
-    (lambda g: g.suspend(domid=0x7FF0), ValueError, "domid: 32752"),
+    (lambda g: g.suspend(domid=-1), ValueError, "domid is -1: want 0 to 32751"),
+    (lambda g: g.suspend(domid=0x7FF0), ValueError, "domid is 32752"),
     (lambda g: g.suspend(fd=g.file), TypeError, r"fd: want a descriptor's number.*BufferedRandom"),
     (lambda g: g.suspend(fd=True), TypeError, "fd: want a descriptor's number"),
     (lambda g: g.suspend(fd=-1), ValueError, "fd: -1 is no open descriptor"),
@@ -101,7 +101,7 @@ CASES: list[tuple[Callable[[Given], Any], type[Exception], str]] = [
     (lambda g: g.suspend(fd=g.nowhere), ValueError, r"fd: descriptor \d+ is not open for writing"),
     (lambda g: g.suspend(flags=0x80), ValueError, "flags: .*SUSPEND_LIVE.*, but no 0x80"),
     (lambda g: g.suspend(flags="live"), TypeError, "flags: want a whole number, not 'live'"),
-    (lambda g: g.suspend(bandwidth=-1), ValueError, "bandwidth: -1 is not from 0 to .* octets"),
+    (lambda g: g.suspend(bandwidth=-1), ValueError, "bandwidth is -1: want 0 to .* octets"),
     (lambda g: g.suspend(bandwidth=2**64), ValueError, "bandwidth"),
     (lambda g: g.suspend(bandwidth="100M"), TypeError, "bandwidth: .* octets a second, not '100M'"),
     (
@@ -150,7 +150,7 @@ def test_of_an_operation(
     [
         (lambda: Context.open("kvm:/x"), ValueError, "uri: 'kvm:/x' names no hypervisor; want xen"),
         (lambda: Context.open(Path("/x")), TypeError, "uri: want a str"),  # type: ignore[arg-type]
-        (lambda: PrecopyLimits(max_rounds=-1), ValueError, "max_rounds: -1 is not from 0 to"),
+        (lambda: PrecopyLimits(max_rounds=-1), ValueError, "max_rounds is -1: want 0 to"),
         (lambda: PrecopyLimits("9"), TypeError, "dirty_threshold"),  # type: ignore[arg-type]
         (lambda: Limits(suspend=-1), ValueError, "suspend: -1 is not a number of seconds above 0"),
         (lambda: Limits(abort=float("nan")), ValueError, "abort"),
