@@ -119,9 +119,9 @@ async def migrate(
     called with the result in any case, before.
 
     Returns in all other cases once an operation has begun. Raises TypeError and ValueError for
-    arguments that cannot be, and for what the helper cannot do; JournalError where another operation
-    on the guest is under way or was left in the middle, GuestStateError for a guest that cannot
-    suspend (paused, crashed, …), ProcessLookupError without such a domain.
+    arguments that cannot be, and for what the helper cannot do; JournalError where another
+    operation on the guest is under way or was left in the middle, GuestStateError for a guest that
+    cannot suspend (paused, crashed, …), ProcessLookupError without such a domain.
     """
     arguments.instance("ctx", ctx, Context)
     arguments.domain_number(domid)
