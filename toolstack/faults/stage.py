@@ -37,7 +37,7 @@ _MODE_OPTIONS: Final[Mapping[Mode, tuple[str, ...]]] = {
     # So slow that the guest does fault.
     Mode.POSTCOPY: ("--max-rounds", "1", "--postcopy", "--bandwidth", "16M"),
 }
-_HOST_FILES: Final = frozenset({"domains", "lock", "xen-host.json"})
+_HOST_FILES: Final = frozenset({"domains", "lock", "operations.lock", "xen-host.json"})
 _LONGEST_DIRECTORY: Final = 64
 """Octets of a directory's path that leave room for a socket's name in it."""
 _RATES: Final = {"random": 4_000.0}
