@@ -18,12 +18,12 @@ from helper.abort import SAVE_SIGNALS, Abort
 from helper.channel import CONTEXT, ChannelError
 from helper.command_line import USAGE, Options, UsageError, here, parse
 from helper.orphan import wake_when_orphaned
-from helper.precopy_limits import PrecopyLimits
 from helper.run import EXIT_DONE, EXIT_FAILED, Engine, Job, report_channel_error, run
 from helper.settings import ANSWER_LIMIT, PREFIX, SettingError, Settings, read_settings
 from helper.standard_streams import lost, standard_streams
 from helper.watchdog import Watchdog, limit_of
 from ipc_schema.messages import Dialect, Operation, StreamType, XentoollogLevel, callbacks_of
+from ipc_schema.precopy_rule import PrecopyLimits
 from ipc_schema.trace import Trace
 from ipc_schema.version import version
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from helper.precopy_limits import PrecopyLimits
 from ipc_schema.messages import StreamType
+from ipc_schema.precopy_rule import PrecopyLimits
 
 
 class Statistics:

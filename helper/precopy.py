@@ -15,10 +15,11 @@ import numpy as np
 from helper.hypervisors.interface import Bitmap, Domain
 from helper.page_stream import MapAhead, PageWriter
 from helper.parameters import Statistics
-from helper.precopy_limits import PrecopyLimits, limited_policy
+from helper.precopy_limits import limited_policy
 from helper.reporter import Reporter
 from ipc_schema.libxc_record_types import VERSION, RecordType, record_number
 from ipc_schema.messages import PrecopyPolicy
+from ipc_schema.precopy_rule import PrecopyLimits
 
 SPP_MAX_ITERATIONS = 5
 SPP_TARGET_DIRTY_COUNT = 50

@@ -22,7 +22,7 @@ from ipc_schema.trace import Trace
 if TYPE_CHECKING:
     from helper.faults.session import Session
     from helper.hypervisors.interface import Domain
-    from helper.precopy_limits import PrecopyLimits
+    from ipc_schema.precopy_rule import PrecopyLimits
 
 EXIT_DONE: Final = 0
 """`complete` was told and answered, whatever libxc's result."""

@@ -7,10 +7,10 @@ import errno
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from helper.hypervisors import XEN
 from ipc_schema import xl_handshake, xl_header
@@ -22,6 +22,7 @@ from toolstack.cancellation import end_in_order, not_told, uninterrupted
 from toolstack.conduct import Action, conduct
 from toolstack.context import Context
 from toolstack.domain_save import (
+    SUSPEND_DEBUG,
     SUSPEND_LIVE,
     PostcopyTransitioned,
     SaveResult,
@@ -31,6 +32,7 @@ from toolstack.domain_save import (
 )
 from toolstack.failure import message_of
 from toolstack.handshake import INTERRUPTIBLE, Event, Sender
+from toolstack.helper_request import Statistics
 from toolstack.journal import Journal, Promise, Role
 from toolstack.outcome import (
     GuestResult,
@@ -54,6 +56,8 @@ from toolstack.talk import Talk
 if TYPE_CHECKING:
     from helper.hypervisors.interface import DomainSummary, GuestReport, Host
 
+LONG_DOWNTIME = 1.0
+"""Seconds of standing still that a person is told of."""
 FIRST_STEP_LIMIT = 10.0
 """Seconds after its start for a guest to take its first step, and be asked about it."""
 
@@ -85,17 +89,34 @@ Destination = HostDestination | CommandDestination
 
 @dataclass(frozen=True)
 class MigrateOptions:
-    """How to migrate; `bandwidth` in octets a second, 0 for no limit."""
+    """How to migrate; `bandwidth` in bytes a second, 0 for no limit. `paused`: the guest stays
+    paused at the destination. `config`: what is sent in the place of the domain's own
+    configuration. `debug`: SUSPEND_DEBUG, all memory is sent again and compared.
+
+    Raises ValueError for what cannot be together.
+    """
 
     strategy: MemoryStrategy = MemoryStrategy.DEFAULT
     precopy: PrecopyLimits = DEFAULT_PRECOPY
     bandwidth: int = 0
+    paused: bool = False
+    config: Mapping[str, Any] | None = None
+    debug: bool = False
 
     def __post_init__(self) -> None:
         """Raises TypeError, ValueError."""
         arguments.instance("strategy", self.strategy, MemoryStrategy)
         arguments.instance("precopy", self.precopy, PrecopyLimits)
         arguments.bandwidth(self.bandwidth)
+        if self.strategy is not MemoryStrategy.POSTCOPY:
+            return
+        for name, given, why in (
+            ("paused", self.paused, "a guest runs before all its memory is there"),
+            ("debug", self.debug, "a guest that runs has other memory already"),
+            ("abort_after", self.precopy.abort_after is not None, "it ends always"),
+        ):
+            if given:
+                raise ValueError(f"postcopy cannot be with {name}: {why}")
 
     @property
     def mode(self) -> str:
@@ -119,7 +140,7 @@ async def migrate(
     called with the result in any case, before.
 
     Returns in all other cases once an operation has begun. Raises TypeError and ValueError for
-    arguments that cannot be, and for what the helper cannot do; JournalError where another
+    arguments that cannot be; JournalError where another
     operation on the guest is under way or was left in the middle, GuestStateError for a guest that
     cannot suspend (paused, crashed, …), ProcessLookupError without such a domain.
     """
@@ -130,11 +151,6 @@ async def migrate(
         raise TypeError(
             f"destination: want a HostDestination or a CommandDestination, not {destination!r}"
         )
-    postcopy = options.strategy is MemoryStrategy.POSTCOPY
-    if problem := beyond_helper(
-        ctx, postcopy=postcopy, bandwidth=options.bandwidth, precopy=options.precopy
-    ):
-        raise ValueError(problem)
     return await end_in_order(_migrate(ctx, domid, destination, options), on_end)
 
 
@@ -184,7 +200,11 @@ class _Sending:
         self._saved: SaveResult | None = None
         self._rc = 0
         self._reasons: list[str] = []
+        self._name_there = name
+        self._words = ""
+        """What the receiver said of a migration that succeeded."""
         self._left_over = False
+        self._streaming = False
         self._refused = False
         """By the receiver, with its reason."""
         self._beyond = False
@@ -268,17 +288,33 @@ class _Sending:
         return Event.OK
 
     async def _read_banner(self) -> Event:
+        options = self._options
+        postcopy = options.strategy is MemoryStrategy.POSTCOPY
+        if problem := beyond_helper(
+            self._ctx, postcopy=postcopy, bandwidth=options.bandwidth, precopy=options.precopy
+        ):
+            # Before anybody at the destination hears of it.
+            self._fail(Error.INVAL, problem)
+            return Event.FAILED
         if isinstance(self._destination, HostDestination):
+            paused = ("--paused",) if self._options.paused else ()
             self._receiver = link.start_on_host(
-                self._destination.directory, self._destination.arguments
+                self._destination.directory, (*self._destination.arguments, *paused)
             )
         else:
-            self._receiver = link.start_command(self._destination.command)
+            # As xl migrate -p has it for xl migrate-receive.
+            paused = (" -p",) if self._options.paused else ()
+            self._receiver = link.start_command("".join((self._destination.command, *paused)))
         return await self._hear(xl_handshake.BANNER)
 
     async def _write_config(self) -> Event:
-        config = json.dumps(self._host.config(self._domid)).encode() + b"\0"
-        header = xl_header.encode_header(config, self._optional_flags())
+        config = self._options.config
+        if config is None:
+            config = self._host.config(self._domid)
+        else:
+            self._name_there = str(config["c_info"]["name"])
+        text = json.dumps(config).encode() + b"\0"
+        header = xl_header.encode_header(text, self._optional_flags())
         await self._talk().say(xl_handshake.CONFIG, header)
         return Event.OK
 
@@ -304,11 +340,13 @@ class _Sending:
             ) from error
         if verdict.rc:
             self._refused = True
-            self._fail(verdict.rc, f"the destination refuses the guest: {verdict.reason}")
+            rc = verdict.rc if verdict.rc in set(Error) else Error.FAIL
+            self._fail(rc, f"the destination refuses the guest: {verdict.reason}")
             return Event.FAILED
         return Event.OK
 
     async def _run_stream(self) -> Event:
+        self._streaming = True
         try:
             saved = self._saved = await save_domain(
                 self._ctx,
@@ -316,7 +354,7 @@ class _Sending:
                     self._ctx,
                     self._domid,
                     self._link().send_fd,
-                    SUSPEND_LIVE,
+                    SUSPEND_LIVE | (SUSPEND_DEBUG if self._options.debug else 0),
                     self._link().recv_fd,
                     self._options.strategy,
                     precopy=self._options.precopy,
@@ -411,6 +449,8 @@ class _Sending:
             status = await self._receiver.end(self._ctx.limits.abort)
             self._ctx.trace.event("receiver ended", status=status)
             words = self._receiver.last_words() if status > 0 else ""
+            if outcome is Outcome.SUCCESS:
+                self._words = self._receiver.last_words()
             if outcome is not Outcome.SUCCESS and not self._refused:
                 if status < 0:
                     self._fail(Error.FAIL, f"the receiver was ended by signal {-status}")
@@ -425,15 +465,18 @@ class _Sending:
 
     def _recover_destination(self, host: Host) -> None:
         try:
-            for recovery in recover(host, self._name, role=Role.DESTINATION):
+            for recovery in recover(host, self._name_there, role=Role.DESTINATION):
                 self._ctx.trace.event("recovered", way=recovery.way.value, text=recovery.text)
                 self._fail(0, f"destination: {recovery.text}")
         except OSError as error:
-            self._fail(0, f"destination: {message_of(error)}; run `recover {self._name}` there")
+            there = self._name_there
+            self._fail(0, f"destination: {message_of(error)}; run `recover {there}` there")
 
     async def _result(self, outcome: Outcome, total: float) -> MigrationResult:
         saved = self._saved
         statistics = saved.statistics if saved else None
+        if not self._streaming:
+            statistics = Statistics(0, 0, 0, 0, 0)
         there = None
         warnings: list[str] = []
         if outcome is Outcome.SUCCESS:
@@ -443,6 +486,8 @@ class _Sending:
                     f"what is left of the guest here was not destroyed: `recover {self._name}` "
                     "does that"
                 )
+            if self._options.debug and self._words:
+                warnings.append(f"destination: {self._words}")
         else:
             guest = self._guest_here()
         postcopy = None
@@ -454,6 +499,12 @@ class _Sending:
                 fault_p99_us=there.fault_p99_us if there else None,
             )
         never = PostcopyTransitioned.NEVER
+        downtime = self._downtime(there) if outcome is Outcome.SUCCESS else None
+        if downtime is not None and downtime > LONG_DOWNTIME:
+            warnings.append(
+                f"the guest stood still for {downtime:.1f} s; --max-downtime, --postcopy or more "
+                "bandwidth make that shorter"
+            )
         return MigrationResult(
             outcome=outcome,
             rc=Error(0 if outcome is Outcome.SUCCESS else self._rc or Error.FAIL),
@@ -463,7 +514,7 @@ class _Sending:
             pages_sent=statistics.pages + statistics.postcopy_pages if statistics else None,
             bytes_sent=statistics.bytes if statistics else None,
             total_seconds=round(total, 6),
-            downtime_seconds=self._downtime(there) if outcome is Outcome.SUCCESS else None,
+            downtime_seconds=downtime,
             postcopy=postcopy,
             guest=guest,
             reason="; ".join(self._reasons),
@@ -473,7 +524,7 @@ class _Sending:
     def _downtime(self, there: GuestReport | None) -> float | None:
         left = self._source_report.suspended_at if self._source_report else None
         arrived = there.first_step_at if there else self._report_came_at
-        if left is None or arrived is None:
+        if left is None or arrived is None or self._options.paused:
             return None
         return round(arrived - left, 6)
 
@@ -501,21 +552,23 @@ class _Sending:
                 self._ctx.trace.event("no report", reason=message_of(error))
                 return _guest_result(place, None, None), None
             stepped = report is not None and report.first_step_at is not None
-            if stepped or time.monotonic() > end:
-                if row.name != self._name:
+            if stepped or self._options.paused or time.monotonic() > end:
+                if row.name != self._name_there:
                     warnings.append(
                         f"the guest is called {row.name!r} at {place}, where there is another "
-                        f"{self._name!r}: `xen-toolstack rename {row.name} NEW --host {place}` "
-                        f"gives it a name, `recover {self._name}` its own once that is free"
+                        f"{self._name_there!r}: `xen-toolstack rename {row.name} NEW --host "
+                        f"{place}` gives it a name, `recover {self._name_there}` its own once "
+                        "that is free"
                     )
                 return _guest_result(place, state, report), report
             await asyncio.sleep(0.01)
 
     def _find_there(self, host: Host) -> DomainSummary:
         """The guest at the destination: it keeps the name of a copy where its own was taken."""
-        for name in (self._name + handshake.INCOMING, self._name):
+        own_uuid = self._options.config is None
+        for name in (self._name_there + handshake.INCOMING, self._name_there):
             for row in host.domains():
-                if row.name == name and self._journal.entry.may_be(row.uuid):
+                if row.name == name and (self._journal.entry.may_be(row.uuid) or not own_uuid):
                     return row
         raise ProcessLookupError(errno.ESRCH, f"there is no guest {self._name!r}")
 

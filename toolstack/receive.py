@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ipc_schema import xl_handshake, xl_header
@@ -39,6 +39,10 @@ INTERRUPTIBLE = frozenset(
 resumption is not."""
 
 
+_VERIFY_FAILED = ("verify failed", "verify pfn")
+"""How our engine and libxc begin what they say of a page that is not as it was sent."""
+
+
 @dataclass(frozen=True)
 class ReceiveResult:
     """How a receive ended. `name` and `domid` are the guest's where it runs here. `reason` is a
@@ -58,10 +62,12 @@ async def receive(
     back_fd: int,
     *,
     peer: str,
+    leave_paused: bool = False,
     on_end: Callable[[ReceiveResult], object] = not_told,
 ) -> ReceiveResult:
     """Serve one migration: stream from `stream_fd`, messages and faults to `back_fd`. Works on
     duplicates of them, and shuts them where no guest was started (`domain_suspend`).
+    `leave_paused`: the guest is ours in the end, and does not run yet.
 
     A cancellation ends it in order, up to the moment from which the guest may run here: the copy is
     destroyed. When it has ended, whatever it came to, the cancellation is raised; `on_end` is
@@ -76,7 +82,7 @@ async def receive(
     with OwnStream(stream_fd, back_fd) as own:
 
         async def serve() -> ReceiveResult:
-            result = await _Receiving(ctx, own.stream_fd, own.back_fd, peer).run()
+            result = await _Receiving(ctx, own.stream_fd, own.back_fd, peer, leave_paused).run()
             if not result.started:
                 own.shut()
             return result
@@ -85,8 +91,12 @@ async def receive(
 
 
 class _Receiving:
-    def __init__(self, ctx: Context, stream_fd: int, back_fd: int, peer: str) -> None:
-        self._ctx = ctx
+    def __init__(
+        self, ctx: Context, stream_fd: int, back_fd: int, peer: str, leave_paused: bool
+    ) -> None:
+        self._log_line = ctx.log
+        self._ctx = replace(ctx, log=self._log)
+        self._leave_paused = leave_paused
         self._stream_fd = stream_fd
         self._back_fd = back_fd
         self._peer = peer
@@ -145,6 +155,13 @@ class _Receiving:
         return ReceiveResult(
             started, Error(self._rc), self._name, self._domid, self._reason, self._told
         )
+
+    def _log(self, level: int, context: str, text: str) -> None:
+        """What a verify pass finds (SUSPEND_DEBUG) fails nothing, and has to be told all the
+        same."""
+        if text.startswith(_VERIFY_FAILED):
+            self._fail(0, text)
+        self._log_line(level, context, text)
 
     def _gives_up(self, state: Receiver) -> bool:
         if self._may_run and state is Receiver.RUN_STREAM and not self._warned:
@@ -220,7 +237,11 @@ class _Receiving:
         host = self._ctx.host
         if problem := host.why_not_create(self._config):
             return f"the domain {self._incoming} cannot be: {problem}"
-        return host.why_no_postcopy() if self._flags & xl_header.OPTIONAL_POSTCOPY else ""
+        if not self._flags & xl_header.OPTIONAL_POSTCOPY:
+            return ""
+        if self._leave_paused:
+            return "a guest that comes by postcopy runs at once, and cannot stay paused"
+        return host.why_no_postcopy()
 
     async def _say_verdict(self, verdict: Verdict) -> Event:
         """A sender that did not ask for it, such as xl, would take it for something else."""
@@ -283,7 +304,8 @@ class _Receiving:
             ) from error
 
     async def _unpause(self) -> Event:
-        self._ctx.host.unpause(self._made())
+        if not self._leave_paused:
+            self._ctx.host.unpause(self._made())
         self._started()
         return Event.OK
 

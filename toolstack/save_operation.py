@@ -23,9 +23,9 @@ from toolstack.joined import JoinedOperation
 from toolstack.operation import rc_of
 from toolstack.precopy_policy import (
     MemoryStrategy,
+    PrecopyDecisions,
     PrecopyLimits,
     PrecopyProgress,
-    precopy_policy,
 )
 from toolstack.save_helper import HelperRequest, HelperResult
 from toolstack.save_result import PostcopyTransitioned, SaveResult
@@ -77,6 +77,8 @@ class SaveOperation(JoinedOperation):
         self._suspension: GuestSuspension | None = None
         self._earlier_rc = 0
         self._precopy = PrecopyProgress(ctx.limits.stream_stall)
+        loop = asyncio.get_running_loop()
+        self._decisions = PrecopyDecisions(parameters.precopy, parameters.strategy, loop.time)
         self._transitioned = PostcopyTransitioned.NEVER
 
     async def run(self) -> SaveResult:
@@ -259,16 +261,13 @@ class SaveOperation(JoinedOperation):
         return callbacks
 
     def _on_precopy_policy(self, iteration: int, total_written: int, dirty_count: int) -> int:
-        answer = precopy_policy(
-            self._parameters.precopy,
-            self._parameters.strategy,
-            iteration=iteration,
-            dirty_count=dirty_count,
-        )
+        answer, why = self._decisions.ask(iteration, total_written, dirty_count)
         now = asyncio.get_running_loop().time()
         if objection := self._precopy.objection(iteration, total_written, now):
             self._fail(objection, Error.FAIL)
             answer = PrecopyPolicy.ABORT
+        elif answer is PrecopyPolicy.ABORT:
+            self._fail(f"precopy does not converge: {why}", Error.FAIL)
         self._precopy.answered(answer)
         if dirty_count >= 0 or answer:
             self._report.event(
@@ -277,6 +276,7 @@ class SaveOperation(JoinedOperation):
                 total_written=total_written,
                 dirty_count=dirty_count,
                 answer=answer.name,
+                why=why,
             )
         return int(answer)
 

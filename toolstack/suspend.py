@@ -90,9 +90,10 @@ class SuspendRules:
         self.guest_responded = True
         return self._end(Error.FAIL, "the guest refuses to suspend")
 
-    def crashed(self) -> Actions:
+    def crashed(self, how: str = "the guest has crashed") -> Actions:
+        """There is no guest any more that could suspend; `how` says what has become of it."""
         self.guest_responded = True
-        return self._end(Error.FAIL, "the guest crashed when it was asked to suspend")
+        return self._end(Error.FAIL, how)
 
     def limit(self, *, paused: bool = False) -> Actions:
         """`paused`: its vCPUs do not run, so that it could not answer."""
@@ -216,10 +217,18 @@ class GuestSuspension:
             case SuspendState.REFUSED:
                 actions = self.rules.refused()
             case SuspendState.CRASHED:
-                actions = self.rules.crashed()
+                actions = self.rules.crashed(self._how_it_ended())
         if self._abort_rc:
             actions += self.rules.abort(self._abort_rc)
         return actions
+
+    def _how_it_ended(self) -> str:
+        match state_of(self._host, self._domid):
+            case None:
+                return "the domain is gone: it was destroyed"
+            case "shut down":
+                return "the guest has shut itself down"
+        return "the guest has crashed"
 
     async def _wait_for_change(self) -> bool:
         """False once the limit is over."""

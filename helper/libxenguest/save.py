@@ -16,8 +16,9 @@ from helper.libxenguest.abi import ABIS, PrecopyStats, PrecopyStats4_14, callbac
 from helper.libxenguest.callbacks import Callbacks
 from helper.libxenguest.octets import ThreadOctets
 from helper.parameters import Statistics
-from helper.precopy_limits import PrecopyLimits, limited_policy
+from helper.precopy_limits import limited_policy
 from ipc_schema.messages import PrecopyPolicy, StreamType, XCFlags
+from ipc_schema.precopy_rule import PrecopyLimits
 from ipc_schema.trace import Trace
 
 if TYPE_CHECKING:

@@ -10,7 +10,14 @@ import numpy as np
 
 from helper.hypervisors.simulated.config import capacity_for, check_config
 from helper.hypervisors.simulated.kinds import NAMES
-from ipc_schema import libxc_stream, libxl_stream, page_lists, records, xl_header
+from ipc_schema import (
+    libxc_stream,
+    libxl_stream,
+    page_lists,
+    records,
+    xl_handshake,
+    xl_header,
+)
 from ipc_schema.errors import DecodeError
 from ipc_schema.libxc_record_types import RecordType as Xc
 from ipc_schema.libxc_record_types import record_number
@@ -56,6 +63,7 @@ def targets() -> list[Target]:
         *map(_libxc_target, (2, 3)),
         _headers(),
         _xl_header_target(),
+        _verdict_target(),
         _page_lists(),
     ]
 
@@ -263,6 +271,38 @@ def _headers() -> Target:
         return DECODED
 
     return Target("header", seeds, feed, 8, _RECORD_WORDS)
+
+
+def _verdict_target() -> Target:
+    seeds = [
+        Seed(xl_handshake.encode_verdict(xl_handshake.Verdict(rc, reason)))
+        for rc, reason in (
+            (0, ""),
+            (-3, "there is another guest 'g' here already"),
+            (-5, "é" * 300),
+        )
+    ]
+    fixed = len(xl_handshake.VERDICT.octets)
+    bodies = [Seed(seed.data[fixed:]) for seed in seeds]
+
+    def inside(chance: Random) -> bytes:
+        return xl_handshake.VERDICT.octets + mutate(chance, bodies)
+
+    return Target("verdict", seeds, _verdict, 4, inside=inside)
+
+
+def _verdict(data: bytes, _chance: Random) -> str:
+    """As `toolstack.talk` reads it, behind the fixed bytes."""
+    place = len(xl_handshake.VERDICT.octets)
+    if not data.startswith(xl_handshake.VERDICT.octets):
+        return "other bytes"
+    end = place + xl_handshake.VERDICT_SIZE
+    rc, length = xl_handshake.decode_verdict_head(data[place:end])
+    reason = xl_handshake.decode_reason(data[end : end + length])
+    promise(reason.isprintable(), f"not a line: {reason!r}")
+    promise(len(reason) <= xl_handshake.MAX_REASON, f"{len(reason)} characters")
+    promise(-255 < rc <= 0, f"rc {rc}")
+    return DECODED
 
 
 def _xl_header_target() -> Target:

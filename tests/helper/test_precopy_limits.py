@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helper.precopy_limits import PAGE_OCTETS, PrecopyLimits, PrecopyRounds, decide
 from ipc_schema.messages import PrecopyPolicy
+from ipc_schema.precopy_rule import PAGE_OCTETS, PrecopyLimits, PrecopyRounds, decide
 
 GO_ON = PrecopyPolicy.CONTINUE_PRECOPY
 STOP = PrecopyPolicy.STOP_AND_COPY
@@ -111,6 +111,15 @@ def test_the_rate_is_that_of_the_last_round() -> None:
     decision = rounds.ask(2, 30_000)
     assert decision.policy is STOP
     assert decision.why == "30000 dirty pages take 616 ms, at most 1000 wanted"
+
+
+def test_the_first_round_counts_of_an_engine_that_does_not_ask_before_it() -> None:
+    link = Link()
+    rounds = rounds_on(link, max_downtime_ms=1000)
+    rounds.ask(0, UNKNOWN)
+    link.send(400_000_000, 4.0)
+    rounds.ask(0, UNKNOWN)
+    assert rounds.octets_per_second == 100_000_000
 
 
 def test_a_round_that_fits_in_a_buffer_tells_no_rate() -> None:

@@ -160,6 +160,19 @@ def test_a_guest_that_dies_on_the_way_is_told_as_that(hosts: Hosts, tmp_path: Pa
     assert hosts.journals() == []
 
 
+def test_a_guest_that_is_destroyed_on_the_way_is_told_as_that(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.guest(megabytes=16)
+    events = tmp_path / "events"
+    process = hosts.start(*started(hosts, events, "--bandwidth=8M"))
+    wait_for(lambda: has(events, "phase"), "the helper is at work")
+    assert toolstack("destroy", "g", "--host", hosts.source).code == 0
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 5, err
+    assert "destroyed" in json.loads(out)["reason"]
+    assert hosts.states(hosts.at_source) == hosts.states(hosts.at_destination) == {}
+    assert hosts.journals() == []
+
+
 def test_digits_are_a_domid(hosts: Hosts, tmp_path: Path) -> None:
     domid = hosts.guest()
     for command, state in (("pause", "paused"), ("unpause", "running")):

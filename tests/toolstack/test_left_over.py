@@ -44,6 +44,9 @@ def test_a_guest_that_keeps_the_name_of_a_copy(hosts: Hosts, taken: str) -> None
         "`recover g` (it was received and started; its name is 'g')"
     )
     assert rows["g"]["waits"] is None
+    moved = toolstack("migrate", "g--incoming", *there, "--to", hosts.source)
+    assert moved.code == 1
+    assert "`xen-toolstack recover g` first" in moved.line
     refused = toolstack("recover", "g--incoming", *there)
     assert refused.code == 1
     assert "there is another guest 'g'" in refused.line

@@ -7,12 +7,19 @@ import pytest
 from ipc_schema.messages import PrecopyPolicy
 from toolstack.precopy_policy import (
     MemoryStrategy,
+    PrecopyDecisions,
     PrecopyLimits,
     PrecopyProgress,
-    precopy_policy,
 )
 
 GO_ON = PrecopyPolicy.CONTINUE_PRECOPY
+
+
+def precopy_policy(
+    limits: PrecopyLimits, strategy: MemoryStrategy, *, iteration: int, dirty_count: int
+) -> PrecopyPolicy:
+    """The answer to a first question."""
+    return PrecopyDecisions(limits, strategy, lambda: 0.0).ask(iteration, 0, dirty_count).policy
 
 
 @pytest.mark.parametrize(
@@ -63,7 +70,34 @@ def test_no_rounds_at_all_sends_nothing_before_the_guest_stops() -> None:
     assert answer is PrecopyPolicy.POSTCOPY
 
 
-@pytest.mark.parametrize("name", ["dirty_threshold", "max_rounds"])
+class TestDowntime:
+    """A guest of 100,000 pages, of which the link takes 25,000 a second."""
+
+    def asked(
+        self, limits: PrecopyLimits, strategy: MemoryStrategy, dirty_count: int
+    ) -> PrecopyPolicy:
+        now = 0.0
+        decisions = PrecopyDecisions(limits, strategy, lambda: now)
+        assert decisions.ask(0, 0, -1).policy is GO_ON
+        now = 4.0
+        assert decisions.ask(1, 100_000, -1).policy is GO_ON
+        return decisions.ask(1, 100_000, dirty_count).policy
+
+    def test_precopy_ends_once_the_rest_takes_no_longer(self) -> None:
+        limits = PrecopyLimits(max_downtime_ms=300)
+        assert self.asked(limits, MemoryStrategy.DEFAULT, 7_600) is GO_ON
+        assert self.asked(limits, MemoryStrategy.DEFAULT, 7_500) is PrecopyPolicy.STOP_AND_COPY
+        assert self.asked(limits, MemoryStrategy.POSTCOPY, 7_500) is PrecopyPolicy.POSTCOPY
+
+    def test_a_migration_that_does_not_converge_is_given_up(self) -> None:
+        limits = PrecopyLimits(abort_after=1)
+        assert self.asked(limits, MemoryStrategy.DEFAULT, 51) is PrecopyPolicy.ABORT
+        assert self.asked(limits, MemoryStrategy.DEFAULT, 50) is PrecopyPolicy.STOP_AND_COPY
+        with pytest.raises(ValueError, match="abort_after is 0"):
+            PrecopyLimits(abort_after=0)
+
+
+@pytest.mark.parametrize("name", ["dirty_threshold", "max_rounds", "max_downtime_ms"])
 def test_a_negative_figure_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is -1"):
         PrecopyLimits(**{name: -1})

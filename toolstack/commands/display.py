@@ -73,6 +73,8 @@ def guests(rows: Sequence[dict[str, Any]]) -> None:
 def migration(result: MigrationResult, extra: Sequence[tuple[str, str]] = ()) -> None:
     """The summary of a migration; `extra` rows come last."""
     colour, headline = HEADLINES[result.outcome]
+    if result.outcome is Outcome.SUCCESS and result.guest.state == "paused":
+        headline = "migrated: the guest is paused at the destination"
     if result.outcome is Outcome.RUNNING_AT_SOURCE and result.guest.state not in {None, "running"}:
         headline = f"not migrated: the guest is {result.guest.state} at the source"
     console = Console()

@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NoReturn
 
 from helper.standard_streams import hurry, lost, standard_streams
@@ -40,9 +40,6 @@ exit codes: 0 success; 1 failed (migrate, demo: and the guest runs at the source
 
 Adder = Callable[[str, str, str], argparse.ArgumentParser]
 """(name, `module:function` that runs it, what it does) -> its parser."""
-
-WITH_HELPER: Final = frozenset({"save", "restore", "migrate", "receive"})
-"""Commands that run a save helper."""
 
 FAULT_MODES: Final = ("save", "stop-and-copy", "live", "postcopy")
 
@@ -134,9 +131,28 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="name it and exit")
-    plain = argparse.ArgumentParser(add_help=False)
-    plain.add_argument("--json", action="store_true", help="print JSON for scripts")
-    plain.add_argument(
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run, json=False)
+        for option in _SHARED[name]:
+            _ADD_SHARED[option](added)
+        return added
+
+    _add_guest_commands(command)
+    _add_file_commands(command)
+    _add_migration_commands(command)
+    _add_fault_commands(commands)
+    return parser
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
+
+
+def _add_limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--limit",
         metavar="NAME=SECONDS",
         action="append",
@@ -144,37 +160,67 @@ def _parser() -> argparse.ArgumentParser:
         help="how long a wait may last: helper_start, heartbeat, callback, suspend, abort, "
         "stream_stall, handshake",
     )
-    plain.add_argument("-v", "--verbose", action="store_true", help="log lines on stderr")
-    shared = argparse.ArgumentParser(add_help=False, parents=[plain])
-    _add_events(shared)
-    shared.add_argument(
+
+
+def _add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-v", "--verbose", action="store_true", help="log lines on stderr")
+
+
+def _add_events(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--events", metavar="FILE", help="append the trace, as JSON lines")
+
+
+def _add_host(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--host",
         metavar="DIR|xen",
         default=os.environ.get("XEN_TOOLSTACK_HOST"),
         help="a simulated host's directory, or this machine's Xen (default: $XEN_TOOLSTACK_HOST, "
         "else the Xen that this runs on)",
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    helper = argparse.ArgumentParser(add_help=False, parents=[shared])
-    helper.add_argument(
+
+def _add_helper(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--helper",
         metavar="libxl|PATH",
         help="the save helper that does the work: libxl's own, or any program that speaks libxl's "
         "protocol (default: ours)",
     )
 
-    def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
-        parent = helper if name in WITH_HELPER else shared
-        added = commands.add_parser(name, parents=[parent], help=text, description=text)
-        added.set_defaults(run=run)
-        return added
 
-    _add_guest_commands(command)
-    _add_file_commands(command)
-    _add_migration_commands(command)
-    _add_fault_commands(commands, plain)
-    return parser
+_ADD_SHARED: Final[Mapping[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "host": _add_host,
+    "json": _add_json,
+    "limit": _add_limit,
+    "events": _add_events,
+    "verbose": _add_verbose,
+    "helper": _add_helper,
+}
+
+_QUICK: Final = ("host", "json")
+"""Of the commands that are done at once: nothing to wait for, nothing to follow."""
+_WORK: Final = ("host", "json", "limit", "events", "verbose", "helper")
+"""Of the commands that run a save helper."""
+
+_SHARED: Final[Mapping[str, Sequence[str]]] = {
+    "init": _QUICK,
+    "create": _QUICK,
+    "list": _QUICK,
+    "destroy": _QUICK,
+    "pause": _QUICK,
+    "unpause": _QUICK,
+    "rename": _QUICK,
+    "save": _WORK,
+    "restore": _WORK,
+    "inspect": ("json",),
+    "migrate": _WORK,
+    # Its stdout is the link.
+    "receive": ("host", "limit", "events", "verbose", "helper"),
+    "recover": _QUICK,
+    "demo": ("json", "limit", "events"),
+}
+"""The options that several commands have: each stands only where it does something."""
 
 
 def _add_guest_commands(command: Adder) -> None:
@@ -236,12 +282,25 @@ def _add_migration_commands(command: Adder) -> None:
         "`ssh there xl migrate-receive` or `ssh there xen-toolstack receive`",
     )
     migrate.add_argument("--postcopy", action="store_true", help="let it run before all is there")
-    migrate.add_argument(
+    rounds = migrate.add_mutually_exclusive_group()
+    rounds.add_argument(
         "--max-rounds",
         type=count,
         default=5,
         metavar="N",
         help="precopy rounds at most (5); 0: none",
+    )
+    rounds.add_argument(
+        "--abort-after",
+        type=positive,
+        metavar="ROUNDS",
+        help="give up after so many rounds that do not converge; the guest runs on here",
+    )
+    migrate.add_argument(
+        "--max-downtime",
+        type=count,
+        metavar="MS",
+        help="end precopy once what is left takes no longer, at the rate that was measured",
     )
     migrate.add_argument(
         "--dirty-threshold",
@@ -254,7 +313,21 @@ def _add_migration_commands(command: Adder) -> None:
         "--bandwidth", type=size, default=0, metavar="SIZE", help="octets a second at most"
     )
 
+    migrate.add_argument(
+        "-p", "--paused", action="store_true", help="it stays paused at the destination"
+    )
+    migrate.add_argument(
+        "-C",
+        dest="config",
+        metavar="FILE",
+        help="the configuration to send in place of the guest's own: libxl's JSON",
+    )
+    migrate.add_argument(
+        "--debug", action="store_true", help="send all memory again in the end, and compare it"
+    )
+
     receive = command("receive", "receiving:receive", "receive a guest on stdin and stdout")
+    receive.add_argument("-p", "--paused", action="store_true", help="do not let it run yet")
     receive.add_argument("--from", dest="source", metavar="TEXT", default="the sender")
 
     recover = command("recover", "recovery:recover", "end what a dead controller left")
@@ -272,12 +345,8 @@ def _add_migration_commands(command: Adder) -> None:
     )
 
 
-def _add_events(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--events", metavar="FILE", help="append the trace, as JSON lines")
-
-
 def _add_fault_commands(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], plain: argparse.ArgumentParser
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
 ) -> None:
     """They make their own hosts, so that none is named."""
     text = "provoke faults in a save or migration, and judge how it ends"
@@ -285,8 +354,9 @@ def _add_fault_commands(
     those = faults.add_subparsers(metavar="WHAT", required=True)
 
     def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
-        added = those.add_parser(name, parents=[plain], help=text, description=text)
+        added = those.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
+        _add_json(added)
         return added
 
     command("list", "faults:show_points", "every point, and what can be done there")
@@ -297,6 +367,7 @@ def _add_fault_commands(
         metavar="PLAN|@FILE",
         help="as `postcopy_transition:before-answer=kill`; `faults list` tells how to write one",
     )
+    _add_limit(run)
     _add_events(run)
     run.add_argument("--mode", choices=FAULT_MODES, default="live")
     run.add_argument(
@@ -307,6 +378,8 @@ def _add_fault_commands(
     campaign = command(
         "campaign", "fault_campaign:campaign", "every point with every action, or a sample; reports"
     )
+    _add_limit(campaign)
+    campaign.add_argument("-v", "--verbose", action="store_true", help="show all runs")
     campaign.add_argument(
         "--modes", metavar="MODE,...", help=f"of {', '.join(FAULT_MODES)} (save,live,postcopy)"
     )

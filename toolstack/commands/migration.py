@@ -24,6 +24,7 @@ from toolstack.commands.common import (
     show,
 )
 from toolstack.commands.running import context_of, progress_for, run
+from toolstack.configuration import ConfigurationError, read_configuration
 from toolstack.migrate import (
     CommandDestination,
     Destination,
@@ -37,11 +38,7 @@ from toolstack.settle import DEAD, GuestStateError
 
 
 def migrate(arguments: argparse.Namespace) -> int:
-    options = MigrateOptions(
-        strategy=MemoryStrategy.POSTCOPY if arguments.postcopy else MemoryStrategy.DEFAULT,
-        precopy=PrecopyLimits(arguments.dirty_threshold, arguments.max_rounds),
-        bandwidth=arguments.bandwidth,
-    )
+    options = _options(arguments)
     with progress_for(arguments, f"migrate {arguments.name}") as progress:
         ctx = context_of(arguments, progress=progress)
         domid = guest_of(ctx.host, arguments.name).domid
@@ -53,6 +50,32 @@ def migrate(arguments: argparse.Namespace) -> int:
                 raise
             raise CommandError(str(error), ExitCode.GUEST_DIED) from error
     return report(arguments, result)
+
+
+def _options(arguments: argparse.Namespace) -> MigrateOptions:
+    """Raises UsageError for what cannot be together, CommandError for no configuration, OSError."""
+    config = None
+    if arguments.config is not None:
+        try:
+            config = read_configuration(Path(arguments.config))
+        except ConfigurationError as error:
+            raise CommandError(str(error)) from error
+    try:
+        return MigrateOptions(
+            strategy=MemoryStrategy.POSTCOPY if arguments.postcopy else MemoryStrategy.DEFAULT,
+            precopy=PrecopyLimits(
+                arguments.dirty_threshold,
+                arguments.max_rounds,
+                arguments.max_downtime,
+                arguments.abort_after,
+            ),
+            bandwidth=arguments.bandwidth,
+            paused=arguments.paused,
+            config=config,
+            debug=arguments.debug,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def report(

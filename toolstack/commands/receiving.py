@@ -25,7 +25,15 @@ def receive(arguments: argparse.Namespace) -> int:
     os.close(null)
     os.dup2(2, 1)
     try:
-        result = run(told(partial(receiving.receive, ctx, stream, back, peer=arguments.source)))
+        receive_guest = partial(
+            receiving.receive,
+            ctx,
+            stream,
+            back,
+            peer=arguments.source,
+            leave_paused=arguments.paused,
+        )
+        result = run(told(receive_guest))
     finally:
         os.close(stream)
         os.close(back)

@@ -16,7 +16,7 @@ from toolstack.faults.evidence import Mode
 
 _CHECKPOINTED: Final = "a checkpointed stream's (Remus, COLO)"
 _PV: Final = "a PV guest's"
-_DEBUG: Final = "of a save with SUSPEND_DEBUG, which no command asks for"
+_DEBUG: Final = "of a migration with SUSPEND_DEBUG (`migrate --debug`), which no mode has"
 
 NOT_PASSED: Final[Mapping[str, str]] = {
     "postcopy": _CHECKPOINTED,
