@@ -161,9 +161,8 @@ class Journal:
         with _locked(state_dir):
             sweep(state_dir)
             for standing in entries(state_dir):
-                if standing.name == name and (
-                    standing.role is role or _same_domain(standing, entry)
-                ):
+                same = standing.name == name and standing.role is role
+                if same or _same_domain(standing, entry):
                     raise _in_the_way(standing)
             _write(path, entry)
         return cls(path, entry)

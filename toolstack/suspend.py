@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from toolstack.limits import Limits
 
 
+GONE: Final = "the domain is gone: it was destroyed"
 PAUSED: Final = "the guest is paused, and cannot suspend: unpause it first"
 
 
@@ -167,6 +168,8 @@ class GuestSuspension:
             request = await blocking.call(
                 self._limits.callback, self._host.suspend_request, self._domid
             )
+        except ProcessLookupError:
+            return Finished(Error.FAIL, GONE)
         except OSError as error:
             # What took too long may have its effect yet.
             self.rules.may_suspend = isinstance(error, TimeoutError)
@@ -225,7 +228,7 @@ class GuestSuspension:
     def _how_it_ended(self) -> str:
         match state_of(self._host, self._domid):
             case None:
-                return "the domain is gone: it was destroyed"
+                return GONE
             case "shut down":
                 return "the guest has shut itself down"
         return "the guest has crashed"
