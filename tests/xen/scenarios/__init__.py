@@ -20,6 +20,7 @@ from tests.xen.scenarios import (
     libvirt,
     measure,
     policy,
+    second_incoming,
     toolstack,
 )
 from tests.xen.scenarios.scenario import Scenario
@@ -30,6 +31,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     *libvirt.SCENARIOS,
     *policy.SCENARIOS,
     *failures.SCENARIOS,
+    *second_incoming.SCENARIOS,
     *faults.SCENARIOS,
     *toolstack.SCENARIOS,
     *event_channel.SCENARIOS,
