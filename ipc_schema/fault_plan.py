@@ -7,13 +7,19 @@ one a line, or several in a line with `;` between. A line that begins with `#` i
 whoever reads the plan first draws one, says it, and hands it on to all that it starts. SIDE is
 `source` or `destination`; WHO is `helper` (the default), `controller`, `link` or `guest`; one of
 them may stand alone. TIMES is `#3` (the third time alone), `#3+` (from the third on), `#*` (each
-time) or `#30%` (each time with that probability); without it, the first time alone. Examples:
+time) or `#30%` (each time with that probability); without it, the first time alone.
+
+Each process counts for itself: `#1` strikes in each helper that is started. `#1 of all` and
+`#3+ of all` count over all the processes that carry the plan out, as in "the first try fails, the
+second succeeds". They count in a file, which `counts=FILE` names (an absolute path; a plan that is
+read from `@FILE` has FILE.counts, where it names none); to begin anew, remove it. Examples:
 
     postcopy_transition:before-answer=kill
     source/log:before-send#30%=drop; seed=7
     destination/record.libxc.PAGE_DATA:read#3=garbage
     controller/suspend:before-answer=answer(0)
     stream@4096=cut; page@0x1f=flip; link/stream@0=stall(2); guest/suspend=late(5)
+    hello#1 of all=exit(3); counts=/tmp/tries
 """
 
 from __future__ import annotations
@@ -37,6 +43,8 @@ from ipc_schema.fault_actions import (
 from ipc_schema.fault_points import POINTS, Kind, Moment, Point, Side, Who, find
 
 _SEED: Final = "seed"
+_COUNTS: Final = "counts"
+_OF_ALL: Final = " of all"
 MAX_SEED: Final = 2**63 - 1
 _MAX_TIMES: Final = 10**9
 _MAX_AT: Final = 2**63 - 1
@@ -51,15 +59,24 @@ class PlanError(ValueError):
 
 class Times(NamedTuple):
     """When a fault fires, of all the times that its point is passed: the `nth`; with `onwards` all
-    from then on; with `percent` (above 0, at most 100) each of them by chance."""
+    from then on; with `percent` (above 0, at most 100) each of them by chance. `of_all`: the times
+    are those of all processes that carry the plan out, not of each."""
 
     nth: int = 1
     onwards: bool = False
     percent: float | None = None
+    of_all: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it can fire at the first time alone: in a process, too, where it counts more."""
+        return self.nth == 1 and not self.onwards and self.percent is None
 
     def __str__(self) -> str:
         if self.percent is not None:
             return f"#{text_of(self.percent)}%"
+        if self.of_all:
+            return f"#{self.nth}{'+' * self.onwards}{_OF_ALL}"
         if self.onwards:
             return "#*" if self.nth == 1 else f"#{self.nth}+"
         return "" if self.nth == 1 else f"#{self.nth}"
@@ -102,10 +119,12 @@ class Fault(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """`seed` None: whoever is given the plan draws one (`seeded`)."""
+    """`seed` None: whoever is given the plan draws one (`seeded`). `counts` is the file of what
+    counts over all processes; None: whoever has a place for one names it (`counting_in`)."""
 
     faults: tuple[Fault, ...]
     seed: int | None = None
+    counts: str | None = None
 
     def of(self, who: Who, side: Side | None = None) -> tuple[Fault, ...]:
         """The faults that `who` carries out; at `side`, where it has one."""
@@ -136,11 +155,19 @@ class Plan(NamedTuple):
         """With a seed, drawn where it has none."""
         return self if self.seed is not None else self._replace(seed=secrets.randbelow(1 << 32))
 
+    def counting_in(self, path: str) -> Plan:
+        """With a file for its counts, where it needs one and names none. Raises PlanError."""
+        if self.counts is not None or not any(fault.times.of_all for fault in self.faults):
+            return self
+        return self._replace(counts=_file(path))
+
     def __str__(self) -> str:
         """One line that `parse` reads as this plan."""
         parts = [str(fault) for fault in self.faults]
         if self.seed is not None:
             parts.append(f"{_SEED}={self.seed}")
+        if self.counts is not None:
+            parts.append(f"{_COUNTS}={self.counts}")
         return "; ".join(parts)
 
 
@@ -148,6 +175,7 @@ def parse(text: str) -> Plan:
     """Read a plan. Raises PlanError."""
     faults: list[Fault] = []
     seed: int | None = None
+    counts: str | None = None
     for part in _parts(text):
         name, equals, action = (word.strip() for word in part.partition("="))
         try:
@@ -157,13 +185,23 @@ def parse(text: str) -> Plan:
                 if seed is not None:
                     raise PlanError("the plan has a seed already")
                 seed = _number(action, "seed", MAX_SEED)
+            elif name == _COUNTS:
+                if counts is not None:
+                    raise PlanError("the plan has its counts already")
+                counts = _file(action)
             else:
                 faults.append(_fault(name, action))
         except PlanError as bad:
             raise PlanError(f"{part!r}: {bad}") from None
     if not faults:
         raise PlanError("the plan has no fault; want POINT=ACTION, as in suspend:before-send=kill")
-    return Plan(tuple(faults), seed)
+    return Plan(tuple(faults), seed, counts)
+
+
+def _file(path: str) -> str:
+    if not path.startswith("/") or not path.isprintable() or ";" in path or path != path.strip():
+        raise PlanError(f"{_COUNTS} {path!r}: want a file's absolute path, as /tmp/counts")
+    return path
 
 
 def _parts(text: str) -> Iterable[str]:
@@ -178,7 +216,8 @@ _TIMES: Final = re.compile(
     r"""(?P<place>.*?)\s*
     (?:\#(?P<nth>[0-9]+)(?P<onwards>\+)?
      | \#(?P<each>\*)
-     | (?:\#|\s|(?<=[a-zA-Z]))(?P<percent>[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)%)?""",
+     | (?:\#|\s|(?<=[a-zA-Z]))(?P<percent>[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)%)?
+    (?P<of_all>\s+of\s+all)?""",
     re.VERBOSE | re.ASCII,
 )
 
@@ -295,7 +334,8 @@ def _forms(points: Iterable[Point]) -> str:
 def _moments(name: str, names: list[str]) -> str | None:
     """For the name of a message or record with a wrong moment, or none."""
     base, _, moment = name.partition(":")
-    own = [one for one in names if one.startswith(f"{base}:")]
+    # The helper and the controller have some by the same name.
+    own = list(dict.fromkeys(one for one in names if one.startswith(f"{base}:")))
     if not own:
         return None
     moments = [one.removeprefix(f"{base}:") for one in own]
@@ -306,6 +346,11 @@ def _moments(name: str, names: list[str]) -> str | None:
 
 
 def _times(match: re.Match[str], point: Point) -> Times:
+    of_all = bool(match["of_all"])
+    if of_all and not match["nth"]:
+        raise PlanError("`of all` stands behind a number of times, as in #1 of all, #3+ of all")
+    if of_all and point.who in _STAGED:
+        raise PlanError(f"{point} is passed by one process alone; leave `of all` out")
     if match["percent"]:
         percent = float(match["percent"])
         if not 0 < percent <= 100:
@@ -314,10 +359,11 @@ def _times(match: re.Match[str], point: Point) -> Times:
     if match["each"]:
         times = Times(onwards=True)
     elif match["nth"]:
-        times = Times(_number(match["nth"], "#", _MAX_TIMES, least=1), bool(match["onwards"]))
+        nth = _number(match["nth"], "#", _MAX_TIMES, least=1)
+        times = Times(nth, bool(match["onwards"]), of_all=of_all)
     else:
         return FIRST
-    if times != FIRST and _is_passed_once(point):
+    if times != FIRST and not of_all and _is_passed_once(point):
         raise PlanError(f"{point} is passed once; leave {times} out")
     return times
 

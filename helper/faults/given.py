@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ipc_schema.fault_plan import Plan, PlanError, parse
@@ -16,6 +17,6 @@ def read_plan(given: str) -> Plan:
     except (OSError, UnicodeDecodeError) as bad:
         raise PlanError(f"{given}: {getattr(bad, 'strerror', None) or bad}") from None
     try:
-        return parse(text)
+        return parse(text).counting_in(f"{os.path.abspath(given[1:])}.counts")
     except PlanError as bad:
         raise PlanError(f"{given}: {bad}") from None

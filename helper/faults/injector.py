@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ipc_schema.fault_plan import Fault, Times
 from ipc_schema.fault_points import Side
@@ -20,15 +20,29 @@ class Firing(NamedTuple):
     random: Random
 
 
+class Counts(Protocol):
+    """Where all the processes of a plan count: `shared_counts.SharedCounts`."""
+
+    def next(self, fault: str) -> int: ...
+
+
 class Injector:
-    """Counts how often each fault's point is passed, from any thread.
+    """Counts how often each fault's point is passed, from any thread; those of all processes in
+    `counts`, which must be there where `faults` have any.
 
     While `side` is not known, only those faults fire that may at either side.
     """
 
-    def __init__(self, faults: Sequence[Fault], seed: int, side: Side | None = None) -> None:
+    def __init__(
+        self,
+        faults: Sequence[Fault],
+        seed: int,
+        side: Side | None = None,
+        counts: Counts | None = None,
+    ) -> None:
         self.side = side
         self.faults = faults
+        self._counts_of_all = counts
         self._seed = seed
         self._passed = [0] * len(faults)
         self._chance = [Random(f"{seed}/{index}") for index in range(len(faults))]
@@ -67,12 +81,22 @@ class Injector:
         return self.side in sides if self.side is not None else len(sides) == len(Side)
 
     def _counts(self, index: int) -> bool:
-        self._passed[index] += 1
         times: Times = self.faults[index].times
+        if times.of_all:
+            assert self._counts_of_all is not None, "the plan has a place for its counts"
+            self._passed[index] = self._counts_of_all.next(self._name(index))
+        else:
+            self._passed[index] += 1
         if times.percent is not None:
             return self._chance[index].random() * 100 < times.percent
         passed = self._passed[index]
         return passed >= times.nth if times.onwards else passed == times.nth
+
+    def _name(self, index: int) -> str:
+        """The fault as all processes call it: as it is typed, and which of those that are alike."""
+        fault = self.faults[index]
+        earlier = self.faults[:index].count(fault)
+        return f"{fault} ({earlier + 1})" if earlier else str(fault)
 
     def _random(self, index: int) -> Random:
         return Random(f"{self._seed}/{index}/{self._passed[index]}")

@@ -11,6 +11,7 @@ from helper.channel import CONTEXT
 from helper.faults.given import read_plan
 from helper.faults.injector import Firing, Injector
 from helper.faults.process_faults import carry_out
+from helper.faults.shared_counts import counts_of
 from helper.run import EXIT_FAILED, Engine
 from ipc_schema.fault_actions import FAIL, PROCESS, on_pipe
 from ipc_schema.fault_plan import Plan, PlanError
@@ -58,7 +59,7 @@ class Session:
             if pipe and not on_pipe(fault.point, fault.action.kind):
                 raise PlanError(f"'{fault}': there is no such thing on libxl's pipes")
         # Those of the other side, too: a choice is that of a fault's place among all of them.
-        self.injector = Injector(plan.of(Who.HELPER), plan.seed, side)
+        self.injector = Injector(plan.of(Who.HELPER), plan.seed, side, counts_of(mine))
         self.streams: Streams | None = None
         """Set for as long as streams are relayed."""
         self._trace = trace

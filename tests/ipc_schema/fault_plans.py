@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ipc_schema.fault_actions import Action, ActionKind, Value, admitted, sides
 from ipc_schema.fault_plan import MAX_SEED, Fault, Plan, Times
-from ipc_schema.fault_points import POINTS, Kind, Point
+from ipc_schema.fault_points import POINTS, Kind, Point, Who
 
 _VALUES: dict[str, st.SearchStrategy[Value]] = {
     "CODE": st.integers(0, 255),
@@ -36,6 +36,8 @@ def values(kind: ActionKind) -> st.SearchStrategy[Value | None]:
 def times(point: Point) -> st.SearchStrategy[Times]:
     chance = st.builds(lambda percent: Times(percent=percent), st.floats(0, 100, exclude_min=True))
     once = {Kind.MILESTONE, Kind.HANDSHAKE}
+    if point.who not in {Who.LINK, Who.GUEST}:
+        chance |= st.builds(Times, st.integers(1, 10**9), st.booleans(), st.none(), st.just(True))
     if point.kind in once or (point.kind is Kind.STREAM and point.of != "page"):
         return st.just(Times()) | chance
     return st.builds(Times, st.integers(1, 10**9), st.booleans(), st.none()) | chance
@@ -57,4 +59,5 @@ plans = st.builds(
     Plan,
     st.lists(faults(), min_size=1, max_size=4).map(tuple),
     st.none() | st.integers(0, MAX_SEED),
+    st.none() | st.sampled_from(["/tmp/counts", "/run/a b=c/@counts#1"]),
 )

@@ -19,7 +19,7 @@ def test_a_plan_is_read_as_it_is_written(plan: Plan) -> None:
 def test_the_examples_of_the_documentation() -> None:
     assert fault_plan.__doc__ is not None
     examples = fault_plan.__doc__.split("Examples:")[1]
-    assert len(parse(examples).faults) == 8
+    assert len(parse(examples).faults) == 9
 
 
 def point(name: str, who: Who = Who.HELPER) -> fault_plan.Point:
@@ -44,6 +44,14 @@ def point(name: str, who: Who = Who.HELPER) -> fault_plan.Point:
             Fault(
                 point("reply:before-send", Who.CONTROLLER), Action(DROP), times=Times(1, True)
             ),
+        ),
+        (
+            "hello #1  of all=exit(3)",
+            Fault(point("hello"), Action(ACTIONS["exit"], 3), times=Times(of_all=True)),
+        ),
+        (
+            "log:before-send#3+ of all=drop",
+            Fault(point("log:before-send"), Action(DROP), times=Times(3, True, of_all=True)),
         ),
         ("page@0x1F#2=cut", Fault(point("page"), Action(ACTIONS["cut"]), at=31, times=Times(2))),
         (
@@ -127,6 +135,12 @@ def test_lines_comments_and_the_seed() -> None:
         ("handshake.go:before-send#2=kill", "is passed once; leave #2 out"),
         ("link/handshake.go=kill", "kill cannot be done at link/handshake.go; at link/handsh"),
         ("source.link/stream@1=cut", "link/stream@OFFSET has no side; leave source out"),
+        ("link/stream@1#1 of all=cut", "is passed by one process alone; leave `of all` out"),
+        ("guest/suspend#1 of all=crash", "is passed by one process alone; leave `of all` out"),
+        ("log:before-send#* of all=drop", "`of all` stands behind a number of times, as in #1 of"),
+        ("log:before-send#9% of all=drop", "`of all` stands behind a number of times"),
+        ("exit=kill; counts=here", "counts 'here': want a file's absolute path, as /tmp/counts"),
+        ("exit=kill; counts=/a; counts=/b", "the plan has its counts already"),
     ],
 )  # fmt: skip
 def test_a_wrong_plan_is_refused_with_what_would_be_right(text: str, what: str) -> None:
@@ -134,6 +148,22 @@ def test_a_wrong_plan_is_refused_with_what_would_be_right(text: str, what: str) 
         parse(text)
     assert what in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["suspend=kill", "suspend:befor=kill", "precopy_policy=kill"])
+def test_what_would_be_right_is_said_once(text: str) -> None:
+    with pytest.raises(PlanError) as refused:
+        parse(text)
+    wanted = str(refused.value).partition("want ")[2].split(", ")
+    assert sorted(set(wanted)) == sorted(wanted)
+    assert len(wanted) == 5  # of the helper four, and the controller's own
+
+
+def test_a_place_for_the_counts_is_named_where_it_is_needed() -> None:
+    counted = parse("hello#1 of all=exit(3)")
+    assert str(counted.counting_in("/tmp/c")) == "hello#1 of all=exit(3); counts=/tmp/c"
+    assert counted.counting_in("/tmp/c").counting_in("/tmp/d").counts == "/tmp/c"
+    assert parse("hello=exit(3)").counting_in("/tmp/c").counts is None
 
 
 @given(st.text(st.sampled_from("suspend:before-answer=kill()#@/%;.0134 \nlgwrit"), max_size=60))

@@ -18,7 +18,7 @@ from ipc_schema.fault_plan import Plan, PlanError, parse
 from ipc_schema.fault_points import POINTS, Point, Side
 from toolstack.commands.common import CommandError, UsageError, show
 from toolstack.commands.running import limits_of
-from toolstack.faults.report import not_fired
+from toolstack.faults.report import not_fired, value_text
 from toolstack.faults.run import FAULT_LIMITS, FaultRun, Mode, Verdict, run_fault
 from toolstack.faults.worker import end_all_in
 from toolstack.limits import Limits
@@ -156,7 +156,7 @@ def text_of(verdict: Verdict) -> Iterator[str]:
         **verdict.seen,
     }
     for name, value in rows.items():
-        yield f"{name:19} {value}"
+        yield f"{name:19} {value_text(name, value)}"
     for problem in verdict.problems:
         yield f"{'WRONG':19} {problem}"
     yield ""
@@ -188,7 +188,7 @@ def trace_text(events: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         milliseconds = (event["t"] - events[0]["t"]) * 1000
         who = helpers.get(event["pid"], event["process"])
         fields = " ".join(
-            f"{name}={value}"
+            f"{name}={value_text(name, value)}"
             for name, value in event.items()
             if name not in {"t", "pid", "process", "event"}
         )

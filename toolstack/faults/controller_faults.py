@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from helper.faults.given import read_plan
 from helper.faults.injector import Firing, Injector
 from helper.faults.process_faults import carry_out
+from helper.faults.shared_counts import counts_of
 from ipc_schema.fault_actions import PROCESS
 from ipc_schema.fault_plan import Plan, PlanError
 from ipc_schema.fault_points import SIDES, Kind, Who
@@ -32,7 +33,8 @@ class ControllerFaults:
             raise PlanError(
                 f"'{fault}': no helper and no controller does that; `xen-toolstack faults run` does"
             )
-        self._injector = Injector(plan.of(Who.CONTROLLER), plan.seed)
+        mine = plan._replace(faults=plan.of(Who.CONTROLLER))
+        self._injector = Injector(mine.faults, plan.seed, counts=counts_of(mine))
         self._trace = trace
         self._records: RecordFaults | None = None
 

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Final
 
 from ipc_schema import fault_actions as actions
-from ipc_schema.fault_plan import FIRST, Fault
+from ipc_schema.fault_plan import Fault
 from ipc_schema.fault_points import BACK_RECORDS, EXIT, START, Kind, Moment, Side, Who
 from ipc_schema.phases import HEADERS, Phase
 from toolstack.limits import Limits
@@ -250,7 +250,7 @@ def _of_process(fault: Fault, limits: Limits, side: Side | None) -> Expectation:
         return _NONE if value in _HARMLESS else _asked_to_end(fault, side)
     if kind is actions.STOP and value is None:
         return _stands_still(fault)
-    if float(value or 0) <= short(limits) and fault.times == FIRST:
+    if float(value or 0) <= short(limits) and fault.times.is_first:
         return _NONE
     if kind is actions.DELAY and float(value or 0) > sum(asdict(limits).values()):
         return Expectation(Effect.FAILS, _SILENCE, _LATE)
@@ -267,7 +267,7 @@ def _asked_to_end(fault: Fault, side: Side | None) -> Expectation:
     """By a signal that may have a handler: libxc's error path of a save, a controller's
     cancellation. Late ones are for nothing."""
     point, name = fault.point, fault.action.value
-    in_time = name == "TERM" and fault.times == FIRST and point.of in _LONG_BEFORE_THE_END
+    in_time = name == "TERM" and fault.times.is_first and point.of in _LONG_BEFORE_THE_END
     effect = Effect.FAILS if in_time else Effect.EITHER
     if point.who is Who.CONTROLLER:
         return Expectation(effect, r"cancelled|aborted", frozenset({_ABORTED}), waits=())
@@ -339,7 +339,7 @@ def _of_message(fault: Fault, side: Side | None) -> Expectation:
     last = point.of == _LAST
     if kind is actions.ANSWER:
         effect = _GOOD_ANSWERS.get(point.of, _either)(int(value or 0))
-        if fault.times != FIRST and (effect is Effect.FAILS or point.of == "precopy_policy"):
+        if not fault.times.is_first and (effect is Effect.FAILS or point.of == "precopy_policy"):
             # A policy's good answer is wrong where the policy has decided on another.
             effect = Effect.EITHER
         return Expectation(effect, _ABOUT.get(point.of, "."), _LATE, waits=("stream_stall",))
@@ -372,7 +372,7 @@ def _of_controllers_message(fault: Fault, side: Side | None) -> Expectation:
     words = _OF_A_MESSAGE.get(kind, _MISUNDERSTOOD)
     if late and point.moment is not Moment.HEARD:
         return replace(_EITHER, words=words)
-    if kind is actions.DUPLICATE or fault.times != FIRST:
+    if kind is actions.DUPLICATE or not fault.times.is_first:
         return replace(_EITHER, words=words)
     if kind is actions.DROP and point.moment is Moment.HEARD and point.of in _TOLD:
         return replace(_EITHER, words=words) if point.of == "restore_results" else _NONE
@@ -384,7 +384,7 @@ def _with_errno(fault: Fault) -> Expectation:
     number = int(getattr(errno, name))
     # Log-dirty mode is turned off in the end, too, and then nothing hangs on it.
     undoes = fault.point.of in {"switch_qemu_logdirty", "abort", "refused", "log", "progress"}
-    later = undoes and fault.times != FIRST
+    later = undoes and not fault.times.is_first
     words = rf"{re.escape(os.strerror(number))}|{name}|{re.escape(str(fault))}"
     return Expectation(Effect.EITHER if later else Effect.FAILS, words, _LATE, waits=())
 
@@ -396,7 +396,7 @@ def _of_stream(fault: Fault, limits: Limits) -> Expectation:
     if kind is actions.TRICKLE:
         return _NONE if int(value or 0) >= _QUICK else _EITHER
     if kind is actions.STALL and value is not None:
-        return _NONE if float(value) <= short(limits) and fault.times == FIRST else _EITHER
+        return _NONE if float(value) <= short(limits) and fault.times.is_first else _EITHER
     if kind is actions.STALL:
         return Expectation(
             Effect.FAILS, _SILENCE, _LATE, waits=("stream_stall", "heartbeat", "handshake")

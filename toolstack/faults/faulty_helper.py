@@ -44,7 +44,7 @@ class FaultyHelper:
     def __init__(self, directory: Path, plan: Plan | None = None) -> None:
         """Raises OSError."""
         if plan is not None:
-            plan = plan.seeded()
+            plan = plan.seeded().counting_in(str(directory.absolute() / "counts"))
         self.plan = plan
         self.directory = directory
         self._events = directory / "events"

@@ -12,7 +12,7 @@ from ipc_schema.fault_plan import Fault, parse
 from ipc_schema.fault_points import Who
 from toolstack.faults import reach
 from toolstack.faults.lanes import LANES, lanes
-from toolstack.faults.report import FAILS, HOLDS, IDLE, Report
+from toolstack.faults.report import FAILS, HOLDS, IDLE, Report, value_text
 from toolstack.faults.run import Verdict
 
 CLASSES: Final[Mapping[str, str]] = {HOLDS: "holds", FAILS: "fails", IDLE: "idle"}
@@ -98,7 +98,7 @@ def _zero(events: Sequence[Mapping[str, Any]]) -> float:
 
 def _fields(event: Mapping[str, Any]) -> list[list[str]]:
     return [
-        [name, _text(value)]
+        [name, value_text(name, value) if name == "errnoval" else _text(value)]
         for name, value in event.items()
         if name not in {"t", "process", "event"}
     ]

@@ -15,7 +15,7 @@ from typing import Final
 from xml.etree import ElementTree as Xml
 
 from ipc_schema.fault_plan import parse
-from toolstack.faults.report import IDLE, Report, tally, why
+from toolstack.faults.report import IDLE, Report, tally, value_text, why
 from toolstack.faults.run import Verdict
 
 _NO_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -101,7 +101,7 @@ def _account(report: Report, verdict: Verdict) -> str:
         report.again(verdict),
         f"expected: {verdict.expected}",
         *(f"wrong: {problem}" for problem in verdict.problems),
-        *(f"{name}: {value}" for name, value in verdict.seen.items()),
+        *(f"{name}: {value_text(name, value)}" for name, value in verdict.seen.items()),
         *(json.dumps(event, default=str) for event in report.trace(verdict)),
     ]
     return "\n".join(lines)

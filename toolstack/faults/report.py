@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ipc_schema.fault_plan import Fault, parse
 from ipc_schema.fault_points import Side, Who
+from ipc_schema.messages import NO_ERRNO
 from toolstack.faults.evidence import Mode
 from toolstack.faults.matrix import Guest, guest_for
 from toolstack.faults.run import Verdict
@@ -58,6 +59,16 @@ def tally(verdicts: Iterable[Verdict]) -> Tally:
 def is_wrong(verdict: Verdict, *, must_fire: bool) -> bool:
     """What makes a campaign wrong; `must_fire` as in `Report`."""
     return verdict.kind == FAILS or (must_fire and verdict.kind == IDLE)
+
+
+def value_text(name: str, value: object) -> str:
+    """A value of a trace's line or of a verdict as people read it: no errno is -1, as in libxl,
+    and a list has `;` between its items."""
+    if name == "errnoval" and value == NO_ERRNO:
+        return "-1"
+    if isinstance(value, list | tuple):
+        return "; ".join(map(str, value))
+    return str(value)
 
 
 def not_fired(verdict: Verdict) -> list[str]:

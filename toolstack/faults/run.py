@@ -82,7 +82,8 @@ def run_fault(run: FaultRun, *, limits: Limits = FAULT_LIMITS) -> Verdict:
     started = time.monotonic()
     plan = run.plan.seeded()
     assert plan.seed is not None
-    with Stage(plan, run.mode, run.memory, run.workload, run.directory, limits) as stage:
+    counted = plan.counting_in(str(run.directory.absolute() / "counts"))
+    with Stage(counted, run.mode, run.memory, run.workload, run.directory, limits) as stage:
         evidence = stage.play()
     judgement = judge(plan, evidence, limits)
     return Verdict(

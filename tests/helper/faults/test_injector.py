@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +23,29 @@ def test_times() -> None:
     assert fired("log:before-send#*=drop", 3) == [1, 2, 3]
     assert fired("log:before-send#100%=drop", 3) == [1, 2, 3]
     assert fired("log:before-send=drop", 5, "log:after-send") == []
+
+
+def test_times_of_all_processes() -> None:
+    class Counts(dict[str, int]):
+        def next(self, fault: str) -> int:
+            self[fault] = self.get(fault, 0) + 1
+            return self[fault]
+
+    def strikes(plan: str, passes: Sequence[int]) -> list[list[int]]:
+        """In each of several processes, at which of so many times."""
+        counts = Counts()
+        injectors = [Injector(parse(plan).faults, 1, Side.SOURCE, counts) for _ in passes]
+        return [
+            [number for number in range(1, times + 1) if injector.passes("log:before-send")]
+            for injector, times in zip(injectors, passes, strict=True)
+        ]
+
+    assert strikes("log:before-send#1 of all=drop", (2, 2)) == [[1], []]
+    assert strikes("log:before-send#3 of all=drop", (2, 2)) == [[], [1]]
+    assert strikes("log:before-send#2+ of all=drop", (2, 2)) == [[2], [1, 2]]
+    assert strikes("log:before-send#1=drop", (2, 2)) == [[1], [1]]
+    twice = "log:before-send#1 of all=drop; log:before-send#1 of all=drop"
+    assert strikes(twice, (1, 1)) == [[1], []], "one that stands twice counts for itself"
 
 
 @given(st.integers(0, 2**63 - 1))
