@@ -18,6 +18,8 @@ USAGE: Final = f"""\
   {CONTEXT} --connect ENDPOINT --secret-fd N [--heartbeat S] [--stream-stall S]
                               [--answer-limit S] [--start-limit S]
                                            started by xen-toolstack; speaks over ZeroMQ
+  {CONTEXT} --check                      says what each setting is, where it comes from, and
+                                           what is wrong; exit status 1 where anything is
   {CONTEXT} --help | --version           this, and what is found of Xen here
 
   --events FILE: append a JSON line for each event.
@@ -25,7 +27,9 @@ USAGE: Final = f"""\
   --operation save|restore: what the controller will ask for, for the faults before it does.
 
 Settings, from the environment or as lines NAME=VALUE of {DEFAULT_CONFIG}
-(another file: XEN_SAVE_HELPER_CONFIG); the environment comes first:
+(another file: XEN_SAVE_HELPER_CONFIG); the environment comes first. One that is wrong is passed
+over, and the log says so (but for FAULTS, DIALECT, HYPERVISOR: without these it would do something
+else). So is a trace that cannot be written:
   XEN_SAVE_HELPER_EVENTS            as --events
   XEN_SAVE_HELPER_FAULTS            as --faults
   XEN_SAVE_HELPER_STREAM_STALL      seconds after which a stream that stands still is given up;
@@ -110,13 +114,18 @@ def parse(arguments: Sequence[str]) -> Options:
 
 def here() -> str:
     """A line on what is found of Xen."""
-    from helper.hypervisors.xen.libraries import abi_version, load, versioned
-
     try:
-        version = abi_version()
-        load(versioned("libxenguest"), {})
+        return xen_here()
     except OSError as bad:
         return bad.strerror or str(bad)
+
+
+def xen_here() -> str:
+    """Raises OSError that says what is missing."""
+    from helper.hypervisors.xen.libraries import abi_version, load, versioned
+
+    version = abi_version()
+    load(versioned("libxenguest"), {})
     return f"found Xen {version} and its libraries"
 
 

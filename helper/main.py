@@ -19,8 +19,9 @@ from helper.channel import CONTEXT, ChannelError
 from helper.command_line import USAGE, Options, UsageError, here, parse
 from helper.orphan import wake_when_orphaned
 from helper.run import EXIT_DONE, EXIT_FAILED, Engine, Job, report_channel_error, run
-from helper.settings import ANSWER_LIMIT, PREFIX, SettingError, Settings, read_settings
+from helper.settings import ANSWER_LIMIT, PREFIX, Settings, read_settings
 from helper.standard_streams import lost, standard_streams
+from helper.trace_file import open_trace
 from helper.watchdog import Watchdog, limit_of
 from ipc_schema.messages import Dialect, Operation, StreamType, XentoollogLevel, callbacks_of
 from ipc_schema.precopy_rule import PrecopyLimits
@@ -48,17 +49,22 @@ def _main() -> int:
     if arguments == ["--version"]:
         print(f"{CONTEXT} {version()}; {here()}")
         return _printed()
+    if arguments == ["--check"]:
+        from helper.check import check
+
+        return check(os.environ) or _printed()
     try:
         options = parse(arguments)
-        settings = read_settings(os.environ)
+        settings, _given, problems = read_settings(os.environ)
+        remarks = list(problems)
         wake_when_orphaned()
-        trace = _open_trace(options.events or settings.events)
+        trace = open_trace(options.events or settings.events, "helper", remarks.append)
         watchdog = _watchdog(options, settings, trace)
         faults = _faults(options, settings, trace)
         if options.libxl:
-            _serve_libxl(options, settings, trace, watchdog, faults)
-        _serve_zmq(options, settings, trace, watchdog, faults)
-    except (UsageError, SettingError) as wrong:
+            _serve_libxl(options, settings, trace, watchdog, faults, remarks)
+        _serve_zmq(options, settings, trace, watchdog, faults, remarks)
+    except UsageError as wrong:
         # The last line is what a controller repeats.
         print(f"{USAGE}\n{here()}\n\n{CONTEXT}: {wrong}", file=sys.stderr)
         return EXIT_FAILED
@@ -72,21 +78,6 @@ def _printed() -> int:
         print(f"{CONTEXT}: stdout: {error.strerror}", file=sys.stderr)
         return EXIT_FAILED
     return EXIT_DONE
-
-
-def _open_trace(path: str) -> Trace:
-    if not path:
-        return Trace("helper")
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    except OSError as bad:
-        raise UsageError(f"events file {path}: {bad.strerror}") from None
-
-    def ended(error: OSError) -> None:
-        text = f"{CONTEXT}: events file {path}: {error.strerror}: it ends here"
-        print(text, file=sys.stderr, flush=True)
-
-    return Trace("helper", lambda line: os.write(fd, line), ended)
 
 
 def _operation(options: Options) -> str:
@@ -124,6 +115,7 @@ def _serve_zmq(
     trace: Trace,
     watchdog: Watchdog,
     faults: Session | None,
+    remarks: list[str],
 ) -> NoReturn:
     from helper.zmq_channel import ZmqChannel
     from ipc_schema.authentication import SECRET_SIZE
@@ -164,7 +156,7 @@ def _serve_zmq(
         channel.close()
         raise
     with abort:
-        status = run(job, channel, abort, trace, faults)
+        status = run(job, channel, abort, trace, faults, remarks)
         channel.close()
         _exit(status, faults)
 
@@ -204,6 +196,7 @@ def _serve_libxl(
     trace: Trace,
     watchdog: Watchdog,
     faults: Session | None,
+    remarks: list[str],
 ) -> NoReturn:
     from helper.pipe_channel import PipeChannel
     from ipc_schema import helper_arguments
@@ -215,7 +208,6 @@ def _serve_libxl(
         raise UsageError(str(bad)) from None
     stall_limit = _stall_limit(options, settings)
     answer_limit = _answer_limit(options, settings)
-    remarks: list[str] = []
     if given.stream_type is not StreamType.PLAIN:
         # libxc takes one that is given up for the other side's death: the guest would run at both.
         remarks += _limits_that_do_not_hold(settings, given.stream_type)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -75,21 +74,26 @@ def run(
     channel: Channel,
     abort: Abort,
     trace: Trace,
-    faults: Session | None = None,
-    remarks: Iterable[str] = (),
+    faults: Session | None,
+    remarks: list[str],
 ) -> int:
     """Do the job and tell the controller how it ended; the process's exit status. `remarks` are
-    warnings for its log."""
+    warnings for its log, now and before its end."""
     try:
         _log(channel, XentoollogLevel.DEBUG, f"starting {job.operation.value}")
-        for remark in remarks:
-            _log(channel, XentoollogLevel.WARN, remark)
+        _say(channel, remarks)
         outcome = _operate(job, channel, abort, trace, faults)
+        _say(channel, remarks)
         _tell(job, outcome, channel, trace)
     except ChannelError as over:
         trace.event("failure", what="channel", errnoval=over.errno, error=over.strerror)
         return report_channel_error(over)
     return EXIT_FAILED if outcome.internal_error else EXIT_DONE
+
+
+def _say(channel: Channel, remarks: list[str]) -> None:
+    while remarks:
+        _log(channel, XentoollogLevel.WARN, remarks.pop(0))
 
 
 def report_channel_error(over: ChannelError) -> int:

@@ -14,13 +14,14 @@ from ipc_schema.waits import LONGEST_WAIT
 PREFIX: Final = "XEN_SAVE_HELPER_"
 CONFIG: Final = f"{PREFIX}CONFIG"
 DEFAULT_CONFIG: Final = "/etc/xen/save-helper.conf"
+ENVIRONMENT: Final = "environment"
+"""Where a setting stands that is a variable."""
+
+_FAMILY: Final = "XEN_SAVE"
+"""With this begins what is meant for us, be it misspelt."""
 
 ANSWER_LIMIT: Final = 600.0
 """Seconds that a callback may stay unanswered where nothing else is set."""
-
-
-class SettingError(Exception):
-    """A setting that cannot be; the text says which, where it stands, and what would be right."""
 
 
 class Settings(NamedTuple):
@@ -41,39 +42,66 @@ class Settings(NamedTuple):
     device_model: str = ""
 
 
-def read_settings(environ: Mapping[str, str]) -> Settings:
+class Given(NamedTuple):
+    """The text of a setting, and where it stands."""
+
+    where: str
+    text: str
+
+
+class Found(NamedTuple):
+    """What was found: `given` by name, where it is given and holds; `problems` are lines for
+    people on what does not, and what holds in its place."""
+
+    settings: Settings
+    given: Mapping[str, Given]
+    problems: tuple[str, ...]
+
+
+def read_settings(environ: Mapping[str, str]) -> Found:
     """The settings of `environ` and of the file that it names, else of the default file where
-    there is one. Raises SettingError."""
+    there is one.
+
+    What is wrong in it is passed over and told. A save must not fail for a wrong line on how it is
+    to be done: where a host shuts down, its guests' state would be lost for it.
+    """
+    problems: list[str] = []
     path = environ.get(CONFIG, "")
-    given = _of_file(path or DEFAULT_CONFIG, must_exist=bool(path))
-    for name in _KINDS:
-        if environ.get(name):
-            given[name] = ("environment", environ[name])
+    given = _of_file(path or DEFAULT_CONFIG, problems, must_exist=bool(path))
+    given |= _of_environment(environ, problems)
     values: dict[str, Any] = {}
-    for name, (where, text) in given.items():
+    for name, (where, text) in list(given.items()):
         try:
-            values[name.removeprefix(PREFIX).lower()] = _KINDS[name](text)
+            values[name] = _KINDS[name](text)
         except ValueError as bad:
-            raise SettingError(f"{where}: {name}={text!r}: want {bad}") from None
-    if "max_iterations" in values and "abort_after" in values:
-        raise SettingError(
-            f"{PREFIX}MAX_ITERATIONS and {PREFIX}ABORT_AFTER exclude each other: after so many "
-            "rounds the guest is stopped and copied, or the migration is given up"
-        )
-    return Settings(**values)
+            problems.append(f"{where}: {name}={text!r}: want {bad}; it is passed over")
+            del given[name]
+    _choose_one(given, values, problems)
+    fields = {name.removeprefix(PREFIX).lower(): value for name, value in values.items()}
+    return Found(Settings(**fields), given, tuple(problems))
 
 
-def _of_file(path: str, *, must_exist: bool) -> dict[str, tuple[str, str]]:
-    """By name: where it stands, and its text."""
+def _of_environment(environ: Mapping[str, str], problems: list[str]) -> dict[str, Given]:
+    given = {}
+    for name, text in environ.items():
+        if name in _KINDS and text:
+            given[name] = Given(ENVIRONMENT, text)
+        elif name.upper().startswith(_FAMILY) and text and name not in (*_KINDS, CONFIG):
+            problems.append(_unknown(ENVIRONMENT, name))
+    return given
+
+
+def _of_file(path: str, problems: list[str], *, must_exist: bool) -> dict[str, Given]:
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             lines = file.read().splitlines()
     except FileNotFoundError:
         if must_exist:
-            raise SettingError(f"{CONFIG}={path}: there is no such file") from None
+            problems.append(f"{CONFIG}={path}: there is no such file")
         return {}
     except OSError as bad:
-        raise SettingError(f"{path}: {bad.strerror}") from None
+        problems.append(f"{path}: {bad.strerror}: none of its lines hold")
+        return {}
     given = {}
     for number, line in enumerate(lines, 1):
         text = line.strip()
@@ -82,12 +110,41 @@ def _of_file(path: str, *, must_exist: bool) -> dict[str, tuple[str, str]]:
         name, equals, value = (part.strip() for part in text.partition("="))
         where = f"{path}, line {number}"
         if not equals:
-            raise SettingError(f"{where}: {text!r}: want NAME=VALUE")
-        if name not in _KINDS:
-            raise SettingError(f"{where}: {name!r} is no setting; want {', '.join(_KINDS)}")
-        if value:
-            given[name] = (where, value)
+            problems.append(f"{where}: {text!r}: want NAME=VALUE; it is passed over")
+        elif name not in _KINDS:
+            problems.append(_unknown(where, name))
+        elif value:
+            given[name] = Given(where, value)
     return given
+
+
+def _unknown(where: str, name: str) -> str:
+    # Not before: it costs time that the start of a save feels.
+    from difflib import get_close_matches
+
+    upper = name.upper()
+    ends = {known.removeprefix(PREFIX): known for known in (*_KINDS, CONFIG)}
+    if upper.startswith(PREFIX) or upper in ends:
+        near = get_close_matches(upper.removeprefix(PREFIX), ends, n=1)
+    else:
+        near = [known.removeprefix(PREFIX) for known in get_close_matches(upper, ends.values(), 1)]
+    near = near or [known for known in ends if upper.removeprefix(PREFIX) in known]
+    hint = f"did you mean {ends[near[0]]}?" if near else f"there are {', '.join(_KINDS)}"
+    return f"{where}: {name!r} is no setting, and passed over; {hint}"
+
+
+def _choose_one(given: dict[str, Given], values: dict[str, Any], problems: list[str]) -> None:
+    """Precopy has one end: that of the environment, or else the one that spares the guest."""
+    stop, abort = f"{PREFIX}MAX_ITERATIONS", f"{PREFIX}ABORT_AFTER"
+    if stop not in values or abort not in values:
+        return
+    nearer = given[stop].where == ENVIRONMENT != given[abort].where
+    kept, dropped = (stop, abort) if nearer else (abort, stop)
+    problems.append(
+        f"{given[dropped].where}: {dropped} is passed over for {kept} ({given[kept].where}): after "
+        "so many rounds the guest is stopped and copied, or the migration is given up"
+    )
+    del given[dropped], values[dropped]
 
 
 def _number_from(least: int) -> Callable[[str], int]:

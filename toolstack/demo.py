@@ -95,7 +95,7 @@ async def demo(
 
     `events` is where both sides append their trace. Returns also where the migration failed.
     """
-    before = events.stat().st_size
+    before = events.stat().st_size if events.is_file() else 0
     simulated = importlib.import_module("helper.hypervisors.simulated.host")
     strategy, precopy = MODES[mode]
     with two_hosts() as (source, destination):

@@ -61,7 +61,6 @@ def by_hand(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         (["--save-domain"], "--save-domain with 0 numbers that fit no libxl"),
         (["--save-domain", "1", "2", "3"], "with 3 numbers that fit no libxl"),
         (["--connect", "x", "--save-domain"], "exclude each other"),
-        (["--events", "/nonexistent/file", "--save-domain"], "events file /nonexistent/file: No"),
     ],
 )
 def test_by_hand_it_says_what_is_missing(arguments: list[str], what: str) -> None:
@@ -372,6 +371,58 @@ def test_the_drop_in_loads_little() -> None:
     assert (
         loaded & {"zmq", "rich", "msgpack", "numpy", "asyncio", "construct", "dataclasses"} == set()
     )
+
+
+def logged_of_a_save(**environment: str) -> list[tuple[int, str]]:
+    """Level and text of what a save logs that comes to its own end."""
+    lines = []
+    with open(os.devnull, "wb") as null, started(save_of(null.fileno(), 1), **environment) as libxl:
+        while (said := libxl.hear_any())[0] == "log":
+            lines.append((said[1]["level"], said[1]["formatted"]))
+        assert said == ("complete", {"retval": -1, "errnoval": errno.ENODEV})
+        libxl.answer(0)
+        assert libxl.exit_status() == 0
+        assert libxl.errors() == ""
+    return lines
+
+
+def warnings(lines: list[tuple[int, str]]) -> list[str]:
+    return [text for level, text in lines if level == XentoollogLevel.WARN]
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("no directory", "No such file or directory: there is no trace"),
+        ("a directory", "Is a directory: there is no trace"),
+        ("a FIFO that nobody reads", "No such device or address: there is no trace"),
+        ("full", "No space left on device: it ends here"),
+    ],
+)
+def test_a_trace_that_cannot_be_had_fails_nothing(tmp_path: Path, kind: str, why: str) -> None:
+    events = tmp_path / "events"
+    if kind == "no directory":
+        events /= "events"
+    elif kind == "a directory":
+        events.mkdir()
+    elif kind == "full":
+        events = Path("/dev/full")
+    else:
+        os.mkfifo(events)
+    lines = logged_of_a_save(XEN_SAVE_HELPER_EVENTS=str(events))
+    assert warnings(lines) == [f"events file {events}: {why}"]
+
+
+def test_what_is_wrong_in_the_settings_is_told_in_libxls_log_and_fails_nothing(
+    tmp_path: Path,
+) -> None:
+    conf = tmp_path / "conf"
+    conf.write_text("XEN_SAVE_HELPER_MAX_ITERATIONS=five\nnonsense\n")
+    lines = logged_of_a_save(XEN_SAVE_HELPER_CONFIG=str(conf), XEN_SAVE_HELPER_EVNTS="/tmp/e")
+    first, second, third = warnings(lines)
+    assert first.startswith(f"{conf}, line 2: 'nonsense': want NAME=VALUE")
+    assert second.startswith("environment: 'XEN_SAVE_HELPER_EVNTS' is no setting")
+    assert third.startswith(f"{conf}, line 1: XEN_SAVE_HELPER_MAX_ITERATIONS='five'")
 
 
 def test_events_are_appended_to_a_file(tmp_path: Path) -> None:

@@ -4,11 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from helper.settings import SettingError, Settings, read_settings
+from helper.settings import Found, Given, Settings, read_settings
+
+
+def found_in(**variables: str) -> Found:
+    return read_settings({f"XEN_SAVE_HELPER_{name}": value for name, value in variables.items()})
 
 
 def read(**variables: str) -> Settings:
-    return read_settings({f"XEN_SAVE_HELPER_{name}": value for name, value in variables.items()})
+    found = found_in(**variables)
+    assert found.problems == ()
+    return found.settings
 
 
 def test_without_anything_the_defaults_hold() -> None:
@@ -55,51 +61,102 @@ def test_the_environment_comes_before_the_file(tmp_path: Path) -> None:
     assert settings == Settings(events="/tmp/of the file", max_iterations=9)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "want"),
-    [
-        ("MAX_ITERATIONS", "0", "a whole number from 1 on"),
-        ("MAX_ITERATIONS", "-1", "a whole number from 1 on"),
-        ("ABORT_AFTER", "many", "a whole number from 1 on"),
-        ("DIRTY_THRESHOLD", "1.5", "a whole number from 0 on"),
-        ("MAX_DOWNTIME_MS", str(2**31), "a whole number from 1 on"),
-        ("STREAM_STALL", "nan", "seconds, at most 2000000, 0 for no limit"),
-        ("STREAM_STALL", "-1", "seconds, at most 2000000, 0 for no limit"),
-        ("STREAM_STALL", "1e9", "seconds, at most 2000000, 0 for no limit"),
-    ],
-)
-def test_a_value_that_cannot_be_is_named(name: str, value: str, want: str) -> None:
-    with pytest.raises(SettingError) as error:
-        read(**{name: value})
-    assert str(error.value) == f"environment: XEN_SAVE_HELPER_{name}={value!r}: want {want}"
+WRONG = [
+    ("MAX_ITERATIONS", "0", "a whole number from 1 on"),
+    ("MAX_ITERATIONS", "-1", "a whole number from 1 on"),
+    ("ABORT_AFTER", "many", "a whole number from 1 on"),
+    ("DIRTY_THRESHOLD", "1.5", "a whole number from 0 on"),
+    ("MAX_DOWNTIME_MS", str(2**31), "a whole number from 1 on"),
+    ("STREAM_STALL", "nan", "seconds, at most 2000000, 0 for no limit"),
+    ("STREAM_STALL", "-1", "seconds, at most 2000000, 0 for no limit"),
+    ("STREAM_STALL", "1e9", "seconds, at most 2000000, 0 for no limit"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "want"), WRONG)
+def test_a_value_that_cannot_be_is_named_and_passed_over(name: str, value: str, want: str) -> None:
+    found = found_in(**{name: value, "ANSWER_LIMIT": "9"})
+    assert found.settings == Settings(answer_limit=9.0)
+    assert found.problems == (
+        f"environment: XEN_SAVE_HELPER_{name}={value!r}: want {want}; it is passed over",
+    )
+    assert found.given == {"XEN_SAVE_HELPER_ANSWER_LIMIT": Given("environment", "9")}
 
 
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("XEN_SAVE_HELPER_MAX_ITERATION=3", "'XEN_SAVE_HELPER_MAX_ITERATION' is no setting; want"),
+        (
+            "XEN_SAVE_HELPER_MAX_ITERATION=3",
+            "'XEN_SAVE_HELPER_MAX_ITERATION' is no setting, and passed over; "
+            "did you mean XEN_SAVE_HELPER_MAX_ITERATIONS?",
+        ),
         ("XEN_SAVE_HELPER_CONFIG=/tmp/other", "'XEN_SAVE_HELPER_CONFIG' is no setting"),
-        ("MAX_ITERATIONS=3", "'MAX_ITERATIONS' is no setting"),
+        ("MAX_ITERATIONS=3", "did you mean XEN_SAVE_HELPER_MAX_ITERATIONS?"),
+        ("XENSAVE_HELPER_EVENTS=/tmp/e", "did you mean XEN_SAVE_HELPER_EVENTS?"),
+        ("colour=blue", "'colour' is no setting, and passed over; there are XEN_SAVE_HELPER_"),
         ("XEN_SAVE_HELPER_MAX_ITERATIONS", "want NAME=VALUE"),
         ("XEN_SAVE_HELPER_MAX_ITERATIONS=x", "XEN_SAVE_HELPER_MAX_ITERATIONS='x': want a whole"),
     ],
 )
-def test_a_wrong_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
+def test_a_wrong_line_is_named_and_passed_over(tmp_path: Path, line: str, problem: str) -> None:
     conf = tmp_path / "conf"
-    conf.write_text(f"# one\n{line}\n")
-    with pytest.raises(SettingError) as error:
-        read(CONFIG=str(conf))
-    assert str(error.value).startswith(f"{conf}, line 2: ")
-    assert problem in str(error.value)
+    conf.write_text(f"# one\n{line}\nXEN_SAVE_HELPER_ANSWER_LIMIT=9\n")
+    found = found_in(CONFIG=str(conf))
+    assert found.settings == Settings(answer_limit=9.0)
+    (told,) = found.problems
+    assert told.startswith(f"{conf}, line 2: ")
+    assert problem in told
+    where = f"{conf}, line 3"
+    assert found.given == {"XEN_SAVE_HELPER_ANSWER_LIMIT": Given(where, "9")}
 
 
-def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="there is no such file"):
-        read(CONFIG=str(tmp_path / "none"))
-    with pytest.raises(SettingError, match="Is a directory"):
-        read(CONFIG=str(tmp_path))
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("XEN_SAVE_HELPER_EVNTS", "XEN_SAVE_HELPER_EVENTS"),
+        ("XEN_SAVE_HELPER_STALL", "XEN_SAVE_HELPER_STREAM_STALL"),
+        ("XEN_SAVE_HELPER_MAX_DOWNTIME", "XEN_SAVE_HELPER_MAX_DOWNTIME_MS"),
+        ("XEN_SAVE_HELPER_CONFG", "XEN_SAVE_HELPER_CONFIG"),
+        ("XEN_SAVEHELPER_EVENTS", "XEN_SAVE_HELPER_EVENTS"),
+        ("xen_save_helper_events", "XEN_SAVE_HELPER_EVENTS"),
+    ],
+)
+def test_a_misspelt_variable_is_told_of(name: str, near: str) -> None:
+    found = read_settings({name: "1", "XEN_TOOLSTACK_HOST": "/tmp/h", "LIBXL_SAVE_HELPER": "/x"})
+    assert found.settings == Settings()
+    assert found.problems == (
+        f"environment: {name!r} is no setting, and passed over; did you mean {near}?",
+    )
 
 
-def test_two_ends_of_precopy_exclude_each_other() -> None:
-    with pytest.raises(SettingError, match="exclude each other"):
-        read(MAX_ITERATIONS="3", ABORT_AFTER="3")
+def test_a_misspelt_variable_that_is_empty_is_none() -> None:
+    assert found_in(EVNTS="").problems == ()
+
+
+def test_a_file_that_is_named_and_cannot_be_read_is_told_of(tmp_path: Path) -> None:
+    none = tmp_path / "none"
+    assert found_in(CONFIG=str(none)).problems == (
+        f"XEN_SAVE_HELPER_CONFIG={none}: there is no such file",
+    )
+    found = found_in(CONFIG=str(tmp_path), MAX_ITERATIONS="9")
+    assert found.problems == (f"{tmp_path}: Is a directory: none of its lines hold",)
+    assert found.settings == Settings(max_iterations=9)
+
+
+def test_of_two_ends_of_precopy_the_one_that_spares_the_guest_holds() -> None:
+    found = found_in(MAX_ITERATIONS="3", ABORT_AFTER="4")
+    assert found.settings == Settings(abort_after=4)
+    (told,) = found.problems
+    assert told.startswith(
+        "environment: XEN_SAVE_HELPER_MAX_ITERATIONS is passed over for XEN_SAVE_HELPER_ABORT_AFTER"
+    )
+
+
+def test_of_two_ends_of_precopy_the_environments_comes_first(tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    conf.write_text("XEN_SAVE_HELPER_ABORT_AFTER=4\n")
+    found = found_in(CONFIG=str(conf), MAX_ITERATIONS="3")
+    assert found.settings == Settings(max_iterations=3)
+    (told,) = found.problems
+    assert told.startswith(f"{conf}, line 1: XEN_SAVE_HELPER_ABORT_AFTER is passed over for")

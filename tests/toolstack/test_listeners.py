@@ -90,6 +90,20 @@ def test_the_commands_say_that_the_trace_has_ended(hosts: Hosts, tmp_path: Path)
     assert line == "xen-toolstack: events file /dev/full: No space left on device: it ends here"
 
 
+def test_the_commands_go_on_without_a_trace_that_cannot_be_had(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    hosts.guest()
+    where = "/nonexistent/events"
+    ended = toolstack(
+        *("save", "g", tmp_path / "g", "--host", hosts.source, "--json", "--events", where)
+    )
+    assert ended.code == 0, ended
+    (line,) = ended.err.splitlines()
+    why = "No such file or directory: there is no trace"
+    assert line == f"xen-toolstack: events file {where}: {why}"
+
+
 def test_a_log_on_a_stderr_that_has_gone(hosts: Hosts, tmp_path: Path) -> None:
     hosts.guest()
     nobody, stderr = os.pipe()

@@ -43,18 +43,25 @@ FAULTS_VARIABLE: Final = "XEN_SAVE_HELPER_FAULTS"
 
 
 def open_trace(arguments: argparse.Namespace, process: str) -> Trace:
-    """The trace into `--events FILE`, which the helpers that we start write to as well."""
+    """The trace into `--events FILE`, which the helpers that we start write to as well. One that
+    cannot be had is no reason for what it would tell of to fail."""
     if arguments.events is None:
         return Trace(process)
     path = Path(arguments.events).absolute()
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    os.environ[EVENTS_VARIABLE] = str(path)
 
-    def ended(error: OSError) -> None:
-        text = f"xen-toolstack: events file {path}: {error.strerror}: it ends here"
+    def problem(error: OSError, what: str) -> None:
+        text = f"xen-toolstack: events file {path}: {error.strerror}: {what}"
         print(text, file=sys.stderr, flush=True)
 
-    return Trace(process, lambda line: os.write(file, line), ended)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        # A FIFO is not waited for, neither to be opened nor to be written.
+        file = os.open(path, flags | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        problem(error, "there is no trace")
+        return Trace(process)
+    os.environ[EVENTS_VARIABLE] = str(path)
+    return Trace(process, lambda line: os.write(file, line), lambda e: problem(e, "it ends here"))
 
 
 def context_of(

@@ -1,0 +1,119 @@
+"""`xen-save-helper --check`: what holds of the settings, and what is wrong with which way out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from helper.channel import CONTEXT
+from helper.command_line import xen_here
+from helper.settings import (
+    ANSWER_LIMIT,
+    CONFIG,
+    DEFAULT_CONFIG,
+    PREFIX,
+    Found,
+    Settings,
+    read_settings,
+)
+from helper.trace_file import open_for_trace
+from ipc_schema.messages import Dialect
+from ipc_schema.version import version
+
+EXIT_WRONG: Final = 1
+
+_DEFAULTS: Final = {
+    "stream_stall": "no limit",
+    "answer_limit": f"{ANSWER_LIMIT:g}",
+    "hypervisor": "xen",
+}
+_UNSET: Final = "not set"
+
+
+def check(environ: Mapping[str, str]) -> int:
+    """Print it for the settings of `environ` and of its file; 0 if all of it holds."""
+    found = read_settings(environ)
+    wrong = list(found.problems)
+    print(f"{CONTEXT} {version()}")
+    hypervisor = found.settings.hypervisor
+    if hypervisor == "xen":
+        try:
+            print(f"{xen_here()}: {', '.join(_libraries())}")
+        except OSError as bad:
+            wrong.append(bad.strerror or str(bad))
+    print(f"settings, of this environment and of {environ.get(CONFIG) or DEFAULT_CONFIG}:")
+    width = max(len(PREFIX + name) for name in Settings._fields)
+    for name, value, where in _rows(found):
+        print(f"  {name:{width}}  {value}  ({where})")
+    wrong += _wrong_values(found)
+    if not wrong:
+        print("all of it holds")
+        return 0
+    for problem in wrong:
+        print(f"wrong: {problem}")
+    return EXIT_WRONG
+
+
+def _rows(found: Found) -> Iterator[tuple[str, str, str]]:
+    for field in Settings._fields:
+        name = PREFIX + field.upper()
+        if name in found.given:
+            yield name, found.given[name].text, found.given[name].where
+        else:
+            yield name, _DEFAULTS.get(field, _UNSET), "default"
+
+
+def _wrong_values(found: Found) -> Iterator[str]:
+    """What only the use of a setting tells."""
+    settings = found.settings
+
+    def line(field: str, problem: str) -> str:
+        given = found.given[PREFIX + field.upper()]
+        return f"{given.where}: {PREFIX}{field.upper()}={given.text}: {problem}"
+
+    if settings.events and (problem := _events_problem(settings.events)):
+        yield line("events", f"{problem}: saves go on without a trace")
+    if settings.dialect and settings.dialect not in {dialect.value for dialect in Dialect}:
+        known = ", ".join(dialect.value for dialect in Dialect)
+        yield line("dialect", f"want one of {known}: every save fails")
+    if settings.faults and (problem := _faults_problem(settings.faults)):
+        yield line("faults", f"{problem}: every save fails")
+    directory = settings.hypervisor.removeprefix("sim:")
+    if settings.hypervisor != "xen" and (
+        directory == settings.hypervisor or not os.path.isdir(directory)
+    ):
+        yield line("hypervisor", "want xen, or sim: and a host's directory: every save fails")
+
+
+def _events_problem(path: str) -> str:
+    """Why the file cannot be appended to; empty where it can. One that was not there is not left
+    behind."""
+    was_there = os.path.lexists(path)
+    try:
+        os.close(open_for_trace(path))
+    except OSError as bad:
+        return bad.strerror or str(bad)
+    if not was_there:
+        os.unlink(path)
+    return ""
+
+
+def _faults_problem(given: str) -> str:
+    from helper.faults.given import read_plan
+    from helper.faults.session import Session
+    from ipc_schema.fault_plan import PlanError
+    from ipc_schema.trace import Trace
+
+    try:
+        Session(read_plan(given), Trace("check"), pipe=True)
+    except PlanError as bad:
+        return str(bad)
+    return ""
+
+
+def _libraries() -> list[str]:
+    """The files of Xen's libraries that are loaded into this process."""
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        paths = {line.split(maxsplit=5)[-1].strip() for line in maps}
+    return sorted(path for path in paths if os.path.basename(path).startswith("libxen"))
