@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -87,6 +88,28 @@ def test_of_restores_at_once_as_many_come_as_have_room(
     assert codes == [0, 0, 1, 1], ends
     for process, (_, err) in zip(running, ends, strict=True):
         assert process.returncode == 0 or "4 MiB free" in err
+    assert sorted(hosts.states(hosts.at_destination).values()) == ["running", "running"]
+    assert hosts.journals() == []
+
+
+def test_of_migrations_at_once_as_many_come_as_have_room(hosts: Hosts, small: Path) -> None:
+    names = ["g0", "g1", "g2"]
+    for name in names:
+        hosts.guest(name)
+    running = [
+        hosts.start("migrate", name, "--host", hosts.source, "--to", small, "--json")
+        for name in names
+    ]
+    ends = [process.communicate(timeout=60) for process in running]
+    codes = sorted(process.returncode for process in running)
+    assert codes == [0, 0, 1], ends
+    (refused,) = (
+        json.loads(out)
+        for process, (out, _) in zip(running, ends, strict=True)
+        if process.returncode
+    )
+    assert "4 MiB free" in refused["reason"]
+    assert list(hosts.states(hosts.at_source).values()) == ["running"]
     assert sorted(hosts.states(hosts.at_destination).values()) == ["running", "running"]
     assert hosts.journals() == []
 

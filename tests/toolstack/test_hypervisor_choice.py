@@ -103,7 +103,7 @@ def test_what_libxenguest_cannot_do_is_refused_before_anything_is_done(hosts: Ho
         assert words in result.reason
         assert not result.suspended
 
-    with open("/dev/null", "wb") as null:
+    with open("/dev/null", "r+b") as null:
         fd = null.fileno()
         postcopy = domain_live_migrate(ctx, domid, fd, 0, fd, MemoryStrategy.POSTCOPY)
         refused(run(postcopy), "no postcopy")
