@@ -294,6 +294,11 @@ def _in_the_way(entry: Entry) -> JournalError:
             f"guest {entry.name!r} is in the middle of an operation ({entry.role.value}, "
             f"process {entry.process.pid})"
         )
+    if entry.promise is Promise.STARTED:
+        return JournalError(
+            f"guest {entry.name!r} has come as {entry.domain_name!r}, and has not its own name; "
+            f"run `xen-toolstack recover {entry.name}` first"
+        )
     return JournalError(
         f"guest {entry.name!r} was left in the middle of an operation ({entry.role.value}) by a "
         f"process that is gone; run `xen-toolstack recover {entry.name}` first"
