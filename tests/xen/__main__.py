@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.xen import host_tools, runner
 from tests.xen.cache import slots
-from tests.xen.images import SUITES
+from tests.xen.images import ORDINARY, SUITES
 from tests.xen.machine import EmulatorError, MachineError
 from tests.xen.scenarios import SCENARIOS
 
@@ -30,7 +30,9 @@ def main() -> int:
                 options.limit,
                 options.keep,
             )
-        suites = [options.suite] if options.suite else list(SUITES)
+        suites = (
+            [options.suite] if options.suite else list(SUITES if options.scenarios else ORDINARY)
+        )
         return runner.run_scenarios(options.scenarios, suites, options.jobs, options.keep)
     except (host_tools.MissingToolsError, EmulatorError, MachineError, TimeoutError) as failed:
         print(f"tests.xen: {failed}", file=sys.stderr)

@@ -33,6 +33,9 @@ _COMMON: Final = (
     *("python3-zmq", "python3-msgpack", "python3-construct", "python3-numpy", "python3-rich"),
 )
 _LIBVIRT: Final = ("libvirt-daemon", "libvirt-daemon-driver-xen", "libvirt-clients")
+_INITRAMFS_TOOLS: Final = ("initramfs-tools",)
+"""In the place of dracut, which puts a systemd into the initrd: the emulated processor would take a
+minute for it."""
 _LEFT_OUT: Final = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*")
 _INITRD_SETTINGS: Final = {
     "etc/initramfs-tools/conf.d/rig": "MODULES=list\n",
@@ -56,11 +59,13 @@ In namespaces of its own its processes and mounts end with it, and it ends with 
 
 @dataclass(frozen=True)
 class Suite:
-    """A Debian release and the Xen in it; `more` packages than all have."""
+    """A Debian release and the Xen in it; `more` packages than all have. `rolling`: what is in it
+    changes from day to day, so it is for those who ask for it."""
 
     name: str
     xen: str
     more: tuple[str, ...] = ()
+    rolling: bool = False
 
     @property
     def packages(self) -> list[str]:
@@ -70,7 +75,11 @@ class Suite:
 SUITES: Final = {
     "bookworm": Suite("bookworm", "4.17", _LIBVIRT),
     "trixie": Suite("trixie", "4.20"),
+    "sid": Suite("sid", "4.20", _INITRAMFS_TOOLS, rolling=True),
 }
+
+ORDINARY: Final = tuple(name for name, suite in SUITES.items() if not suite.rolling)
+"""What is run where no suite is named."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.xen import fault_table, guest_ramdisk, host_tools
+from tests.xen import crossings, fault_table, guest_ramdisk, host_tools
 from tests.xen.cache import REPOSITORY, Slot
+from tests.xen.crossings import Crossing
+from tests.xen.dom0.lab import GIVEN, HANDED_OVER
 from tests.xen.emulator import Emulator, Setup
 from tests.xen.fault_table import FaultRow
 
@@ -42,7 +44,8 @@ class MachineError(Exception):
 class Outcome:
     """How one request went. `outcome`: passed, failed, timeout. `faults` are the kernel's lines on
     programs that crashed, `kernel` all that dom0's kernel said, `left_over` what could not be
-    cleared away, `table` what a scenario about faults has to tell of each. Where it did not pass,
+    cleared away, `table` what a scenario about faults has to tell of each, `crossings` one about
+    guests that go to another release of Xen. Where it did not pass,
     `logs` are the ends of what guests, Xen and our helpers have logged, by name, and where it
     took too long, of dom0's console."""
 
@@ -54,6 +57,7 @@ class Outcome:
     kernel: list[str] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
     table: list[FaultRow] = field(default_factory=list)
+    crossings: list[Crossing] = field(default_factory=list)
     logs: dict[str, str] = field(default_factory=dict)
 
 
@@ -96,8 +100,21 @@ class Machine:
         self.xen: str = ready["xen"]
         self.install_seconds: float = ready["install_seconds"]
 
-    def run_scenario(self, name: str, limit: float) -> Outcome:
+    def run_scenario(self, name: str, limit: float, given: Path | None = None) -> Outcome:
+        """`given` is what an earlier one has handed over, on any machine."""
+        there = self._share / GIVEN.name
+        shutil.rmtree(there, ignore_errors=True)
+        if given is not None:
+            # Links: they are guests, and nobody writes into them.
+            shutil.copytree(given, there, copy_function=os.link)
         return self._run({"scenario": name, "limit": limit}, limit, None)
+
+    def hand_over(self, target: Path) -> None:
+        """Move what the last scenario has handed over to `target`, if it has, for later ones."""
+        handed = self.results() / HANDED_OVER
+        if handed.is_dir():
+            target.parent.mkdir(exist_ok=True)
+            handed.rename(target)
 
     def run_script(self, script: Path, limit: float, listener: Listener) -> Outcome:
         """`listener` hears its output as it comes."""
@@ -153,6 +170,7 @@ class Machine:
             kernel=told["kernel"],
             left_over=told["left_over"],
             table=fault_table.read(results / fault_table.RESULTS_NAME),
+            crossings=crossings.read(results / crossings.RESULTS_NAME),
             logs=logs,
         )
 

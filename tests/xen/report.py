@@ -10,14 +10,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.xen import fault_table
+from tests.xen import crossings, fault_table
+from tests.xen.crossings import Crossing
 from tests.xen.fault_table import FaultRow
 
 
 @dataclass(frozen=True)
 class Row:
     """A scenario on a suite: `outcome` passed, failed, timeout, lost (dom0 went down), emulator
-    (which failed each time) or no machine (others have all)."""
+    (which failed each time), no machine (others have all) or not run (what comes before it did not
+    pass)."""
 
     suite: str
     scenario: str
@@ -25,6 +27,7 @@ class Row:
     seconds: float
     figures: dict[str, Any]
     table: list[FaultRow] = field(default_factory=list)
+    crossings: list[Crossing] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -57,3 +60,13 @@ def tell_faults(rows: Sequence[Row], directory: Path) -> None:
         print(fault_table.text(table), flush=True)
         fault_table.write(table, directory / fault_table.RESULTS_NAME)
         (directory / fault_table.PAGE_NAME).write_text(fault_table.markdown(table))
+
+
+def tell_crossings(rows: Sequence[Row], directory: Path) -> None:
+    """How guests came to another release of Xen, if any were sent: here, and as files in
+    `directory`."""
+    table = [crossing for row in rows for crossing in row.crossings]
+    if table:
+        print(crossings.text(table), flush=True)
+        crossings.write(table, directory / crossings.RESULTS_NAME)
+        (directory / crossings.PAGE_NAME).write_text(crossings.markdown(table))

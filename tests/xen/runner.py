@@ -3,11 +3,12 @@ that the emulator spoiled."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,14 +18,16 @@ from typing import Final
 from tests.xen.emulator import Setup
 from tests.xen.images import SUITES, image
 from tests.xen.machine import EmulatorError, Machine, MachineError, Outcome
-from tests.xen.report import Row, print_table, tell_faults
-from tests.xen.scenarios import Case, SetupKey, cases
+from tests.xen.report import Row, print_table, tell_crossings, tell_faults
+from tests.xen.scenarios import Case, SetupKey, cases, with_those_before
 from tests.xen.shadow_xen import shadow_xen
 from tests.xen.wheel import wheel
 
 SCENARIOS_PER_BOOT: Final = 10
 """A boot costs half a minute; a fresh one every now and then keeps a fault from spreading."""
 RETRIES: Final = 2
+HANDED_OVER: Final = "handed-over"
+"""In a run's directory: by scenario, what it has left for those that come after it."""
 
 
 def setup_of(suite: str, shadow: bool, hvm: bool) -> Setup:
@@ -37,22 +40,30 @@ class Machines:
     """One machine at a time: booted when needed, kept for some scenarios of the same setup."""
 
     def __init__(self, directory: Path) -> None:
-        """`directory` (there) gets a directory for each boot."""
+        """`directory` (there) gets a directory for each boot, and what scenarios hand over to later
+        ones; several may have the same."""
         self.boots = 0
         self.spoiled: list[str] = []
         self._directory = directory
         self._machine: Machine | None = None
         self._setup: Setup | None = None
         self._ran = 0
+        self._failed: set[Case] = set()
 
     def run(self, case: Case) -> Outcome:
-        """Raises EmulatorError where the emulator spoiled it three times; MachineError where dom0
-        went down under it; TimeoutError where this computer carries no further machine."""
+        """Runs what has to come before it, where that has not been. Raises EmulatorError where the
+        emulator spoiled it three times; MachineError where dom0 went down under it, or what comes
+        before it did not pass; TimeoutError where this computer carries no further machine."""
+        given = self._given(case)
         scenario = case.scenario
         setup = setup_of(case.suite, scenario.shadow, scenario.hvm)
         for attempt in range(RETRIES + 1):
             try:
-                return self._ready(setup).run_scenario(scenario.name, scenario.limit)
+                machine = self._ready(setup)
+                outcome = machine.run_scenario(scenario.name, scenario.limit, given)
+                if outcome.outcome == "passed":
+                    machine.hand_over(self._handed_over(case))
+                return outcome
             except EmulatorError as spoiled:
                 self.close()
                 self.spoiled.append(f"{scenario.name} ({case.suite}): {spoiled}")
@@ -63,6 +74,20 @@ class Machines:
                 self.close()
                 raise
         raise AssertionError("not reached")
+
+    def _handed_over(self, case: Case) -> Path:
+        return self._directory / HANDED_OVER / case.scenario.name
+
+    def _given(self, case: Case) -> Path | None:
+        if case.before is None:
+            return None
+        given = self._handed_over(case.before)
+        if given.exists():
+            return given
+        if case.before in self._failed or self.run(case.before).outcome != "passed":
+            self._failed.add(case.before)
+            raise MachineError(f"{case.before.scenario.name}, which comes before, did not pass")
+        return given
 
     def close(self) -> None:
         if self._machine is not None:
@@ -90,14 +115,19 @@ class Machines:
 def run_scenarios(names: list[str], suites: list[str], jobs: int, keep: Path | None) -> int:
     """Run scenarios (all where `names` is empty) on `suites`, on `jobs` machines at once, print
     the table; 0 if there were some and all passed."""
-    wanted = [case for case in cases(suites) if not names or case.scenario.name in names]
+    named = [case for case in cases(suites) if not names or case.scenario.name in names]
+    wanted = with_those_before(named)
     plan = Plan(wanted)
     print(f"tests.xen: {len(wanted)} scenarios, {jobs} machines at once", flush=True)
     with _directory(keep) as directory, ThreadPoolExecutor(jobs) as pool:
         done = list(pool.map(lambda _worker: _work(plan, directory), range(jobs)))
         row_of = {case: row for ended in done for case, row in ended.rows.items()}
-        rows = [row_of.get(case) or _without_a_machine(case) for case in wanted]
+        for case in wanted:
+            row_of.setdefault(case, _not_run(case, row_of))
+        rows = [row_of[case] for case in wanted]
+        shutil.rmtree(directory / HANDED_OVER, ignore_errors=True)
         tell_faults(rows, directory)
+        tell_crossings(rows, directory)
     print_table(
         rows,
         sum(ended.boots for ended in done),
@@ -108,37 +138,67 @@ def run_scenarios(names: list[str], suites: list[str], jobs: int, keep: Path | N
 
 class Plan:
     """Which machine gets which case next: a machine keeps to its setup while there are cases of
-    it. Small setups are begun first, and each case that may take long before the others of its
-    setup: at the end there are short ones of the largest setup left for all machines to share."""
+    it. Small setups are begun first, and each case that others come after, or that may take long,
+    before the others of its setup: at the end there are short ones of the largest setup left for
+    all machines to share. `wanted` has with each case those that come before it."""
 
     def __init__(self, wanted: Sequence[Case]) -> None:
         self._left: dict[SetupKey, list[Case]] = {}
-        for case in sorted(wanted, key=lambda case: -case.scenario.limit):
+        needed = {case.before for case in wanted}
+        for case in sorted(wanted, key=lambda case: (case not in needed, -case.scenario.limit)):
             self._left.setdefault(case.setup, []).append(case)
         self._begun: Counter[str] = Counter()
         self._untouched = dict.fromkeys(self._left)
-        self._lock = threading.Lock()
+        self._running: set[Case] = set()
+        self._passed: set[Case] = set()
+        self._changed = threading.Condition()
 
     def take(self, setup: SetupKey | None) -> Case | None:
-        """The next one for a machine that was booted for `setup`; None where none is left."""
-        with self._lock:
-            if setup is None or not self._left[setup]:
+        """The next one for a machine that was booted for `setup`, which says by `ended` how it
+        went; None where there is none, or none yet."""
+        with self._changed:
+            if setup is None or not self._ready(setup):
                 setup = self._next_setup()
-            return None if setup is None else self._left[setup].pop(0)
+            if setup is None:
+                return None
+            case = self._ready(setup)[0]
+            self._left[setup].remove(case)
+            self._running.add(case)
+            return case
+
+    def ended(self, case: Case, passed: bool) -> None:
+        """What comes after one that did not pass is not run."""
+        with self._changed:
+            self._running.discard(case)
+            if passed:
+                self._passed.add(case)
+            self._changed.notify_all()
+
+    def wait(self) -> bool:
+        """Until there is a case to take; False where there will be none."""
+        with self._changed:
+            while not (ready := any(map(self._ready, self._left))) and self._running:
+                self._changed.wait()
+            return ready
+
+    def _ready(self, setup: SetupKey) -> list[Case]:
+        left = self._left[setup]
+        return [case for case in left if case.before is None or case.before in self._passed]
 
     def _next_setup(self) -> SetupKey | None:
         """One that no machine has begun; first of the suite that the fewest have, for its image may
         have to be made. Else the one of which most is left."""
-        if self._untouched:
-            chosen = min(self._untouched, key=lambda key: (self._begun[key[0]], self._size(key)))
+        untouched = [setup for setup in self._untouched if self._ready(setup)]
+        if untouched:
+            chosen = min(untouched, key=lambda key: (self._begun[key[0]], self._size(key)))
             del self._untouched[chosen]
             self._begun[chosen[0]] += 1
             return chosen
         most = max(self._left, key=self._size, default=None)
-        return most if most is not None and self._left[most] else None
+        return most if most is not None and self._ready(most) else None
 
     def _size(self, setup: SetupKey) -> float:
-        return sum(case.scenario.limit for case in self._left[setup])
+        return sum(case.scenario.limit for case in self._ready(setup))
 
 
 @dataclass
@@ -154,7 +214,9 @@ def _work(plan: Plan, directory: Path) -> _Done:
     machines, done = Machines(directory), _Done()
     setup: SetupKey | None = None
     try:
-        while (case := plan.take(setup)) is not None:
+        while (case := plan.take(setup)) is not None or plan.wait():
+            if case is None:
+                continue
             setup = case.setup
             try:
                 done.rows[case] = _run_one(machines, case)
@@ -162,14 +224,19 @@ def _work(plan: Plan, directory: Path) -> _Done:
                 # Others of this computer's users have all machines; no use in asking again.
                 print(f"tests.xen: {case.scenario.name}: {full}", flush=True)
                 break
+            finally:
+                plan.ended(case, case in done.rows and done.rows[case].passed)
     finally:
         machines.close()
     done.boots, done.spoiled = machines.boots, machines.spoiled
     return done
 
 
-def _without_a_machine(case: Case) -> Row:
-    return Row(case.suite, case.scenario.name, "no machine", 0.0, {})
+def _not_run(case: Case, rows: Mapping[Case, Row]) -> Row:
+    """There was no machine for it, or what comes before it did not pass."""
+    before = None if case.before is None else rows.get(case.before)
+    why = "no machine" if before is None or before.passed else "not run"
+    return Row(case.suite, case.scenario.name, why, 0.0, {})
 
 
 def run_script(
@@ -206,7 +273,15 @@ def _run_one(machines: Machines, case: Case) -> Row:
     print(
         f"tests.xen: {case.suite}: {name}: {outcome.outcome} ({outcome.seconds:.0f} s)", flush=True
     )
-    return Row(case.suite, name, outcome.outcome, outcome.seconds, outcome.figures, outcome.table)
+    return Row(
+        case.suite,
+        name,
+        outcome.outcome,
+        outcome.seconds,
+        outcome.figures,
+        outcome.table,
+        outcome.crossings,
+    )
 
 
 def explained(outcome: Outcome) -> str:

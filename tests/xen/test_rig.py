@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,8 +22,9 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.waiting import wait_for
-from tests.xen import host_tools, runner
+from tests.xen import crossings, host_tools, runner
 from tests.xen.cache import REPOSITORY
+from tests.xen.crossings import Crossing
 from tests.xen.dom0 import agent, guest, kernel_log
 from tests.xen.dom0.gate import Gate
 from tests.xen.dom0.lab import Lab
@@ -30,7 +32,7 @@ from tests.xen.emulator import SILENCE_SECONDS, is_frozen, seconds_wanted
 from tests.xen.images import SUITES, unpacked
 from tests.xen.machine import EmulatorError, MachineError, Outcome
 from tests.xen.runner import Machines, Plan
-from tests.xen.scenarios import SCENARIOS, Case, cases
+from tests.xen.scenarios import SCENARIOS, Case, cases, with_those_before
 
 
 @pytest.mark.parametrize(
@@ -150,17 +152,21 @@ def test_scenarios_have_names_of_their_own_and_known_suites() -> None:
 
 
 def taken(plan: Plan, workers: int) -> list[list[Case]]:
-    """What each of so many machines gets, where all cases take equally long."""
+    """What each of so many machines gets, where all cases take equally long, and pass."""
     got: list[list[Case]] = [[] for _ in range(workers)]
-    working = list(got)
-    while working:
-        for cases_of in list(working):
+    running: dict[int, Case] = {}
+    while True:
+        for number, cases_of in enumerate(got):
             case = plan.take(cases_of[-1].setup if cases_of else None)
-            if case is None:
-                working.remove(cases_of)
-            else:
+            if case is not None:
                 cases_of.append(case)
-    return got
+                running[number] = case
+        if not running:
+            assert not plan.wait()
+            return got
+        for case in running.values():
+            plan.ended(case, True)
+        running.clear()
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -172,8 +178,48 @@ def test_every_case_runs_once_and_no_machine_idles_while_there_are_some(workers:
     assert max(lengths) - min(lengths) <= 1
 
 
+def test_what_comes_after_another_one_waits_for_it() -> None:
+    """And others are run meanwhile."""
+    leave, arrive, back = (case for case in cases(list(SUITES)) if "cross-release" in named(case))
+    other = cases(["bookworm"])[0]
+    plan = Plan([leave, arrive, back, other])
+    assert {plan.take(None), plan.take(None)} == {leave, other}
+    assert plan.take(None) is None
+    plan.ended(other, True)
+    assert plan.take(other.setup) is None
+    plan.ended(leave, True)
+    assert plan.wait()
+    assert plan.take(other.setup) == arrive
+    plan.ended(arrive, False)
+    assert plan.take(arrive.setup) is None
+    assert not plan.wait()
+
+
+def test_who_waits_for_another_ones_end_hears_of_it() -> None:
+    leave, arrive, _back = (case for case in cases(list(SUITES)) if "cross-release" in named(case))
+    plan = Plan([leave, arrive])
+    assert plan.take(None) == leave
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(plan.wait)
+        plan.ended(leave, True)
+        assert waiting.result(20)
+
+
+def named(case: Case) -> str:
+    return case.scenario.name
+
+
+def test_with_a_scenario_goes_what_has_to_come_before_it() -> None:
+    (back,) = (case for case in cases(list(SUITES)) if named(case) == "cross-release-back")
+    names = [named(case) for case in with_those_before([back])]
+    assert names == ["cross-release-leave", "cross-release-arrive", "cross-release-back"]
+    everything = cases(list(SUITES))
+    assert with_those_before(everything) == everything
+
+
 def test_a_machine_keeps_to_its_setup_while_there_are_cases_of_it() -> None:
-    (cases_of,) = taken(Plan(cases(list(SUITES))), 1)
+    free = [case for case in cases(list(SUITES)) if case.before is None]
+    (cases_of,) = taken(Plan(free), 1)
     changes = sum(one.setup != other.setup for one, other in pairwise(cases_of))
     assert changes == len({case.setup for case in cases_of}) - 1
 
@@ -196,17 +242,23 @@ class FakeMachine:
 
     ends: ClassVar[list[Outcome | Exception]] = []
     boots: ClassVar[int] = 0
+    ran: ClassVar[list[tuple[str, str | None]]] = []
 
     def __init__(self, setup: object, wheel: Path, directory: Path) -> None:
         type(self).boots += 1
         self.usable = True
         self.xen, self.boot_seconds, self.install_seconds = "4.17.5", 30.0, 1.0
 
-    def run_scenario(self, name: str, limit: float) -> Outcome:
+    def run_scenario(self, name: str, limit: float, given: Path | None = None) -> Outcome:
+        self.ran.append((name, given and (given / "by").read_text()))
         end = self.ends.pop(0)
         if isinstance(end, Exception):
             raise end
         return end
+
+    def hand_over(self, target: Path) -> None:
+        target.mkdir(parents=True)
+        (target / "by").write_text(self.ran[-1][0])
 
     def close(self) -> None:
         self.usable = False
@@ -217,7 +269,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeMachine]]:
     monkeypatch.setattr(runner, "Machine", FakeMachine)
     monkeypatch.setattr(runner, "wheel", lambda: Path("/nowhere.whl"))
     monkeypatch.setattr(runner, "setup_of", lambda *setup: setup)
-    FakeMachine.ends, FakeMachine.boots = [], 0
+    FakeMachine.ends, FakeMachine.boots, FakeMachine.ran = [], 0, []
     yield FakeMachine
     assert FakeMachine.ends == []
 
@@ -280,6 +332,56 @@ def test_without_a_free_machine_the_table_is_still_told(
     told = capsys.readouterr().out
     assert told.count("no machine") == 2
     assert "1 of 3 passed" in told
+
+
+def test_what_a_scenario_hands_over_is_given_to_the_one_after_it(
+    fake: type[FakeMachine], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.ends = [PASSED, PASSED, PASSED]
+    assert runner.run_scenarios(["cross-release-back"], list(SUITES), 2, None) == 0
+    assert fake.ran == [
+        ("cross-release-leave", None),
+        ("cross-release-arrive", "cross-release-leave"),
+        ("cross-release-back", "cross-release-arrive"),
+    ]
+    assert "3 of 3 passed" in capsys.readouterr().out
+
+
+def test_what_comes_after_a_scenario_that_failed_is_not_run(
+    fake: type[FakeMachine], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.ends = [PASSED, FAILED]
+    assert runner.run_scenarios(["cross-release-back"], list(SUITES), 2, None) == 1
+    told = capsys.readouterr().out
+    assert told.count("not run") == 1
+    assert "1 of 3 passed" in told
+
+
+def test_a_single_scenario_has_what_comes_before_it_run_once(
+    fake: type[FakeMachine], tmp_path: Path
+) -> None:
+    (back,) = (case for case in cases(list(SUITES)) if named(case) == "cross-release-back")
+    fake.ends = [PASSED, FAILED]
+    machines = Machines(tmp_path)
+    for _ in range(2):
+        with pytest.raises(MachineError, match="cross-release-arrive, which comes before, did not"):
+            machines.run(back)
+    assert [name for name, _given in fake.ran] == ["cross-release-leave", "cross-release-arrive"]
+
+
+CROSSING = Crossing("hvm", "Xen 4.17", "Xen 4.20", "xl", "xen-save-helper", "refused: a|b\nc", 1.4)
+
+
+def test_the_table_of_crossings_is_kept(
+    fake: type[FakeMachine], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.ends = [Outcome("passed", 1.0, "", crossings=[CROSSING])]
+    assert runner.run_scenarios(["cross-release-leave"], list(SUITES), 1, tmp_path) == 0
+    assert crossings.read(tmp_path / crossings.RESULTS_NAME) == [CROSSING]
+    page = (tmp_path / crossings.PAGE_NAME).read_text()
+    row = "| hvm | Xen 4.17 | Xen 4.20 | xl | xen-save-helper | refused: a\\|b c | 1 |"
+    assert page.splitlines()[-1] == row
+    assert "refused: a" in capsys.readouterr().out
 
 
 def test_a_failure_is_explained_by_what_the_logs_end_with() -> None:

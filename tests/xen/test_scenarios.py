@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.xen.images import SUITES
+from tests.xen.images import ORDINARY
 from tests.xen.machine import AFTER_LIMIT_SECONDS, BOOT_SECONDS
 from tests.xen.runner import RETRIES, Machines, explained
 from tests.xen.scenarios import Case, cases
@@ -21,7 +21,7 @@ def _parameter(case: Case) -> object:
 
 
 @pytest.mark.real_xen
-@pytest.mark.parametrize("case", [_parameter(case) for case in cases(list(SUITES))])
+@pytest.mark.parametrize("case", [_parameter(case) for case in cases(list(ORDINARY))])
 def test_scenario(machines: Machines, case: Case) -> None:
     outcome = machines.run(case)
     assert outcome.outcome == "passed", explained(outcome)

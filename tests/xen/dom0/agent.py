@@ -7,7 +7,8 @@ The share, as both ends see it (`tests.xen.machine` is the other one):
     heartbeat       written every second: dom0 runs
     boot.json       once, when dom0 is ready
     requests/N.json what to run, from 1 on, one at a time
-    results/N/      output (as it comes), figures.json, outcome.json (last), logs/
+    results/N/      output (as it comes), figures.json, outcome.json (last), logs/, handed-over/
+    given/          what an earlier scenario has handed over, if this one comes after it
 
 Whatever a request leaves behind is destroyed, killed and removed before the next one.
 """

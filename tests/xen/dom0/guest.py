@@ -66,6 +66,17 @@ class Guest:
         self.wait_for_count(1, COUNTS_SECONDS[self.kind])
         return self
 
+    def arrived(self, console: str) -> Guest:
+        """It comes from another host, where it wrote `console`: it is to go on from there. What was
+        written here before, under its name, was another one's."""
+        self._text = console
+        self._read = {path: path.stat().st_size for path in self._logs() if path.exists()}
+        return self
+
+    def _logs(self) -> list[Path]:
+        names = (self.name, f"{self.name}--incoming")
+        return [CONSOLES / f"guest-{name}.log" for name in names]
+
     def _config(self) -> str:
         lines = {
             "name": self.name,
@@ -95,8 +106,7 @@ class Guest:
     @property
     def console(self) -> str:
         """All that it has written, in every place that it has lived."""
-        for name in (self.name, f"{self.name}--incoming"):
-            path = CONSOLES / f"guest-{name}.log"
+        for path in self._logs():
             if path.exists():
                 with open(path, "rb") as log:
                     log.seek(self._read.get(path, 0))

@@ -24,6 +24,10 @@ COMMAND_SECONDS: Final = 300
 """What a command may take that sends a guest or builds one; several times what it does take, for
 the machines that emulate this one may have much else to do."""
 
+GIVEN: Final = Path("/host/given")
+HANDED_OVER: Final = "handed-over"
+"""Among a scenario's results."""
+
 _LOGS: Final = (CONSOLES, Path("/var/log/xen"))
 
 
@@ -53,6 +57,10 @@ class Lab:
         self.directory.mkdir(exist_ok=True)
         self.trace = self.directory / "events"
         """What our helpers append their events to."""
+        self.given = GIVEN
+        """What the scenario that comes before this one has handed over."""
+        self.handed_over = results / HANDED_OVER
+        """For the scenario that comes after this one."""
         self._programs: list[Program] = []
         self._figures: dict[str, Any] = {}
         self._made = 0

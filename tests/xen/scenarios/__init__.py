@@ -2,7 +2,8 @@
 
 A scenario is a function that takes a `tests.xen.dom0.lab.Lab`, runs inside dom0, and raises where
 something is not as it must be. To add one: write the function in a module here, put it into that
-module's SCENARIOS, and a new module's SCENARIOS into the tuple below.
+module's SCENARIOS, and a new module's SCENARIOS into the tuple below. One that needs files of
+another one, of another release of Xen perhaps, names it as what it comes `after`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Final
 
 from tests.xen.scenarios import (
     baseline,
+    cross_release,
+    device_model,
     drop_in,
     event_channel,
     failures,
@@ -36,7 +39,11 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     *toolstack.SCENARIOS,
     *event_channel.SCENARIOS,
     *measure.SCENARIOS,
+    *cross_release.SCENARIOS,
+    *device_model.SCENARIOS,
 )
+
+BY_NAME: Final = {scenario.name: scenario for scenario in SCENARIOS}
 
 
 SetupKey = tuple[str, bool, bool]
@@ -55,13 +62,40 @@ class Case:
         """What the machine that it runs on depends on."""
         return self.suite, self.scenario.shadow, self.scenario.hvm
 
+    @property
+    def before(self) -> Case | None:
+        """The one whose files it needs."""
+        if not self.scenario.after:
+            return None
+        scenario = BY_NAME[self.scenario.after]
+        return Case(scenario.suites[0], scenario)
+
+    @property
+    def generation(self) -> int:
+        """How many cases have to come before it, one after the other."""
+        return 0 if self.before is None else self.before.generation + 1
+
+
+def with_those_before(wanted: Sequence[Case]) -> list[Case]:
+    """`wanted` and what these need, no case twice, and none ahead of what it needs."""
+    found: dict[Case, None] = {}
+    for case in wanted:
+        chain = [case]
+        while (before := chain[-1].before) is not None:
+            chain.append(before)
+        found.update(dict.fromkeys(reversed(chain)))
+    return list(found)
+
 
 def cases(suites: Sequence[str]) -> list[Case]:
-    """All, so sorted that those which can share a machine follow each other."""
+    """All, so sorted that those which can share a machine follow each other, and none comes ahead
+    of what it needs."""
     found = [
         Case(suite, scenario)
         for suite in suites
         for scenario in SCENARIOS
         if suite in scenario.suites
     ]
-    return sorted(found, key=lambda case: (suites.index(case.suite), *case.setup[1:]))
+    return sorted(
+        found, key=lambda case: (case.generation, suites.index(case.suite), *case.setup[1:])
+    )

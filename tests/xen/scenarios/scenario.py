@@ -16,6 +16,8 @@ class Scenario:
 
     `shadow`: on a Xen built with shadow paging and memory paging, which Debian's is not.
     `hvm`: it has HVM guests with a device model, which take more memory.
+    `after`: another scenario, of one suite, which must have passed: what that one has put into
+    `Lab.handed_over` this one finds in `Lab.given`.
     """
 
     name: str
@@ -24,6 +26,7 @@ class Scenario:
     shadow: bool = False
     hvm: bool = False
     limit: float = 600
+    after: str = ""
 
 
 BOTH = ("bookworm", "trixie")

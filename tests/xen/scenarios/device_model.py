@@ -1,0 +1,75 @@
+"""An HVM guest where QEMU takes no saved state as libxl gives it: our wrapper hands it over, and
+who does without is refused before the first page. On a Debian that has such a QEMU."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from helper.hypervisors.xen.restored_model import SETTING
+from tests.xen.dom0.commands import run
+from tests.xen.dom0.guest import Guest
+from tests.xen.dom0.lab import COMMAND_SECONDS, OURS, receive_command
+from tests.xen.scenarios import toolstack
+from tests.xen.scenarios.scenario import Scenario
+
+if TYPE_CHECKING:
+    from tests.xen.dom0.lab import Lab
+
+WRAPPER: Final = "/usr/local/bin/xen-save-helper-qemu"
+
+
+class WrappedGuest(Guest):
+    """One whose configuration names the wrapper, as README has it."""
+
+    def _config(self) -> str:
+        named = f'device_model_override = "{WRAPPER}"\ndevice_model_version = "qemu-xen"\n'
+        return super()._config() + named
+
+
+def wrapped_by_configuration(lab: Lab) -> None:
+    """xl saves, restores and migrates it, with our helper at each end, and our controller does."""
+    guest = WrappedGuest("wrapped", "hvm").create()
+    file = lab.directory / "saved"
+    told: dict[str, str | None] = {SETTING: WRAPPER}
+    lab.save(guest, file)
+    lab.restore(guest, file, env=told)
+    lab.migrate(guest, env=told)
+    toolstack.migrate(lab, guest, toolstack.RECEIVE)
+    toolstack.nothing_is_left()
+
+
+def wrapped_where_it_is_needed(lab: Lab) -> None:
+    """A guest whose configuration names nothing: xl with our helper refuses it before the first
+    page, in a restore and in a migration, and it runs on; our controller has the wrapper start
+    QEMU."""
+    guest = lab.guest("hvm")
+    file = lab.directory / "saved"
+    domid = lab.domid(guest)
+    done = lab.start_migrate(guest, receive=receive_command(OURS)).end(COMMAND_SECONDS)
+    assert done.status != 0
+    assert "takes no saved state as libxl gives it" in done.output
+    assert f'device_model_override="{WRAPPER}"' in done.output
+    lab.assert_runs_on(guest, domid)
+    toolstack.save(lab, guest, file)
+    refused = lab.xl(["restore", file], OURS, limit=COMMAND_SECONDS)
+    assert refused.status != 0
+    assert "takes no saved state as libxl gives it" in refused.output
+    assert lab.domains() == {}
+    toolstack.restore(lab, guest, file)
+    assert device_model_of(guest) == WRAPPER
+    toolstack.migrate(lab, guest, toolstack.RECEIVE)
+    assert device_model_of(guest) == WRAPPER
+    toolstack.nothing_is_left()
+
+
+def device_model_of(guest: Guest) -> str:
+    """That the guest's stored configuration names."""
+    (described,) = json.loads(run(["xl", "list", "-l", guest.name]).output)
+    return str(described["config"]["b_info"].get("device_model", ""))
+
+
+SCENARIOS: Final = (
+    Scenario("device-model-wrapped-hvm", wrapped_by_configuration, ("sid",), hvm=True, limit=900),
+    Scenario("device-model-needed-hvm", wrapped_where_it_is_needed, ("sid",), hvm=True, limit=900),
+)
