@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 from helper import waiting
 from helper.waiting import WaitLog
 from ipc_schema.messages import XentoollogLevel
-from ipc_schema.waits import LONGEST_WAIT
+from ipc_schema.waits import Patience
 
 if TYPE_CHECKING:
     from helper.watchdog import Watchdog
@@ -78,10 +78,13 @@ class Abort:
         self._stream = -1
         self._reading = False
         self._unusable = -1
-        self._progressed: float | None = None
+        self._progressed: int | None = None
+        """How often there was progress; None while the stall clock stands still."""
+        self._times = 0
         self._moved: Callable[[], int] | None = None
         self._octets = 0
-        self._octets_grew = 0.0
+        self._patience = Patience(stall_limit, time.monotonic())
+        self._since: int | None = None
         self._nudged = False
         self._tell: Callable[[XentoollogLevel, str], bool] | None = None
         self._wait_log: WaitLog | None = None
@@ -187,7 +190,8 @@ class Abort:
 
     def progress(self) -> None:
         """A write (or read) of the stream was completed: the stall clock starts anew."""
-        self._progressed, self._nudged = time.monotonic(), False
+        self._times += 1
+        self._progressed, self._nudged = self._times, False
         self.alive()
 
     def idle(self) -> None:
@@ -200,6 +204,10 @@ class Abort:
         """Something was done, for the stream or not."""
         if self._watchdog is not None:
             self._watchdog.alive()
+
+    def take_stood_still(self) -> float:
+        """For how many seconds the process has stood still since this was asked last."""
+        return 0.0 if self._watchdog is None else self._watchdog.take_stood_still()
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         """Have the watcher thread call `ready` once at its start, and whenever `fd` polls readable
@@ -252,7 +260,7 @@ class Abort:
         soonest = self._soonest_limit()
         if self._stream < 0 or not soonest:
             return None
-        return min(max(soonest / 8, 0.01), LONGEST_WAIT) * 1000
+        return max(self._patience.wait, 0.01) * 1000
 
     def _soonest_limit(self) -> float:
         """Seconds after which a stream that stands still is given up, or told of; 0 for never."""
@@ -262,27 +270,31 @@ class Abort:
         )
         return min(filter(None, limits), default=0.0)
 
-    def _look_at_octets(self) -> None:
+    def _octets_moved(self) -> bool:
         with self._lock:
             if self._moved is None:
-                return
+                return False
             octets = self._moved()
-        if octets - self._octets >= _NOTABLE:
-            self._octets, self._octets_grew, self._nudged = octets, time.monotonic(), False
-            self.alive()
+        if octets - self._octets < _NOTABLE:
+            return False
+        self._octets, self._nudged = octets, False
+        self.alive()
+        return True
 
     def _check_stall(self) -> None:
         stream, since = self._stream, self._progressed
         soonest = self._soonest_limit()
         if stream < 0 or not soonest:
             return
-        quiet = 0.0
-        if since is not None:
-            self._look_at_octets()
-            quiet = time.monotonic() - max(since, self._octets_grew)
+        now = time.monotonic()
+        if since is None or self._octets_moved() or since != self._since:
+            self._since = since
+            self._patience.restart(now)
+        over = self._patience.look(now)
+        quiet = self._patience.spent
         if self._wait_log is not None:
             self._wait_log.look(quiet, lambda: self._is_ready(stream))
-        if quiet < soonest / _NUDGES:
+        if since is None or quiet < soonest / _NUDGES:
             return
         with self._lock:
             if not self._nudged and (self._moved is not None or not self._reading):
@@ -290,7 +302,7 @@ class Abort:
                 self._nudged = True
                 signal.pthread_kill(self._saver, _INTERRUPT)
                 return
-        if not self._stall_limit or quiet < self._stall_limit:
+        if not self._stall_limit or not over:
             return
         # A stream that is ready was not kept by its peer: then it is we who are slow.
         if not self._is_ready(stream) and self._progressed == since:

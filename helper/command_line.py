@@ -15,8 +15,8 @@ USAGE: Final = f"""\
 
   {CONTEXT} --save-domain NUMBER...      started by libxl (set LIBXL_SAVE_HELPER to this
   {CONTEXT} --restore-domain NUMBER...   program's path); speaks libxl's protocol on stdin, stdout
-  {CONTEXT} --connect ENDPOINT --secret-fd N [--heartbeat S] [--stream-stall S]
-                              [--answer-limit S] [--start-limit S]
+  {CONTEXT} --connect ENDPOINT --secret-fd N [--stream-stall S] [--answer-limit S]
+                              [--start-limit S]
                                            started by xen-toolstack; speaks over ZeroMQ
   {CONTEXT} --check                      says what each setting is, where it comes from, and
                                            what is wrong; exit status 1 where anything is
@@ -66,7 +66,6 @@ class Options(NamedTuple):
 
     connect: str = ""
     secret_fd: int = -1
-    heartbeat: float = 10.0
     stream_stall: float | None = None
     answer_limit: float | None = None
     start_limit: float = 10.0
@@ -79,7 +78,6 @@ class Options(NamedTuple):
 _OPTIONS: Final[dict[str, type]] = {
     "connect": str,
     "secret_fd": int,
-    "heartbeat": float,
     "stream_stall": float,
     "answer_limit": float,
     "start_limit": float,

@@ -133,11 +133,11 @@ def _serve_zmq(
 
     answer_limit = _answer_limit(options, settings)
     if faults is None:
-        channel = ZmqChannel(options.connect, secret, options.heartbeat, answer_limit)
+        channel = ZmqChannel(options.connect, secret, answer_limit)
     else:
         from helper.faults.faulty_zmq import FaultyZmqChannel
 
-        channel = FaultyZmqChannel(faults, options.connect, secret, options.heartbeat, answer_limit)
+        channel = FaultyZmqChannel(faults, options.connect, secret, answer_limit)
     try:
         channel.hello()
         trace.event("hello")

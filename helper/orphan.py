@@ -1,4 +1,4 @@
-"""What becomes of a helper whose parent dies."""
+"""What becomes of a helper whose parent dies, or is stopped."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ctypes
 import os
 import signal
 from typing import Final
+
+from ipc_schema.waits import is_stopped
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -18,3 +20,16 @@ def wake_when_orphaned() -> None:
     if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGCONT), 0, 0, 0):
         errnoval = ctypes.get_errno()
         raise OSError(errnoval, f"PR_SET_PDEATHSIG: {os.strerror(errnoval)}")
+
+
+_PARENT: Final = os.getppid()
+
+
+def controller_stands_still() -> bool:
+    """Whether the process that has started us, a toolstack, is stopped: it is not dead, and what it
+    owes us it owes when it goes on."""
+    try:
+        with open(f"/proc/{_PARENT}/stat", "rb") as file:
+            return is_stopped(file.read())
+    except OSError:
+        return False  # it has gone

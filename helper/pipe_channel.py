@@ -6,7 +6,6 @@ See `ipc_schema.pipe_codec` for the octets and libxl_save_helper.c for the conve
 from __future__ import annotations
 
 import errno
-import math
 import os
 import select
 import threading
@@ -14,6 +13,8 @@ from typing import Any, NoReturn
 
 from helper.abort import Abort
 from helper.channel import ChannelError, log_fields, printable
+from helper.orphan import controller_stands_still
+from helper.patience import Poll, Ready, poll_patiently
 from ipc_schema import pipe_codec
 from ipc_schema.messages import (
     CATALOGUE,
@@ -95,7 +96,7 @@ class PipeChannel:
         """Write the message `name`, all of it."""
         pending = memoryview(data)
         while pending:
-            if not self._writable.poll(self._milliseconds):
+            if not self._wait(self._writable):
                 reason = f"nothing was taken for {self._answer_limit} s"
                 self._fail(errno.ETIMEDOUT, f"{name} cannot be told: {reason}")
             try:
@@ -107,7 +108,7 @@ class PipeChannel:
     def _receive(self, size: int, name: str) -> bytes:
         data = b""
         while len(data) < size:
-            if not self._answered.poll(self._milliseconds):
+            if not self._wait(self._answered):
                 self._fail(errno.ETIMEDOUT, f"no answer to {name} within {self._answer_limit} s")
             try:
                 part = os.read(self._answers, size - len(data))
@@ -118,10 +119,11 @@ class PipeChannel:
             data += part
         return data
 
-    @property
-    def _milliseconds(self) -> int | None:
-        """The limit for a `poll`, None for none."""
-        return math.ceil(self._answer_limit * 1000) or None
+    def _wait(self, poll: Poll) -> Ready:
+        """For an answer, or for room, within the limit; the wait shows life."""
+        return poll_patiently(
+            poll, self._answer_limit, look=self._abort.alive, stopped=controller_stands_still
+        )
 
     def _fail(self, errnoval: int, reason: str) -> NoReturn:
         self._over = ChannelError(errnoval, reason)

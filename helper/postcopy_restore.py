@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import select
+import time
 from collections.abc import Set
 
 import numpy as np
@@ -28,6 +29,7 @@ from ipc_schema.page_lists import (
     decode_page_list_header,
 )
 from ipc_schema.page_types import PageType
+from ipc_schema.waits import Patience
 
 _LISTED_AT_ONCE = 1 << 14
 
@@ -117,6 +119,7 @@ class PostcopyReceiver:
         for fd in (stream, paging, self._abort.fileno()):
             self._poll.register(fd, select.POLLIN)
         assembler = self._assembler
+        self._patience = Patience(self._stall_limit, time.monotonic())
         told = False
         while not (told and assembler.ended):
             if not (told or self._states.pending or assembler.held):
@@ -129,7 +132,7 @@ class PostcopyReceiver:
                 raise DecodeError(
                     "END", self._reader.offset, f"{self._states.pending} postcopy pages never came"
                 )
-            ready = {fd for fd, _events in self._poll.poll(self._patience())}
+            ready = {fd for fd, _events in self._poll.poll(self._wait())}
             self._abort.check()
             # Requests first: to read pages takes longer, and a page that is asked for while it is
             # on its way comes once all the same.
@@ -137,21 +140,23 @@ class PostcopyReceiver:
                 self._serve_requests()
             elif stream in ready and self._wants_more():
                 self._take_pages()
+                self._patience.restart(time.monotonic())
             elif assembler.held:
                 self._load_oldest()
-            elif not ready:
+                self._patience.restart(time.monotonic())
+            elif not ready and self._patience.look(time.monotonic()):
                 raise OSError(
                     errno.ETIMEDOUT,
                     f"stream: no postcopy page for {self._stall_limit} s, "
                     f"{self._states.pending} are missing",
                 )
 
-    def _patience(self) -> float | None:
+    def _wait(self) -> float:
         """Seconds to wait before pages are put in place that no vCPU is known to wait for. It is
         done while one waits for another page, and while no fault is expected."""
         if self._assembler.held:
             return 0.0 if self._requested else self._poll.busy
-        return self._stall_limit or None
+        return self._patience.wait
 
     def _wants_more(self) -> bool:
         """Whether to read on: what follows END is not ours."""

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from helper.abort import Abort
+from helper.patience import poll_milliseconds, poll_patiently
 from ipc_schema.errors import DecodeError
 
 IOV_MAX = os.sysconf("SC_IOV_MAX")
@@ -52,11 +53,6 @@ class Pacer:
             self._due = max(self._due, earliest) + octets / self._bandwidth
 
 
-def poll_milliseconds(seconds: float) -> float:
-    """A timeout for `poll`: whole milliseconds, rounded up so that no wait turns into a spin."""
-    return -(-seconds * 1000 // 1) if seconds > 0 else 0
-
-
 class BusyPoll:
     """A `poll` that goes on looking for a moment before it lets the processor go.
 
@@ -82,7 +78,7 @@ class BusyPoll:
         return max(0.0, self._busy_until - time.monotonic())
 
     def poll(self, seconds: float | None) -> list[tuple[int, int]]:
-        """As `select.poll.poll`, for at most `seconds` (None: ever)."""
+        """As `select.poll.poll`, for at most `seconds` (None: ever), busily first."""
         end = math.inf if seconds is None else time.monotonic() + seconds
         busy_until = min(end, self._busy_until)
         while not (ready := self._poll.poll(0)):
@@ -103,7 +99,7 @@ def wait_for(fd: int, events: int, abort: Abort, limit: float, what: str) -> Non
     poll = select.poll()
     poll.register(fd, events)
     poll.register(abort.fileno(), select.POLLIN)
-    ready = poll.poll(poll_milliseconds(limit) if limit else None)
+    ready = poll_patiently(poll, limit)
     abort.check()
     if not ready:
         raise OSError(errno.ETIMEDOUT, f"{what}: no sign of life for {limit} s")

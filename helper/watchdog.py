@@ -2,8 +2,7 @@
 
 Whoever the helper waits for has a limit: the other end of the stream, and the controller's answer.
 A helper that is stuck in itself (a hypercall that never returns, a lock, a fault of its own) would
-still wait for ever, and its heartbeats, which libzmq's own thread sends, would go on. libxl waits
-for such a helper without a limit.
+still wait for ever, as libxl does for it.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from ipc_schema.waits import LOOK, Patience, stood_still
+
 if TYPE_CHECKING:
     from helper.abort import Abort
 
-_LOOKS: Final = 16
-"""How often within the limit it is looked at."""
 _LAST_PART: Final = 4
 """After the abort the error path has this part of the limit to show that it runs."""
 
@@ -35,7 +34,8 @@ class Watchdog:
 
     After `limit` seconds without a sign the `abort` is asked for (ETIMEDOUT), if there is one yet;
     where that is followed by none either, `hung` is called with a line for people, in the thread.
-    A `limit` of 0 is none. A process that was stopped is not blamed for that time.
+    A `limit` of 0 is none. A process that was stopped is not blamed for that time, of which
+    `take_stood_still` tells.
     """
 
     def __init__(self, limit: float, hung: Callable[[str], object]) -> None:
@@ -43,12 +43,11 @@ class Watchdog:
         self._limit = limit
         self._hung = hung
         self._signs = 0
+        self._stood_still = 0.0
         self._over = threading.Event()
 
     def start(self) -> None:
         """From the main thread; no signal is handled in the watchdog's."""
-        if not self._limit:
-            return
         old = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -58,6 +57,11 @@ class Watchdog:
     def alive(self) -> None:
         """Something was done: from any thread."""
         self._signs += 1
+
+    def take_stood_still(self) -> float:
+        """For how many seconds the process has stood still since this was asked last."""
+        seconds, self._stood_still = self._stood_still, 0.0
+        return seconds
 
     def stop(self) -> None:
         self._over.set()
@@ -70,17 +74,18 @@ class Watchdog:
             self._hung(f"the watchdog failed: {bug!r}")
 
     def _look_out(self) -> None:
-        interval = self._limit / _LOOKS
         reason = f"the helper has done nothing for {self._limit:g} s"
-        seen, quiet, looked = self._signs, 0.0, time.monotonic()
-        while not self._over.wait(interval):
+        seen, looked = self._signs, time.monotonic()
+        patience = Patience(self._limit * (1 + 1 / _LAST_PART), looked)
+        while not self._over.wait(wait := min(patience.wait, LOOK)):
             now = time.monotonic()
-            quiet += min(now - looked, 2 * interval)
+            self._stood_still += stood_still(wait, now - looked)
             looked = now
             if self._signs != seen:
-                seen, quiet = self._signs, 0.0
-            elif quiet >= self._limit * (1 + 1 / _LAST_PART):
+                seen = self._signs
+                patience.restart(now)
+            elif patience.look(now):
                 self._hung(reason)
                 return
-            elif quiet >= self._limit and self.abort is not None:
+            elif self._limit and patience.spent >= self._limit and self.abort is not None:
                 self.abort.request(errno.ETIMEDOUT, reason)

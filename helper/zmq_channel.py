@@ -1,8 +1,8 @@
 """The helper's end of the conversation with our controller, over ZeroMQ.
 
-libzmq's own thread keeps up the heartbeats, also while the save is deep in a blocking call; when
-they fail, or the connection breaks otherwise, the socket's monitor tells the abort watcher, and
-the helper ends itself through its error path.
+When the connection breaks, the socket's monitor tells the abort watcher, and the helper ends itself
+through its error path. Nothing here ends it by a clock of libzmq's: its heartbeats, and its limit
+for a greeting, take a process that was stopped for one that is dead.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import select
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 import zmq
@@ -19,12 +20,13 @@ from zmq.utils.monitor import recv_monitor_message
 
 from helper.abort import Abort
 from helper.channel import ChannelError, printable
+from helper.orphan import controller_stands_still
 from ipc_schema import msgpack_codec
 from ipc_schema.authentication import NONCE_SIZE
 from ipc_schema.errors import DecodeError
 from ipc_schema.messages import MAX_BODY, callbacks_of
 from ipc_schema.turn_taking import ALWAYS_PROVIDED, HelperEnd, Turn, TurnError
-from ipc_schema.waits import LONGEST_TTL
+from ipc_schema.waits import Patience
 
 _LOOK_UP_MILLISECONDS: Final = 100
 """How often a wait for an answer looks up whether the controller is gone."""
@@ -40,30 +42,23 @@ _FAREWELL_MILLISECONDS: Final = 1000
 
 
 class ZmqChannel:
-    """`Channel` over a DEALER socket. `heartbeat` in seconds: see `Limits.heartbeat`;
-    `answer_limit` in seconds for each callback's answer, 0 for none."""
+    """`Channel` over a DEALER socket. `answer_limit` in seconds for each callback's answer, and for
+    a controller that takes no messages; 0 for none."""
 
-    def __init__(
-        self, endpoint: str, secret: bytes, heartbeat: float, answer_limit: float = 0.0
-    ) -> None:
+    def __init__(self, endpoint: str, secret: bytes, answer_limit: float = 0.0) -> None:
         self._turns = HelperEnd(secret, os.urandom(NONCE_SIZE))
         self._abort: Abort | None = None
         self._over: ChannelError | None = None
         self._provided: frozenset[str] = ALWAYS_PROVIDED
-        self._heartbeat = heartbeat
         self._answer_limit = answer_limit
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        half = max(1, round(heartbeat * 500))
         for option, value in (
             (zmq.LINGER, 0),
             (zmq.MAXMSGSIZE, MAX_BODY),
             (zmq.RCVTIMEO, _LOOK_UP_MILLISECONDS),
-            (zmq.SNDTIMEO, round(heartbeat * 1000)),
-            # Noticed within the limit: half of it between two pings, half for the answer.
-            (zmq.HEARTBEAT_IVL, half),
-            (zmq.HEARTBEAT_TIMEOUT, half),
-            (zmq.HEARTBEAT_TTL, min(2 * half, LONGEST_TTL)),
+            (zmq.SNDTIMEO, _LOOK_UP_MILLISECONDS),
+            (zmq.HANDSHAKE_IVL, 0),
             # One connection is the whole conversation: a new one would not be the same peer's.
             (zmq.RECONNECT_IVL, -1),
         ):
@@ -82,7 +77,7 @@ class ZmqChannel:
 
         Raises ChannelError: ETIMEDOUT after `limit` seconds, EPIPE when the controller died.
         """
-        deadline = time.monotonic() + limit
+        over = _limit(limit)
         poll = select.poll()
         poll.register(lifeline, 0)  # POLLHUP alone
         while True:
@@ -94,7 +89,7 @@ class ZmqChannel:
                 continue
             if poll.poll(0):
                 self._fail(errno.EPIPE, "the controller died before it said start")
-            if time.monotonic() > deadline:
+            if over():
                 self._fail(errno.ETIMEDOUT, f"the controller did not say start within {limit} s")
         self._provided = callbacks_of(fields["cbflags"], None) | ALWAYS_PROVIDED
         return fields
@@ -109,7 +104,7 @@ class ZmqChannel:
 
     def call(self, name: str, **fields: int | str) -> int:
         self._send(name, fields)
-        deadline = time.monotonic() + self._answer_limit
+        over = self._answer_over()
         self._wait_eagerly()
         while True:
             received = self._receive()
@@ -117,9 +112,7 @@ class ZmqChannel:
                 turn, answer = received
                 if turn is Turn.REPLY or turn is Turn.ASYNC_DONE:
                     return int(answer["value"])
-            elif self._abort is not None and self._abort.lost:
-                self._fail(errno.EPIPE, self._abort.reason)
-            elif self._answer_limit and time.monotonic() > deadline:
+            elif over():
                 self._fail(errno.ETIMEDOUT, f"no answer to {name} within {self._answer_limit} s")
 
     def tell(self, name: str, **fields: int | str) -> None:
@@ -146,10 +139,29 @@ class ZmqChannel:
 
     def _transmit(self, name: str, data: bytes) -> None:
         """Hand the message `name` to the socket."""
-        try:
-            self._socket.send(data)
-        except zmq.Again:
-            self._fail(errno.ETIMEDOUT, f"the controller took nothing for {self._heartbeat} s")
+        over = self._answer_over()
+        while True:
+            try:
+                self._socket.send(data)
+                return
+            except zmq.Again:
+                if over():
+                    reason = f"the controller took nothing for {self._answer_limit} s"
+                    self._fail(errno.ETIMEDOUT, reason)
+
+    def _answer_over(self) -> Callable[[], bool]:
+        """To be asked at each look whether the answer's limit is over; the wait shows life. Raises
+        ChannelError where the controller is gone."""
+        over = _limit(self._answer_limit)
+
+        def look() -> bool:
+            if self._abort is not None:
+                self._abort.alive()
+                if self._abort.lost:
+                    self._fail(errno.EPIPE, self._abort.reason)
+            return over()
+
+        return look
 
     def _wait_eagerly(self) -> None:
         until = time.monotonic() + _EAGER_SECONDS
@@ -192,7 +204,11 @@ class ZmqChannel:
             while self._monitored and self._monitor.poll(0, zmq.POLLIN):
                 recv_monitor_message(self._monitor, zmq.NOBLOCK)
                 if self._abort is not None:
-                    reason = (
-                        f"the controller hung up, or gave no sign of life for {self._heartbeat} s"
-                    )
-                    self._abort.request(errno.EPIPE, reason, lost=True)
+                    self._abort.request(errno.EPIPE, "the controller hung up", lost=True)
+
+
+def _limit(seconds: float) -> Callable[[], bool]:
+    """To be asked at each look whether so many `seconds` (0: no limit) are over, in which this
+    process ran and the controller was not stopped."""
+    patience = Patience(seconds, time.monotonic())
+    return lambda: patience.look(time.monotonic(), counts=not controller_stands_still())

@@ -1,7 +1,13 @@
-"""How long a wait can be set to last, on either side of the split."""
+"""How long a wait can be set to last, and what counts of it, on either side of the split.
+
+A limit is measured in time in which the process that waits has run. One that was stopped by a
+signal or a debugger, or whose control group was frozen, has heard nothing of what came meanwhile,
+and finds every deadline passed when it goes on.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 LONGEST_WAIT: Final = 2_000_000.0
@@ -10,6 +16,53 @@ LONGEST_WAIT: Final = 2_000_000.0
 LONGEST_LIMIT: Final = LONGEST_WAIT / 2
 """Seconds: of a controller's limit. A helper is told sums of two."""
 
-LONGEST_TTL: Final = 6_553_500
-"""Milliseconds: what a ZeroMQ heartbeat can say of how long the other end shall wait for the next.
-"""
+LOOK: Final = 0.25
+"""Seconds between looks at whether a process stands still."""
+
+_STEPS: Final = 16
+_LONGEST_STEP: Final = 1.0
+_TOLD_FROM: Final = 1.0
+
+
+class Patience:
+    """How much of `limit` seconds (0: no limit) is used up.
+
+    Looked at in steps; what lies between two looks counts as two steps at most, since a process
+    that is late for its look did not run. Times are those of a monotonic clock, in seconds.
+    """
+
+    def __init__(self, limit: float, now: float) -> None:
+        self.spent = 0.0
+        self._limit = limit or math.inf
+        self._step = min(self._limit / _STEPS, _LONGEST_STEP)
+        self._looked = now
+
+    @property
+    def wait(self) -> float:
+        """Seconds until the next look."""
+        left = self._limit - self.spent
+        return min(self._step, left) if left > 0 else self._step
+
+    def look(self, now: float, *, counts: bool = True) -> bool:
+        """Whether the limit is over. What has passed since the last look does not count where
+        whoever is waited for stood still himself."""
+        if counts:
+            self.spent += min(now - self._looked, 2 * self._step)
+        self._looked = now
+        return self.spent >= self._limit
+
+    def restart(self, now: float) -> None:
+        """What was waited for has come, or a part of it."""
+        self.spent, self._looked = 0.0, now
+
+
+def stood_still(planned: float, passed: float) -> float:
+    """For how many seconds a process stood still that wanted to sleep for `planned` and woke after
+    `passed` seconds; 0 where that is not worth a word."""
+    late = passed - planned
+    return late if late >= _TOLD_FROM else 0.0
+
+
+def is_stopped(stat: bytes) -> bool:
+    """Whether a process is stopped, by a signal or a debugger, by its proc_pid_stat(5)."""
+    return stat.rpartition(b")")[2].split()[:1] in ([b"T"], [b"t"])

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+from toolstack.patience import patience
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
 async def call(limit: float, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """`function(*args, **kwargs)` in a thread of its own. Raises what it raises, and TimeoutError
-    once `limit` seconds have passed.
+    once `limit` seconds (0: no limit) have passed.
 
     A call cannot be taken back: after a timeout or cancellation it may still have its effect. Its
     thread is a daemon, unlike those of `asyncio.to_thread`, so a call that never returns does not
@@ -41,7 +43,7 @@ async def call(limit: float, function: Callable[_P, _T], *args: _P.args, **kwarg
     name = getattr(function, "__name__", "call")
     threading.Thread(target=run, name=f"blocking {name}", daemon=True).start()
     try:
-        async with asyncio.timeout(limit):
+        async with patience(limit):
             return await future
     except TimeoutError:
         if future.done() and not future.cancelled():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from ipc_schema.errors import Error
 from ipc_schema.trace import Trace
+from ipc_schema.waits import Patience
 from toolstack import blocking
 from toolstack.cancellation import told
 from toolstack.context import Context, ProgressLine
@@ -162,10 +163,10 @@ def _steps(report: GuestReport) -> int:
 
 async def _report_after(host: SimulatedHost, domid: int, steps: int) -> GuestReport:
     """The guest's report once it has run beyond `steps`, or when it has had time enough to."""
-    end = time.monotonic() + RUN_ON_LIMIT
+    patience = Patience(RUN_ON_LIMIT, time.monotonic())
     while True:
         report = host.report(domid)
-        if _steps(report) > steps or time.monotonic() > end:
+        if _steps(report) > steps or patience.look(time.monotonic()):
             return report
         await asyncio.sleep(0.005)
 

@@ -17,6 +17,8 @@ import stat
 from collections.abc import Callable
 from typing import Final
 
+from toolstack.patience import Timer
+
 _CHUNK: Final = 1 << 20
 """Octets that one call takes from, or gives to, a file or socket at most."""
 
@@ -64,7 +66,8 @@ class Transfer:
     EOFError; then `done` once, with the error if there was one. `done` is called from the same
     turn of the loop as the last step: nothing comes between the last octet and its report.
 
-    `limit`: for how long no step may be possible (seconds); then `done` gets TimeoutError.
+    `limit`: for how long no step may be possible (seconds, 0 for no limit); then `done` gets
+    TimeoutError.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class Transfer:
         self._limit = limit
         self._what = what
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._soon: asyncio.Handle | None = None
         self._polled = descriptor.pollable and self._poll()
         if self._polled:
@@ -114,9 +117,10 @@ class Transfer:
         return True
 
     def _restart_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(self._limit, self._timed_out)
+        if self._timer is None:
+            self._timer = Timer(self._limit, self._timed_out)
+        else:
+            self._timer.restart()
 
     def _timed_out(self) -> None:
         verb = "taken" if self._writing else "sent"

@@ -48,7 +48,7 @@ class HelperLaunch:
             from toolstack.pipe_controller import PipeController
 
             return PipeController(self._libxl_arguments(dialect), self.provided, listener)
-        ours = (self.request.operation, self.provided, self.limits.heartbeat, listener)
+        ours = (self.request.operation, self.provided, listener)
         if self.faults is None:
             from toolstack.zmq_controller import ZmqController
 
@@ -64,7 +64,6 @@ class HelperLaunch:
         command = self.program.command or (sys.executable, "-P", "-m", "helper.main")
         return (
             *command,
-            "--heartbeat", str(self.limits.heartbeat),
             "--stream-stall", str(self._stall_limit),
             "--start-limit", str(self.limits.helper_start),
             "--answer-limit", str(self._patience),

@@ -7,10 +7,11 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 from toolstack.cancellation import spawn
+from toolstack.standstill import family, session_stands_still
 
 _PF_EXITING: Final = 0x4
 """Linux's include/linux/sched.h."""
@@ -81,25 +82,24 @@ class HelperProcess:
         self._process.kill()
 
     def stopped(self) -> bool:
-        """Whether a signal has stopped it (not a debugger), and nothing has let it go on."""
-        return self._process.returncode is None and self._stat()[0] == b"T"
+        """Whether a signal or a debugger has stopped it, and nothing has let it go on."""
+        return self._process.returncode is None and session_stands_still(self.pid)
 
     def exiting(self) -> bool:
         """Whether its end has begun. What it holds is closed then, long before it can be reaped
         where the machine has much else to do."""
-        return self._process.returncode is not None or bool(int(self._stat()[6]) & _PF_EXITING)
-
-    def _stat(self) -> list[bytes]:
-        """proc_pid_stat(5) from its third field, the state, on; it has not been reaped."""
+        if self._process.returncode is not None:
+            return True
         with open(f"/proc/{self.pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()
+            flags = file.read().rpartition(b")")[2].split()[6]
+        return bool(int(flags) & _PF_EXITING)
 
     def octets(self) -> int:
         """What it and its living descendants have read and written by system calls that have
         returned (/proc/PID/io, proc(5)); of what the kernel does not tell, nothing."""
         if self._process.returncode is not None:
             return 0
-        return sum(map(_octets_of, _family(self.pid)))
+        return sum(map(_octets_of, family(self.pid)))
 
     def nudge(self) -> None:
         """Stop it and let it go on, with what it has started: a system call that is under way
@@ -143,19 +143,6 @@ class HelperProcess:
         if self._text:
             self._line(self._text.decode(errors="backslashreplace"))
             self._text = bytearray()
-
-
-def _family(pid: int) -> Iterator[int]:
-    """`pid` and its descendants; a program may have been started by a script of its name."""
-    yield pid
-    try:
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
-                children = file.read().split()
-            for child in children:
-                yield from _family(int(child))
-    except OSError:
-        return  # it has ended
 
 
 def _octets_of(pid: int) -> int:

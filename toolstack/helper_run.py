@@ -32,7 +32,7 @@ class Event(Enum):
     COMPLETE = "the helper has told its result"
     VIOLATION = "bad header, unknown or malformed message, wrong turn"
     REPLY_FAILED = "a reply cannot be written"
-    CHANNEL_LOST = "end of file, connection broken, no sign of life"
+    CHANNEL_LOST = "end of file, connection broken"
     LIMIT = "a limit is over: start, sign of life, answer, or abort"
     ABORT = "the caller asks"
     EXITED = "the process has ended and is reaped"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ipc_schema.errors import Error
 from ipc_schema.messages import XentoollogLevel
+from ipc_schema.waits import Patience
 from toolstack import blocking
 from toolstack.cancellation import spawn
 from toolstack.context import Context
@@ -20,6 +21,7 @@ from toolstack.drop_in import drop_in_path
 from toolstack.helper_process import HelperProcess
 from toolstack.helper_request import OwnHelper
 from toolstack.operation import Report, rc_of
+from toolstack.patience import patience
 from toolstack.restore_operation import RestoreParameters, RestoreResult
 from toolstack.stream_relay import StreamRelay, make_pipe
 
@@ -144,12 +146,14 @@ class HostRestore:
         with an end to it once it is given up."""
         assert self._process is not None
         assert self._relay is not None
-        moved, since, silence = self._relay.moved, self._now(), self._ctx.limits.sender_silence
+        moved, silence = self._relay.moved, self._ctx.limits.sender_silence
+        quiet = Patience(silence, self._now())
         while not self._given_up.is_set() and not self._status.done():
             await self._either(LOOK)
             if self._relay.moved != moved:
-                moved, since = self._relay.moved, self._now()
-            elif self._now() - since > silence:
+                moved = self._relay.moved
+                quiet.restart(self._now())
+            elif quiet.look(self._now()):
                 self._give_up(Error.TIMEDOUT, f"no octet has come, and no end, for {silence:g} s")
         limit = self._ctx.limits.abort
         for end in (None, self._process.terminate, self._process.kill):
@@ -170,8 +174,12 @@ class HostRestore:
             given_up.cancel()
 
     async def _ended_within(self, seconds: float) -> bool:
-        done, _ = await asyncio.wait({self._status}, timeout=seconds)
-        return bool(done)
+        try:
+            async with patience(seconds):
+                await asyncio.wait({self._status})
+        except TimeoutError:
+            return False
+        return True
 
     @staticmethod
     def _now() -> float:

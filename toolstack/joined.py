@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from ipc_schema.errors import Error
 from ipc_schema.messages import Operation
-from toolstack import join
+from toolstack import join, standstill
 from toolstack.cancellation import spawn
 from toolstack.context import Context
 from toolstack.join import Join, JoinAction, Task
@@ -85,6 +86,7 @@ class JoinedOperation(ABC):
             trace=self._ctx.trace,
             program=self._ctx.program,
             faults=self._ctx.faults,
+            stood_still=partial(standstill.tell, self._ctx, standstill.HELPER),
         )
         self._helper.start()
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from ipc_schema.waits import Patience
 from toolstack.domain_lock import domain_lock
 from toolstack.failure import message_of
 
@@ -250,7 +251,7 @@ def _expect(path: Path, entry: Entry) -> None:
 @contextmanager
 def _locked(state_dir: Path) -> Iterator[None]:
     """Nobody else begins, takes over or gives back an operation. Raises JournalError."""
-    end = time.monotonic() + _LOCK_LIMIT
+    patience = Patience(_LOCK_LIMIT, time.monotonic())
     descriptor = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
     try:
         while True:
@@ -258,7 +259,7 @@ def _locked(state_dir: Path) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > end:
+                if patience.look(time.monotonic()):
                     raise JournalError(
                         f"another process holds {state_dir} for over {_LOCK_LIMIT:g} s; end it"
                     ) from None

@@ -1,4 +1,5 @@
-"""How long each wait may last. libxl waits for ever in several of these places."""
+"""How long each wait may last, in time in which the process that waits has run. libxl waits for
+ever in several of these places."""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ class Limits:
 
     helper_start: float = 10.0
     """From a helper's start to its `hello`."""
-    heartbeat: float = 10.0
-    """For how long the other end of a helper's channel may give no sign of life."""
+    stopped: float = 30.0
+    """For how long a helper, or a receiver on this machine, may be stopped by a signal: it is let
+    go on then."""
     callback: float = 120.0
     """For how long an async callback may stay without its answer."""
     suspend: float = 60.0

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import IO
 
 from toolstack import fd_io
+from toolstack.patience import never, patience
+from toolstack.standstill import session_stands_still
 
 
 class LinkError(OSError):
@@ -26,12 +28,14 @@ class LinkClosedError(LinkError):
     """The other side has gone, in order or not."""
 
 
-async def read_exactly(fd: int, size: int, limit: float, what: str) -> bytes:
+async def read_exactly(
+    fd: int, size: int, limit: float, what: str, stopped: Callable[[], bool] = never
+) -> bytes:
     """Read `size` octets of `what`. Raises LinkError at end of file, and where they are not there
-    after `limit` seconds."""
+    after `limit` seconds in which `stopped` did not say that the other side stands still."""
     try:
-        async with asyncio.timeout(limit):
-            return await fd_io.read_exactly(fd, size, limit=limit + 1, what=what)
+        async with patience(limit, stopped):
+            return await fd_io.read_exactly(fd, size, limit=0, what=what)
     except TimeoutError:
         raise LinkError(f"{what} did not come within {limit:g} s") from None
     except EOFError:
@@ -40,18 +44,22 @@ async def read_exactly(fd: int, size: int, limit: float, what: str) -> bytes:
         raise LinkError(f"cannot receive {what}: {error.strerror}") from error
 
 
-async def read_message(fd: int, message: bytes, limit: float, what: str) -> None:
+async def read_message(
+    fd: int, message: bytes, limit: float, what: str, stopped: Callable[[], bool] = never
+) -> None:
     """Read one fixed message. Raises LinkError for anything else."""
-    data = await read_exactly(fd, len(message), limit, what)
+    data = await read_exactly(fd, len(message), limit, what, stopped)
     if data != message:
         raise LinkError(f"the other side sent {data[:40]!r} instead of {what}")
 
 
-async def write_all(fd: int, data: bytes, limit: float, what: str) -> None:
+async def write_all(
+    fd: int, data: bytes, limit: float, what: str, stopped: Callable[[], bool] = never
+) -> None:
     """Write `data`. Raises LinkError where the other side is gone or takes nothing."""
     try:
-        async with asyncio.timeout(limit):
-            await fd_io.write_all(fd, data, limit=limit + 1, what=what)
+        async with patience(limit, stopped):
+            await fd_io.write_all(fd, data, limit=0, what=what)
     except TimeoutError:
         raise LinkError(f"the other side did not take {what} within {limit:g} s") from None
     except OSError as error:
@@ -67,6 +75,10 @@ class Receiver:
     recv_fd: int
     complaints: IO[bytes] | None
 
+    def stopped(self) -> bool:
+        """Whether it is stopped: here, where it runs on this machine."""
+        return self.process.returncode is None and session_stands_still(self.process.pid)
+
     def close_link(self) -> None:
         for fd in (self.send_fd, self.recv_fd):
             if fd >= 0:
@@ -76,10 +88,11 @@ class Receiver:
     async def end(self, limit: float) -> int:
         """Close the link, and wait for the receiver to clean up and exit: twice `limit` seconds
         (it may have a helper to end first), then SIGTERM to its session, after `limit` SIGKILL.
-        Returns its exit status, negative for a signal."""
+        The time in which it is stopped does not count. Returns its exit status, negative for a
+        signal."""
         self.close_link()
-        for patience, number in ((2 * limit, signal.SIGTERM), (limit, signal.SIGKILL)):
-            if await self._exited(patience):
+        for within, number in ((2 * limit, signal.SIGTERM), (limit, signal.SIGKILL)):
+            if await self._exited(within):
                 break
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
@@ -92,7 +105,7 @@ class Receiver:
         pidfd = os.pidfd_open(self.process.pid)
         try:
             loop.add_reader(pidfd, exited.set)
-            async with asyncio.timeout(limit):
+            async with patience(limit, self.stopped):
                 await exited.wait()
         except TimeoutError:
             return False

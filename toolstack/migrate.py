@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ from helper.hypervisors import XEN
 from ipc_schema import xl_handshake, xl_header
 from ipc_schema.errors import DecodeError, Error
 from ipc_schema.messages import Operation
+from ipc_schema.waits import Patience
 from ipc_schema.xl_handshake import HandshakeMessage
-from toolstack import arguments, handshake, link
+from toolstack import arguments, handshake, link, standstill
 from toolstack.cancellation import end_in_order, not_told, uninterrupted
 from toolstack.conduct import Action, conduct
 from toolstack.context import Context
@@ -197,6 +199,7 @@ class _Sending:
         self._journal = journal
         self._machine = handshake.sender()
         self._receiver: link.Receiver | None = None
+        self._receiver_watch: standstill.ChildWatch | None = None
         self._saved: SaveResult | None = None
         self._rc = 0
         self._reasons: list[str] = []
@@ -231,6 +234,10 @@ class _Sending:
         }
 
     async def run(self) -> MigrationResult:
+        with standstill.telling(self._ctx) as self._stops:
+            return await self._run()
+
+    async def _run(self) -> MigrationResult:
         started = time.monotonic()
         try:
             await conduct(
@@ -281,7 +288,7 @@ class _Sending:
 
     def _talk(self) -> Talk:
         ours = self._link()
-        return Talk(self._ctx, Operation.SAVE, ours.recv_fd, ours.send_fd)
+        return Talk(self._ctx, Operation.SAVE, ours.recv_fd, ours.send_fd, ours.stopped)
 
     async def _hear(self, message: HandshakeMessage) -> Event:
         await self._talk().hear(message)
@@ -305,6 +312,11 @@ class _Sending:
             # As xl migrate -p has it for xl migrate-receive.
             paused = (" -p",) if self._options.paused else ()
             self._receiver = link.start_command("".join((self._destination.command, *paused)))
+        self._receiver_watch = standstill.ChildWatch(
+            self._receiver.process.pid,
+            self._ctx.limits.stopped,
+            partial(standstill.tell, self._ctx, standstill.RECEIVER),
+        )
         return await self._hear(xl_handshake.BANNER)
 
     async def _write_config(self) -> Event:
@@ -460,6 +472,8 @@ class _Sending:
                     self._fail(Error.FAIL, f"{self._destination} ended with exit status {status}")
         finally:
             self._receiver.dispose()
+            if self._receiver_watch is not None:
+                self._receiver_watch.cancel()
         if status < 0 and isinstance(self._destination, HostDestination):
             self._recover_destination(self._destination.host)
 
@@ -515,6 +529,7 @@ class _Sending:
             bytes_sent=statistics.bytes if statistics else None,
             total_seconds=round(total, 6),
             downtime_seconds=downtime,
+            stopped_seconds=round(self._stops.seconds, 3),
             postcopy=postcopy,
             guest=guest,
             reason="; ".join(self._reasons),
@@ -542,7 +557,7 @@ class _Sending:
         if not isinstance(self._destination, HostDestination):
             return _guest_result(None, None, None), None
         host, place = self._destination.host, str(self._destination)
-        end = time.monotonic() + FIRST_STEP_LIMIT
+        patience = Patience(FIRST_STEP_LIMIT, time.monotonic())
         while True:
             try:
                 row = self._find_there(host)
@@ -552,7 +567,7 @@ class _Sending:
                 self._ctx.trace.event("no report", reason=message_of(error))
                 return _guest_result(place, None, None), None
             stepped = report is not None and report.first_step_at is not None
-            if stepped or self._options.paused or time.monotonic() > end:
+            if stepped or self._options.paused or patience.look(time.monotonic()):
                 if row.name != self._name_there:
                     warnings.append(
                         f"the guest is called {row.name!r} at {place}, where there is another "

@@ -79,8 +79,9 @@ class MigrationResult:
     `total_seconds` runs from the start of the receiver to the end of the handshake.
     `downtime_seconds` is from the guest's last step at the source to its first at the destination;
     where the destination is out of sight, from its suspension to the destination's report; None
-    where it never stood still. The three that the helper counts are None where it did not live to
-    tell, or speaks libxl's protocol, which has no word for them.
+    where it never stood still. `stopped_seconds`: for how long our own processes on this machine
+    were stopped on the way, 0 where that was not worth a word. The three that the helper counts
+    are None where it did not live to tell, or speaks libxl's protocol, which has no word for them.
     """
 
     outcome: Outcome
@@ -92,6 +93,7 @@ class MigrationResult:
     bytes_sent: int | None
     total_seconds: float
     downtime_seconds: float | None
+    stopped_seconds: float
     postcopy: PostcopyResult | None
     guest: GuestResult
     reason: str

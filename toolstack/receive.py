@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ipc_schema import xl_handshake, xl_header
@@ -21,6 +23,7 @@ from toolstack.failure import message_of
 from toolstack.handshake import Event, Receiver
 from toolstack.journal import Journal, Promise, Role
 from toolstack.own_stream import OwnStream
+from toolstack.standstill import stands_still, telling
 from toolstack.talk import Talk
 
 INTERRUPTIBLE = frozenset(
@@ -100,7 +103,8 @@ class _Receiving:
         self._stream_fd = stream_fd
         self._back_fd = back_fd
         self._peer = peer
-        self._talk = Talk(ctx, Operation.RESTORE, stream_fd, back_fd)
+        parent_stopped = partial(stands_still, os.getppid())
+        self._talk = Talk(ctx, Operation.RESTORE, stream_fd, back_fd, parent_stopped)
         self._machine = handshake.receiver()
         self._journal: Journal | None = None
         self._config: dict[str, Any] = {}
@@ -136,13 +140,14 @@ class _Receiving:
 
     async def run(self) -> ReceiveResult:
         try:
-            await conduct(
-                self._machine,
-                self._actions,
-                gives_up=self._gives_up,
-                failed=self._fail,
-                trace=self._ctx.trace,
-            )
+            with telling(self._ctx):
+                await conduct(
+                    self._machine,
+                    self._actions,
+                    gives_up=self._gives_up,
+                    failed=self._fail,
+                    trace=self._ctx.trace,
+                )
         except BaseException:
             # A fault of the program. Where it has left nothing, there is nothing to recover.
             if self._journal is not None and self._domid is None and not self._is_here():

@@ -21,6 +21,7 @@ from toolstack.joined import JoinedOperation
 from toolstack.operation import has_device_model, rc_of
 from toolstack.restore_join import RestoreAction, RestoreJoin
 from toolstack.save_helper import HelperRequest, HelperResult, Statistics
+from toolstack.standstill import telling
 from toolstack.stream_reader import ReaderAction, StreamReader
 from toolstack.stream_writer import OutOfTurn
 
@@ -75,6 +76,10 @@ class RestoreOperation(JoinedOperation):
         self._resumed = False
 
     async def run(self) -> RestoreResult:
+        with telling(self._ctx):
+            return await self._run()
+
+    async def _run(self) -> RestoreResult:
         rc = await self._create()
         if not rc:
             rc = await self._restore()

@@ -30,6 +30,7 @@ from toolstack.domain_save import SaveResult, save_domain, suspend_parameters
 from toolstack.failure import message_of
 from toolstack.handshake import INCOMING
 from toolstack.journal import Journal, Promise, Role
+from toolstack.patience import patience
 from toolstack.receive import name_of, parse_config, uuid_of
 from toolstack.save_helper import Statistics
 from toolstack.settle import (
@@ -258,7 +259,7 @@ class _Target:
 async def _open_existing(path: Path, limit: float) -> int:
     """Open for writing; a FIFO waits for its reader. The descriptor blocks in the end."""
     try:
-        async with asyncio.timeout(limit):
+        async with patience(limit):
             while True:
                 try:
                     fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
@@ -378,7 +379,7 @@ async def _readable(fd: int, path: Path, limit: float) -> None:
     came = asyncio.Event()
     loop.add_reader(fd, came.set)
     try:
-        async with asyncio.timeout(limit):
+        async with patience(limit):
             await came.wait()
     except TimeoutError:
         raise TimeoutError(f"{path}: nobody writes to it within {limit:g} s") from None

@@ -20,6 +20,7 @@ from ipc_schema.messages import (
     XentoollogLevel,
 )
 from ipc_schema.trace import Trace
+from ipc_schema.waits import Patience
 from toolstack.helper_channel import HelperChannel
 from toolstack.helper_launch import HelperLaunch
 from toolstack.helper_process import HelperProcess
@@ -36,6 +37,8 @@ from toolstack.helper_request import (
 from toolstack.helper_run import Action, Event, HelperRun, Phase
 from toolstack.helper_watch import HelperWatch
 from toolstack.limits import Limits
+from toolstack.patience import Timer
+from toolstack.standstill import ChildWatch
 
 if TYPE_CHECKING:
     from toolstack.faults.controller_faults import ControllerFaults
@@ -74,7 +77,9 @@ class SaveHelper:
         trace: Trace,
         program: HelperProgram = OUR_HELPER,
         faults: ControllerFaults | None = None,
+        stood_still: Callable[[float], object] = lambda _seconds: None,
     ) -> None:
+        """`stood_still` hears for how many seconds the helper was stopped, when it goes on."""
         for name in callbacks:
             if request.operation not in CATALOGUE[name].operations:
                 raise ValueError(f"{name} is no callback of a {request.operation.value}")
@@ -88,9 +93,11 @@ class SaveHelper:
         self._channel: HelperChannel | None = None
         self._process: HelperProcess | None = None
         self._waiting: Message | None = None
-        self._limit: asyncio.TimerHandle | HelperWatch | None = None
+        self._limit: Timer | HelperWatch | None = None
         """Of the phase that it is in."""
-        self._answer_limit: asyncio.TimerHandle | None = None
+        self._answer_limit: Timer | None = None
+        self._stops: ChildWatch | None = None
+        self._tell_stop = stood_still
         self._last_words = ""
         self._reaped = False
         self._statistics: Statistics | None = None
@@ -134,6 +141,7 @@ class SaveHelper:
                 if fd >= 0:
                     os.close(fd)
         self._trace.event("helper started", helper=self._process.pid)
+        self._stops = ChildWatch(self._process.pid, self._limits.stopped, self._tell_stop)
         self._event(Event.STARTED)
         self._channel.listen()
 
@@ -195,12 +203,12 @@ class SaveHelper:
     def _event_unless_dying(self, event: Event, reason: str) -> None:
         """A process that dies closes its connection first; how it died is the better reason."""
         assert self._process is not None
-        process, end = self._process, self._loop.time() + self._limits.abort
+        process, patience = self._process, Patience(self._limits.abort, self._loop.time())
 
         def decide() -> None:
             if self._reaped:
                 return
-            if process.exiting() and self._loop.time() < end:
+            if process.exiting() and not patience.look(self._loop.time()):
                 self._loop.call_later(_DEATH_SECONDS, decide)
             else:
                 self._event(event, reason)
@@ -217,9 +225,7 @@ class SaveHelper:
 
     def _call(self, message: Message, fields: dict[str, Any]) -> None:
         if message.answer is Answer.ASYNC and not self._launch.checkpointed:
-            self._answer_limit = self._loop.call_later(
-                self._limits.callback, self._answer_late, message
-            )
+            self._answer_limit = Timer(self._limits.callback, partial(self._answer_late, message))
         try:
             value = self._callbacks[message.name](**fields)
             if message.answer is Answer.SYNC:
@@ -282,6 +288,8 @@ class SaveHelper:
     async def _exited(self, status: int) -> None:
         assert self._channel is not None
         self._reaped = True
+        if self._stops is not None:
+            self._stops.cancel()
         self._trace.event("helper ended", status=status)
         await self._channel.heard_out(_HEARD_OUT_LIMIT)
         self._do(self._run.exited(status, self._last_words))
@@ -335,20 +343,19 @@ class SaveHelper:
             self._refuse(self._waiting)
 
     def _set_limit(self, seconds: float, what: str) -> None:
-        self._clear_limit()
-        self._limit = self._loop.call_later(
-            seconds, self._event, Event.LIMIT, f"the helper has not come to {what} in {seconds} s"
-        )
-
-    def _watch(self) -> None:
-        """From hello on; on libxl's pipes nothing but a look tells that the process was stopped."""
         assert self._process is not None
         self._clear_limit()
-        on_pipes = isinstance(self._launch.program, PipeHelper)
+        reason = f"the helper has not come to {what} in {seconds} s"
+        over = partial(self._event, Event.LIMIT, reason)
+        self._limit = Timer(seconds, over, self._process.stopped)
+
+    def _watch(self) -> None:
+        """From hello on."""
+        assert self._process is not None
+        self._clear_limit()
         self._limit = HelperWatch(
             self._process,
             silence=self._launch.silence,
-            stopped=self._limits.heartbeat if on_pipes else None,
             waits=lambda: self._waiting is not None,
             over=partial(self._event, Event.LIMIT),
         )

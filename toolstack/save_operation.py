@@ -30,6 +30,7 @@ from toolstack.precopy_policy import (
 from toolstack.save_helper import HelperRequest, HelperResult
 from toolstack.save_result import PostcopyTransitioned, SaveResult
 from toolstack.settle import heal, why_not_suspend
+from toolstack.standstill import telling
 from toolstack.stream_writer import OutOfTurn, Part, StreamWriter, WriterAction, save_rc
 from toolstack.suspend import GuestSuspension
 
@@ -82,6 +83,10 @@ class SaveOperation(JoinedOperation):
         self._transitioned = PostcopyTransitioned.NEVER
 
     async def run(self) -> SaveResult:
+        with telling(self._ctx):
+            return await self._run()
+
+    async def _run(self) -> SaveResult:
         self._report.event("save", live=self._live, strategy=self._parameters.strategy.value)
         rc = await self._prepare()
         if not rc and self._cancelled:

@@ -6,6 +6,7 @@ import errno
 import time
 from typing import TYPE_CHECKING, Final
 
+from ipc_schema.waits import Patience
 from toolstack.failure import message_of
 
 if TYPE_CHECKING:
@@ -98,9 +99,10 @@ def resume_for_sure(host: Host, domid: int, *, watch: float = 0.0) -> str:
     """
     if state_of(host, domid) in {"running", "paused"}:
         host.resume(domid)
-    end = time.monotonic() + watch
-    while (state := state_of(host, domid)) in {"running", "paused"} and time.monotonic() < end:
+    patience, over = Patience(watch, time.monotonic()), not watch
+    while (state := state_of(host, domid)) in {"running", "paused"} and not over:
         time.sleep(POLL)
+        over = patience.look(time.monotonic())
     if state == "suspended":
         host.resume(domid)
         state = state_of(host, domid)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 from ipc_schema.errors import Error
 from toolstack import blocking
+from toolstack.patience import Timer
 from toolstack.settle import state_of
 
 if TYPE_CHECKING:
@@ -149,7 +150,9 @@ class GuestSuspension:
         self._limits = limits
         self._changed = asyncio.Event()
         self._abort_rc = 0
-        self._deadline = 0.0
+        self._over = False
+        """The limit of this stage."""
+        self._timer: Timer | None = None
         self._finished: Finished | None = None
 
     def abort(self, rc: int) -> None:
@@ -193,6 +196,8 @@ class GuestSuspension:
             return Finished(Error.FAIL, f"the suspend request broke: {error}")
         finally:
             loop.remove_reader(request.fileno())
+            if self._timer is not None:
+                self._timer.cancel()
         return self._finished
 
     async def _limit(self, request: SuspendRequest) -> None:
@@ -235,20 +240,23 @@ class GuestSuspension:
 
     async def _wait_for_change(self) -> bool:
         """False once the limit is over."""
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                await self._changed.wait()
-        except TimeoutError:
-            return False
+        await self._changed.wait()
         self._changed.clear()
-        return True
+        over, self._over = self._over, False
+        return not over
+
+    def _limit_over(self) -> None:
+        self._over = True
+        self._changed.set()
 
     async def _do(self, actions: Actions, request: SuspendRequest) -> None:
         for action in actions:
             match action:
                 case StartLimit():
-                    now = asyncio.get_running_loop().time()
-                    self._deadline = now + self._limits.suspend
+                    if self._timer is not None:
+                        self._timer.cancel()
+                    self._over = False
+                    self._timer = Timer(self._limits.suspend, self._limit_over)
                 case Withdraw():
                     taken_back = await blocking.call(self._limits.callback, request.withdraw)
                     await self._do(self.rules.withdrawn(taken_back), request)

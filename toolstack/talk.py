@@ -22,8 +22,17 @@ class Talk:
     """Each message within the limit `handshake`. The descriptors stay the caller's; all methods
     raise LinkError where the other side has gone, says nothing or something else."""
 
-    def __init__(self, ctx: Context, operation: Operation, hears: int, says: int) -> None:
-        """`operation` tells the side; it hears from the descriptor `hears`, and says on `says`."""
+    def __init__(
+        self,
+        ctx: Context,
+        operation: Operation,
+        hears: int,
+        says: int,
+        stopped: Callable[[], bool],
+    ) -> None:
+        """`operation` tells the side; it hears from the descriptor `hears`, and says on `says`.
+        `stopped`: whether the other side stands still, where that can be seen."""
+        self._stopped = stopped
         self._hears = hears
         self._says = says
         self._limit = ctx.limits.handshake
@@ -51,7 +60,7 @@ class Talk:
         async def read() -> int:
             await self._read(message)
             what = f"the octet behind {message.what}"
-            (code,) = await link.read_exactly(self._hears, 1, self._limit, what)
+            (code,) = await link.read_exactly(self._hears, 1, self._limit, what, self._stopped)
             return code
 
         return await self.hear_by(message, read)
@@ -76,7 +85,9 @@ class Talk:
         return await self._faults.hear(message, read)
 
     async def _read(self, message: HandshakeMessage) -> None:
-        await link.read_message(self._hears, message.octets, self._limit, message.what)
+        await link.read_message(
+            self._hears, message.octets, self._limit, message.what, self._stopped
+        )
 
     async def _write(self, what: str, octets: bytes) -> None:
-        await link.write_all(self._says, octets, self._limit, what)
+        await link.write_all(self._says, octets, self._limit, what, self._stopped)

@@ -22,9 +22,9 @@ from ipc_schema.errors import DecodeError
 from ipc_schema.messages import CATALOGUE, MAX_BODY, Answer, Message, Operation
 from ipc_schema.msgpack_codec import Envelope
 from ipc_schema.turn_taking import ControllerEnd, TurnError
-from ipc_schema.waits import LONGEST_TTL
 from toolstack.endpoint import Endpoint
 from toolstack.helper_channel import ChannelListener, HelperProcessArguments
+from toolstack.patience import patience
 
 _QUEUE: Final = 64
 """Messages of one peer that are kept until they are read."""
@@ -40,18 +40,16 @@ _STRANGERS: Final = 16
 
 
 class ZmqController:
-    """One conversation with one helper. `heartbeat` in seconds: see `Limits.heartbeat`."""
+    """One conversation with one helper."""
 
     def __init__(
         self,
         operation: Operation,
         provided: frozenset[str],
-        heartbeat: float,
         listener: ChannelListener,
     ) -> None:
         """Open the endpoint. Raises OSError."""
         self._listener = listener
-        self._heartbeat = heartbeat
         self._secret = os.urandom(SECRET_SIZE)
         self._turns = ControllerEnd(self._secret, operation, provided)
         self._peer = b""
@@ -77,15 +75,13 @@ class ZmqController:
     def _open_socket(self) -> zmq.Socket[bytes]:
         """Raises zmq.ZMQError."""
         socket = self._context.socket(zmq.ROUTER)
-        half = max(1, round(self._heartbeat * 500))
         for option, value in (
             (zmq.LINGER, 0),
             (zmq.MAXMSGSIZE, MAX_BODY),
             (zmq.RCVHWM, _QUEUE),
             (zmq.ROUTER_MANDATORY, 1),
-            (zmq.HEARTBEAT_IVL, half),
-            (zmq.HEARTBEAT_TIMEOUT, half),
-            (zmq.HEARTBEAT_TTL, min(2 * half, LONGEST_TTL)),
+            # No clock of libzmq's ends a connection: it takes a process that was stopped for dead.
+            (zmq.HANDSHAKE_IVL, 0),
         ):
             socket.setsockopt(option, value)
         self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
@@ -134,7 +130,8 @@ class ZmqController:
         if self._peer_fd < 0 or not self._listening:
             return
         try:
-            await asyncio.wait_for(self._heard_out.wait(), limit)
+            async with patience(limit):
+                await self._heard_out.wait()
         except TimeoutError:
             pass  # it left its connection to another process; what it said is here
         self._ready()
@@ -257,10 +254,7 @@ class ZmqController:
             self._heard_out.set()
             self._ready()
             if self._listening:
-                self._listener.lost(
-                    "the helper hung up, sent too long a message, or gave no sign of life for "
-                    f"{self._heartbeat} s"
-                )
+                self._listener.lost("the helper hung up, or sent too long a message")
 
 
 def _decode(parts: list[bytes]) -> Envelope:

@@ -26,10 +26,9 @@ class FaultyZmqChannel(ZmqChannel):
         session: Session,
         endpoint: str,
         secret: bytes,
-        heartbeat: float,
         answer_limit: float,
     ) -> None:
-        super().__init__(endpoint, secret, heartbeat, answer_limit)
+        super().__init__(endpoint, secret, answer_limit)
         self._endpoint = endpoint
         self._asked = ""
         self._session = session

@@ -35,6 +35,7 @@ from ipc_schema.fault_actions import RECORD
 from ipc_schema.fault_points import FIRST_BYTE, Moment, record_point
 from ipc_schema.libxc_record_types import VERSIONS, RecordType, record_type
 from ipc_schema.records import HEADER_SIZE, padding
+from ipc_schema.waits import Patience
 
 _AT_ONCE: Final = 1 << 16
 _IMAGE_HEADER: Final = struct.Struct(">QIIHHI")
@@ -109,11 +110,11 @@ class StreamRelay(threading.Thread):
         """Wait until all that the engine has written has passed. Raises OSError for what its next
         write would say: the stream's failure, the abort's reason, ETIMEDOUT after `limit` seconds
         (0: never)."""
-        deadline = time.monotonic() + limit
+        patience = Patience(limit, time.monotonic())
         with self._at_rest:
             while not self._ended and not (self._idle and _unread(self._source) == 0):
                 self._at_rest.wait(_LOOK_UP_SECONDS)
-                if limit and time.monotonic() > deadline:
+                if patience.look(time.monotonic()):
                     abort.request(errno.ETIMEDOUT, f"the stream stands still for {limit} s")
                 abort.check()
         if self._errnoval:

@@ -32,7 +32,7 @@ def main() -> None:
     arguments, _rest = parser.parse_known_args()
     os.sched_setaffinity(0, {arguments.processor})
     secret = os.read(arguments.secret_fd, SECRET_SIZE)
-    channel = ZmqChannel(arguments.connect, secret, heartbeat=10)
+    channel = ZmqChannel(arguments.connect, secret)
     channel.hello()
     channel.wait_for_start(arguments.secret_fd, 10)
     abort = Abort(lifeline=arguments.secret_fd)

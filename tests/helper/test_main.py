@@ -56,7 +56,7 @@ def by_hand(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         (["--connect", "ipc:///dev/null", "--secret-fd", "99"], "--secret-fd 99: Bad file"),
         (["--connect", "ipc:///dev/null", "--secret-fd", "0"], "--secret-fd: 0 octets, want 32"),
         (["--secret-fd", "x", "--connect", "ipc:///dev/null"], "--secret-fd 'x': want a number"),
-        (["--heartbeat", "-1", "--save-domain"], "--heartbeat '-1': want a number"),
+        (["--start-limit", "-1", "--save-domain"], "--start-limit '-1': want a number"),
         (["--stream-stall", "1e9", "--save-domain"], "want a number from 0 to 2000000"),
         (["--save-domain"], "--save-domain with 0 numbers that fit no libxl"),
         (["--save-domain", "1", "2", "3"], "with 3 numbers that fit no libxl"),

@@ -1,6 +1,6 @@
 """A controller in a process of its own, for tests that end or stop it.
 
-    python -m tests.toolstack.controller_process HOST DOMID STREAM_FD HEARTBEAT
+    python -m tests.toolstack.controller_process HOST DOMID STREAM_FD
 
 Saves the domain with our helper. Prints the helper's pid, then each callback that it answers.
 """
@@ -19,7 +19,7 @@ from toolstack.save_helper import HelperRequest, HelperResult, SaveHelper
 
 
 async def main() -> None:
-    directory, domid, stream, heartbeat = sys.argv[1:]
+    directory, domid, stream = sys.argv[1:]
     host = SimulatedHost(Path(directory))
     ended: asyncio.Future[HelperResult] = asyncio.get_running_loop().create_future()
 
@@ -43,7 +43,7 @@ async def main() -> None:
         ),
         {"switch_qemu_logdirty": switch_qemu_logdirty, "suspend": lambda: None},
         ended.set_result,
-        limits=Limits(heartbeat=float(heartbeat)),
+        limits=Limits(),
         trace=Printed("controller"),
     )
     helper.start()

@@ -20,7 +20,7 @@ from toolstack.save_helper import (
     SaveHelper,
 )
 
-QUICK = Limits(helper_start=5, heartbeat=5, callback=5, abort=1)
+QUICK = Limits(helper_start=5, callback=5, abort=1)
 
 
 def scripted(*steps: str) -> OwnHelper:
@@ -36,6 +36,7 @@ class Run:
     result: HelperResult | None = None
     heard: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
+    stood_still: list[float] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
@@ -120,10 +121,18 @@ async def _run(
         ended.set_result(None)
 
     callbacks = {name: handler(name, react) for name, react in {**base, **reactions}.items()}
+    stood_still: list[float] = []
     run = Run(
         SaveHelper(
-            request, callbacks, done, limits=limits, trace=Events("controller"), program=program
-        )
+            request,
+            callbacks,
+            done,
+            limits=limits,
+            trace=Events("controller"),
+            program=program,
+            stood_still=stood_still.append,
+        ),
+        stood_still=stood_still,
     )
     assert run.helper.running
     run.helper.start()

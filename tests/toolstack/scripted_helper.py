@@ -30,10 +30,9 @@ POLICY = {"iteration": 1, "total_written": 2, "dirty_count": 3}
 class Script:
     """The steps. `abort` is entered from `start` on, with the save's signals."""
 
-    def __init__(self, endpoint: str, secret_fd: int, heartbeat: float) -> None:
+    def __init__(self, endpoint: str, secret_fd: int) -> None:
         self.endpoint = endpoint
         self.secret_fd = secret_fd
-        self.heartbeat = heartbeat
         self.secret = os.read(secret_fd, SECRET_SIZE)
         self._channel: ZmqChannel | None = None
         self.abort = Abort(lifeline=secret_fd)
@@ -41,7 +40,7 @@ class Script:
     @property
     def channel(self) -> ZmqChannel:
         if self._channel is None:
-            self._channel = ZmqChannel(self.endpoint, self.secret, self.heartbeat)
+            self._channel = ZmqChannel(self.endpoint, self.secret)
         return self._channel
 
     def raw(self, *parts: bytes) -> None:
@@ -205,6 +204,12 @@ class Script:
         peer.close()
         self.hang()
 
+    def half_a_greeting(self) -> None:
+        peer = socket.socket(socket.AF_UNIX)
+        peer.connect(self.endpoint.removeprefix("ipc://"))
+        peer.sendall(zmtp.GREETING[:10])
+        self.hang()
+
     def half_a_message_and_silence(self) -> None:
         peer = self.raw_peer()
         peer.sendall(zmtp.message(msgpack_codec.encode(2, "suspend", {}))[:-3])
@@ -216,7 +221,7 @@ def main() -> None:
     steps = list(itertools.takewhile(lambda word: not word.startswith("--"), arguments))
     options = arguments[len(steps) :]
     given = dict(zip(options[::2], options[1::2], strict=True))
-    script = Script(given["--connect"], int(given["--secret-fd"]), float(given["--heartbeat"]))
+    script = Script(given["--connect"], int(given["--secret-fd"]))
     for step in steps:
         try:
             getattr(script, step)()

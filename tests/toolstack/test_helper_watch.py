@@ -44,15 +44,12 @@ def watch(
     looks: int = 60,
     waits: bool = False,
     speaks: bool = False,
-    stopped: float | None = None,
 ) -> list[str]:
     """What the watch has said after so many looks, or as soon as it has."""
 
     async def run() -> list[str]:
         said: list[str] = []
-        watching = HelperWatch(
-            process, silence=LIMIT, stopped=stopped, waits=lambda: waits, over=said.append
-        )
+        watching = HelperWatch(process, silence=LIMIT, waits=lambda: waits, over=said.append)
         while not said and process.looks < looks:
             if speaks:
                 watching.heard()
@@ -99,9 +96,8 @@ def test_one_that_speaks_or_waits_for_an_answer_is_left_alone(signs: dict[str, A
     assert watch(MadeUp(lambda _: 0), **signs) == []
 
 
-def test_one_that_is_stopped_is_over_whatever_it_waits_for() -> None:
-    process = MadeUp(lambda _: 0, stops=True)
-    assert watch(process, waits=True, stopped=0.1) == ["the helper has been stopped for 0.1 s"]
+def test_one_that_is_stopped_is_not_silent() -> None:
+    assert watch(MadeUp(lambda _: 0, stops=True)) == []
 
 
 @pytest.mark.parametrize("operation", Operation)

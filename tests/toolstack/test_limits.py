@@ -4,9 +4,8 @@ import select
 from dataclasses import fields
 
 import pytest
-import zmq
 
-from ipc_schema.waits import LONGEST_LIMIT, LONGEST_TTL, LONGEST_WAIT
+from ipc_schema.waits import LONGEST_LIMIT, LONGEST_WAIT
 from tests.toolstack.running_helpers import run_helper, scripted
 from toolstack.limits import Limits
 
@@ -32,10 +31,3 @@ def test_a_poll_takes_the_longest_wait() -> None:
         assert poll.poll(LONGEST_WAIT * 1000)
         with pytest.raises(OverflowError):
             poll.poll(2 * LONGEST_WAIT * 1000)
-
-
-def test_a_heartbeat_takes_the_longest_ttl() -> None:
-    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.setsockopt(zmq.HEARTBEAT_TTL, LONGEST_TTL)
-        with pytest.raises(zmq.ZMQError):
-            socket.setsockopt(zmq.HEARTBEAT_TTL, LONGEST_TTL + 1000)

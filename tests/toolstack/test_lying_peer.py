@@ -82,13 +82,17 @@ class TestALyingHelper:
         steps = ["start", step, "hang"] if step == "too_long" else [step]
         before = psutil.Process().memory_info().rss
         run = run_helper(scripted(*steps), limits=Limits(abort=0.3), within=20)
-        assert_ended(run, Error.FAIL, "the helper hung up, sent too long a message")
+        assert_ended(run, Error.FAIL, "the helper hung up, or sent too long a message")
         assert psutil.Process().memory_info().rss - before < 64 << 20
 
     def test_half_a_message_and_silence(self) -> None:
-        limits = Limits(heartbeat=0.5, abort=0.3)
+        limits = Limits(stream_stall=0.5, callback=0.5, abort=0.3)
         run = run_helper(scripted("half_a_message_and_silence"), limits=limits, within=20)
-        assert_ended(run, Error.FAIL, "gave no sign of life for 0.5 s")
+        assert_ended(run, Error.TIMEDOUT, "has said nothing, and moved no octet, for")
+
+    def test_half_a_greeting_and_silence(self) -> None:
+        run = run_helper(scripted("half_a_greeting"), limits=Limits(helper_start=2), within=20)
+        assert_ended(run, Error.TIMEDOUT, "has not come to hello in 2 s")
 
     def test_a_message_after_complete_is_not_heard(self) -> None:
         run = run_helper(scripted("start", "after_complete"), within=20)
@@ -513,7 +517,7 @@ class TestAControllerThatBreaksZeroMQ:
             assert controller.exit_status() == 254
             assert "the controller hung up" in controller.errors()
 
-    def test_no_heartbeat(self, runtime_directory: Path) -> None:
-        with self.raw(runtime_directory, "--heartbeat", "4") as (controller, _peer):
-            assert controller.exit_status() == 254
-            assert "no sign of life for 4.0 s" in controller.errors()
+    def test_silence(self, runtime_directory: Path) -> None:
+        with self.raw(runtime_directory, "--answer-limit", "2") as (controller, _peer):
+            assert controller.exit_status() == 255
+            assert "no answer to complete within 2.0 s" in controller.errors()

@@ -37,7 +37,6 @@ QUICK = (
     "--limit=handshake=3",
     "--limit=abort=2",
     "--limit=stream_stall=3",
-    "--limit=heartbeat=3",
 )
 MODES = {
     "stop-and-copy": ("--max-rounds=0",),
@@ -276,9 +275,7 @@ def gone(processes: list[psutil.Process]) -> None:
     assert alive == []
 
 
-PATIENT = tuple(
-    f"--limit={name}=30" for name in ("suspend", "handshake", "stream_stall", "heartbeat")
-)
+PATIENT = tuple(f"--limit={name}=30" for name in ("suspend", "handshake", "stream_stall"))
 """For a migration that is to come as far as a certain action on a loaded machine."""
 ATTEMPTS = 8
 """Migrations that a test begins until it has caught the moment: some last milliseconds."""

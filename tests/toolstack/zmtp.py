@@ -41,7 +41,7 @@ def read_frame(peer: socket.socket) -> tuple[int, bytes]:
 
 
 def skip_messages(peer: socket.socket, count: int) -> None:
-    """Read until `count` messages have come; heartbeats do not count."""
+    """Read until `count` messages have come; commands do not count."""
     while count:
         flags, _body = read_frame(peer)
         count -= not flags & _COMMAND

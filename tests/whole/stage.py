@@ -22,13 +22,13 @@ TOOLSTACK = [sys.executable, "-m", "toolstack.commands.main"]
 
 QUICK_LIMITS = {
     "helper_start": 10,
-    "heartbeat": 2,
+    "stopped": 2,
     "suspend": 3,
     "abort": 2,
     "stream_stall": 4,
     "handshake": 8,
 }
-"""Limits of a migration in these tests: a stopped process is noticed in seconds, not minutes."""
+"""Limits of a migration in these tests: what stands still is noticed in seconds, not minutes."""
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,8 @@ def _figures(result: MigrationResult) -> Iterator[tuple[str, str]]:
         yield "took", f"{took} ({octets(int(rate))}/s)"
     if result.downtime_seconds is not None:
         yield "stood still", seconds(result.downtime_seconds)
+    if result.stopped_seconds:
+        yield "stopped", f"our own processes stood still for {seconds(result.stopped_seconds)}"
     if result.postcopy is not None:
         waits = ""
         if result.postcopy.fault_p50_us is not None and result.postcopy.fault_p99_us is not None:

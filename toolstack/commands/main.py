@@ -157,7 +157,7 @@ def _add_limit(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=SECONDS",
         action="append",
         default=[],
-        help="how long a wait may last: helper_start, heartbeat, callback, suspend, abort, "
+        help="how long a wait may last: helper_start, stopped, callback, suspend, abort, "
         "stream_stall, handshake",
     )
 

@@ -60,7 +60,9 @@ def find_fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[Fired
             side = next((side for side in Side if event["pid"] in evidence.of(side)), None)
             point = fault.point
             late = after_go or point.who is Who.LINK or point.kind is Kind.HANDSHAKE
-            yield Fired(fault, side, expectation(fault, limits, side), late, event["t"])
+            alone = side is not THERE or evidence.mode is Mode.SAVE
+            what = expectation(fault, limits, side, alone=alone)
+            yield Fired(fault, side, what, late, event["t"])
         elif event["event"] == "suspend_request":
             # A guest behaves in one way: the last that it was told.
             for fault in of_guest(plan)[-1:]:

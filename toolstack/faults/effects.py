@@ -6,6 +6,7 @@ Read it beside reference/teardown.md: nothing here knows how our controller or h
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import signal
@@ -201,17 +202,26 @@ def _by(good: bool, bad: bool) -> Effect:
 
 def short(limits: Limits) -> float:
     """Seconds that no limit minds, on a slow machine either."""
-    return 0.5 * min(limits.heartbeat, limits.suspend, limits.stream_stall, limits.abort)
+    return 0.5 * min(limits.suspend, limits.stream_stall, limits.abort)
 
 
-def expectation(fault: Fault, limits: Limits, side: Side | None = None) -> Expectation:
-    """For a fault that has fired, at `side` (None: of the link)."""
+def _outlasted(limits: Limits) -> float:
+    """Seconds for which a process may be stopped that somebody waits for who cannot see it."""
+    return 0.7 * min(limits.stream_stall, limits.handshake)
+
+
+def expectation(
+    fault: Fault, limits: Limits, side: Side | None = None, *, alone: bool = False
+) -> Expectation:
+    """For a fault that has fired, at `side` (None: of the link). `alone`: the controller there is
+    no other's child, who would let it go on when it is stopped."""
     kind = fault.action.kind
     if fault.point.who is Who.GUEST:
         return _of_guest(fault, limits)
     if kind in actions.PROCESS:
-        found = _of_process(fault, limits, side)
-        return _died(fault, found) if fault.point.who is Who.CONTROLLER else found
+        controller = fault.point.who is Who.CONTROLLER
+        found = _of_process(fault, limits, side, alone=alone and controller)
+        return _died(fault, found) if controller else found
     if fault.point.kind is Kind.MESSAGE:
         return _of_message(fault, side)
     if fault.point.kind is Kind.HANDSHAKE:
@@ -235,21 +245,20 @@ def _of_guest(fault: Fault, limits: Limits) -> Expectation:
     )
 
 
-def _of_process(fault: Fault, limits: Limits, side: Side | None) -> Expectation:
+def _of_process(fault: Fault, limits: Limits, side: Side | None, *, alone: bool) -> Expectation:
     kind, value = fault.action
+    if _stops(fault):
+        seconds = float(value) if kind is actions.STOP and value is not None else math.inf
+        return _stands_still(fault, seconds if alone else min(seconds, limits.stopped), limits)
     if kind is actions.EXIT:
         return _exits(fault, int(value or 0))
     if _dies(fault):
         if value in _HARMLESS:
             return _NONE
-        if value in _STOPPING:
-            return _stands_still(fault)
         number = int(signal.Signals[f"SIG{value}"])
         return Expectation(Effect.FAILS, rf"signal {number}\b", _FAILS, waits=())
     if kind is actions.SIGNAL:
         return _NONE if value in _HARMLESS else _asked_to_end(fault, side)
-    if kind is actions.STOP and value is None:
-        return _stands_still(fault)
     if float(value or 0) <= short(limits) and fault.times.is_first:
         return _NONE
     if kind is actions.DELAY and float(value or 0) > sum(asdict(limits).values()):
@@ -257,10 +266,16 @@ def _of_process(fault: Fault, limits: Limits, side: Side | None) -> Expectation:
     return _EITHER
 
 
-def _dies(fault: Fault) -> bool:
-    """By a signal, whatever handles it; nobody handles SIGKILL and SIGSTOP."""
+def _stops(fault: Fault) -> bool:
     kind, value = fault.action
-    return kind is actions.DIE or (kind is actions.SIGNAL and value in {"KILL", "STOP"})
+    by_signal = kind is actions.DIE or (kind is actions.SIGNAL and value == "STOP")
+    return kind is actions.STOP or (by_signal and value in _STOPPING)
+
+
+def _dies(fault: Fault) -> bool:
+    """By a signal, whatever handles it; nobody handles SIGKILL."""
+    kind, value = fault.action
+    return kind is actions.DIE or (kind is actions.SIGNAL and value == "KILL")
 
 
 def _asked_to_end(fault: Fault, side: Side | None) -> Expectation:
@@ -279,14 +294,14 @@ def _asked_to_end(fault: Fault, side: Side | None) -> Expectation:
     return Expectation(effect, rf"SIG{name} received|signal {number}\b", _FAILS, waits=())
 
 
-def _stands_still(fault: Fault) -> Expectation:
-    point = fault.point
-    if point.name in {START, EXIT}:
-        # Nobody listens to it yet, or any more: a limit ends it.
-        alone = frozenset({_TIMEDOUT})
-        return Expectation(Effect.FAILS, _SILENCE, alone, waits=("helper_start",))
-    waits = ("helper_start",) if point.of == "hello" else ("heartbeat",)
-    return Expectation(Effect.FAILS, _SILENCE, _LATE, waits=waits)
+def _stands_still(fault: Fault, seconds: float, limits: Limits) -> Expectation:
+    """What is stopped is not dead, and its time counts nowhere; but who hears it over the stream
+    alone cannot see why it is silent."""
+    if seconds == math.inf:
+        return replace(_EITHER, controller_dies=True)
+    if seconds <= _outlasted(limits) and fault.times.is_first:
+        return _NONE
+    return replace(_EITHER, words=_SILENCE)
 
 
 def _exits(fault: Fault, code: int) -> Expectation:
@@ -305,9 +320,8 @@ def _exits(fault: Fault, code: int) -> Expectation:
 def _died(fault: Fault, found: Expectation) -> Expectation:
     """The controller itself is struck."""
     kind, value = fault.action
-    deadly = kind is actions.EXIT or (_dies(fault) and value not in _HARMLESS)
-    for_ever = kind is actions.STOP and value is None
-    if deadly or for_ever:
+    deadly = kind is actions.EXIT or (_dies(fault) and value not in _HARMLESS | _STOPPING)
+    if deadly or found.controller_dies:
         effect = Effect.EITHER if _all_is_said(fault) else Effect.FAILS
         return replace(found, effect=effect, words=".", rcs=frozenset(), controller_dies=True)
     return found
@@ -398,9 +412,7 @@ def _of_stream(fault: Fault, limits: Limits) -> Expectation:
     if kind is actions.STALL and value is not None:
         return _NONE if float(value) <= short(limits) and fault.times.is_first else _EITHER
     if kind is actions.STALL:
-        return Expectation(
-            Effect.FAILS, _SILENCE, _LATE, waits=("stream_stall", "heartbeat", "handshake")
-        )
+        return Expectation(Effect.FAILS, _SILENCE, _LATE, waits=("stream_stall", "handshake"))
     if kind in {actions.CUT, actions.RESET, actions.EPIPE}:
         return Expectation(
             Effect.FAILS,

@@ -26,10 +26,9 @@ class FaultyZmqController(ZmqController):
         faults: ControllerFaults,
         operation: Operation,
         provided: frozenset[str],
-        heartbeat: float,
         listener: ChannelListener,
     ) -> None:
-        super().__init__(operation, provided, heartbeat, listener)
+        super().__init__(operation, provided, listener)
         self._faults = faults
         self._echo = Echo(self._context)
         self._of_answer: list[Firing] = []

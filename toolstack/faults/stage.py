@@ -128,9 +128,8 @@ class Stage:
 
     def play(self) -> Evidence:
         """Everything, to the end."""
-        # Its helpers have the time to give up a stopped controller first.
-        limits = self._limits
-        patience = max(self._longest_stop(), limits.heartbeat + 2 * limits.abort) + 2.0
+        # A receiver's parent lets it go on first.
+        patience = max(self._longest_stop(), self._limits.stopped) + 2.0
         with processes.ending_stopped_controllers(self._token, patience):
             return self._play()
 
@@ -316,10 +315,10 @@ class Stage:
 
     @property
     def _patience(self) -> float:
-        """For those to end whose controller has: a helper notices within a heartbeat, a receiver
+        """For those to end whose controller has: a helper notices at once, a receiver
         ends its helper first."""
         limits = self._limits
-        return limits.heartbeat + limits.sender_silence + 4 * limits.abort + 2
+        return limits.sender_silence + 4 * limits.abort + 2
 
     def _guest_pids(self) -> set[int]:
         return {row.pid for host in self._hosts.values() for row in host.domains() if row.pid}

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from ipc_schema.waits import Patience
+
 MARKER: Final = "xen-host.json"
 FORMAT: Final = 1
 DOMAINS: Final = "domains"
@@ -89,14 +91,14 @@ def _write_json(path: Path, value: Any) -> None:
 @contextmanager
 def _locked(fd: int, timeout: float, what: str) -> Iterator[None]:
     """Hold flock(2) on `fd`, which is closed at the end. Raises TimeoutError."""
-    end = time.monotonic() + timeout
+    patience = Patience(timeout, time.monotonic())
     with open(fd):
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError as error:
-                if time.monotonic() > end:
+                if patience.look(time.monotonic()):
                     raise TimeoutError(f"{what} was not to be had within {timeout} s") from error
                 time.sleep(_POLL)
         yield

@@ -8,9 +8,10 @@ import os
 import select
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Final
+
+from helper.patience import poll_patiently
 
 _MODULE: Final = "helper.hypervisors.simulated.guest"
 _PACKAGES: Final = Path(__file__).parents[3]
@@ -23,14 +24,13 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
-def _read_until(fd: int, end: float) -> bytes:
-    """What comes on `fd`, whole, no later than `end`. Raises TimeoutError."""
+def _read_within(fd: int, timeout: float) -> bytes:
+    """What comes on `fd`, whole, each part within `timeout`. Raises TimeoutError."""
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     data = b""
     while True:
-        left = end - time.monotonic()
-        if left <= 0 or not poller.poll(left * 1000):
+        if not poll_patiently(poller, timeout):
             raise TimeoutError("the guest's process did not start in time")
         part = os.read(fd, 65_536)
         data += part
@@ -66,7 +66,7 @@ class StartingGuest:
             finally:
                 os.close(ready_end)
                 os.close(go_end)
-            answer = self._await(process, ready, time.monotonic() + timeout)
+            answer = self._await(process, ready, timeout)
         except BaseException:
             os.close(self._go)
             raise
@@ -76,12 +76,12 @@ class StartingGuest:
             os.close(self._go)
             raise OSError(errno.EIO, f"the guest's process did not start: {answer}")
 
-    def _await(self, process: subprocess.Popen[bytes], ready: int, end: float) -> str:
+    def _await(self, process: subprocess.Popen[bytes], ready: int, timeout: float) -> str:
         """What went wrong, as the guest tells; empty where nothing did."""
         with process:
             try:
-                data = _read_until(ready, end)
-                process.wait(max(0.0, end - time.monotonic()))
+                data = _read_within(ready, timeout)
+                process.wait(timeout)
             except BaseException:
                 process.kill()
                 raise
