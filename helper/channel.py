@@ -37,6 +37,10 @@ class Channel(Protocol):
         with the message's `refusal`.
         """
 
+    def wait_for_ever(self) -> None:
+        """From here on no answer has a limit: only the controller's death ends the wait for one.
+        For what would be lost by giving up."""
+
     def tell(self, name: str, **fields: int | str) -> None:
         """Send a message that has no answer. Raises ChannelError."""
 

@@ -61,6 +61,9 @@ class PipeChannel:
         self._send(name, fields)
         return pipe_codec.decode_answer(self._receive(pipe_codec.ANSWER_SIZE, name))
 
+    def wait_for_ever(self) -> None:
+        self._answer_limit = 0.0
+
     def tell(self, name: str, **fields: int | str) -> None:
         if CATALOGUE[name].answer is not Answer.NONE:
             raise ValueError(f"{name} has an answer")

@@ -21,6 +21,7 @@ from helper.physmap import Physmap
 from helper.reporter import Reporter
 from helper.stream_io import BusyPoll, StreamReader
 from ipc_schema.errors import DecodeError
+from ipc_schema.messages import XentoollogLevel
 from ipc_schema.page_lists import (
     ENTRY_SIZE,
     HEADER_SIZE,
@@ -40,6 +41,10 @@ _LOADED_AT_ONCE = 4
 _READ_AHEAD = 32
 """Pages that are read before they can be put in place, while no vCPU waits: more are left to the
 sender, which then sees that it is ahead."""
+
+
+class _StreamEnd(DecodeError):
+    """The sender has gone."""
 
 
 class PostcopyReceiver:
@@ -111,7 +116,11 @@ class PostcopyReceiver:
 
     def receive(self) -> None:
         """Take pages and serve faults until END. Raises DecodeError for pages that may not come
-        and OSError(ETIMEDOUT) where nothing does."""
+        and OSError(ETIMEDOUT) where nothing does.
+
+        Once no page is missing any more the guest is whole here, and may be so here alone: a sender
+        that has gone, or says no END, changes nothing then.
+        """
         self._assembler = PageAssembler(self._version, self._reader.offset)
         self._reporter.detail(f"{self._states.pending} pages are to come")
         stream, paging = self._reader.fd, self._paging.fileno()
@@ -124,8 +133,7 @@ class PostcopyReceiver:
         while not (told and assembler.ended):
             if not (told or self._states.pending or assembler.held):
                 self._serve_requests()
-                self._faults.complete()
-                self._reporter.event("postcopy complete")
+                self._tell_complete()
                 told = True
                 continue
             if assembler.ended and self._states.pending:
@@ -133,23 +141,49 @@ class PostcopyReceiver:
                     "END", self._reader.offset, f"{self._states.pending} postcopy pages never came"
                 )
             ready = {fd for fd, _events in self._poll.poll(self._wait())}
+            if told and self._abort.errnoval == errno.ETIMEDOUT:
+                self._goes_without("nothing has come")
+                return
             self._abort.check()
             # Requests first: to read pages takes longer, and a page that is asked for while it is
             # on its way comes once all the same.
             if paging in ready:
                 self._serve_requests()
             elif stream in ready and self._wants_more():
-                self._take_pages()
+                try:
+                    self._take_pages()
+                except (OSError, _StreamEnd) as error:
+                    if not told or self._abort.errnoval not in {0, errno.ETIMEDOUT}:
+                        raise
+                    self._goes_without(str(error))
+                    return
                 self._patience.restart(time.monotonic())
             elif assembler.held:
                 self._load_oldest()
                 self._patience.restart(time.monotonic())
             elif not ready and self._patience.look(time.monotonic()):
+                if told:
+                    self._goes_without("nothing has come")
+                    return
                 raise OSError(
                     errno.ETIMEDOUT,
                     f"stream: no postcopy page for {self._stall_limit} s, "
                     f"{self._states.pending} are missing",
                 )
+
+    def _tell_complete(self) -> None:
+        self._reporter.event("postcopy complete")
+        try:
+            self._faults.complete()
+        except OSError as error:
+            self._reporter.event("without the sender", error=str(error))
+
+    def _goes_without(self, why: str) -> None:
+        self._reporter.event("without the sender", error=why)
+        self._reporter.log(
+            XentoollogLevel.WARN,
+            f"no page is missing; the guest needs its sender no more: {why}",
+        )
 
     def _wait(self) -> float:
         """Seconds to wait before pages are put in place that no vCPU is known to wait for. It is
@@ -167,7 +201,7 @@ class PostcopyReceiver:
     def _take_pages(self) -> None:
         taken = self._reader.read_some(self._assembler.views(), "POSTCOPY_PAGE_DATA")
         if not taken:
-            raise DecodeError(
+            raise _StreamEnd(
                 "POSTCOPY_PAGE_DATA",
                 self._reader.offset,
                 f"the stream ends, {self._states.pending} pages are missing",

@@ -43,6 +43,12 @@ class Reporter:
         self._trace.event("callback", name=name, value=value, seconds=seconds, **fields)
         return value
 
+    def transition(self) -> bool:
+        """Make the callback `postcopy_transition`: whether it succeeded. The guest's newest state
+        may be at the other side from the moment in which the controller hears of it."""
+        self._channel.wait_for_ever()
+        return self.call("postcopy_transition") == 1
+
     def tell(self, name: str, **fields: int | str) -> None:
         self._abort.alive()
         self._channel.tell(name, **fields)

@@ -353,7 +353,7 @@ class _Restore:
                 console_gfn=self._results.console_gfn,
             )
         self._reporter.info("Postcopy transition: resuming guest")
-        if self._reporter.call("postcopy_transition") != 1:
+        if not self._reporter.transition():
             raise OSError(errno.EIO, "the postcopy transition callback failed")
 
     def _receive_postcopy(self) -> None:

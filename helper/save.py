@@ -214,7 +214,7 @@ class _Save:
 
     def _postcopy_transition(self) -> Outcome:
         self._write_record(RecordType.POSTCOPY_TRANSITION)
-        if self._reporter.call("postcopy_transition") != 1:
+        if not self._reporter.transition():
             raise OSError(errno.EIO, "the postcopy transition callback failed")
         return Outcome.DONE
 

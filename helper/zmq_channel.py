@@ -115,6 +115,9 @@ class ZmqChannel:
             elif over():
                 self._fail(errno.ETIMEDOUT, f"no answer to {name} within {self._answer_limit} s")
 
+    def wait_for_ever(self) -> None:
+        self._answer_limit = 0.0
+
     def tell(self, name: str, **fields: int | str) -> None:
         self._send(name, printable(fields))
 

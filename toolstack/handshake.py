@@ -62,6 +62,7 @@ class Sender(Enum):
     SETTLE = "see that a late suspend does not leave the guest suspended"
     RENAME_INCONSISTENT = "rename the inconsistent guest"
     READ_SYNC = "wait for the end of postcopy"
+    LOOK_FOR_SYNC = "see whether the destination has the guest all the same"
     DESTROY = "destroy the source"
 
     SUCCESS = "success"
@@ -134,7 +135,7 @@ SENDER_TABLE: Final[dict[tuple[Sender, Event], Sender]] = {
     (_S.RUN_STREAM, _E.TRANSITIONED): _S.READ_SYNC,
     (_S.RUN_STREAM, _E.NEVER_SUSPENDED): _S.SETTLE,
     (_S.RUN_STREAM, _E.FAILED): _S.RESUME,
-    (_S.RUN_STREAM, _E.FAILED_AFTER_TRANSITION): _S.RENAME_INCONSISTENT,
+    (_S.RUN_STREAM, _E.FAILED_AFTER_TRANSITION): _S.LOOK_FOR_SYNC,
     (_S.RUN_STREAM, _E.GUEST_DIED): _S.GUEST_DIED,
 
     (_S.READ_READY, _E.OK): _S.RENAME_AWAY,
@@ -163,6 +164,9 @@ SENDER_TABLE: Final[dict[tuple[Sender, Event], Sender]] = {
     (_S.RENAME_INCONSISTENT, _E.FAILED): _S.POSTCOPY_FAILED,
     (_S.READ_SYNC, _E.OK): _S.DESTROY,
     (_S.READ_SYNC, _E.FAILED): _S.RENAME_INCONSISTENT,
+    # Its own word for it, whatever went wrong here.
+    (_S.LOOK_FOR_SYNC, _E.OK): _S.DESTROY,
+    (_S.LOOK_FOR_SYNC, _E.FAILED): _S.RENAME_INCONSISTENT,
     # The guest runs there; what is left here, the journal and `recover` take away.
     (_S.DESTROY, _E.OK): _S.SUCCESS,
     (_S.DESTROY, _E.FAILED): _S.SUCCESS,

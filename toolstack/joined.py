@@ -96,6 +96,11 @@ class JoinedOperation(ABC):
         if self._helper is not None:
             self._helper.async_callback_done(value, callback)
 
+    def _past_return(self) -> None:
+        """The guest's newest state may be at the destination alone from here on."""
+        if self._helper is not None:
+            self._helper.wait_for_ever()
+
     async def _tasks_ended(self) -> None:
         while self._tasks:
             await asyncio.wait(self._tasks)

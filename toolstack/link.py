@@ -13,11 +13,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from toolstack import fd_io
 from toolstack.patience import never, patience
 from toolstack.standstill import session_stands_still
+
+_MOST_READ: Final = 64 << 20
+"""Octets: more than the faults of any guest, behind which the last word of a receiver stands."""
 
 
 class LinkError(OSError):
@@ -42,6 +45,22 @@ async def read_exactly(
         raise LinkClosedError(f"the other side closed the link before {what}") from None
     except OSError as error:
         raise LinkError(f"cannot receive {what}: {error.strerror}") from error
+
+
+async def read_to_end(fd: int, limit: float) -> bytes:
+    """What comes until the other side closes the link, the link breaks, or nothing comes for
+    `limit` seconds; of very much, the beginning."""
+    came: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def done(data: bytes, _error: Exception | None) -> None:
+        if not came.done():
+            came.set_result(data)
+
+    transfer = fd_io.start_read(fd, _MOST_READ, done, limit=limit)
+    try:
+        return await came
+    finally:
+        transfer.cancel()
 
 
 async def read_message(
@@ -78,6 +97,11 @@ class Receiver:
     def stopped(self) -> bool:
         """Whether it is stopped: here, where it runs on this machine."""
         return self.process.returncode is None and session_stands_still(self.process.pid)
+
+    def end_sending(self) -> None:
+        if self.send_fd >= 0:
+            os.close(self.send_fd)
+            self.send_fd = -1
 
     def close_link(self) -> None:
         for fd in (self.send_fd, self.recv_fd):

@@ -230,6 +230,7 @@ class _Sending:
             Sender.SETTLE: self._resume,
             Sender.RENAME_INCONSISTENT: self._rename_inconsistent,
             Sender.READ_SYNC: self._read_sync,
+            Sender.LOOK_FOR_SYNC: self._look_for_sync,
             Sender.DESTROY: self._destroy,
         }
 
@@ -411,6 +412,16 @@ class _Sending:
 
     async def _read_sync(self) -> Event:
         await self._hear(xl_handshake.SYNC)
+        self._report_came_at = time.monotonic()
+        return Event.OK
+
+    async def _look_for_sync(self) -> Event:
+        """The receiver, which hears no more from us, says it last or not at all."""
+        ours = self._link()
+        ours.end_sending()
+        said = await link.read_to_end(ours.recv_fd, self._ctx.limits.handshake)
+        if not said.endswith(xl_handshake.SYNC.octets):
+            return Event.FAILED
         self._report_came_at = time.monotonic()
         return Event.OK
 

@@ -74,6 +74,9 @@ class RestoreOperation(JoinedOperation):
         self._untold = False
         """The helper has read octets without telling how many."""
         self._resumed = False
+        self._is_whole = False
+        """Every page of a guest that runs here has come: how the stream ends behind that changes
+        nothing."""
 
     async def run(self) -> RestoreResult:
         with telling(self._ctx):
@@ -135,7 +138,7 @@ class RestoreOperation(JoinedOperation):
             return Error.FAIL
         try:
             await blocking.call(
-                self._ctx.limits.callback,
+                self._host_limit,
                 self._ctx.host.restore_emulator,
                 self._domid,
                 self._xenstore,
@@ -145,6 +148,11 @@ class RestoreOperation(JoinedOperation):
             self._report.failed(f"the device model cannot be restored: {error}")
             return rc_of(error)
         return 0
+
+    @property
+    def _host_limit(self) -> float:
+        """Of a call that makes the domain run; none where it would be lost otherwise."""
+        return self._ctx.limits.callback if self._postcopy is None else 0.0
 
     async def _destroy(self, domid: int) -> None:
         try:
@@ -196,7 +204,7 @@ class RestoreOperation(JoinedOperation):
                     place = self._body - records.HEADER_SIZE
                     self._stream_failed("libxl stream", f"record at offset {place:#x}: {problem}")
                 case stream_reader.Stopped(rc):
-                    self._do_join(self._join.stopped(Task.STREAM, rc))
+                    self._do_join(self._join.stopped(Task.STREAM, 0 if self._is_whole else rc))
                 case stream_reader.CheckpointCallback() | stream_reader.CheckpointStateCallback():
                     raise RuntimeError("a plain stream has no checkpoints")
 
@@ -304,8 +312,10 @@ class RestoreOperation(JoinedOperation):
         self._report.event("restore_results", store_gfn=store_gfn, console_gfn=console_gfn)
 
     def _helper_done(self, result: HelperResult) -> None:
-        rc = result.rc
-        if not rc and (result.retval or not result.completed):
+        done = result.completed and not result.retval
+        self._is_whole = done and self._postcopy is not None
+        rc = 0 if self._is_whole else result.rc
+        if not rc and not done:
             rc = Error.FAIL
         self._report.helper_ended(result, rc, "restoring the domain")
         if result.statistics is not None:
@@ -316,6 +326,7 @@ class RestoreOperation(JoinedOperation):
 
     def _on_postcopy_transition(self) -> None:
         self._report.event("postcopy_transition")
+        self._past_return()
         try:
             actions = self._reader.start_postcopy_transition()
         except OutOfTurn as error:
@@ -353,7 +364,7 @@ class RestoreOperation(JoinedOperation):
             return Error.FAIL
         self._resumed = True
         try:
-            await blocking.call(self._ctx.limits.callback, self._ctx.host.unpause, self._domid)
+            await blocking.call(self._host_limit, self._ctx.host.unpause, self._domid)
         except OSError as error:
             self._report.failed(f"the domain cannot be unpaused: {error}")
             return rc_of(error)

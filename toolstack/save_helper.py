@@ -17,6 +17,7 @@ from ipc_schema.messages import (
     Answer,
     Message,
     Operation,
+    StreamType,
     XentoollogLevel,
 )
 from ipc_schema.trace import Trace
@@ -96,6 +97,7 @@ class SaveHelper:
         self._limit: Timer | HelperWatch | None = None
         """Of the phase that it is in."""
         self._answer_limit: Timer | None = None
+        self._waits_for_ever = request.stream_type is not StreamType.PLAIN
         self._stops: ChildWatch | None = None
         self._tell_stop = stood_still
         self._last_words = ""
@@ -157,6 +159,12 @@ class SaveHelper:
         """SIGTERM, and SIGKILL after `limits.abort`; `done` gets `rc` unless one is set. An async
         callback that waits is answered with its refusal, so that the helper's error path runs."""
         self._event(Event.ABORT, reason or f"aborted with {rc_name(rc)}", rc)
+
+    def wait_for_ever(self) -> None:
+        """From here on no answer of ours is too late: what would be lost by giving up is worth any
+        wait. The helper's death and the stream's own limit still end it."""
+        self._waits_for_ever = True
+        self._clear_answer_limit()
 
     # ChannelListener
 
@@ -224,7 +232,7 @@ class SaveHelper:
     # Callbacks
 
     def _call(self, message: Message, fields: dict[str, Any]) -> None:
-        if message.answer is Answer.ASYNC and not self._launch.checkpointed:
+        if message.answer is Answer.ASYNC and not self._waits_for_ever:
             self._answer_limit = Timer(self._limits.callback, partial(self._answer_late, message))
         try:
             value = self._callbacks[message.name](**fields)
@@ -253,9 +261,7 @@ class SaveHelper:
         except OSError as error:
             failure = str(error)
         self._waiting = None
-        if self._answer_limit is not None:
-            self._answer_limit.cancel()
-            self._answer_limit = None
+        self._clear_answer_limit()
         if failure:
             self._event_unless_dying(Event.REPLY_FAILED, failure)
 
@@ -323,10 +329,13 @@ class SaveHelper:
                 case Action.DONE:
                     self._finish()
 
-    def _stop_listening(self) -> None:
+    def _clear_answer_limit(self) -> None:
         if self._answer_limit is not None:
             self._answer_limit.cancel()
             self._answer_limit = None
+
+    def _stop_listening(self) -> None:
+        self._clear_answer_limit()
         self._waiting = None
         if self._channel is not None:
             self._channel.stop_listening()

@@ -171,7 +171,7 @@ class SaveOperation(JoinedOperation):
                 case stream_writer.PostcopyTransitionCallback(rc):
                     self._postcopy_transition_done(rc)
                 case stream_writer.Stopped(rc):
-                    self._do_join(self._join.stopped(Task.STREAM, rc))
+                    self._do_join(self._join.stopped(Task.STREAM, 0 if self._is_whole else rc))
                 case stream_writer.CheckpointCallback():
                     raise RuntimeError("a plain stream has no checkpoints")
 
@@ -225,6 +225,7 @@ class SaveOperation(JoinedOperation):
         try:
             if part is Part.POSTCOPY_TRANSITION_END:
                 self._parameters.on_transition()
+                self._past_return()
             limit = self._ctx.limits.stream_stall
             fd = self._parameters.request.io_fd
             faults, record = self._ctx.faults, _RECORDS.get(part)
@@ -353,11 +354,20 @@ class SaveOperation(JoinedOperation):
             self._transitioned = PostcopyTransitioned.DONE
         self._answer("postcopy_transition", 0 if rc else 1)
 
+    @property
+    def _is_whole(self) -> bool:
+        """The destination has told the helper that it has every page of a guest that runs there:
+        what goes wrong here after that is no failure of the migration's."""
+        done = self._transitioned is PostcopyTransitioned.DONE
+        result = self._helper_result
+        return done and result is not None and result.completed and not result.retval
+
     def _helper_done(self, result: HelperResult) -> None:
         self._helper_result = result
         rules = self._suspension and self._suspension.rules
+        rc = 0 if result.completed else Error.FAIL
         rc = save_rc(
-            result.rc or (0 if result.completed else Error.FAIL),
+            rc if self._is_whole else result.rc or rc,
             result.retval,
             guest_responded=bool(rules and rules.guest_responded),
             earlier_rc=self._earlier_rc,

@@ -45,6 +45,9 @@ class Controller:
         answer = self.answers[name]
         return answer(**fields) if callable(answer) else answer
 
+    def wait_for_ever(self) -> None:
+        """All answers are there at once."""
+
     def tell(self, name: str, **fields: int | str) -> None:
         self.told.append((name, fields))
 

@@ -219,8 +219,8 @@ class Case:
                 failures = {1, 4} if stages.given_back else {4}
                 if not all(map(_breaks_the_handshake, self.fired)):
                     effect = Effect.EITHER
-        elif stages.transition_heard and self.dead(THERE):
-            effect = Effect.EITHER
+        elif stages.whole_there or (stages.transition_heard and self.dead(THERE)):
+            effect = effect if effect is Effect.NONE else Effect.EITHER
         allowed = ways(effect, failures)
         if self.crashed_there:
             allowed |= {5}

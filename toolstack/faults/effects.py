@@ -60,6 +60,7 @@ _TIMEDOUT: Final = -9
 _ABORTED: Final = -22
 _FAILS: Final = frozenset({_FAIL})
 _LATE: Final = frozenset({_FAIL, _TIMEDOUT})
+_ALONE: Final = frozenset({_TIMEDOUT})
 OF_A_PEER: Final[Mapping[Side, frozenset[int]]] = {
     Side.SOURCE: _LATE,
     Side.DESTINATION: _LATE | {_ABORTED},
@@ -262,7 +263,9 @@ def _of_process(fault: Fault, limits: Limits, side: Side | None, *, alone: bool)
     if float(value or 0) <= short(limits) and fault.times.is_first:
         return _NONE
     if kind is actions.DELAY and float(value or 0) > sum(asdict(limits).values()):
-        return Expectation(Effect.FAILS, _SILENCE, _LATE)
+        # One that nobody listens to yet, or any more: a limit of its controller's ends it.
+        alone_with_it = fault.point.name in {START, EXIT}
+        return Expectation(Effect.FAILS, _SILENCE, _ALONE if alone_with_it else _LATE)
     return _EITHER
 
 

@@ -82,6 +82,7 @@ def _one_place(case: Case) -> Iterator[str]:
                 yield from (f"{when} {what}" for what in _half_done(guest))
                 yield from (f"{when} {what}" for what in _unsound(case, guest, side))
     yield from _both_ran(case)
+    yield from _given_up(case)
     if not evidence.last.running() and not case.guest_dies:
         yield from _lost(case)
 
@@ -121,6 +122,14 @@ def _both_ran(case: Case) -> Iterator[str]:
         yield "the guest was resumed at the source after it had run at the destination"
     elif case.stages.promised:
         yield "the guest was resumed at the source when it might run at the destination"
+
+
+def _given_up(case: Case) -> Iterator[str]:
+    """A guest that was whole at the destination stays there, whoever dies."""
+    last = case.evidence.last
+    there = last.places[THERE]
+    if case.stages.whole_there and not (there.guests or case.guest_dies or case.crashed_there):
+        yield f"the guest was whole at the destination, and was given up: {places(last)}"
 
 
 def _lost(case: Case) -> Iterator[str]:

@@ -23,6 +23,8 @@ class Stages:
         here, there = evidence.of(Side.SOURCE), evidence.of(Side.DESTINATION)
         self.transition_begun = self.transition_heard = self.go_said = self.ran_there = False
         self.transition_written = False
+        self.whole_there = False
+        """Every page of a guest that runs at the destination has come, by its helper's word."""
         self.told_failure = self.guest_asked = self.helper_failed = False
         self.given_back = False
         """The destination has said that it did not start the guest, and will not."""
@@ -46,6 +48,9 @@ class Stages:
             if at in there:
                 if what == "stream_read" and event.get("record") == "POSTCOPY_TRANSITION_END":
                     self.transition_begun = self.transition_heard = True
+                told = what == "callback" and event.get("name") == "complete"
+                if told and self.transition_heard and not event.get("retval", 0):
+                    self.whole_there = True
                 if what == "postcopy_resume_done" and event["rc"] == 0:
                     self.ran_there = True
                 if what == "handshake" and event["action"] == "report the start":

@@ -26,8 +26,8 @@ DIRTIED = "source/suspend:before-send=delay(0.5)"
 
 CAUGHT = [
     ("forgets-the-rc", "source/exit=kill", "live", r"migrate exited with 0"),
-    ("keeps-the-last-rc", "source/exit=stop", "live", r"rc -3 at the source; right is -9"),
-    ("skips-sigkill", "source/exit=stop", "live", r"1 helpers started at the source, 0"),
+    ("keeps-the-last-rc", "source/exit=delay(100000)", "live", r"rc -3 at the source; right is -9"),
+    ("skips-sigkill", "source/exit=delay(100000)", "live", r"1 helpers started at the source, 0"),
     ("completes-twice", KILLED, "live", r"1 helpers started at the source, 2"),
     ("resumes-after-a-transition", TRANSITIONED, "postcopy", r"exited with 1; right is 3"),
     ("resumes-after-go", REPORT_LOST, "live", r"two guests run"),
@@ -53,7 +53,7 @@ CAUGHT = [
     ("harms-the-source", BROKEN, "stop-and-copy", r"crashed|memory of .* is wrong"),
     ("hides-the-cause", MISUNDERSTOOD, "live", r"does not name the cause"),
     ("loses-dirty-pages", DIRTIED, "live", r"crashed|memory of .* is wrong"),
-    ("waits-without-an-end", "source/exit=stop", "live", r"did not end within"),
+    ("waits-without-an-end", "source/exit=delay(100000)", "live", r"did not end within"),
     ("gives-the-usual-rc", "guest/suspend=refuse", "save", r"rc -3 at the source; right is -8"),
     ("takes-a-known-state-for-undefined", KILLED, "live", r"exited with 4; right is 1"),
     ("sweeps-nothing", UNANSWERED, "save", r"temporary file was left after `recover`"),

@@ -35,7 +35,18 @@ pytestmark = pytest.mark.timeout(180)
         ("destination/log:before-send=drop", "stop-and-copy", ("destination/",), 1),
         ("hello=exit(0)", "live", ("source/", "destination/"), 1),
         ("destination/record.libxc.PAGE_DATA:read=reset", "stop-and-copy", ("destination/",), 1),
-        ("destination/complete:after-answer=kill", "postcopy", ("destination/",), 3),
+        # Past the transition, with every page there: the guest stays where it is whole.
+        ("destination/complete:after-answer=kill", "postcopy", ("destination/",), 0),
+        ("destination/exit=exit(3)", "postcopy", ("destination/",), 0),
+        ("source/complete:before-send=kill", "postcopy", ("source/",), 0),
+        ("source/exit=exit(3)", "postcopy", ("source/",), 0),
+        ("source.controller/complete:heard=drop", "postcopy", ("source.controller/",), 0),
+        # What is stopped is not dead.
+        ("source/start=stop", "live", ("source/",), 0),
+        ("source/suspend:after-send=stop", "save", ("source/",), 0),
+        ("destination/phase.postcopy-pages=stop", "postcopy", ("destination/",), 0),
+        ("destination.controller/handshake.go:heard=stop", "live", ("destination.c",), 0),
+        ("destination.controller/handshake.sync:before-send=stop", "postcopy", ("dest",), 0),
         ("controller/suspend:before-answer=fail(EIO)", "live", ("source.controller/",), 1),
         ("source.controller/complete:before-answer=fail(EIO)", "save", ("source.c",), 1),
         ("controller/suspend:heard=drop", "stop-and-copy", ("source.controller/",), 1),
@@ -188,7 +199,22 @@ def test_a_restore_that_fails_leaves_the_file_whole() -> None:
     assert (verdict.seen["exit code"], verdict.seen["restore's exit code"]) == (0, 1)
 
 
-def test_a_stopped_controller_is_given_up_and_recovered() -> None:
+@pytest.mark.parametrize(
+    ("plan", "mode"),
+    [
+        ("source.controller/complete:heard=kill", "postcopy"),
+        ("source.controller/complete:after-answer=kill", "postcopy"),
+        ("source.controller/record.libxl.END:write=kill", "postcopy"),
+    ],
+)
+def test_a_guest_that_is_whole_outlives_its_sender(plan: str, mode: str) -> None:
+    verdict = run(plan, mode)
+    assert verdict.holds, verdict.problems
+    assert verdict.seen["exit code"] == -9
+    assert verdict.seen["at the destination"] == "g (running)"
+
+
+def test_a_stopped_controller_is_killed_by_a_person_and_recovered() -> None:
     verdict = run("source.controller/complete:before-answer=stop", "stop-and-copy")
     assert verdict.holds, verdict.problems
     assert verdict.seen["exit code"] == -9
