@@ -154,8 +154,8 @@ ACTIONS: Final[Mapping[str, ActionKind]] = {
 }
 """Every action, by name."""
 
-KILL: Final = "kill"
-"""What is typed for die(KILL)."""
+DEATHS: Final[Mapping[str, str]] = {"kill": "KILL", "abort": "ABRT"}
+"""What is typed for die(SIGNAL): of a person's SIGKILL, and of an assertion in a library."""
 
 
 def admitted(point: Point) -> tuple[ActionKind, ...]:

@@ -31,9 +31,9 @@ from typing import Final, NamedTuple
 
 from ipc_schema.fault_actions import (
     ACTIONS,
+    DEATHS,
     DIE,
     GARBAGE,
-    KILL,
     Action,
     ActionKind,
     admitted,
@@ -113,8 +113,8 @@ class Fault(NamedTuple):
             if self.point.of == "page"
             else f"@{self.at}"
         )
-        killed = self.action == Action(DIE, "KILL")
-        action = KILL if killed else str(self.action)
+        deaths = {Action(DIE, signal): name for name, signal in DEATHS.items()}
+        action = deaths.get(self.action, str(self.action))
         return f"{where}{where and '/'}{self.point.name}{place}{self.times}={action}"
 
 
@@ -384,14 +384,14 @@ def _action(text: str, point: Point) -> Action:
     if match is None:
         raise PlanError(f"{text!r} is no action; want NAME or NAME(ARGUMENT), as exit(3)")
     name, argument = match["name"], match["argument"]
-    if name == KILL:
+    if name in DEATHS:
         if argument is not None:
-            raise PlanError("kill takes no argument; another signal is die(SIGNAL)")
-        name, argument = DIE.name, "KILL"
+            raise PlanError(f"{name} takes no argument; another signal is die(SIGNAL)")
+        name, argument = DIE.name, DEATHS[name]
     possible = admitted(point)
     kind = ACTIONS.get(name)
     if kind is None:
-        close = _close(name, [KILL, *(kind.name for kind in possible)])
+        close = _close(name, [*DEATHS, *(kind.name for kind in possible)])
         raise PlanError(f"there is no action {name!r}; {close}{_possible(point, possible)}")
     if kind not in possible:
         typed = match["name"]
@@ -400,7 +400,7 @@ def _action(text: str, point: Point) -> Action:
 
 
 def _possible(point: Point, possible: Sequence[ActionKind]) -> str:
-    names = [KILL] * (DIE in possible) + [str(kind) for kind in possible]
+    names = [*DEATHS] * (DIE in possible) + [str(kind) for kind in possible]
     return f"at {point} there are {', '.join(names)}"
 
 

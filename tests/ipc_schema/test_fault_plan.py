@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipc_schema import fault_plan
-from ipc_schema.fault_actions import ACTIONS, DIE, DROP, KILL, Action
+from ipc_schema.fault_actions import ACTIONS, DEATHS, DIE, DROP, Action
 from ipc_schema.fault_plan import Fault, Plan, PlanError, Times, parse
 from ipc_schema.fault_points import POINTS, Side, Who
 from tests.ipc_schema.fault_plans import plans
@@ -30,6 +30,8 @@ def point(name: str, who: Who = Who.HELPER) -> fault_plan.Point:
     ("text", "fault"),
     [
         ("suspend:before-send=kill", Fault(point("suspend:before-send"), Action(DIE, "KILL"))),
+        ("exit=abort", Fault(point("exit"), Action(DIE, "ABRT"))),
+        ("exit=die(sigabrt)", Fault(point("exit"), Action(DIE, "ABRT"))),
         ("exit=die(sigkill)", Fault(point("exit"), Action(DIE, "KILL"))),
         (
             " source.helper/log:before-send 30% = drop ",
@@ -109,11 +111,12 @@ def test_lines_comments_and_the_seed() -> None:
         ("log:before-send#0=drop", "# '0': want a whole number from 1"),
         ("log:before-send#0%=drop", "0%: want a probability above 0%"),
         ("log:before-send#101%=drop", "101%: want a probability"),
-        ("exit=kil", "there is no action 'kil'; close to it: kill; at exit there are kill, ex"),
+        ("exit=kil", "there is no action 'kil'; close to it: kill; at exit there are kill, ab"),
         ("exit=dropp", "there is no action 'dropp'; at exit there are"),
         ("log:after-send=drop", "drop cannot be done at log:after-send; at log:after-send there"),
         ("guest/suspend=kill", "kill cannot be done at guest/suspend; at guest/suspend there"),
         ("suspend:before-send=reorder", "reorder cannot be done at suspend:before-send"),
+        ("exit=abort(6)", "abort takes no argument; another signal is die(SIGNAL)"),
         ("exit=kill(9)", "kill takes no argument; another signal is die(SIGNAL)"),
         ("exit=exit", "exit needs an exit status from 0 to 255: exit(CODE)"),
         ("exit=exit()", "exit needs an exit status"),
@@ -189,4 +192,4 @@ def test_who_carries_what_out() -> None:
     assert of(Who.CONTROLLER, Side.SOURCE) == ["controller/reply:before-send=drop"]
     assert len(of(Who.CONTROLLER, Side.DESTINATION)) == 2
     assert of(Who.LINK) == of(Who.LINK, Side.SOURCE) == ["link/stream@0=cut"]
-    assert KILL not in ACTIONS
+    assert not DEATHS.keys() & ACTIONS.keys()

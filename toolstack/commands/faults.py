@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from ipc_schema import fault_actions, fault_plan
-from ipc_schema.fault_actions import KILL, ActionKind, on_pipe, sides
+from ipc_schema.fault_actions import DEATHS, ActionKind, on_pipe, sides
 from ipc_schema.fault_plan import Plan, PlanError, parse
 from ipc_schema.fault_points import POINTS, Point, Side
 from toolstack.commands.common import CommandError, UsageError, show
@@ -45,7 +45,7 @@ def show_points(arguments: argparse.Namespace) -> int:
             "sides": _names(point.sides),
             "on_pipe": point.on_pipe,
             "doc": point.doc,
-            "actions": [KILL] * (fault_actions.DIE in kinds) + [str(kind) for kind in kinds],
+            "actions": [*DEATHS] * (fault_actions.DIE in kinds) + [str(kind) for kind in kinds],
             "only": {
                 kind.name: {"sides": _names(sides(point, kind)), "on_pipe": on_pipe(point, kind)}
                 for kind in kinds
@@ -59,7 +59,8 @@ def show_points(arguments: argparse.Namespace) -> int:
         for point, kinds in _admitted():
             shown = [f"{kind}{_note(_limits_of(point, kind))}" for kind in kinds]
             print(f"{point}\n    {point.doc}{_note(_limits_of(point))}\n    {', '.join(shown)}")
-        print("\nkill is die(KILL). The actions:")
+        deaths = ", ".join(f"{name} is die({signal})" for name, signal in DEATHS.items())
+        print(f"\n{deaths}. The actions:")
         for kind in fault_actions.ACTIONS.values():
             print(f"  {kind!s:28} {kind.doc}")
         print(f"\n{fault_plan.__doc__}")

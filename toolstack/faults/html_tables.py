@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ipc_schema import fault_actions
-from ipc_schema.fault_actions import DIE, KILL, Action, ActionKind
+from ipc_schema.fault_actions import DEATHS, DIE, Action, ActionKind
 from ipc_schema.fault_points import POINTS, Kind, Point, Who
 from toolstack.faults.html_data import CLASSES, Entry
 from toolstack.faults.markup import Markup, tag
@@ -117,8 +117,9 @@ def _button(point: Point, kind: ActionKind, entries: Sequence[Entry]) -> Markup:
     worst = next(one for one in _WORST if one in kinds)
     said = ", ".join(f"{kinds.count(one)} {one}" for one in _WORST if one in kinds)
     # As it is typed, and looked for.
-    killed = any(entry.aim.action == Action(DIE, "KILL") for entry in entries)
-    name = f"{kind.name} ({KILL})" if killed else kind.name
+    done = {entry.aim.action for entry in entries}
+    deaths = [name for name, signal in DEATHS.items() if Action(DIE, signal) in done]
+    name = f"{kind.name} ({', '.join(deaths)})" if deaths else kind.name
     return tag(
         "button",
         GLYPHS[worst],

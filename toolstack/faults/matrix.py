@@ -76,13 +76,16 @@ def guest_for(plan: Plan, usual: Guest) -> Guest:
 
 _LITTLE: Final = 0.3
 """Seconds that nobody's limit ends."""
+_A_WHILE: Final = 2.5
+"""Seconds for which a process may be stopped, though no limit but those of the streams would
+outlast it."""
 _LONG: Final = 6.0
 """Seconds beyond the limit of a suspend (`run.FAULT_LIMITS`)."""
 
 _ARGUMENTS: Final[Mapping[ActionKind, Sequence[Value | None]]] = {
     actions.EXIT: (0, 3),
-    actions.DIE: ("KILL",),
-    actions.STOP: (None, _LITTLE),
+    actions.DIE: tuple(actions.DEATHS.values()),
+    actions.STOP: (None, _A_WHILE),
     actions.DELAY: (_LITTLE,),
     actions.SIGNAL: ("TERM",),
     actions.FAIL: ("EIO",),
@@ -185,9 +188,10 @@ def short(of: Sequence[Cell]) -> list[Cell]:
 def _touches(cell: Cell) -> set[Hashable]:
     """Its point, its action at this kind of point and in this mode, and the side of the mode."""
     point, action, side, *_ = cell.aim
+    done = str(action) if action.kind is actions.DIE else action.kind.name
     return {
         ("point", point.who, point.name),
-        ("action", point.who, point.kind, action.kind.name),
+        ("action", point.who, point.kind, done),
         ("mode", cell.mode, action.kind.name),
         ("side", cell.mode, side, point.who),
     }
