@@ -141,11 +141,15 @@ class Receiver:
     def last_words(self) -> str:
         """The last line that the receiver wrote to stderr, empty where it wrote none or where it
         writes to our own."""
+        return (self.words() or [""])[-1]
+
+    def words(self) -> list[str]:
+        """The lines that the receiver wrote to stderr; none where it writes to our own."""
         if self.complaints is None:
-            return ""
+            return []
         self.complaints.seek(0)
         lines = self.complaints.read().decode(errors="replace").strip().splitlines()
-        return lines[-1].removeprefix("xen-toolstack: ") if lines else ""
+        return [line.removeprefix("xen-toolstack: ") for line in lines]
 
     def dispose(self) -> None:
         self.close_link()

@@ -204,7 +204,7 @@ class _Sending:
         self._rc = 0
         self._reasons: list[str] = []
         self._name_there = name
-        self._words = ""
+        self._words: list[str] = []
         """What the receiver said of a migration that succeeded."""
         self._left_over = False
         self._streaming = False
@@ -473,8 +473,8 @@ class _Sending:
             self._ctx.trace.event("receiver ended", status=status)
             words = self._receiver.last_words() if status > 0 else ""
             if outcome is Outcome.SUCCESS:
-                self._words = self._receiver.last_words()
-            if outcome is not Outcome.SUCCESS and not self._refused:
+                self._words = self._receiver.words()
+            elif not self._refused:
                 if status < 0:
                     self._fail(Error.FAIL, f"the receiver was ended by signal {-status}")
                 elif words:
@@ -511,8 +511,7 @@ class _Sending:
                     f"what is left of the guest here was not destroyed: `recover {self._name}` "
                     "does that"
                 )
-            if self._options.debug and self._words:
-                warnings.append(f"destination: {self._words}")
+            warnings += [f"destination: {line}" for line in self._words]
         else:
             guest = self._guest_here()
         postcopy = None

@@ -71,14 +71,10 @@ def version_of(program: str) -> tuple[int, int, int]:
     """What `PROGRAM --version` says. Raises OSError where that cannot be had (ETIMEDOUT, too)."""
     import subprocess
 
+    from helper.hypervisors.xen.programs import run_patiently
+
     try:
-        ended = subprocess.run(
-            [program, "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=VERSION_SECONDS,
-            check=False,
-        )
+        ended = run_patiently([program, "--version"], VERSION_SECONDS)
     except subprocess.TimeoutExpired:
         what = f"{program} --version has not ended in {VERSION_SECONDS:g} s"
         raise TimeoutError(errno.ETIMEDOUT, what) from None

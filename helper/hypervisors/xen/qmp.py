@@ -13,6 +13,8 @@ import socket
 import time
 from typing import Any, Final, Self
 
+from ipc_schema.waits import Patience
+
 TIMEOUT: Final = 10.0
 """Seconds for one command, as libxl gives QEMU to switch its log-dirty mode."""
 
@@ -52,7 +54,7 @@ class Qmp:
                 raise OSError(
                     error.errno, f"no device model at {path}: {os.strerror(error.errno or 0)}"
                 ) from error
-            greeting = self._receive(time.monotonic() + timeout, "its greeting")
+            greeting = self._receive(Patience(timeout, time.monotonic()), "its greeting")
             if "QMP" not in greeting:
                 raise QmpError(errno.EPROTO, f"{path}: no QMP greeting: {str(greeting)[:200]}")
             self.execute("qmp_capabilities")
@@ -73,7 +75,7 @@ class Qmp:
         if arguments:
             request["arguments"] = arguments
         data = json.dumps(request).encode() + b"\r\n"
-        deadline = time.monotonic() + self._timeout
+        patience = Patience(self._timeout, time.monotonic())
         try:
             self._socket.settimeout(self._timeout)
             sent = socket.send_fds(self._socket, [data], [fd] if fd >= 0 else [])
@@ -84,7 +86,7 @@ class Qmp:
         except BrokenPipeError:
             raise self._gone(command) from None
         while True:
-            answer = self._receive(deadline, command)
+            answer = self._receive(patience, command)
             if "event" in answer:
                 continue
             if answer.get("id") != self._last_id:
@@ -93,19 +95,18 @@ class Qmp:
                 raise QmpError(errno.EIO, f"device model: {command}: {_text(answer['error'])}")
             return answer.get("return")
 
-    def _receive(self, deadline: float, what: str) -> dict[str, Any]:
+    def _receive(self, patience: Patience, what: str) -> dict[str, Any]:
         """The next message, an object in one line."""
         while b"\n" not in self._input:
             if len(self._input) > MAX_MESSAGE:
                 raise QmpError(errno.EPROTO, f"{self._path}: over {MAX_MESSAGE} octets of message")
-            left = deadline - time.monotonic()
-            if left <= 0:
+            if patience.look(time.monotonic()):
                 raise self._late(what)
             try:
-                self._socket.settimeout(left)
+                self._socket.settimeout(patience.wait)
                 octets = self._socket.recv(1 << 16)
             except TimeoutError:
-                raise self._late(what) from None
+                continue
             if not octets:
                 raise self._gone(what)
             self._input += octets

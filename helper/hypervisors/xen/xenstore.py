@@ -17,6 +17,9 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Final, NamedTuple, Self, TypeVar
 
+from helper.patience import poll_milliseconds
+from ipc_schema.waits import Patience
+
 T = TypeVar("T")
 
 TIMEOUT: Final = 5.0
@@ -141,7 +144,7 @@ class Xenstore:
     def transact(self, work: Callable[[int], T]) -> T:
         """Do `work` in a transaction, again where another one came between; it must not have
         effects elsewhere. Raises TimeoutError where that goes on for ever."""
-        deadline = time.monotonic() + self._timeout
+        patience = Patience(self._timeout, time.monotonic())
         while True:
             transaction = int(self._ask(_Type.TRANSACTION_START, b"\0").rstrip(b"\0"))
             try:
@@ -152,7 +155,7 @@ class Xenstore:
             try:
                 self._ask(_Type.TRANSACTION_END, b"T\0", transaction)
             except BlockingIOError:
-                if time.monotonic() < deadline:
+                if not patience.look(time.monotonic()):
                     continue
                 raise TimeoutError(errno.ETIMEDOUT, "a xenstore transaction never fits") from None
             return result
@@ -179,13 +182,13 @@ class Xenstore:
             raise OSError(errno.E2BIG, f"xenstore: {len(payload)} octets for {what}")
         self._request_id = (self._request_id + 1) & 0xFFFFFFFF
         request = _HEADER.pack(kind, self._request_id, transaction, len(payload)) + payload
-        deadline = time.monotonic() + self._timeout
-        self._send(request, deadline, what)
+        patience = Patience(self._timeout, time.monotonic())
+        self._send(request, patience, what)
         while True:
             message = self._next_message()
             if message is None:
                 if not self._receive():
-                    self._wait(select.POLLIN, deadline, what)
+                    self._wait(select.POLLIN, patience, what)
                 continue
             answered, request_id, answer = message
             if answered == _Type.WATCH_EVENT:
@@ -201,13 +204,13 @@ class Xenstore:
                 raise _error(answer, kind, what)
             return answer
 
-    def _send(self, data: bytes, deadline: float, what: str) -> None:
+    def _send(self, data: bytes, patience: Patience, what: str) -> None:
         left = memoryview(data)
         while left:
             try:
                 left = left[os.write(self._fd, left) :]
             except BlockingIOError:
-                self._wait(select.POLLOUT, deadline, what)
+                self._wait(select.POLLOUT, patience, what)
 
     def _receive(self) -> bool:
         """Take what has come; False where nothing has."""
@@ -220,13 +223,14 @@ class Xenstore:
         self._input += octets
         return True
 
-    def _wait(self, events: int, deadline: float, what: str) -> None:
+    def _wait(self, events: int, patience: Patience, what: str) -> None:
         self._poll.register(self._fd, events)
-        left = deadline - time.monotonic()
-        if left <= 0 or not self._poll.poll(left * 1000):
-            raise TimeoutError(
-                errno.ETIMEDOUT, f"xenstored has not answered for {self._timeout:g} s ({what})"
-            )
+        while not patience.look(time.monotonic()):
+            if self._poll.poll(poll_milliseconds(patience.wait)):
+                return
+        raise TimeoutError(
+            errno.ETIMEDOUT, f"xenstored has not answered for {self._timeout:g} s ({what})"
+        )
 
     def _next_message(self) -> tuple[int, int, bytes] | None:
         if len(self._input) < _HEADER.size:

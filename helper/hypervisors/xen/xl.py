@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from helper.hypervisors.xen.libraries import abi_version
+from helper.hypervisors.xen.programs import run_patiently
 
 TIMEOUT: Final = 60.0
 """Seconds for one command; the end of an HVM domain with its devices takes the longest."""
@@ -43,13 +44,7 @@ def run(*arguments: str, timeout: float = TIMEOUT) -> bytes:
     TimeoutError where it takes longer than `timeout` seconds: then it was killed."""
     what = f"xl {' '.join(arguments)}"
     try:
-        ended = subprocess.run(
-            [program(), *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout,
-            check=False,
-        )
+        ended = run_patiently([program(), *arguments], timeout)
     except subprocess.TimeoutExpired:
         raise TimeoutError(errno.ETIMEDOUT, f"{what} has not ended in {timeout:g} s") from None
     if ended.returncode:
