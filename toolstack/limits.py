@@ -20,7 +20,7 @@ class Limits:
 
     helper_start: float = 10.0
     """From a helper's start to its `hello`."""
-    stopped: float = 30.0
+    stopped: float = 20.0
     """For how long a helper, or a receiver on this machine, may be stopped by a signal: it is let
     go on then."""
     callback: float = 120.0

@@ -23,7 +23,7 @@ from tests.waiting import wait_for
 from tests.whole.stage import TOOLSTACK
 
 MEMORY: Final = 16 << 20
-STOPPED: Final = 4.0
+STOPPED: Final = 5.0
 """Seconds: beyond each limit but those of the streams."""
 LIMITS: Final = {
     "helper_start": 3,
