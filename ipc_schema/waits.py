@@ -21,13 +21,15 @@ LOOK: Final = 0.25
 
 _STEPS: Final = 16
 _LONGEST_STEP: Final = 1.0
+_COUNTED: Final = 2
+"""Steps that pass between two looks of a process that runs, at most."""
 _TOLD_FROM: Final = 1.0
 
 
 class Patience:
     """How much of `limit` seconds (0: no limit) is used up.
 
-    Looked at in steps; what lies between two looks counts as two steps at most, since a process
+    Looked at in steps; what lies between two looks counts as two of them at most, since a process
     that is late for its look did not run. Times are those of a monotonic clock, in seconds.
     """
 
@@ -47,7 +49,7 @@ class Patience:
         """Whether the limit is over. What has passed since the last look does not count where
         whoever is waited for stood still himself."""
         if counts:
-            self.spent += min(now - self._looked, 2 * self._step)
+            self.spent += min(now - self._looked, _COUNTED * self._step)
         self._looked = now
         return self.spent >= self._limit
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 from toolstack.cancellation import spawn
-from toolstack.standstill import family, session_stands_still
+from toolstack.standstill import ChildWatch, family, session_stands_still
 
 _PF_EXITING: Final = 0x4
 """Linux's include/linux/sched.h."""
@@ -26,8 +26,9 @@ class HelperProcess:
 
     `environment` is added to ours. `line` hears each line of its stderr, `ended` is awaited once
     with its exit status (negative: the signal), when it is reaped and its stderr was read.
-    `ignores_sigpipe`: it hears of a pipe that nobody reads by EPIPE, as a helper does that libxl
-    starts (its callers ignore the signal): its error path is not to be cut off.
+    Where it is stopped it is let go on after `stopped_limit` seconds, and `stood_still` hears for
+    how long it was. `ignores_sigpipe`: it hears of a pipe that nobody reads by EPIPE, as a helper
+    does that libxl starts (its callers ignore the signal): its error path is not to be cut off.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class HelperProcess:
         environment: Mapping[str, str],
         line: Callable[[str], None],
         ended: Callable[[int], Coroutine[Any, Any, None]],
+        stopped_limit: float,
+        stood_still: Callable[[float], object],
         ignores_sigpipe: bool = True,
     ) -> None:
         """Start it. Raises OSError."""
@@ -71,6 +74,7 @@ class HelperProcess:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._stderr.fileno(), self._read_stderr)
         self._loop.add_reader(self._pidfd, self._reap)
+        self._stops = ChildWatch(self.pid, stopped_limit, stood_still)
         self._task: asyncio.Task[None] | None = None
 
     def terminate(self) -> None:
@@ -113,6 +117,7 @@ class HelperProcess:
     def _reap(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
+        self._stops.cancel()
         status = self._process.wait()
         self._read_stderr()
         self._close_stderr()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,7 @@ from toolstack.helper_request import OwnHelper
 from toolstack.operation import Report, rc_of
 from toolstack.patience import patience
 from toolstack.restore_operation import RestoreParameters, RestoreResult
+from toolstack.standstill import tell
 from toolstack.stream_relay import StreamRelay, make_pipe
 
 if TYPE_CHECKING:
@@ -115,6 +117,8 @@ class HostRestore:
                 environment=environment,
                 line=self._line,
                 ended=self._ended,
+                stopped_limit=self._ctx.limits.stopped,
+                stood_still=partial(tell, self._ctx, self._program.command[0]),
                 ignores_sigpipe=False,
             )
         finally:

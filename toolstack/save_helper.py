@@ -39,7 +39,6 @@ from toolstack.helper_run import Action, Event, HelperRun, Phase
 from toolstack.helper_watch import HelperWatch
 from toolstack.limits import Limits
 from toolstack.patience import Timer
-from toolstack.standstill import ChildWatch
 
 if TYPE_CHECKING:
     from toolstack.faults.controller_faults import ControllerFaults
@@ -98,7 +97,6 @@ class SaveHelper:
         """Of the phase that it is in."""
         self._answer_limit: Timer | None = None
         self._waits_for_ever = request.stream_type is not StreamType.PLAIN
-        self._stops: ChildWatch | None = None
         self._tell_stop = stood_still
         self._last_words = ""
         self._reaped = False
@@ -134,6 +132,8 @@ class SaveHelper:
                 environment=self._launch.environment(),
                 line=self._stderr_line,
                 ended=self._exited,
+                stopped_limit=self._limits.stopped,
+                stood_still=self._tell_stop,
             )
         except OSError as error:
             self._event(Event.START_FAILED, f"cannot start the save helper: {error}")
@@ -143,7 +143,6 @@ class SaveHelper:
                 if fd >= 0:
                     os.close(fd)
         self._trace.event("helper started", helper=self._process.pid)
-        self._stops = ChildWatch(self._process.pid, self._limits.stopped, self._tell_stop)
         self._event(Event.STARTED)
         self._channel.listen()
 
@@ -294,8 +293,6 @@ class SaveHelper:
     async def _exited(self, status: int) -> None:
         assert self._channel is not None
         self._reaped = True
-        if self._stops is not None:
-            self._stops.cancel()
         self._trace.event("helper ended", status=status)
         await self._channel.heard_out(_HEARD_OUT_LIMIT)
         self._do(self._run.exited(status, self._last_words))

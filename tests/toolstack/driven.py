@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import math
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from ipc_schema import waits
 from ipc_schema.messages import CATALOGUE, Answer, Message
 from ipc_schema.trace import Trace
 from ipc_schema.turn_taking import PipeControllerEnd, TurnError
@@ -70,9 +72,9 @@ class Waiting:
         self.action = action
         self._world = world
         self._done = done
-        self._timer = world.loop.call_later(
-            limit, self.fail, TimeoutError(f"{what}: nothing for {limit:g} s")
-        )
+        self.without_limit = not limit
+        late = TimeoutError(f"{what}: nothing for {limit:g} s")
+        self._timer = world.loop.call_later(limit or math.inf, self.fail, late)
         world.waiting.append(self)
 
     def _over(self) -> None:
@@ -243,6 +245,8 @@ class World:
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.loop.set_exception_handler(self._fault)
         self._patch = pytest.MonkeyPatch()
+        # Its clock goes on by leaps, in which it does run.
+        self._patch.setattr(waits, "_COUNTED", math.inf)
         self._patch.setattr(blocking, "call", self._call)
         self._patch.setattr(fd_io, "start_write", self._start_write)
         self._patch.setattr(fd_io, "read_exactly", self._read_exactly)

@@ -76,9 +76,14 @@ TO_REPORT = (*TO_STREAM, OK, OK, OK, OK)
         ),
         pytest.param((*TO_REPORT, FAILED), [Sender.UNDEFINED], id="the link is lost after GO"),
         pytest.param(
-            (*TO_STREAM, Event.FAILED_AFTER_TRANSITION, OK),
-            [Sender.RENAME_INCONSISTENT, Sender.POSTCOPY_FAILED],
+            (*TO_STREAM, Event.FAILED_AFTER_TRANSITION, FAILED, OK),
+            [Sender.LOOK_FOR_SYNC, Sender.RENAME_INCONSISTENT, Sender.POSTCOPY_FAILED],
             id="failed after the postcopy transition",
+        ),
+        pytest.param(
+            (*TO_STREAM, Event.FAILED_AFTER_TRANSITION, OK, OK),
+            [Sender.LOOK_FOR_SYNC, Sender.DESTROY, Sender.SUCCESS],
+            id="failed here when the destination had all of it",
         ),
         pytest.param(
             (*TO_STREAM, Event.TRANSITIONED, OK, OK),
@@ -208,6 +213,10 @@ class World:
                 event = Event.FAILED
             else:
                 return False
+        elif state is Sender.LOOK_FOR_SYNC:
+            if not (self.receiver.ended or self.fails()):
+                return False
+            event = OK if self.to_sender[-1:] == ["sync"] else FAILED
         elif state is Sender.RUN_STREAM:
             assert self.accepted
             self.source = "suspended"
@@ -245,6 +254,10 @@ class World:
                 # The guest may have run before a failure, too.
                 self.destination = "running"
                 event = event if event is FAILED else Event.RESUMED
+            elif self.streamed is Event.FAILED_AFTER_TRANSITION and self.draw(st.booleans()):
+                # It had come whole before the sender failed.
+                self.destination = "running"
+                event = Event.RESUMED
             elif self.streamed is not OK:
                 event = FAILED
             else:

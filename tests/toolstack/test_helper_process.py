@@ -29,6 +29,8 @@ def sleeping(*, ignores_sigpipe: bool = True) -> tuple[HelperProcess, asyncio.Fu
         environment={},
         line=lambda _line: None,
         ended=end,
+        stopped_limit=20,
+        stood_still=lambda _seconds: None,
         ignores_sigpipe=ignores_sigpipe,
     )
     return process, ended
