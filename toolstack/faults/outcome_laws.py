@@ -73,7 +73,7 @@ def _told(case: Case) -> Iterator[str]:
 def _rc(case: Case, rc: int) -> Iterator[str]:
     """The operation's code where it has failed; else that of what followed it."""
     codes = [event["rc"] for event in case.evidence.named("save_ended", HERE) if event["rc"]]
-    if codes and rc != codes[0]:
+    if codes and rc != codes[0] and not (rc == 0 and case.stages.whole_there):
         yield f"it says rc {rc}, and the save's was {codes[0]}"
     right = case.rcs(HERE)
     if rc and not codes and right and rc not in right:
