@@ -17,7 +17,7 @@ from tests.toolstack.stage import Hosts, toolstack
 
 MIGRATION_KEYS = {
     "outcome", "rc", "mode", "postcopy_transitioned", "rounds", "pages_sent", "bytes_sent",
-    "total_seconds", "downtime_seconds", "postcopy", "guest",
+    "total_seconds", "downtime_seconds", "stopped_seconds", "postcopy", "guest",
 }  # fmt: skip
 
 
