@@ -19,10 +19,7 @@ from helper.precopy_limits import limited_policy
 from helper.reporter import Reporter
 from ipc_schema.libxc_record_types import VERSION, RecordType, record_number
 from ipc_schema.messages import PrecopyPolicy
-from ipc_schema.precopy_rule import PrecopyLimits
-
-SPP_MAX_ITERATIONS = 5
-SPP_TARGET_DIRTY_COUNT = 50
+from ipc_schema.precopy_rule import PrecopyLimits, decide
 
 UNKNOWN = -1
 """A dirty count that is not known while a round is under way."""
@@ -36,9 +33,7 @@ _U32 = 2**32 - 1
 def simple_precopy_policy(iteration: int, total_written: int, dirty_count: int) -> PrecopyPolicy:
     """libxenguest's own, where the controller has none: few pages are dirty, or enough rounds."""
     del total_written
-    if 0 <= dirty_count < SPP_TARGET_DIRTY_COUNT or iteration >= SPP_MAX_ITERATIONS:
-        return PrecopyPolicy.STOP_AND_COPY
-    return PrecopyPolicy.CONTINUE_PRECOPY
+    return decide(PrecopyLimits(), iteration, dirty_count, None).policy
 
 
 def precopy_policy(

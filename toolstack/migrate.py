@@ -7,11 +7,9 @@ import errno
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from helper.hypervisors import XEN
 from ipc_schema import xl_handshake, xl_header
@@ -36,6 +34,12 @@ from toolstack.failure import message_of
 from toolstack.handshake import INTERRUPTIBLE, Event, Sender
 from toolstack.helper_request import Statistics
 from toolstack.journal import Journal, Promise, Role
+from toolstack.migrate_options import (
+    CommandDestination,
+    Destination,
+    HostDestination,
+    MigrateOptions,
+)
 from toolstack.outcome import (
     GuestResult,
     MigrationResult,
@@ -43,7 +47,7 @@ from toolstack.outcome import (
     PostcopyResult,
     outcome_of,
 )
-from toolstack.precopy_policy import DEFAULT_PRECOPY, MemoryStrategy, PrecopyLimits
+from toolstack.precopy_policy import MemoryStrategy
 from toolstack.recover import recover
 from toolstack.settle import (
     DEAD,
@@ -58,73 +62,12 @@ from toolstack.talk import Talk
 if TYPE_CHECKING:
     from helper.hypervisors.interface import DomainSummary, GuestReport, Host
 
+__all__ = ["CommandDestination", "Destination", "HostDestination", "MigrateOptions", "migrate"]
+
 LONG_DOWNTIME = 1.0
 """Seconds of standing still that a person is told of."""
 FIRST_STEP_LIMIT = 10.0
 """Seconds after its start for a guest to take its first step, and be asked about it."""
-
-
-@dataclass(frozen=True)
-class HostDestination:
-    """A host on this machine; its receiver is started with `arguments` after `receive`."""
-
-    directory: Path
-    host: Host
-    arguments: Sequence[str] = ()
-
-    def __str__(self) -> str:
-        return str(self.directory)
-
-
-@dataclass(frozen=True)
-class CommandDestination:
-    """A command that talks to a receiver through its stdin and stdout, as `ssh` does."""
-
-    command: str
-
-    def __str__(self) -> str:
-        return self.command
-
-
-Destination = HostDestination | CommandDestination
-
-
-@dataclass(frozen=True)
-class MigrateOptions:
-    """How to migrate; `bandwidth` in bytes a second, 0 for no limit. `paused`: the guest stays
-    paused at the destination. `config`: what is sent in the place of the domain's own
-    configuration. `debug`: SUSPEND_DEBUG, all memory is sent again and compared.
-
-    Raises ValueError for what cannot be together.
-    """
-
-    strategy: MemoryStrategy = MemoryStrategy.DEFAULT
-    precopy: PrecopyLimits = DEFAULT_PRECOPY
-    bandwidth: int = 0
-    paused: bool = False
-    config: Mapping[str, Any] | None = None
-    debug: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises TypeError, ValueError."""
-        arguments.instance("strategy", self.strategy, MemoryStrategy)
-        arguments.instance("precopy", self.precopy, PrecopyLimits)
-        arguments.bandwidth(self.bandwidth)
-        if self.strategy is not MemoryStrategy.POSTCOPY:
-            return
-        for name, given, why in (
-            ("paused", self.paused, "a guest runs before all its memory is there"),
-            ("debug", self.debug, "a guest that runs has other memory already"),
-            ("abort_after", self.precopy.abort_after is not None, "it ends always"),
-        ):
-            if given:
-                raise ValueError(f"postcopy cannot be with {name}: {why}")
-
-    @property
-    def mode(self) -> str:
-        if self.strategy is MemoryStrategy.POSTCOPY:
-            return "postcopy"
-        return "precopy" if self.precopy.max_rounds else "stop-and-copy"
 
 
 async def migrate(
