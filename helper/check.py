@@ -8,6 +8,7 @@ from typing import Final
 
 from helper.channel import CONTEXT
 from helper.command_line import xen_here
+from helper.hypervisors.xen.restored_model import UNCHECKED
 from helper.settings import (
     ANSWER_LIMIT,
     CONFIG,
@@ -79,6 +80,10 @@ def _wrong_values(found: Found) -> Iterator[str]:
         yield line("dialect", f"want one of {known}: every save fails")
     if settings.faults and (problem := _faults_problem(settings.faults)):
         yield line("faults", f"{problem}: every save fails")
+    if settings.device_model not in ("", UNCHECKED) and not os.access(
+        settings.device_model, os.X_OK
+    ):
+        yield line("device_model", f"want a program's path, or {UNCHECKED}: libxl starts no such")
     directory = settings.hypervisor.removeprefix("sim:")
     if settings.hypervisor != "xen" and (
         directory == settings.hypervisor or not os.path.isdir(directory)

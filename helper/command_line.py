@@ -43,7 +43,9 @@ else). So is a trace that cannot be written:
                                     of libxl, where the arguments do not tell
   XEN_SAVE_HELPER_HYPERVISOR        xen (the default), or sim:DIRECTORY for a simulated host
   XEN_SAVE_HELPER_DEVICE_MODEL      device_model_override of the HVM guests that are restored here,
-                                    of which the helper is not told (unchecked: it looks at none)
+                                    of which the helper is not told (unchecked: it looks at none);
+                                    beside it, XEN_SAVE_HELPER_QEMU as a variable alone: what the
+                                    device model xen-save-helper-qemu starts
 The precopy policy of a live migration, where the toolstack has none (libxl has none) and any of
 these is set; libxenguest's own is 5 rounds or fewer than 50 dirty pages:
   XEN_SAVE_HELPER_MAX_ITERATIONS    rounds before the guest is stopped (5)

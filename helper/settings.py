@@ -20,6 +20,9 @@ ENVIRONMENT: Final = "environment"
 _FAMILY: Final = "XEN_SAVE"
 """With this begins what is meant for us, be it misspelt."""
 
+_OTHERS: Final = (CONFIG, f"{PREFIX}QEMU")
+"""Variables that are no settings: where these are, and one of `helper.qemu_wrapper`."""
+
 ANSWER_LIMIT: Final = 600.0
 """Seconds that a callback may stay unanswered where nothing else is set."""
 
@@ -86,7 +89,7 @@ def _of_environment(environ: Mapping[str, str], problems: list[str]) -> dict[str
     for name, text in environ.items():
         if name in _KINDS and text:
             given[name] = Given(ENVIRONMENT, text)
-        elif name.upper().startswith(_FAMILY) and text and name not in (*_KINDS, CONFIG):
+        elif name.upper().startswith(_FAMILY) and text and name not in (*_KINDS, *_OTHERS):
             problems.append(_unknown(ENVIRONMENT, name))
     return given
 

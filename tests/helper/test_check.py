@@ -67,6 +67,7 @@ def test_an_events_file_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
         ("FAULTS", "@/nonexistent/plan", "No such file or directory"),
         ("DIALECT", "klingon", "want one of mainline"),
         ("HYPERVISOR", "kvm", "want xen, or sim: and a host's directory: every save fails"),
+        ("DEVICE_MODEL", "/nonexistent/qemu", "want a program's path, or unchecked"),
         ("CONFIG", "/nonexistent/conf", "there is no such file"),
     ],
 )

@@ -130,6 +130,10 @@ def test_a_misspelt_variable_is_told_of(name: str, near: str) -> None:
     )
 
 
+def test_the_device_model_wrappers_variable_is_no_misspelt_one() -> None:
+    assert found_in(QEMU="/usr/bin/qemu-system-i386").problems == ()
+
+
 def test_a_misspelt_variable_that_is_empty_is_none() -> None:
     assert found_in(EVNTS="").problems == ()
 
