@@ -27,7 +27,8 @@ _PARENT: Final = os.getppid()
 
 def controller_stands_still() -> bool:
     """Whether the process that has started us, a toolstack, is stopped: it is not dead, and what it
-    owes us it owes when it goes on."""
+    owes us it owes when it goes on. Not to be asked where no limit hangs on it: the octets that are
+    read here look like work to whoever watches us."""
     try:
         with open(f"/proc/{_PARENT}/stat", "rb") as file:
             return is_stopped(file.read())

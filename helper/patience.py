@@ -35,6 +35,6 @@ def poll_patiently(
     patience = Patience(limit, time.monotonic())
     while not (ready := poll.poll(poll_milliseconds(patience.wait))):
         look()
-        if patience.look(time.monotonic(), counts=not stopped()):
+        if limit and patience.look(time.monotonic(), counts=not stopped()):
             break
     return ready

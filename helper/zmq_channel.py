@@ -213,5 +213,7 @@ class ZmqChannel:
 def _limit(seconds: float) -> Callable[[], bool]:
     """To be asked at each look whether so many `seconds` (0: no limit) are over, in which this
     process ran and the controller was not stopped."""
+    if not seconds:
+        return lambda: False
     patience = Patience(seconds, time.monotonic())
     return lambda: patience.look(time.monotonic(), counts=not controller_stands_still())

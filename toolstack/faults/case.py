@@ -197,8 +197,11 @@ class Case:
 
     def killed(self, side: Side) -> bool:
         """The controller at a side may have been ended from outside: by its peer, or by us."""
-        late = any(one.late for one in self.commands)
-        return late or (side is THERE and self.dead(HERE))
+        if any(one.late for one in self.commands):
+            return True
+        ended = self.evidence.named("receiver ended", HERE)
+        by_its_peer = any(not 0 <= event["status"] <= 128 for event in ended)
+        return side is THERE and (by_its_peer or self.dead(HERE))
 
     @cached_property
     def allowed(self) -> set[int]:

@@ -76,7 +76,7 @@ _GONE: Final = (
 )
 """What either end says of another that has gone. 254: the helper takes its controller for gone."""
 _SILENCE: Final = (
-    rf"{_GONE}|the helper has (been stopped|done nothing) for|has not come to (hello|its end)|"
+    rf"{_GONE}|the helper has (done|said) nothing\b|has not come to (hello|its end)|"
     r"did not (come|take \w.*) within|no answer to \w+ within|no postcopy page for|"
     r"stream.* stands? still|the other side has (taken|sent) nothing for|"
     r"closed (it|the link) before"
@@ -88,7 +88,7 @@ _BROKEN: Final = (
 )
 """A stream, channel or link, and what became of it."""
 _UNANSWERED: Final = (
-    rf"no answer to|has not come to|did not say|stream.* stands? still|{_GONE}|"
+    rf"no answer to|has not come to|did not say|has said nothing|stream.* stands? still|{_GONE}|"
     r"without (providing results|signalling completion)"
 )
 _MISUNDERSTOOD: Final = rf"broke the protocol|the controller refused|{_GONE}"
