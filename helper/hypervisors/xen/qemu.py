@@ -55,7 +55,7 @@ def started_by_wrapper(environ: Mapping[str, str]) -> str:
         raise FileNotFoundError(
             errno.ENOENT, f"no QEMU at {', '.join(PACKAGED)}: name it in {PROGRAM_VARIABLE}"
         )
-    if is_wrapper(os.path.realpath(given)):
+    if is_wrapper(given):
         raise FileNotFoundError(
             errno.ENOENT,
             f"{PROGRAM_VARIABLE}={given} is the wrapper itself: name QEMU's own program",
@@ -64,7 +64,8 @@ def started_by_wrapper(environ: Mapping[str, str]) -> str:
 
 
 def is_wrapper(program: str) -> bool:
-    return os.path.basename(program) == WRAPPER
+    """Also where it has been put in the place of another program, as a link."""
+    return WRAPPER in (os.path.basename(program), os.path.basename(os.path.realpath(program)))
 
 
 def version_of(program: str) -> tuple[int, int, int]:

@@ -67,8 +67,8 @@ def choose(config: Mapping[str, Any]) -> Choice:
             )
         return Choice(chosen, named)
     packaged = qemu.packaged()
-    if packaged is None:
-        # libxl will say so.
+    if packaged is None or qemu.is_wrapper(packaged):
+        # libxl will say so, or it will do.
         return Choice(chosen, named)
     try:
         refusal = _refusal(packaged)

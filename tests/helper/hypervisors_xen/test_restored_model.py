@@ -93,6 +93,17 @@ def test_a_configuration_that_has_the_wrapper_keeps_it_where_it_is_needed(
             assert choice == (config(), "", "")
 
 
+def test_a_wrapper_in_the_packaged_ones_place_will_do(
+    qemu_is: Qemu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(qemu.PROGRAM_VARIABLE, qemu_is(NEW, "diverted-qemu"))
+    link = tmp_path / "xen-qemu-system-i386"
+    link.symlink_to(WRAPPER)
+    monkeypatch.setattr(qemu, "PACKAGED", (str(link),))
+    assert choose(config()) == (config(), "", "")
+    assert checked(tmp_path, monkeypatch) == ""
+
+
 def test_another_qemu_of_the_configurations_own_is_looked_at(
     packaged_is: Callable[[str], str], qemu_is: Qemu
 ) -> None:
