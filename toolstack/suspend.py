@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from toolstack.limits import Limits
 
 
-GONE: Final = "the domain is gone: it was destroyed"
 PAUSED: Final = "the guest is paused, and cannot suspend: unpause it first"
 
 
@@ -172,7 +171,7 @@ class GuestSuspension:
                 self._limits.callback, self._host.suspend_request, self._domid
             )
         except ProcessLookupError:
-            return Finished(Error.FAIL, GONE)
+            return Finished(Error.FAIL, self._gone())
         except OSError as error:
             # What took too long may have its effect yet.
             self.rules.may_suspend = isinstance(error, TimeoutError)
@@ -230,10 +229,13 @@ class GuestSuspension:
             actions += self.rules.abort(self._abort_rc)
         return actions
 
+    def _gone(self) -> str:
+        return f"domain {self._domid} is gone: it was destroyed"
+
     def _how_it_ended(self) -> str:
         match state_of(self._host, self._domid):
             case None:
-                return GONE
+                return self._gone()
             case "shut down":
                 return "the guest has shut itself down"
         return "the guest has crashed"
