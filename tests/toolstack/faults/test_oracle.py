@@ -12,6 +12,7 @@ from tests.toolstack.faults.runs import run
 HERE = Path(__file__).parent / "mutants"
 
 KILLED = "suspend:before-answer=kill"
+LOST = "source/postcopy_transition:before-send=drop"
 TRANSITIONED = "source/record.libxc.POSTCOPY_PAGE_DATA:write=cut"
 REPORT_LOST = "link/back@100=cut"
 FOREIGN = "source/record.libxc.X86_TSC_INFO:write=wrong-number"
@@ -53,7 +54,8 @@ CAUGHT = [
     ("harms-the-source", BROKEN, "stop-and-copy", r"crashed|memory of .* is wrong"),
     ("hides-the-cause", MISUNDERSTOOD, "live", r"does not name the cause"),
     ("loses-dirty-pages", DIRTIED, "live", r"crashed|memory of .* is wrong"),
-    ("waits-without-an-end", "source/exit=delay(100000)", "live", r"did not end within"),
+    ("waits-without-an-end", LOST, "postcopy", r"did not end within"),
+    ("lets-nobody-go-on", "source/exit=stop", "live", r"did not end within"),
     ("gives-the-usual-rc", "guest/suspend=refuse", "save", r"rc -3 at the source; right is -8"),
     ("takes-a-known-state-for-undefined", KILLED, "live", r"exited with 4; right is 1"),
     ("sweeps-nothing", UNANSWERED, "save", r"temporary file was left after `recover`"),

@@ -66,6 +66,11 @@ def waits_without_an_end(module: Any) -> None:
     module.SaveHelper._watch = lambda _self: None
 
 
+@mutant("toolstack.standstill")
+def lets_nobody_go_on(module: Any) -> None:
+    module.let_go_on = lambda _leader: None
+
+
 @mutant("toolstack.stream_writer")
 def gives_the_usual_rc(module: Any) -> None:
     """Also where the guest has not answered."""
