@@ -1,4 +1,5 @@
-"""Walk a stream, record by record: an xl file, a libxl stream or a bare libxc stream.
+"""Walk a stream, record by record: an xl file, one of `virsh save`, a libxl stream or a bare libxc
+stream.
 
 The layers hand the stream to one another as they do in Xen: LIBXC_CONTEXT gives it to libxc until
 its END; CHECKPOINT and POSTCOPY_TRANSITION give it back to libxl until CHECKPOINT_END and
@@ -14,11 +15,25 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, BinaryIO, Final
 
-from ipc_schema import cpu_features, libxc_stream, libxl_stream, records, xl_header
+from ipc_schema import (
+    cpu_features,
+    libvirt_header,
+    libxc_stream,
+    libxl_stream,
+    records,
+    xl_header,
+)
 from ipc_schema.errors import DecodeError
 from ipc_schema.libxc_stream import P2mFrames, PvInfo, TscInfo
 from ipc_schema.libxc_stream import RecordType as Xc
 from ipc_schema.libxl_stream import RecordType as Xl
+from toolstack.foreign_formats import (
+    LEGACY_LIBVIRT,
+    LEGACY_XL,
+    LONGEST,
+    NotAStreamError,
+    foreign,
+)
 from toolstack.stream_pages import PAGE_LISTS, read_pages
 from toolstack.stream_source import Source
 from toolstack.stream_summary import Summary
@@ -45,7 +60,7 @@ class Entry:
 
     offset: int
     layer: str
-    """`xl`, `libxl` or `libxc`."""
+    """`xl`, `libvirt`, `libxl` or `libxc`."""
     name: str
     length: int
     summary: Mapping[str, Any] = field(default_factory=dict)
@@ -123,8 +138,17 @@ class _Walker:
             start = self._source.read(_START_SIZE, "stream after the xl header")
             if fields.mandatory_flags & xl_header.MANDATORY_STREAM_V2:
                 yield from self._libxl(start)
-            else:
+            elif start == _LIBXC_START:
                 yield from self._libxc(start)
+            else:
+                raise NotAStreamError(LEGACY_XL)
+        elif start == libvirt_header.MAGIC[:_START_SIZE]:
+            outermost = "libvirt"
+            version, entry = self._libvirt_header(start)
+            yield entry
+            if version < libvirt_header.VERSION:
+                raise NotAStreamError(LEGACY_LIBVIRT)
+            yield from self._libxl(self._source.read(_START_SIZE, "stream after the XML"))
         elif start == libxl_stream.encode_header()[:_START_SIZE]:
             outermost = "libxl"
             yield from self._libxl(start)
@@ -132,6 +156,9 @@ class _Walker:
             outermost = "libxc"
             yield from self._libxc(start)
         else:
+            rest = self._source.read_some(LONGEST - len(start))
+            if (known := foreign(start + rest)) is not None:
+                raise NotAStreamError(known)
             found = repr(start) if start else "it is empty"
             raise DecodeError(
                 "stream", 0, f"{found}, want the start of an xl file, a libxl or a libxc stream"
@@ -142,8 +169,7 @@ class _Walker:
         offset = self._source.offset
         shown = self._source.read_some(TRAILING_SHOWN)
         if shown:
-            while self._source.read_some(1 << 20):
-                pass
+            self._source.skip_rest()
             text = shown.decode("ascii", "backslashreplace")
             yield Entry(offset, layer, "TRAILING", self._source.offset - offset, {"text": text})
 
@@ -161,6 +187,18 @@ class _Walker:
             summary |= _named(config, place)
         length = xl_header.HEADER_SIZE + fields.optional_data_len
         return fields, Entry(offset, "xl", "HEADER", length, summary)
+
+    # libvirt
+
+    def _libvirt_header(self, start: bytes) -> tuple[int, Entry]:
+        offset = self._source.offset - len(start)
+        rest = self._source.read(libvirt_header.HEADER_SIZE - len(start), "libvirt header")
+        header = libvirt_header.decode_header(start + rest, offset)
+        place = self._source.offset
+        xml = self._source.read(header.xml_len, "libvirt XML")
+        summary = {"xml": header.xml_len, **libvirt_header.describe(xml, place)}
+        length = libvirt_header.HEADER_SIZE + header.xml_len
+        return header.version, Entry(offset, "libvirt", "HEADER", length, summary)
 
     # libxl
 

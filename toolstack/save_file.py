@@ -1,38 +1,33 @@
-"""Save a guest into a file and restore it from one: `xl save`, `xl restore`.
-
-A file appears under its name only when it is whole: it is written beside it, brought to the disk
-and renamed over it. What cannot be renamed over (a pipe, a device) is written straight on.
-"""
+"""Save a guest into a file and restore it from one: `xl save`, `xl restore`."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import errno
 import json
 import os
-import secrets
 import stat
-from collections.abc import AsyncIterator, Callable
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from ipc_schema import xl_header
 from ipc_schema.errors import DecodeError, Error, rc_name
 from ipc_schema.messages import XentoollogLevel
-from toolstack import arguments, fd_io
+from toolstack import arguments, fd_io, file_argument
 from toolstack.cancellation import end_in_order, not_told
 from toolstack.context import Context
 from toolstack.descriptors import why_no_descriptors
 from toolstack.domain_restore import restore_domain, restore_parameters
 from toolstack.domain_save import SaveResult, save_domain, suspend_parameters
 from toolstack.failure import message_of
+from toolstack.foreign_formats import NotAStreamError
 from toolstack.handshake import INCOMING
 from toolstack.journal import Journal, Promise, Role
-from toolstack.patience import patience
 from toolstack.receive import name_of, parse_config, uuid_of
 from toolstack.save_helper import Statistics
+from toolstack.save_target import SaveTarget, save_target
 from toolstack.settle import (
     DEAD,
     check_can_suspend,
@@ -41,9 +36,12 @@ from toolstack.settle import (
     row_of_domain,
     state_of,
 )
+from toolstack.stream_input import end_of_stream, opened, read_preface
 
-OPEN_POLL: Final = 0.05
-SPECIAL: Final = (Path("/dev"), Path("/proc"))
+_PER_PAGE: Final = 4096 + 9
+"""Bytes of a page in the stream, with its entry in the list of pfns and its part of a header."""
+_BESIDE_PAGES: Final = 1 << 20
+"""Bytes for all that a stream has but for pages: headers, contexts, policies."""
 
 
 class SaveFileError(OSError):
@@ -71,20 +69,20 @@ class Restored:
 async def save(
     ctx: Context,
     domid: int,
-    path: Path,
+    file: Path | int,
     *,
     checkpoint: bool = False,
     leave_paused: bool = False,
     bandwidth: int = 0,
     on_end: Callable[[Saved], object] = not_told,
 ) -> Saved:
-    """Save a domain into `path`, then destroy it; `checkpoint` lets it run on, `leave_paused`
-    leaves it here, paused.
+    """Save a domain into `file`, a path or a descriptor that is open for writing, then destroy it;
+    `checkpoint` lets it run on, `leave_paused` leaves it here, paused.
 
     Raises TypeError and ValueError for arguments that cannot be. Raises ProcessLookupError where
     there is no such domain, GuestStateError for a guest that cannot suspend (paused, crashed, …):
     nothing is touched then. Raises SaveFileError, JournalError, OSError: then the guest runs on
-    here, and `path` is what it was before, unless it is the journal that cannot say that the file
+    here, and a path is what it was before, unless it is the journal that cannot say that the file
     is whole.
 
     A cancellation ends it in the same way, and is raised then, with the error as its cause; where
@@ -96,7 +94,7 @@ async def save(
     work = _save(
         ctx,
         domid,
-        Path(path),
+        file if isinstance(file, int) else Path(file),
         checkpoint=checkpoint,
         leave_paused=leave_paused,
         bandwidth=bandwidth,
@@ -105,20 +103,31 @@ async def save(
 
 
 async def _save(
-    ctx: Context, domid: int, path: Path, *, checkpoint: bool, leave_paused: bool, bandwidth: int
+    ctx: Context,
+    domid: int,
+    file: Path | int,
+    *,
+    checkpoint: bool,
+    leave_paused: bool,
+    bandwidth: int,
 ) -> Saved:
     """A cancellation ends the save, and is gone."""
     row = row_of_domain(ctx.host, domid)
     name = row.name
     config = json.dumps(ctx.host.config(domid)).encode() + b"\0"
-    target = _Target(path)
+    try:
+        target = save_target(file)
+    except OSError as error:
+        raise SaveFileError(
+            f"cannot save {name!r} to {file_argument.name_of(file)}: {message_of(error)}"
+        ) from error
     journal = Journal.begin(
         ctx.host.state_dir,
         name,
         Role.SAVE,
         domid=domid,
         domain_name=name,
-        peer=str(path),
+        peer=target.name,
         partial=str(target.partial) if target.partial else None,
         uuid=row.uuid,
     )
@@ -133,17 +142,17 @@ async def _save(
         if not keep:
             ctx.host.destroy(domid)
             journal.close()
-            return Saved(name, str(path), None, result.statistics)
+            return Saved(name, target.name, None, result.statistics)
         if leave_paused:
             ctx.host.pause(domid)
         state = _run_on(ctx, domid, journal, may_suspend=True)
-    return Saved(name, str(path), state, result.statistics)
+    return Saved(name, target.name, state, result.statistics)
 
 
 async def _write(
     ctx: Context,
     domid: int,
-    target: _Target,
+    target: SaveTarget,
     config: bytes,
     journal: Journal,
     bandwidth: int,
@@ -155,7 +164,7 @@ async def _write(
     may_suspend = False
     try:
         with target:
-            await target.open(ctx.limits.handshake)
+            await target.open(_room_for(ctx, domid), ctx.limits.handshake)
             await fd_io.write_all(
                 target.fd,
                 xl_header.encode_header(config),
@@ -166,7 +175,7 @@ async def _write(
             may_suspend = result.suspended
             if result.rc:
                 raise SaveFileError(_reason(result))
-            target.keep()
+            await target.finish(ctx.limits.stream_stall)
         if not keep:
             journal.promise(Promise.DONE)
     except BaseException as error:
@@ -179,6 +188,15 @@ async def _write(
             ) from error
         raise
     return result
+
+
+def _room_for(ctx: Context, domid: int) -> int:
+    """Bytes that a save of the domain takes at most: each page that it has is written."""
+    domain = ctx.host.domain(domid)
+    try:
+        return domain.getinfo().nr_pages * _PER_PAGE + _BESIDE_PAGES
+    finally:
+        domain.close()
 
 
 def _reason(result: SaveResult) -> str:
@@ -208,100 +226,64 @@ def _run_on(ctx: Context, domid: int, journal: Journal, *, may_suspend: bool) ->
     return state
 
 
-class _Target:
-    """Where a save is written; nothing is touched before `open`. `partial` is the temporary file,
-    None for what is written straight on. As a context, closes, and takes away what is not whole."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            mode = path.stat().st_mode
-        except FileNotFoundError:
-            mode = stat.S_IFREG
-        special = any(path.absolute().is_relative_to(directory) for directory in SPECIAL)
-        self.fd = -1
-        self.path = path
-        self.partial: Path | None = None
-        if stat.S_ISREG(mode) and not special:
-            self.path = path.resolve()
-            unique = f".{self.path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
-            self.partial = self.path.with_name(unique)
-
-    async def open(self, limit: float) -> None:
-        """Raises OSError; TimeoutError for a FIFO that nobody reads from within `limit`."""
-        if self.partial is None:
-            self.fd = await _open_existing(self.path, limit)
-        else:
-            self.fd = os.open(self.partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-        if self.partial is not None:
-            self.partial.unlink(missing_ok=True)
-
-    def keep(self) -> None:
-        """The file is whole: bring it to the disk and give it its name."""
-        if self.partial is None:
-            return
-        os.fsync(self.fd)
-        self.partial.replace(self.path)
-        self.partial = None
-        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
-async def _open_existing(path: Path, limit: float) -> int:
-    """Open for writing; a FIFO waits for its reader. The descriptor blocks in the end."""
-    try:
-        async with patience(limit):
-            while True:
-                try:
-                    fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-                except OSError as error:
-                    if error.errno != errno.ENXIO:
-                        raise
-                    await asyncio.sleep(OPEN_POLL)
-                else:
-                    os.set_blocking(fd, True)
-                    return fd
-    except TimeoutError:
-        raise TimeoutError(f"{path}: nobody reads from it within {limit:g} s") from None
-
-
 async def restore(
     ctx: Context,
-    path: Path,
+    file: Path | int,
     *,
     leave_paused: bool = False,
+    name: str | None = None,
+    config: Mapping[str, Any] | None = None,
     on_end: Callable[[Restored], object] = not_told,
 ) -> Restored:
-    """Restore a guest from `path` and let it run. Until it is whole it has another name
-    (`handshake.INCOMING`): a copy that was given up is told by it from any other guest.
+    """Restore a guest from `file`, a path or a descriptor that is open for reading, and let it run.
+    `config` takes the place of the configuration in the file, `name` that of its name. Until it is
+    whole it has another name (`handshake.INCOMING`): a copy that was given up is told by it from
+    any other guest. A descriptor of a regular file stands behind the stream in the end.
 
     Raises SaveFileError, also for what is no whole xl save file (a regular file is looked through
     before anything is built), FileExistsError, OSError: then nothing of it is left here, or the
-    journal stands, by which `recover` ends it. TypeError for arguments that cannot be.
+    journal stands, by which `recover` ends it. TypeError and ValueError for arguments that cannot
+    be.
 
     A cancellation ends it in the same way, and is raised as that of `save` is.
     """
     arguments.instance("ctx", ctx, Context)
-    return await end_in_order(_restore(ctx, Path(path), leave_paused=leave_paused), on_end)
+    if name is not None:
+        arguments.domain_name(name)
+    if config is not None:
+        arguments.configuration(config)
+    if not isinstance(file, int):
+        file = Path(file)
+    work = _restore(ctx, file, leave_paused=leave_paused, name=name, config=config)
+    return await end_in_order(work, on_end)
 
 
-async def _restore(ctx: Context, path: Path, *, leave_paused: bool) -> Restored:
+async def _restore(
+    ctx: Context,
+    file: Path | int,
+    *,
+    leave_paused: bool,
+    name: str | None,
+    config: Mapping[str, Any] | None,
+) -> Restored:
     """A cancellation ends the restore, and is gone."""
-    async with _opened(path, ctx.limits.handshake) as fd:
-        config = await _read_config(fd, path, ctx.limits.stream_stall)
-        name = name_of(config)
+    path = file_argument.name_of(file)
+    if name is not None or config is not None:
+        _check_free(ctx, name or name_of(dict(config or {})))
+    async with opened(file, ctx.limits.handshake) as fd:
+        seekable = stat.S_ISREG(os.fstat(fd).st_mode)
+        start = os.lseek(fd, 0, os.SEEK_CUR) if seekable else 0
+        try:
+            preface = await read_preface(fd, file, ctx.limits.stream_stall)
+            config = _configuration(ctx, preface, path, config, name)
+            name = name_of(config)
+            _check_free(ctx, name)
+            end = end_of_stream(fd, start) if seekable else 0
+        except NotAStreamError as error:
+            raise SaveFileError(error.advice(file, "restore")) from error
+        except (DecodeError, EOFError) as error:
+            raise SaveFileError(f"{path} is no whole save file of xl's: {error}") from error
         incoming = name + INCOMING
-        for taken in {row.name for row in ctx.host.domains()} & {name, incoming}:
-            raise FileExistsError(f"there is a guest {taken!r} on this host already")
         if problem := why_no_descriptors() or ctx.host.why_not_create(config):
             raise SaveFileError(f"cannot restore {name!r} from {path}: {problem}")
         journal = Journal.begin(
@@ -310,7 +292,7 @@ async def _restore(ctx: Context, path: Path, *, leave_paused: bool) -> Restored:
             Role.RESTORE,
             domid=None,
             domain_name=incoming,
-            peer=str(path),
+            peer=path,
             uuid=uuid_of(config),
         )
         try:
@@ -339,8 +321,44 @@ async def _restore(ctx: Context, path: Path, *, leave_paused: bool) -> Restored:
             ) from error
         journal.promise(Promise.STARTED)
         journal.close()
+        if seekable:
+            os.lseek(fd, end, os.SEEK_SET)
         state = "paused" if leave_paused else "running"
         return Restored(name, result.domid, state, result.statistics)
+
+
+def _check_free(ctx: Context, name: str) -> None:
+    """Raises FileExistsError for a name that is taken."""
+    for taken in {row.name for row in ctx.host.domains()} & {name, name + INCOMING}:
+        raise FileExistsError(
+            f"there is a guest {taken!r} on this host already; restore under another name (--name)"
+        )
+
+
+def _configuration(
+    ctx: Context,
+    preface: bytes | None,
+    path: str,
+    config: Mapping[str, Any] | None,
+    name: str | None,
+) -> dict[str, Any]:
+    """What the guest is to be: `config`, or the one in the file's `preface`, called `name` if that
+    is given. Raises DecodeError for a preface that is none, SaveFileError where there is none."""
+    if config is None:
+        if preface is None:
+            raise SaveFileError(
+                f"{path} was saved by libvirt, and has no configuration of libxl's: use `virsh "
+                "restore`, or give one with -C"
+            )
+        config = parse_config(preface)
+    ours = name_of(dict(config))
+    changed = {**config["c_info"], "name": name or ours}
+    if changed["name"] != ours and uuid_of(dict(config)) in {
+        row.uuid for row in ctx.host.domains()
+    }:
+        # Beside the guest that was saved, it is another one.
+        changed["uuid"] = str(uuid.uuid4())
+    return {**config, "c_info": changed}
 
 
 def _not_started(ctx: Context, domid: int, fd: int, journal: Journal, error: OSError) -> str:
@@ -352,58 +370,3 @@ def _not_started(ctx: Context, domid: int, fd: int, journal: Journal, error: OSE
     ctx.host.destroy(domid)
     journal.close()
     return "its file still has it"
-
-
-@contextlib.asynccontextmanager
-async def _opened(path: Path, limit: float) -> AsyncIterator[int]:
-    """Open a save file for reading; a regular one must be whole. Raises OSError; TimeoutError for
-    a FIFO that nobody writes to within `limit`. The descriptor blocks."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        mode = os.fstat(fd).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if stat.S_ISFIFO(mode):
-            await _readable(fd, path, limit)
-        if stat.S_ISREG(mode):
-            _check_whole(path)
-        os.set_blocking(fd, True)
-        yield fd
-    finally:
-        os.close(fd)
-
-
-async def _readable(fd: int, path: Path, limit: float) -> None:
-    """Wait for the writer of a FIFO: for its first octet, or its end."""
-    loop = asyncio.get_running_loop()
-    came = asyncio.Event()
-    loop.add_reader(fd, came.set)
-    try:
-        async with patience(limit):
-            await came.wait()
-    except TimeoutError:
-        raise TimeoutError(f"{path}: nobody writes to it within {limit:g} s") from None
-    finally:
-        loop.remove_reader(fd)
-
-
-def _check_whole(path: Path) -> None:
-    # It brings numpy, and no save needs it.
-    from toolstack.inspect import inspect
-
-    with path.open("rb") as file:
-        try:
-            for _ in inspect(file):
-                pass
-        except DecodeError as error:
-            raise SaveFileError(f"{path} is no whole save file: {error}") from error
-
-
-async def _read_config(fd: int, path: Path, limit: float) -> dict[str, Any]:
-    try:
-        header = await fd_io.read_exactly(fd, xl_header.HEADER_SIZE, limit=limit, what=str(path))
-        decoded = xl_header.decode_header(header)
-        data = await fd_io.read_exactly(fd, decoded.optional_data_len, limit=limit, what=str(path))
-        return parse_config(xl_header.decode_optional_data(decoded, data))
-    except (DecodeError, EOFError) as error:
-        raise SaveFileError(f"{path} is no save file of xl's: {error}") from error

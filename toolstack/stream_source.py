@@ -58,6 +58,14 @@ class Source:
                 raise self._ends(what, size)
             size -= len(chunk)
 
+    def skip_rest(self) -> None:
+        """Pass all by that there is."""
+        if self._base is not None:
+            self.offset = self._file.seek(0, io.SEEK_END) - self._base
+            return
+        while self.read_some(CHUNK):
+            pass
+
     def finish_record(self, length: int, what: str) -> None:
         """Read and check the padding of a record whose body was `length` octets."""
         offset = self.offset

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipc_schema import libxl_stream, xl_header
+from ipc_schema import libvirt_header, libxl_stream, xl_header
 from ipc_schema.errors import DecodeError
 from ipc_schema.libxc_stream import (
     DomainHeader,
@@ -260,6 +260,39 @@ def test_unknown_optional_records_are_passed_by() -> None:
     assert "libxc OPTIONAL_0x80000123" in names
 
 
+VIRSH_XML = b"<domain type='xen'><name>n</name><os><type>hvm</type></os></domain>\0"
+
+
+def test_a_file_of_virsh_save() -> None:
+    body = libxl_head() + libxc_head() + xc(Xc.END) + xl(Xl.END)
+    entries = entries_of(libvirt_header.encode(VIRSH_XML) + body)
+    assert entries[0].layer == "libvirt"
+    assert entries[0].summary == {"xml": len(VIRSH_XML), "name": "n", "type": "hvm"}
+    assert entries[1].offset == entries[0].length == 64 + len(VIRSH_XML)
+    assert [entry.layer for entry in entries[1:3]] == ["libxl", "libxl"]
+
+
+@pytest.mark.parametrize(
+    ("xml", "problem"),
+    [
+        (b"<domain>\0", "no element found"),
+        (b"<network><name>n</name></network>\0", "want <domain>"),
+        (b"<!DOCTYPE d [<!ENTITY a 'b'>]><domain>&a;</domain>\0", "has a document type"),
+        (b"", "want 1 to"),
+    ],
+)
+def test_an_xml_that_is_none(xml: bytes, problem: str) -> None:
+    with pytest.raises(DecodeError, match=problem):
+        entries_of(libvirt_header.encode(xml) + libxl_head())
+
+
+@pytest.mark.parametrize("version", [0, 3])
+def test_a_version_of_libvirt_that_is_not_known(version: int) -> None:
+    with pytest.raises(DecodeError, match="want 1 or 2") as seen:
+        entries_of(libvirt_header.encode(VIRSH_XML, version))
+    assert seen.value.offset == 16
+
+
 HEAD = len(libxc_head())
 XL_HEAD = len(libxl_head())
 
@@ -325,8 +358,11 @@ def small_stream() -> bytes:
 
 
 @pytest.mark.parametrize("as_pipe", [False, True])
-def test_truncated_at_each_offset(as_pipe: bool) -> None:
+@pytest.mark.parametrize("of", ["xl", "virsh"])
+def test_truncated_at_each_offset(as_pipe: bool, of: str) -> None:
     data = small_stream()
+    if of == "virsh":
+        data = libvirt_header.encode(VIRSH_XML) + data[data.index(libxl_head()) :]
     entries_of(data)
     for size in range(len(data)):
         part = data[:size]

@@ -139,6 +139,14 @@ def is_domid(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
+def check_new_name(text: str) -> None:
+    """Raises UsageError for what no new guest can be called."""
+    if not text:
+        raise UsageError("the guest's name is empty")
+    if is_domid(text):
+        raise UsageError(f"{text!r}: a name of digits alone would be taken for a domid")
+
+
 def show(
     arguments: argparse.Namespace,
     value: object,

@@ -11,11 +11,11 @@ from toolstack import journal
 from toolstack.commands.common import (
     CommandError,
     UsageError,
+    check_new_name,
     directory_of,
     guest_of,
     host_at,
     host_of,
-    is_domid,
     show,
 )
 from toolstack.journal import Promise
@@ -60,8 +60,7 @@ def create(arguments: argparse.Namespace) -> int:
 def create_guest(host: Host, arguments: argparse.Namespace) -> int:
     """Start a new simulated guest; returns its domid. Raises CommandError for a name in use,
     UsageError for what no guest can be."""
-    if is_domid(arguments.name):
-        raise UsageError(f"{arguments.name!r}: a name of digits alone would be taken for a domid")
+    check_new_name(arguments.name)
     layout = importlib.import_module("helper.hypervisors.simulated.layout")
     how, _, late = (arguments.behaviour or "normal").partition(":")
     try:
@@ -169,8 +168,7 @@ def unpause(arguments: argparse.Namespace) -> int:
 def rename(arguments: argparse.Namespace) -> int:
     """Refused while an operation on the guest is under way or left in the middle: its journal knows
     it by its name. A guest that was received whole, whose own name was taken, keeps the new one."""
-    if is_domid(arguments.new):
-        raise UsageError(f"{arguments.new!r}: a name of digits alone would be taken for a domid")
+    check_new_name(arguments.new)
     host = host_of(arguments)
     guest = guest_of(host, arguments.name)
     entries = operations_on(host, guest)

@@ -46,7 +46,7 @@ FAULT_MODES: Final = ("save", "stop-and-copy", "live", "postcopy")
 WORKLOADS: Final = ("idle", "sequential", "random", "write-heavy")
 
 
-PRINTING: Final = frozenset({"guests:show_list", "files:inspect", "faults:show_points"})
+PRINTING: Final = frozenset({"guests:show_list", "inspection:inspect", "faults:show_points"})
 """What runs the commands that do nothing but print: they fail where they cannot."""
 
 
@@ -259,16 +259,24 @@ def _add_guest_commands(command: Adder) -> None:
 def _add_file_commands(command: Adder) -> None:
     save = command("save", "files:save", "save a guest into a file, and end it")
     save.add_argument("name", metavar="NAME")
-    save.add_argument("file", metavar="FILE")
+    save.add_argument("file", metavar="FILE", help="`-` is stdout")
     save.add_argument("-c", "--checkpoint", action="store_true", help="let the guest run on")
     save.add_argument("-p", "--paused", action="store_true", help="leave the guest paused")
 
     restore = command("restore", "files:restore", "restore a guest from a file")
-    restore.add_argument("file", metavar="FILE")
+    restore.add_argument("file", metavar="FILE", help="`-` is stdin")
     restore.add_argument("-p", "--paused", action="store_true", help="do not let it run yet")
+    restore.add_argument("--name", metavar="NAME", help="in place of the one in the file")
+    restore.add_argument(
+        "-C",
+        dest="config",
+        metavar="CONFIG",
+        help="the guest's configuration in place of the one in the file: JSON, as `xl list -l` "
+        "prints it",
+    )
 
-    inspect = command("inspect", "files:inspect", "what is in a stream, record by record")
-    inspect.add_argument("file", metavar="FILE")
+    inspect = command("inspect", "inspection:inspect", "what is in a stream, record by record")
+    inspect.add_argument("file", metavar="FILE", help="`-` is stdin")
 
 
 def _add_migration_commands(command: Adder) -> None:

@@ -201,18 +201,19 @@ def leaves_the_journal(module: Any) -> None:
     module.Journal.close = lambda _self: None
 
 
-@mutant("toolstack.save_file")
+@mutant("toolstack.save_target")
 def leaves_the_partial_file(module: Any) -> None:
-    module._Target.__exit__ = lambda self, *_: os.close(self.fd)
+    module._Replacing.__exit__ = lambda self, *_: os.close(self.fd)
 
 
-@mutant("toolstack.save_file")
+@mutant("toolstack.save_target")
 def keeps_a_broken_file(module: Any) -> None:
     def keep(self: Any, *_: object) -> None:
-        self.keep()
+        if self.partial is not None:
+            self.partial.replace(self._path)
         os.close(self.fd)
 
-    module._Target.__exit__ = keep
+    module._Replacing.__exit__ = keep
 
 
 @mutant("toolstack.outcome")
