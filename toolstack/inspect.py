@@ -48,6 +48,13 @@ _LEAVES_READ: Final = 1 << 16
 """Octets of the longest CPU policy that is looked at; Xen's have a tenth of that."""
 _START_SIZE: Final = 8
 _LIBXC_START: Final = b"\xff" * _START_SIZE
+_STARTS: Final = {
+    "xl": xl_header.MAGIC[:_START_SIZE],
+    "libvirt": libvirt_header.MAGIC[:_START_SIZE],
+    "libxl": libxl_stream.encode_header()[:_START_SIZE],
+    "libxc": _LIBXC_START,
+}
+"""How each outermost layer begins."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,7 @@ class _Walker:
 
     def _stream(self) -> Iterator[Entry]:
         start = self._source.read_some(_START_SIZE)
-        if start == xl_header.MAGIC[:_START_SIZE]:
+        if start == _STARTS["xl"]:
             outermost = "xl"
             fields, entry = self._xl_header(start)
             yield entry
@@ -142,14 +149,14 @@ class _Walker:
                 yield from self._libxc(start)
             else:
                 raise NotAStreamError(LEGACY_XL)
-        elif start == libvirt_header.MAGIC[:_START_SIZE]:
+        elif start == _STARTS["libvirt"]:
             outermost = "libvirt"
             version, entry = self._libvirt_header(start)
             yield entry
             if version < libvirt_header.VERSION:
                 raise NotAStreamError(LEGACY_LIBVIRT)
             yield from self._libxl(self._source.read(_START_SIZE, "stream after the XML"))
-        elif start == libxl_stream.encode_header()[:_START_SIZE]:
+        elif start == _STARTS["libxl"]:
             outermost = "libxl"
             yield from self._libxl(start)
         elif start == _LIBXC_START:
@@ -170,8 +177,9 @@ class _Walker:
         shown = self._source.read_some(TRAILING_SHOWN)
         if shown:
             self._source.skip_rest()
-            text = shown.decode("ascii", "backslashreplace")
-            yield Entry(offset, layer, "TRAILING", self._source.offset - offset, {"text": text})
+            yield Entry(
+                offset, layer, "TRAILING", self._source.offset - offset, _what_follows(shown)
+            )
 
     # xl
 
@@ -364,6 +372,14 @@ class _Walker:
         self._source.skip(length, f"{layer} {name}")
         self._source.finish_record(length, f"{layer} {name}")
         return Entry(offset, layer, name, length, {})
+
+
+def _what_follows(shown: bytes) -> dict[str, str]:
+    """What stands behind a stream: text of a handshake, or another stream."""
+    for layer, magic in _STARTS.items():
+        if shown.startswith(magic):
+            return {"another_stream": layer}
+    return {"text": shown.decode("ascii", "backslashreplace")}
 
 
 def _named(config: bytes, offset: int) -> dict[str, Any]:

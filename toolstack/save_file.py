@@ -24,6 +24,7 @@ from toolstack.domain_save import SaveResult, save_domain, suspend_parameters
 from toolstack.failure import message_of
 from toolstack.foreign_formats import NotAStreamError
 from toolstack.handshake import INCOMING
+from toolstack.helper_request import LIBXENGUEST
 from toolstack.journal import Journal, Promise, Role
 from toolstack.receive import name_of, parse_config, uuid_of
 from toolstack.save_helper import Statistics
@@ -42,6 +43,9 @@ _PER_PAGE: Final = 4096 + 9
 """Bytes of a page in the stream, with its entry in the list of pfns and its part of a header."""
 _BESIDE_PAGES: Final = 1 << 20
 """Bytes for all that a stream has but for pages: headers, contexts, policies."""
+_ABSENT_PFNS: Final = 8 << 20
+"""Bytes for the pfns without a page that libxc lists, too: below 4 GiB a PVH or HVM guest can have
+up to 2^20 of them."""
 
 
 class SaveFileError(OSError):
@@ -194,7 +198,8 @@ def _room_for(ctx: Context, domid: int) -> int:
     """Bytes that a save of the domain takes at most: each page that it has is written."""
     domain = ctx.host.domain(domid)
     try:
-        return domain.getinfo().nr_pages * _PER_PAGE + _BESIDE_PAGES
+        absent = _ABSENT_PFNS if ctx.engine == LIBXENGUEST else 0
+        return domain.getinfo().nr_pages * _PER_PAGE + absent + _BESIDE_PAGES
     finally:
         domain.close()
 

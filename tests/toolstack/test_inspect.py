@@ -192,6 +192,13 @@ def test_what_follows_the_end_is_shown_not_read() -> None:
     assert last.summary["text"].startswith("domain is yours, you are cleared to unpause")
 
 
+def test_another_stream_behind_the_end() -> None:
+    data = small_stream()
+    last = entries_of(data + data)[-1]
+    assert (last.name, last.offset, last.length) == ("TRAILING", len(data), len(data))
+    assert last.summary == {"another_stream": "xl"}
+
+
 @pytest.mark.parametrize("version", [2, 3])
 def test_postcopy(version: int) -> None:
     summary = Summary()
