@@ -187,6 +187,7 @@ def _job_of_start(start: dict[str, Any], options: Options, settings: Settings) -
         stall_limit=_stall_limit(options, settings) if plain else 0.0,
         limits=_limits(settings),
         device_model=settings.device_model,
+        missing_cpu_features=settings.missing_cpu_features,
     )
 
 
@@ -240,6 +241,7 @@ def _serve_libxl(
         stall_limit=stall_limit,
         limits=_limits(settings),
         device_model=settings.device_model,
+        missing_cpu_features=settings.missing_cpu_features,
     )
     abort = _abort(job, answers, watchdog)
     if faults is None:
