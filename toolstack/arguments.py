@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ipc_schema.messages import INTEGER_RANGES, Kind
@@ -73,6 +74,15 @@ def _descriptor(name: str, value: object, purpose: str, unfit: int) -> int:
     if mode & os.O_ACCMODE == unfit or mode & os.O_PATH:
         raise ValueError(f"{name}: descriptor {value} is not open for {purpose}")
     return value
+
+
+def file(value: object) -> Path | int:
+    """A `file`: a path, or the number of a descriptor."""
+    if isinstance(value, bool) or not isinstance(value, int | str | os.PathLike):
+        raise TypeError(
+            f"file: want a path, or a descriptor's number as fileno() has it, not {value!r}"
+        )
+    return value if isinstance(value, int) else Path(value)
 
 
 def instance(name: str, value: object, kind: type[_T]) -> _T:

@@ -98,7 +98,7 @@ async def save(
     work = _save(
         ctx,
         domid,
-        file if isinstance(file, int) else Path(file),
+        arguments.file(file),
         checkpoint=checkpoint,
         leave_paused=leave_paused,
         bandwidth=bandwidth,
@@ -257,9 +257,7 @@ async def restore(
         arguments.domain_name(name)
     if config is not None:
         arguments.configuration(config)
-    if not isinstance(file, int):
-        file = Path(file)
-    work = _restore(ctx, file, leave_paused=leave_paused, name=name, config=config)
+    work = _restore(ctx, arguments.file(file), leave_paused=leave_paused, name=name, config=config)
     return await end_in_order(work, on_end)
 
 

@@ -75,7 +75,7 @@ class Given:
         return receive(**{**given, **changed})
 
     def save(self, **changed: Any) -> Any:
-        return save_file.save(**{"ctx": self.ctx, "domid": 1, "path": self.path, **changed})
+        return save_file.save(**{"ctx": self.ctx, "domid": 1, "file": self.path, **changed})
 
 
 @pytest.fixture
@@ -131,6 +131,9 @@ CASES: list[tuple[Callable[[Given], Any], type[Exception], str]] = [
     (lambda g: g.migrate(options=None), TypeError, "options: want a MigrateOptions"),
     (lambda g: g.save(domid="web"), TypeError, "domid"),
     (lambda g: g.save(bandwidth=-1), ValueError, "bandwidth"),
+    (lambda g: g.save(file=True), TypeError, "file: want a path, or a descriptor's number"),
+    (lambda g: g.save(file=g.file), TypeError, "file: want a path, .* as fileno.. has it"),
+    (lambda g: save_file.restore(g.ctx, None), TypeError, "file: want a path"),
 ]
 
 
