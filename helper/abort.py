@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 from helper import waiting
 from helper.waiting import WaitLog
 from ipc_schema.messages import XentoollogLevel
-from ipc_schema.waits import Patience
+from ipc_schema.waits import BUFFERED, Patience
 
 if TYPE_CHECKING:
     from helper.watchdog import Watchdog
@@ -49,7 +49,8 @@ class Abort:
     (the other end of `lifeline` closed), a stream that stands still, and `watch`ed descriptors.
 
     Made and entered in the main thread, before any other thread is started: while it is entered,
-    `signals` are blocked in all threads but the watcher. `stall_limit` in seconds, 0 for none. The
+    `signals` are blocked in all threads but the watcher. `stall_limit` in seconds, 0 for none;
+    `admission` (0: none) holds in its place until a receiver has begun with the stream. The
     `watchdog` asks for the abort, too, and hears of all that is done.
     """
 
@@ -59,6 +60,7 @@ class Abort:
         lifeline: int = -1,
         signals: frozenset[signal.Signals] = SAVE_SIGNALS,
         stall_limit: float = 0.0,
+        admission: float = 0.0,
         watchdog: Watchdog | None = None,
     ) -> None:
         self.reason = ""
@@ -68,6 +70,7 @@ class Abort:
         self._lifeline = lifeline
         self._signals = signals
         self._stall_limit = stall_limit
+        self._admission = admission
         self._watchdog = watchdog
         if watchdog is not None:
             watchdog.abort = self
@@ -84,6 +87,7 @@ class Abort:
         self._moved: Callable[[], int] | None = None
         self._octets = 0
         self._patience = Patience(stall_limit, time.monotonic())
+        """Counts what passes without an octet; how much of it is too much, `_limit` says."""
         self._since: int | None = None
         self._nudged = False
         self._tell: Callable[[XentoollogLevel, str], bool] | None = None
@@ -262,12 +266,21 @@ class Abort:
             return None
         return max(self._patience.wait, 0.01) * 1000
 
+    def _has_begun(self) -> bool:
+        """Whether the receiver has taken of the stream what no buffers on the way can hold."""
+        return not self._admission or self._octets > BUFFERED
+
+    def _limit(self) -> float:
+        """Seconds for which the stream may stand still where it stands; 0 for ever."""
+        if not self._stall_limit:
+            return 0.0
+        return self._stall_limit if self._has_begun() else self._admission
+
     def _soonest_limit(self) -> float:
-        """Seconds after which a stream that stands still is given up, or told of; 0 for never."""
-        limits = (
-            0.0 if self.errnoval else self._stall_limit,
-            waiting.PERIOD if self._wait_log is not None else 0.0,
-        )
+        """Seconds after which a stream that stands still is given up, or told of by us or by our
+        controller; 0 for never."""
+        limit = 0.0 if self.errnoval else self._limit()
+        limits = (limit, waiting.PERIOD if limit or self._wait_log is not None else 0.0)
         return min(filter(None, limits), default=0.0)
 
     def _octets_moved(self) -> bool:
@@ -290,7 +303,7 @@ class Abort:
         if since is None or self._octets_moved() or since != self._since:
             self._since = since
             self._patience.restart(now)
-        over = self._patience.look(now)
+        self._patience.look(now)
         quiet = self._patience.spent
         if self._wait_log is not None:
             self._wait_log.look(quiet, lambda: self._is_ready(stream))
@@ -302,15 +315,16 @@ class Abort:
                 self._nudged = True
                 signal.pthread_kill(self._saver, _INTERRUPT)
                 return
-        if not self._stall_limit or not over:
+        limit = self._limit()
+        if not limit or quiet < limit:
             return
         # A stream that is ready was not kept by its peer: then it is we who are slow.
         if not self._is_ready(stream) and self._progressed == since:
             what = "received" if self._reading else "taken by the other side"
-            self.request(
-                errno.ETIMEDOUT,
-                f"the stream stands still: nothing {what} for {self._stall_limit} s",
-            )
+            reason = f"the stream stands still: nothing {what} for {limit} s"
+            if not self._has_begun():
+                reason = f"the receiver has not begun to take the stream for {limit} s"
+            self.request(errno.ETIMEDOUT, reason)
 
     def _is_ready(self, stream: int) -> bool:
         """Whether the other side of the stream has something to read, or room."""

@@ -14,7 +14,6 @@ from helper.settings import (
     CONFIG,
     DEFAULT_CONFIG,
     PREFIX,
-    REFUSE,
     Found,
     Settings,
     read_settings,
@@ -29,7 +28,6 @@ _DEFAULTS: Final = {
     "stream_stall": "no limit",
     "answer_limit": f"{ANSWER_LIMIT:g}",
     "hypervisor": "xen",
-    "missing_cpu_features": REFUSE,
 }
 _UNSET: Final = "not set"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from helper.channel import CONTEXT
-from helper.settings import ANSWER_LIMIT, DEFAULT_CONFIG, REFUSE
+from helper.settings import ANSWER_LIMIT, DEFAULT_CONFIG
 from ipc_schema.messages import Dialect
 from ipc_schema.waits import LONGEST_WAIT
 
@@ -16,7 +16,7 @@ USAGE: Final = f"""\
   {CONTEXT} --save-domain NUMBER...      started by libxl (set LIBXL_SAVE_HELPER to this
   {CONTEXT} --restore-domain NUMBER...   program's path); speaks libxl's protocol on stdin, stdout
   {CONTEXT} --connect ENDPOINT --secret-fd N [--stream-stall S] [--answer-limit S]
-                              [--start-limit S]
+                              [--admission S] [--start-limit S]
                                            started by xen-toolstack; speaks over ZeroMQ
   {CONTEXT} --check                      says what each setting is, where it comes from, and
                                            what is wrong; exit status 1 where anything is
@@ -46,9 +46,6 @@ else). So is a trace that cannot be written:
                                     of which the helper is not told (unchecked: it looks at none);
                                     beside it, XEN_SAVE_HELPER_QEMU as a variable alone: what the
                                     device model xen-save-helper-qemu starts
-  XEN_SAVE_HELPER_MISSING_CPU_FEATURES
-                                    ignore: restore a guest also where the host lacks CPU features
-                                    that it was offered (else: {REFUSE}, before its first page)
 The precopy policy of a live migration, where the toolstack has none (libxl has none) and any of
 these is set; libxenguest's own is 5 rounds or fewer than 50 dirty pages:
   XEN_SAVE_HELPER_MAX_ITERATIONS    rounds before the guest is stopped (5)
@@ -67,11 +64,13 @@ class UsageError(Exception):
 
 class Options(NamedTuple):
     """Times in seconds. `libxl` is libxl's part of the command line, empty where it did not start
-    us; `stream_stall` and `answer_limit` are None where they are not given, and texts are empty."""
+    us; `stream_stall` and `answer_limit` are None where they are not given, and texts are empty.
+    `admission` (0: none) holds in place of the former until the receiver has begun (`Abort`)."""
 
     connect: str = ""
     secret_fd: int = -1
     stream_stall: float | None = None
+    admission: float = 0.0
     answer_limit: float | None = None
     start_limit: float = 10.0
     events: str = ""
@@ -84,6 +83,7 @@ _OPTIONS: Final[dict[str, type]] = {
     "connect": str,
     "secret_fd": int,
     "stream_stall": float,
+    "admission": float,
     "answer_limit": float,
     "start_limit": float,
     "events": str,

@@ -185,9 +185,9 @@ def _job_of_start(start: dict[str, Any], options: Options, settings: Settings) -
     return Job(
         **fields,
         stall_limit=_stall_limit(options, settings) if plain else 0.0,
+        admission=options.admission if plain and operation is Operation.SAVE else 0.0,
         limits=_limits(settings),
         device_model=settings.device_model,
-        missing_cpu_features=settings.missing_cpu_features,
     )
 
 
@@ -239,9 +239,9 @@ def _serve_libxl(
         postcopy="postcopy_transition" in callbacks_of(given.cbflags, given.dialect)
         and given.back_fd >= 0,
         stall_limit=stall_limit,
+        admission=0.0,
         limits=_limits(settings),
         device_model=settings.device_model,
-        missing_cpu_features=settings.missing_cpu_features,
     )
     abort = _abort(job, answers, watchdog)
     if faults is None:
@@ -261,7 +261,8 @@ def _serve_libxl(
         trace.event("waiting", text=text)
         return True
 
-    abort.tell_of_waits(told)
+    if not stall_limit:
+        abort.tell_of_waits(told)
     with abort:
         _exit(run(job, channel, abort, trace, faults, remarks), faults)
 
@@ -316,7 +317,9 @@ def _watchdog(options: Options, settings: Settings, trace: Trace) -> Watchdog:
             os.write(2, f"{CONTEXT}: {reason}\n".encode())
         os._exit(EXIT_FAILED)
 
-    limit = limit_of(_stall_limit(options, settings), _answer_limit(options, settings))
+    stall_limit = _stall_limit(options, settings)
+    longest = max(stall_limit, options.admission) if stall_limit else 0.0
+    limit = limit_of(longest, _answer_limit(options, settings))
     watchdog = Watchdog(limit, hung)
     watchdog.start()
     return watchdog
@@ -332,7 +335,13 @@ def _abort(job: Job, lifeline: int, watchdog: Watchdog) -> Abort:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         # Python's own handler of SIGINT would wait for libxc to come back.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return Abort(lifeline=lifeline, signals=signals, stall_limit=job.stall_limit, watchdog=watchdog)
+    return Abort(
+        lifeline=lifeline,
+        signals=signals,
+        stall_limit=job.stall_limit,
+        admission=job.admission,
+        watchdog=watchdog,
+    )
 
 
 def _take_pipes() -> tuple[int, int]:

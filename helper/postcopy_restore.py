@@ -20,7 +20,7 @@ from helper.parameters import Statistics
 from helper.physmap import Physmap
 from helper.reporter import Reporter
 from helper.stream_io import BusyPoll, StreamReader
-from ipc_schema.errors import DecodeError, StreamEndError
+from ipc_schema.errors import DecodeError
 from ipc_schema.messages import XentoollogLevel
 from ipc_schema.page_lists import (
     ENTRY_SIZE,
@@ -41,6 +41,10 @@ _LOADED_AT_ONCE = 4
 _READ_AHEAD = 32
 """Pages that are read before they can be put in place, while no vCPU waits: more are left to the
 sender, which then sees that it is ahead."""
+
+
+class _StreamEnd(DecodeError):
+    """The sender has gone."""
 
 
 class PostcopyReceiver:
@@ -148,7 +152,7 @@ class PostcopyReceiver:
             elif stream in ready and self._wants_more():
                 try:
                     self._take_pages()
-                except (OSError, StreamEndError) as error:
+                except (OSError, _StreamEnd) as error:
                     if not told or self._abort.errnoval not in {0, errno.ETIMEDOUT}:
                         raise
                     self._goes_without(str(error))
@@ -197,7 +201,7 @@ class PostcopyReceiver:
     def _take_pages(self) -> None:
         taken = self._reader.read_some(self._assembler.views(), "POSTCOPY_PAGE_DATA")
         if not taken:
-            raise StreamEndError(
+            raise _StreamEnd(
                 "POSTCOPY_PAGE_DATA",
                 self._reader.offset,
                 f"the stream ends, {self._states.pending} pages are missing",
@@ -222,8 +226,7 @@ class PostcopyReceiver:
         if run is not None:
             self._paging.load(*run)
         in_place = self._total - self._states.pending - self._assembler.held
-        doing_what = f"postcopy: {self._statistics.postcopy_faults:,} faults"
-        self._reporter.progress(doing_what, in_place, self._total)
+        self._reporter.progress("Postcopy phase", in_place, self._total)
 
     def _serve_requests(self) -> None:
         """Tell the sender of first faults; let vCPUs go on that have nothing to wait for. Those

@@ -107,7 +107,7 @@ class _Save:
             Phase.POSTCOPY_DRAIN: self._postcopy.drain,
             Phase.END: self._end,
         }
-        self._abort.guard_stream(self._io_fd)
+        self._abort.guard_stream(self._io_fd, moved=lambda: self._out.octets)
         try:
             self._enable_qemu_logdirty()
             phase = Phase.HEADERS

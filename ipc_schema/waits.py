@@ -16,6 +16,10 @@ LONGEST_WAIT: Final = 2_000_000.0
 LONGEST_LIMIT: Final = LONGEST_WAIT / 2
 """Seconds: of a controller's limit. A helper is told sums of two."""
 
+BUFFERED: Final = 16 << 20
+"""Bytes that pipes, sockets and ssh's windows, at both ends of a stream, swallow at most while its
+receiver reads nothing (OpenSSH's window is 2 MiB, Linux's socket buffers grow to 4)."""
+
 LOOK: Final = 0.25
 """Seconds between looks at whether a process stands still."""
 

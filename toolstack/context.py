@@ -27,8 +27,7 @@ LogLine = Callable[[int, str, str], None]
 `XentoollogLevel`, `context` names who speaks (`libxl`, `xc`)."""
 
 ProgressLine = Callable[[str, int, int], None]
-"""(doing_what, done, total): how far the operation is with what it does, in pages; `total` is 0 for
-what has no measure. `doing_what` is libxc's name for it, or one for people."""
+"""(doing_what, done, total): how far the helper is with what it does, in pages."""
 
 
 OURS: Final = "xen-toolstack"

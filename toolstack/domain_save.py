@@ -51,7 +51,7 @@ async def domain_suspend(
     on_end: Callable[[SaveResult], object] = not_told,
 ) -> SaveResult:
     """Save the domain into `fd` and leave it suspended. `flags` are SUSPEND_*, `bandwidth` limits
-    the stream (bytes a second, 0 for none). Never makes a postcopy transition, and never resumes
+    the stream (octets a second, 0 for none). Never makes a postcopy transition, and never resumes
     the domain: that is the caller's part.
 
     Works on a duplicate of `fd` from its first step on: the caller may close his own, or use its
@@ -82,6 +82,7 @@ async def domain_live_migrate(
     precopy: PrecopyLimits = DEFAULT_PRECOPY,
     bandwidth: int = 0,
     on_transition: Callable[[], None] = _nothing,
+    admitted: bool = True,
     on_end: Callable[[SaveResult], object] = not_told,
 ) -> SaveResult:
     """Save the running domain into `send_fd` while it runs (SUSPEND_LIVE is forced); `recv_fd` is
@@ -89,7 +90,9 @@ async def domain_live_migrate(
 
     With MemoryStrategy.POSTCOPY the domain is handed over before all its memory is.
     `on_transition` is called right before the first octet of POSTCOPY_TRANSITION_END can be
-    written; where it raises, the transition fails without having begun.
+    written; where it raises, the transition fails without having begun. With `admitted` false the
+    receiver may leave the stream unread at first, as xl's does while it waits for its lock:
+    `Limits.admission` holds until it has begun, and the log says that it is waited for.
     """
     if recv_fd == -1:
         return _refused(Error.INVAL, "a live migration needs its back channel, recv_fd")
@@ -103,6 +106,7 @@ async def domain_live_migrate(
         precopy=precopy,
         bandwidth=bandwidth,
         on_transition=on_transition,
+        admitted=admitted,
     )
     return await _save_alone(ctx, parameters, on_end)
 
@@ -134,6 +138,7 @@ def live_migrate_parameters(
     precopy: PrecopyLimits,
     bandwidth: int,
     on_transition: Callable[[], None],
+    admitted: bool = True,
 ) -> SaveParameters:
     """Those of `domain_live_migrate`. Raises TypeError, ValueError."""
     request = HelperRequest(
@@ -152,6 +157,7 @@ def live_migrate_parameters(
         arguments.instance("memory_strategy", memory_strategy, MemoryStrategy),
         arguments.instance("precopy", precopy, PrecopyLimits),
         arguments.function("on_transition", on_transition),
+        admitted=arguments.instance("admitted", admitted, bool),
     )
 
 

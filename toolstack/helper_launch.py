@@ -36,6 +36,8 @@ class HelperLaunch:
     program: HelperProgram
     limits: Limits
     faults: ControllerFaults | None = None
+    admission: float = 0.0
+    """For how long a save's receiver may not begin with the stream; 0 where it begins at once."""
 
     def channel(self, listener: ChannelListener) -> HelperChannel:
         """Raises OSError, with ENOTSUP for what the program's protocol cannot carry."""
@@ -65,6 +67,7 @@ class HelperLaunch:
         return (
             *command,
             "--stream-stall", str(self._stall_limit),
+            "--admission", str(self.admission),
             "--start-limit", str(self.limits.helper_start),
             "--answer-limit", str(self._patience),
             "--operation", self.request.operation.value,
@@ -77,7 +80,7 @@ class HelperLaunch:
         return {
             "XEN_SAVE_HELPER_DIALECT": self.program.dialect.value,
             "XEN_SAVE_HELPER_HYPERVISOR": self.request.hypervisor,
-            "XEN_SAVE_HELPER_STREAM_STALL": str(self._stall_limit),
+            "XEN_SAVE_HELPER_STREAM_STALL": str(self._longest_stall),
             "XEN_SAVE_HELPER_ANSWER_LIMIT": str(self._patience),
         }
 
@@ -105,6 +108,11 @@ class HelperLaunch:
         return self.limits.stream_stall if saving else self.limits.sender_silence
 
     @property
+    def _longest_stall(self) -> float:
+        """What libxl's protocol cannot tell apart."""
+        return max(self._stall_limit, self.admission) if self._stall_limit else 0.0
+
+    @property
     def _patience(self) -> float:
         """An answer that has not come by then never does: we would have given up before. It is the
         helper that finds out, where its message or our answer was lost."""
@@ -118,7 +126,7 @@ class HelperLaunch:
         it may wait for others, and than its own watchdog takes to end it (a quarter more)."""
         if self.checkpointed:
             return 0.0
-        return 1.25 * (self._stall_limit + self._patience) + self.limits.abort
+        return 1.25 * (self._longest_stall + self._patience) + self.limits.abort
 
     def _libxl_arguments(self, dialect: Dialect) -> HelperArguments:
         request = self.request

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from ipc_schema.waits import Patience
+from toolstack.wait_log import STREAM, WaitLog
 
 _NOTABLE: Final = 64
 """Octets that one which gets on has moved."""
@@ -32,7 +33,7 @@ class HelperWatch:
     `silence` seconds (0: it may be silent for ever) in which it was not stopped.
 
     While `waits` says that a callback waits for its answer the helper may be silent: the answer
-    has its own limit.
+    has its own limit. What is silent for long is `told` of (see `WaitLog`).
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class HelperWatch:
         *,
         silence: float,
         waits: Callable[[], bool],
+        told: Callable[[str], object],
         over: Callable[[str], object],
     ) -> None:
         self._process = process
         self._silence = silence
         self._waits = waits
         self._over = over
+        self._wait_log = WaitLog(STREAM, told)
         self._loop = asyncio.get_running_loop()
         self._heard = False
         self._octets = process.octets()
@@ -72,9 +75,12 @@ class HelperWatch:
         now = self._loop.time()
         if self._lives():
             self._nudged = False
+            self._wait_log.look(0.0)
             self._patience.restart(now)
             return False
-        if not self._patience.look(now, counts=not self._process.stopped()):
+        over = self._patience.look(now, counts=not self._process.stopped())
+        self._wait_log.look(self._patience.spent)
+        if not over:
             return False
         if not self._nudged:
             # One long write may be slow, not stuck: interrupted, it says how far it has come.

@@ -26,6 +26,7 @@ from toolstack.patience import patience
 from toolstack.restore_operation import RestoreParameters, RestoreResult
 from toolstack.standstill import tell
 from toolstack.stream_relay import StreamRelay, make_pipe
+from toolstack.wait_log import STREAM, WaitLog
 
 if TYPE_CHECKING:
     from helper.hypervisors.interface import RestoreProgram
@@ -150,15 +151,17 @@ class HostRestore:
         with an end to it once it is given up."""
         assert self._process is not None
         assert self._relay is not None
-        moved, silence = self._relay.moved, self._ctx.limits.sender_silence
-        quiet = Patience(silence, self._now())
+        relay = self._relay
+        moved, taken = relay.moved, relay.taken
+        quiet, waits = Patience(0, self._now()), WaitLog(STREAM, self._ctx.warn)
         while not self._given_up.is_set() and not self._status.done():
             await self._either(LOOK)
-            if self._relay.moved != moved:
-                moved = self._relay.moved
+            quiet.look(self._now())
+            if (relay.moved, relay.taken) != (moved, taken):
+                moved, taken = relay.moved, relay.taken
                 quiet.restart(self._now())
-            elif quiet.look(self._now()):
-                self._give_up(Error.TIMEDOUT, f"no octet has come, and no end, for {silence:g} s")
+            waits.look(quiet.spent)
+            self._check(quiet.spent, not_begun=moved > 0 == taken)
         limit = self._ctx.limits.abort
         for end in (None, self._process.terminate, self._process.kill):
             if end is not None:
@@ -167,6 +170,17 @@ class HostRestore:
                 break
         # SIGKILL cannot be refused.
         return await self._status
+
+    def _check(self, quiet: float, *, not_begun: bool) -> None:
+        """Give up what has been quiet for too long. A program that has not begun with a stream that
+        has come waits its turn (xl's lock, while another guest comes in)."""
+        limits = self._ctx.limits
+        if not_begun and quiet >= limits.admission:
+            what = f"{self._program.command[0]} has not begun with the stream"
+            self._give_up(Error.TIMEDOUT, f"{what} for {limits.admission:g} s")
+        elif not not_begun and quiet >= limits.sender_silence:
+            silence = f"{limits.sender_silence:g} s"
+            self._give_up(Error.TIMEDOUT, f"no octet has come, and no end, for {silence}")
 
     async def _either(self, seconds: float) -> None:
         """Until the program ends or is given up, `seconds` at most."""

@@ -70,9 +70,13 @@ class JoinedOperation(ABC):
                     self._joined(rc)
 
     def _run_helper(
-        self, request: HelperRequest, callbacks: Mapping[str, Callable[..., int | None]]
+        self,
+        request: HelperRequest,
+        callbacks: Mapping[str, Callable[..., int | None]],
+        admission: float = 0.0,
     ) -> None:
-        """Start the helper, with `callbacks` beside those of every operation."""
+        """Start the helper, with `callbacks` beside those of every operation; `admission` as for
+        `HelperLaunch`."""
         self._join.started(Task.HELPER)
         self._helper = SaveHelper(
             request,
@@ -86,6 +90,8 @@ class JoinedOperation(ABC):
             trace=self._ctx.trace,
             program=self._ctx.program,
             faults=self._ctx.faults,
+            admission=admission,
+            waits=self._ctx.warn,
             stood_still=partial(standstill.tell, self._ctx, standstill.HELPER),
         )
         self._helper.start()

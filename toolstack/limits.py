@@ -32,8 +32,14 @@ class Limits:
     stream_stall: float = 60.0
     """For how long the other side of a stream may take (or send) nothing, and for how long a helper
     may ask how precopy goes on without sending a page."""
+    admission: float = 3600.0
+    """For how long a receiver that has said nothing of itself may leave the stream unread before it
+    has begun with it: xl's waits for its global lock while another guest comes in."""
     handshake: float = 60.0
-    """For each message of the migration handshake."""
+    """For each message of the migration handshake but READY."""
+    ready: float = 180.0
+    """From the stream's end to READY: the receiver starts the guest's devices meanwhile, for which
+    libxl gives its device model, disks and networks so long."""
 
     def __post_init__(self) -> None:
         for one in fields(self):

@@ -78,13 +78,18 @@ class SaveHelper:
         program: HelperProgram = OUR_HELPER,
         faults: ControllerFaults | None = None,
         stood_still: Callable[[float], object] = lambda _seconds: None,
+        admission: float = 0.0,
+        waits: Callable[[str], object] = lambda _line: None,
     ) -> None:
-        """`stood_still` hears for how many seconds the helper was stopped, when it goes on."""
+        """`stood_still` hears for how many seconds the helper was stopped, when it goes on, `waits`
+        a line now and then while nothing moves; `admission`: see `HelperLaunch`."""
         for name in callbacks:
             if request.operation not in CATALOGUE[name].operations:
                 raise ValueError(f"{name} is no callback of a {request.operation.value}")
         self._callbacks = callbacks
-        self._launch = HelperLaunch(request, frozenset(callbacks), program, limits, faults)
+        self._tell_wait = waits
+        provided = frozenset(callbacks)
+        self._launch = HelperLaunch(request, provided, program, limits, faults, admission)
         self._done = done
         self._limits = limits
         self._trace = trace
@@ -363,6 +368,7 @@ class SaveHelper:
             self._process,
             silence=self._launch.silence,
             waits=lambda: self._waiting is not None,
+            told=self._tell_wait,
             over=partial(self._event, Event.LIMIT),
         )
 

@@ -20,7 +20,7 @@ from toolstack.context import Context
 from toolstack.failure import message_of
 from toolstack.join import Task
 from toolstack.joined import JoinedOperation
-from toolstack.operation import is_theirs, rc_of
+from toolstack.operation import rc_of
 from toolstack.precopy_policy import (
     MemoryStrategy,
     PrecopyDecisions,
@@ -28,7 +28,7 @@ from toolstack.precopy_policy import (
     PrecopyProgress,
 )
 from toolstack.save_helper import HelperRequest, HelperResult
-from toolstack.save_result import PostcopyTransitioned, SaveResult
+from toolstack.save_result import PostcopyTransitioned, SaveResult, has_begun
 from toolstack.settle import heal, why_not_suspend
 from toolstack.standstill import telling
 from toolstack.stream_writer import OutOfTurn, Part, StreamWriter, WriterAction, save_rc
@@ -46,6 +46,9 @@ class SaveParameters:
     strategy: MemoryStrategy
     precopy: PrecopyLimits
     on_transition: Callable[[], None]
+    admitted: bool = True
+    """The receiver begins with the stream at once; otherwise `Limits.admission` holds until it
+    has begun."""
 
 
 _SIMPLE_RECORDS = {
@@ -105,10 +108,7 @@ class SaveOperation(JoinedOperation):
         if self._fault is not None:
             raise self._fault
         reason = self._report.reason if rc else ""
-        theirs = bool(rc) and self._report.theirs
-        return SaveResult(
-            Error(rc), self._transitioned, self._report.statistics, reason, suspended, theirs
-        )
+        return SaveResult(Error(rc), self._transitioned, self._report.statistics, reason, suspended)
 
     async def _prepare(self) -> int:
         """Check what would fail in a worse way later."""
@@ -216,9 +216,7 @@ class SaveOperation(JoinedOperation):
         def done(error: Exception | None) -> None:
             self._write = None
             if error is not None:
-                self._report.failed(
-                    f"writing the {part.value}: {message_of(error)}", theirs=is_theirs(error)
-                )
+                self._report.failed(f"writing the {part.value}: {error}")
             try:
                 self._write_done(part, 0 if error is None else rc_of(error))
             except Exception as fault:
@@ -231,7 +229,7 @@ class SaveOperation(JoinedOperation):
             if part is Part.POSTCOPY_TRANSITION_END:
                 self._parameters.on_transition()
                 self._past_return()
-            limit = self._ctx.limits.stream_stall
+            limit = max(self._ctx.limits.stream_stall, self._admission)
             fd = self._parameters.request.io_fd
             faults, record = self._ctx.faults, _RECORDS.get(part)
             if faults is not None and record is not None:
@@ -242,6 +240,13 @@ class SaveOperation(JoinedOperation):
                 self._write = fd_io.start_write(fd, data, done, limit=limit, what=part.value)
         except Exception as error:
             done(error)
+
+    @property
+    def _admission(self) -> float:
+        """For how long the receiver may leave the stream unread; 0 once it has begun with it."""
+        if self._parameters.admitted or has_begun(self._report.statistics):
+            return 0.0
+        return self._ctx.limits.admission
 
     def _write_done(self, part: Part, rc: int) -> None:
         self._fetch = None
@@ -259,7 +264,7 @@ class SaveOperation(JoinedOperation):
     # The helper and its callbacks
 
     def _start_helper(self) -> None:
-        self._run_helper(self._parameters.request, self._callbacks())
+        self._run_helper(self._parameters.request, self._callbacks(), self._admission)
 
     def _callbacks(self) -> Mapping[str, Callable[..., int | None]]:
         callbacks: dict[str, Callable[..., int | None]] = {
@@ -301,7 +306,6 @@ class SaveOperation(JoinedOperation):
 
     async def _suspend(self, suspension: GuestSuspension) -> None:
         self._report.event("suspend_request")
-        self._ctx.say_progress("waiting for the guest to suspend", 0, 0)
         finished = await suspension.run()
         rc = finished.rc
         if rc:

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ipc_schema.errors import Error
+from ipc_schema.waits import BUFFERED
 from toolstack.save_helper import Statistics
+
+
+def has_begun(statistics: Statistics | None) -> bool:
+    """Whether a stream's receiver has taken more of it than what lies between can hold; False also
+    where the helper does not count."""
+    return statistics is not None and statistics.bytes > BUFFERED
 
 
 class PostcopyTransitioned(Enum):
@@ -28,8 +35,7 @@ class SaveResult:
 
     `rc` is `Error.OK` (0) or libxl's code of the error, `reason` a line for people (empty on
     success). `suspended` is True where the domain has suspended, or may yet, for this save: the
-    caller hands it over or resumes it; with an `rc` and False there is nothing to resume. `theirs`
-    is that of `cause.Failure`: all that is known is that the other side of the stream has gone.
+    caller hands it over or resumes it; with an `rc` and False there is nothing to resume.
     """
 
     rc: Error
@@ -37,4 +43,3 @@ class SaveResult:
     statistics: Statistics | None
     reason: str
     suspended: bool
-    theirs: bool = False

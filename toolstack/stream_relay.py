@@ -11,6 +11,8 @@ import asyncio
 import fcntl
 import os
 import stat
+import sys
+import termios
 from collections.abc import Callable
 from typing import Final
 
@@ -51,6 +53,15 @@ class StreamRelay:
         self._pollable = not (stat.S_ISREG(mode) or stat.S_ISBLK(mode))
         os.set_blocking(pipe, False)
         self._loop.add_writer(pipe, self._pipe_ready)
+
+    @property
+    def taken(self) -> int:
+        """How many of the source's octets the pipe's reader has taken: none, as long as it has not
+        got behind the preface."""
+        if self._pipe < 0:
+            return self.moved
+        unread = fcntl.ioctl(self._pipe, termios.FIONREAD, bytes(4))
+        return max(0, self.moved - int.from_bytes(unread, sys.byteorder))
 
     def stop(self) -> None:
         """Close the pipe now, wherever the stream stands."""

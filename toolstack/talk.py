@@ -50,9 +50,9 @@ class Talk:
         else:
             await self._faults.say(message, octets, write)
 
-    async def hear(self, message: HandshakeMessage) -> None:
-        """Raises LinkError for other octets."""
-        await self.hear_by(message, partial(self._read, message))
+    async def hear(self, message: HandshakeMessage, limit: float | None = None) -> None:
+        """Raises LinkError for other octets. `limit` in seconds, None for `handshake`."""
+        await self.hear_by(message, partial(self._read, message, limit))
 
     async def hear_code(self, message: HandshakeMessage) -> int:
         """As `hear`, and the octet behind it."""
@@ -84,9 +84,9 @@ class Talk:
             return await read()
         return await self._faults.hear(message, read)
 
-    async def _read(self, message: HandshakeMessage) -> None:
+    async def _read(self, message: HandshakeMessage, limit: float | None = None) -> None:
         await link.read_message(
-            self._hears, message.octets, self._limit, message.what, self._stopped
+            self._hears, message.octets, limit or self._limit, message.what, self._stopped
         )
 
     async def _write(self, what: str, octets: bytes) -> None:

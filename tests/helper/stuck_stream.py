@@ -1,6 +1,6 @@
 """A process that writes (or reads) a stream under an `Abort` until that ends it.
 
-    python -m tests.helper.stuck_stream HOW FD LIFELINE STALL_LIMIT
+    python -m tests.helper.stuck_stream HOW FD LIFELINE STALL_LIMIT ADMISSION
 
 HOW is `write`, `write-much` (each write takes long), `read`, `libc` (write, as libxc does it: in
 C, retried when interrupted) or `idle` (writes once, then has nothing to write). Says `ready` when
@@ -18,6 +18,7 @@ import select
 import sys
 
 from helper.abort import SAVE_SIGNALS, Abort
+from helper.libxenguest.octets import ThreadOctets
 
 BLOCK = b"x" * 65536
 
@@ -65,14 +66,16 @@ HOW = {
 
 
 def main() -> None:
-    how, fd, lifeline, stall = sys.argv[1:]
+    how, fd, lifeline, stall, admission = sys.argv[1:]
     reading = how == "read"
     signals = frozenset() if reading else SAVE_SIGNALS
-    with Abort(lifeline=int(lifeline), signals=signals, stall_limit=float(stall)) as abort:
+    meter = ThreadOctets(reading=False) if float(admission) else None
+    limits = {"stall_limit": float(stall), "admission": float(admission)}
+    with Abort(lifeline=int(lifeline), signals=signals, **limits) as abort:
         print("ready", flush=True)
         failure = 0
         try:
-            abort.guard_stream(int(fd), reading=reading)
+            abort.guard_stream(int(fd), reading=reading, moved=meter.moved if meter else None)
             HOW[how](int(fd), abort)
         except OSError as error:
             failure = error.errno or 0

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from helper.abort import Abort
+from ipc_schema.waits import BUFFERED
 from tests.waiting import until_blocked
 
 
@@ -47,7 +48,7 @@ Start = Callable[..., Stuck]
 def start() -> Iterator[Start]:
     running: list[Stuck] = []
 
-    def begin(how: str, stall_limit: float = 0) -> Stuck:
+    def begin(how: str, stall_limit: float = 0, admission: float = 0) -> Stuck:
         near, far = socket.socketpair()
         lifeline_read, lifeline = os.pipe()
         fds = (far.fileno(), lifeline_read)
@@ -59,6 +60,7 @@ def start() -> Iterator[Start]:
                 how,
                 *map(str, fds),
                 str(stall_limit),
+                str(admission),
             ],
             stdout=subprocess.PIPE,
             pass_fds=fds,
@@ -131,6 +133,25 @@ def test_a_stream_that_stands_still_is_given_up(start: Start, how: str, what: st
     assert ended["errnoval"] == "ETIMEDOUT"
     assert f"nothing {what}" in ended["reason"]
     assert "0.4 s" in ended["reason"]
+
+
+def test_a_receiver_that_has_not_begun_has_a_limit_of_its_own(start: Start) -> None:
+    ended = start("write", stall_limit=30, admission=0.4).end()
+    assert ended["errnoval"] == "ETIMEDOUT"
+    assert ended["reason"] == "the receiver has not begun to take the stream for 0.4 s"
+
+
+def test_a_receiver_that_has_begun_has_the_streams_limit(start: Start) -> None:
+    stuck = start("write", stall_limit=0.4, admission=30)
+    stuck.until_full()
+    with pytest.raises(subprocess.TimeoutExpired):
+        stuck.process.wait(1.2)
+    taken = 0
+    while taken <= BUFFERED:
+        taken += len(stuck.peer.recv(1 << 20))
+    ended = stuck.end()
+    assert ended["errnoval"] == "ETIMEDOUT"
+    assert ended["reason"] == "the stream stands still: nothing taken by the other side for 0.4 s"
 
 
 @pytest.mark.parametrize(("how", "octets"), [("write", 1 << 22), ("write-much", 1 << 16)])

@@ -9,6 +9,8 @@ import pytest
 from ipc_schema.version import version
 from tests.helper.test_main import by_hand
 
+pytest_plugins = ("tests.helper.libxenguest.conftest",)
+
 
 def check(**variables: str) -> tuple[int, list[str]]:
     """Exit status and lines."""

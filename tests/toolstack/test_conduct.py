@@ -37,7 +37,7 @@ class Played:
             self.machine,
             {state: partial(self._act, state) for state in Receiver},
             gives_up=self._gives_up.__contains__,
-            failed=lambda failure: self.failures.append(failure.rc),
+            failed=lambda rc, _reason: self.failures.append(rc),
             trace=Trace("test"),
         )
 
@@ -47,7 +47,9 @@ class Played:
 
 @pytest.mark.parametrize("state", [Receiver.SAY_BANNER, Receiver.READ_CONFIG])
 def test_an_abort_that_comes_as_an_action_ends_is_the_next_ones(state: Receiver) -> None:
-    played = Played(frozenset({Receiver.SAY_BANNER, Receiver.READ_CONFIG, Receiver.EXAMINE}), state)
+    played = Played(
+        frozenset({Receiver.SAY_BANNER, Receiver.READ_CONFIG, Receiver.RUN_STREAM}), state
+    )
     played.play()
     assert played.machine.state is Receiver.NOT_STARTED
     assert Receiver.RUN_STREAM not in played.done

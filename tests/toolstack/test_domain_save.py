@@ -16,6 +16,8 @@ from helper.hypervisors.simulated.layout import Behaviour
 from ipc_schema.errors import Error
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, cancelled, kill_helper, live_migrate, run
+from toolstack import wait_log
+from toolstack.context import OURS
 from toolstack.domain_save import (
     SUSPEND_LIVE,
     MemoryStrategy,
@@ -290,6 +292,38 @@ class TestStream:
             result = run(domain_suspend(source.ctx, domid, ours.fileno()))
         assert result.rc == Error.FAIL
         assert result.suspended
+        source.at_rest(domid)
+
+    def test_a_receiver_that_does_not_begin_is_waited_for(
+        self, source: Side, domid: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As xl's, which waits for its lock while another guest comes in."""
+        monkeypatch.setattr(wait_log, "PERIOD", 1.0)
+        source.limited(stream_stall=0.5, admission=60)
+        ours, theirs = socket.socketpair()
+        lines: list[str] = []
+
+        def log(_level: int, context: str, text: str) -> None:
+            if context == OURS and ("the stream" in text or "the other side" in text):
+                lines.append(text)
+                asyncio.get_running_loop().add_reader(theirs, theirs.recv, 1 << 20)
+
+        ctx = replace(source.ctx, log=log)
+        with ours, theirs:
+            fd = ours.fileno()
+            result = run(domain_live_migrate(ctx, domid, fd, 0, fd, admitted=False))
+        assert result.rc == 0, result
+        assert lines[0].startswith("the stream has stood still for ")
+        assert source.state() is GuestState.SUSPENDED
+
+    def test_a_receiver_that_never_begins_is_given_up(self, source: Side, domid: int) -> None:
+        source.limited(stream_stall=30, admission=0.5)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            fd = ours.fileno()
+            result = run(domain_live_migrate(source.ctx, domid, fd, 0, fd, admitted=False))
+        assert result.rc
+        assert "the receiver has not begun to take the stream for 0.5 s" in result.reason
         source.at_rest(domid)
 
     def test_the_other_side_takes_nothing(self, source: Side, domid: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from helper.watchdog import _LAST_PART, limit_of
 from ipc_schema.messages import Operation
+from toolstack import wait_log
 from toolstack.helper_launch import HelperLaunch
 from toolstack.helper_request import HelperRequest, OwnHelper
 from toolstack.helper_watch import HelperWatch
@@ -44,12 +45,15 @@ def watch(
     looks: int = 60,
     waits: bool = False,
     speaks: bool = False,
+    told: Callable[[str], object] = lambda _line: None,
 ) -> list[str]:
     """What the watch has said after so many looks, or as soon as it has."""
 
     async def run() -> list[str]:
         said: list[str] = []
-        watching = HelperWatch(process, silence=LIMIT, waits=lambda: waits, over=said.append)
+        watching = HelperWatch(
+            process, silence=LIMIT, waits=lambda: waits, told=told, over=said.append
+        )
         while not said and process.looks < looks:
             if speaks:
                 watching.heard()
@@ -94,6 +98,14 @@ def test_one_that_has_come_far_when_it_is_nudged_is_left_alone() -> None:
 @pytest.mark.parametrize("signs", [{"speaks": True}, {"waits": True}])
 def test_one_that_speaks_or_waits_for_an_answer_is_left_alone(signs: dict[str, Any]) -> None:
     assert watch(MadeUp(lambda _: 0), **signs) == []
+
+
+def test_a_wait_is_told_of_and_that_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wait_log, "PERIOD", 0.04)
+    told: list[str] = []
+    assert watch(MadeUp(lambda look: 0 if look < 10 else 100 * look), told=told.append) == []
+    assert told[0] == "the stream has stood still for 0 s: waiting for the other side"
+    assert told[-1] == "the other side goes on after 0 s"
 
 
 def test_one_that_is_stopped_is_not_silent() -> None:

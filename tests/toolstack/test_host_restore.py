@@ -24,6 +24,8 @@ from ipc_schema.errors import Error
 from ipc_schema.messages import Dialect
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, run
+from toolstack import wait_log
+from toolstack.context import OURS
 from toolstack.domain_restore import RestoreResult, domain_create_restore
 from toolstack.domain_save import domain_suspend
 from toolstack.drop_in import drop_in_path
@@ -137,6 +139,55 @@ def test_a_sender_that_falls_silent_is_given_up(
     assert destination.host.domains() == []
 
 
+@pytest.fixture
+def lock(destination: Side, tmp_path: Path) -> Path:
+    """A FIFO; the host's program begins with the stream when it is opened, as xl does when it has
+    its lock."""
+    path = tmp_path / "lock"
+    os.mkfifo(path)
+    command = [*RESTORE, "--host", str(destination.host.directory)]
+    script = f"import os; open({str(path)!r}, 'rb'); os.execv({command[0]!r}, {command!r})"
+    programmed(destination, sys.executable, "-c", script)
+    return path
+
+
+def test_a_program_that_waits_its_turn_is_waited_for(
+    destination: Side,
+    saved: tuple[Path, dict[str, Any]],
+    lock: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wait_log, "PERIOD", 6.0)
+    destination.limited(stream_stall=4, suspend=0.5)
+    path, config = saved
+    lines: list[str] = []
+
+    def log(_level: int, context: str, text: str) -> None:
+        if context != OURS or text.startswith("this process"):
+            return
+        lines.append(text)
+        if "the stream has stood still" in text and len(lines) == 1:
+            os.close(os.open(lock, os.O_WRONLY | os.O_NONBLOCK))
+
+    ctx = replace(destination.ctx, log=log)
+    with path.open("rb") as file:
+        result = run(domain_create_restore(ctx, config, "h", file.fileno()))
+    assert result.rc == 0, result
+    assert lines[0].startswith("the stream has stood still for ")
+    assert any(line.startswith("the other side goes on after ") for line in lines)
+
+
+def test_a_program_that_never_begins_is_given_up(
+    destination: Side, saved: tuple[Path, dict[str, Any]], lock: Path
+) -> None:
+    destination.limited(admission=1.5, abort=1)
+    path, config = saved
+    with path.open("rb") as file:
+        result = restore(destination, config, file.fileno())
+    assert (result.rc, result.domid) == (Error.TIMEDOUT, None)
+    assert result.reason == f"{sys.executable} has not begun with the stream for 1.5 s"
+
+
 def test_a_program_that_does_not_end_is_killed_and_its_domain_destroyed(
     destination: Side, saved: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -154,7 +205,7 @@ while True:
         destination,
         *(sys.executable, "-c", script, str(destination.host.directory), json.dumps(config)),
     )
-    destination.limited(stream_stall=2, suspend=1, abort=0.3)
+    destination.limited(stream_stall=2, suspend=1, abort=0.3, admission=2)
     with path.open("rb") as file:
         result = restore(destination, config, file.fileno())
     assert (result.rc, result.domid) == (Error.TIMEDOUT, None)

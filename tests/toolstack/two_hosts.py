@@ -24,7 +24,9 @@ from toolstack.limits import Limits
 
 T = TypeVar("T")
 MEMORY = 4 << 20
-LIMITS = Limits(helper_start=20, callback=20, suspend=20, abort=5, stream_stall=20, handshake=20)
+LIMITS = Limits(
+    helper_start=20, callback=20, suspend=20, abort=5, stream_stall=20, handshake=20, ready=20
+)
 
 
 class Happenings:

@@ -27,6 +27,7 @@ QUICK_LIMITS = {
     "abort": 2,
     "stream_stall": 4,
     "handshake": 8,
+    "ready": 8,
 }
 """Limits of a migration in these tests: what stands still is noticed in seconds, not minutes."""
 

@@ -158,7 +158,7 @@ def _add_limit(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="how long a wait may last: helper_start, stopped, callback, suspend, abort, "
-        "stream_stall, handshake",
+        "stream_stall, admission, handshake, ready",
     )
 
 

@@ -73,6 +73,7 @@ def job(operation: Operation, io_fd: int, back_fd: int = -1) -> Job:
         engine=Engine.OWN,
         bandwidth=0,
         postcopy=True,
+        admission=0.0,
         stall_limit=LIMIT,
         limits=None,
         device_model="",

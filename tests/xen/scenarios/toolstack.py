@@ -143,7 +143,7 @@ def receiver_dies(lab: Lab, kind: str) -> None:
     tries: tuple[tuple[str, tuple[str, ...], int], ...] = (
         (DYING_RECEIVER, (), 1),
         (DYING_RECEIVER, ("--helper", "libxl"), 0),
-        (DYING_LATE, ("--limit=handshake=30",), 1),
+        (DYING_LATE, ("--limit=ready=30",), 1),
     )
     for to, options, saves_by_ours in tries:
         before = saves(lab)
@@ -218,7 +218,7 @@ def interrupted(lab: Lab) -> None:
         gate.open()
         done = program.end(limit=60)
         assert done.status == RUNNING_AT_SOURCE, done.output
-        assert "interrupted" in done.output
+        assert "aborted" in done.output
         lab.assert_runs_on(guest, domid)
         nothing_is_left()
     migrate(lab, guest, RECEIVE)
