@@ -466,7 +466,7 @@ class _Sending:
         there = None
         warnings: list[str] = []
         if outcome is Outcome.SUCCESS:
-            guest, there = await self._guest_there(warnings)
+            guest, there = await self._guest_there()
             if self._left_over:
                 warnings.append(
                     f"what is left of the guest here was not destroyed: `recover {self._name}` "
@@ -523,7 +523,7 @@ class _Sending:
             state = None
         return _guest_result(_place(self._ctx), state, report)
 
-    async def _guest_there(self, warnings: list[str]) -> tuple[GuestResult, GuestReport | None]:
+    async def _guest_there(self) -> tuple[GuestResult, GuestReport | None]:
         """The guest at the destination, once it has taken its first step."""
         if not isinstance(self._destination, HostDestination):
             return _guest_result(None, None, None), None
@@ -539,13 +539,6 @@ class _Sending:
                 return _guest_result(place, None, None), None
             stepped = report is not None and report.first_step_at is not None
             if stepped or self._options.paused or patience.look(time.monotonic()):
-                if row.name != self._name_there:
-                    warnings.append(
-                        f"the guest is called {row.name!r} at {place}, where there is another "
-                        f"{self._name_there!r}: `xen-toolstack rename {row.name} NEW --host "
-                        f"{place}` gives it a name, `recover {self._name_there}` its own once "
-                        "that is free"
-                    )
                 return _guest_result(place, state, report), report
             await asyncio.sleep(0.01)
 
