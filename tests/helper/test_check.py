@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
 from ipc_schema.version import version
 from tests.helper.test_main import by_hand
-
-pytest_plugins = ("tests.helper.libxenguest.conftest",)
 
 
 def check(**variables: str) -> tuple[int, list[str]]:
@@ -88,10 +85,3 @@ def test_without_xen_it_says_so() -> None:
     status, lines = check(CONFIG=os.devnull)
     assert status == 1
     assert wrong(lines)[0].startswith("no Xen here: /sys/hypervisor/version is missing")
-
-
-def test_the_libraries_that_it_would_use_are_named(xen: str) -> None:
-    done = by_hand("--check", LD_LIBRARY_PATH=xen, XEN_SAVE_HELPER_CONFIG=os.devnull)
-    assert done.returncode == 0, (done.stdout, sys.platform)
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("found Xen "))
-    assert f"{xen}/libxenguest.so." in line
