@@ -58,7 +58,7 @@ pytestmark = pytest.mark.timeout(180)
         ("source.controller/log:heard#2+=hang-up", "save", ("source.controller/",), 1),
         ("link/stream@0=cut", "live", ("link/",), 1),
         ("link/stream@5000=stall(0.5)", "postcopy", ("link/",), 0),
-        ("link/back@60=cut", "postcopy", ("link/",), 3),
+        ("link/back@95=cut", "postcopy", ("link/",), 3),
         ("link/handshake.ready=cut", "live", ("link/",), 1),
         ("link/handshake.go=cut", "live", ("link/",), 4),
         ("link/handshake.go=flip", "live", ("link/",), 1),
@@ -174,7 +174,7 @@ def test_a_stopped_receiver_is_ended_though_nobody_waits_for_it_any_more() -> No
 
 def test_a_link_that_keeps_the_report_of_the_end_is_judged_by_its_own_end() -> None:
     # A guest without faults: the back channel's octets are the same each time.
-    verdict = run("link/back@84=stall", "postcopy", "idle")
+    verdict = run("link/back@119=stall", "postcopy", "idle")
     assert verdict.holds, verdict.problems
     assert "closed the link before the end of postcopy" in str(verdict.seen["migrate said"])
 
