@@ -241,6 +241,7 @@ class _Sending:
         return Event.OK
 
     async def _read_banner(self) -> Event:
+        self._ctx.say_progress("waiting for the destination", 0, 0)
         options = self._options
         postcopy = options.strategy is MemoryStrategy.POSTCOPY
         if problem := beyond_helper(
@@ -345,6 +346,7 @@ class _Sending:
         return bool(self._optional_flags())
 
     async def _read_ready(self) -> Event:
+        self._ctx.say_progress("waiting for the destination to be ready", 0, 0)
         limits, saved = self._ctx.limits, self._saved
         limit = limits.ready
         if not self._admitted and not has_begun(saved.statistics if saved else None):
