@@ -7,7 +7,6 @@ with a NUL at its end, and a libxl stream. In version 1 a legacy libxc stream fo
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import Final
 
@@ -66,6 +65,9 @@ def decode_header(data: bytes, offset: int = 0) -> LibvirtHeader:
 def describe(xml: bytes, offset: int = HEADER_SIZE) -> dict[str, str]:
     """`name` and `type` (libxl's) of the domain in `xml`, which stands at `offset`, where it has
     them. Raises DecodeError for what is no domain's XML."""
+    # It costs each save its time, and few read such a file.
+    import xml.etree.ElementTree as ET
+
     what = "libvirt XML"
     if re.search(rb"<!(DOCTYPE|ENTITY)", xml):
         # libvirt writes none, and entities can be made to take any amount of memory.
