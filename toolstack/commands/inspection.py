@@ -129,7 +129,8 @@ def text(entry: Entry) -> str:
 def _pages(summary: Mapping[str, Any]) -> str:
     """`1022 NOTAB, 2 L1TAB, pfn 0-1023`: how many of which types, and between which pfns."""
     types = ", ".join(f"{count} {name}" for name, count in summary["types"].items())
-    return f"{types}, pfn {summary['lowest_pfn']}-{summary['highest_pfn']}"
+    lowest, highest = summary["lowest_pfn"], summary["highest_pfn"]
+    return f"{types}, pfn {lowest}" + (f"-{highest}" if highest != lowest else "")
 
 
 def _value(value: object) -> str:
