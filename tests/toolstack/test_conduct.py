@@ -47,9 +47,7 @@ class Played:
 
 @pytest.mark.parametrize("state", [Receiver.SAY_BANNER, Receiver.READ_CONFIG])
 def test_an_abort_that_comes_as_an_action_ends_is_the_next_ones(state: Receiver) -> None:
-    played = Played(
-        frozenset({Receiver.SAY_BANNER, Receiver.READ_CONFIG, Receiver.RUN_STREAM}), state
-    )
+    played = Played(frozenset({Receiver.SAY_BANNER, Receiver.READ_CONFIG, Receiver.EXAMINE}), state)
     played.play()
     assert played.machine.state is Receiver.NOT_STARTED
     assert Receiver.RUN_STREAM not in played.done
