@@ -40,8 +40,8 @@ def domain_number(value: object) -> int:
 
 
 def bandwidth(value: object) -> int:
-    """Octets a second; 0 for no limit."""
-    return whole_number("bandwidth", value, *INTEGER_RANGES[Kind.ULONG], " octets a second")
+    """Bytes a second; 0 for no limit."""
+    return whole_number("bandwidth", value, *INTEGER_RANGES[Kind.ULONG], " bytes a second")
 
 
 def flags(value: object, **known: int) -> int:

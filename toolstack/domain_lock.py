@@ -19,7 +19,7 @@ from typing import Final
 FILE: Final = "operations.lock"
 
 _PLACE: Final = 32
-"""Octets of a domain's place: the holder's pid and what it does, as text."""
+"""Bytes of a domain's place: the holder's pid and what it does, as text."""
 
 
 class DomainBusyError(BlockingIOError):

@@ -51,7 +51,7 @@ async def domain_suspend(
     on_end: Callable[[SaveResult], object] = not_told,
 ) -> SaveResult:
     """Save the domain into `fd` and leave it suspended. `flags` are SUSPEND_*, `bandwidth` limits
-    the stream (octets a second, 0 for none). Never makes a postcopy transition, and never resumes
+    the stream (bytes a second, 0 for none). Never makes a postcopy transition, and never resumes
     the domain: that is the caller's part.
 
     Works on a duplicate of `fd` from its first step on: the caller may close his own, or use its

@@ -45,7 +45,7 @@ class MigrateOptions:
     paused at the destination. `config`: what is sent in the place of the domain's own
     configuration. `debug`: SUSPEND_DEBUG, all memory is sent again and compared.
 
-    Raises ValueError for what cannot be together.
+    Raises TypeError and ValueError for what cannot be, and cannot be together.
     """
 
     strategy: MemoryStrategy = MemoryStrategy.DEFAULT
@@ -56,10 +56,11 @@ class MigrateOptions:
     debug: bool = False
 
     def __post_init__(self) -> None:
-        """Raises TypeError, ValueError."""
         arguments.instance("strategy", self.strategy, MemoryStrategy)
         arguments.instance("precopy", self.precopy, PrecopyLimits)
         arguments.bandwidth(self.bandwidth)
+        if self.config is not None:
+            arguments.configuration(self.config)
         if self.strategy is not MemoryStrategy.POSTCOPY:
             return
         for name, given, why in (

@@ -101,9 +101,9 @@ CASES: list[tuple[Callable[[Given], Any], type[Exception], str]] = [
     (lambda g: g.suspend(fd=g.nowhere), ValueError, r"fd: descriptor \d+ is not open for writing"),
     (lambda g: g.suspend(flags=0x80), ValueError, "flags: .*SUSPEND_LIVE.*, but no 0x80"),
     (lambda g: g.suspend(flags="live"), TypeError, "flags: want a whole number, not 'live'"),
-    (lambda g: g.suspend(bandwidth=-1), ValueError, "bandwidth is -1: want 0 to .* octets"),
+    (lambda g: g.suspend(bandwidth=-1), ValueError, "bandwidth is -1: want 0 to .* bytes"),
     (lambda g: g.suspend(bandwidth=2**64), ValueError, "bandwidth"),
-    (lambda g: g.suspend(bandwidth="100M"), TypeError, "bandwidth: .* octets a second, not '100M'"),
+    (lambda g: g.suspend(bandwidth="100M"), TypeError, "bandwidth: .* bytes a second, not '100M'"),
     (
         lambda g: g.live_migrate(memory_strategy="postcopy"),
         TypeError,
@@ -159,6 +159,7 @@ def test_of_an_operation(
         (lambda: Limits(abort=float("nan")), ValueError, "abort"),
         (lambda: Limits(abort="5"), TypeError, "abort"),  # type: ignore[arg-type]
         (lambda: MigrateOptions("postcopy"), TypeError, "strategy"),  # type: ignore[arg-type]
+        (lambda: MigrateOptions(config="{}"), TypeError, "config"),  # type: ignore[arg-type]
         (lambda: MigrateOptions(MemoryStrategy.POSTCOPY, bandwidth=-1), ValueError, "bandwidth"),
     ],
 )
