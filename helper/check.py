@@ -14,6 +14,7 @@ from helper.settings import (
     CONFIG,
     DEFAULT_CONFIG,
     PREFIX,
+    REFUSE,
     Found,
     Settings,
     read_settings,
@@ -28,6 +29,7 @@ _DEFAULTS: Final = {
     "stream_stall": "no limit",
     "answer_limit": f"{ANSWER_LIMIT:g}",
     "hypervisor": "xen",
+    "missing_cpu_features": REFUSE,
 }
 _UNSET: Final = "not set"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from helper.channel import CONTEXT
-from helper.settings import ANSWER_LIMIT, DEFAULT_CONFIG
+from helper.settings import ANSWER_LIMIT, DEFAULT_CONFIG, REFUSE
 from ipc_schema.messages import Dialect
 from ipc_schema.waits import LONGEST_WAIT
 
@@ -46,6 +46,9 @@ else). So is a trace that cannot be written:
                                     of which the helper is not told (unchecked: it looks at none);
                                     beside it, XEN_SAVE_HELPER_QEMU as a variable alone: what the
                                     device model xen-save-helper-qemu starts
+  XEN_SAVE_HELPER_MISSING_CPU_FEATURES
+                                    ignore: restore a guest also where the host lacks CPU features
+                                    that it was offered (else: {REFUSE}, before its first page)
 The precopy policy of a live migration, where the toolstack has none (libxl has none) and any of
 these is set; libxenguest's own is 5 rounds or fewer than 50 dirty pages:
   XEN_SAVE_HELPER_MAX_ITERATIONS    rounds before the guest is stopped (5)

@@ -188,6 +188,7 @@ def _job_of_start(start: dict[str, Any], options: Options, settings: Settings) -
         admission=options.admission if plain and operation is Operation.SAVE else 0.0,
         limits=_limits(settings),
         device_model=settings.device_model,
+        missing_cpu_features=settings.missing_cpu_features,
     )
 
 
@@ -242,6 +243,7 @@ def _serve_libxl(
         admission=0.0,
         limits=_limits(settings),
         device_model=settings.device_model,
+        missing_cpu_features=settings.missing_cpu_features,
     )
     abort = _abort(job, answers, watchdog)
     if faults is None:

@@ -61,6 +61,8 @@ class Job(NamedTuple):
     """Of the environment, for a controller that has no precopy policy; None for the engine's."""
     device_model: str
     """Of the environment: see `helper.hypervisors.xen.restored_model`."""
+    missing_cpu_features: str
+    """Of the environment: see `helper.cpu_check`."""
 
 
 class _Outcome(NamedTuple):

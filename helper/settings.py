@@ -23,6 +23,9 @@ _FAMILY: Final = "XEN_SAVE"
 _OTHERS: Final = (CONFIG, f"{PREFIX}QEMU")
 """Variables that are no settings: where these are, and one of `helper.qemu_wrapper`."""
 
+REFUSE: Final = "refuse"
+IGNORE: Final = "ignore"
+
 ANSWER_LIMIT: Final = 600.0
 """Seconds that a callback may stay unanswered where nothing else is set."""
 
@@ -30,7 +33,8 @@ ANSWER_LIMIT: Final = 600.0
 class Settings(NamedTuple):
     """`stream_stall` (else none) and `answer_limit` (else ANSWER_LIMIT) in seconds, 0 for no limit;
     `max_iterations` to `abort_after` are `PrecopyLimits`; all of these None where they are not set,
-    and texts empty. `device_model`: see `helper.hypervisors.xen.restored_model`."""
+    and texts empty. `device_model`: see `helper.hypervisors.xen.restored_model`;
+    `missing_cpu_features`: see `helper.cpu_check`."""
 
     events: str = ""
     faults: str = ""
@@ -43,6 +47,7 @@ class Settings(NamedTuple):
     max_downtime_ms: int | None = None
     abort_after: int | None = None
     device_model: str = ""
+    missing_cpu_features: str = REFUSE
 
 
 class Given(NamedTuple):
@@ -159,6 +164,15 @@ def _number_from(least: int) -> Callable[[str], int]:
     return number
 
 
+def _one_of(*words: str) -> Callable[[str], str]:
+    def word(text: str) -> str:
+        if text not in words:
+            raise ValueError(" or ".join(words))
+        return text
+
+    return word
+
+
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -181,4 +195,5 @@ _KINDS: Final[Mapping[str, Callable[[str], object]]] = {
     f"{PREFIX}MAX_DOWNTIME_MS": _number_from(1),
     f"{PREFIX}ABORT_AFTER": _number_from(1),
     f"{PREFIX}DEVICE_MODEL": str,
+    f"{PREFIX}MISSING_CPU_FEATURES": _one_of(REFUSE, IGNORE),
 }

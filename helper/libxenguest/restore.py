@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Final
 
 from helper.abort import Abort
 from helper.channel import Channel
+from helper.cpu_check import check_features
+from helper.hypervisors.xen.cpu_policy import system_cpu_policy
 from helper.hypervisors.xen.libraries import abi_version, load, versioned
 from helper.hypervisors.xen.xenctrl import Xenctrl
 from helper.libxenguest.abi import ABIS, callback_names, provide
 from helper.libxenguest.callbacks import Callbacks
 from helper.libxenguest.octets import ThreadOctets
+from helper.libxenguest.peek import peek_policy
 from helper.parameters import RestoreResults, Statistics
-from ipc_schema.messages import CATALOGUE, Answer, StreamType
+from helper.reporter import Reporter
+from ipc_schema.messages import CATALOGUE, Answer, StreamType, XentoollogLevel
+from ipc_schema.static_data import Absent
 from ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
@@ -60,6 +65,8 @@ def domain_restore(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Re
         with meter.aside():
             callbacks.guard_stream(job.io_fd, meter, reading=True)
         stack.callback(abort.release_stream)
+        with meter.aside():
+            _check_cpu(job, xch, abort, callbacks.reporter)
         ctypes.set_errno(0)
         retval = library.xc_domain_restore(
             xch.handle,
@@ -82,3 +89,20 @@ def domain_restore(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Re
             console_gfn=console_gfn.value,
             statistics=Statistics(octets=meter.of_stream()),
         )
+
+
+def _check_cpu(job: Job, xch: Xenctrl, abort: Abort, reporter: Reporter) -> None:
+    """Raises OSError(ENOTSUP) where the host lacks what the stream's CPU policy offers, unless that
+    is to be ignored."""
+    policy = peek_policy(job.io_fd, abort)
+    if policy is Absent.ALTOGETHER:
+        return
+    try:
+        if policy is Absent.YET:
+            raise OSError(errno.ETIMEDOUT, "the front of the stream does not come")
+        offered = system_cpu_policy(xch, hvm=policy.hvm)
+    except OSError as bad:
+        text = f"whether this host has the guest's CPU features is not known: {bad.strerror}"
+        reporter.log(XentoollogLevel.WARN, text)
+        return
+    check_features(policy.cpuid, offered, job.missing_cpu_features, reporter)

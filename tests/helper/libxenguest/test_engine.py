@@ -8,10 +8,11 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ import pytest
 
 from ipc_schema.helper_arguments import HelperArguments
 from ipc_schema.messages import Dialect, Operation, StreamType, XentoollogLevel
+from ipc_schema.static_data import Policy, policy_of
 from tests.helper.libxl_side import Libxl, cbflags, save_of, started
+from tests.streams import read_cut
 from tests.waiting import until_blocked
 
 DOMID = 7
@@ -265,6 +268,112 @@ def test_a_restore(each_version: str, stream: tuple[socket.socket, socket.socket
         completes(libxl)
 
 
+def real_stream(name: str) -> bytes:
+    """The libxc stream of a real guest, up to its memory."""
+    cut = read_cut(name)
+    start = cut.index(b"\xff" * 8 + b"XENF")
+    return cut[start : start + 4096]
+
+
+def policy_in(stream: bytes) -> bytes:
+    policy = policy_of(stream)
+    assert isinstance(policy, Policy)
+    return policy.cpuid
+
+
+def without(leaves: bytes, *bits: tuple[int, int, int]) -> bytes:
+    """`leaves` without these (leaf, register 0 to 3, bit)."""
+    left = b""
+    for leaf, subleaf, *registers in struct.iter_unpack("<6I", leaves):
+        for number, register, bit in bits:
+            if leaf == number and subleaf in (0, 0xFFFFFFFF):
+                registers[register] &= ~(1 << bit)
+        left += struct.pack("<6I", leaf, subleaf, *registers)
+    return left
+
+
+XSAVE, PKU, OSXSAVE = (1, 2, 26), (7, 2, 3), (1, 2, 27)
+LACKS = "this host lacks CPU features that the guest was offered"
+
+
+@pytest.fixture
+def cpu(tmp_path: Path) -> Callable[..., str]:
+    """Gives Xen's system policies: PV max and HVM max."""
+
+    def system(pv: bytes, hvm: bytes) -> str:
+        (tmp_path / "2").write_bytes(pv)
+        (tmp_path / "3").write_bytes(hvm)
+        return str(tmp_path)
+
+    return system
+
+
+def test_a_guest_of_another_cpu_is_refused_before_its_first_page(
+    each_version: str, stream: tuple[socket.socket, socket.socket], cpu: Callable[..., str]
+) -> None:
+    near, far = stream
+    front = real_stream("pvh-save-xen-4.17")
+    here = without(policy_in(front), XSAVE, PKU, OSXSAVE)
+    arguments = restoring(near.fileno(), "static_data_done", "restore_results")
+    with on_xen(arguments, each_version, XEN_PEER_CPU=cpu(b"", here)) as libxl:
+        far.sendall(front)
+        lines, said = libxl.hear_logs()
+        assert said == ("restore_results", {"store_gfn": 0, "console_gfn": 0})
+        assert any(f"{LACKS}: xsave, pku." in text for text in texts(lines)), texts(lines)
+        completes(libxl, -1, errno.ENOTSUP)
+    assert near.recv(1 << 20) == front, "libxc was not begun"
+
+
+def test_what_a_cpu_lacks_may_be_ignored(
+    xen: str, stream: tuple[socket.socket, socket.socket], cpu: Callable[..., str]
+) -> None:
+    near, far = stream
+    front = real_stream("pvh-save-xen-4.17")
+    here = without(policy_in(front), PKU)
+    settings = {"XEN_PEER_CPU": cpu(b"", here), "XEN_SAVE_HELPER_MISSING_CPU_FEATURES": "ignore"}
+    arguments = restoring(near.fileno(), "static_data_done")
+    with on_xen(arguments, xen, **settings) as libxl:
+        far.sendall(front)
+        lines, said = libxl.hear_logs()
+        warned = [line for line in lines if line["formatted"].startswith(f"{LACKS}: pku;")]
+        assert [line["level"] for line in warned] == [XentoollogLevel.WARN]
+        assert said[0] == "static_data_done"
+        libxl.answer(0)
+        completes(libxl)
+
+
+@pytest.mark.parametrize("name", ["pvh-save-xen-4.17", "pv-save-xen-4.17", "hvm-live-xen-4.17"])
+def test_a_guest_of_the_same_cpu_is_restored(
+    xen: str, stream: tuple[socket.socket, socket.socket], cpu: Callable[..., str], name: str
+) -> None:
+    """Each kind of guest is held against what its own kind may have."""
+    near, far = stream
+    front = real_stream(name)
+    offered = policy_in(front)
+    system = cpu(offered, b"") if name.startswith("pv-") else cpu(b"", offered)
+    with on_xen(restoring(near.fileno(), "static_data_done"), xen, XEN_PEER_CPU=system) as libxl:
+        far.sendall(front)
+        lines, said = libxl.hear_logs()
+        assert f"the stream begins with {front[0]:02x} {front[9]:02x}" in texts(lines)
+        assert not any("CPU features" in text for text in texts(lines))
+        assert said[0] == "static_data_done"
+        libxl.answer(0)
+        completes(libxl)
+
+
+def test_a_xen_that_does_not_tell_its_policy_restores_with_a_warning(
+    xen: str, stream: tuple[socket.socket, socket.socket]
+) -> None:
+    near, far = stream
+    with on_xen(restoring(near.fileno(), "static_data_done"), xen) as libxl:
+        far.sendall(real_stream("pvh-save-xen-4.17"))
+        lines, said = libxl.hear_logs()
+        assert any("CPU features is not known: xc_cpu_policy_serialise" in t for t in texts(lines))
+        assert said[0] == "static_data_done"
+        libxl.answer(0)
+        completes(libxl)
+
+
 def test_a_colo_restore_tells_its_results_before_its_end(
     xen: str, stream: tuple[socket.socket, socket.socket]
 ) -> None:
@@ -344,7 +453,9 @@ def test_an_abort_is_a_failure_also_where_libxc_has_all_it_needs(
 def test_a_signal_kills_a_restore(
     xen: str, stream: tuple[socket.socket, socket.socket], signum: signal.Signals
 ) -> None:
-    with on_xen(restoring(stream[0].fileno(), "restore_results"), xen, "stuck") as libxl:
+    near, far = stream
+    with on_xen(restoring(near.fileno(), "restore_results"), xen, "stuck") as libxl:
+        far.sendall(b"x")
         while "callbacks" not in libxl.hear_any()[1]["formatted"]:
             pass
         libxl.process.send_signal(signum)
@@ -355,7 +466,7 @@ def test_a_signal_kills_a_restore(
 def test_libxls_death_ends_libxcs_work(
     xen: str, stream: tuple[socket.socket, socket.socket], operation: Operation
 ) -> None:
-    near = stream[0]
+    near, far = stream
     if operation is Operation.SAVE:
         arguments = save_of(near.fileno(), PV_DOMID)._replace(
             cbflags=cbflags(Dialect.MAINLINE, "suspend")
@@ -363,10 +474,26 @@ def test_libxls_death_ends_libxcs_work(
     else:
         arguments = restoring(near.fileno(), "restore_results")
     with on_xen(arguments, xen, "stuck") as libxl:
+        if operation is Operation.RESTORE:
+            far.sendall(b"x")
         while "callbacks" not in libxl.hear_any()[1].get("formatted", ""):
             pass
         libxl.hang_up()
         assert libxl.process.wait(2) == 254
+        assert "Traceback" not in libxl.errors()
+
+
+@pytest.mark.parametrize("front", [b"", b"\xff" * 8])
+def test_libxls_death_before_the_stream_has_begun(
+    xen: str, stream: tuple[socket.socket, socket.socket], front: bytes
+) -> None:
+    near, far = stream
+    with on_xen(restoring(near.fileno(), "restore_results"), xen) as libxl:
+        far.sendall(front)
+        while libxl.hear_any()[1].get("formatted", "") != "starting restore":
+            pass
+        libxl.hang_up()
+        assert libxl.process.wait(10) == 254
         assert "Traceback" not in libxl.errors()
 
 

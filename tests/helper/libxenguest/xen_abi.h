@@ -78,6 +78,19 @@ typedef struct xc_hypercall_buffer xc_hypercall_buffer_t;
 typedef struct xen_domctl_shadow_op_stats xc_shadow_op_stats_t;
 #endif
 
+typedef struct {
+    uint32_t leaf, subleaf, a, b, c, d;
+} xen_cpuid_leaf_t;
+
+typedef struct {
+    uint32_t idx, flags;
+    uint64_t val;
+} xen_msr_entry_t;
+
+#if XEN_RELEASE >= 416
+typedef struct xc_cpu_policy xc_cpu_policy_t;
+#endif
+
 typedef enum { XC_STREAM_PLAIN, XC_STREAM_REMUS, XC_STREAM_COLO } xc_stream_type_t;
 
 struct precopy_stats {
@@ -151,5 +164,18 @@ int xc_domain_restore(xc_interface *, int io_fd, uint32_t domid, unsigned int st
                       unsigned long *store_mfn, uint32_t store_domid, unsigned int console_evtchn,
                       unsigned long *console_mfn, uint32_t console_domid, xc_stream_type_t,
                       struct restore_callbacks *, int send_back_fd RESTORE_TAIL);
+
+#if XEN_RELEASE >= 416
+int xc_cpu_policy_get_size(xc_interface *, uint32_t *nr_leaves, uint32_t *nr_msrs);
+xc_cpu_policy_t *xc_cpu_policy_init(void);
+void xc_cpu_policy_destroy(xc_cpu_policy_t *);
+int xc_cpu_policy_get_system(xc_interface *, unsigned int index, xc_cpu_policy_t *);
+int xc_cpu_policy_serialise(xc_interface *, const xc_cpu_policy_t *, xen_cpuid_leaf_t *,
+                            uint32_t *nr_leaves, xen_msr_entry_t *, uint32_t *nr_msrs);
+#else
+int xc_get_cpu_policy_size(xc_interface *, uint32_t *nr_leaves, uint32_t *nr_msrs);
+int xc_get_system_cpu_policy(xc_interface *, uint32_t index, uint32_t *nr_leaves,
+                             xen_cpuid_leaf_t *, uint32_t *nr_msrs, xen_msr_entry_t *);
+#endif
 
 #endif

@@ -7,7 +7,8 @@
  * at work when its stream is whole, until that is taken away), checkpoints (a restore takes them).
  * XEN_PEER_DIRTY: the dirty pages found after each round of `rounds`. XEN_PEER_RUNS: the
  * hypervisor's release, such as 4.17, where it is not the library's own. XEN_PEER_CLOSED: the
- * interface cannot be opened. Domain 404 does not exist, domain 2 is PV.
+ * interface cannot be opened. XEN_PEER_CPU: a directory with the system CPU policies, files `2` (PV
+ * max) and `3` (HVM max) of CPUID leaves; without it there are none. Domain 404 does not exist, domain 2 is PV.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -22,6 +23,8 @@
 #define NO_DOMAIN 404
 #define PV_DOMAIN 2
 #define P2M_SIZE 2048
+#define MOST_LEAVES 80
+#define MOST_MSRS 2
 
 struct xc_interface_core {
     xentoollog_logger *logger;
@@ -355,6 +358,7 @@ int xc_domain_restore(xc_interface *xch, int io_fd, uint32_t dom, unsigned int s
     }
     if (read_exact(io_fd, octets, sizeof(octets)))
         return failed(xch, "Failed to read Image Header from stream");
+    say(xch, XTL_DETAIL, -1, "the stream begins with %02x %02x", octets[0] & 0xff, octets[9] & 0xff);
     if (callbacks->static_data_done) {
         rc = callbacks->static_data_done(XGR_SDD_MISSING_CPUID | XGR_SDD_MISSING_MSR,
                                          callbacks->data);
@@ -370,5 +374,81 @@ int xc_domain_restore(xc_interface *xch, int io_fd, uint32_t dom, unsigned int s
     *console_mfn = 0xfefffUL;
     return 0;
 }
+
+/* Fills in the leaves of a system policy, and one MSR. */
+static int system_policy(unsigned int index, xen_cpuid_leaf_t *leaves, uint32_t *nr_leaves,
+                         xen_msr_entry_t *msrs, uint32_t *nr_msrs)
+{
+    const char *directory = getenv("XEN_PEER_CPU");
+    char path[4096];
+    FILE *file;
+
+    if (!directory) {
+        errno = ENOSYS;
+        return -1;
+    }
+    if (*nr_leaves != MOST_LEAVES || *nr_msrs != MOST_MSRS) {
+        errno = ENOBUFS;
+        return -1;
+    }
+    snprintf(path, sizeof(path), "%s/%u", directory, index);
+    file = fopen(path, "rb");
+    if (!file)
+        return -1;
+    *nr_leaves = fread(leaves, sizeof(*leaves), *nr_leaves, file);
+    fclose(file);
+    msrs[0] = (xen_msr_entry_t){ .idx = 0xce };
+    *nr_msrs = 1;
+    return 0;
+}
+
+static int policy_size(uint32_t *nr_leaves, uint32_t *nr_msrs)
+{
+    *nr_leaves = MOST_LEAVES;
+    *nr_msrs = MOST_MSRS;
+    return 0;
+}
+
+#if XEN_RELEASE >= 416
+
+struct xc_cpu_policy {
+    unsigned int index;
+};
+
+int xc_cpu_policy_get_size(xc_interface *xch, uint32_t *nr_leaves, uint32_t *nr_msrs)
+{
+    return policy_size(nr_leaves, nr_msrs);
+}
+
+xc_cpu_policy_t *xc_cpu_policy_init(void) { return calloc(1, sizeof(xc_cpu_policy_t)); }
+void xc_cpu_policy_destroy(xc_cpu_policy_t *policy) { free(policy); }
+
+int xc_cpu_policy_get_system(xc_interface *xch, unsigned int index, xc_cpu_policy_t *policy)
+{
+    policy->index = index;
+    return 0;
+}
+
+int xc_cpu_policy_serialise(xc_interface *xch, const xc_cpu_policy_t *policy,
+                            xen_cpuid_leaf_t *leaves, uint32_t *nr_leaves, xen_msr_entry_t *msrs,
+                            uint32_t *nr_msrs)
+{
+    return system_policy(policy->index, leaves, nr_leaves, msrs, nr_msrs);
+}
+
+#else
+
+int xc_get_cpu_policy_size(xc_interface *xch, uint32_t *nr_leaves, uint32_t *nr_msrs)
+{
+    return policy_size(nr_leaves, nr_msrs);
+}
+
+int xc_get_system_cpu_policy(xc_interface *xch, uint32_t index, uint32_t *nr_leaves,
+                             xen_cpuid_leaf_t *leaves, uint32_t *nr_msrs, xen_msr_entry_t *msrs)
+{
+    return system_policy(index, leaves, nr_leaves, msrs, nr_msrs);
+}
+
+#endif
 
 #endif

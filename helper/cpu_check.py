@@ -1,0 +1,36 @@
+"""Whether this host has what a guest's CPU policy offered it, before anything of it is taken.
+
+Xen takes a policy that offers more than its CPUs have, without a word: it hides the rest from the
+guest, and refuses its registers at the end where they show that it uses some of that.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from helper.reporter import Reporter
+from helper.settings import IGNORE, PREFIX
+from ipc_schema.cpu_features import missing
+from ipc_schema.messages import XentoollogLevel
+
+SETTING: Final = f"{PREFIX}MISSING_CPU_FEATURES"
+"""REFUSE or IGNORE: what becomes of a guest that was offered features which are missing here."""
+
+
+def check_features(wanted: bytes, offered: bytes, choice: str, reporter: Reporter) -> None:
+    """`wanted` and `offered` are CPUID leaves, of the guest's policy and of all that a guest of its
+    kind may have here; `choice` is SETTING's value. Raises OSError(ENOTSUP) that names what is
+    missing, unless it is to be ignored: then the log has it."""
+    lacking = missing(wanted, offered)
+    if not lacking:
+        return
+    text = f"this host lacks CPU features that the guest was offered: {', '.join(lacking)}"
+    if choice == IGNORE:
+        reporter.log(XentoollogLevel.WARN, f"{text}; {SETTING}={IGNORE}: it is restored")
+        return
+    raise OSError(
+        errno.ENOTSUP,
+        f"{text}. A guest that uses none of them can be restored with {SETTING}={IGNORE}; one that "
+        "was created with `cpuid` without them can come here",
+    )
