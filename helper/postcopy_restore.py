@@ -20,7 +20,7 @@ from helper.parameters import Statistics
 from helper.physmap import Physmap
 from helper.reporter import Reporter
 from helper.stream_io import BusyPoll, StreamReader
-from ipc_schema.errors import DecodeError
+from ipc_schema.errors import DecodeError, StreamEndError
 from ipc_schema.messages import XentoollogLevel
 from ipc_schema.page_lists import (
     ENTRY_SIZE,
@@ -41,10 +41,6 @@ _LOADED_AT_ONCE = 4
 _READ_AHEAD = 32
 """Pages that are read before they can be put in place, while no vCPU waits: more are left to the
 sender, which then sees that it is ahead."""
-
-
-class _StreamEnd(DecodeError):
-    """The sender has gone."""
 
 
 class PostcopyReceiver:
@@ -152,7 +148,7 @@ class PostcopyReceiver:
             elif stream in ready and self._wants_more():
                 try:
                     self._take_pages()
-                except (OSError, _StreamEnd) as error:
+                except (OSError, StreamEndError) as error:
                     if not told or self._abort.errnoval not in {0, errno.ETIMEDOUT}:
                         raise
                     self._goes_without(str(error))
@@ -201,7 +197,7 @@ class PostcopyReceiver:
     def _take_pages(self) -> None:
         taken = self._reader.read_some(self._assembler.views(), "POSTCOPY_PAGE_DATA")
         if not taken:
-            raise _StreamEnd(
+            raise StreamEndError(
                 "POSTCOPY_PAGE_DATA",
                 self._reader.offset,
                 f"the stream ends, {self._states.pending} pages are missing",

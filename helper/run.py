@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from helper.abort import Abort
 from helper.channel import CONTEXT, Channel, ChannelError, log_fields
 from helper.parameters import RestoreParameters, RestoreResults, SaveParameters, Statistics
-from ipc_schema.errors import DecodeError
+from ipc_schema.errors import DecodeError, StreamEndError
 from ipc_schema.messages import Operation, StreamType, XCFlags, XentoollogLevel
 from ipc_schema.trace import Trace
 
@@ -122,12 +122,12 @@ def _operate(
         with relayed(faults, job, abort):
             return _with_engine(job, channel, abort, faults.traced(), counted)
     except (OSError, DecodeError, MemoryError) as bad:
-        # The abort is the cause of whatever failed after it, the EBADF of the stream first of all.
+        errnoval, text = _errno_of(bad), _words_of(bad)
         if abort.requested:
-            errnoval, text = abort.errnoval, f"{abort.reason} ({bad})"
-        else:
-            errnoval, text = _errno_of(bad), str(bad)
-        _log(channel, XentoollogLevel.ERROR, f"{job.operation.value}: {text}", errnoval)
+            # It is the cause of whatever failed after it, the EBADF of the stream first of all.
+            trace.event("failure", what="aborted", error=text, errnoval=errnoval)
+            errnoval, text = abort.errnoval, abort.reason
+        _log(channel, XentoollogLevel.ERROR, text, errnoval)
         return _Outcome(retval=-1, errnoval=errnoval, statistics=counted)
     except Exception as bug:
         import traceback
@@ -146,10 +146,17 @@ def _keep(name: str, fd: int) -> None:
         raise OSError(bad.errno, f"{name} {fd}: {bad.strerror}") from None
 
 
+def _words_of(bad: Exception) -> str:
+    """Without Python's `[Errno 32]`."""
+    return (isinstance(bad, OSError) and bad.strerror) or str(bad)
+
+
 def _errno_of(bad: Exception) -> int:
     match bad:
         case OSError(errno=int(number)) if number:
             return number
+        case StreamEndError():
+            return errno.ENODATA
         case DecodeError():
             return errno.EINVAL
         case MemoryError():

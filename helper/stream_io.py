@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from helper.abort import Abort
 from helper.patience import poll_milliseconds, poll_patiently
-from ipc_schema.errors import DecodeError
+from ipc_schema.errors import StreamEndError
 
 IOV_MAX = os.sysconf("SC_IOV_MAX")
 """Buffers that one writev or readv takes."""
@@ -194,7 +194,7 @@ class StreamReader:
         self._what = what
 
     def read(self, size: int, what: str) -> bytes:
-        """Exactly `size` octets of `what`. Raises DecodeError where the stream ends before.
+        """Exactly `size` octets of `what`. Raises StreamEndError where the stream ends before.
 
         Memory is taken as octets arrive, not on the word of `size`.
         """
@@ -216,14 +216,14 @@ class StreamReader:
             size -= len(part)
 
     def readinto(self, views: Sequence[memoryview], what: str) -> None:
-        """Fill `views`. Raises DecodeError where the stream ends before, and OSError."""
+        """Fill `views`. Raises StreamEndError where the stream ends before, and OSError."""
         # An empty view would take a read that gives nothing, as the end of the stream does.
         pending: Sequence[Buffer] = [view for view in views if len(view)]
         while pending:
             taken = self.read_some(pending, what)
             if taken == 0:
                 missing = sum(len(view) for view in pending)
-                raise DecodeError(
+                raise StreamEndError(
                     what, self.offset, f"the stream ends, {missing} octets are missing"
                 )
             pending = advance(pending, taken)

@@ -52,3 +52,7 @@ class DecodeError(ValueError):
         self.what = what
         self.offset = offset
         self.problem = problem
+
+
+class StreamEndError(DecodeError):
+    """The stream ends where more was to come: whoever wrote it has gone, or it was cut."""

@@ -9,8 +9,10 @@ from typing import Any
 from ipc_schema.errors import Error
 from ipc_schema.trace import Trace
 from toolstack.cancellation import spawn
+from toolstack.cause import Failure
 from toolstack.failure import message_of
 from toolstack.handshake import Event, Handshake, State
+from toolstack.link import LinkClosedError
 
 Action = Callable[[], Coroutine[Any, Any, Event]]
 
@@ -20,11 +22,11 @@ async def conduct(
     actions: Mapping[State, Action],
     *,
     gives_up: Callable[[State], bool],
-    failed: Callable[[int, str], None],
+    failed: Callable[[Failure], None],
     trace: Trace,
 ) -> None:
-    """Step `machine` to its end. `failed(rc, reason)` hears of each action that raised OSError,
-    EOFError or ValueError (a failure of the other side or of the host), and of an abort.
+    """Step `machine` to its end. `failed` hears of each action that raised OSError, EOFError or
+    ValueError (a failure of the other side or of the host), and of an abort.
 
     A cancellation cancels the action that runs, if its state `gives_up`; the machine then goes on
     to what follows from that failure. Elsewhere it is put off for ever: all actions have limits.
@@ -40,7 +42,7 @@ async def conduct(
                 abort, followed = False, gives_up(state)
                 trace.event("abort", action=state.value, followed=followed)
                 if followed:
-                    failed(Error.ABORTED, "aborted")
+                    failed(Failure(Error.ABORTED, "interrupted"))
                     task.cancel()
             try:
                 await asyncio.wait([task])
@@ -52,11 +54,12 @@ async def conduct(
         machine.step(event)
 
 
-def _event_of(task: asyncio.Future[Event], failed: Callable[[int, str], None]) -> Event:
+def _event_of(task: asyncio.Future[Event], failed: Callable[[Failure], None]) -> Event:
     try:
         return task.result()
     except asyncio.CancelledError:
         return Event.FAILED
     except (OSError, EOFError, ValueError) as error:
-        failed(Error.FAIL, message_of(error))
+        theirs = isinstance(error, LinkClosedError)
+        failed(Failure(Error.FAIL, message_of(error), theirs))
         return Event.FAILED

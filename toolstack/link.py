@@ -44,7 +44,7 @@ async def read_exactly(
     except EOFError:
         raise LinkClosedError(f"the other side closed the link before {what}") from None
     except OSError as error:
-        raise LinkError(f"cannot receive {what}: {error.strerror}") from error
+        raise _kind_of(error)(f"cannot receive {what}: {error.strerror}") from error
 
 
 async def read_to_end(fd: int, limit: float) -> bytes:
@@ -82,7 +82,12 @@ async def write_all(
     except TimeoutError:
         raise LinkError(f"the other side did not take {what} within {limit:g} s") from None
     except OSError as error:
-        raise LinkError(f"cannot send {what}: {error.strerror}") from error
+        raise _kind_of(error)(f"cannot send {what}: {error.strerror}") from error
+
+
+def _kind_of(error: OSError) -> type[LinkError]:
+    gone = isinstance(error, BrokenPipeError | ConnectionResetError)
+    return LinkClosedError if gone else LinkError
 
 
 @dataclass
@@ -93,6 +98,8 @@ class Receiver:
     send_fd: int
     recv_fd: int
     complaints: IO[bytes] | None
+    ended_by_us: bool = False
+    """By a signal, since it took its time."""
 
     def stopped(self) -> bool:
         """Whether it is stopped: here, where it runs on this machine."""
@@ -118,6 +125,7 @@ class Receiver:
         for within, number in ((2 * limit, signal.SIGTERM), (limit, signal.SIGKILL)):
             if await self._exited(within):
                 break
+            self.ended_by_us = True
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
         # SIGKILL cannot be refused.

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 from helper.hypervisors import XEN
 from ipc_schema import xl_handshake, xl_header
 from ipc_schema.errors import DecodeError, Error
-from ipc_schema.messages import Operation
+from ipc_schema.messages import Operation, XentoollogLevel
 from ipc_schema.waits import Patience
 from ipc_schema.xl_handshake import HandshakeMessage
 from toolstack import arguments, handshake, link, standstill
 from toolstack.cancellation import end_in_order, not_told, uninterrupted
+from toolstack.cause import Failure, Failures
 from toolstack.conduct import Action, conduct
-from toolstack.context import Context
+from toolstack.context import OURS, Context
 from toolstack.domain_save import (
     SUSPEND_DEBUG,
     SUSPEND_LIVE,
@@ -146,15 +147,13 @@ class _Sending:
         self._receiver: link.Receiver | None = None
         self._receiver_watch: standstill.ChildWatch | None = None
         self._saved: SaveResult | None = None
-        self._rc = 0
-        self._reasons: list[str] = []
+        self._failures = Failures()
+        self._warnings: list[str] = []
         self._name_there = name
         self._words: list[str] = []
         """What the receiver said of a migration that succeeded."""
         self._left_over = False
         self._streaming = False
-        self._refused = False
-        """By the receiver, with its reason."""
         self._beyond = False
         """The guest's newer state may be at the destination alone."""
         self._warned = False
@@ -190,7 +189,7 @@ class _Sending:
                 self._machine,
                 self._actions,
                 gives_up=self._gives_up,
-                failed=self._fail,
+                failed=self._failures.met,
                 trace=self._ctx.trace,
             )
         except BaseException:
@@ -222,11 +221,8 @@ class _Sending:
         self._journal.promise(Promise.TRANSITION)
         self._beyond = True
 
-    def _fail(self, rc: int, reason: str) -> None:
-        """Keep the first failure's rc, and every reason once."""
-        self._rc = self._rc or rc
-        if reason and reason not in self._reasons:
-            self._reasons.append(reason)
+    def _fail(self, rc: int, reason: str, *, theirs: bool = False) -> None:
+        self._failures.met(Failure(rc, reason, theirs))
 
     def _link(self) -> link.Receiver:
         assert self._receiver is not None, "the receiver is started before all else"
@@ -298,7 +294,6 @@ class _Sending:
                 f"the receiver said nothing of postcopy: is it xl's? ({message_of(error)})"
             ) from error
         if verdict.rc:
-            self._refused = True
             rc = verdict.rc if verdict.rc in set(Error) else Error.FAIL
             self._fail(rc, f"the destination refuses the guest: {verdict.reason}")
             return Event.FAILED
@@ -331,7 +326,8 @@ class _Sending:
         done = saved.postcopy_transitioned is PostcopyTransitioned.DONE
         if not saved.rc:
             return Event.TRANSITIONED if done else Event.OK
-        self._fail(saved.rc, saved.reason)
+        reason = f"the other side closed the link: {saved.reason}" if saved.theirs else saved.reason
+        self._fail(saved.rc, reason, theirs=saved.theirs)
         if done:
             return Event.FAILED_AFTER_TRANSITION
         if state_of(self._host, self._domid) in {None, *DEAD}:
@@ -368,7 +364,8 @@ class _Sending:
     async def _read_report(self) -> Event:
         code = await self._talk().hear_code(xl_handshake.REPORT)
         if code:
-            self._fail(Error.FAIL, f"the destination could not start the guest (status {code})")
+            reason = f"the destination could not start the guest (status {code})"
+            self._fail(Error.FAIL, reason, theirs=True)
             return Event.NOT_STARTED
         self._report_came_at = time.monotonic()
         return Event.OK
@@ -401,7 +398,8 @@ class _Sending:
             self._fail(Error.FAIL, f"journal: {message_of(error)}")
         if state_of(self._host, self._domid) in {None, *DEAD}:
             return Event.GUEST_DIED
-        self._fail(0, heal(self._host, self._domid))
+        if problem := heal(self._host, self._domid):
+            self._warnings.append(problem)
         may_suspend = self._saved is not None and self._saved.suspended
         watch = self._ctx.limits.suspend if may_suspend else 0.0
         state = resume_for_sure(self._host, self._domid, watch=watch)
@@ -434,16 +432,10 @@ class _Sending:
         try:
             status = await self._receiver.end(self._ctx.limits.abort)
             self._ctx.trace.event("receiver ended", status=status)
-            words = self._receiver.last_words() if status > 0 else ""
             if outcome is Outcome.SUCCESS:
                 self._words = self._receiver.words()
-            elif not self._refused:
-                if status < 0:
-                    self._fail(Error.FAIL, f"the receiver was ended by signal {-status}")
-                elif words:
-                    self._fail(Error.FAIL, f"destination: {words}")
-                elif status:
-                    self._fail(Error.FAIL, f"{self._destination} ended with exit status {status}")
+            elif not self._receiver.ended_by_us:
+                self._receiver_ended(self._receiver, status)
         finally:
             self._receiver.dispose()
             if self._receiver_watch is not None:
@@ -451,14 +443,28 @@ class _Sending:
         if status < 0 and isinstance(self._destination, HostDestination):
             self._recover_destination(self._destination.host)
 
+    def _receiver_ended(self, receiver: link.Receiver, status: int) -> None:
+        """What its end says of its failure. Ours says nothing where it knows only that we have
+        gone, and nothing beyond its verdict where it has told one."""
+        cause = self._failures.cause
+        if status < 0:
+            self._fail(Error.FAIL, f"the receiver was killed by signal {-status}")
+        elif status and (words := receiver.last_words()):
+            self._fail(Error.FAIL, f"destination: {words}")
+        elif status and isinstance(self._destination, CommandDestination):
+            before = f"{cause.reason}; " if cause is not None and cause.theirs else ""
+            text = f"{before}{self._destination} ended with exit status {status}"
+            self._fail(Error.FAIL, text)
+
     def _recover_destination(self, host: Host) -> None:
         try:
             for recovery in recover(host, self._name_there, role=Role.DESTINATION):
                 self._ctx.trace.event("recovered", way=recovery.way.value, text=recovery.text)
-                self._fail(0, f"destination: {recovery.text}")
+                if not recovery.done:
+                    self._warnings.append(f"destination: {recovery.text}")
         except OSError as error:
             there = self._name_there
-            self._fail(0, f"destination: {message_of(error)}; run `recover {there}` there")
+            self._warnings.append(f"destination: {message_of(error)}; run `recover {there}` there")
 
     async def _result(self, outcome: Outcome, total: float) -> MigrationResult:
         saved = self._saved
@@ -466,7 +472,7 @@ class _Sending:
         if not self._streaming:
             statistics = Statistics(0, 0, 0, 0, 0)
         there = None
-        warnings: list[str] = []
+        warnings = self._warnings
         if outcome is Outcome.SUCCESS:
             guest, there = await self._guest_there()
             if self._left_over:
@@ -494,7 +500,7 @@ class _Sending:
             )
         return MigrationResult(
             outcome=outcome,
-            rc=Error(0 if outcome is Outcome.SUCCESS else self._rc or Error.FAIL),
+            rc=Error(0 if outcome is Outcome.SUCCESS else self._failures.rc or Error.FAIL),
             mode=self._options.mode,
             postcopy_transitioned=(saved.postcopy_transitioned if saved else never).value,
             rounds=statistics.rounds if statistics else None,
@@ -505,9 +511,16 @@ class _Sending:
             stopped_seconds=round(self._stops.seconds, 3),
             postcopy=postcopy,
             guest=guest,
-            reason="; ".join(self._reasons),
+            reason=self._reason(),
             warnings=tuple(warnings),
         )
+
+    def _reason(self) -> str:
+        """The cause's; what came of it is for those who want to know all."""
+        for consequence in self._failures.consequences:
+            self._ctx.trace.event("consequence", reason=consequence)
+            self._ctx.say(XentoollogLevel.NOTICE, OURS, f"after that: {consequence}")
+        return self._failures.reason
 
     def _downtime(self, there: GuestReport | None) -> float | None:
         left = self._source_report.suspended_at if self._source_report else None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from ipc_schema.errors import Error
 from ipc_schema.messages import NO_ERRNO, XentoollogLevel
@@ -26,12 +27,27 @@ def has_device_model(config: Mapping[str, Any]) -> bool:
     return hvm and not none
 
 
+HELPER: Final = "xen-save-helper"
+"""Context of our helper's own lines, which say all; libxc's leave the errno to be added."""
+
+PEER_GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENODATA})
+"""The helper's `errnoval` where the other side of its stream has gone: libxc's at a write, and our
+own engine's at a read."""
+
+
+def is_theirs(error: BaseException) -> bool:
+    """Whether a stream's error says no more than that its other side has gone."""
+    return isinstance(error, EOFError | BrokenPipeError | ConnectionResetError)
+
+
 class Report:
-    """The first reason of a failure, the log, and what the helper counted."""
+    """The first failure, the log, and what the helper counted."""
 
     def __init__(self, ctx: Context, domid: int | None) -> None:
         self.domid = domid
         self.reason = ""
+        self.theirs = False
+        """The first failure is one of `cause.Failure.theirs`."""
         self.statistics: Statistics | None = None
         self._ctx = ctx
         self._helper_error = ""
@@ -39,12 +55,13 @@ class Report:
         stderr among them, are often what followed from it), or its first."""
         self._helper_errno = False
 
-    def failed(self, reason: str, **fields: object) -> None:
+    def failed(self, reason: str, *, theirs: bool = False, **fields: object) -> None:
         """Log a failure; the first one's reason is the operation's."""
         text = reason if self.domid is None else f"domain {self.domid}: {reason}"
         self._ctx.say(XentoollogLevel.ERROR, "libxl", text)
         self._ctx.trace.event("failure", domid=self.domid, reason=reason, **fields)
-        self.reason = self.reason or reason
+        if not self.reason:
+            self.reason, self.theirs = reason, theirs
 
     def event(self, event: str, **fields: object) -> None:
         self._ctx.trace.event(event, domid=self.domid, **fields)
@@ -64,12 +81,13 @@ class Report:
         why = result.reason or self._helper_error
         if not why and result.errnoval:
             why = os.strerror(result.errnoval)
-        self.failed(f"{doing}: {why or 'the helper failed'}", rc=rc)
+        theirs = not result.reason and result.completed and result.errnoval in PEER_GONE
+        self.failed(f"{doing}: {why or 'the helper failed'}", theirs=theirs, rc=rc)
 
     def log_callback(self, level: int, errnoval: int, context: str, formatted: str) -> None:
         """The catalogue's `log`."""
         has_errno = errnoval not in {0, NO_ERRNO}
-        if has_errno and os.strerror(errnoval) not in formatted:
+        if has_errno and context != HELPER and os.strerror(errnoval) not in formatted:
             formatted = f"{formatted}: {os.strerror(errnoval)}"
         if level >= XentoollogLevel.ERROR and (
             not self._helper_error or (has_errno and not self._helper_errno)

@@ -11,12 +11,13 @@ from typing import Any
 
 from ipc_schema import xl_handshake, xl_header
 from ipc_schema.errors import DecodeError, Error
-from ipc_schema.messages import Operation
+from ipc_schema.messages import Operation, XentoollogLevel
 from ipc_schema.xl_handshake import HandshakeMessage, Verdict
 from toolstack import arguments, blocking, handshake, link
 from toolstack.cancellation import end_in_order, not_told
+from toolstack.cause import Failure, Failures
 from toolstack.conduct import Action, conduct
-from toolstack.context import Context
+from toolstack.context import OURS, Context
 from toolstack.descriptors import why_no_descriptors
 from toolstack.domain_restore import restore_domain, restore_parameters
 from toolstack.failure import message_of
@@ -49,7 +50,8 @@ _VERIFY_FAILED = ("verify failed", "verify pfn")
 @dataclass(frozen=True)
 class ReceiveResult:
     """How a receive ended. `name` and `domid` are the guest's where it runs here. `reason` is a
-    line for people, empty where nothing failed; `told`: the sender has it, as our verdict."""
+    line for people, empty where nothing failed; `told`: the sender has it, as our verdict.
+    `sender_gone`: all that is known is that the sender has gone, or has ended its stream."""
 
     started: bool
     rc: Error
@@ -57,6 +59,7 @@ class ReceiveResult:
     domid: int | None
     reason: str
     told: bool = False
+    sender_gone: bool = False
 
 
 async def receive(
@@ -113,8 +116,7 @@ class _Receiving:
         self._told = False
         self._name = ""
         self._domid: int | None = None
-        self._rc = 0
-        self._reason = ""
+        self._failures = Failures()
         self._may_run = False
         """By postcopy: its newer state is here alone."""
         self._warned = False
@@ -145,7 +147,7 @@ class _Receiving:
                     self._machine,
                     self._actions,
                     gives_up=self._gives_up,
-                    failed=self._fail,
+                    failed=self._failures.met,
                     trace=self._ctx.trace,
                 )
         except BaseException:
@@ -156,9 +158,15 @@ class _Receiving:
         started = self._machine.state is Receiver.STARTED
         if self._journal is not None and self._over():
             self._journal.close()
-        self._ctx.trace.event("received", started=started, rc=self._rc, reason=self._reason)
+        cause, rc = self._failures.cause, self._failures.rc
+        reason = self._failures.reason
+        for consequence in self._failures.consequences:
+            self._ctx.trace.event("consequence", reason=consequence)
+            self._ctx.say(XentoollogLevel.NOTICE, OURS, f"after that: {consequence}")
+        self._ctx.trace.event("received", started=started, rc=rc, reason=reason)
+        gone = cause is not None and cause.theirs
         return ReceiveResult(
-            started, Error(self._rc), self._name, self._domid, self._reason, self._told
+            started, Error(rc), self._name, self._domid, reason, self._told, sender_gone=gone
         )
 
     def _log(self, level: int, context: str, text: str) -> None:
@@ -178,10 +186,8 @@ class _Receiving:
             return False
         return state in INTERRUPTIBLE
 
-    def _fail(self, rc: int, reason: str) -> None:
-        """Keep the first failure."""
-        if not self._rc:
-            self._rc, self._reason = rc, reason
+    def _fail(self, rc: int, reason: str, *, theirs: bool = False) -> None:
+        self._failures.met(Failure(rc, reason, theirs))
 
     def _over(self) -> bool:
         """Whether nothing of the copy is left but a guest that was started."""
@@ -256,7 +262,9 @@ class _Receiving:
         return Event.OK
 
     async def _refuse(self) -> Event:
-        event = await self._say_verdict(Verdict(self._rc or Error.FAIL, self._reason))
+        event = await self._say_verdict(
+            Verdict(self._failures.rc or Error.FAIL, self._failures.reason)
+        )
         self._told = bool(self._flags & xl_header.OPTIONAL_VERDICT)
         return event
 
@@ -282,7 +290,7 @@ class _Receiving:
         )
         self._domid = result.domid
         if result.rc:
-            self._fail(result.rc, result.reason)
+            self._fail(result.rc, result.reason, theirs=result.theirs)
             return Event.FAILED
         if result.postcopy_resumed:
             self._started()
@@ -318,7 +326,7 @@ class _Receiving:
         # Our copy is given up from here on, whoever ends it: under the name that the journal has.
         self._ctx.host.rename(self._made(), self._incoming)
         self._promise(Promise.RECEIVING)
-        code = bytes([-self._rc & 0xFF or 0xFF])
+        code = bytes([-self._failures.rc & 0xFF or 0xFF])
         return await self._report(code)
 
     async def _destroy(self) -> Event:

@@ -18,7 +18,7 @@ from toolstack import blocking, fd_io, restore_join, stream_reader
 from toolstack.context import Context
 from toolstack.join import Task
 from toolstack.joined import JoinedOperation
-from toolstack.operation import has_device_model, rc_of
+from toolstack.operation import has_device_model, is_theirs, rc_of
 from toolstack.restore_join import RestoreAction, RestoreJoin
 from toolstack.save_helper import HelperRequest, HelperResult, Statistics
 from toolstack.standstill import telling
@@ -33,7 +33,8 @@ class RestoreResult:
     `rc` is `Error.OK` (0) or libxl's code of the error, `reason` a line for people (empty on
     success). `domid` is the new domain, None where there is none (any more). `postcopy_resumed`
     says that the domain was let run after a postcopy transition; it may have run even where `rc` is
-    not 0.
+    not 0. `theirs` is that of `cause.Failure`: all that is known is that the other side of the
+    stream has gone.
     """
 
     rc: Error
@@ -41,6 +42,7 @@ class RestoreResult:
     postcopy_resumed: bool
     statistics: Statistics | None
     reason: str
+    theirs: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class RestoreOperation(JoinedOperation):
             self._resumed,
             self._report.statistics,
             self._report.reason if rc else "",
+            bool(rc) and self._report.theirs,
         )
 
     async def _create(self) -> int:
@@ -253,12 +256,12 @@ class RestoreOperation(JoinedOperation):
         self._do(self._reader.record_done(number, body[:length]))
 
     def _read_failed(self, error: Exception) -> None:
-        self._stream_failed("reading the stream", error)
+        self._stream_failed("reading the stream", error, theirs=is_theirs(error))
         self._do(self._reader.read_failed(rc_of(error)))
 
-    def _stream_failed(self, what: str, problem: object) -> None:
+    def _stream_failed(self, what: str, problem: object, *, theirs: bool = False) -> None:
         uncounted = " (libxc's octets are not counted)" if self._untold else ""
-        self._report.failed(f"{what}{uncounted}: {problem}")
+        self._report.failed(f"{what}{uncounted}: {problem}", theirs=theirs)
 
     def _keep(self, record: RecordType, body: bytes) -> None:
         rc = 0

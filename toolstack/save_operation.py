@@ -20,7 +20,7 @@ from toolstack.context import Context
 from toolstack.failure import message_of
 from toolstack.join import Task
 from toolstack.joined import JoinedOperation
-from toolstack.operation import rc_of
+from toolstack.operation import is_theirs, rc_of
 from toolstack.precopy_policy import (
     MemoryStrategy,
     PrecopyDecisions,
@@ -108,7 +108,10 @@ class SaveOperation(JoinedOperation):
         if self._fault is not None:
             raise self._fault
         reason = self._report.reason if rc else ""
-        return SaveResult(Error(rc), self._transitioned, self._report.statistics, reason, suspended)
+        theirs = bool(rc) and self._report.theirs
+        return SaveResult(
+            Error(rc), self._transitioned, self._report.statistics, reason, suspended, theirs
+        )
 
     async def _prepare(self) -> int:
         """Check what would fail in a worse way later."""
@@ -216,7 +219,9 @@ class SaveOperation(JoinedOperation):
         def done(error: Exception | None) -> None:
             self._write = None
             if error is not None:
-                self._report.failed(f"writing the {part.value}: {error}")
+                self._report.failed(
+                    f"writing the {part.value}: {message_of(error)}", theirs=is_theirs(error)
+                )
             try:
                 self._write_done(part, 0 if error is None else rc_of(error))
             except Exception as fault:

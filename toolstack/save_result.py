@@ -35,7 +35,8 @@ class SaveResult:
 
     `rc` is `Error.OK` (0) or libxl's code of the error, `reason` a line for people (empty on
     success). `suspended` is True where the domain has suspended, or may yet, for this save: the
-    caller hands it over or resumes it; with an `rc` and False there is nothing to resume.
+    caller hands it over or resumes it; with an `rc` and False there is nothing to resume. `theirs`
+    is that of `cause.Failure`: all that is known is that the other side of the stream has gone.
     """
 
     rc: Error
@@ -43,3 +44,4 @@ class SaveResult:
     statistics: Statistics | None
     reason: str
     suspended: bool
+    theirs: bool = False

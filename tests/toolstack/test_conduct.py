@@ -37,7 +37,7 @@ class Played:
             self.machine,
             {state: partial(self._act, state) for state in Receiver},
             gives_up=self._gives_up.__contains__,
-            failed=lambda rc, _reason: self.failures.append(rc),
+            failed=lambda failure: self.failures.append(failure.rc),
             trace=Trace("test"),
         )
 

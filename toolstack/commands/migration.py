@@ -92,8 +92,22 @@ def report(
 
     show(arguments, {**result.as_json(), **extra}, human)
     if result.outcome is not Outcome.SUCCESS:
-        complain(arguments, f"{result.outcome.value}: {result.reason}")
+        complain(arguments, f"{result.reason}; {where_now(result)}")
     return result.exit_code
+
+
+def where_now(result: MigrationResult) -> str:
+    """What has become of a guest that did not migrate."""
+    match result.outcome:
+        case Outcome.POSTCOPY_FAILED:
+            return "the guest is left suspended at the source"
+        case Outcome.UNDEFINED:
+            return "the guest is suspended at the source and may run at the destination: look there"
+        case Outcome.GUEST_DIED:
+            return "the guest itself has died"
+    if result.guest.state in {None, "running"}:
+        return "the guest runs on at the source"
+    return f"the guest is {result.guest.state} at the source"
 
 
 def receiver_arguments(arguments: argparse.Namespace) -> list[str]:

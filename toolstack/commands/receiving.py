@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import stat
 from functools import partial
 
 from toolstack import receive as receiving
@@ -19,6 +20,7 @@ def receive(arguments: argparse.Namespace) -> int:
     They are moved away from 0 and 1 first: no helper and no stray print may touch the stream.
     """
     ctx = context_of(arguments, "receiver")
+    of_a_sender = all(_is_of_another_process(fd) for fd in (0, 1))
     stream, back = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -38,7 +40,13 @@ def receive(arguments: argparse.Namespace) -> int:
         os.close(stream)
         os.close(back)
     reason = result.reason or ("" if result.started else "not started")
-    # What the sender was told, it tells.
-    if reason and not result.told:
+    # The sender tells what it was told, and why it has gone.
+    heard = result.told or (result.sender_gone and of_a_sender)
+    if reason and (not heard or arguments.verbose):
         complain(arguments, reason)
     return ExitCode.SUCCESS if result.started else ExitCode.FAILED
+
+
+def _is_of_another_process(fd: int) -> bool:
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)

@@ -218,7 +218,7 @@ def interrupted(lab: Lab) -> None:
         gate.open()
         done = program.end(limit=60)
         assert done.status == RUNNING_AT_SOURCE, done.output
-        assert "aborted" in done.output
+        assert "interrupted" in done.output
         lab.assert_runs_on(guest, domid)
         nothing_is_left()
     migrate(lab, guest, RECEIVE)

@@ -1,0 +1,134 @@
+"""A failure is told by its first cause, once, whichever side it began at; the rest is for -v."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, toolstack, wait_for
+
+CONSEQUENCES = (
+    "Broken pipe",
+    "the stream ends",
+    "Invalid argument",
+    "reset by peer",
+    "partly received",
+    "signal 15",
+    "cancelled",
+    "PAGE_DATA at",
+)
+
+RELAY = """
+import os, subprocess, sys
+left = int(sys.argv[1])
+with subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE, bufsize=0) as receiver:
+    while left:
+        octets = os.read(0, min(left, 65536))
+        receiver.stdin.write(octets)
+        left -= len(octets)
+    os.close(0)
+    os.close(1)
+"""
+"""Takes a part of the stream to a receiver, and is gone."""
+
+
+def migrate(hosts: Hosts, plan: str = "", *more: object, to: str = "") -> Ended:
+    given = ("migrate", "g", "--to", to or hosts.destination, "--host", hosts.source, *more)
+    return toolstack(*given, env={**os.environ, "XEN_SAVE_HELPER_FAULTS": plan})
+
+
+def receiver(hosts: Hosts) -> str:
+    """As it is started over ssh: what it writes to stderr is seen, too."""
+    return shlex.join([*TOOLSTACK, "receive", "--host", str(hosts.destination)])
+
+
+@pytest.mark.parametrize("over", ["host", "command"])
+@pytest.mark.parametrize(
+    ("plan", "cause"),
+    [
+        ("source/record.libxc.PAGE_DATA:write#2=kill", "the helper was killed by signal 9"),
+        ("source/record.libxc.PAGE_DATA:write#2=enospc", "No space left on device"),
+        ("source/suspend:before-send=exit(3)", "exit status 3"),
+        ("source/record.libxc.PAGE_DATA:write#2=signal(TERM)", "SIGTERM received"),
+    ],
+)
+def test_what_fails_here_is_not_what_the_destination_sees_of_it(
+    hosts: Hosts, plan: str, cause: str, over: str
+) -> None:
+    hosts.guest()
+    ended = migrate(hosts, plan, to=receiver(hosts) if over == "command" else "")
+    assert ended.code == 1
+    assert cause in ended.line
+    assert ended.line.endswith("; the guest runs on at the source")
+    assert "destination" not in ended.line
+    for consequence in CONSEQUENCES:
+        assert consequence not in ended.line
+
+
+@pytest.mark.parametrize(
+    ("plan", "cause"),
+    [
+        ("destination/record.libxc.PAGE_DATA:read#2=kill", "the helper was killed by signal 9"),
+        ("destination/record.libxc.END:read=wrong-number", "unknown mandatory type"),
+        ("destination.controller/handshake.ready:before-send=kill", "the receiver was killed"),
+    ],
+)
+def test_what_fails_there_is_not_what_we_see_of_it(hosts: Hosts, plan: str, cause: str) -> None:
+    hosts.guest()
+    ended = migrate(hosts, plan)
+    assert ended.code == 1
+    assert cause in ended.line
+    assert ended.line.endswith("; the guest runs on at the source")
+    for consequence in ("Broken pipe", "reset by peer", "closed the link", "partly received"):
+        assert consequence not in ended.line
+
+
+def test_a_link_that_is_cut_is_told_as_that(hosts: Hosts) -> None:
+    hosts.guest()
+    relay = shlex.join([sys.executable, "-c", RELAY, "1000000"])
+    ended = migrate(hosts, to=f"exec {relay} {receiver(hosts)}")
+    assert ended.code == 1
+    assert "the other side closed the link: " in ended.line
+    assert ended.line.endswith("; the guest runs on at the source")
+
+
+def test_what_came_of_it_is_told_to_those_who_ask(hosts: Hosts) -> None:
+    hosts.guest()
+    ended = migrate(hosts, "destination/record.libxc.PAGE_DATA:read#2=kill", "--verbose")
+    assert ended.code == 1
+    assert any(
+        line.startswith("xen-toolstack[") and "after that: the other side closed the link" in line
+        for line in ended.err.splitlines()
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_is_told_as_one(hosts: Hosts, tmp_path: Path, number: int) -> None:
+    hosts.guest(megabytes=64)
+    events = tmp_path / "events"
+    given = ("--host", hosts.source, "--events", events, "--bandwidth", "16M")
+    process = hosts.start("migrate", "g", "--to", hosts.destination, *given)
+    wait_for(lambda: events.exists() and '"precopy"' in events.read_text(), "the first pages")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err == "xen-toolstack: interrupted; the guest runs on at the source\n"
+
+
+def test_a_file_that_ends_too_early_is_told_once(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.guest()
+    saved = tmp_path / "file"
+    assert toolstack("save", "g", saved, "--host", hosts.source).code == 0
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with subprocess.Popen(f"head -c 1000000 {saved} > {fifo}", shell=True):
+        ended = toolstack("restore", fifo, "--host", hosts.source)
+    assert ended.code == 1
+    assert "the stream ends" in ended.line
+    assert "Invalid argument" not in ended.line
