@@ -21,9 +21,13 @@ class Physmap:
 
     def __init__(self, domain: Domain) -> None:
         self._domain = domain
-        self.limit = _LOW_PFNS + domain.getinfo().max_memkb // 4
+        self.memory = domain.getinfo().max_memkb // 4
+        """The pages of the domain's memory."""
+        self.limit = _LOW_PFNS + self.memory
         """All pfns are below: memory that does not fit under 4 GiB is moved above."""
         self._populated = np.zeros(self.limit, np.bool_)
+        self.count = 0
+        """How many pages it has been given."""
 
     def check(self, pfns: Pfns, offset: int) -> None:
         """Raises DecodeError for a pfn that this domain cannot have."""
@@ -47,6 +51,7 @@ class Physmap:
             new = pfns[wanted]
             self._domain.populate_physmap_exact(new)
             self._populated[new] = True
+            self.count += len(new)
 
     def populate_one(self, pfn: int, offset: int) -> None:
         self.populate(np.array([pfn], np.uint64), np.zeros(1, np.uint32), offset)

@@ -222,7 +222,8 @@ class PostcopyReceiver:
         if run is not None:
             self._paging.load(*run)
         in_place = self._total - self._states.pending - self._assembler.held
-        self._reporter.progress("Postcopy phase", in_place, self._total)
+        doing_what = f"postcopy: {self._statistics.postcopy_faults:,} faults"
+        self._reporter.progress(doing_what, in_place, self._total)
 
     def _serve_requests(self) -> None:
         """Tell the sender of first faults; let vCPUs go on that have nothing to wait for. Those

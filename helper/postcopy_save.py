@@ -139,7 +139,8 @@ class PostcopySender:
         finally:
             self._domain.foreign_unmap(views)
         self._statistics.postcopy_pages += len(pfns)
-        self._reporter.progress("Postcopy phase", self._total - self._pages.remaining, self._total)
+        doing_what = f"postcopy: {self._statistics.postcopy_faults:,} faults"
+        self._reporter.progress(doing_what, self._total - self._pages.remaining, self._total)
 
     def drain(self) -> Outcome:
         """Wait for POSTCOPY_COMPLETE: all pages are on their way, so faults need no answer."""

@@ -96,6 +96,7 @@ class _Restore:
         self._context: bytes | None = None
         self._cleared: set[int] = set()
         self._mismatches = 0
+        self._given = 0
         self._postcopy: PostcopyReceiver | None = None
 
     def run(self) -> RestoreResults:
@@ -248,6 +249,14 @@ class _Restore:
         finally:
             self._domain.foreign_unmap(views)
         self._results.statistics.pages += pages
+        self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        """How much of its memory the domain has been given; rounds of a live migration that bring
+        no new page are not measured."""
+        if self._physmap.count != self._given:
+            self._given = self._physmap.count
+            self._reporter.progress("Frames", self._given, self._physmap.memory)
 
     def _verify(self, length: int) -> None:
         self._decoded(RecordType.VERIFY, length)

@@ -39,6 +39,7 @@ class Output(io.TextIOBase):
         self._encoding = encoding
         self._line_by_line = fd == 2 or os.isatty(fd)
         self._pending = bytearray()
+        self._status = self._shown = ""
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # as TextIOWrapper's
@@ -54,11 +55,27 @@ class Output(io.TextIOBase):
         return os.isatty(self._fd)
 
     def write(self, text: str, /) -> int:
+        status, self._status = self._status, ""
+        self._paint()
         if len(self._pending) < _KEPT or not self.hurried:
             self._pending += text.encode(self._encoding, "backslashreplace")
         if self._line_by_line or len(self._pending) >= _GATHERED:
             self._drain(to=self._pending.rfind(b"\n") + 1)
+        self._status = status
+        self._paint()
         return len(text)
+
+    def show_status(self, text: str) -> None:
+        """Have `text`, which is one line, as the last one of the terminal, in place of what was
+        shown so; empty takes it away. Skipped where the terminal takes nothing at the moment."""
+        self._status = text
+        self._paint()
+
+    def _paint(self) -> None:
+        if self._status != self._shown and self.takes():
+            self._shown = self._status
+            self._pending += f"\r{self._shown}\x1b[K".encode(self._encoding, "replace")
+            self.flush()
 
     def flush(self) -> None:
         self._drain(to=len(self._pending))

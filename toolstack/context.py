@@ -27,7 +27,8 @@ LogLine = Callable[[int, str, str], None]
 `XentoollogLevel`, `context` names who speaks (`libxl`, `xc`)."""
 
 ProgressLine = Callable[[str, int, int], None]
-"""(doing_what, done, total): how far the helper is with what it does, in pages."""
+"""(doing_what, done, total): how far the operation is with what it does, in pages; `total` is 0 for
+what has no measure. `doing_what` is libxc's name for it, or one for people."""
 
 
 OURS: Final = "xen-toolstack"

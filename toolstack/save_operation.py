@@ -311,6 +311,7 @@ class SaveOperation(JoinedOperation):
 
     async def _suspend(self, suspension: GuestSuspension) -> None:
         self._report.event("suspend_request")
+        self._ctx.say_progress("waiting for the guest to suspend", 0, 0)
         finished = await suspension.run()
         rc = finished.rc
         if rc:

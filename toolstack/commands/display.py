@@ -1,17 +1,14 @@
-"""Tables and progress bars for people; it loads rich, so it is imported only to show them."""
+"""Tables for people; it loads rich, so it is imported only to show them."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from toolstack.context import ProgressLine
 from toolstack.outcome import MigrationResult, Outcome
 
 STATE_COLOURS: Final = {
@@ -122,23 +119,3 @@ def _figures(result: MigrationResult) -> Iterator[tuple[str, str]]:
     if guest.steps is not None:
         memory = "every one right" if guest.memory_ok else "ONE WAS WRONG"
         yield "checked", f"{guest.pages_checked} pages in {guest.steps} steps, {memory}"
-
-
-@contextlib.contextmanager
-def progress_bar(title: str) -> Iterator[ProgressLine]:
-    """A bar on stderr that shows what the helper reports."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-
-        def progress(doing_what: str, done: int, total: int) -> None:
-            bar.update(
-                task, description=f"{title}: {doing_what}", completed=done, total=total or None
-            )
-
-        yield progress

@@ -24,6 +24,7 @@ from toolstack.commands.common import (
     host_of,
     hypervisor_of,
 )
+from toolstack.commands.progress import progress_line
 from toolstack.context import OURS, Context, ProgressLine, no_progress
 from toolstack.helper_request import HelperProgram, OwnHelper, PipeHelper
 from toolstack.limits import Limits
@@ -188,10 +189,9 @@ def _end_printing(*_: object) -> None:
 
 @contextlib.contextmanager
 def progress_for(arguments: argparse.Namespace, title: str) -> Iterator[ProgressLine]:
-    """A progress bar on stderr where that is a terminal; else nothing, and rich stays unloaded."""
-    if arguments.json or not sys.stderr.isatty():
+    """A line of progress on stderr where that is a terminal that can show one; else nothing."""
+    if arguments.json or not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         yield no_progress
         return
-    display = importlib.import_module("toolstack.commands.display")
-    with display.progress_bar(title) as progress:
+    with progress_line(title) as progress:
         yield progress

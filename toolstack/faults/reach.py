@@ -52,7 +52,6 @@ _OF_MESSAGES: Final[Mapping[str, frozenset[Mode]]] = {
 
 _OF_MESSAGES_AT_DESTINATION: Final[Mapping[str, frozenset[Mode]]] = {
     "suspend": _NEVER,  # COLO's
-    "progress": _POSTCOPY,
     # What answers an async callback; a restore has none but postcopy_transition.
     "async_callback_done": _POSTCOPY,
 }

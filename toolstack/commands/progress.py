@@ -1,0 +1,155 @@
+"""One line at the foot of a terminal that says what an operation does, how far it is and how long
+that takes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from helper.standard_streams import Output
+from toolstack.context import ProgressLine
+
+_PAGE: Final = 4096
+_UNITS: Final = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))
+_WINDOW_SECONDS: Final = 5.0
+"""The rate is that of so much time."""
+_MEASURABLE_SECONDS: Final = 0.5
+_REPAINT_SECONDS: Final = 0.25
+_SHORTEST_BAR: Final = 10
+_LONGEST_BAR: Final = 30
+_SHORTEST_TITLE: Final = 12
+
+_LIBXC: Final[tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...]] = (
+    (re.compile(r"Frames iteration (\d+)( of \d+)?"), lambda m: f"round {int(m[1]) + 1}"),
+    (re.compile(r"Frames"), lambda _: "memory"),
+    (re.compile(r"Final precopy iteration"), lambda _: "last round"),
+    (re.compile(r"Frames verify"), lambda _: "verifying"),
+)
+"""What libxc calls what it does, for people; anything else is shown as it is."""
+
+
+def in_words(doing_what: str) -> str:
+    """`round 3` for `Frames iteration 2`."""
+    for pattern, words in _LIBXC:
+        if match := pattern.fullmatch(doing_what):
+            return words(match)
+    return doing_what
+
+
+def amount(done: float, total: float) -> str:
+    """`41 MiB of 256`, in the unit of the whole."""
+    size, unit = next(one for one in _UNITS if total >= one[0] or one[0] == 1)
+    digits = 1 if total / size < 10 and size > 1 else 0
+    return f"{done / size:.{digits}f} {unit} of {total / size:.{digits}f}"
+
+
+def rate_of(octets_per_second: float) -> str:
+    """`212 MiB/s`."""
+    size, unit = next(one for one in _UNITS if octets_per_second >= one[0] or one[0] == 1)
+    digits = 1 if octets_per_second / size < 10 and size > 1 else 0
+    return f"{octets_per_second / size:.{digits}f} {unit}/s"
+
+
+def clock(seconds: float) -> str:
+    """`0:04`, `1:02:03`."""
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
+
+
+class Progress:
+    """What is known of an operation's progress, as a line. The bar is one for the whole: the part
+    of the guest's memory that is where it shall be, which a round of a live migration takes a step
+    back from by what the guest wrote meanwhile."""
+
+    def __init__(self, title: str, now: Callable[[], float] = time.monotonic) -> None:
+        self._title = title
+        self._now = now
+        self._what = ""
+        self._since = now()
+        self._done = self._total = self._memory = 0
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def update(self, doing_what: str, done: int, total: int) -> None:
+        """As `context.ProgressLine`."""
+        now, what = self._now(), in_words(doing_what)
+        if what.partition(":")[0] != self._what.partition(":")[0]:
+            self._since = now
+            self._seen.clear()
+        self._what, self._done, self._total = what, done, total
+        self._memory = max(self._memory, total)
+        self._seen.append((now, done))
+        while now - self._seen[0][0] > _WINDOW_SECONDS:
+            self._seen.popleft()
+
+    def line(self, columns: int) -> str:
+        """The line, in no more than so many columns: of a long title its middle goes first, then
+        the bar."""
+        text = ", ".join(self._parts())
+        title = self._title
+        room = max(_SHORTEST_TITLE, columns - len(text) - 2)
+        if len(title) > room:
+            head = (room - 1) // 2
+            title = f"{title[: room - 1 - head]}…{title[-head:]}"
+        line = f"{title}: {text}" if text else title
+        width = min(columns - len(line) - 3, _LONGEST_BAR)
+        if self._total and width >= _SHORTEST_BAR:
+            filled = int(width * self._share())
+            line = f"{line} [{'=' * filled}{' ' * (width - filled)}]"
+        return line[:columns]
+
+    def _share(self) -> float:
+        return 1 - (self._total - self._done) / self._memory
+
+    def _parts(self) -> Iterator[str]:
+        if self._what:
+            yield self._what
+        if not self._total:
+            if self._what and (waited := int(self._now() - self._since)):
+                yield f"{waited} s"
+            return
+        yield amount(self._done * _PAGE, self._total * _PAGE)
+        began, at = self._seen[0]
+        passed, pages = self._seen[-1][0] - began, self._seen[-1][1] - at
+        if passed >= _MEASURABLE_SECONDS and pages > 0:
+            yield rate_of(pages * _PAGE / passed)
+            yield f"{clock((self._total - self._done) * passed / pages)} left"
+
+
+@contextlib.contextmanager
+def progress_line(title: str) -> Iterator[ProgressLine]:
+    """Show it on stderr while the context lasts. It never waits for the terminal."""
+    progress = Progress(title)
+    terminal = sys.stderr
+    timer: asyncio.TimerHandle | None = None
+
+    def paint() -> None:
+        nonlocal timer
+        if isinstance(terminal, Output):
+            terminal.show_status(progress.line(_columns() - 1))
+        timer = asyncio.get_running_loop().call_later(_REPAINT_SECONDS, paint)
+
+    def update(doing_what: str, done: int, total: int) -> None:
+        progress.update(doing_what, done, total)
+        if timer is None:
+            paint()
+
+    try:
+        yield update
+    finally:
+        if isinstance(terminal, Output):
+            terminal.show_status("")
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(2).columns or 80
+    except OSError:
+        return 80
