@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from helper.settings import REFUSE
 from ipc_schema.messages import StreamType
 from ipc_schema.precopy_rule import PrecopyLimits
 
@@ -54,7 +55,8 @@ class SaveParameters(NamedTuple):
 
 class RestoreParameters(NamedTuple):
     """`xc_domain_restore`'s parameters beside domain and descriptors; `postcopy` and `stall_limit`
-    as in `SaveParameters`, the latter for stream and back channel."""
+    as in `SaveParameters`, the latter for stream and back channel. `missing_cpu_features`: see
+    `helper.cpu_check`."""
 
     stream_type: StreamType = StreamType.PLAIN
     store_evtchn: int = 0
@@ -63,6 +65,7 @@ class RestoreParameters(NamedTuple):
     console_domid: int = 0
     postcopy: bool = False
     stall_limit: float = 60.0
+    missing_cpu_features: str = REFUSE
 
 
 class RestoreResults:

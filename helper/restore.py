@@ -11,6 +11,7 @@ import numpy as np
 from helper import hvm_params
 from helper.abort import Abort
 from helper.channel import Channel
+from helper.cpu_check import check_features
 from helper.fault_channel import FaultWriter
 from helper.hypervisors import interface
 from helper.hypervisors.interface import PAGE_SIZE, Domain, Pfns
@@ -225,6 +226,10 @@ class _Restore:
     def _static_data_complete(self) -> None:
         """x86_static_data_complete, and the callback."""
         missing = (0 if self._cpuid else _MISSING_CPUID) | (0 if self._msr else _MISSING_MSR)
+        if self._cpuid:
+            offered = self._domain.system_cpu_policy()
+            choice = self._parameters.missing_cpu_features
+            check_features(self._cpuid, offered, choice, self._reporter)
         if self._cpuid or self._msr:
             self._domain.set_cpu_policy(self._cpuid, self._msr)
         if self._reporter.provides("static_data_done") and self._reporter.call(

@@ -239,6 +239,7 @@ def _restore(
         console_domid=job.console_domid,
         postcopy=job.postcopy,
         stall_limit=job.stall_limit,
+        missing_cpu_features=job.missing_cpu_features,
     )
     return domain_restore(domain, job.io_fd, job.back_fd, channel, parameters, abort, trace)
 

@@ -7,7 +7,7 @@ Names are Xen's (public/arch-x86/cpufeatureset.h), spelt as xl.cfg's option `cpu
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final, NamedTuple
 
 _LEAF: Final = struct.Struct("<6I")
@@ -141,3 +141,12 @@ def missing(wanted: bytes, offered: bytes) -> list[str]:
         if place in _WORDS
         for name in _named(place, bits & ~here.get(place, 0) & _WORDS[place].needed)
     ]
+
+
+def all_but(names: Collection[str]) -> bytes:
+    """The policy that offers every feature that has a name, but these."""
+    leaves: dict[tuple[int, int], dict[str, int]] = {}
+    for (leaf, subleaf, register), word in _WORDS.items():
+        bits = sum(1 << bit for bit, name in word.names.items() if name not in names)
+        leaves.setdefault((leaf, subleaf), dict.fromkeys(_REGISTERS, 0))[register] = bits
+    return b"".join(_LEAF.pack(*place, *registers.values()) for place, registers in leaves.items())

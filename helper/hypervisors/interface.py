@@ -163,6 +163,10 @@ class Domain(ControlledDomain, Protocol):
     def set_cpu_policy(self, cpuid: bytes, msr: bytes) -> None:
         """xc_set_domain_cpu_policy; either may be empty: the stream had no such record."""
 
+    def system_cpu_policy(self) -> bytes:
+        """xc_get_system_cpu_policy: the CPUID leaves of all that a guest of its kind may be
+        offered on this host."""
+
     def clear_page(self, pfn: int) -> None:
         """xc_clear_domain_page: used for the xenstore and console rings on restore."""
 

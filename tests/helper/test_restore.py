@@ -10,13 +10,14 @@ import struct
 import threading
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from helper.hypervisors.interface import GuestState
-from helper.hypervisors.simulated.host import SimulatedHost
+from helper.hypervisors.simulated.host import SimulatedHost, create_host
 from helper.parameters import RestoreParameters, RestoreResults, SaveParameters
 from helper.restore_order import NEXT, RecordOrder, Stage
 from ipc_schema.errors import DecodeError
@@ -337,6 +338,23 @@ def test_refusals(
     with pytest.raises(OSError, match=problem) as raised:
         restored(host, empty, small, Controller(answers), parameters)
     assert raised.value.errno == code
+
+
+@pytest.mark.parametrize("name", ["pvh-live-xen-4.17", "hvm-live-xen-4.17"])
+def test_a_guest_of_another_cpu_is_refused_before_its_first_page(tmp_path: Path, name: str) -> None:
+    create_host(tmp_path / "older", lacks=["xsave", "pku", "cet-ss"])
+    older = SimulatedHost(tmp_path / "older")
+    domid = new_domain(older, "guest", 160 << 20)
+    try:
+        with pytest.raises(OSError, match=r"offered: xsave, pku\. ") as raised:
+            restored(older, domid, libxc_part(name))
+        assert raised.value.errno == errno.ENOTSUP
+        with older.domain(domid) as domain:
+            assert domain.getinfo().nr_pages == 0
+        ignoring = PARAMETERS._replace(missing_cpu_features="ignore")
+        restored(older, domid, libxc_part(name), None, ignoring)
+    finally:
+        older.destroy(domid)
 
 
 def test_nobody_sends(host: SimulatedHost, empty: int) -> None:

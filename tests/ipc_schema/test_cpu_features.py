@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc_schema.cpu_features import features, missing
+from ipc_schema.cpu_features import all_but, features, missing
 
 NO_SUBLEAF = 0xFFFFFFFF
 
@@ -75,6 +75,13 @@ def test_missing_features_are_named() -> None:
 )
 def test_no_alarm_for_what_a_guest_does_not_need(leaf: tuple[int, ...]) -> None:
     assert missing(struct.pack("<6I", *leaf), b"") == []
+
+
+@given(st.sets(st.sampled_from(features(all_but(())))))
+def test_a_cpu_without_some_features(names: set[str]) -> None:
+    everything = all_but(())
+    assert set(features(everything)) - set(features(all_but(names))) == names
+    assert set(missing(everything, all_but(names))) <= names
 
 
 words = st.integers(0, 2**32 - 1)

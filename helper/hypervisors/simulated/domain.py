@@ -16,10 +16,12 @@ from helper.hypervisors.interface import (
     TscInfo,
 )
 from helper.hypervisors.simulated import control, layout
+from helper.hypervisors.simulated.domain_files import read_lacks
 from helper.hypervisors.simulated.layout import P2M, PAGE_SIZE
 from helper.hypervisors.simulated.open_domain import OpenDomain
 from helper.hypervisors.simulated.paging import open_paging
 from helper.hypervisors.simulated.runs import runs_of
+from ipc_schema.cpu_features import all_but
 
 PFINFO_XTAB: Final = 0xF << 28
 """XEN_DOMCTL_PFINFO_XTAB: no page."""
@@ -33,6 +35,7 @@ class SimulatedDomain(OpenDomain):
 
     def __init__(self, path: Path, domid: int, timeout: float) -> None:
         """As OpenDomain."""
+        self._host = path.parent.parent
         self._seen: NDArray[np.uint32] | None = None
         self._logdirty_epoch = 0
         super().__init__(path, domid, timeout)
@@ -206,6 +209,9 @@ class SimulatedDomain(OpenDomain):
             shared.read_area(layout.CPUID_OFFSET, shared.domain.cpuid_length),
             shared.read_area(layout.MSR_OFFSET, shared.domain.msr_length),
         )
+
+    def system_cpu_policy(self) -> bytes:
+        return all_but(read_lacks(self._host))
 
     def set_cpu_policy(self, cpuid: bytes, msr: bytes) -> None:
         """Raises EINVAL for one that is no array of its entries, or too long."""

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ MARKER: Final = "xen-host.json"
 FORMAT: Final = 1
 DOMAINS: Final = "domains"
 _MEMORY: Final = "memory"
+_LACKS: Final = "lacks"
 _LOCK: Final = "lock"
 _SUSPEND_LOCK: Final = "suspend.lock"
 _CONFIG: Final = "config.json"
@@ -27,9 +28,12 @@ _POLL: Final = 0.005
 """Seconds between two tries to get a lock; flock(2) has no time limit of its own."""
 
 
-def create_host(directory: str | os.PathLike[str], memory: int | None = None) -> None:
+def create_host(
+    directory: str | os.PathLike[str], memory: int | None = None, lacks: Sequence[str] = ()
+) -> None:
     """Make `directory` (its parents, too) a host, where it is not one. `memory` is what its guests
-    may have, in bytes; None for as much as they ask for. A host that is there keeps what it has.
+    may have, in bytes; None for as much as they ask for. Its CPU has every feature of
+    `ipc_schema.cpu_features` but those that it `lacks`. A host that is there keeps what it has.
 
     Raises FileExistsError for a directory with other things in it, NotADirectoryError for a file.
     """
@@ -45,7 +49,13 @@ def create_host(directory: str | os.PathLike[str], memory: int | None = None) ->
     (path / DOMAINS).mkdir()
     (path / _LOCK).touch()
     bound = {} if memory is None else {_MEMORY: memory}
-    _write_json(path / MARKER, {"format": FORMAT, "next_domid": 1, **bound})
+    _write_json(path / MARKER, {"format": FORMAT, "next_domid": 1, _LACKS: list(lacks), **bound})
+
+
+def read_lacks(host: Path) -> list[str]:
+    """The CPU features that the host has not, by name."""
+    lacks: list[str] = json.loads((host / MARKER).read_text()).get(_LACKS, [])
+    return lacks
 
 
 def read_memory(host: Path) -> int | None:
