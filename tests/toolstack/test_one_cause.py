@@ -28,8 +28,7 @@ RELAY = """
 import os, subprocess, sys
 left = int(sys.argv[1])
 with subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE, bufsize=0) as receiver:
-    while left:
-        octets = os.read(0, min(left, 65536))
+    while left and (octets := os.read(0, min(left, 65536))):
         receiver.stdin.write(octets)
         left -= len(octets)
     os.close(0)
