@@ -14,13 +14,12 @@ from helper.settings import (
     CONFIG,
     DEFAULT_CONFIG,
     PREFIX,
-    REFUSE,
     Found,
     Settings,
     read_settings,
 )
 from helper.trace_file import open_for_trace
-from ipc_schema.messages import Dialect
+from ipc_schema.messages import Dialect, MissingCpuFeatures
 from ipc_schema.version import version
 
 EXIT_WRONG: Final = 1
@@ -29,7 +28,7 @@ _DEFAULTS: Final = {
     "stream_stall": "no limit",
     "answer_limit": f"{ANSWER_LIMIT:g}",
     "hypervisor": "xen",
-    "missing_cpu_features": REFUSE,
+    "missing_cpu_features": MissingCpuFeatures.REFUSE,
 }
 _UNSET: Final = "not set"
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from helper.channel import CONTEXT
-from helper.settings import ANSWER_LIMIT, DEFAULT_CONFIG, REFUSE
-from ipc_schema.messages import Dialect
+from helper.settings import ANSWER_LIMIT, DEFAULT_CONFIG
+from ipc_schema.messages import Dialect, MissingCpuFeatures
 from ipc_schema.waits import LONGEST_WAIT
 
 USAGE: Final = f"""\
@@ -47,8 +47,9 @@ else). So is a trace that cannot be written:
                                     beside it, XEN_SAVE_HELPER_QEMU as a variable alone: what the
                                     device model xen-save-helper-qemu starts
   XEN_SAVE_HELPER_MISSING_CPU_FEATURES
-                                    ignore: restore a guest also where the host lacks CPU features
-                                    that it was offered (else: {REFUSE}, before its first page)
+                                    {MissingCpuFeatures.IGNORE}: restore a guest also where the host
+                                    lacks CPU features that it was offered (else:
+                                    {MissingCpuFeatures.REFUSE}, before its first page)
 The precopy policy of a live migration, where the toolstack has none (libxl has none) and any of
 these is set; libxenguest's own is 5 rounds or fewer than 50 dirty pages:
   XEN_SAVE_HELPER_MAX_ITERATIONS    rounds before the guest is stopped (5)

@@ -10,27 +10,31 @@ import errno
 from typing import Final
 
 from helper.reporter import Reporter
-from helper.settings import IGNORE, PREFIX
+from helper.settings import PREFIX
 from ipc_schema.cpu_features import missing
-from ipc_schema.messages import XentoollogLevel
+from ipc_schema.messages import MissingCpuFeatures, XentoollogLevel
 
-SETTING: Final = f"{PREFIX}MISSING_CPU_FEATURES"
-"""REFUSE or IGNORE: what becomes of a guest that was offered features which are missing here."""
+_WAY_OUT: Final = (
+    f"`--missing-cpu-features {MissingCpuFeatures.IGNORE}` (under xl "
+    f"{PREFIX}MISSING_CPU_FEATURES={MissingCpuFeatures.IGNORE})"
+)
 
 
-def check_features(wanted: bytes, offered: bytes, choice: str, reporter: Reporter) -> None:
+def check_features(
+    wanted: bytes, offered: bytes, choice: MissingCpuFeatures, reporter: Reporter
+) -> None:
     """`wanted` and `offered` are CPUID leaves, of the guest's policy and of all that a guest of its
-    kind may have here; `choice` is SETTING's value. Raises OSError(ENOTSUP) that names what is
-    missing, unless it is to be ignored: then the log has it."""
+    kind may have here. Raises OSError(ENOTSUP) that names what is missing, unless that is to be
+    ignored: then the log has it."""
     lacking = missing(wanted, offered)
     if not lacking:
         return
     text = f"this host lacks CPU features that the guest was offered: {', '.join(lacking)}"
-    if choice == IGNORE:
-        reporter.log(XentoollogLevel.WARN, f"{text}; {SETTING}={IGNORE}: it is restored")
+    if choice is MissingCpuFeatures.IGNORE:
+        reporter.log(XentoollogLevel.WARN, f"{text}; it is restored all the same, as was asked for")
         return
     raise OSError(
         errno.ENOTSUP,
-        f"{text}. A guest that uses none of them can be restored with {SETTING}={IGNORE}; one that "
-        "was created with `cpuid` without them can come here",
+        f"{text}. A guest that uses none of them can be restored with {_WAY_OUT}; one that was "
+        "created with `cpuid` without them can come here",
     )

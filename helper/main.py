@@ -23,7 +23,14 @@ from helper.settings import ANSWER_LIMIT, PREFIX, Settings, read_settings
 from helper.standard_streams import lost, standard_streams
 from helper.trace_file import open_trace
 from helper.watchdog import Watchdog, limit_of
-from ipc_schema.messages import Dialect, Operation, StreamType, XentoollogLevel, callbacks_of
+from ipc_schema.messages import (
+    Dialect,
+    MissingCpuFeatures,
+    Operation,
+    StreamType,
+    XentoollogLevel,
+    callbacks_of,
+)
 from ipc_schema.precopy_rule import PrecopyLimits
 from ipc_schema.trace import Trace
 from ipc_schema.version import version
@@ -176,6 +183,7 @@ def _job_of_start(start: dict[str, Any], options: Options, settings: Settings) -
             "operation": operation,
             "stream_type": StreamType(start["stream_type"]),
             "engine": Engine(name),
+            "missing_cpu_features": MissingCpuFeatures(start["missing_cpu_features"]),
         }
     except ValueError as bad:
         raise ChannelError(errno.EPROTO, f"start: {bad}") from None
@@ -188,7 +196,6 @@ def _job_of_start(start: dict[str, Any], options: Options, settings: Settings) -
         admission=options.admission if plain and operation is Operation.SAVE else 0.0,
         limits=_limits(settings),
         device_model=settings.device_model,
-        missing_cpu_features=settings.missing_cpu_features,
     )
 
 

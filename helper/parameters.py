@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from helper.settings import REFUSE
-from ipc_schema.messages import StreamType
+from ipc_schema.messages import MissingCpuFeatures, StreamType
 from ipc_schema.precopy_rule import PrecopyLimits
 
 
@@ -65,7 +64,7 @@ class RestoreParameters(NamedTuple):
     console_domid: int = 0
     postcopy: bool = False
     stall_limit: float = 60.0
-    missing_cpu_features: str = REFUSE
+    missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE
 
 
 class RestoreResults:

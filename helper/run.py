@@ -15,7 +15,13 @@ from helper.abort import Abort
 from helper.channel import CONTEXT, Channel, ChannelError, log_fields
 from helper.parameters import RestoreParameters, RestoreResults, SaveParameters, Statistics
 from ipc_schema.errors import DecodeError, StreamEndError
-from ipc_schema.messages import Operation, StreamType, XCFlags, XentoollogLevel
+from ipc_schema.messages import (
+    MissingCpuFeatures,
+    Operation,
+    StreamType,
+    XCFlags,
+    XentoollogLevel,
+)
 from ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
@@ -61,7 +67,7 @@ class Job(NamedTuple):
     """Of the environment, for a controller that has no precopy policy; None for the engine's."""
     device_model: str
     """Of the environment: see `helper.hypervisors.xen.restored_model`."""
-    missing_cpu_features: str
+    missing_cpu_features: MissingCpuFeatures
     """Of the environment: see `helper.cpu_check`."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from ipc_schema.messages import MissingCpuFeatures
 from ipc_schema.waits import LONGEST_WAIT
 
 PREFIX: Final = "XEN_SAVE_HELPER_"
@@ -22,9 +23,6 @@ _FAMILY: Final = "XEN_SAVE"
 
 _OTHERS: Final = (CONFIG, f"{PREFIX}QEMU")
 """Variables that are no settings: where these are, and one of `helper.qemu_wrapper`."""
-
-REFUSE: Final = "refuse"
-IGNORE: Final = "ignore"
 
 ANSWER_LIMIT: Final = 600.0
 """Seconds that a callback may stay unanswered where nothing else is set."""
@@ -47,7 +45,7 @@ class Settings(NamedTuple):
     max_downtime_ms: int | None = None
     abort_after: int | None = None
     device_model: str = ""
-    missing_cpu_features: str = REFUSE
+    missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE
 
 
 class Given(NamedTuple):
@@ -164,13 +162,11 @@ def _number_from(least: int) -> Callable[[str], int]:
     return number
 
 
-def _one_of(*words: str) -> Callable[[str], str]:
-    def word(text: str) -> str:
-        if text not in words:
-            raise ValueError(" or ".join(words))
-        return text
-
-    return word
+def _missing_cpu_features(text: str) -> MissingCpuFeatures:
+    try:
+        return MissingCpuFeatures(text)
+    except ValueError:
+        raise ValueError(" or ".join(MissingCpuFeatures)) from None
 
 
 def _seconds(text: str) -> float:
@@ -195,5 +191,5 @@ _KINDS: Final[Mapping[str, Callable[[str], object]]] = {
     f"{PREFIX}MAX_DOWNTIME_MS": _number_from(1),
     f"{PREFIX}ABORT_AFTER": _number_from(1),
     f"{PREFIX}DEVICE_MODEL": str,
-    f"{PREFIX}MISSING_CPU_FEATURES": _one_of(REFUSE, IGNORE),
+    f"{PREFIX}MISSING_CPU_FEATURES": _missing_cpu_features,
 }

@@ -143,6 +143,19 @@ def missing(wanted: bytes, offered: bytes) -> list[str]:
     ]
 
 
+def without(leaves: bytes, names: Collection[str]) -> bytes:
+    """The policy `leaves` with none of the features `names`."""
+    left = []
+    for leaf, subleaf, *values in _LEAF.iter_unpack(leaves):
+        for index, register in enumerate(_REGISTERS):
+            word = _WORDS.get((leaf, 0 if subleaf == _NO_SUBLEAF else subleaf, register))
+            for bit, name in word.names.items() if word else ():
+                if name in names:
+                    values[index] &= ~(1 << bit)
+        left.append(_LEAF.pack(leaf, subleaf, *values))
+    return b"".join(left)
+
+
 def all_but(names: Collection[str]) -> bytes:
     """The policy that offers every feature that has a name, but these."""
     leaves: dict[tuple[int, int], dict[str, int]] = {}

@@ -9,7 +9,7 @@ ZeroMQ alone, where libxl's pipes have the command line, a bare int and SIGTERM.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum, IntEnum
+from enum import Enum, IntEnum, StrEnum
 from typing import Final, NamedTuple
 
 PROTOCOL_VERSION: Final = 1
@@ -187,12 +187,14 @@ _ROWS: Final = (
              "STRING operation, bytes proof, int io_fd, int back_fd, u32 domid, unsigned xcflags, "
              "unsigned long cbflags, unsigned stream_type, u32 store_evtchn, u32 store_domid, "
              "u32 console_evtchn, u32 console_domid, STRING hypervisor, STRING engine, "
-             "unsigned long bandwidth, bool postcopy",
+             "unsigned long bandwidth, bool postcopy, STRING missing_cpu_features",
              Sender.CONTROLLER, _BOTH,
              "What to do; the fields of libxl's command line, the hypervisor to work on "
              "(`sim:DIRECTORY` or `xen`), the engine, a limit of the stream in octets a second "
-             "(0 none), and whether the peer and the caller admit postcopy. `back_fd` is recv_fd "
-             "for a save, send_back_fd for a restore; `cbflags` counts the catalogue's callbacks "
+             "(0 none), whether the peer and the caller admit postcopy, and what a restore does "
+             "with a guest that was offered more than the host's CPU has (a `MissingCpuFeatures`). "
+             "`back_fd` is recv_fd for a save, send_back_fd for a restore; `cbflags` counts the "
+             "catalogue's callbacks "
              "by their number in the postcopy series, those that it has not as bits of their own: "
              f"{_BITS_BEYOND_THE_SERIES}."),
     _channel("statistics",
@@ -265,6 +267,14 @@ class StreamType(IntEnum):
     PLAIN = 0
     REMUS = 1
     COLO = 2
+
+
+class MissingCpuFeatures(StrEnum):
+    """What becomes of a guest that was offered CPU features which the host lacks."""
+
+    REFUSE = "refuse"
+    IGNORE = "ignore"
+    """It is restored: a guest need not use what it may."""
 
 
 class XentoollogLevel(IntEnum):

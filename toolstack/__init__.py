@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ipc_schema.errors import Error
+    from ipc_schema.messages import MissingCpuFeatures
     from toolstack.context import Context
     from toolstack.domain_restore import RestoreResult, domain_create_restore
     from toolstack.domain_save import (
@@ -62,6 +63,7 @@ __all__ = [
     "Error",
     "Limits",
     "MemoryStrategy",
+    "MissingCpuFeatures",
     "PostcopyTransitioned",
     "PrecopyLimits",
     "RestoreResult",
@@ -78,6 +80,7 @@ _HOMES = {
     "Context": "toolstack.context",
     "Error": "ipc_schema.errors",
     "Limits": "toolstack.limits",
+    "MissingCpuFeatures": "ipc_schema.messages",
     "RestoreResult": "toolstack.domain_restore",
     "domain_create_restore": "toolstack.domain_restore",
 }

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec
 
 from helper.hypervisors import SIMULATED, XEN, open_host
-from ipc_schema.messages import XentoollogLevel
+from ipc_schema.messages import MissingCpuFeatures, XentoollogLevel
 from ipc_schema.trace import Trace
 from toolstack import arguments
 from toolstack.helper_request import LIBXENGUEST, OWN_ENGINE
@@ -46,8 +46,9 @@ def no_progress(_doing_what: str, _done: int, _total: int) -> None:
 @dataclass(frozen=True)
 class Context:
     """A host, how the helper reaches it (`hypervisor`: `xen` or `sim:DIRECTORY`), how long anything
-    may take, who hears of it, which helper does the work, and what faults strike ourselves. `open`
-    makes one by the host's URI alone.
+    may take, who hears of it, which helper does the work, what faults strike ourselves, and what a
+    restore does with a guest that was offered CPU features which the host lacks. `open` makes one
+    by the host's URI alone.
 
     Raises TypeError and ValueError for what cannot be.
 
@@ -63,10 +64,12 @@ class Context:
     progress: ProgressLine = no_progress
     program: HelperProgram = field(default_factory=OwnHelper)
     faults: ControllerFaults | None = None
+    missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE
 
     def __post_init__(self) -> None:
         check_uri("hypervisor", self.hypervisor)
         arguments.instance("limits", self.limits, Limits)
+        arguments.instance("missing_cpu_features", self.missing_cpu_features, MissingCpuFeatures)
 
     @classmethod
     def open(
@@ -78,6 +81,7 @@ class Context:
         progress: ProgressLine = no_progress,
         trace: Trace | None = None,
         program: HelperProgram | None = None,
+        missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE,
     ) -> Context:
         """The context of the host that `uri` names: `xen` or `sim:DIRECTORY`.
 
@@ -93,6 +97,7 @@ class Context:
             log,
             progress,
             program or OwnHelper(),
+            missing_cpu_features=missing_cpu_features,
         )
 
     def say(self, level: int, context: str, text: str) -> None:

@@ -82,6 +82,7 @@ class HelperLaunch:
             "XEN_SAVE_HELPER_HYPERVISOR": self.request.hypervisor,
             "XEN_SAVE_HELPER_STREAM_STALL": str(self._longest_stall),
             "XEN_SAVE_HELPER_ANSWER_LIMIT": str(self._patience),
+            "XEN_SAVE_HELPER_MISSING_CPU_FEATURES": self.request.missing_cpu_features.value,
         }
 
     def start_fields(self) -> dict[str, Any]:
@@ -90,6 +91,7 @@ class HelperLaunch:
             **asdict(self.request),
             "operation": self.request.operation.value,
             "stream_type": int(self.request.stream_type),
+            "missing_cpu_features": self.request.missing_cpu_features.value,
             "cbflags": _cbflags(self.provided, None),
         }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ipc_schema.messages import Dialect, Operation, StreamType
+from ipc_schema.messages import Dialect, MissingCpuFeatures, Operation, StreamType
 
 OWN_ENGINE: Final = "own"
 """Our own: every hypervisor with the whole of `interface.Domain`, and postcopy."""
@@ -48,6 +48,7 @@ class HelperRequest:
     engine: str = OWN_ENGINE
     bandwidth: int = 0
     postcopy: bool = False
+    missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE
 
 
 @dataclass(frozen=True)

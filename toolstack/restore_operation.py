@@ -298,6 +298,7 @@ class RestoreOperation(JoinedOperation):
             back_fd=parameters.send_back_fd,
             hypervisor=self._ctx.hypervisor,
             postcopy=parameters.send_back_fd >= 0,
+            missing_cpu_features=self._ctx.missing_cpu_features,
         )
         callbacks: dict[str, Callable[..., int | None]] = {
             "static_data_done": self._on_static_data_done,

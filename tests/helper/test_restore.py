@@ -22,7 +22,7 @@ from helper.parameters import RestoreParameters, RestoreResults, SaveParameters
 from helper.restore_order import NEXT, RecordOrder, Stage
 from ipc_schema.errors import DecodeError
 from ipc_schema.libxc_record_types import RecordType
-from ipc_schema.messages import StreamType
+from ipc_schema.messages import MissingCpuFeatures, StreamType
 from ipc_schema.page_lists import encode_page_list
 from ipc_schema.records import decode_record_header, encode_record, padding
 from tests.conftest import HostFactory
@@ -351,7 +351,7 @@ def test_a_guest_of_another_cpu_is_refused_before_its_first_page(tmp_path: Path,
         assert raised.value.errno == errno.ENOTSUP
         with older.domain(domid) as domain:
             assert domain.getinfo().nr_pages == 0
-        ignoring = PARAMETERS._replace(missing_cpu_features="ignore")
+        ignoring = PARAMETERS._replace(missing_cpu_features=MissingCpuFeatures.IGNORE)
         restored(older, domid, libxc_part(name), None, ignoring)
     finally:
         older.destroy(domid)

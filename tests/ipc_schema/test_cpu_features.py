@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc_schema.cpu_features import all_but, features, missing
+from ipc_schema.cpu_features import all_but, features, missing, without
 
 NO_SUBLEAF = 0xFFFFFFFF
 
@@ -99,3 +99,10 @@ def test_what_is_missing_is_offered_there_and_not_here(wanted: bytes, offered: b
     assert set(lacking) <= set(features(wanted))
     assert not set(lacking) & set(features(offered))
     assert missing(wanted, wanted) == []
+
+
+@given(st.sets(st.sampled_from(features(all_but(())))))
+def test_a_policy_without_some_features(names: set[str]) -> None:
+    left = without(all_but(()), names)
+    assert set(features(left)) == set(features(all_but(()))) - names
+    assert without(left, ()) == left

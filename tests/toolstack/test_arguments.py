@@ -173,4 +173,6 @@ def test_of_a_context(given: Given) -> None:
         replace(given.ctx, hypervisor="qemu")
     with pytest.raises(TypeError, match="limits: want a Limits"):
         replace(given.ctx, limits=60)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="missing_cpu_features: want a MissingCpuFeatures"):
+        replace(given.ctx, missing_cpu_features="ignore")  # type: ignore[arg-type]
     assert Context.open(given.ctx.hypervisor).host.domains() == []

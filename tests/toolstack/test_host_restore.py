@@ -21,7 +21,7 @@ from helper.hypervisors.simulated.host import SimulatedHost
 from helper.hypervisors.xen import xl
 from ipc_schema import xl_header
 from ipc_schema.errors import Error
-from ipc_schema.messages import Dialect
+from ipc_schema.messages import Dialect, MissingCpuFeatures
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, run
 from toolstack import wait_log
@@ -34,6 +34,7 @@ from toolstack.helper_request import PipeHelper
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 RESTORE = (sys.executable, "-m", "toolstack.commands.main", "restore", "-p", "/proc/self/fd/0")
+MISSING_CPU = "XEN_SAVE_HELPER_MISSING_CPU_FEATURES"
 
 
 class ProgrammedHost(SimulatedHost):
@@ -248,6 +249,18 @@ def test_the_program_is_told_which_helper(
         with path.open("rb") as file:
             result = run(domain_create_restore(ctx, config, "h", file.fileno()))
         assert result.reason == f"sh: helper {helper}"
+
+
+@pytest.mark.parametrize("choice", MissingCpuFeatures)
+def test_the_programs_helper_is_told_what_to_do_about_missing_cpu_features(
+    destination: Side, saved: tuple[Path, dict[str, Any]], choice: MissingCpuFeatures
+) -> None:
+    path, config = saved
+    programmed(destination, "sh", "-c", f'echo "x: error: to ${MISSING_CPU}" >&2; exit 7')
+    ctx = replace(destination.ctx, missing_cpu_features=choice)
+    with path.open("rb") as file:
+        result = run(domain_create_restore(ctx, config, "h", file.fileno()))
+    assert result.reason == f"sh: to {choice}"
 
 
 def test_what_the_host_knows_goes_to_the_program_and_to_people(

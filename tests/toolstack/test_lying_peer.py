@@ -300,6 +300,7 @@ def start_fields() -> dict[str, Any]:
         "hypervisor": "sim:/nonexistent",
         "engine": "own",
         "postcopy": False,
+        "missing_cpu_features": "refuse",
     }
 
 
@@ -403,6 +404,7 @@ class TestALyingController:
             ({"operation": "dance"}, "'dance' is not a valid Operation"),
             ({"stream_type": 9}, "9 is not a valid StreamType"),
             ({"engine": "steam"}, "engine 'steam'"),
+            ({"missing_cpu_features": "perhaps"}, "'perhaps' is not a valid MissingCpuFeatures"),
         ],
     )
     def test_a_start_that_makes_no_sense(

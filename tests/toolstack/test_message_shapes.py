@@ -21,7 +21,7 @@ from toolstack.helper_launch import HelperLaunch
 from toolstack.helper_request import HelperRequest, OwnHelper, Statistics
 from toolstack.limits import Limits
 
-OF_THE_HELPER_ALONE = {"stall_limit", "limits"}
+OF_THE_HELPER_ALONE = {"admission", "device_model", "limits", "stall_limit"}
 """Fields of a Job that come from its own settings."""
 
 

@@ -32,19 +32,41 @@ if TYPE_CHECKING:
 
 
 def init(arguments: argparse.Namespace) -> int:
-    """Make a directory a host. One that is a host already stays as it is, but for its memory; one
-    with anything else in it is refused."""
+    """Make a directory a host. One that is a host already stays as it is, but for its memory and
+    what its CPU lacks; one with anything else in it is refused."""
+    lacks = None if arguments.lacks is None else _features(arguments.lacks)
     directory = Path(arguments.directory) if arguments.directory else directory_of(arguments)
     simulated = importlib.import_module("helper.hypervisors.simulated.host")
-    simulated.create_host(directory, arguments.memory)
+    simulated.create_host(directory, arguments.memory, lacks or ())
     host = cast("SimulatedHost", host_at(directory))
     if arguments.memory is not None and host.memory != arguments.memory:
         host.bound_memory(arguments.memory)
-    bound = {} if host.memory is None else {"memory": host.memory}
+    if lacks is not None and host.lacks != lacks:
+        host.take_away(lacks)
+    has: dict[str, object] = {} if host.memory is None else {"memory": host.memory}
     of = "" if host.memory is None else f" of {host.memory >> 20} MiB"
+    if host.lacks:
+        has["lacks"] = host.lacks
+        of += f" without {', '.join(host.lacks)}"
     return show(
-        arguments, {"host": str(directory), **bound}, lambda: print(f"{directory} is a host{of}")
+        arguments, {"host": str(directory), **has}, lambda: print(f"{directory} is a host{of}")
     )
+
+
+def _features(text: str) -> list[str]:
+    """Names of CPU features, between commas. Raises UsageError for what is none."""
+    from ipc_schema.cpu_features import all_but, features
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    known = features(all_but(()))
+    for name in names:
+        if name not in known:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "`inspect` of a saved guest names some"
+            raise UsageError(f"--lacks: {name!r} is no CPU feature; {hint}")
+    return names
 
 
 def create(arguments: argparse.Namespace) -> int:

@@ -189,6 +189,16 @@ def _add_helper(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_missing_cpu_features(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--missing-cpu-features",
+        choices=("refuse", "ignore"),
+        default="refuse",
+        help="what becomes of a guest that was offered CPU features which the host lacks: it is "
+        "refused before its first page (the default), or restored all the same",
+    )
+
+
 _ADD_SHARED: Final[Mapping[str, Callable[[argparse.ArgumentParser], None]]] = {
     "host": _add_host,
     "json": _add_json,
@@ -196,6 +206,7 @@ _ADD_SHARED: Final[Mapping[str, Callable[[argparse.ArgumentParser], None]]] = {
     "events": _add_events,
     "verbose": _add_verbose,
     "helper": _add_helper,
+    "missing_cpu_features": _add_missing_cpu_features,
 }
 
 _QUICK: Final = ("host", "json")
@@ -212,11 +223,11 @@ _SHARED: Final[Mapping[str, Sequence[str]]] = {
     "unpause": _QUICK,
     "rename": _QUICK,
     "save": _WORK,
-    "restore": _WORK,
+    "restore": (*_WORK, "missing_cpu_features"),
     "inspect": ("json",),
-    "migrate": _WORK,
+    "migrate": (*_WORK, "missing_cpu_features"),
     # Its stdout is the link.
-    "receive": ("host", "limit", "events", "verbose", "helper"),
+    "receive": ("host", "limit", "events", "verbose", "helper", "missing_cpu_features"),
     "recover": _QUICK,
     "demo": ("json", "limit", "events"),
 }
@@ -228,6 +239,11 @@ def _add_guest_commands(command: Adder) -> None:
     init.add_argument("directory", nargs="?", metavar="DIR", help="in place of --host")
     init.add_argument(
         "--memory", type=guest_size, metavar="SIZE", help="what its guests may have together"
+    )
+    init.add_argument(
+        "--lacks",
+        metavar="FEATURE,...",
+        help="CPU features that it has not, as `inspect` names them",
     )
 
     create = command("create", "guests:create", "start a new simulated guest")

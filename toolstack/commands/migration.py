@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from helper.hypervisors import XEN
+from ipc_schema.messages import MissingCpuFeatures
 from toolstack.cancellation import told
 from toolstack.commands.common import (
     CommandError,
@@ -115,6 +116,7 @@ def receiver_arguments(arguments: argparse.Namespace) -> list[str]:
     given = [f"--limit={setting}" for setting in arguments.limit]
     if arguments.events is not None:
         given.append(f"--events={Path(arguments.events).absolute()}")
+    given.append(f"--missing-cpu-features={arguments.missing_cpu_features}")
     given.append(f"--from={directory_of(arguments).absolute()}")
     return given
 
@@ -124,7 +126,8 @@ def destination_of(arguments: argparse.Namespace) -> Destination:
     `xl migrate -s`.
 
     Raises CommandError for a directory that is no host, for a simulated host where the guest is a
-    real one, and for what looks like a path and is neither a directory nor a program.
+    real one, and for what looks like a path and is neither a directory nor a program; UsageError
+    for no command, and for what a command's receiver is not told.
     """
     text: str = arguments.to
     # A command may be longer than a name can be.
@@ -143,4 +146,10 @@ def destination_of(arguments: argparse.Namespace) -> Destination:
         )
     if not text.strip():
         raise UsageError("--to: want a host's directory or a command")
+    if arguments.missing_cpu_features != MissingCpuFeatures.REFUSE:
+        raise UsageError(
+            "--missing-cpu-features holds for a receiver on this machine; one that a command "
+            "starts is told by the command: `... xen-toolstack receive --missing-cpu-features "
+            f"{arguments.missing_cpu_features}`"
+        )
     return CommandDestination(text)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from helper.hypervisors import XEN
 from helper.standard_streams import hurried, hurry
-from ipc_schema.messages import Dialect, XentoollogLevel
+from ipc_schema.messages import Dialect, MissingCpuFeatures, XentoollogLevel
 from ipc_schema.trace import Trace
 from toolstack.commands.common import (
     ENDING_SIGNALS,
@@ -85,7 +85,13 @@ def context_of(
         progress=progress,
         program=program,
         faults=_faults(trace, program),
+        missing_cpu_features=_missing_cpu_features(arguments),
     )
+
+
+def _missing_cpu_features(arguments: argparse.Namespace) -> MissingCpuFeatures:
+    """A command that restores nothing here has no such option."""
+    return MissingCpuFeatures(getattr(arguments, "missing_cpu_features", MissingCpuFeatures.REFUSE))
 
 
 def _faults(trace: Trace, program: HelperProgram) -> ControllerFaults | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from helper.hypervisors.simulated import layout
@@ -13,6 +13,7 @@ from helper.hypervisors.simulated.kinds import DEFAULT_RATES, NAMES
 from helper.hypervisors.simulated.layout import DomainPage, HvmParam
 from helper.hypervisors.simulated.registers import Registers
 from helper.hypervisors.simulated.shared import SharedMemory
+from ipc_schema.cpu_features import without
 
 SPECIAL_PAGES: Final = (
     HvmParam.STORE_PFN,
@@ -37,9 +38,14 @@ _MSRS: Final = ((0xCE, 0, 1 << 31), (0x10A, 0, 0))
 
 
 def build_domain(
-    shared: SharedMemory, domid: int, config: Mapping[str, Any], capacity: int
+    shared: SharedMemory,
+    domid: int,
+    config: Mapping[str, Any],
+    capacity: int,
+    lacks: Collection[str],
 ) -> None:
-    """A domain page as xc_domain_create leaves it: paused, no pages, no registers."""
+    """A domain page as xc_domain_create leaves it: paused, no pages, no registers. It is offered
+    no CPU feature that its host `lacks`."""
     domain: DomainPage = shared.domain
     build_info = config["b_info"]
     domain.domid = domid
@@ -51,7 +57,7 @@ def build_domain(
     domain.shutdown = layout.RUNS
     domain.tsc_khz = 2_400_000
     shared.store_policy(
-        b"".join(struct.pack("<6I", *leaf) for leaf in _CPUID),
+        without(b"".join(struct.pack("<6I", *leaf) for leaf in _CPUID), lacks),
         b"".join(struct.pack("<IIQ", *entry) for entry in _MSRS),
     )
     domain.hvm_params[HvmParam.PAE_ENABLED] = 1

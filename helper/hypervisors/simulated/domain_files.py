@@ -58,6 +58,20 @@ def read_lacks(host: Path) -> list[str]:
     return lacks
 
 
+def lacks_around(directory: int) -> list[str]:
+    """Those of the host whose domain's directory that descriptor is."""
+    fd = os.open(f"../../{MARKER}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    with open(fd) as file:
+        lacks: list[str] = json.load(file).get(_LACKS, [])
+    return lacks
+
+
+def write_lacks(host: Path, lacks: Sequence[str]) -> None:
+    """Set them. The host's lock is held."""
+    marker = json.loads((host / MARKER).read_text())
+    _write_json(host / MARKER, {**marker, _LACKS: list(lacks)})
+
+
 def read_memory(host: Path) -> int | None:
     """What the host's guests may have together, in bytes; None for a host without a bound."""
     memory: int | None = json.loads((host / MARKER).read_text()).get(_MEMORY)

@@ -22,7 +22,11 @@ from helper.hypervisors.simulated.build import (
 )
 from helper.hypervisors.simulated.config import capacity_for
 from helper.hypervisors.simulated.control import Message
-from helper.hypervisors.simulated.domain_files import read_config, try_suspend_lock
+from helper.hypervisors.simulated.domain_files import (
+    lacks_around,
+    read_config,
+    try_suspend_lock,
+)
 from helper.hypervisors.simulated.layout import PAGE_SIZE, RUNS, Behaviour
 from helper.hypervisors.simulated.registers import ForeignContextError, Registers
 from helper.hypervisors.simulated.shared import SharedMemory, create_areas, write_process_file
@@ -44,7 +48,7 @@ class GuestLoop:
         kept = {name: os.dup(fd) for name, fd in fds.items()}
         self._shared = SharedMemory(fds)
         self._domain = self._shared.domain
-        build_domain(self._shared, domid, config, capacity)
+        build_domain(self._shared, domid, config, capacity, lacks_around(directory))
         self._vcpu = VCPU(self._shared)
         self._listener = control.listen(directory)
         self._poller = select.poll()

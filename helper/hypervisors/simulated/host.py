@@ -163,6 +163,16 @@ class SimulatedHost:
                 )
             domain_files.write_memory(self.directory, memory)
 
+    @property
+    def lacks(self) -> list[str]:
+        """The CPU features that it has not, by the names of `ipc_schema.cpu_features`."""
+        return domain_files.read_lacks(self.directory)
+
+    def take_away(self, lacks: Sequence[str]) -> None:
+        """Set them. Guests that are there keep what they were offered."""
+        with domain_files.host_lock(self.directory, self.timeout):
+            domain_files.write_lacks(self.directory, lacks)
+
     def why_no_postcopy(self) -> str:
         return userfault.why_not()
 

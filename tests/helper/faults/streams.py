@@ -23,7 +23,7 @@ from ipc_schema.libxc_stream import (
     encode_domain_header,
     encode_image_header,
 )
-from ipc_schema.messages import Operation, StreamType
+from ipc_schema.messages import MissingCpuFeatures, Operation, StreamType
 from ipc_schema.records import encode_record
 from ipc_schema.trace import Trace
 
@@ -77,6 +77,7 @@ def job(operation: Operation, io_fd: int, back_fd: int = -1) -> Job:
         stall_limit=LIMIT,
         limits=None,
         device_model="",
+        missing_cpu_features=MissingCpuFeatures.REFUSE,
     )
 
 
