@@ -14,6 +14,7 @@ from typing import Final
 
 from tests.xen.scenarios import (
     baseline,
+    cpu_policy,
     cross_release,
     device_model,
     drop_in,
@@ -31,6 +32,7 @@ from tests.xen.scenarios.scenario import Scenario
 SCENARIOS: Final[tuple[Scenario, ...]] = (
     *baseline.SCENARIOS,
     *drop_in.SCENARIOS,
+    *cpu_policy.SCENARIOS,
     *libvirt.SCENARIOS,
     *policy.SCENARIOS,
     *failures.SCENARIOS,
