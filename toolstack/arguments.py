@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -73,6 +74,8 @@ def _descriptor(name: str, value: object, purpose: str, unfit: int) -> int:
         raise ValueError(f"{name}: {value} is no open descriptor") from None
     if mode & os.O_ACCMODE == unfit or mode & os.O_PATH:
         raise ValueError(f"{name}: descriptor {value} is not open for {purpose}")
+    if stat.S_ISDIR(os.fstat(value).st_mode):
+        raise ValueError(f"{name}: descriptor {value} is a directory")
     return value
 
 

@@ -43,13 +43,14 @@ class Given:
         self.reads = os.open(self.path, os.O_RDONLY)
         self.writes = os.open(self.path, os.O_WRONLY)
         self.nowhere = os.open(self.path, os.O_PATH)
+        self.directory = os.open(self.path.parent, os.O_RDONLY)
         # A number that the loop does not take anew.
         self.closed = fcntl.fcntl(self.reads, fcntl.F_DUPFD_CLOEXEC, 500)
         os.close(self.closed)
 
     def close(self) -> None:
         self.file.close()
-        for fd in (self.reads, self.writes, self.nowhere):
+        for fd in (self.reads, self.writes, self.nowhere, self.directory):
             os.close(fd)
 
     def suspend(self, **changed: Any) -> Any:
@@ -121,6 +122,7 @@ CASES: list[tuple[Callable[[Given], Any], type[Exception], str]] = [
     (lambda g: g.restore(name=None), TypeError, "name: want a str, not None"),
     (lambda g: g.restore(name=""), ValueError, "name"),
     (lambda g: g.restore(restore_fd=g.writes), ValueError, "restore_fd: .* not open for reading"),
+    (lambda g: g.restore(restore_fd=g.directory), ValueError, "restore_fd: .* is a directory"),
     (lambda g: g.restore(restore_fd=g.closed), ValueError, "restore_fd: .* no open descriptor"),
     (lambda g: g.restore(send_back_fd=g.reads), ValueError, "send_back_fd: .* open for writing"),
     (lambda g: g.restore(on_resume=0), TypeError, "on_resume"),

@@ -30,7 +30,7 @@ WELL = GuestReport(
 )
 NOT_SEEN = GuestResult(None, None, None, None, None)
 MIGRATED = MigrationResult(
-    Outcome.SUCCESS, 0, "postcopy", "done", 1, 2, 3, 4.0, 0.5, None, NOT_SEEN, ""
+    Outcome.SUCCESS, 0, "postcopy", "done", 1, 2, 3, 4.0, 0.5, 0.0, None, NOT_SEEN, ""
 )
 
 
