@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import errno
 import struct
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ipc_schema.cpu_features import features
 from ipc_schema.static_data import Policy, policy_of
+from tests.xen.dom0.commands import run
 from tests.xen.dom0.lab import COMMAND_SECONDS
 from tests.xen.scenarios.scenario import BOTH, Scenario
+from tests.xen.scenarios.toolstack import PATIENCE
 
 if TYPE_CHECKING:
     from tests.xen.dom0.lab import Lab
@@ -50,13 +53,9 @@ def with_claims(leaves: bytes) -> bytes:
     return b"".join(claiming)
 
 
-def offered_too_much(lab: Lab) -> None:
-    """Refused by name before the first page, unless that is to be ignored: Xen hides then what is
-    not there, and the guest, which uses none of it, goes on. What it was truly offered is no
-    reason for a word."""
-    guest = lab.guest("pvh")
-    file = lab.directory / "saved"
-    lab.save(guest, file)
+def claim(file: Path) -> None:
+    """Make the policy in a saved guest offer CLAIMED, too, which the guest that saved it had not:
+    so its CPU must lack them."""
     place, true = policy_in(file)
     assert not set(CLAIMED) & set(features(true)), "the emulated CPU has them"
     claiming = with_claims(true)
@@ -65,6 +64,15 @@ def offered_too_much(lab: Lab) -> None:
         saved.seek(place)
         saved.write(claiming)
 
+
+def by_xl(lab: Lab, kind: str) -> None:
+    """Refused by name before the first page, unless that is to be ignored: Xen hides then what is
+    not there, and the guest, which uses none of it, goes on. What it was truly offered is no
+    reason for a word."""
+    guest = lab.guest(kind)
+    file = lab.directory / "saved"
+    lab.save(guest, file)
+    claim(file)
     before = len(lab.events())
     refused = lab.xl(["restore", file], limit=COMMAND_SECONDS)
     assert refused.status != 0
@@ -82,8 +90,34 @@ def offered_too_much(lab: Lab) -> None:
     guest.goes_on()
 
     lab.save(guest, file)
-    assert not set(CLAIMED) & set(features(policy_in(file)[1])), "Xen has hidden them"
+    assert not set(CLAIMED) & set(features(policy_in(file)[1])), "Xen has not hidden them"
     lab.restore(guest, file)
 
 
-SCENARIOS: Final = (Scenario("xl-restore-cpu-policy-pvh", offered_too_much, BOTH),)
+def by_our_controller(lab: Lab) -> None:
+    """`xen-toolstack restore` tells it in its one line, whatever the drop-in's variable says, and
+    hands its own setting to the `xl` that it starts."""
+    guest = lab.guest("pvh")
+    file = lab.directory / "saved"
+    lab.save(guest, file)
+    claim(file)
+    restore = ("xen-toolstack", "restore", file, *PATIENCE)
+    variable = {"XEN_SAVE_HELPER_MISSING_CPU_FEATURES": "ignore"}
+    refused = run(restore, COMMAND_SECONDS, variable)
+    assert refused.status == 1
+    (line,) = refused.output.splitlines()
+    assert line.startswith("xen-toolstack: ")
+    assert _REFUSED in line
+    assert not lab.domains()
+    ignored = run([*restore, "--missing-cpu-features", "ignore", "-v"], COMMAND_SECONDS)
+    assert ignored.status == 0
+    assert _IGNORED in ignored.output
+    lab.assert_only(guest)
+    guest.goes_on()
+
+
+SCENARIOS: Final = (
+    Scenario("xl-restore-cpu-policy-pvh", partial(by_xl, kind="pvh"), BOTH),
+    Scenario("xl-restore-cpu-policy-pv", partial(by_xl, kind="pv")),
+    Scenario("toolstack-restore-cpu-policy-pvh", by_our_controller),
+)

@@ -19,7 +19,7 @@ from tests.xen import crossings
 from tests.xen.crossings import Crossing
 from tests.xen.dom0.commands import Ended, run
 from tests.xen.dom0.guest import KINDS, Guest, dom0_kernel
-from tests.xen.dom0.lab import COMMAND_SECONDS, LIBXL, OURS, xen_version
+from tests.xen.dom0.lab import COMMAND_SECONDS, LIBXL, MISSING, OURS, xen_version
 from tests.xen.scenarios.scenario import Scenario
 from tests.xen.scenarios.toolstack import PATIENCE
 
@@ -130,6 +130,7 @@ def _restored(lab: Lab, kind: str, command: str, helper: Path) -> tuple[Crossing
     if done.status:
         why = xl.complaint(done.output.splitlines()) or f"exit status {done.status}"
         return replace(row, ended=f"refused: {why}"), None
+    assert MISSING not in done.output, "a false alarm"
     lab.assert_only(guest)
     guest.goes_on()
     return row, guest

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from tests.xen.dom0.commands import Ended, Program, run, wait_until
 from tests.xen.dom0.gate import Gate
 from tests.xen.dom0.guest import IGNORES_SUSPEND
-from tests.xen.dom0.lab import COMMAND_SECONDS, LIBXL, OURS, receive_command
+from tests.xen.dom0.lab import COMMAND_SECONDS, LIBXL, MISSING, OURS, receive_command
 from tests.xen.dom0.whereabouts import log_dirty_domains, log_dirty_goes_off
 from tests.xen.scenarios.scenario import BOTH, Scenario
 
@@ -52,6 +52,7 @@ def toolstack(*arguments: str | Path, limit: float = COMMAND_SECONDS) -> Ended:
 def succeeds(*arguments: str | Path, limit: float = COMMAND_SECONDS) -> Ended:
     done = toolstack(*arguments, limit=limit)
     assert done.status == 0, f"xen-toolstack {arguments[0]}: {done.output}"
+    assert MISSING not in done.output, "a false alarm"
     return done
 
 
