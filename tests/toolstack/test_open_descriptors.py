@@ -128,14 +128,14 @@ def test_a_terminal_takes_no_stream(hosts: Hosts, name: str) -> None:
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        ("tool save g - >&-", "stdout is not open"),
+        ("tool save g - >&-", "to stdout: it is not open for writing"),
         ("tool save g - 1</dev/null", "it is not open for writing"),
         ("tool save g /dev/fd/9", "/dev/fd/9 is not open"),
         ("tool save g /dev/fd/3 --events events", "/dev/fd/3 is not open"),
         ("tool save --json g - | cat >&2", "stdout is for the JSON"),
         ("tool save --json g /proc/self/fd/1 >x", "stdout is for the JSON"),
         ("tool save --json g /dev/fd/7 7>&1 >x 1>&7", "stdout is for the JSON"),
-        ("there restore - <&-", "stdin is not open"),
+        ("there restore - <&-", "cannot read stdin: it is not open for reading"),
         ("there restore - 0>x", "cannot read stdin: it is not open for reading"),
         ("there restore /dev/fd/7", "/dev/fd/7 is not open"),
         ("inspect - 0>x", "it is not open for reading"),

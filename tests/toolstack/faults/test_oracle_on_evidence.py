@@ -374,7 +374,6 @@ def test_a_page_that_is_changed_on_its_way_excuses_wrong_memory() -> None:
     "plan",
     [
         "source/phase.precopy=signal(KILL)",
-        "source/phase.precopy=signal(STOP)",
         "source/phase.precopy=signal(TERM)",
         "destination/exit=signal(TERM)",
         "source.controller/suspend:heard=signal(TERM)",

@@ -166,12 +166,9 @@ def destroys_the_inconsistent(module: Any) -> None:
     module._Sending._rename_inconsistent = rename
 
 
-@mutant("toolstack.migrate")
+@mutant("toolstack.cause")
 def says_no_reason(module: Any) -> None:
-    def fail(self: Any, rc: int, _reason: str) -> None:
-        self._rc = self._rc or rc
-
-    module._Sending._fail = fail
+    module.Failures.reason = ""
 
 
 @mutant("toolstack.migrate")
