@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -324,14 +325,17 @@ class _Receiving:
 
     async def _report_failed(self) -> Event:
         # Our copy is given up from here on, whoever ends it: under the name that the journal has.
-        self._ctx.host.rename(self._made(), self._incoming)
+        # One that is gone, destroyed by somebody else, cannot run here under any.
+        with contextlib.suppress(ProcessLookupError):
+            self._ctx.host.rename(self._made(), self._incoming)
         self._promise(Promise.RECEIVING)
         code = bytes([-self._failures.rc & 0xFF or 0xFF])
         return await self._report(code)
 
     async def _destroy(self) -> Event:
         if self._domid is not None:
-            self._ctx.host.destroy(self._domid)
+            with contextlib.suppress(ProcessLookupError):
+                self._ctx.host.destroy(self._domid)
             self._domid = None
         return Event.OK
 

@@ -143,6 +143,24 @@ def test_a_fault_that_leaves_nothing_leaves_no_journal(destination: Side) -> Non
     assert journals(side) == []
 
 
+class DestroyedAfterGo(SimulatedHost):
+    """A person destroys the copy when it is about to be started."""
+
+    def unpause(self, domid: int) -> None:
+        self.destroy(domid)
+        super().unpause(domid)
+
+
+def test_a_copy_that_is_gone_is_given_back(source: Side, destination: Side) -> None:
+    """Nothing of it can run here, and the sender may let the guest run on."""
+    destination = Side(DestroyedAfterGo(destination.host.directory))
+    told, result = migrate(source, destination)
+    assert told == xl_handshake.REPORT.octets + b"\3" + xl_handshake.PERMISSION.octets
+    assert not result.started
+    assert "there is no domain" in result.reason
+    assert journals(destination) == []
+
+
 class Unstartable(SimulatedHost):
     def unpause(self, domid: int) -> None:
         raise OSError(errno.EIO, "this host starts no guest")
