@@ -18,6 +18,9 @@ STATE_COLOURS: Final = {
     "crashed": "red",
     "shut down": "red",
 }
+_UNFOLDED: Final = 10_000
+"""Columns, more than any row has."""
+
 HEADLINES: Final = {
     Outcome.SUCCESS: ("green", "migrated: the guest runs at the destination"),
     Outcome.RUNNING_AT_SOURCE: ("yellow", "not migrated: the guest runs at the source"),
@@ -64,7 +67,7 @@ def guests(rows: Sequence[dict[str, Any]]) -> None:
         memory = "-" if row["memory"] is None else octets(row["memory"])
         cells = [row["name"], domid, memory, kind, state]
         table.add_row(*cells, *([row["waits"] or ""] if waiting else []))
-    Console(soft_wrap=waiting).print(table)
+    _console().print(table)
 
 
 def migration(result: MigrationResult, extra: Sequence[tuple[str, str]] = ()) -> None:
@@ -74,8 +77,8 @@ def migration(result: MigrationResult, extra: Sequence[tuple[str, str]] = ()) ->
         headline = "migrated: the guest is paused at the destination"
     if result.outcome is Outcome.RUNNING_AT_SOURCE and result.guest.state not in {None, "running"}:
         headline = f"not migrated: the guest is {result.guest.state} at the source"
-    console = Console()
-    console.print(Text(headline, style=f"bold {colour}"))
+    console = _console()
+    console.print(Text(headline, style=f"bold {colour}"), soft_wrap=True)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column()
@@ -83,9 +86,16 @@ def migration(result: MigrationResult, extra: Sequence[tuple[str, str]] = ()) ->
         table.add_row(name, value)
     console.print(table)
     if result.reason and result.outcome is Outcome.SUCCESS:
-        console.print(Text(result.reason, style="dim"))
+        console.print(Text(result.reason, style="dim"), soft_wrap=True)
     for warning in result.warnings:
-        console.print(Text(f"warning: {warning}", style="yellow"))
+        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+
+
+def _console() -> Console:
+    """For stdout: the terminal, in its width. A file or a pipe has none, and its lines are for
+    other programs, so each row is one."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_UNFOLDED)
 
 
 def _figures(result: MigrationResult) -> Iterator[tuple[str, str]]:
@@ -116,6 +126,6 @@ def _figures(result: MigrationResult) -> Iterator[tuple[str, str]]:
     guest = result.guest
     if guest.state is not None:
         yield "guest", f"{guest.state} at {guest.host}"
-    if guest.steps is not None:
+    if guest.steps:
         memory = "every one right" if guest.memory_ok else "ONE WAS WRONG"
         yield "checked", f"{guest.pages_checked} pages in {guest.steps} steps, {memory}"
