@@ -12,6 +12,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from toolstack import arguments
+
 _T = TypeVar("_T")
 
 
@@ -56,8 +58,13 @@ async def end_in_order(
 
     `on_end` is called with what `work` returns. An error that it raises is the cause of the
     CancelledError where it tells of an end (OSError, EOFError, ValueError); any other is a fault of
-    the program, and outranks it.
+    the program, and outranks it. Raises TypeError before `work` begins for what is no function.
     """
+    try:
+        arguments.function("on_end", on_end)
+    except TypeError:
+        work.close()
+        raise
     task = spawn(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

@@ -186,10 +186,10 @@ async def _write(
         _take_back(journal)
         state = _run_on(ctx, domid, journal, may_suspend=may_suspend)
         if isinstance(error, OSError | EOFError):
-            raise SaveFileError(
-                f"cannot save {name!r} to {path}: {message_of(error)}; the guest "
-                + ("has crashed" if state == "crashed" else f"is {state} here")
-            ) from error
+            why = message_of(error)
+            now = "the guest " + ("has crashed" if state == "crashed" else f"is {state} here")
+            what = why if why.endswith(now) else f"{why}; {now}"
+            raise SaveFileError(f"cannot save {name!r} to {path}: {what}") from error
         raise
     return result
 

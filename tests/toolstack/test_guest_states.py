@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from helper.hypervisors.simulated.host import SimulatedHost
+from helper.hypervisors.simulated.layout import Behaviour
 from tests.toolstack.stage import Ended, Hosts, toolstack
 from tests.toolstack.two_hosts import Side, run
 from tests.waiting import wait_for
@@ -145,6 +146,14 @@ def test_a_guest_that_is_paused_when_it_was_asked_goes_on_by_unpause(
     assert toolstack("unpause", "g", "--host", hosts.source).code == 0
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
+
+
+def test_a_guest_that_dies_of_its_save_is_told_once(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.guest(behaviour=Behaviour.DIE)
+    file = tmp_path / "image"
+    ended = save(hosts, file)
+    assert ended.code == 1
+    assert ended.line == f"xen-toolstack: cannot save 'g' to {file}: the guest has crashed"
 
 
 def test_a_guest_that_dies_on_the_way_is_told_as_that(hosts: Hosts, tmp_path: Path) -> None:
