@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from helper.abort import Abort
 from helper.channel import ChannelError, printable
@@ -205,7 +204,8 @@ class ZmqChannel:
         """On the watcher's thread, which alone uses the monitor socket until it is closed."""
         with self._monitor_lock:
             while self._monitored and self._monitor.poll(0, zmq.POLLIN):
-                recv_monitor_message(self._monitor, zmq.NOBLOCK)
+                # Not by zmq.utils.monitor, which loads asyncio: all that comes is DISCONNECTED.
+                self._monitor.recv_multipart(zmq.NOBLOCK)
                 if self._abort is not None:
                     self._abort.request(errno.EPIPE, "the controller hung up", lost=True)
 
