@@ -85,6 +85,9 @@ async def read_preface(fd: int, file: Path | int, limit: float) -> bytes | None:
     async def read(size: int) -> bytes:
         return await fd_io.read_exactly(fd, size, limit=limit, what=name_of(file))
 
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        # What is something else may be shorter than a header.
+        _refuse_foreign(os.pread(fd, LONGEST, os.lseek(fd, 0, os.SEEK_CUR)))
     start = await read(xl_header.HEADER_SIZE)
     if start.startswith(libvirt_header.MAGIC):
         rest = await read(libvirt_header.HEADER_SIZE - len(start))
@@ -93,17 +96,19 @@ async def read_preface(fd: int, file: Path | int, limit: float) -> bytes | None:
         if header.version < libvirt_header.VERSION:
             raise NotAStreamError(LEGACY_LIBVIRT)
         return None
-    if not start.startswith(xl_header.MAGIC):
-        more = b""
-        if stat.S_ISREG(os.fstat(fd).st_mode):
-            more = os.pread(fd, LONGEST - len(start), os.lseek(fd, 0, os.SEEK_CUR))
-        if (known := foreign(start + more)) is not None:
-            raise NotAStreamError(known)
+    _refuse_foreign(start)
     fields = xl_header.decode_header(start)
     data = await read(fields.optional_data_len)
     if not fields.mandatory_flags & xl_header.MANDATORY_STREAM_V2:
         raise NotAStreamError(LEGACY_XL)
     return xl_header.decode_optional_data(fields, data)
+
+
+def _refuse_foreign(front: bytes) -> None:
+    if front.startswith((xl_header.MAGIC, libvirt_header.MAGIC)):
+        return
+    if (known := foreign(front)) is not None:
+        raise NotAStreamError(known)
 
 
 def end_of_stream(fd: int, start: int) -> int:
