@@ -22,6 +22,9 @@ from toolstack.standstill import session_stands_still
 _MOST_READ: Final = 64 << 20
 """Octets: more than the faults of any guest, behind which the last word of a receiver stands."""
 
+_OWN: Final = "xen-toolstack: "
+"""What a receiver's own lines begin with."""
+
 
 class LinkError(OSError):
     """The other side said something else, nothing, or has gone; the text says which."""
@@ -147,17 +150,24 @@ class Receiver:
         return True
 
     def last_words(self) -> str:
-        """The last line that the receiver wrote to stderr, empty where it wrote none or where it
-        writes to our own."""
-        return (self.words() or [""])[-1]
+        """The last line in which the receiver says of itself why it failed, or that a traceback
+        ends in. Empty where there is none (what others write to the same stderr is no word of its
+        own), or where it writes to our own."""
+        lines = self._complaints()
+        own = [line for line in lines if line.startswith(_OWN)]
+        if not own and any(line.startswith("Traceback") for line in lines):
+            own = lines
+        return own[-1].removeprefix(_OWN) if own else ""
 
     def words(self) -> list[str]:
         """The lines that the receiver wrote to stderr; none where it writes to our own."""
+        return [line.removeprefix(_OWN) for line in self._complaints()]
+
+    def _complaints(self) -> list[str]:
         if self.complaints is None:
             return []
         self.complaints.seek(0)
-        lines = self.complaints.read().decode(errors="replace").strip().splitlines()
-        return [line.removeprefix("xen-toolstack: ") for line in lines]
+        return self.complaints.read().decode(errors="replace").strip().splitlines()
 
     def dispose(self) -> None:
         self.close_link()

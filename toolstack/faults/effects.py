@@ -288,7 +288,8 @@ def _asked_to_end(fault: Fault, side: Side | None) -> Expectation:
     in_time = name == "TERM" and fault.times.is_first and point.of in _LONG_BEFORE_THE_END
     effect = Effect.FAILS if in_time else Effect.EITHER
     if point.who is Who.CONTROLLER:
-        return Expectation(effect, r"cancelled|aborted", frozenset({_ABORTED}), waits=())
+        words = r"cancelled|aborted|interrupted"
+        return Expectation(effect, words, frozenset({_ABORTED}), waits=())
     number = int(signal.Signals[f"SIG{name}"])
     if point.of == "suspend" and point.moment in {Moment.BEFORE_ANSWER, Moment.AFTER_ANSWER}:
         effect = Effect.EITHER  # of a live guest little is left to send
