@@ -18,7 +18,15 @@ from toolstack.limits import Limits
 __all__ = ["FAULT_LIMITS", "FaultRun", "Mode", "Verdict", "run_fault"]
 
 FAULT_LIMITS: Final = Limits(
-    helper_start=10, stopped=2, callback=6, suspend=3, abort=2, stream_stall=4, handshake=8, ready=8
+    helper_start=10,
+    stopped=2,
+    callback=6,
+    suspend=3,
+    abort=2,
+    stream_stall=4,
+    admission=8,
+    handshake=8,
+    ready=8,
 )
 """Seconds, not minutes, until something that stands still is noticed."""
 

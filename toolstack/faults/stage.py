@@ -228,7 +228,13 @@ class Stage:
                 start_new_session=True,
             )
             with process:
-                yield _Command(process, out, err)
+                try:
+                    yield _Command(process, out, err)
+                except BaseException:
+                    # An interrupted run waits for nothing that may have no end.
+                    processes.kill(processes.marked(self._token))
+                    process.kill()
+                    raise
 
     def _run(self, *arguments: str, host: Side) -> Ended:
         """One command with the plan in force, to its end, or to the end of the limit."""

@@ -10,7 +10,15 @@ from toolstack.faults.run import FaultRun, Mode, Verdict, run_fault
 from toolstack.limits import Limits
 
 LIMITS = Limits(
-    helper_start=10, stopped=2, callback=4, suspend=2, abort=2, stream_stall=3, handshake=5, ready=5
+    helper_start=10,
+    stopped=2,
+    callback=4,
+    suspend=2,
+    abort=2,
+    stream_stall=3,
+    admission=5,
+    handshake=5,
+    ready=5,
 )
 
 
