@@ -129,7 +129,7 @@ def keeps_a_descriptor(module: Any) -> None:
 @mutant("toolstack.receive")
 def receiver_hides_its_failure(module: Any) -> None:
     result = module.ReceiveResult
-    module.ReceiveResult = lambda *_of: result(True, 0, "g", None, "")
+    module.ReceiveResult = lambda *_of, **_more: result(True, module.Error.OK, "g", None, "")
 
 
 @mutant("toolstack.handshake")
