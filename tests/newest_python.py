@@ -13,18 +13,13 @@ from pathlib import Path
 from typing import Final
 
 from tests.xen import host_tools
-from tests.xen.cache import CACHE, REPOSITORY, exclusive, scratch
-from tests.xen.wheel import wheel
+from tests.xen.cache import CACHE, exclusive, scratch
+from tests.xen.wheel import copy_sources, wheel
 
 _NAME: Final = "newest-python"
 _SUITE: Final = "sid"
 _SECONDS: Final = 900
 _SOURCES: Final = ("pyproject.toml", "README.md", "tests")
-_CONTAINED: Final = (
-    *("setpriv", "--pdeathsig", "KILL"),
-    *("unshare", "--mount", "--pid", "--fork", "--kill-child"),
-)
-"""Whatever is mounted and runs in the tree ends with us."""
 _RUN: Final = """\
 set -e
 mount -t proc proc "$0/proc"
@@ -53,8 +48,9 @@ def main(words: list[str]) -> int:
         ).stdout.split()[1]
         print(f"tests.newest_python: Python {version}", flush=True)
         _bring_wheels(tree / "wheels", version)
-        _bring_sources(tree / "source")
-        command = [*_CONTAINED, "sh", "-c", _RUN, str(tree), *words]
+        shutil.rmtree(tree / "source", ignore_errors=True)
+        copy_sources(_SOURCES, tree / "source")
+        command = [*host_tools.CONTAINED, "sh", "-c", _RUN, str(tree), *words]
         return subprocess.run(command, check=False).returncode
 
 
@@ -68,7 +64,7 @@ def _make(tree: Path) -> None:
     options += [f"--aptopt={line}" for line in settings]
     with scratch(_NAME) as parts:
         made = parts / "tree"
-        command = [*_CONTAINED, "mmdebstrap", *options, _SUITE, str(made)]
+        command = [*host_tools.CONTAINED, "mmdebstrap", *options, _SUITE, str(made)]
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=_SECONDS)
         made.rename(tree)
 
@@ -79,17 +75,6 @@ def _bring_wheels(directory: Path, version: str) -> None:
     command = [sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:"]
     command += ["--python-version", version, "-d", str(directory), f"{wheel()}[dev]"]
     subprocess.run(command, check=True, timeout=_SECONDS)
-
-
-def _bring_sources(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
-    for name in _SOURCES:
-        if (REPOSITORY / name).is_dir():
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(REPOSITORY / name, directory / name, ignore=ignored)
-        else:
-            shutil.copy(REPOSITORY / name, directory / name)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,13 @@ _APT_SETTINGS: Final = (
     "Acquire::https::Proxy",
 )
 
+CONTAINED: Final = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--mount", "--pid", "--fork", "--kill-child"),
+)
+"""mmdebstrap mounts /proc and /sys in its tree, and whoever kills it kills what would unmount them.
+In namespaces of its own its processes and mounts end with it, and it ends with us."""
+
 
 class MissingToolsError(RuntimeError):
     """Says what to install, or who to be."""

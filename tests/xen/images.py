@@ -49,12 +49,6 @@ _SETUP_SECTORS: Final = 0x1F1
 _PAYLOAD: Final = 0x248
 """Offsets in a bzImage: of `setup_sects`, and of `payload_offset` and `payload_length`."""
 _BUILD_SECONDS: Final = 900
-_CONTAINED: Final = (
-    *("setpriv", "--pdeathsig", "KILL"),
-    *("unshare", "--mount", "--pid", "--fork", "--kill-child"),
-)
-"""mmdebstrap mounts /proc and /sys in its tree, and whoever kills it kills what would unmount them.
-In namespaces of its own its processes and mounts end with it, and it ends with us."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +130,7 @@ def _build(suite: Suite, directory: Path) -> None:
             (settings / name).parent.mkdir(parents=True)
             (settings / name).write_text(text)
         options = _mmdebstrap_options(suite, settings)
-        _run([*_CONTAINED, "mmdebstrap", *options, suite.name, str(tree)])
+        _run([*host_tools.CONTAINED, "mmdebstrap", *options, suite.name, str(tree)])
         shutil.copy(INIT, tree / "sbin" / "rig-init")
         (tree / "sbin" / "rig-init").chmod(0o755)
         (tree / "host").mkdir()

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -26,19 +27,24 @@ def wheel() -> Path:
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="wheel-") as scratch:
         # A copy, because the build writes beside the sources, and picks up what it finds there.
         source = Path(scratch, "source")
-        source.mkdir()
-        for name in _SOURCES:
-            if (REPOSITORY / name).is_dir():
-                ignored = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(REPOSITORY / name, source / name, ignore=ignored)
-            else:
-                shutil.copy(REPOSITORY / name, source / name)
+        copy_sources(_SOURCES, source)
         kept = CACHE / "wheels" / _digest(source)
         with exclusive("wheels"):
             if not kept.is_dir():
                 _build(source, Path(scratch, "built"), kept)
         (found,) = kept.glob("*.whl")
         return found
+
+
+def copy_sources(names: Iterable[str], directory: Path) -> None:
+    """Files and folders of the checkout, into a new directory."""
+    directory.mkdir()
+    for name in names:
+        if (REPOSITORY / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(REPOSITORY / name, directory / name, ignore=ignored)
+        else:
+            shutil.copy(REPOSITORY / name, directory / name)
 
 
 def _digest(tree: Path) -> str:
