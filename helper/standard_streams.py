@@ -13,6 +13,7 @@ import io
 import os
 import select
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Final, TextIO, cast
 
@@ -30,7 +31,9 @@ _KEPT: Final = 1 << 20
 class Output(io.TextIOBase):
     """A text stream onto the descriptor `fd`. `error` is what ended it: all that is written to it
     from then on is lost. With `hurried` set, at any time, nothing waits for a reader or a terminal
-    that takes nothing at the moment: what it does not take is kept for a later write or flush."""
+    that takes nothing at the moment: what it does not take is kept for a later write or flush.
+
+    Threads may write to it at once, and so may a signal's handler in the middle of a write."""
 
     def __init__(self, fd: int, encoding: str) -> None:
         self.error: OSError | None = None
@@ -39,6 +42,8 @@ class Output(io.TextIOBase):
         self._encoding = encoding
         self._line_by_line = fd == 2 or os.isatty(fd)
         self._pending = bytearray()
+        self._lock = threading.RLock()
+        self._draining = False
         self._status = self._shown = ""
 
     @property
@@ -55,21 +60,23 @@ class Output(io.TextIOBase):
         return os.isatty(self._fd)
 
     def write(self, text: str, /) -> int:
-        status, self._status = self._status, ""
-        self._paint()
-        if len(self._pending) < _KEPT or not self.hurried:
-            self._pending += text.encode(self._encoding, "backslashreplace")
-        if self._line_by_line or len(self._pending) >= _GATHERED:
-            self._drain(to=self._pending.rfind(b"\n") + 1)
-        self._status = status
-        self._paint()
+        with self._lock:
+            status, self._status = self._status, ""
+            self._paint()
+            if len(self._pending) < _KEPT or not self.hurried:
+                self._pending += text.encode(self._encoding, "backslashreplace")
+            if self._line_by_line or len(self._pending) >= _GATHERED:
+                self._drain(whole_lines=True)
+            self._status = status
+            self._paint()
         return len(text)
 
     def show_status(self, text: str) -> None:
         """Have `text`, which is one line, as the last one of the terminal, in place of what was
         shown so; empty takes it away. Skipped where the terminal takes nothing at the moment."""
-        self._status = text
-        self._paint()
+        with self._lock:
+            self._status = text
+            self._paint()
 
     def _paint(self) -> None:
         if self._status != self._shown and self.takes():
@@ -78,7 +85,8 @@ class Output(io.TextIOBase):
             self.flush()
 
     def flush(self) -> None:
-        self._drain(to=len(self._pending))
+        with self._lock:
+            self._drain()
 
     def takes(self) -> bool:
         """Whether it would take something now, with nothing waiting before it."""
@@ -94,23 +102,32 @@ class Output(io.TextIOBase):
         self.error = error
         self._pending.clear()
 
-    def _drain(self, *, to: int) -> None:
-        while to > 0 and self.error is None:
-            if not self._poll(0 if self.hurried else _LOOK_MILLISECONDS):
-                if self.hurried:
-                    break
-                continue
-            try:
-                written = os.write(self._fd, self._pending[: min(to, _AT_ONCE)])
-            except BlockingIOError:
-                continue  # whoever shares it has made it non-blocking
-            except OSError as error:
-                self._give_up(error)
-                return
-            del self._pending[:written]
-            to -= written
-        if self.error is not None:
+    def _drain(self, *, whole_lines: bool = False) -> None:
+        if self._draining:
+            return  # by the writer that a signal's handler interrupts: it goes on with what is new
+        self._draining = True
+        try:
+            while self.error is None:
+                ready = self._pending.rfind(b"\n") + 1 if whole_lines else len(self._pending)
+                if not ready:
+                    return
+                if self._poll(0 if self.hurried else _LOOK_MILLISECONDS):
+                    self._write(min(ready, _AT_ONCE))
+                elif self.hurried:
+                    return
             self._pending.clear()
+        finally:
+            self._draining = False
+
+    def _write(self, size: int) -> None:
+        try:
+            written = os.write(self._fd, self._pending[:size])
+        except BlockingIOError:
+            return  # whoever shares it has made it non-blocking
+        except OSError as error:
+            self._give_up(error)
+            return
+        del self._pending[:written]
 
     def _poll(self, milliseconds: int) -> list[tuple[int, int]]:
         poll = select.poll()

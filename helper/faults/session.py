@@ -114,7 +114,8 @@ class Session:
             count=nth,
             fault=str(fault),
         )
-        print(f"{CONTEXT}: fault: {fault}, time {nth}", file=sys.stderr, flush=True)
+        # With its end in one piece: threads tell of theirs at the same time.
+        print(f"{CONTEXT}: fault: {fault}, time {nth}\n", end="", file=sys.stderr, flush=True)
 
 
 def errno_of(firing: Firing) -> int:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,44 @@ def test_what_it_never_takes_is_lost() -> None:
     assert error.errno == errno.EINTR
     for fd in (reader, writer):
         os.close(fd)
+
+
+@pytest.mark.timeout(20)
+def test_threads_and_a_signals_handler_may_write_at_once() -> None:
+    reader, writer = os.pipe()
+    output = Output(writer, "utf-8")
+    lines, threads = 2000, 4
+    came: list[bytes] = []
+
+    def read() -> None:
+        while piece := os.read(reader, 1 << 16):
+            came.append(piece)
+
+    def write(name: str) -> None:
+        for number in range(lines):
+            output.write(f"{name} {number}\n")
+            output.flush()
+
+    before = signal.signal(signal.SIGALRM, lambda *_: output.write("handler\n"))
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    with ThreadPoolExecutor(threads + 1) as pool:
+        reading = pool.submit(read)
+        writing = [pool.submit(write, name) for name in "abcd"[:threads]]
+        write("main")
+        for one in writing:
+            one.result()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        output.flush()
+        os.close(writer)
+        reading.result()
+    os.close(reader)
+    told = b"".join(came).decode().splitlines()
+    for name in [*"abcd"[:threads], "main"]:
+        assert [line for line in told if line.startswith(f"{name} ")] == [
+            f"{name} {number}" for number in range(lines)
+        ]
+    assert told.count("handler") == len(told) - (threads + 1) * lines
 
 
 def test_no_character_is_too_strange(tmp_path: Path) -> None:
