@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,11 @@ AFTER = [
     ("source/back@0=cut", "the receiver closed it before POSTCOPY_COMPLETE", ""),
     # Either side sees its stream or its back channel end first, as it happens.
     ("destination/back@0=reset", "", ""),
-    ("source/postcopy_transition:after-answer=kill", "killed by signal 9", "the stream ends"),
+    (
+        "source/postcopy_transition:after-answer=kill",
+        "killed by signal 9",
+        "the stream ends|Broken pipe",
+    ),
 ]
 
 
@@ -129,8 +134,8 @@ def test_a_failure_after_the_transition(
     migration.run(postcopy=True)
     assert migration.saved.rc == Error.FAIL
     assert migration.saved.postcopy_transitioned is DONE
-    assert here in migration.saved.reason
-    assert there in migration.restored.reason
+    assert re.search(here, migration.saved.reason)
+    assert re.search(there, migration.restored.reason)
     assert migration.fired() == [plan]
     row = migration.source.row()
     assert row is not None
