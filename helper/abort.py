@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Self
 
 from helper import waiting
 from helper.waiting import WaitLog
-from ipc_schema.messages import XentoollogLevel
-from ipc_schema.waits import BUFFERED, Patience
+from ipc_schema.channel.messages import XentoollogLevel
+from ipc_schema.channel.waits import BUFFERED, Patience
 
 if TYPE_CHECKING:
     from helper.watchdog import Watchdog

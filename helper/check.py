@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from helper.channel import CONTEXT
+from helper.channels.channel import CONTEXT
 from helper.command_line import xen_here
 from helper.hypervisors.xen.restored_model import UNCHECKED
 from helper.settings import (
@@ -19,7 +19,7 @@ from helper.settings import (
     read_settings,
 )
 from helper.trace_file import open_for_trace
-from ipc_schema.messages import Dialect, MissingCpuFeatures
+from ipc_schema.channel.messages import Dialect, MissingCpuFeatures
 from ipc_schema.version import version
 
 EXIT_WRONG: Final = 1
@@ -108,7 +108,7 @@ def _events_problem(path: str) -> str:
 def _faults_problem(given: str) -> str:
     from helper.faults.given import read_plan
     from helper.faults.session import Session
-    from ipc_schema.fault_plan import PlanError
+    from ipc_schema.faults.plan import PlanError
     from ipc_schema.trace import Trace
 
     try:

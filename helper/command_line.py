@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from helper.channel import CONTEXT
+from helper.channels.channel import CONTEXT
 from helper.settings import ANSWER_LIMIT, DEFAULT_CONFIG
-from ipc_schema.messages import Dialect, MissingCpuFeatures
-from ipc_schema.waits import LONGEST_WAIT
+from ipc_schema.channel.messages import Dialect, MissingCpuFeatures
+from ipc_schema.channel.waits import LONGEST_WAIT
 
 USAGE: Final = f"""\
 {CONTEXT}: saves or restores one Xen domain for a toolstack, which starts it.

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from helper.abort import SAVE_SIGNALS, Abort
-from helper.channel import CONTEXT, ChannelError
+from helper.channels.channel import CONTEXT, ChannelError
 from helper.command_line import USAGE, Options, UsageError, here, parse
 from helper.orphan import wake_when_orphaned
 from helper.run import EXIT_DONE, EXIT_FAILED, Engine, Job, report_channel_error, run
@@ -23,7 +23,7 @@ from helper.settings import ANSWER_LIMIT, PREFIX, Settings, read_settings
 from helper.standard_streams import lost, standard_streams
 from helper.trace_file import open_trace
 from helper.watchdog import Watchdog, limit_of
-from ipc_schema.messages import (
+from ipc_schema.channel.messages import (
     Dialect,
     MissingCpuFeatures,
     Operation,
@@ -31,7 +31,7 @@ from ipc_schema.messages import (
     XentoollogLevel,
     callbacks_of,
 )
-from ipc_schema.precopy_rule import PrecopyLimits
+from ipc_schema.channel.precopy_rule import PrecopyLimits
 from ipc_schema.trace import Trace
 from ipc_schema.version import version
 
@@ -124,8 +124,8 @@ def _serve_zmq(
     faults: Session | None,
     remarks: list[str],
 ) -> NoReturn:
-    from helper.zmq_channel import ZmqChannel
-    from ipc_schema.authentication import SECRET_SIZE
+    from helper.channels.zmq_channel import ZmqChannel
+    from ipc_schema.channel.authentication import SECRET_SIZE
 
     path = options.connect.removeprefix("ipc://")
     if path == options.connect or not os.path.exists(path):
@@ -207,8 +207,8 @@ def _serve_libxl(
     faults: Session | None,
     remarks: list[str],
 ) -> NoReturn:
-    from helper.pipe_channel import PipeChannel
-    from ipc_schema import helper_arguments
+    from helper.channels.pipe_channel import PipeChannel
+    from ipc_schema.channel import helper_arguments
 
     try:
         dialect = _dialect(settings.dialect) if settings.dialect else None

@@ -1,4 +1,4 @@
-"""Limits of waits in a thread, in time in which this process ran (`ipc_schema.waits`)."""
+"""Limits of waits in a thread, in time in which this process ran (`ipc_schema.channel.waits`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from ipc_schema.waits import Patience
+from ipc_schema.channel.waits import Patience
 
 Ready = list[tuple[int, int]]
 

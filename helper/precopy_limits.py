@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from helper.reporter import Reporter
-from ipc_schema.messages import PrecopyPolicy, XentoollogLevel
-from ipc_schema.precopy_rule import PrecopyLimits, PrecopyRounds
+from helper.channels.reporter import Reporter
+from ipc_schema.channel.messages import PrecopyPolicy, XentoollogLevel
+from ipc_schema.channel.precopy_rule import PrecopyLimits, PrecopyRounds
 
 _LEVELS: Final = {
     PrecopyPolicy.CONTINUE_PRECOPY: XentoollogLevel.DETAIL,

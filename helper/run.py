@@ -12,22 +12,22 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from helper.abort import Abort
-from helper.channel import CONTEXT, Channel, ChannelError, log_fields
+from helper.channels.channel import CONTEXT, Channel, ChannelError, log_fields
 from helper.parameters import RestoreParameters, RestoreResults, SaveParameters, Statistics
-from ipc_schema.errors import DecodeError, StreamEndError
-from ipc_schema.messages import (
+from ipc_schema.channel.messages import (
     MissingCpuFeatures,
     Operation,
     StreamType,
     XCFlags,
     XentoollogLevel,
 )
+from ipc_schema.errors import DecodeError, StreamEndError
 from ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
     from helper.faults.session import Session
     from helper.hypervisors.interface import Domain
-    from ipc_schema.precopy_rule import PrecopyLimits
+    from ipc_schema.channel.precopy_rule import PrecopyLimits
 
 EXIT_DONE: Final = 0
 """`complete` was told and answered, whatever libxc's result."""
@@ -218,7 +218,7 @@ def _save(
     trace: Trace,
     statistics: Statistics,
 ) -> None:
-    from helper.save import domain_save
+    from helper.engine.save import domain_save
 
     parameters = SaveParameters(
         live=bool(job.xcflags & XCFlags.LIVE),
@@ -235,7 +235,7 @@ def _save(
 def _restore(
     job: Job, domain: Domain, channel: Channel, abort: Abort, trace: Trace
 ) -> RestoreResults:
-    from helper.restore import domain_restore
+    from helper.engine.restore import domain_restore
 
     parameters = RestoreParameters(
         stream_type=job.stream_type,

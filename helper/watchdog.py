@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from ipc_schema.waits import LOOK, Patience, stood_still
+from ipc_schema.channel.waits import LOOK, Patience, stood_still
 
 if TYPE_CHECKING:
     from helper.abort import Abort

@@ -12,7 +12,7 @@ import hypothesis
 import psutil
 import pytest
 
-from helper.hypervisors.simulated.host import SimulatedHost, create_host
+from toolstack.hosts.simulated.host import SimulatedHost, create_host
 
 # How long an example takes is the machine's affair; a hang has pytest-timeout's limit. The rest is
 # said because hypothesis has other defaults where CI is set: each run tries examples of its own.

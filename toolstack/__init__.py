@@ -40,11 +40,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ipc_schema.channel.messages import MissingCpuFeatures
     from ipc_schema.errors import Error
-    from ipc_schema.messages import MissingCpuFeatures
     from toolstack.context import Context
-    from toolstack.domain_restore import RestoreResult, domain_create_restore
-    from toolstack.domain_save import (
+    from toolstack.limits import Limits
+    from toolstack.operations.domain_restore import RestoreResult, domain_create_restore
+    from toolstack.operations.domain_save import (
         SUSPEND_DEBUG,
         SUSPEND_LIVE,
         MemoryStrategy,
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
         domain_live_migrate,
         domain_suspend,
     )
-    from toolstack.limits import Limits
 
 __all__ = [
     "SUSPEND_DEBUG",
@@ -80,9 +80,9 @@ _HOMES = {
     "Context": "toolstack.context",
     "Error": "ipc_schema.errors",
     "Limits": "toolstack.limits",
-    "MissingCpuFeatures": "ipc_schema.messages",
-    "RestoreResult": "toolstack.domain_restore",
-    "domain_create_restore": "toolstack.domain_restore",
+    "MissingCpuFeatures": "ipc_schema.channel.messages",
+    "RestoreResult": "toolstack.operations.domain_restore",
+    "domain_create_restore": "toolstack.operations.domain_restore",
 }
 """The modules of the names; the others are in `domain_save`."""
 
@@ -92,7 +92,7 @@ def __getattr__(name: str) -> Any:
         return import_module("ipc_schema.version").version()
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "toolstack.domain_save")), name)
+    return getattr(import_module(_HOMES.get(name, "toolstack.operations.domain_save")), name)
 
 
 def __dir__() -> list[str]:

@@ -6,14 +6,10 @@ parameter and say what is wanted.
 
 from __future__ import annotations
 
-import fcntl
-import os
-import stat
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from ipc_schema.messages import INTEGER_RANGES, Kind
+from ipc_schema.channel.messages import INTEGER_RANGES, Kind
 
 _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -51,41 +47,6 @@ def flags(value: object, **known: int) -> int:
     if unknown := given & ~sum(known.values()):
         raise ValueError(f"flags: there are {' and '.join(known)}, but no {unknown:#x}")
     return given
-
-
-def readable(name: str, value: object) -> int:
-    """A descriptor to read from."""
-    return _descriptor(name, value, "reading", os.O_WRONLY)
-
-
-def writable(name: str, value: object) -> int:
-    """A descriptor to write to."""
-    return _descriptor(name, value, "writing", os.O_RDONLY)
-
-
-def _descriptor(name: str, value: object, purpose: str, unfit: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(
-            f"{name}: want a descriptor's number, as fileno() has it, not a {type(value).__name__}"
-        )
-    try:
-        mode = fcntl.fcntl(value, fcntl.F_GETFL)
-    except (OSError, ValueError, OverflowError):
-        raise ValueError(f"{name}: {value} is no open descriptor") from None
-    if mode & os.O_ACCMODE == unfit or mode & os.O_PATH:
-        raise ValueError(f"{name}: descriptor {value} is not open for {purpose}")
-    if stat.S_ISDIR(os.fstat(value).st_mode):
-        raise ValueError(f"{name}: descriptor {value} is a directory")
-    return value
-
-
-def file(value: object) -> Path | int:
-    """A `file`: a path, or the number of a descriptor."""
-    if isinstance(value, bool) or not isinstance(value, int | str | os.PathLike):
-        raise TypeError(
-            f"file: want a path, or a descriptor's number as fileno() has it, not {value!r}"
-        )
-    return value if isinstance(value, int) else Path(value)
 
 
 def instance(name: str, value: object, kind: type[_T]) -> _T:

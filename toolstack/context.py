@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec
 
-from helper.hypervisors import SIMULATED, XEN, open_host
-from ipc_schema.messages import MissingCpuFeatures, XentoollogLevel
+from helper.hypervisors import SIMULATED, XEN
+from ipc_schema.channel.messages import MissingCpuFeatures, XentoollogLevel
 from ipc_schema.trace import Trace
 from toolstack import arguments
-from toolstack.helper_request import LIBXENGUEST, OWN_ENGINE
+from toolstack.helpers.request import LIBXENGUEST, OWN_ENGINE
+from toolstack.helpers.supervisor import HelperProgram, OwnHelper
+from toolstack.hosts import open_host
 from toolstack.limits import Limits
-from toolstack.save_helper import HelperProgram, OwnHelper
 
 if TYPE_CHECKING:
-    from helper.hypervisors.interface import Host
-    from toolstack.faults.controller_faults import ControllerFaults
+    from toolstack.faults.controller import ControllerFaults
+    from toolstack.hosts.interface import Host
 
 P = ParamSpec("P")
 
@@ -86,7 +87,7 @@ class Context:
         """The context of the host that `uri` names: `xen` or `sim:DIRECTORY`.
 
         Raises TypeError and ValueError for what cannot be; OSError where there is no such host, or
-        it cannot be used (`helper.hypervisors.open_host`).
+        it cannot be used (`toolstack.hosts.open_host`).
         """
         check_uri("uri", uri)
         return cls(

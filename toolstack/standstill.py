@@ -1,7 +1,7 @@
 """Processes of ours that were stopped: seen, told of when they go on, and let go on.
 
-Nothing is given up because a process stood still: what of its time counts, `ipc_schema.waits` says.
-Here is what a person hears of it.
+Nothing is given up because a process stood still: what of its time counts,
+`ipc_schema.channel.waits` says. Here is what a person hears of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Final
 
-from ipc_schema.waits import LOOK, is_stopped, stood_still
+from ipc_schema.channel.waits import LOOK, is_stopped, stood_still
 
 if TYPE_CHECKING:
     from toolstack.context import Context

@@ -7,12 +7,12 @@ import os
 from typing import NoReturn
 
 from helper.abort import Abort
+from helper.channels.pipe_channel import PipeChannel
 from helper.faults.message_faults import ON_PIPE
 from helper.faults.message_points import MessagePoints
 from helper.faults.session import Session
-from helper.pipe_channel import PipeChannel
-from ipc_schema import pipe_codec
-from ipc_schema.messages import Dialect
+from ipc_schema.channel import pipe_codec
+from ipc_schema.channel.messages import Dialect
 
 
 class FaultyPipeChannel(PipeChannel):

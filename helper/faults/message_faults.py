@@ -12,9 +12,9 @@ from typing import Final
 
 import msgpack
 
-from ipc_schema import fault_actions as actions
-from ipc_schema import msgpack_codec, pipe_codec
-from ipc_schema.messages import MAX_BODY
+from ipc_schema.channel import msgpack_codec, pipe_codec
+from ipc_schema.channel.messages import MAX_BODY
+from ipc_schema.faults import actions
 
 Mangle = Callable[[bytes, Random], list[bytes]]
 

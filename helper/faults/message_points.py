@@ -8,8 +8,8 @@ from typing import NoReturn, Protocol
 from helper.faults.injector import Firing
 from helper.faults.message_faults import Mangle
 from helper.faults.session import Session, errno_of
-from ipc_schema.fault_actions import ANSWER, DROP, FAIL, HANG_UP, REORDER
-from ipc_schema.fault_points import Moment, message_point
+from ipc_schema.faults.actions import ANSWER, DROP, FAIL, HANG_UP, REORDER
+from ipc_schema.faults.points import Moment, message_point
 
 
 class Ends(Protocol):

@@ -11,7 +11,7 @@ from typing import Final
 
 from helper.faults.injector import Firing
 from helper.faults.session import Session
-from ipc_schema import fault_actions as actions
+from ipc_schema.faults import actions
 
 Divert = Callable[[bytes], bytes]
 """Sees octets that pass, and gives those that go in their place."""

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
-from ipc_schema import fault_actions as actions
-from ipc_schema.fault_actions import Action
+from ipc_schema.faults import actions
+from ipc_schema.faults.actions import Action
 
 
 def carry_out(action: Action) -> None:

@@ -9,8 +9,8 @@ from typing import Final
 
 from helper.faults.injector import Firing
 from helper.faults.outlet import Outlet
-from ipc_schema import fault_actions as actions
-from ipc_schema.records import MAX_LENGTH
+from ipc_schema.faults import actions
+from ipc_schema.streams.records import MAX_LENGTH
 
 _HEADER: Final = Struct("<II")
 _NO_SUCH_TYPE: Final = 0x7FFFFF00

@@ -7,16 +7,16 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
-from helper.channel import CONTEXT
+from helper.channels.channel import CONTEXT
 from helper.faults.given import read_plan
 from helper.faults.injector import Firing, Injector
 from helper.faults.process_faults import carry_out
 from helper.faults.shared_counts import counts_of
 from helper.run import EXIT_FAILED, Engine
-from ipc_schema.fault_actions import FAIL, PROCESS, on_pipe
-from ipc_schema.fault_plan import Plan, PlanError
-from ipc_schema.fault_points import SIDES, Kind, Side, Who, phase_point
-from ipc_schema.messages import Operation
+from ipc_schema.channel.messages import Operation
+from ipc_schema.faults.actions import FAIL, PROCESS, on_pipe
+from ipc_schema.faults.plan import Plan, PlanError
+from ipc_schema.faults.points import SIDES, Kind, Side, Who, phase_point
 from ipc_schema.trace import Trace
 
 if TYPE_CHECKING:

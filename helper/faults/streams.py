@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from helper.abort import Abort
 from helper.faults.session import Session
 from helper.faults.stream_relay import CALLBACKS, Ends, StreamRelay
-from ipc_schema.fault_points import BACK_RECORDS, FIRST_BYTE, Moment, record_point
-from ipc_schema.libxc_record_types import RecordType
-from ipc_schema.messages import Operation
+from ipc_schema.channel.messages import Operation
+from ipc_schema.faults.points import BACK_RECORDS, FIRST_BYTE, Moment, record_point
+from ipc_schema.streams.libxc_record_types import RecordType
 
 if TYPE_CHECKING:
     from helper.run import Job

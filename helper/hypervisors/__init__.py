@@ -1,12 +1,13 @@
-"""The hypervisors that the engine and the toolstack work on, by URI."""
+"""The hypervisors that our own engine works on, by URI."""
 
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from helper.hypervisors.interface import Domain, Host
+    from helper.hypervisors.interface import Domain
 
 SIMULATED: Final = "sim:"
 """Followed by the directory of a simulated host."""
@@ -15,39 +16,26 @@ XEN: Final = "xen"
 """The Xen that this program runs on, in its control domain."""
 
 
-def open_host(uri: str) -> Host:
-    """The host that `uri` names: `xen`, or `sim:DIRECTORY`.
-
-    Raises OSError: ENOTSUP for a hypervisor that there is not, NotADirectoryError or
-    FileNotFoundError for a directory that is no host; as `helper.hypervisors.xen.libraries` does
-    where this is no Xen or not one that is supported.
-    """
-    if uri == XEN:
-        from helper.hypervisors.xen.host import XenHost
-
-        return XenHost()
-    if uri.startswith(SIMULATED):
-        from helper.hypervisors.simulated.host import SimulatedHost
-
-        return SimulatedHost(uri.removeprefix(SIMULATED))
-    raise _unknown(uri)
-
-
 def open_domain(uri: str, domid: int) -> Domain:
-    """Domain `domid` of the host that `uri` names, for our own engine; raises ProcessLookupError
-    besides, and ENOTSUP for `xen`: the work on a real domain's memory is libxenguest's."""
+    """Domain `domid` of the host that `uri` names, for our own engine.
+
+    Raises OSError: ProcessLookupError if there is no such domain, NotADirectoryError or
+    FileNotFoundError for a directory that is not a host, ENOTSUP for an unknown hypervisor, and for
+    `xen`: the work on a real domain's memory is libxenguest's.
+    """
     if uri == XEN:
         raise OSError(
             errno.ENOTSUP, "our own engine does not work on Xen; use the engine libxenguest"
         )
     if uri.startswith(SIMULATED):
-        from helper.hypervisors.simulated.host import SimulatedHost
+        from helper.hypervisors.simulated.domain import open_on_host
 
-        return SimulatedHost(uri.removeprefix(SIMULATED)).domain(domid)
-    raise _unknown(uri)
+        return open_on_host(Path(uri.removeprefix(SIMULATED)), domid)
+    raise unknown(uri)
 
 
-def _unknown(uri: str) -> OSError:
+def unknown(uri: str) -> OSError:
+    """What there is to say of a URI that names none of them."""
     return OSError(
         errno.ENOTSUP, f"hypervisor {uri!r} is not supported; use {XEN} or {SIMULATED}DIRECTORY"
     )

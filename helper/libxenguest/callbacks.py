@@ -16,11 +16,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from helper.abort import Abort
-from helper.channel import Channel
+from helper.channels.channel import Channel
+from helper.channels.reporter import Reporter
 from helper.hypervisors.xen.toollog import Logger
 from helper.libxenguest.octets import ThreadOctets
-from helper.reporter import Reporter
-from ipc_schema.messages import CATALOGUE, XentoollogLevel
+from ipc_schema.channel.messages import CATALOGUE, XentoollogLevel
 from ipc_schema.trace import Trace
 
 _U32: Final = 2**32 - 1

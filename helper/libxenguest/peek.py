@@ -14,7 +14,7 @@ from typing import Final
 
 from helper.abort import Abort
 from helper.patience import poll_milliseconds
-from ipc_schema.static_data import Absent, Policy, policy_of
+from ipc_schema.streams.static_data import Absent, Policy, policy_of
 
 _MOST: Final = 1 << 15
 """Octets that are looked at. Xen's longest policies have a tenth of that; a pipe holds more."""

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from helper.abort import Abort
-from helper.channel import Channel
+from helper.channels.channel import Channel
+from helper.channels.reporter import Reporter
 from helper.cpu_check import check_features
 from helper.hypervisors.xen.cpu_policy import system_cpu_policy
 from helper.hypervisors.xen.libraries import abi_version, load, versioned
@@ -18,9 +19,8 @@ from helper.libxenguest.callbacks import Callbacks
 from helper.libxenguest.octets import ThreadOctets
 from helper.libxenguest.peek import peek_policy
 from helper.parameters import RestoreResults, Statistics
-from helper.reporter import Reporter
-from ipc_schema.messages import CATALOGUE, Answer, StreamType, XentoollogLevel
-from ipc_schema.static_data import Absent
+from ipc_schema.channel.messages import CATALOGUE, Answer, StreamType, XentoollogLevel
+from ipc_schema.streams.static_data import Absent
 from ipc_schema.trace import Trace
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from helper.abort import Abort
-from helper.channel import Channel
+from helper.channels.channel import Channel
 from helper.hypervisors.xen.libraries import abi_version, load, versioned
 from helper.hypervisors.xen.xenctrl import Xenctrl
 from helper.libxenguest.abi import ABIS, PrecopyStats, PrecopyStats4_14, callback_names, provide
@@ -17,8 +17,8 @@ from helper.libxenguest.callbacks import Callbacks
 from helper.libxenguest.octets import ThreadOctets
 from helper.parameters import Statistics
 from helper.precopy_limits import limited_policy
-from ipc_schema.messages import PrecopyPolicy, StreamType, XCFlags
-from ipc_schema.precopy_rule import PrecopyLimits
+from ipc_schema.channel.messages import PrecopyPolicy, StreamType, XCFlags
+from ipc_schema.channel.precopy_rule import PrecopyLimits
 from ipc_schema.trace import Trace
 
 if TYPE_CHECKING:

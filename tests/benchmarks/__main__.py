@@ -22,8 +22,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from helper.hypervisors.simulated.host import SimulatedHost, create_host
 from tests.benchmarks import callbacks, limits, migrations, throughput
+from toolstack.hosts.simulated.host import SimulatedHost, create_host
 
 FAULT_BANDWIDTH = "200M"
 """Octets a second of background pages while faults are timed: far below what the link can do, so

@@ -8,8 +8,8 @@ import os
 import time
 
 from helper.abort import Abort
-from helper.zmq_channel import ZmqChannel
-from ipc_schema.authentication import SECRET_SIZE
+from helper.channels.zmq_channel import ZmqChannel
+from ipc_schema.channel.authentication import SECRET_SIZE
 
 ROUNDS = 1000
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
-from helper.hypervisors.simulated.host import SimulatedHost
 from tests.fuzz.judge import LIMIT, Tally
 from tests.fuzz.worker import PLACE, input_of, targets_of
+from toolstack.hosts.simulated.host import SimulatedHost
 
 _ROOT: Final = Path(__file__).parents[2]
 WORKER: Final = (sys.executable, "-m", "tests.fuzz.worker")

@@ -15,26 +15,26 @@ from random import Random
 from typing import Any, Final
 
 from helper.abort import Abort
+from helper.engine.restore import domain_restore
 from helper.hypervisors.simulated.domain import SimulatedDomain
-from helper.hypervisors.simulated.host import SimulatedHost, create_host
 from helper.hypervisors.simulated.layout import P2M
 from helper.parameters import RestoreParameters
-from helper.restore import domain_restore
-from ipc_schema import libxl_stream, records
+from ipc_schema.channel.messages import StreamType
 from ipc_schema.errors import DecodeError, Error
-from ipc_schema.messages import StreamType
+from ipc_schema.streams import libxl_stream, records
 from ipc_schema.trace import Trace
 from tests.fuzz import stream_seeds
 from tests.fuzz.mutations import joined
 from tests.fuzz.stream_seeds import MEMORY
 from tests.fuzz.stream_targets import STREAM_WORDS, accepted
 from tests.fuzz.target import DECODED, REFUSED, BrokenPromiseError, Target, promise
-from tests.helper.engine import Controller
+from tests.helper.engine.running import Controller
 from toolstack.context import Context
-from toolstack.join import Task
-from toolstack.restore_operation import RestoreOperation
-from toolstack.restore_operation import RestoreParameters as Wanted
-from toolstack.save_helper import HelperResult
+from toolstack.helpers.supervisor import HelperResult
+from toolstack.hosts.simulated.host import SimulatedHost, create_host
+from toolstack.operations.restore import RestoreOperation
+from toolstack.operations.restore import RestoreParameters as Wanted
+from toolstack.rules.join import Task
 
 _REFUSALS: Final = frozenset({errno.EINVAL, errno.ENOMEM, errno.EOPNOTSUPP, errno.EFAULT})
 """What a hypervisor, or our engine, says of what a stream asks for: never that nothing came."""

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import msgpack
 
-from ipc_schema import msgpack_codec, pipe_codec
-from ipc_schema.authentication import NONCE_SIZE, SECRET_SIZE
-from ipc_schema.helper_arguments import HelperArguments
-from ipc_schema.messages import (
+from ipc_schema.channel import msgpack_codec, pipe_codec
+from ipc_schema.channel.authentication import NONCE_SIZE, SECRET_SIZE
+from ipc_schema.channel.helper_arguments import HelperArguments
+from ipc_schema.channel.messages import (
     CALLBACKS,
     CATALOGUE,
     INTEGER_RANGES,
@@ -26,11 +26,11 @@ from ipc_schema.messages import (
     Operation,
     Sender,
 )
-from ipc_schema.msgpack_codec import Envelope
-from ipc_schema.turn_taking import ControllerEnd, HelperEnd, TurnError
+from ipc_schema.channel.msgpack_codec import Envelope
+from ipc_schema.channel.turn_taking import ControllerEnd, HelperEnd, TurnError
 from tests.fuzz.mutations import Seed, Words, joined, mutate
 from tests.fuzz.target import DECODED, Target, promise
-from toolstack.pipe_controller import PipeController
+from toolstack.helpers.pipe_controller import PipeController
 
 _VARIANTS: Final = 6
 """Seeds for each message."""

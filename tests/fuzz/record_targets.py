@@ -10,7 +10,8 @@ import numpy as np
 
 from helper.hypervisors.simulated.config import capacity_for, check_config
 from helper.hypervisors.simulated.kinds import NAMES
-from ipc_schema import (
+from ipc_schema.errors import DecodeError
+from ipc_schema.streams import (
     libxc_stream,
     libxl_stream,
     page_lists,
@@ -18,17 +19,16 @@ from ipc_schema import (
     xl_handshake,
     xl_header,
 )
-from ipc_schema.errors import DecodeError
-from ipc_schema.libxc_record_types import RecordType as Xc
-from ipc_schema.libxc_record_types import record_number
-from ipc_schema.libxc_stream import WITH_CONTENTS, DomainHeader, DomainType, ImageHeader
-from ipc_schema.libxl_stream import RecordType as Xl
-from ipc_schema.page_types import PageType
-from ipc_schema.records import HEADER_SIZE
+from ipc_schema.streams.libxc_record_types import RecordType as Xc
+from ipc_schema.streams.libxc_record_types import record_number
+from ipc_schema.streams.libxc_stream import WITH_CONTENTS, DomainHeader, DomainType, ImageHeader
+from ipc_schema.streams.libxl_stream import RecordType as Xl
+from ipc_schema.streams.page_types import PageType
+from ipc_schema.streams.records import HEADER_SIZE
 from tests.fuzz import stream_seeds
 from tests.fuzz.mutations import Seed, Words, mutate
 from tests.fuzz.target import DECODED, Target, promise
-from toolstack.receive import name_of, parse_config
+from toolstack.xl.receive import name_of, parse_config
 
 _SHORT: Final = "the record is cut"
 _SKIPPED: Final = "optional, skipped"
@@ -292,7 +292,7 @@ def _verdict_target() -> Target:
 
 
 def _verdict(data: bytes, _chance: Random) -> str:
-    """As `toolstack.talk` reads it, behind the fixed bytes."""
+    """As `toolstack.xl.talk` reads it, behind the fixed bytes."""
     place = len(xl_handshake.VERDICT.octets)
     if not data.startswith(xl_handshake.VERDICT.octets):
         return "other bytes"

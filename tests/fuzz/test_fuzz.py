@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import processes_under
-from tests.helper.simulated import wait_for
+from tests.helper.hypervisors.simulated.guests import wait_for
 
 ROOT = Path(__file__).parents[2]
 MESSAGES, RECORDS = 60_000, 24_000

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from helper.abort import Abort
-from ipc_schema.waits import BUFFERED
+from ipc_schema.channel.waits import BUFFERED
 from tests.waiting import until_blocked
 
 
@@ -56,7 +56,7 @@ def start() -> Iterator[Start]:
             [
                 sys.executable,
                 "-m",
-                "tests.helper.stuck_stream",
+                "tests.helper.engine.stuck_stream",
                 how,
                 *map(str, fds),
                 str(stall_limit),

@@ -13,11 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from helper.hypervisors.interface import GuestState
-from helper.hypervisors.simulated.host import SimulatedHost
-from ipc_schema.helper_arguments import HelperArguments
-from ipc_schema.messages import Dialect, Operation, XentoollogLevel
-from tests.helper.engine import suspend
+from ipc_schema.channel.helper_arguments import HelperArguments
+from ipc_schema.channel.messages import Dialect, Operation, XentoollogLevel
+from tests.helper.engine.running import suspend
 from tests.helper.libxl_side import (
     HELPER,
     Libxl,
@@ -27,6 +25,8 @@ from tests.helper.libxl_side import (
     started,
 )
 from tests.waiting import until_blocked
+from toolstack.hosts.interface import GuestState
+from toolstack.hosts.simulated.host import SimulatedHost
 
 MEMORY = 8 << 20
 

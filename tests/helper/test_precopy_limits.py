@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc_schema.messages import PrecopyPolicy
-from ipc_schema.precopy_rule import PAGE_OCTETS, PrecopyLimits, PrecopyRounds, decide
+from ipc_schema.channel.messages import PrecopyPolicy
+from ipc_schema.channel.precopy_rule import PAGE_OCTETS, PrecopyLimits, PrecopyRounds, decide
 
 GO_ON = PrecopyPolicy.CONTINUE_PRECOPY
 STOP = PrecopyPolicy.STOP_AND_COPY

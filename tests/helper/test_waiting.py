@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helper.waiting import PERIOD, WaitLog
-from ipc_schema.messages import XentoollogLevel
+from ipc_schema.channel.messages import XentoollogLevel
 
 
 class Log:

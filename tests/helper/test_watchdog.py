@@ -9,7 +9,7 @@ import pytest
 
 from helper.abort import Abort
 from helper.watchdog import Watchdog, limit_of
-from ipc_schema.waits import LOOK
+from ipc_schema.channel.waits import LOOK
 
 LIMIT = 0.4
 

@@ -8,8 +8,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from helper.hypervisors.simulated.host import SimulatedHost
 from tests.waiting import wait_for
+from toolstack.hosts.simulated.host import SimulatedHost
 
 __all__ = ["TOOLSTACK", "Ended", "Hosts", "toolstack", "wait_for"]
 

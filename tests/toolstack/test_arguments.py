@@ -22,10 +22,10 @@ from toolstack import (
     domain_create_restore,
     domain_live_migrate,
     domain_suspend,
-    save_file,
 )
-from toolstack.migrate import CommandDestination, MigrateOptions, migrate
-from toolstack.receive import receive
+from toolstack.xl import save_file
+from toolstack.xl.migrate import CommandDestination, MigrateOptions, migrate
+from toolstack.xl.receive import receive
 
 CONFIG: dict[str, Any] = {"c_info": {"type": "pvh"}, "b_info": {"max_memkb": 4096}}
 

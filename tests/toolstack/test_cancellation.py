@@ -14,16 +14,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helper.hypervisors.interface import GuestState
 from ipc_schema.errors import Error
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, cancelled, run
 from tests.waiting import wait_for
-from toolstack import save_file
 from toolstack.cancellation import end_in_order, spawn, told
-from toolstack.domain_save import SUSPEND_LIVE, SaveResult, domain_suspend
-from toolstack.migrate import CommandDestination, MigrateOptions, migrate
-from toolstack.outcome import MigrationResult, Outcome
+from toolstack.hosts.interface import GuestState
+from toolstack.operations.domain_save import SUSPEND_LIVE, SaveResult, domain_suspend
+from toolstack.xl import save_file
+from toolstack.xl.migrate import CommandDestination, MigrateOptions, migrate
+from toolstack.xl.outcome import MigrationResult, Outcome
 
 SLOW = 1 << 20
 """Octets a second: a save takes seconds."""

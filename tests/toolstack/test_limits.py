@@ -5,8 +5,8 @@ from dataclasses import fields
 
 import pytest
 
-from ipc_schema.waits import LONGEST_LIMIT, LONGEST_WAIT
-from tests.toolstack.running_helpers import run_helper, scripted
+from ipc_schema.channel.waits import LONGEST_LIMIT, LONGEST_WAIT
+from tests.toolstack.helpers.running_helpers import run_helper, scripted
 from toolstack.limits import Limits
 
 

@@ -14,13 +14,18 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
-from helper.hypervisors.interface import DomainSummary, GuestState
-from helper.hypervisors.simulated.host import SimulatedHost
 from ipc_schema.trace import Trace
 from toolstack.context import Context
-from toolstack.domain_restore import RestoreResult, domain_create_restore
-from toolstack.domain_save import MemoryStrategy, PrecopyLimits, SaveResult, domain_live_migrate
+from toolstack.hosts.interface import DomainSummary, GuestState
+from toolstack.hosts.simulated.host import SimulatedHost
 from toolstack.limits import Limits
+from toolstack.operations.domain_restore import RestoreResult, domain_create_restore
+from toolstack.operations.domain_save import (
+    MemoryStrategy,
+    PrecopyLimits,
+    SaveResult,
+    domain_live_migrate,
+)
 
 T = TypeVar("T")
 MEMORY = 4 << 20

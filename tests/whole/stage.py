@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 
-from helper.hypervisors.interface import DomainSummary
-from helper.hypervisors.simulated.host import SimulatedHost
 from tests.conftest import HostFactory
+from toolstack.hosts.interface import DomainSummary
+from toolstack.hosts.simulated.host import SimulatedHost
 
 TOOLSTACK = [sys.executable, "-m", "toolstack.commands.main"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.toolstack.stage import toolstack
-from toolstack.demo import MODES
+from toolstack.commands.demo import MODES
 
 MEMORY = {"256M": 256 << 20, "2G": 2 << 30}
 WORKLOADS = ("idle", "sequential", "random", "write-heavy")

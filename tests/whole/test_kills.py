@@ -25,12 +25,12 @@ from typing import Any
 import psutil
 import pytest
 
-from helper.hypervisors.interface import DomainSummary, GuestState
-from helper.hypervisors.simulated.host import SimulatedHost, create_host
 from tests.conftest import HostFactory
 from tests.waiting import gone, wait_for
 from tests.whole.stage import Stage, command_of, descendants, send, toolstack
-from toolstack.handshake import Receiver
+from toolstack.hosts.interface import DomainSummary, GuestState
+from toolstack.hosts.simulated.host import SimulatedHost, create_host
+from toolstack.rules.handshake import Receiver
 
 RUNS = int(os.environ.get("XEN_KILL_RUNS", "100"))
 SEED = int(os.environ.get("XEN_KILL_SEED", "20170315"))

@@ -1,7 +1,7 @@
 """`inspect` on whole streams of a real Xen.
 
 They are too large for the repository: XEN_STREAMS names their directory. Without them this is
-skipped (not in CI); their cuts are tested in tests/toolstack/test_inspect.py.
+skipped (not in CI); their cuts are tested in tests/toolstack/inspect/test_walk.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 from tests.streams import parameters, whole
 from tests.streams.known import KNOWN, LIVE_ROUNDS
-from toolstack.inspect import Summary, inspect
+from toolstack.inspect.walk import Summary, inspect
 
 
 @pytest.mark.parametrize("packed", parameters())

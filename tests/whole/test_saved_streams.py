@@ -13,8 +13,8 @@ from tests.toolstack.two_hosts import Side, run
 from tests.unavailable import unavailable
 from tests.verify_stream import fetch, verify
 from tests.whole.stage import QUICK_LIMITS, TOOLSTACK, Stage, toolstack
-from toolstack.domain_save import domain_suspend
-from toolstack.inspect import inspect
+from toolstack.inspect.walk import inspect
+from toolstack.operations.domain_save import domain_suspend
 
 
 @pytest.fixture(scope="module", autouse=True)

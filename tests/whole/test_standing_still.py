@@ -16,11 +16,11 @@ from typing import Any, Final
 import psutil
 import pytest
 
-from helper.hypervisors.interface import GuestState
-from helper.hypervisors.simulated.host import SimulatedHost
 from tests.conftest import HostFactory
 from tests.waiting import wait_for
 from tests.whole.stage import TOOLSTACK
+from toolstack.hosts.interface import GuestState
+from toolstack.hosts.simulated.host import SimulatedHost
 
 MEMORY: Final = 16 << 20
 STOPPED: Final = 6.0

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ipc_schema import libxl_stream, xl_header
-from ipc_schema.libxl_stream import EmulatorId, RecordType
+from ipc_schema.streams import libxl_stream, xl_header
+from ipc_schema.streams.libxl_stream import EmulatorId, RecordType
 from tests.debian_packages import PackageUnavailableError
 from tests.streams import CUTS, read_cut
 from tests.unavailable import unavailable

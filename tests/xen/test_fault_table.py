@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ipc_schema.fault_actions import on_pipe
-from ipc_schema.fault_plan import parse
-from ipc_schema.fault_points import Who
+from ipc_schema.faults.actions import on_pipe
+from ipc_schema.faults.plan import parse
+from ipc_schema.faults.points import Who
 from tests.xen import fault_table
 from tests.xen.dom0.faulted import telling
 from tests.xen.fault_table import FaultRow

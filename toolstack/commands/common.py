@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from helper.hypervisors import SIMULATED, XEN, open_host
-from helper.hypervisors.xen.presence import in_control_domain
+from helper.hypervisors import SIMULATED, XEN
 from helper.standard_streams import hurry, lost
-from toolstack.outcome import ExitCode
+from toolstack.hosts import open_host
+from toolstack.hosts.xen.presence import in_control_domain
+from toolstack.xl.outcome import ExitCode
 
 if TYPE_CHECKING:
-    from helper.hypervisors.interface import DomainSummary, Host
+    from toolstack.hosts.interface import DomainSummary, Host
 
 PROGRAM: Final = "xen-toolstack"
 """Who speaks in the lines on stderr."""

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Final
 
-from toolstack.commands.migration import report
+from toolstack.aio.scratch import ScratchDirectory
+from toolstack.commands.demo import DemoResult
+from toolstack.commands.demo import demo as run_demo
+from toolstack.commands.migrate import report
 from toolstack.commands.running import limits_of, open_trace, progress_for, run
-from toolstack.demo import DemoResult
-from toolstack.demo import demo as run_demo
-from toolstack.scratch import ScratchDirectory
 
 _VERIFIED: Final = "the guest compared every page at the destination, and runs on"
 

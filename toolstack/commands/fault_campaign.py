@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ipc_schema.version import version
-from toolstack.commands.common import CommandError, UsageError, show
-from toolstack.commands.faults import fault_limits
-from toolstack.faults import html_report, junit, report
-from toolstack.faults.campaign import (
+from toolstack.campaign.campaign import (
     USUAL_GUEST,
     Selection,
     State,
@@ -24,13 +21,18 @@ from toolstack.faults.campaign import (
     run_cells,
     stopped_by_signals,
 )
-from toolstack.faults.evidence import Mode
-from toolstack.faults.matrix import MODES, Cell, Guest
-from toolstack.faults.report import Report
-from toolstack.faults.run import Verdict
-from toolstack.faults.stage import need_room
-from toolstack.faults.worker import longest_directory
-from toolstack.outcome import ExitCode
+from toolstack.campaign.evidence import Mode
+from toolstack.campaign.matrix import MODES, Cell, Guest
+from toolstack.campaign.play import need_room
+from toolstack.campaign.report import figures as report
+from toolstack.campaign.report import html_page as html_report
+from toolstack.campaign.report import junit
+from toolstack.campaign.report.figures import Report
+from toolstack.campaign.run import Verdict
+from toolstack.campaign.worker import longest_directory
+from toolstack.commands.common import CommandError, UsageError, show
+from toolstack.commands.faults import fault_limits
+from toolstack.xl.outcome import ExitCode
 
 VERDICTS: Final = "verdicts.jsonl"
 JUNIT: Final = "junit.xml"

@@ -10,12 +10,12 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from toolstack import save_file
+from toolstack.aio.file_argument import STDIN, STDOUT, file_of
 from toolstack.cancellation import told
 from toolstack.commands.common import CommandError, check_new_name, guest_of, show
 from toolstack.commands.running import context_of, progress_for, run
-from toolstack.configuration import read_configuration
-from toolstack.file_argument import STDIN, STDOUT, file_of
+from toolstack.xl import save_file
+from toolstack.xl.configuration import read_configuration
 
 
 def save(arguments: argparse.Namespace) -> int:

@@ -31,7 +31,7 @@ from toolstack.commands.common import (
     size,
 )
 from toolstack.failure import message_of
-from toolstack.outcome import ExitCode
+from toolstack.xl.outcome import ExitCode
 
 EXIT_CODES_TEXT: Final = """\
 exit codes: 0 success; 1 failed (migrate, demo: and the guest runs at the source); 2 usage;
@@ -46,7 +46,7 @@ FAULT_MODES: Final = ("save", "stop-and-copy", "live", "postcopy")
 WORKLOADS: Final = ("idle", "sequential", "random", "write-heavy")
 
 
-PRINTING: Final = frozenset({"guests:show_list", "inspection:inspect", "faults:show_points"})
+PRINTING: Final = frozenset({"guests:show_list", "inspect:inspect", "faults:show_points"})
 """What runs the commands that do nothing but print: they fail where they cannot."""
 
 
@@ -291,12 +291,12 @@ def _add_file_commands(command: Adder) -> None:
         "prints it",
     )
 
-    inspect = command("inspect", "inspection:inspect", "what is in a stream, record by record")
+    inspect = command("inspect", "inspect:inspect", "what is in a stream, record by record")
     inspect.add_argument("file", metavar="FILE", help="`-` is stdin")
 
 
 def _add_migration_commands(command: Adder) -> None:
-    migrate = command("migrate", "migration:migrate", "move a running guest to another host")
+    migrate = command("migrate", "migrate:migrate", "move a running guest to another host")
     migrate.add_argument("name", metavar="NAME")
     migrate.add_argument(
         "--to",
@@ -350,11 +350,11 @@ def _add_migration_commands(command: Adder) -> None:
         "--debug", action="store_true", help="send all memory again in the end, and compare it"
     )
 
-    receive = command("receive", "receiving:receive", "receive a guest on stdin and stdout")
+    receive = command("receive", "receive:receive", "receive a guest on stdin and stdout")
     receive.add_argument("-p", "--paused", action="store_true", help="do not let it run yet")
     receive.add_argument("--from", dest="source", metavar="TEXT", default="the sender")
 
-    recover = command("recover", "recovery:recover", "end what a dead controller left")
+    recover = command("recover", "recover:recover", "end what a dead controller left")
     recover.add_argument("name", metavar="NAME")
     way = recover.add_mutually_exclusive_group()
     way.add_argument("--resume", action="store_true", help="it runs nowhere else, I have looked")

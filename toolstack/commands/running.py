@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from helper.hypervisors import XEN
 from helper.standard_streams import hurried, hurry
-from ipc_schema.messages import Dialect, MissingCpuFeatures, XentoollogLevel
+from ipc_schema.channel.messages import Dialect, MissingCpuFeatures, XentoollogLevel
 from ipc_schema.trace import Trace
 from toolstack.commands.common import (
     ENDING_SIGNALS,
@@ -26,11 +26,11 @@ from toolstack.commands.common import (
 )
 from toolstack.commands.progress import progress_line
 from toolstack.context import OURS, Context, ProgressLine, no_progress
-from toolstack.helper_request import HelperProgram, OwnHelper, PipeHelper
+from toolstack.helpers.request import HelperProgram, OwnHelper, PipeHelper
 from toolstack.limits import Limits
 
 if TYPE_CHECKING:
-    from toolstack.faults.controller_faults import ControllerFaults
+    from toolstack.faults.controller import ControllerFaults
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ def _faults(trace: Trace, program: HelperProgram) -> ControllerFaults | None:
     given = os.environ.get(FAULTS_VARIABLE)
     if not given:
         return None
-    from toolstack.faults.controller_faults import ControllerFaults, read_plan
+    from toolstack.faults.controller import ControllerFaults, read_plan
 
     try:
         typed = read_plan(given)
@@ -128,7 +128,7 @@ def _program_of(text: str | None, hypervisor: str) -> HelperProgram:
         if hypervisor != XEN:
             raise UsageError(f"--helper {LIBXL}: libxl's helper works on real domains only")
         return PipeHelper(
-            importlib.import_module("helper.hypervisors.xen.xl").save_helper(), Dialect.MAINLINE
+            importlib.import_module("toolstack.hosts.xen.xl").save_helper(), Dialect.MAINLINE
         )
     path = Path(text).absolute()
     if not os.access(path, os.X_OK) or not path.is_file():

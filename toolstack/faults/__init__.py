@@ -1,1 +1,1 @@
-"""Faults provoked and judged: a run on simulated hosts, and the oracle that says what is right."""
+"""Fault injection in the controller, the handshake and the link between two of them."""

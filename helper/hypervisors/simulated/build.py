@@ -13,7 +13,7 @@ from helper.hypervisors.simulated.kinds import DEFAULT_RATES, NAMES
 from helper.hypervisors.simulated.layout import DomainPage, HvmParam
 from helper.hypervisors.simulated.registers import Registers
 from helper.hypervisors.simulated.shared import SharedMemory
-from ipc_schema.cpu_features import without
+from ipc_schema.streams.cpu_features import without
 
 SPECIAL_PAGES: Final = (
     HvmParam.STORE_PFN,

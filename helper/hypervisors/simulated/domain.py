@@ -16,18 +16,25 @@ from helper.hypervisors.interface import (
     TscInfo,
 )
 from helper.hypervisors.simulated import control, layout
-from helper.hypervisors.simulated.domain_files import read_lacks
+from helper.hypervisors.simulated.domain_files import check_host, domain_path, read_lacks
 from helper.hypervisors.simulated.layout import P2M, PAGE_SIZE
-from helper.hypervisors.simulated.open_domain import OpenDomain
+from helper.hypervisors.simulated.open_domain import ANSWER_LIMIT, OpenDomain
 from helper.hypervisors.simulated.paging import open_paging
 from helper.hypervisors.simulated.runs import runs_of
-from ipc_schema.cpu_features import all_but
+from ipc_schema.streams.cpu_features import all_but
 
 PFINFO_XTAB: Final = 0xF << 28
 """XEN_DOMCTL_PFINFO_XTAB: no page."""
 
 CHUNK: Final = 1 << 16
 """Pages looked at at a time, so that temporaries stay small whatever the guest's size."""
+
+
+def open_on_host(host: Path, domid: int) -> SimulatedDomain:
+    """Domain `domid` of the host in the directory `host`. Raises ProcessLookupError, and
+    FileNotFoundError or NotADirectoryError if that is not a host."""
+    check_host(host.absolute())
+    return SimulatedDomain(domain_path(host.absolute(), domid), domid, ANSWER_LIMIT)
 
 
 class SimulatedDomain(OpenDomain):

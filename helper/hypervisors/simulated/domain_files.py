@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from ipc_schema.waits import Patience
+from ipc_schema.channel.waits import Patience
 
 MARKER: Final = "xen-host.json"
 FORMAT: Final = 1
@@ -33,7 +33,8 @@ def create_host(
 ) -> None:
     """Make `directory` (its parents, too) a host, where it is not one. `memory` is what its guests
     may have, in bytes; None for as much as they ask for. Its CPU has every feature of
-    `ipc_schema.cpu_features` but those that it `lacks`. A host that is there keeps what it has.
+    `ipc_schema.streams.cpu_features` but those that it `lacks`. A host that is there keeps what
+    it has.
 
     Raises FileExistsError for a directory with other things in it, NotADirectoryError for a file.
     """

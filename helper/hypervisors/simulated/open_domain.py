@@ -8,13 +8,16 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from helper.hypervisors.interface import DomainInfo, ShutdownReason
 from helper.hypervisors.simulated.config import MAXMEM_CONSTANT
 from helper.hypervisors.simulated.domain_files import read_config
 from helper.hypervisors.simulated.layout import RUNS
 from helper.hypervisors.simulated.shared import GuestGoneError, GuestProcess, SharedMemory
+
+ANSWER_LIMIT: Final = 10.0
+"""Seconds that a domain's process may take to answer a request, and to start or end."""
 
 
 class OpenDomain:

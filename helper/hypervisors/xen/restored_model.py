@@ -15,7 +15,6 @@ from typing import Any, Final, NamedTuple
 
 from helper.hypervisors.own_programs import own_program
 from helper.hypervisors.xen import qemu
-from helper.hypervisors.xen.domain import HVM
 from helper.hypervisors.xen.xenstore import Xenstore
 
 SETTING: Final = "XEN_SAVE_HELPER_DEVICE_MODEL"
@@ -25,6 +24,7 @@ QEMU; or UNCHECKED."""
 UNCHECKED: Final = "unchecked"
 """Nobody looks at it: a device model in a domain of its own, or one that is no such QEMU."""
 
+_HVM: Final = "hvm"
 _QEMU_XEN: Final = "qemu_xen"
 """libxl_device_model_version, in xenstore, too: the only one that a packaged QEMU is."""
 
@@ -47,7 +47,7 @@ def choose(config: Mapping[str, Any]) -> Choice:
     """
     chosen = dict(config)
     build = dict(chosen.get("b_info") or {})
-    if (chosen.get("c_info") or {}).get("type") != HVM:
+    if (chosen.get("c_info") or {}).get("type") != _HVM:
         return Choice(chosen)
     if _is_true(build.get("device_model_stubdomain")) or (
         build.get("device_model_version", _QEMU_XEN) != _QEMU_XEN
@@ -102,7 +102,7 @@ def check(domid: int, named: str) -> str:
             version = xenstore.text(f"/libxl/{domid}/dm-version")
     except OSError as bad:
         return f"what domain {domid} has for a device model is not known: {bad.strerror}"
-    if kind != HVM or version != _QEMU_XEN:
+    if kind != _HVM or version != _QEMU_XEN:
         return ""
     program = named or qemu.packaged()
     if program is None or qemu.is_wrapper(program):

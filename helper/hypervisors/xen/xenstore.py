@@ -18,7 +18,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple, Self, TypeVar
 
 from helper.patience import poll_milliseconds
-from ipc_schema.waits import Patience
+from ipc_schema.channel.waits import Patience
 
 T = TypeVar("T")
 

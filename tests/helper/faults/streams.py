@@ -14,17 +14,17 @@ from helper.abort import Abort
 from helper.faults.session import Session
 from helper.faults.streams import relayed
 from helper.run import Engine, Job
-from ipc_schema.fault_plan import parse
-from ipc_schema.fault_points import SIDES
-from ipc_schema.libxc_record_types import RecordType, record_number
-from ipc_schema.libxc_stream import (
+from ipc_schema.channel.messages import MissingCpuFeatures, Operation, StreamType
+from ipc_schema.faults.plan import parse
+from ipc_schema.faults.points import SIDES
+from ipc_schema.streams.libxc_record_types import RecordType, record_number
+from ipc_schema.streams.libxc_stream import (
     DomainHeader,
     ImageHeader,
     encode_domain_header,
     encode_image_header,
 )
-from ipc_schema.messages import MissingCpuFeatures, Operation, StreamType
-from ipc_schema.records import encode_record
+from ipc_schema.streams.records import encode_record
 from ipc_schema.trace import Trace
 
 LIMIT = 20.0

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helper.faults.injector import Injector
-from ipc_schema.fault_plan import parse
-from ipc_schema.fault_points import Side
+from ipc_schema.faults.plan import parse
+from ipc_schema.faults.points import Side
 
 
 def fired(plan: str, passes: int, point: str = "log:before-send", seed: int = 1) -> list[int]:

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helper.faults.message_faults import ON_PIPE, ON_ZMQ
-from ipc_schema import msgpack_codec, pipe_codec
+from ipc_schema.channel import msgpack_codec, pipe_codec
+from ipc_schema.channel.messages import CALLBACKS, CATALOGUE, Dialect
 from ipc_schema.errors import DecodeError
-from ipc_schema.fault_actions import MESSAGE, REORDER, WRONG_SEQUENCE
-from ipc_schema.messages import CALLBACKS, CATALOGUE, Dialect
-from tests.ipc_schema.catalogue_values import fields_of
+from ipc_schema.faults.actions import MESSAGE, REORDER, WRONG_SEQUENCE
+from tests.ipc_schema.channel.catalogue_values import fields_of
 
 DIALECT = Dialect.MAINLINE
 NEVER_READ = ("garbage", "truncate", "oversize", "wrong-number")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from helper.hypervisors.interface import GuestState
 from ipc_schema.errors import Error
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import Side, live_migrate, run
-from toolstack.domain_save import MemoryStrategy, PostcopyTransitioned, PrecopyLimits
+from toolstack.hosts.interface import GuestState
+from toolstack.operations.domain_save import MemoryStrategy, PostcopyTransitioned, PrecopyLimits
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

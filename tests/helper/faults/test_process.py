@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from helper.hypervisors.simulated.host import SimulatedHost
+from ipc_schema.channel.messages import Dialect, Operation, PrecopyPolicy, XCFlags
 from ipc_schema.errors import Error
-from ipc_schema.messages import Dialect, Operation, PrecopyPolicy, XCFlags
-from tests.helper.engine import suspend
+from tests.helper.engine.running import suspend
 from tests.helper.libxl_side import HELPER, save_of, started
-from tests.toolstack.running_helpers import Reaction, Run, run_helper
+from tests.toolstack.helpers.running_helpers import Reaction, Run, run_helper
+from toolstack.helpers.supervisor import HelperRequest, HelperResult, OwnHelper, PipeHelper
+from toolstack.hosts.simulated.host import SimulatedHost
 from toolstack.limits import Limits
-from toolstack.save_helper import HelperRequest, HelperResult, OwnHelper, PipeHelper
 
 pytestmark = pytest.mark.usefixtures("runtime_directory")
 
@@ -332,5 +332,5 @@ def test_without_a_plan_nothing_of_it_is_loaded() -> None:
         timeout=20,
         check=False,
     )
-    assert b"helper.pipe_channel" in done.stderr
+    assert b"helper.channels.pipe_channel" in done.stderr
     assert b"fault" not in done.stderr

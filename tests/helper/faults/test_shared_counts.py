@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helper.faults.shared_counts import SharedCounts, counts_of
-from ipc_schema.fault_plan import PlanError, parse
+from ipc_schema.faults.plan import PlanError, parse
 
 COUNTER = """
 import sys

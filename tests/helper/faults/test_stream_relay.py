@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from helper.abort import Abort
 from helper.faults.session import Session
 from helper.faults.streams import relayed
-from ipc_schema.fault_plan import parse
-from ipc_schema.fault_points import Side
-from ipc_schema.libxc_record_types import RecordType
-from ipc_schema.messages import Operation
-from ipc_schema.records import MAX_LENGTH
+from ipc_schema.channel.messages import Operation
+from ipc_schema.faults.plan import parse
+from ipc_schema.faults.points import Side
+from ipc_schema.streams.libxc_record_types import RecordType
+from ipc_schema.streams.records import MAX_LENGTH
 from ipc_schema.trace import Trace
 from tests.helper.faults.streams import (
     AGAIN,

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from helper.abort import Abort
-from helper.channel import ChannelError
+from helper.channels.channel import ChannelError
 from helper.libxenguest.abi import ABIS, provide
 from helper.libxenguest.callbacks import Callbacks
-from ipc_schema.messages import XentoollogLevel
+from ipc_schema.channel.messages import XentoollogLevel
 from ipc_schema.trace import Trace
-from tests.helper.engine import Controller
+from tests.helper.engine.running import Controller
 
 VERSION = "4.17"
 PV_DOMID = 2

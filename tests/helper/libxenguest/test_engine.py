@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from ipc_schema.helper_arguments import HelperArguments
-from ipc_schema.messages import Dialect, Operation, StreamType, XentoollogLevel
-from ipc_schema.static_data import Policy, policy_of
+from ipc_schema.channel.helper_arguments import HelperArguments
+from ipc_schema.channel.messages import Dialect, Operation, StreamType, XentoollogLevel
+from ipc_schema.streams.static_data import Policy, policy_of
 from tests.helper.libxl_side import Libxl, cbflags, save_of, started
 from tests.streams import read_cut
 from tests.waiting import until_blocked

@@ -14,7 +14,7 @@ import pytest
 
 from helper.abort import Abort
 from helper.libxenguest.peek import peek_policy
-from ipc_schema.static_data import Absent, Policy
+from ipc_schema.streams.static_data import Absent, Policy
 from tests.streams import read_cut
 
 CUT = read_cut("pvh-save-xen-4.17")

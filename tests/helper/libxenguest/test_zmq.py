@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ipc_schema.messages import Operation, StreamType, XCFlags
-from tests.toolstack.running_helpers import Reaction, Run, run_helper
-from toolstack.helper_request import HelperRequest, OwnHelper
+from ipc_schema.channel.messages import Operation, StreamType, XCFlags
+from tests.toolstack.helpers.running_helpers import Reaction, Run, run_helper
+from toolstack.helpers.request import HelperRequest, OwnHelper
 from toolstack.limits import Limits
 
 PV_DOMID = 2

@@ -10,7 +10,7 @@ import pytest
 
 from tests.toolstack.stage import Hosts, toolstack
 from toolstack import Context, Error, SaveResult, domain_suspend
-from toolstack.faults.faulty_helper import FaultyHelper, helper_plan
+from toolstack.faults.helper_program import FaultyHelper, helper_plan
 
 PLAN = "suspend:before-answer#1 of all=exit(3)"
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ipc_schema.fault_plan import PlanError
-from ipc_schema.messages import Dialect, Operation
-from tests.toolstack.running_helpers import run_helper
-from toolstack.faults.faulty_helper import FaultyHelper, helper_plan
-from toolstack.helper_request import HelperRequest, PipeHelper
+from ipc_schema.channel.messages import Dialect, Operation
+from ipc_schema.faults.plan import PlanError
+from tests.toolstack.helpers.running_helpers import run_helper
+from toolstack.faults.helper_program import FaultyHelper, helper_plan
+from toolstack.helpers.request import HelperRequest, PipeHelper
 
 README = Path(__file__).parents[3] / "README.md"
 
@@ -135,10 +135,10 @@ def test_it_costs_nothing_where_it_is_not_used(tmp_path: Path) -> None:
         import sys
 
         def test_nothing_is_loaded():
-            assert "toolstack.pytest_plugin" in sys.modules
+            assert "toolstack.faults.pytest_plugin" in sys.modules
             ours = {name for name in sys.modules if name.split(".")[0] in
                     {"toolstack", "helper", "ipc_schema", "zmq", "msgpack", "numpy", "construct"}}
-            assert ours == {"toolstack", "toolstack.pytest_plugin"}
+            assert ours == {"toolstack", "toolstack.faults", "toolstack.faults.pytest_plugin"}
         """,
     )
     assert ended.returncode == 0, ended.stdout

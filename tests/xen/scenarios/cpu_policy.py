@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ipc_schema.cpu_features import features
-from ipc_schema.static_data import Policy, policy_of
+from ipc_schema.streams.cpu_features import features
+from ipc_schema.streams.static_data import Policy, policy_of
 from tests.xen.dom0.commands import run
 from tests.xen.dom0.lab import COMMAND_SECONDS
 from tests.xen.scenarios.scenario import BOTH, Scenario

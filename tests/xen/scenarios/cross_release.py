@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from helper.hypervisors.xen import xl
 from tests.xen import crossings
 from tests.xen.crossings import Crossing
 from tests.xen.dom0.commands import Ended, run
@@ -22,6 +21,7 @@ from tests.xen.dom0.guest import KINDS, Guest, dom0_kernel
 from tests.xen.dom0.lab import COMMAND_SECONDS, LIBXL, MISSING, OURS, xen_version
 from tests.xen.scenarios.scenario import Scenario
 from tests.xen.scenarios.toolstack import PATIENCE
+from toolstack.hosts.xen import xl
 
 if TYPE_CHECKING:
     from tests.xen.dom0.lab import Lab

@@ -1,0 +1,134 @@
+"""The helper's end of libxl's own channel: messages on stdout, answers on stdin.
+
+See `ipc_schema.channel.pipe_codec` for the octets and libxl_save_helper.c for the conversation.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import threading
+from typing import Any, NoReturn
+
+from helper.abort import Abort
+from helper.channels.channel import ChannelError, log_fields, printable
+from helper.orphan import controller_stands_still
+from helper.patience import Poll, Ready, poll_patiently
+from ipc_schema.channel import pipe_codec
+from ipc_schema.channel.messages import (
+    CATALOGUE,
+    UNCONDITIONAL,
+    Answer,
+    Dialect,
+    XentoollogLevel,
+    callbacks_of,
+)
+
+
+class PipeChannel:
+    """`Channel` over a pair of pipe descriptors, which stay the caller's. `answer_limit` in seconds
+    for each callback's answer, and for room in a pipe that nobody reads; 0 for none."""
+
+    def __init__(
+        self,
+        answers: int,
+        messages: int,
+        dialect: Dialect,
+        cbflags: int,
+        abort: Abort,
+        answer_limit: float = 0.0,
+    ) -> None:
+        self._answers = answers
+        self._messages = messages
+        self._dialect = dialect
+        self._provided = UNCONDITIONAL | callbacks_of(cbflags, dialect)
+        self._abort = abort
+        self._answer_limit = answer_limit
+        self._answered = select.poll()
+        self._answered.register(answers, select.POLLIN)
+        self._writable = select.poll()
+        self._writable.register(messages, select.POLLOUT)
+        self._over: ChannelError | None = None
+        self._sending = threading.Lock()
+
+    def provides(self, name: str) -> bool:
+        return name in self._provided
+
+    def call(self, name: str, **fields: int | str) -> int:
+        if CATALOGUE[name].answer is Answer.NONE:
+            raise ValueError(f"{name} has no answer")
+        self._send(name, fields)
+        return pipe_codec.decode_answer(self._receive(pipe_codec.ANSWER_SIZE, name))
+
+    def wait_for_ever(self) -> None:
+        self._answer_limit = 0.0
+
+    def tell(self, name: str, **fields: int | str) -> None:
+        if CATALOGUE[name].answer is not Answer.NONE:
+            raise ValueError(f"{name} has an answer")
+        self._send(name, printable(fields))
+
+    def remark(self, level: XentoollogLevel, text: str) -> bool:
+        """A short log line, from any thread, where it can be told at once: not in the middle of a
+        message, nor into a pipe that is full. Whether it was told."""
+        fields = log_fields(level, text)
+        data = pipe_codec.encode_message(self._dialect, "log", printable(fields))
+        if len(data) > select.PIPE_BUF:
+            raise ValueError(f"a remark of {len(data)} bytes: {text[:100]!r}")
+        if not self._sending.acquire(blocking=False):
+            return False
+        try:
+            if self._over or not self._writable.poll(0):
+                return False
+            os.write(self._messages, data)
+        except OSError:
+            return False  # libxl has gone, as the saving thread will find out
+        finally:
+            self._sending.release()
+        return True
+
+    def _send(self, name: str, fields: dict[str, Any]) -> None:
+        if self._over:
+            raise self._over
+        data = pipe_codec.encode_message(self._dialect, name, fields)
+        with self._sending:
+            self._transmit(name, data)
+
+    def _transmit(self, name: str, data: bytes) -> None:
+        """Write the message `name`, all of it."""
+        pending = memoryview(data)
+        while pending:
+            if not self._wait(self._writable):
+                reason = f"nothing was taken for {self._answer_limit} s"
+                self._fail(errno.ETIMEDOUT, f"{name} cannot be told: {reason}")
+            try:
+                # So much a pipe takes without blocking once it polls writable.
+                pending = pending[os.write(self._messages, pending[: select.PIPE_BUF]) :]
+            except OSError as bad:
+                self._fail(bad.errno or errno.EIO, f"{name} cannot be told: {bad.strerror}")
+
+    def _receive(self, size: int, name: str) -> bytes:
+        data = b""
+        while len(data) < size:
+            if not self._wait(self._answered):
+                self._fail(errno.ETIMEDOUT, f"no answer to {name} within {self._answer_limit} s")
+            try:
+                part = os.read(self._answers, size - len(data))
+            except OSError as bad:
+                self._fail(bad.errno or errno.EIO, f"no answer to {name}: {bad.strerror}")
+            if not part:
+                self._fail(errno.EPIPE, f"the controller closed the channel, {name} is unanswered")
+            data += part
+        return data
+
+    def _wait(self, poll: Poll) -> Ready:
+        """For an answer, or for room, within the limit; the wait shows life."""
+        return poll_patiently(
+            poll, self._answer_limit, look=self._abort.alive, stopped=controller_stands_still
+        )
+
+    def _fail(self, errnoval: int, reason: str) -> NoReturn:
+        self._over = ChannelError(errnoval, reason)
+        self._abort.request(errnoval, reason, lost=True)
+        raise self._over

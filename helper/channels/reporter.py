@@ -1,0 +1,103 @@
+"""How the engine talks: callbacks that are timed, log lines, progress at a bounded rate, trace."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from helper.abort import Abort
+from helper.channels.channel import Channel
+from ipc_schema.channel.messages import NO_ERRNO, XentoollogLevel
+from ipc_schema.trace import Trace
+
+_PROGRESS_SECONDS = 0.1
+
+
+class Reporter:
+    """The controller as the engine sees it. `context` is that of log and progress lines."""
+
+    def __init__(self, channel: Channel, abort: Abort, trace: Trace, context: str = "xc") -> None:
+        self._channel = channel
+        self._abort = abort
+        self._trace = trace
+        self._context = context
+        self._next_progress = 0.0
+
+    def provides(self, name: str) -> bool:
+        return self._channel.provides(name)
+
+    def call(self, name: str, **fields: int | str) -> int:
+        """Make the callback `name`; the stream's stall clock stands still meanwhile.
+
+        Raises ChannelError, and OSError(EINVAL) where the controller does not provide `name`.
+        """
+        if not self._channel.provides(name):
+            raise OSError(errno.EINVAL, f"the controller provides no {name} callback")
+        self._abort.idle()
+        started = time.monotonic()
+        value = self._channel.call(name, **fields)
+        seconds = round(time.monotonic() - started, 6)
+        self._abort.progress()
+        self._trace.event("callback", name=name, value=value, seconds=seconds, **fields)
+        return value
+
+    def transition(self) -> bool:
+        """Make the callback `postcopy_transition`: whether it succeeded. The guest's newest state
+        may be at the other side from the moment in which the controller hears of it."""
+        self._channel.wait_for_ever()
+        return self.call("postcopy_transition") == 1
+
+    def tell(self, name: str, **fields: int | str) -> None:
+        self._abort.alive()
+        self._channel.tell(name, **fields)
+
+    def log(self, level: XentoollogLevel, text: str, errnoval: int = NO_ERRNO) -> None:
+        if seconds := self._abort.take_stood_still():
+            self._trace.event("stood still", seconds=round(seconds, 3))
+            self.log(XentoollogLevel.WARN, f"this process stood still for {seconds:.0f} s")
+        self._channel.tell(
+            "log", level=int(level), errnoval=errnoval, context=self._context, formatted=text
+        )
+
+    def info(self, text: str) -> None:
+        self.log(XentoollogLevel.INFO, text)
+
+    def detail(self, text: str) -> None:
+        self.log(XentoollogLevel.DETAIL, text)
+
+    def progress(self, doing_what: str, done: int, total: int) -> None:
+        """Tell how far it is; silent where the last word is fresh, unless it is the end."""
+        self._abort.alive()
+        now = time.monotonic()
+        if now < self._next_progress and done < total:
+            return
+        self._next_progress = now + _PROGRESS_SECONDS
+        self._channel.tell(
+            "progress",
+            context=self._context,
+            doing_what=doing_what,
+            done=min(done, total),
+            total=total,
+        )
+
+    def event(self, event: str, **fields: object) -> None:
+        self._trace.event(event, **fields)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Log and trace a phase: when it began, how long it took, or how it failed."""
+        self.detail(f"phase {name}")
+        self._abort.alive()
+        self._trace.event("phase", name=name, state="begin")
+        started = time.monotonic()
+        try:
+            yield
+        except BaseException as error:
+            self._trace.event(
+                "failure", phase=name, error=str(error), errnoval=getattr(error, "errno", None)
+            )
+            raise
+        seconds = round(time.monotonic() - started, 6)
+        self._trace.event("phase", name=name, state="end", seconds=seconds)

@@ -1,0 +1,219 @@
+"""The helper's end of the conversation with our controller, over ZeroMQ.
+
+When the connection breaks, the socket's monitor tells the abort watcher, and the helper ends itself
+through its error path. Nothing here ends it by a clock of libzmq's: its heartbeats, and its limit
+for a greeting, take a process that was stopped for one that is dead.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
+
+import zmq
+
+from helper.abort import Abort
+from helper.channels.channel import ChannelError, printable
+from helper.orphan import controller_stands_still
+from ipc_schema.channel import msgpack_codec
+from ipc_schema.channel.authentication import NONCE_SIZE
+from ipc_schema.channel.messages import MAX_BODY, callbacks_of
+from ipc_schema.channel.turn_taking import ALWAYS_PROVIDED, HelperEnd, Turn, TurnError
+from ipc_schema.channel.waits import Patience
+from ipc_schema.errors import DecodeError
+
+_LOOK_UP_MILLISECONDS: Final = 100
+"""How often a wait for an answer looks up whether the controller is gone."""
+_EAGER_SECONDS: Final = 0.0003
+"""For how long an answer is waited for with open eyes: to be woken takes longer than a sync answer
+does at the other end."""
+# As integers: pyzmq's own are enums, which cost more than what they are for at each message.
+_EVENTS: Final = int(zmq.EVENTS)
+_POLLIN: Final = int(zmq.POLLIN)
+_RCVMORE: Final = int(zmq.RCVMORE)
+_FAREWELL_MILLISECONDS: Final = 1000
+"""For how long the last words may take to leave."""
+
+
+class ZmqChannel:
+    """`Channel` over a DEALER socket. `answer_limit` in seconds for each callback's answer, and for
+    a controller that takes no messages; 0 for none."""
+
+    def __init__(self, endpoint: str, secret: bytes, answer_limit: float = 0.0) -> None:
+        self._turns = HelperEnd(secret, os.urandom(NONCE_SIZE))
+        self._abort: Abort | None = None
+        self._over: ChannelError | None = None
+        self._provided: frozenset[str] = ALWAYS_PROVIDED
+        self._answer_limit = answer_limit
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.MAXMSGSIZE, MAX_BODY),
+            (zmq.RCVTIMEO, _LOOK_UP_MILLISECONDS),
+            (zmq.SNDTIMEO, _LOOK_UP_MILLISECONDS),
+            (zmq.HANDSHAKE_IVL, 0),
+            # One connection is the whole conversation: a new one would not be the same peer's.
+            (zmq.RECONNECT_IVL, -1),
+        ):
+            self._socket.setsockopt(option, value)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor_lock = threading.Lock()
+        self._monitored = True
+        self._monitor_fd = int(self._monitor.getsockopt(zmq.FD))
+        self._socket.connect(endpoint)
+
+    def hello(self) -> None:
+        self._send("hello", self._turns.hello(os.getpid()))
+
+    def wait_for_start(self, lifeline: int, limit: float) -> dict[str, Any]:
+        """The fields of `start`.
+
+        Raises ChannelError: ETIMEDOUT after `limit` seconds, EPIPE when the controller died.
+        """
+        over = _limit(limit)
+        poll = select.poll()
+        poll.register(lifeline, 0)  # POLLHUP alone
+        while True:
+            received = self._receive()
+            if received is not None:
+                turn, fields = received
+                if turn is Turn.START:
+                    break
+                continue
+            if poll.poll(0):
+                self._fail(errno.EPIPE, "the controller died before it said start")
+            if over():
+                self._fail(errno.ETIMEDOUT, f"the controller did not say start within {limit} s")
+        self._provided = callbacks_of(fields["cbflags"], None) | ALWAYS_PROVIDED
+        return fields
+
+    def attend(self, abort: Abort) -> None:
+        """Tell `abort` when the controller falls silent. Before `abort` is entered."""
+        self._abort = abort
+        abort.watch(self._monitor_fd, self._monitor_ready)
+
+    def provides(self, name: str) -> bool:
+        return name in self._provided
+
+    def call(self, name: str, **fields: int | str) -> int:
+        self._send(name, fields)
+        over = self._answer_over()
+        self._wait_eagerly()
+        while True:
+            received = self._receive()
+            if received is not None:
+                turn, answer = received
+                if turn is Turn.REPLY or turn is Turn.ASYNC_DONE:
+                    return int(answer["value"])
+            elif over():
+                self._fail(errno.ETIMEDOUT, f"no answer to {name} within {self._answer_limit} s")
+
+    def wait_for_ever(self) -> None:
+        self._answer_limit = 0.0
+
+    def tell(self, name: str, **fields: int | str) -> None:
+        self._send(name, printable(fields))
+
+    def close(self) -> None:
+        """Send what is still to be sent, within a second, and give up the socket."""
+        lost = self._abort is not None and self._abort.lost
+        with self._monitor_lock:
+            self._monitored = False
+            self._socket.disable_monitor()
+            self._monitor.close(linger=0)
+        self._socket.close(linger=0 if lost else _FAREWELL_MILLISECONDS)
+        self._context.term()
+
+    def _send(self, name: str, fields: dict[str, Any]) -> None:
+        if self._over:
+            raise self._over
+        if self._abort is not None and self._abort.lost:
+            self._fail(errno.EPIPE, self._abort.reason)
+        data = msgpack_codec.encode(self._turns.next_seq, name, fields)
+        self._turns.sending(name)
+        self._transmit(name, data)
+
+    def _transmit(self, name: str, data: bytes) -> None:
+        """Hand the message `name` to the socket."""
+        over = self._answer_over()
+        while True:
+            try:
+                self._socket.send(data)
+                return
+            except zmq.Again:
+                if over():
+                    reason = f"the controller took nothing for {self._answer_limit} s"
+                    self._fail(errno.ETIMEDOUT, reason)
+
+    def _answer_over(self) -> Callable[[], bool]:
+        """To be asked at each look whether the answer's limit is over; the wait shows life. Raises
+        ChannelError where the controller is gone."""
+        over = _limit(self._answer_limit)
+
+        def look() -> bool:
+            if self._abort is not None:
+                self._abort.alive()
+                if self._abort.lost:
+                    self._fail(errno.EPIPE, self._abort.reason)
+            return over()
+
+        return look
+
+    def _wait_eagerly(self) -> None:
+        until = time.monotonic() + _EAGER_SECONDS
+        while not int(self._socket.get(_EVENTS)) & _POLLIN and time.monotonic() < until:
+            # libzmq's own thread, which brings the answer, may have to run on this processor.
+            os.sched_yield()
+
+    def _receive(self) -> tuple[Turn, dict[str, Any]] | None:
+        """The next message that the caller must act on; None after a moment without one."""
+        try:
+            data = self._incoming()
+        except zmq.Again:
+            return None
+        if self._socket.get(_RCVMORE):
+            self._fail(errno.EPROTO, "the controller broke the protocol: a message of many parts")
+        try:
+            envelope = msgpack_codec.decode(data)
+            turn = self._turns.received(envelope)
+        except (DecodeError, TurnError) as bad:
+            self._fail(errno.EPROTO, f"the controller broke the protocol: {bad}")
+        if turn is Turn.REFUSED:
+            self._fail(errno.ECONNREFUSED, f"the controller refused: {envelope.fields['reason']}")
+        if turn is Turn.ABORT and self._abort is not None:
+            self._abort.request(errno.ECANCELED, envelope.fields["reason"] or "the controller asks")
+        return turn, envelope.fields
+
+    def _incoming(self) -> bytes:
+        """Raises zmq.Again after a moment without a message."""
+        return self._socket.recv()
+
+    def _fail(self, errnoval: int, reason: str) -> NoReturn:
+        self._over = ChannelError(errnoval, reason)
+        if self._abort is not None:
+            self._abort.request(errnoval, reason, lost=True)
+        raise self._over
+
+    def _monitor_ready(self) -> None:
+        """On the watcher's thread, which alone uses the monitor socket until it is closed."""
+        with self._monitor_lock:
+            while self._monitored and self._monitor.poll(0, zmq.POLLIN):
+                # Not by zmq.utils.monitor, which loads asyncio: all that comes is DISCONNECTED.
+                self._monitor.recv_multipart(zmq.NOBLOCK)
+                if self._abort is not None:
+                    self._abort.request(errno.EPIPE, "the controller hung up", lost=True)
+
+
+def _limit(seconds: float) -> Callable[[], bool]:
+    """To be asked at each look whether so many `seconds` (0: no limit) are over, in which this
+    process ran and the controller was not stopped."""
+    if not seconds:
+        return lambda: False
+    patience = Patience(seconds, time.monotonic())
+    return lambda: patience.look(time.monotonic(), counts=not controller_stands_still())

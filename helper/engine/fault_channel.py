@@ -1,0 +1,171 @@
+"""The back channel of a postcopy migration: which pages the guest waits for, and that it has all.
+
+POSTCOPY_FAULT has the shape of PAGE_DATA without contents; POSTCOPY_COMPLETE ends what the engine
+says there, and the channel belongs to the toolstack again: not an octet more is read from it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import stat
+from collections.abc import Sequence
+
+from helper.abort import Abort
+from helper.engine.stream_io import wait_for
+from ipc_schema.errors import DecodeError
+from ipc_schema.streams.libxc_record_types import RecordType, record_number, record_type
+from ipc_schema.streams.page_lists import (
+    ENTRY_SIZE,
+    MAX_PFN,
+    decode_page_list_header,
+    decode_pfns,
+    encode_pfns,
+)
+from ipc_schema.streams.page_lists import HEADER_SIZE as LIST_HEADER_SIZE
+from ipc_schema.streams.records import (
+    HEADER_SIZE,
+    check_padding,
+    decode_record_header,
+    encode_record_header,
+    padding,
+)
+
+_WHAT = "back channel"
+_MAX_BODY = LIST_HEADER_SIZE + ENTRY_SIZE * 65_536
+"""More faults than any guest has vCPUs."""
+_UNSENT = 1 << 16
+"""Octets that may wait in a TCP socket to be sent: as much as a pipe holds."""
+
+
+def carry_at_once(fd: int) -> None:
+    """Have what is written to `fd` leave soon. A TCP socket would keep the end of a page until
+    the last one is acknowledged, and would take megabytes of pages ahead of a faulted one; pipes
+    and Unix sockets do neither."""
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
+
+
+class FaultReader:
+    """The sender's end: takes records as they come, and never blocks. `version` numbers them; the
+    guest's pfns are below `p2m_size`."""
+
+    def __init__(self, fd: int, version: int, p2m_size: int = MAX_PFN + 1) -> None:
+        self.fd = fd
+        self.complete = False
+        """POSTCOPY_COMPLETE has come: nothing is read any more."""
+        self._version = version
+        self._p2m_size = p2m_size
+        self._offset = 0
+        self._buffer = bytearray()
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+
+    def take(self) -> list[int]:
+        """The pfns of all POSTCOPY_FAULTs that have arrived.
+
+        Raises DecodeError for anything but the two records, OSError of the channel, ECONNRESET at
+        its end.
+        """
+        faults: list[int] = []
+        while not self.complete and self._poll.poll(0):
+            try:
+                octets = os.read(self.fd, self._wanted())
+            except OSError as error:
+                raise OSError(error.errno, f"{_WHAT}: {error.strerror}") from error
+            if not octets:
+                raise OSError(
+                    errno.ECONNRESET,
+                    f"{_WHAT}: the receiver closed it before POSTCOPY_COMPLETE",
+                )
+            self._buffer += octets
+            self._parse(faults)
+        return faults
+
+    def _wanted(self) -> int:
+        """Octets that may be read: to the end of this record, and the next record's header where
+        a next one must come."""
+        if len(self._buffer) < HEADER_SIZE:
+            return HEADER_SIZE - len(self._buffer)
+        _number, length = decode_record_header(
+            bytes(self._buffer[:HEADER_SIZE]), _WHAT, self._offset
+        )
+        return HEADER_SIZE + length + padding(length) - len(self._buffer) + HEADER_SIZE
+
+    def _parse(self, faults: list[int]) -> None:
+        while len(self._buffer) >= HEADER_SIZE and not self.complete:
+            number, length = decode_record_header(
+                bytes(self._buffer[:HEADER_SIZE]), _WHAT, self._offset
+            )
+            kind = record_type(number, self._version, self._offset)
+            if kind is RecordType.POSTCOPY_COMPLETE:
+                if length:
+                    raise DecodeError(_WHAT, self._offset, f"POSTCOPY_COMPLETE of {length} octets")
+                self.complete = True
+                return
+            if kind is not RecordType.POSTCOPY_FAULT and kind is not None:
+                raise DecodeError(_WHAT, self._offset, f"{kind.name} has no place here")
+            if length > _MAX_BODY:
+                raise DecodeError(_WHAT, self._offset, f"a body of {length} octets is too long")
+            end = HEADER_SIZE + length
+            padded = end + padding(length)
+            if len(self._buffer) < padded:
+                return
+            check_padding(bytes(self._buffer[end:padded]), _WHAT, self._offset + end)
+            if kind is not None:
+                faults += self._decode(bytes(self._buffer[HEADER_SIZE:end]))
+            del self._buffer[:padded]
+            self._offset += padded
+
+    def _decode(self, body: bytes) -> list[int]:
+        offset = self._offset + HEADER_SIZE
+        what = f"{_WHAT}, POSTCOPY_FAULT"
+        if len(body) < LIST_HEADER_SIZE:
+            raise DecodeError(what, offset, f"{len(body)} octets are too short for a page list")
+        count = decode_page_list_header(body[:LIST_HEADER_SIZE], what, offset)
+        if len(body) != LIST_HEADER_SIZE + count * ENTRY_SIZE:
+            raise DecodeError(what, offset, f"{len(body)} octets do not hold {count} pfns")
+        offset += LIST_HEADER_SIZE
+        pfns = decode_pfns(body[LIST_HEADER_SIZE:], what, offset)
+        for index, pfn in enumerate(pfns):
+            if pfn >= self._p2m_size:
+                problem = f"pfn {pfn:#x} is above the guest's {self._p2m_size:#x}"
+                raise DecodeError(what, offset + index * ENTRY_SIZE, problem)
+        return pfns
+
+
+class FaultWriter:
+    """The receiver's end. A write waits at most `stall_limit` seconds for the sender (0: ever)."""
+
+    def __init__(self, fd: int, version: int, abort: Abort, stall_limit: float) -> None:
+        self._fd = fd
+        self._version = version
+        self._abort = abort
+        self._stall_limit = stall_limit
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+        carry_at_once(fd)
+
+    def fault(self, pfns: Sequence[int]) -> None:
+        """POSTCOPY_FAULT: a vCPU waits for each of these."""
+        self._write(RecordType.POSTCOPY_FAULT, encode_pfns(pfns))
+
+    def complete(self) -> None:
+        """POSTCOPY_COMPLETE: no page is missing any more."""
+        self._write(RecordType.POSTCOPY_COMPLETE, b"")
+
+    def _write(self, kind: RecordType, body: bytes) -> None:
+        octets = encode_record_header(record_number(kind, self._version), len(body)) + body
+        while octets:
+            if not self._poll.poll(0):
+                wait_for(self._fd, select.POLLOUT, self._abort, self._stall_limit, _WHAT)
+            try:
+                octets = octets[os.write(self._fd, octets[: select.PIPE_BUF]) :]
+            except OSError as error:
+                raise OSError(error.errno, f"{_WHAT}, {kind.name}: {error.strerror}") from error

@@ -1,0 +1,67 @@
+"""Which page a postcopy sender sends next. No I/O: faults in, pages out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from helper.engine.page_stream import set_bits
+from helper.hypervisors.interface import Bitmap, Pfns
+
+POSTCOPY_BATCH = 16
+"""Background pages of a POSTCOPY_PAGE_DATA record: few, since a fault waits for the record under
+way."""
+
+
+class PostcopyPages:
+    """The pages that are still to go, each exactly once: faulted ones first, in the order of their
+    faults, then the others from the last fault on (the guest's next access is likely near it).
+
+    Takes `bitmap` over; true is a page to send.
+    """
+
+    def __init__(self, bitmap: Bitmap) -> None:
+        self._bitmap = bitmap
+        self._urgent: deque[int] = deque()
+        self._next = 0
+        self.remaining = int(np.count_nonzero(bitmap))
+        """Pages that have not been taken, urgent ones included."""
+
+    @property
+    def urgent(self) -> int:
+        """Pages that a vCPU waits for and that have not been taken."""
+        return len(self._urgent)
+
+    def fault(self, pfns: Sequence[int]) -> int:
+        """The guest waits for these; returns how many were still to be sent.
+
+        Raises ValueError for a pfn that the guest cannot have.
+        """
+        bitmap = self._bitmap
+        new = 0
+        for pfn in pfns:
+            if pfn >= len(bitmap):
+                raise ValueError(f"pfn {pfn:#x} is above the guest's {len(bitmap):#x}")
+            if bitmap[pfn]:
+                bitmap[pfn] = False
+                self._urgent.append(pfn)
+                new += 1
+            self._next = (pfn + 1) % len(bitmap)
+        return new
+
+    def take_urgent(self) -> int:
+        """The page that a vCPU has waited for longest, of those that have not been taken."""
+        self.remaining -= 1
+        return self._urgent.popleft()
+
+    def take_background(self, limit: int = POSTCOPY_BATCH) -> Pfns:
+        """The next pages that nobody waits for, at most `limit`."""
+        pfns, self._next = set_bits(self._bitmap, self._next, limit)
+        if not len(pfns):
+            pfns, self._next = set_bits(self._bitmap, 0, limit)
+        self._next %= len(self._bitmap)
+        self._bitmap[pfns] = False
+        self.remaining -= len(pfns)
+        return pfns

@@ -1,0 +1,261 @@
+"""The receiver's part of postcopy: the guest runs here while its pages come
+(postcopy_paging_setup, handle_postcopy_pfns and postcopy_restore of the postcopy series)."""
+
+from __future__ import annotations
+
+import errno
+import select
+import time
+from collections.abc import Set
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helper.abort import Abort
+from helper.channels.reporter import Reporter
+from helper.engine.fault_channel import FaultWriter
+from helper.engine.page_assembler import PageAssembler
+from helper.engine.page_states import PageEvent, PageState, PageStateError, PageStates
+from helper.engine.physmap import Physmap
+from helper.engine.stream_io import BusyPoll, StreamReader
+from helper.hypervisors.interface import Domain, PagingRequest, Pfns
+from helper.parameters import Statistics
+from ipc_schema.channel.messages import XentoollogLevel
+from ipc_schema.channel.waits import Patience
+from ipc_schema.errors import DecodeError, StreamEndError
+from ipc_schema.streams.page_lists import (
+    ENTRY_SIZE,
+    HEADER_SIZE,
+    contents_mask,
+    decode_entries,
+    decode_page_list_header,
+)
+from ipc_schema.streams.page_types import PageType
+
+_LISTED_AT_ONCE = 1 << 14
+
+_BUSY_SECONDS = 0.0005
+"""After a fault, or the page for one, the next event is this near."""
+_LOADED_AT_ONCE = 4
+"""Pages that are put in place before the descriptors are looked at again."""
+_READ_AHEAD = 32
+"""Pages that are read before they can be put in place, while no vCPU waits: more are left to the
+sender, which then sees that it is ahead."""
+
+
+class PostcopyReceiver:
+    """One postcopy phase, from POSTCOPY_PFNS_BEGIN to END. Making it switches paging on; `close`
+    switches it off."""
+
+    def __init__(
+        self,
+        domain: Domain,
+        reader: StreamReader,
+        faults: FaultWriter,
+        version: int,
+        reporter: Reporter,
+        abort: Abort,
+        stall_limit: float,
+        statistics: Statistics,
+    ) -> None:
+        self._reader = reader
+        self._faults = faults
+        self._version = version
+        self._reporter = reporter
+        self._abort = abort
+        self._stall_limit = stall_limit
+        self._statistics = statistics
+        self._states = PageStates(0)
+        self._total = 0
+        self._requested = 0
+        """Pages that vCPUs wait for and that have not come."""
+        self._paging = domain.mem_paging_enable()
+
+    def close(self) -> None:
+        self._paging.close()
+
+    def list_pfns(self, length: int, physmap: Physmap, cleared: Set[int]) -> None:
+        """Read the body of a POSTCOPY_PFNS record and evict its pages, a part at a time.
+
+        Pages in `cleared` have their new contents already (rings that a restore empties): they
+        count as dropped, or the old host's ring would come over the new one's.
+        """
+        what = "POSTCOPY_PFNS"
+        start = self._reader.offset
+        if length < HEADER_SIZE:
+            raise DecodeError(what, start, f"{length} octets are too short for a page list")
+        count = decode_page_list_header(self._reader.read(HEADER_SIZE, what), what, start)
+        if length != HEADER_SIZE + count * ENTRY_SIZE:
+            raise DecodeError(what, start, f"{length} octets do not hold {count} pfns")
+        if not len(self._states):
+            self._states = PageStates(physmap.limit)
+        while count:
+            part = min(count, _LISTED_AT_ONCE)
+            offset = self._reader.offset
+            pfns, types = decode_entries(self._reader.read(part * ENTRY_SIZE, what), what, offset)
+            physmap.check(pfns, offset)
+            allocated = types == PageType.XALLOC
+            if allocated.any():
+                physmap.populate(pfns[allocated], types[allocated], offset)
+            backed = pfns[contents_mask(types)]
+            if len(backed):
+                self._happens(PageEvent.LISTED, backed, offset)
+                if cleared:
+                    ours = np.isin(backed, np.fromiter(cleared, np.uint64))
+                    self._happens(PageEvent.RELEASED, backed[ours], offset)
+                    backed = backed[~ours]
+            if len(backed):
+                physmap.populate(backed, np.zeros(len(backed), np.uint32), offset)
+                self._paging.evict(backed)
+            count -= part
+        self._total = self._states.pending
+
+    def receive(self) -> None:
+        """Take pages and serve faults until END. Raises DecodeError for pages that may not come
+        and OSError(ETIMEDOUT) where nothing does.
+
+        Once no page is missing any more the guest is whole here, and may be so here alone: a sender
+        that has gone, or says no END, changes nothing then.
+        """
+        self._assembler = PageAssembler(self._version, self._reader.offset)
+        self._reporter.detail(f"{self._states.pending} pages are to come")
+        stream, paging = self._reader.fd, self._paging.fileno()
+        self._poll = BusyPoll(_BUSY_SECONDS)
+        for fd in (stream, paging, self._abort.fileno()):
+            self._poll.register(fd, select.POLLIN)
+        assembler = self._assembler
+        self._patience = Patience(self._stall_limit, time.monotonic())
+        told = False
+        while not (told and assembler.ended):
+            if not (told or self._states.pending or assembler.held):
+                self._serve_requests()
+                self._tell_complete()
+                told = True
+                continue
+            if assembler.ended and self._states.pending:
+                raise DecodeError(
+                    "END", self._reader.offset, f"{self._states.pending} postcopy pages never came"
+                )
+            ready = {fd for fd, _events in self._poll.poll(self._wait())}
+            if told and self._abort.errnoval == errno.ETIMEDOUT:
+                self._goes_without("nothing has come")
+                return
+            self._abort.check()
+            # Requests first: to read pages takes longer, and a page that is asked for while it is
+            # on its way comes once all the same.
+            if paging in ready:
+                self._serve_requests()
+            elif stream in ready and self._wants_more():
+                try:
+                    self._take_pages()
+                except (OSError, StreamEndError) as error:
+                    if not told or self._abort.errnoval not in {0, errno.ETIMEDOUT}:
+                        raise
+                    self._goes_without(str(error))
+                    return
+                self._patience.restart(time.monotonic())
+            elif assembler.held:
+                self._load_oldest()
+                self._patience.restart(time.monotonic())
+            elif not ready and self._patience.look(time.monotonic()):
+                if told:
+                    self._goes_without("nothing has come")
+                    return
+                raise OSError(
+                    errno.ETIMEDOUT,
+                    f"stream: no postcopy page for {self._stall_limit} s, "
+                    f"{self._states.pending} are missing",
+                )
+
+    def _tell_complete(self) -> None:
+        self._reporter.event("postcopy complete")
+        try:
+            self._faults.complete()
+        except OSError as error:
+            self._reporter.event("without the sender", error=str(error))
+
+    def _goes_without(self, why: str) -> None:
+        self._reporter.event("without the sender", error=why)
+        self._reporter.log(
+            XentoollogLevel.WARN,
+            f"no page is missing; the guest needs its sender no more: {why}",
+        )
+
+    def _wait(self) -> float:
+        """Seconds to wait before pages are put in place that no vCPU is known to wait for. It is
+        done while one waits for another page, and while no fault is expected."""
+        if self._assembler.held:
+            return 0.0 if self._requested else self._poll.busy
+        return self._patience.wait
+
+    def _wants_more(self) -> bool:
+        """Whether to read on: what follows END is not ours."""
+        if self._assembler.ended:
+            return False
+        return self._assembler.room > 0 if self._requested else self._assembler.held < _READ_AHEAD
+
+    def _take_pages(self) -> None:
+        taken = self._reader.read_some(self._assembler.views(), "POSTCOPY_PAGE_DATA")
+        if not taken:
+            raise StreamEndError(
+                "POSTCOPY_PAGE_DATA",
+                self._reader.offset,
+                f"the stream ends, {self._states.pending} pages are missing",
+            )
+        for pfn in self._assembler.filled(taken):
+            try:
+                before = self._states.happens_to(PageEvent.ARRIVED, pfn)
+            except PageStateError as error:
+                raise DecodeError("POSTCOPY_PAGE_DATA", self._reader.offset, str(error)) from error
+            if before is not PageState.OUTSTANDING:
+                data = self._assembler.take(pfn)
+                assert data is not None
+                if before is PageState.REQUESTED:
+                    self._paging.load(pfn, data)
+                    self._requested -= 1
+                    self._poll.expect()
+            self._statistics.postcopy_pages += 1
+
+    def _load_oldest(self) -> None:
+        """Put the oldest pages in place that are still waiting for that."""
+        run = self._assembler.take_oldest(_LOADED_AT_ONCE)
+        if run is not None:
+            self._paging.load(*run)
+        in_place = self._total - self._states.pending - self._assembler.held
+        doing_what = f"postcopy: {self._statistics.postcopy_faults:,} faults"
+        self._reporter.progress(doing_what, in_place, self._total)
+
+    def _serve_requests(self) -> None:
+        """Tell the sender of first faults; let vCPUs go on that have nothing to wait for. Those
+        that wait for a page go on when it is loaded."""
+        wanted: list[int] = []
+        answered: list[PagingRequest] = []
+        for request in self._paging.take_requests():
+            event = PageEvent.RELEASED if request.dropped else PageEvent.FAULTED
+            try:
+                before = self._states.happens_to(event, request.pfn)
+            except PageStateError as error:
+                raise OSError(errno.EFAULT, f"paging request: {error}") from error
+            if request.dropped:
+                answered.append(request)
+            elif before is PageState.OUTSTANDING:
+                wanted.append(request.pfn)
+            elif before is not PageState.REQUESTED:
+                # It is there, or has come and waits for its turn, or nobody needs it any more.
+                data = self._assembler.take(request.pfn)
+                if data is None:
+                    answered.append(request)
+                else:
+                    self._paging.load(request.pfn, data)
+        if wanted:
+            self._faults.fault(wanted)
+            self._requested += len(wanted)
+            self._statistics.postcopy_faults += len(wanted)
+        if answered:
+            self._paging.resume(answered)
+
+    def _happens(self, event: PageEvent, pfns: Pfns, offset: int) -> NDArray[np.uint8]:
+        try:
+            return self._states.happens(event, pfns)
+        except PageStateError as error:
+            raise DecodeError("postcopy page", offset, str(error)) from error

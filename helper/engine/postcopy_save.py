@@ -1,0 +1,167 @@
+"""The sender's part of postcopy, from the list of pages to the receiver's last word
+(send_postcopy_pfns and postcopy_domain_memory of the postcopy series)."""
+
+from __future__ import annotations
+
+import select
+import struct
+
+import numpy as np
+
+from helper.abort import Abort
+from helper.channels.reporter import Reporter
+from helper.engine.fault_channel import FaultReader, carry_at_once
+from helper.engine.page_stream import set_bits
+from helper.engine.postcopy_pages import PostcopyPages
+from helper.engine.save_phases import Outcome
+from helper.engine.stream_io import BusyPoll, StreamWriter, wait_for
+from helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, Pfns
+from helper.parameters import Statistics
+from ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
+from ipc_schema.streams.page_lists import (
+    ENTRY_SIZE,
+    HEADER_SIZE,
+    MAX_PFNS_PER_RECORD,
+    contents_mask,
+    encode_page_list,
+    encode_pfns,
+)
+from ipc_schema.streams.records import encode_record_header
+
+_BUSY_SECONDS = 0.0005
+"""After a fault the next one is this near."""
+
+_LISTED_AT_ONCE = 1 << 14
+
+
+class PostcopySender:
+    """The phases POSTCOPY_PFNS, POSTCOPY_PAGES and POSTCOPY_DRAIN of a save."""
+
+    def __init__(
+        self,
+        domain: Domain,
+        out: StreamWriter,
+        recv_fd: int,
+        reporter: Reporter,
+        abort: Abort,
+        stall_limit: float,
+        statistics: Statistics,
+    ) -> None:
+        self._domain = domain
+        self._out = out
+        self._recv_fd = recv_fd
+        self._reporter = reporter
+        self._abort = abort
+        self._stall_limit = stall_limit
+        self._statistics = statistics
+
+    def send_pfns(self, dirty: Bitmap) -> Outcome:
+        """List the pages of `dirty`, which is taken over: those without contents are told of here
+        and drop out of it."""
+        self._write_header(RecordType.POSTCOPY_PFNS_BEGIN, 0)
+        left = int(np.count_nonzero(dirty))
+        position = 0
+        while left:
+            count = min(left, MAX_PFNS_PER_RECORD)
+            self._write_header(RecordType.POSTCOPY_PFNS, HEADER_SIZE + count * ENTRY_SIZE)
+            self._out.write([struct.pack("<II", count, 0)])
+            left -= count
+            while count:
+                pfns, position = set_bits(dirty, position, min(count, _LISTED_AT_ONCE))
+                types = self._domain.get_pfn_type_batch(pfns)
+                self._out.write([memoryview(encode_page_list(pfns, types))[HEADER_SIZE:]])
+                dirty[pfns[~contents_mask(types)]] = False
+                count -= len(pfns)
+        self._pages = PostcopyPages(dirty)
+        self._p2m_size = len(dirty)
+        self._total = self._pages.remaining
+        self._reporter.detail(f"{self._total} pages are left to postcopy")
+        self._reporter.event("postcopy pfns", pages=self._total)
+        return Outcome.DONE
+
+    def send_pages(self) -> Outcome:
+        """Send every page once, those first that the guest waits for.
+
+        COMPLETE where the receiver had enough before the last one went.
+        """
+        self._faults = FaultReader(self._recv_fd, VERSION, self._p2m_size)
+        self._record = record_number(RecordType.POSTCOPY_PAGE_DATA, VERSION)
+        self._calm = BusyPoll(_BUSY_SECONDS)
+        self._stream = select.poll()
+        for poll in (self._calm, self._stream):
+            poll.register(self._recv_fd, select.POLLIN)
+            poll.register(self._abort.fileno(), select.POLLIN)
+        both = select.POLLIN if self._out.fd == self._recv_fd else 0
+        self._stream.register(self._out.fd, select.POLLOUT | both)
+        carry_at_once(self._out.fd)
+        pages = self._pages
+        while pages.remaining:
+            if pages.urgent:
+                self._send(np.array([pages.take_urgent()], np.uint64))
+                # Right behind a faulted page others hold nobody up: the guest runs now.
+                background = not pages.urgent and not self._out.pacer.delay() and self._look(0)
+            else:
+                background = self._wait()
+            if background and pages.remaining:
+                self._send(pages.take_background())
+            self._take_faults()
+            if self._faults.complete and pages.remaining:
+                self._reporter.detail(f"the receiver needs none of {pages.remaining} pages")
+                return Outcome.COMPLETE
+        return Outcome.DONE
+
+    def _wait(self) -> bool:
+        """Until there is a fault, or (True) pages may go that nobody waits for: they are due, the
+        next fault is not near, and the stream takes them.
+
+        A wait for the stream ends by the abort watcher's stall clock.
+        """
+        if quiet := max(self._out.pacer.delay(), self._calm.busy):
+            faults = self._calm.poll(quiet)
+            self._abort.progress()
+            if faults:
+                return False
+        return self._look(None)
+
+    def _look(self, milliseconds: int | None) -> bool:
+        """Whether the stream takes pages, and no fault is there."""
+        ready = self._stream.poll(milliseconds)
+        self._abort.check()
+        return bool(ready) and not any(events & select.POLLIN for _fd, events in ready)
+
+    def _send(self, pfns: Pfns) -> None:
+        views = self._domain.foreign_map(pfns)
+        try:
+            listed = encode_pfns(pfns.tolist())
+            length = len(listed) + len(pfns) * PAGE_SIZE
+            head = encode_record_header(self._record, length) + listed
+            self._out.write_now([head, *views])
+        finally:
+            self._domain.foreign_unmap(views)
+        self._statistics.postcopy_pages += len(pfns)
+        doing_what = f"postcopy: {self._statistics.postcopy_faults:,} faults"
+        self._reporter.progress(doing_what, self._total - self._pages.remaining, self._total)
+
+    def drain(self) -> Outcome:
+        """Wait for POSTCOPY_COMPLETE: all pages are on their way, so faults need no answer."""
+        while not self._faults.complete:
+            wait_for(
+                self._recv_fd,
+                select.POLLIN,
+                self._abort,
+                self._stall_limit,
+                "back channel, waiting for POSTCOPY_COMPLETE",
+            )
+            self._abort.progress()
+            self._take_faults()
+        return Outcome.COMPLETE
+
+    def _take_faults(self) -> None:
+        pfns = self._faults.take()
+        if not pfns:
+            return
+        self._calm.expect()
+        self._statistics.postcopy_faults += self._pages.fault(pfns)
+
+    def _write_header(self, kind: RecordType, length: int) -> None:
+        self._out.write([encode_record_header(record_number(kind, VERSION), length)])

@@ -1,0 +1,158 @@
+"""The rounds of a save: sending what is dirty, and when to stop.
+
+`send_dirty_pages` and `send_memory_live` of the postcopy series (xc_sr_save.c), which ask the
+policy before every batch, so that a slow round can be left in its middle.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from helper.channels.reporter import Reporter
+from helper.engine.page_stream import MapAhead, PageWriter
+from helper.hypervisors.interface import Bitmap, Domain
+from helper.parameters import Statistics
+from helper.precopy_limits import limited_policy
+from ipc_schema.channel.messages import PrecopyPolicy
+from ipc_schema.channel.precopy_rule import PrecopyLimits, decide
+from ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
+
+UNKNOWN = -1
+"""A dirty count that is not known while a round is under way."""
+
+Policy = Callable[[int, int, int], PrecopyPolicy]
+"""(iteration, total_written, dirty_count) to what shall be done."""
+
+_U32 = 2**32 - 1
+
+
+def simple_precopy_policy(iteration: int, total_written: int, dirty_count: int) -> PrecopyPolicy:
+    """libxenguest's own, where the controller has none: few pages are dirty, or enough rounds."""
+    del total_written
+    return decide(PrecopyLimits(), iteration, dirty_count, None).policy
+
+
+def precopy_policy(
+    reporter: Reporter, limits: PrecopyLimits | None, octets: Callable[[], int]
+) -> Policy:
+    """The controller's policy where it has one, else that of `limits`, else libxenguest's.
+    `octets` counts the stream's."""
+    if not reporter.provides("precopy_policy"):
+        if limits is None:
+            return simple_precopy_policy
+        return limited_policy(limits, octets, reporter)
+
+    def ask(iteration: int, total_written: int, dirty_count: int) -> PrecopyPolicy:
+        answer = reporter.call(
+            "precopy_policy",
+            iteration=iteration,
+            total_written=total_written & _U32,
+            dirty_count=dirty_count,
+        )
+        try:
+            return PrecopyPolicy(answer)
+        except ValueError:
+            raise OSError(
+                errno.EINVAL, f"precopy_policy answered {answer}, which is no decision"
+            ) from None
+
+    return ask
+
+
+class Rounds:
+    """What is dirty, what was left for later, and the sending of it. Bitmaps have an element for
+    each pfn below the domain's p2m_size."""
+
+    def __init__(
+        self, domain: Domain, pages: PageWriter, reporter: Reporter, statistics: Statistics
+    ) -> None:
+        self.p2m_size = domain.maximum_gpfn() + 1
+        self.dirty: Bitmap = np.zeros(self.p2m_size, np.bool_)
+        self._deferred: Bitmap = np.zeros(self.p2m_size, np.bool_)
+        self._domain = domain
+        self._pages = pages
+        self._reporter = reporter
+        self._statistics = statistics
+        self._iteration = 0
+        self._total_written = 0
+        self._page_data = record_number(RecordType.PAGE_DATA, VERSION)
+
+    def send_all_pages(self, doing_what: str) -> None:
+        """All pages of a domain that stands still."""
+        self.dirty[:] = True
+        self._round(doing_what, self.p2m_size, None)
+
+    def send_final(self, doing_what: str) -> None:
+        """What `dirty` says, of a domain that stands still."""
+        self._round(doing_what, int(np.count_nonzero(self.dirty)), None)
+
+    def send_memory_live(self, policy: Policy) -> PrecopyPolicy:
+        """The precopy rounds, with log-dirty on, until the policy has enough: STOP_AND_COPY or
+        POSTCOPY. Raises OSError(ECANCELED) where it wants an abort."""
+        self.dirty[:] = True
+        dirty_count = self.p2m_size
+        while True:
+            decision = self._round(f"Frames iteration {self._iteration}", dirty_count, policy)
+            if decision is not PrecopyPolicy.CONTINUE_PRECOPY:
+                return decision
+            self._iteration += 1
+            dirty_count = self._domain.logdirty_clean(self.dirty)
+            decision = self._ask(policy, dirty_count)
+            if decision is not PrecopyPolicy.CONTINUE_PRECOPY:
+                self._deferred |= self.dirty
+                return decision
+
+    def gather_final(self) -> int:
+        """The domain stands still now: what is dirty, with all that was deferred."""
+        self._domain.logdirty_clean(self.dirty)
+        self.dirty |= self._deferred
+        self._deferred[:] = False
+        return int(np.count_nonzero(self.dirty))
+
+    def _ask(self, policy: Policy, dirty_count: int) -> PrecopyPolicy:
+        decision = policy(self._iteration, self._total_written, dirty_count)
+        if decision is PrecopyPolicy.ABORT:
+            raise OSError(
+                errno.ECANCELED, f"precopy policy asked for an abort in round {self._iteration}"
+            )
+        return decision
+
+    def _round(self, doing_what: str, entries: int, policy: Policy | None) -> PrecopyPolicy:
+        """Send the dirty pages batch by batch. A policy that does not want to go on leaves the
+        rest to the next phase."""
+        started = time.monotonic()
+        decision = PrecopyPolicy.CONTINUE_PRECOPY
+        written = 0
+        contents = 0
+        with MapAhead(self._pages, self._page_data, self.dirty) as ahead:
+            while ahead.more():
+                if policy is not None:
+                    decision = self._ask(policy, UNKNOWN)
+                    if decision is not PrecopyPolicy.CONTINUE_PRECOPY:
+                        self._deferred |= self.dirty
+                        break
+                batch = ahead.take()
+                self._pages.send(batch)
+                self.dirty[batch.pfns] = False
+                written += len(batch.pfns)
+                contents += batch.pages
+                self._total_written += len(batch.pfns)
+                self._statistics.pages += batch.pages
+                self._reporter.progress(doing_what, written, entries)
+        if written:
+            self._statistics.rounds += 1
+        self._reporter.event(
+            "round",
+            iteration=self._iteration,
+            doing_what=doing_what,
+            pfns=written,
+            pages=contents,
+            dirty_count=entries,
+            decision=decision.name,
+            seconds=round(time.monotonic() - started, 6),
+        )
+        return decision

@@ -1,0 +1,380 @@
+"""`xc_domain_restore`: our engine's restore of an HVM or PVH domain from a libxc stream, version 2
+or 3 (xg_sr_restore.c and xg_sr_restore_x86_hvm.c), postcopy included."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import numpy as np
+
+from helper.abort import Abort
+from helper.channels.channel import Channel
+from helper.channels.reporter import Reporter
+from helper.cpu_check import check_features
+from helper.engine import hvm_params
+from helper.engine.fault_channel import FaultWriter
+from helper.engine.page_stream import read_page_list
+from helper.engine.physmap import Physmap
+from helper.engine.postcopy_restore import PostcopyReceiver
+from helper.engine.restore_order import POSTCOPY_RECORDS, RecordOrder, Stage
+from helper.engine.stream_io import StreamReader
+from helper.hypervisors import interface
+from helper.hypervisors.interface import PAGE_SIZE, Domain, Pfns
+from helper.parameters import RestoreParameters, RestoreResults
+from ipc_schema.channel.messages import StreamType, XentoollogLevel
+from ipc_schema.errors import DecodeError
+from ipc_schema.streams.libxc_stream import (
+    DOMAIN_HEADER_SIZE,
+    IMAGE_HEADER_SIZE,
+    Body,
+    DomainType,
+    RecordType,
+    TscInfo,
+    check_length,
+    decode_body,
+    decode_domain_header,
+    decode_image_header,
+    record_type,
+)
+from ipc_schema.streams.page_lists import contents_mask
+from ipc_schema.streams.phases import HEADERS
+from ipc_schema.streams.records import HEADER_SIZE, check_padding, decode_record_header, padding
+from ipc_schema.trace import Trace
+
+__all__ = ["RestoreParameters", "RestoreResults", "domain_restore"]
+
+_MISSING_CPUID = 1
+_MISSING_MSR = 2
+"""XGR_SDD_MISSING_*: bits of static_data_done's argument."""
+
+_VERIFIED_AT_ONCE = 64
+_MISMATCHES_LOGGED = 16
+
+
+def domain_restore(
+    domain: Domain,
+    io_fd: int,
+    send_back_fd: int,
+    channel: Channel,
+    parameters: RestoreParameters,
+    abort: Abort,
+    trace: Trace,
+) -> RestoreResults:
+    """Restore `domain`, which is new and has no memory, from `io_fd`; `send_back_fd` is the back
+    channel, -1 for none. Reads up to the END record, and not an octet more.
+
+    Raises DecodeError for a stream that is not right, with the offset in the libxc stream; OSError
+    of the hypervisor, the stream or the abort, with EOPNOTSUPP for a stream that is not for us,
+    EIO for a callback that failed; ChannelError where the controller is gone.
+    """
+    return _Restore(domain, io_fd, send_back_fd, channel, parameters, abort, trace).run()
+
+
+class _Restore:
+    def __init__(
+        self,
+        domain: Domain,
+        io_fd: int,
+        send_back_fd: int,
+        channel: Channel,
+        parameters: RestoreParameters,
+        abort: Abort,
+        trace: Trace,
+    ) -> None:
+        self._domain = domain
+        self._io_fd = io_fd
+        self._send_back_fd = send_back_fd
+        self._parameters = parameters
+        self._abort = abort
+        self._reporter = Reporter(channel, abort, trace)
+        self._reader = StreamReader(io_fd, abort)
+        self._results = RestoreResults()
+        self._physmap = Physmap(domain)
+        self._version = 0
+        self._cpuid = b""
+        self._msr = b""
+        self._context: bytes | None = None
+        self._cleared: set[int] = set()
+        self._mismatches = 0
+        self._given = 0
+        self._postcopy: PostcopyReceiver | None = None
+
+    def run(self) -> RestoreResults:
+        if self._parameters.stream_type is not StreamType.PLAIN:
+            name = StreamType(self._parameters.stream_type).name
+            raise OSError(
+                errno.EOPNOTSUPP,
+                f"our engine reads no checkpointed stream ({name}); use libxenguest's",
+            )
+        self._abort.guard_stream(self._io_fd, reading=True)
+        try:
+            with self._reporter.phase(HEADERS):
+                self._headers()
+            self._order = RecordOrder(self._version)
+            self._records()
+        finally:
+            self._results.statistics.bytes = self._reader.offset
+            self._abort.release_stream()
+            if self._postcopy is not None:
+                self._postcopy.close()
+        self._reporter.info(
+            f"Restore successful: {self._results.statistics.pages} pages, "
+            f"{self._results.statistics.postcopy_pages} by postcopy"
+        )
+        return self._results
+
+    def _headers(self) -> None:
+        image = decode_image_header(self._reader.read(IMAGE_HEADER_SIZE, "image header"))
+        self._version = image.version
+        header = decode_domain_header(
+            self._reader.read(DOMAIN_HEADER_SIZE, "domain header"), IMAGE_HEADER_SIZE
+        )
+        info = self._domain.getinfo()
+        hvm = header.type is DomainType.X86_HVM
+        self._reporter.info(
+            f"Found {header.type.name} domain from Xen {header.xen_major}.{header.xen_minor}"
+        )
+        if not hvm:
+            raise OSError(
+                errno.EOPNOTSUPP,
+                "the stream is of a PV domain, and our engine restores HVM and PVH domains only; "
+                "use libxenguest's",
+            )
+        if not info.hvm:
+            raise OSError(
+                errno.EINVAL,
+                f"the stream is of an HVM domain, and domain {self._domain.domid} is PV",
+            )
+
+    def _records(self) -> None:
+        """Records until END: each stage of the stream is a phase of the trace."""
+        handlers: dict[RecordType, Callable[[int], None]] = {
+            RecordType.PAGE_DATA: self._page_data,
+            RecordType.X86_CPUID_POLICY: self._cpuid_policy,
+            RecordType.X86_MSR_POLICY: self._msr_policy,
+            RecordType.STATIC_DATA_END: self._static_data_end,
+            RecordType.X86_TSC_INFO: self._tsc_info,
+            RecordType.HVM_CONTEXT: self._hvm_context,
+            RecordType.HVM_PARAMS: self._hvm_params,
+            RecordType.VERIFY: self._verify,
+            RecordType.POSTCOPY_BEGIN: self._postcopy_begin,
+            RecordType.POSTCOPY_PFNS_BEGIN: self._postcopy_pfns_begin,
+            RecordType.POSTCOPY_PFNS: self._postcopy_pfns,
+            RecordType.POSTCOPY_TRANSITION: self._postcopy_transition,
+            RecordType.END: self._end,
+        }
+        while (stage := self._order.stage) is not Stage.ENDED:
+            with self._reporter.phase(stage.value):
+                if stage is Stage.POSTCOPY_PAGES:
+                    self._receive_postcopy()
+                    continue
+                while self._order.stage is stage:
+                    record = self._next_record()
+                    if record is not None:
+                        handlers[record[0]](record[1])
+
+    def _next_record(self) -> tuple[RecordType, int] | None:
+        """Type and length of the next record that is for us; its place in the order is checked."""
+        offset = self._reader.offset
+        number, length = decode_record_header(
+            self._reader.read(HEADER_SIZE, "record header"), "record", offset
+        )
+        kind = record_type(number, self._version, offset)
+        if kind is None:
+            self._reporter.detail(f"ignoring optional record {number:#x} at offset {offset:#x}")
+            self._reader.skip(length, "optional record")
+            self._padding(length, "optional record")
+            return None
+        if kind is RecordType.CHECKPOINT:
+            raise DecodeError(kind.name, offset, "a checkpoint in a stream that has none")
+        if kind in POSTCOPY_RECORDS and not self._parameters.postcopy:
+            raise DecodeError(kind.name, offset, "postcopy was not agreed upon for this restore")
+        if kind in POSTCOPY_RECORDS and self._send_back_fd < 0:
+            raise DecodeError(kind.name, offset, "postcopy needs a back channel, and there is none")
+        if self._order.record(kind, offset):
+            self._static_data_complete()
+        return kind, length
+
+    def _body(self, kind: RecordType, length: int) -> bytes:
+        check_length(kind, length, self._reader.offset - HEADER_SIZE)
+        body = self._reader.read(length, kind.name)
+        self._padding(length, kind.name)
+        return body
+
+    def _padding(self, length: int, what: str) -> None:
+        """Read and check what follows a body of `length` octets."""
+        offset = self._reader.offset
+        check_padding(self._reader.read(padding(length), what), what, offset)
+
+    def _decoded(self, kind: RecordType, length: int) -> Body:
+        offset = self._reader.offset
+        return decode_body(kind, self._body(kind, length), offset, self._version)
+
+    # Static data.
+
+    def _cpuid_policy(self, length: int) -> None:
+        self._cpuid = self._body(RecordType.X86_CPUID_POLICY, length)
+
+    def _msr_policy(self, length: int) -> None:
+        self._msr = self._body(RecordType.X86_MSR_POLICY, length)
+
+    def _static_data_end(self, length: int) -> None:
+        self._decoded(RecordType.STATIC_DATA_END, length)
+        self._static_data_complete()
+
+    def _static_data_complete(self) -> None:
+        """x86_static_data_complete, and the callback."""
+        missing = (0 if self._cpuid else _MISSING_CPUID) | (0 if self._msr else _MISSING_MSR)
+        if self._cpuid:
+            offered = self._domain.system_cpu_policy()
+            choice = self._parameters.missing_cpu_features
+            check_features(self._cpuid, offered, choice, self._reporter)
+        if self._cpuid or self._msr:
+            self._domain.set_cpu_policy(self._cpuid, self._msr)
+        if self._reporter.provides("static_data_done") and self._reporter.call(
+            "static_data_done", missing=missing
+        ):
+            raise OSError(errno.EIO, "the static_data_done callback failed")
+
+    # Memory.
+
+    def _page_data(self, length: int) -> None:
+        pfns, types, pages = read_page_list(self._reader, length, "PAGE_DATA")
+        self._physmap.populate(pfns, types, self._reader.offset)
+        present = pfns if pages == len(pfns) else pfns[contents_mask(types)]
+        if not pages:
+            return
+        views = self._domain.foreign_map(present, writable=True)
+        try:
+            if self._order.stage is Stage.VERIFY:
+                self._compare(present, views)
+            else:
+                self._reader.readinto(views, "PAGE_DATA")
+        finally:
+            self._domain.foreign_unmap(views)
+        self._results.statistics.pages += pages
+        self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        """How much of its memory the domain has been given; rounds of a live migration that bring
+        no new page are not measured."""
+        if self._physmap.count != self._given:
+            self._given = self._physmap.count
+            self._reporter.progress("Frames", self._given, self._physmap.memory)
+
+    def _verify(self, length: int) -> None:
+        self._decoded(RecordType.VERIFY, length)
+        self._reporter.info("Verify mode: comparing what comes with what is there")
+
+    def _compare(self, pfns: Pfns, views: list[memoryview]) -> None:
+        """Contents of the stream against the memory in `views`. As in libxc a difference is told,
+        and is no failure."""
+        scratch = memoryview(bytearray(_VERIFIED_AT_ONCE * PAGE_SIZE))
+        first = 0
+        for view in views:
+            for start in range(0, len(view), len(scratch)):
+                there = view[start : start + len(scratch)]
+                came = scratch[: len(there)]
+                self._reader.readinto([came], "PAGE_DATA")
+                if came != there:
+                    self._tell_mismatches(
+                        pfns[first : first + len(there) // PAGE_SIZE], there, came
+                    )
+                first += len(there) // PAGE_SIZE
+
+    def _tell_mismatches(self, pfns: Pfns, there: memoryview, came: memoryview) -> None:
+        differs = (np.frombuffer(there, np.uint8) != np.frombuffer(came, np.uint8)).reshape(
+            len(pfns), PAGE_SIZE
+        )
+        for pfn in pfns[differs.any(axis=1)].tolist():
+            self._mismatches += 1
+            if self._mismatches <= _MISMATCHES_LOGGED:
+                self._reporter.log(XentoollogLevel.ERROR, f"verify pfn {pfn:#x} failed")
+
+    # State.
+
+    def _tsc_info(self, length: int) -> None:
+        tsc = self._decoded(RecordType.X86_TSC_INFO, length)
+        assert isinstance(tsc, TscInfo)
+        self._domain.set_tsc_info(interface.TscInfo(tsc.mode, tsc.khz, tsc.nsec, tsc.incarnation))
+
+    def _hvm_context(self, length: int) -> None:
+        self._context = self._body(RecordType.HVM_CONTEXT, length)
+
+    def _hvm_params(self, length: int) -> None:
+        params = self._decoded(RecordType.HVM_PARAMS, length)
+        assert isinstance(params, list)
+        for index, value in params:
+            if index == hvm_params.PAE_ENABLED:
+                continue  # only ever carried data into xc_cpuid_apply_policy, in old streams
+            if index == hvm_params.STORE_PFN:
+                self._results.store_gfn = value
+            elif index == hvm_params.CONSOLE_PFN:
+                self._results.console_gfn = value
+            if index in hvm_params.CLEARED:
+                self._physmap.populate_one(value, self._reader.offset)
+                self._domain.clear_page(value)
+                self._cleared.add(value)
+            self._domain.hvm_param_set(index, value)
+
+    def _stream_complete(self) -> None:
+        """x86_hvm_stream_complete: what is left once all state is there."""
+        if self._context is None:
+            raise DecodeError("HVM_CONTEXT", self._reader.offset, "missing from the stream")
+        self._domain.hvm_param_set(hvm_params.STORE_EVTCHN, self._parameters.store_evtchn)
+        self._domain.hvm_param_set(hvm_params.CONSOLE_EVTCHN, self._parameters.console_evtchn)
+        self._domain.hvm_setcontext(self._context)
+
+    def _end(self, length: int) -> None:
+        self._decoded(RecordType.END, length)
+        self._stream_complete()
+        if self._mismatches:
+            self._reporter.log(
+                XentoollogLevel.ERROR, f"verify failed for {self._mismatches} pages in all"
+            )
+
+    # Postcopy.
+
+    def _postcopy_begin(self, length: int) -> None:
+        self._decoded(RecordType.POSTCOPY_BEGIN, length)
+
+    def _postcopy_pfns_begin(self, length: int) -> None:
+        self._decoded(RecordType.POSTCOPY_PFNS_BEGIN, length)
+        self._postcopy = PostcopyReceiver(
+            self._domain,
+            self._reader,
+            FaultWriter(
+                self._send_back_fd, self._version, self._abort, self._parameters.stall_limit
+            ),
+            self._version,
+            self._reporter,
+            self._abort,
+            self._parameters.stall_limit,
+            self._results.statistics,
+        )
+
+    def _postcopy_pfns(self, length: int) -> None:
+        self._receiver().list_pfns(length, self._physmap, frozenset(self._cleared))
+
+    def _postcopy_transition(self, length: int) -> None:
+        self._decoded(RecordType.POSTCOPY_TRANSITION, length)
+        self._stream_complete()
+        if self._reporter.provides("restore_results"):
+            self._reporter.tell(
+                "restore_results",
+                store_gfn=self._results.store_gfn,
+                console_gfn=self._results.console_gfn,
+            )
+        self._reporter.info("Postcopy transition: resuming guest")
+        if not self._reporter.transition():
+            raise OSError(errno.EIO, "the postcopy transition callback failed")
+
+    def _receive_postcopy(self) -> None:
+        self._receiver().receive()
+        self._order.record(RecordType.END, self._reader.offset)
+
+    def _receiver(self) -> PostcopyReceiver:
+        # The order of records sees to it: pages are listed after POSTCOPY_PFNS_BEGIN only.
+        assert self._postcopy is not None
+        return self._postcopy

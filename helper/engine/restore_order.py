@@ -1,0 +1,77 @@
+"""Which record may come when in a stream of an HVM guest: the whole grammar of a restore.
+
+The libxc stream specification, with what it leaves open filled in as libxc's own sender has it,
+and the postcopy series' records. A version 2 stream has no STATIC_DATA_END: its first record that
+is not static data says it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from ipc_schema.errors import DecodeError
+from ipc_schema.streams.libxc_record_types import RecordType
+from ipc_schema.streams.phases import Stage
+
+__all__ = ["NEXT", "POSTCOPY_RECORDS", "RecordOrder", "Stage"]
+
+
+_R, _S = RecordType, Stage
+
+
+def _stay(stage: Stage, *records: RecordType) -> dict[tuple[Stage, RecordType], Stage]:
+    return {(stage, record): stage for record in records}
+
+
+_STATE = (_R.X86_TSC_INFO, _R.HVM_CONTEXT, _R.HVM_PARAMS)
+
+NEXT: Final[Mapping[tuple[Stage, RecordType], Stage]] = {
+    **_stay(_S.STATIC_DATA, _R.X86_CPUID_POLICY, _R.X86_MSR_POLICY),
+    (_S.STATIC_DATA, _R.STATIC_DATA_END): _S.MEMORY,
+    **_stay(_S.MEMORY, _R.PAGE_DATA, *_STATE),
+    (_S.MEMORY, _R.VERIFY): _S.VERIFY,
+    (_S.MEMORY, _R.POSTCOPY_BEGIN): _S.POSTCOPY_STATE,
+    (_S.MEMORY, _R.END): _S.ENDED,
+    **_stay(_S.VERIFY, _R.PAGE_DATA, *_STATE),
+    (_S.VERIFY, _R.END): _S.ENDED,
+    **_stay(_S.POSTCOPY_STATE, *_STATE),
+    (_S.POSTCOPY_STATE, _R.POSTCOPY_PFNS_BEGIN): _S.POSTCOPY_PFNS,
+    **_stay(_S.POSTCOPY_PFNS, _R.POSTCOPY_PFNS),
+    (_S.POSTCOPY_PFNS, _R.POSTCOPY_TRANSITION): _S.POSTCOPY_PAGES,
+    **_stay(_S.POSTCOPY_PAGES, _R.POSTCOPY_PAGE_DATA),
+    (_S.POSTCOPY_PAGES, _R.END): _S.ENDED,
+}
+
+POSTCOPY_RECORDS: Final = frozenset(
+    {
+        _R.POSTCOPY_BEGIN,
+        _R.POSTCOPY_PFNS_BEGIN,
+        _R.POSTCOPY_PFNS,
+        _R.POSTCOPY_TRANSITION,
+        _R.POSTCOPY_PAGE_DATA,
+    }
+)
+
+_STATIC_ONLY: Final = frozenset({_R.X86_CPUID_POLICY, _R.X86_MSR_POLICY, _R.STATIC_DATA_END})
+
+
+class RecordOrder:
+    """Walks the table. `version` is the stream's."""
+
+    def __init__(self, version: int) -> None:
+        self.stage = Stage.STATIC_DATA
+        self._version = version
+
+    def record(self, kind: RecordType, offset: int) -> bool:
+        """A record `kind` stands at `offset`; says whether it tells, in passing, that the static
+        data is complete. Raises DecodeError for one that may not come now."""
+        stage = self.stage
+        implied = self._version < 3 and stage is Stage.STATIC_DATA and kind not in _STATIC_ONLY
+        if implied:
+            stage = Stage.MEMORY
+        following = NEXT.get((stage, kind))
+        if following is None:
+            raise DecodeError(kind.name, offset, f"may not come here, in the {stage.value}")
+        self.stage = following
+        return implied

@@ -1,0 +1,275 @@
+"""`xc_domain_save`: our engine's save of a domain, live or not, with a postcopy phase where the
+policy asks for one (xg_sr_save.c and xg_sr_save_x86_hvm.c; xc_sr_save.c of the postcopy series)."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from helper.abort import Abort
+from helper.channels.channel import Channel, ChannelError
+from helper.channels.reporter import Reporter
+from helper.engine import hvm_params
+from helper.engine.page_stream import PageWriter
+from helper.engine.postcopy_save import PostcopySender
+from helper.engine.precopy import Rounds, precopy_policy
+from helper.engine.save_phases import NEXT, Outcome, Phase
+from helper.engine.stream_io import StreamWriter
+from helper.hypervisors.interface import Domain, ShutdownReason
+from helper.parameters import SaveParameters, Statistics
+from ipc_schema.channel.messages import PrecopyPolicy, StreamType, XentoollogLevel
+from ipc_schema.streams.libxc_record_types import VERSION
+from ipc_schema.streams.libxc_stream import (
+    DomainHeader,
+    ImageHeader,
+    RecordType,
+    encode_body,
+    encode_domain_header,
+    encode_image_header,
+    record_number,
+)
+from ipc_schema.streams.records import encode_record
+from ipc_schema.trace import Trace
+
+__all__ = ["SaveParameters", "Statistics", "domain_save"]
+
+
+def domain_save(
+    domain: Domain,
+    io_fd: int,
+    recv_fd: int,
+    channel: Channel,
+    parameters: SaveParameters,
+    abort: Abort,
+    trace: Trace,
+    statistics: Statistics,
+) -> None:
+    """Save `domain` into `io_fd`; `recv_fd` is the back channel, -1 for none. `statistics` are kept
+    up to date, also where it fails.
+
+    Raises OSError: of the hypervisor, the stream, the abort, or with EINVAL, EOPNOTSUPP and
+    ECANCELED for what callbacks answered and callers asked; ChannelError where the controller is
+    gone; DecodeError for a back channel that makes no sense. Log-dirty mode is off at its end,
+    however it ends, and the stream descriptor is no longer guarded.
+    """
+    _Save(domain, io_fd, recv_fd, channel, parameters, abort, trace, statistics).run()
+
+
+class _Save:
+    def __init__(
+        self,
+        domain: Domain,
+        io_fd: int,
+        recv_fd: int,
+        channel: Channel,
+        parameters: SaveParameters,
+        abort: Abort,
+        trace: Trace,
+        statistics: Statistics,
+    ) -> None:
+        self._domain = domain
+        self._io_fd = io_fd
+        self._recv_fd = recv_fd
+        self._parameters = parameters
+        self._abort = abort
+        self._reporter = Reporter(channel, abort, trace)
+        self._statistics = statistics
+        self._out = StreamWriter(io_fd, abort, parameters.bandwidth)
+        self._pages = PageWriter(domain, self._out)
+        self._logdirty = False
+        self._qemu_logdirty = False
+
+    def run(self) -> None:
+        self._check()
+        self._rounds = Rounds(self._domain, self._pages, self._reporter, self._statistics)
+        self._postcopy = PostcopySender(
+            self._domain,
+            self._out,
+            self._recv_fd,
+            self._reporter,
+            self._abort,
+            self._parameters.stall_limit,
+            self._statistics,
+        )
+        phases: dict[Phase, Callable[[], Outcome]] = {
+            Phase.HEADERS: self._headers,
+            Phase.STATIC_DATA: self._static_data,
+            Phase.PRECOPY: self._precopy,
+            Phase.SUSPEND: self._suspend,
+            Phase.STOP_AND_COPY: self._stop_and_copy,
+            Phase.VERIFY: self._verify,
+            Phase.STATE: self._state,
+            Phase.SUSPEND_FOR_POSTCOPY: self._suspend,
+            Phase.POSTCOPY_BEGIN: self._postcopy_begin,
+            Phase.POSTCOPY_PFNS: lambda: self._postcopy.send_pfns(self._rounds.dirty),
+            Phase.POSTCOPY_TRANSITION: self._postcopy_transition,
+            Phase.POSTCOPY_PAGES: self._postcopy.send_pages,
+            Phase.POSTCOPY_DRAIN: self._postcopy.drain,
+            Phase.END: self._end,
+        }
+        self._abort.guard_stream(self._io_fd, moved=lambda: self._out.octets)
+        try:
+            self._enable_qemu_logdirty()
+            phase = Phase.HEADERS
+            while phase is not Phase.FINISHED:
+                with self._reporter.phase(phase.value):
+                    outcome = phases[phase]()
+                phase = NEXT[phase, outcome]
+        finally:
+            self._statistics.bytes = self._out.octets
+            self._abort.release_stream()
+            self._cleanup()
+
+    def _check(self) -> None:
+        """Refuse what we do not do, before anything has happened."""
+        if self._parameters.stream_type is not StreamType.PLAIN:
+            name = StreamType(self._parameters.stream_type).name
+            raise OSError(
+                errno.EOPNOTSUPP,
+                f"our engine writes no checkpointed stream ({name}); use libxenguest's",
+            )
+        info = self._domain.getinfo()
+        if not info.hvm:
+            raise OSError(
+                errno.EOPNOTSUPP,
+                f"domain {self._domain.domid} is PV, and our engine saves HVM and PVH domains "
+                "only; use libxenguest's",
+            )
+
+    # The phases, in the order of their table.
+
+    def _headers(self) -> Outcome:
+        live = "live" if self._parameters.live else "non-live"
+        self._reporter.info(f"Saving domain {self._domain.domid}, type x86 HVM, {live}")
+        header = encode_image_header(ImageHeader(version=VERSION))
+        self._out.write([header + encode_domain_header(DomainHeader())])
+        return Outcome.DONE
+
+    def _static_data(self) -> Outcome:
+        cpuid, msr = self._domain.cpu_policy()
+        if cpuid:
+            self._write_record(RecordType.X86_CPUID_POLICY, cpuid)
+        if msr:
+            self._write_record(RecordType.X86_MSR_POLICY, msr)
+        self._write_record(RecordType.STATIC_DATA_END)
+        return Outcome.LIVE if self._parameters.live else Outcome.NON_LIVE
+
+    def _precopy(self) -> Outcome:
+        self._enable_logdirty()
+        policy = precopy_policy(self._reporter, self._parameters.limits, lambda: self._out.octets)
+        decision = self._rounds.send_memory_live(policy)
+        if decision is not PrecopyPolicy.POSTCOPY:
+            return Outcome.STOP_AND_COPY
+        if not self._parameters.postcopy or self._recv_fd < 0:
+            lacks = "back channel" if self._recv_fd < 0 else "leave to do so"
+            raise OSError(
+                errno.EOPNOTSUPP, f"precopy policy asked for postcopy, and this save has no {lacks}"
+            )
+        return Outcome.POSTCOPY
+
+    def _suspend(self) -> Outcome:
+        if self._reporter.call("suspend") != 1:
+            raise OSError(
+                errno.EIO, f"domain {self._domain.domid} was not suspended: the callback failed"
+            )
+        info = self._domain.getinfo()
+        if info.shutdown_reason is not ShutdownReason.SUSPEND:
+            reason = info.shutdown_reason
+            state = f"it is shut down with {reason.name}" if reason is not None else "it runs"
+            raise OSError(errno.EIO, f"domain {self._domain.domid} has not been suspended: {state}")
+        self._reporter.info("Domain now suspended")
+        if self._parameters.live:
+            count = self._rounds.gather_final()
+            self._reporter.detail(f"{count} pages remain")
+            self._reporter.event("final dirty", dirty_count=count)
+        return Outcome.DONE
+
+    def _stop_and_copy(self) -> Outcome:
+        if not self._parameters.live:
+            self._rounds.send_all_pages("Frames")
+            return Outcome.DONE
+        self._rounds.send_final("Final precopy iteration")
+        return Outcome.DEBUG if self._parameters.debug else Outcome.DONE
+
+    def _verify(self) -> Outcome:
+        self._write_record(RecordType.VERIFY)
+        self._rounds.send_all_pages("Frames verify")
+        return Outcome.DONE
+
+    def _state(self) -> Outcome:
+        """The state of the CPUs and of the platform (x86_hvm_end_of_checkpoint)."""
+        self._write_record(
+            RecordType.X86_TSC_INFO,
+            encode_body(RecordType.X86_TSC_INFO, self._domain.tsc_info()),
+        )
+        self._write_record(RecordType.HVM_CONTEXT, self._domain.hvm_getcontext())
+        params = hvm_params.to_save(self._domain.hvm_params())
+        if params:
+            self._write_record(RecordType.HVM_PARAMS, encode_body(RecordType.HVM_PARAMS, params))
+        return Outcome.DONE
+
+    def _postcopy_begin(self) -> Outcome:
+        self._write_record(RecordType.POSTCOPY_BEGIN)
+        return self._state()
+
+    def _postcopy_transition(self) -> Outcome:
+        self._write_record(RecordType.POSTCOPY_TRANSITION)
+        if not self._reporter.transition():
+            raise OSError(errno.EIO, "the postcopy transition callback failed")
+        return Outcome.DONE
+
+    def _end(self) -> Outcome:
+        self._write_record(RecordType.END)
+        self._reporter.info(
+            f"Save successful: {self._statistics.pages} pages in {self._statistics.rounds} rounds, "
+            f"{self._statistics.postcopy_pages} by postcopy, {self._out.octets} octets"
+        )
+        return Outcome.DONE
+
+    def _write_record(self, kind: RecordType, body: bytes = b"") -> None:
+        self._out.write([encode_record(record_number(kind, VERSION), body)])
+
+    # Log-dirty: on before the first page, off whatever happens.
+
+    def _enable_logdirty(self) -> None:
+        self._logdirty = True
+        try:
+            self._domain.logdirty_enable()
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # It is on for another purpose (VRAM tracking), or a helper died without its error path.
+            self._domain.logdirty_off()
+            self._domain.logdirty_enable()
+
+    def _enable_qemu_logdirty(self) -> None:
+        if not self._reporter.provides("switch_qemu_logdirty"):
+            return
+        if self._reporter.call("switch_qemu_logdirty", domid=self._domain.domid, enable=1):
+            raise OSError(errno.EIO, "could not enable the device model's log-dirty mode")
+        self._qemu_logdirty = True
+
+    def _cleanup(self) -> None:
+        """Every step is tried; none of them turns what the save came to into something else."""
+        if self._logdirty:
+            try:
+                self._domain.logdirty_off()
+            except OSError as error:
+                self._complain(f"could not switch log-dirty mode off: {error}")
+        if self._qemu_logdirty:
+            try:
+                failed = self._reporter.call(
+                    "switch_qemu_logdirty", domid=self._domain.domid, enable=0
+                )
+            except OSError as error:
+                self._complain(f"could not disable the device model's log-dirty mode: {error}")
+            else:
+                if failed:
+                    self._complain("could not disable the device model's log-dirty mode")
+
+    def _complain(self, text: str) -> None:
+        self._reporter.event("cleanup failed", error=text)
+        try:
+            self._reporter.log(XentoollogLevel.ERROR, text)
+        except ChannelError:
+            pass  # nobody is there to be told; the trace has it

@@ -1,0 +1,1 @@
+"""Faults to inject: the points they fire at, what they do, and the plans that name both."""

@@ -1,0 +1,436 @@
+"""Plans: which faults are injected, written so that a person types them.
+
+    [[SIDE.]WHO/]POINT[TIMES]=ACTION[(ARGUMENT)]
+
+one a line, or several in a line with `;` between. A line that begins with `#` is a comment.
+`seed=N` makes chance repeatable: the same choices, wherever the plan is carried out; without it,
+whoever reads the plan first draws one, says it, and hands it on to all that it starts. SIDE is
+`source` or `destination`; WHO is `helper` (the default), `controller`, `link` or `guest`; one of
+them may stand alone. TIMES is `#3` (the third time alone), `#3+` (from the third on), `#*` (each
+time) or `#30%` (each time with that probability); without it, the first time alone.
+
+Each process counts for itself: `#1` strikes in each helper that is started. `#1 of all` and
+`#3+ of all` count over all the processes that carry the plan out, as in "the first try fails, the
+second succeeds". They count in a file, which `counts=FILE` names (an absolute path; a plan that is
+read from `@FILE` has FILE.counts, where it names none); to begin anew, remove it. Examples:
+
+    postcopy_transition:before-answer=kill
+    source/log:before-send#30%=drop; seed=7
+    destination/record.libxc.PAGE_DATA:read#3=garbage
+    controller/suspend:before-answer=answer(0)
+    stream@4096=cut; page@0x1f=flip; link/stream@0=stall(2); guest/suspend=late(5)
+    hello#1 of all=exit(3); counts=/tmp/tries
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from ipc_schema.faults.actions import (
+    ACTIONS,
+    DEATHS,
+    DIE,
+    GARBAGE,
+    Action,
+    ActionKind,
+    admitted,
+    sides,
+    text_of,
+)
+from ipc_schema.faults.points import POINTS, Kind, Moment, Point, Side, Who, find
+
+_SEED: Final = "seed"
+_COUNTS: Final = "counts"
+_OF_ALL: Final = " of all"
+MAX_SEED: Final = 2**63 - 1
+_MAX_TIMES: Final = 10**9
+_MAX_AT: Final = 2**63 - 1
+_CLOSE: Final = 4
+"""Names that are shown of those close to what was typed."""
+
+
+class PlanError(ValueError):
+    """A plan that cannot be. The text says which fault, what is wrong with it and what would be
+    right."""
+
+
+class Times(NamedTuple):
+    """When a fault fires, of all the times that its point is passed: the `nth`; with `onwards` all
+    from then on; with `percent` (above 0, at most 100) each of them by chance. `of_all`: the times
+    are those of all processes that carry the plan out, not of each."""
+
+    nth: int = 1
+    onwards: bool = False
+    percent: float | None = None
+    of_all: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it can fire at the first time alone: in a process, too, where it counts more."""
+        return self.nth == 1 and not self.onwards and self.percent is None
+
+    def __str__(self) -> str:
+        if self.percent is not None:
+            return f"#{text_of(self.percent)}%"
+        if self.of_all:
+            return f"#{self.nth}{'+' * self.onwards}{_OF_ALL}"
+        if self.onwards:
+            return "#*" if self.nth == 1 else f"#{self.nth}+"
+        return "" if self.nth == 1 else f"#{self.nth}"
+
+
+FIRST: Final = Times()
+
+_STAGED: Final = frozenset({Who.LINK, Who.GUEST})
+
+
+class Fault(NamedTuple):
+    """`at` is the offset or pfn of a point that has one; `side` is None for either."""
+
+    point: Point
+    action: Action
+    side: Side | None = None
+    at: int | None = None
+    times: Times = FIRST
+
+    @property
+    def sides(self) -> frozenset[Side]:
+        """Where it can fire; empty for the link."""
+        possible = sides(self.point, self.action.kind)
+        return possible if self.side is None else possible & {self.side}
+
+    def __str__(self) -> str:
+        """As it is typed; what is the default is left out."""
+        who = "" if self.point.who is Who.HELPER else self.point.who.value
+        where = ".".join(part for part in (self.side.value if self.side else "", who) if part)
+        place = (
+            ""
+            if self.at is None
+            else f"@{self.at:#x}"
+            if self.point.of == "page"
+            else f"@{self.at}"
+        )
+        deaths = {Action(DIE, signal): name for name, signal in DEATHS.items()}
+        action = deaths.get(self.action, str(self.action))
+        return f"{where}{where and '/'}{self.point.name}{place}{self.times}={action}"
+
+
+class Plan(NamedTuple):
+    """`seed` None: whoever is given the plan draws one (`seeded`). `counts` is the file of what
+    counts over all processes; None: whoever has a place for one names it (`counting_in`)."""
+
+    faults: tuple[Fault, ...]
+    seed: int | None = None
+    counts: str | None = None
+
+    def of(self, who: Who, side: Side | None = None) -> tuple[Fault, ...]:
+        """The faults that `who` carries out; at `side`, where it has one."""
+        return tuple(
+            fault
+            for fault in self.faults
+            if fault.point.who is who and (side is None or not fault.sides or side in fault.sides)
+        )
+
+    @property
+    def staged(self) -> tuple[Fault, ...]:
+        """Those that no helper and no controller carries out: the link's and the guest's."""
+        return tuple(fault for fault in self.faults if fault.point.who in _STAGED)
+
+    def without_staged(self) -> Plan:
+        """What is left for helpers and controllers, who fire as by the whole plan."""
+        left = tuple(fault for fault in self.faults if fault.point.who not in _STAGED)
+        return self._replace(faults=left)
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether the seed decides anything."""
+        return any(
+            fault.times.percent is not None or fault.action.kind is GARBAGE for fault in self.faults
+        )
+
+    def seeded(self) -> Plan:
+        """With a seed, drawn where it has none."""
+        return self if self.seed is not None else self._replace(seed=secrets.randbelow(1 << 32))
+
+    def counting_in(self, path: str) -> Plan:
+        """With a file for its counts, where it needs one and names none. Raises PlanError."""
+        if self.counts is not None or not any(fault.times.of_all for fault in self.faults):
+            return self
+        return self._replace(counts=_file(path))
+
+    def __str__(self) -> str:
+        """One line that `parse` reads as this plan."""
+        parts = [str(fault) for fault in self.faults]
+        if self.seed is not None:
+            parts.append(f"{_SEED}={self.seed}")
+        if self.counts is not None:
+            parts.append(f"{_COUNTS}={self.counts}")
+        return "; ".join(parts)
+
+
+def parse(text: str) -> Plan:
+    """Read a plan. Raises PlanError."""
+    faults: list[Fault] = []
+    seed: int | None = None
+    counts: str | None = None
+    for part in _parts(text):
+        name, equals, action = (word.strip() for word in part.partition("="))
+        try:
+            if not equals or not name or not action:
+                raise PlanError("want POINT=ACTION, as in suspend:before-send=kill")
+            if name == _SEED:
+                if seed is not None:
+                    raise PlanError("the plan has a seed already")
+                seed = _number(action, "seed", MAX_SEED)
+            elif name == _COUNTS:
+                if counts is not None:
+                    raise PlanError("the plan has its counts already")
+                counts = _file(action)
+            else:
+                faults.append(_fault(name, action))
+        except PlanError as bad:
+            raise PlanError(f"{part!r}: {bad}") from None
+    if not faults:
+        raise PlanError("the plan has no fault; want POINT=ACTION, as in suspend:before-send=kill")
+    return Plan(tuple(faults), seed, counts)
+
+
+def _file(path: str) -> str:
+    if not path.startswith("/") or not path.isprintable() or ";" in path or path != path.strip():
+        raise PlanError(f"{_COUNTS} {path!r}: want a file's absolute path, as /tmp/counts")
+    return path
+
+
+def _parts(text: str) -> Iterable[str]:
+    for line in text.splitlines():
+        if not line.lstrip().startswith("#"):
+            yield from (part for one in line.split(";") if (part := one.strip()))
+
+
+# What stands before the equals sign.
+
+_TIMES: Final = re.compile(
+    r"""(?P<place>.*?)\s*
+    (?:\#(?P<nth>[0-9]+)(?P<onwards>\+)?
+     | \#(?P<each>\*)
+     | (?:\#|\s|(?<=[a-zA-Z]))(?P<percent>[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)%)?
+    (?P<of_all>\s+of\s+all)?""",
+    re.VERBOSE | re.ASCII,
+)
+
+
+def _fault(name: str, action_text: str) -> Fault:
+    side, who, rest = _where(name)
+    match = _TIMES.fullmatch(rest)
+    assert match is not None
+    point, at = _place(match["place"], side, who)
+    times = _times(match, point)
+    action = _action(action_text, point)
+    fault = Fault(point, action, side, at, times)
+    if side is not None and not fault.sides:
+        possible = sides(point, action.kind)
+        if not possible:
+            raise PlanError(f"{point} has no side; leave {side.value} out")
+        where = " or ".join(sorted(one.value for one in possible))
+        what = f"{action.kind.name} at {point}" if side in point.sides else str(point)
+        raise PlanError(f"there is no {what} at the {side.value}, only at the {where}")
+    return fault
+
+
+def _where(name: str) -> tuple[Side | None, Who | None, str]:
+    prefix, slash, rest = name.rpartition("/")
+    if not slash:
+        return None, None, name
+    side: Side | None = None
+    who: Who | None = None
+    for word in prefix.split("."):
+        if word in _SIDES and side is None and who is None:
+            side = Side(word)
+        elif word in _WHOS and who is None:
+            who = Who(word)
+        else:
+            known = (*_SIDES, *_WHOS)
+            raise PlanError(
+                f"{prefix!r} says not where; {_close(word, known)}want SIDE/, WHO/ or SIDE.WHO/ "
+                f"with SIDE {' or '.join(_SIDES)}, and WHO {', '.join(_WHOS)}"
+            )
+    return side, who, rest.strip()
+
+
+_SIDES: Final = tuple(side.value for side in Side)
+_WHOS: Final = tuple(who.value for who in Who)
+
+
+def _place(text: str, side: Side | None, who: Who | None) -> tuple[Point, int | None]:
+    name, sign, number = text.partition("@")
+    point = find(name, who)
+    if point is None:
+        raise PlanError(_no_point(name, side, who))
+    if not point.at:
+        if sign:
+            raise PlanError(f"{point} takes no @; stream, back and page do")
+        return point, None
+    if not number:
+        raise PlanError(f"{name} needs a place, as in {name}@4096")
+    return point, _number(number, point.at, _MAX_AT)
+
+
+def _no_point(name: str, side: Side | None, who: Who | None) -> str:
+    points = [
+        point
+        for point in POINTS.values()
+        if (who is None or point.who is who) and (side is None or side in point.sides)
+    ]
+    names = [
+        point.name if who or find(point.name) else f"{point.who.value}/{point.name}"
+        for point in points
+    ]
+    what = "point" if who is None else f"point of the {who.value}"
+    if (of_message := _moments(name, names)) is not None:
+        return of_message
+    elsewhere = [one.who.value for one in POINTS.values() if one.name == name]
+    if elsewhere:
+        asked = who.value if who else Who.HELPER.value
+        return f"the {asked} has no point {name!r}; want {' or '.join(elsewhere)}/{name}"
+    return f"there is no {what} {name!r}; {_close_point(name, names)}want {_forms(points)}"
+
+
+def _close_point(name: str, names: Sequence[str]) -> str:
+    """By all its letters, or else by one of its words."""
+    if close := _close(name, names):
+        return close
+    from difflib import get_close_matches
+
+    words = {word for one in names for word in _words(one)}
+    meant = {close for word in _words(name.lower()) for close in get_close_matches(word, words)}
+    holding = [one for one in names if meant & set(_words(one))][:_CLOSE]
+    return f"close to it: {', '.join(holding)}; " if holding else ""
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[.:@]", name.lower()) if word]
+
+
+def _forms(points: Iterable[Point]) -> str:
+    """What there is, in a line: the points that stand alone, and one of each family."""
+    families: dict[str, str] = {}
+    alone = []
+    for point in points:
+        base, colon, _moment = str(point).partition(":")
+        family = base.rpartition(".")[0]
+        if family or colon:
+            form = f"{family}.NAME" if family else f"{base.rpartition('/')[0]}/NAME".lstrip("/")
+            families.setdefault(f"{form}:MOMENT" if colon else form, str(point))
+        else:
+            alone.append(str(point))
+    shown = [", ".join(alone)] if alone else []
+    shown += [f"{form} as {one}" for form, one in families.items()]
+    return "; ".join([*shown, "`xen-toolstack faults list` has them all"])
+
+
+def _moments(name: str, names: list[str]) -> str | None:
+    """For the name of a message or record with a wrong moment, or none."""
+    base, _, moment = name.partition(":")
+    # The helper and the controller have some by the same name.
+    own = list(dict.fromkeys(one for one in names if one.startswith(f"{base}:")))
+    if not own:
+        return None
+    moments = [one.removeprefix(f"{base}:") for one in own]
+    if not moment:
+        return f"{base} needs a moment: want {', '.join(own)}"
+    what = "" if moment in {m.value for m in Moment} else f"{_close(moment, moments)}"
+    return f"{base} has no moment {moment!r}; {what}want {', '.join(own)}"
+
+
+def _times(match: re.Match[str], point: Point) -> Times:
+    of_all = bool(match["of_all"])
+    if of_all and not match["nth"]:
+        raise PlanError("`of all` stands behind a number of times, as in #1 of all, #3+ of all")
+    if of_all and point.who in _STAGED:
+        raise PlanError(f"{point} is passed by one process alone; leave `of all` out")
+    if match["percent"]:
+        percent = float(match["percent"])
+        if not 0 < percent <= 100:
+            raise PlanError(f"{match['percent']}%: want a probability above 0%, up to 100%")
+        return Times(percent=percent)
+    if match["each"]:
+        times = Times(onwards=True)
+    elif match["nth"]:
+        nth = _number(match["nth"], "#", _MAX_TIMES, least=1)
+        times = Times(nth, bool(match["onwards"]), of_all=of_all)
+    else:
+        return FIRST
+    if times != FIRST and not of_all and _is_passed_once(point):
+        raise PlanError(f"{point} is passed once; leave {times} out")
+    return times
+
+
+def _is_passed_once(point: Point) -> bool:
+    if point.kind is Kind.STREAM:
+        return point.of != "page"
+    return point.kind in {Kind.MILESTONE, Kind.HANDSHAKE}
+
+
+# What stands behind it.
+
+_ACTION: Final = re.compile(r"(?P<name>[^()\s]*)\s*(?:\(\s*(?P<argument>[^()]*?)\s*\))?")
+
+
+def _action(text: str, point: Point) -> Action:
+    match = _ACTION.fullmatch(text)
+    if match is None:
+        raise PlanError(f"{text!r} is no action; want NAME or NAME(ARGUMENT), as exit(3)")
+    name, argument = match["name"], match["argument"]
+    if name in DEATHS:
+        if argument is not None:
+            raise PlanError(f"{name} takes no argument; another signal is die(SIGNAL)")
+        name, argument = DIE.name, DEATHS[name]
+    possible = admitted(point)
+    kind = ACTIONS.get(name)
+    if kind is None:
+        close = _close(name, [*DEATHS, *(kind.name for kind in possible)])
+        raise PlanError(f"there is no action {name!r}; {close}{_possible(point, possible)}")
+    if kind not in possible:
+        typed = match["name"]
+        raise PlanError(f"{typed} cannot be done at {point}; {_possible(point, possible)}")
+    return Action(kind, _value(kind, argument))
+
+
+def _possible(point: Point, possible: Sequence[ActionKind]) -> str:
+    names = [*DEATHS] * (DIE in possible) + [str(kind) for kind in possible]
+    return f"at {point} there are {', '.join(names)}"
+
+
+def _value(kind: ActionKind, text: str | None) -> int | float | str | None:
+    if kind.argument is None:
+        if text is not None:
+            raise PlanError(f"{kind.name} takes no argument")
+        return None
+    if not text:
+        if text is None and kind.optional:
+            return None
+        raise PlanError(f"{kind.name} needs {kind.argument.want}: {kind}")
+    try:
+        return kind.argument.read(text)
+    except ValueError:
+        raise PlanError(f"{kind.name}({text}): want {kind.argument.want}") from None
+
+
+def _number(text: str, what: str, most: int, least: int = 0) -> int:
+    if re.fullmatch(r"0x[0-9a-fA-F]+|[0-9]+", text, re.ASCII):
+        number = int(text, 16) if text.startswith("0x") else int(text)
+        if least <= number <= most:
+            return number
+    raise PlanError(f"{what} {text!r}: want a whole number from {least} to {most}, 0x for base 16")
+
+
+def _close(word: str, names: Iterable[str]) -> str:
+    """`close to it: A, B; ` or nothing."""
+    from difflib import get_close_matches
+
+    lower = {name.lower(): name for name in names}
+    close = get_close_matches(word.lower(), lower, n=_CLOSE, cutoff=0.6)
+    return f"close to it: {', '.join(lower[name] for name in close)}; " if close else ""

@@ -1,0 +1,165 @@
+"""The records of the libxc stream, as a table: what lengths a body may have, and its codec.
+
+Page contents are no part of it: PAGE_DATA and POSTCOPY_PAGE_DATA do not pass here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from construct import ConstructError
+
+from ipc_schema.errors import DecodeError
+from ipc_schema.streams.libxc_bodies import (
+    CPUID_LEAF_SIZE,
+    EXTENDED_LIMIT,
+    MAX_HVM_PARAMS,
+    MSR_ENTRY_SIZE,
+    SHARED_INFO_SIZE,
+    VCPU_HEADER_SIZE,
+    Body,
+    TscFields,
+    decode_faults,
+    decode_hvm_params,
+    decode_nothing,
+    decode_octets,
+    decode_p2m_frames,
+    decode_page_list,
+    decode_pfns,
+    decode_pv_info,
+    decode_tsc_info,
+    decode_vcpu,
+    decode_xsave,
+    encode_faults,
+    encode_hvm_params,
+    encode_nothing,
+    encode_octets,
+    encode_p2m_frames,
+    encode_page_list,
+    encode_pfns,
+    encode_pv_info,
+    encode_tsc_info,
+    encode_vcpu,
+)
+from ipc_schema.streams.libxc_record_types import RecordType, record_number
+from ipc_schema.streams.records import MAX_LENGTH
+
+
+@dataclass(frozen=True)
+class BodyFormat:
+    """How the body of a record is made and read.
+
+    `lengths` are the octets that it may have. `decode(body, what, offset)` is given no other.
+    """
+
+    lengths: range
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes, str, int], Body]
+
+
+_NOTHING: Final = BodyFormat(range(1), encode_nothing, decode_nothing)
+
+
+def _octets(lengths: range) -> BodyFormat:
+    return BodyFormat(lengths, encode_octets, decode_octets)
+
+
+def _vcpu(contexts: range) -> BodyFormat:
+    size = VCPU_HEADER_SIZE
+    lengths = range(contexts.start + size, contexts.stop + size, contexts.step)
+    return BodyFormat(lengths, encode_vcpu, decode_vcpu)
+
+
+_TO_LIMIT: Final = MAX_LENGTH + 1
+_PAGE_LIST_LENGTHS: Final = range(16, _TO_LIMIT, 8)
+
+BODIES: Final[Mapping[RecordType, BodyFormat]] = {
+    RecordType.END: _NOTHING,
+    RecordType.X86_PV_INFO: BodyFormat(range(8, 9), encode_pv_info, decode_pv_info),
+    RecordType.X86_PV_P2M_FRAMES: BodyFormat(
+        range(16, _TO_LIMIT, 8), encode_p2m_frames, decode_p2m_frames
+    ),
+    RecordType.X86_PV_VCPU_BASIC: _vcpu(range(_TO_LIMIT - VCPU_HEADER_SIZE)),
+    RecordType.X86_PV_VCPU_EXTENDED: _vcpu(range(EXTENDED_LIMIT + 1)),
+    RecordType.X86_PV_VCPU_XSAVE: BodyFormat(
+        range(VCPU_HEADER_SIZE, _TO_LIMIT), encode_vcpu, decode_xsave
+    ),
+    RecordType.X86_PV_VCPU_MSRS: _vcpu(range(0, _TO_LIMIT - VCPU_HEADER_SIZE, MSR_ENTRY_SIZE)),
+    RecordType.SHARED_INFO: _octets(range(SHARED_INFO_SIZE, SHARED_INFO_SIZE + 1)),
+    RecordType.X86_TSC_INFO: BodyFormat(range(24, 25), encode_tsc_info, decode_tsc_info),
+    RecordType.HVM_CONTEXT: _octets(range(1, _TO_LIMIT)),
+    RecordType.HVM_PARAMS: BodyFormat(
+        range(8, 8 + 16 * MAX_HVM_PARAMS + 1, 16), encode_hvm_params, decode_hvm_params
+    ),
+    RecordType.TOOLSTACK: _octets(range(_TO_LIMIT)),
+    RecordType.VERIFY: _NOTHING,
+    RecordType.CHECKPOINT: _NOTHING,
+    RecordType.CHECKPOINT_DIRTY_PFN_LIST: BodyFormat(
+        range(0, _TO_LIMIT, 8), encode_pfns, decode_pfns
+    ),
+    RecordType.STATIC_DATA_END: _NOTHING,
+    RecordType.X86_CPUID_POLICY: _octets(range(CPUID_LEAF_SIZE, _TO_LIMIT, CPUID_LEAF_SIZE)),
+    RecordType.X86_MSR_POLICY: _octets(range(MSR_ENTRY_SIZE, _TO_LIMIT, MSR_ENTRY_SIZE)),
+    RecordType.POSTCOPY_BEGIN: _NOTHING,
+    RecordType.POSTCOPY_PFNS_BEGIN: _NOTHING,
+    RecordType.POSTCOPY_PFNS: BodyFormat(_PAGE_LIST_LENGTHS, encode_page_list, decode_page_list),
+    RecordType.POSTCOPY_TRANSITION: _NOTHING,
+    RecordType.POSTCOPY_FAULT: BodyFormat(_PAGE_LIST_LENGTHS, encode_faults, decode_faults),
+    RecordType.POSTCOPY_COMPLETE: _NOTHING,
+}
+WITH_CONTENTS: Final = frozenset(RecordType) - frozenset(BODIES)
+"""PAGE_DATA and POSTCOPY_PAGE_DATA: a page list, then PAGE_SIZE octets for each page with
+contents."""
+
+
+def encode_body(kind: RecordType, value: Body | TscFields = None) -> bytes:
+    """The body of a record, without padding. Raises ValueError for what it cannot hold, and for
+    records with page contents, which are written without passing here."""
+    try:
+        body = _format(kind).encode(value)
+    except ConstructError as bad:
+        raise ValueError(f"{kind.name}: {str(bad).splitlines()[-1]}") from None
+    except (AttributeError, TypeError):
+        raise ValueError(f"{kind.name}: {type(value).__name__} is not what it holds") from None
+    if len(body) not in BODIES[kind].lengths:
+        raise ValueError(f"{kind.name}: {len(body)} octets, want {_want(BODIES[kind].lengths)}")
+    return body
+
+
+def check_length(kind: RecordType, length: int, offset: int) -> None:
+    """Raises DecodeError unless the body of a `kind` record may have `length` octets; the record
+    stands at `offset`. To be asked before the body is read."""
+    lengths = _PAGE_LIST_LENGTHS if kind in WITH_CONTENTS else BODIES[kind].lengths
+    if length not in lengths:
+        raise DecodeError(
+            f"libxc {kind.name}", offset + 4, f"body of {length} octets, want {_want(lengths)}"
+        )
+
+
+def decode_body(kind: RecordType, body: bytes, offset: int, version: int = 3) -> Body:
+    """The content of the body (without padding) that stands at `offset`, in a stream of `version`.
+
+    Raises DecodeError; ValueError for records with page contents, and for a version that does not
+    have this record.
+    """
+    form = _format(kind)
+    record_number(kind, version)
+    what = f"libxc {kind.name}"
+    if len(body) not in form.lengths:
+        raise DecodeError(what, offset, f"body of {len(body)} octets, want {_want(form.lengths)}")
+    return form.decode(body, what, offset)
+
+
+def _format(kind: RecordType) -> BodyFormat:
+    if kind in WITH_CONTENTS:
+        raise ValueError(f"{kind.name} has page contents, which are no part of a body here")
+    return BODIES[kind]
+
+
+def _want(lengths: range) -> str:
+    if len(lengths) == 1:
+        return str(lengths[0])
+    step = f" in steps of {lengths.step}" if lengths.step > 1 else ""
+    return f"{lengths[0]} to {lengths[-1]}{step}"

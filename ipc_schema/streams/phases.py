@@ -1,0 +1,41 @@
+"""The phases of a save and of a restore, as the trace names them (`phase`, with `name`)."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+HEADERS: Final = "headers"
+"""What a restore reads before its first stage."""
+
+
+class Phase(Enum):
+    """Of a save; their order is in `helper.engine.save_phases`."""
+
+    HEADERS = HEADERS
+    STATIC_DATA = "static data"
+    PRECOPY = "precopy"
+    SUSPEND = "suspend"
+    STOP_AND_COPY = "stop and copy"
+    VERIFY = "verify"
+    STATE = "state"
+    SUSPEND_FOR_POSTCOPY = "suspend for postcopy"
+    POSTCOPY_BEGIN = "postcopy begin"
+    POSTCOPY_PFNS = "postcopy pfns"
+    POSTCOPY_TRANSITION = "postcopy transition"
+    POSTCOPY_PAGES = "postcopy pages"
+    POSTCOPY_DRAIN = "postcopy drain"
+    END = "end"
+    FINISHED = "finished"
+
+
+class Stage(Enum):
+    """Of a restore: what is being read; their order is in `helper.engine.restore_order`."""
+
+    STATIC_DATA = "static data"
+    MEMORY = "memory and state"
+    VERIFY = "verification"
+    POSTCOPY_STATE = "state before postcopy"
+    POSTCOPY_PFNS = "list of postcopy pages"
+    POSTCOPY_PAGES = "postcopy pages"
+    ENDED = "end"

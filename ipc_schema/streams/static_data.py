@@ -1,0 +1,75 @@
+"""The CPU policy at the front of a libxc stream, looked for without reading on.
+
+`libxc_stream` is the codec; a save helper that leaves the stream to libxenguest does
+without what that one imports.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import Enum
+from typing import Final, NamedTuple
+
+from ipc_schema.errors import DecodeError
+from ipc_schema.streams.cpu_features import LEAF_SIZE
+from ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_type
+from ipc_schema.streams.records import HEADER_SIZE, decode_record_header, padding
+
+_IMAGE_HEADER: Final = struct.Struct(">QIIHHI")
+_MARKER: Final = 2**64 - 1
+_ID: Final = 0x58454E46
+_DOMAIN_HEADER: Final = struct.Struct("<IHHII")
+_X86_PV: Final = 1
+_X86_HVM: Final = 2
+_RECORDS: Final = _IMAGE_HEADER.size + _DOMAIN_HEADER.size
+
+_BEFORE: Final = frozenset({RecordType.X86_MSR_POLICY, RecordType.X86_PV_INFO})
+"""Records that may come before it."""
+
+
+class Policy(NamedTuple):
+    """`cpuid` are the leaves of X86_CPUID_POLICY; `hvm` is true for a PVH guest, too."""
+
+    hvm: bool
+    cpuid: bytes
+
+
+class Absent(Enum):
+    """Why there is no policy."""
+
+    YET = "its octets have not come yet"
+    ALTOGETHER = "the stream has none, or is none"
+
+
+def policy_of(front: bytes) -> Policy | Absent:
+    """The policy in a stream that begins with `front`."""
+    if front[:8] != b"\xff" * len(front[:8]):
+        return Absent.ALTOGETHER
+    if len(front) < _RECORDS:
+        return Absent.YET
+    marker, magic, version, *_ = _IMAGE_HEADER.unpack_from(front)
+    guest, *_ = _DOMAIN_HEADER.unpack_from(front, _IMAGE_HEADER.size)
+    # Version 2 has none. What is wrong with a stream, its reader will say.
+    if (marker, magic, version) != (_MARKER, _ID, VERSION) or guest not in (_X86_PV, _X86_HVM):
+        return Absent.ALTOGETHER
+    try:
+        leaves = _leaves_in(front)
+    except DecodeError:
+        return Absent.ALTOGETHER
+    return leaves if isinstance(leaves, Absent) else Policy(guest == _X86_HVM, leaves)
+
+
+def _leaves_in(front: bytes) -> bytes | Absent:
+    place = _RECORDS
+    while len(front) >= place + HEADER_SIZE:
+        body = place + HEADER_SIZE
+        number, length = decode_record_header(front[place:body], "record", place)
+        kind = record_type(number, VERSION, place)
+        if kind is RecordType.X86_CPUID_POLICY:
+            if not length or length % LEAF_SIZE:
+                return Absent.ALTOGETHER
+            return front[body : body + length] if len(front) >= body + length else Absent.YET
+        if kind is not None and kind not in _BEFORE:
+            return Absent.ALTOGETHER
+        place = body + length + padding(length)
+    return Absent.YET

@@ -1,0 +1,317 @@
+"""Postcopy, end to end: a guest that runs at the destination while its memory comes."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helper.parameters import RestoreParameters, SaveParameters
+from ipc_schema.channel.messages import PrecopyPolicy
+from ipc_schema.errors import DecodeError
+from ipc_schema.streams.libxc_record_types import RecordType
+from ipc_schema.streams.page_lists import encode_page_list
+from ipc_schema.streams.records import encode_record
+from tests.conftest import HostFactory
+from tests.helper.engine.running import (
+    Controller,
+    Migration,
+    Process,
+    log_dirty,
+    migration,
+    restore,
+    restore_emulator,
+)
+from tests.waiting import wait_for
+from toolstack.hosts.interface import GuestState
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+MEMORY = 16 << 20
+PAGE = 4096
+SEND = SaveParameters(live=True, postcopy=True)
+RECEIVE = RestoreParameters(postcopy=True)
+
+
+def postcopy_in_round(number: int) -> Callable[..., int]:
+    def policy(iteration: int, **_stats: int) -> int:
+        later = iteration < number
+        return PrecopyPolicy.CONTINUE_PRECOPY if later else PrecopyPolicy.POSTCOPY
+
+    return policy
+
+
+@pytest.mark.parametrize("kind", ["pvh", "hvm"])
+@pytest.mark.parametrize("workload", ["idle", "sequential", "random", "write-heavy"])
+@pytest.mark.parametrize("rounds", [0, 1, 2])
+def test_a_guest_runs_on_while_its_memory_comes(
+    host_factory: HostFactory, workload: str, rounds: int, kind: str
+) -> None:
+    with migration(host_factory, workload, MEMORY, type=kind) as guest:
+        guest.receive(RECEIVE)
+        sent, controller = guest.send(
+            SEND, precopy_policy=postcopy_in_round(rounds), postcopy_transition=1
+        )
+        results = guest.received()
+        assert len(controller.called("postcopy_transition")) == 1
+        assert results.statistics.bytes == sent.bytes
+        assert results.statistics.postcopy_pages <= sent.postcopy_pages
+        if rounds == 0:
+            assert sent.pages == 0
+            assert sent.postcopy_pages >= MEMORY // PAGE
+        assert not log_dirty(guest.source, guest.domid)
+        report = guest.target.verify(guest.new, 30)
+        assert report.state is GuestState.RUNNING
+        assert report.memory_ok
+
+
+def test_the_guest_faults_and_is_served_first(host_factory: HostFactory) -> None:
+    with migration(host_factory, "random", MEMORY) as guest:
+        guest.receive(RECEIVE)
+        sent, _ = guest.send(
+            SaveParameters(live=True, postcopy=True, bandwidth=20_000_000),
+            precopy_policy=postcopy_in_round(0),
+            postcopy_transition=1,
+        )
+        results = guest.received()
+        assert results.statistics.postcopy_faults >= sent.postcopy_faults > 10
+        report = guest.target.verify(guest.new, 30)
+        assert report.memory_ok
+        assert report.fault_count > 10
+        assert report.fault_p50_us is not None
+        assert report.fault_p50_us < 100_000, "far less than the half second that all pages take"
+
+
+def test_a_round_that_is_left_early_goes_by_postcopy(host_factory: HostFactory) -> None:
+    asked = []
+
+    def policy(**stats: int) -> int:
+        asked.append(stats)
+        return PrecopyPolicy.POSTCOPY if len(asked) == 3 else PrecopyPolicy.CONTINUE_PRECOPY
+
+    with migration(host_factory, "random", MEMORY) as guest:
+        guest.receive(RECEIVE)
+        sent, _ = guest.send(SEND, precopy_policy=policy, postcopy_transition=1)
+        assert sent.pages == 2048
+        assert sent.postcopy_pages >= MEMORY // PAGE - 2048
+        guest.received()
+        assert guest.target.verify(guest.new, 30).memory_ok
+
+
+def test_pages_that_the_guest_gives_back_are_not_waited_for(host_factory: HostFactory) -> None:
+    with migration(host_factory, "idle", MEMORY) as guest:
+
+        def resume() -> int:
+            restore_emulator(guest.source, guest.domid, guest.target, guest.new)
+            guest.target.unpause(guest.new)
+            return 1
+
+        receiver = Controller({"static_data_done": 0, "postcopy_transition": resume})
+        guest.receive(RECEIVE, receiver)
+        gone = Process(lambda: balloon_when_it_runs(guest, 2000), drop=(guest.near.fileno(),))
+        sent, controller = guest.send(
+            SaveParameters(live=True, postcopy=True, bandwidth=4_000_000),
+            precopy_policy=postcopy_in_round(0),
+            postcopy_transition=1,
+        )
+        assert gone.result() > 0
+        results = guest.received()
+        assert results.statistics.bytes <= sent.bytes
+        report = guest.target.verify(guest.new, 30)
+        assert report.state is GuestState.RUNNING
+        assert report.memory_ok
+        assert controller.calls[-1] == ("switch_qemu_logdirty", {"domid": guest.domid, "enable": 0})
+
+
+def balloon_when_it_runs(guest: Migration, pages: int) -> int:
+    """Wait for the guest's first step at the target, then have it give pages back."""
+    wait_for(lambda: guest.target.report(guest.new).first_step_at is not None, "its first step")
+    return guest.target.balloon(guest.new, pages)
+
+
+def test_a_transition_that_fails_fails_the_save(host_factory: HostFactory) -> None:
+    with migration(host_factory, "random", MEMORY) as guest:
+        guest.receive(RECEIVE)
+        with pytest.raises(OSError, match="transition callback failed") as raised:
+            guest.send(SEND, precopy_policy=postcopy_in_round(0), postcopy_transition=0)
+        assert raised.value.errno == errno.EIO
+        assert not log_dirty(guest.source, guest.domid)
+        guest.near.close()
+        # The end of the stream, or of the back channel where a fault is to be told just then.
+        with pytest.raises((DecodeError, OSError), match=r"pages are missing|Broken pipe"):
+            guest.received()
+
+
+def test_a_transition_that_fails_fails_the_restore(host_factory: HostFactory) -> None:
+    with migration(host_factory, "random", MEMORY) as guest:
+        guest.receive(RECEIVE, Controller({"static_data_done": 0, "postcopy_transition": 0}))
+        with pytest.raises(OSError, match=r"Broken pipe|closed it|reset"):
+            guest.send(SEND, precopy_policy=postcopy_in_round(0), postcopy_transition=1)
+        with pytest.raises(OSError, match="transition callback failed"):
+            guest.received()
+
+
+def test_a_receiver_that_dies_in_the_middle(host_factory: HostFactory) -> None:
+    with migration(host_factory, "random", MEMORY) as guest:
+
+        def die() -> int:
+            assert guest.receiver is not None
+            guest.receiver.kill()
+            return 1
+
+        guest.receive(RECEIVE)
+        with pytest.raises(OSError, match=r"closed it|Broken pipe|reset"):
+            guest.send(SEND, precopy_policy=postcopy_in_round(0), postcopy_transition=die)
+        assert not log_dirty(guest.source, guest.domid)
+
+
+def test_a_receiver_that_says_nothing(host_factory: HostFactory) -> None:
+    """All pages are taken, and POSTCOPY_COMPLETE never comes."""
+    with migration(host_factory, "idle", 2 << 20) as guest:
+        drain = Process(lambda: drained(guest.far), drop=(guest.near.fileno(),))
+        try:
+            with pytest.raises(TimeoutError, match="POSTCOPY_COMPLETE"):
+                guest.send(
+                    SaveParameters(live=True, postcopy=True, stall_limit=1),
+                    precopy_policy=postcopy_in_round(0),
+                    postcopy_transition=1,
+                )
+        finally:
+            drain.kill()
+
+
+def drained(sock: socket.socket) -> None:
+    while sock.recv(1 << 16):
+        pass
+
+
+def record(kind: RecordType, body: bytes = b"") -> bytes:
+    return encode_record(kind, body)
+
+
+def page_list(*pfns: int, nibble: int = 0) -> bytes:
+    types = np.full(len(pfns), nibble << 28, np.uint32)
+    return encode_page_list(np.array(pfns, np.uint64), types)
+
+
+def page_data(*pfns: int) -> bytes:
+    return record(RecordType.POSTCOPY_PAGE_DATA, page_list(*pfns) + bytes(PAGE * len(pfns)))
+
+
+HEADERS = (
+    b"\xff" * 8
+    + b"XENF"
+    + struct.pack(">IHHI", 3, 0, 0, 0)
+    + struct.pack("<IHHII", 2, 12, 0, 4, 17)
+)
+STATIC = record(RecordType.STATIC_DATA_END)
+STATE = record(RecordType.HVM_CONTEXT, bytes(64))
+BEGIN = record(RecordType.POSTCOPY_BEGIN)
+PFNS_BEGIN = record(RecordType.POSTCOPY_PFNS_BEGIN)
+LISTED = record(RecordType.POSTCOPY_PFNS, page_list(1, 2, 3))
+TRANSITION = record(RecordType.POSTCOPY_TRANSITION)
+END = record(RecordType.END)
+START = HEADERS + STATIC + BEGIN + STATE + PFNS_BEGIN
+
+
+def receive_raw(hosts: HostFactory, stream: bytes, **parameters: Any) -> tuple[Any, bytes]:
+    """Restore from a stream made by hand; the results, and what went over the back channel."""
+    host = hosts("target")
+    domid = host.create(
+        {
+            "c_info": {"type": "pvh", "name": "raw"},
+            "b_info": {"max_vcpus": 1, "max_memkb": 4096, "target_memkb": 4096},
+        },
+        "raw",
+    )
+    controller = Controller({"static_data_done": 0, "postcopy_transition": 1})
+    near, far = socket.socketpair()
+    with near, far:
+        near.sendall(stream)
+        near.shutdown(socket.SHUT_WR)
+        results = restore(
+            host,
+            domid,
+            far.fileno(),
+            far.fileno(),
+            controller,
+            RestoreParameters(**{"postcopy": True, **parameters}),
+        )
+        far.close()
+        return results, near.recv(1 << 16)
+
+
+def test_a_stream_made_by_hand(host_factory: HostFactory) -> None:
+    stream = START + LISTED + TRANSITION + page_data(2, 1) + page_data(3) + END
+    results, back = receive_raw(host_factory, stream)
+    assert results.statistics.postcopy_pages == 3
+    assert back == record(RecordType.POSTCOPY_COMPLETE)
+
+
+def test_nothing_is_left_to_postcopy(host_factory: HostFactory) -> None:
+    _, back = receive_raw(host_factory, START + TRANSITION + END)
+    assert back == record(RecordType.POSTCOPY_COMPLETE)
+
+
+def test_listed_pages_without_contents_are_not_waited_for(host_factory: HostFactory) -> None:
+    lists = b"".join(
+        record(RecordType.POSTCOPY_PFNS, page_list(pfn, nibble=nibble))
+        for pfn, nibble in ((10, 0xD), (11, 0xE), (12, 0xF))
+    )
+    _, back = receive_raw(host_factory, START + lists + TRANSITION + END)
+    assert back == record(RecordType.POSTCOPY_COMPLETE)
+
+
+@pytest.mark.parametrize(
+    ("stream", "problem"),
+    [
+        (START + LISTED + LISTED, "pfn 0x1 is outstanding and was listed"),
+        (
+            START + record(RecordType.POSTCOPY_PFNS, page_list(4, 5, 4)),
+            "pfn 0x4 is outstanding and was listed",
+        ),
+        (START + LISTED + TRANSITION + page_data(9), "pfn 0x9 is invalid and was arrived"),
+        (START + LISTED + TRANSITION + page_data(1) + page_data(1), "0x1 is ready and was arrived"),
+        (START + LISTED + TRANSITION + page_data(2, 2), "0x2 is ready and was arrived"),
+        (START + LISTED + TRANSITION + page_data(1, 2, 3) + page_data(1), "is ready and was"),
+        (START + LISTED + TRANSITION + page_data(1) + END, "2 postcopy pages never came"),
+        (START + LISTED + TRANSITION + page_data(1), "2 pages are missing"),
+        (START + LISTED + TRANSITION + page_data(1)[:3000], "3 pages are missing"),
+        (START + LISTED + TRANSITION + LISTED, "POSTCOPY_PFNS"),
+        (START + LISTED + page_data(1), "may not come here, in the list of postcopy pages"),
+        (HEADERS + STATIC + PFNS_BEGIN, "may not come here"),
+        (HEADERS + STATIC + BEGIN + BEGIN, "may not come here"),
+        (HEADERS + STATIC + BEGIN + END, "may not come here"),
+        (HEADERS + STATIC + BEGIN + PFNS_BEGIN + TRANSITION, "HVM_CONTEXT"),
+        (START + record(RecordType.POSTCOPY_PFNS, page_list(2**30)), "outside the domain"),
+        (START + record(RecordType.POSTCOPY_PFNS, struct.pack("<IIQ", 2, 0, 1)), "2 pfns"),
+        (START + record(RecordType.POSTCOPY_FAULT, page_list(1)), "POSTCOPY_FAULT"),
+    ],
+)
+def test_what_a_sender_may_not_do(host_factory: HostFactory, stream: bytes, problem: str) -> None:
+    with pytest.raises(DecodeError, match=problem):
+        receive_raw(host_factory, stream)
+
+
+def test_postcopy_that_was_not_agreed_upon(host_factory: HostFactory) -> None:
+    with pytest.raises(DecodeError, match="not agreed upon"):
+        receive_raw(host_factory, START, postcopy=False)
+
+
+def test_a_sender_that_stops_sending(host_factory: HostFactory) -> None:
+    with migration(host_factory, "random", MEMORY) as guest:
+        guest.near.sendall(START + LISTED + TRANSITION + page_data(1))
+        with pytest.raises(TimeoutError, match="no postcopy page for"):
+            restore(
+                guest.target,
+                guest.new,
+                guest.far.fileno(),
+                guest.far.fileno(),
+                Controller({"static_data_done": 0, "postcopy_transition": 1}),
+                RestoreParameters(postcopy=True, stall_limit=0.2),
+            )

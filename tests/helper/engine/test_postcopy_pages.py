@@ -1,0 +1,95 @@
+"""The order in which a postcopy sender sends pages."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helper.engine.page_stream import set_bits
+from helper.engine.postcopy_pages import PostcopyPages
+
+SIZE = 200
+
+
+def dirty(*values: int) -> np.ndarray:
+    bitmap = np.zeros(SIZE, np.bool_)
+    bitmap[list(values)] = True
+    return bitmap
+
+
+def test_background_goes_on_behind_the_last_fault() -> None:
+    send = PostcopyPages(np.ones(SIZE, np.bool_))
+    assert send.take_background(4).tolist() == [0, 1, 2, 3]
+    assert send.fault([100, 50]) == 2
+    assert [send.take_urgent(), send.take_urgent()] == [100, 50]
+    assert send.take_background(4).tolist() == [51, 52, 53, 54]
+
+
+def test_background_wraps_around() -> None:
+    send = PostcopyPages(dirty(1, 2, 150, 199))
+    send.fault([150])
+    send.take_urgent()
+    assert send.take_background(64).tolist() == [199]
+    assert send.take_background(64).tolist() == [1, 2]
+    assert send.remaining == 0
+
+
+def test_a_fault_of_a_page_that_went_is_none_but_leads_the_way() -> None:
+    send = PostcopyPages(np.ones(SIZE, np.bool_))
+    send.take_background(10)
+    assert send.fault([5]) == 0
+    assert send.take_background(2).tolist() == [10, 11]
+
+
+def test_a_fault_that_the_guest_cannot_have() -> None:
+    with pytest.raises(ValueError, match="0xc8"):
+        PostcopyPages(np.ones(SIZE, np.bool_)).fault([3, SIZE])
+
+
+@given(
+    st.sets(st.integers(0, SIZE - 1)),
+    st.lists(st.one_of(st.lists(st.integers(0, SIZE - 1), max_size=5), st.integers(1, 20))),
+)
+def test_each_page_goes_once_and_faulted_ones_in_turn(
+    listed: set[int], steps: list[list[int] | int]
+) -> None:
+    send = PostcopyPages(dirty(*listed))
+    left = set(listed)
+    urgent: list[int] = []
+    for step in steps:
+        if isinstance(step, list):
+            for pfn in step:
+                if pfn in left and pfn not in urgent:
+                    urgent.append(pfn)
+            send.fault(step)
+        elif urgent:
+            pfn = send.take_urgent()
+            assert pfn == urgent.pop(0)
+            left.remove(pfn)
+        else:
+            pages = send.take_background(step).tolist()
+            assert len(set(pages)) == len(pages) <= step
+            assert bool(pages) == bool(left)
+            assert set(pages) <= left
+            left -= set(pages)
+        assert send.remaining == len(left)
+        assert send.urgent == len(urgent)
+    for pfn in urgent:
+        assert send.take_urgent() == pfn
+        left.remove(pfn)
+    while send.remaining:
+        pages = send.take_background(64).tolist()
+        assert pages
+        assert set(pages) <= left
+        left -= set(pages)
+    assert not left
+
+
+@given(st.sets(st.integers(0, SIZE - 1)), st.integers(0, SIZE), st.integers(1, SIZE))
+def test_set_bits(bits: set[int], start: int, limit: int) -> None:
+    found, position = set_bits(dirty(*bits), start, limit)
+    ahead = sorted(bit for bit in bits if bit >= start)
+    assert found.tolist() == ahead[:limit]
+    assert position == (ahead[limit - 1] + 1 if len(ahead) >= limit else SIZE)

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import socket
+
+import numpy as np
+
+from helper.abort import Abort
+from helper.channels.reporter import Reporter
+from helper.engine.postcopy_save import PostcopySender
+from helper.engine.save_phases import Outcome
+from helper.engine.stream_io import StreamWriter
+from helper.parameters import Statistics
+from ipc_schema.streams.libxc_record_types import RecordType
+from ipc_schema.streams.records import encode_record
+from ipc_schema.trace import Trace
+from tests.helper.engine.running import Controller
+from toolstack.hosts.simulated.host import SimulatedHost
+
+LIMIT = 5.0
+
+
+class SaysItHasAll(Controller):
+    """Its receiver has all pages as soon as the last one is sent."""
+
+    def __init__(self, receiver: socket.socket) -> None:
+        super().__init__({})
+        self._receiver = receiver
+
+    def tell(self, name: str, **fields: int | str) -> None:
+        super().tell(name, **fields)
+        if name == "progress" and fields["done"] == fields["total"]:
+            self._receiver.sendall(encode_record(RecordType.POSTCOPY_COMPLETE, b""))
+
+
+def test_the_drain_is_entered_also_where_the_receiver_has_all_with_the_last_page(
+    host: SimulatedHost,
+) -> None:
+    domid = host.create_guest("g", 1 << 20, "idle")
+    domain = host.domain(domid)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Abort(signals=frozenset()) as abort:
+        reporter = Reporter(SaysItHasAll(theirs), abort, Trace("helper"))
+        out = StreamWriter(ours.fileno(), abort)
+        sender = PostcopySender(domain, out, ours.fileno(), reporter, abort, LIMIT, Statistics())
+        dirty = np.zeros(domain.maximum_gpfn() + 1, np.bool_)
+        dirty[7] = True
+        sender.send_pfns(dirty)
+        assert sender.send_pages() is Outcome.DONE
+        assert sender.drain() is Outcome.COMPLETE
+    domain.close()

@@ -1,0 +1,229 @@
+"""Octets in and out, over real descriptors."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helper.abort import Abort
+from helper.engine.stream_io import (
+    IOV_MAX,
+    BusyPoll,
+    Pacer,
+    StreamReader,
+    StreamWriter,
+    advance,
+    take,
+)
+from ipc_schema.errors import DecodeError
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+@pytest.fixture
+def abort() -> Iterator[Abort]:
+    with Abort(signals=frozenset()) as made:
+        yield made
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    near, far = socket.socketpair()
+    with near, far:
+        yield near, far
+
+
+def drain(sock: socket.socket, into: bytearray) -> threading.Thread:
+    def work() -> None:
+        while octets := sock.recv(1 << 16):
+            into.extend(octets)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+@given(st.lists(st.binary(max_size=5), max_size=6), st.integers(0, 40))
+def test_advance_and_take_part_the_octets(buffers: list[bytes], octets: int) -> None:
+    whole = b"".join(buffers)
+    assert b"".join(take(buffers, octets)) == whole[:octets]
+    assert b"".join(advance(buffers, octets)) == whole[octets:]
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_more_buffers_than_one_call_takes(
+    abort: Abort, ends: tuple[socket.socket, socket.socket], blocking: bool
+) -> None:
+    near, far = ends
+    near.setblocking(blocking)
+    got = bytearray()
+    thread = drain(far, got)
+    buffers = [bytes([n % 251]) * 700 for n in range(2 * IOV_MAX + 3)]
+    out = StreamWriter(near.fileno(), abort)
+    out.write(buffers)
+    near.shutdown(socket.SHUT_WR)
+    thread.join()
+    assert got == b"".join(buffers)
+    assert out.octets == len(got)
+
+
+def test_the_offset_of_a_broken_write(
+    abort: Abort, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    near, far = ends
+    out = StreamWriter(near.fileno(), abort)
+    out.write([b"0123456789abcdef"])
+    far.close()
+    with pytest.raises(BrokenPipeError, match="offset 0x10"):
+        out.write([b"more"])
+
+
+def test_a_full_disk(abort: Abort) -> None:
+    fd = os.open("/dev/full", os.O_WRONLY)
+    try:
+        with pytest.raises(OSError, match="offset 0x0: No space left") as raised:
+            StreamWriter(fd, abort).write([b"octets"])
+    finally:
+        os.close(fd)
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_an_abort_ends_a_write_that_nobody_takes(
+    abort: Abort, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    near, _far = ends
+    abort.guard_stream(near.fileno())
+    timer = threading.Timer(0.05, abort.request, (errno.ECANCELED, "enough of it"))
+    timer.start()
+    with pytest.raises(OSError, match="enough of it") as raised:
+        StreamWriter(near.fileno(), abort).write([bytes(1 << 24)])
+    timer.join()
+    assert raised.value.errno == errno.ECANCELED
+
+
+def test_an_abort_ends_a_read_that_nobody_feeds(
+    abort: Abort, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    near, _far = ends
+    abort.guard_stream(near.fileno(), reading=True)
+    timer = threading.Timer(0.05, abort.request, (errno.ECANCELED, "enough of it"))
+    timer.start()
+    with pytest.raises(OSError, match="enough of it"):
+        StreamReader(near.fileno(), abort).read(8, "header")
+    timer.join()
+
+
+def test_an_abort_ends_the_wait_of_a_slow_pace(
+    abort: Abort, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    near, _far = ends
+    timer = threading.Timer(0.05, abort.request, (errno.ECANCELED, "enough of it"))
+    timer.start()
+    with pytest.raises(OSError, match="enough of it"):
+        StreamWriter(near.fileno(), abort, bandwidth=10).write([bytes(20000)])
+    timer.join()
+
+
+def test_the_pace_is_kept(abort: Abort, ends: tuple[socket.socket, socket.socket]) -> None:
+    near, far = ends
+    got = bytearray()
+    thread = drain(far, got)
+    started = time.monotonic()
+    StreamWriter(near.fileno(), abort, bandwidth=4_000_000).write([bytes(800_000)])
+    assert 0.15 < time.monotonic() - started < 2
+    near.shutdown(socket.SHUT_WR)
+    thread.join()
+    assert len(got) == 800_000
+
+
+@given(st.lists(st.tuples(st.integers(1, 10_000), st.floats(0, 0.1)), max_size=30))
+def test_a_pacer_lets_no_more_through(turns: list[tuple[int, float]]) -> None:
+    now = 100.0
+    pacer = Pacer(50_000, lambda: now)
+    went = 0
+    for octets, pause in turns:
+        now += pacer.delay()
+        pacer.charge(octets)
+        went += octets
+        assert went - octets <= 50_000 * (now - 100.0 + 0.02)
+        now += pause
+
+
+def test_an_unlimited_pacer_never_waits() -> None:
+    pacer = Pacer(0)
+    pacer.charge(1 << 40)
+    assert pacer.delay() == 0
+
+
+def test_a_stream_that_ends_too_early(
+    abort: Abort, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    near, far = ends
+    far.send(b"0123456789")
+    far.close()
+    reader = StreamReader(near.fileno(), abort)
+    assert reader.read(4, "first") == b"0123"
+    with pytest.raises(
+        DecodeError, match="second at offset 0xa: the stream ends, 2 octets are missing"
+    ):
+        reader.read(8, "second")
+
+
+def test_a_length_field_takes_no_memory(abort: Abort, tmp_path: object) -> None:
+    read, write = os.pipe()
+    os.write(write, bytes(100))
+    os.close(write)
+    try:
+        with pytest.raises(DecodeError, match="ends"):
+            StreamReader(read, abort).read(1 << 40, "huge")
+    finally:
+        os.close(read)
+
+
+def test_skipping(abort: Abort, ends: tuple[socket.socket, socket.socket]) -> None:
+    near, far = ends
+    far.send(bytes(100) + b"end")
+    reader = StreamReader(near.fileno(), abort)
+    reader.skip(100, "filler")
+    assert reader.read(3, "end") == b"end"
+    assert reader.read(0, "nothing") == b""
+    assert reader.offset == 103
+
+
+@pytest.mark.parametrize("expecting", [False, True])
+@pytest.mark.parametrize("seconds", [0.0, 0.02, None])
+def test_a_busy_poll_tells_what_a_poll_tells(
+    ends: tuple[socket.socket, socket.socket], seconds: float | None, expecting: bool
+) -> None:
+    near, far = ends
+    poll = BusyPoll(0.01)
+    poll.register(far.fileno(), select.POLLIN)
+    if expecting:
+        poll.expect()
+    if seconds is not None:
+        started = time.monotonic()
+        assert poll.poll(seconds) == []
+        assert time.monotonic() >= started + seconds
+    timer = threading.Timer(0.02, lambda: near.send(b"!"))
+    timer.start()
+    assert poll.poll(None if seconds is None else 10) == [(far.fileno(), select.POLLIN)]
+    timer.join()
+    assert poll.poll(seconds) == [(far.fileno(), select.POLLIN)]
+
+
+def test_a_busy_poll_is_busy_for_a_while_after_what_is_expected() -> None:
+    poll = BusyPoll(0.01)
+    assert poll.busy == 0
+    poll.expect()
+    assert 0 < poll.busy <= 0.01
+    assert poll.poll(poll.busy) == []
+    assert poll.busy == 0

@@ -1,0 +1,110 @@
+"""Which hypervisor and which helper a command works with, and what it says where that cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ipc_schema.errors import Error
+from tests.toolstack.stage import Hosts, toolstack
+from tests.toolstack.two_hosts import run
+from toolstack.context import Context
+from toolstack.helpers.drop_in import drop_in_path
+from toolstack.helpers.request import LIBXENGUEST, OWN_ENGINE
+from toolstack.operations.domain_save import (
+    MemoryStrategy,
+    SaveResult,
+    domain_live_migrate,
+    domain_suspend,
+)
+from toolstack.xl.outcome import ExitCode
+
+
+@pytest.mark.parametrize("command", [("list",), ("save", "g", "f"), ("destroy", "g")])
+def test_without_xen_a_host_must_be_named(command: tuple[str, ...]) -> None:
+    ended = toolstack(*command)
+    assert ended.code == ExitCode.USAGE
+    assert "which host? Give --host DIR" in ended.line
+
+
+@pytest.mark.parametrize("command", [("list",), ("save", "g", "f"), ("recover", "g")])
+def test_xen_by_name_says_what_is_missing(command: tuple[str, ...]) -> None:
+    ended = toolstack(*command, "--host", "xen")
+    assert ended.code == ExitCode.FAILED
+    assert "no Xen here" in ended.line
+
+
+@pytest.mark.parametrize("command", [("init",), ("create", "g")])
+def test_what_only_simulated_hosts_have(command: tuple[str, ...]) -> None:
+    ended = toolstack(*command, "--host", "xen")
+    assert ended.code == ExitCode.USAGE
+    assert "this is for simulated hosts; on Xen, xl does it" in ended.line
+
+
+def test_another_helper_does_the_work(hosts: Hosts, tmp_path: Path) -> None:
+    """Ours, by libxl's protocol."""
+    hosts.guest()
+    helper = ("--helper", drop_in_path())
+    events = tmp_path / "events"
+    save = ("save", "g", tmp_path / "f", *helper, "--host", hosts.source)
+    assert toolstack(*save, "--events", events).code == 0
+    restore = ("restore", tmp_path / "f", *helper, "--host", hosts.destination)
+    assert toolstack(*restore, "--events", events).code == 0
+    report = hosts.at_destination.verify(hosts.at_destination.find("g"), 30)
+    assert report.memory_ok
+    # On ZeroMQ a helper begins with its hello.
+    assert '"hello"' not in events.read_text()
+
+
+@pytest.mark.parametrize(
+    ("helper", "words"),
+    [
+        ("libxl", "works on real domains only"),
+        ("/nowhere/helper", "want libxl or the path of a program"),
+        ("/etc/passwd", "want libxl or the path of a program"),
+    ],
+)
+def test_a_helper_that_cannot_be(hosts: Hosts, helper: str, words: str) -> None:
+    hosts.guest()
+    ended = toolstack("save", "g", "f", "--helper", helper, "--host", hosts.source)
+    assert ended.code == ExitCode.USAGE
+    assert words in ended.line
+
+
+def test_limits_of_precopy_that_the_helper_would_not_follow_are_refused(hosts: Hosts) -> None:
+    """libxl's helper, of the mainline dialect, asks for no policy."""
+    hosts.guest()
+    ended = toolstack(
+        *("migrate", "g", "--to", hosts.destination, "--max-rounds", 2, "--json"),
+        *("--helper", drop_in_path(), "--host", hosts.source),
+    )
+    assert ended.code == ExitCode.FAILED
+    result = json.loads(ended.out)
+    assert (result["outcome"], result["rc"]) == ("running-at-source", Error.INVAL)
+    assert "asks for no precopy policy" in result["reason"]
+    assert hosts.states(hosts.at_source) == {"g": "running"}
+
+
+def test_the_engine_goes_by_the_hypervisor(hosts: Hosts) -> None:
+    simulated = Context(hosts.at_source, f"sim:{hosts.source}")
+    assert simulated.engine == OWN_ENGINE
+    real = Context(hosts.at_source, "xen")
+    assert real.engine == LIBXENGUEST
+
+
+def test_what_libxenguest_cannot_do_is_refused_before_anything_is_done(hosts: Hosts) -> None:
+    domid = hosts.guest()
+    ctx = Context(hosts.at_source, "xen")
+
+    def refused(result: SaveResult, words: str) -> None:
+        assert result.rc == Error.INVAL
+        assert words in result.reason
+        assert not result.suspended
+
+    with open("/dev/null", "r+b") as null:
+        fd = null.fileno()
+        postcopy = domain_live_migrate(ctx, domid, fd, 0, fd, MemoryStrategy.POSTCOPY)
+        refused(run(postcopy), "no postcopy")
+        refused(run(domain_suspend(ctx, domid, fd, bandwidth=1000)), "no bandwidth limit")

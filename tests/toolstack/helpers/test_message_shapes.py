@@ -1,0 +1,65 @@
+"""What stands beside the catalogue and has a message's shape has all of its fields, and no other.
+
+One class cannot serve both sides: the helper's main program pays for no dataclasses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from helper import parameters
+from helper.command_line import Options
+from helper.main import _OF_THE_CHANNEL, _job_of_start
+from helper.run import Engine, Job
+from helper.settings import Settings
+from ipc_schema.channel.field_checks import FIELD_NAMES
+from ipc_schema.channel.messages import (
+    CALLBACKS,
+    UNCONDITIONAL,
+    Operation,
+    callback_bit,
+    callbacks_of,
+)
+from ipc_schema.channel.turn_taking import ALWAYS_PROVIDED
+from toolstack.helpers.launch import HelperLaunch
+from toolstack.helpers.request import HelperRequest, OwnHelper, Statistics
+from toolstack.limits import Limits
+
+OF_THE_HELPER_ALONE = {"admission", "device_model", "limits", "stall_limit"}
+"""Fields of a Job that come from its own settings."""
+
+
+def test_statistics() -> None:
+    wanted = FIELD_NAMES["statistics"]
+    assert tuple(field.name for field in fields(Statistics)) == wanted
+    assert set(parameters.Statistics().fields()) == set(wanted)
+
+
+def test_start() -> None:
+    wanted = set(FIELD_NAMES["start"]) - _OF_THE_CHANNEL
+    assert {field.name for field in fields(HelperRequest)} == wanted
+    assert set(Job._fields) - OF_THE_HELPER_ALONE == wanted
+
+
+def test_a_field_of_start_that_the_helper_does_not_know_is_not_passed_over() -> None:
+    request = HelperRequest(Operation.SAVE, 1, 3)
+    launch = HelperLaunch(request, frozenset(), OwnHelper(), Limits())
+    start = {**launch.start_fields(), "proof": b""}
+    options, settings = Options(), Settings()
+    assert _job_of_start(start, options, settings).engine is Engine.OWN
+    with pytest.raises(TypeError, match="compression"):
+        _job_of_start({**start, "compression": 1}, options, settings)
+
+
+def test_each_callback_has_a_bit_of_its_own_or_needs_none() -> None:
+    named = [row for row in CALLBACKS if row.name not in UNCONDITIONAL]
+    bits = [callback_bit(row, None) for row in named]
+    assert len(set(bits)) == len(named)
+    assert callbacks_of(sum(bits), None) == {row.name for row in named}
+    assert callbacks_of(2**64 - 1, None) == {row.name for row in named}
+
+
+def test_what_is_always_provided() -> None:
+    assert {"log", "progress", "complete", "statistics", "hello"} == ALWAYS_PROVIDED

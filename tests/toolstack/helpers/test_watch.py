@@ -1,0 +1,121 @@
+"""What a helper's watch takes for a sign of life, by looks at a process that is made up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from helper.watchdog import _LAST_PART, limit_of
+from ipc_schema.channel.messages import Operation
+from toolstack.helpers import wait_log
+from toolstack.helpers.launch import HelperLaunch
+from toolstack.helpers.request import HelperRequest, OwnHelper
+from toolstack.helpers.watch import HelperWatch
+from toolstack.limits import Limits
+
+LIMIT = 0.16
+
+
+class MadeUp:
+    """A process; `looks` counts how often it was looked at."""
+
+    def __init__(self, octets: Callable[[int], int], stops: bool = False) -> None:
+        self.looks = 0
+        self.nudges = 0
+        self._octets = octets
+        self._stops = stops
+
+    def stopped(self) -> bool:
+        return self._stops
+
+    def octets(self) -> int:
+        self.looks += 1
+        return self._octets(self.looks)
+
+    def nudge(self) -> None:
+        self.nudges += 1
+
+
+def watch(
+    process: MadeUp,
+    *,
+    looks: int = 60,
+    waits: bool = False,
+    speaks: bool = False,
+    told: Callable[[str], object] = lambda _line: None,
+) -> list[str]:
+    """What the watch has said after so many looks, or as soon as it has."""
+
+    async def run() -> list[str]:
+        said: list[str] = []
+        watching = HelperWatch(
+            process, silence=LIMIT, waits=lambda: waits, told=told, over=said.append
+        )
+        while not said and process.looks < looks:
+            if speaks:
+                watching.heard()
+            await asyncio.sleep(0.005)
+        watching.cancel()
+        return said
+
+    return asyncio.run(run())
+
+
+SILENT = ["the helper has said nothing, and moved no octet, for 0.16 s"]
+
+
+def test_one_that_does_nothing_is_nudged_once_before_it_is_over() -> None:
+    process = MadeUp(lambda _: 5)
+    assert watch(process) == SILENT
+    assert process.nudges == 1
+
+
+def test_a_few_octets_of_its_channel_are_no_sign() -> None:
+    assert watch(MadeUp(lambda look: 8 * (look % 2))) == SILENT
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        pytest.param(lambda look: 10 * look, id="few at each look"),
+        pytest.param(lambda look: 10_000 - 70 * look, id="those of children that ended are gone"),
+    ],
+)
+def test_one_that_moves_octets_is_left_alone(octets: Callable[[int], int]) -> None:
+    assert watch(MadeUp(octets)) == []
+
+
+def test_one_that_has_come_far_when_it_is_nudged_is_left_alone() -> None:
+    process = MadeUp(lambda _: 0)
+    process._octets = lambda _: 1000 * process.nudges
+    assert watch(process) == []
+    assert process.nudges > 1
+
+
+@pytest.mark.parametrize("signs", [{"speaks": True}, {"waits": True}])
+def test_one_that_speaks_or_waits_for_an_answer_is_left_alone(signs: dict[str, Any]) -> None:
+    assert watch(MadeUp(lambda _: 0), **signs) == []
+
+
+def test_a_wait_is_told_of_and_that_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wait_log, "PERIOD", 0.04)
+    told: list[str] = []
+    assert watch(MadeUp(lambda look: 0 if look < 10 else 100 * look), told=told.append) == []
+    assert told[0] == "the stream has stood still for 0 s: waiting for the other side"
+    assert told[-1] == "the other side goes on after 0 s"
+
+
+def test_one_that_is_stopped_is_not_silent() -> None:
+    assert watch(MadeUp(lambda _: 0, stops=True)) == []
+
+
+@pytest.mark.parametrize("operation", Operation)
+def test_the_helpers_own_watchdog_has_its_say_first(operation: Operation) -> None:
+    launch = HelperLaunch(HelperRequest(operation, 1, 3), frozenset(), OwnHelper(), Limits())
+    words = launch.command()
+    given = {name: words[words.index(name) + 1] for name in ("--stream-stall", "--answer-limit")}
+    limit = limit_of(*map(float, given.values()))
+    assert launch.silence > limit * (1 + 1 / _LAST_PART)

@@ -1,0 +1,40 @@
+"""Only what is certain is refused: xl can take memory from the control domain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from toolstack.hosts.xen.memory import needed_kib, why_no_room
+
+GIB = 1 << 20
+"""In KiB."""
+
+
+@pytest.mark.parametrize(
+    ("b_info", "needed"),
+    [
+        ({"max_memkb": 4096, "target_memkb": 2048}, 2048),
+        ({"max_memkb": 4096}, 4096),
+        ({"max_memkb": 4096, "target_memkb": -1}, 4096),
+        ({}, 0),
+        ({"max_memkb": "4096"}, 0),
+        ([], 0),
+        (None, 0),
+    ],
+)
+def test_what_a_guest_takes_at_the_least(b_info: Any, needed: int) -> None:
+    assert needed_kib({"b_info": b_info}) == needed
+
+
+def test_what_the_control_domain_has_may_be_had() -> None:
+    assert why_no_room(12 * GIB, 16 * GIB, 4 * GIB) == ""
+    assert why_no_room(0, 16 * GIB, 16 * GIB) == ""
+
+
+def test_what_other_guests_have_may_not() -> None:
+    told = why_no_room(13 * GIB, 16 * GIB, 4 * GIB)
+    assert told == (
+        "there is no room for 13312 MiB: of this host's 16384 MiB, other guests have 4096 MiB"
+    )

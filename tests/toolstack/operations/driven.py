@@ -1,0 +1,365 @@
+"""Surroundings of a save or restore that do what a test says, when it says so.
+
+What is driven are the edges alone: the clock, octets in and out of descriptors, calls beside the
+loop, the helper's process and what it says, the host. All between them is the real thing: the
+operation, its machines and the join, the supervision of the helper, the suspension of the guest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import math
+import os
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+
+from ipc_schema.channel import waits
+from ipc_schema.channel.messages import CATALOGUE, Answer, Message
+from ipc_schema.channel.turn_taking import PipeControllerEnd, TurnError
+from ipc_schema.trace import Trace
+from tests.toolstack.operations.driven_host import DOMID, PID
+from toolstack.aio import blocking, fd_io
+from toolstack.helpers import supervisor as save_helper
+from toolstack.helpers.channel import ChannelListener, HelperProcessArguments
+from toolstack.helpers.launch import HelperLaunch
+
+_TURNS = 16
+"""Of the loop, after which nothing is left that could happen by itself."""
+
+
+class Time(asyncio.SelectorEventLoop):
+    """A loop whose clock goes on when it is told to, and that never waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+    def settle(self) -> None:
+        """All that can happen now has happened afterwards."""
+        for _ in range(_TURNS):
+            self.call_soon(self.stop)
+            self.run_forever()
+
+    def passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.settle()
+
+    def descriptors(self) -> int:
+        """How many are watched."""
+        # Its own is one.
+        return len(self._selector.get_map()) - 1  # type: ignore[attr-defined]
+
+
+class Waiting:
+    """Something that was begun. It ends by `succeed` or `fail`, by its limit, or is cancelled."""
+
+    def __init__(
+        self,
+        world: World,
+        what: str,
+        limit: float,
+        done: Callable[[Exception | None], None],
+        action: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.what = what
+        self.action = action
+        self._world = world
+        self._done = done
+        self.without_limit = not limit
+        late = TimeoutError(f"{what}: nothing for {limit:g} s")
+        self._timer = world.loop.call_later(limit or math.inf, self.fail, late)
+        world.waiting.append(self)
+
+    def _over(self) -> None:
+        self._timer.cancel()
+        self._world.waiting.remove(self)
+
+    def succeed(self) -> None:
+        """It takes its effect, which may be an error, too."""
+        self._over()
+        try:
+            self.action()
+        except (OSError, ValueError) as error:
+            self._done(error)
+        else:
+            self._done(None)
+
+    def fail(self, error: Exception) -> None:
+        self._over()
+        self._world.broke(self)
+        self._done(error)
+
+    def cancel(self) -> None:
+        if self in self._world.waiting:
+            self._over()
+            self._world.broke(self)
+
+
+class Process:
+    """HelperProcess: lives until `exits`."""
+
+    def __init__(
+        self, world: World, ended: Callable[[int], Coroutine[Any, Any, None]], **_more: object
+    ) -> None:
+        self.pid = PID
+        self.alive = True
+        self.killed = False
+        self.terminated = False
+        self.dying = False
+        self._world = world
+        self._ended = ended
+
+    def terminate(self) -> None:
+        assert self.alive, "SIGTERM to a process that is gone"
+        self.terminated = True
+
+    def kill(self) -> None:
+        assert self.alive, "SIGKILL to a process that is gone"
+        self.killed = True
+
+    def stopped(self) -> bool:
+        return False
+
+    def exiting(self) -> bool:
+        return self.dying or not self.alive
+
+    def octets(self) -> int:
+        """It is never silent: it moves one in each millisecond."""
+        return int(1000 * self._world.loop.now)
+
+    def nudge(self) -> None:
+        raise AssertionError("it was not silent")
+
+    def exits(self, status: int) -> None:
+        assert self.alive
+        self.alive = False
+        self._world.tasks.append(self._world.loop.create_task(self._ended(status)))
+
+
+class Channel:
+    """HelperChannel, with the turns of libxl's pipes. `broken`: no answer can be written.
+    `unheard`: what the helper has said, and nobody hears before its end."""
+
+    def __init__(self, launch: HelperLaunch, listener: ChannelListener) -> None:
+        self.listening = False
+        self.closed = False
+        self.broken = False
+        self.unheard: list[tuple[str, Mapping[str, Any]]] = []
+        self.answers: list[tuple[str, int]] = []
+        self.waiting = ""
+        """The callback that the helper has no answer to yet."""
+        self._listener = listener
+        self._turns = PipeControllerEnd(launch.request.operation, launch.provided)
+
+    @property
+    def process_arguments(self) -> HelperProcessArguments:
+        return HelperProcessArguments((), ())
+
+    def listen(self) -> None:
+        self.listening = True
+
+    def stop_listening(self) -> None:
+        self.listening = False
+
+    def start(self, fields: dict[str, Any]) -> None:
+        assert fields["domid"] == DOMID
+        self._check()
+
+    def answer(self, message: Message, value: int) -> None:
+        assert not self.closed
+        assert message.name == self.waiting, f"{message.name} is answered, {self.waiting!r} waits"
+        self._check()
+        self._turns.sending("reply" if message.answer is Answer.SYNC else "async_callback_done")
+        self.answers.append((message.name, value))
+        self.waiting = ""
+
+    def abort(self, rc: int, reason: str) -> None:
+        assert not self.closed
+        assert rc
+        assert reason
+        self._check()
+
+    async def heard_out(self, limit: float) -> None:
+        assert limit > 0
+        if self.unheard:
+            self.broken = True  # nobody is left to take an answer
+            for name, fields in self.unheard:
+                self.says(name, fields)
+            await asyncio.sleep(limit)
+
+    def close(self) -> None:
+        assert not self.closed, "closed twice"
+        self.closed = True
+        self.listening = False
+
+    def _check(self) -> None:
+        if self.broken:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    # What the helper does
+
+    def hello(self) -> None:
+        self._listener.hello()
+
+    def says(self, name: str, fields: Mapping[str, Any]) -> None:
+        """A message; one that is out of turn breaks the protocol, as it does on every channel."""
+        message = CATALOGUE[name]
+        try:
+            self._turns.received(message, dict(fields))
+        except TurnError as error:
+            self._listener.violation(f"the helper broke the protocol: {error}")
+            return
+        if message.answer is not Answer.NONE:
+            self.waiting = name
+        self._listener.message(message, dict(fields))
+
+    def garbage(self) -> None:
+        self._listener.violation("the helper broke the protocol: number 99")
+
+    def hangs_up(self) -> None:
+        self._listener.lost("the helper closed its pipe")
+
+
+class World:
+    """Everything around one operation. `close` puts back what was replaced."""
+
+    def __init__(self) -> None:
+        self.loop = Time()
+        self.waiting: list[Waiting] = []
+        """Transfers and calls that are under way."""
+        self.broken: list[str] = []
+        """Those that were cut off: cancelled, failed or too slow."""
+        self.processes: list[Process] = []
+        self.channels: list[Channel] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self.faults: list[str] = []
+        self.trace: list[dict[str, Any]] = []
+        self.cannot_start = False
+        self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self.loop.set_exception_handler(self._fault)
+        self._patch = pytest.MonkeyPatch()
+        # Its clock goes on by leaps, in which it does run.
+        self._patch.setattr(waits, "_COUNTED", math.inf)
+        self._patch.setattr(blocking, "call", self._call)
+        self._patch.setattr(fd_io, "start_write", self._start_write)
+        self._patch.setattr(fd_io, "read_exactly", self._read_exactly)
+        self._patch.setattr(save_helper, "HelperProcess", self._process)
+
+        def channel(launch: HelperLaunch, listener: ChannelListener) -> Channel:
+            self.channels.append(Channel(launch, listener))
+            return self.channels[-1]
+
+        self._patch.setattr(HelperLaunch, "channel", channel)
+        self.on_write: Callable[[bytes], None] = lambda _data: None
+        """A write of these octets begins."""
+        self.written: Callable[[bytes], None] = lambda _data: None
+        """They are out, whole."""
+        self.octets: Callable[[int], bytes] = lambda _size: b""
+        """The next so many of a stream that is read."""
+
+    def close(self) -> None:
+        self._patch.undo()
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.loop.settle()
+        self.loop.close()
+        os.close(self.null)
+
+    def _fault(self, _loop: object, context: dict[str, Any]) -> None:
+        self.faults.append(f"{context['message']}: {context.get('exception')!r}")
+
+    def must(self, holds: bool, what: str) -> None:
+        """An assertion, where what is tested would take an exception for a failure of an edge."""
+        if not holds:
+            self.faults.append(what)
+
+    def tracer(self) -> Trace:
+        return Trace("controller", lambda line: self.trace.append(json.loads(line)))
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [event for event in self.trace if event["event"] == name]
+
+    def do(self, act: Callable[[], object]) -> None:
+        """`act` happens on the loop, and what follows from it."""
+        self.loop.call_soon(act)
+        self.loop.settle()
+
+    def broke(self, waiting: Waiting) -> None:
+        self.broken.append(waiting.what)
+
+    # The edges
+
+    async def _call(self, limit: float, function: Callable[..., Any], *args: object) -> Any:
+        result = self.loop.create_future()
+        answer: list[Any] = []
+
+        def act() -> None:
+            answer.append(function(*args))
+
+        def done(error: Exception | None) -> None:
+            if result.done():
+                return
+            if error is None:
+                result.set_result(answer[0])
+            else:
+                result.set_exception(error)
+
+        name = getattr(function, "__name__", "call")
+        waiting = Waiting(self, f"call {name}", limit, done, act)
+        try:
+            return await result
+        finally:
+            waiting.cancel()
+
+    def _start_write(
+        self,
+        fd: int,
+        data: bytes,
+        done: Callable[[Exception | None], None],
+        *,
+        limit: float,
+        what: str,
+    ) -> Waiting:
+        assert fd == self.null
+        self.on_write(data)
+        return Waiting(self, f"write {what}", limit, done, partial(self.written, data))
+
+    async def _read_exactly(self, fd: int, size: int, *, limit: float, what: str) -> bytes:
+        assert fd == self.null
+        if not size:
+            return b""
+        result: asyncio.Future[None] = self.loop.create_future()
+
+        def done(error: Exception | None) -> None:
+            if result.done():
+                return
+            if error is None:
+                result.set_result(None)
+            else:
+                result.set_exception(error)
+
+        waiting = Waiting(self, f"read {what}", limit, done)
+        try:
+            await result
+        finally:
+            waiting.cancel()
+        return self.octets(size)
+
+    def _process(self, _command: Sequence[str], **more: Any) -> Process:
+        if self.cannot_start:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+        self.processes.append(Process(self, **more))
+        return self.processes[-1]
+
+    @property
+    def alive(self) -> Process | None:
+        """The helper's process, while it lives."""
+        return next((process for process in self.processes if process.alive), None)

@@ -1,0 +1,255 @@
+"""The surroundings of a whole save, as a hypothesis machine: what can happen, and what must hold
+whatever does. Only the edges are driven (`tests.toolstack.operations.driven`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, invariant, precondition, rule
+
+from ipc_schema.channel.messages import Operation, XCFlags
+from ipc_schema.streams import libxl_stream, records
+from ipc_schema.streams.libxl_stream import RecordType
+from tests.toolstack.operations.driven_host import DOMID, DrivenHost
+from tests.toolstack.operations.operation_orders import OperationOrders
+from toolstack.context import Context
+from toolstack.helpers.supervisor import HelperRequest
+from toolstack.hosts.interface import SuspendState
+from toolstack.limits import Limits
+from toolstack.operations.save import SaveOperation, SaveParameters
+from toolstack.operations.save_result import PostcopyTransitioned, SaveResult
+from toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
+
+MESSAGES: dict[str, dict[str, Any]] = {
+    "log": {"level": 8, "errnoval": 5, "context": "xc", "formatted": "it fails"},
+    "progress": {"context": "xc", "doing_what": "sending", "done": 1, "total": 2},
+    "precopy_policy": {"iteration": 5, "total_written": 1, "dirty_count": 3},
+    "switch_qemu_logdirty": {"domid": DOMID, "enable": 1},
+    "suspend": {},
+    "postcopy_transition": {},
+    "complete": {"retval": 0, "errnoval": 0},
+    "restore_results": {"store_gfn": 1, "console_gfn": 2},
+}
+"""What a helper says, and the last what it must not."""
+USUAL = sorted(MESSAGES.keys() - {"restore_results"})
+REPEATED = frozenset({"log", "progress", "switch_qemu_logdirty"})
+EMULATOR = {RecordType.EMULATOR_XENSTORE_DATA, RecordType.EMULATOR_CONTEXT}
+
+
+def libxl_records(stream: bytes) -> list[RecordType]:
+    """The records that stand in a stream without libxc's part. Raises DecodeError."""
+    libxl_stream.decode_header(stream[: libxl_stream.HEADER_SIZE])
+    offset = libxl_stream.HEADER_SIZE
+    found = []
+    while offset < len(stream):
+        number, length = records.decode_record_header(stream[offset : offset + 8], "record", offset)
+        found.append(RecordType(number))
+        offset += 8 + length + records.padding(length)
+    assert offset == len(stream)
+    return found
+
+
+class SaveOrders(OperationOrders):
+    ENDED = "save_ended"
+    TRANSFERS = "write"
+    MESSAGES = MESSAGES
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream = b""
+        self.transition_begun = False
+
+    @initialize(
+        live=st.booleans(),
+        postcopy=st.booleans(),
+        device_model=st.booleans(),
+        steps=st.integers(0, 14),
+        faults=st.sampled_from([0, 1, 1, 2, 2, 3, 40]),
+        given_up=st.booleans(),
+    )
+    def begin(
+        self,
+        live: bool,
+        postcopy: bool,
+        device_model: bool,
+        steps: int = 0,
+        faults: int = 0,
+        given_up: bool = True,
+    ) -> None:
+        """It goes well for so many `steps`; then anything may come, and so many faults. In the end
+        it is given up, or all goes on as well as it still can."""
+        self.faults_left = faults
+        self.given_up = given_up
+        self.host = DrivenHost(exists=True, device_model=device_model)
+        self.live = live or postcopy
+        self.postcopy = postcopy
+        self.world.on_write = self.write_begins
+        self.world.written = self.write_ends
+        null = self.world.null
+        request = HelperRequest(
+            Operation.SAVE,
+            DOMID,
+            null,
+            back_fd=null,
+            xcflags=XCFlags.LIVE * self.live,
+            hypervisor="sim:/nowhere",
+            postcopy=postcopy,
+        )
+        strategy = MemoryStrategy.POSTCOPY if postcopy else MemoryStrategy.DEFAULT
+        parameters = SaveParameters(request, strategy, PrecopyLimits(), self.transition)
+        trace = self.world.tracer()
+        context = Context(self.host, "sim:/nowhere", trace=trace, limits=Limits())
+
+        self.start(lambda: SaveOperation(context, parameters))
+        for step in self.good_steps()[:steps]:
+            step()
+
+    def good_steps(self) -> list[Callable[[], None]]:
+        """A save that nothing happens to."""
+        says = [partial(self.the_helper_says, name) for name in ("precopy_policy", "suspend")]
+        more = [partial(self.the_helper_says, "postcopy_transition")] if self.postcopy else []
+        return [
+            self.all_succeeds,
+            self.the_helper_greets,
+            partial(self.the_helper_says, "switch_qemu_logdirty"),
+            self.all_succeeds,
+            *says,
+            self.all_succeeds,
+            partial(self.the_guest_answers, SuspendState.ACKNOWLEDGED, obstinate=True),
+            partial(self.the_guest_answers, SuspendState.SUSPENDED, obstinate=False),
+            self.all_succeeds,
+            *more,
+            *[self.all_succeeds] * len(more),
+            partial(self.the_helper_says, "complete"),
+            partial(self.the_helper_exits, 0),
+            self.all_succeeds,
+        ]
+
+    # What is seen
+
+    def transition(self) -> None:
+        self.transition_begun = True
+
+    def write_begins(self, _data: bytes) -> None:
+        must = self.world.must
+        must(not self.torn(), "something is written after half a record")
+        must(not self.transfers(), "two writes at once")
+        asked = self.waits_for == "postcopy_transition"
+        must(asked or not self.hears(), "written while libxc has the stream")
+
+    def write_ends(self, data: bytes) -> None:
+        self.stream += data
+
+    def torn(self) -> bool:
+        """Whether a write was cut off, and may be out in part."""
+        return any(what.startswith("write") for what in self.world.broken)
+
+    # What happens
+
+    @precondition(lambda self: self.world.waiting)
+    @rule()
+    def all_succeeds(self) -> None:
+        while self.world.waiting:
+            self.world.do(self.world.waiting[0].succeed)
+
+    @precondition(lambda self: self.world.waiting)
+    @rule(data=st.data())
+    def something_succeeds(self, data: st.DataObject) -> None:
+        waiting = data.draw(st.sampled_from(self.world.waiting))
+        self.world.do(waiting.succeed)
+
+    @precondition(lambda self: self.world.waiting and self.faults_left > 0)
+    @rule(data=st.data(), timeout=st.booleans())
+    def something_fails(self, data: st.DataObject, timeout: bool) -> None:
+        waiting = data.draw(st.sampled_from(self.world.waiting))
+        self.fault()
+        error = TimeoutError("too slow") if timeout else OSError(5, "Input/output error")
+        self.world.do(partial(waiting.fail, error))
+
+    @precondition(lambda self: self.free_to_speak())
+    @rule(name=st.sampled_from(USUAL))
+    def the_helper_says(self, name: str) -> None:
+        if self.said(name) and name not in REPEATED:
+            return  # it would be a fault: a second suspension, more precopy after its end
+        if name == "postcopy_transition" and not self.said("suspend"):
+            return
+        self.says(name, MESSAGES[name])
+
+    @precondition(lambda self: self.host.guest.asked)
+    @rule(state=st.sampled_from(list(SuspendState)), obstinate=st.booleans())
+    def the_guest_answers(self, state: SuspendState, obstinate: bool) -> None:
+        guest = self.host.guest
+        if guest.state not in (SuspendState.REQUESTED, SuspendState.ACKNOWLEDGED):
+            return
+        if state in (SuspendState.REFUSED, SuspendState.CRASHED):
+            self.fault()
+        if state is not SuspendState.REQUESTED:
+            guest.obstinate = obstinate
+            self.world.do(partial(guest.goes_to, state))
+
+    def all_goes_on(self) -> None:
+        """As well as it still can."""
+        guest = self.host.guest
+        for _ in range(12):
+            self.all_succeeds()
+            if guest.asked and guest.state in (SuspendState.REQUESTED, SuspendState.ACKNOWLEDGED):
+                self.world.do(partial(guest.goes_to, SuspendState.SUSPENDED))
+            self.the_helper_goes_on()
+            if self.free_to_speak():
+                self.the_helper_says("complete")
+            self.world.loop.passes(0.2)
+
+    # What must hold
+
+    @invariant()
+    def no_wait_without_an_end(self) -> None:
+        """What is begun has a limit; a helper is heard, or has one; or it is all over."""
+        if hasattr(self, "task") and not self.task.done():
+            assert self.world.waiting or self.world.alive or self.host.guest.asked
+
+    def judge(self) -> None:
+        request = self.host.guest.request
+        assert request is None or request.closed
+        self.judge_guest(self.result)
+        self.judge_stream(self.result)
+
+    def faults_now(self) -> dict[str, Callable[[], object]]:
+        found, guest = super().faults_now(), self.host.guest
+        if guest.asked and guest.state in (SuspendState.REQUESTED, SuspendState.ACKNOWLEDGED):
+            for state in (SuspendState.REFUSED, SuspendState.CRASHED):
+                found[state.value] = partial(self.world.do, partial(guest.goes_to, state))
+        return found
+
+    def judge_guest(self, result: SaveResult) -> None:
+        """Who knows not that a guest is suspended, or will be, does not resume it."""
+        assert result.suspended or not self.host.guest.may_suspend
+        if self.world.processes and not self.said("complete"):
+            assert self.world.events("logdirty_off"), "log-dirty mode was left on"
+
+    def judge_stream(self, result: SaveResult) -> None:
+        assert (result.postcopy_transitioned is PostcopyTransitioned.DONE) == (
+            self.transition_done()
+        )
+        if self.transition_begun:
+            assert result.postcopy_transitioned is not PostcopyTransitioned.NEVER
+        if result.rc:
+            return
+        if self.transition_done() and self.world.events("failure"):
+            return  # the destination had all of the guest before
+        kinds = libxl_records(self.stream)
+        assert not self.torn()
+        assert [kind for kind in kinds if kind not in EMULATOR] == (
+            [RecordType.LIBXC_CONTEXT, RecordType.POSTCOPY_TRANSITION_END, RecordType.END]
+            if self.transition_begun
+            else [RecordType.LIBXC_CONTEXT, RecordType.END]
+        )
+        assert kinds.count(RecordType.EMULATOR_CONTEXT) == self.host.device_model
+        assert kinds.count(RecordType.EMULATOR_XENSTORE_DATA) == self.host.device_model
+
+    def transition_done(self) -> bool:
+        end = libxl_stream.encode_record(RecordType.POSTCOPY_TRANSITION_END)
+        return self.transition_begun and end in self.stream

@@ -1,0 +1,88 @@
+"""Every order of events in a whole save, faults included: stream writer, join, helper's run, the
+suspension and what joins them, as `SaveOperation` and `SaveHelper` have it. Only the edges are
+driven (`tests.toolstack.operations.driven`).
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+
+from ipc_schema.channel.messages import PrecopyPolicy
+from tests.toolstack.operations.save_orders import SaveOrders
+
+SaveOrders.TestCase.settings = settings(max_examples=250, stateful_step_count=30)
+TestSave = SaveOrders.TestCase
+
+
+@pytest.mark.parametrize("postcopy", [False, True])
+@pytest.mark.parametrize("device_model", [False, True])
+def test_a_save_that_goes_well_is_one_of_the_orders(postcopy: bool, device_model: bool) -> None:
+    """Else nothing of what is judged at a good end was."""
+    save = SaveOrders()
+    save.begin(live=True, postcopy=postcopy, device_model=device_model, steps=100)
+    save.the_end_is_one()
+    assert save.result is not None
+    assert (save.result.rc, save.result.suspended, save.trouble) == (0, True, 0)
+    policy = PrecopyPolicy.POSTCOPY if postcopy else PrecopyPolicy.STOP_AND_COPY
+    assert ("precopy_policy", policy) in save.answers
+    save.teardown()
+
+
+def test_success_that_is_heard_only_after_the_helpers_end_is_success() -> None:
+    """That the answer finds nobody any more is no failure."""
+    save = SaveOrders()
+    save.begin(live=True, postcopy=False, device_model=False)
+    for step in save.good_steps()[:-3]:
+        step()
+    assert save.channel is not None
+    save.channel.unheard.append(("complete", save.MESSAGES["complete"]))
+    save.the_helper_exits(0)
+    save.a_moment_passes()
+    save.a_moment_passes()
+    save.a_moment_passes()
+    save.all_succeeds()
+    save.the_end_is_one()
+    assert save.result is not None
+    assert save.result.rc == 0, save.result
+    save.teardown()
+
+
+def test_a_helper_that_takes_its_time_to_die_is_told_to_have_died() -> None:
+    """Not to have hung up."""
+    save = SaveOrders()
+    save.begin(live=True, postcopy=False, device_model=False, steps=6)
+    assert save.channel is not None
+    assert save.world.alive is not None
+    save.world.alive.dying = True
+    save.world.do(save.channel.hangs_up)
+    save.a_moment_passes()
+    save.a_moment_passes()
+    save.world.alive.killed = True
+    save.the_helper_exits(0)
+    for _ in range(3):
+        save.a_moment_passes()
+        save.all_succeeds()
+    save.the_end_is_one()
+    assert save.result is not None
+    assert "killed by signal 9" in save.result.reason
+    save.teardown()
+
+
+@pytest.mark.parametrize("postcopy", [False, True])
+@pytest.mark.parametrize("device_model", [False, True])
+@pytest.mark.parametrize("steps", range(15))
+def test_every_single_fault_at_every_step(postcopy: bool, device_model: bool, steps: int) -> None:
+    """And all goes on afterwards, as well as it still can. (That chance finds each of these is
+    likely, not certain.)"""
+
+    def begun() -> SaveOrders:
+        save = SaveOrders()
+        save.begin(live=True, postcopy=postcopy, device_model=device_model, steps=steps)
+        return save
+
+    first = begun()
+    names = sorted(first.faults_now())
+    first.teardown()
+    for name in names:
+        begun().one_fault(name)

@@ -1,0 +1,75 @@
+"""A guest comes to rest although something of its log-dirty mode does not; or it is told that it
+does not come to rest."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ipc_schema.streams import xl_handshake
+from ipc_schema.streams.xl_handshake import Verdict
+from tests.conftest import HostFactory
+from tests.helper.hypervisors.simulated.guests import suspended
+from tests.toolstack.two_hosts import MEMORY, Side, run
+from toolstack.hosts.interface import GuestState
+from toolstack.hosts.simulated.host import SimulatedHost
+from toolstack.operations.settle import resume_for_sure
+from toolstack.xl import save_file
+from toolstack.xl.migrate import CommandDestination, MigrateOptions, migrate
+from toolstack.xl.outcome import Outcome
+
+
+class DeafDeviceModel(SimulatedHost):
+    """Its device models do not turn their log-dirty mode off."""
+
+    def switch_qemu_logdirty(self, domid: int, enable: bool) -> None:
+        if not enable:
+            raise OSError(errno.EIO, "the device model is deaf")
+
+
+@pytest.fixture
+def source(host_factory: HostFactory) -> Side:
+    return Side(DeafDeviceModel(host_factory("source").directory))
+
+
+def test_a_failed_save_resumes_the_guest_all_the_same(source: Side, tmp_path: Path) -> None:
+    domid = source.host.create_guest("g", MEMORY, "random", type="hvm")
+    lines: list[str] = []
+    ctx = replace(source.ctx, log=lambda _level, _context, text: lines.append(text))
+    with pytest.raises(save_file.SaveFileError, match="the guest is running here"):
+        run(save_file.save(ctx, domid, Path("/dev/full")))
+    assert source.state() is GuestState.RUNNING
+    assert any("the device model is deaf" in line for line in lines)
+    assert [name for name in os.listdir(source.host.state_dir) if "journal" in name] == []
+
+
+def test_a_failed_migration_does_so_too_and_says_it(source: Side) -> None:
+    domid = source.host.create_guest("g", MEMORY, "random", type="hvm")
+    banner = r"printf 'xl migration receiver ready, send binary domain data.\n'"
+    accepted = xl_handshake.encode_verdict(Verdict(0, "")).decode().replace("\0", r"\0")
+    to = CommandDestination(f'{banner}; printf "{accepted}"; head -c 100000 >/dev/null; exit 3')
+    result = run(migrate(source.ctx, domid, to, MigrateOptions()))
+    assert result.outcome is Outcome.RUNNING_AT_SOURCE, result
+    assert any("the device model is deaf" in warning for warning in result.warnings)
+    assert source.state() is GuestState.RUNNING
+
+
+class Unresumable(SimulatedHost):
+    def resume(self, domid: int) -> None:
+        """Says that it did."""
+
+
+def test_a_guest_that_stays_suspended_is_not_resumed_for_ever(host_factory: HostFactory) -> None:
+    host = Unresumable(host_factory("host").directory)
+    domid = host.create_guest("g", MEMORY, "random")
+    request = host.suspend_request(domid)
+    try:
+        suspended(request)
+    finally:
+        request.close()
+    with pytest.raises(OSError, match=f"domain {domid} is suspended still"):
+        resume_for_sure(host, domid, watch=1.0)

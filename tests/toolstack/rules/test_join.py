@@ -1,0 +1,169 @@
+"""The joins: of stream and helper (check_all_finished), of the two ends of a postcopy restore."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolstack.rules import postcopy_join as restore_join
+from toolstack.rules.join import Abort, Complete, Join, JoinAction, Task, Unwind
+from toolstack.rules.postcopy_join import RestoreJoin
+
+STREAM, HELPER = Task.STREAM, Task.HELPER
+
+
+def both() -> Join:
+    join = Join()
+    join.started(STREAM)
+    join.started(HELPER)
+    return join
+
+
+def test_success_completes_once_when_both_have_stopped() -> None:
+    join = both()
+    assert join.stopped(HELPER, 0) == ()
+    assert join.stopped(STREAM, 0) == (Complete(0),)
+    assert join.fail(-3) == ()
+    assert join.unwound() == ()
+
+
+def test_a_stream_that_never_got_to_its_helper_completes_alone() -> None:
+    join = Join()
+    join.started(STREAM)
+    assert join.stopped(STREAM, -3) == (Unwind(),)
+    assert join.unwound() == (Complete(-3),)
+
+
+def test_the_first_failure_aborts_what_still_runs() -> None:
+    join = both()
+    assert join.stopped(HELPER, -3) == (Abort(STREAM, -3), Unwind())
+
+
+def test_giving_up_aborts_both_stream_first() -> None:
+    join = both()
+    assert join.fail(-22) == (Abort(STREAM, -22), Abort(HELPER, -22), Unwind())
+
+
+def test_stacked_entries_under_the_guard_do_nothing_and_the_outermost_completes() -> None:
+    join = both()
+    join.fail(-22)
+    assert join.stopped(STREAM, -22) == ()
+    assert join.stopped(HELPER, -22) == ()
+    assert join.unwound() == (Complete(-22),)
+
+
+def test_an_abort_that_ends_later_completes_then() -> None:
+    join = both()
+    join.fail(-22)
+    assert join.stopped(STREAM, -22) == ()
+    assert join.unwound() == ()
+    assert join.stopped(HELPER, -22) == (Complete(-22),)
+
+
+def test_the_first_rc_is_kept_and_a_later_one_aborts_nothing() -> None:
+    join = both()
+    join.fail(-8)
+    join.unwound()
+    assert join.fail(-22) == ()
+    assert join.stopped(HELPER, -3) == ()
+    assert join.stopped(STREAM, 0) == (Complete(-8),)
+
+
+def test_what_does_not_run_cannot_stop() -> None:
+    join = both()
+    join.stopped(HELPER, 0)
+    with pytest.raises(RuntimeError, match="helper stops, but does not run"):
+        join.stopped(HELPER, 0)
+
+
+def test_nothing_is_started_after_a_failure() -> None:
+    join = Join()
+    join.started(STREAM)
+    join.fail(-3)
+    with pytest.raises(RuntimeError, match="after the operation's end or failure"):
+        join.started(HELPER)
+
+
+@given(
+    order=st.permutations(["stream", "helper", "caller"]),
+    rcs=st.fixed_dictionaries({name: st.integers(-24, 0) for name in ("stream", "helper")}),
+    gives_up=st.booleans(),
+    stops_at_once=st.fixed_dictionaries({task: st.booleans() for task in Task}),
+)
+def test_every_order_completes_once_with_the_first_failure(
+    order: list[str],
+    rcs: dict[str, int],
+    gives_up: bool,
+    stops_at_once: dict[Task, bool],
+) -> None:
+    join = both()
+    completions: list[int] = []
+    failures: list[int] = []
+
+    def do(actions: tuple[JoinAction, ...]) -> None:
+        for action in actions:
+            match action:
+                case Abort(task, rc):
+                    assert join.running(task)
+                    if stops_at_once[task]:
+                        do(join.stopped(task, rc))
+                case Unwind():
+                    do(join.unwound())
+                case Complete(rc):
+                    assert not join.running(STREAM)
+                    assert not join.running(HELPER)
+                    completions.append(rc)
+
+    for name in order:
+        if name == "caller":
+            if gives_up and not join.completed:
+                failures.append(-22)
+                do(join.fail(-22))
+        elif join.running(Task(name)):
+            failures += [rcs[name]] if rcs[name] else []
+            do(join.stopped(Task(name), rcs[name]))
+    assert completions == [failures[0] if failures else 0]
+
+
+class TestRestoreJoin:
+    """reference: libxl_create.c of the postcopy series; the two ends in any order."""
+
+    def test_resumed_then_streamed_is_the_expected_success(self) -> None:
+        ends = RestoreJoin()
+        assert ends.resume_done(0) == ()
+        assert ends.stream_done(0) == (restore_join.Complete(0),)
+
+    def test_streamed_before_the_domain_ran_is_told_when_it_runs(self) -> None:
+        ends = RestoreJoin()
+        assert ends.stream_done(0) == ()
+        assert ends.may_unpause
+        assert ends.resume_done(0) == (restore_join.Complete(0),)
+
+    def test_a_stream_that_failed_first_is_kept_and_the_domain_may_not_run(self) -> None:
+        ends = RestoreJoin()
+        assert ends.stream_done(-3) == ()
+        assert not ends.may_unpause
+        assert ends.resume_done(-9) == (restore_join.Complete(-3),)
+
+    def test_a_resumption_that_failed_first_aborts_the_stream_and_is_told(self) -> None:
+        ends = RestoreJoin()
+        assert ends.resume_done(-9) == (restore_join.AbortStream(-9),)
+        assert ends.stream_done(-3) == (restore_join.Complete(-9),)
+
+    def test_a_resumption_that_fails_after_the_stream_is_told(self) -> None:
+        ends = RestoreJoin()
+        ends.stream_done(0)
+        assert ends.resume_done(-9) == (restore_join.Complete(-9),)
+
+    def test_a_stream_that_breaks_while_the_domain_runs_is_told(self) -> None:
+        ends = RestoreJoin()
+        ends.resume_done(0)
+        assert ends.stream_done(-3) == (restore_join.Complete(-3),)
+
+    @pytest.mark.parametrize("end", ["stream_done", "resume_done"])
+    def test_an_end_comes_once(self, end: str) -> None:
+        ends = RestoreJoin()
+        getattr(ends, end)(0)
+        with pytest.raises(RuntimeError, match="twice"):
+            getattr(ends, end)(0)

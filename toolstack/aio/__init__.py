@@ -1,0 +1,1 @@
+"""Descriptors, files and threads under asyncio."""

@@ -1,0 +1,1 @@
+"""Fault runs: one is played, judged and reported; a campaign is many."""

@@ -1,0 +1,289 @@
+"""Many runs: so many at once, each verdict kept as soon as it is there, to be gone on with later.
+
+A file of JSON lines is the state: what was selected, then a line for each verdict. Whatever ends a
+campaign, the lines that are there stand, and `resume` runs what is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Self
+
+from ipc_schema.version import version
+from toolstack.aio.scratch import sweep
+from toolstack.campaign import matrix
+from toolstack.campaign.evidence import Mode
+from toolstack.campaign.matrix import Cell, Guest, guest_for
+from toolstack.campaign.run import FAULT_LIMITS, Verdict
+from toolstack.campaign.worker import PREFIX, end_all_in, unjudged
+from toolstack.limits import Limits
+
+USUAL_GUEST: Final = Guest(4 << 20, "random")
+
+RUN_LIMIT: Final = 300.0
+"""Seconds for one run, each of whose waits has its end: what the slowest take, several times."""
+
+_TRIES: Final = 3
+
+_END_LIMIT: Final = 30.0
+"""Seconds for a process that has nothing more to do."""
+
+_LONGEST_LINE: Final = 64 << 20
+"""Octets of a verdict with its trace."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a campaign runs. `random` is a number of plans of two faults, 0 for the matrix; `short`
+    its part that touches everything. `seed` is that of the random plans."""
+
+    modes: tuple[str, ...]
+    points: str = "*"
+    random: int = 0
+    seed: int = 0
+    short: bool = False
+    guest: Guest = USUAL_GUEST
+    limits: Limits = FAULT_LIMITS
+
+    def cells(self) -> list[Cell]:
+        """Raises ValueError where that selects nothing."""
+        modes = [Mode(mode) for mode in self.modes]
+        if self.random:
+            return matrix.at_random(self.random, self.seed, modes, self.points)
+        found = matrix.cells(modes, self.points)
+        if not found:
+            raise ValueError(f"no point of these modes is like {self.points!r}")
+        return matrix.short(found) if self.short else found
+
+    @property
+    def title(self) -> str:
+        of = "" if self.points == "*" else f" at {self.points}"
+        if self.random:
+            return f"{self.random:,} random plans of two faults{of}, seed {self.seed}"
+        if self.short:
+            return f"Each point and each action once{of}"
+        return f"Every point with every action{of}"
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        made = {
+            "modes": tuple(fields["modes"]),
+            "guest": Guest(*fields["guest"]),
+            "limits": Limits(**fields["limits"]),
+        }
+        return cls(**{**fields, **made})
+
+
+class StateError(Exception):
+    """A file that is no campaign's, or another's; the text names it and says what to do."""
+
+
+class State:
+    """The file. `selection` is what it is about (None: it is not begun), `version` that of the
+    program that began it, `verdicts` those that it has, by the cell's text. Their traces stay in
+    the file: `trace` reads one."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file, where there is one. A last line that is not whole was being written when
+        the campaign was killed: it is cut off, and its cell runs again. Raises StateError, OSError.
+        """
+        self._path = path
+        self._places: dict[tuple[str, str], int] = {}
+        self.selection: Selection | None = None
+        self.version = version()
+        self.verdicts: dict[str, Verdict] = {}
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            self._read(file)
+
+    def _read(self, file: BinaryIO) -> None:
+        place = 0
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                os.truncate(self._path, place)
+                break
+            try:
+                fields = json.loads(line)
+                if number == 1:
+                    self.selection = Selection.from_json(fields["campaign"])
+                    self.version = str(fields["version"])
+                else:
+                    self._keep(fields.pop("cell"), Verdict.from_json(fields), place)
+            except (ValueError, KeyError, TypeError, AttributeError) as bad:
+                raise StateError(
+                    f"{self._path}, line {number}: no campaign wrote that ({bad!r}); name another "
+                    "directory"
+                ) from None
+            place += len(line)
+
+    def begin(self, selection: Selection) -> None:
+        """Raises OSError."""
+        self._append({"campaign": asdict(selection), "version": self.version})
+        self.selection = selection
+
+    def add(self, cell: Cell, verdict: Verdict) -> None:
+        """Raises OSError."""
+        place = self._append({"cell": str(cell), **verdict.as_json()})
+        self._keep(str(cell), verdict, place)
+
+    def trace(self, verdict: Verdict) -> tuple[dict[str, Any], ...]:
+        """The events of the run that a verdict of `verdicts` is on. Raises OSError."""
+        with open(self._path, "rb") as file:
+            file.seek(self._places[verdict.mode, verdict.plan])
+            return tuple(json.loads(file.readline())["events"])
+
+    def _keep(self, cell: str, verdict: Verdict, place: int) -> None:
+        self.verdicts[cell] = replace(verdict, events=())
+        self._places[verdict.mode, verdict.plan] = place
+
+    def _append(self, fields: Mapping[str, Any]) -> int:
+        """Returns where the line begins."""
+        line = json.dumps(fields, default=str).encode() + b"\n"
+        with open(self._path, "ab", buffering=0) as file:
+            place = file.tell()
+            file.write(line)
+        return place
+
+
+Heard = Callable[[Cell, Verdict], None]
+
+
+async def run_cells(
+    cells: Sequence[Cell], selection: Selection, jobs: int, heard: Heard, stop: asyncio.Event
+) -> None:
+    """Run `cells`, `jobs` at once, and tell each verdict as it comes. When `stop` is set, what runs
+    comes to its end and nothing new begins. A cancellation kills what runs. Raises OSError, and
+    what `heard` raises."""
+    waiting = iter(cells)
+    workers = [_work(waiting, selection, heard, stop) for _ in range(min(jobs, len(cells)))]
+    try:
+        async with asyncio.TaskGroup() as group:
+            for worker in workers:
+                group.create_task(worker)
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    finally:
+        # What a process has left that had to be killed.
+        await asyncio.to_thread(sweep, PREFIX, None, end_all_in)
+
+
+async def _work(
+    waiting: Iterator[Cell], selection: Selection, heard: Heard, stop: asyncio.Event
+) -> None:
+    worker = _Worker(selection)
+    try:
+        while not stop.is_set() and (cell := next(waiting, None)) is not None:
+            heard(cell, await _verdict(worker, cell, must_fire=not selection.random))
+    finally:
+        await worker.end()
+
+
+async def _verdict(worker: _Worker, cell: Cell, *, must_fire: bool) -> Verdict:
+    """`must_fire`: of a cell of the matrix, nothing is shown by a run that does not come to what it
+    aims at. Such a run is made again: whether a guest touches a page in time is up to it."""
+    for _ in range(_TRIES):
+        verdict = await worker.run(cell)
+        if verdict.problems or not must_fire or str(cell.aim) in verdict.fired:
+            return verdict
+    return replace(verdict, holds=False)
+
+
+class _Worker:
+    """A process that makes runs, one after another; a new one after it had to be killed."""
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def run(self, cell: Cell) -> Verdict:
+        """Raises OSError where the process cannot start."""
+        if self._process is None:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "toolstack.campaign.worker"),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=_LONGEST_LINE,
+                start_new_session=True,
+            )
+        mode, plan = cell.mode.value, str(cell.seeded)
+        guest = guest_for(cell.plan, self._selection.guest)
+        asked = {
+            "mode": mode,
+            "plan": plan,
+            **guest._asdict(),
+            "limits": asdict(self._selection.limits),
+        }
+        try:
+            async with asyncio.timeout(RUN_LIMIT):
+                return Verdict.from_json(await self._ask(asked))
+        except TimeoutError:
+            problem = f"the run had not ended after {RUN_LIMIT:.0f} s"
+        except (ConnectionError, ValueError) as bad:
+            problem = f"the process that made the run has failed: {bad}"
+        except asyncio.CancelledError:
+            await self._kill()
+            raise
+        await self._kill()
+        return unjudged(mode, plan, problem)
+
+    async def _ask(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Raises ConnectionError where there is no answer, ValueError where it is none."""
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(asked).encode() + b"\n")
+        await process.stdin.drain()
+        line = await process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise ConnectionError(f"its end, with exit status {await process.wait()}")
+        fields: dict[str, Any] = json.loads(line)
+        return fields
+
+    async def end(self) -> None:
+        """In order: it has nothing to do."""
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            async with asyncio.timeout(_END_LIMIT):
+                await self._process.wait()
+        except TimeoutError:
+            await self._kill()
+        self._process = None
+
+    async def _kill(self) -> None:
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+        self._process = None
+
+
+@contextlib.contextmanager
+def stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
+    """SIGINT sets `stop`. Again, or SIGTERM: the task is cancelled."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+
+    def interrupted() -> None:
+        if stop.is_set():
+            task.cancel()
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGINT, interrupted)
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+        loop.remove_signal_handler(signal.SIGTERM)

@@ -1,0 +1,161 @@
+"""What is seen of a run from the outside: how the commands ended, the trace, the guests, the rest.
+
+Nothing here judges; `oracle` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from ipc_schema.faults.points import Side
+
+Event = Mapping[str, Any]
+"""A line of the trace."""
+
+
+class Mode(Enum):
+    """What the guest goes through; `SAVE` is a save into a file and, where that succeeds, a restore
+    from it at the destination."""
+
+    SAVE = "save"
+    STOP_AND_COPY = "stop-and-copy"
+    LIVE = "live"
+    POSTCOPY = "postcopy"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command of ours ended. `code` is its exit status, negative for a signal; `late` says
+    that it had to be killed."""
+
+    command: str
+    pid: int
+    code: int
+    out: str
+    err: str
+    seconds: float
+    late: bool = False
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A guest at a host. `memory_ok` is what it says of its memory once it has compared all of
+    it: None where it does not run, and cannot be asked. `descriptors` as `processes.descriptors`.
+    """
+
+    name: str
+    state: str
+    log_dirty: bool
+    memory_ok: bool | None
+    crash: str | None
+    descriptors: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> bool:
+        return self.state == "running"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.state})"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A host: its guests, and the names of files that are no guest's and not the host's own."""
+
+    guests: tuple[Guest, ...]
+    files: tuple[str, ...]
+
+    def guest(self, name: str) -> Guest | None:
+        return next((guest for guest in self.guests if guest.name == name), None)
+
+    @property
+    def journals(self) -> tuple[str, ...]:
+        return tuple(name for name in self.files if name.endswith(".journal"))
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.guests)) or "no guest"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Both hosts at one time, and what else is there: processes of the run that are no guests, and
+    names in its directory for temporary files."""
+
+    places: Mapping[Side, Place]
+    processes: tuple[str, ...]
+    temporary: tuple[str, ...]
+    saved: bool = False
+    """The save file is there."""
+    lingered: float = 0.0
+    """Seconds that the processes took to end which had not when the scene was looked at."""
+
+    def running(self) -> list[Guest]:
+        return [guest for guest in self.guests() if guest.runs]
+
+    def guests(self) -> Iterable[Guest]:
+        for place in self.places.values():
+            yield from place.guests
+
+
+@dataclass(frozen=True)
+class Again:
+    """A restore without faults, and the guests that were there after it."""
+
+    command: Ended
+    guests: tuple[Guest, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.guests)) or "no guest"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One run. `command` is the one under test at the source, `restore` that at the destination
+    (`Mode.SAVE` alone). `ends` are the scenes right after each of them, `recovered` that after
+    `recover` at each host where a journal was left, `last` that after a person has looked, and
+    chosen as `recover` proposed; each is the one before where there was nothing to do. Where a
+    command left temporary files and no journal, `recover` is the next command all the same."""
+
+    mode: Mode
+    command: Ended
+    restore: Ended | None
+    recoveries: tuple[Ended, ...]
+    persons: tuple[Ended, ...]
+    after_save: Scene | None
+    ends: tuple[Scene, ...]
+    recovered: Scene
+    last: Scene
+    restored_again: Again | None
+    """From the save file, where the restore with faults has left no guest."""
+    events: tuple[Event, ...]
+    descriptors_before: Mapping[int, str]
+    """Of the guest's process at the source, before anything."""
+    limit: float
+    """Seconds within which each command had to end."""
+
+    def of(self, side: Side) -> set[int]:
+        """The pids of our controllers and helpers at a side, by who started whom."""
+        controllers = self.controllers(side)
+        return controllers | {
+            int(event["helper"])
+            for event in self.named("helper started")
+            if event["pid"] in controllers
+        }
+
+    def controllers(self, side: Side) -> set[int]:
+        if side is Side.SOURCE:
+            return {self.command.pid}
+        if self.restore is not None:
+            return {self.restore.pid}
+        return {int(event["pid"]) for event in self.events if event["process"] == "receiver"}
+
+    def named(self, event: str, side: Side | None = None) -> list[Event]:
+        pids = None if side is None else self.of(side)
+        return [
+            one
+            for one in self.events
+            if one["event"] == event and (pids is None or one["pid"] in pids)
+        ]

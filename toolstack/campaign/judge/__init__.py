@@ -1,0 +1,1 @@
+"""Judges a played run by what was seen of it alone."""

@@ -1,0 +1,232 @@
+"""What is judged: a run's evidence, what struck in it, and which ends would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Final
+
+from ipc_schema.faults.plan import Fault, Plan
+from ipc_schema.faults.points import Kind, Side, Who
+from toolstack.campaign.evidence import Ended, Evidence, Mode
+from toolstack.campaign.judge.effects import (
+    GUEST_TIMEDOUT,
+    OF_A_PEER,
+    Effect,
+    Expectation,
+    Spoils,
+    expectation,
+)
+from toolstack.campaign.judge.progress import Stages, is_go
+from toolstack.faults.guest import of_guest
+from toolstack.limits import Limits
+
+HERE: Final = Side.SOURCE
+THERE: Final = Side.DESTINATION
+
+_MARGIN: Final = 12.0
+"""Seconds for what has no limit of its own, on a machine with much else to do."""
+
+
+@dataclass(frozen=True)
+class Fired:
+    """A fault that struck, and what it must do. `side` is None for the link."""
+
+    fault: Fault
+    side: Side | None
+    what: Expectation
+    after_go: bool
+    """It struck when the destination may have been let go, or nobody knows when."""
+    at: float
+    """When, on the clock of the trace."""
+
+    def __str__(self) -> str:
+        """As it is typed, with the side where it struck."""
+        text = str(self.fault)
+        if self.side is None or self.fault.side is not None:
+            return text
+        return f"{self.side.value}{'/' if self.fault.point.who is Who.HELPER else '.'}{text}"
+
+
+def find_fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[Fired]:
+    """In the order in which they struck."""
+    by_text = {str(fault): fault for fault in plan.faults}
+    after_go = False
+    for event in evidence.events:
+        after_go = after_go or is_go(event)
+        if event["event"] == "fault":
+            fault = by_text[event["fault"]]
+            side = next((side for side in Side if event["pid"] in evidence.of(side)), None)
+            point = fault.point
+            late = after_go or point.who is Who.LINK or point.kind is Kind.HANDSHAKE
+            alone = side is not THERE or evidence.mode is Mode.SAVE
+            what = expectation(fault, limits, side, alone=alone)
+            yield Fired(fault, side, what, late, event["t"])
+        elif event["event"] == "suspend_request":
+            # A guest behaves in one way: the last that it was told.
+            for fault in of_guest(plan)[-1:]:
+                yield Fired(fault, HERE, expectation(fault, limits), after_go, event["t"])
+
+
+def effect_of(fired: Sequence[Fired]) -> Effect:
+    """Of several: those behind the first that fails may have struck a corpse, so it counts."""
+    effects = {one.what.effect for one in fired}
+    for effect in (Effect.FAILS, Effect.EITHER):
+        if effect in effects:
+            return effect
+    return Effect.NONE
+
+
+def _breaks_the_handshake(fired: Fired) -> bool:
+    """Surely, and not by chance or too late."""
+    return fired.fault.point.kind is Kind.HANDSHAKE and fired.what.effect is Effect.FAILS
+
+
+def ways(effect: Effect, failures: set[int]) -> set[int]:
+    """The exit codes that an effect leaves, `failures` being those of a failure."""
+    if effect is Effect.NONE:
+        return {0}
+    return failures if effect is Effect.FAILS else {0, *failures}
+
+
+class Case:
+    """A run, as the laws see it."""
+
+    def __init__(self, evidence: Evidence, fired: Sequence[Fired], limits: Limits) -> None:
+        self.evidence = evidence
+        self.limits = limits
+        self.fired = fired
+        self.corrupting = [one for one in fired if one.what.corrupts]
+        self.guest_dies = any(one.what.guest_dies for one in fired)
+        self.stages = Stages(evidence)
+
+    def spoils(self, side: Side, *what: Spoils) -> bool:
+        """One of these of the guest at a side may be wrong. A stream does nothing to the guest
+        that it is of."""
+        return side is THERE and any(one.what.spoils in what for one in self.fired)
+
+    def may_crash(self, side: Side) -> bool:
+        return self.spoils(side, Spoils.DEVICE_MODEL, Spoils.MEMORY)
+
+    @property
+    def file_corrupted(self) -> bool:
+        """What nothing protects in a save file may be such that no guest can be made of it."""
+        return any(one.side is HERE for one in self.corrupting)
+
+    @property
+    def crashed_there(self) -> bool:
+        """A guest that was made of what was corrupted has crashed."""
+        guests = self.evidence.recovered.places[THERE].guests
+        return self.may_crash(THERE) and any(guest.state == "crashed" for guest in guests)
+
+    @cached_property
+    def restore_allowed(self) -> set[int]:
+        """The exit codes of a restore that may be."""
+        mine = [one for one in self.fired if one.side is THERE or one.what.corrupts]
+        return ways(effect_of(mine), {1})
+
+    @property
+    def commands(self) -> list[Ended]:
+        """Those under test, in the order of the sides."""
+        restore = self.evidence.restore
+        return [self.evidence.command, *([] if restore is None else [restore])]
+
+    def rcs(self, side: Side) -> frozenset[int]:
+        """The codes that a failed operation at a side may have: that of the first fault that must
+        fail it, or of one before it; empty where all may be. A fault that is seen only after a
+        time may be overtaken by the next one, and by the other side's end of the matter."""
+        told = side is HERE and self.stages.told_failure
+        unanswered = told and (not self.stages.guest_asked or self._guest_silent)
+        if unanswered and not self.stages.helper_failed:
+            return frozenset({GUEST_TIMEDOUT})
+        found: set[int] = {GUEST_TIMEDOUT} if unanswered else set()
+        for one in self.fired:
+            if one.what.effect is Effect.NONE:
+                continue
+            if one.side is not side:
+                found |= OF_A_PEER[side]
+                continue
+            if not one.what.rcs:
+                return frozenset()
+            found |= one.what.rcs
+            if one.what.waits != () and side is THERE:
+                found |= OF_A_PEER[side]
+            if one.what.waits == () and one.what.effect is Effect.FAILS:
+                break
+        return frozenset(found)
+
+    @property
+    def _guest_silent(self) -> bool:
+        """The guest does not answer the request to suspend in time."""
+        return any(
+            one.what.effect is Effect.FAILS and one.what.rcs == {GUEST_TIMEDOUT}
+            for one in self.fired
+        )
+
+    @property
+    def patience(self) -> float:
+        """Seconds for a command to end after the first fault that must fail it."""
+        each = asdict(self.limits)
+        waits = sum(
+            sum(each.values()) if one.what.waits is None else sum(each[n] for n in one.what.waits)
+            for one in self.fired
+            if one.what.effect is not Effect.NONE
+        )
+        return min(waits + self._closing, self.evidence.limit)
+
+    @property
+    def _closing(self) -> float:
+        """Seconds for two helpers and a receiver to end, while the guest is watched."""
+        return 5 * self.limits.abort + self.limits.suspend + _MARGIN
+
+    def of(self, side: Side) -> list[Fired]:
+        """The faults that the command at a side may have met: in a migration, all."""
+        if self.evidence.mode is not Mode.SAVE:
+            return list(self.fired)
+        return [one for one in self.fired if one.side is side and not one.what.corrupts]
+
+    @property
+    def somebody_dies(self) -> bool:
+        """A fault has ended a controller."""
+        return any(one.what.controller_dies for one in self.fired)
+
+    def dead(self, side: Side) -> bool:
+        """A fault has ended the controller at a side."""
+        return any(one.what.controller_dies and one.side is side for one in self.fired)
+
+    def killed(self, side: Side) -> bool:
+        """The controller at a side may have been ended from outside: by its peer, or by us."""
+        if any(one.late for one in self.commands):
+            return True
+        ended = self.evidence.named("receiver ended", HERE)
+        by_its_peer = any(not 0 <= event["status"] <= 128 for event in ended)
+        return side is THERE and (by_its_peer or self.dead(HERE))
+
+    @cached_property
+    def allowed(self) -> set[int]:
+        """The exit codes of the command at the source that may be."""
+        if self.evidence.mode is Mode.SAVE:
+            return ways(effect_of(self.of(HERE)), {1})
+        effect = effect_of(self.fired)
+        stages = self.stages
+        if stages.transition_heard or stages.transition_written:
+            failures = {3}
+        elif stages.transition_begun:
+            failures = {1, 3}
+        else:
+            failures = {1}
+        if stages.go_said and not stages.transition_begun:
+            late = effect_of([one for one in self.fired if one.after_go])
+            if late is not Effect.NONE:
+                failures = {1, 4} if stages.given_back else {4}
+                if not all(map(_breaks_the_handshake, self.fired)):
+                    effect = Effect.EITHER
+        elif stages.whole_there or (stages.transition_heard and self.dead(THERE)):
+            effect = effect if effect is Effect.NONE else Effect.EITHER
+        allowed = ways(effect, failures)
+        if self.crashed_there:
+            allowed |= {5}
+        if self.guest_dies:
+            allowed = {5}
+        return allowed

@@ -1,0 +1,77 @@
+"""The oracle: what must be true at the end of a run for the faults that struck, and what is not.
+
+It looks at the evidence alone: exit codes, the process table, the guests, the files, and the trace.
+What a controller says of itself (its JSON, its error) is only compared with that. The rules are
+those of reference/teardown.md and of design.md, «One guest, one place»; no table of the
+controller's is read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ipc_schema.faults.plan import Plan
+from toolstack.campaign.evidence import Evidence, Mode
+from toolstack.campaign.judge.case import HERE, Case, find_fired
+from toolstack.campaign.judge.laws import general, listed, words
+from toolstack.campaign.judge.outcome_laws import OUTCOMES, migrated, saved
+from toolstack.campaign.judge.trace_laws import traced
+from toolstack.limits import Limits
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """See `run.Verdict`."""
+
+    fired: tuple[str, ...]
+    problems: tuple[str, ...]
+    expected: str
+    seen: Mapping[str, object]
+
+
+def judge(plan: Plan, evidence: Evidence, limits: Limits) -> Judgement:
+    case = Case(evidence, list(find_fired(plan, evidence, limits)), limits)
+    return Judgement(
+        fired=tuple(dict.fromkeys(map(str, case.fired))),
+        problems=tuple(dict.fromkeys(_problems(case))),
+        expected=_expected(case),
+        seen=_seen(evidence),
+    )
+
+
+def _problems(case: Case) -> Iterator[str]:
+    yield from general(case)
+    yield from traced(case)
+    yield from (saved if case.evidence.mode is Mode.SAVE else migrated)(case)
+    yield from words(case)
+
+
+def _expected(case: Case) -> str:
+    codes = ", ".join(f"{code} ({OUTCOMES[code]})" for code in sorted(case.allowed))
+    if case.dead(HERE):
+        return "the controller dies; recover leaves the guest at one place, whole"
+    if case.evidence.mode is Mode.SAVE:
+        codes = listed(case.allowed)
+        if case.evidence.restore is not None:
+            codes += f", the restore's {listed(case.restore_allowed)}"
+    return f"exit code {codes or 'of none'}; the guest at one place, whole; nothing left behind"
+
+
+def _seen(evidence: Evidence) -> dict[str, object]:
+    seen: dict[str, object] = {"exit code": evidence.command.code}
+    if evidence.restore is not None:
+        seen["restore's exit code"] = evidence.restore.code
+    for side, place in evidence.recovered.places.items():
+        seen[f"at the {side.value}"] = str(place)
+    for one in (evidence.command, evidence.restore):
+        if one is not None and one.err:
+            seen[f"{one.command} said"] = one.err.strip().splitlines()[-1]
+    if evidence.restored_again is not None:
+        seen["restored again"] = str(evidence.restored_again)
+    recoveries = [one.out.strip() or one.err.strip() for one in evidence.recoveries]
+    if recoveries:
+        seen["recover said"] = recoveries
+    if evidence.persons:
+        seen["then"] = str(evidence.last.places[HERE])
+    return seen

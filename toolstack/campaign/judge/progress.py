@@ -1,0 +1,78 @@
+"""How far a migration came, by the trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ipc_schema.faults.points import Side
+from toolstack.campaign.evidence import Evidence, Mode
+
+_SAYS_GO: Final = "give the destination permission to start"
+_GIVES_BACK: Final = "permit the sender to have the guest back"
+_TRANSITIONED: Final = ("postcopy transition end record", 0)
+"""The part of the libxl stream, and the rc of writing it."""
+
+
+class Stages:
+    """By the words of both sides, so that no side can hide
+    what the other has heard."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self._postcopy = evidence.mode is Mode.POSTCOPY
+        here, there = evidence.of(Side.SOURCE), evidence.of(Side.DESTINATION)
+        self.transition_begun = self.transition_heard = self.go_said = self.ran_there = False
+        self.transition_written = False
+        self.whole_there = False
+        """Every page of a guest that runs at the destination has come, by its helper's word."""
+        self.told_failure = self.guest_asked = self.helper_failed = False
+        self.given_back = False
+        """The destination has said that it did not start the guest, and will not."""
+        for event in evidence.events:
+            at, what = event["pid"], event["event"]
+            if at in here:
+                if what == "complete" and event["retval"]:
+                    self.told_failure = True
+                if what == "suspend_request":
+                    self.guest_asked = True
+                if what == "helper run":
+                    self.helper_failed = True
+                if what == "helper ended" and event["status"]:
+                    self.helper_failed = True
+                if what == "postcopy_transition":
+                    self.transition_begun = True
+                if what == "stream_write" and (event["part"], event["rc"]) == _TRANSITIONED:
+                    self.transition_written = True
+                if is_go(event):
+                    self.go_said = True
+            if at in there:
+                if what == "stream_read" and event.get("record") == "POSTCOPY_TRANSITION_END":
+                    self.transition_begun = self.transition_heard = True
+                told = what == "callback" and event.get("name") == "complete"
+                if told and self.transition_heard and not event.get("retval", 0):
+                    self.whole_there = True
+                if what == "postcopy_resume_done" and event["rc"] == 0:
+                    self.ran_there = True
+                if what == "handshake" and event["action"] == "report the start":
+                    self.ran_there = True
+                if what == "handshake" and event["action"] == _GIVES_BACK:
+                    self.given_back = True
+
+    @property
+    def promised(self) -> bool:
+        """The guest may run at the destination, for all that the source can know."""
+        transitioned = self.transition_heard or self.transition_written
+        return transitioned or (self.go_said and not self.given_back)
+
+    def transitioned(self, code: int) -> set[str]:
+        """The values of `postcopy_transitioned` that are right for an exit code."""
+        if not self._postcopy or not self.transition_begun:
+            return {"never"}
+        if code in {0, 3}:
+            return {"done"}
+        return {"never", "failed"}
+
+
+def is_go(event: Mapping[str, Any]) -> bool:
+    """The source is about to say GO."""
+    return (event["event"], event.get("action")) == ("handshake", _SAYS_GO)

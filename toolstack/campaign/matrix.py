@@ -1,0 +1,263 @@
+"""The cells that a campaign runs: every point with every action, in every mode and at each side.
+
+Made from the tables of ipc_schema, with the arguments that are worth a try. Pure: the same
+selection gives the same cells in the same order.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from itertools import cycle
+from random import Random
+from typing import Final, NamedTuple
+
+from ipc_schema.channel.messages import CATALOGUE, PrecopyPolicy
+from ipc_schema.faults import actions
+from ipc_schema.faults.actions import Action, ActionKind, Value, admitted, sides
+from ipc_schema.faults.plan import FIRST, Fault, Plan, Times
+from ipc_schema.faults.points import POINTS, Kind, Point, Side, Who
+from ipc_schema.streams.records import HEADER_SIZE
+from ipc_schema.streams.xl_handshake import BANNER, READY, REPORT, SYNC, VERDICT, VERDICT_SIZE
+from toolstack.campaign import reach
+from toolstack.campaign.evidence import Mode
+
+MODES: Final = (Mode.SAVE, Mode.LIVE, Mode.POSTCOPY)
+"""The whole matrix's. Stop-and-copy passes nothing that live does not."""
+
+
+class Guest(NamedTuple):
+    """Of `memory` octets; `workload` is a simulated guest's."""
+
+    memory: int
+    workload: str
+
+
+_FAULTING: Final = Guest(16 << 20, "write-heavy")
+"""Touches pages after the transition before they come by themselves."""
+
+
+class Cell(NamedTuple):
+    """One run to be made. `aim` is the last fault of the plan: that for which it is made, behind
+    what must go wrong first (`reach.PRIMERS`)."""
+
+    mode: Mode
+    plan: Plan
+
+    @property
+    def aim(self) -> Fault:
+        return self.plan.faults[-1]
+
+    @property
+    def seeded(self) -> Plan:
+        """The plan, with a seed of its own text where it has none: each run of the matrix is the
+        same one again."""
+        seed = zlib.crc32(str(self.plan).encode()) if self.plan.seed is None else self.plan.seed
+        return self.plan._replace(seed=seed)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Of the mode and the faults, without the seed: what tells a cell from all others."""
+        return self.mode.value, str(self.plan._replace(seed=None))
+
+    def __str__(self) -> str:
+        return f"{self.mode.value}: {self.plan}"
+
+
+def guest_for(plan: Plan, usual: Guest) -> Guest:
+    """The guest with which the points of a plan are passed: the usual one, but where it takes
+    one that touches pages which have not come."""
+    if any(fault.point.of == "POSTCOPY_FAULT" for fault in plan.faults):
+        return Guest(max(usual.memory, _FAULTING.memory), _FAULTING.workload)
+    return usual
+
+
+_LITTLE: Final = 0.3
+"""Seconds that nobody's limit ends."""
+_A_WHILE: Final = 2.5
+"""Seconds for which a process may be stopped, though no limit but those of the streams would
+outlast it."""
+_LONG: Final = 6.0
+"""Seconds beyond the limit of a suspend (`run.FAULT_LIMITS`)."""
+
+_ARGUMENTS: Final[Mapping[ActionKind, Sequence[Value | None]]] = {
+    actions.EXIT: (0, 3),
+    actions.DIE: tuple(actions.DEATHS.values()),
+    actions.STOP: (None, _A_WHILE),
+    actions.DELAY: (_LITTLE,),
+    actions.SIGNAL: ("TERM",),
+    actions.FAIL: ("EIO",),
+    actions.FLIP: (None,),
+    actions.STALL: (None, _LITTLE),
+    actions.TRICKLE: (4 << 20,),
+    actions.SHORT_WRITES: (1000,),
+    actions.LATE: (_LITTLE, _LONG),
+}
+"""Of the actions that take one, but for `answer`."""
+
+_STRANGE_ANSWER: Final = 77
+"""No callback knows it."""
+
+_PLACES: Final[Mapping[tuple[Who, str], Sequence[int]]] = {
+    (Who.HELPER, "stream"): (17, 300_007),  # in the header; in a page
+    (Who.HELPER, "back"): (3,),
+    (Who.HELPER, "page"): (5,),
+    (Who.LINK, "stream"): (0, 100, 300_007),  # in the xl header, libxl's and libxc's records
+    (Who.LINK, "back"): (0, 25),  # in the banner; what follows it has points of its own
+}
+
+
+def arguments(point: Point, kind: ActionKind) -> Sequence[Value | None]:
+    """The arguments with which `kind` is tried at `point`."""
+    if kind is actions.ANSWER:
+        return _answers(point.of)
+    if kind.argument is None:
+        return (None,)
+    return _ARGUMENTS[kind]
+
+
+def _answers(message: str) -> Sequence[int]:
+    if message == "precopy_policy":
+        return (*map(int, PrecopyPolicy), _STRANGE_ANSWER)
+    refusal = CATALOGUE[message].refusal
+    assert refusal is not None
+    return (refusal, _STRANGE_ANSWER)
+
+
+def cells(modes: Iterable[Mode] = MODES, glob: str = "*") -> list[Cell]:
+    """All cells of `modes` at the points that `glob` matches (see `matches`)."""
+    return [
+        Cell(mode, plan)
+        for mode in modes
+        for point in POINTS.values()
+        if matches(point, glob)
+        for kind in admitted(point)
+        for plan in _plans(mode, point, kind)
+    ]
+
+
+def matches(point: Point, glob: str) -> bool:
+    """Whether `glob` (as of a shell) matches the point's name, or the name with its `who/`."""
+    return fnmatchcase(point.name, glob) or fnmatchcase(f"{point.who.value}/{point.name}", glob)
+
+
+def _plans(mode: Mode, point: Point, kind: ActionKind) -> Iterator[Plan]:
+    for side in _sides(mode, point, kind):
+        for at in _PLACES.get((point.who, point.name), (None,)):
+            for value in arguments(point, kind):
+                yield Plan(reach.primed(Fault(point, Action(kind, value), side, at)))
+
+
+def _sides(mode: Mode, point: Point, kind: ActionKind) -> list[Side | None]:
+    """In the order of `Side`; None alone for the link."""
+    where: list[Side | None] = [side for side in Side if side in sides(point, kind)]
+    return [side for side in where or [None] if mode in reach.modes(point, side)]
+
+
+# A part that touches everything.
+
+
+def short(of: Sequence[Cell]) -> list[Cell]:
+    """A part of these cells, in their order, that touches all that they do (see `_touches`): a
+    greedy cover."""
+    names: dict[Hashable, int] = {}
+    touched = [sum(1 << names.setdefault(one, len(names)) for one in _touches(cell)) for cell in of]
+    missing = (1 << len(names)) - 1
+    chosen: set[int] = set()
+    used: Counter[object] = Counter()
+
+    def worth(index: int) -> tuple[int, int, int]:
+        """Of those that touch as much, one of which little is chosen yet."""
+        cell = of[index]
+        return (
+            (touched[index] & missing).bit_count(),
+            -used[cell.aim.action],
+            -used[cell.mode],
+        )
+
+    while missing:
+        best = max(range(len(of)), key=worth)
+        chosen.add(best)
+        missing &= ~touched[best]
+        used.update((of[best].aim.action, of[best].mode))
+    return [of[index] for index in sorted(chosen)]
+
+
+def _touches(cell: Cell) -> set[Hashable]:
+    """Its point, its action at this kind of point and in this mode, and the side of the mode."""
+    point, action, side, *_ = cell.aim
+    done = str(action) if action.kind is actions.DIE else action.kind.name
+    return {
+        ("point", point.who, point.name),
+        ("action", point.who, point.kind, done),
+        ("mode", cell.mode, action.kind.name),
+        ("side", cell.mode, side, point.who),
+    }
+
+
+# Chance.
+
+
+def at_random(number: int, seed: int, modes: Sequence[Mode] = MODES, glob: str = "*") -> list[Cell]:
+    """`number` plans of two faults, each with its own seed. The n-th is the same whatever the
+    number; raises ValueError where `glob` leaves no two cells in a mode."""
+    by_mode = {mode: _by_point(cells([mode], glob)) for mode in modes}
+    for mode, points in by_mode.items():
+        if sum(map(len, points)) < 2:
+            raise ValueError(f"{glob!r} leaves no two faults in the mode {mode.value}")
+    return [
+        _pair(Random(f"{seed}/{index}"), mode, by_mode[mode])
+        for index, mode in zip(range(number), cycle(modes), strict=False)
+    ]
+
+
+def _by_point(of: Iterable[Cell]) -> list[list[Fault]]:
+    found: dict[tuple[Who, str], list[Fault]] = {}
+    for cell in of:
+        found.setdefault((cell.aim.point.who, cell.aim.point.name), []).append(cell.aim)
+    return list(found.values())
+
+
+def _pair(random: Random, mode: Mode, points: Sequence[Sequence[Fault]]) -> Cell:
+    """A point is drawn first: else those with many actions would be nearly all there is."""
+    faults: list[Fault] = []
+    while len(faults) < 2:
+        fault = random.choice(random.choice(points))
+        if all(fault[:4] != other[:4] for other in faults):
+            faults.append(fault._replace(at=_place(random, fault), times=_times(random, fault)))
+    return Cell(mode, Plan(tuple(faults), random.getrandbits(32)))
+
+
+def _place(random: Random, fault: Fault) -> int | None:
+    if fault.at is None:
+        return None
+    length = _SHORT.get((fault.point.who, fault.point.name))
+    if length is not None:
+        return random.choice((fault.at, random.randrange(length)))
+    return random.choice((fault.at, random.randrange(100), random.randrange(_FAR)))
+
+
+_FAR: Final = 500_000
+"""Octets that every stream has; a pfn beyond the guest's is never passed."""
+_SHORT: Final[Mapping[tuple[Who, str], int]] = {
+    # At least that all pages are there.
+    (Who.HELPER, "back"): HEADER_SIZE,
+    (Who.LINK, "back"): len(BANNER.octets + VERDICT.octets)
+    + VERDICT_SIZE
+    + min(len(READY.octets + REPORT.octets), HEADER_SIZE + len(SYNC.octets)),
+}
+"""Octets that go back in each run."""
+
+_WAITING: Final = frozenset({actions.STOP, actions.DELAY, actions.STALL, actions.LATE})
+"""Done each time, they would take minutes."""
+
+
+def _times(random: Random, fault: Fault) -> Times:
+    if random.random() < 0.6 or fault.point.kind not in {Kind.MESSAGE, Kind.RECORD}:
+        return FIRST
+    once = Times(random.choice((2, 3)))
+    if fault.action.kind in _WAITING:
+        return once
+    return random.choice((once, Times(2, onwards=True), Times(onwards=True), Times(percent=30)))

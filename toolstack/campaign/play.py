@@ -1,0 +1,396 @@
+"""The stage of a run: two simulated hosts with one guest, and the commands played on them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Final, Self
+
+from ipc_schema.faults import actions as fault_actions
+from ipc_schema.faults.plan import Plan
+from ipc_schema.faults.points import Side, Who
+from toolstack.campaign import processes
+from toolstack.campaign.evidence import Again, Ended, Event, Evidence, Guest, Mode, Place, Scene
+from toolstack.faults.guest import arm
+from toolstack.hosts.interface import DomainSummary, GuestState
+from toolstack.hosts.simulated.host import SimulatedHost, create_host
+from toolstack.limits import Limits
+
+NAME: Final = "g"
+"""The guest's."""
+
+PLAN_VARIABLE: Final = "XEN_SAVE_HELPER_FAULTS"
+_COMMAND: Final = (sys.executable, "-m", "toolstack.commands.main")
+_LINK: Final = (sys.executable, "-m", "toolstack.faults.link")
+_MODE_OPTIONS: Final[Mapping[Mode, tuple[str, ...]]] = {
+    Mode.STOP_AND_COPY: ("--max-rounds", "0"),
+    Mode.LIVE: ("--max-rounds", "3"),
+    # So slow that the guest does fault.
+    Mode.POSTCOPY: ("--max-rounds", "1", "--postcopy", "--bandwidth", "16M"),
+}
+_HOST_FILES: Final = frozenset({"domains", "lock", "operations.lock", "xen-host.json"})
+_LONGEST_DIRECTORY: Final = 64
+"""Octets of a directory's path that leave room for a socket's name in it."""
+_RATES: Final = {"random": 4_000.0}
+"""Pages a second that a guest writes, where its workload's own rate would take a third of all
+processor time of a run: each page that it ever writes is still written many times in a round."""
+_SETTLE_SECONDS: Final = 2.0
+_VERIFY_SECONDS: Final = 20.0
+_START_UP_SECONDS: Final = 20.0
+"""For the interpreters of a run to start, on a machine with much else to do."""
+_CLEAN_SECONDS: Final = 60.0
+"""For a command without faults."""
+_TIMES: Final = frozenset(
+    {
+        fault_actions.STOP.name,
+        fault_actions.DELAY.name,
+        fault_actions.STALL.name,
+        fault_actions.LATE.name,
+    }
+)
+"""Actions whose value is in seconds."""
+
+
+def time_limit(plan: Plan, limits: Limits) -> float:
+    """Seconds within which a command must end, however many of its limits it runs into."""
+    each: float = sum(asdict(limits).values())
+    waits = sum(
+        # The controller itself nobody limits; whatever else is late ends at a limit.
+        seconds if fault.point.who is Who.CONTROLLER else min(seconds, each)
+        for fault in plan.faults
+        if fault.action.kind.name in _TIMES
+        for seconds in (float(fault.action.value or 0),)
+    )
+    return each + 3 * limits.abort + limits.handshake + _START_UP_SECONDS + waits
+
+
+def need_room(directory: Path) -> None:
+    """Raises ValueError where the path is too long for a run."""
+    if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:
+        raise ValueError(
+            f"{directory}: no room for a socket's path in it; set TMPDIR to a shorter one"
+        )
+
+
+class Stage:
+    """See `run.FaultRun`. As a context: what was started is ended."""
+
+    def __init__(
+        self, plan: Plan, mode: Mode, memory: int, workload: str, directory: Path, limits: Limits
+    ) -> None:
+        """Raises ValueError for a directory whose path is too long, OSError."""
+        directory = directory.absolute()
+        need_room(directory)
+        self._plan = plan
+        self._mode = mode
+        self._limits = limits
+        self._token = processes.new_token()
+        self._temporary = directory / "tmp"
+        self._events = directory / "events"
+        self._file = directory / "saved" / NAME
+        self._temporary.mkdir(parents=True)
+        self._file.parent.mkdir()
+        self._hosts: dict[Side, SimulatedHost] = {}
+        for side in Side:
+            create_host(directory / side.value)
+            self._hosts[side] = SimulatedHost(directory / side.value)
+        self._source.create_guest(NAME, memory, workload, _RATES.get(workload), plan.seed)
+        arm(self._source, self._source.find(NAME), plan)
+        self._limit = time_limit(plan, limits)
+        self._descriptors = sys.maxsize
+
+    @property
+    def _source(self) -> SimulatedHost:
+        return self._hosts[Side.SOURCE]
+
+    @property
+    def _destination(self) -> SimulatedHost:
+        return self._hosts[Side.DESTINATION]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for host in self._hosts.values():
+            for row in host.domains():
+                with contextlib.suppress(ProcessLookupError):
+                    host.destroy(row.domid)
+        processes.kill(processes.marked(self._token))
+
+    def play(self) -> Evidence:
+        """Everything, to the end."""
+        # A receiver's parent lets it go on first.
+        patience = max(self._longest_stop(), self._limits.stopped) + 2.0
+        with processes.ending_stopped_controllers(self._token, patience):
+            return self._play()
+
+    def _play(self) -> Evidence:
+        (row,) = self._source.domains()
+        before = processes.descriptors(row.pid) if row.pid else {}
+        self._descriptors = len(before)
+        recoveries: list[Ended] = []
+        restore = after_save = again = None
+        if self._mode is Mode.SAVE:
+            command = self._run("save", NAME, str(self._file), host=Side.SOURCE)
+        else:
+            command = self._run(
+                "migrate",
+                NAME,
+                "--to",
+                self._receiver(),
+                *_MODE_OPTIONS[self._mode],
+                host=Side.SOURCE,
+            )
+        ends = [self._scene()]
+        recoveries += self._recover(ends[-1])
+        if self._mode is Mode.SAVE:
+            after_save = self._scene(verify=True)
+            if after_save.saved and not after_save.places[Side.SOURCE].guests:
+                restore = self._run("restore", str(self._file), host=Side.DESTINATION)
+                ends.append(self._scene())
+                recoveries += self._recover(ends[-1])
+        recovered = self._scene(verify=True)
+        persons = self._look(recovered)
+        last = self._scene(verify=True) if persons else recovered
+        if restore is not None and not last.places[Side.DESTINATION].guests:
+            again = self._restore_again()
+        return Evidence(
+            mode=self._mode,
+            command=command,
+            restore=restore,
+            recoveries=tuple(recoveries),
+            persons=tuple(persons),
+            after_save=after_save,
+            ends=tuple(ends),
+            recovered=recovered,
+            last=last,
+            restored_again=again,
+            events=tuple(self._trace()),
+            descriptors_before=before,
+            limit=self._limit,
+        )
+
+    # -- commands -------------------------------------------------------------------------------
+
+    def _arguments(self, host: Side) -> list[str]:
+        limits = [f"--limit={name}={value}" for name, value in asdict(self._limits).items()]
+        directory = str(self._hosts[host].directory)
+        return ["--host", directory, "--events", str(self._events), *limits]
+
+    def _receiver(self) -> str:
+        """What `migrate --to` gets: the host, or the link with its faults in front of it."""
+        plan = self._plan._replace(faults=self._plan.of(Who.LINK))
+        if not plan.faults:
+            return str(self._destination.directory)
+        receive = [
+            *_COMMAND,
+            "receive",
+            *self._arguments(Side.DESTINATION),
+            f"--from={self._source.directory}",
+        ]
+        return shlex.join([*_LINK, str(plan), str(self._events), *receive])
+
+    def _environment(self, faults: bool) -> dict[str, str]:
+        ours = {
+            processes.MARK: self._token,
+            "TMPDIR": str(self._temporary),
+            "XDG_RUNTIME_DIR": str(self._temporary),
+            "XEN_SAVE_HELPER_CONFIG": os.devnull,
+        }
+        if faults and (plan := self._plan.without_staged()).faults:
+            ours[PLAN_VARIABLE] = str(plan)
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("XEN_SAVE_HELPER_")
+        }
+        return {**inherited, **ours}
+
+    @contextlib.contextmanager
+    def _command(self, arguments: Sequence[str], *, faults: bool) -> Iterator[_Command]:
+        """What it writes goes into files: what it leaves behind may hold them open."""
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            process = subprocess.Popen(
+                [*_COMMAND, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=self._environment(faults),
+                start_new_session=True,
+            )
+            with process:
+                try:
+                    yield _Command(process, out, err)
+                except BaseException:
+                    # An interrupted run waits for nothing that may have no end.
+                    processes.kill(processes.marked(self._token))
+                    process.kill()
+                    raise
+
+    def _run(self, *arguments: str, host: Side) -> Ended:
+        """One command with the plan in force, to its end, or to the end of the limit."""
+        name, *rest = arguments
+        started = time.monotonic()
+        given = [name, *rest, "--json", *self._arguments(host)]
+        with self._command(given, faults=True) as command:
+            late = False
+            try:
+                command.process.wait(self._limit)
+            except subprocess.TimeoutExpired:
+                late = True
+                processes.kill(processes.marked(self._token))
+                command.process.wait()
+            seconds = time.monotonic() - started
+            return command.ended(name, seconds, late=late)
+
+    def _longest_stop(self) -> float:
+        return max(
+            (
+                float(fault.action.value or 0)
+                for fault in self._plan.faults
+                if fault.action.kind is fault_actions.STOP
+            ),
+            default=0.0,
+        )
+
+    def _clean(self, *arguments: str, host: Side) -> Ended:
+        """One command without faults."""
+        started = time.monotonic()
+        name, *rest = arguments
+        directory = str(self._hosts[host].directory)
+        with self._command([name, *rest, "--host", directory], faults=False) as command:
+            late = False
+            try:
+                command.process.wait(_CLEAN_SECONDS)
+            except subprocess.TimeoutExpired:
+                late = True
+                command.process.kill()
+                command.process.wait()
+            return command.ended(name, time.monotonic() - started, late=late)
+
+    def _recover(self, scene: Scene) -> list[Ended]:
+        """`recover` where a journal was left, the destination first; it sweeps, too, so it is the
+        next command also where nothing but temporary files was left."""
+        sides = [side for side in (Side.DESTINATION, Side.SOURCE) if scene.places[side].journals]
+        if scene.temporary:
+            sides = sides or [Side.SOURCE]
+        return [self._clean("recover", NAME, host=side) for side in sides]
+
+    def _look(self, scene: Scene) -> list[Ended]:
+        """What a person does where `recover` at the source has refused: looks at the destination,
+        and says where the guest is to be."""
+        if not scene.places[Side.SOURCE].journals:
+            return []
+        there = scene.places[Side.DESTINATION].guest(NAME)
+        way = "--destroy" if there is not None and there.runs else "--resume"
+        return [self._clean("recover", NAME, way, host=Side.SOURCE)]
+
+    def _restore_again(self) -> Again:
+        """The file must be as good as it was."""
+        command = self._clean("restore", str(self._file), host=Side.DESTINATION)
+        return Again(command, self._guests(self._destination, verify=True))
+
+    # -- what is there --------------------------------------------------------------------------
+
+    def _scene(self, *, verify: bool = False) -> Scene:
+        began = time.monotonic()
+        left = processes.left_over(self._token, self._guest_pids, self._patience)
+        lingered = time.monotonic() - began
+        return Scene(
+            places={
+                side: Place(self._guests(host, verify=verify), _files(host))
+                for side, host in self._hosts.items()
+            },
+            processes=tuple(map(str, left)),
+            temporary=(
+                *sorted(str(path.name) for path in self._temporary.iterdir()),
+                *sorted(path.name for path in self._file.parent.iterdir() if path != self._file),
+            ),
+            saved=self._file.exists(),
+            lingered=round(lingered, 3),
+        )
+
+    @property
+    def _patience(self) -> float:
+        """For those to end whose controller has: a helper notices at once, a receiver
+        ends its helper first."""
+        limits = self._limits
+        return limits.sender_silence + 4 * limits.abort + 2
+
+    def _guest_pids(self) -> set[int]:
+        return {row.pid for host in self._hosts.values() for row in host.domains() if row.pid}
+
+    def _guests(self, host: SimulatedHost, *, verify: bool) -> tuple[Guest, ...]:
+        # What a guest at the destination has is compared with nothing.
+        most = self._descriptors if host is self._source else sys.maxsize
+        return tuple(_guest(host, row, most, verify=verify) for row in host.domains())
+
+    def _trace(self) -> Iterator[Event]:
+        """Whole lines only; none where nothing began."""
+        if not self._events.exists():
+            return
+        text = self._events.read_text()
+        for line in text[: text.rfind("\n") + 1].splitlines():
+            event: dict[str, Any] = json.loads(line)
+            yield event
+
+
+@dataclass(frozen=True)
+class _Command:
+    process: subprocess.Popen[bytes]
+    out: IO[bytes]
+    err: IO[bytes]
+
+    def ended(self, name: str, seconds: float, *, late: bool) -> Ended:
+        code = self.process.returncode
+        out, err = (_text(file) for file in (self.out, self.err))
+        return Ended(name, self.process.pid, code, out, err, round(seconds, 3), late)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
+
+
+def _guest(host: SimulatedHost, row: DomainSummary, most: int, *, verify: bool) -> Guest:
+    """`most`: descriptors that its process should have."""
+    memory_ok: bool | None = None
+    crash: str | None = None
+    state = row.state
+    try:
+        report = host.report(row.domid)
+        if verify and report.state is GuestState.RUNNING:
+            report = host.verify(row.domid, _VERIFY_SECONDS)
+            memory_ok = report.memory_ok
+        state, crash = report.state, report.crash
+    except (TimeoutError, ConnectionError, ProcessLookupError) as error:
+        crash = f"it does not answer: {error}"
+    return Guest(
+        row.name,
+        state.value,
+        bool(row.log_dirty),
+        memory_ok,
+        crash,
+        processes.settled_descriptors(row.pid, most, _SETTLE_SECONDS) if row.pid else {},
+    )
+
+
+def _files(host: SimulatedHost) -> tuple[str, ...]:
+    known = {str(row.domid) for row in host.domains()}
+    return (
+        *sorted(path.name for path in host.directory.iterdir() if path.name not in _HOST_FILES),
+        *sorted(
+            f"domains/{path.name}"
+            for path in (host.directory / "domains").iterdir()
+            if path.name not in known
+        ),
+    )

@@ -1,0 +1,142 @@
+"""Which points a run passes, by its mode, at which side, and what it takes; why the others are not.
+
+What the tables of ipc_schema gain is taken to be passed in every mode, until it is said here that
+it is not: a point that is then not passed shows as a fault that did not fire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from ipc_schema.faults.plan import Fault, parse
+from ipc_schema.faults.points import Kind, Point, Side, Who
+from ipc_schema.streams.phases import Phase, Stage
+from toolstack.campaign.evidence import Mode
+
+_CHECKPOINTED: Final = "a checkpointed stream's (Remus, COLO)"
+_PV: Final = "a PV guest's"
+_DEBUG: Final = "of a migration with SUSPEND_DEBUG (`migrate --debug`), which no mode has"
+
+NOT_PASSED: Final[Mapping[str, str]] = {
+    "postcopy": _CHECKPOINTED,
+    "checkpoint": _CHECKPOINTED,
+    "wait_checkpoint": _CHECKPOINTED,
+    "CHECKPOINT": _CHECKPOINTED,
+    "CHECKPOINT_END": _CHECKPOINTED,
+    "CHECKPOINT_STATE": _CHECKPOINTED,
+    "X86_PV_INFO": _PV,
+    "X86_PV_P2M_FRAMES": _PV,
+    "X86_PV_VCPU_BASIC": _PV,
+    "X86_PV_VCPU_EXTENDED": _PV,
+    "X86_PV_VCPU_XSAVE": _PV,
+    "X86_PV_VCPU_MSRS": _PV,
+    "SHARED_INFO": _PV,
+    "TOOLSTACK": "of senders before Xen 4.14",
+    "VERIFY": _DEBUG,
+    Phase.VERIFY.value: _DEBUG,
+    Stage.VERIFY.value: _DEBUG,
+}
+"""What no run passes, by the message, record or phase, and why."""
+
+_ALL: Final = frozenset(Mode)
+_MIGRATIONS: Final = _ALL - {Mode.SAVE}
+_POSTCOPY: Final = frozenset({Mode.POSTCOPY})
+_NEVER: Final[frozenset[Mode]] = frozenset()
+
+_OF_MESSAGES: Final[Mapping[str, frozenset[Mode]]] = {
+    "precopy_policy": _MIGRATIONS,
+    "postcopy_transition": _POSTCOPY,
+}
+"""Those that are not here are in every mode; as those of the tables that follow."""
+
+_OF_MESSAGES_AT_DESTINATION: Final[Mapping[str, frozenset[Mode]]] = {
+    "suspend": _NEVER,  # COLO's
+    # What answers an async callback; a restore has none but postcopy_transition.
+    "async_callback_done": _POSTCOPY,
+}
+
+_OF_HANDSHAKE: Final[Mapping[str, frozenset[Mode]]] = {
+    "ready": _MIGRATIONS - _POSTCOPY,
+    "go": _MIGRATIONS - _POSTCOPY,
+    "report": _MIGRATIONS - _POSTCOPY,
+    "permission": _MIGRATIONS - _POSTCOPY,
+    "sync": _POSTCOPY,
+}
+"""Those that are not here are in every migration."""
+
+_OF_PHASES: Final[Mapping[str, frozenset[Mode]]] = {
+    Phase.PRECOPY.value: _MIGRATIONS,
+    Phase.SUSPEND.value: _ALL - _POSTCOPY,
+    Phase.STOP_AND_COPY.value: _ALL - _POSTCOPY,
+    Phase.STATE.value: _ALL - _POSTCOPY,
+    Phase.SUSPEND_FOR_POSTCOPY.value: _POSTCOPY,
+    Phase.POSTCOPY_BEGIN.value: _POSTCOPY,
+    Phase.POSTCOPY_PFNS.value: _POSTCOPY,
+    Phase.POSTCOPY_TRANSITION.value: _POSTCOPY,
+    Phase.POSTCOPY_PAGES.value: _POSTCOPY,
+    Phase.POSTCOPY_DRAIN.value: _POSTCOPY,
+    Stage.POSTCOPY_STATE.value: _POSTCOPY,
+    Stage.POSTCOPY_PFNS.value: _POSTCOPY,
+}
+
+PRIMERS: Final[Mapping[str, str]] = {
+    "abort": "{side}.controller/start:after-send=signal(TERM)",
+    "refused": "{side}/hello:before-send=garbage",
+    "permission": "destination.controller/handshake.go:heard=fail(EIO)",
+}
+"""Messages that are sent only where something has gone wrong before: by which fault. `{side}` is
+the message's."""
+
+
+def primed(fault: Fault) -> tuple[Fault, ...]:
+    """The fault, behind what must go wrong first."""
+    primer = PRIMERS.get(fault.point.of)
+    if primer is None:
+        return (fault,)
+    side = "" if fault.side is None else fault.side.value
+    return (*parse(primer.format(side=side)).faults, fault)
+
+
+class Unreached(NamedTuple):
+    """A point that no run passes."""
+
+    point: Point
+    why: str
+
+
+def modes(point: Point, side: Side | None) -> frozenset[Mode]:
+    """The modes in which a run passes `point` at `side` (None: of the link)."""
+    if point.of in NOT_PASSED:
+        return _NEVER
+    match point.kind:
+        case Kind.MESSAGE:
+            return _of_message(point, side)
+        case Kind.HANDSHAKE:
+            return _OF_HANDSHAKE.get(point.of, _MIGRATIONS)
+        case Kind.PHASE:
+            return _OF_PHASES.get(point.of, _ALL)
+        case Kind.RECORD:
+            return _POSTCOPY if point.of.startswith("POSTCOPY_") else _ALL
+        case Kind.STREAM if point.who is Who.LINK:
+            return _MIGRATIONS
+        case Kind.STREAM if point.of == "back":
+            return _POSTCOPY
+        case _:
+            return _ALL
+
+
+def _of_message(point: Point, side: Side | None) -> frozenset[Mode]:
+    found = _OF_MESSAGES.get(point.of, _ALL)
+    if side is Side.DESTINATION:
+        found &= _OF_MESSAGES_AT_DESTINATION.get(point.of, _ALL)
+    return found
+
+
+def unreached(points: Mapping[tuple[Who, str], Point]) -> list[Unreached]:
+    """Those of `points` that are in no cell of the matrix."""
+    return [
+        Unreached(point, NOT_PASSED[point.of])
+        for point in points.values()
+        if point.of in NOT_PASSED
+    ]

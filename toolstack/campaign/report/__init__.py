@@ -1,0 +1,1 @@
+"""What a campaign found, as text, JUnit and a page."""

@@ -1,0 +1,116 @@
+"""The data of a campaign's page: its verdicts, and their traces, compressed a row at a time."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from ipc_schema.faults.plan import Fault, parse
+from ipc_schema.faults.points import Who
+from toolstack.campaign import reach
+from toolstack.campaign.report.figures import FAILS, HOLDS, IDLE, Report, value_text
+from toolstack.campaign.report.lanes import LANES, lanes
+from toolstack.campaign.run import Verdict
+
+CLASSES: Final[Mapping[str, str]] = {HOLDS: "holds", FAILS: "fails", IDLE: "idle"}
+"""Of the style sheet, by a verdict's kind."""
+
+_SHOWN_OF_TEXT: Final = 2000
+"""Characters of a field of an event."""
+
+
+class Entry(NamedTuple):
+    """A verdict, its place in the report, and the block that has its trace."""
+
+    number: int
+    verdict: Verdict
+    faults: tuple[Fault, ...]
+    block: int
+
+    @property
+    def aim(self) -> Fault:
+        return self.faults[-1]
+
+    @property
+    def in_matrix(self) -> bool:
+        """It is one of the matrix's own: two faults by chance are no cell, whatever the second."""
+        return self.faults == reach.primed(self.aim)
+
+
+def entries_of(report: Report) -> tuple[list[Entry], list[str]]:
+    """Verdicts of the same point and mode share a block: their traces are much alike."""
+    rows: dict[tuple[str, Who, str], list[Entry]] = {}
+    entries = []
+    for number, verdict in enumerate(report.verdicts):
+        faults = parse(verdict.plan).faults
+        point = faults[-1].point
+        key = (verdict.mode, point.who, point.name)
+        row = rows.setdefault(key, [])
+        block = row[0].block if row else len(rows) - 1
+        row.append(Entry(number, verdict, faults, block))
+        entries.append(row[-1])
+    return entries, [_pack([_details(report, entry) for entry in row]) for row in rows.values()]
+
+
+def index_of(entries: Iterable[Entry]) -> dict[str, object]:
+    """What the page's script knows without unpacking anything."""
+    return {
+        "lanes": LANES,
+        "verdicts": [
+            [entry.block, CLASSES[entry.verdict.kind], entry.verdict.mode, entry.verdict.plan]
+            for entry in entries
+        ],
+    }
+
+
+def _pack(content: object) -> str:
+    octets = gzip.compress(json.dumps(content, default=str).encode(), compresslevel=6, mtime=0)
+    return base64.b64encode(octets).decode()
+
+
+def _details(report: Report, entry: Entry) -> dict[str, object]:
+    verdict = entry.verdict
+    events = sorted(report.trace(verdict), key=lambda event: float(event["t"]))
+    start = _zero(events)
+    return {
+        "number": entry.number,
+        "again": report.again(verdict),
+        "expected": verdict.expected,
+        "seen": [[name, _text(value)] for name, value in verdict.seen.items()],
+        "fired": list(verdict.fired),
+        "problems": list(verdict.problems),
+        "seconds": verdict.seconds,
+        "events": [
+            [round((event["t"] - start) * 1000, 3), lane, event["event"], _fields(event)]
+            for event, lane in zip(events, lanes(events), strict=True)
+        ],
+    }
+
+
+def _zero(events: Sequence[Mapping[str, Any]]) -> float:
+    """The first fault's time, or else the first event's."""
+    times = [float(event["t"]) for event in events if event["event"] == "fault"]
+    return min(times, default=float(events[0]["t"]) if events else 0.0)
+
+
+def _fields(event: Mapping[str, Any]) -> list[list[str]]:
+    return [
+        [name, value_text(name, value) if name == "errnoval" else _text(value)]
+        for name, value in event.items()
+        if name not in {"t", "process", "event"}
+    ]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, int | float):
+        text = str(value).lower()
+    elif isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
+        text = "\n".join(value)
+    else:
+        text = json.dumps(value, default=str)
+    return text if len(text) <= _SHOWN_OF_TEXT else f"{text[:_SHOWN_OF_TEXT]}…"

@@ -1,0 +1,108 @@
+"""One run with a plan in force: real processes on two simulated hosts, and the oracle's verdict."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from ipc_schema.faults.plan import Plan
+from toolstack.campaign.evidence import Mode
+from toolstack.campaign.judge.oracle import judge
+from toolstack.campaign.play import Stage
+from toolstack.limits import Limits
+
+__all__ = ["FAULT_LIMITS", "FaultRun", "Mode", "Verdict", "run_fault"]
+
+FAULT_LIMITS: Final = Limits(
+    helper_start=10,
+    stopped=2,
+    callback=6,
+    suspend=3,
+    abort=2,
+    stream_stall=4,
+    admission=8,
+    handshake=8,
+    ready=8,
+)
+"""Seconds, not minutes, until something that stands still is noticed."""
+
+
+@dataclass(frozen=True)
+class FaultRun:
+    """What is to be run. `memory` of the guest in octets; `workload` is a simulated guest's;
+    `directory` is empty, and the run's alone: it keeps what a person may want to look at."""
+
+    plan: Plan
+    mode: Mode
+    memory: int
+    workload: str
+    directory: Path
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a run. `plan` has its seed. `fired` are the faults that struck, in order;
+    `problems` what is wrong, a line for each; `expected` what would be right, `seen` what was.
+    """
+
+    plan: str
+    mode: str
+    seed: int
+    fired: tuple[str, ...]
+    holds: bool
+    problems: tuple[str, ...]
+    expected: str
+    seen: Mapping[str, object]
+    seconds: float
+    events: tuple[dict[str, Any], ...]
+
+    @property
+    def kind(self) -> str:
+        """`holds`, `fails`, or `did not fire`: then nothing was tried, and nothing wrong seen."""
+        if self.holds:
+            return "holds"
+        return "fails" if self.problems else "did not fire"
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Raises TypeError for what `as_json` has not made."""
+        listed = {name: tuple(fields[name]) for name in ("fired", "problems", "events")}
+        return cls(**{**fields, **listed})
+
+    def __str__(self) -> str:
+        return json.dumps(self.as_json(), default=str)
+
+
+def run_fault(run: FaultRun, *, limits: Limits = FAULT_LIMITS) -> Verdict:
+    """Carry `run` out and judge it; each wait has an end. What it has started is gone at the end.
+
+    A plan without a seed gets one, and the verdict has it: all that is by chance in the run, the
+    guest's memory too, comes of it. Raises ValueError where the directory's path is too long for
+    sockets, and OSError where the run cannot begin.
+    """
+    started = time.monotonic()
+    plan = run.plan.seeded()
+    assert plan.seed is not None
+    counted = plan.counting_in(str(run.directory.absolute() / "counts"))
+    with Stage(counted, run.mode, run.memory, run.workload, run.directory, limits) as stage:
+        evidence = stage.play()
+    judgement = judge(plan, evidence, limits)
+    return Verdict(
+        plan=str(plan),
+        mode=run.mode.value,
+        seed=plan.seed,
+        fired=judgement.fired,
+        holds=bool(judgement.fired) and not judgement.problems,
+        problems=judgement.problems,
+        expected=judgement.expected,
+        seen=judgement.seen,
+        seconds=round(time.monotonic() - started, 3),
+        events=tuple(dict(event) for event in evidence.events),
+    )

@@ -1,0 +1,100 @@
+"""A process of a campaign: for each run that a line of its stdin asks for, a line with the verdict.
+
+What is asked is `{"mode": ..., "plan": ..., "memory": ..., "workload": ..., "limits": {...}}`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any, Final
+
+from ipc_schema.faults.plan import parse
+from ipc_schema.faults.points import Side
+from toolstack.aio.scratch import ScratchDirectory
+from toolstack.campaign.run import FaultRun, Mode, Verdict, run_fault
+from toolstack.hosts.simulated.host import SimulatedHost
+from toolstack.limits import Limits
+
+PREFIX: Final = "xen-campaign-"
+
+
+def longest_directory(runs: int) -> Path:
+    """A path as long as that of any run of a worker that makes so many."""
+    return Path(tempfile.gettempdir(), f"{PREFIX}{'x' * 8}", str(runs))
+
+
+def main() -> None:
+    # What happens at the terminal is the campaign's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with ScratchDirectory(PREFIX, clear=end_all_in) as scratch:
+        for number, line in enumerate(sys.stdin):
+            directory = scratch.path / str(number)
+            directory.mkdir()
+            try:
+                _tell(verdict_on(json.loads(line), directory))
+            except BrokenPipeError:
+                return  # the campaign was killed
+            shutil.rmtree(directory)
+
+
+def _tell(verdict: Verdict) -> None:
+    left = f"{verdict}\n".encode()
+    while left:
+        left = left[os.write(sys.stdout.fileno(), left) :]
+
+
+def verdict_on(asked: dict[str, Any], directory: Path) -> Verdict:
+    """Also where the run could not be made: then that is the problem."""
+    try:
+        plan, mode = parse(asked["plan"]), Mode(asked["mode"])
+        run = FaultRun(plan, mode, asked["memory"], asked["workload"], directory)
+        return run_fault(run, limits=Limits(**asked["limits"]))
+    except Exception as error:
+        problem = f"the run itself failed: {error!r}"
+        return unjudged(asked["mode"], asked["plan"], problem, traceback.format_exc())
+
+
+def unjudged(mode: str, plan: str, problem: str, seen: str = "") -> Verdict:
+    """The verdict on a run of which nothing can be said."""
+    return Verdict(
+        plan=plan,
+        mode=mode,
+        seed=parse(plan).seed or 0,
+        fired=(),
+        holds=False,
+        problems=(problem,),
+        expected="a run that can be judged",
+        seen={"instead": seen} if seen else {},
+        seconds=0.0,
+        events=(),
+    )
+
+
+def end_all_in(scratch: Path) -> None:
+    """End what the runs of a dead worker have left: guests, and processes that are stopped."""
+    for directory in scratch.iterdir():
+        for side in Side:
+            with contextlib.suppress(NotADirectoryError, FileNotFoundError):
+                host = SimulatedHost(directory / side.value)
+                for row in host.domains():
+                    host.destroy(row.domid)
+    mark = f"TMPDIR={scratch}/".encode()
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            # Another user's, or gone in this moment.
+            with contextlib.suppress(PermissionError, FileNotFoundError, ProcessLookupError):
+                environment = Path("/proc", name, "environ").read_bytes()
+                if any(one.startswith(mark) for one in environment.split(b"\0")):
+                    os.kill(int(name), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Two hosts in a temporary directory, a running guest, one migration, and a look at all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ipc_schema.channel.waits import Patience
+from ipc_schema.errors import Error
+from ipc_schema.trace import Trace
+from toolstack.aio import blocking
+from toolstack.aio.scratch import ScratchDirectory
+from toolstack.cancellation import told
+from toolstack.context import Context, ProgressLine
+from toolstack.failure import message_of
+from toolstack.limits import Limits
+from toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
+from toolstack.xl.migrate import HostDestination, MigrateOptions, migrate
+from toolstack.xl.outcome import GuestResult, MigrationResult, Outcome
+
+if TYPE_CHECKING:
+    from toolstack.hosts.interface import GuestReport
+    from toolstack.hosts.simulated.host import SimulatedHost
+
+GUEST: Final = "demo"
+VERIFY_LIMIT: Final = 300.0
+"""Seconds for the guest to compare all its memory: what 2 GiB takes on a slow machine, and more."""
+
+RUN_ON_LIMIT: Final = 10.0
+"""Seconds for a guest to take a step."""
+
+MODES: Final = {
+    "stop-and-copy": (MemoryStrategy.DEFAULT, PrecopyLimits(max_rounds=0)),
+    "precopy": (MemoryStrategy.DEFAULT, PrecopyLimits()),
+    "postcopy": (MemoryStrategy.POSTCOPY, PrecopyLimits(max_rounds=0)),
+}
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """`verified`: the guest compared every page of its memory at the destination, all were right,
+    and it ran on. `first_step_lead_seconds`: in postcopy, how long before the end of the stream
+    the guest took its first step at the destination."""
+
+    migration: MigrationResult
+    verified: bool
+    first_step_lead_seconds: float | None
+
+
+@contextlib.contextmanager
+def two_hosts() -> Iterator[tuple[Path, Path]]:
+    """The directories of two new hosts; all their guests end, and all goes, with the context, or
+    with the next demo where this one is killed."""
+    simulated = importlib.import_module("toolstack.hosts.simulated.host")
+    with ScratchDirectory("xen-toolstack-demo-", clear=destroy_all) as scratch:
+        directories = scratch.path / "source", scratch.path / "destination"
+        for directory in directories:
+            simulated.create_host(directory)
+        try:
+            yield directories
+        finally:
+            destroy_all(scratch.path)
+
+
+def destroy_all(hosts: Path) -> None:
+    """End all guests of the hosts whose directories are in `hosts`."""
+    simulated = importlib.import_module("toolstack.hosts.simulated.host")
+    for directory in hosts.iterdir():
+        host = simulated.SimulatedHost(directory)
+        host.clear_up()
+        for row in host.domains():
+            host.destroy(row.domid)
+
+
+async def demo(
+    mode: str,
+    *,
+    memory: int,
+    workload: str,
+    bandwidth: int,
+    limits: Limits,
+    trace: Trace,
+    events: Path,
+    receiver_arguments: Sequence[str],
+    progress: ProgressLine,
+) -> DemoResult:
+    """Migrate a guest of `memory` octets between two hosts of its own, in the way of `MODES`.
+
+    `events` is where both sides append their trace. Returns also where the migration failed.
+    """
+    before = events.stat().st_size if events.is_file() else 0
+    simulated = importlib.import_module("toolstack.hosts.simulated.host")
+    strategy, precopy = MODES[mode]
+    with two_hosts() as (source, destination):
+        host: SimulatedHost = simulated.SimulatedHost(source)
+        domid = host.create_guest(GUEST, memory, workload)
+        result = await told(
+            partial(
+                migrate,
+                Context(host, f"sim:{source}", trace=trace, limits=limits, progress=progress),
+                domid,
+                HostDestination(
+                    destination, simulated.SimulatedHost(destination), receiver_arguments
+                ),
+                MigrateOptions(strategy, precopy, bandwidth),
+            )
+        )
+        if result.outcome is not Outcome.SUCCESS:
+            return DemoResult(result, verified=False, first_step_lead_seconds=None)
+        return await look_at(
+            simulated.SimulatedHost(destination), result, postcopy_complete_at(events, before)
+        )
+
+
+async def look_at(
+    host: SimulatedHost, result: MigrationResult, complete: float | None
+) -> DemoResult:
+    """Have the guest compare all its memory at the destination, and see that it runs on. A guest
+    that does not has died of its migration, whatever that came to. `complete`: when its last page
+    was in place."""
+    domid = host.find(GUEST)
+    problem = ""
+    try:
+        verified = await blocking.call(2 * VERIFY_LIMIT, host.verify, domid, VERIFY_LIMIT)
+    except OSError as error:
+        problem = f"the guest does not compare its memory there: {message_of(error)}"
+        verified = host.report(domid)
+    last = await _report_after(host, domid, _steps(verified))
+    if last.crash:
+        problem = f"the guest died there: {last.crash}"
+    elif last.memory_ok is not True:
+        problem = "the guest's memory is not right there"
+    elif _steps(last) <= _steps(verified):
+        problem = problem or "the guest stands still there"
+    guest = GuestResult(
+        host=result.guest.host,
+        state=last.state.value,
+        steps=last.steps,
+        pages_checked=last.pages_checked,
+        memory_ok=last.memory_ok,
+    )
+    lead = None
+    if complete is not None and last.first_step_at is not None:
+        lead = round(complete - last.first_step_at, 6)
+    result = replace(result, guest=guest)
+    if problem:
+        result = replace(result, outcome=Outcome.GUEST_DIED, rc=Error.FAIL, reason=problem)
+    return DemoResult(result, verified=not problem, first_step_lead_seconds=lead)
+
+
+def _steps(report: GuestReport) -> int:
+    assert report.steps is not None, "a simulated guest counts its steps"
+    return report.steps
+
+
+async def _report_after(host: SimulatedHost, domid: int, steps: int) -> GuestReport:
+    """The guest's report once it has run beyond `steps`, or when it has had time enough to."""
+    patience = Patience(RUN_ON_LIMIT, time.monotonic())
+    while True:
+        report = host.report(domid)
+        if _steps(report) > steps or patience.look(time.monotonic()):
+            return report
+        await asyncio.sleep(0.005)
+
+
+def postcopy_complete_at(events: Path, before: int) -> float | None:
+    """When the receiving helper had put the last page in place, by its trace: what stands in
+    `events` behind the `before` octets that are another run's, or no trace. None for what is no
+    file, and cannot be read again."""
+    if not events.is_file():
+        return None
+    with events.open("rb") as lines:
+        lines.seek(before)
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and event.get("event") == "postcopy complete":
+                return float(event["t"])
+    return None

@@ -1,0 +1,155 @@
+"""migrate."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+
+from helper.hypervisors import XEN
+from ipc_schema.channel.messages import MissingCpuFeatures
+from toolstack.cancellation import told
+from toolstack.commands.common import (
+    CommandError,
+    UsageError,
+    complain,
+    directory_of,
+    guest_of,
+    host_at,
+    hypervisor_of,
+    show,
+)
+from toolstack.commands.running import context_of, progress_for, run
+from toolstack.operations.settle import DEAD, GuestStateError
+from toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
+from toolstack.xl.configuration import ConfigurationError, read_configuration
+from toolstack.xl.migrate import (
+    CommandDestination,
+    Destination,
+    HostDestination,
+    MigrateOptions,
+)
+from toolstack.xl.migrate import migrate as migrate_guest
+from toolstack.xl.outcome import ExitCode, MigrationResult, Outcome
+
+
+def migrate(arguments: argparse.Namespace) -> int:
+    options = _options(arguments)
+    with progress_for(arguments, f"migrate {arguments.name}") as progress:
+        ctx = context_of(arguments, progress=progress)
+        domid = guest_of(ctx.host, arguments.name).domid
+        destination = destination_of(arguments)
+        try:
+            result = run(told(partial(migrate_guest, ctx, domid, destination, options)))
+        except GuestStateError as error:
+            if error.state not in DEAD:
+                raise
+            raise CommandError(str(error), ExitCode.GUEST_DIED) from error
+    return report(arguments, result)
+
+
+def _options(arguments: argparse.Namespace) -> MigrateOptions:
+    """Raises UsageError for what cannot be together, CommandError for no configuration, OSError."""
+    config = None
+    if arguments.config is not None:
+        try:
+            config = read_configuration(Path(arguments.config))
+        except ConfigurationError as error:
+            raise CommandError(str(error)) from error
+    try:
+        return MigrateOptions(
+            strategy=MemoryStrategy.POSTCOPY if arguments.postcopy else MemoryStrategy.DEFAULT,
+            precopy=PrecopyLimits(
+                arguments.dirty_threshold,
+                arguments.max_rounds,
+                arguments.max_downtime,
+                arguments.abort_after,
+            ),
+            bandwidth=arguments.bandwidth,
+            paused=arguments.paused,
+            config=config,
+            debug=arguments.debug,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def report(
+    arguments: argparse.Namespace,
+    result: MigrationResult,
+    rows: Sequence[tuple[str, str]] = (),
+    extra: Mapping[str, object] = MappingProxyType({}),
+) -> int:
+    """Print how a migration ended, with more `rows` for people and `extra` in the JSON; a failure's
+    one line goes to stderr. Returns the exit code."""
+
+    def human() -> None:
+        importlib.import_module("toolstack.commands.display").migration(result, rows)
+
+    show(arguments, {**result.as_json(), **extra}, human)
+    if result.outcome is not Outcome.SUCCESS:
+        complain(arguments, f"{result.reason}; {where_now(result)}")
+    return result.exit_code
+
+
+def where_now(result: MigrationResult) -> str:
+    """What has become of a guest that did not migrate."""
+    match result.outcome:
+        case Outcome.POSTCOPY_FAILED:
+            return "the guest is left suspended at the source"
+        case Outcome.UNDEFINED:
+            return "the guest is suspended at the source and may run at the destination: look there"
+        case Outcome.GUEST_DIED:
+            return "the guest itself has died"
+    if result.guest.state in {None, "running"}:
+        return "the guest runs on at the source"
+    return f"the guest is {result.guest.state} at the source"
+
+
+def receiver_arguments(arguments: argparse.Namespace) -> list[str]:
+    """What a receiver on this machine is given of our own options."""
+    given = [f"--limit={setting}" for setting in arguments.limit]
+    if arguments.events is not None:
+        given.append(f"--events={Path(arguments.events).absolute()}")
+    given.append(f"--missing-cpu-features={arguments.missing_cpu_features}")
+    given.append(f"--from={directory_of(arguments).absolute()}")
+    return given
+
+
+def destination_of(arguments: argparse.Namespace) -> Destination:
+    """A directory is a simulated host on this machine; all else is a command, as for
+    `xl migrate -s`.
+
+    Raises CommandError for a directory that is no host, for a simulated host where the guest is a
+    real one, and for what looks like a path and is neither a directory nor a program; UsageError
+    for no command, and for what a command's receiver is not told.
+    """
+    text: str = arguments.to
+    # A command may be longer than a name can be.
+    if os.path.isdir(text):
+        path = Path(text)
+        if hypervisor_of(arguments) == XEN:
+            raise CommandError(
+                f"{text} is a directory, and no simulated host can run a real guest; --to wants a "
+                "command, such as `ssh there xl migrate-receive`"
+            )
+        return HostDestination(path.absolute(), host_at(path), receiver_arguments(arguments))
+    if "/" in text and not text.split()[1:] and shutil.which(text) is None:
+        raise CommandError(
+            f"{text} is neither a host's directory nor a command; `xen-toolstack init {text}` "
+            "makes a host"
+        )
+    if not text.strip():
+        raise UsageError("--to: want a host's directory or a command")
+    if arguments.missing_cpu_features != MissingCpuFeatures.REFUSE:
+        raise UsageError(
+            "--missing-cpu-features holds for a receiver on this machine; one that a command "
+            "starts is told by the command: `... xen-toolstack receive --missing-cpu-features "
+            f"{arguments.missing_cpu_features}`"
+        )
+    return CommandDestination(text)

@@ -1,0 +1,65 @@
+"""recover."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from toolstack.commands.common import complain, guest_of, host_of, is_domid, show
+from toolstack.xl import journal
+from toolstack.xl.outcome import ExitCode
+from toolstack.xl.recover import WayOut
+from toolstack.xl.recover import recover as recover_guest
+
+if TYPE_CHECKING:
+    from toolstack.hosts.interface import Host
+
+
+def recover(arguments: argparse.Namespace) -> int:
+    way_out = None
+    if arguments.resume:
+        way_out = WayOut.RESUME
+    elif arguments.destroy:
+        way_out = WayOut.DESTROY
+    host = host_of(arguments)
+    name = _name(host, arguments.name)
+    recoveries = recover_guest(host, name, way_out)
+    if not recoveries:
+        guest_of(host, name)
+        text = f"nothing was left in the middle for {name!r}"
+        return show(arguments, [], lambda: print(text))
+    rows = [
+        {
+            "name": recovery.name,
+            "role": recovery.role and recovery.role.value,
+            "promise": recovery.promise and recovery.promise.value,
+            "way": recovery.way.value,
+            "done": recovery.done,
+            "text": recovery.text,
+        }
+        for recovery in recoveries
+    ]
+
+    def human() -> None:
+        for recovery in recoveries:
+            if recovery.done:
+                print(recovery.text)
+
+    show(arguments, rows, human)
+    for recovery in recoveries:
+        if not recovery.done:
+            complain(arguments, recovery.text)
+    return ExitCode.SUCCESS if all(recovery.done for recovery in recoveries) else ExitCode.FAILED
+
+
+def _name(host: Host, text: str) -> str:
+    """The name of the guest that `text` names; its domain may be gone, where a journal knows it.
+    Raises CommandError for a domid that neither has."""
+    if not is_domid(text):
+        return text
+    domid = int(text)
+    if all(row.domid != domid for row in host.domains()):
+        for entry in journal.entries(host.state_dir):
+            if entry.domid == domid:
+                return entry.name
+    return guest_of(host, text).name

@@ -1,0 +1,39 @@
+"""Faults that the guest carries out: how a simulated one takes its request to suspend."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Final
+
+from helper.hypervisors.simulated.layout import Behaviour
+from ipc_schema.faults import actions as fault_actions
+from ipc_schema.faults.plan import Fault, Plan
+from ipc_schema.faults.points import Who
+from toolstack.hosts.simulated.host import SimulatedHost
+
+_BEHAVIOURS: Final[Mapping[str, Behaviour]] = {
+    fault_actions.REFUSE.name: Behaviour.REFUSE,
+    fault_actions.LATE.name: Behaviour.LATE,
+    fault_actions.CRASH.name: Behaviour.DIE,
+}
+
+
+def of_guest(plan: Plan) -> list[Fault]:
+    """Those that strike where the guest is asked: it is asked once."""
+    return [
+        fault
+        for index, fault in enumerate(plan.of(Who.GUEST))
+        if fault.times.nth == 1
+        and (
+            fault.times.percent is None
+            or random.Random(f"{plan.seed}/guest/{index}").random() * 100 < fault.times.percent
+        )
+    ]
+
+
+def arm(host: SimulatedHost, domid: int, plan: Plan) -> None:
+    """Of several, the last has it: a guest behaves in one way."""
+    for fault in of_guest(plan):
+        seconds = float(fault.action.value or 0)
+        host.set_behaviour(domid, _BEHAVIOURS[fault.action.kind.name], seconds)

@@ -1,0 +1,130 @@
+"""Our save helper with a plan of faults, as a program that anybody can start."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from ipc_schema.faults.actions import on_pipe
+from ipc_schema.faults.plan import Plan, PlanError, parse
+from ipc_schema.faults.points import Who
+from toolstack.helpers.request import HelperProgram, OwnHelper
+
+_EVENTS: Final = "XEN_SAVE_HELPER_EVENTS"
+_FAULTS: Final = "XEN_SAVE_HELPER_FAULTS"
+
+
+def helper_plan(text: str) -> Plan:
+    """A plan of which the helper carries out every fault. Raises PlanError."""
+    plan = parse(text)
+    for fault in plan.faults:
+        who = fault.point.who
+        if who is not Who.HELPER:
+            raise PlanError(
+                f"'{fault}': that is done by the {who.value}, and here only the helper has faults; "
+                "`xen-toolstack faults run` has them all"
+            )
+    return plan
+
+
+class FaultyHelper:
+    """Our helper with `plan` (None: without faults), which draws a seed where it has none.
+
+    Everything that it needs is in `directory`, which must exist and be empty, and stays the
+    caller's. The helpers that were started go with `kill`.
+    """
+
+    def __init__(self, directory: Path, plan: Plan | None = None) -> None:
+        """Raises OSError."""
+        if plan is not None:
+            plan = plan.seeded().counting_in(str(directory.absolute() / "counts"))
+        self.plan = plan
+        self.directory = directory
+        self._events = directory / "events"
+        self._program = directory / "xen-save-helper"
+        self._others: list[FaultyHelper] = []
+        set_plan = f"unset {_FAULTS}" if plan is None else _export(_FAULTS, str(plan))
+        helper = shlex.join([sys.executable, "-P", "-m", "helper.main"])
+        lines = ("#!/bin/sh", set_plan, _export(_EVENTS, str(self._events)), f'exec {helper} "$@"')
+        self._program.write_text("".join(f"{line}\n" for line in lines))
+        self._program.chmod(0o700)
+
+    @property
+    def program(self) -> HelperProgram:
+        """For a `Context` of our API."""
+        return OwnHelper((str(self._program),))
+
+    @property
+    def executable(self) -> Path:
+        """For LIBXL_SAVE_HELPER, or `xen-toolstack --helper`: it speaks libxl's protocol.
+
+        Raises PlanError for a fault that cannot be on libxl's pipes.
+        """
+        for fault in self.plan.faults if self.plan else ():
+            if not on_pipe(fault.point, fault.action.kind):
+                raise PlanError(f"'{fault}': there is no such thing on libxl's pipes")
+        return self._program
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The trace of the helpers so far (see `ipc_schema.trace`)."""
+        try:
+            text = self._events.read_bytes()
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1:] == b"\n"]
+
+    @property
+    def fired(self) -> list[str]:
+        """The faults that have fired so far, as they are typed, once for each time."""
+        return [event["fault"] for event in self.events if event["event"] == "fault"]
+
+    def with_plan(self, text: str) -> FaultyHelper:
+        """Another helper, with this plan: for the other side, or the next step of a test. Raises
+        PlanError, OSError."""
+        plan = helper_plan(text)
+        directory = self.directory / f"other-{len(self._others)}"
+        directory.mkdir()
+        self._others.append(FaultyHelper(directory, plan))
+        return self._others[-1]
+
+    def kill(self) -> None:
+        """SIGKILL for helpers that are still there: a stopped one would stay for ever."""
+        for pid in {int(event["pid"]) for event in self.events}:
+            with self._ours(pid) as pidfd:
+                if pidfd >= 0:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        for other in self._others:
+            other.kill()
+
+    @contextlib.contextmanager
+    def _ours(self, pid: int) -> Iterator[int]:
+        """A descriptor of the process, if it is one of our helpers and no other that has got its
+        number since; else -1."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            yield -1
+            return
+        try:
+            yield pidfd if self._started(pid) else -1
+        finally:
+            os.close(pidfd)
+
+    def _started(self, pid: int) -> bool:
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            return False
+        return f"{_EVENTS}={self._events}".encode() in environment.split(b"\0")
+
+
+def _export(name: str, value: str) -> str:
+    return f"export {name}={shlex.quote(value)}"

@@ -1,0 +1,1 @@
+"""Starts, supervises and ends save helpers, and talks to them."""

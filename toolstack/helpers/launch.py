@@ -1,0 +1,159 @@
+"""How a helper is started, ours or libxl's: its channel, command line, environment, and what it is
+told to do."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ipc_schema.channel.helper_arguments import HelperArguments
+from ipc_schema.channel.messages import (
+    CATALOGUE,
+    UNCONDITIONAL,
+    Dialect,
+    Operation,
+    StreamType,
+    callback_bit,
+)
+from toolstack.helpers.channel import ChannelListener, HelperChannel
+from toolstack.helpers.request import HelperProgram, HelperRequest, PipeHelper
+from toolstack.limits import Limits
+
+if TYPE_CHECKING:
+    from toolstack.faults.controller import ControllerFaults
+
+
+@dataclass(frozen=True)
+class HelperLaunch:
+    """One start of a helper. `request` has the descriptors that the process inherits, `provided`
+    are the names of the callbacks that are there."""
+
+    request: HelperRequest
+    provided: frozenset[str]
+    program: HelperProgram
+    limits: Limits
+    faults: ControllerFaults | None = None
+    admission: float = 0.0
+    """For how long a save's receiver may not begin with the stream; 0 where it begins at once."""
+
+    def channel(self, listener: ChannelListener) -> HelperChannel:
+        """Raises OSError, with ENOTSUP for what the program's protocol cannot carry."""
+        if isinstance(self.program, PipeHelper):
+            dialect = self.program.dialect
+            if self.request.bandwidth:
+                raise OSError(errno.ENOTSUP, "libxl's helper protocol has no bandwidth limit")
+            if self.request.postcopy and dialect is not Dialect.SERIES:
+                raise OSError(errno.ENOTSUP, f"dialect {dialect.value} has no postcopy")
+            from toolstack.helpers.pipe_controller import PipeController
+
+            return PipeController(self._libxl_arguments(dialect), self.provided, listener)
+        ours = (self.request.operation, self.provided, listener)
+        if self.faults is None:
+            from toolstack.helpers.zmq_controller import ZmqController
+
+            return ZmqController(*ours)
+        from toolstack.faults.zmq_controller import FaultyZmqController
+
+        return FaultyZmqController(self.faults, *ours)
+
+    def command(self) -> tuple[str, ...]:
+        """The program and its arguments, without those of the channel."""
+        if isinstance(self.program, PipeHelper):
+            return (str(self.program.path),)
+        command = self.program.command or (sys.executable, "-P", "-m", "helper.main")
+        return (
+            *command,
+            "--stream-stall", str(self._stall_limit),
+            "--admission", str(self.admission),
+            "--start-limit", str(self.limits.helper_start),
+            "--answer-limit", str(self._patience),
+            "--operation", self.request.operation.value,
+        )  # fmt: skip
+
+    def environment(self) -> dict[str, str]:
+        """What our helper has no argument for where libxl's command line is spoken."""
+        if not isinstance(self.program, PipeHelper):
+            return {}
+        return {
+            "XEN_SAVE_HELPER_DIALECT": self.program.dialect.value,
+            "XEN_SAVE_HELPER_HYPERVISOR": self.request.hypervisor,
+            "XEN_SAVE_HELPER_STREAM_STALL": str(self._longest_stall),
+            "XEN_SAVE_HELPER_ANSWER_LIMIT": str(self._patience),
+            "XEN_SAVE_HELPER_MISSING_CPU_FEATURES": self.request.missing_cpu_features.value,
+        }
+
+    def start_fields(self) -> dict[str, Any]:
+        """The fields of the catalogue's `start`."""
+        return {
+            **asdict(self.request),
+            "operation": self.request.operation.value,
+            "stream_type": int(self.request.stream_type),
+            "missing_cpu_features": self.request.missing_cpu_features.value,
+            "cbflags": _cbflags(self.provided, None),
+        }
+
+    @property
+    def checkpointed(self) -> bool:
+        """Whether the stream is Remus's or COLO's. Nobody may give it up for a silence: libxc takes
+        that for the other side's death, and the guest would run at both."""
+        return self.request.stream_type is not StreamType.PLAIN
+
+    @property
+    def _stall_limit(self) -> float:
+        """0 for none, as in all that follows."""
+        if self.checkpointed:
+            return 0.0
+        saving = self.request.operation is Operation.SAVE
+        return self.limits.stream_stall if saving else self.limits.sender_silence
+
+    @property
+    def _longest_stall(self) -> float:
+        """What libxl's protocol cannot tell apart."""
+        return max(self._stall_limit, self.admission) if self._stall_limit else 0.0
+
+    @property
+    def _patience(self) -> float:
+        """An answer that has not come by then never does: we would have given up before. It is the
+        helper that finds out, where its message or our answer was lost."""
+        if self.checkpointed:
+            return 0.0
+        return self.limits.callback + self.limits.abort
+
+    @property
+    def silence(self) -> float:
+        """For how many seconds a helper at work may show no sign of life. It is longer than what
+        it may wait for others, and than its own watchdog takes to end it (a quarter more)."""
+        if self.checkpointed:
+            return 0.0
+        return 1.25 * (self._longest_stall + self._patience) + self.limits.abort
+
+    def _libxl_arguments(self, dialect: Dialect) -> HelperArguments:
+        request = self.request
+        return HelperArguments(
+            operation=request.operation,
+            dialect=dialect,
+            io_fd=request.io_fd,
+            back_fd=request.back_fd,
+            domid=request.domid,
+            xcflags=request.xcflags,
+            cbflags=_cbflags(self.provided, dialect),
+            stream_type=request.stream_type,
+            store_evtchn=request.store_evtchn,
+            store_domid=request.store_domid,
+            console_evtchn=request.console_evtchn,
+            console_domid=request.console_domid,
+        )
+
+
+def _cbflags(names: Iterable[str], dialect: Dialect | None) -> int:
+    flags = 0
+    for name in names:
+        message = CATALOGUE[name]
+        if name in UNCONDITIONAL:
+            continue
+        if message.on_pipe and (dialect is None or dialect in message.numbers):
+            flags |= callback_bit(message, dialect)
+    return flags

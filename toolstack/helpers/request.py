@@ -1,0 +1,93 @@
+"""What a helper is asked to do, by which program, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ipc_schema.channel.messages import Dialect, MissingCpuFeatures, Operation, StreamType
+
+OWN_ENGINE: Final = "own"
+"""Our own: every hypervisor with the whole of `interface.Domain`, and postcopy."""
+LIBXENGUEST: Final = "libxenguest"
+"""Xen's xc_domain_save and xc_domain_restore: real domains; what libxc's stream can carry."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the stream carried, as the helper counted it: the fields of the catalogue's
+    `statistics`."""
+
+    rounds: int
+    pages: int
+    bytes: int
+    postcopy_pages: int
+    postcopy_faults: int
+
+
+@dataclass(frozen=True)
+class HelperRequest:
+    """What a helper shall do: the fields of the catalogue's `start`, but for `cbflags`.
+
+    `io_fd` and `back_fd` stay the caller's; the helper gets its own copies of them.
+    """
+
+    operation: Operation
+    domid: int
+    io_fd: int
+    back_fd: int = -1
+    xcflags: int = 0
+    stream_type: StreamType = StreamType.PLAIN
+    store_evtchn: int = 0
+    store_domid: int = 0
+    console_evtchn: int = 0
+    console_domid: int = 0
+    hypervisor: str = "xen"
+    engine: str = OWN_ENGINE
+    bandwidth: int = 0
+    postcopy: bool = False
+    missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE
+
+
+@dataclass(frozen=True)
+class HelperResult:
+    """How a helper ended.
+
+    `rc` is of running it (0, or the first failure's code), `retval` and `errnoval` are libxc's and
+    mean something only where `completed` is true: then its work, error path included, came to its
+    end. Where `completed` is false the domain is as the helper left it (log-dirty on, for one).
+    `reason` is a line for people, empty on success.
+    """
+
+    rc: int
+    retval: int
+    errnoval: int
+    reason: str
+    statistics: Statistics | None
+    completed: bool
+
+
+@dataclass(frozen=True)
+class OwnHelper:
+    """Our helper, over ZeroMQ. `command` replaces the program, for tests."""
+
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PipeHelper:
+    """A helper that speaks libxl's pipe protocol: libxl's own C program, or ours in its place."""
+
+    path: Path
+    dialect: Dialect
+
+
+OUR_HELPER = OwnHelper()
+HelperProgram = OwnHelper | PipeHelper
+
+Callbacks = Mapping[str, Callable[..., int | None]]
+"""By catalogue name. Handlers of sync and unanswered messages are called with the fields as
+keywords and return the answer (or None); those of async messages return None, and the answer is
+given to `async_callback_done`, also from inside the handler."""

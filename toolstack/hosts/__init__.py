@@ -1,0 +1,28 @@
+"""Hosts, as the toolstack sees them: by URI, this machine's Xen or a simulated one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from helper.hypervisors import SIMULATED, XEN, unknown
+
+if TYPE_CHECKING:
+    from toolstack.hosts.interface import Host
+
+
+def open_host(uri: str) -> Host:
+    """The host that `uri` names: `xen`, or `sim:DIRECTORY`.
+
+    Raises OSError: ENOTSUP for an unknown hypervisor, NotADirectoryError or FileNotFoundError for a
+    directory that is not a host; as `helper.hypervisors.xen.libraries` does if this is not a Xen,
+    or not one that is supported.
+    """
+    if uri == XEN:
+        from toolstack.hosts.xen.host import XenHost
+
+        return XenHost()
+    if uri.startswith(SIMULATED):
+        from toolstack.hosts.simulated.host import SimulatedHost
+
+        return SimulatedHost(uri.removeprefix(SIMULATED))
+    raise unknown(uri)

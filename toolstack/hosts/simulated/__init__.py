@@ -1,0 +1,1 @@
+"""Hosts that are directories, whose guests are processes."""

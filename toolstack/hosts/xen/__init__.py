@@ -1,0 +1,1 @@
+"""This machine's Xen, as libxl deals with it."""

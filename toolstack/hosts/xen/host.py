@@ -1,0 +1,250 @@
+"""interface.Host of a Xen host: what the toolstack does to real domains, in the control domain.
+
+What libxl keeps to itself (configurations, devices, names) is done by `xl`; what has to be quick or
+to be waited for (states, suspension, log-dirty mode) by ourselves.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+from helper.hypervisors.xen import restored_model
+from helper.hypervisors.xen.xenctrl import Xenctrl, XenDomainInfo
+from helper.hypervisors.xen.xenstore import Xenstore
+from ipc_schema.streams import xl_header
+from toolstack.hosts.interface import DomainSummary, GuestReport, GuestState, RestoreProgram
+from toolstack.hosts.xen import device_model, memory, xl
+from toolstack.hosts.xen.domain import HVM, PAGE_KIB, XenDomain, home, state_of, type_of
+from toolstack.hosts.xen.suspend import XenSuspendRequest, withdraw_request
+
+STATE_DIRECTORY: Final = Path("/run/xen-save-helper")
+"""Ends with the boot, as the domains do that its journals speak of: a domid names another domain
+after the next one."""
+
+CONTROL_DOMAIN: Final = 0
+
+
+class XenHost:
+    """The Xen host of this machine. Connections and interfaces are opened for each call, so that
+    any thread may make it.
+
+    Raises OSError, also here: where there is no Xen, or none that is supported.
+    """
+
+    def __init__(self) -> None:
+        self.state_dir = STATE_DIRECTORY
+        self._emulator_contexts: dict[int, bytes] = {}
+        self._suspended_at: dict[int, float] = {}
+        with Xenctrl():
+            pass  # to hear at once what is missing
+
+    # -- who is there ---------------------------------------------------------------------------
+
+    def domains(self) -> list[DomainSummary]:
+        """Without the control domain, and those that are being destroyed."""
+        with Xenctrl() as xenctrl, Xenstore() as xenstore:
+            return [
+                self._summary(xenstore, info)
+                for info in xenctrl.domain_list()
+                if info.domid != CONTROL_DOMAIN and not info.dying
+            ]
+
+    @staticmethod
+    def _summary(xenstore: Xenstore, info: XenDomainInfo) -> DomainSummary:
+        return DomainSummary(
+            domid=info.domid,
+            # One that is being made has none yet.
+            name=xenstore.text(f"{home(info.domid)}/name") or "",
+            memory=info.tot_pages * PAGE_KIB * 1024,
+            type=type_of(xenstore, info),
+            workload=None,
+            state=state_of(info),
+            # The hypervisor tells only by refusing to turn it on a second time.
+            log_dirty=None,
+            pid=None,
+            uuid=str(UUID(bytes=info.handle)),
+        )
+
+    def find(self, name: str) -> int:
+        for row in self.domains():
+            if row.name == name:
+                return row.domid
+        raise ProcessLookupError(errno.ESRCH, f"there is no domain {name!r} here")
+
+    def domain(self, domid: int) -> XenDomain:
+        return XenDomain(domid)
+
+    def config(self, domid: int) -> dict[str, Any]:
+        """Raises OSError (ENOTSUP) for a domain with virtual NUMA nodes, as libxl__domain_save: a
+        stream does not say which page is on which node."""
+        self._info(domid)
+        config = xl.domain_config(domid)
+        if config.get("b_info", {}).get("vnuma_nodes"):
+            raise OSError(
+                errno.ENOTSUP, f"domain {domid} has virtual NUMA nodes, and cannot be saved"
+            )
+        return config
+
+    def _info(self, domid: int) -> XenDomainInfo:
+        """Raises ProcessLookupError, for a domain that is being destroyed, too."""
+        with Xenctrl() as xenctrl:
+            info = xenctrl.domain_getinfo(domid)
+        if info.dying or domid == CONTROL_DOMAIN:
+            raise ProcessLookupError(errno.ESRCH, f"there is no guest {domid}")
+        return info
+
+    # -- making and ending ----------------------------------------------------------------------
+
+    def why_not_create(self, config: Mapping[str, Any]) -> str:
+        """Of a host that does not tell its memory, nothing is known for certain."""
+        try:
+            restored_model.choose(config)
+        except OSError as error:
+            return error.strerror or str(error)
+        with Xenctrl() as xenctrl:
+            others = sum(
+                info.tot_pages
+                for info in xenctrl.domain_list()
+                if info.domid != CONTROL_DOMAIN and not info.dying
+            )
+        try:
+            total = memory.total_kib()
+        except OSError:
+            return ""
+        return memory.why_no_room(memory.needed_kib(config), total, others * PAGE_KIB)
+
+    def why_no_postcopy(self) -> str:
+        return "postcopy is not available on Xen yet"
+
+    def restore_program(self, config: Mapping[str, Any], name: str) -> RestoreProgram:
+        """`xl restore -p`: it opens what it is told to read, so that is its stdin's other name. It
+        leaves the process behind that looks after the domain's reboots, as for any `xl restore`.
+
+        Raises as `restored_model.choose`."""
+        choice = restored_model.choose({**config, "c_info": {**config["c_info"], "name": name}})
+        preface = xl_header.encode_header(json.dumps(choice.config).encode())
+        command = (xl.program(), "restore", "-p", "/proc/self/fd/0")
+        environment = {restored_model.SETTING: choice.setting} if choice.setting else {}
+        return RestoreProgram(
+            command, preface, xl.HELPER_VARIABLE, xl.complaint, environment, choice.remark
+        )
+
+    def create(self, config: Mapping[str, Any], name: str) -> int:
+        raise OSError(errno.ENOTSUP, "domains on Xen are made by xl; see restore_program")
+
+    def destroy(self, domid: int) -> None:
+        self._info(domid)
+        xl.run("destroy", str(domid))
+        self._emulator_contexts.pop(domid, None)
+        self._suspended_at.pop(domid, None)
+
+    def clear_up(self) -> None:
+        """An `xl` that died has left a domain, at most, and that has a name."""
+
+    def rename(self, domid: int, name: str) -> None:
+        for row in self.domains():
+            if row.domid == domid and row.name == name:
+                return
+            if row.name == name:
+                raise FileExistsError(
+                    errno.EEXIST, f"there is a domain {name!r} already ({row.domid})"
+                )
+        self._info(domid)
+        xl.run("rename", str(domid), name)
+
+    # -- running --------------------------------------------------------------------------------
+
+    def pause(self, domid: int) -> None:
+        self._info(domid)
+        xl.run("pause", str(domid))
+
+    def unpause(self, domid: int) -> None:
+        """libxl_domain_unpause: its device model, which waits after a restore, first."""
+        self._info(domid)
+        xl.run("unpause", str(domid))
+
+    def suspend_request(self, domid: int) -> XenSuspendRequest:
+        self._info(domid)
+        return XenSuspendRequest(domid)
+
+    def resume(self, domid: int) -> None:
+        """With suspend_cancel, as xl does. Also takes back a request to suspend that the guest has
+        not acknowledged."""
+        info = self._info(domid)
+        with Xenctrl() as xenctrl, Xenstore() as xenstore:
+            withdraw_request(xenstore, domid)
+            if state_of(info) is not GuestState.SUSPENDED:
+                return
+            if type_of(xenstore, info) == HVM:
+                device_model.resume(domid)
+            xenctrl.domain_resume(domid, fast=True)
+            xenstore.resume_domain(domid)
+        self._emulator_contexts.pop(domid, None)
+
+    # -- device model ---------------------------------------------------------------------------
+
+    def _has_device_model(self, domid: int) -> bool:
+        """Of which states are saved: an HVM domain's. Raises as `device_model.check_supported`."""
+        info = self._info(domid)
+        with Xenstore() as xenstore:
+            if type_of(xenstore, info) != HVM:
+                return False
+            device_model.check_supported(xenstore, domid)
+        return True
+
+    def switch_qemu_logdirty(self, domid: int, enable: bool) -> None:
+        if self._has_device_model(domid):
+            device_model.set_log_dirty(domid, enable)
+
+    def suspend_emulator(self, domid: int, live: bool) -> None:
+        self._suspended_at[domid] = time.monotonic()
+        if self._has_device_model(domid):
+            self._emulator_contexts[domid] = device_model.suspend(domid, live)
+
+    def emulator_xenstore_data(self, domid: int) -> list[tuple[bytes, bytes]]:
+        if not self._has_device_model(domid):
+            return []
+        with Xenstore() as xenstore:
+            return device_model.xenstore_data(xenstore, domid)
+
+    def emulator_context(self, domid: int) -> bytes | None:
+        """What `suspend_emulator` had it save. Raises EBUSY where that has not been."""
+        if not self._has_device_model(domid):
+            return None
+        context = self._emulator_contexts.get(domid)
+        if context is None:
+            raise OSError(errno.EBUSY, f"the device model of domain {domid} is not suspended")
+        return context
+
+    def restore_emulator(
+        self, domid: int, xenstore: Sequence[tuple[bytes, bytes]], context: bytes | None
+    ) -> None:
+        raise OSError(errno.ENOTSUP, "device models on Xen are restored by xl; see restore_program")
+
+    # -- reports --------------------------------------------------------------------------------
+
+    def report(self, domid: int) -> GuestReport:
+        """A real guest says nothing of itself; its suspension was seen from here."""
+        info = self._info(domid)
+        return GuestReport(
+            state=state_of(info),
+            steps=None,
+            pages_checked=None,
+            memory_ok=None,
+            crash=None,
+            suspended_at=self._suspended_at.get(domid),
+            first_step_at=None,
+            fault_count=None,
+            fault_p50_us=None,
+            fault_p99_us=None,
+        )
+
+    def verify(self, domid: int, timeout: float) -> GuestReport:
+        """Nobody can make a real guest compare its memory: `memory_ok` is None."""
+        return self.report(domid)

@@ -1,0 +1,1 @@
+"""Streams taken apart for people."""

@@ -1,0 +1,82 @@
+"""Records with page lists, of a stream that is looked at: lists are read, contents passed by."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipc_schema.errors import DecodeError
+from ipc_schema.streams import page_lists
+from ipc_schema.streams.libxc_stream import WITH_CONTENTS, RecordType
+from ipc_schema.streams.page_lists import contents_mask
+from ipc_schema.streams.page_types import TYPE_SHIFT, PageType
+from toolstack.inspect.source import Source
+from toolstack.inspect.summary import Summary
+
+PAGE_SIZE: Final = 4096
+PAGE_LISTS: Final = WITH_CONTENTS | {RecordType.POSTCOPY_PFNS}
+"""The records that `read_pages` takes."""
+
+_LIST_CHUNK: Final = 1 << 16
+"""Entries that are looked at together: a list can be as long as a record, 128 MiB."""
+
+
+def read_pages(source: Source, kind: RecordType, length: int, summary: Summary) -> dict[str, Any]:
+    """Read the body, of `length` octets, at which `source` stands, into `summary`; returns what
+    its entry says. Raises DecodeError."""
+    what = f"libxc {kind.name}"
+    start = source.offset
+    header = source.read(page_lists.HEADER_SIZE, what)
+    count = page_lists.decode_page_list_header(header, what, start)
+    listed = page_lists.HEADER_SIZE + count * page_lists.ENTRY_SIZE
+    if listed > length:
+        room = (length - page_lists.HEADER_SIZE) // page_lists.ENTRY_SIZE
+        raise DecodeError(f"{what} count", start, f"{count} pfns, want at most {room} in {length}")
+    types: Counter[str] = Counter()
+    lowest, highest, present = page_lists.MAX_PFN, 0, 0
+    for first in range(0, count, _LIST_CHUNK):
+        place = source.offset
+        size = min(count - first, _LIST_CHUNK) * page_lists.ENTRY_SIZE
+        pfns, chunk = page_lists.decode_entries(source.read(size, f"{what} pfns"), what, place)
+        if kind is RecordType.POSTCOPY_PAGE_DATA:
+            _check_all_present(chunk, first, what, place)
+        if not first:
+            summary.begin_page_data(kind, int(pfns[0]))
+        summary.add_pages(kind, pfns, chunk)
+        types += _count_types(chunk)
+        present += int(np.count_nonzero(contents_mask(chunk)))
+        lowest, highest = min(lowest, int(pfns.min())), max(highest, int(pfns.max()))
+    contents = present * PAGE_SIZE if kind in WITH_CONTENTS else 0
+    if length != listed + contents:
+        raise DecodeError(
+            f"{what} length",
+            start - 4,
+            f"body of {length} octets, want {listed + contents} for {count} pfns, {present} of "
+            "them with contents",
+        )
+    source.skip(contents, f"{what} contents")
+    entry: dict[str, Any] = {"pages": count, "types": dict(types)}
+    entry |= {"lowest_pfn": lowest, "highest_pfn": highest}
+    if kind is RecordType.PAGE_DATA:
+        entry["round"] = summary.rounds
+    return entry
+
+
+def _count_types(types: NDArray[np.uint32]) -> Counter[str]:
+    counts = np.bincount(types >> np.uint32(TYPE_SHIFT)).tolist()
+    return Counter({PageType(nibble << TYPE_SHIFT).name: n for nibble, n in enumerate(counts) if n})
+
+
+def _check_all_present(types: NDArray[np.uint32], first: int, what: str, offset: int) -> None:
+    """After the transition only pages with contents travel (process_postcopy_page_data)."""
+    mask = contents_mask(types)
+    if not mask.all():
+        index = int(np.argmin(mask))
+        raise DecodeError(
+            f"{what} pfn[{first + index}]",
+            offset + index * page_lists.ENTRY_SIZE,
+            f"type {PageType(int(types[index])).name}, want one with contents",
+        )

@@ -1,0 +1,146 @@
+"""What is in a migration stream, in figures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipc_schema.streams.libxc_stream import RecordType
+from ipc_schema.streams.page_lists import contents_mask
+
+_BLOCK_BITS: Final = 12
+_BLOCK: Final = 1 << _BLOCK_BITS
+_MAX_BLOCKS: Final = 1 << 17
+"""Blocks of 4096 pfns that a set keeps: those of a guest of 2 TiB, in 64 MiB of memory."""
+_EMPTY: Final = bytes(_BLOCK // 8)
+
+
+class PfnSet:
+    """A set of pfns in bounded memory, as bitmaps of those blocks that have any."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.overflowed = False
+        """The pfns lie too far apart for the memory that a set may have: it no longer grows."""
+        self._blocks: dict[int, bytes] = {}
+
+    def add(self, pfns: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """Add `pfns`, sorted and each once among them; returns those that were in it before."""
+        known = np.zeros(len(pfns), np.bool_)
+        places = (pfns & np.uint64(_BLOCK - 1)).astype(np.intp)
+        numbers, starts = np.unique(pfns >> np.uint64(_BLOCK_BITS), return_index=True)
+        bounds = [*starts.tolist(), len(pfns)]
+        for number, (start, end) in zip(numbers.tolist(), pairwise(bounds), strict=True):
+            block = self._blocks.get(number)
+            if block is None:
+                if len(self._blocks) == _MAX_BLOCKS:
+                    self.overflowed = True
+                    continue
+                block = _EMPTY
+            bits = np.unpackbits(np.frombuffer(block, np.uint8))
+            here = places[start:end]
+            known[start:end] = bits[here]
+            bits[here] = 1
+            self._blocks[number] = np.packbits(bits).tobytes()
+            self.count += end - start - int(np.count_nonzero(known[start:end]))
+        return pfns[known]
+
+
+@dataclass
+class Summary:
+    """Figures of one stream, filled by `toolstack.inspect.walk.inspect`.
+
+    A round is a pass over the guest's memory: libxc sends the pages of a round in the order of
+    their pfns, so a PAGE_DATA record whose first pfn is below the last one of the record before
+    begins a new round, as does the first one after CHECKPOINT and VERIFY. A round that begins above
+    the end of the one before is not seen, so there may be more.
+    """
+
+    records: Counter[str] = field(default_factory=Counter)
+    """Records by layer and name, as `libxc PAGE_DATA`."""
+    octets: int = 0
+    rounds: int = 0
+    pages_with_contents: int = 0
+    """Entries of PAGE_DATA with contents: a page that was sent twice counts twice."""
+    pages_without_contents: int = 0
+    """Entries of PAGE_DATA of types BROKEN, XALLOC and XTAB."""
+    postcopy_pfns: int = 0
+    """Pages that were left for postcopy (POSTCOPY_PFNS)."""
+    postcopy_pages: int = 0
+    """Pages that came after the postcopy transition (POSTCOPY_PAGE_DATA)."""
+    _listed: PfnSet = field(default_factory=PfnSet, repr=False)
+    _present: PfnSet = field(default_factory=PfnSet, repr=False)
+    _repeated: PfnSet = field(default_factory=PfnSet, repr=False)
+    _last_pfn: int | None = field(default=None, repr=False)
+
+    @property
+    def distinct_pfns(self) -> int | None:
+        """pfns in PAGE_DATA and POSTCOPY_PAGE_DATA, each counted once; None where they lie too far
+        apart to be counted in bounded memory."""
+        return _counted(self._listed)
+
+    @property
+    def distinct_pages(self) -> int | None:
+        """Those that came with contents at least once."""
+        return _counted(self._present)
+
+    @property
+    def repeated_pfns(self) -> int | None:
+        """Those that came more than once."""
+        return None if self._listed.overflowed else _counted(self._repeated)
+
+    def add_record(self, layer: str, name: str) -> None:
+        """A record, or a header, was read to its end."""
+        self.records[f"{layer} {name}"] += 1
+
+    def begin_page_data(self, kind: RecordType, first_pfn: int) -> None:
+        """A record with page contents begins; its pages follow through `add_pages`."""
+        if kind is RecordType.PAGE_DATA and (self._last_pfn is None or first_pfn < self._last_pfn):
+            self.rounds += 1
+
+    def end_round(self) -> None:
+        """The next PAGE_DATA begins a round, wherever it begins."""
+        self._last_pfn = None
+
+    def add_pages(
+        self, kind: RecordType, pfns: NDArray[np.uint64], types: NDArray[np.uint32]
+    ) -> None:
+        """Pages of a PAGE_DATA, POSTCOPY_PAGE_DATA or POSTCOPY_PFNS record, at least one."""
+        if kind is RecordType.POSTCOPY_PFNS:
+            self.postcopy_pfns += len(pfns)
+            return
+        mask = contents_mask(types)
+        present = int(np.count_nonzero(mask))
+        if kind is RecordType.PAGE_DATA:
+            self.pages_with_contents += present
+            self.pages_without_contents += len(pfns) - present
+            self._last_pfn = int(pfns[-1])
+        else:
+            self.postcopy_pages += present
+        unique, counts = np.unique(pfns, return_counts=True)
+        self._repeated.add(np.union1d(self._listed.add(unique), unique[counts > 1]))
+        self._present.add(np.unique(pfns[mask]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "octets": self.octets,
+            "records": dict(self.records),
+            "rounds": self.rounds,
+            "pages_with_contents": self.pages_with_contents,
+            "pages_without_contents": self.pages_without_contents,
+            "distinct_pfns": self.distinct_pfns,
+            "distinct_pages": self.distinct_pages,
+            "repeated_pfns": self.repeated_pfns,
+            "postcopy_pfns": self.postcopy_pfns,
+            "postcopy_pages": self.postcopy_pages,
+        }
+
+
+def _counted(pfns: PfnSet) -> int | None:
+    return None if pfns.overflowed else pfns.count

@@ -1,0 +1,97 @@
+"""Restore a domain: libxl_domain_create_restore, with the postcopy series' path.
+
+Where the host's own toolstack restores (on Xen: `xl`), it is given the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ipc_schema.errors import Error
+from toolstack import arguments
+from toolstack.aio import descriptors
+from toolstack.cancellation import absorb, end_in_order, not_told
+from toolstack.context import Context
+from toolstack.failure import message_of
+from toolstack.operations.host_restore import HostRestore
+from toolstack.operations.own_stream import OwnStream
+from toolstack.operations.restore import RestoreOperation, RestoreParameters, RestoreResult
+
+__all__ = ["RestoreResult", "domain_create_restore"]
+
+
+def _nothing() -> None:
+    """For a caller that does not want to know."""
+
+
+async def domain_create_restore(
+    ctx: Context,
+    config: Mapping[str, Any],
+    name: str,
+    restore_fd: int,
+    send_back_fd: int = -1,
+    *,
+    on_resume: Callable[[], None] = _nothing,
+    on_end: Callable[[RestoreResult], object] = not_told,
+) -> RestoreResult:
+    """Make a domain called `name` from the libxl stream in `restore_fd`. It is left paused, unless
+    a postcopy transition has let it run; `send_back_fd` is the back channel that this needs, -1
+    where there is none.
+
+    `on_resume` is called right before the domain may run, on the postcopy path only; where it
+    raises, the restore fails. On any failure the domain is destroyed.
+
+    Works on duplicates of the descriptors, shuts the stream where it fails, raises TypeError and
+    ValueError, and takes a cancellation, all as `domain_suspend` does. Once the stream is through
+    and a domain is about to run after its postcopy transition, a cancellation comes too late: the
+    source has given the domain away. It is raised all the same; `on_end` is told of the domain.
+    """
+    arguments.instance("ctx", ctx, Context)
+    parameters = restore_parameters(config, name, restore_fd, send_back_fd, on_resume=on_resume)
+    with OwnStream(parameters.restore_fd, parameters.send_back_fd) as own:
+
+        async def restore() -> RestoreResult:
+            result = await restore_domain(
+                ctx, replace(parameters, restore_fd=own.stream_fd, send_back_fd=own.back_fd)
+            )
+            if result.rc:
+                own.shut()
+            return result
+
+        return await end_in_order(restore(), on_end)
+
+
+def restore_parameters(
+    config: Mapping[str, Any],
+    name: str,
+    restore_fd: int,
+    send_back_fd: int = -1,
+    *,
+    on_resume: Callable[[], None] = _nothing,
+) -> RestoreParameters:
+    """Those of `domain_create_restore`. Raises TypeError, ValueError."""
+    return RestoreParameters(
+        arguments.configuration(config),
+        arguments.domain_name(name),
+        descriptors.readable("restore_fd", restore_fd),
+        -1 if send_back_fd == -1 else descriptors.writable("send_back_fd", send_back_fd),
+        arguments.function("on_resume", on_resume),
+    )
+
+
+async def restore_domain(ctx: Context, parameters: RestoreParameters) -> RestoreResult:
+    """Restore with the caller's descriptors. Returns in all cases but a fault of the program; a
+    cancellation aborts the restore and is gone."""
+    try:
+        program = ctx.host.restore_program(parameters.config, parameters.name)
+    except (OSError, ValueError) as error:
+        reason = f"the domain {parameters.name} cannot be restored: {message_of(error)}"
+        return RestoreResult(Error.FAIL, None, False, None, reason)
+    operation: RestoreOperation | HostRestore
+    if program is None:
+        operation = RestoreOperation(ctx, parameters)
+    else:
+        operation = HostRestore(ctx, parameters, program)
+    return await absorb(operation.run(), operation.cancel)

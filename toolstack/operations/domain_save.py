@@ -1,0 +1,221 @@
+"""Save a domain: libxl_domain_suspend and, of the postcopy series, libxl_domain_live_migrate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from ipc_schema.channel.messages import CATALOGUE, Operation, XCFlags
+from ipc_schema.errors import Error
+from toolstack import arguments
+from toolstack.aio import descriptors
+from toolstack.cancellation import absorb, end_in_order, not_told
+from toolstack.context import Context
+from toolstack.failure import message_of
+from toolstack.helpers.request import LIBXENGUEST, PipeHelper
+from toolstack.helpers.supervisor import HelperRequest
+from toolstack.operations.domain_lock import DomainBusyError, domain_lock
+from toolstack.operations.own_stream import OwnStream
+from toolstack.operations.save import SaveOperation, SaveParameters
+from toolstack.operations.save_result import PostcopyTransitioned, SaveResult
+from toolstack.rules.precopy_policy import DEFAULT_PRECOPY, MemoryStrategy, PrecopyLimits
+
+__all__ = [
+    "SUSPEND_DEBUG",
+    "SUSPEND_LIVE",
+    "MemoryStrategy",
+    "PostcopyTransitioned",
+    "PrecopyLimits",
+    "SaveResult",
+    "domain_live_migrate",
+    "domain_suspend",
+]
+
+SUSPEND_DEBUG: Final = int(XCFlags.DEBUG)
+"""LIBXL_SUSPEND_DEBUG: after a live save all memory is sent again, to be compared."""
+SUSPEND_LIVE: Final = int(XCFlags.LIVE)
+"""LIBXL_SUSPEND_LIVE: the domain runs while its memory is sent."""
+
+
+def _nothing() -> None:
+    """For a caller that does not want to know."""
+
+
+async def domain_suspend(
+    ctx: Context,
+    domid: int,
+    fd: int,
+    flags: int = 0,
+    *,
+    bandwidth: int = 0,
+    on_end: Callable[[SaveResult], object] = not_told,
+) -> SaveResult:
+    """Save the domain into `fd` and leave it suspended. `flags` are SUSPEND_*, `bandwidth` limits
+    the stream (bytes a second, 0 for none). Never makes a postcopy transition, and never resumes
+    the domain: that is the caller's part.
+
+    Works on a duplicate of `fd` from its first step on: the caller may close his own, or use its
+    number anew. Where it fails it shuts the stream, so that the other side of a socket sees the end
+    at once (of a pipe: once the caller has closed his descriptor).
+
+    Raises TypeError and ValueError for arguments that cannot be, before anything is begun. What
+    fails then is told by the result: ERROR_LOCK_FAIL where another operation is at work on the
+    domain, ERROR_DOMAIN_NOTFOUND where there is none.
+
+    A cancellation aborts the save in order (libxl_ao_abort: the helper's error path runs to its
+    end), and is raised then, also where the save came to a good end meanwhile. Another one changes
+    nothing. `on_end` is called with the result in any case, before: after a cancellation, the one
+    way to learn whether the domain is suspended.
+    """
+    parameters = suspend_parameters(ctx, domid, fd, flags, bandwidth)
+    return await _save_alone(ctx, parameters, on_end)
+
+
+async def domain_live_migrate(
+    ctx: Context,
+    domid: int,
+    send_fd: int,
+    flags: int,
+    recv_fd: int,
+    memory_strategy: MemoryStrategy = MemoryStrategy.DEFAULT,
+    *,
+    precopy: PrecopyLimits = DEFAULT_PRECOPY,
+    bandwidth: int = 0,
+    on_transition: Callable[[], None] = _nothing,
+    admitted: bool = True,
+    on_end: Callable[[SaveResult], object] = not_told,
+) -> SaveResult:
+    """Save the running domain into `send_fd` while it runs (SUSPEND_LIVE is forced); `recv_fd` is
+    the back channel, without which (-1) the rc is ERROR_INVAL. Otherwise as `domain_suspend`.
+
+    With MemoryStrategy.POSTCOPY the domain is handed over before all its memory is.
+    `on_transition` is called right before the first octet of POSTCOPY_TRANSITION_END can be
+    written; where it raises, the transition fails without having begun. With `admitted` false the
+    receiver may leave the stream unread at first, as xl's does while it waits for its lock:
+    `Limits.admission` holds until it has begun, and the log says that it is waited for.
+    """
+    if recv_fd == -1:
+        return _refused(Error.INVAL, "a live migration needs its back channel, recv_fd")
+    parameters = live_migrate_parameters(
+        ctx,
+        domid,
+        send_fd,
+        flags,
+        recv_fd,
+        memory_strategy,
+        precopy=precopy,
+        bandwidth=bandwidth,
+        on_transition=on_transition,
+        admitted=admitted,
+    )
+    return await _save_alone(ctx, parameters, on_end)
+
+
+def suspend_parameters(
+    ctx: Context, domid: int, fd: int, flags: int, bandwidth: int
+) -> SaveParameters:
+    """Those of `domain_suspend`. Raises TypeError, ValueError."""
+    request = HelperRequest(
+        Operation.SAVE,
+        arguments.domain_number(domid),
+        descriptors.writable("fd", fd),
+        xcflags=_flags(flags),
+        hypervisor=arguments.instance("ctx", ctx, Context).hypervisor,
+        engine=ctx.engine,
+        bandwidth=arguments.bandwidth(bandwidth),
+    )
+    return SaveParameters(request, MemoryStrategy.DEFAULT, DEFAULT_PRECOPY, _nothing)
+
+
+def live_migrate_parameters(
+    ctx: Context,
+    domid: int,
+    send_fd: int,
+    flags: int,
+    recv_fd: int,
+    memory_strategy: MemoryStrategy,
+    *,
+    precopy: PrecopyLimits,
+    bandwidth: int,
+    on_transition: Callable[[], None],
+    admitted: bool = True,
+) -> SaveParameters:
+    """Those of `domain_live_migrate`. Raises TypeError, ValueError."""
+    request = HelperRequest(
+        Operation.SAVE,
+        arguments.domain_number(domid),
+        descriptors.writable("send_fd", send_fd),
+        back_fd=descriptors.readable("recv_fd", recv_fd),
+        xcflags=_flags(flags) | SUSPEND_LIVE,
+        hypervisor=arguments.instance("ctx", ctx, Context).hypervisor,
+        engine=ctx.engine,
+        bandwidth=arguments.bandwidth(bandwidth),
+        postcopy=memory_strategy is MemoryStrategy.POSTCOPY,
+    )
+    return SaveParameters(
+        request,
+        arguments.instance("memory_strategy", memory_strategy, MemoryStrategy),
+        arguments.instance("precopy", precopy, PrecopyLimits),
+        arguments.function("on_transition", on_transition),
+        admitted=arguments.instance("admitted", admitted, bool),
+    )
+
+
+def _flags(given: int) -> int:
+    return arguments.flags(given, SUSPEND_LIVE=SUSPEND_LIVE, SUSPEND_DEBUG=SUSPEND_DEBUG)
+
+
+async def _save_alone(
+    ctx: Context, parameters: SaveParameters, on_end: Callable[[SaveResult], object]
+) -> SaveResult:
+    """With descriptors of its own, and nobody else at work on the domain."""
+    request = parameters.request
+    with OwnStream(request.io_fd, request.back_fd) as own:
+        request = replace(request, io_fd=own.stream_fd, back_fd=own.back_fd)
+
+        async def save() -> SaveResult:
+            try:
+                with domain_lock(ctx.host.state_dir, request.domid, "save"):
+                    result = await save_domain(ctx, replace(parameters, request=request))
+            except DomainBusyError as error:
+                result = _refused(Error.LOCK_FAIL, message_of(error))
+            if result.rc:
+                own.shut()
+            return result
+
+        return await end_in_order(save(), on_end)
+
+
+async def save_domain(ctx: Context, parameters: SaveParameters) -> SaveResult:
+    """Save with the caller's descriptors, under his lock. Returns in all cases but a fault of the
+    program; a cancellation aborts the save and is gone."""
+    request = parameters.request
+    if problem := beyond_helper(
+        ctx, postcopy=request.postcopy, bandwidth=request.bandwidth, precopy=parameters.precopy
+    ):
+        return _refused(Error.INVAL, problem)
+    operation = SaveOperation(ctx, parameters)
+    return await absorb(operation.run(), operation.cancel)
+
+
+def beyond_helper(ctx: Context, *, postcopy: bool, bandwidth: int, precopy: PrecopyLimits) -> str:
+    """What is asked for and the helper cannot do; empty where it can do all of it. Better said than
+    left undone in silence."""
+    program, engine = ctx.program, ctx.engine
+    if engine == LIBXENGUEST:
+        if postcopy:
+            return "libxenguest has no postcopy"
+        if bandwidth:
+            return "libxenguest has no bandwidth limit"
+    if (
+        isinstance(program, PipeHelper)
+        and program.dialect not in CATALOGUE["precopy_policy"].numbers
+        and precopy != DEFAULT_PRECOPY
+    ):
+        return f"{program.path} asks for no precopy policy: it goes by libxc's own"
+    return ""
+
+
+def _refused(rc: Error, reason: str) -> SaveResult:
+    return SaveResult(rc, PostcopyTransitioned.NEVER, None, reason, suspended=False)

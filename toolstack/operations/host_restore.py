@@ -1,0 +1,235 @@
+"""A restore by the host's own toolstack (`interface.RestoreProgram`): fed, watched and ended by us.
+
+What it leaves where it is killed is a domain with the name that it was to have; that is destroyed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ipc_schema.channel.messages import XentoollogLevel
+from ipc_schema.channel.waits import Patience
+from ipc_schema.errors import Error
+from toolstack.aio import blocking
+from toolstack.aio.patience import patience
+from toolstack.aio.splice import StreamRelay, make_pipe
+from toolstack.cancellation import spawn
+from toolstack.context import Context
+from toolstack.helpers.drop_in import drop_in_path
+from toolstack.helpers.process import HelperProcess
+from toolstack.helpers.request import OwnHelper
+from toolstack.helpers.wait_log import STREAM, WaitLog
+from toolstack.operations.operation import Report, rc_of
+from toolstack.operations.restore import RestoreParameters, RestoreResult
+from toolstack.standstill import tell
+
+if TYPE_CHECKING:
+    from toolstack.hosts.interface import RestoreProgram
+
+LOOK: Final = 1.0
+"""Seconds between looks at how far the restore is."""
+
+_LINES: Final = 200
+"""Lines of the program that are kept, to say why it failed."""
+
+
+class HostRestore:
+    """Runs once. `cancel` makes `run` end soon, in order, with ERROR_ABORTED."""
+
+    def __init__(
+        self, ctx: Context, parameters: RestoreParameters, program: RestoreProgram
+    ) -> None:
+        self._ctx = ctx
+        self._parameters = parameters
+        self._program = program
+        self._report = Report(ctx, None)
+        self._lines: list[str] = []
+        self._relay: StreamRelay | None = None
+        self._process: HelperProcess | None = None
+        self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._given_up = asyncio.Event()
+        self._rc = 0
+
+    async def run(self) -> RestoreResult:
+        """The domain is left paused. Where the rc is not 0, none is left."""
+        name = self._parameters.name
+        if await self._find() is not None:
+            self._give_up(Error.INVAL, f"there is a domain {name!r} already")
+        if self._given_up.is_set():
+            return self._result(None)
+        try:
+            self._start()
+        except OSError as error:
+            self._give_up(Error.FAIL, f"cannot start {self._program.command[0]}: {error}")
+            return self._result(None)
+        status = await self._wait()
+        if status and not self._rc:
+            self._give_up(Error.FAIL, self._why(status))
+        domid = await self._find()
+        if not self._rc and domid is None:
+            self._give_up(Error.FAIL, f"the domain {name!r} is gone")
+        if self._rc and domid is not None:
+            domid = await self._destroy(domid)
+        return self._result(domid)
+
+    def cancel(self) -> None:
+        self._give_up(Error.ABORTED, "the restore was cancelled")
+
+    def _result(self, domid: int | None) -> RestoreResult:
+        rc = self._rc
+        self._report.domid = domid
+        self._report.event("restore_ended", rc=rc)
+        return RestoreResult(Error(rc), domid, False, None, self._report.reason if rc else "")
+
+    def _give_up(self, rc: int, reason: str) -> None:
+        """Keep the first reason, and end what runs."""
+        if not self._rc:
+            self._rc = rc
+            self._report.failed(reason, rc=rc)
+        if self._relay is not None:
+            self._relay.stop()
+        self._given_up.set()
+
+    def _start(self) -> None:
+        """Raises OSError."""
+        if self._program.remark:
+            self._ctx.warn(self._program.remark)
+        environment = {
+            **self._program.environment,
+            self._program.helper_variable: str(self._helper()),
+            "XEN_SAVE_HELPER_STREAM_STALL": str(self._ctx.limits.sender_silence),
+            "XEN_SAVE_HELPER_MISSING_CPU_FEATURES": self._ctx.missing_cpu_features.value,
+        }
+        reader, writer = make_pipe()
+        try:
+            # It moves nothing before the loop's next turn.
+            self._relay = StreamRelay(
+                self._parameters.restore_fd, writer, self._program.preface, self._relayed
+            )
+            self._process = HelperProcess(
+                self._program.command,
+                pass_fds=(),
+                stdin=reader,
+                stdout=None,
+                environment=environment,
+                line=self._line,
+                ended=self._ended,
+                stopped_limit=self._ctx.limits.stopped,
+                stood_still=partial(tell, self._ctx, self._program.command[0]),
+                ignores_sigpipe=False,
+            )
+        finally:
+            os.close(reader)
+        self._report.event("restore_program", pid=self._process.pid, **environment)
+
+    def _helper(self) -> Path:
+        program = self._ctx.program
+        return drop_in_path() if isinstance(program, OwnHelper) else program.path
+
+    def _relayed(self, error: OSError | None) -> None:
+        if error is not None:
+            self._give_up(rc_of(error), f"reading the stream: {error}")
+
+    def _line(self, line: str) -> None:
+        self._lines = [*self._lines[-_LINES:], line]
+        level = XentoollogLevel.ERROR if ": error: " in line else XentoollogLevel.INFO
+        self._ctx.say(level, Path(self._program.command[0]).name, line)
+        self._ctx.trace.event("restore program says", line=line)
+
+    async def _ended(self, status: int) -> None:
+        self._report.event("restore_program_ended", status=status)
+        if self._relay is not None:
+            self._relay.stop()
+        self._status.set_result(status)
+
+    async def _wait(self) -> int:
+        """For the end of the program, as long as the stream moves or it may be at its last steps;
+        with an end to it once it is given up."""
+        assert self._process is not None
+        assert self._relay is not None
+        relay = self._relay
+        moved, taken = relay.moved, relay.taken
+        quiet, waits = Patience(0, self._now()), WaitLog(STREAM, self._ctx.warn)
+        while not self._given_up.is_set() and not self._status.done():
+            await self._either(LOOK)
+            quiet.look(self._now())
+            if (relay.moved, relay.taken) != (moved, taken):
+                moved, taken = relay.moved, relay.taken
+                quiet.restart(self._now())
+            waits.look(quiet.spent)
+            self._check(quiet.spent, not_begun=moved > 0 == taken)
+        limit = self._ctx.limits.abort
+        for end in (None, self._process.terminate, self._process.kill):
+            if end is not None:
+                end()
+            if await self._ended_within(limit):
+                break
+        # SIGKILL cannot be refused.
+        return await self._status
+
+    def _check(self, quiet: float, *, not_begun: bool) -> None:
+        """Give up what has been quiet for too long. A program that has not begun with a stream that
+        has come waits its turn (xl's lock, while another guest comes in)."""
+        limits = self._ctx.limits
+        if not_begun and quiet >= limits.admission:
+            what = f"{self._program.command[0]} has not begun with the stream"
+            self._give_up(Error.TIMEDOUT, f"{what} for {limits.admission:g} s")
+        elif not not_begun and quiet >= limits.sender_silence:
+            silence = f"{limits.sender_silence:g} s"
+            self._give_up(Error.TIMEDOUT, f"no octet has come, and no end, for {silence}")
+
+    async def _either(self, seconds: float) -> None:
+        """Until the program ends or is given up, `seconds` at most."""
+        given_up = spawn(self._given_up.wait())
+        try:
+            waits: set[asyncio.Future[Any]] = {self._status, given_up}
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            given_up.cancel()
+
+    async def _ended_within(self, seconds: float) -> bool:
+        try:
+            async with patience(seconds):
+                await asyncio.wait({self._status})
+        except TimeoutError:
+            return False
+        return True
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+    def _why(self, status: int) -> str:
+        """What the program said of its failure."""
+        program = Path(self._program.command[0]).name
+        if status < 0:
+            return f"{program} was ended by {signal.Signals(-status).name}"
+        return f"{program}: {self._program.complaint(self._lines) or f'exit status {status}'}"
+
+    async def _find(self) -> int | None:
+        def find() -> int | None:
+            try:
+                return self._ctx.host.find(self._parameters.name)
+            except ProcessLookupError:
+                return None
+
+        try:
+            return await blocking.call(self._ctx.limits.callback, find)
+        except OSError as error:
+            self._give_up(rc_of(error), f"the host does not list its domains: {error}")
+            return None
+
+    async def _destroy(self, domid: int) -> int | None:
+        try:
+            await blocking.call(self._ctx.limits.callback, self._ctx.host.destroy, domid)
+        except ProcessLookupError:
+            return None
+        except OSError as error:
+            self._report.failed(f"the domain cannot be destroyed: {error}")
+            return domid
+        return None

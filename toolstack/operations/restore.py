@@ -1,0 +1,377 @@
+"""One restore: carries out what the stream reader, the join and the restore join decide.
+
+libxl_create.c and the asynchronous part of libxl_stream_read.c.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ipc_schema.channel.messages import Operation
+from ipc_schema.errors import DecodeError, Error
+from ipc_schema.streams import libxl_stream, records
+from ipc_schema.streams.libxl_stream import RecordType
+from toolstack.aio import blocking, fd_io
+from toolstack.context import Context
+from toolstack.helpers.supervisor import HelperRequest, HelperResult, Statistics
+from toolstack.operations.joined import JoinedOperation
+from toolstack.operations.operation import has_device_model, is_theirs, rc_of
+from toolstack.rules import postcopy_join as restore_join
+from toolstack.rules import stream_read as stream_reader
+from toolstack.rules.join import Task
+from toolstack.rules.postcopy_join import RestoreAction, RestoreJoin
+from toolstack.rules.stream_read import ReaderAction, StreamReader
+from toolstack.rules.stream_write import OutOfTurn
+from toolstack.standstill import telling
+
+
+@dataclass(frozen=True)
+class RestoreResult:
+    """How a restore ended.
+
+    `rc` is `Error.OK` (0) or libxl's code of the error, `reason` a line for people (empty on
+    success). `domid` is the new domain, None where there is none (any more). `postcopy_resumed`
+    says that the domain was let run after a postcopy transition; it may have run even where `rc` is
+    not 0. `theirs` is that of `cause.Failure`: all that is known is that the other side of the
+    stream has gone.
+    """
+
+    rc: Error
+    domid: int | None
+    postcopy_resumed: bool
+    statistics: Statistics | None
+    reason: str
+    theirs: bool = False
+
+
+@dataclass(frozen=True)
+class RestoreParameters:
+    """What is to be restored, and from where; see `domain_create_restore`."""
+
+    config: Mapping[str, Any]
+    name: str
+    restore_fd: int
+    send_back_fd: int
+    on_resume: Callable[[], None]
+
+
+class RestoreOperation(JoinedOperation):
+    """`cancel` comes too late where the stream is through and a domain after its postcopy
+    transition is about to run: the source has given it away."""
+
+    def __init__(self, ctx: Context, parameters: RestoreParameters) -> None:
+        super().__init__(ctx, None, "restore")
+        self._parameters = parameters
+        self._domid: int | None = None
+        self._reader = StreamReader(device_model=has_device_model(parameters.config))
+        self._postcopy: RestoreJoin | None = None
+        self._read: asyncio.Task[None] | None = None
+        self._xenstore: list[tuple[bytes, bytes]] = []
+        self._context: bytes | None = None
+        self._offset = 0
+        """How far in the libxl stream we are: our own octets, and what the helper tells of its."""
+        self._body = 0
+        """The offset of the body of the record that was read last."""
+        self._untold = False
+        """The helper has read octets without telling how many."""
+        self._resumed = False
+        self._is_whole = False
+        """Every page of a guest that runs here has come: how the stream ends behind that changes
+        nothing."""
+
+    async def run(self) -> RestoreResult:
+        with telling(self._ctx):
+            return await self._run()
+
+    async def _run(self) -> RestoreResult:
+        rc = await self._create()
+        if not rc:
+            rc = await self._restore()
+        if rc and self._domid is not None:
+            await self._destroy(self._domid)
+        self._report.event("restore_ended", rc=rc, postcopy_resumed=self._resumed)
+        if self._fault is not None:
+            raise self._fault
+        return RestoreResult(
+            Error(rc),
+            self._domid,
+            self._resumed,
+            self._report.statistics,
+            self._report.reason if rc else "",
+            bool(rc) and self._report.theirs,
+        )
+
+    async def _create(self) -> int:
+        parameters = self._parameters
+        try:
+            self._domid = self._report.domid = await blocking.call(
+                self._ctx.limits.callback, self._ctx.host.create, parameters.config, parameters.name
+            )
+        except (ValueError, FileExistsError) as error:
+            self._report.failed(f"the domain {parameters.name} cannot be: {error}")
+            return Error.INVAL
+        except OSError as error:
+            self._report.failed(f"the domain {parameters.name} cannot be made: {error}")
+            return rc_of(error)
+        self._report.event("domain_created", name=parameters.name)
+        return 0
+
+    async def _restore(self) -> int:
+        if not self._cancelled:
+            self._join.started(Task.STREAM)
+            self._do(self._reader.start())
+            rc = await self._completed
+            await self._tasks_ended()
+            if rc or self._postcopy is not None:
+                return rc
+            rc = await self._restore_emulator()
+            if rc or not self._cancelled:
+                return rc
+        self._report.failed("the restore was cancelled")
+        return Error.ABORTED
+
+    async def _restore_emulator(self) -> int:
+        assert self._domid is not None
+        if not has_device_model(self._parameters.config):
+            return 0
+        if self._context is None:
+            # libxl__build_device_model_args: QEMU starts from a saved state, or not at all.
+            self._report.failed("the stream has no state of the device model (EMULATOR_CONTEXT)")
+            return Error.FAIL
+        try:
+            await blocking.call(
+                self._host_limit,
+                self._ctx.host.restore_emulator,
+                self._domid,
+                self._xenstore,
+                self._context,
+            )
+        except (OSError, ValueError) as error:
+            self._report.failed(f"the device model cannot be restored: {error}")
+            return rc_of(error)
+        return 0
+
+    @property
+    def _host_limit(self) -> float:
+        """Of a call that makes the domain run; none where it would be lost otherwise."""
+        return self._ctx.limits.callback if self._postcopy is None else 0.0
+
+    async def _destroy(self, domid: int) -> None:
+        try:
+            await blocking.call(self._ctx.limits.callback, self._ctx.host.destroy, domid)
+        except ProcessLookupError:
+            pass  # it is gone, as it shall be
+        except OSError as error:
+            self._report.failed(f"the domain cannot be destroyed: {error}")
+            return
+        self._domid = None
+
+    # What the machines decide
+
+    def _abort_stream(self, rc: int) -> None:
+        self._do(self._reader.abort(rc))
+
+    def _joined(self, rc: int) -> None:
+        if self._postcopy is None:
+            self._completed.set_result(rc)
+        else:
+            self._do_postcopy(self._postcopy.stream_done(rc))
+
+    def _do_postcopy(self, actions: tuple[RestoreAction, ...]) -> None:
+        for action in actions:
+            match action:
+                case restore_join.AbortStream(rc):
+                    self._do_join(self._join.fail(rc))
+                case restore_join.Complete(rc):
+                    # The join has a failure before the stream that it ends has stopped.
+                    self._completed.set_result(self._join.rc or rc)
+
+    def _do(self, actions: tuple[ReaderAction, ...]) -> None:
+        for action in actions:
+            match action:
+                case stream_reader.ReadHeader():
+                    self._read = self._spawn(self._read_header())
+                case stream_reader.ReadRecord():
+                    self._read = self._spawn(self._read_record())
+                case stream_reader.CancelRead():
+                    if self._read is not None:
+                        self._read.cancel()
+                case stream_reader.Keep(record, body):
+                    self._keep(record, body)
+                case stream_reader.StartHelper():
+                    self._start_helper()
+                case stream_reader.PostcopyTransitionCallback(rc):
+                    self._postcopy_transition_done(rc)
+                case stream_reader.Log(problem):
+                    place = self._body - records.HEADER_SIZE
+                    self._stream_failed("libxl stream", f"record at offset {place:#x}: {problem}")
+                case stream_reader.Stopped(rc):
+                    self._do_join(self._join.stopped(Task.STREAM, 0 if self._is_whole else rc))
+                case stream_reader.CheckpointCallback() | stream_reader.CheckpointStateCallback():
+                    raise RuntimeError("a plain stream has no checkpoints")
+
+    # Reading
+
+    async def _octets(self, size: int, what: str) -> bytes:
+        limit = self._ctx.limits.stream_stall
+        data = await fd_io.read_exactly(self._parameters.restore_fd, size, limit=limit, what=what)
+        self._offset += len(data)
+        return data
+
+    async def _record_octets(self, size: int, what: str) -> bytes:
+        faults = self._ctx.faults
+        if faults is None:
+            return await self._octets(size, what)
+        limit = self._ctx.limits.stream_stall
+        return await faults.records.octets(self._octets, limit, size, what)
+
+    async def _read_header(self) -> None:
+        try:
+            data = await self._octets(libxl_stream.HEADER_SIZE, "libxl stream header")
+            libxl_stream.decode_header(data)
+        except (OSError, EOFError, ValueError) as error:
+            self._read_failed(error)
+            return
+        self._do(self._reader.header_done())
+
+    async def _read_record(self) -> None:
+        what = "libxl record"
+        offset = self._offset
+        self._body = offset + records.HEADER_SIZE
+        try:
+            header = await self._record_octets(records.HEADER_SIZE, f"{what} header")
+            number, length = records.decode_record_header(header, what, offset)
+            kind = libxl_stream.record_type(number, offset)
+            if kind is not None:
+                libxl_stream.check_length(kind, length, offset)
+                what = kind.name
+            padded = length + records.padding(length)
+            body = await self._record_octets(padded, what)
+            records.check_padding(body[length:], what, self._body + length)
+        except (OSError, EOFError, ValueError) as error:
+            self._read_failed(error)
+            return
+        self._report.event("stream_read", record=number if kind is None else kind.name)
+        self._do(self._reader.record_done(number, body[:length]))
+
+    def _read_failed(self, error: Exception) -> None:
+        self._stream_failed("reading the stream", error, theirs=is_theirs(error))
+        self._do(self._reader.read_failed(rc_of(error)))
+
+    def _stream_failed(self, what: str, problem: object, *, theirs: bool = False) -> None:
+        uncounted = " (libxc's octets are not counted)" if self._untold else ""
+        self._report.failed(f"{what}{uncounted}: {problem}", theirs=theirs)
+
+    def _keep(self, record: RecordType, body: bytes) -> None:
+        rc = 0
+        try:
+            if record is RecordType.EMULATOR_XENSTORE_DATA:
+                self._keep_xenstore(body)
+            else:
+                _, _, self._context = libxl_stream.decode_emulator_context(body, self._body)
+        except ValueError as error:
+            self._stream_failed(record.name, error)
+            rc = Error.FAIL
+        self._do(self._reader.processed(rc))
+
+    def _keep_xenstore(self, body: bytes) -> None:
+        _, _, entries = libxl_stream.decode_emulator_xenstore_data(body, self._body)
+        for path, _ in entries:
+            # libxl__restore_emulator_xenstore_data: it would be written outside the domain's own.
+            if not path or path.startswith(b"/") or b".." in path.split(b"/"):
+                raise DecodeError(
+                    "libxl EMULATOR_XENSTORE_DATA", self._body, f"the path {path[:100]!r}"
+                )
+        self._xenstore = entries
+
+    # The helper and its callbacks
+
+    def _start_helper(self) -> None:
+        assert self._domid is not None
+        self._untold = True
+        parameters = self._parameters
+        request = HelperRequest(
+            Operation.RESTORE,
+            self._domid,
+            parameters.restore_fd,
+            back_fd=parameters.send_back_fd,
+            hypervisor=self._ctx.hypervisor,
+            postcopy=parameters.send_back_fd >= 0,
+            missing_cpu_features=self._ctx.missing_cpu_features,
+        )
+        callbacks: dict[str, Callable[..., int | None]] = {
+            "static_data_done": self._on_static_data_done,
+            "restore_results": self._on_restore_results,
+        }
+        if request.postcopy:
+            callbacks["postcopy_transition"] = self._on_postcopy_transition
+        self._run_helper(request, callbacks)
+
+    def _on_static_data_done(self, missing: int) -> int:
+        self._report.event("static_data_done", missing=missing)
+        return 0
+
+    def _on_restore_results(self, store_gfn: int, console_gfn: int) -> None:
+        self._report.event("restore_results", store_gfn=store_gfn, console_gfn=console_gfn)
+
+    def _helper_done(self, result: HelperResult) -> None:
+        done = result.completed and not result.retval
+        self._is_whole = done and self._postcopy is not None
+        rc = 0 if self._is_whole else result.rc
+        if not rc and not done:
+            rc = Error.FAIL
+        self._report.helper_ended(result, rc, "restoring the domain")
+        if result.statistics is not None:
+            self._offset += result.statistics.bytes
+            self._untold = False
+        self._do_join(self._join.stopped(Task.HELPER, rc))
+        self._do(self._reader.helper_done(rc))
+
+    def _on_postcopy_transition(self) -> None:
+        self._report.event("postcopy_transition")
+        self._past_return()
+        try:
+            actions = self._reader.start_postcopy_transition()
+        except OutOfTurn as error:
+            self._report.failed(str(error))
+            self._answer("postcopy_transition", 0)
+            return
+        self._do(actions)
+
+    def _postcopy_transition_done(self, rc: int) -> None:
+        """domcreate_postcopy_transition_complete_callback."""
+        self._report.event("postcopy_transition_done", rc=rc)
+        if not rc:
+            self._postcopy = RestoreJoin()
+        self._answer("postcopy_transition", 0 if rc else 1)
+        if self._postcopy is not None:
+            self._spawn(self._resume(self._postcopy))
+
+    async def _resume(self, ends: RestoreJoin) -> None:
+        """Let the domain run while its memory comes in."""
+        rc: int = Error.FAIL
+        try:
+            rc = await self._restore_emulator()
+            if not rc and ends.may_unpause:
+                rc = await self._unpause()
+        finally:
+            self._report.event("postcopy_resume_done", rc=rc)
+            self._do_postcopy(ends.resume_done(rc))
+
+    async def _unpause(self) -> int:
+        assert self._domid is not None
+        try:
+            self._parameters.on_resume()
+        except Exception as error:
+            self._report.failed(f"the domain may not run yet: {error}")
+            return Error.FAIL
+        self._resumed = True
+        try:
+            await blocking.call(self._host_limit, self._ctx.host.unpause, self._domid)
+        except OSError as error:
+            self._report.failed(f"the domain cannot be unpaused: {error}")
+            return rc_of(error)
+        return 0

@@ -1,0 +1,396 @@
+"""One save: carries out what the stream writer, the join and the suspend rules decide.
+
+libxl_dom_save.c and the asynchronous part of libxl_stream_write.c.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ipc_schema.channel.messages import PrecopyPolicy, XCFlags
+from ipc_schema.errors import Error
+from ipc_schema.streams import libxl_stream
+from ipc_schema.streams.libxl_stream import EmulatorId, RecordType
+from toolstack.aio import blocking, fd_io
+from toolstack.context import Context
+from toolstack.failure import message_of
+from toolstack.helpers.supervisor import HelperRequest, HelperResult
+from toolstack.operations.joined import JoinedOperation
+from toolstack.operations.operation import is_theirs, rc_of
+from toolstack.operations.save_result import PostcopyTransitioned, SaveResult, has_begun
+from toolstack.operations.settle import heal, why_not_suspend
+from toolstack.operations.suspend import GuestSuspension
+from toolstack.rules import stream_write as stream_writer
+from toolstack.rules.join import Task
+from toolstack.rules.precopy_policy import (
+    MemoryStrategy,
+    PrecopyDecisions,
+    PrecopyLimits,
+    PrecopyProgress,
+)
+from toolstack.rules.stream_write import OutOfTurn, Part, StreamWriter, WriterAction, save_rc
+from toolstack.standstill import telling
+
+if TYPE_CHECKING:
+    from toolstack.faults.records import PacedWrite
+
+
+@dataclass(frozen=True)
+class SaveParameters:
+    """What is to be saved, and how; see `domain_live_migrate`."""
+
+    request: HelperRequest
+    strategy: MemoryStrategy
+    precopy: PrecopyLimits
+    on_transition: Callable[[], None]
+    admitted: bool = True
+    """The receiver begins with the stream at once; otherwise `Limits.admission` holds until it
+    has begun."""
+
+
+_SIMPLE_RECORDS = {
+    Part.LIBXC_CONTEXT: RecordType.LIBXC_CONTEXT,
+    Part.END: RecordType.END,
+    Part.CHECKPOINT_END: RecordType.CHECKPOINT_END,
+    Part.POSTCOPY_TRANSITION_END: RecordType.POSTCOPY_TRANSITION_END,
+}
+"""Records without a body."""
+
+_RECORDS = {
+    **_SIMPLE_RECORDS,
+    Part.EMULATOR_XENSTORE_DATA: RecordType.EMULATOR_XENSTORE_DATA,
+    Part.EMULATOR_CONTEXT: RecordType.EMULATOR_CONTEXT,
+}
+
+
+class SaveOperation(JoinedOperation):
+    """`cancel` may come at any time."""
+
+    def __init__(self, ctx: Context, parameters: SaveParameters) -> None:
+        super().__init__(ctx, parameters.request.domid, "save")
+        self._parameters = parameters
+        self._domid = parameters.request.domid
+        self._live = bool(parameters.request.xcflags & XCFlags.LIVE)
+        self._writer = StreamWriter(device_model=True)
+        self._helper_result: HelperResult | None = None
+        self._write: fd_io.Transfer | PacedWrite | None = None
+        self._fetch: asyncio.Task[None] | None = None
+        self._suspension: GuestSuspension | None = None
+        self._earlier_rc = 0
+        self._precopy = PrecopyProgress(ctx.limits.stream_stall)
+        loop = asyncio.get_running_loop()
+        self._decisions = PrecopyDecisions(parameters.precopy, parameters.strategy, loop.time)
+        self._transitioned = PostcopyTransitioned.NEVER
+
+    async def run(self) -> SaveResult:
+        with telling(self._ctx):
+            return await self._run()
+
+    async def _run(self) -> SaveResult:
+        self._report.event("save", live=self._live, strategy=self._parameters.strategy.value)
+        rc = await self._prepare()
+        if not rc and self._cancelled:
+            rc = Error.ABORTED
+            self._report.failed("the save was cancelled", rc=rc)
+        if not rc:
+            self._join.started(Task.STREAM)
+            self._do(self._writer.start())
+            rc = await self._completed
+            await self._settle(rc)
+        rules = self._suspension and self._suspension.rules
+        suspended = bool(rules and rules.may_suspend)
+        self._report.event(
+            "save_ended", rc=rc, transitioned=self._transitioned.value, suspended=suspended
+        )
+        if self._fault is not None:
+            raise self._fault
+        reason = self._report.reason if rc else ""
+        theirs = bool(rc) and self._report.theirs
+        return SaveResult(
+            Error(rc), self._transitioned, self._report.statistics, reason, suspended, theirs
+        )
+
+    async def _prepare(self) -> int:
+        """Check what would fail in a worse way later."""
+        try:
+            rows = await blocking.call(self._ctx.limits.callback, self._ctx.host.domains)
+        except OSError as error:
+            self._report.failed(f"the host does not list its domains: {error}")
+            return rc_of(error)
+        row = next((row for row in rows if row.domid == self._domid), None)
+        if row is None:
+            self._report.failed("there is no such domain")
+            return Error.DOMAIN_NOTFOUND
+        # A suspended domain stands still already; each host's suspend request has its way with it.
+        if row.state.value != "suspended" and (problem := why_not_suspend(row)):
+            self._report.failed(problem)
+            return Error.FAIL
+        if self._live and row.log_dirty:
+            # Two savers of one log-dirty bitmap would take pages from each other.
+            self._report.failed("its log-dirty mode is on already: a save is under way, or died")
+            return Error.FAIL
+        return 0
+
+    async def _settle(self, rc: int) -> None:
+        """Wait for what the save began, and undo what a helper that was killed could not."""
+        if self._suspension is not None:
+            self._suspension.abort(rc or Error.FAIL)
+        await self._tasks_ended()
+        result = self._helper_result
+        if result is not None and not result.completed:
+            await self._logdirty_off()
+
+    async def _logdirty_off(self) -> None:
+        """libxl leaves log-dirty mode on here."""
+        self._report.event("logdirty_off")
+        try:
+            problem = await blocking.call(
+                self._ctx.limits.callback, heal, self._ctx.host, self._domid
+            )
+        except ProcessLookupError:
+            return  # a domain that is gone has no such mode
+        except OSError as error:
+            problem = f"log-dirty mode cannot be turned off: {message_of(error)}"
+        if problem:
+            self._report.failed(problem)
+
+    # What the machines decide
+
+    def _abort_stream(self, rc: int) -> None:
+        self._do(self._writer.abort(rc))
+
+    def _joined(self, rc: int) -> None:
+        self._completed.set_result(rc)
+
+    def _do(self, actions: tuple[WriterAction, ...]) -> None:
+        for action in actions:
+            match action:
+                case stream_writer.Write(part):
+                    self._start_part(part)
+                case stream_writer.CancelWrite():
+                    self._cancel_write()
+                case stream_writer.StartHelper():
+                    self._start_helper()
+                case stream_writer.PostcopyTransitionCallback(rc):
+                    self._postcopy_transition_done(rc)
+                case stream_writer.Stopped(rc):
+                    self._do_join(self._join.stopped(Task.STREAM, 0 if self._is_whole else rc))
+                case stream_writer.CheckpointCallback():
+                    raise RuntimeError("a plain stream has no checkpoints")
+
+    # Writing
+
+    def _start_part(self, part: Part) -> None:
+        if part in stream_writer.EMULATOR:
+            self._fetch = self._spawn(self._write_emulator(part))
+        elif part is Part.HEADER:
+            self._write_octets(part, libxl_stream.encode_header())
+        else:
+            self._write_octets(part, libxl_stream.encode_record(_SIMPLE_RECORDS[part]))
+
+    async def _write_emulator(self, part: Part) -> None:
+        try:
+            data = await blocking.call(self._ctx.limits.callback, self._emulator_record, part)
+        except (OSError, ValueError) as error:
+            self._report.failed(f"{part.value}: {error}")
+            self._write_done(part, rc_of(error))
+            return
+        self._write_octets(part, data)
+
+    def _emulator_record(self, part: Part) -> bytes:
+        """The record, empty where the domain has nothing to put into it."""
+        host, qemu = self._ctx.host, EmulatorId.QEMU_UPSTREAM
+        if part is Part.EMULATOR_XENSTORE_DATA:
+            entries = host.emulator_xenstore_data(self._domid)
+            if not entries:
+                return b""
+            body = libxl_stream.encode_emulator_xenstore_data(qemu, 0, entries)
+            return libxl_stream.encode_record(RecordType.EMULATOR_XENSTORE_DATA, body)
+        context = host.emulator_context(self._domid)
+        if context is None:
+            return b""
+        body = libxl_stream.encode_emulator_context(qemu, 0, context)
+        return libxl_stream.encode_record(RecordType.EMULATOR_CONTEXT, body)
+
+    def _write_octets(self, part: Part, data: bytes) -> None:
+        def done(error: Exception | None) -> None:
+            self._write = None
+            if error is not None:
+                self._report.failed(
+                    f"writing the {part.value}: {message_of(error)}", theirs=is_theirs(error)
+                )
+            try:
+                self._write_done(part, 0 if error is None else rc_of(error))
+            except Exception as fault:
+                self._faulted(fault)
+
+        if not data:
+            self._write_done(part, 0)
+            return
+        try:
+            if part is Part.POSTCOPY_TRANSITION_END:
+                self._parameters.on_transition()
+                self._past_return()
+            limit = max(self._ctx.limits.stream_stall, self._admission)
+            fd = self._parameters.request.io_fd
+            faults, record = self._ctx.faults, _RECORDS.get(part)
+            if faults is not None and record is not None:
+                self._write = faults.records.start_write(
+                    record, fd, data, done, limit=limit, what=part.value
+                )
+            else:
+                self._write = fd_io.start_write(fd, data, done, limit=limit, what=part.value)
+        except Exception as error:
+            done(error)
+
+    @property
+    def _admission(self) -> float:
+        """For how long the receiver may leave the stream unread; 0 once it has begun with it."""
+        if self._parameters.admitted or has_begun(self._report.statistics):
+            return 0.0
+        return self._ctx.limits.admission
+
+    def _write_done(self, part: Part, rc: int) -> None:
+        self._fetch = None
+        self._report.event("stream_write", part=part.value, rc=rc)
+        self._do(self._writer.write_done(rc))
+
+    def _cancel_write(self) -> None:
+        if self._fetch is not None:
+            self._fetch.cancel()
+            self._fetch = None
+        if self._write is not None:
+            self._write.cancel()
+            self._write = None
+
+    # The helper and its callbacks
+
+    def _start_helper(self) -> None:
+        self._run_helper(self._parameters.request, self._callbacks(), self._admission)
+
+    def _callbacks(self) -> Mapping[str, Callable[..., int | None]]:
+        callbacks: dict[str, Callable[..., int | None]] = {
+            "suspend": self._on_suspend,
+            "switch_qemu_logdirty": self._on_switch_qemu_logdirty,
+            "precopy_policy": self._on_precopy_policy,
+        }
+        if self._parameters.request.postcopy:
+            callbacks["postcopy_transition"] = self._on_postcopy_transition
+        return callbacks
+
+    def _on_precopy_policy(self, iteration: int, total_written: int, dirty_count: int) -> int:
+        answer, why = self._decisions.ask(iteration, total_written, dirty_count)
+        now = asyncio.get_running_loop().time()
+        if objection := self._precopy.objection(iteration, total_written, now):
+            self._fail(objection, Error.FAIL)
+            answer = PrecopyPolicy.ABORT
+        elif answer is PrecopyPolicy.ABORT:
+            self._fail(f"precopy does not converge: {why}", Error.FAIL)
+        self._precopy.answered(answer)
+        if dirty_count >= 0 or answer:
+            self._report.event(
+                "precopy_policy",
+                iteration=iteration,
+                total_written=total_written,
+                dirty_count=dirty_count,
+                answer=answer.name,
+                why=why,
+            )
+        return int(answer)
+
+    def _on_suspend(self) -> None:
+        if self._suspension is not None:
+            self._report.failed("the helper asks for a second suspension in a plain stream")
+            self._answer("suspend", 0)
+            return
+        self._suspension = GuestSuspension(self._ctx.host, self._domid, self._ctx.limits)
+        self._spawn(self._suspend(self._suspension))
+
+    async def _suspend(self, suspension: GuestSuspension) -> None:
+        self._report.event("suspend_request")
+        self._ctx.say_progress("waiting for the guest to suspend", 0, 0)
+        finished = await suspension.run()
+        rc = finished.rc
+        if rc:
+            self._report.failed(finished.reason, rc=rc)
+        else:
+            rc = await self._suspend_emulator()
+        self._report.event("suspend_done", rc=rc)
+        self._earlier_rc = self._earlier_rc or rc
+        self._answer("suspend", 0 if rc else 1)
+
+    async def _suspend_emulator(self) -> int:
+        """Before libxc goes on: what the device model writes later would be in no dirty bitmap."""
+        try:
+            await blocking.call(
+                self._ctx.limits.callback, self._ctx.host.suspend_emulator, self._domid, self._live
+            )
+        except OSError as error:
+            self._report.failed(f"the device model cannot be suspended: {error}")
+            return rc_of(error)
+        return 0
+
+    def _on_switch_qemu_logdirty(self, domid: int, enable: int) -> None:
+        self._spawn(self._switch_qemu_logdirty(domid, bool(enable)))
+
+    async def _switch_qemu_logdirty(self, domid: int, enable: bool) -> None:
+        self._report.event("switch_qemu_logdirty", enable=enable)
+        try:
+            if domid != self._domid:
+                raise OSError(errno.EINVAL, f"the helper asks it of domain {domid}")
+            await blocking.call(
+                self._ctx.limits.callback, self._ctx.host.switch_qemu_logdirty, domid, enable
+            )
+        except OSError as error:
+            self._report.failed(f"the device model's log-dirty mode: {error}")
+            self._earlier_rc = rc_of(error)
+            self._answer("switch_qemu_logdirty", -1)
+        else:
+            self._answer("switch_qemu_logdirty", 0)
+
+    def _on_postcopy_transition(self) -> None:
+        self._report.event("postcopy_transition")
+        try:
+            actions = self._writer.start_postcopy_transition()
+        except OutOfTurn as error:
+            self._report.failed(str(error))
+            self._answer("postcopy_transition", 0)
+            return
+        self._do(actions)
+
+    def _postcopy_transition_done(self, rc: int) -> None:
+        self._report.event("postcopy_transition_done", rc=rc)
+        if rc:
+            self._transitioned = PostcopyTransitioned.FAILED
+            self._earlier_rc = rc
+        else:
+            self._transitioned = PostcopyTransitioned.DONE
+        self._answer("postcopy_transition", 0 if rc else 1)
+
+    @property
+    def _is_whole(self) -> bool:
+        """The destination has told the helper that it has every page of a guest that runs there:
+        what goes wrong here after that is no failure of the migration's."""
+        done = self._transitioned is PostcopyTransitioned.DONE
+        result = self._helper_result
+        return done and result is not None and result.completed and not result.retval
+
+    def _helper_done(self, result: HelperResult) -> None:
+        self._helper_result = result
+        rules = self._suspension and self._suspension.rules
+        rc = 0 if result.completed else Error.FAIL
+        rc = save_rc(
+            rc if self._is_whole else result.rc or rc,
+            result.retval,
+            guest_responded=bool(rules and rules.guest_responded),
+            earlier_rc=self._earlier_rc,
+        )
+        self._report.helper_ended(result, rc, "saving the domain")
+        if self._suspension is not None and rc:
+            self._suspension.abort(rc)
+        self._do_join(self._join.stopped(Task.HELPER, rc))
+        self._do(self._writer.helper_done(rc))

@@ -1,0 +1,113 @@
+"""Bring a guest to rest after a failure: it runs, will not suspend later, and is not log-dirty."""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import TYPE_CHECKING, Final
+
+from ipc_schema.channel.waits import Patience
+from toolstack.failure import message_of
+
+if TYPE_CHECKING:
+    from toolstack.hosts.interface import DomainSummary, Host
+
+POLL: Final = 0.02
+
+DEAD: Final = frozenset({"crashed", "shut down"})
+"""States of a guest that no resumption leads out of."""
+
+
+class GuestStateError(OSError):
+    """A guest in a state in which it cannot suspend; `state` is that state."""
+
+    def __init__(self, text: str, state: str) -> None:
+        super().__init__(text)
+        self.state = state
+
+
+def why_not_suspend(row: DomainSummary) -> str:
+    """Why a domain cannot suspend as it stands, with the way out; "" if it may.
+
+    xl sends all of a paused guest's memory, and then waits for a suspension that cannot come: its
+    vCPUs do not run.
+    """
+    match row.state.value:
+        case "paused":
+            return f"{row.name!r} is paused, and cannot suspend: unpause it first"
+        case "suspended":
+            return f"{row.name!r} is suspended already: see `xen-toolstack recover {row.name}`"
+        case "crashed":
+            return f"{row.name!r} has crashed: look at it, then destroy it"
+        case "shut down":
+            return f"{row.name!r} is shut down: destroy it, or start it anew"
+    return ""
+
+
+def check_can_suspend(host: Host, domid: int) -> None:
+    """Raises GuestStateError for a guest that cannot suspend, ProcessLookupError without one."""
+    row = row_of_domain(host, domid)
+    if problem := why_not_suspend(row):
+        raise GuestStateError(problem, row.state.value)
+
+
+def state_of(host: Host, domid: int) -> str | None:
+    """`running`, `paused`, `suspended`, `crashed` or `shut down`; None where the domain is gone."""
+    return next((row.state.value for row in host.domains() if row.domid == domid), None)
+
+
+def row_of_domain(host: Host, domid: int) -> DomainSummary:
+    """Raises ProcessLookupError where there is no such domain."""
+    row = next((row for row in host.domains() if row.domid == domid), None)
+    if row is None:
+        raise ProcessLookupError(errno.ESRCH, f"there is no domain {domid}")
+    return row
+
+
+def heal(host: Host, domid: int) -> str:
+    """Turn off log-dirty mode, of the domain and of its device model, that a dead helper left.
+
+    Returns what went wrong, empty where nothing did: that mode only costs the guest time, so it is
+    to run on all the same. Raises ProcessLookupError where it is gone.
+    """
+
+    def off() -> None:
+        domain = host.domain(domid)
+        try:
+            domain.logdirty_off()
+        finally:
+            domain.close()
+
+    problems = []
+    for step in (off, lambda: host.switch_qemu_logdirty(domid, False)):
+        try:
+            step()
+        except ProcessLookupError:
+            raise
+        except OSError as error:
+            problems.append(f"log-dirty mode cannot be turned off: {message_of(error)}")
+    return "; ".join(problems)
+
+
+def resume_for_sure(host: Host, domid: int, *, watch: float = 0.0) -> str:
+    """Resume a guest that has suspended, and take back a request to suspend that still stands.
+
+    A guest that has acknowledged a request cannot be stopped from suspending: where that may be,
+    it is watched for `watch` seconds, and resumed when it has. Returns its state then: `running`,
+    `paused`, or one of `DEAD`. Raises ProcessLookupError where it is gone, TimeoutError where its
+    process does not answer, OSError (EIO) where it is suspended after a resumption, too.
+    """
+    if state_of(host, domid) in {"running", "paused"}:
+        host.resume(domid)
+    patience, over = Patience(watch, time.monotonic()), not watch
+    while (state := state_of(host, domid)) in {"running", "paused"} and not over:
+        time.sleep(POLL)
+        over = patience.look(time.monotonic())
+    if state == "suspended":
+        host.resume(domid)
+        state = state_of(host, domid)
+    if state is None:
+        raise ProcessLookupError(errno.ESRCH, f"domain {domid} is gone")
+    if state == "suspended":
+        raise OSError(errno.EIO, f"domain {domid} is suspended still, though it was resumed")
+    return state

@@ -1,0 +1,150 @@
+"""Suspends a guest by `toolstack.rules.suspend`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from ipc_schema.errors import Error
+from toolstack.aio import blocking
+from toolstack.aio.patience import Timer
+from toolstack.operations.settle import state_of
+from toolstack.rules.suspend import (
+    PAUSED,
+    Actions,
+    Finished,
+    StartLimit,
+    SuspendRules,
+    Withdraw,
+)
+
+if TYPE_CHECKING:
+    from toolstack.hosts.interface import Host, SuspendRequest
+    from toolstack.limits import Limits
+
+
+class GuestSuspension:
+    """Suspends one guest by the rules. `rules` tells what is known at any time."""
+
+    def __init__(self, host: Host, domid: int, limits: Limits) -> None:
+        self.rules = SuspendRules()
+        self._host = host
+        self._domid = domid
+        self._limits = limits
+        self._changed = asyncio.Event()
+        self._abort_rc = 0
+        self._over = False
+        """The limit of this stage."""
+        self._timer: Timer | None = None
+        self._finished: Finished | None = None
+
+    def abort(self, rc: int) -> None:
+        """Take the request back; `run` returns soon."""
+        self._abort_rc = self._abort_rc or rc
+        self._changed.set()
+
+    async def run(self) -> Finished:
+        """Ask the guest to suspend and wait for the end of the matter.
+
+        A host that fails is an end with rc ERROR_FAIL. Not to be cancelled: use `abort`.
+        """
+        try:
+            if await self._paused():
+                return Finished(Error.FAIL, PAUSED)
+            request = await blocking.call(
+                self._limits.callback, self._host.suspend_request, self._domid
+            )
+        except ProcessLookupError:
+            return Finished(Error.FAIL, self._gone())
+        except OSError as error:
+            # What took too long may have its effect yet.
+            self.rules.may_suspend = isinstance(error, TimeoutError)
+            return Finished(Error.FAIL, f"the guest cannot be asked to suspend: {error}")
+        try:
+            return await self._wait(request)
+        finally:
+            request.close()
+
+    async def _wait(self, request: SuspendRequest) -> Finished:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(request.fileno(), self._changed.set)
+        try:
+            await self._do((StartLimit(),), request)
+            while self._finished is None:
+                await self._do(self._look(request), request)
+                if self._finished is None and not await self._wait_for_change():
+                    await self._limit(request)
+        except OSError as error:
+            self.rules.may_suspend = True
+            return Finished(Error.FAIL, f"the suspend request broke: {error}")
+        finally:
+            loop.remove_reader(request.fileno())
+            if self._timer is not None:
+                self._timer.cancel()
+        return self._finished
+
+    async def _limit(self, request: SuspendRequest) -> None:
+        """The limit is over, unless the guest has just got further."""
+        stage = self.rules.stage
+        await self._do(self._look(request), request)
+        if self.rules.stage is stage:
+            await self._do(self.rules.limit(paused=await self._paused()), request)
+
+    async def _paused(self) -> bool:
+        state = await blocking.call(self._limits.callback, state_of, self._host, self._domid)
+        return state == "paused"
+
+    def _look(self, request: SuspendRequest) -> Actions:
+        from toolstack.hosts.interface import SuspendState
+
+        actions: Actions = ()
+        match request.state():
+            case SuspendState.REQUESTED:
+                pass
+            case SuspendState.ACKNOWLEDGED:
+                actions = self.rules.acknowledged()
+            case SuspendState.SUSPENDED:
+                actions = self.rules.suspended()
+            case SuspendState.REFUSED:
+                actions = self.rules.refused()
+            case SuspendState.CRASHED:
+                actions = self.rules.crashed(self._how_it_ended())
+        if self._abort_rc:
+            actions += self.rules.abort(self._abort_rc)
+        return actions
+
+    def _gone(self) -> str:
+        return f"domain {self._domid} is gone: it was destroyed"
+
+    def _how_it_ended(self) -> str:
+        match state_of(self._host, self._domid):
+            case None:
+                return self._gone()
+            case "shut down":
+                return "the guest has shut itself down"
+        return "the guest has crashed"
+
+    async def _wait_for_change(self) -> bool:
+        """False once the limit is over."""
+        await self._changed.wait()
+        self._changed.clear()
+        over, self._over = self._over, False
+        return not over
+
+    def _limit_over(self) -> None:
+        self._over = True
+        self._changed.set()
+
+    async def _do(self, actions: Actions, request: SuspendRequest) -> None:
+        for action in actions:
+            match action:
+                case StartLimit():
+                    if self._timer is not None:
+                        self._timer.cancel()
+                    self._over = False
+                    self._timer = Timer(self._limits.suspend, self._limit_over)
+                case Withdraw():
+                    taken_back = await blocking.call(self._limits.callback, request.withdraw)
+                    await self._do(self.rules.withdrawn(taken_back), request)
+                case Finished():
+                    self._finished = action

@@ -1,0 +1,285 @@
+"""The rules of libxl_stream_write.c, without its I/O: what is written, when, and who is told.
+
+Two tables say it. `SEQUENCES`: what causes which records, and what comes after the last of them.
+`ON_FAILURE`: whom a failure is told, by the phase in which it happens. What differs from libxl:
+
+- An abort takes back the write that is in flight; libxl leaves it running.
+- After half a record nothing more is written. libxl, whose helper failed during a transition or
+  checkpoint, goes on with END, which the other side's helper would take for libxc's.
+- What comes out of turn, a second postcopy transition say, is `OutOfTurn`, not an assertion: a
+  helper can cause it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from ipc_schema.channel.messages import StreamType
+from ipc_schema.errors import Error
+
+
+class OutOfTurn(RuntimeError):
+    """An event that cannot come now. Nothing has changed by it."""
+
+
+class Phase(Enum):
+    """SWS_PHASE_*."""
+
+    NORMAL = "normal"
+    CHECKPOINT = "checkpoint"
+    CHECKPOINT_STATE = "checkpoint state"
+    POSTCOPY_TRANSITION = "postcopy transition"
+
+
+class Part(Enum):
+    """What is written, whole or not at all: the stream's header, or a record."""
+
+    HEADER = "stream header"
+    LIBXC_CONTEXT = "libxc header"
+    EMULATOR_XENSTORE_DATA = "emulator xenstore record"
+    EMULATOR_CONTEXT = "emulator record"
+    END = "end record"
+    CHECKPOINT_END = "checkpoint end record"
+    CHECKPOINT_STATE = "checkpoint state"
+    POSTCOPY_TRANSITION_END = "postcopy transition end record"
+
+
+class Then(Enum):
+    """What follows the last part of a sequence."""
+
+    HELPER = "start the helper"
+    STOP = "the stream stops, rc 0"
+    CHECKPOINT_CALLBACK = "checkpoint callback, rc 0"
+    POSTCOPY_TRANSITION_CALLBACK = "postcopy transition callback, rc 0"
+
+
+class Cause(Enum):
+    """What makes the stream write; the helper's end is told apart by what came before it."""
+
+    START = "start"
+    CHECKPOINT = "start_checkpoint"
+    CHECKPOINT_STATE = "start_checkpoint_state"
+    POSTCOPY_TRANSITION = "start_postcopy_transition"
+    HELPER_DONE = "helper_done"
+    HELPER_DONE_TRANSITIONED = "helper_done, after a postcopy transition"
+
+
+EMULATOR: Final = (Part.EMULATOR_XENSTORE_DATA, Part.EMULATOR_CONTEXT)
+"""Written only where there is a device model."""
+
+# fmt: off
+SEQUENCES: Final[Mapping[Cause, tuple[Phase, tuple[Part, ...], Then]]] = {
+    Cause.START:
+        (Phase.NORMAL, (Part.HEADER, Part.LIBXC_CONTEXT), Then.HELPER),
+    Cause.CHECKPOINT:
+        (Phase.CHECKPOINT, (*EMULATOR, Part.CHECKPOINT_END), Then.CHECKPOINT_CALLBACK),
+    Cause.CHECKPOINT_STATE:
+        (Phase.CHECKPOINT_STATE, (Part.CHECKPOINT_STATE,), Then.CHECKPOINT_CALLBACK),
+    Cause.POSTCOPY_TRANSITION:
+        (Phase.POSTCOPY_TRANSITION, (*EMULATOR, Part.POSTCOPY_TRANSITION_END),
+         Then.POSTCOPY_TRANSITION_CALLBACK),
+    Cause.HELPER_DONE:
+        (Phase.NORMAL, (*EMULATOR, Part.END), Then.STOP),
+    Cause.HELPER_DONE_TRANSITIONED:
+        (Phase.NORMAL, (Part.END,), Then.STOP),
+}
+"""The phase that a cause sets, the parts that it writes, and what then. The phase is NORMAL again
+before a callback is called."""
+
+ON_FAILURE: Final[Mapping[Phase, Then]] = {
+    Phase.NORMAL: Then.STOP,
+    Phase.CHECKPOINT: Then.CHECKPOINT_CALLBACK,
+    Phase.CHECKPOINT_STATE: Then.CHECKPOINT_CALLBACK,
+    Phase.POSTCOPY_TRANSITION: Then.POSTCOPY_TRANSITION_CALLBACK,
+}
+"""`stream_complete(rc)`: in all phases but NORMAL libxc is answered with the failure, and it comes
+back through the helper's end."""
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Write:
+    """Write `part`, then report `write_done`; at once where there are no emulator xenstore data."""
+
+    part: Part
+
+
+@dataclass(frozen=True)
+class CancelWrite:
+    """Take back the write in flight; it reports nothing any more."""
+
+
+@dataclass(frozen=True)
+class StartHelper:
+    """Run libxc's save (libxl__xc_domain_save); its end is `helper_done`."""
+
+
+@dataclass(frozen=True)
+class CheckpointCallback:
+    """The checkpoint's (or checkpoint state's) records are out, or failed."""
+
+    rc: int
+
+
+@dataclass(frozen=True)
+class PostcopyTransitionCallback:
+    """The transition's records are out, or failed."""
+
+    rc: int
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The stream has come to its end; the join is told."""
+
+    rc: int
+
+
+WriterAction = (
+    Write | CancelWrite | StartHelper | CheckpointCallback | PostcopyTransitionCallback | Stopped
+)
+Actions = tuple[WriterAction, ...]
+
+
+class StreamWriter:
+    """Event in, actions out. `device_model`: the domain has one, whose state is written.
+
+    Events on a stream that has stopped, or never ran, are ignored; of the others, those that
+    cannot come now raise OutOfTurn.
+    """
+
+    def __init__(self, *, device_model: bool, stream_type: StreamType = StreamType.PLAIN) -> None:
+        self.running = False
+        self.phase = Phase.NORMAL
+        self.postcopy_transitioned = False
+        """A transition has been tried; whether it succeeded, the callback was told."""
+        self.writing: Part | None = None
+        self._device_model = device_model
+        self._checkpointed = stream_type is not StreamType.PLAIN
+        self._helper_running = False
+        self._broken = 0
+        """The rc with which a part was left half written."""
+        self._left: tuple[Part, ...] = ()
+        self._then = Then.STOP
+
+    def start(self) -> Actions:
+        """libxl__stream_write_start."""
+        self.running = True
+        return self._begin(Cause.START)
+
+    def start_checkpoint(self) -> Actions:
+        """libxl__stream_write_start_checkpoint: libxc has handed the stream over."""
+        self._need_turn(Cause.CHECKPOINT, checkpointed=True)
+        return self._begin(Cause.CHECKPOINT) if self.running else ()
+
+    def start_checkpoint_state(self) -> Actions:
+        """libxl__stream_write_checkpoint_state."""
+        self._need_turn(Cause.CHECKPOINT_STATE, checkpointed=True)
+        return self._begin(Cause.CHECKPOINT_STATE) if self.running else ()
+
+    def start_postcopy_transition(self) -> Actions:
+        """libxl__stream_write_start_postcopy_transition: once, and in a plain stream."""
+        self._need_turn(Cause.POSTCOPY_TRANSITION, checkpointed=False)
+        return self._begin(Cause.POSTCOPY_TRANSITION) if self.running else ()
+
+    def write_done(self, rc: int) -> Actions:
+        """The part in flight is out, or (`rc`) may be out in part."""
+        if self.writing is None:
+            raise OutOfTurn("the end of a write is reported, but none is in flight")
+        self.writing = None
+        if rc:
+            self._broken = rc
+            return self._failed(rc)
+        self._left = self._left[1:]
+        return self._next()
+
+    def helper_done(self, rc: int) -> Actions:
+        """libxl__xc_domain_save_done, once the join has had `rc` (`save_rc`)."""
+        self._helper_running = False
+        if not self.running:
+            return ()
+        actions: Actions = ()
+        if self.phase is not Phase.NORMAL:
+            # It ended within a callback of its own.
+            rc = rc or Error.FAIL
+            actions = self.abort(rc)
+        if self._checkpointed:
+            # The other side died: the caller resumes the guest here, whatever the rc.
+            return actions + self._stop(0)
+        if rc or self._broken:
+            return actions + self._stop(rc or self._broken)
+        if self.postcopy_transitioned:
+            return self._begin(Cause.HELPER_DONE_TRANSITIONED)
+        return self._begin(Cause.HELPER_DONE)
+
+    def abort(self, rc: int) -> Actions:
+        """libxl__stream_write_abort."""
+        if not self.running:
+            return ()
+        if self.writing is None:
+            return self._failed(rc)
+        self.writing = None
+        self._broken = rc
+        return (CancelWrite(), *self._failed(rc))
+
+    def _need_turn(self, cause: Cause, *, checkpointed: bool) -> None:
+        if self._checkpointed is not checkpointed:
+            kind = "checkpointed" if self._checkpointed else "plain"
+            raise OutOfTurn(f"{cause.value} in a {kind} stream")
+        if not self.running:
+            return
+        if not self._helper_running:
+            raise OutOfTurn(f"{cause.value}, but the helper does not run")
+        if self.phase is not Phase.NORMAL:
+            raise OutOfTurn(f"{cause.value} in the phase {self.phase.value}")
+        if self._broken:
+            raise OutOfTurn(f"{cause.value}, but the stream broke before")
+        if self.postcopy_transitioned:
+            raise OutOfTurn(f"{cause.value} for the second time")
+
+    def _begin(self, cause: Cause) -> Actions:
+        self.phase, parts, self._then = SEQUENCES[cause]
+        self._left = tuple(p for p in parts if self._device_model or p not in EMULATOR)
+        return self._next()
+
+    def _next(self) -> Actions:
+        if self._left:
+            self.writing = self._left[0]
+            return (Write(self.writing),)
+        return self._follow(self._then, 0)
+
+    def _failed(self, rc: int) -> Actions:
+        return self._follow(ON_FAILURE[self.phase], rc)
+
+    def _follow(self, then: Then, rc: int) -> Actions:
+        self.phase = Phase.NORMAL
+        self._left = ()
+        match then:
+            case Then.HELPER:
+                self._helper_running = True
+                return (StartHelper(),)
+            case Then.STOP:
+                return self._stop(rc)
+            case Then.CHECKPOINT_CALLBACK:
+                return (CheckpointCallback(rc),)
+            case Then.POSTCOPY_TRANSITION_CALLBACK:
+                self.postcopy_transitioned = True
+                return (PostcopyTransitionCallback(rc),)
+
+    def _stop(self, rc: int) -> Actions:
+        self.running = False
+        return (Stopped(rc),)
+
+
+def save_rc(rc: int, retval: int, *, guest_responded: bool, earlier_rc: int) -> int:
+    """The rc of a helper's end: `rc` of running it, `retval` of libxc's save, `guest_responded`
+    whether the guest ever answered the suspend request, `earlier_rc` what an earlier step left
+    (dss->rc)."""
+    if rc or not retval:
+        return rc
+    if not guest_responded:
+        return Error.GUEST_TIMEDOUT
+    return earlier_rc or Error.FAIL

@@ -1,0 +1,130 @@
+"""Suspend a guest: the request, the guest's acknowledgement, its suspension (libxl_dom_suspend.c).
+
+| stage        | event                      | next stage   | what happens                          |
+|--------------|----------------------------|--------------|---------------------------------------|
+| REQUESTED    | acknowledged               | ACKNOWLEDGED | the limit starts anew                 |
+| REQUESTED    | limit, and withdrawn       | ENDED        | GUEST_TIMEDOUT                        |
+| REQUESTED    | limit, but not withdrawn   | ACKNOWLEDGED | a late answer: the limit starts anew  |
+| ACKNOWLEDGED | limit, and withdrawn       | ENDED        | GUEST_TIMEDOUT                        |
+| ACKNOWLEDGED | limit, but not withdrawn   | ENDED        | GUEST_TIMEDOUT; it may yet suspend    |
+| both         | suspended                  | ENDED        | 0                                     |
+| both         | refused, crashed           | ENDED        | FAIL                                  |
+| both         | aborted, and withdrawn     | ENDED        | the abort's rc                        |
+| both         | aborted, but not withdrawn | ENDED        | the abort's rc; it may yet suspend    |
+
+libxl does not withdraw after the second limit, nor on an abort: a guest that suspends after all
+then stays so, and nobody knows. Here the caller is told that it may.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from ipc_schema.errors import Error
+
+PAUSED: Final = "the guest is paused, and cannot suspend: unpause it first"
+
+
+class Stage(Enum):
+    REQUESTED = "requested"
+    ACKNOWLEDGED = "acknowledged"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True)
+class StartLimit:
+    """The limit starts (anew); report `limit` when it is over."""
+
+
+@dataclass(frozen=True)
+class Withdraw:
+    """Take the request back; report `withdrawn`."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end: `rc`, and a line for people where it is not 0."""
+
+    rc: int
+    reason: str
+
+
+SuspendAction = StartLimit | Withdraw | Finished
+Actions = tuple[SuspendAction, ...]
+
+
+class SuspendRules:
+    """Event in, actions out. Begins with the request made and its limit running; events after the
+    end are ignored."""
+
+    def __init__(self) -> None:
+        self.stage = Stage.REQUESTED
+        self.guest_responded = False
+        """The guest gave any answer at all."""
+        self.may_suspend = False
+        """The guest has suspended for the request, or may yet."""
+        self._withdrawing: tuple[int, str, Stage] | None = None
+
+    def suspended(self) -> Actions:
+        self.guest_responded = self.may_suspend = True
+        return self._end(0, "")
+
+    def acknowledged(self) -> Actions:
+        self.guest_responded = True
+        if self.stage is not Stage.REQUESTED:
+            return ()
+        self.stage = Stage.ACKNOWLEDGED
+        return () if self._withdrawing else (StartLimit(),)
+
+    def refused(self) -> Actions:
+        self.guest_responded = True
+        return self._end(Error.FAIL, "the guest refuses to suspend")
+
+    def crashed(self, how: str = "the guest has crashed") -> Actions:
+        """There is no guest any more that could suspend; `how` says what has become of it."""
+        self.guest_responded = True
+        return self._end(Error.FAIL, how)
+
+    def limit(self, *, paused: bool = False) -> Actions:
+        """`paused`: its vCPUs do not run, so that it could not answer."""
+        verb = "acknowledge" if self.stage is Stage.REQUESTED else "complete"
+        reason = f"the guest did not {verb} the suspend request in time"
+        if paused:
+            reason = PAUSED
+        return self._withdraw(Error.GUEST_TIMEDOUT, reason)
+
+    def abort(self, rc: int) -> Actions:
+        return self._withdraw(rc, "the suspend request was given up")
+
+    def withdrawn(self, taken_back: bool) -> Actions:
+        """Whether the guest will not suspend any more for the request."""
+        if self.stage is Stage.ENDED or self._withdrawing is None:
+            return ()
+        (rc, reason, stage), self._withdrawing = self._withdrawing, None
+        if taken_back:
+            return self._end(rc, reason)
+        self.guest_responded = True
+        if stage is Stage.REQUESTED and rc == Error.GUEST_TIMEDOUT:
+            self.stage = Stage.ACKNOWLEDGED
+            return (StartLimit(),)
+        self.may_suspend = True
+        return self._end(rc, f"{reason}, and may suspend after all")
+
+    def _withdraw(self, rc: int, reason: str) -> Actions:
+        if self.stage is Stage.ENDED:
+            return ()
+        if self._withdrawing is not None:
+            # The request is being taken back already; an abort outranks the limit.
+            if self._withdrawing[0] == Error.GUEST_TIMEDOUT:
+                self._withdrawing = (rc, reason, self.stage)
+            return ()
+        self._withdrawing = (rc, reason, self.stage)
+        return (Withdraw(),)
+
+    def _end(self, rc: int, reason: str) -> Actions:
+        if self.stage is Stage.ENDED:
+            return ()
+        self.stage = Stage.ENDED
+        return (Finished(rc, reason),)

@@ -1,0 +1,374 @@
+"""What an operation has promised about a guest, kept where `recover` finds it after a crash.
+
+One small JSON file for each guest and end of an operation, in the host's state directory. A
+promise is written before it is made, atomically (temporary file, fsync, rename, fsync of the
+directory), so what stands here is never less than what the other side may have been told.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from ipc_schema.channel.waits import Patience
+from toolstack.failure import message_of
+from toolstack.operations.domain_lock import domain_lock
+
+SUFFIX: Final = ".journal"
+VERSION: Final = 1
+
+_TEMPORARY: Final = ".journal-"
+"""Followed by the writer's pid, a hyphen, and what makes it unique."""
+
+_LOCK_LIMIT: Final = 10.0
+"""Seconds to wait for others who begin or end an operation."""
+_LOCK_POLL: Final = 0.005
+"""flock(2) has no time limit of its own."""
+
+
+class Role(Enum):
+    """Which end of what the guest is at, here."""
+
+    SOURCE = "source"
+    DESTINATION = "destination"
+    SAVE = "save"
+    RESTORE = "restore"
+
+
+class Promise(Enum):
+    """How far an operation has bound itself; each role has its own."""
+
+    BEGUN = "begun"
+    """SOURCE, SAVE: nothing promised, the guest is ours. Again so after the destination gave the
+    guest back."""
+    GO = "go"
+    """SOURCE: the destination may have been told to start the guest."""
+    TRANSITION = "transition"
+    """SOURCE: the postcopy transition may have reached the destination."""
+    DONE = "done"
+    """SOURCE: the destination has said that the guest runs there. SAVE: the file is whole, and the
+    guest was to end. What is left here is to be destroyed."""
+    RECEIVING = "receiving"
+    """DESTINATION, RESTORE: nothing promised, our copy is partial or was given up."""
+    GO_RECEIVED = "go-received"
+    """DESTINATION: the sender has let go; RESTORE: the file is read. To be started here."""
+    RESUMED = "resumed"
+    """DESTINATION: postcopy; the guest may have run here, with part of its memory."""
+    STARTED = "started"
+    """DESTINATION: the guest has all its memory and was started."""
+
+
+PROMISES: Final = {
+    Role.SOURCE: (Promise.BEGUN, Promise.GO, Promise.TRANSITION, Promise.DONE),
+    Role.DESTINATION: (
+        Promise.RECEIVING,
+        Promise.GO_RECEIVED,
+        Promise.RESUMED,
+        Promise.STARTED,
+    ),
+    Role.SAVE: (Promise.BEGUN, Promise.DONE),
+    Role.RESTORE: (Promise.RECEIVING, Promise.GO_RECEIVED, Promise.STARTED),
+}
+"""The promises that each role can make; the first is where it begins."""
+
+
+class JournalError(OSError):
+    """A journal that is in the way, cannot be read or cannot be written; the text says what to
+    do."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, told from a later one with the same pid by its start time and the boot."""
+
+    pid: int
+    start_time: int
+    boot_id: str
+
+    @classmethod
+    def current(cls) -> Process:
+        return cls(os.getpid(), _start_time(os.getpid()) or 0, _boot_id())
+
+    def alive(self) -> bool:
+        return self.boot_id == _boot_id() and _start_time(self.pid) == self.start_time
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a journal file holds. `peer` is the other side (`--to`'s argument, or the file);
+    `partial` is a temporary file that goes when the operation is ended for it; `uuid` is the
+    guest's, which no other guest has that a person gives the same name."""
+
+    name: str
+    role: Role
+    promise: Promise
+    domid: int | None
+    domain_name: str
+    peer: str
+    process: Process
+    partial: str | None = None
+    uuid: str | None = None
+
+    @property
+    def copy_names(self) -> tuple[str, ...]:
+        """The names that a domain which is received may have; none for the sending roles, which
+        know the domid."""
+        if self.role not in {Role.DESTINATION, Role.RESTORE}:
+            return ()
+        if self.promise in {Promise.GO_RECEIVED, Promise.STARTED}:
+            return (self.domain_name, self.name)
+        return (self.domain_name,)
+
+    def may_be(self, uuid: str | None) -> bool:
+        """Whether a domain with this uuid can be the one of the journal."""
+        return self.uuid is None or uuid is None or self.uuid == uuid
+
+
+class Journal:
+    """The journal of one running operation. Made by `begin`, ended by `close`."""
+
+    def __init__(self, path: Path, entry: Entry) -> None:
+        self._path = path
+        self.entry = entry
+
+    @classmethod
+    def begin(
+        cls,
+        state_dir: Path,
+        name: str,
+        role: Role,
+        *,
+        domid: int | None,
+        domain_name: str,
+        peer: str,
+        partial: str | None = None,
+        uuid: str | None = None,
+    ) -> Journal:
+        """Start a journal with the role's first promise. Raises JournalError where one stands."""
+        promise, process = PROMISES[role][0], Process.current()
+        entry = Entry(name, role, promise, domid, domain_name, peer, process, partial, uuid)
+        path = _path(state_dir, name, role)
+        state_dir.mkdir(parents=True, exist_ok=True)
+        with _locked(state_dir):
+            sweep(state_dir)
+            for standing in entries(state_dir):
+                same = standing.name == name and standing.role is role
+                if same or _same_domain(standing, entry):
+                    raise _in_the_way(standing)
+            _write(path, entry)
+        return cls(path, entry)
+
+    def promise(self, promise: Promise) -> None:
+        """Write down a promise that is about to be made. Raises ValueError for one that the role
+        cannot make, OSError where it cannot be written: then it must not be made."""
+        if promise not in PROMISES[self.entry.role]:
+            raise ValueError(f"{self.entry.role} does not promise {promise}")
+        entry = replace(self.entry, promise=promise)
+        _write(self._path, entry)
+        self.entry = entry
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The domain is this operation's alone while the context lasts, also to those that keep no
+        journal. Raises JournalError where it is another's; the journal is closed then."""
+        assert self.entry.domid is not None, "the operation begins with a domain"
+        with ExitStack() as held:
+            try:
+                held.enter_context(
+                    domain_lock(self._path.parent, self.entry.domid, self.entry.role.value)
+                )
+            except OSError as error:
+                self.close()
+                raise JournalError(f"guest {self.entry.name!r}: {message_of(error)}") from error
+            yield
+
+    def close(self) -> None:
+        """The operation is over, and nothing is left to do here."""
+        remove(self._path.parent, self.entry)
+
+
+def entries(state_dir: Path) -> list[Entry]:
+    """All journals of a host, by name. Raises JournalError for one that cannot be read."""
+    if not state_dir.is_dir():
+        return []
+    found: list[Entry] = []
+    for path in sorted(state_dir.glob(f"*{SUFFIX}")):
+        try:
+            found.append(_read(path))
+        except FileNotFoundError:
+            continue  # ended in this moment
+    return found
+
+
+def remove(state_dir: Path, entry: Entry) -> None:
+    """Take a journal away. No error where it is gone already."""
+    _path(state_dir, entry.name, entry.role).unlink(missing_ok=True)
+    _sync_directory(state_dir)
+
+
+@contextmanager
+def taken_over(state_dir: Path, entry: Entry) -> Iterator[None]:
+    """Of what a dead process left: to the others it is this process's while the context lasts.
+
+    Raises JournalError where it is not what it was, or another process has taken it over.
+    """
+    path = _path(state_dir, entry.name, entry.role)
+    ours = replace(entry, process=Process.current())
+    with _locked(state_dir):
+        _expect(path, entry)
+        _write(path, ours)
+    try:
+        yield
+    finally:
+        with _locked(state_dir):
+            if path.exists():
+                _write(path, entry)
+
+
+def _expect(path: Path, entry: Entry) -> None:
+    """Raises JournalError where another one stands there, or none."""
+    try:
+        standing = _read(path)
+    except FileNotFoundError:
+        standing = None
+    if standing == entry:
+        return
+    if standing is not None and standing.process.alive():
+        raise _in_the_way(standing)
+    raise JournalError(f"guest {entry.name!r}: its journal has changed meanwhile; look again")
+
+
+@contextmanager
+def _locked(state_dir: Path) -> Iterator[None]:
+    """Nobody else begins, takes over or gives back an operation. Raises JournalError."""
+    patience = Patience(_LOCK_LIMIT, time.monotonic())
+    descriptor = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if patience.look(time.monotonic()):
+                    raise JournalError(
+                        f"another process holds {state_dir} for over {_LOCK_LIMIT:g} s; end it"
+                    ) from None
+            time.sleep(_LOCK_POLL)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sweep(state_dir: Path) -> None:
+    """Take away what writers left that were killed while they wrote."""
+    for path in state_dir.glob(f"{_TEMPORARY}*"):
+        pid = path.name.removeprefix(_TEMPORARY).partition("-")[0]
+        if pid.isdecimal() and _start_time(int(pid)) is None:
+            path.unlink(missing_ok=True)
+
+
+def _path(state_dir: Path, name: str, role: Role) -> Path:
+    return state_dir / f"{quote(name, safe='')}.{role.value}{SUFFIX}"
+
+
+def _same_domain(standing: Entry, new: Entry) -> bool:
+    if new.domid is None:
+        return False  # there is none yet
+    if standing.domid is not None:
+        return standing.domid == new.domid
+    return new.domain_name in standing.copy_names and standing.may_be(new.uuid)
+
+
+def _in_the_way(entry: Entry) -> JournalError:
+    if entry.process.alive():
+        return JournalError(
+            f"guest {entry.name!r} is in the middle of an operation ({entry.role.value}, "
+            f"process {entry.process.pid})"
+        )
+    if entry.promise is Promise.STARTED:
+        return JournalError(
+            f"guest {entry.name!r} has come as {entry.domain_name!r}, and has not its own name; "
+            f"run `xen-toolstack recover {entry.name}` first"
+        )
+    return JournalError(
+        f"guest {entry.name!r} was left in the middle of an operation ({entry.role.value}) by a "
+        f"process that is gone; run `xen-toolstack recover {entry.name}` first"
+    )
+
+
+def _read(path: Path) -> Entry:
+    text = path.read_bytes()
+    try:
+        fields: dict[str, Any] = json.loads(text)
+        if fields.pop("version") != VERSION:
+            raise ValueError("another version")
+        entry = Entry(
+            **{
+                **fields,
+                "role": Role(fields["role"]),
+                "promise": Promise(fields["promise"]),
+                "process": Process(**fields["process"]),
+            }
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise JournalError(
+            f"{path} is not a journal of this version ({error}); look at the guest at both ends, "
+            "then remove the file"
+        ) from error
+    return entry
+
+
+def _write(path: Path, entry: Entry) -> None:
+    """Put the entry at `path`, whole, and on the disk. Raises JournalError, OSError."""
+    fields = asdict(entry) | {
+        "version": VERSION,
+        "role": entry.role.value,
+        "promise": entry.promise.value,
+    }
+    descriptor, temporary = tempfile.mkstemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=path.parent)
+    try:
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(fields, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            raise JournalError(
+                error.errno, f"cannot write the journal: {error.strerror}", str(path)
+            ) from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _start_time(pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat; None where there is no such process, or only its zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in {"Z", "X"} else int(fields[19])
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

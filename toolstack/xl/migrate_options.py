@@ -1,0 +1,78 @@
+"""Where to a guest is migrated, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolstack import arguments
+from toolstack.rules.precopy_policy import DEFAULT_PRECOPY, MemoryStrategy, PrecopyLimits
+
+if TYPE_CHECKING:
+    from toolstack.hosts.interface import Host
+
+
+@dataclass(frozen=True)
+class HostDestination:
+    """A host on this machine; its receiver is started with `arguments` after `receive`."""
+
+    directory: Path
+    host: Host
+    arguments: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        return str(self.directory)
+
+
+@dataclass(frozen=True)
+class CommandDestination:
+    """A command that talks to a receiver through its stdin and stdout, as `ssh` does."""
+
+    command: str
+
+    def __str__(self) -> str:
+        return self.command
+
+
+Destination = HostDestination | CommandDestination
+
+
+@dataclass(frozen=True)
+class MigrateOptions:
+    """How to migrate; `bandwidth` in bytes a second, 0 for no limit. `paused`: the guest stays
+    paused at the destination. `config`: what is sent in the place of the domain's own
+    configuration. `debug`: SUSPEND_DEBUG, all memory is sent again and compared.
+
+    Raises TypeError and ValueError for what cannot be, and cannot be together.
+    """
+
+    strategy: MemoryStrategy = MemoryStrategy.DEFAULT
+    precopy: PrecopyLimits = DEFAULT_PRECOPY
+    bandwidth: int = 0
+    paused: bool = False
+    config: Mapping[str, Any] | None = None
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        arguments.instance("strategy", self.strategy, MemoryStrategy)
+        arguments.instance("precopy", self.precopy, PrecopyLimits)
+        arguments.bandwidth(self.bandwidth)
+        if self.config is not None:
+            arguments.configuration(self.config)
+        if self.strategy is not MemoryStrategy.POSTCOPY:
+            return
+        for name, given, why in (
+            ("paused", self.paused, "a guest runs before all its memory is there"),
+            ("debug", self.debug, "a guest that runs has other memory already"),
+            ("abort_after", self.precopy.abort_after is not None, "it ends always"),
+        ):
+            if given:
+                raise ValueError(f"postcopy cannot be with {name}: {why}")
+
+    @property
+    def mode(self) -> str:
+        if self.strategy is MemoryStrategy.POSTCOPY:
+            return "postcopy"
+        return "precopy" if self.precopy.max_rounds else "stop-and-copy"

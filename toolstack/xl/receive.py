@@ -1,0 +1,404 @@
+"""The receiving side of a migration: `xl migrate-receive`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from ipc_schema.channel.messages import Operation, XentoollogLevel
+from ipc_schema.errors import DecodeError, Error
+from ipc_schema.streams import xl_handshake, xl_header
+from ipc_schema.streams.xl_handshake import HandshakeMessage, Verdict
+from toolstack import arguments
+from toolstack.aio import blocking, descriptors
+from toolstack.cancellation import end_in_order, not_told
+from toolstack.context import OURS, Context
+from toolstack.failure import message_of
+from toolstack.operations.domain_restore import restore_domain, restore_parameters
+from toolstack.operations.own_stream import OwnStream
+from toolstack.rules import handshake
+from toolstack.rules.cause import Failure, Failures
+from toolstack.rules.handshake import Event, Receiver
+from toolstack.standstill import stands_still, telling
+from toolstack.xl import link
+from toolstack.xl.conduct import Action, conduct
+from toolstack.xl.journal import Journal, Promise, Role
+from toolstack.xl.talk import Talk
+
+INTERRUPTIBLE = frozenset(
+    {
+        Receiver.SAY_BANNER,
+        Receiver.READ_CONFIG,
+        Receiver.EXAMINE,
+        Receiver.ACCEPT,
+        Receiver.REFUSE,
+        Receiver.RUN_STREAM,
+        Receiver.SAY_READY,
+        Receiver.READ_GO,
+    }
+)
+"""Where SIGTERM is followed: until the guest is ours to start. The first one after a postcopy
+resumption is not."""
+
+
+_VERIFY_FAILED = ("verify failed", "verify pfn")
+"""How our engine and libxc begin what they say of a page that is not as it was sent."""
+
+
+@dataclass(frozen=True)
+class ReceiveResult:
+    """How a receive ended. `name` and `domid` are the guest's where it runs here. `reason` is a
+    line for people, empty where nothing failed; `told`: the sender has it, as our verdict.
+    `sender_gone`: all that is known is that the sender has gone, or has ended its stream."""
+
+    started: bool
+    rc: Error
+    name: str
+    domid: int | None
+    reason: str
+    told: bool = False
+    sender_gone: bool = False
+
+
+async def receive(
+    ctx: Context,
+    stream_fd: int,
+    back_fd: int,
+    *,
+    peer: str,
+    leave_paused: bool = False,
+    on_end: Callable[[ReceiveResult], object] = not_told,
+) -> ReceiveResult:
+    """Serve one migration: stream from `stream_fd`, messages and faults to `back_fd`. Works on
+    duplicates of them, and shuts them where no guest was started (`domain_suspend`).
+    `leave_paused`: the guest is ours in the end, and does not run yet.
+
+    A cancellation ends it in order, up to the moment from which the guest may run here: the copy is
+    destroyed. When it has ended, whatever it came to, the cancellation is raised; `on_end` is
+    called with the result in any case, before.
+
+    Raises TypeError and ValueError for arguments that cannot be; returns in all other cases but a
+    fault of the program.
+    """
+    arguments.instance("ctx", ctx, Context)
+    descriptors.readable("stream_fd", stream_fd)
+    descriptors.writable("back_fd", back_fd)
+    with OwnStream(stream_fd, back_fd) as own:
+
+        async def serve() -> ReceiveResult:
+            result = await _Receiving(ctx, own.stream_fd, own.back_fd, peer, leave_paused).run()
+            if not result.started:
+                own.shut()
+            return result
+
+        return await end_in_order(serve(), on_end)
+
+
+class _Receiving:
+    def __init__(
+        self, ctx: Context, stream_fd: int, back_fd: int, peer: str, leave_paused: bool
+    ) -> None:
+        self._log_line = ctx.log
+        self._ctx = replace(ctx, log=self._log)
+        self._leave_paused = leave_paused
+        self._stream_fd = stream_fd
+        self._back_fd = back_fd
+        self._peer = peer
+        parent_stopped = partial(stands_still, os.getppid())
+        self._talk = Talk(ctx, Operation.RESTORE, stream_fd, back_fd, parent_stopped)
+        self._machine = handshake.receiver()
+        self._journal: Journal | None = None
+        self._config: dict[str, Any] = {}
+        self._flags = 0
+        """The header's optional ones."""
+        self._told = False
+        self._name = ""
+        self._domid: int | None = None
+        self._failures = Failures()
+        self._may_run = False
+        """By postcopy: its newer state is here alone."""
+        self._warned = False
+        self._actions: dict[Receiver, Action] = {
+            Receiver.SAY_BANNER: lambda: self._say(xl_handshake.BANNER),
+            Receiver.READ_CONFIG: self._read_config,
+            Receiver.EXAMINE: self._examine,
+            Receiver.ACCEPT: lambda: self._say_verdict(Verdict(0, "")),
+            Receiver.REFUSE: self._refuse,
+            Receiver.RUN_STREAM: self._run_stream,
+            Receiver.SAY_READY: lambda: self._say(xl_handshake.READY),
+            Receiver.READ_GO: self._read_go,
+            Receiver.RENAME: self._rename,
+            Receiver.UNPAUSE: self._unpause,
+            Receiver.REPORT_STARTED: lambda: self._report(b"\0"),
+            Receiver.REPORT_FAILED: self._report_failed,
+            Receiver.DESTROY_TO_GIVE_BACK: self._destroy,
+            Receiver.ALLOW_BACK: lambda: self._say(xl_handshake.PERMISSION),
+            Receiver.DESTROY: self._destroy,
+            Receiver.RENAME_RESUMED: self._rename_resumed,
+            Receiver.SAY_SYNC: lambda: self._say(xl_handshake.SYNC),
+        }
+
+    async def run(self) -> ReceiveResult:
+        try:
+            with telling(self._ctx):
+                await conduct(
+                    self._machine,
+                    self._actions,
+                    gives_up=self._gives_up,
+                    failed=self._failures.met,
+                    trace=self._ctx.trace,
+                )
+        except BaseException:
+            # A fault of the program. Where it has left nothing, there is nothing to recover.
+            if self._journal is not None and self._domid is None and not self._is_here():
+                self._journal.close()
+            raise
+        started = self._machine.state is Receiver.STARTED
+        if self._journal is not None and self._over():
+            self._journal.close()
+        cause, rc = self._failures.cause, self._failures.rc
+        reason = self._failures.reason
+        for consequence in self._failures.consequences:
+            self._ctx.trace.event("consequence", reason=consequence)
+            self._ctx.say(XentoollogLevel.NOTICE, OURS, f"after that: {consequence}")
+        self._ctx.trace.event("received", started=started, rc=rc, reason=reason)
+        gone = cause is not None and cause.theirs
+        return ReceiveResult(
+            started, Error(rc), self._name, self._domid, reason, self._told, sender_gone=gone
+        )
+
+    def _log(self, level: int, context: str, text: str) -> None:
+        """What a verify pass finds (SUSPEND_DEBUG) fails nothing, and has to be told all the
+        same."""
+        if text.startswith(_VERIFY_FAILED):
+            self._fail(0, text)
+        self._log_line(level, context, text)
+
+    def _gives_up(self, state: Receiver) -> bool:
+        if self._may_run and state is Receiver.RUN_STREAM and not self._warned:
+            self._warned = True
+            self._ctx.warn(
+                "the guest may run here already: to stop now would lose its newer state, so the "
+                "migration goes on; interrupt it again to give that up"
+            )
+            return False
+        return state in INTERRUPTIBLE
+
+    def _fail(self, rc: int, reason: str, *, theirs: bool = False) -> None:
+        self._failures.met(Failure(rc, reason, theirs))
+
+    def _over(self) -> bool:
+        """Whether nothing of the copy is left but a guest that was started."""
+        if self._machine.state is Receiver.STARTED:
+            return not self._is_here()
+        return self._domid is None
+
+    def _is_here(self) -> bool:
+        """Whether there is a copy that has not been given its name."""
+        return any(row.name == self._incoming for row in self._ctx.host.domains())
+
+    @property
+    def _incoming(self) -> str:
+        return self._name + handshake.INCOMING
+
+    async def _say(self, message: HandshakeMessage) -> Event:
+        await self._talk.say(message)
+        return Event.OK
+
+    async def _report(self, code: bytes) -> Event:
+        await self._talk.say(xl_handshake.REPORT, xl_handshake.REPORT.octets + code)
+        return Event.OK
+
+    async def _read_config(self) -> Event:
+        limit = self._ctx.limits.handshake
+        self._config, self._flags = await self._talk.hear_by(
+            xl_handshake.CONFIG, lambda: read_config(self._stream_fd, limit)
+        )
+        self._name = name_of(self._config)
+        return Event.OK
+
+    async def _examine(self) -> Event:
+        """Whatever can be known of the guest's coming is looked at before its first page comes."""
+        taken = {row.name: row.domid for row in self._ctx.host.domains()}
+        if self._incoming in taken:
+            raise FileExistsError(f"there is a {self._incoming!r} here already")
+        if self._name in taken and not self._is_the_guest(taken[self._name]):
+            raise FileExistsError(f"there is another guest {self._name!r} here already")
+        problem = descriptors.why_not() or await blocking.call(
+            self._ctx.limits.callback, self._objection
+        )
+        if problem:
+            self._fail(Error.FAIL, problem)
+            return Event.FAILED
+        self._journal = Journal.begin(
+            self._ctx.host.state_dir,
+            self._name,
+            Role.DESTINATION,
+            domid=None,
+            domain_name=self._incoming,
+            peer=self._peer,
+            uuid=uuid_of(self._config),
+        )
+        return Event.OK
+
+    def _objection(self) -> str:
+        """What speaks against the guest at this host; "" if nothing is known to."""
+        host = self._ctx.host
+        if problem := host.why_not_create(self._config):
+            return f"the domain {self._incoming} cannot be: {problem}"
+        if not self._flags & xl_header.OPTIONAL_POSTCOPY:
+            return ""
+        if self._leave_paused:
+            return "a guest that comes by postcopy runs at once, and cannot stay paused"
+        return host.why_no_postcopy()
+
+    async def _say_verdict(self, verdict: Verdict) -> Event:
+        """A sender that did not ask for it, such as xl, would take it for something else."""
+        if self._flags & xl_header.OPTIONAL_VERDICT:
+            message = xl_handshake.VERDICT
+            await self._talk.say(message, xl_handshake.encode_verdict(verdict))
+        return Event.OK
+
+    async def _refuse(self) -> Event:
+        event = await self._say_verdict(
+            Verdict(self._failures.rc or Error.FAIL, self._failures.reason)
+        )
+        self._told = bool(self._flags & xl_header.OPTIONAL_VERDICT)
+        return event
+
+    def _is_the_guest(self, domid: int) -> bool:
+        """Whether a domain is the very guest that is sent, within one host; also where there is no
+        telling, since xl takes it then."""
+        ours, theirs = (
+            config.get("c_info", {}).get("uuid")
+            for config in (self._config, self._ctx.host.config(domid))
+        )
+        return ours is None or ours == theirs
+
+    async def _run_stream(self) -> Event:
+        result = await restore_domain(
+            self._ctx,
+            restore_parameters(
+                self._config,
+                self._incoming,
+                self._stream_fd,
+                self._back_fd,
+                on_resume=self._resumes,
+            ),
+        )
+        self._domid = result.domid
+        if result.rc:
+            self._fail(result.rc, result.reason, theirs=result.theirs)
+            return Event.FAILED
+        if result.postcopy_resumed:
+            self._started()
+            return Event.RESUMED
+        return Event.OK
+
+    async def _read_go(self) -> Event:
+        await self._talk.hear(xl_handshake.GO)
+        self._promise(Promise.GO_RECEIVED)
+        return Event.OK
+
+    async def _rename(self) -> Event:
+        self._ctx.host.rename(self._made(), self._name)
+        return Event.OK
+
+    async def _rename_resumed(self) -> Event:
+        try:
+            return await self._rename()
+        except FileExistsError as error:
+            raise FileExistsError(
+                f"the guest runs here as {self._incoming!r}, since there is another {self._name!r}:"
+                f" `xen-toolstack rename {self._incoming} NEW` gives it a name, `recover "
+                f"{self._name}` its own once that is free"
+            ) from error
+
+    async def _unpause(self) -> Event:
+        if not self._leave_paused:
+            self._ctx.host.unpause(self._made())
+        self._started()
+        return Event.OK
+
+    async def _report_failed(self) -> Event:
+        # Our copy is given up from here on, whoever ends it: under the name that the journal has.
+        # One that is gone, destroyed by somebody else, cannot run here under any.
+        with contextlib.suppress(ProcessLookupError):
+            self._ctx.host.rename(self._made(), self._incoming)
+        self._promise(Promise.RECEIVING)
+        code = bytes([-self._failures.rc & 0xFF or 0xFF])
+        return await self._report(code)
+
+    async def _destroy(self) -> Event:
+        if self._domid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._ctx.host.destroy(self._domid)
+            self._domid = None
+        return Event.OK
+
+    def _resumes(self) -> None:
+        self._promise(Promise.RESUMED)
+        self._may_run = True
+
+    def _started(self) -> None:
+        """The guest runs, so it is not to be taken back for a journal that cannot say so: the
+        promise that stands there lets `recover` find out."""
+        try:
+            self._promise(Promise.STARTED)
+        except OSError as error:
+            self._fail(0, f"journal: {message_of(error)}")
+
+    def _made(self) -> int:
+        assert self._domid is not None, "a domain is made before it is started"
+        return self._domid
+
+    def _promise(self, promise: Promise) -> None:
+        assert self._journal is not None, "the journal begins with the configuration"
+        self._journal.promise(promise)
+
+
+async def read_config(fd: int, limit: float) -> tuple[dict[str, Any], int]:
+    """Read the xl header: the configuration in it, and its optional flags.
+
+    Raises DecodeError for what is no such header, LinkError where it ends early or does not come.
+    """
+    header = await link.read_exactly(fd, xl_header.HEADER_SIZE, limit, "the xl header")
+    decoded = xl_header.decode_header(header)
+    data = await link.read_exactly(
+        fd, decoded.optional_data_len, limit, "the configuration in the xl header"
+    )
+    text = xl_header.decode_optional_data(decoded, data)
+    return parse_config(text), decoded.optional_flags
+
+
+def parse_config(text: bytes) -> dict[str, Any]:
+    """The configuration as `Host.config` gave it. Raises DecodeError for other than JSON."""
+    if not text:
+        raise DecodeError("xl configuration", xl_header.HEADER_SIZE, "is empty, want JSON")
+    try:
+        config = json.loads(text.rstrip(b"\0"))
+    except (ValueError, RecursionError) as error:
+        raise DecodeError("xl configuration", xl_header.HEADER_SIZE + 4, str(error)) from error
+    if not isinstance(config, dict):
+        raise DecodeError("xl configuration", xl_header.HEADER_SIZE + 4, "want a JSON object")
+    return config
+
+
+def name_of(config: dict[str, Any]) -> str:
+    """The guest's name: `c_info.name` of libxl_domain_config. Raises DecodeError without one."""
+    c_info = config.get("c_info")
+    name = c_info.get("name") if isinstance(c_info, dict) else None
+    if not isinstance(name, str) or not name:
+        raise DecodeError("xl configuration", xl_header.HEADER_SIZE + 4, "has no c_info.name")
+    return name
+
+
+def uuid_of(config: dict[str, Any]) -> str | None:
+    """`c_info.uuid` in lower case; None for a configuration that has none."""
+    uuid = config["c_info"].get("uuid")
+    return uuid.lower() if isinstance(uuid, str) else None

@@ -1,0 +1,377 @@
+"""Save a guest into a file and restore it from one: `xl save`, `xl restore`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ipc_schema.channel.messages import XentoollogLevel
+from ipc_schema.errors import DecodeError, Error, rc_name
+from ipc_schema.streams import xl_header
+from toolstack import arguments
+from toolstack.aio import descriptors, fd_io, file_argument
+from toolstack.cancellation import end_in_order, not_told
+from toolstack.context import Context
+from toolstack.failure import message_of
+from toolstack.helpers.request import LIBXENGUEST
+from toolstack.helpers.supervisor import Statistics
+from toolstack.inspect.foreign_formats import NotAStreamError
+from toolstack.operations.domain_restore import restore_domain, restore_parameters
+from toolstack.operations.domain_save import SaveResult, save_domain, suspend_parameters
+from toolstack.operations.settle import (
+    DEAD,
+    check_can_suspend,
+    heal,
+    resume_for_sure,
+    row_of_domain,
+    state_of,
+)
+from toolstack.rules.handshake import INCOMING
+from toolstack.xl.journal import Journal, Promise, Role
+from toolstack.xl.receive import name_of, parse_config, uuid_of
+from toolstack.xl.save_target import SaveTarget, save_target
+from toolstack.xl.stream_input import end_of_stream, opened, read_preface
+
+_PER_PAGE: Final = 4096 + 9
+"""Bytes of a page in the stream, with its entry in the list of pfns and its part of a header."""
+_BESIDE_PAGES: Final = 1 << 20
+"""Bytes for all that a stream has but for pages: headers, contexts, policies."""
+_ABSENT_PFNS: Final = 8 << 20
+"""Bytes for the pfns without a page that libxc lists, too: below 4 GiB a PVH or HVM guest can have
+up to 2^20 of them."""
+
+
+class SaveFileError(OSError):
+    """A save or restore that failed; the text says what has become of the guest."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """`state`: the guest's state now, None where it was destroyed (its place is the file)."""
+
+    name: str
+    file: str
+    state: str | None
+    statistics: Statistics | None
+
+
+@dataclass(frozen=True)
+class Restored:
+    name: str
+    domid: int
+    state: str
+    statistics: Statistics | None
+
+
+async def save(
+    ctx: Context,
+    domid: int,
+    file: Path | int,
+    *,
+    checkpoint: bool = False,
+    leave_paused: bool = False,
+    bandwidth: int = 0,
+    on_end: Callable[[Saved], object] = not_told,
+) -> Saved:
+    """Save a domain into `file`, a path or a descriptor that is open for writing, then destroy it;
+    `checkpoint` lets it run on, `leave_paused` leaves it here, paused.
+
+    Raises TypeError and ValueError for arguments that cannot be. Raises ProcessLookupError where
+    there is no such domain, GuestStateError for a guest that cannot suspend (paused, crashed, …):
+    nothing is touched then. Raises SaveFileError, JournalError, OSError: then the guest runs on
+    here, and a path is what it was before, unless it is the journal that cannot say that the file
+    is whole.
+
+    A cancellation ends it in the same way, and is raised then, with the error as its cause; where
+    it came too late, `on_end` has been called with what would have been returned.
+    """
+    arguments.instance("ctx", ctx, Context)
+    arguments.domain_number(domid)
+    arguments.bandwidth(bandwidth)
+    work = _save(
+        ctx,
+        domid,
+        descriptors.file(file),
+        checkpoint=checkpoint,
+        leave_paused=leave_paused,
+        bandwidth=bandwidth,
+    )
+    return await end_in_order(work, on_end)
+
+
+async def _save(
+    ctx: Context,
+    domid: int,
+    file: Path | int,
+    *,
+    checkpoint: bool,
+    leave_paused: bool,
+    bandwidth: int,
+) -> Saved:
+    """A cancellation ends the save, and is gone."""
+    row = row_of_domain(ctx.host, domid)
+    name = row.name
+    config = json.dumps(ctx.host.config(domid)).encode() + b"\0"
+    try:
+        target = save_target(file)
+    except OSError as error:
+        raise SaveFileError(
+            f"cannot save {name!r} to {file_argument.name_of(file)}: {message_of(error)}"
+        ) from error
+    journal = Journal.begin(
+        ctx.host.state_dir,
+        name,
+        Role.SAVE,
+        domid=domid,
+        domain_name=name,
+        peer=target.name,
+        partial=str(target.partial) if target.partial else None,
+        uuid=row.uuid,
+    )
+    keep = checkpoint or leave_paused
+    with journal.alone():
+        try:
+            check_can_suspend(ctx.host, domid)
+        except OSError:
+            journal.close()
+            raise
+        result = await _write(ctx, domid, target, config, journal, bandwidth, keep=keep)
+        if not keep:
+            ctx.host.destroy(domid)
+            journal.close()
+            return Saved(name, target.name, None, result.statistics)
+        if leave_paused:
+            ctx.host.pause(domid)
+        state = _run_on(ctx, domid, journal, may_suspend=True)
+    return Saved(name, target.name, state, result.statistics)
+
+
+async def _write(
+    ctx: Context,
+    domid: int,
+    target: SaveTarget,
+    config: bytes,
+    journal: Journal,
+    bandwidth: int,
+    *,
+    keep: bool,
+) -> SaveResult:
+    """Save the domain; it is suspended then. `keep`: it is not to end. Raises as `save`."""
+    name, path = journal.entry.name, journal.entry.peer
+    may_suspend = False
+    try:
+        with target:
+            await target.open(_room_for(ctx, domid), ctx.limits.handshake)
+            await fd_io.write_all(
+                target.fd,
+                xl_header.encode_header(config),
+                limit=ctx.limits.stream_stall,
+                what=path,
+            )
+            result = await save_domain(ctx, suspend_parameters(ctx, domid, target.fd, 0, bandwidth))
+            may_suspend = result.suspended
+            if result.rc:
+                raise SaveFileError(_reason(result))
+            await target.finish(ctx.limits.stream_stall)
+        if not keep:
+            journal.promise(Promise.DONE)
+    except BaseException as error:
+        _take_back(journal)
+        state = _run_on(ctx, domid, journal, may_suspend=may_suspend)
+        if isinstance(error, OSError | EOFError):
+            why = message_of(error)
+            now = "the guest " + ("has crashed" if state == "crashed" else f"is {state} here")
+            what = why if why.endswith(now) else f"{why}; {now}"
+            raise SaveFileError(f"cannot save {name!r} to {path}: {what}") from error
+        raise
+    return result
+
+
+def _room_for(ctx: Context, domid: int) -> int:
+    """Bytes that a save of the domain takes at most: each page that it has is written."""
+    domain = ctx.host.domain(domid)
+    try:
+        absent = _ABSENT_PFNS if ctx.engine == LIBXENGUEST else 0
+        return domain.getinfo().nr_pages * _PER_PAGE + absent + _BESIDE_PAGES
+    finally:
+        domain.close()
+
+
+def _reason(result: SaveResult) -> str:
+    why = result.reason or rc_name(result.rc)
+    if result.rc == Error.GUEST_TIMEDOUT:
+        # libxl's code for whatever fails before the guest has answered, too: the cause is not it.
+        return f"the guest did not suspend ({rc_name(result.rc)}): {why}"
+    return why
+
+
+def _take_back(journal: Journal) -> None:
+    """No promise stands any more, also where it was just written and then failed. What cannot be
+    said does not keep the guest from running on: `recover` destroys none that runs."""
+    with contextlib.suppress(OSError):
+        journal.promise(Promise.BEGUN)
+
+
+def _run_on(ctx: Context, domid: int, journal: Journal, *, may_suspend: bool) -> str:
+    """Bring the guest to run here again; the journal ends once it does."""
+    if all(row.domid != domid or row.state.value not in DEAD for row in ctx.host.domains()):
+        problem = heal(ctx.host, domid)
+        if problem:
+            ctx.say(XentoollogLevel.ERROR, "libxl", f"domain {domid}: {problem}")
+            ctx.trace.event("failure", domid=domid, reason=problem)
+    state = resume_for_sure(ctx.host, domid, watch=ctx.limits.suspend if may_suspend else 0.0)
+    journal.close()
+    return state
+
+
+async def restore(
+    ctx: Context,
+    file: Path | int,
+    *,
+    leave_paused: bool = False,
+    name: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    on_end: Callable[[Restored], object] = not_told,
+) -> Restored:
+    """Restore a guest from `file`, a path or a descriptor that is open for reading, and let it run.
+    `config` takes the place of the configuration in the file, `name` that of its name. Until it is
+    whole it has another name (`handshake.INCOMING`): a copy that was given up is told by it from
+    any other guest. A descriptor of a regular file stands behind the stream in the end.
+
+    Raises SaveFileError, also for what is no whole xl save file (a regular file is looked through
+    before anything is built), FileExistsError, OSError: then nothing of it is left here, or the
+    journal stands, by which `recover` ends it. TypeError and ValueError for arguments that cannot
+    be.
+
+    A cancellation ends it in the same way, and is raised as that of `save` is.
+    """
+    arguments.instance("ctx", ctx, Context)
+    if name is not None:
+        arguments.domain_name(name)
+    if config is not None:
+        arguments.configuration(config)
+    work = _restore(
+        ctx, descriptors.file(file), leave_paused=leave_paused, name=name, config=config
+    )
+    return await end_in_order(work, on_end)
+
+
+async def _restore(
+    ctx: Context,
+    file: Path | int,
+    *,
+    leave_paused: bool,
+    name: str | None,
+    config: Mapping[str, Any] | None,
+) -> Restored:
+    """A cancellation ends the restore, and is gone."""
+    path = file_argument.name_of(file)
+    if name is not None or config is not None:
+        _check_free(ctx, name or name_of(dict(config or {})))
+    async with opened(file, ctx.limits.handshake) as fd:
+        seekable = stat.S_ISREG(os.fstat(fd).st_mode)
+        start = os.lseek(fd, 0, os.SEEK_CUR) if seekable else 0
+        try:
+            preface = await read_preface(fd, file, ctx.limits.stream_stall)
+            config = _configuration(ctx, preface, path, config, name)
+            name = name_of(config)
+            _check_free(ctx, name)
+            end = end_of_stream(fd, start) if seekable else 0
+        except NotAStreamError as error:
+            raise SaveFileError(error.advice(file, "restore")) from error
+        except (DecodeError, EOFError) as error:
+            raise SaveFileError(f"{path} is no whole save file of xl's: {error}") from error
+        incoming = name + INCOMING
+        if problem := descriptors.why_not() or ctx.host.why_not_create(config):
+            raise SaveFileError(f"cannot restore {name!r} from {path}: {problem}")
+        journal = Journal.begin(
+            ctx.host.state_dir,
+            name,
+            Role.RESTORE,
+            domid=None,
+            domain_name=incoming,
+            peer=path,
+            uuid=uuid_of(config),
+        )
+        try:
+            result = await restore_domain(ctx, restore_parameters(config, incoming, fd))
+        except BaseException:
+            journal.close()
+            raise
+        if result.rc or result.domid is None:
+            problem = f"cannot restore {name!r} from {path}: {result.reason or rc_name(result.rc)}"
+            if result.domid is not None:
+                raise SaveFileError(
+                    f"{problem}; a part of it is left: `xen-toolstack recover {name}`"
+                )
+            journal.close()
+            raise SaveFileError(problem)
+        journal.promise(Promise.GO_RECEIVED)
+        try:
+            ctx.host.rename(result.domid, name)
+            if not leave_paused:
+                ctx.host.unpause(result.domid)
+        except OSError as error:
+            what = _not_started(ctx, result.domid, fd, journal, error)
+            raise SaveFileError(
+                f"cannot restore {name!r} from {path}: it cannot be started: "
+                f"{message_of(error)}; {what}"
+            ) from error
+        journal.promise(Promise.STARTED)
+        journal.close()
+        if seekable:
+            os.lseek(fd, end, os.SEEK_SET)
+        state = "paused" if leave_paused else "running"
+        return Restored(name, result.domid, state, result.statistics)
+
+
+def _check_free(ctx: Context, name: str) -> None:
+    """Raises FileExistsError for a name that is taken."""
+    for taken in {row.name for row in ctx.host.domains()} & {name, name + INCOMING}:
+        raise FileExistsError(
+            f"there is a guest {taken!r} on this host already; restore under another name (--name)"
+        )
+
+
+def _configuration(
+    ctx: Context,
+    preface: bytes | None,
+    path: str,
+    config: Mapping[str, Any] | None,
+    name: str | None,
+) -> dict[str, Any]:
+    """What the guest is to be: `config`, or the one in the file's `preface`, called `name` if that
+    is given. Raises DecodeError for a preface that is none, SaveFileError where there is none."""
+    if config is None:
+        if preface is None:
+            raise SaveFileError(
+                f"{path} was saved by libvirt, and has no configuration of libxl's: use `virsh "
+                "restore`, or give one with -C"
+            )
+        config = parse_config(preface)
+    ours = name_of(dict(config))
+    changed = {**config["c_info"], "name": name or ours}
+    if changed["name"] != ours and uuid_of(dict(config)) in {
+        row.uuid for row in ctx.host.domains()
+    }:
+        # Beside the guest that was saved, it is another one.
+        changed["uuid"] = str(uuid.uuid4())
+    return {**config, "c_info": changed}
+
+
+def _not_started(ctx: Context, domid: int, fd: int, journal: Journal, error: OSError) -> str:
+    """What has become of a restored guest that cannot be started, in words. It goes where it has
+    surely not run and its file has it still; or its journal stands."""
+    late = isinstance(error, TimeoutError)  # it may have heard, and start yet
+    if late or not stat.S_ISREG(os.fstat(fd).st_mode) or state_of(ctx.host, domid) != "paused":
+        return f"it is left here: `xen-toolstack recover {journal.entry.name}`"
+    ctx.host.destroy(domid)
+    journal.close()
+    return "its file still has it"
