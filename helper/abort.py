@@ -19,13 +19,13 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
-from helper import waiting
-from helper.waiting import WaitLog
-from ipc_schema.channel.messages import XentoollogLevel
-from ipc_schema.channel.waits import BUFFERED, Patience
+from xen_save_helper.helper import waiting
+from xen_save_helper.helper.waiting import WaitLog
+from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
+from xen_save_helper.ipc_schema.channel.waits import BUFFERED, Patience
 
 if TYPE_CHECKING:
-    from helper.watchdog import Watchdog
+    from xen_save_helper.helper.watchdog import Watchdog
 
 _INTERRUPT = signal.SIGUSR1
 """Wakes the saving thread out of a blocked system call; its handler does nothing."""

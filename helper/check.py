@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from helper.channels.channel import CONTEXT
-from helper.command_line import xen_here
-from helper.hypervisors.xen.restored_model import UNCHECKED
-from helper.settings import (
+from xen_save_helper.helper.channels.channel import CONTEXT
+from xen_save_helper.helper.command_line import xen_here
+from xen_save_helper.helper.hypervisors.xen.restored_model import UNCHECKED
+from xen_save_helper.helper.settings import (
     ANSWER_LIMIT,
     CONFIG,
     DEFAULT_CONFIG,
@@ -18,9 +18,9 @@ from helper.settings import (
     Settings,
     read_settings,
 )
-from helper.trace_file import open_for_trace
-from ipc_schema.channel.messages import Dialect, MissingCpuFeatures
-from ipc_schema.version import version
+from xen_save_helper.helper.trace_file import open_for_trace
+from xen_save_helper.ipc_schema.channel.messages import Dialect, MissingCpuFeatures
+from xen_save_helper.ipc_schema.version import version
 
 EXIT_WRONG: Final = 1
 
@@ -106,10 +106,10 @@ def _events_problem(path: str) -> str:
 
 
 def _faults_problem(given: str) -> str:
-    from helper.faults.given import read_plan
-    from helper.faults.session import Session
-    from ipc_schema.faults.plan import PlanError
-    from ipc_schema.trace import Trace
+    from xen_save_helper.helper.faults.given import read_plan
+    from xen_save_helper.helper.faults.session import Session
+    from xen_save_helper.ipc_schema.faults.plan import PlanError
+    from xen_save_helper.ipc_schema.trace import Trace
 
     try:
         Session(read_plan(given), Trace("check"), pipe=True)

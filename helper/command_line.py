@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from helper.channels.channel import CONTEXT
-from helper.settings import ANSWER_LIMIT, DEFAULT_CONFIG
-from ipc_schema.channel.messages import Dialect, MissingCpuFeatures
-from ipc_schema.channel.waits import LONGEST_WAIT
+from xen_save_helper.helper.channels.channel import CONTEXT
+from xen_save_helper.helper.settings import ANSWER_LIMIT, DEFAULT_CONFIG
+from xen_save_helper.ipc_schema.channel.messages import Dialect, MissingCpuFeatures
+from xen_save_helper.ipc_schema.channel.waits import LONGEST_WAIT
 
 USAGE: Final = f"""\
 {CONTEXT}: saves or restores one Xen domain for a toolstack, which starts it.
@@ -129,7 +129,7 @@ def here() -> str:
 
 def xen_here() -> str:
     """Raises OSError that says what is missing."""
-    from helper.hypervisors.xen.libraries import abi_version, load, versioned
+    from xen_save_helper.helper.hypervisors.xen.libraries import abi_version, load, versioned
 
     version = abi_version()
     load(versioned("libxenguest"), {})

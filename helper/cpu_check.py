@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from helper.channels.reporter import Reporter
-from helper.settings import PREFIX
-from ipc_schema.channel.messages import MissingCpuFeatures, XentoollogLevel
-from ipc_schema.streams.cpu_features import missing
+from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.helper.settings import PREFIX
+from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, XentoollogLevel
+from xen_save_helper.ipc_schema.streams.cpu_features import missing
 
 _WAY_OUT: Final = (
     f"`--missing-cpu-features {MissingCpuFeatures.IGNORE}` (under xl "

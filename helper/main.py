@@ -14,16 +14,23 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from helper.abort import SAVE_SIGNALS, Abort
-from helper.channels.channel import CONTEXT, ChannelError
-from helper.command_line import USAGE, Options, UsageError, here, parse
-from helper.orphan import wake_when_orphaned
-from helper.run import EXIT_DONE, EXIT_FAILED, Engine, Job, report_channel_error, run
-from helper.settings import ANSWER_LIMIT, PREFIX, Settings, read_settings
-from helper.standard_streams import lost, standard_streams
-from helper.trace_file import open_trace
-from helper.watchdog import Watchdog, limit_of
-from ipc_schema.channel.messages import (
+from xen_save_helper.helper.abort import SAVE_SIGNALS, Abort
+from xen_save_helper.helper.channels.channel import CONTEXT, ChannelError
+from xen_save_helper.helper.command_line import USAGE, Options, UsageError, here, parse
+from xen_save_helper.helper.orphan import wake_when_orphaned
+from xen_save_helper.helper.run import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    Engine,
+    Job,
+    report_channel_error,
+    run,
+)
+from xen_save_helper.helper.settings import ANSWER_LIMIT, PREFIX, Settings, read_settings
+from xen_save_helper.helper.standard_streams import lost, standard_streams
+from xen_save_helper.helper.trace_file import open_trace
+from xen_save_helper.helper.watchdog import Watchdog, limit_of
+from xen_save_helper.ipc_schema.channel.messages import (
     Dialect,
     MissingCpuFeatures,
     Operation,
@@ -31,12 +38,12 @@ from ipc_schema.channel.messages import (
     XentoollogLevel,
     callbacks_of,
 )
-from ipc_schema.channel.precopy_rule import PrecopyLimits
-from ipc_schema.trace import Trace
-from ipc_schema.version import version
+from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
+from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.ipc_schema.version import version
 
 if TYPE_CHECKING:
-    from helper.faults.session import Session
+    from xen_save_helper.helper.faults.session import Session
 
 
 def main() -> int:
@@ -57,7 +64,7 @@ def _main() -> int:
         print(f"{CONTEXT} {version()}; {here()}")
         return _printed()
     if arguments == ["--check"]:
-        from helper.check import check
+        from xen_save_helper.helper.check import check
 
         return check(os.environ) or _printed()
     try:
@@ -99,7 +106,7 @@ def _faults(options: Options, settings: Settings, trace: Trace) -> Session | Non
     given = options.faults or settings.faults
     if not given:
         return None
-    from helper.faults.session import open_session
+    from xen_save_helper.helper.faults.session import open_session
 
     faults = open_session(given, _operation(options), trace, pipe=bool(options.libxl))
     faults.milestone("start")
@@ -124,8 +131,8 @@ def _serve_zmq(
     faults: Session | None,
     remarks: list[str],
 ) -> NoReturn:
-    from helper.channels.zmq_channel import ZmqChannel
-    from ipc_schema.channel.authentication import SECRET_SIZE
+    from xen_save_helper.helper.channels.zmq_channel import ZmqChannel
+    from xen_save_helper.ipc_schema.channel.authentication import SECRET_SIZE
 
     path = options.connect.removeprefix("ipc://")
     if path == options.connect or not os.path.exists(path):
@@ -142,7 +149,7 @@ def _serve_zmq(
     if faults is None:
         channel = ZmqChannel(options.connect, secret, answer_limit)
     else:
-        from helper.faults.faulty_zmq import FaultyZmqChannel
+        from xen_save_helper.helper.faults.faulty_zmq import FaultyZmqChannel
 
         channel = FaultyZmqChannel(faults, options.connect, secret, answer_limit)
     try:
@@ -207,8 +214,8 @@ def _serve_libxl(
     faults: Session | None,
     remarks: list[str],
 ) -> NoReturn:
-    from helper.channels.pipe_channel import PipeChannel
-    from ipc_schema.channel import helper_arguments
+    from xen_save_helper.helper.channels.pipe_channel import PipeChannel
+    from xen_save_helper.ipc_schema.channel import helper_arguments
 
     try:
         dialect = _dialect(settings.dialect) if settings.dialect else None
@@ -256,7 +263,7 @@ def _serve_libxl(
     if faults is None:
         channel = PipeChannel(answers, messages, given.dialect, given.cbflags, abort, answer_limit)
     else:
-        from helper.faults.faulty_pipe import FaultyPipeChannel
+        from xen_save_helper.helper.faults.faulty_pipe import FaultyPipeChannel
 
         faults.begin(job)
         channel = FaultyPipeChannel(

@@ -7,7 +7,7 @@ import os
 import signal
 from typing import Final
 
-from ipc_schema.channel.waits import is_stopped
+from xen_save_helper.ipc_schema.channel.waits import is_stopped
 
 _PR_SET_PDEATHSIG: Final = 1
 

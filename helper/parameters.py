@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ipc_schema.channel.messages import MissingCpuFeatures, StreamType
-from ipc_schema.channel.precopy_rule import PrecopyLimits
+from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, StreamType
+from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 
 
 class Statistics:

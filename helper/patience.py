@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from ipc_schema.channel.waits import Patience
+from xen_save_helper.ipc_schema.channel.waits import Patience
 
 Ready = list[tuple[int, int]]
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from helper.channels.reporter import Reporter
-from ipc_schema.channel.messages import PrecopyPolicy, XentoollogLevel
-from ipc_schema.channel.precopy_rule import PrecopyLimits, PrecopyRounds
+from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, XentoollogLevel
+from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits, PrecopyRounds
 
 _LEVELS: Final = {
     PrecopyPolicy.CONTINUE_PRECOPY: XentoollogLevel.DETAIL,

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from helper.hypervisors.xen import qemu
+from xen_save_helper.helper.hypervisors.xen import qemu
 
 EXIT_NO_QEMU: Final = 127
 """As a shell has it."""

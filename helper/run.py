@@ -11,23 +11,28 @@ import sys
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from helper.abort import Abort
-from helper.channels.channel import CONTEXT, Channel, ChannelError, log_fields
-from helper.parameters import RestoreParameters, RestoreResults, SaveParameters, Statistics
-from ipc_schema.channel.messages import (
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.channel import CONTEXT, Channel, ChannelError, log_fields
+from xen_save_helper.helper.parameters import (
+    RestoreParameters,
+    RestoreResults,
+    SaveParameters,
+    Statistics,
+)
+from xen_save_helper.ipc_schema.channel.messages import (
     MissingCpuFeatures,
     Operation,
     StreamType,
     XCFlags,
     XentoollogLevel,
 )
-from ipc_schema.errors import DecodeError, StreamEndError
-from ipc_schema.trace import Trace
+from xen_save_helper.ipc_schema.errors import DecodeError, StreamEndError
+from xen_save_helper.ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
-    from helper.faults.session import Session
-    from helper.hypervisors.interface import Domain
-    from ipc_schema.channel.precopy_rule import PrecopyLimits
+    from xen_save_helper.helper.faults.session import Session
+    from xen_save_helper.helper.hypervisors.interface import Domain
+    from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 
 EXIT_DONE: Final = 0
 """`complete` was told and answered, whatever libxc's result."""
@@ -123,7 +128,7 @@ def _operate(
         if faults is None:
             return _with_engine(job, channel, abort, trace, counted)
 
-        from helper.faults.streams import relayed
+        from xen_save_helper.helper.faults.streams import relayed
 
         with relayed(faults, job, abort):
             return _with_engine(job, channel, abort, faults.traced(), counted)
@@ -178,7 +183,7 @@ def _with_engine(
     if job.engine is Engine.LIBXENGUEST:
         return _with_libxenguest(job, channel, abort, trace)
 
-    from helper.hypervisors import open_domain
+    from xen_save_helper.helper.hypervisors import open_domain
 
     domain = open_domain(job.hypervisor, job.domid)
     try:
@@ -198,11 +203,11 @@ def _with_libxenguest(job: Job, channel: Channel, abort: Abort, trace: Trace) ->
             f"engine {job.engine.value} works on the hypervisor xen alone, not on {job.hypervisor}",
         )
     if job.operation is Operation.SAVE:
-        from helper.libxenguest import save
+        from xen_save_helper.helper.libxenguest import save
 
         return _Outcome(statistics=save.domain_save(job, channel, job.limits, abort, trace))
-    from helper.hypervisors.xen import restored_model
-    from helper.libxenguest import restore
+    from xen_save_helper.helper.hypervisors.xen import restored_model
+    from xen_save_helper.helper.libxenguest import restore
 
     if doubt := restored_model.check(job.domid, job.device_model):
         _log(channel, XentoollogLevel.WARN, doubt)
@@ -218,7 +223,7 @@ def _save(
     trace: Trace,
     statistics: Statistics,
 ) -> None:
-    from helper.engine.save import domain_save
+    from xen_save_helper.helper.engine.save import domain_save
 
     parameters = SaveParameters(
         live=bool(job.xcflags & XCFlags.LIVE),
@@ -235,7 +240,7 @@ def _save(
 def _restore(
     job: Job, domain: Domain, channel: Channel, abort: Abort, trace: Trace
 ) -> RestoreResults:
-    from helper.engine.restore import domain_restore
+    from xen_save_helper.helper.engine.restore import domain_restore
 
     parameters = RestoreParameters(
         stream_type=job.stream_type,

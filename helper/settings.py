@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from ipc_schema.channel.messages import MissingCpuFeatures
-from ipc_schema.channel.waits import LONGEST_WAIT
+from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures
+from xen_save_helper.ipc_schema.channel.waits import LONGEST_WAIT
 
 PREFIX: Final = "XEN_SAVE_HELPER_"
 CONFIG: Final = f"{PREFIX}CONFIG"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from ipc_schema.trace import Trace
+from xen_save_helper.ipc_schema.trace import Trace
 
 
 def open_for_trace(path: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from ipc_schema.channel.messages import XentoollogLevel
+from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 
 PERIOD: Final = 60.0
 """Seconds until the first line, and between two."""

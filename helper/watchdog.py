@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from ipc_schema.channel.waits import LOOK, Patience, stood_still
+from xen_save_helper.ipc_schema.channel.waits import LOOK, Patience, stood_still
 
 if TYPE_CHECKING:
-    from helper.abort import Abort
+    from xen_save_helper.helper.abort import Abort
 
 _LAST_PART: Final = 4
 """After the abort the error path has this part of the limit to show that it runs."""

@@ -11,6 +11,6 @@ def __getattr__(name: str) -> Any:
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # Not at the top: no start of a helper has to pay for it.
-    from ipc_schema.version import version
+    from xen_save_helper.ipc_schema.version import version
 
     return version()

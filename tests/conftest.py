@@ -12,7 +12,7 @@ import hypothesis
 import psutil
 import pytest
 
-from toolstack.hosts.simulated.host import SimulatedHost, create_host
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost, create_host
 
 # How long an example takes is the machine's affair; a hang has pytest-timeout's limit. The rest is
 # said because hypothesis has other defaults where CI is set: each run tries examples of its own.
@@ -39,7 +39,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 HostFactory = Callable[[str], SimulatedHost]
 
-OURS = ("helper.hypervisors.simulated.guest", "helper.main", "toolstack.commands.main")
+OURS = (
+    "xen_save_helper.helper.hypervisors.simulated.guest",
+    "xen_save_helper.helper.main",
+    "xen_save_helper.toolstack.commands.main",
+)
 """Modules that our processes run."""
 
 

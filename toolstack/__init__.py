@@ -5,7 +5,9 @@ The API, importable from here; nothing is loaded before it is used:
     import asyncio
     import socket
 
-    from toolstack import Context, MemoryStrategy, domain_create_restore, domain_live_migrate
+    from xen_save_helper.toolstack import (
+        Context, MemoryStrategy, domain_create_restore, domain_live_migrate,
+    )
 
     async def migrate(name, source_dir, destination_dir):
         source = Context.open(f"sim:{source_dir}")
@@ -40,12 +42,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ipc_schema.channel.messages import MissingCpuFeatures
-    from ipc_schema.errors import Error
-    from toolstack.context import Context
-    from toolstack.limits import Limits
-    from toolstack.operations.domain_restore import RestoreResult, domain_create_restore
-    from toolstack.operations.domain_save import (
+    from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures
+    from xen_save_helper.ipc_schema.errors import Error
+    from xen_save_helper.toolstack.context import Context
+    from xen_save_helper.toolstack.limits import Limits
+    from xen_save_helper.toolstack.operations.domain_restore import (
+        RestoreResult,
+        domain_create_restore,
+    )
+    from xen_save_helper.toolstack.operations.domain_save import (
         SUSPEND_DEBUG,
         SUSPEND_LIVE,
         MemoryStrategy,
@@ -77,22 +82,24 @@ __all__ = [
 __version__: str
 
 _HOMES = {
-    "Context": "toolstack.context",
-    "Error": "ipc_schema.errors",
-    "Limits": "toolstack.limits",
-    "MissingCpuFeatures": "ipc_schema.channel.messages",
-    "RestoreResult": "toolstack.operations.domain_restore",
-    "domain_create_restore": "toolstack.operations.domain_restore",
+    "Context": "xen_save_helper.toolstack.context",
+    "Error": "xen_save_helper.ipc_schema.errors",
+    "Limits": "xen_save_helper.toolstack.limits",
+    "MissingCpuFeatures": "xen_save_helper.ipc_schema.channel.messages",
+    "RestoreResult": "xen_save_helper.toolstack.operations.domain_restore",
+    "domain_create_restore": "xen_save_helper.toolstack.operations.domain_restore",
 }
 """The modules of the names; the others are in `domain_save`."""
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return import_module("ipc_schema.version").version()
+        return import_module("xen_save_helper.ipc_schema.version").version()
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "toolstack.operations.domain_save")), name)
+    return getattr(
+        import_module(_HOMES.get(name, "xen_save_helper.toolstack.operations.domain_save")), name
+    )
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from toolstack import arguments
+from xen_save_helper.toolstack.rules import arguments
 
 _T = TypeVar("_T")
 

@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec
 
-from helper.hypervisors import SIMULATED, XEN
-from ipc_schema.channel.messages import MissingCpuFeatures, XentoollogLevel
-from ipc_schema.trace import Trace
-from toolstack import arguments
-from toolstack.helpers.request import LIBXENGUEST, OWN_ENGINE
-from toolstack.helpers.supervisor import HelperProgram, OwnHelper
-from toolstack.hosts import open_host
-from toolstack.limits import Limits
+from xen_save_helper.helper.hypervisors import SIMULATED, XEN
+from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, XentoollogLevel
+from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.helpers.request import LIBXENGUEST, OWN_ENGINE
+from xen_save_helper.toolstack.helpers.supervisor import HelperProgram, OwnHelper
+from xen_save_helper.toolstack.hosts import open_host
+from xen_save_helper.toolstack.limits import Limits
+from xen_save_helper.toolstack.rules import arguments
 
 if TYPE_CHECKING:
-    from toolstack.faults.controller import ControllerFaults
-    from toolstack.hosts.interface import Host
+    from xen_save_helper.toolstack.faults.controller import ControllerFaults
+    from xen_save_helper.toolstack.hosts.interface import Host
 
 P = ParamSpec("P")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
-from ipc_schema.channel.waits import LONGEST_LIMIT
+from xen_save_helper.ipc_schema.channel.waits import LONGEST_LIMIT
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Final
 
-from ipc_schema.channel.waits import LOOK, is_stopped, stood_still
+from xen_save_helper.ipc_schema.channel.waits import LOOK, is_stopped, stood_still
 
 if TYPE_CHECKING:
-    from toolstack.context import Context
+    from xen_save_helper.toolstack.context import Context
 
 
 def family(pid: int) -> Iterator[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from ipc_schema.channel.messages import NO_ERRNO, XentoollogLevel
+from xen_save_helper.ipc_schema.channel.messages import NO_ERRNO, XentoollogLevel
 
 CONTEXT: Final = "xen-save-helper"
 """Whose log lines they are, where they are not libxc's."""

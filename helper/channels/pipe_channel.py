@@ -11,12 +11,12 @@ import select
 import threading
 from typing import Any, NoReturn
 
-from helper.abort import Abort
-from helper.channels.channel import ChannelError, log_fields, printable
-from helper.orphan import controller_stands_still
-from helper.patience import Poll, Ready, poll_patiently
-from ipc_schema.channel import pipe_codec
-from ipc_schema.channel.messages import (
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.channel import ChannelError, log_fields, printable
+from xen_save_helper.helper.orphan import controller_stands_still
+from xen_save_helper.helper.patience import Poll, Ready, poll_patiently
+from xen_save_helper.ipc_schema.channel import pipe_codec
+from xen_save_helper.ipc_schema.channel.messages import (
     CATALOGUE,
     UNCONDITIONAL,
     Answer,

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from helper.abort import Abort
-from helper.channels.channel import Channel
-from ipc_schema.channel.messages import NO_ERRNO, XentoollogLevel
-from ipc_schema.trace import Trace
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.channel import Channel
+from xen_save_helper.ipc_schema.channel.messages import NO_ERRNO, XentoollogLevel
+from xen_save_helper.ipc_schema.trace import Trace
 
 _PROGRESS_SECONDS = 0.1
 

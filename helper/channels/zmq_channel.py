@@ -17,15 +17,20 @@ from typing import Any, Final, NoReturn
 
 import zmq
 
-from helper.abort import Abort
-from helper.channels.channel import ChannelError, printable
-from helper.orphan import controller_stands_still
-from ipc_schema.channel import msgpack_codec
-from ipc_schema.channel.authentication import NONCE_SIZE
-from ipc_schema.channel.messages import MAX_BODY, callbacks_of
-from ipc_schema.channel.turn_taking import ALWAYS_PROVIDED, HelperEnd, Turn, TurnError
-from ipc_schema.channel.waits import Patience
-from ipc_schema.errors import DecodeError
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.channel import ChannelError, printable
+from xen_save_helper.helper.orphan import controller_stands_still
+from xen_save_helper.ipc_schema.channel import msgpack_codec
+from xen_save_helper.ipc_schema.channel.authentication import NONCE_SIZE
+from xen_save_helper.ipc_schema.channel.messages import MAX_BODY, callbacks_of
+from xen_save_helper.ipc_schema.channel.turn_taking import (
+    ALWAYS_PROVIDED,
+    HelperEnd,
+    Turn,
+    TurnError,
+)
+from xen_save_helper.ipc_schema.channel.waits import Patience
+from xen_save_helper.ipc_schema.errors import DecodeError
 
 _LOOK_UP_MILLISECONDS: Final = 100
 """How often a wait for an answer looks up whether the controller is gone."""

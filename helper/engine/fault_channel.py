@@ -13,19 +13,23 @@ import socket
 import stat
 from collections.abc import Sequence
 
-from helper.abort import Abort
-from helper.engine.stream_io import wait_for
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams.libxc_record_types import RecordType, record_number, record_type
-from ipc_schema.streams.page_lists import (
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.engine.stream_io import wait_for
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.libxc_record_types import (
+    RecordType,
+    record_number,
+    record_type,
+)
+from xen_save_helper.ipc_schema.streams.page_lists import (
     ENTRY_SIZE,
     MAX_PFN,
     decode_page_list_header,
     decode_pfns,
     encode_pfns,
 )
-from ipc_schema.streams.page_lists import HEADER_SIZE as LIST_HEADER_SIZE
-from ipc_schema.streams.records import (
+from xen_save_helper.ipc_schema.streams.page_lists import HEADER_SIZE as LIST_HEADER_SIZE
+from xen_save_helper.ipc_schema.streams.records import (
     HEADER_SIZE,
     check_padding,
     decode_record_header,

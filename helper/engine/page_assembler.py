@@ -6,12 +6,16 @@ page of a record, so that one must not wait for the others.
 
 from __future__ import annotations
 
-from helper.hypervisors.interface import PAGE_SIZE
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams.libxc_record_types import RecordType, record_type
-from ipc_schema.streams.page_lists import ENTRY_SIZE, decode_page_list_header, decode_pfns
-from ipc_schema.streams.page_lists import HEADER_SIZE as LIST_HEADER_SIZE
-from ipc_schema.streams.records import HEADER_SIZE, decode_record_header
+from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_type
+from xen_save_helper.ipc_schema.streams.page_lists import (
+    ENTRY_SIZE,
+    decode_page_list_header,
+    decode_pfns,
+)
+from xen_save_helper.ipc_schema.streams.page_lists import HEADER_SIZE as LIST_HEADER_SIZE
+from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE, decode_record_header
 
 RING = 128
 """Pages that are held at a time: all that can be on the way ahead of a page that a vCPU waits for,

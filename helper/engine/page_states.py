@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from helper.hypervisors.interface import Pfns
+from xen_save_helper.helper.hypervisors.interface import Pfns
 
 
 class PageState(IntEnum):

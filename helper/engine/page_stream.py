@@ -16,10 +16,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from helper.engine.stream_io import StreamReader, StreamWriter
-from helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, Pfns
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams.page_lists import (
+from xen_save_helper.helper.engine.stream_io import StreamReader, StreamWriter
+from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, Pfns
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.page_lists import (
     ENTRY_SIZE,
     HEADER_SIZE,
     contents_mask,
@@ -27,7 +27,7 @@ from ipc_schema.streams.page_lists import (
     decode_page_list_header,
     encode_page_list,
 )
-from ipc_schema.streams.records import encode_record_header
+from xen_save_helper.ipc_schema.streams.records import encode_record_header
 
 MAX_BATCH_SIZE = 1024
 """Pages of a PAGE_DATA record (MAX_BATCH_SIZE, and the limit of the type query's hypercall)."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from helper.hypervisors.interface import Domain, Pfns
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams.page_types import PageType
+from xen_save_helper.helper.hypervisors.interface import Domain, Pfns
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.page_types import PageType
 
 _LOW_PFNS = 1 << 20
 """Below 4 GiB a guest may have pages anywhere: its special ones are just below."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from helper.engine.page_stream import set_bits
-from helper.hypervisors.interface import Bitmap, Pfns
+from xen_save_helper.helper.engine.page_stream import set_bits
+from xen_save_helper.helper.hypervisors.interface import Bitmap, Pfns
 
 POSTCOPY_BATCH = 16
 """Background pages of a POSTCOPY_PAGE_DATA record: few, since a fault waits for the record under

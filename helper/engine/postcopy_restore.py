@@ -11,26 +11,31 @@ from collections.abc import Set
 import numpy as np
 from numpy.typing import NDArray
 
-from helper.abort import Abort
-from helper.channels.reporter import Reporter
-from helper.engine.fault_channel import FaultWriter
-from helper.engine.page_assembler import PageAssembler
-from helper.engine.page_states import PageEvent, PageState, PageStateError, PageStates
-from helper.engine.physmap import Physmap
-from helper.engine.stream_io import BusyPoll, StreamReader
-from helper.hypervisors.interface import Domain, PagingRequest, Pfns
-from helper.parameters import Statistics
-from ipc_schema.channel.messages import XentoollogLevel
-from ipc_schema.channel.waits import Patience
-from ipc_schema.errors import DecodeError, StreamEndError
-from ipc_schema.streams.page_lists import (
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.helper.engine.fault_channel import FaultWriter
+from xen_save_helper.helper.engine.page_assembler import PageAssembler
+from xen_save_helper.helper.engine.page_states import (
+    PageEvent,
+    PageState,
+    PageStateError,
+    PageStates,
+)
+from xen_save_helper.helper.engine.physmap import Physmap
+from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamReader
+from xen_save_helper.helper.hypervisors.interface import Domain, PagingRequest, Pfns
+from xen_save_helper.helper.parameters import Statistics
+from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
+from xen_save_helper.ipc_schema.channel.waits import Patience
+from xen_save_helper.ipc_schema.errors import DecodeError, StreamEndError
+from xen_save_helper.ipc_schema.streams.page_lists import (
     ENTRY_SIZE,
     HEADER_SIZE,
     contents_mask,
     decode_entries,
     decode_page_list_header,
 )
-from ipc_schema.streams.page_types import PageType
+from xen_save_helper.ipc_schema.streams.page_types import PageType
 
 _LISTED_AT_ONCE = 1 << 14
 

@@ -8,17 +8,17 @@ import struct
 
 import numpy as np
 
-from helper.abort import Abort
-from helper.channels.reporter import Reporter
-from helper.engine.fault_channel import FaultReader, carry_at_once
-from helper.engine.page_stream import set_bits
-from helper.engine.postcopy_pages import PostcopyPages
-from helper.engine.save_phases import Outcome
-from helper.engine.stream_io import BusyPoll, StreamWriter, wait_for
-from helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, Pfns
-from helper.parameters import Statistics
-from ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
-from ipc_schema.streams.page_lists import (
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.helper.engine.fault_channel import FaultReader, carry_at_once
+from xen_save_helper.helper.engine.page_stream import set_bits
+from xen_save_helper.helper.engine.postcopy_pages import PostcopyPages
+from xen_save_helper.helper.engine.save_phases import Outcome
+from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamWriter, wait_for
+from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, Pfns
+from xen_save_helper.helper.parameters import Statistics
+from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
+from xen_save_helper.ipc_schema.streams.page_lists import (
     ENTRY_SIZE,
     HEADER_SIZE,
     MAX_PFNS_PER_RECORD,
@@ -26,7 +26,7 @@ from ipc_schema.streams.page_lists import (
     encode_page_list,
     encode_pfns,
 )
-from ipc_schema.streams.records import encode_record_header
+from xen_save_helper.ipc_schema.streams.records import encode_record_header
 
 _BUSY_SECONDS = 0.0005
 """After a fault the next one is this near."""

@@ -12,14 +12,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from helper.channels.reporter import Reporter
-from helper.engine.page_stream import MapAhead, PageWriter
-from helper.hypervisors.interface import Bitmap, Domain
-from helper.parameters import Statistics
-from helper.precopy_limits import limited_policy
-from ipc_schema.channel.messages import PrecopyPolicy
-from ipc_schema.channel.precopy_rule import PrecopyLimits, decide
-from ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
+from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.helper.engine.page_stream import MapAhead, PageWriter
+from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain
+from xen_save_helper.helper.parameters import Statistics
+from xen_save_helper.helper.precopy_limits import limited_policy
+from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
+from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits, decide
+from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 
 UNKNOWN = -1
 """A dirty count that is not known while a round is under way."""

@@ -8,23 +8,23 @@ from collections.abc import Callable
 
 import numpy as np
 
-from helper.abort import Abort
-from helper.channels.channel import Channel
-from helper.channels.reporter import Reporter
-from helper.cpu_check import check_features
-from helper.engine import hvm_params
-from helper.engine.fault_channel import FaultWriter
-from helper.engine.page_stream import read_page_list
-from helper.engine.physmap import Physmap
-from helper.engine.postcopy_restore import PostcopyReceiver
-from helper.engine.restore_order import POSTCOPY_RECORDS, RecordOrder, Stage
-from helper.engine.stream_io import StreamReader
-from helper.hypervisors import interface
-from helper.hypervisors.interface import PAGE_SIZE, Domain, Pfns
-from helper.parameters import RestoreParameters, RestoreResults
-from ipc_schema.channel.messages import StreamType, XentoollogLevel
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams.libxc_stream import (
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.channel import Channel
+from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.helper.cpu_check import check_features
+from xen_save_helper.helper.engine import hvm_params
+from xen_save_helper.helper.engine.fault_channel import FaultWriter
+from xen_save_helper.helper.engine.page_stream import read_page_list
+from xen_save_helper.helper.engine.physmap import Physmap
+from xen_save_helper.helper.engine.postcopy_restore import PostcopyReceiver
+from xen_save_helper.helper.engine.restore_order import POSTCOPY_RECORDS, RecordOrder, Stage
+from xen_save_helper.helper.engine.stream_io import StreamReader
+from xen_save_helper.helper.hypervisors import interface
+from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Domain, Pfns
+from xen_save_helper.helper.parameters import RestoreParameters, RestoreResults
+from xen_save_helper.ipc_schema.channel.messages import StreamType, XentoollogLevel
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.libxc_stream import (
     DOMAIN_HEADER_SIZE,
     IMAGE_HEADER_SIZE,
     Body,
@@ -37,10 +37,15 @@ from ipc_schema.streams.libxc_stream import (
     decode_image_header,
     record_type,
 )
-from ipc_schema.streams.page_lists import contents_mask
-from ipc_schema.streams.phases import HEADERS
-from ipc_schema.streams.records import HEADER_SIZE, check_padding, decode_record_header, padding
-from ipc_schema.trace import Trace
+from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
+from xen_save_helper.ipc_schema.streams.phases import HEADERS
+from xen_save_helper.ipc_schema.streams.records import (
+    HEADER_SIZE,
+    check_padding,
+    decode_record_header,
+    padding,
+)
+from xen_save_helper.ipc_schema.trace import Trace
 
 __all__ = ["RestoreParameters", "RestoreResults", "domain_restore"]
 

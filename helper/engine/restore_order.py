@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams.libxc_record_types import RecordType
-from ipc_schema.streams.phases import Stage
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
+from xen_save_helper.ipc_schema.streams.phases import Stage
 
 __all__ = ["NEXT", "POSTCOPY_RECORDS", "RecordOrder", "Stage"]
 

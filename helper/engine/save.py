@@ -6,20 +6,20 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from helper.abort import Abort
-from helper.channels.channel import Channel, ChannelError
-from helper.channels.reporter import Reporter
-from helper.engine import hvm_params
-from helper.engine.page_stream import PageWriter
-from helper.engine.postcopy_save import PostcopySender
-from helper.engine.precopy import Rounds, precopy_policy
-from helper.engine.save_phases import NEXT, Outcome, Phase
-from helper.engine.stream_io import StreamWriter
-from helper.hypervisors.interface import Domain, ShutdownReason
-from helper.parameters import SaveParameters, Statistics
-from ipc_schema.channel.messages import PrecopyPolicy, StreamType, XentoollogLevel
-from ipc_schema.streams.libxc_record_types import VERSION
-from ipc_schema.streams.libxc_stream import (
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.channel import Channel, ChannelError
+from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.helper.engine import hvm_params
+from xen_save_helper.helper.engine.page_stream import PageWriter
+from xen_save_helper.helper.engine.postcopy_save import PostcopySender
+from xen_save_helper.helper.engine.precopy import Rounds, precopy_policy
+from xen_save_helper.helper.engine.save_phases import NEXT, Outcome, Phase
+from xen_save_helper.helper.engine.stream_io import StreamWriter
+from xen_save_helper.helper.hypervisors.interface import Domain, ShutdownReason
+from xen_save_helper.helper.parameters import SaveParameters, Statistics
+from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, StreamType, XentoollogLevel
+from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION
+from xen_save_helper.ipc_schema.streams.libxc_stream import (
     DomainHeader,
     ImageHeader,
     RecordType,
@@ -28,8 +28,8 @@ from ipc_schema.streams.libxc_stream import (
     encode_image_header,
     record_number,
 )
-from ipc_schema.streams.records import encode_record
-from ipc_schema.trace import Trace
+from xen_save_helper.ipc_schema.streams.records import encode_record
+from xen_save_helper.ipc_schema.trace import Trace
 
 __all__ = ["SaveParameters", "Statistics", "domain_save"]
 

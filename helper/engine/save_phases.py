@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Final
 
-from ipc_schema.streams.phases import Phase
+from xen_save_helper.ipc_schema.streams.phases import Phase
 
 __all__ = ["NEXT", "Outcome", "Phase"]
 

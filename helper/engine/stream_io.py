@@ -14,9 +14,9 @@ import select
 import time
 from collections.abc import Callable, Sequence
 
-from helper.abort import Abort
-from helper.patience import poll_milliseconds, poll_patiently
-from ipc_schema.errors import StreamEndError
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.patience import poll_milliseconds, poll_patiently
+from xen_save_helper.ipc_schema.errors import StreamEndError
 
 IOV_MAX = os.sysconf("SC_IOV_MAX")
 """Buffers that one writev or readv takes."""

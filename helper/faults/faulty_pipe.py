@@ -6,13 +6,13 @@ import errno
 import os
 from typing import NoReturn
 
-from helper.abort import Abort
-from helper.channels.pipe_channel import PipeChannel
-from helper.faults.message_faults import ON_PIPE
-from helper.faults.message_points import MessagePoints
-from helper.faults.session import Session
-from ipc_schema.channel import pipe_codec
-from ipc_schema.channel.messages import Dialect
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.pipe_channel import PipeChannel
+from xen_save_helper.helper.faults.message_faults import ON_PIPE
+from xen_save_helper.helper.faults.message_points import MessagePoints
+from xen_save_helper.helper.faults.session import Session
+from xen_save_helper.ipc_schema.channel import pipe_codec
+from xen_save_helper.ipc_schema.channel.messages import Dialect
 
 
 class FaultyPipeChannel(PipeChannel):

@@ -7,14 +7,14 @@ from typing import NoReturn
 
 import zmq
 
-from helper.channels.zmq_channel import ZmqChannel
-from helper.faults.echo import Echo
-from helper.faults.message_faults import ON_ZMQ
-from helper.faults.message_points import MessagePoints
-from helper.faults.session import Session
-from ipc_schema.channel import msgpack_codec
-from ipc_schema.errors import DecodeError
-from ipc_schema.faults.points import Moment, message_point
+from xen_save_helper.helper.channels.zmq_channel import ZmqChannel
+from xen_save_helper.helper.faults.echo import Echo
+from xen_save_helper.helper.faults.message_faults import ON_ZMQ
+from xen_save_helper.helper.faults.message_points import MessagePoints
+from xen_save_helper.helper.faults.session import Session
+from xen_save_helper.ipc_schema.channel import msgpack_codec
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.faults.points import Moment, message_point
 
 _ANSWERS = frozenset({"reply", "async_callback_done"})
 _FAREWELL_MILLISECONDS = 1000

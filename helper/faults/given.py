@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ipc_schema.faults.plan import Plan, PlanError, parse
+from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError, parse
 
 
 def read_plan(given: str) -> Plan:

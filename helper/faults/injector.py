@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple, Protocol
 
-from ipc_schema.faults.plan import Fault, Times
-from ipc_schema.faults.points import Side
+from xen_save_helper.ipc_schema.faults.plan import Fault, Times
+from xen_save_helper.ipc_schema.faults.points import Side
 
 
 class Firing(NamedTuple):

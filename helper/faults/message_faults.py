@@ -12,9 +12,9 @@ from typing import Final
 
 import msgpack
 
-from ipc_schema.channel import msgpack_codec, pipe_codec
-from ipc_schema.channel.messages import MAX_BODY
-from ipc_schema.faults import actions
+from xen_save_helper.ipc_schema.channel import msgpack_codec, pipe_codec
+from xen_save_helper.ipc_schema.channel.messages import MAX_BODY
+from xen_save_helper.ipc_schema.faults import actions
 
 Mangle = Callable[[bytes, Random], list[bytes]]
 

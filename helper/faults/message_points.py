@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NoReturn, Protocol
 
-from helper.faults.injector import Firing
-from helper.faults.message_faults import Mangle
-from helper.faults.session import Session, errno_of
-from ipc_schema.faults.actions import ANSWER, DROP, FAIL, HANG_UP, REORDER
-from ipc_schema.faults.points import Moment, message_point
+from xen_save_helper.helper.faults.injector import Firing
+from xen_save_helper.helper.faults.message_faults import Mangle
+from xen_save_helper.helper.faults.session import Session, errno_of
+from xen_save_helper.ipc_schema.faults.actions import ANSWER, DROP, FAIL, HANG_UP, REORDER
+from xen_save_helper.ipc_schema.faults.points import Moment, message_point
 
 
 class Ends(Protocol):

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from helper.faults.injector import Firing
-from helper.faults.session import Session
-from ipc_schema.faults import actions
+from xen_save_helper.helper.faults.injector import Firing
+from xen_save_helper.helper.faults.session import Session
+from xen_save_helper.ipc_schema.faults import actions
 
 Divert = Callable[[bytes], bytes]
 """Sees octets that pass, and gives those that go in their place."""

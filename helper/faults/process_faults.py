@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
-from ipc_schema.faults import actions
-from ipc_schema.faults.actions import Action
+from xen_save_helper.ipc_schema.faults import actions
+from xen_save_helper.ipc_schema.faults.actions import Action
 
 
 def carry_out(action: Action) -> None:

@@ -7,10 +7,10 @@ from random import Random
 from struct import Struct
 from typing import Final
 
-from helper.faults.injector import Firing
-from helper.faults.outlet import Outlet
-from ipc_schema.faults import actions
-from ipc_schema.streams.records import MAX_LENGTH
+from xen_save_helper.helper.faults.injector import Firing
+from xen_save_helper.helper.faults.outlet import Outlet
+from xen_save_helper.ipc_schema.faults import actions
+from xen_save_helper.ipc_schema.streams.records import MAX_LENGTH
 
 _HEADER: Final = Struct("<II")
 _NO_SUCH_TYPE: Final = 0x7FFFFF00

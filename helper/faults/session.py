@@ -7,21 +7,21 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
-from helper.channels.channel import CONTEXT
-from helper.faults.given import read_plan
-from helper.faults.injector import Firing, Injector
-from helper.faults.process_faults import carry_out
-from helper.faults.shared_counts import counts_of
-from helper.run import EXIT_FAILED, Engine
-from ipc_schema.channel.messages import Operation
-from ipc_schema.faults.actions import FAIL, PROCESS, on_pipe
-from ipc_schema.faults.plan import Plan, PlanError
-from ipc_schema.faults.points import SIDES, Kind, Side, Who, phase_point
-from ipc_schema.trace import Trace
+from xen_save_helper.helper.channels.channel import CONTEXT
+from xen_save_helper.helper.faults.given import read_plan
+from xen_save_helper.helper.faults.injector import Firing, Injector
+from xen_save_helper.helper.faults.process_faults import carry_out
+from xen_save_helper.helper.faults.shared_counts import counts_of
+from xen_save_helper.helper.run import EXIT_FAILED, Engine
+from xen_save_helper.ipc_schema.channel.messages import Operation
+from xen_save_helper.ipc_schema.faults.actions import FAIL, PROCESS, on_pipe
+from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError
+from xen_save_helper.ipc_schema.faults.points import SIDES, Kind, Side, Who, phase_point
+from xen_save_helper.ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
-    from helper.faults.streams import Streams
-    from helper.run import Job
+    from xen_save_helper.helper.faults.streams import Streams
+    from xen_save_helper.helper.run import Job
 
 
 def open_session(given: str, operation: str, trace: Trace, *, pipe: bool) -> Session:

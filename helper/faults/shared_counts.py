@@ -11,7 +11,7 @@ import json
 import os
 from typing import Final
 
-from ipc_schema.faults.plan import Plan, PlanError
+from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError
 
 _LONGEST: Final = 1 << 20
 """Bytes of the file that are read: far more than the counts of any plan."""

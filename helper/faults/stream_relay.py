@@ -23,19 +23,19 @@ import traceback
 from array import array
 from typing import Final, NamedTuple, NoReturn
 
-from helper.abort import Abort
-from helper.channels.channel import CONTEXT
-from helper.faults.broken_descriptors import fails_to_write
-from helper.faults.outlet import BrokenError, Outlet
-from helper.faults.record_faults import RecordFaults
-from helper.faults.session import Session
-from helper.run import EXIT_FAILED
-from ipc_schema.channel.waits import Patience
-from ipc_schema.errors import DecodeError
-from ipc_schema.faults.actions import RECORD
-from ipc_schema.faults.points import FIRST_BYTE, Moment, record_point
-from ipc_schema.streams.libxc_record_types import VERSIONS, RecordType, record_type
-from ipc_schema.streams.records import HEADER_SIZE, padding
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.channel import CONTEXT
+from xen_save_helper.helper.faults.broken_descriptors import fails_to_write
+from xen_save_helper.helper.faults.outlet import BrokenError, Outlet
+from xen_save_helper.helper.faults.record_faults import RecordFaults
+from xen_save_helper.helper.faults.session import Session
+from xen_save_helper.helper.run import EXIT_FAILED
+from xen_save_helper.ipc_schema.channel.waits import Patience
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.faults.actions import RECORD
+from xen_save_helper.ipc_schema.faults.points import FIRST_BYTE, Moment, record_point
+from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSIONS, RecordType, record_type
+from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE, padding
 
 _AT_ONCE: Final = 1 << 16
 _IMAGE_HEADER: Final = struct.Struct(">QIIHHI")

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from helper.abort import Abort
-from helper.faults.session import Session
-from helper.faults.stream_relay import CALLBACKS, Ends, StreamRelay
-from ipc_schema.channel.messages import Operation
-from ipc_schema.faults.points import BACK_RECORDS, FIRST_BYTE, Moment, record_point
-from ipc_schema.streams.libxc_record_types import RecordType
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.faults.session import Session
+from xen_save_helper.helper.faults.stream_relay import CALLBACKS, Ends, StreamRelay
+from xen_save_helper.ipc_schema.channel.messages import Operation
+from xen_save_helper.ipc_schema.faults.points import BACK_RECORDS, FIRST_BYTE, Moment, record_point
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
 
 if TYPE_CHECKING:
-    from helper.run import Job
+    from xen_save_helper.helper.run import Job
 
 _LEAD = 4096
 """Octets that an engine may be ahead of what has passed: the least that the system allows."""

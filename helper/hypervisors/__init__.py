@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from helper.hypervisors.interface import Domain
+    from xen_save_helper.helper.hypervisors.interface import Domain
 
 SIMULATED: Final = "sim:"
 """Followed by the directory of a simulated host."""
@@ -28,7 +28,7 @@ def open_domain(uri: str, domid: int) -> Domain:
             errno.ENOTSUP, "our own engine does not work on Xen; use the engine libxenguest"
         )
     if uri.startswith(SIMULATED):
-        from helper.hypervisors.simulated.domain import open_on_host
+        from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 
         return open_on_host(Path(uri.removeprefix(SIMULATED)), domid)
     raise unknown(uri)

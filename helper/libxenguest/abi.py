@@ -11,7 +11,7 @@ import ctypes
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from helper.hypervisors.xen.libraries import Prototypes
+from xen_save_helper.helper.hypervisors.xen.libraries import Prototypes
 
 _INTERFACE = ctypes.c_void_p
 _DOMID = ctypes.c_uint32

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
-from helper.abort import Abort
-from helper.channels.channel import Channel
-from helper.channels.reporter import Reporter
-from helper.hypervisors.xen.toollog import Logger
-from helper.libxenguest.octets import ThreadOctets
-from ipc_schema.channel.messages import CATALOGUE, XentoollogLevel
-from ipc_schema.trace import Trace
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.channel import Channel
+from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.helper.hypervisors.xen.toollog import Logger
+from xen_save_helper.helper.libxenguest.octets import ThreadOctets
+from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, XentoollogLevel
+from xen_save_helper.ipc_schema.trace import Trace
 
 _U32: Final = 2**32 - 1
 _FRAMES: Final = "Frames"

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Final
 
-from helper.abort import Abort
-from helper.patience import poll_milliseconds
-from ipc_schema.streams.static_data import Absent, Policy, policy_of
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.patience import poll_milliseconds
+from xen_save_helper.ipc_schema.streams.static_data import Absent, Policy, policy_of
 
 _MOST: Final = 1 << 15
 """Octets that are looked at. Xen's longest policies have a tenth of that; a pipe holds more."""

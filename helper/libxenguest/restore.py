@@ -7,24 +7,29 @@ import errno
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from helper.abort import Abort
-from helper.channels.channel import Channel
-from helper.channels.reporter import Reporter
-from helper.cpu_check import check_features
-from helper.hypervisors.xen.cpu_policy import system_cpu_policy
-from helper.hypervisors.xen.libraries import abi_version, load, versioned
-from helper.hypervisors.xen.xenctrl import Xenctrl
-from helper.libxenguest.abi import ABIS, callback_names, provide
-from helper.libxenguest.callbacks import Callbacks
-from helper.libxenguest.octets import ThreadOctets
-from helper.libxenguest.peek import peek_policy
-from helper.parameters import RestoreResults, Statistics
-from ipc_schema.channel.messages import CATALOGUE, Answer, StreamType, XentoollogLevel
-from ipc_schema.streams.static_data import Absent
-from ipc_schema.trace import Trace
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.channel import Channel
+from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.helper.cpu_check import check_features
+from xen_save_helper.helper.hypervisors.xen.cpu_policy import system_cpu_policy
+from xen_save_helper.helper.hypervisors.xen.libraries import abi_version, load, versioned
+from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
+from xen_save_helper.helper.libxenguest.abi import ABIS, callback_names, provide
+from xen_save_helper.helper.libxenguest.callbacks import Callbacks
+from xen_save_helper.helper.libxenguest.octets import ThreadOctets
+from xen_save_helper.helper.libxenguest.peek import peek_policy
+from xen_save_helper.helper.parameters import RestoreResults, Statistics
+from xen_save_helper.ipc_schema.channel.messages import (
+    CATALOGUE,
+    Answer,
+    StreamType,
+    XentoollogLevel,
+)
+from xen_save_helper.ipc_schema.streams.static_data import Absent
+from xen_save_helper.ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
-    from helper.run import Job
+    from xen_save_helper.helper.run import Job
 
 _NEEDED: Final[dict[StreamType, tuple[str, ...]]] = {
     StreamType.PLAIN: (),

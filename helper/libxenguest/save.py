@@ -8,21 +8,27 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from helper.abort import Abort
-from helper.channels.channel import Channel
-from helper.hypervisors.xen.libraries import abi_version, load, versioned
-from helper.hypervisors.xen.xenctrl import Xenctrl
-from helper.libxenguest.abi import ABIS, PrecopyStats, PrecopyStats4_14, callback_names, provide
-from helper.libxenguest.callbacks import Callbacks
-from helper.libxenguest.octets import ThreadOctets
-from helper.parameters import Statistics
-from helper.precopy_limits import limited_policy
-from ipc_schema.channel.messages import PrecopyPolicy, StreamType, XCFlags
-from ipc_schema.channel.precopy_rule import PrecopyLimits
-from ipc_schema.trace import Trace
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.channel import Channel
+from xen_save_helper.helper.hypervisors.xen.libraries import abi_version, load, versioned
+from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
+from xen_save_helper.helper.libxenguest.abi import (
+    ABIS,
+    PrecopyStats,
+    PrecopyStats4_14,
+    callback_names,
+    provide,
+)
+from xen_save_helper.helper.libxenguest.callbacks import Callbacks
+from xen_save_helper.helper.libxenguest.octets import ThreadOctets
+from xen_save_helper.helper.parameters import Statistics
+from xen_save_helper.helper.precopy_limits import limited_policy
+from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, StreamType, XCFlags
+from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
+from xen_save_helper.ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
-    from helper.run import Job
+    from xen_save_helper.helper.run import Job
 
 _U32: Final = 2**32 - 1
 _INT: Final = 2**31 - 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 from typing import Final
 
-from ipc_schema.channel.messages import Sender
+from xen_save_helper.ipc_schema.channel.messages import Sender
 
 SECRET_SIZE: Final = 32
 NONCE_SIZE: Final = 32

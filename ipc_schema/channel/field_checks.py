@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
-from ipc_schema.channel.messages import CATALOGUE, INTEGER_RANGES, Field, Kind
+from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, INTEGER_RANGES, Field, Kind
 
 
 class Check(NamedTuple):

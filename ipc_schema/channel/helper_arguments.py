@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from ipc_schema.channel.messages import Dialect, Operation, StreamType, XCFlags
+from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, StreamType, XCFlags
 
 MODE: Final = {Operation.SAVE: "--save-domain", Operation.RESTORE: "--restore-domain"}
 

@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from ipc_schema.channel.field_checks import FIELD_NAMES, checked_values, misfit
-from ipc_schema.channel.messages import CATALOGUE, MAX_BODY, Message
-from ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.channel.field_checks import FIELD_NAMES, checked_values, misfit
+from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, MAX_BODY, Message
+from xen_save_helper.ipc_schema.errors import DecodeError
 
 _WHAT: Final = "message"
 _MAX_SEQ: Final = 2**64 - 1

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from struct import Struct
 from typing import Any, Final
 
-from ipc_schema.channel.field_checks import checked_values
-from ipc_schema.channel.messages import (
+from xen_save_helper.ipc_schema.channel.field_checks import checked_values
+from xen_save_helper.ipc_schema.channel.messages import (
     CATALOGUE,
     MAX_BODY,
     Dialect,
@@ -22,7 +22,7 @@ from ipc_schema.channel.messages import (
     Operation,
     by_number,
 )
-from ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.errors import DecodeError
 
 HEADER_SIZE: Final = 2
 """Octets of the length in front of each body."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from ipc_schema.channel.messages import PrecopyPolicy
+from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 
 PAGE_OCTETS: Final = 4096 + 8
 """What a page costs in the stream: its contents, and its pfn in the list."""

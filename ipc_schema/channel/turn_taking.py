@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
-from ipc_schema.channel.authentication import NONCE_SIZE, is_proof, proof
-from ipc_schema.channel.messages import (
+from xen_save_helper.ipc_schema.channel.authentication import NONCE_SIZE, is_proof, proof
+from xen_save_helper.ipc_schema.channel.messages import (
     CATALOGUE,
     CHANNEL_MESSAGES,
     PROTOCOL_VERSION,
@@ -23,7 +23,7 @@ from ipc_schema.channel.messages import (
     Operation,
     Sender,
 )
-from ipc_schema.channel.msgpack_codec import Envelope
+from xen_save_helper.ipc_schema.channel.msgpack_codec import Envelope
 
 
 class Violation(Enum):

@@ -9,8 +9,8 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-from ipc_schema.channel.messages import CATALOGUE, Answer, Sender
-from ipc_schema.faults.points import Kind, Moment, Point, Side, Who
+from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, Answer, Sender
+from xen_save_helper.ipc_schema.faults.points import Kind, Moment, Point, Side, Who
 
 Value = int | float | str
 

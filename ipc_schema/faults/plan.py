@@ -29,7 +29,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from ipc_schema.faults.actions import (
+from xen_save_helper.ipc_schema.faults.actions import (
     ACTIONS,
     DEATHS,
     DIE,
@@ -40,7 +40,7 @@ from ipc_schema.faults.actions import (
     sides,
     text_of,
 )
-from ipc_schema.faults.points import POINTS, Kind, Moment, Point, Side, Who, find
+from xen_save_helper.ipc_schema.faults.points import POINTS, Kind, Moment, Point, Side, Who, find
 
 _SEED: Final = "seed"
 _COUNTS: Final = "counts"

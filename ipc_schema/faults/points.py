@@ -12,10 +12,16 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Final, NamedTuple
 
-from ipc_schema.channel.messages import CATALOGUE, Answer, Message, Operation, Sender
-from ipc_schema.streams import libxc_record_types, libxl_stream, xl_handshake
-from ipc_schema.streams.phases import HEADERS, Phase, Stage
-from ipc_schema.streams.xl_handshake import HandshakeMessage
+from xen_save_helper.ipc_schema.channel.messages import (
+    CATALOGUE,
+    Answer,
+    Message,
+    Operation,
+    Sender,
+)
+from xen_save_helper.ipc_schema.streams import libxc_record_types, libxl_stream, xl_handshake
+from xen_save_helper.ipc_schema.streams.phases import HEADERS, Phase, Stage
+from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage
 
 
 class Who(Enum):

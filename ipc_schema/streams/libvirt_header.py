@@ -12,8 +12,8 @@ from typing import Final
 
 from construct import Bytes, Int32ul, Struct
 
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams.records import check_size
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.records import check_size
 
 MAGIC: Final = b"libvirt-xml\n \0 \r"
 VERSION: Final = 2

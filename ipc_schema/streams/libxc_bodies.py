@@ -25,9 +25,9 @@ from construct import (
 )
 from numpy.typing import NDArray
 
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams import page_lists
-from ipc_schema.streams.page_types import TYPE_SHIFT
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams import page_lists
+from xen_save_helper.ipc_schema.streams.page_types import TYPE_SHIFT
 
 CPUID_LEAF_SIZE: Final = 24
 """Octets of a xen_cpuid_leaf_t."""

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import Final
 
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams.records import OPTIONAL
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.records import OPTIONAL
 
 VERSION: Final = 3
 """Of a stream that is written."""

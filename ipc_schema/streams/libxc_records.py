@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from construct import ConstructError
 
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams.libxc_bodies import (
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.libxc_bodies import (
     CPUID_LEAF_SIZE,
     EXTENDED_LIMIT,
     MAX_HVM_PARAMS,
@@ -43,8 +43,8 @@ from ipc_schema.streams.libxc_bodies import (
     encode_tsc_info,
     encode_vcpu,
 )
-from ipc_schema.streams.libxc_record_types import RecordType, record_number
-from ipc_schema.streams.records import MAX_LENGTH
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_number
+from xen_save_helper.ipc_schema.streams.records import MAX_LENGTH
 
 
 @dataclass(frozen=True)

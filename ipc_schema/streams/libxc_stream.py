@@ -14,8 +14,8 @@ from typing import Final
 
 from construct import ConstructError, Int16ub, Int16ul, Int32ub, Int32ul, Int64ub, Struct
 
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams.libxc_bodies import (
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.libxc_bodies import (
     VCPU_HEADER_SIZE,
     Body,
     P2mFrames,
@@ -24,9 +24,19 @@ from ipc_schema.streams.libxc_bodies import (
     TscInfo,
     VcpuContext,
 )
-from ipc_schema.streams.libxc_record_types import VERSIONS, RecordType, record_number, record_type
-from ipc_schema.streams.libxc_records import WITH_CONTENTS, check_length, decode_body, encode_body
-from ipc_schema.streams.records import check_size
+from xen_save_helper.ipc_schema.streams.libxc_record_types import (
+    VERSIONS,
+    RecordType,
+    record_number,
+    record_type,
+)
+from xen_save_helper.ipc_schema.streams.libxc_records import (
+    WITH_CONTENTS,
+    check_length,
+    decode_body,
+    encode_body,
+)
+from xen_save_helper.ipc_schema.streams.records import check_size
 
 __all__ = [
     "DOMAIN_HEADER_SIZE",

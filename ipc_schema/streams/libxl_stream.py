@@ -13,9 +13,9 @@ from typing import Final
 
 from construct import Int32ub, Int32ul, Int64ub, Struct
 
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams import records
-from ipc_schema.streams.records import check_size
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams import records
+from xen_save_helper.ipc_schema.streams.records import check_size
 
 IDENT: Final = int.from_bytes(b"LibxlFmt", "big")
 VERSION: Final = 2

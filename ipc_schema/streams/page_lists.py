@@ -14,9 +14,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams.page_types import FIRST_WITHOUT_CONTENTS, TYPE_SHIFT, PageType
-from ipc_schema.streams.records import MAX_LENGTH, check_size
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.page_types import (
+    FIRST_WITHOUT_CONTENTS,
+    TYPE_SHIFT,
+    PageType,
+)
+from xen_save_helper.ipc_schema.streams.records import MAX_LENGTH, check_size
 
 HEADER_SIZE: Final = 8
 ENTRY_SIZE: Final = 8

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.errors import DecodeError
 
 HEADER_SIZE: Final = 8
 ALIGNMENT: Final = 8

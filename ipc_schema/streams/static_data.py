@@ -10,10 +10,10 @@ import struct
 from enum import Enum
 from typing import Final, NamedTuple
 
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams.cpu_features import LEAF_SIZE
-from ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_type
-from ipc_schema.streams.records import HEADER_SIZE, decode_record_header, padding
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.cpu_features import LEAF_SIZE
+from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_type
+from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE, decode_record_header, padding
 
 _IMAGE_HEADER: Final = struct.Struct(">QIIHHI")
 _MARKER: Final = 2**64 - 1

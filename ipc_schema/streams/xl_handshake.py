@@ -11,10 +11,10 @@ from typing import Final, NamedTuple
 
 from construct import Int8ub, Int16ul, Struct
 
-from ipc_schema.channel.messages import Operation
-from ipc_schema.errors import DecodeError, Error
-from ipc_schema.streams import xl_header
-from ipc_schema.streams.records import check_size
+from xen_save_helper.ipc_schema.channel.messages import Operation
+from xen_save_helper.ipc_schema.errors import DecodeError, Error
+from xen_save_helper.ipc_schema.streams import xl_header
+from xen_save_helper.ipc_schema.streams.records import check_size
 
 
 class HandshakeMessage(NamedTuple):

@@ -13,8 +13,8 @@ from typing import Final
 
 from construct import Bytes, Int32ul, Struct
 
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams.records import check_size
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.records import check_size
 
 MAGIC: Final = b"Xen saved domain, xl format\n \0 \r"
 BYTE_ORDER: Final = 0x01020304

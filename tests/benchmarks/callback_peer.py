@@ -7,9 +7,9 @@ import json
 import os
 import time
 
-from helper.abort import Abort
-from helper.channels.zmq_channel import ZmqChannel
-from ipc_schema.channel.authentication import SECRET_SIZE
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.zmq_channel import ZmqChannel
+from xen_save_helper.ipc_schema.channel.authentication import SECRET_SIZE
 
 ROUNDS = 1000
 

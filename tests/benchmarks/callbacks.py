@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ipc_schema.channel.messages import Operation, PrecopyPolicy
-from ipc_schema.trace import Trace
 from tests.benchmarks import limits
-from toolstack.helpers.supervisor import HelperRequest as Request
-from toolstack.helpers.supervisor import HelperResult, OwnHelper, SaveHelper
-from toolstack.limits import Limits
+from xen_save_helper.ipc_schema.channel.messages import Operation, PrecopyPolicy
+from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.helpers.supervisor import HelperRequest as Request
+from xen_save_helper.toolstack.helpers.supervisor import HelperResult, OwnHelper, SaveHelper
+from xen_save_helper.toolstack.limits import Limits
 
 
 async def _run_helper(program: OwnHelper, trace: Trace) -> HelperResult:

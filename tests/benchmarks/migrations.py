@@ -12,7 +12,7 @@ def demo(mode: str, memory: str, workload: str, *more: str) -> dict[str, Any]:
     """One `xen-toolstack demo`; the object that it prints."""
     done = subprocess.run(
         [
-            sys.executable, "-m", "toolstack.commands.main", "demo", "--json",
+            sys.executable, "-m", "xen_save_helper.toolstack.commands.main", "demo", "--json",
             "--mode", mode, "--memory", memory, "--workload", workload, *more,
         ],
         capture_output=True,

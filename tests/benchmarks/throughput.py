@@ -14,12 +14,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipc_schema.channel.messages import XCFlags
 from tests.benchmarks import limits
-from toolstack.context import Context
-from toolstack.hosts.simulated.host import SimulatedHost
-from toolstack.operations.domain_restore import domain_create_restore
-from toolstack.operations.domain_save import domain_suspend
+from xen_save_helper.ipc_schema.channel.messages import XCFlags
+from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.operations.domain_restore import domain_create_restore
+from xen_save_helper.toolstack.operations.domain_save import domain_suspend
 
 WARM_UP = 4 << 20
 """Octets of a stream before the clock starts: by then the helper is up and at its pages."""
@@ -176,8 +176,8 @@ def restore(host: SimulatedHost, domid: int, file: Path, *, watch: bool = False)
 
 def idle_memory() -> int:
     """RssAnon of a Python that has imported what a saving helper has."""
-    modules = "helper.main, helper.channels.zmq_channel, helper.engine.save, "
-    modules += "helper.hypervisors.simulated.domain"
+    ours = "main", "channels.zmq_channel", "engine.save", "hypervisors.simulated.domain"
+    modules = ", ".join(f"xen_save_helper.helper.{name}" for name in ours)
     with subprocess.Popen(
         [
             sys.executable,

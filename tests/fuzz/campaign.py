@@ -17,7 +17,7 @@ from typing import IO, Any, Final
 
 from tests.fuzz.judge import LIMIT, Tally
 from tests.fuzz.worker import PLACE, input_of, targets_of
-from toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 _ROOT: Final = Path(__file__).parents[2]
 WORKER: Final = (sys.executable, "-m", "tests.fuzz.worker")

@@ -14,27 +14,27 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from helper.abort import Abort
-from helper.engine.restore import domain_restore
-from helper.hypervisors.simulated.domain import SimulatedDomain
-from helper.hypervisors.simulated.layout import P2M
-from helper.parameters import RestoreParameters
-from ipc_schema.channel.messages import StreamType
-from ipc_schema.errors import DecodeError, Error
-from ipc_schema.streams import libxl_stream, records
-from ipc_schema.trace import Trace
 from tests.fuzz import stream_seeds
 from tests.fuzz.mutations import joined
 from tests.fuzz.stream_seeds import MEMORY
 from tests.fuzz.stream_targets import STREAM_WORDS, accepted
 from tests.fuzz.target import DECODED, REFUSED, BrokenPromiseError, Target, promise
 from tests.helper.engine.running import Controller
-from toolstack.context import Context
-from toolstack.helpers.supervisor import HelperResult
-from toolstack.hosts.simulated.host import SimulatedHost, create_host
-from toolstack.operations.restore import RestoreOperation
-from toolstack.operations.restore import RestoreParameters as Wanted
-from toolstack.rules.join import Task
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.engine.restore import domain_restore
+from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain
+from xen_save_helper.helper.hypervisors.simulated.layout import P2M
+from xen_save_helper.helper.parameters import RestoreParameters
+from xen_save_helper.ipc_schema.channel.messages import StreamType
+from xen_save_helper.ipc_schema.errors import DecodeError, Error
+from xen_save_helper.ipc_schema.streams import libxl_stream, records
+from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.helpers.supervisor import HelperResult
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost, create_host
+from xen_save_helper.toolstack.operations.restore import RestoreOperation
+from xen_save_helper.toolstack.operations.restore import RestoreParameters as Wanted
+from xen_save_helper.toolstack.rules.join import Task
 
 _REFUSALS: Final = frozenset({errno.EINVAL, errno.ENOMEM, errno.EOPNOTSUPP, errno.EFAULT})
 """What a hypervisor, or our engine, says of what a stream asks for: never that nothing came."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
-from ipc_schema.errors import DecodeError
 from tests.fuzz.target import REFUSED, Target, judge_error
+from xen_save_helper.ipc_schema.errors import DecodeError
 
 LIMIT: Final = 5.0
 """Seconds for an input; most take microseconds."""

@@ -11,10 +11,12 @@ from typing import Any, Final
 
 import msgpack
 
-from ipc_schema.channel import msgpack_codec, pipe_codec
-from ipc_schema.channel.authentication import NONCE_SIZE, SECRET_SIZE
-from ipc_schema.channel.helper_arguments import HelperArguments
-from ipc_schema.channel.messages import (
+from tests.fuzz.mutations import Seed, Words, joined, mutate
+from tests.fuzz.target import DECODED, Target, promise
+from xen_save_helper.ipc_schema.channel import msgpack_codec, pipe_codec
+from xen_save_helper.ipc_schema.channel.authentication import NONCE_SIZE, SECRET_SIZE
+from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
+from xen_save_helper.ipc_schema.channel.messages import (
     CALLBACKS,
     CATALOGUE,
     INTEGER_RANGES,
@@ -26,11 +28,9 @@ from ipc_schema.channel.messages import (
     Operation,
     Sender,
 )
-from ipc_schema.channel.msgpack_codec import Envelope
-from ipc_schema.channel.turn_taking import ControllerEnd, HelperEnd, TurnError
-from tests.fuzz.mutations import Seed, Words, joined, mutate
-from tests.fuzz.target import DECODED, Target, promise
-from toolstack.helpers.pipe_controller import PipeController
+from xen_save_helper.ipc_schema.channel.msgpack_codec import Envelope
+from xen_save_helper.ipc_schema.channel.turn_taking import ControllerEnd, HelperEnd, TurnError
+from xen_save_helper.toolstack.helpers.pipe_controller import PipeController
 
 _VARIANTS: Final = 6
 """Seeds for each message."""

@@ -8,10 +8,13 @@ from typing import Final
 
 import numpy as np
 
-from helper.hypervisors.simulated.config import capacity_for, check_config
-from helper.hypervisors.simulated.kinds import NAMES
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams import (
+from tests.fuzz import stream_seeds
+from tests.fuzz.mutations import Seed, Words, mutate
+from tests.fuzz.target import DECODED, Target, promise
+from xen_save_helper.helper.hypervisors.simulated.config import capacity_for, check_config
+from xen_save_helper.helper.hypervisors.simulated.kinds import NAMES
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams import (
     libxc_stream,
     libxl_stream,
     page_lists,
@@ -19,16 +22,18 @@ from ipc_schema.streams import (
     xl_handshake,
     xl_header,
 )
-from ipc_schema.streams.libxc_record_types import RecordType as Xc
-from ipc_schema.streams.libxc_record_types import record_number
-from ipc_schema.streams.libxc_stream import WITH_CONTENTS, DomainHeader, DomainType, ImageHeader
-from ipc_schema.streams.libxl_stream import RecordType as Xl
-from ipc_schema.streams.page_types import PageType
-from ipc_schema.streams.records import HEADER_SIZE
-from tests.fuzz import stream_seeds
-from tests.fuzz.mutations import Seed, Words, mutate
-from tests.fuzz.target import DECODED, Target, promise
-from toolstack.xl.receive import name_of, parse_config
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType as Xc
+from xen_save_helper.ipc_schema.streams.libxc_record_types import record_number
+from xen_save_helper.ipc_schema.streams.libxc_stream import (
+    WITH_CONTENTS,
+    DomainHeader,
+    DomainType,
+    ImageHeader,
+)
+from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType as Xl
+from xen_save_helper.ipc_schema.streams.page_types import PageType
+from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE
+from xen_save_helper.toolstack.xl.receive import name_of, parse_config
 
 _SHORT: Final = "the record is cut"
 _SKIPPED: Final = "optional, skipped"

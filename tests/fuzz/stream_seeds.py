@@ -14,8 +14,16 @@ from typing import Final
 
 import numpy as np
 
-from ipc_schema.streams import libxc_stream, libxl_stream, page_lists, records, xl_header
-from ipc_schema.streams.libxc_bodies import (
+from tests.fuzz.mutations import Seed, joined
+from tests.streams import CUTS, read_cut
+from xen_save_helper.ipc_schema.streams import (
+    libxc_stream,
+    libxl_stream,
+    page_lists,
+    records,
+    xl_header,
+)
+from xen_save_helper.ipc_schema.streams.libxc_bodies import (
     Body,
     P2mFrames,
     PageList,
@@ -23,15 +31,13 @@ from ipc_schema.streams.libxc_bodies import (
     TscInfo,
     VcpuContext,
 )
-from ipc_schema.streams.libxc_record_types import RecordType as Xc
-from ipc_schema.streams.libxc_record_types import record_number
-from ipc_schema.streams.libxc_stream import DomainHeader, DomainType, ImageHeader
-from ipc_schema.streams.libxl_stream import CheckpointState, EmulatorId
-from ipc_schema.streams.libxl_stream import RecordType as Xl
-from ipc_schema.streams.page_types import PageType
-from tests.fuzz.mutations import Seed, joined
-from tests.streams import CUTS, read_cut
-from toolstack.inspect.walk import inspect
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType as Xc
+from xen_save_helper.ipc_schema.streams.libxc_record_types import record_number
+from xen_save_helper.ipc_schema.streams.libxc_stream import DomainHeader, DomainType, ImageHeader
+from xen_save_helper.ipc_schema.streams.libxl_stream import CheckpointState, EmulatorId
+from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType as Xl
+from xen_save_helper.ipc_schema.streams.page_types import PageType
+from xen_save_helper.toolstack.inspect.walk import inspect
 
 PAGE: Final = 4096
 MEMORY: Final = 160 << 20

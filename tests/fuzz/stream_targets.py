@@ -10,19 +10,19 @@ from typing import Final
 
 import numpy as np
 
-from helper.engine.fault_channel import FaultReader
-from helper.engine.page_assembler import RING, PageAssembler
-from helper.engine.postcopy_pages import PostcopyPages
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams import xl_header
-from ipc_schema.streams.libxc_record_types import RecordType as Xc
-from ipc_schema.streams.page_types import PageType
 from tests.fuzz import stream_seeds
 from tests.fuzz.mutations import Seed, Words, joined, mutate
 from tests.fuzz.record_targets import JSON_WORDS
 from tests.fuzz.stream_seeds import PAGE, libxc_record, page_data, pages
 from tests.fuzz.target import DECODED, BrokenPromiseError, Target, promise
-from toolstack.inspect.walk import Summary, inspect
+from xen_save_helper.helper.engine.fault_channel import FaultReader
+from xen_save_helper.helper.engine.page_assembler import RING, PageAssembler
+from xen_save_helper.helper.engine.postcopy_pages import PostcopyPages
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams import xl_header
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType as Xc
+from xen_save_helper.ipc_schema.streams.page_types import PageType
+from xen_save_helper.toolstack.inspect.walk import Summary, inspect
 
 STREAM_WORDS: Final = Words(
     tokens=(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from ipc_schema.errors import DecodeError
 from tests.fuzz.mutations import NO_WORDS, Seed, Words, mutate
+from xen_save_helper.ipc_schema.errors import DecodeError
 
 DECODED: Final = "decoded"
 REFUSED: Final = "refused"

@@ -10,11 +10,11 @@ from random import Random
 
 import pytest
 
-from ipc_schema.errors import DecodeError
 from tests.fuzz import judge as judging
 from tests.fuzz.judge import MEMORY, Clock, Tally, choose, judge, run, warm_up
 from tests.fuzz.mutations import Seed
 from tests.fuzz.target import BrokenPromiseError, Target, promise
+from xen_save_helper.ipc_schema.errors import DecodeError
 
 ROOT = Path(__file__).parents[2]
 INPUT = b"sixteen octets.."

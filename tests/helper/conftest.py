@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from helper.hypervisors.xen.libraries import SUPPORTED
 from tests.debian_packages import PackageUnavailableError
 from tests.helper.libxenguest.peer import HEADERS_OF, libraries, with_xens_headers
 from tests.unavailable import unavailable
+from xen_save_helper.helper.hypervisors.xen.libraries import SUPPORTED
 
 Peers = Callable[[str], str]
 

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ipc_schema.channel.helper_arguments import HelperArguments, build
-from ipc_schema.channel.messages import CATALOGUE, Dialect, Operation, callback_bit
-from ipc_schema.channel.pipe_codec import HEADER_SIZE, decode_body, decode_header
+from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments, build
+from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, Dialect, Operation, callback_bit
+from xen_save_helper.ipc_schema.channel.pipe_codec import HEADER_SIZE, decode_body, decode_header
 
-HELPER = [sys.executable, "-P", "-m", "helper.main"]
+HELPER = [sys.executable, "-P", "-m", "xen_save_helper.helper.main"]
 
 
 @dataclass

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from helper.abort import Abort
-from ipc_schema.channel.waits import BUFFERED
 from tests.waiting import until_blocked
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.ipc_schema.channel.waits import BUFFERED
 
 
 @dataclass

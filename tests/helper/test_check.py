@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ipc_schema.version import version
 from tests.helper.test_main import by_hand
+from xen_save_helper.ipc_schema.version import version
 
 
 def check(**variables: str) -> tuple[int, list[str]]:

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from ipc_schema.channel.helper_arguments import HelperArguments
-from ipc_schema.channel.messages import Dialect, Operation, XentoollogLevel
 from tests.helper.engine.running import suspend
 from tests.helper.libxl_side import (
     HELPER,
@@ -25,8 +23,10 @@ from tests.helper.libxl_side import (
     started,
 )
 from tests.waiting import until_blocked
-from toolstack.hosts.interface import GuestState
-from toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
+from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, XentoollogLevel
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 MEMORY = 8 << 20
 
@@ -280,7 +280,9 @@ def test_a_stream_may_stand_still_for_ever_unless_a_limit_is_set(
 def test_a_stream_that_stands_still_is_waited_for_and_told_of(
     host: SimulatedHost, unread_stream: socket.socket, tmp_path: Path
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text("from helper import waiting\nwaiting.PERIOD = 0.3\n")
+    (tmp_path / "sitecustomize.py").write_text(
+        "from xen_save_helper.helper import waiting\nwaiting.PERIOD = 0.3\n"
+    )
     events = tmp_path / "events"
     domid = host.create_guest("g", MEMORY, "random")
     environment = {"PYTHONPATH": str(tmp_path), "XEN_SAVE_HELPER_EVENTS": str(events)}
@@ -340,12 +342,12 @@ def test_an_answer_that_does_not_come_is_the_error_path(
 
 def test_a_stray_print_does_not_get_into_the_conversation(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import helper.run\n"
-        "starts = helper.run._operate\n"
+        "import xen_save_helper.helper.run\n"
+        "starts = xen_save_helper.helper.run._operate\n"
         "def talkative(*a):\n"
         "    print('stray')\n"
         "    return starts(*a)\n"
-        "helper.run._operate = talkative\n"
+        "xen_save_helper.helper.run._operate = talkative\n"
     )
     with (
         open(os.devnull, "wb") as null,

@@ -4,8 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc_schema.channel.messages import PrecopyPolicy
-from ipc_schema.channel.precopy_rule import PAGE_OCTETS, PrecopyLimits, PrecopyRounds, decide
+from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
+from xen_save_helper.ipc_schema.channel.precopy_rule import (
+    PAGE_OCTETS,
+    PrecopyLimits,
+    PrecopyRounds,
+    decide,
+)
 
 GO_ON = PrecopyPolicy.CONTINUE_PRECOPY
 STOP = PrecopyPolicy.STOP_AND_COPY

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from helper.hypervisors.xen import qemu
+from xen_save_helper.helper.hypervisors.xen import qemu
 
 WRAPPER = Path(sys.executable).with_name("xen-save-helper-qemu")
 STATE = "the device model's state"
@@ -175,7 +175,8 @@ def test_it_never_starts_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 def test_it_needs_nothing_that_takes_long_to_import() -> None:
     slow = ("subprocess", "numpy", "construct", "asyncio", "zmq", "ctypes", "json")
-    script = f"import sys, helper.qemu_wrapper; print([n for n in {slow} if n in sys.modules])"
+    script = "import sys, xen_save_helper.helper.qemu_wrapper; "
+    script += f"print([n for n in {slow} if n in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-S", "-c", script],
         capture_output=True,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from helper.settings import Found, Given, Settings, read_settings
+from xen_save_helper.helper.settings import Found, Given, Settings, read_settings
 
 
 def found_in(**variables: str) -> Found:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from helper.standard_streams import Output
 from tests.helper.libxl_side import HELPER
+from xen_save_helper.helper.standard_streams import Output
 
 
 def _filled(writer: int) -> None:
@@ -120,7 +120,7 @@ def test_a_complaint_that_cannot_be_printed_leaves_the_helpers_status() -> None:
 def test_nothing_lands_on_a_stream_that_was_closed() -> None:
     script = (
         "import os\n"
-        "from helper.standard_streams import standard_streams\n"
+        "from xen_save_helper.helper.standard_streams import standard_streams\n"
         "with standard_streams():\n"
         "    fd = os.open('/dev/null', os.O_RDONLY)\n"
         "os._exit(fd)\n"

@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helper.waiting import PERIOD, WaitLog
-from ipc_schema.channel.messages import XentoollogLevel
+from xen_save_helper.helper.waiting import PERIOD, WaitLog
+from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 
 
 class Log:

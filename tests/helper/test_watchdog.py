@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from helper.abort import Abort
-from helper.watchdog import Watchdog, limit_of
-from ipc_schema.channel.waits import LOOK
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.watchdog import Watchdog, limit_of
+from xen_save_helper.ipc_schema.channel.waits import LOOK
 
 LIMIT = 0.4
 

@@ -21,11 +21,11 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from ipc_schema.streams import page_lists
-from ipc_schema.streams.libxc_stream import RecordType
-from ipc_schema.streams.page_lists import contents_mask
-from ipc_schema.streams.records import HEADER_SIZE, encode_record_header, padding
-from toolstack.inspect.walk import Entry, inspect
+from xen_save_helper.ipc_schema.streams import page_lists
+from xen_save_helper.ipc_schema.streams.libxc_stream import RecordType
+from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
+from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE, encode_record_header, padding
+from xen_save_helper.toolstack.inspect.walk import Entry, inspect
 
 PAGE_SIZE = 4096
 MOST_SENT = 5

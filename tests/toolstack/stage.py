@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.waiting import wait_for
-from toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 __all__ = ["TOOLSTACK", "Ended", "Hosts", "toolstack", "wait_for"]
 
-TOOLSTACK = [sys.executable, "-m", "toolstack.commands.main"]
+TOOLSTACK = [sys.executable, "-m", "xen_save_helper.toolstack.commands.main"]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import Side
-from toolstack import (
+from xen_save_helper.toolstack import (
     Context,
     Limits,
     MemoryStrategy,
@@ -23,9 +23,9 @@ from toolstack import (
     domain_live_migrate,
     domain_suspend,
 )
-from toolstack.xl import save_file
-from toolstack.xl.migrate import CommandDestination, MigrateOptions, migrate
-from toolstack.xl.receive import receive
+from xen_save_helper.toolstack.xl import save_file
+from xen_save_helper.toolstack.xl.migrate import CommandDestination, MigrateOptions, migrate
+from xen_save_helper.toolstack.xl.receive import receive
 
 CONFIG: dict[str, Any] = {"c_info": {"type": "pvh"}, "b_info": {"max_memkb": 4096}}
 

@@ -14,16 +14,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ipc_schema.errors import Error
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, cancelled, run
 from tests.waiting import wait_for
-from toolstack.cancellation import end_in_order, spawn, told
-from toolstack.hosts.interface import GuestState
-from toolstack.operations.domain_save import SUSPEND_LIVE, SaveResult, domain_suspend
-from toolstack.xl import save_file
-from toolstack.xl.migrate import CommandDestination, MigrateOptions, migrate
-from toolstack.xl.outcome import MigrationResult, Outcome
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.cancellation import end_in_order, spawn, told
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.operations.domain_save import (
+    SUSPEND_LIVE,
+    SaveResult,
+    domain_suspend,
+)
+from xen_save_helper.toolstack.xl import save_file
+from xen_save_helper.toolstack.xl.migrate import CommandDestination, MigrateOptions, migrate
+from xen_save_helper.toolstack.xl.outcome import MigrationResult, Outcome
 
 SLOW = 1 << 20
 """Octets a second: a save takes seconds."""
@@ -310,7 +314,7 @@ class TestOperations:
         """A program of a user's, which handles no signal."""
         program = (
             "import asyncio, socket, sys\n"
-            "from toolstack import Context, domain_suspend\n"
+            "from xen_save_helper.toolstack import Context, domain_suspend\n"
             "ours, theirs = socket.socketpair()\n"
             "ctx = Context.open(sys.argv[1], log=lambda level, context, text: print(text))\n"
             "print('at work', flush=True)\n"

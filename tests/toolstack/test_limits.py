@@ -5,9 +5,9 @@ from dataclasses import fields
 
 import pytest
 
-from ipc_schema.channel.waits import LONGEST_LIMIT, LONGEST_WAIT
 from tests.toolstack.helpers.running_helpers import run_helper, scripted
-from toolstack.limits import Limits
+from xen_save_helper.ipc_schema.channel.waits import LONGEST_LIMIT, LONGEST_WAIT
+from xen_save_helper.toolstack.limits import Limits
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "1e300", "1000001", "soon", ""])

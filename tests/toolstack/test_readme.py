@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ipc_schema.errors import Error
 from tests.toolstack.stage import Hosts
-from toolstack import PostcopyTransitioned, RestoreResult, SaveResult
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack import PostcopyTransitioned, RestoreResult, SaveResult
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
-from ipc_schema.trace import Trace
-from toolstack.context import Context
-from toolstack.hosts.interface import DomainSummary, GuestState
-from toolstack.hosts.simulated.host import SimulatedHost
-from toolstack.limits import Limits
-from toolstack.operations.domain_restore import RestoreResult, domain_create_restore
-from toolstack.operations.domain_save import (
+from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.limits import Limits
+from xen_save_helper.toolstack.operations.domain_restore import RestoreResult, domain_create_restore
+from xen_save_helper.toolstack.operations.domain_save import (
     MemoryStrategy,
     PrecopyLimits,
     SaveResult,
@@ -120,7 +120,10 @@ def helpers() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children():
         try:
-            if "helper.main" in process.cmdline() or process.status() == psutil.STATUS_ZOMBIE:
+            if (
+                "xen_save_helper.helper.main" in process.cmdline()
+                or process.status() == psutil.STATUS_ZOMBIE
+            ):
                 found.append(process)
         except psutil.NoSuchProcess:
             continue

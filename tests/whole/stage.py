@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 
 from tests.conftest import HostFactory
-from toolstack.hosts.interface import DomainSummary
-from toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.hosts.interface import DomainSummary
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
-TOOLSTACK = [sys.executable, "-m", "toolstack.commands.main"]
+TOOLSTACK = [sys.executable, "-m", "xen_save_helper.toolstack.commands.main"]
 
 QUICK_LIMITS = {
     "helper_start": 10,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.toolstack.stage import toolstack
-from toolstack.commands.demo import MODES
+from xen_save_helper.toolstack.commands.demo import MODES
 
 MEMORY = {"256M": 256 << 20, "2G": 2 << 30}
 WORKLOADS = ("idle", "sequential", "random", "write-heavy")

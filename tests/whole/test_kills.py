@@ -28,9 +28,9 @@ import pytest
 from tests.conftest import HostFactory
 from tests.waiting import gone, wait_for
 from tests.whole.stage import Stage, command_of, descendants, send, toolstack
-from toolstack.hosts.interface import DomainSummary, GuestState
-from toolstack.hosts.simulated.host import SimulatedHost, create_host
-from toolstack.rules.handshake import Receiver
+from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost, create_host
+from xen_save_helper.toolstack.rules.handshake import Receiver
 
 RUNS = int(os.environ.get("XEN_KILL_RUNS", "100"))
 SEED = int(os.environ.get("XEN_KILL_SEED", "20170315"))

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ipc_schema.streams.libxc_stream import RecordType
 from tests.helper.engine.test_restore import new_domain, records, restored, stream_of_standing
 from tests.streams import parameters
 from tests.streams import whole as whole_stream
-from toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.ipc_schema.streams.libxc_stream import RecordType
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 PAGE_SIZE = 4096
 NO_CONTENTS = {0xD, 0xE, 0xF}

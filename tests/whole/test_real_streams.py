@@ -16,7 +16,7 @@ import pytest
 
 from tests.streams import parameters, whole
 from tests.streams.known import KNOWN, LIVE_ROUNDS
-from toolstack.inspect.walk import Summary, inspect
+from xen_save_helper.toolstack.inspect.walk import Summary, inspect
 
 
 @pytest.mark.parametrize("packed", parameters())

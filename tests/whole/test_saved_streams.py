@@ -13,8 +13,8 @@ from tests.toolstack.two_hosts import Side, run
 from tests.unavailable import unavailable
 from tests.verify_stream import fetch, verify
 from tests.whole.stage import QUICK_LIMITS, TOOLSTACK, Stage, toolstack
-from toolstack.inspect.walk import inspect
-from toolstack.operations.domain_save import domain_suspend
+from xen_save_helper.toolstack.inspect.walk import inspect
+from xen_save_helper.toolstack.operations.domain_save import domain_suspend
 
 
 @pytest.fixture(scope="module", autouse=True)

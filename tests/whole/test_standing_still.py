@@ -19,8 +19,8 @@ import pytest
 from tests.conftest import HostFactory
 from tests.waiting import wait_for
 from tests.whole.stage import TOOLSTACK
-from toolstack.hosts.interface import GuestState
-from toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 MEMORY: Final = 16 << 20
 STOPPED: Final = 6.0
@@ -62,7 +62,7 @@ class Command:
             # One that ends meanwhile is not there.
             with contextlib.suppress(psutil.NoSuchProcess):
                 words, is_ours = child.cmdline(), child.ppid() == ours.pid
-                if "helper.main" in words:
+                if "xen_save_helper.helper.main" in words:
                     found["helper" if is_ours else "receiver's helper"] = child
                 elif "receive" in words and is_ours:
                     found["receiver"] = child

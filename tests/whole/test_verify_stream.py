@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ipc_schema.streams import libxl_stream, xl_header
-from ipc_schema.streams.libxl_stream import EmulatorId, RecordType
 from tests.debian_packages import PackageUnavailableError
 from tests.streams import CUTS, read_cut
 from tests.unavailable import unavailable
 from tests.verify_stream import fetch, verify
+from xen_save_helper.ipc_schema.streams import libxl_stream, xl_header
+from xen_save_helper.ipc_schema.streams.libxl_stream import EmulatorId, RecordType
 
 
 @pytest.fixture(scope="module", autouse=True)

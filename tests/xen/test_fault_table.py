@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from ipc_schema.faults.actions import on_pipe
-from ipc_schema.faults.plan import parse
-from ipc_schema.faults.points import Who
 from tests.xen import fault_table
 from tests.xen.dom0.faulted import telling
 from tests.xen.fault_table import FaultRow
 from tests.xen.scenarios.fault_cases import MIGRATE, RESTORE, SAVE, FaultCase
+from xen_save_helper.ipc_schema.faults.actions import on_pipe
+from xen_save_helper.ipc_schema.faults.plan import parse
+from xen_save_helper.ipc_schema.faults.points import Who
 
 ROW = FaultRow(
     xen="4.17.5",

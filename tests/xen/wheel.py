@@ -13,7 +13,9 @@ from typing import Final
 
 from tests.xen.cache import CACHE, REPOSITORY, exclusive
 
-_SOURCES: Final = ("pyproject.toml", "README.md", "LICENSE", "ipc_schema", "helper", "toolstack")
+_SOURCES: Final = (
+    "pyproject.toml", "README.md", "LICENSE", ".packages", "ipc_schema", "helper", "toolstack",
+)  # fmt: skip
 _BUILD_SECONDS: Final = 300
 _KEPT: Final = 5
 
@@ -41,8 +43,8 @@ def copy_sources(names: Iterable[str], directory: Path) -> None:
     directory.mkdir()
     for name in names:
         if (REPOSITORY / name).is_dir():
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(REPOSITORY / name, directory / name, ignore=ignored)
+            ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+            shutil.copytree(REPOSITORY / name, directory / name, symlinks=True, ignore=ignored)
         else:
             shutil.copy(REPOSITORY / name, directory / name)
 

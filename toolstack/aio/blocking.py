@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from toolstack.aio.patience import patience
+from xen_save_helper.toolstack.aio.patience import patience
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

@@ -17,7 +17,7 @@ import stat
 from collections.abc import Callable
 from typing import Final
 
-from toolstack.aio.patience import Timer
+from xen_save_helper.toolstack.aio.patience import Timer
 
 _CHUNK: Final = 1 << 20
 """Octets that one call takes from, or gives to, a file or socket at most."""

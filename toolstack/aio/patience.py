@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-from ipc_schema.channel.waits import Patience
+from xen_save_helper.ipc_schema.channel.waits import Patience
 
 
 def never() -> bool:

@@ -12,7 +12,7 @@ import struct
 import termios
 from typing import Final
 
-from ipc_schema.channel.waits import Patience
+from xen_save_helper.ipc_schema.channel.waits import Patience
 
 _POLL: Final = 0.01
 """Seconds: nothing tells the writer of a pipe that it is empty."""

@@ -17,14 +17,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
 
-from ipc_schema.version import version
-from toolstack.aio.scratch import sweep
-from toolstack.campaign import matrix
-from toolstack.campaign.evidence import Mode
-from toolstack.campaign.matrix import Cell, Guest, guest_for
-from toolstack.campaign.run import FAULT_LIMITS, Verdict
-from toolstack.campaign.worker import PREFIX, end_all_in, unjudged
-from toolstack.limits import Limits
+from xen_save_helper.ipc_schema.version import version
+from xen_save_helper.toolstack.aio.scratch import sweep
+from xen_save_helper.toolstack.campaign import matrix
+from xen_save_helper.toolstack.campaign.evidence import Mode
+from xen_save_helper.toolstack.campaign.matrix import Cell, Guest, guest_for
+from xen_save_helper.toolstack.campaign.run import FAULT_LIMITS, Verdict
+from xen_save_helper.toolstack.campaign.worker import PREFIX, end_all_in, unjudged
+from xen_save_helper.toolstack.limits import Limits
 
 USUAL_GUEST: Final = Guest(4 << 20, "random")
 
@@ -206,7 +206,7 @@ class _Worker:
         """Raises OSError where the process cannot start."""
         if self._process is None:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "toolstack.campaign.worker"),
+                *(sys.executable, "-P", "-m", "xen_save_helper.toolstack.campaign.worker"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=_LONGEST_LINE,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from ipc_schema.faults.points import Side
+from xen_save_helper.ipc_schema.faults.points import Side
 
 Event = Mapping[str, Any]
 """A line of the trace."""

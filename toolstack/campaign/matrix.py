@@ -14,15 +14,22 @@ from itertools import cycle
 from random import Random
 from typing import Final, NamedTuple
 
-from ipc_schema.channel.messages import CATALOGUE, PrecopyPolicy
-from ipc_schema.faults import actions
-from ipc_schema.faults.actions import Action, ActionKind, Value, admitted, sides
-from ipc_schema.faults.plan import FIRST, Fault, Plan, Times
-from ipc_schema.faults.points import POINTS, Kind, Point, Side, Who
-from ipc_schema.streams.records import HEADER_SIZE
-from ipc_schema.streams.xl_handshake import BANNER, READY, REPORT, SYNC, VERDICT, VERDICT_SIZE
-from toolstack.campaign import reach
-from toolstack.campaign.evidence import Mode
+from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, PrecopyPolicy
+from xen_save_helper.ipc_schema.faults import actions
+from xen_save_helper.ipc_schema.faults.actions import Action, ActionKind, Value, admitted, sides
+from xen_save_helper.ipc_schema.faults.plan import FIRST, Fault, Plan, Times
+from xen_save_helper.ipc_schema.faults.points import POINTS, Kind, Point, Side, Who
+from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE
+from xen_save_helper.ipc_schema.streams.xl_handshake import (
+    BANNER,
+    READY,
+    REPORT,
+    SYNC,
+    VERDICT,
+    VERDICT_SIZE,
+)
+from xen_save_helper.toolstack.campaign import reach
+from xen_save_helper.toolstack.campaign.evidence import Mode
 
 MODES: Final = (Mode.SAVE, Mode.LIVE, Mode.POSTCOPY)
 """The whole matrix's. Stop-and-copy passes nothing that live does not."""

@@ -15,22 +15,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
-from ipc_schema.faults import actions as fault_actions
-from ipc_schema.faults.plan import Plan
-from ipc_schema.faults.points import Side, Who
-from toolstack.campaign import processes
-from toolstack.campaign.evidence import Again, Ended, Event, Evidence, Guest, Mode, Place, Scene
-from toolstack.faults.guest import arm
-from toolstack.hosts.interface import DomainSummary, GuestState
-from toolstack.hosts.simulated.host import SimulatedHost, create_host
-from toolstack.limits import Limits
+from xen_save_helper.ipc_schema.faults import actions as fault_actions
+from xen_save_helper.ipc_schema.faults.plan import Plan
+from xen_save_helper.ipc_schema.faults.points import Side, Who
+from xen_save_helper.toolstack.campaign import processes
+from xen_save_helper.toolstack.campaign.evidence import (
+    Again,
+    Ended,
+    Event,
+    Evidence,
+    Guest,
+    Mode,
+    Place,
+    Scene,
+)
+from xen_save_helper.toolstack.faults.guest import arm
+from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost, create_host
+from xen_save_helper.toolstack.limits import Limits
 
 NAME: Final = "g"
 """The guest's."""
 
 PLAN_VARIABLE: Final = "XEN_SAVE_HELPER_FAULTS"
-_COMMAND: Final = (sys.executable, "-m", "toolstack.commands.main")
-_LINK: Final = (sys.executable, "-m", "toolstack.faults.link")
+_COMMAND: Final = (sys.executable, "-m", "xen_save_helper.toolstack.commands.main")
+_LINK: Final = (sys.executable, "-m", "xen_save_helper.toolstack.faults.link")
 _MODE_OPTIONS: Final[Mapping[Mode, tuple[str, ...]]] = {
     Mode.STOP_AND_COPY: ("--max-rounds", "0"),
     Mode.LIVE: ("--max-rounds", "3"),

@@ -33,7 +33,7 @@ class Process:
 
     @property
     def is_controller(self) -> bool:
-        return "toolstack.commands.main" in self.command
+        return "xen_save_helper.toolstack.commands.main" in self.command
 
     def __str__(self) -> str:
         return f"{self.pid} ({self.state}): {' '.join(self.command)}"

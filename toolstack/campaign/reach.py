@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from ipc_schema.faults.plan import Fault, parse
-from ipc_schema.faults.points import Kind, Point, Side, Who
-from ipc_schema.streams.phases import Phase, Stage
-from toolstack.campaign.evidence import Mode
+from xen_save_helper.ipc_schema.faults.plan import Fault, parse
+from xen_save_helper.ipc_schema.faults.points import Kind, Point, Side, Who
+from xen_save_helper.ipc_schema.streams.phases import Phase, Stage
+from xen_save_helper.toolstack.campaign.evidence import Mode
 
 _CHECKPOINTED: Final = "a checkpointed stream's (Remus, COLO)"
 _PV: Final = "a PV guest's"

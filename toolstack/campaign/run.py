@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from ipc_schema.faults.plan import Plan
-from toolstack.campaign.evidence import Mode
-from toolstack.campaign.judge.oracle import judge
-from toolstack.campaign.play import Stage
-from toolstack.limits import Limits
+from xen_save_helper.ipc_schema.faults.plan import Plan
+from xen_save_helper.toolstack.campaign.evidence import Mode
+from xen_save_helper.toolstack.campaign.judge.oracle import judge
+from xen_save_helper.toolstack.campaign.play import Stage
+from xen_save_helper.toolstack.limits import Limits
 
 __all__ = ["FAULT_LIMITS", "FaultRun", "Mode", "Verdict", "run_fault"]
 

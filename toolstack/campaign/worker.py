@@ -16,12 +16,12 @@ import traceback
 from pathlib import Path
 from typing import Any, Final
 
-from ipc_schema.faults.plan import parse
-from ipc_schema.faults.points import Side
-from toolstack.aio.scratch import ScratchDirectory
-from toolstack.campaign.run import FaultRun, Mode, Verdict, run_fault
-from toolstack.hosts.simulated.host import SimulatedHost
-from toolstack.limits import Limits
+from xen_save_helper.ipc_schema.faults.plan import parse
+from xen_save_helper.ipc_schema.faults.points import Side
+from xen_save_helper.toolstack.aio.scratch import ScratchDirectory
+from xen_save_helper.toolstack.campaign.run import FaultRun, Mode, Verdict, run_fault
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.limits import Limits
 
 PREFIX: Final = "xen-campaign-"
 

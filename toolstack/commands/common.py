@@ -11,14 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from helper.hypervisors import SIMULATED, XEN
-from helper.standard_streams import hurry, lost
-from toolstack.hosts import open_host
-from toolstack.hosts.xen.presence import in_control_domain
-from toolstack.xl.outcome import ExitCode
+from xen_save_helper.helper.hypervisors import SIMULATED, XEN
+from xen_save_helper.helper.standard_streams import hurry, lost
+from xen_save_helper.toolstack.hosts import open_host
+from xen_save_helper.toolstack.hosts.xen.presence import in_control_domain
+from xen_save_helper.toolstack.xl.outcome import ExitCode
 
 if TYPE_CHECKING:
-    from toolstack.hosts.interface import DomainSummary, Host
+    from xen_save_helper.toolstack.hosts.interface import DomainSummary, Host
 
 PROGRAM: Final = "xen-toolstack"
 """Who speaks in the lines on stderr."""

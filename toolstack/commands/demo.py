@@ -13,22 +13,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ipc_schema.channel.waits import Patience
-from ipc_schema.errors import Error
-from ipc_schema.trace import Trace
-from toolstack.aio import blocking
-from toolstack.aio.scratch import ScratchDirectory
-from toolstack.cancellation import told
-from toolstack.context import Context, ProgressLine
-from toolstack.failure import message_of
-from toolstack.limits import Limits
-from toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
-from toolstack.xl.migrate import HostDestination, MigrateOptions, migrate
-from toolstack.xl.outcome import GuestResult, MigrationResult, Outcome
+from xen_save_helper.ipc_schema.channel.waits import Patience
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.aio import blocking
+from xen_save_helper.toolstack.aio.scratch import ScratchDirectory
+from xen_save_helper.toolstack.cancellation import told
+from xen_save_helper.toolstack.context import Context, ProgressLine
+from xen_save_helper.toolstack.failure import message_of
+from xen_save_helper.toolstack.limits import Limits
+from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
+from xen_save_helper.toolstack.xl.migrate import HostDestination, MigrateOptions, migrate
+from xen_save_helper.toolstack.xl.outcome import GuestResult, MigrationResult, Outcome
 
 if TYPE_CHECKING:
-    from toolstack.hosts.interface import GuestReport
-    from toolstack.hosts.simulated.host import SimulatedHost
+    from xen_save_helper.toolstack.hosts.interface import GuestReport
+    from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 GUEST: Final = "demo"
 VERIFY_LIMIT: Final = 300.0
@@ -59,7 +59,7 @@ class DemoResult:
 def two_hosts() -> Iterator[tuple[Path, Path]]:
     """The directories of two new hosts; all their guests end, and all goes, with the context, or
     with the next demo where this one is killed."""
-    simulated = importlib.import_module("toolstack.hosts.simulated.host")
+    simulated = importlib.import_module("xen_save_helper.toolstack.hosts.simulated.host")
     with ScratchDirectory("xen-toolstack-demo-", clear=destroy_all) as scratch:
         directories = scratch.path / "source", scratch.path / "destination"
         for directory in directories:
@@ -72,7 +72,7 @@ def two_hosts() -> Iterator[tuple[Path, Path]]:
 
 def destroy_all(hosts: Path) -> None:
     """End all guests of the hosts whose directories are in `hosts`."""
-    simulated = importlib.import_module("toolstack.hosts.simulated.host")
+    simulated = importlib.import_module("xen_save_helper.toolstack.hosts.simulated.host")
     for directory in hosts.iterdir():
         host = simulated.SimulatedHost(directory)
         host.clear_up()
@@ -97,7 +97,7 @@ async def demo(
     `events` is where both sides append their trace. Returns also where the migration failed.
     """
     before = events.stat().st_size if events.is_file() else 0
-    simulated = importlib.import_module("toolstack.hosts.simulated.host")
+    simulated = importlib.import_module("xen_save_helper.toolstack.hosts.simulated.host")
     strategy, precopy = MODES[mode]
     with two_hosts() as (source, destination):
         host: SimulatedHost = simulated.SimulatedHost(source)

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Final
 
-from toolstack.aio.scratch import ScratchDirectory
-from toolstack.commands.demo import DemoResult
-from toolstack.commands.demo import demo as run_demo
-from toolstack.commands.migrate import report
-from toolstack.commands.running import limits_of, open_trace, progress_for, run
+from xen_save_helper.toolstack.aio.scratch import ScratchDirectory
+from xen_save_helper.toolstack.commands.demo import DemoResult
+from xen_save_helper.toolstack.commands.demo import demo as run_demo
+from xen_save_helper.toolstack.commands.migrate import report
+from xen_save_helper.toolstack.commands.running import limits_of, open_trace, progress_for, run
 
 _VERIFIED: Final = "the guest compared every page at the destination, and runs on"
 

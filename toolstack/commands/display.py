@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from toolstack.xl.outcome import MigrationResult, Outcome
+from xen_save_helper.toolstack.xl.outcome import MigrationResult, Outcome
 
 STATE_COLOURS: Final = {
     "running": "green",

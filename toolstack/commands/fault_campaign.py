@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ipc_schema.version import version
-from toolstack.campaign.campaign import (
+from xen_save_helper.ipc_schema.version import version
+from xen_save_helper.toolstack.campaign.campaign import (
     USUAL_GUEST,
     Selection,
     State,
@@ -21,18 +21,18 @@ from toolstack.campaign.campaign import (
     run_cells,
     stopped_by_signals,
 )
-from toolstack.campaign.evidence import Mode
-from toolstack.campaign.matrix import MODES, Cell, Guest
-from toolstack.campaign.play import need_room
-from toolstack.campaign.report import figures as report
-from toolstack.campaign.report import html_page as html_report
-from toolstack.campaign.report import junit
-from toolstack.campaign.report.figures import Report
-from toolstack.campaign.run import Verdict
-from toolstack.campaign.worker import longest_directory
-from toolstack.commands.common import CommandError, UsageError, show
-from toolstack.commands.faults import fault_limits
-from toolstack.xl.outcome import ExitCode
+from xen_save_helper.toolstack.campaign.evidence import Mode
+from xen_save_helper.toolstack.campaign.matrix import MODES, Cell, Guest
+from xen_save_helper.toolstack.campaign.play import need_room
+from xen_save_helper.toolstack.campaign.report import figures as report
+from xen_save_helper.toolstack.campaign.report import html_page as html_report
+from xen_save_helper.toolstack.campaign.report import junit
+from xen_save_helper.toolstack.campaign.report.figures import Report
+from xen_save_helper.toolstack.campaign.run import Verdict
+from xen_save_helper.toolstack.campaign.worker import longest_directory
+from xen_save_helper.toolstack.commands.common import CommandError, UsageError, show
+from xen_save_helper.toolstack.commands.faults import fault_limits
+from xen_save_helper.toolstack.xl.outcome import ExitCode
 
 VERDICTS: Final = "verdicts.jsonl"
 JUNIT: Final = "junit.xml"

@@ -12,19 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from ipc_schema.faults import actions as fault_actions
-from ipc_schema.faults import plan as fault_plan
-from ipc_schema.faults.actions import DEATHS, ActionKind, on_pipe, sides
-from ipc_schema.faults.plan import Plan, PlanError, parse
-from ipc_schema.faults.points import POINTS, Point, Side
-from toolstack.aio.scratch import ScratchDirectory
-from toolstack.campaign.report.figures import not_fired, value_text
-from toolstack.campaign.run import FAULT_LIMITS, FaultRun, Mode, Verdict, run_fault
-from toolstack.campaign.worker import end_all_in
-from toolstack.commands.common import CommandError, UsageError, show
-from toolstack.commands.running import limits_of
-from toolstack.limits import Limits
-from toolstack.xl.outcome import ExitCode
+from xen_save_helper.ipc_schema.faults import actions as fault_actions
+from xen_save_helper.ipc_schema.faults import plan as fault_plan
+from xen_save_helper.ipc_schema.faults.actions import DEATHS, ActionKind, on_pipe, sides
+from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError, parse
+from xen_save_helper.ipc_schema.faults.points import POINTS, Point, Side
+from xen_save_helper.toolstack.aio.scratch import ScratchDirectory
+from xen_save_helper.toolstack.campaign.report.figures import not_fired, value_text
+from xen_save_helper.toolstack.campaign.run import FAULT_LIMITS, FaultRun, Mode, Verdict, run_fault
+from xen_save_helper.toolstack.campaign.worker import end_all_in
+from xen_save_helper.toolstack.commands.common import CommandError, UsageError, show
+from xen_save_helper.toolstack.commands.running import limits_of
+from xen_save_helper.toolstack.limits import Limits
+from xen_save_helper.toolstack.xl.outcome import ExitCode
 
 PREFIX: Final = "xen-faults-"
 AROUND: Final = 8

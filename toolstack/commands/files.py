@@ -10,12 +10,12 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from toolstack.aio.file_argument import STDIN, STDOUT, file_of
-from toolstack.cancellation import told
-from toolstack.commands.common import CommandError, check_new_name, guest_of, show
-from toolstack.commands.running import context_of, progress_for, run
-from toolstack.xl import save_file
-from toolstack.xl.configuration import read_configuration
+from xen_save_helper.toolstack.aio.file_argument import STDIN, STDOUT, file_of
+from xen_save_helper.toolstack.cancellation import told
+from xen_save_helper.toolstack.commands.common import CommandError, check_new_name, guest_of, show
+from xen_save_helper.toolstack.commands.running import context_of, progress_for, run
+from xen_save_helper.toolstack.xl import save_file
+from xen_save_helper.toolstack.xl.configuration import read_configuration
 
 
 def save(arguments: argparse.Namespace) -> int:

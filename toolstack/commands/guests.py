@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from toolstack.commands.common import (
+from xen_save_helper.toolstack.commands.common import (
     CommandError,
     UsageError,
     check_new_name,
@@ -17,9 +17,9 @@ from toolstack.commands.common import (
     host_of,
     show,
 )
-from toolstack.xl import journal
-from toolstack.xl.journal import Promise
-from toolstack.xl.recover import OPERATIONS, domain_of, operations_on, waits_for
+from xen_save_helper.toolstack.xl import journal
+from xen_save_helper.toolstack.xl.journal import Promise
+from xen_save_helper.toolstack.xl.recover import OPERATIONS, domain_of, operations_on, waits_for
 
 _COLUMNS: Final = (
     "name", "domid", "memory", "type", "workload", "state", "log_dirty", "pid", "waits"
@@ -27,8 +27,8 @@ _COLUMNS: Final = (
 """The keys of a row of `list`."""
 
 if TYPE_CHECKING:
-    from toolstack.hosts.interface import DomainSummary, Host
-    from toolstack.hosts.simulated.host import SimulatedHost
+    from xen_save_helper.toolstack.hosts.interface import DomainSummary, Host
+    from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 
 def init(arguments: argparse.Namespace) -> int:
@@ -36,7 +36,7 @@ def init(arguments: argparse.Namespace) -> int:
     what its CPU lacks; one with anything else in it is refused."""
     lacks = None if arguments.lacks is None else _features(arguments.lacks)
     directory = Path(arguments.directory) if arguments.directory else directory_of(arguments)
-    simulated = importlib.import_module("toolstack.hosts.simulated.host")
+    simulated = importlib.import_module("xen_save_helper.toolstack.hosts.simulated.host")
     simulated.create_host(directory, arguments.memory, lacks or ())
     host = cast("SimulatedHost", host_at(directory))
     if arguments.memory is not None and host.memory != arguments.memory:
@@ -55,7 +55,7 @@ def init(arguments: argparse.Namespace) -> int:
 
 def _features(text: str) -> list[str]:
     """Names of CPU features, between commas. Raises UsageError for what is none."""
-    from ipc_schema.streams.cpu_features import all_but, features
+    from xen_save_helper.ipc_schema.streams.cpu_features import all_but, features
 
     names = [name.strip() for name in text.split(",") if name.strip()]
     known = features(all_but(()))
@@ -83,7 +83,7 @@ def create_guest(host: Host, arguments: argparse.Namespace) -> int:
     """Start a new simulated guest; returns its domid. Raises CommandError for a name in use,
     UsageError for what no guest can be."""
     check_new_name(arguments.name)
-    layout = importlib.import_module("helper.hypervisors.simulated.layout")
+    layout = importlib.import_module("xen_save_helper.helper.hypervisors.simulated.layout")
     how, _, late = (arguments.behaviour or "normal").partition(":")
     try:
         behaviour = layout.Behaviour[how.upper()]
@@ -146,7 +146,7 @@ def show_list(arguments: argparse.Namespace) -> int:
     rows += left
 
     def human() -> None:
-        importlib.import_module("toolstack.commands.display").guests(rows)
+        importlib.import_module("xen_save_helper.toolstack.commands.display").guests(rows)
 
     return show(arguments, rows, human)
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from ipc_schema.errors import DecodeError
-from toolstack.aio.file_argument import STDIN, file_of, name_of
-from toolstack.commands.common import complain, show
-from toolstack.inspect.foreign_formats import NotAStreamError
-from toolstack.inspect.walk import Entry, Summary
-from toolstack.inspect.walk import inspect as walk
-from toolstack.xl.outcome import ExitCode
-from toolstack.xl.stream_input import open_stream
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.toolstack.aio.file_argument import STDIN, file_of, name_of
+from xen_save_helper.toolstack.commands.common import complain, show
+from xen_save_helper.toolstack.inspect.foreign_formats import NotAStreamError
+from xen_save_helper.toolstack.inspect.walk import Entry, Summary
+from xen_save_helper.toolstack.inspect.walk import inspect as walk
+from xen_save_helper.toolstack.xl.outcome import ExitCode
+from xen_save_helper.toolstack.xl.stream_input import open_stream
 
 _OFFSET: Final = 12
 _LAYER: Final = 5

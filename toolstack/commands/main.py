@@ -16,9 +16,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NoReturn
 
-from helper.standard_streams import hurry, lost, standard_streams
-from ipc_schema.version import version
-from toolstack.commands.common import (
+from xen_save_helper.helper.standard_streams import hurry, lost, standard_streams
+from xen_save_helper.ipc_schema.version import version
+from xen_save_helper.toolstack.commands.common import (
     ENDING_SIGNALS,
     PROGRAM,
     CommandError,
@@ -30,8 +30,8 @@ from toolstack.commands.common import (
     positive,
     size,
 )
-from toolstack.failure import message_of
-from toolstack.xl.outcome import ExitCode
+from xen_save_helper.toolstack.failure import message_of
+from xen_save_helper.toolstack.xl.outcome import ExitCode
 
 EXIT_CODES_TEXT: Final = """\
 exit codes: 0 success; 1 failed (migrate, demo: and the guest runs at the source); 2 usage;
@@ -77,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     module, function = arguments.run.split(":")
     try:
-        command = getattr(importlib.import_module(f"toolstack.commands.{module}"), function)
+        command = getattr(
+            importlib.import_module(f"xen_save_helper.toolstack.commands.{module}"), function
+        )
         return int(command(arguments))
     except UsageError as error:
         _complain(arguments, str(error))

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from helper.hypervisors import XEN
-from ipc_schema.channel.messages import MissingCpuFeatures
-from toolstack.cancellation import told
-from toolstack.commands.common import (
+from xen_save_helper.helper.hypervisors import XEN
+from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures
+from xen_save_helper.toolstack.cancellation import told
+from xen_save_helper.toolstack.commands.common import (
     CommandError,
     UsageError,
     complain,
@@ -24,18 +24,18 @@ from toolstack.commands.common import (
     hypervisor_of,
     show,
 )
-from toolstack.commands.running import context_of, progress_for, run
-from toolstack.operations.settle import DEAD, GuestStateError
-from toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
-from toolstack.xl.configuration import ConfigurationError, read_configuration
-from toolstack.xl.migrate import (
+from xen_save_helper.toolstack.commands.running import context_of, progress_for, run
+from xen_save_helper.toolstack.operations.settle import DEAD, GuestStateError
+from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
+from xen_save_helper.toolstack.xl.configuration import ConfigurationError, read_configuration
+from xen_save_helper.toolstack.xl.migrate import (
     CommandDestination,
     Destination,
     HostDestination,
     MigrateOptions,
 )
-from toolstack.xl.migrate import migrate as migrate_guest
-from toolstack.xl.outcome import ExitCode, MigrationResult, Outcome
+from xen_save_helper.toolstack.xl.migrate import migrate as migrate_guest
+from xen_save_helper.toolstack.xl.outcome import ExitCode, MigrationResult, Outcome
 
 
 def migrate(arguments: argparse.Namespace) -> int:
@@ -89,7 +89,9 @@ def report(
     one line goes to stderr. Returns the exit code."""
 
     def human() -> None:
-        importlib.import_module("toolstack.commands.display").migration(result, rows)
+        importlib.import_module("xen_save_helper.toolstack.commands.display").migration(
+            result, rows
+        )
 
     show(arguments, {**result.as_json(), **extra}, human)
     if result.outcome is not Outcome.SUCCESS:

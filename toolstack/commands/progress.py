@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from helper.standard_streams import Output
-from toolstack.context import ProgressLine
+from xen_save_helper.helper.standard_streams import Output
+from xen_save_helper.toolstack.context import ProgressLine
 
 _PAGE: Final = 4096
 _UNITS: Final = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))

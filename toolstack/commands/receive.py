@@ -7,11 +7,11 @@ import os
 import stat
 from functools import partial
 
-from toolstack.cancellation import told
-from toolstack.commands.common import complain
-from toolstack.commands.running import context_of, run
-from toolstack.xl import receive as receiving
-from toolstack.xl.outcome import ExitCode
+from xen_save_helper.toolstack.cancellation import told
+from xen_save_helper.toolstack.commands.common import complain
+from xen_save_helper.toolstack.commands.running import context_of, run
+from xen_save_helper.toolstack.xl import receive as receiving
+from xen_save_helper.toolstack.xl.outcome import ExitCode
 
 
 def receive(arguments: argparse.Namespace) -> int:

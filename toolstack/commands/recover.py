@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from toolstack.commands.common import complain, guest_of, host_of, is_domid, show
-from toolstack.xl import journal
-from toolstack.xl.outcome import ExitCode
-from toolstack.xl.recover import WayOut
-from toolstack.xl.recover import recover as recover_guest
+from xen_save_helper.toolstack.commands.common import complain, guest_of, host_of, is_domid, show
+from xen_save_helper.toolstack.xl import journal
+from xen_save_helper.toolstack.xl.outcome import ExitCode
+from xen_save_helper.toolstack.xl.recover import WayOut
+from xen_save_helper.toolstack.xl.recover import recover as recover_guest
 
 if TYPE_CHECKING:
-    from toolstack.hosts.interface import Host
+    from xen_save_helper.toolstack.hosts.interface import Host
 
 
 def recover(arguments: argparse.Namespace) -> int:

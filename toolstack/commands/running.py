@@ -13,24 +13,24 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from helper.hypervisors import XEN
-from helper.standard_streams import hurried, hurry
-from ipc_schema.channel.messages import Dialect, MissingCpuFeatures, XentoollogLevel
-from ipc_schema.trace import Trace
-from toolstack.commands.common import (
+from xen_save_helper.helper.hypervisors import XEN
+from xen_save_helper.helper.standard_streams import hurried, hurry
+from xen_save_helper.ipc_schema.channel.messages import Dialect, MissingCpuFeatures, XentoollogLevel
+from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.commands.common import (
     ENDING_SIGNALS,
     Interrupted,
     UsageError,
     host_of,
     hypervisor_of,
 )
-from toolstack.commands.progress import progress_line
-from toolstack.context import OURS, Context, ProgressLine, no_progress
-from toolstack.helpers.request import HelperProgram, OwnHelper, PipeHelper
-from toolstack.limits import Limits
+from xen_save_helper.toolstack.commands.progress import progress_line
+from xen_save_helper.toolstack.context import OURS, Context, ProgressLine, no_progress
+from xen_save_helper.toolstack.helpers.request import HelperProgram, OwnHelper, PipeHelper
+from xen_save_helper.toolstack.limits import Limits
 
 if TYPE_CHECKING:
-    from toolstack.faults.controller import ControllerFaults
+    from xen_save_helper.toolstack.faults.controller import ControllerFaults
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ def _faults(trace: Trace, program: HelperProgram) -> ControllerFaults | None:
     given = os.environ.get(FAULTS_VARIABLE)
     if not given:
         return None
-    from toolstack.faults.controller import ControllerFaults, read_plan
+    from xen_save_helper.toolstack.faults.controller import ControllerFaults, read_plan
 
     try:
         typed = read_plan(given)
@@ -128,7 +128,8 @@ def _program_of(text: str | None, hypervisor: str) -> HelperProgram:
         if hypervisor != XEN:
             raise UsageError(f"--helper {LIBXL}: libxl's helper works on real domains only")
         return PipeHelper(
-            importlib.import_module("toolstack.hosts.xen.xl").save_helper(), Dialect.MAINLINE
+            importlib.import_module("xen_save_helper.toolstack.hosts.xen.xl").save_helper(),
+            Dialect.MAINLINE,
         )
     path = Path(text).absolute()
     if not os.access(path, os.X_OK) or not path.is_file():

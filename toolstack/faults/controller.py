@@ -6,21 +6,21 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from helper.faults.given import read_plan
-from helper.faults.injector import Firing, Injector
-from helper.faults.process_faults import carry_out
-from helper.faults.shared_counts import counts_of
-from ipc_schema.channel.messages import Operation
-from ipc_schema.faults.actions import PROCESS
-from ipc_schema.faults.plan import Plan, PlanError
-from ipc_schema.faults.points import SIDES, Kind, Who
-from ipc_schema.trace import Trace
+from xen_save_helper.helper.faults.given import read_plan
+from xen_save_helper.helper.faults.injector import Firing, Injector
+from xen_save_helper.helper.faults.process_faults import carry_out
+from xen_save_helper.helper.faults.shared_counts import counts_of
+from xen_save_helper.ipc_schema.channel.messages import Operation
+from xen_save_helper.ipc_schema.faults.actions import PROCESS
+from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError
+from xen_save_helper.ipc_schema.faults.points import SIDES, Kind, Who
+from xen_save_helper.ipc_schema.trace import Trace
 
 __all__ = ["ControllerFaults", "read_plan"]
 
 if TYPE_CHECKING:
-    from toolstack.faults.handshake import HandshakeFaults
-    from toolstack.faults.records import RecordFaults
+    from xen_save_helper.toolstack.faults.handshake import HandshakeFaults
+    from xen_save_helper.toolstack.faults.records import RecordFaults
 
 
 class ControllerFaults:
@@ -55,7 +55,7 @@ class ControllerFaults:
     @property
     def records(self) -> RecordFaults:
         """The faults in the records of the libxl stream."""
-        from toolstack.faults.records import RecordFaults
+        from xen_save_helper.toolstack.faults.records import RecordFaults
 
         if self._records is None:
             self._records = RecordFaults(self)
@@ -63,7 +63,7 @@ class ControllerFaults:
 
     def handshake(self, ends: Sequence[int]) -> HandshakeFaults:
         """The faults in what is said over the link whose descriptors are `ends`."""
-        from toolstack.faults.handshake import HandshakeFaults
+        from xen_save_helper.toolstack.faults.handshake import HandshakeFaults
 
         return HandshakeFaults(self, ends)
 

@@ -6,11 +6,11 @@ import random
 from collections.abc import Mapping
 from typing import Final
 
-from helper.hypervisors.simulated.layout import Behaviour
-from ipc_schema.faults import actions as fault_actions
-from ipc_schema.faults.plan import Fault, Plan
-from ipc_schema.faults.points import Who
-from toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
+from xen_save_helper.ipc_schema.faults import actions as fault_actions
+from xen_save_helper.ipc_schema.faults.plan import Fault, Plan
+from xen_save_helper.ipc_schema.faults.points import Who
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 _BEHAVIOURS: Final[Mapping[str, Behaviour]] = {
     fault_actions.REFUSE.name: Behaviour.REFUSE,

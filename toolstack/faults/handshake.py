@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Final, TypeVar
 
-from helper.faults.injector import Firing
-from ipc_schema.faults import actions
-from ipc_schema.faults.points import Moment, handshake_point
-from ipc_schema.streams.xl_handshake import HandshakeMessage
-from toolstack.faults.controller import ControllerFaults
-from toolstack.faults.records import shut
+from xen_save_helper.helper.faults.injector import Firing
+from xen_save_helper.ipc_schema.faults import actions
+from xen_save_helper.ipc_schema.faults.points import Moment, handshake_point
+from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage
+from xen_save_helper.toolstack.faults.controller import ControllerFaults
+from xen_save_helper.toolstack.faults.records import shut
 
 T = TypeVar("T")
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from ipc_schema.faults.actions import on_pipe
-from ipc_schema.faults.plan import Plan, PlanError, parse
-from ipc_schema.faults.points import Who
-from toolstack.helpers.request import HelperProgram, OwnHelper
+from xen_save_helper.ipc_schema.faults.actions import on_pipe
+from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError, parse
+from xen_save_helper.ipc_schema.faults.points import Who
+from xen_save_helper.toolstack.helpers.request import HelperProgram, OwnHelper
 
 _EVENTS: Final = "XEN_SAVE_HELPER_EVENTS"
 _FAULTS: Final = "XEN_SAVE_HELPER_FAULTS"
@@ -51,7 +51,7 @@ class FaultyHelper:
         self._program = directory / "xen-save-helper"
         self._others: list[FaultyHelper] = []
         set_plan = f"unset {_FAULTS}" if plan is None else _export(_FAULTS, str(plan))
-        helper = shlex.join([sys.executable, "-P", "-m", "helper.main"])
+        helper = shlex.join([sys.executable, "-P", "-m", "xen_save_helper.helper.main"])
         lines = ("#!/bin/sh", set_plan, _export(_EVENTS, str(self._events)), f'exec {helper} "$@"')
         self._program.write_text("".join(f"{line}\n" for line in lines))
         self._program.chmod(0o700)

@@ -1,6 +1,6 @@
 """The link of a migration with faults in it: a relay between the sender and the receiver's command.
 
-    python -m toolstack.faults.link PLAN EVENTS COMMAND...
+    python -m xen_save_helper.toolstack.faults.link PLAN EVENTS COMMAND...
 
 It stands where `ssh` would: what comes on its stdin goes to COMMAND's, and COMMAND's stdout to its
 own; EVENTS is the trace's file. Its exit status is COMMAND's.
@@ -22,11 +22,11 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Final
 
-from ipc_schema.faults import actions
-from ipc_schema.faults.plan import Fault, Plan, parse
-from ipc_schema.faults.points import SIDES, Kind, Side, Who
-from ipc_schema.streams.xl_handshake import MESSAGES
-from ipc_schema.trace import Trace
+from xen_save_helper.ipc_schema.faults import actions
+from xen_save_helper.ipc_schema.faults.plan import Fault, Plan, parse
+from xen_save_helper.ipc_schema.faults.points import SIDES, Kind, Side, Who
+from xen_save_helper.ipc_schema.streams.xl_handshake import MESSAGES
+from xen_save_helper.ipc_schema.trace import Trace
 
 _AT_ONCE: Final = 1 << 16
 _PIECES_A_SECOND: Final = 50

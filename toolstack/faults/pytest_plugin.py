@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 if TYPE_CHECKING:
-    from ipc_schema.faults.plan import Plan
-    from toolstack.faults.helper_program import FaultyHelper
+    from xen_save_helper.ipc_schema.faults.plan import Plan
+    from xen_save_helper.toolstack.faults.helper_program import FaultyHelper
 
 MARKER: Final = "xen_faults"
 
@@ -61,7 +61,7 @@ def xen_save_helper(
 ) -> Iterator[FaultyHelper]:
     """Our save helper with the faults of the test's marker `xen_faults`. Its processes end with
     the test, also stopped ones."""
-    from toolstack.faults.helper_program import FaultyHelper
+    from xen_save_helper.toolstack.faults.helper_program import FaultyHelper
 
     marker = request.node.get_closest_marker(MARKER)
     plan = None if marker is None else _plan_of(marker)
@@ -74,7 +74,7 @@ def xen_save_helper(
 
 
 def _what_is_wrong(marker: pytest.Mark) -> str:
-    from ipc_schema.faults.plan import PlanError
+    from xen_save_helper.ipc_schema.faults.plan import PlanError
 
     try:
         _plan_of(marker)
@@ -85,8 +85,8 @@ def _what_is_wrong(marker: pytest.Mark) -> str:
 
 def _plan_of(marker: pytest.Mark) -> Plan:
     """Raises PlanError."""
-    from ipc_schema.faults.plan import PlanError
-    from toolstack.faults.helper_program import helper_plan
+    from xen_save_helper.ipc_schema.faults.plan import PlanError
+    from xen_save_helper.toolstack.faults.helper_program import helper_plan
 
     if len(marker.args) != 1 or marker.kwargs or not isinstance(marker.args[0], str):
         raise PlanError(f"want one plan, a text, as in {MARKER}('suspend:before-answer=kill')")

@@ -12,14 +12,14 @@ from random import Random
 from struct import Struct
 from typing import Final
 
-from helper.faults.injector import Firing
-from ipc_schema.faults import actions
-from ipc_schema.faults.points import Moment, record_point
-from ipc_schema.streams.libxl_stream import RecordType
-from ipc_schema.streams.records import HEADER_SIZE, padding
-from toolstack.aio import fd_io
-from toolstack.cancellation import spawn
-from toolstack.faults.controller import ControllerFaults
+from xen_save_helper.helper.faults.injector import Firing
+from xen_save_helper.ipc_schema.faults import actions
+from xen_save_helper.ipc_schema.faults.points import Moment, record_point
+from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
+from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE, padding
+from xen_save_helper.toolstack.aio import fd_io
+from xen_save_helper.toolstack.cancellation import spawn
+from xen_save_helper.toolstack.faults.controller import ControllerFaults
 
 Done = Callable[[Exception | None], None]
 Read = Callable[[int, str], Awaitable[bytes]]

@@ -9,15 +9,15 @@ from typing import Any
 
 import zmq
 
-from helper.faults.echo import Echo
-from helper.faults.injector import Firing
-from helper.faults.message_faults import ON_ZMQ
-from ipc_schema.channel.messages import Message, Operation
-from ipc_schema.faults.actions import ANSWER, DROP, FAIL, HANG_UP, REORDER
-from ipc_schema.faults.points import Moment, message_point
-from toolstack.faults.controller import ControllerFaults
-from toolstack.helpers.channel import ChannelListener
-from toolstack.helpers.zmq_controller import ZmqController
+from xen_save_helper.helper.faults.echo import Echo
+from xen_save_helper.helper.faults.injector import Firing
+from xen_save_helper.helper.faults.message_faults import ON_ZMQ
+from xen_save_helper.ipc_schema.channel.messages import Message, Operation
+from xen_save_helper.ipc_schema.faults.actions import ANSWER, DROP, FAIL, HANG_UP, REORDER
+from xen_save_helper.ipc_schema.faults.points import Moment, message_point
+from xen_save_helper.toolstack.faults.controller import ControllerFaults
+from xen_save_helper.toolstack.helpers.channel import ChannelListener
+from xen_save_helper.toolstack.helpers.zmq_controller import ZmqController
 
 
 class FaultyZmqController(ZmqController):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-from ipc_schema.channel.messages import Message
+from xen_save_helper.ipc_schema.channel.messages import Message
 
 
 class HelperProcessArguments(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from helper.hypervisors.own_programs import own_program
+from xen_save_helper.helper.hypervisors.own_programs import own_program
 
 COMMAND: Final = "xen-save-helper"
 

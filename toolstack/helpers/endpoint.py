@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from toolstack.aio.scratch import ScratchDirectory, sweep
+from xen_save_helper.toolstack.aio.scratch import ScratchDirectory, sweep
 
 _PREFIX: Final = "xen-save-helper-"
 _SOCKET: Final = "controller"

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ipc_schema.channel.helper_arguments import HelperArguments
-from ipc_schema.channel.messages import (
+from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
+from xen_save_helper.ipc_schema.channel.messages import (
     CATALOGUE,
     UNCONDITIONAL,
     Dialect,
@@ -18,12 +18,12 @@ from ipc_schema.channel.messages import (
     StreamType,
     callback_bit,
 )
-from toolstack.helpers.channel import ChannelListener, HelperChannel
-from toolstack.helpers.request import HelperProgram, HelperRequest, PipeHelper
-from toolstack.limits import Limits
+from xen_save_helper.toolstack.helpers.channel import ChannelListener, HelperChannel
+from xen_save_helper.toolstack.helpers.request import HelperProgram, HelperRequest, PipeHelper
+from xen_save_helper.toolstack.limits import Limits
 
 if TYPE_CHECKING:
-    from toolstack.faults.controller import ControllerFaults
+    from xen_save_helper.toolstack.faults.controller import ControllerFaults
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ class HelperLaunch:
                 raise OSError(errno.ENOTSUP, "libxl's helper protocol has no bandwidth limit")
             if self.request.postcopy and dialect is not Dialect.SERIES:
                 raise OSError(errno.ENOTSUP, f"dialect {dialect.value} has no postcopy")
-            from toolstack.helpers.pipe_controller import PipeController
+            from xen_save_helper.toolstack.helpers.pipe_controller import PipeController
 
             return PipeController(self._libxl_arguments(dialect), self.provided, listener)
         ours = (self.request.operation, self.provided, listener)
         if self.faults is None:
-            from toolstack.helpers.zmq_controller import ZmqController
+            from xen_save_helper.toolstack.helpers.zmq_controller import ZmqController
 
             return ZmqController(*ours)
-        from toolstack.faults.zmq_controller import FaultyZmqController
+        from xen_save_helper.toolstack.faults.zmq_controller import FaultyZmqController
 
         return FaultyZmqController(self.faults, *ours)
 
@@ -63,7 +63,12 @@ class HelperLaunch:
         """The program and its arguments, without those of the channel."""
         if isinstance(self.program, PipeHelper):
             return (str(self.program.path),)
-        command = self.program.command or (sys.executable, "-P", "-m", "helper.main")
+        command = self.program.command or (
+            sys.executable,
+            "-P",
+            "-m",
+            "xen_save_helper.helper.main",
+        )
         return (
             *command,
             "--stream-stall", str(self._stall_limit),

@@ -6,12 +6,12 @@ import asyncio
 import os
 from typing import Any
 
-from ipc_schema.channel import pipe_codec
-from ipc_schema.channel.helper_arguments import HelperArguments, build
-from ipc_schema.channel.messages import Answer, Message
-from ipc_schema.channel.turn_taking import PipeControllerEnd, TurnError
-from ipc_schema.errors import DecodeError
-from toolstack.helpers.channel import ChannelListener, HelperProcessArguments
+from xen_save_helper.ipc_schema.channel import pipe_codec
+from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments, build
+from xen_save_helper.ipc_schema.channel.messages import Answer, Message
+from xen_save_helper.ipc_schema.channel.turn_taking import PipeControllerEnd, TurnError
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.toolstack.helpers.channel import ChannelListener, HelperProcessArguments
 
 _READ_AT_ONCE = 1 << 16
 

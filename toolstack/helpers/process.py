@@ -10,8 +10,8 @@ import subprocess
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
-from toolstack.cancellation import spawn
-from toolstack.standstill import ChildWatch, family, session_stands_still
+from xen_save_helper.toolstack.cancellation import spawn
+from xen_save_helper.toolstack.standstill import ChildWatch, family, session_stands_still
 
 _PF_EXITING: Final = 0x4
 """Linux's include/linux/sched.h."""

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ipc_schema.channel.messages import Dialect, MissingCpuFeatures, Operation, StreamType
+from xen_save_helper.ipc_schema.channel.messages import (
+    Dialect,
+    MissingCpuFeatures,
+    Operation,
+    StreamType,
+)
 
 OWN_ENGINE: Final = "own"
 """Our own: every hypervisor with the whole of `interface.Domain`, and postcopy."""

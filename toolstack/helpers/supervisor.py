@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from ipc_schema.channel.messages import (
+from xen_save_helper.ipc_schema.channel.messages import (
     CATALOGUE,
     NO_ERRNO,
     Answer,
@@ -19,14 +19,14 @@ from ipc_schema.channel.messages import (
     StreamType,
     XentoollogLevel,
 )
-from ipc_schema.channel.waits import Patience
-from ipc_schema.errors import Error, rc_name
-from ipc_schema.trace import Trace
-from toolstack.aio.patience import Timer
-from toolstack.helpers.channel import HelperChannel
-from toolstack.helpers.launch import HelperLaunch
-from toolstack.helpers.process import HelperProcess
-from toolstack.helpers.request import (
+from xen_save_helper.ipc_schema.channel.waits import Patience
+from xen_save_helper.ipc_schema.errors import Error, rc_name
+from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.aio.patience import Timer
+from xen_save_helper.toolstack.helpers.channel import HelperChannel
+from xen_save_helper.toolstack.helpers.launch import HelperLaunch
+from xen_save_helper.toolstack.helpers.process import HelperProcess
+from xen_save_helper.toolstack.helpers.request import (
     OUR_HELPER,
     Callbacks,
     HelperProgram,
@@ -36,12 +36,12 @@ from toolstack.helpers.request import (
     PipeHelper,
     Statistics,
 )
-from toolstack.helpers.watch import HelperWatch
-from toolstack.limits import Limits
-from toolstack.rules.helper_run import Action, Event, HelperRun, Phase
+from xen_save_helper.toolstack.helpers.watch import HelperWatch
+from xen_save_helper.toolstack.limits import Limits
+from xen_save_helper.toolstack.rules.helper_run import Action, Event, HelperRun, Phase
 
 if TYPE_CHECKING:
-    from toolstack.faults.controller import ControllerFaults
+    from xen_save_helper.toolstack.faults.controller import ControllerFaults
 
 __all__ = [
     "Callbacks",

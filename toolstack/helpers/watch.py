@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from ipc_schema.channel.waits import Patience
-from toolstack.helpers.wait_log import STREAM, WaitLog
+from xen_save_helper.ipc_schema.channel.waits import Patience
+from xen_save_helper.toolstack.helpers.wait_log import STREAM, WaitLog
 
 _NOTABLE: Final = 64
 """Octets that one which gets on has moved."""

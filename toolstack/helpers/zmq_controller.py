@@ -16,15 +16,21 @@ from typing import Any, Final
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from ipc_schema.channel import msgpack_codec
-from ipc_schema.channel.authentication import SECRET_SIZE
-from ipc_schema.channel.messages import CATALOGUE, MAX_BODY, Answer, Message, Operation
-from ipc_schema.channel.msgpack_codec import Envelope
-from ipc_schema.channel.turn_taking import ControllerEnd, TurnError
-from ipc_schema.errors import DecodeError
-from toolstack.aio.patience import patience
-from toolstack.helpers.channel import ChannelListener, HelperProcessArguments
-from toolstack.helpers.endpoint import Endpoint
+from xen_save_helper.ipc_schema.channel import msgpack_codec
+from xen_save_helper.ipc_schema.channel.authentication import SECRET_SIZE
+from xen_save_helper.ipc_schema.channel.messages import (
+    CATALOGUE,
+    MAX_BODY,
+    Answer,
+    Message,
+    Operation,
+)
+from xen_save_helper.ipc_schema.channel.msgpack_codec import Envelope
+from xen_save_helper.ipc_schema.channel.turn_taking import ControllerEnd, TurnError
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.toolstack.aio.patience import patience
+from xen_save_helper.toolstack.helpers.channel import ChannelListener, HelperProcessArguments
+from xen_save_helper.toolstack.helpers.endpoint import Endpoint
 
 _QUEUE: Final = 64
 """Messages of one peer that are kept until they are read."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from helper.hypervisors import SIMULATED, XEN, unknown
+from xen_save_helper.helper.hypervisors import SIMULATED, XEN, unknown
 
 if TYPE_CHECKING:
-    from toolstack.hosts.interface import Host
+    from xen_save_helper.toolstack.hosts.interface import Host
 
 
 def open_host(uri: str) -> Host:
@@ -18,11 +18,11 @@ def open_host(uri: str) -> Host:
     or not one that is supported.
     """
     if uri == XEN:
-        from toolstack.hosts.xen.host import XenHost
+        from xen_save_helper.toolstack.hosts.xen.host import XenHost
 
         return XenHost()
     if uri.startswith(SIMULATED):
-        from toolstack.hosts.simulated.host import SimulatedHost
+        from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
         return SimulatedHost(uri.removeprefix(SIMULATED))
     raise unknown(uri)

@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
-from helper.hypervisors.interface import ControlledDomain
+from xen_save_helper.helper.hypervisors.interface import ControlledDomain
 
 
 class GuestState(Enum):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ipc_schema.errors import DecodeError
-from toolstack.aio import file_argument
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.toolstack.aio import file_argument
 
 LONGEST: Final = 512
 """So many bytes of a file tell what it is."""

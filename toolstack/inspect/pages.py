@@ -8,13 +8,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams import page_lists
-from ipc_schema.streams.libxc_stream import WITH_CONTENTS, RecordType
-from ipc_schema.streams.page_lists import contents_mask
-from ipc_schema.streams.page_types import TYPE_SHIFT, PageType
-from toolstack.inspect.source import Source
-from toolstack.inspect.summary import Summary
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams import page_lists
+from xen_save_helper.ipc_schema.streams.libxc_stream import WITH_CONTENTS, RecordType
+from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
+from xen_save_helper.ipc_schema.streams.page_types import TYPE_SHIFT, PageType
+from xen_save_helper.toolstack.inspect.source import Source
+from xen_save_helper.toolstack.inspect.summary import Summary
 
 PAGE_SIZE: Final = 4096
 PAGE_LISTS: Final = WITH_CONTENTS | {RecordType.POSTCOPY_PFNS}

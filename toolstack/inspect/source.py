@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from typing import BinaryIO, Final
 
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams import records
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams import records
 
 CHUNK: Final = 1 << 20
 """The most octets that are asked for at once."""

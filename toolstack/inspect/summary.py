@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ipc_schema.streams.libxc_stream import RecordType
-from ipc_schema.streams.page_lists import contents_mask
+from xen_save_helper.ipc_schema.streams.libxc_stream import RecordType
+from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
 
 _BLOCK_BITS: Final = 12
 _BLOCK: Final = 1 << _BLOCK_BITS

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, BinaryIO, Final
 
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams import (
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams import (
     cpu_features,
     libvirt_header,
     libxc_stream,
@@ -24,19 +24,19 @@ from ipc_schema.streams import (
     records,
     xl_header,
 )
-from ipc_schema.streams.libxc_stream import P2mFrames, PvInfo, TscInfo
-from ipc_schema.streams.libxc_stream import RecordType as Xc
-from ipc_schema.streams.libxl_stream import RecordType as Xl
-from toolstack.inspect.foreign_formats import (
+from xen_save_helper.ipc_schema.streams.libxc_stream import P2mFrames, PvInfo, TscInfo
+from xen_save_helper.ipc_schema.streams.libxc_stream import RecordType as Xc
+from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType as Xl
+from xen_save_helper.toolstack.inspect.foreign_formats import (
     LEGACY_LIBVIRT,
     LEGACY_XL,
     LONGEST,
     NotAStreamError,
     foreign,
 )
-from toolstack.inspect.pages import PAGE_LISTS, read_pages
-from toolstack.inspect.source import Source
-from toolstack.inspect.summary import Summary
+from xen_save_helper.toolstack.inspect.pages import PAGE_LISTS, read_pages
+from xen_save_helper.toolstack.inspect.source import Source
+from xen_save_helper.toolstack.inspect.summary import Summary
 
 __all__ = ["Entry", "Summary", "inspect"]
 

@@ -9,15 +9,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ipc_schema.errors import Error
-from toolstack import arguments
-from toolstack.aio import descriptors
-from toolstack.cancellation import absorb, end_in_order, not_told
-from toolstack.context import Context
-from toolstack.failure import message_of
-from toolstack.operations.host_restore import HostRestore
-from toolstack.operations.own_stream import OwnStream
-from toolstack.operations.restore import RestoreOperation, RestoreParameters, RestoreResult
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.aio import descriptors
+from xen_save_helper.toolstack.cancellation import absorb, end_in_order, not_told
+from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.failure import message_of
+from xen_save_helper.toolstack.operations.host_restore import HostRestore
+from xen_save_helper.toolstack.operations.own_stream import OwnStream
+from xen_save_helper.toolstack.operations.restore import (
+    RestoreOperation,
+    RestoreParameters,
+    RestoreResult,
+)
+from xen_save_helper.toolstack.rules import arguments
 
 __all__ = ["RestoreResult", "domain_create_restore"]
 

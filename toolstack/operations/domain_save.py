@@ -6,20 +6,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from ipc_schema.channel.messages import CATALOGUE, Operation, XCFlags
-from ipc_schema.errors import Error
-from toolstack import arguments
-from toolstack.aio import descriptors
-from toolstack.cancellation import absorb, end_in_order, not_told
-from toolstack.context import Context
-from toolstack.failure import message_of
-from toolstack.helpers.request import LIBXENGUEST, PipeHelper
-from toolstack.helpers.supervisor import HelperRequest
-from toolstack.operations.domain_lock import DomainBusyError, domain_lock
-from toolstack.operations.own_stream import OwnStream
-from toolstack.operations.save import SaveOperation, SaveParameters
-from toolstack.operations.save_result import PostcopyTransitioned, SaveResult
-from toolstack.rules.precopy_policy import DEFAULT_PRECOPY, MemoryStrategy, PrecopyLimits
+from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, Operation, XCFlags
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.aio import descriptors
+from xen_save_helper.toolstack.cancellation import absorb, end_in_order, not_told
+from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.failure import message_of
+from xen_save_helper.toolstack.helpers.request import LIBXENGUEST, PipeHelper
+from xen_save_helper.toolstack.helpers.supervisor import HelperRequest
+from xen_save_helper.toolstack.operations.domain_lock import DomainBusyError, domain_lock
+from xen_save_helper.toolstack.operations.own_stream import OwnStream
+from xen_save_helper.toolstack.operations.save import SaveOperation, SaveParameters
+from xen_save_helper.toolstack.operations.save_result import PostcopyTransitioned, SaveResult
+from xen_save_helper.toolstack.rules import arguments
+from xen_save_helper.toolstack.rules.precopy_policy import (
+    DEFAULT_PRECOPY,
+    MemoryStrategy,
+    PrecopyLimits,
+)
 
 __all__ = [
     "SUSPEND_DEBUG",

@@ -12,24 +12,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ipc_schema.channel.messages import XentoollogLevel
-from ipc_schema.channel.waits import Patience
-from ipc_schema.errors import Error
-from toolstack.aio import blocking
-from toolstack.aio.patience import patience
-from toolstack.aio.splice import StreamRelay, make_pipe
-from toolstack.cancellation import spawn
-from toolstack.context import Context
-from toolstack.helpers.drop_in import drop_in_path
-from toolstack.helpers.process import HelperProcess
-from toolstack.helpers.request import OwnHelper
-from toolstack.helpers.wait_log import STREAM, WaitLog
-from toolstack.operations.operation import Report, rc_of
-from toolstack.operations.restore import RestoreParameters, RestoreResult
-from toolstack.standstill import tell
+from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
+from xen_save_helper.ipc_schema.channel.waits import Patience
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.aio import blocking
+from xen_save_helper.toolstack.aio.patience import patience
+from xen_save_helper.toolstack.aio.splice import StreamRelay, make_pipe
+from xen_save_helper.toolstack.cancellation import spawn
+from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.helpers.drop_in import drop_in_path
+from xen_save_helper.toolstack.helpers.process import HelperProcess
+from xen_save_helper.toolstack.helpers.request import OwnHelper
+from xen_save_helper.toolstack.helpers.wait_log import STREAM, WaitLog
+from xen_save_helper.toolstack.operations.operation import Report, rc_of
+from xen_save_helper.toolstack.operations.restore import RestoreParameters, RestoreResult
+from xen_save_helper.toolstack.standstill import tell
 
 if TYPE_CHECKING:
-    from toolstack.hosts.interface import RestoreProgram
+    from xen_save_helper.toolstack.hosts.interface import RestoreProgram
 
 LOOK: Final = 1.0
 """Seconds between looks at how far the restore is."""

@@ -8,15 +8,15 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
-from ipc_schema.channel.messages import Operation
-from ipc_schema.errors import Error
-from toolstack import standstill
-from toolstack.cancellation import spawn
-from toolstack.context import Context
-from toolstack.helpers.supervisor import HelperRequest, HelperResult, SaveHelper
-from toolstack.operations.operation import Report
-from toolstack.rules import join
-from toolstack.rules.join import Join, JoinAction, Task
+from xen_save_helper.ipc_schema.channel.messages import Operation
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack import standstill
+from xen_save_helper.toolstack.cancellation import spawn
+from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.helpers.supervisor import HelperRequest, HelperResult, SaveHelper
+from xen_save_helper.toolstack.operations.operation import Report
+from xen_save_helper.toolstack.rules import join
+from xen_save_helper.toolstack.rules.join import Join, JoinAction, Task
 
 
 class JoinedOperation(ABC):

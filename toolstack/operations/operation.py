@@ -7,10 +7,10 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ipc_schema.channel.messages import NO_ERRNO, XentoollogLevel
-from ipc_schema.errors import Error
-from toolstack.context import Context
-from toolstack.helpers.supervisor import HelperResult, Statistics
+from xen_save_helper.ipc_schema.channel.messages import NO_ERRNO, XentoollogLevel
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.helpers.supervisor import HelperResult, Statistics
 
 
 def rc_of(error: BaseException) -> int:

@@ -10,22 +10,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ipc_schema.channel.messages import Operation
-from ipc_schema.errors import DecodeError, Error
-from ipc_schema.streams import libxl_stream, records
-from ipc_schema.streams.libxl_stream import RecordType
-from toolstack.aio import blocking, fd_io
-from toolstack.context import Context
-from toolstack.helpers.supervisor import HelperRequest, HelperResult, Statistics
-from toolstack.operations.joined import JoinedOperation
-from toolstack.operations.operation import has_device_model, is_theirs, rc_of
-from toolstack.rules import postcopy_join as restore_join
-from toolstack.rules import stream_read as stream_reader
-from toolstack.rules.join import Task
-from toolstack.rules.postcopy_join import RestoreAction, RestoreJoin
-from toolstack.rules.stream_read import ReaderAction, StreamReader
-from toolstack.rules.stream_write import OutOfTurn
-from toolstack.standstill import telling
+from xen_save_helper.ipc_schema.channel.messages import Operation
+from xen_save_helper.ipc_schema.errors import DecodeError, Error
+from xen_save_helper.ipc_schema.streams import libxl_stream, records
+from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
+from xen_save_helper.toolstack.aio import blocking, fd_io
+from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.helpers.supervisor import HelperRequest, HelperResult, Statistics
+from xen_save_helper.toolstack.operations.joined import JoinedOperation
+from xen_save_helper.toolstack.operations.operation import has_device_model, is_theirs, rc_of
+from xen_save_helper.toolstack.rules import postcopy_join as restore_join
+from xen_save_helper.toolstack.rules import stream_read as stream_reader
+from xen_save_helper.toolstack.rules.join import Task
+from xen_save_helper.toolstack.rules.postcopy_join import RestoreAction, RestoreJoin
+from xen_save_helper.toolstack.rules.stream_read import ReaderAction, StreamReader
+from xen_save_helper.toolstack.rules.stream_write import OutOfTurn
+from xen_save_helper.toolstack.standstill import telling
 
 
 @dataclass(frozen=True)

@@ -11,32 +11,42 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ipc_schema.channel.messages import PrecopyPolicy, XCFlags
-from ipc_schema.errors import Error
-from ipc_schema.streams import libxl_stream
-from ipc_schema.streams.libxl_stream import EmulatorId, RecordType
-from toolstack.aio import blocking, fd_io
-from toolstack.context import Context
-from toolstack.failure import message_of
-from toolstack.helpers.supervisor import HelperRequest, HelperResult
-from toolstack.operations.joined import JoinedOperation
-from toolstack.operations.operation import is_theirs, rc_of
-from toolstack.operations.save_result import PostcopyTransitioned, SaveResult, has_begun
-from toolstack.operations.settle import heal, why_not_suspend
-from toolstack.operations.suspend import GuestSuspension
-from toolstack.rules import stream_write as stream_writer
-from toolstack.rules.join import Task
-from toolstack.rules.precopy_policy import (
+from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, XCFlags
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.ipc_schema.streams import libxl_stream
+from xen_save_helper.ipc_schema.streams.libxl_stream import EmulatorId, RecordType
+from xen_save_helper.toolstack.aio import blocking, fd_io
+from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.failure import message_of
+from xen_save_helper.toolstack.helpers.supervisor import HelperRequest, HelperResult
+from xen_save_helper.toolstack.operations.joined import JoinedOperation
+from xen_save_helper.toolstack.operations.operation import is_theirs, rc_of
+from xen_save_helper.toolstack.operations.save_result import (
+    PostcopyTransitioned,
+    SaveResult,
+    has_begun,
+)
+from xen_save_helper.toolstack.operations.settle import heal, why_not_suspend
+from xen_save_helper.toolstack.operations.suspend import GuestSuspension
+from xen_save_helper.toolstack.rules import stream_write as stream_writer
+from xen_save_helper.toolstack.rules.join import Task
+from xen_save_helper.toolstack.rules.precopy_policy import (
     MemoryStrategy,
     PrecopyDecisions,
     PrecopyLimits,
     PrecopyProgress,
 )
-from toolstack.rules.stream_write import OutOfTurn, Part, StreamWriter, WriterAction, save_rc
-from toolstack.standstill import telling
+from xen_save_helper.toolstack.rules.stream_write import (
+    OutOfTurn,
+    Part,
+    StreamWriter,
+    WriterAction,
+    save_rc,
+)
+from xen_save_helper.toolstack.standstill import telling
 
 if TYPE_CHECKING:
-    from toolstack.faults.records import PacedWrite
+    from xen_save_helper.toolstack.faults.records import PacedWrite
 
 
 @dataclass(frozen=True)

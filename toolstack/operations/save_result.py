@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from ipc_schema.channel.waits import BUFFERED
-from ipc_schema.errors import Error
-from toolstack.helpers.supervisor import Statistics
+from xen_save_helper.ipc_schema.channel.waits import BUFFERED
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.helpers.supervisor import Statistics
 
 
 def has_begun(statistics: Statistics | None) -> bool:

@@ -6,11 +6,11 @@ import errno
 import time
 from typing import TYPE_CHECKING, Final
 
-from ipc_schema.channel.waits import Patience
-from toolstack.failure import message_of
+from xen_save_helper.ipc_schema.channel.waits import Patience
+from xen_save_helper.toolstack.failure import message_of
 
 if TYPE_CHECKING:
-    from toolstack.hosts.interface import DomainSummary, Host
+    from xen_save_helper.toolstack.hosts.interface import DomainSummary, Host
 
 POLL: Final = 0.02
 

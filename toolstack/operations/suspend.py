@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from ipc_schema.errors import Error
-from toolstack.aio import blocking
-from toolstack.aio.patience import Timer
-from toolstack.operations.settle import state_of
-from toolstack.rules.suspend import (
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.aio import blocking
+from xen_save_helper.toolstack.aio.patience import Timer
+from xen_save_helper.toolstack.operations.settle import state_of
+from xen_save_helper.toolstack.rules.suspend import (
     PAUSED,
     Actions,
     Finished,
@@ -19,8 +19,8 @@ from toolstack.rules.suspend import (
 )
 
 if TYPE_CHECKING:
-    from toolstack.hosts.interface import Host, SuspendRequest
-    from toolstack.limits import Limits
+    from xen_save_helper.toolstack.hosts.interface import Host, SuspendRequest
+    from xen_save_helper.toolstack.limits import Limits
 
 
 class GuestSuspension:
@@ -95,7 +95,7 @@ class GuestSuspension:
         return state == "paused"
 
     def _look(self, request: SuspendRequest) -> Actions:
-        from toolstack.hosts.interface import SuspendState
+        from xen_save_helper.toolstack.hosts.interface import SuspendState
 
         actions: Actions = ()
         match request.state():

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Final, NamedTuple
 
-from ipc_schema.errors import Error
+from xen_save_helper.ipc_schema.errors import Error
 
 
 class Phase(Enum):

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from ipc_schema.channel import precopy_rule
-from ipc_schema.channel.messages import INTEGER_RANGES, Kind, PrecopyPolicy
-from ipc_schema.channel.precopy_rule import Decision
-from toolstack import arguments
+from xen_save_helper.ipc_schema.channel import precopy_rule
+from xen_save_helper.ipc_schema.channel.messages import INTEGER_RANGES, Kind, PrecopyPolicy
+from xen_save_helper.ipc_schema.channel.precopy_rule import Decision
+from xen_save_helper.toolstack.rules import arguments
 
 
 class MemoryStrategy(Enum):

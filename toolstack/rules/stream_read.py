@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Final
 
-from ipc_schema.channel.messages import StreamType
-from ipc_schema.errors import Error
-from ipc_schema.streams.libxl_stream import RecordType
-from toolstack.rules.stream_write import OutOfTurn
+from xen_save_helper.ipc_schema.channel.messages import StreamType
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
+from xen_save_helper.toolstack.rules.stream_write import OutOfTurn
 
 
 class Phase(Enum):

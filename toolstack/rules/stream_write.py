@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from ipc_schema.channel.messages import StreamType
-from ipc_schema.errors import Error
+from xen_save_helper.ipc_schema.channel.messages import StreamType
+from xen_save_helper.ipc_schema.errors import Error
 
 
 class OutOfTurn(RuntimeError):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from ipc_schema.errors import Error
+from xen_save_helper.ipc_schema.errors import Error
 
 PAUSED: Final = "the guest is paused, and cannot suspend: unpause it first"
 

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from ipc_schema.errors import Error
-from ipc_schema.trace import Trace
-from toolstack.cancellation import spawn
-from toolstack.failure import message_of
-from toolstack.rules.cause import Failure
-from toolstack.rules.handshake import Event, Handshake, State
-from toolstack.xl.link import LinkClosedError
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.cancellation import spawn
+from xen_save_helper.toolstack.failure import message_of
+from xen_save_helper.toolstack.rules.cause import Failure
+from xen_save_helper.toolstack.rules.handshake import Event, Handshake, State
+from xen_save_helper.toolstack.xl.link import LinkClosedError
 
 Action = Callable[[], Coroutine[Any, Any, Event]]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ipc_schema.streams.xl_header import MAX_OPTIONAL_DATA
+from xen_save_helper.ipc_schema.streams.xl_header import MAX_OPTIONAL_DATA
 
 TYPES: Final = ("hvm", "pv", "pvh")
 """libxl_domain_type."""

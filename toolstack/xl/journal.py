@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from ipc_schema.channel.waits import Patience
-from toolstack.failure import message_of
-from toolstack.operations.domain_lock import domain_lock
+from xen_save_helper.ipc_schema.channel.waits import Patience
+from xen_save_helper.toolstack.failure import message_of
+from xen_save_helper.toolstack.operations.domain_lock import domain_lock
 
 SUFFIX: Final = ".journal"
 VERSION: Final = 1

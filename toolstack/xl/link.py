@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from toolstack.aio import fd_io
-from toolstack.aio.patience import never, patience
-from toolstack.standstill import session_stands_still
+from xen_save_helper.toolstack.aio import fd_io
+from xen_save_helper.toolstack.aio.patience import never, patience
+from xen_save_helper.toolstack.standstill import session_stands_still
 
 _MOST_READ: Final = 64 << 20
 """Octets: more than the faults of any guest, behind which the last word of a receiver stands."""
@@ -177,7 +177,7 @@ class Receiver:
 
 def start_on_host(directory: Path, arguments: Sequence[str]) -> Receiver:
     """Run `xen-toolstack receive` for a host on this machine, over socket pairs. Raises OSError."""
-    command = [sys.executable, "-m", "toolstack.commands.main", "receive", "--host"]
+    command = [sys.executable, "-m", "xen_save_helper.toolstack.commands.main", "receive", "--host"]
     with contextlib.ExitStack() as opened:
         complaints = opened.enter_context(tempfile.TemporaryFile())
         receiver = _start([*command, str(directory), *arguments], _socket_pair, complaints)

@@ -11,19 +11,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from helper.hypervisors import XEN
-from ipc_schema.channel.messages import Operation, XentoollogLevel
-from ipc_schema.channel.waits import Patience
-from ipc_schema.errors import DecodeError, Error
-from ipc_schema.streams import xl_handshake, xl_header
-from ipc_schema.streams.xl_handshake import HandshakeMessage
-from toolstack import arguments, standstill
-from toolstack.cancellation import end_in_order, not_told, uninterrupted
-from toolstack.context import OURS, Context
-from toolstack.failure import message_of
-from toolstack.helpers.request import Statistics
-from toolstack.helpers.wait_log import READY, telling_of
-from toolstack.operations.domain_save import (
+from xen_save_helper.helper.hypervisors import XEN
+from xen_save_helper.ipc_schema.channel.messages import Operation, XentoollogLevel
+from xen_save_helper.ipc_schema.channel.waits import Patience
+from xen_save_helper.ipc_schema.errors import DecodeError, Error
+from xen_save_helper.ipc_schema.streams import xl_handshake, xl_header
+from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage
+from xen_save_helper.toolstack import standstill
+from xen_save_helper.toolstack.cancellation import end_in_order, not_told, uninterrupted
+from xen_save_helper.toolstack.context import OURS, Context
+from xen_save_helper.toolstack.failure import message_of
+from xen_save_helper.toolstack.helpers.request import Statistics
+from xen_save_helper.toolstack.helpers.wait_log import READY, telling_of
+from xen_save_helper.toolstack.operations.domain_save import (
     SUSPEND_DEBUG,
     SUSPEND_LIVE,
     PostcopyTransitioned,
@@ -32,8 +32,8 @@ from toolstack.operations.domain_save import (
     live_migrate_parameters,
     save_domain,
 )
-from toolstack.operations.save_result import has_begun
-from toolstack.operations.settle import (
+from xen_save_helper.toolstack.operations.save_result import has_begun
+from xen_save_helper.toolstack.operations.settle import (
     DEAD,
     check_can_suspend,
     heal,
@@ -41,31 +41,31 @@ from toolstack.operations.settle import (
     row_of_domain,
     state_of,
 )
-from toolstack.rules import handshake
-from toolstack.rules.cause import Failure, Failures
-from toolstack.rules.handshake import INTERRUPTIBLE, Event, Sender
-from toolstack.rules.precopy_policy import MemoryStrategy
-from toolstack.xl import link
-from toolstack.xl.conduct import Action, conduct
-from toolstack.xl.journal import Journal, Promise, Role
-from toolstack.xl.migrate_options import (
+from xen_save_helper.toolstack.rules import arguments, handshake
+from xen_save_helper.toolstack.rules.cause import Failure, Failures
+from xen_save_helper.toolstack.rules.handshake import INTERRUPTIBLE, Event, Sender
+from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
+from xen_save_helper.toolstack.xl import link
+from xen_save_helper.toolstack.xl.conduct import Action, conduct
+from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
+from xen_save_helper.toolstack.xl.migrate_options import (
     CommandDestination,
     Destination,
     HostDestination,
     MigrateOptions,
 )
-from toolstack.xl.outcome import (
+from xen_save_helper.toolstack.xl.outcome import (
     GuestResult,
     MigrationResult,
     Outcome,
     PostcopyResult,
     outcome_of,
 )
-from toolstack.xl.recover import recover
-from toolstack.xl.talk import Talk
+from xen_save_helper.toolstack.xl.recover import recover
+from xen_save_helper.toolstack.xl.talk import Talk
 
 if TYPE_CHECKING:
-    from toolstack.hosts.interface import DomainSummary, GuestReport, Host
+    from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestReport, Host
 
 __all__ = ["CommandDestination", "Destination", "HostDestination", "MigrateOptions", "migrate"]
 

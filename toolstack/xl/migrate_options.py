@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolstack import arguments
-from toolstack.rules.precopy_policy import DEFAULT_PRECOPY, MemoryStrategy, PrecopyLimits
+from xen_save_helper.toolstack.rules import arguments
+from xen_save_helper.toolstack.rules.precopy_policy import (
+    DEFAULT_PRECOPY,
+    MemoryStrategy,
+    PrecopyLimits,
+)
 
 if TYPE_CHECKING:
-    from toolstack.hosts.interface import Host
+    from xen_save_helper.toolstack.hosts.interface import Host
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from enum import Enum, IntEnum
 from typing import Any, Final
 
-from ipc_schema.errors import Error
-from toolstack.rules.handshake import Sender
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.rules.handshake import Sender
 
 
 class ExitCode(IntEnum):

@@ -10,25 +10,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from ipc_schema.channel.messages import Operation, XentoollogLevel
-from ipc_schema.errors import DecodeError, Error
-from ipc_schema.streams import xl_handshake, xl_header
-from ipc_schema.streams.xl_handshake import HandshakeMessage, Verdict
-from toolstack import arguments
-from toolstack.aio import blocking, descriptors
-from toolstack.cancellation import end_in_order, not_told
-from toolstack.context import OURS, Context
-from toolstack.failure import message_of
-from toolstack.operations.domain_restore import restore_domain, restore_parameters
-from toolstack.operations.own_stream import OwnStream
-from toolstack.rules import handshake
-from toolstack.rules.cause import Failure, Failures
-from toolstack.rules.handshake import Event, Receiver
-from toolstack.standstill import stands_still, telling
-from toolstack.xl import link
-from toolstack.xl.conduct import Action, conduct
-from toolstack.xl.journal import Journal, Promise, Role
-from toolstack.xl.talk import Talk
+from xen_save_helper.ipc_schema.channel.messages import Operation, XentoollogLevel
+from xen_save_helper.ipc_schema.errors import DecodeError, Error
+from xen_save_helper.ipc_schema.streams import xl_handshake, xl_header
+from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage, Verdict
+from xen_save_helper.toolstack.aio import blocking, descriptors
+from xen_save_helper.toolstack.cancellation import end_in_order, not_told
+from xen_save_helper.toolstack.context import OURS, Context
+from xen_save_helper.toolstack.failure import message_of
+from xen_save_helper.toolstack.operations.domain_restore import restore_domain, restore_parameters
+from xen_save_helper.toolstack.operations.own_stream import OwnStream
+from xen_save_helper.toolstack.rules import arguments, handshake
+from xen_save_helper.toolstack.rules.cause import Failure, Failures
+from xen_save_helper.toolstack.rules.handshake import Event, Receiver
+from xen_save_helper.toolstack.standstill import stands_still, telling
+from xen_save_helper.toolstack.xl import link
+from xen_save_helper.toolstack.xl.conduct import Action, conduct
+from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
+from xen_save_helper.toolstack.xl.talk import Talk
 
 INTERRUPTIBLE = frozenset(
     {

@@ -14,15 +14,15 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from toolstack.helpers.endpoint import sweep_endpoints
-from toolstack.operations.domain_lock import domain_lock
-from toolstack.operations.settle import DEAD, heal, resume_for_sure
-from toolstack.rules.handshake import INCOMING, MIGRATED_AWAY, POSTCOPY_INCONSISTENT
-from toolstack.xl import journal
-from toolstack.xl.journal import Entry, JournalError, Promise, Role
+from xen_save_helper.toolstack.helpers.endpoint import sweep_endpoints
+from xen_save_helper.toolstack.operations.domain_lock import domain_lock
+from xen_save_helper.toolstack.operations.settle import DEAD, heal, resume_for_sure
+from xen_save_helper.toolstack.rules.handshake import INCOMING, MIGRATED_AWAY, POSTCOPY_INCONSISTENT
+from xen_save_helper.toolstack.xl import journal
+from xen_save_helper.toolstack.xl.journal import Entry, JournalError, Promise, Role
 
 if TYPE_CHECKING:
-    from toolstack.hosts.interface import DomainSummary, Host
+    from xen_save_helper.toolstack.hosts.interface import DomainSummary, Host
 
 VERIFY_LIMIT: Final = 60.0
 """Seconds that a guest resumed by postcopy has to compare all its memory."""

@@ -12,20 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ipc_schema.channel.messages import XentoollogLevel
-from ipc_schema.errors import DecodeError, Error, rc_name
-from ipc_schema.streams import xl_header
-from toolstack import arguments
-from toolstack.aio import descriptors, fd_io, file_argument
-from toolstack.cancellation import end_in_order, not_told
-from toolstack.context import Context
-from toolstack.failure import message_of
-from toolstack.helpers.request import LIBXENGUEST
-from toolstack.helpers.supervisor import Statistics
-from toolstack.inspect.foreign_formats import NotAStreamError
-from toolstack.operations.domain_restore import restore_domain, restore_parameters
-from toolstack.operations.domain_save import SaveResult, save_domain, suspend_parameters
-from toolstack.operations.settle import (
+from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
+from xen_save_helper.ipc_schema.errors import DecodeError, Error, rc_name
+from xen_save_helper.ipc_schema.streams import xl_header
+from xen_save_helper.toolstack.aio import descriptors, fd_io, file_argument
+from xen_save_helper.toolstack.cancellation import end_in_order, not_told
+from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.failure import message_of
+from xen_save_helper.toolstack.helpers.request import LIBXENGUEST
+from xen_save_helper.toolstack.helpers.supervisor import Statistics
+from xen_save_helper.toolstack.inspect.foreign_formats import NotAStreamError
+from xen_save_helper.toolstack.operations.domain_restore import restore_domain, restore_parameters
+from xen_save_helper.toolstack.operations.domain_save import (
+    SaveResult,
+    save_domain,
+    suspend_parameters,
+)
+from xen_save_helper.toolstack.operations.settle import (
     DEAD,
     check_can_suspend,
     heal,
@@ -33,11 +36,12 @@ from toolstack.operations.settle import (
     row_of_domain,
     state_of,
 )
-from toolstack.rules.handshake import INCOMING
-from toolstack.xl.journal import Journal, Promise, Role
-from toolstack.xl.receive import name_of, parse_config, uuid_of
-from toolstack.xl.save_target import SaveTarget, save_target
-from toolstack.xl.stream_input import end_of_stream, opened, read_preface
+from xen_save_helper.toolstack.rules import arguments
+from xen_save_helper.toolstack.rules.handshake import INCOMING
+from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
+from xen_save_helper.toolstack.xl.receive import name_of, parse_config, uuid_of
+from xen_save_helper.toolstack.xl.save_target import SaveTarget, save_target
+from xen_save_helper.toolstack.xl.stream_input import end_of_stream, opened, read_preface
 
 _PER_PAGE: Final = 4096 + 9
 """Bytes of a page in the stream, with its entry in the list of pfns and its part of a header."""

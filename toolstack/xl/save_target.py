@@ -17,10 +17,10 @@ import stat
 from pathlib import Path
 from typing import Final, Self
 
-from toolstack.aio import disk_room, file_argument
-from toolstack.aio.file_argument import name_of
-from toolstack.aio.patience import patience
-from toolstack.aio.pipe_drain import drained
+from xen_save_helper.toolstack.aio import disk_room, file_argument
+from xen_save_helper.toolstack.aio.file_argument import name_of
+from xen_save_helper.toolstack.aio.patience import patience
+from xen_save_helper.toolstack.aio.pipe_drain import drained
 
 OPEN_POLL: Final = 0.05
 

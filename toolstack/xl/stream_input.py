@@ -11,11 +11,11 @@ import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from ipc_schema.streams import libvirt_header, xl_header
-from toolstack.aio import fd_io, file_argument
-from toolstack.aio.file_argument import name_of
-from toolstack.aio.patience import patience
-from toolstack.inspect.foreign_formats import (
+from xen_save_helper.ipc_schema.streams import libvirt_header, xl_header
+from xen_save_helper.toolstack.aio import fd_io, file_argument
+from xen_save_helper.toolstack.aio.file_argument import name_of
+from xen_save_helper.toolstack.aio.patience import patience
+from xen_save_helper.toolstack.inspect.foreign_formats import (
     LEGACY_LIBVIRT,
     LEGACY_XL,
     LONGEST,
@@ -115,7 +115,7 @@ def end_of_stream(fd: int, start: int) -> int:
     """The position behind the whole stream that begins at `start` of the regular file `fd`, whose
     own position stays. Raises DecodeError where it is not whole, with offsets from `start`."""
     # It brings numpy, and no save needs it.
-    from toolstack.inspect.walk import Summary, inspect
+    from xen_save_helper.toolstack.inspect.walk import Summary, inspect
 
     before = os.lseek(fd, 0, os.SEEK_CUR)
     os.lseek(fd, start, os.SEEK_SET)

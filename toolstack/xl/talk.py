@@ -6,14 +6,14 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from ipc_schema.channel.messages import Operation
-from ipc_schema.streams import xl_handshake
-from ipc_schema.streams.xl_handshake import HandshakeMessage, Verdict
-from toolstack.context import Context
-from toolstack.xl import link
+from xen_save_helper.ipc_schema.channel.messages import Operation
+from xen_save_helper.ipc_schema.streams import xl_handshake
+from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage, Verdict
+from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.xl import link
 
 if TYPE_CHECKING:
-    from toolstack.faults.handshake import HandshakeFaults
+    from xen_save_helper.toolstack.faults.handshake import HandshakeFaults
 
 T = TypeVar("T")
 

@@ -7,13 +7,13 @@ import struct
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from helper.hypervisors.simulated import layout
-from helper.hypervisors.simulated.config import MAXMEM_CONSTANT
-from helper.hypervisors.simulated.kinds import DEFAULT_RATES, NAMES
-from helper.hypervisors.simulated.layout import DomainPage, HvmParam
-from helper.hypervisors.simulated.registers import Registers
-from helper.hypervisors.simulated.shared import SharedMemory
-from ipc_schema.streams.cpu_features import without
+from xen_save_helper.helper.hypervisors.simulated import layout
+from xen_save_helper.helper.hypervisors.simulated.config import MAXMEM_CONSTANT
+from xen_save_helper.helper.hypervisors.simulated.kinds import DEFAULT_RATES, NAMES
+from xen_save_helper.helper.hypervisors.simulated.layout import DomainPage, HvmParam
+from xen_save_helper.helper.hypervisors.simulated.registers import Registers
+from xen_save_helper.helper.hypervisors.simulated.shared import SharedMemory
+from xen_save_helper.ipc_schema.streams.cpu_features import without
 
 SPECIAL_PAGES: Final = (
     HvmParam.STORE_PFN,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from helper.hypervisors.simulated import layout
-from helper.hypervisors.simulated.kinds import NAMES
+from xen_save_helper.helper.hypervisors.simulated import layout
+from xen_save_helper.helper.hypervisors.simulated.kinds import NAMES
 
 MAXMEM_CONSTANT: Final = 1024
 """KiB that a domain may have beyond `max_memkb`, for its special pages

@@ -12,7 +12,7 @@ import os
 import socket
 from typing import Any, Final
 
-from helper.hypervisors.simulated.shared import GuestGoneError
+from xen_save_helper.helper.hypervisors.simulated.shared import GuestGoneError
 
 SOCKET: Final = "vcpu"
 MAX_MESSAGE: Final = 65_536

@@ -9,19 +9,23 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from helper.hypervisors.interface import (
+from xen_save_helper.helper.hypervisors.interface import (
     Bitmap,
     Paging,
     Pfns,
     TscInfo,
 )
-from helper.hypervisors.simulated import control, layout
-from helper.hypervisors.simulated.domain_files import check_host, domain_path, read_lacks
-from helper.hypervisors.simulated.layout import P2M, PAGE_SIZE
-from helper.hypervisors.simulated.open_domain import ANSWER_LIMIT, OpenDomain
-from helper.hypervisors.simulated.paging import open_paging
-from helper.hypervisors.simulated.runs import runs_of
-from ipc_schema.streams.cpu_features import all_but
+from xen_save_helper.helper.hypervisors.simulated import control, layout
+from xen_save_helper.helper.hypervisors.simulated.domain_files import (
+    check_host,
+    domain_path,
+    read_lacks,
+)
+from xen_save_helper.helper.hypervisors.simulated.layout import P2M, PAGE_SIZE
+from xen_save_helper.helper.hypervisors.simulated.open_domain import ANSWER_LIMIT, OpenDomain
+from xen_save_helper.helper.hypervisors.simulated.paging import open_paging
+from xen_save_helper.helper.hypervisors.simulated.runs import runs_of
+from xen_save_helper.ipc_schema.streams.cpu_features import all_but
 
 PFINFO_XTAB: Final = 0xF << 28
 """XEN_DOMCTL_PFINFO_XTAB: no page."""

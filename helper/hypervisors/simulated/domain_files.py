@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from ipc_schema.channel.waits import Patience
+from xen_save_helper.ipc_schema.channel.waits import Patience
 
 MARKER: Final = "xen-host.json"
 FORMAT: Final = 1

@@ -1,6 +1,6 @@
 """The process of a simulated guest.
 
-    python -m helper.hypervisors.simulated.guest DOMID DIRECTORY_FD READY_FD GO_FD
+    python -m xen_save_helper.helper.hypervisors.simulated.guest DOMID DIRECTORY_FD READY_FD GO_FD
 
 It goes into the background on its own, so it outlives the command that made the domain. One line
 of JSON on READY_FD says that it is there, or why not; an octet on GO_FD lets it live on: without
@@ -44,8 +44,8 @@ def main(arguments: list[str]) -> None:
     _into_background()
     try:
         _log_to(directory)
-        from helper.hypervisors.simulated.domain_files import remove_tree
-        from helper.hypervisors.simulated.guest_loop import GuestLoop
+        from xen_save_helper.helper.hypervisors.simulated.domain_files import remove_tree
+        from xen_save_helper.helper.hypervisors.simulated.guest_loop import GuestLoop
 
         loop = GuestLoop(directory, domid)
     except Exception as error:

@@ -13,24 +13,28 @@ from typing import Any, Final
 
 import numpy as np
 
-from helper.hypervisors.interface import ShutdownReason
-from helper.hypervisors.simulated import control, device_model, layout, userfault
-from helper.hypervisors.simulated.build import (
+from xen_save_helper.helper.hypervisors.interface import ShutdownReason
+from xen_save_helper.helper.hypervisors.simulated import control, device_model, layout, userfault
+from xen_save_helper.helper.hypervisors.simulated.build import (
     add_special_pages,
     build_domain,
     fresh_registers,
 )
-from helper.hypervisors.simulated.config import capacity_for
-from helper.hypervisors.simulated.control import Message
-from helper.hypervisors.simulated.domain_files import (
+from xen_save_helper.helper.hypervisors.simulated.config import capacity_for
+from xen_save_helper.helper.hypervisors.simulated.control import Message
+from xen_save_helper.helper.hypervisors.simulated.domain_files import (
     lacks_around,
     read_config,
     try_suspend_lock,
 )
-from helper.hypervisors.simulated.layout import PAGE_SIZE, RUNS, Behaviour
-from helper.hypervisors.simulated.registers import ForeignContextError, Registers
-from helper.hypervisors.simulated.shared import SharedMemory, create_areas, write_process_file
-from helper.hypervisors.simulated.vcpu import FILL, VCPU, Crash
+from xen_save_helper.helper.hypervisors.simulated.layout import PAGE_SIZE, RUNS, Behaviour
+from xen_save_helper.helper.hypervisors.simulated.registers import ForeignContextError, Registers
+from xen_save_helper.helper.hypervisors.simulated.shared import (
+    SharedMemory,
+    create_areas,
+    write_process_file,
+)
+from xen_save_helper.helper.hypervisors.simulated.vcpu import FILL, VCPU, Crash
 
 _LOOK_AFTER: Final = 1.0
 """Seconds between two looks whether the domain's directory is still there."""

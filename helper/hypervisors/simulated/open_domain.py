@@ -10,11 +10,15 @@ import os
 from pathlib import Path
 from typing import Any, Final, Self
 
-from helper.hypervisors.interface import DomainInfo, ShutdownReason
-from helper.hypervisors.simulated.config import MAXMEM_CONSTANT
-from helper.hypervisors.simulated.domain_files import read_config
-from helper.hypervisors.simulated.layout import RUNS
-from helper.hypervisors.simulated.shared import GuestGoneError, GuestProcess, SharedMemory
+from xen_save_helper.helper.hypervisors.interface import DomainInfo, ShutdownReason
+from xen_save_helper.helper.hypervisors.simulated.config import MAXMEM_CONSTANT
+from xen_save_helper.helper.hypervisors.simulated.domain_files import read_config
+from xen_save_helper.helper.hypervisors.simulated.layout import RUNS
+from xen_save_helper.helper.hypervisors.simulated.shared import (
+    GuestGoneError,
+    GuestProcess,
+    SharedMemory,
+)
 
 ANSWER_LIMIT: Final = 10.0
 """Seconds that a domain's process may take to answer a request, and to start or end."""

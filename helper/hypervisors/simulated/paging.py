@@ -17,12 +17,12 @@ from typing import Final
 
 import numpy as np
 
-from helper.hypervisors.interface import PagingRequest, Pfns
-from helper.hypervisors.simulated import control, userfault
-from helper.hypervisors.simulated.layout import P2M, PAGE_SIZE
-from helper.hypervisors.simulated.runs import runs_of
-from helper.hypervisors.simulated.shared import SharedMemory
-from helper.hypervisors.simulated.userfault import Fault
+from xen_save_helper.helper.hypervisors.interface import PagingRequest, Pfns
+from xen_save_helper.helper.hypervisors.simulated import control, userfault
+from xen_save_helper.helper.hypervisors.simulated.layout import P2M, PAGE_SIZE
+from xen_save_helper.helper.hypervisors.simulated.runs import runs_of
+from xen_save_helper.helper.hypervisors.simulated.shared import SharedMemory
+from xen_save_helper.helper.hypervisors.simulated.userfault import Fault
 
 _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2

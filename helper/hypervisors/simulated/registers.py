@@ -11,8 +11,8 @@ import zlib
 from dataclasses import dataclass
 from typing import Final
 
-from helper.hypervisors.simulated.kinds import Kind
-from helper.hypervisors.simulated.workload import Workload
+from xen_save_helper.helper.hypervisors.simulated.kinds import Kind
+from xen_save_helper.helper.hypervisors.simulated.workload import Workload
 
 _MAGIC: Final = b"XSH-REGISTERS\0\0\1"
 _FORMAT: Final = struct.Struct("<16sII Q d QQ QQQQ 16s I4x")

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from helper.hypervisors.interface import Pfns
+from xen_save_helper.helper.hypervisors.interface import Pfns
 
 _SHORT: Final = 64
 """Up to here a look at each pfn takes less time than numpy needs to begin."""

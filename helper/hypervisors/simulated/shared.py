@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from helper.hypervisors.simulated import layout
-from helper.hypervisors.simulated.layout import DomainPage
+from xen_save_helper.helper.hypervisors.simulated import layout
+from xen_save_helper.helper.hypervisors.simulated.layout import DomainPage
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,19 +13,19 @@ from typing import Final
 
 import numpy as np
 
-from helper.hypervisors.interface import ShutdownReason
-from helper.hypervisors.simulated import pattern, userfault
-from helper.hypervisors.simulated.kinds import UNLIMITED, Kind
-from helper.hypervisors.simulated.layout import (
+from xen_save_helper.helper.hypervisors.interface import ShutdownReason
+from xen_save_helper.helper.hypervisors.simulated import pattern, userfault
+from xen_save_helper.helper.hypervisors.simulated.kinds import UNLIMITED, Kind
+from xen_save_helper.helper.hypervisors.simulated.layout import (
     BUCKETS_PER_OCTAVE,
     FAULT_BUCKETS,
     P2M,
     PAGE_SIZE,
     RUNS,
 )
-from helper.hypervisors.simulated.pattern import Words
-from helper.hypervisors.simulated.registers import Registers
-from helper.hypervisors.simulated.shared import SharedMemory
+from xen_save_helper.helper.hypervisors.simulated.pattern import Words
+from xen_save_helper.helper.hypervisors.simulated.registers import Registers
+from xen_save_helper.helper.hypervisors.simulated.shared import SharedMemory
 
 STEP: Final = 0.005
 """Seconds from one step to the next, for a workload with a rate."""

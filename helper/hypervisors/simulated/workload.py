@@ -16,8 +16,8 @@ from typing import Final
 
 import numpy as np
 
-from helper.hypervisors.simulated.kinds import Kind
-from helper.hypervisors.simulated.pattern import Words
+from xen_save_helper.helper.hypervisors.simulated.kinds import Kind
+from xen_save_helper.helper.hypervisors.simulated.pattern import Words
 
 _ORDERS: Final = 16
 """Different orders that the passes of a random workload take in turn."""

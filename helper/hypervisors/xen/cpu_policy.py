@@ -9,9 +9,14 @@ import os
 from functools import cache
 from typing import Any, Final
 
-from helper.hypervisors.xen.libraries import Prototypes, abi_version, load, versioned
-from helper.hypervisors.xen.xenctrl import Xenctrl
-from helper.hypervisors.xen.xenctrl_abi import INTERFACE
+from xen_save_helper.helper.hypervisors.xen.libraries import (
+    Prototypes,
+    abi_version,
+    load,
+    versioned,
+)
+from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
+from xen_save_helper.helper.hypervisors.xen.xenctrl_abi import INTERFACE
 
 _PV_MAX: Final = 2
 _HVM_MAX: Final = 3

@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 
-from ipc_schema.channel.waits import Patience
+from xen_save_helper.ipc_schema.channel.waits import Patience
 
 
 def run_patiently(command: Sequence[str], limit: float) -> subprocess.CompletedProcess[bytes]:

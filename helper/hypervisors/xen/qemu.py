@@ -72,7 +72,7 @@ def version_of(program: str) -> tuple[int, int, int]:
     """What `PROGRAM --version` says. Raises OSError where that cannot be had (ETIMEDOUT, too)."""
     import subprocess
 
-    from helper.hypervisors.xen.programs import run_patiently
+    from xen_save_helper.helper.hypervisors.xen.programs import run_patiently
 
     try:
         ended = run_patiently([program, "--version"], VERSION_SECONDS)

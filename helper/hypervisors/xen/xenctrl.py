@@ -11,9 +11,9 @@ import os
 from functools import cache
 from typing import Final, NamedTuple, Self
 
-from helper.hypervisors.xen.libraries import abi_version, load, versioned
-from helper.hypervisors.xen.toollog import Logger
-from helper.hypervisors.xen.xenctrl_abi import XENCTRL_ABIS, XenctrlAbi
+from xen_save_helper.helper.hypervisors.xen.libraries import abi_version, load, versioned
+from xen_save_helper.helper.hypervisors.xen.toollog import Logger
+from xen_save_helper.helper.hypervisors.xen.xenctrl_abi import XENCTRL_ABIS, XenctrlAbi
 
 _DOMINF_DYING: Final = 1 << 0
 _DOMINF_HVM_GUEST: Final = 1 << 1

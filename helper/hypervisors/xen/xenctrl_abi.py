@@ -11,7 +11,7 @@ import ctypes
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from helper.hypervisors.xen.libraries import Prototypes
+from xen_save_helper.helper.hypervisors.xen.libraries import Prototypes
 
 INTERFACE: Final = ctypes.c_void_p
 DOMID: Final = ctypes.c_uint32

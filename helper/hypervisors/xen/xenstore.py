@@ -17,8 +17,8 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Final, NamedTuple, Self, TypeVar
 
-from helper.patience import poll_milliseconds
-from ipc_schema.channel.waits import Patience
+from xen_save_helper.helper.patience import poll_milliseconds
+from xen_save_helper.ipc_schema.channel.waits import Patience
 
 T = TypeVar("T")
 

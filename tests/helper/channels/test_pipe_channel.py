@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from helper.abort import Abort
-from helper.channels.channel import ChannelError
-from helper.channels.pipe_channel import PipeChannel
-from ipc_schema.channel.messages import CATALOGUE, Dialect, Operation, callback_bit
-from ipc_schema.channel.pipe_codec import HEADER_SIZE, decode_body, decode_header
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.channel import ChannelError
+from xen_save_helper.helper.channels.pipe_channel import PipeChannel
+from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, Dialect, Operation, callback_bit
+from xen_save_helper.ipc_schema.channel.pipe_codec import HEADER_SIZE, decode_body, decode_header
 
 SUSPEND = callback_bit(CATALOGUE["suspend"], Dialect.MAINLINE)
 

@@ -14,12 +14,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from helper.abort import Abort
-from helper.parameters import RestoreParameters, RestoreResults, SaveParameters, Statistics
-from ipc_schema.errors import DecodeError
-from ipc_schema.trace import Trace
-from toolstack.hosts.interface import SuspendState
-from toolstack.hosts.simulated.host import SimulatedHost as Host
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.parameters import (
+    RestoreParameters,
+    RestoreResults,
+    SaveParameters,
+    Statistics,
+)
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.hosts.interface import SuspendState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost as Host
 
 Answer = int | Callable[..., int]
 
@@ -102,7 +107,7 @@ def save(
     stall_limit: float = LIMIT,
 ) -> Statistics:
     """domain_save in this process, whose main thread it must be."""
-    from helper.engine.save import domain_save
+    from xen_save_helper.helper.engine.save import domain_save
 
     controller = controller or saving(host, domid)
     with Abort(stall_limit=stall_limit) as abort:
@@ -127,7 +132,7 @@ def restore(
     stall_limit: float = LIMIT,
 ) -> RestoreResults:
     """domain_restore in this process, whose main thread it must be."""
-    from helper.engine.restore import domain_restore
+    from xen_save_helper.helper.engine.restore import domain_restore
 
     controller = controller or Controller({"static_data_done": 0})
     with Abort(signals=frozenset(), stall_limit=stall_limit) as abort:

@@ -17,8 +17,8 @@ import os
 import select
 import sys
 
-from helper.abort import SAVE_SIGNALS, Abort
-from helper.libxenguest.octets import ThreadOctets
+from xen_save_helper.helper.abort import SAVE_SIGNALS, Abort
+from xen_save_helper.helper.libxenguest.octets import ThreadOctets
 
 BLOCK = b"x" * 65536
 

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from helper.abort import Abort
-from helper.engine.fault_channel import FaultReader, FaultWriter, carry_at_once
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams.libxc_record_types import RecordType, record_number
-from ipc_schema.streams.records import encode_record
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.engine.fault_channel import FaultReader, FaultWriter, carry_at_once
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_number
+from xen_save_helper.ipc_schema.streams.records import encode_record
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helper.engine.page_assembler import RING, PageAssembler
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams.libxc_record_types import RecordType, record_number
-from ipc_schema.streams.page_lists import encode_page_list
-from ipc_schema.streams.records import encode_record
+from xen_save_helper.helper.engine.page_assembler import RING, PageAssembler
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_number
+from xen_save_helper.ipc_schema.streams.page_lists import encode_page_list
+from xen_save_helper.ipc_schema.streams.records import encode_record
 
 PAGE = 4096
 END = encode_record(record_number(RecordType.END, 3), b"")

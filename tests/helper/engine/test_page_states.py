@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helper.engine.page_states import TRANSITIONS, PageEvent, PageState, PageStateError, PageStates
+from xen_save_helper.helper.engine.page_states import (
+    TRANSITIONS,
+    PageEvent,
+    PageState,
+    PageStateError,
+    PageStates,
+)
 
 SIZE = 16
 

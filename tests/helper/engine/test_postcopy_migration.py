@@ -11,12 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helper.parameters import RestoreParameters, SaveParameters
-from ipc_schema.channel.messages import PrecopyPolicy
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams.libxc_record_types import RecordType
-from ipc_schema.streams.page_lists import encode_page_list
-from ipc_schema.streams.records import encode_record
 from tests.conftest import HostFactory
 from tests.helper.engine.running import (
     Controller,
@@ -28,7 +22,13 @@ from tests.helper.engine.running import (
     restore_emulator,
 )
 from tests.waiting import wait_for
-from toolstack.hosts.interface import GuestState
+from xen_save_helper.helper.parameters import RestoreParameters, SaveParameters
+from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
+from xen_save_helper.ipc_schema.streams.page_lists import encode_page_list
+from xen_save_helper.ipc_schema.streams.records import encode_record
+from xen_save_helper.toolstack.hosts.interface import GuestState
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

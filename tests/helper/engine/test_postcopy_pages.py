@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helper.engine.page_stream import set_bits
-from helper.engine.postcopy_pages import PostcopyPages
+from xen_save_helper.helper.engine.page_stream import set_bits
+from xen_save_helper.helper.engine.postcopy_pages import PostcopyPages
 
 SIZE = 200
 

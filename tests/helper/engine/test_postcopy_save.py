@@ -4,17 +4,17 @@ import socket
 
 import numpy as np
 
-from helper.abort import Abort
-from helper.channels.reporter import Reporter
-from helper.engine.postcopy_save import PostcopySender
-from helper.engine.save_phases import Outcome
-from helper.engine.stream_io import StreamWriter
-from helper.parameters import Statistics
-from ipc_schema.streams.libxc_record_types import RecordType
-from ipc_schema.streams.records import encode_record
-from ipc_schema.trace import Trace
 from tests.helper.engine.running import Controller
-from toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.helper.engine.postcopy_save import PostcopySender
+from xen_save_helper.helper.engine.save_phases import Outcome
+from xen_save_helper.helper.engine.stream_io import StreamWriter
+from xen_save_helper.helper.parameters import Statistics
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
+from xen_save_helper.ipc_schema.streams.records import encode_record
+from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 LIMIT = 5.0
 

@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helper.engine.restore_order import NEXT, RecordOrder, Stage
-from helper.parameters import RestoreParameters, RestoreResults, SaveParameters
-from ipc_schema.channel.messages import MissingCpuFeatures, StreamType
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams.libxc_record_types import RecordType
-from ipc_schema.streams.page_lists import encode_page_list
-from ipc_schema.streams.records import decode_record_header, encode_record, padding
 from tests.conftest import HostFactory
 from tests.helper.engine.running import Controller, restore, save, saving
 from tests.helper.hypervisors.simulated.guests import populated, read_pages
 from tests.streams import read_cut
-from toolstack.hosts.interface import GuestState
-from toolstack.hosts.simulated.host import SimulatedHost, create_host
+from xen_save_helper.helper.engine.restore_order import NEXT, RecordOrder, Stage
+from xen_save_helper.helper.parameters import RestoreParameters, RestoreResults, SaveParameters
+from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, StreamType
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
+from xen_save_helper.ipc_schema.streams.page_lists import encode_page_list
+from xen_save_helper.ipc_schema.streams.records import decode_record_header, encode_record, padding
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost, create_host
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

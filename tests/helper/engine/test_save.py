@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from helper.engine.precopy import simple_precopy_policy
-from helper.engine.save_phases import NEXT, Outcome, Phase
-from helper.hypervisors.simulated.layout import Behaviour
-from helper.parameters import SaveParameters
-from ipc_schema.channel.messages import PrecopyPolicy, StreamType
 from tests.conftest import HostFactory
 from tests.helper.engine.running import log_dirty, migration, save, saving
-from toolstack.hosts.interface import GuestState
-from toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.helper.engine.precopy import simple_precopy_policy
+from xen_save_helper.helper.engine.save_phases import NEXT, Outcome, Phase
+from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
+from xen_save_helper.helper.parameters import SaveParameters
+from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, StreamType
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

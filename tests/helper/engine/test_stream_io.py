@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helper.abort import Abort
-from helper.engine.stream_io import (
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.engine.stream_io import (
     IOV_MAX,
     BusyPoll,
     Pacer,
@@ -24,7 +24,7 @@ from helper.engine.stream_io import (
     advance,
     take,
 )
-from ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.errors import DecodeError
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -10,22 +10,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from helper.abort import Abort
-from helper.faults.session import Session
-from helper.faults.streams import relayed
-from helper.run import Engine, Job
-from ipc_schema.channel.messages import MissingCpuFeatures, Operation, StreamType
-from ipc_schema.faults.plan import parse
-from ipc_schema.faults.points import SIDES
-from ipc_schema.streams.libxc_record_types import RecordType, record_number
-from ipc_schema.streams.libxc_stream import (
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.faults.session import Session
+from xen_save_helper.helper.faults.streams import relayed
+from xen_save_helper.helper.run import Engine, Job
+from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, Operation, StreamType
+from xen_save_helper.ipc_schema.faults.plan import parse
+from xen_save_helper.ipc_schema.faults.points import SIDES
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_number
+from xen_save_helper.ipc_schema.streams.libxc_stream import (
     DomainHeader,
     ImageHeader,
     encode_domain_header,
     encode_image_header,
 )
-from ipc_schema.streams.records import encode_record
-from ipc_schema.trace import Trace
+from xen_save_helper.ipc_schema.streams.records import encode_record
+from xen_save_helper.ipc_schema.trace import Trace
 
 LIMIT = 20.0
 HEADERS = encode_image_header(ImageHeader(3)) + encode_domain_header(DomainHeader())

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helper.faults.injector import Injector
-from ipc_schema.faults.plan import parse
-from ipc_schema.faults.points import Side
+from xen_save_helper.helper.faults.injector import Injector
+from xen_save_helper.ipc_schema.faults.plan import parse
+from xen_save_helper.ipc_schema.faults.points import Side
 
 
 def fired(plan: str, passes: int, point: str = "log:before-send", seed: int = 1) -> list[int]:

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helper.faults.message_faults import ON_PIPE, ON_ZMQ
-from ipc_schema.channel import msgpack_codec, pipe_codec
-from ipc_schema.channel.messages import CALLBACKS, CATALOGUE, Dialect
-from ipc_schema.errors import DecodeError
-from ipc_schema.faults.actions import MESSAGE, REORDER, WRONG_SEQUENCE
 from tests.ipc_schema.channel.catalogue_values import fields_of
+from xen_save_helper.helper.faults.message_faults import ON_PIPE, ON_ZMQ
+from xen_save_helper.ipc_schema.channel import msgpack_codec, pipe_codec
+from xen_save_helper.ipc_schema.channel.messages import CALLBACKS, CATALOGUE, Dialect
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.faults.actions import MESSAGE, REORDER, WRONG_SEQUENCE
 
 DIALECT = Dialect.MAINLINE
 NEVER_READ = ("garbage", "truncate", "oversize", "wrong-number")

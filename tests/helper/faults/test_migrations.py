@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
-from ipc_schema.errors import Error
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import Side, live_migrate, run
-from toolstack.hosts.interface import GuestState
-from toolstack.operations.domain_save import MemoryStrategy, PostcopyTransitioned, PrecopyLimits
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.operations.domain_save import (
+    MemoryStrategy,
+    PostcopyTransitioned,
+    PrecopyLimits,
+)
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -15,14 +15,19 @@ from typing import Any
 
 import pytest
 
-from ipc_schema.channel.messages import Dialect, Operation, PrecopyPolicy, XCFlags
-from ipc_schema.errors import Error
 from tests.helper.engine.running import suspend
 from tests.helper.libxl_side import HELPER, save_of, started
 from tests.toolstack.helpers.running_helpers import Reaction, Run, run_helper
-from toolstack.helpers.supervisor import HelperRequest, HelperResult, OwnHelper, PipeHelper
-from toolstack.hosts.simulated.host import SimulatedHost
-from toolstack.limits import Limits
+from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, PrecopyPolicy, XCFlags
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.helpers.supervisor import (
+    HelperRequest,
+    HelperResult,
+    OwnHelper,
+    PipeHelper,
+)
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.limits import Limits
 
 pytestmark = pytest.mark.usefixtures("runtime_directory")
 
@@ -332,5 +337,5 @@ def test_without_a_plan_nothing_of_it_is_loaded() -> None:
         timeout=20,
         check=False,
     )
-    assert b"helper.channels.pipe_channel" in done.stderr
+    assert b"xen_save_helper.helper.channels.pipe_channel" in done.stderr
     assert b"fault" not in done.stderr

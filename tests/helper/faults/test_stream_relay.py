@@ -12,15 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helper.abort import Abort
-from helper.faults.session import Session
-from helper.faults.streams import relayed
-from ipc_schema.channel.messages import Operation
-from ipc_schema.faults.plan import parse
-from ipc_schema.faults.points import Side
-from ipc_schema.streams.libxc_record_types import RecordType
-from ipc_schema.streams.records import MAX_LENGTH
-from ipc_schema.trace import Trace
 from tests.helper.faults.streams import (
     AGAIN,
     CONTEXT,
@@ -38,6 +29,15 @@ from tests.helper.faults.streams import (
     relay,
     written,
 )
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.faults.session import Session
+from xen_save_helper.helper.faults.streams import relayed
+from xen_save_helper.ipc_schema.channel.messages import Operation
+from xen_save_helper.ipc_schema.faults.plan import parse
+from xen_save_helper.ipc_schema.faults.points import Side
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
+from xen_save_helper.ipc_schema.streams.records import MAX_LENGTH
+from xen_save_helper.ipc_schema.trace import Trace
 
 NOTHING = "stream@0=flip; stream@0=flip"
 """Two faults that undo each other: the stream is relayed."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from helper.hypervisors.xen import toollog
-from helper.hypervisors.xen.libraries import SUPPORTED
-from helper.hypervisors.xen.xenctrl_abi import XENCTRL_ABIS
-from helper.libxenguest.abi import ABIS
 from tests.helper.libxenguest.peer import HEADERS_OF, compiled, libraries
+from xen_save_helper.helper.hypervisors.xen import toollog
+from xen_save_helper.helper.hypervisors.xen.libraries import SUPPORTED
+from xen_save_helper.helper.hypervisors.xen.xenctrl_abi import XENCTRL_ABIS
+from xen_save_helper.helper.libxenguest.abi import ABIS
 
 IN_ARCH_CONFIG = ("emulation_flags", "misc_flags")
 """The last two fields of `xc_domaininfo_t` are in a struct of its."""

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from helper.abort import Abort
-from helper.channels.channel import ChannelError
-from helper.libxenguest.abi import ABIS, provide
-from helper.libxenguest.callbacks import Callbacks
-from ipc_schema.channel.messages import XentoollogLevel
-from ipc_schema.trace import Trace
 from tests.helper.engine.running import Controller
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.channel import ChannelError
+from xen_save_helper.helper.libxenguest.abi import ABIS, provide
+from xen_save_helper.helper.libxenguest.callbacks import Callbacks
+from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
+from xen_save_helper.ipc_schema.trace import Trace
 
 VERSION = "4.17"
 PV_DOMID = 2

@@ -19,12 +19,17 @@ from typing import Any
 
 import pytest
 
-from ipc_schema.channel.helper_arguments import HelperArguments
-from ipc_schema.channel.messages import Dialect, Operation, StreamType, XentoollogLevel
-from ipc_schema.streams.static_data import Policy, policy_of
 from tests.helper.libxl_side import Libxl, cbflags, save_of, started
 from tests.streams import read_cut
 from tests.waiting import until_blocked
+from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
+from xen_save_helper.ipc_schema.channel.messages import (
+    Dialect,
+    Operation,
+    StreamType,
+    XentoollogLevel,
+)
+from xen_save_helper.ipc_schema.streams.static_data import Policy, policy_of
 
 DOMID = 7
 PV_DOMID = 2
@@ -115,7 +120,7 @@ def test_on_a_kernel_that_counts_nothing_a_save_goes_without_what_is_measured(
     xen: str, stream: tuple[socket.socket, socket.socket], tmp_path: Path
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "from helper.libxenguest import octets\noctets._COUNTERS = '/nonexistent'\n"
+        "from xen_save_helper.helper.libxenguest import octets\noctets._COUNTERS = '/nonexistent'\n"
     )
     near, far = stream
     with on_xen(save_of(near.fileno(), DOMID), xen, PYTHONPATH=str(tmp_path)) as libxl:
@@ -522,7 +527,7 @@ def test_a_stream_that_stands_still_is_given_up(
 @pytest.fixture
 def soon(tmp_path: Path) -> dict[str, str]:
     """The environment of a helper that speaks of a wait after 0.3 s already."""
-    patch = "from helper import waiting\nwaiting.PERIOD = 0.3\n"
+    patch = "from xen_save_helper.helper import waiting\nwaiting.PERIOD = 0.3\n"
     (tmp_path / "sitecustomize.py").write_text(patch)
     return {"PYTHONPATH": str(tmp_path)}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helper.hypervisors.xen.libraries import load, running_version, supported
+from xen_save_helper.helper.hypervisors.xen.libraries import load, running_version, supported
 
 
 def kernel_says(directory: Path, kind: str, version: str) -> str:
@@ -58,7 +58,7 @@ def test_a_function_that_is_not_there_is_named() -> None:
 
 XENCTRL = """
 import json
-from helper.hypervisors.xen.xenctrl import Xenctrl
+from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
 
 def errors(call):
     try:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from helper.abort import Abort
-from helper.libxenguest.peek import peek_policy
-from ipc_schema.streams.static_data import Absent, Policy
 from tests.streams import read_cut
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.libxenguest.peek import peek_policy
+from xen_save_helper.ipc_schema.streams.static_data import Absent, Policy
 
 CUT = read_cut("pvh-save-xen-4.17")
 STREAM = CUT[CUT.index(b"\xff" * 8 + b"XENF") :][:20_000]
@@ -100,7 +100,7 @@ def test_what_comes_in_pieces_is_waited_for(ends: Ends, abort: Abort) -> None:
             ready.release()
 
     with pytest.MonkeyPatch.context() as patch, ends() as (reader, writer):
-        from helper.libxenguest import peek
+        from xen_save_helper.helper.libxenguest import peek
 
         policy_of = peek.policy_of
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from ipc_schema.channel.messages import Operation, StreamType, XCFlags
 from tests.toolstack.helpers.running_helpers import Reaction, Run, run_helper
-from toolstack.helpers.request import HelperRequest, OwnHelper
-from toolstack.limits import Limits
+from xen_save_helper.ipc_schema.channel.messages import Operation, StreamType, XCFlags
+from xen_save_helper.toolstack.helpers.request import HelperRequest, OwnHelper
+from xen_save_helper.toolstack.limits import Limits
 
 PV_DOMID = 2
 
@@ -35,7 +35,9 @@ def run(
     """A live save; `rounds` finds 300 dirty pages after each."""
     dirty = " ".join(["300"] * 9)
     variables = (f"LD_LIBRARY_PATH={xen}", f"XEN_PEER={mode}", f"XEN_PEER_DIRTY={dirty}")
-    program = OwnHelper(("env", *variables, sys.executable, "-P", "-m", "helper.main"))
+    program = OwnHelper(
+        ("env", *variables, sys.executable, "-P", "-m", "xen_save_helper.helper.main")
+    )
     fd = os.open(stream, os.O_WRONLY | os.O_CREAT)
     try:
         request = HelperRequest(
@@ -131,7 +133,7 @@ def test_a_checkpointed_stream_stands_still_for_as_long_as_its_primary_lives(
             sys.executable,
             "-P",
             "-m",
-            "helper.main",
+            "xen_save_helper.helper.main",
         )
     )
     with near, far:

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from ipc_schema.channel.messages import INTEGER_RANGES, Kind, Message
+from xen_save_helper.ipc_schema.channel.messages import INTEGER_RANGES, Kind, Message
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
 

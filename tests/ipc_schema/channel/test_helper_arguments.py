@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc_schema.channel.helper_arguments import HelperArguments, build, parse
-from ipc_schema.channel.messages import Dialect, Operation, StreamType
+from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments, build, parse
+from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, StreamType
 
 # What each release of libxl prints, told by name.
 LINES = {

@@ -7,10 +7,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ipc_schema.channel.messages import CATALOGUE, INTEGER_RANGES, MAX_BODY, Message, PrecopyPolicy
-from ipc_schema.channel.msgpack_codec import decode, encode
-from ipc_schema.errors import DecodeError
 from tests.ipc_schema.channel.catalogue_values import fields_of
+from xen_save_helper.ipc_schema.channel.messages import (
+    CATALOGUE,
+    INTEGER_RANGES,
+    MAX_BODY,
+    Message,
+    PrecopyPolicy,
+)
+from xen_save_helper.ipc_schema.channel.msgpack_codec import decode, encode
+from xen_save_helper.ipc_schema.errors import DecodeError
 
 MESSAGES = st.sampled_from(list(CATALOGUE.values()))
 REPLY = encode(1, "reply", {"to": 3, "value": -1})

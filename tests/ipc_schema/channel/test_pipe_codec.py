@@ -6,8 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc_schema.channel.messages import CALLBACKS, CATALOGUE, MAX_BODY, Dialect, Message, Operation
-from ipc_schema.channel.pipe_codec import (
+from tests.ipc_schema.channel.catalogue_values import fields_of
+from xen_save_helper.ipc_schema.channel.messages import (
+    CALLBACKS,
+    CATALOGUE,
+    MAX_BODY,
+    Dialect,
+    Message,
+    Operation,
+)
+from xen_save_helper.ipc_schema.channel.pipe_codec import (
     HEADER_SIZE,
     decode_answer,
     decode_body,
@@ -15,8 +23,7 @@ from ipc_schema.channel.pipe_codec import (
     encode_answer,
     encode_message,
 )
-from ipc_schema.errors import DecodeError
-from tests.ipc_schema.channel.catalogue_values import fields_of
+from xen_save_helper.ipc_schema.errors import DecodeError
 
 DIALECTS = st.sampled_from(list(Dialect))
 

@@ -8,8 +8,13 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ipc_schema.channel.authentication import NONCE_SIZE, SECRET_SIZE, is_proof, proof
-from ipc_schema.channel.messages import (
+from xen_save_helper.ipc_schema.channel.authentication import (
+    NONCE_SIZE,
+    SECRET_SIZE,
+    is_proof,
+    proof,
+)
+from xen_save_helper.ipc_schema.channel.messages import (
     CATALOGUE,
     INTEGER_RANGES,
     PROTOCOL_VERSION,
@@ -19,8 +24,8 @@ from ipc_schema.channel.messages import (
     Operation,
     Sender,
 )
-from ipc_schema.channel.msgpack_codec import Envelope
-from ipc_schema.channel.turn_taking import (
+from xen_save_helper.ipc_schema.channel.msgpack_codec import Envelope
+from xen_save_helper.ipc_schema.channel.turn_taking import (
     ControllerEnd,
     HelperEnd,
     PipeControllerEnd,

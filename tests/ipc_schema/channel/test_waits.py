@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc_schema.channel.waits import Patience, is_stopped, stood_still
 from tests.waiting import wait_for
+from xen_save_helper.ipc_schema.channel.waits import Patience, is_stopped, stood_still
 
 LIMITS = st.floats(0.01, 1e6)
 

@@ -7,9 +7,9 @@ import signal
 
 from hypothesis import strategies as st
 
-from ipc_schema.faults.actions import Action, ActionKind, Value, admitted, sides
-from ipc_schema.faults.plan import MAX_SEED, Fault, Plan, Times
-from ipc_schema.faults.points import POINTS, Kind, Point, Who
+from xen_save_helper.ipc_schema.faults.actions import Action, ActionKind, Value, admitted, sides
+from xen_save_helper.ipc_schema.faults.plan import MAX_SEED, Fault, Plan, Times
+from xen_save_helper.ipc_schema.faults.points import POINTS, Kind, Point, Who
 
 _VALUES: dict[str, st.SearchStrategy[Value]] = {
     "CODE": st.integers(0, 255),

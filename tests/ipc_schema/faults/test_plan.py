@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc_schema.faults import plan as fault_plan
-from ipc_schema.faults.actions import ACTIONS, DEATHS, DIE, DROP, Action
-from ipc_schema.faults.plan import Fault, Plan, PlanError, Times, parse
-from ipc_schema.faults.points import POINTS, Side, Who
 from tests.ipc_schema.faults.plans import plans
+from xen_save_helper.ipc_schema.faults import plan as fault_plan
+from xen_save_helper.ipc_schema.faults.actions import ACTIONS, DEATHS, DIE, DROP, Action
+from xen_save_helper.ipc_schema.faults.plan import Fault, Plan, PlanError, Times, parse
+from xen_save_helper.ipc_schema.faults.points import POINTS, Side, Who
 
 
 @given(plans)

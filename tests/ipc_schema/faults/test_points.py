@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import pytest
 
-from ipc_schema.channel.messages import CATALOGUE, Answer, Sender
-from ipc_schema.faults.actions import ACTIONS, WRONG_SEQUENCE, admitted, on_pipe, sides
-from ipc_schema.faults.points import POINTS, SIDES, Kind, Point, Side, Who
-from ipc_schema.streams.libxc_record_types import RecordType
-from ipc_schema.streams.libxl_stream import RecordType as LibxlRecordType
-from ipc_schema.streams.xl_handshake import MESSAGES
 from tests.ipc_schema.faults.plans import CELLS
+from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, Answer, Sender
+from xen_save_helper.ipc_schema.faults.actions import (
+    ACTIONS,
+    WRONG_SEQUENCE,
+    admitted,
+    on_pipe,
+    sides,
+)
+from xen_save_helper.ipc_schema.faults.points import POINTS, SIDES, Kind, Point, Side, Who
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
+from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType as LibxlRecordType
+from xen_save_helper.ipc_schema.streams.xl_handshake import MESSAGES
 
 
 @pytest.mark.parametrize("point", POINTS.values(), ids=str)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc_schema.streams.cpu_features import all_but, features, missing, without
+from xen_save_helper.ipc_schema.streams.cpu_features import all_but, features, missing, without
 
 NO_SUBLEAF = 0xFFFFFFFF
 

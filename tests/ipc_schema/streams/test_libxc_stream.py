@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams.libxc_records import BODIES
-from ipc_schema.streams.libxc_stream import (
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.libxc_records import BODIES
+from xen_save_helper.ipc_schema.streams.libxc_stream import (
     WITH_CONTENTS,
     Body,
     DomainHeader,
@@ -34,7 +34,7 @@ from ipc_schema.streams.libxc_stream import (
     record_number,
     record_type,
 )
-from ipc_schema.streams.page_types import PageType
+from xen_save_helper.ipc_schema.streams.page_types import PageType
 
 U32 = st.integers(0, (1 << 32) - 1)
 U64 = st.integers(0, (1 << 64) - 1)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams import libxl_stream, xl_header
-from ipc_schema.streams.libxl_stream import CheckpointState, EmulatorId, RecordType
 from tests.streams import CUTS, read_cut
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams import libxl_stream, xl_header
+from xen_save_helper.ipc_schema.streams.libxl_stream import CheckpointState, EmulatorId, RecordType
 
 STRINGS = st.binary(max_size=20).filter(lambda data: b"\0" not in data)
 INDEX = st.integers(0, (1 << 32) - 1)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams import page_lists, records
-from ipc_schema.streams.page_types import PageType, has_contents
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams import page_lists, records
+from xen_save_helper.ipc_schema.streams.page_types import PageType, has_contents
 
 WITHOUT_CONTENTS = {PageType.BROKEN, PageType.XALLOC, PageType.XTAB}
 ENTRIES = st.lists(

@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
-from ipc_schema.streams.libxc_stream import (
+from tests.streams import CUTS, read_cut
+from tests.streams.known import KNOWN
+from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
+from xen_save_helper.ipc_schema.streams.libxc_stream import (
     DomainHeader,
     DomainType,
     ImageHeader,
@@ -14,10 +16,8 @@ from ipc_schema.streams.libxc_stream import (
     encode_domain_header,
     encode_image_header,
 )
-from ipc_schema.streams.records import encode_record
-from ipc_schema.streams.static_data import Absent, Policy, policy_of
-from tests.streams import CUTS, read_cut
-from tests.streams.known import KNOWN
+from xen_save_helper.ipc_schema.streams.records import encode_record
+from xen_save_helper.ipc_schema.streams.static_data import Absent, Policy, policy_of
 
 LEAVES = bytes(range(48))
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams import xl_header
-from ipc_schema.streams.xl_handshake import (
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams import xl_header
+from xen_save_helper.ipc_schema.streams.xl_handshake import (
     MAX_REASON,
     VERDICT,
     VERDICT_SIZE,

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import pytest
 
-from toolstack.aio import fd_io
+from xen_save_helper.toolstack.aio import fd_io
 
 T = TypeVar("T")
 LIMIT = 20.0

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import processes_under
 from tests.waiting import wait_for
-from toolstack.aio.scratch import ScratchDirectory, sweep
+from xen_save_helper.toolstack.aio.scratch import ScratchDirectory, sweep
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -32,7 +32,8 @@ def test_only_its_owner_can_enter(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_goes_with_the_next(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys, pathlib; from toolstack.aio.scratch import ScratchDirectory\n"
+        "import os, signal, sys, pathlib\n"
+        "from xen_save_helper.toolstack.aio.scratch import ScratchDirectory\n"
         "(ScratchDirectory('ours-', pathlib.Path(sys.argv[1])).path / 'file').touch()\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -67,7 +68,15 @@ def test_a_killed_demos_guests_end_with_the_next_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    command = [sys.executable, "-m", "toolstack.commands.main", "demo", "--memory", "8M", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "xen_save_helper.toolstack.commands.main",
+        "demo",
+        "--memory",
+        "8M",
+        "--json",
+    ]
     with subprocess.Popen(
         [*command, "--bandwidth", "1M"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as killed:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from toolstack.aio.splice import StreamRelay, make_pipe
+from xen_save_helper.toolstack.aio.splice import StreamRelay, make_pipe
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

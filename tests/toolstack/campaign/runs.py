@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from ipc_schema.faults.plan import parse
-from toolstack.campaign.run import FaultRun, Mode, Verdict, run_fault
-from toolstack.limits import Limits
+from xen_save_helper.ipc_schema.faults.plan import parse
+from xen_save_helper.toolstack.campaign.run import FaultRun, Mode, Verdict, run_fault
+from xen_save_helper.toolstack.limits import Limits
 
 LIMITS = Limits(
     helper_start=10,

@@ -16,15 +16,15 @@ from typing import Any
 import psutil
 import pytest
 
-from ipc_schema.faults.plan import parse
 from tests.toolstack.campaign.judge.verdicts import verdict
 from tests.toolstack.stage import TOOLSTACK, Ended, toolstack, wait_for
-from toolstack.campaign import campaign
-from toolstack.campaign.campaign import Selection, State, StateError, run_cells
-from toolstack.campaign.evidence import Mode
-from toolstack.campaign.matrix import Cell, Guest
-from toolstack.campaign.run import Verdict
-from toolstack.campaign.worker import PREFIX
+from xen_save_helper.ipc_schema.faults.plan import parse
+from xen_save_helper.toolstack.campaign import campaign
+from xen_save_helper.toolstack.campaign.campaign import Selection, State, StateError, run_cells
+from xen_save_helper.toolstack.campaign.evidence import Mode
+from xen_save_helper.toolstack.campaign.matrix import Cell, Guest
+from xen_save_helper.toolstack.campaign.run import Verdict
+from xen_save_helper.toolstack.campaign.worker import PREFIX
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -299,7 +299,7 @@ class TestRuns:
             (worker,) = (
                 process
                 for process in psutil.Process().children()
-                if "toolstack.campaign.worker" in process.cmdline()
+                if "xen_save_helper.toolstack.campaign.worker" in process.cmdline()
             )
             worker.kill()
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from ipc_schema.channel.messages import CATALOGUE
-from ipc_schema.faults.actions import ACTIONS, Action, admitted, sides
-from ipc_schema.faults.plan import Fault, Plan, parse
-from ipc_schema.faults.points import POINTS, Kind, Point, Side, Who
-from ipc_schema.streams.xl_handshake import MESSAGES
-from toolstack.campaign import reach
-from toolstack.campaign.evidence import Mode
-from toolstack.campaign.matrix import MODES, Cell, at_random, cells, short
-from toolstack.campaign.run import FaultRun, run_fault
+from xen_save_helper.ipc_schema.channel.messages import CATALOGUE
+from xen_save_helper.ipc_schema.faults.actions import ACTIONS, Action, admitted, sides
+from xen_save_helper.ipc_schema.faults.plan import Fault, Plan, parse
+from xen_save_helper.ipc_schema.faults.points import POINTS, Kind, Point, Side, Who
+from xen_save_helper.ipc_schema.streams.xl_handshake import MESSAGES
+from xen_save_helper.toolstack.campaign import reach
+from xen_save_helper.toolstack.campaign.evidence import Mode
+from xen_save_helper.toolstack.campaign.matrix import MODES, Cell, at_random, cells, short
+from xen_save_helper.toolstack.campaign.run import FaultRun, run_fault
 
 ALL = cells()
 

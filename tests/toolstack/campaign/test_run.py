@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from ipc_schema.faults.actions import ACTIONS
-from ipc_schema.faults.plan import parse
 from tests.toolstack.campaign.runs import LIMITS, run
 from tests.toolstack.stage import TOOLSTACK, wait_for
-from toolstack.campaign.play import Stage
-from toolstack.campaign.run import FaultRun, Mode, Verdict, run_fault
-from toolstack.commands.main import main
-from toolstack.faults.link import faults_of
-from toolstack.hosts.interface import GuestState
-from toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.ipc_schema.faults.actions import ACTIONS
+from xen_save_helper.ipc_schema.faults.plan import parse
+from xen_save_helper.toolstack.campaign.play import Stage
+from xen_save_helper.toolstack.campaign.run import FaultRun, Mode, Verdict, run_fault
+from xen_save_helper.toolstack.commands.main import main
+from xen_save_helper.toolstack.faults.link import faults_of
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 pytestmark = pytest.mark.timeout(180)
 

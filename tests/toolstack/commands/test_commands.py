@@ -134,7 +134,7 @@ def test_it_says_its_version() -> None:
 
 def test_no_command_pays_for_another() -> None:
     script = (
-        "import sys; from toolstack.commands.main import main\n"
+        "import sys; from xen_save_helper.toolstack.commands.main import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "print([n for n in ('rich', 'numpy', 'zmq', 'construct', 'asyncio') if n in sys.modules])"
@@ -147,7 +147,9 @@ def test_no_command_pays_for_another() -> None:
 
 @pytest.mark.parametrize("module", ["files", "migrate"])
 def test_no_save_and_no_migration_pays_for_inspect(module: str) -> None:
-    script = f"import sys, toolstack.commands.{module}; print('numpy' in sys.modules)"
+    script = (
+        f"import sys, xen_save_helper.toolstack.commands.{module}; print('numpy' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

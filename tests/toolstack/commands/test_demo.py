@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from ipc_schema.errors import Error
-from toolstack.commands import demo
-from toolstack.commands.demonstration import _report
-from toolstack.hosts.interface import GuestReport, GuestState
-from toolstack.xl.outcome import ExitCode, GuestResult, MigrationResult, Outcome
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.commands import demo
+from xen_save_helper.toolstack.commands.demonstration import _report
+from xen_save_helper.toolstack.hosts.interface import GuestReport, GuestState
+from xen_save_helper.toolstack.xl.outcome import ExitCode, GuestResult, MigrationResult, Outcome
 
 WELL = GuestReport(
     state=GuestState.RUNNING,

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from ipc_schema.errors import Error
 from tests.toolstack.stage import Hosts, toolstack
 from tests.toolstack.two_hosts import run
-from toolstack.context import Context
-from toolstack.helpers.drop_in import drop_in_path
-from toolstack.helpers.request import LIBXENGUEST, OWN_ENGINE
-from toolstack.operations.domain_save import (
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.helpers.drop_in import drop_in_path
+from xen_save_helper.toolstack.helpers.request import LIBXENGUEST, OWN_ENGINE
+from xen_save_helper.toolstack.operations.domain_save import (
     MemoryStrategy,
     SaveResult,
     domain_live_migrate,
     domain_suspend,
 )
-from toolstack.xl.outcome import ExitCode
+from xen_save_helper.toolstack.xl.outcome import ExitCode
 
 
 @pytest.mark.parametrize("command", [("list",), ("save", "g", "f"), ("destroy", "g")])

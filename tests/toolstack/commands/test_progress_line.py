@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helper.standard_streams import Output
-from toolstack.commands.progress import Progress, amount, clock, in_words, rate_of
+from xen_save_helper.helper.standard_streams import Output
+from xen_save_helper.toolstack.commands.progress import Progress, amount, clock, in_words, rate_of
 
 MIB = 256
 """Pages."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.toolstack.stage import Hosts, toolstack
-from toolstack import Context, Error, SaveResult, domain_suspend
-from toolstack.faults.helper_program import FaultyHelper, helper_plan
+from xen_save_helper.toolstack import Context, Error, SaveResult, domain_suspend
+from xen_save_helper.toolstack.faults.helper_program import FaultyHelper, helper_plan
 
 PLAN = "suspend:before-answer#1 of all=exit(3)"
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ipc_schema.channel.messages import Dialect, Operation
-from ipc_schema.faults.plan import PlanError
 from tests.toolstack.helpers.running_helpers import run_helper
-from toolstack.faults.helper_program import FaultyHelper, helper_plan
-from toolstack.helpers.request import HelperRequest, PipeHelper
+from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation
+from xen_save_helper.ipc_schema.faults.plan import PlanError
+from xen_save_helper.toolstack.faults.helper_program import FaultyHelper, helper_plan
+from xen_save_helper.toolstack.helpers.request import HelperRequest, PipeHelper
 
 README = Path(__file__).parents[3] / "README.md"
 
@@ -135,10 +135,11 @@ def test_it_costs_nothing_where_it_is_not_used(tmp_path: Path) -> None:
         import sys
 
         def test_nothing_is_loaded():
-            assert "toolstack.faults.pytest_plugin" in sys.modules
+            assert "xen_save_helper.toolstack.faults.pytest_plugin" in sys.modules
             ours = {name for name in sys.modules if name.split(".")[0] in
-                    {"toolstack", "helper", "ipc_schema", "zmq", "msgpack", "numpy", "construct"}}
-            assert ours == {"toolstack", "toolstack.faults", "toolstack.faults.pytest_plugin"}
+                    {"xen_save_helper", "zmq", "msgpack", "numpy", "construct"}}
+            plugin = "xen_save_helper.toolstack.faults.pytest_plugin"
+            assert ours == {plugin, *(plugin.rsplit(".", n)[0] for n in (1, 2, 3))}
         """,
     )
     assert ended.returncode == 0, ended.stdout

@@ -9,16 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipc_schema.channel.messages import Operation
-from ipc_schema.trace import Trace
-from toolstack.helpers.supervisor import (
+from xen_save_helper.ipc_schema.channel.messages import Operation
+from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.helpers.supervisor import (
     HelperProgram,
     HelperRequest,
     HelperResult,
     OwnHelper,
     SaveHelper,
 )
-from toolstack.limits import Limits
+from xen_save_helper.toolstack.limits import Limits
 
 QUICK = Limits(helper_start=5, callback=5, abort=1)
 

@@ -16,12 +16,12 @@ import socket
 import sys
 from typing import Any
 
-from helper.abort import Abort
-from helper.channels.channel import ChannelError
-from helper.channels.zmq_channel import ZmqChannel
-from ipc_schema.channel import msgpack_codec
-from ipc_schema.channel.authentication import SECRET_SIZE
 from tests.toolstack.helpers import zmtp
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.channel import ChannelError
+from xen_save_helper.helper.channels.zmq_channel import ZmqChannel
+from xen_save_helper.ipc_schema.channel import msgpack_codec
+from xen_save_helper.ipc_schema.channel.authentication import SECRET_SIZE
 
 STATISTICS = {"rounds": 1, "pages": 2, "bytes": 3, "postcopy_pages": 4, "postcopy_faults": 5}
 POLICY = {"iteration": 1, "total_written": 2, "dirty_count": 3}

@@ -13,12 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from ipc_schema.trace import Trace
 from tests.conftest import HostFactory
 from tests.toolstack.stage import TOOLSTACK, Hosts, toolstack
 from tests.toolstack.two_hosts import MEMORY, Side
-from toolstack.context import Context
-from toolstack.operations.domain_save import SUSPEND_LIVE, SaveResult, domain_suspend
+from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.operations.domain_save import (
+    SUSPEND_LIVE,
+    SaveResult,
+    domain_suspend,
+)
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

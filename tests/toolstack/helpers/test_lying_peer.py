@@ -19,16 +19,16 @@ import psutil
 import pytest
 import zmq
 
-from ipc_schema.channel import msgpack_codec
-from ipc_schema.channel.authentication import NONCE_SIZE, SECRET_SIZE
-from ipc_schema.channel.messages import Dialect, Operation
-from ipc_schema.channel.msgpack_codec import Envelope
-from ipc_schema.channel.turn_taking import ControllerEnd
-from ipc_schema.errors import Error
 from tests.toolstack.helpers import zmtp
 from tests.toolstack.helpers.running_helpers import Run, answer, run_helper, scripted
-from toolstack.helpers.supervisor import PipeHelper
-from toolstack.limits import Limits
+from xen_save_helper.ipc_schema.channel import msgpack_codec
+from xen_save_helper.ipc_schema.channel.authentication import NONCE_SIZE, SECRET_SIZE
+from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation
+from xen_save_helper.ipc_schema.channel.msgpack_codec import Envelope
+from xen_save_helper.ipc_schema.channel.turn_taking import ControllerEnd
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.helpers.supervisor import PipeHelper
+from xen_save_helper.toolstack.limits import Limits
 
 pytestmark = pytest.mark.usefixtures("runtime_directory")
 
@@ -312,7 +312,7 @@ def our_helper(
     os.write(lifeline, SECRET)
     arguments = ["--connect", endpoint, "--secret-fd", str(secret_read), *options]
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "helper.main", *arguments],
+        [sys.executable, "-P", "-m", "xen_save_helper.helper.main", *arguments],
         pass_fds=[secret_read],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

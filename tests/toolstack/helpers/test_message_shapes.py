@@ -9,23 +9,23 @@ from dataclasses import fields
 
 import pytest
 
-from helper import parameters
-from helper.command_line import Options
-from helper.main import _OF_THE_CHANNEL, _job_of_start
-from helper.run import Engine, Job
-from helper.settings import Settings
-from ipc_schema.channel.field_checks import FIELD_NAMES
-from ipc_schema.channel.messages import (
+from xen_save_helper.helper import parameters
+from xen_save_helper.helper.command_line import Options
+from xen_save_helper.helper.main import _OF_THE_CHANNEL, _job_of_start
+from xen_save_helper.helper.run import Engine, Job
+from xen_save_helper.helper.settings import Settings
+from xen_save_helper.ipc_schema.channel.field_checks import FIELD_NAMES
+from xen_save_helper.ipc_schema.channel.messages import (
     CALLBACKS,
     UNCONDITIONAL,
     Operation,
     callback_bit,
     callbacks_of,
 )
-from ipc_schema.channel.turn_taking import ALWAYS_PROVIDED
-from toolstack.helpers.launch import HelperLaunch
-from toolstack.helpers.request import HelperRequest, OwnHelper, Statistics
-from toolstack.limits import Limits
+from xen_save_helper.ipc_schema.channel.turn_taking import ALWAYS_PROVIDED
+from xen_save_helper.toolstack.helpers.launch import HelperLaunch
+from xen_save_helper.toolstack.helpers.request import HelperRequest, OwnHelper, Statistics
+from xen_save_helper.toolstack.limits import Limits
 
 OF_THE_HELPER_ALONE = {"admission", "device_model", "limits", "stall_limit"}
 """Fields of a Job that come from its own settings."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import gone, wait_for
-from toolstack.helpers.process import HelperProcess
+from xen_save_helper.toolstack.helpers.process import HelperProcess
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -11,9 +11,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ipc_schema.channel.messages import Dialect, Operation, PrecopyPolicy, XCFlags
-from ipc_schema.errors import Error
-from ipc_schema.trace import Trace
 from tests.helper.engine.running import suspend
 from tests.toolstack.helpers.running_helpers import (
     QUICK,
@@ -23,7 +20,10 @@ from tests.toolstack.helpers.running_helpers import (
     scripted,
 )
 from tests.waiting import gone, wait_for
-from toolstack.helpers.supervisor import (
+from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, PrecopyPolicy, XCFlags
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.helpers.supervisor import (
     HelperRequest,
     HelperResult,
     OwnHelper,
@@ -31,9 +31,9 @@ from toolstack.helpers.supervisor import (
     SaveHelper,
     Statistics,
 )
-from toolstack.hosts.interface import GuestState
-from toolstack.hosts.simulated.host import SimulatedHost
-from toolstack.limits import Limits
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.limits import Limits
 
 pytestmark = pytest.mark.usefixtures("runtime_directory")
 

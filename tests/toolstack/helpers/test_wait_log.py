@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from toolstack.helpers import wait_log
-from toolstack.helpers.wait_log import READY, STREAM, WaitLog, telling_of
+from xen_save_helper.toolstack.helpers import wait_log
+from xen_save_helper.toolstack.helpers.wait_log import READY, STREAM, WaitLog, telling_of
 
 
 def test_a_line_each_minute_and_one_when_it_is_over() -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from helper.watchdog import _LAST_PART, limit_of
-from ipc_schema.channel.messages import Operation
-from toolstack.helpers import wait_log
-from toolstack.helpers.launch import HelperLaunch
-from toolstack.helpers.request import HelperRequest, OwnHelper
-from toolstack.helpers.watch import HelperWatch
-from toolstack.limits import Limits
+from xen_save_helper.helper.watchdog import _LAST_PART, limit_of
+from xen_save_helper.ipc_schema.channel.messages import Operation
+from xen_save_helper.toolstack.helpers import wait_log
+from xen_save_helper.toolstack.helpers.launch import HelperLaunch
+from xen_save_helper.toolstack.helpers.request import HelperRequest, OwnHelper
+from xen_save_helper.toolstack.helpers.watch import HelperWatch
+from xen_save_helper.toolstack.limits import Limits
 
 LIMIT = 0.16
 

@@ -11,9 +11,9 @@ import tarfile
 
 import pytest
 
-from ipc_schema.streams import libvirt_header, xl_header
-from toolstack.inspect.foreign_formats import NotAStreamError
-from toolstack.inspect.walk import inspect
+from xen_save_helper.ipc_schema.streams import libvirt_header, xl_header
+from xen_save_helper.toolstack.inspect.foreign_formats import NotAStreamError
+from xen_save_helper.toolstack.inspect.walk import inspect
 
 
 def elf(kind: int, order: str = "<") -> bytes:

@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from ipc_schema.errors import DecodeError
-from toolstack.inspect.source import CHUNK, Source
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.toolstack.inspect.source import CHUNK, Source
 
 
 class Pipe(io.BytesIO):

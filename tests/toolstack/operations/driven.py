@@ -18,15 +18,15 @@ from typing import Any
 
 import pytest
 
-from ipc_schema.channel import waits
-from ipc_schema.channel.messages import CATALOGUE, Answer, Message
-from ipc_schema.channel.turn_taking import PipeControllerEnd, TurnError
-from ipc_schema.trace import Trace
 from tests.toolstack.operations.driven_host import DOMID, PID
-from toolstack.aio import blocking, fd_io
-from toolstack.helpers import supervisor as save_helper
-from toolstack.helpers.channel import ChannelListener, HelperProcessArguments
-from toolstack.helpers.launch import HelperLaunch
+from xen_save_helper.ipc_schema.channel import waits
+from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, Answer, Message
+from xen_save_helper.ipc_schema.channel.turn_taking import PipeControllerEnd, TurnError
+from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.aio import blocking, fd_io
+from xen_save_helper.toolstack.helpers import supervisor as save_helper
+from xen_save_helper.toolstack.helpers.channel import ChannelListener, HelperProcessArguments
+from xen_save_helper.toolstack.helpers.launch import HelperLaunch
 
 _TURNS = 16
 """Of the loop, after which nothing is left that could happen by itself."""

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from helper.hypervisors.interface import DomainInfo
-from toolstack.hosts.interface import (
+from xen_save_helper.helper.hypervisors.interface import DomainInfo
+from xen_save_helper.toolstack.hosts.interface import (
     DomainSummary,
     GuestReport,
     GuestState,

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ipc_schema.errors import Error
 from tests.toolstack.operations.driven import Channel, Waiting, World
-from toolstack.operations.joined import JoinedOperation
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.operations.joined import JoinedOperation
 
 LONG = 1000.0
 """Seconds, more than any limit."""

@@ -11,14 +11,18 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from ipc_schema.streams import libxl_stream, records
-from ipc_schema.streams.libxl_stream import EmulatorId, RecordType
 from tests.toolstack.operations.driven_host import DrivenHost
 from tests.toolstack.operations.operation_orders import OperationOrders
-from toolstack.aio.fd_io import UnexpectedEnd
-from toolstack.context import Context
-from toolstack.limits import Limits
-from toolstack.operations.restore import RestoreOperation, RestoreParameters, RestoreResult
+from xen_save_helper.ipc_schema.streams import libxl_stream, records
+from xen_save_helper.ipc_schema.streams.libxl_stream import EmulatorId, RecordType
+from xen_save_helper.toolstack.aio.fd_io import UnexpectedEnd
+from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.limits import Limits
+from xen_save_helper.toolstack.operations.restore import (
+    RestoreOperation,
+    RestoreParameters,
+    RestoreResult,
+)
 
 MESSAGES: dict[str, dict[str, Any]] = {
     "log": {"level": 8, "errnoval": 5, "context": "xc", "formatted": "it fails"},

@@ -11,18 +11,18 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from ipc_schema.channel.messages import Operation, XCFlags
-from ipc_schema.streams import libxl_stream, records
-from ipc_schema.streams.libxl_stream import RecordType
 from tests.toolstack.operations.driven_host import DOMID, DrivenHost
 from tests.toolstack.operations.operation_orders import OperationOrders
-from toolstack.context import Context
-from toolstack.helpers.supervisor import HelperRequest
-from toolstack.hosts.interface import SuspendState
-from toolstack.limits import Limits
-from toolstack.operations.save import SaveOperation, SaveParameters
-from toolstack.operations.save_result import PostcopyTransitioned, SaveResult
-from toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
+from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags
+from xen_save_helper.ipc_schema.streams import libxl_stream, records
+from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
+from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.helpers.supervisor import HelperRequest
+from xen_save_helper.toolstack.hosts.interface import SuspendState
+from xen_save_helper.toolstack.limits import Limits
+from xen_save_helper.toolstack.operations.save import SaveOperation, SaveParameters
+from xen_save_helper.toolstack.operations.save_result import PostcopyTransitioned, SaveResult
+from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
 
 MESSAGES: dict[str, dict[str, Any]] = {
     "log": {"level": 8, "errnoval": 5, "context": "xc", "formatted": "it fails"},

@@ -13,20 +13,24 @@ from pathlib import Path
 
 import pytest
 
-from ipc_schema.errors import Error
 from tests.toolstack.stage import Hosts, toolstack
 from tests.toolstack.two_hosts import Side, cancelled
 from tests.waiting import wait_for
-from toolstack.operations.domain_lock import DomainBusyError, domain_lock
-from toolstack.operations.domain_save import SaveResult, domain_live_migrate, domain_suspend
-from toolstack.xl import save_file
-from toolstack.xl.journal import JournalError
-from toolstack.xl.migrate import CommandDestination, MigrateOptions, migrate
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.operations.domain_lock import DomainBusyError, domain_lock
+from xen_save_helper.toolstack.operations.domain_save import (
+    SaveResult,
+    domain_live_migrate,
+    domain_suspend,
+)
+from xen_save_helper.toolstack.xl import save_file
+from xen_save_helper.toolstack.xl.journal import JournalError
+from xen_save_helper.toolstack.xl.migrate import CommandDestination, MigrateOptions, migrate
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from toolstack.operations.domain_lock import domain_lock
+from xen_save_helper.toolstack.operations.domain_lock import domain_lock
 with domain_lock(Path(sys.argv[1]), 7, "save"):
     print("held", flush=True)
     time.sleep(60)

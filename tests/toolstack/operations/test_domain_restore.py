@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from ipc_schema.errors import Error
-from ipc_schema.streams import libxl_stream
-from ipc_schema.streams.libxl_stream import EmulatorId, RecordType
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, cancelled, kill_helper, live_migrate, run
-from toolstack.hosts.interface import GuestState
-from toolstack.inspect.walk import inspect
-from toolstack.operations.domain_restore import RestoreResult, domain_create_restore
-from toolstack.operations.domain_save import (
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.ipc_schema.streams import libxl_stream
+from xen_save_helper.ipc_schema.streams.libxl_stream import EmulatorId, RecordType
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.inspect.walk import inspect
+from xen_save_helper.toolstack.operations.domain_restore import RestoreResult, domain_create_restore
+from xen_save_helper.toolstack.operations.domain_save import (
     MemoryStrategy,
     PostcopyTransitioned,
     PrecopyLimits,

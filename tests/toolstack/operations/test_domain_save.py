@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from helper.hypervisors.simulated.layout import Behaviour
-from ipc_schema.errors import Error
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, cancelled, kill_helper, live_migrate, run
-from toolstack.context import OURS
-from toolstack.helpers import wait_log
-from toolstack.helpers.supervisor import OwnHelper
-from toolstack.hosts.interface import GuestState
-from toolstack.inspect.walk import inspect
-from toolstack.operations.domain_save import (
+from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.context import OURS
+from xen_save_helper.toolstack.helpers import wait_log
+from xen_save_helper.toolstack.helpers.supervisor import OwnHelper
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.inspect.walk import inspect
+from xen_save_helper.toolstack.operations.domain_save import (
     SUSPEND_LIVE,
     MemoryStrategy,
     PostcopyTransitioned,

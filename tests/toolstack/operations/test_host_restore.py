@@ -16,24 +16,31 @@ from typing import Any
 import psutil
 import pytest
 
-from ipc_schema.channel.messages import Dialect, MissingCpuFeatures
-from ipc_schema.errors import Error
-from ipc_schema.streams import xl_header
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, run
-from toolstack.context import OURS
-from toolstack.helpers import wait_log
-from toolstack.helpers.drop_in import drop_in_path
-from toolstack.helpers.request import PipeHelper
-from toolstack.hosts.interface import GuestState, RestoreProgram
-from toolstack.hosts.simulated.host import SimulatedHost
-from toolstack.hosts.xen import xl
-from toolstack.operations.domain_restore import RestoreResult, domain_create_restore
-from toolstack.operations.domain_save import domain_suspend
+from xen_save_helper.ipc_schema.channel.messages import Dialect, MissingCpuFeatures
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.ipc_schema.streams import xl_header
+from xen_save_helper.toolstack.context import OURS
+from xen_save_helper.toolstack.helpers import wait_log
+from xen_save_helper.toolstack.helpers.drop_in import drop_in_path
+from xen_save_helper.toolstack.helpers.request import PipeHelper
+from xen_save_helper.toolstack.hosts.interface import GuestState, RestoreProgram
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.hosts.xen import xl
+from xen_save_helper.toolstack.operations.domain_restore import RestoreResult, domain_create_restore
+from xen_save_helper.toolstack.operations.domain_save import domain_suspend
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
-RESTORE = (sys.executable, "-m", "toolstack.commands.main", "restore", "-p", "/proc/self/fd/0")
+RESTORE = (
+    sys.executable,
+    "-m",
+    "xen_save_helper.toolstack.commands.main",
+    "restore",
+    "-p",
+    "/proc/self/fd/0",
+)
 MISSING_CPU = "XEN_SAVE_HELPER_MISSING_CPU_FEATURES"
 
 
@@ -195,7 +202,7 @@ def test_a_program_that_does_not_end_is_killed_and_its_domain_destroyed(
     path, config = saved
     script = """
 import json, os, signal, sys
-from toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 SimulatedHost(sys.argv[1]).create(json.loads(sys.argv[2]), "h")
 print("xl: it is made", file=sys.stderr, flush=True)

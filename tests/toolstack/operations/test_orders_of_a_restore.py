@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 from hypothesis import settings
 
-from ipc_schema.errors import Error
 from tests.toolstack.operations.restore_orders import RestoreOrders
+from xen_save_helper.ipc_schema.errors import Error
 
 RestoreOrders.TestCase.settings = settings(max_examples=250, stateful_step_count=30)
 TestRestore = RestoreOrders.TestCase

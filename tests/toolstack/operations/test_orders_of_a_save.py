@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 
-from ipc_schema.channel.messages import PrecopyPolicy
 from tests.toolstack.operations.save_orders import SaveOrders
+from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 
 SaveOrders.TestCase.settings = settings(max_examples=250, stateful_step_count=30)
 TestSave = SaveOrders.TestCase

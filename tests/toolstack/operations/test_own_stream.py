@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from ipc_schema.errors import Error
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, run
-from toolstack.inspect.walk import inspect
-from toolstack.operations.domain_restore import domain_create_restore
-from toolstack.operations.domain_save import domain_live_migrate, domain_suspend
-from toolstack.operations.own_stream import OwnStream
-from toolstack.xl.receive import receive
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.inspect.walk import inspect
+from xen_save_helper.toolstack.operations.domain_restore import domain_create_restore
+from xen_save_helper.toolstack.operations.domain_save import domain_live_migrate, domain_suspend
+from xen_save_helper.toolstack.operations.own_stream import OwnStream
+from xen_save_helper.toolstack.xl.receive import receive
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

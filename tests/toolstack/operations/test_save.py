@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import pytest
 
-from helper.hypervisors.simulated.layout import Behaviour
-from ipc_schema.errors import Error
 from tests.conftest import HostFactory
 from tests.toolstack.helpers.running_helpers import scripted
 from tests.toolstack.two_hosts import MEMORY, Side, cancelled, run
-from toolstack.helpers.supervisor import SaveHelper
-from toolstack.hosts.interface import GuestState
-from toolstack.hosts.simulated.host import SimulatedHost
-from toolstack.operations.domain_save import (
+from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.helpers.supervisor import SaveHelper
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.operations.domain_save import (
     PrecopyLimits,
     SaveResult,
     domain_live_migrate,

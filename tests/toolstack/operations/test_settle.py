@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from ipc_schema.streams import xl_handshake
-from ipc_schema.streams.xl_handshake import Verdict
 from tests.conftest import HostFactory
 from tests.helper.hypervisors.simulated.guests import suspended
 from tests.toolstack.two_hosts import MEMORY, Side, run
-from toolstack.hosts.interface import GuestState
-from toolstack.hosts.simulated.host import SimulatedHost
-from toolstack.operations.settle import resume_for_sure
-from toolstack.xl import save_file
-from toolstack.xl.migrate import CommandDestination, MigrateOptions, migrate
-from toolstack.xl.outcome import Outcome
+from xen_save_helper.ipc_schema.streams import xl_handshake
+from xen_save_helper.ipc_schema.streams.xl_handshake import Verdict
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.operations.settle import resume_for_sure
+from xen_save_helper.toolstack.xl import save_file
+from xen_save_helper.toolstack.xl.migrate import CommandDestination, MigrateOptions, migrate
+from xen_save_helper.toolstack.xl.outcome import Outcome
 
 
 class DeafDeviceModel(SimulatedHost):

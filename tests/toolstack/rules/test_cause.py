@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolstack.rules.cause import Failure, Failures
+from xen_save_helper.toolstack.rules.cause import Failure, Failures
 
 OURS = Failure(-3, "the helper was killed")
 THEIRS = Failure(-3, "the other side closed the link", theirs=True)

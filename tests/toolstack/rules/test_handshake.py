@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc_schema.streams import xl_handshake
-from toolstack.rules import handshake
-from toolstack.rules.handshake import (
+from xen_save_helper.ipc_schema.streams import xl_handshake
+from xen_save_helper.toolstack.rules import handshake
+from xen_save_helper.toolstack.rules.handshake import (
     INTERRUPTIBLE,
     RECEIVER_ENDS,
     RECEIVER_TABLE,
@@ -21,7 +21,7 @@ from toolstack.rules.handshake import (
     Receiver,
     Sender,
 )
-from toolstack.xl.outcome import EXIT_CODES, Outcome, outcome_of
+from xen_save_helper.toolstack.xl.outcome import EXIT_CODES, Outcome, outcome_of
 
 
 def run_sender(*events: Event) -> list[Sender]:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipc_schema.errors import Error
-from toolstack.rules.helper_run import Action, Event, HelperRun, Phase
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.rules.helper_run import Action, Event, HelperRun, Phase
 
 ABORT_RC = int(Error.ABORTED)
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolstack.rules import postcopy_join as restore_join
-from toolstack.rules.join import Abort, Complete, Join, JoinAction, Task, Unwind
-from toolstack.rules.postcopy_join import RestoreJoin
+from xen_save_helper.toolstack.rules import postcopy_join as restore_join
+from xen_save_helper.toolstack.rules.join import Abort, Complete, Join, JoinAction, Task, Unwind
+from xen_save_helper.toolstack.rules.postcopy_join import RestoreJoin
 
 STREAM, HELPER = Task.STREAM, Task.HELPER
 

@@ -16,13 +16,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ipc_schema.errors import Error
-from toolstack.rules import join, suspend
-from toolstack.rules import postcopy_join as restore_join
-from toolstack.rules.helper_run import Action, Event, HelperRun
-from toolstack.rules.join import Abort, Join, Task, Unwind
-from toolstack.rules.postcopy_join import RestoreJoin
-from toolstack.rules.suspend import Finished, StartLimit, SuspendRules, Withdraw
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.rules import join, suspend
+from xen_save_helper.toolstack.rules import postcopy_join as restore_join
+from xen_save_helper.toolstack.rules.helper_run import Action, Event, HelperRun
+from xen_save_helper.toolstack.rules.join import Abort, Join, Task, Unwind
+from xen_save_helper.toolstack.rules.postcopy_join import RestoreJoin
+from xen_save_helper.toolstack.rules.suspend import Finished, StartLimit, SuspendRules, Withdraw
 
 FAILURES = st.sampled_from([-3, -8, -9, -22])
 MANY = settings(max_examples=300, stateful_step_count=20)

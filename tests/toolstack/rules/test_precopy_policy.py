@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ipc_schema.channel.messages import PrecopyPolicy
-from toolstack.rules.precopy_policy import (
+from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
+from xen_save_helper.toolstack.rules.precopy_policy import (
     MemoryStrategy,
     PrecopyDecisions,
     PrecopyLimits,

@@ -9,10 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ipc_schema.channel.messages import StreamType
-from ipc_schema.errors import Error
-from ipc_schema.streams.libxl_stream import RecordType
-from toolstack.rules.stream_read import (
+from xen_save_helper.ipc_schema.channel.messages import StreamType
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
+from xen_save_helper.toolstack.rules.stream_read import (
     MAX_QUEUED,
     Actions,
     CancelRead,
@@ -30,7 +30,7 @@ from toolstack.rules.stream_read import (
     Stopped,
     StreamReader,
 )
-from toolstack.rules.stream_write import OutOfTurn
+from xen_save_helper.toolstack.rules.stream_write import OutOfTurn
 
 END = RecordType.END
 LIBXC_CONTEXT = RecordType.LIBXC_CONTEXT

@@ -9,9 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ipc_schema.channel.messages import StreamType
-from ipc_schema.errors import Error
-from toolstack.rules.stream_write import (
+from xen_save_helper.ipc_schema.channel.messages import StreamType
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.rules.stream_write import (
     Actions,
     CancelWrite,
     CheckpointCallback,

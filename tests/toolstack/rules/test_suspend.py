@@ -10,15 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helper.hypervisors.simulated.layout import Behaviour
-from ipc_schema.errors import Error
 from tests.waiting import wait_for
-from toolstack.hosts.interface import GuestState
-from toolstack.hosts.simulated.host import SimulatedHost
-from toolstack.hosts.simulated.suspend import SimulatedSuspendRequest
-from toolstack.limits import Limits
-from toolstack.operations.suspend import GuestSuspension
-from toolstack.rules.suspend import Actions, Finished, Stage, StartLimit, SuspendRules, Withdraw
+from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.hosts.simulated.suspend import SimulatedSuspendRequest
+from xen_save_helper.toolstack.limits import Limits
+from xen_save_helper.toolstack.operations.suspend import GuestSuspension
+from xen_save_helper.toolstack.rules.suspend import (
+    Actions,
+    Finished,
+    Stage,
+    StartLimit,
+    SuspendRules,
+    Withdraw,
+)
 
 
 def rc_of(actions: Actions) -> int:

@@ -11,11 +11,11 @@ import asyncio
 import sys
 from pathlib import Path
 
-from ipc_schema.channel.messages import Operation, XCFlags
-from ipc_schema.trace import Trace
-from toolstack.helpers.supervisor import HelperRequest, HelperResult, SaveHelper
-from toolstack.hosts.simulated.host import SimulatedHost
-from toolstack.limits import Limits
+from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags
+from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.helpers.supervisor import HelperRequest, HelperResult, SaveHelper
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.limits import Limits
 
 
 async def main() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.toolstack.stage import Ended, Hosts, toolstack
 from tests.waiting import wait_for
-from toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 
 def create(directory: Path, name: str, memory: str = "8M") -> Ended:

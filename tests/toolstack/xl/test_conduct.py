@@ -7,10 +7,10 @@ from functools import partial
 
 import pytest
 
-from ipc_schema.errors import Error
-from ipc_schema.trace import Trace
-from toolstack.rules.handshake import Event, Receiver, receiver
-from toolstack.xl.conduct import conduct
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.rules.handshake import Event, Receiver, receiver
+from xen_save_helper.toolstack.xl.conduct import conduct
 
 
 class Played:

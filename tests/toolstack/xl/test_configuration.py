@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from toolstack.xl.configuration import ConfigurationError, read_configuration
+from xen_save_helper.toolstack.xl.configuration import ConfigurationError, read_configuration
 
 WEB: dict[str, Any] = {
     "c_info": {"name": "web", "type": "pvh"},

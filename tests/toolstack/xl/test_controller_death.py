@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import psutil
 import pytest
 
-from ipc_schema.channel.messages import Operation, XCFlags
-from ipc_schema.errors import Error
 from tests.toolstack.helpers.running_helpers import Run, run_helper
 from tests.waiting import until_blocked
-from toolstack.helpers.supervisor import HelperRequest, OwnHelper
-from toolstack.hosts.interface import GuestState
-from toolstack.hosts.simulated.host import SimulatedHost
-from toolstack.limits import Limits
+from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.helpers.supervisor import HelperRequest, OwnHelper
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.limits import Limits
 
 MEMORY = 8 << 20
 SOON = 20

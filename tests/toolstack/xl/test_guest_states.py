@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from helper.hypervisors.simulated.layout import Behaviour
 from tests.toolstack.stage import Ended, Hosts, toolstack
 from tests.toolstack.two_hosts import Side, run
 from tests.waiting import wait_for
-from toolstack.hosts.simulated.host import SimulatedHost
-from toolstack.operations.domain_save import domain_live_migrate
-from toolstack.xl import journal
-from toolstack.xl.journal import Role
+from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.operations.domain_save import domain_live_migrate
+from xen_save_helper.toolstack.xl import journal
+from xen_save_helper.toolstack.xl.journal import Role
 
 AT_ONCE = 10.0
 """Seconds, on a busy machine; the limit of a suspension is 60."""

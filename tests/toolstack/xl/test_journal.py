@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from toolstack.xl import journal
-from toolstack.xl.journal import Journal, JournalError, Process, Promise, Role
+from xen_save_helper.toolstack.xl import journal
+from xen_save_helper.toolstack.xl.journal import Journal, JournalError, Process, Promise, Role
 
 
 def begin(directory: Path, role: Role = Role.SOURCE, domid: int | None = 3) -> Journal:
@@ -42,7 +42,7 @@ def test_a_promise_of_another_role_is_refused(tmp_path: Path) -> None:
 def test_a_promise_that_cannot_be_written_names_the_journal(tmp_path: Path) -> None:
     script = (
         "import sys, resource; from pathlib import Path\n"
-        "from toolstack.xl.journal import Journal, Role\n"
+        "from xen_save_helper.toolstack.xl.journal import Journal, Role\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))\n"
         "Journal.begin(Path(sys.argv[1]), 'g', Role.SOURCE, domid=1, domain_name='g', peer='x')\n"
     )
@@ -94,7 +94,7 @@ def test_both_ends_on_one_host(tmp_path: Path) -> None:
 def test_a_dead_controller_is_told_from_a_live_one(tmp_path: Path) -> None:
     script = (
         "import sys, signal; from pathlib import Path\n"
-        "from toolstack.xl.journal import Journal, Role\n"
+        "from xen_save_helper.toolstack.xl.journal import Journal, Role\n"
         "Journal.begin(Path(sys.argv[1]), 'g', Role.SOURCE, domid=1, domain_name='g', peer='x')\n"
         "print('begun', flush=True); signal.pause()\n"
     )

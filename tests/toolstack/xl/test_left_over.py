@@ -10,8 +10,8 @@ import pytest
 
 from tests.toolstack.stage import TOOLSTACK, Hosts, toolstack
 from tests.waiting import wait_for
-from toolstack.hosts.simulated.host import SimulatedHost
-from toolstack.xl.journal import Journal, Promise, Role
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
 
 SLOWLY = ("--postcopy", "--bandwidth=16M", "--json")
 

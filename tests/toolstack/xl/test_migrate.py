@@ -17,20 +17,20 @@ from typing import Any
 import psutil
 import pytest
 
-from helper.hypervisors.simulated.layout import Behaviour
-from ipc_schema.streams import xl_handshake
-from ipc_schema.streams.phases import Phase
 from tests.helper.hypervisors.simulated.guests import suspended
 from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, toolstack
 from tests.toolstack.two_hosts import Side, run
 from tests.waiting import wait_for
-from toolstack.hosts.interface import DomainSummary
-from toolstack.hosts.simulated.host import SimulatedHost
-from toolstack.operations.save import SaveParameters
-from toolstack.xl import journal
-from toolstack.xl import migrate as migration
-from toolstack.xl.migrate import HostDestination
-from toolstack.xl.outcome import Outcome
+from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
+from xen_save_helper.ipc_schema.streams import xl_handshake
+from xen_save_helper.ipc_schema.streams.phases import Phase
+from xen_save_helper.toolstack.hosts.interface import DomainSummary
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.operations.save import SaveParameters
+from xen_save_helper.toolstack.xl import journal
+from xen_save_helper.toolstack.xl import migrate as migration
+from xen_save_helper.toolstack.xl.migrate import HostDestination
+from xen_save_helper.toolstack.xl.outcome import Outcome
 
 QUICK = (
     "--limit=suspend=2",
@@ -182,8 +182,8 @@ def runs_on_one(hosts: Hosts, before: int) -> None:
 
 FAKE = """
 import os, sys
-from ipc_schema.streams import xl_handshake
-from toolstack.inspect.walk import inspect
+from xen_save_helper.ipc_schema.streams import xl_handshake
+from xen_save_helper.toolstack.inspect.walk import inspect
 os.write(1, xl_handshake.BANNER.octets)
 with open(0, "rb", buffering=0, closefd=False) as stream:
     entries = inspect(stream)

@@ -174,7 +174,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_stands_only_where_it_does_something(option: str) -> None:
-    from toolstack.commands import main
+    from xen_save_helper.toolstack.commands import main
 
     parser = main._parser()
     for name, arguments in COMMANDS.items():

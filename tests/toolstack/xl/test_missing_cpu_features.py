@@ -12,8 +12,13 @@ import pytest
 
 from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, toolstack
 from tests.toolstack.two_hosts import Side, run
-from toolstack import Context, MissingCpuFeatures, domain_create_restore, domain_suspend
-from toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack import (
+    Context,
+    MissingCpuFeatures,
+    domain_create_restore,
+    domain_suspend,
+)
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 IGNORE = ("--missing-cpu-features", "ignore")
 LACKS = "this host lacks CPU features that the guest was offered"
@@ -115,7 +120,7 @@ def test_a_restore_by_a_program_that_speaks_libxls_protocol(older: Hosts, tmp_pa
     older.guest()
     file, program = tmp_path / "file", tmp_path / "helper"
     assert toolstack("save", "g", file, "--host", older.source).code == 0
-    helper = " ".join([TOOLSTACK[0], "-m", "helper.main"])
+    helper = " ".join([TOOLSTACK[0], "-m", "xen_save_helper.helper.main"])
     program.write_text(f'#!/bin/sh\nexec {helper} "$@"\n')
     program.chmod(0o755)
     restore = ("restore", file, "--host", older.destination, "--helper", program)

@@ -12,22 +12,22 @@ import psutil
 import pytest
 import zmq
 
-from ipc_schema.channel.messages import Dialect, Operation
-from ipc_schema.errors import Error
-from ipc_schema.trace import Trace
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, run
-from toolstack.helpers.request import (
+from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.helpers.request import (
     HelperProgram,
     HelperRequest,
     HelperResult,
     OwnHelper,
     PipeHelper,
 )
-from toolstack.helpers.supervisor import SaveHelper
-from toolstack.limits import Limits
-from toolstack.operations.domain_save import domain_suspend
-from toolstack.xl import link
+from xen_save_helper.toolstack.helpers.supervisor import SaveHelper
+from xen_save_helper.toolstack.limits import Limits
+from xen_save_helper.toolstack.operations.domain_save import domain_suspend
+from xen_save_helper.toolstack.xl import link
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -17,9 +17,9 @@ import pytest
 from tests.toolstack.stage import TOOLSTACK, Hosts, toolstack
 from tests.toolstack.two_hosts import Side, run
 from tests.waiting import wait_for
-from toolstack.aio.file_argument import file_of
-from toolstack.inspect import walk as inspect
-from toolstack.xl import save_file
+from xen_save_helper.toolstack.aio.file_argument import file_of
+from xen_save_helper.toolstack.inspect import walk as inspect
+from xen_save_helper.toolstack.xl import save_file
 
 STDOUT = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/proc/thread-self/fd/1"]
 

@@ -11,15 +11,15 @@ import socket
 
 import pytest
 
-from ipc_schema.streams import xl_handshake, xl_header
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, run
-from toolstack.aio import fd_io
-from toolstack.hosts.interface import GuestState
-from toolstack.hosts.simulated.host import SimulatedHost
-from toolstack.operations.domain_save import MemoryStrategy, domain_live_migrate
-from toolstack.xl.journal import Journal, Promise
-from toolstack.xl.receive import ReceiveResult, receive
+from xen_save_helper.ipc_schema.streams import xl_handshake, xl_header
+from xen_save_helper.toolstack.aio import fd_io
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.operations.domain_save import MemoryStrategy, domain_live_migrate
+from xen_save_helper.toolstack.xl.journal import Journal, Promise
+from xen_save_helper.toolstack.xl.receive import ReceiveResult, receive
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -13,11 +13,11 @@ import pytest
 
 from tests.toolstack.stage import Hosts, toolstack
 from tests.waiting import wait_for
-from toolstack.hosts.interface import SuspendState
-from toolstack.hosts.simulated.host import SimulatedHost
-from toolstack.xl import journal
-from toolstack.xl.journal import PROMISES, Journal, JournalError, Promise, Role
-from toolstack.xl.recover import WAYS, Way, WayOut, decide, recover, waits_for
+from xen_save_helper.toolstack.hosts.interface import SuspendState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.xl import journal
+from xen_save_helper.toolstack.xl.journal import PROMISES, Journal, JournalError, Promise, Role
+from xen_save_helper.toolstack.xl.recover import WAYS, Way, WayOut, decide, recover, waits_for
 
 STATES = ("running", "paused", "suspended", "crashed", None)
 
@@ -28,7 +28,7 @@ def left(
     """A journal of guest `g` by a process that is gone."""
     script = (
         "import sys; from pathlib import Path\n"
-        "from toolstack.xl.journal import Journal, Role, Promise\n"
+        "from xen_save_helper.toolstack.xl.journal import Journal, Role, Promise\n"
         "d, role, promise, domid, name = sys.argv[1:]\n"
         "j = Journal.begin(Path(d), 'g', Role(role), domid=int(domid) if domid else None,\n"
         "                  domain_name=name, peer='/there')\n"
@@ -87,7 +87,7 @@ def test_begun_resumes(hosts: Hosts, role: Role) -> None:
 
 
 def test_begun_takes_back_a_request_to_suspend(hosts: Hosts) -> None:
-    from helper.hypervisors.simulated.layout import Behaviour
+    from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
 
     host = hosts.at_source
     domid = hosts.guest(behaviour=Behaviour.REFUSE)
@@ -160,7 +160,7 @@ def test_a_copy_that_does_not_answer_in_time_is_not_given_up(
     assert row.pid is not None
     os.kill(row.pid, signal.SIGSTOP)
     left(host, Role.DESTINATION, Promise.RESUMED, domid=None, domain_name="g--incoming")
-    monkeypatch.setattr("toolstack.xl.recover.VERIFY_LIMIT", 0.2)
+    monkeypatch.setattr("xen_save_helper.toolstack.xl.recover.VERIFY_LIMIT", 0.2)
     with pytest.raises(TimeoutError, match=r"has not compared its memory.*`destroy g--incoming`"):
         recover(host, "g")
     assert states(host) == {"g--incoming": "running"}

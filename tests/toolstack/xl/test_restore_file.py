@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ipc_schema.streams import libvirt_header, xl_header
 from tests.toolstack.inspect.test_foreign_formats import FOREIGN
 from tests.toolstack.stage import Hosts, toolstack
+from xen_save_helper.ipc_schema.streams import libvirt_header, xl_header
 
 XML = b"<domain type='xen'><name>g</name><os><type>xenpvh</type></os></domain>\0"
 

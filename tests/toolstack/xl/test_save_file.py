@@ -16,15 +16,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ipc_schema.streams import xl_header
 from tests.conftest import processes_under
 from tests.toolstack.stage import TOOLSTACK, Hosts, toolstack
 from tests.toolstack.two_hosts import Side, run
 from tests.waiting import wait_for
-from toolstack.hosts.simulated.host import SimulatedHost
-from toolstack.inspect import walk as inspect
-from toolstack.xl import journal, save_file
-from toolstack.xl.recover import domain_of
+from xen_save_helper.ipc_schema.streams import xl_header
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.inspect import walk as inspect
+from xen_save_helper.toolstack.xl import journal, save_file
+from xen_save_helper.toolstack.xl.recover import domain_of
 
 
 def save(hosts: Hosts, *arguments: object) -> object:
@@ -122,7 +122,7 @@ def test_a_full_disk(hosts: Hosts, tmp_path: Path, where: str) -> None:
 
 
 def test_a_guest_that_refuses(hosts: Hosts, tmp_path: Path) -> None:
-    from helper.hypervisors.simulated.layout import Behaviour
+    from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
 
     hosts.guest(behaviour=Behaviour.REFUSE)
     ended = toolstack("save", "g", tmp_path / "f", "--limit", "suspend=0.3", "--host", hosts.source)
@@ -212,7 +212,7 @@ def test_no_stream(hosts: Hosts) -> None:
 def test_a_controller_that_is_killed_leaves_nothing_after_recover(
     hosts: Hosts, tmp_path: Path
 ) -> None:
-    from helper.hypervisors.simulated.layout import Behaviour
+    from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
 
     hosts.guest(behaviour=Behaviour.LATE, behaviour_seconds=2)
     events = tmp_path / "events"
@@ -231,7 +231,7 @@ def test_a_controller_that_is_killed_leaves_nothing_after_recover(
 
 
 def test_sigterm_ends_it_in_order(hosts: Hosts, tmp_path: Path) -> None:
-    from helper.hypervisors.simulated.layout import Behaviour
+    from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
 
     hosts.guest(behaviour=Behaviour.REFUSE)
     process = hosts.start("save", "g", tmp_path / "f", "--host", hosts.source)
@@ -323,7 +323,9 @@ def test_a_killed_restore_is_not_taken_for_a_guest_that_has_come_since(
         process.kill()
         process.communicate(timeout=30)
     wait_for(
-        lambda: not any("helper.main" in line for line in processes_under(tmp_path)),
+        lambda: (
+            not any("xen_save_helper.helper.main" in line for line in processes_under(tmp_path))
+        ),
         "its helper, which may just have been starting, sees that it is alone",
     )
     hosts.at_destination.create_guest("g", 2 << 20, "idle")

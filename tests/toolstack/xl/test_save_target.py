@@ -129,7 +129,8 @@ def test_a_file_that_only_another_user_may_replace() -> None:
         file.touch()
         file.chmod(0o666)
         text = (
-            f"from pathlib import Path\nfrom toolstack.xl.save_target import save_target\n"
+            f"from pathlib import Path\n"
+            f"from xen_save_helper.toolstack.xl.save_target import save_target\n"
             f"save_target(Path({str(file)!r}))"
         )
         user = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]

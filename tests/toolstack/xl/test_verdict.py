@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from ipc_schema.streams.xl_handshake import BANNER, VERDICT
 from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, toolstack
+from xen_save_helper.ipc_schema.streams.xl_handshake import BANNER, VERDICT
 
 BANNER_SAID = f"printf '{BANNER.octets.decode().strip()}\\n'"
 

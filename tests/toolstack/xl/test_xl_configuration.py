@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ipc_schema.errors import DecodeError
-from ipc_schema.streams import xl_header
-from toolstack.xl.receive import name_of, parse_config
+from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams import xl_header
+from xen_save_helper.toolstack.xl.receive import name_of, parse_config
 
 HEADER = xl_header.HEADER_SIZE
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from helper.hypervisors.xen.xenstore import Xenstore
 from tests.xen.dom0 import clean_up
 from tests.xen.dom0.commands import wait_until
 from tests.xen.dom0.guest import Guest
-from toolstack.hosts import open_host
+from xen_save_helper.helper.hypervisors.xen.xenstore import Xenstore
+from xen_save_helper.toolstack.hosts import open_host
 
 if TYPE_CHECKING:
     from tests.xen.dom0.lab import DomainRow, Lab

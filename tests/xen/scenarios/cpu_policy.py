@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ipc_schema.streams.cpu_features import features
-from ipc_schema.streams.static_data import Policy, policy_of
 from tests.xen.dom0.commands import run
 from tests.xen.dom0.lab import COMMAND_SECONDS
 from tests.xen.scenarios.scenario import BOTH, Scenario
 from tests.xen.scenarios.toolstack import PATIENCE
+from xen_save_helper.ipc_schema.streams.cpu_features import features
+from xen_save_helper.ipc_schema.streams.static_data import Policy, policy_of
 
 if TYPE_CHECKING:
     from tests.xen.dom0.lab import Lab

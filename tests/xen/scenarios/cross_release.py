@@ -21,7 +21,7 @@ from tests.xen.dom0.guest import KINDS, Guest, dom0_kernel
 from tests.xen.dom0.lab import COMMAND_SECONDS, LIBXL, MISSING, OURS, xen_version
 from tests.xen.scenarios.scenario import Scenario
 from tests.xen.scenarios.toolstack import PATIENCE
-from toolstack.hosts.xen import xl
+from xen_save_helper.toolstack.hosts.xen import xl
 
 if TYPE_CHECKING:
     from tests.xen.dom0.lab import Lab

@@ -6,12 +6,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
-from helper.hypervisors.xen.restored_model import SETTING
 from tests.xen.dom0.commands import run
 from tests.xen.dom0.guest import Guest
 from tests.xen.dom0.lab import COMMAND_SECONDS, OURS, receive_command
 from tests.xen.scenarios import toolstack
 from tests.xen.scenarios.scenario import Scenario
+from xen_save_helper.helper.hypervisors.xen.restored_model import SETTING
 
 if TYPE_CHECKING:
     from tests.xen.dom0.lab import Lab

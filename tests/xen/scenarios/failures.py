@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from helper.hypervisors.xen.xenstore import Xenstore
 from tests.xen.dom0 import clean_up
 from tests.xen.dom0.commands import wait_until
 from tests.xen.dom0.gate import Gate
@@ -19,6 +18,7 @@ from tests.xen.dom0.lab import receive_command
 from tests.xen.dom0.slow_link import over_slow_link
 from tests.xen.dom0.whereabouts import log_dirty_domains, log_dirty_goes_off
 from tests.xen.scenarios.scenario import BOTH, Scenario
+from xen_save_helper.helper.hypervisors.xen.xenstore import Xenstore
 
 if TYPE_CHECKING:
     from tests.xen.dom0.commands import Program

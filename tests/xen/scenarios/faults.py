@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from helper.hypervisors.xen.xenctrl import Xenctrl
 from tests.xen import fault_table
 from tests.xen.dom0 import clean_up
 from tests.xen.dom0.commands import wait_until
@@ -32,6 +31,7 @@ from tests.xen.scenarios.fault_cases import MIGRATE, RESTORE, SAVE, FaultCase
 from tests.xen.scenarios.fault_judgement import Seen, broken_promises, wrongs_of_libxl
 from tests.xen.scenarios.fault_trials import MigrateTrial, RestoreTrial, SaveTrial, Trial
 from tests.xen.scenarios.scenario import Scenario
+from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
 
 if TYPE_CHECKING:
     from tests.xen.dom0.lab import Lab

@@ -13,17 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from helper.hypervisors import XEN
 from tests.xen.dom0.commands import wait_until
 from tests.xen.dom0.lab import LIBXL, OURS
 from tests.xen.scenarios.scenario import Scenario
-from toolstack.hosts import open_host
+from xen_save_helper.helper.hypervisors import XEN
+from xen_save_helper.toolstack.hosts import open_host
 
 if TYPE_CHECKING:
     from tests.xen.dom0.guest import Guest
     from tests.xen.dom0.lab import Lab
-    from toolstack.helpers.request import HelperProgram, HelperResult
-    from toolstack.inspect.walk import Entry
+    from xen_save_helper.toolstack.helpers.request import HelperProgram, HelperResult
+    from xen_save_helper.toolstack.inspect.walk import Entry
 
 SUSPEND_SECONDS: Final = 60
 PAIRS: Final = 5
@@ -48,9 +48,9 @@ def identical_streams(lab: Lab, kind: str) -> None:
     controller: the libxc streams are the same, but for TIME_STAMPS."""
     import asyncio
 
-    from ipc_schema.channel.messages import Dialect
-    from toolstack.helpers.request import OwnHelper, PipeHelper
-    from toolstack.hosts.interface import SuspendState
+    from xen_save_helper.ipc_schema.channel.messages import Dialect
+    from xen_save_helper.toolstack.helpers.request import OwnHelper, PipeHelper
+    from xen_save_helper.toolstack.hosts.interface import SuspendState
 
     guest = lab.guest(kind)
     domid = lab.domid(guest)
@@ -82,11 +82,11 @@ async def _save(domid: int, fd: int, program: HelperProgram) -> HelperResult:
     """Let a helper save a domain that is suspended already, so its callbacks have nothing to do."""
     import asyncio
 
-    from ipc_schema.channel.messages import Operation
-    from ipc_schema.trace import Trace
-    from toolstack.helpers.request import LIBXENGUEST, HelperRequest
-    from toolstack.helpers.supervisor import SaveHelper
-    from toolstack.limits import Limits
+    from xen_save_helper.ipc_schema.channel.messages import Operation
+    from xen_save_helper.ipc_schema.trace import Trace
+    from xen_save_helper.toolstack.helpers.request import LIBXENGUEST, HelperRequest
+    from xen_save_helper.toolstack.helpers.supervisor import SaveHelper
+    from xen_save_helper.toolstack.limits import Limits
 
     ended: asyncio.Future[HelperResult] = asyncio.get_running_loop().create_future()
     request = HelperRequest(Operation.SAVE, domid, fd, hypervisor=XEN, engine=LIBXENGUEST)
@@ -111,7 +111,7 @@ async def _save(domid: int, fd: int, program: HelperProgram) -> HelperResult:
 
 def differing_fields(one: Path, other: Path) -> Iterator[str]:
     """The record of each octet that is not the same, and where in it, by a name."""
-    from toolstack.inspect.walk import Summary, inspect
+    from xen_save_helper.toolstack.inspect.walk import Summary, inspect
 
     first, second = one.read_bytes(), other.read_bytes()
     if len(first) != len(second):

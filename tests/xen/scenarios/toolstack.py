@@ -18,7 +18,7 @@ from tests.xen.dom0.guest import IGNORES_SUSPEND
 from tests.xen.dom0.lab import COMMAND_SECONDS, LIBXL, MISSING, OURS, receive_command
 from tests.xen.dom0.whereabouts import log_dirty_domains, log_dirty_goes_off
 from tests.xen.scenarios.scenario import BOTH, Scenario
-from toolstack.operations import domain_lock
+from xen_save_helper.toolstack.operations import domain_lock
 
 if TYPE_CHECKING:
     from tests.xen.dom0.guest import Guest

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Final
 
-from ipc_schema.faults.plan import Fault, Plan
-from ipc_schema.faults.points import Kind, Side, Who
-from toolstack.campaign.evidence import Ended, Evidence, Mode
-from toolstack.campaign.judge.effects import (
+from xen_save_helper.ipc_schema.faults.plan import Fault, Plan
+from xen_save_helper.ipc_schema.faults.points import Kind, Side, Who
+from xen_save_helper.toolstack.campaign.evidence import Ended, Evidence, Mode
+from xen_save_helper.toolstack.campaign.judge.effects import (
     GUEST_TIMEDOUT,
     OF_A_PEER,
     Effect,
@@ -18,9 +18,9 @@ from toolstack.campaign.judge.effects import (
     Spoils,
     expectation,
 )
-from toolstack.campaign.judge.progress import Stages, is_go
-from toolstack.faults.guest import of_guest
-from toolstack.limits import Limits
+from xen_save_helper.toolstack.campaign.judge.progress import Stages, is_go
+from xen_save_helper.toolstack.faults.guest import of_guest
+from xen_save_helper.toolstack.limits import Limits
 
 HERE: Final = Side.SOURCE
 THERE: Final = Side.DESTINATION

@@ -15,11 +15,19 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Final
 
-from ipc_schema.faults import actions
-from ipc_schema.faults.plan import Fault
-from ipc_schema.faults.points import BACK_RECORDS, EXIT, START, Kind, Moment, Side, Who
-from ipc_schema.streams.phases import HEADERS, Phase
-from toolstack.limits import Limits
+from xen_save_helper.ipc_schema.faults import actions
+from xen_save_helper.ipc_schema.faults.plan import Fault
+from xen_save_helper.ipc_schema.faults.points import (
+    BACK_RECORDS,
+    EXIT,
+    START,
+    Kind,
+    Moment,
+    Side,
+    Who,
+)
+from xen_save_helper.ipc_schema.streams.phases import HEADERS, Phase
+from xen_save_helper.toolstack.limits import Limits
 
 
 class Effect(Enum):

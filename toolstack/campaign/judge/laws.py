@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from ipc_schema.faults.points import Side
-from toolstack.campaign.evidence import Again, Ended, Guest, Scene
-from toolstack.campaign.judge.case import HERE, THERE, Case
-from toolstack.campaign.judge.effects import Effect, Spoils
+from xen_save_helper.ipc_schema.faults.points import Side
+from xen_save_helper.toolstack.campaign.evidence import Again, Ended, Guest, Scene
+from xen_save_helper.toolstack.campaign.judge.case import HERE, THERE, Case
+from xen_save_helper.toolstack.campaign.judge.effects import Effect, Spoils
 
 NAME: Final = "g"
 """The guest's."""

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ipc_schema.faults.plan import Plan
-from toolstack.campaign.evidence import Evidence, Mode
-from toolstack.campaign.judge.case import HERE, Case, find_fired
-from toolstack.campaign.judge.laws import general, listed, words
-from toolstack.campaign.judge.outcome_laws import OUTCOMES, migrated, saved
-from toolstack.campaign.judge.trace_laws import traced
-from toolstack.limits import Limits
+from xen_save_helper.ipc_schema.faults.plan import Plan
+from xen_save_helper.toolstack.campaign.evidence import Evidence, Mode
+from xen_save_helper.toolstack.campaign.judge.case import HERE, Case, find_fired
+from xen_save_helper.toolstack.campaign.judge.laws import general, listed, words
+from xen_save_helper.toolstack.campaign.judge.outcome_laws import OUTCOMES, migrated, saved
+from xen_save_helper.toolstack.campaign.judge.trace_laws import traced
+from xen_save_helper.toolstack.limits import Limits
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from toolstack.campaign.evidence import Guest
-from toolstack.campaign.judge.case import HERE, THERE, Case
-from toolstack.campaign.judge.laws import (
+from xen_save_helper.toolstack.campaign.evidence import Guest
+from xen_save_helper.toolstack.campaign.judge.case import HERE, THERE, Case
+from xen_save_helper.toolstack.campaign.judge.laws import (
     AWAY,
     INCONSISTENT,
     NAME,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ipc_schema.faults.points import Side
-from toolstack.campaign.evidence import Evidence, Mode
+from xen_save_helper.ipc_schema.faults.points import Side
+from xen_save_helper.toolstack.campaign.evidence import Evidence, Mode
 
 _SAYS_GO: Final = "give the destination permission to start"
 _GIVES_BACK: Final = "permit the sender to have the guest back"

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from ipc_schema.faults.points import Side
-from toolstack.campaign.evidence import Event, Mode
-from toolstack.campaign.judge.case import HERE, THERE, Case
-from toolstack.campaign.judge.laws import NAME, listed, places
+from xen_save_helper.ipc_schema.faults.points import Side
+from xen_save_helper.toolstack.campaign.evidence import Event, Mode
+from xen_save_helper.toolstack.campaign.judge.case import HERE, THERE, Case
+from xen_save_helper.toolstack.campaign.judge.laws import NAME, listed, places
 
 _ENDS: Final = {HERE: "save_ended", THERE: "restore_ended"}
 _SAYS_STARTED: Final = frozenset({"report the start", "tell the end of postcopy"})

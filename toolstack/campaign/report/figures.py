@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ipc_schema.channel.messages import NO_ERRNO
-from ipc_schema.faults.plan import Fault, parse
-from ipc_schema.faults.points import Side, Who
-from toolstack.campaign.evidence import Mode
-from toolstack.campaign.matrix import Guest, guest_for
-from toolstack.campaign.run import Verdict
+from xen_save_helper.ipc_schema.channel.messages import NO_ERRNO
+from xen_save_helper.ipc_schema.faults.plan import Fault, parse
+from xen_save_helper.ipc_schema.faults.points import Side, Who
+from xen_save_helper.toolstack.campaign.evidence import Mode
+from xen_save_helper.toolstack.campaign.matrix import Guest, guest_for
+from xen_save_helper.toolstack.campaign.run import Verdict
 
 HOLDS: Final = "holds"
 FAILS: Final = "fails"

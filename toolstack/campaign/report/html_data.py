@@ -8,12 +8,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from ipc_schema.faults.plan import Fault, parse
-from ipc_schema.faults.points import Who
-from toolstack.campaign import reach
-from toolstack.campaign.report.figures import FAILS, HOLDS, IDLE, Report, value_text
-from toolstack.campaign.report.lanes import LANES, lanes
-from toolstack.campaign.run import Verdict
+from xen_save_helper.ipc_schema.faults.plan import Fault, parse
+from xen_save_helper.ipc_schema.faults.points import Who
+from xen_save_helper.toolstack.campaign import reach
+from xen_save_helper.toolstack.campaign.report.figures import FAILS, HOLDS, IDLE, Report, value_text
+from xen_save_helper.toolstack.campaign.report.lanes import LANES, lanes
+from xen_save_helper.toolstack.campaign.run import Verdict
 
 CLASSES: Final[Mapping[str, str]] = {HOLDS: "holds", FAILS: "fails", IDLE: "idle"}
 """Of the style sheet, by a verdict's kind."""

@@ -14,12 +14,19 @@ from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from ipc_schema.faults.points import POINTS
-from toolstack.campaign import reach
-from toolstack.campaign.report.figures import FAILS, HOLDS, IDLE, Report, headline, tally
-from toolstack.campaign.report.html_data import CLASSES, Entry, entries_of, index_of
-from toolstack.campaign.report.html_tables import GLYPHS, matrix, rows_of
-from toolstack.campaign.report.markup import Markup, join, raw, tag
+from xen_save_helper.ipc_schema.faults.points import POINTS
+from xen_save_helper.toolstack.campaign import reach
+from xen_save_helper.toolstack.campaign.report.figures import (
+    FAILS,
+    HOLDS,
+    IDLE,
+    Report,
+    headline,
+    tally,
+)
+from xen_save_helper.toolstack.campaign.report.html_data import CLASSES, Entry, entries_of, index_of
+from xen_save_helper.toolstack.campaign.report.html_tables import GLYPHS, matrix, rows_of
+from xen_save_helper.toolstack.campaign.report.markup import Markup, join, raw, tag
 
 
 def write(report: Report, path: Path) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ipc_schema.faults import actions as fault_actions
-from ipc_schema.faults.actions import DEATHS, DIE, Action, ActionKind
-from ipc_schema.faults.points import POINTS, Kind, Point, Who
-from toolstack.campaign.report.figures import FAILS, HOLDS, IDLE, why
-from toolstack.campaign.report.html_data import CLASSES, Entry
-from toolstack.campaign.report.markup import Markup, tag
+from xen_save_helper.ipc_schema.faults import actions as fault_actions
+from xen_save_helper.ipc_schema.faults.actions import DEATHS, DIE, Action, ActionKind
+from xen_save_helper.ipc_schema.faults.points import POINTS, Kind, Point, Who
+from xen_save_helper.toolstack.campaign.report.figures import FAILS, HOLDS, IDLE, why
+from xen_save_helper.toolstack.campaign.report.html_data import CLASSES, Entry
+from xen_save_helper.toolstack.campaign.report.markup import Markup, tag
 
 GLYPHS: Final[Mapping[str, str]] = {HOLDS: "✓", FAILS: "✗", IDLE: "○"}
 _WORST: Final = (FAILS, IDLE, HOLDS)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree as Xml
 
-from ipc_schema.faults.plan import parse
-from toolstack.campaign.report.figures import IDLE, Report, tally, value_text, why
-from toolstack.campaign.run import Verdict
+from xen_save_helper.ipc_schema.faults.plan import parse
+from xen_save_helper.toolstack.campaign.report.figures import IDLE, Report, tally, value_text, why
+from xen_save_helper.toolstack.campaign.run import Verdict
 
 _NO_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot carry, not even escaped."""

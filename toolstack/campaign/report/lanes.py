@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from ipc_schema.channel.messages import Operation
-from ipc_schema.faults.points import SIDES, Side
+from xen_save_helper.ipc_schema.channel.messages import Operation
+from xen_save_helper.ipc_schema.faults.points import SIDES, Side
 
 LANES: Final = (
     "source controller",

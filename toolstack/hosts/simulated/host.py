@@ -13,20 +13,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from helper.hypervisors.simulated import control, device_model, domain_files, userfault
-from helper.hypervisors.simulated.config import check_config, memory_of, uuid_of
-from helper.hypervisors.simulated.domain_files import create_host
-from helper.hypervisors.simulated.kinds import NAMES
-from helper.hypervisors.simulated.layout import Behaviour
-from helper.hypervisors.simulated.open_domain import ANSWER_LIMIT, OpenDomain
-from helper.hypervisors.simulated.shared import GuestGoneError, GuestProcess
-from toolstack.hosts.interface import DomainSummary, GuestReport, GuestState, RestoreProgram
-from toolstack.hosts.simulated.process import StartingGuest
-from toolstack.hosts.simulated.reports import report_of, state_of
-from toolstack.hosts.simulated.suspend import SimulatedSuspendRequest
+from xen_save_helper.helper.hypervisors.simulated import (
+    control,
+    device_model,
+    domain_files,
+    userfault,
+)
+from xen_save_helper.helper.hypervisors.simulated.config import check_config, memory_of, uuid_of
+from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
+from xen_save_helper.helper.hypervisors.simulated.kinds import NAMES
+from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
+from xen_save_helper.helper.hypervisors.simulated.open_domain import ANSWER_LIMIT, OpenDomain
+from xen_save_helper.helper.hypervisors.simulated.shared import GuestGoneError, GuestProcess
+from xen_save_helper.toolstack.hosts.interface import (
+    DomainSummary,
+    GuestReport,
+    GuestState,
+    RestoreProgram,
+)
+from xen_save_helper.toolstack.hosts.simulated.process import StartingGuest
+from xen_save_helper.toolstack.hosts.simulated.reports import report_of, state_of
+from xen_save_helper.toolstack.hosts.simulated.suspend import SimulatedSuspendRequest
 
 if TYPE_CHECKING:
-    from helper.hypervisors.simulated.domain import SimulatedDomain
+    from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain
 
 BUILD_TIMEOUT: Final = 120.0
 """Seconds for a guest to fill its memory."""
@@ -87,7 +97,7 @@ class SimulatedHost:
         raise ProcessLookupError(errno.ESRCH, f"there is no domain {name!r} on {self.directory}")
 
     def domain(self, domid: int) -> SimulatedDomain:
-        from helper.hypervisors.simulated.domain import SimulatedDomain
+        from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain
 
         path = domain_files.domain_path(self.directory, domid)
         return SimulatedDomain(path, domid, self.timeout)

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import Final
 
-import helper
-from helper.patience import poll_patiently
+import xen_save_helper
+from xen_save_helper.helper.patience import poll_patiently
 
-_MODULE: Final = "helper.hypervisors.simulated.guest"
-_PACKAGES: Final = Path(helper.__path__[0]).parent
+_MODULE: Final = "xen_save_helper.helper.hypervisors.simulated.guest"
+_PACKAGES: Final = Path(xen_save_helper.__path__[0]).parent
 
 
 def _environment() -> dict[str, str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from itertools import accumulate
 
-from helper.hypervisors.interface import ShutdownReason
-from helper.hypervisors.simulated.layout import BUCKETS_PER_OCTAVE, DomainPage
-from helper.hypervisors.simulated.open_domain import OpenDomain
-from toolstack.hosts.interface import GuestReport, GuestState
+from xen_save_helper.helper.hypervisors.interface import ShutdownReason
+from xen_save_helper.helper.hypervisors.simulated.layout import BUCKETS_PER_OCTAVE, DomainPage
+from xen_save_helper.helper.hypervisors.simulated.open_domain import OpenDomain
+from xen_save_helper.toolstack.hosts.interface import GuestReport, GuestState
 
 
 def state_of(domain: OpenDomain) -> GuestState:

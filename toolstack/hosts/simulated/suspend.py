@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import socket
 
-from helper.hypervisors.interface import ShutdownReason
-from helper.hypervisors.simulated import control
-from helper.hypervisors.simulated.domain_files import suspend_lock
-from helper.hypervisors.simulated.open_domain import OpenDomain
-from helper.hypervisors.simulated.shared import GuestGoneError
-from toolstack.hosts.interface import SuspendState
+from xen_save_helper.helper.hypervisors.interface import ShutdownReason
+from xen_save_helper.helper.hypervisors.simulated import control
+from xen_save_helper.helper.hypervisors.simulated.domain_files import suspend_lock
+from xen_save_helper.helper.hypervisors.simulated.open_domain import OpenDomain
+from xen_save_helper.helper.hypervisors.simulated.shared import GuestGoneError
+from xen_save_helper.toolstack.hosts.interface import SuspendState
 
 
 class SimulatedSuspendRequest:

@@ -7,9 +7,9 @@ import errno
 import os
 from typing import Final
 
-from helper.hypervisors.xen.xenstore import Xenstore
-from toolstack.hosts.xen.domain import home
-from toolstack.hosts.xen.qmp import Qmp, QmpError, monitor_path
+from xen_save_helper.helper.hypervisors.xen.xenstore import Xenstore
+from xen_save_helper.toolstack.hosts.xen.domain import home
+from xen_save_helper.toolstack.hosts.xen.qmp import Qmp, QmpError, monitor_path
 
 SAVE_TIMEOUT: Final = 30.0
 """Seconds for QEMU to write its state, some hundred KiB."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from helper.hypervisors.interface import DomainInfo, ShutdownReason
-from helper.hypervisors.xen.xenctrl import Xenctrl, XenDomainInfo
-from helper.hypervisors.xen.xenstore import Xenstore
-from toolstack.hosts.interface import GuestState
+from xen_save_helper.helper.hypervisors.interface import DomainInfo, ShutdownReason
+from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl, XenDomainInfo
+from xen_save_helper.helper.hypervisors.xen.xenstore import Xenstore
+from xen_save_helper.toolstack.hosts.interface import GuestState
 
 PAGE_KIB: Final = 4
 

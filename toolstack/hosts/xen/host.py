@@ -14,14 +14,26 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-from helper.hypervisors.xen import restored_model
-from helper.hypervisors.xen.xenctrl import Xenctrl, XenDomainInfo
-from helper.hypervisors.xen.xenstore import Xenstore
-from ipc_schema.streams import xl_header
-from toolstack.hosts.interface import DomainSummary, GuestReport, GuestState, RestoreProgram
-from toolstack.hosts.xen import device_model, memory, xl
-from toolstack.hosts.xen.domain import HVM, PAGE_KIB, XenDomain, home, state_of, type_of
-from toolstack.hosts.xen.suspend import XenSuspendRequest, withdraw_request
+from xen_save_helper.helper.hypervisors.xen import restored_model
+from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl, XenDomainInfo
+from xen_save_helper.helper.hypervisors.xen.xenstore import Xenstore
+from xen_save_helper.ipc_schema.streams import xl_header
+from xen_save_helper.toolstack.hosts.interface import (
+    DomainSummary,
+    GuestReport,
+    GuestState,
+    RestoreProgram,
+)
+from xen_save_helper.toolstack.hosts.xen import device_model, memory, xl
+from xen_save_helper.toolstack.hosts.xen.domain import (
+    HVM,
+    PAGE_KIB,
+    XenDomain,
+    home,
+    state_of,
+    type_of,
+)
+from xen_save_helper.toolstack.hosts.xen.suspend import XenSuspendRequest, withdraw_request
 
 STATE_DIRECTORY: Final = Path("/run/xen-save-helper")
 """Ends with the boot, as the domains do that its journals speak of: a domid names another domain

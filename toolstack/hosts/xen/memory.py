@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from toolstack.hosts.xen import xl
+from xen_save_helper.toolstack.hosts.xen import xl
 
 _TOTAL: Final = re.compile(rb"^total_memory\s*:\s*(\d+)\s*$", re.MULTILINE)
 

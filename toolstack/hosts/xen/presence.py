@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from helper.hypervisors.xen.libraries import running_version
+from xen_save_helper.helper.hypervisors.xen.libraries import running_version
 
 _CAPABILITIES: Final = Path("/proc/xen/capabilities")
 _UUID: Final = Path("/sys/hypervisor/uuid")

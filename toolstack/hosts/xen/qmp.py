@@ -13,7 +13,7 @@ import socket
 import time
 from typing import Any, Final, Self
 
-from ipc_schema.channel.waits import Patience
+from xen_save_helper.ipc_schema.channel.waits import Patience
 
 TIMEOUT: Final = 10.0
 """Seconds for one command, as libxl gives QEMU to switch its log-dirty mode."""

@@ -18,12 +18,12 @@ import errno
 from enum import Enum
 from typing import Final
 
-from helper.hypervisors.interface import ShutdownReason
-from helper.hypervisors.xen.xenctrl import Xenctrl
-from helper.hypervisors.xen.xenstore import Xenstore
-from toolstack.hosts.interface import GuestState, SuspendState
-from toolstack.hosts.xen.domain import HVM, PV, home, state_of, type_of
-from toolstack.hosts.xen.event_channel import EventChannel
+from xen_save_helper.helper.hypervisors.interface import ShutdownReason
+from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
+from xen_save_helper.helper.hypervisors.xen.xenstore import Xenstore
+from xen_save_helper.toolstack.hosts.interface import GuestState, SuspendState
+from xen_save_helper.toolstack.hosts.xen.domain import HVM, PV, home, state_of, type_of
+from xen_save_helper.toolstack.hosts.xen.event_channel import EventChannel
 
 HVM_PARAM_CALLBACK_IRQ: Final = 0
 HVM_PARAM_ACPI_S_STATE: Final = 14

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from helper.hypervisors.xen.libraries import abi_version
-from helper.hypervisors.xen.programs import run_patiently
+from xen_save_helper.helper.hypervisors.xen.libraries import abi_version
+from xen_save_helper.helper.hypervisors.xen.programs import run_patiently
 
 TIMEOUT: Final = 60.0
 """Seconds for one command; the end of an HVM domain with its devices takes the longest."""

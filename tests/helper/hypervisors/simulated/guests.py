@@ -7,11 +7,11 @@ import time
 
 import numpy as np
 
-from helper.hypervisors.interface import Pfns
-from helper.hypervisors.simulated.domain import SimulatedDomain
 from tests.waiting import wait_for
-from toolstack.hosts.interface import GuestReport, SuspendRequest, SuspendState
-from toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.helper.hypervisors.interface import Pfns
+from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain
+from xen_save_helper.toolstack.hosts.interface import GuestReport, SuspendRequest, SuspendState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 MIB = 1 << 20
 PAGE = 4096

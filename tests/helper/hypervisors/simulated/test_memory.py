@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helper.hypervisors.simulated import control
 from tests.conftest import HostFactory
 from tests.helper.hypervisors.simulated.guests import (
     LIMIT,
@@ -27,8 +26,9 @@ from tests.helper.hypervisors.simulated.guests import (
     write_pages,
 )
 from tests.waiting import wait_for
-from toolstack.hosts.interface import GuestState
-from toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.helper.hypervisors.simulated import control
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

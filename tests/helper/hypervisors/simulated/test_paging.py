@@ -15,8 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from helper.hypervisors.interface import Paging, PagingRequest
-from helper.hypervisors.simulated.domain import SimulatedDomain
 from tests.conftest import HostFactory
 from tests.helper.hypervisors.simulated.guests import (
     LIMIT,
@@ -31,8 +29,10 @@ from tests.helper.hypervisors.simulated.guests import (
     write_pages,
 )
 from tests.waiting import wait_for
-from toolstack.hosts.interface import GuestState
-from toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.helper.hypervisors.interface import Paging, PagingRequest
+from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -220,7 +220,7 @@ def test_a_guest_that_waits_for_a_page_can_be_destroyed(host_factory: HostFactor
 PAGER = """
 import sys
 import numpy as np
-from toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 domain = SimulatedHost(sys.argv[1]).domain(int(sys.argv[2]))
 paging = domain.mem_paging_enable()
 paging.evict(np.arange(1024, dtype=np.uint64))

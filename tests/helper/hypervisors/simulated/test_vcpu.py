@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from helper.hypervisors.simulated.build import fresh_registers
-from helper.hypervisors.simulated.layout import P2M
-from helper.hypervisors.simulated.shared import SharedMemory, create_areas
-from helper.hypervisors.simulated.vcpu import VCPU, Crash
+from xen_save_helper.helper.hypervisors.simulated.build import fresh_registers
+from xen_save_helper.helper.hypervisors.simulated.layout import P2M
+from xen_save_helper.helper.hypervisors.simulated.shared import SharedMemory, create_areas
+from xen_save_helper.helper.hypervisors.simulated.vcpu import VCPU, Crash
 
 PAGES = 64
 OUT = 5

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helper.hypervisors.simulated import pattern
-from helper.hypervisors.simulated.kinds import Kind
-from helper.hypervisors.simulated.registers import ForeignContextError, Registers
-from helper.hypervisors.simulated.workload import Workload
+from xen_save_helper.helper.hypervisors.simulated import pattern
+from xen_save_helper.helper.hypervisors.simulated.kinds import Kind
+from xen_save_helper.helper.hypervisors.simulated.registers import ForeignContextError, Registers
+from xen_save_helper.helper.hypervisors.simulated.workload import Workload
 
 
 @given(

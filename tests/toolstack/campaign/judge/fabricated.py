@@ -7,8 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ipc_schema.faults.points import Side
-from toolstack.campaign.evidence import Again, Ended, Event, Evidence, Guest, Mode, Place, Scene
+from xen_save_helper.ipc_schema.faults.points import Side
+from xen_save_helper.toolstack.campaign.evidence import (
+    Again,
+    Ended,
+    Event,
+    Evidence,
+    Guest,
+    Mode,
+    Place,
+    Scene,
+)
 
 CONTROLLER, HELPER, RECEIVER, ITS_HELPER, LINK, RECOVER = range(1, 7)
 """Pids."""

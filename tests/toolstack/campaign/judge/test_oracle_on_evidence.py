@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from ipc_schema.faults.plan import parse
 from tests.toolstack.campaign.judge import fabricated as made
 from tests.toolstack.campaign.judge.fabricated import HELPER, event, fault, guest, scene
-from toolstack.campaign.evidence import Again, Ended, Evidence
-from toolstack.campaign.judge.oracle import judge
-from toolstack.campaign.run import FAULT_LIMITS
+from xen_save_helper.ipc_schema.faults.plan import parse
+from xen_save_helper.toolstack.campaign.evidence import Again, Ended, Evidence
+from xen_save_helper.toolstack.campaign.judge.oracle import judge
+from xen_save_helper.toolstack.campaign.run import FAULT_LIMITS
 
 FLAWLESS = {
     made.KILLED: made.KILLED_RUN,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ipc_schema.faults.plan import parse
-from toolstack.campaign.campaign import USUAL_GUEST
-from toolstack.campaign.report.figures import Report
-from toolstack.campaign.run import Verdict
+from xen_save_helper.ipc_schema.faults.plan import parse
+from xen_save_helper.toolstack.campaign.campaign import USUAL_GUEST
+from xen_save_helper.toolstack.campaign.report.figures import Report
+from xen_save_helper.toolstack.campaign.run import Verdict
 
 EVENTS: tuple[dict[str, Any], ...] = (
     {"t": 10.0, "pid": 1, "process": "controller", "event": "save", "domid": 1},

@@ -13,11 +13,11 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 from tests.toolstack.campaign.judge.verdicts import EVENTS, report, verdict
-from toolstack.campaign.report import html_page as html_report
-from toolstack.campaign.report import junit
-from toolstack.campaign.report.figures import Report, not_fired, rows, show, tally
-from toolstack.campaign.report.lanes import lanes
-from toolstack.campaign.report.markup import join, raw, tag
+from xen_save_helper.toolstack.campaign.report import html_page as html_report
+from xen_save_helper.toolstack.campaign.report import junit
+from xen_save_helper.toolstack.campaign.report.figures import Report, not_fired, rows, show, tally
+from xen_save_helper.toolstack.campaign.report.lanes import lanes
+from xen_save_helper.toolstack.campaign.report.markup import join, raw, tag
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=y> \"'&amp; ]]> --> \x00\x1b[31m \ud800 ☃"

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from toolstack.campaign.report.figures import value_text
+from xen_save_helper.toolstack.campaign.report.figures import value_text
 
 
 def test_values_are_shown_as_people_write_them() -> None:

@@ -13,9 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helper.hypervisors import open_domain
-from helper.hypervisors.interface import ShutdownReason, TscInfo
-from helper.hypervisors.simulated.layout import Behaviour
 from tests.conftest import HostFactory, processes_under
 from tests.helper.hypervisors.simulated.guests import (
     LIMIT,
@@ -26,10 +23,13 @@ from tests.helper.hypervisors.simulated.guests import (
     suspended,
 )
 from tests.waiting import gone, wait_for
-from toolstack.hosts import open_host
-from toolstack.hosts.interface import GuestState, SuspendState
-from toolstack.hosts.simulated.host import SimulatedHost, create_host
-from toolstack.hosts.simulated.process import StartingGuest
+from xen_save_helper.helper.hypervisors import open_domain
+from xen_save_helper.helper.hypervisors.interface import ShutdownReason, TscInfo
+from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
+from xen_save_helper.toolstack.hosts import open_host
+from xen_save_helper.toolstack.hosts.interface import GuestState, SuspendState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost, create_host
+from xen_save_helper.toolstack.hosts.simulated.process import StartingGuest
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -75,7 +75,11 @@ def test_hosts_are_opened_by_uri(host: SimulatedHost) -> None:
 def test_without_xen_a_real_host_says_what_is_missing() -> None:
     # In a process of its own: other tests load a libxenguest into this one.
     ended = subprocess.run(
-        [sys.executable, "-c", "from toolstack.hosts import open_host; open_host('xen')"],
+        [
+            sys.executable,
+            "-c",
+            "from xen_save_helper.toolstack.hosts import open_host; open_host('xen')",
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -145,7 +149,7 @@ def test_a_very_long_directory_will_do(host_factory: HostFactory) -> None:
 def test_a_guest_outlives_its_maker_and_holds_nothing_of_his(host_factory: HostFactory) -> None:
     host = host_factory("host")
     program = (
-        "import os, sys; from toolstack.hosts.simulated.host import SimulatedHost;"
+        "import os, sys; from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost;"
         "os.set_inheritable(os.open('/etc/passwd', 0), True);"
         "SimulatedHost(sys.argv[1]).create_guest('g', 2 << 20, 'idle')"
     )
@@ -167,7 +171,7 @@ def test_a_maker_that_is_killed_leaves_nothing(host_factory: HostFactory) -> Non
     host = host_factory("host")
     program = (
         "import os, sys\n"
-        "from toolstack.hosts.simulated import host\n"
+        "from xen_save_helper.toolstack.hosts.simulated import host\n"
         "host.StartingGuest.release = lambda self: os.kill(os.getpid(), 9)\n"
         "host.SimulatedHost(sys.argv[1]).create_guest('g', 2 << 20, 'idle')"
     )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.toolstack.hosts.xen.monitor import Monitor, Start
-from toolstack.hosts.xen import device_model
+from xen_save_helper.toolstack.hosts.xen import device_model
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from toolstack.hosts.xen.memory import needed_kib, why_no_room
+from xen_save_helper.toolstack.hosts.xen.memory import needed_kib, why_no_room
 
 GIB = 1 << 20
 """In KiB."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.toolstack.hosts.xen.monitor import Monitor, Start
-from toolstack.hosts.xen.qmp import Qmp, QmpError
+from xen_save_helper.toolstack.hosts.xen.qmp import Qmp, QmpError
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

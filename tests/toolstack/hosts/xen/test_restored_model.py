@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from helper.hypervisors.xen import qemu, restored_model
-from helper.hypervisors.xen.restored_model import UNCHECKED, check, choose
 from tests.toolstack.hosts.xen.scripted_server import read_exactly, serving
+from xen_save_helper.helper.hypervisors.xen import qemu, restored_model
+from xen_save_helper.helper.hypervisors.xen.restored_model import UNCHECKED, check, choose
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from helper.hypervisors.xen.xenctrl import XenDomainInfo
-from toolstack.hosts.interface import GuestState
-from toolstack.hosts.xen import xl
-from toolstack.hosts.xen.domain import state_of
-from toolstack.hosts.xen.suspend import Way, way_for
+from xen_save_helper.helper.hypervisors.xen.xenctrl import XenDomainInfo
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.hosts.xen import xl
+from xen_save_helper.toolstack.hosts.xen.domain import state_of
+from xen_save_helper.toolstack.hosts.xen.suspend import Way, way_for
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from helper.hypervisors.xen.xenstore import Event, Xenstore
 from tests.toolstack.hosts.xen.scripted_server import read_exactly, serving
+from xen_save_helper.helper.hypervisors.xen.xenstore import Event, Xenstore
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

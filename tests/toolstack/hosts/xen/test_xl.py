@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from toolstack.hosts.xen import xl
+from xen_save_helper.toolstack.hosts.xen import xl
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

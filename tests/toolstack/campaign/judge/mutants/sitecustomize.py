@@ -27,12 +27,12 @@ def mutant(module: str) -> Callable[[Break], Break]:
     return register
 
 
-@mutant("toolstack.rules.helper_run")
+@mutant("xen_save_helper.toolstack.rules.helper_run")
 def forgets_the_rc(module: Any) -> None:
     module.HelperRun._fail = lambda _self, _rc, _reason: None
 
 
-@mutant("toolstack.rules.helper_run")
+@mutant("xen_save_helper.toolstack.rules.helper_run")
 def keeps_the_last_rc(module: Any) -> None:
     def fail(self: Any, rc: int, reason: str) -> None:
         if rc:
@@ -41,7 +41,7 @@ def keeps_the_last_rc(module: Any) -> None:
     module.HelperRun._fail = fail
 
 
-@mutant("toolstack.rules.helper_run")
+@mutant("xen_save_helper.toolstack.rules.helper_run")
 def skips_sigkill(module: Any) -> None:
     step = module.TABLE[module.Phase.COMPLETED, module.Event.LIMIT]
     done = (module.Action.STOP_LISTENING, module.Action.NO_LIMIT, module.Action.DONE)
@@ -50,7 +50,7 @@ def skips_sigkill(module: Any) -> None:
     )
 
 
-@mutant("toolstack.helpers.supervisor")
+@mutant("xen_save_helper.toolstack.helpers.supervisor")
 def completes_twice(module: Any) -> None:
     begin = module.SaveHelper.__init__
 
@@ -60,34 +60,34 @@ def completes_twice(module: Any) -> None:
     module.SaveHelper.__init__ = twice
 
 
-@mutant("toolstack.helpers.supervisor")
+@mutant("xen_save_helper.toolstack.helpers.supervisor")
 def waits_without_an_end(module: Any) -> None:
     module.SaveHelper._set_limit = lambda _self, _seconds, _what: None
     module.SaveHelper._watch = lambda _self: None
 
 
-@mutant("toolstack.standstill")
+@mutant("xen_save_helper.toolstack.standstill")
 def lets_nobody_go_on(module: Any) -> None:
     module.let_go_on = lambda _leader: None
 
 
-@mutant("toolstack.rules.stream_write")
+@mutant("xen_save_helper.toolstack.rules.stream_write")
 def gives_the_usual_rc(module: Any) -> None:
     """Also where the guest has not answered."""
     module.save_rc = lambda rc, retval, **_known: rc or (-3 if retval else 0)
 
 
-@mutant("toolstack.xl.outcome")
+@mutant("xen_save_helper.toolstack.xl.outcome")
 def takes_a_known_state_for_undefined(module: Any) -> None:
     module.EXIT_CODES[module.Outcome.RUNNING_AT_SOURCE] = module.ExitCode.UNDEFINED
 
 
-@mutant("toolstack.aio.scratch")
+@mutant("xen_save_helper.toolstack.aio.scratch")
 def sweeps_nothing(module: Any) -> None:
     module.sweep = lambda *_of, **_more: None
 
 
-@mutant("helper.run")
+@mutant("xen_save_helper.helper.run")
 def leaves_a_process_for_some_seconds(module: Any) -> None:
     tell = module._tell
 
@@ -101,7 +101,7 @@ def leaves_a_process_for_some_seconds(module: Any) -> None:
     module._tell = told
 
 
-@mutant("toolstack.xl.save_file")
+@mutant("xen_save_helper.toolstack.xl.save_file")
 def spoils_the_file_that_it_restores(module: Any) -> None:
     restore = module.restore_domain
 
@@ -114,7 +114,7 @@ def spoils_the_file_that_it_restores(module: Any) -> None:
     module.restore_domain = spoil
 
 
-@mutant("helper.hypervisors.simulated.guest_loop")
+@mutant("xen_save_helper.helper.hypervisors.simulated.guest_loop")
 def keeps_a_descriptor(module: Any) -> None:
     """The guest's process does, of each that talks to it."""
     drop = module.GuestLoop._drop
@@ -126,30 +126,30 @@ def keeps_a_descriptor(module: Any) -> None:
     module.GuestLoop._drop = keep
 
 
-@mutant("toolstack.xl.receive")
+@mutant("xen_save_helper.toolstack.xl.receive")
 def receiver_hides_its_failure(module: Any) -> None:
     result = module.ReceiveResult
     module.ReceiveResult = lambda *_of, **_more: result(True, module.Error.OK, "g", None, "")
 
 
-@mutant("toolstack.rules.handshake")
+@mutant("xen_save_helper.toolstack.rules.handshake")
 def resumes_after_a_transition(module: Any) -> None:
     failed = module.Event.FAILED_AFTER_TRANSITION
     module.SENDER_TABLE[module.Sender.RUN_STREAM, failed] = module.Sender.RESUME
 
 
-@mutant("toolstack.rules.handshake")
+@mutant("xen_save_helper.toolstack.rules.handshake")
 def resumes_after_go(module: Any) -> None:
     lost = (module.Sender.READ_REPORT, module.Event.FAILED)
     module.SENDER_TABLE[lost] = module.Sender.RENAME_BACK
 
 
-@mutant("toolstack.operations.settle")
+@mutant("xen_save_helper.toolstack.operations.settle")
 def leaves_log_dirty_on(module: Any) -> None:
     module.heal = lambda _host, _domid: ""
 
 
-@mutant("toolstack.xl.migrate")
+@mutant("xen_save_helper.toolstack.xl.migrate")
 def does_not_resume(module: Any) -> None:
     async def resume(_self: Any) -> Any:
         return module.Event.OK
@@ -157,7 +157,7 @@ def does_not_resume(module: Any) -> None:
     module._Sending._resume = resume
 
 
-@mutant("toolstack.xl.migrate")
+@mutant("xen_save_helper.toolstack.xl.migrate")
 def destroys_the_inconsistent(module: Any) -> None:
     async def rename(self: Any) -> Any:
         self._host.destroy(self._domid)
@@ -166,12 +166,12 @@ def destroys_the_inconsistent(module: Any) -> None:
     module._Sending._rename_inconsistent = rename
 
 
-@mutant("toolstack.rules.cause")
+@mutant("xen_save_helper.toolstack.rules.cause")
 def says_no_reason(module: Any) -> None:
     module.Failures.reason = ""
 
 
-@mutant("toolstack.xl.migrate")
+@mutant("xen_save_helper.toolstack.xl.migrate")
 def says_another_outcome(module: Any) -> None:
     """What is printed, not what is done."""
     as_json = module.MigrationResult.as_json
@@ -182,7 +182,7 @@ def says_another_outcome(module: Any) -> None:
     module.MigrationResult.as_json = lie
 
 
-@mutant("toolstack.hosts.simulated.host")
+@mutant("xen_save_helper.toolstack.hosts.simulated.host")
 def leaves_the_copy(module: Any) -> None:
     destroy = module.SimulatedHost.destroy
 
@@ -193,17 +193,17 @@ def leaves_the_copy(module: Any) -> None:
     module.SimulatedHost.destroy = spare
 
 
-@mutant("toolstack.xl.journal")
+@mutant("xen_save_helper.toolstack.xl.journal")
 def leaves_the_journal(module: Any) -> None:
     module.Journal.close = lambda _self: None
 
 
-@mutant("toolstack.xl.save_target")
+@mutant("xen_save_helper.toolstack.xl.save_target")
 def leaves_the_partial_file(module: Any) -> None:
     module._Replacing.__exit__ = lambda self, *_: os.close(self.fd)
 
 
-@mutant("toolstack.xl.save_target")
+@mutant("xen_save_helper.toolstack.xl.save_target")
 def keeps_a_broken_file(module: Any) -> None:
     def keep(self: Any, *_: object) -> None:
         if self.partial is not None:
@@ -213,17 +213,17 @@ def keeps_a_broken_file(module: Any) -> None:
     module._Replacing.__exit__ = keep
 
 
-@mutant("toolstack.xl.outcome")
+@mutant("xen_save_helper.toolstack.xl.outcome")
 def exits_with_another_code(module: Any) -> None:
     module.EXIT_CODES[module.Outcome.POSTCOPY_FAILED] = module.ExitCode.FAILED
 
 
-@mutant("toolstack.xl.recover")
+@mutant("xen_save_helper.toolstack.xl.recover")
 def recovers_by_guesswork(module: Any) -> None:
     module.WAYS[module.Role.SOURCE, module.Promise.TRANSITION] = module.Way.RESUME
 
 
-@mutant("helper.channels.zmq_channel")
+@mutant("xen_save_helper.helper.channels.zmq_channel")
 def takes_no_refusal(module: Any) -> None:
     """The helper goes on without its guest's suspension."""
     call = module.ZmqChannel.call
@@ -235,7 +235,7 @@ def takes_no_refusal(module: Any) -> None:
     module.ZmqChannel.call = deaf
 
 
-@mutant("helper.channels.zmq_channel")
+@mutant("xen_save_helper.helper.channels.zmq_channel")
 def tells_its_result_twice(module: Any) -> None:
     call = module.ZmqChannel.call
 
@@ -247,7 +247,7 @@ def tells_its_result_twice(module: Any) -> None:
     module.ZmqChannel.call = twice
 
 
-@mutant("helper.hypervisors.simulated.domain")
+@mutant("xen_save_helper.helper.hypervisors.simulated.domain")
 def loses_dirty_pages(module: Any) -> None:
     clean = module.SimulatedDomain.logdirty_clean
 
@@ -259,7 +259,7 @@ def loses_dirty_pages(module: Any) -> None:
     module.SimulatedDomain.logdirty_clean = lose
 
 
-@mutant("ipc_schema.streams.libxc_record_types")
+@mutant("xen_save_helper.ipc_schema.streams.libxc_record_types")
 def takes_any_record(module: Any) -> None:
     record_type = module.record_type
 
@@ -269,7 +269,7 @@ def takes_any_record(module: Any) -> None:
     module.record_type = take
 
 
-@mutant("toolstack.xl.migrate")
+@mutant("xen_save_helper.toolstack.xl.migrate")
 def harms_the_source(module: Any) -> None:
     resume = module._Sending._resume
 
@@ -282,7 +282,7 @@ def harms_the_source(module: Any) -> None:
     module._Sending._resume = scribble
 
 
-@mutant("toolstack.rules.helper_run")
+@mutant("xen_save_helper.toolstack.rules.helper_run")
 def hides_the_cause(module: Any) -> None:
     exited = module.HelperRun.exited
     module.HelperRun.exited = lambda self, status, _last_words="": exited(self, status)

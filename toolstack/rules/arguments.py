@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
-from ipc_schema.channel.messages import INTEGER_RANGES, Kind
+from xen_save_helper.ipc_schema.channel.messages import INTEGER_RANGES, Kind
 
 _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., object])
