@@ -372,7 +372,7 @@ def test_the_drop_in_loads_little() -> None:
         assert libxl.exit_status() == 0
         reader.join()
     loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in errors[0].splitlines()}
-    assert "helper" in loaded
+    assert "xen_save_helper" in loaded
     assert (
         loaded & {"zmq", "rich", "msgpack", "numpy", "asyncio", "construct", "dataclasses"} == set()
     )

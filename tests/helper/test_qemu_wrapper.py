@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import xen_save_helper
 from xen_save_helper.helper.hypervisors.xen import qemu
 
 WRAPPER = Path(sys.executable).with_name("xen-save-helper-qemu")
@@ -182,6 +183,6 @@ def test_it_needs_nothing_that_takes_long_to_import() -> None:
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(xen_save_helper.__path__[0]).parent,
     )
     assert done.stdout == "[]\n"
