@@ -129,7 +129,7 @@ def settle(stage: Stage) -> None:
 
 
 def check(stage: Stage, code: int | None, died: Died, stopped_here: bool) -> None:
-    """The rules of design.md, «One guest, one place»; `code` None where the controller died,
+    """The rule of teardown.md, one guest, one place; `code` None where the controller died,
     `stopped_here` where the guest at the source was stopped for the whole time."""
     if code == 4 and stopped_here and "g" in stage.guests(stage.source):
         # It could not be seen to run again; its journal stands for that.

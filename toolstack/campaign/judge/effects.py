@@ -1,6 +1,7 @@
 """What each fault must do to the operation at its side, by the rules of libxl alone.
 
-Read it beside reference/teardown.md: nothing here knows how our controller or helper is written.
+Read it beside toolstack/rules/teardown.md: nothing here knows how our controller or helper is
+written.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ _GOOD_ANSWERS: Final[Mapping[str, Callable[[int], Effect]]] = {
     "precopy_policy": lambda value: _by(value in {0, 1}, value == -1),
     "complete": lambda _value: Effect.NONE,
 }
-"""reference/helper-protocol.md, «What the answers mean»; what stands in neither column may do
+"""ipc_schema/protocol.md, "What the answers mean"; what stands in neither column may do
 either."""
 
 

@@ -2,7 +2,7 @@
 
 It looks at the evidence alone: exit codes, the process table, the guests, the files, and the trace.
 What a controller says of itself (its JSON, its error) is only compared with that. The rules are
-those of reference/teardown.md and of design.md, «One guest, one place»; no table of the
+those of toolstack/rules/teardown.md, with one guest in one place above all; no table of the
 controller's is read here.
 """
 
