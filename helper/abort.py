@@ -17,15 +17,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from xen_save_helper.helper import waiting
 from xen_save_helper.helper.waiting import WaitLog
+from xen_save_helper.helper.watchdog import Watchdog
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.channel.waits import BUFFERED, Patience
-
-if TYPE_CHECKING:
-    from xen_save_helper.helper.watchdog import Watchdog
 
 _INTERRUPT = signal.SIGUSR1
 """Wakes the saving thread out of a blocked system call; its handler does nothing."""
@@ -72,8 +70,6 @@ class Abort:
         self._stall_limit = stall_limit
         self._admission = admission
         self._watchdog = watchdog
-        if watchdog is not None:
-            watchdog.abort = self
         self._lock = threading.Lock()
         self._requested = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -94,6 +90,8 @@ class Abort:
         self._wait_log: WaitLog | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._watch, name="abort watcher", daemon=True)
+        if watchdog is not None:
+            watchdog.when_quiet(self.request)
 
     def __enter__(self) -> Self:
         self._saver = threading.get_ident()

@@ -17,19 +17,12 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from xen_save_helper.helper.abort import SAVE_SIGNALS, Abort
 from xen_save_helper.helper.channels.channel import CONTEXT, ChannelError
 from xen_save_helper.helper.command_line import USAGE, Options, UsageError, here, parse
-from xen_save_helper.helper.orphan import wake_when_orphaned
-from xen_save_helper.helper.run import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    Engine,
-    Job,
-    report_channel_error,
-    run,
-)
+from xen_save_helper.helper.job import EXIT_DONE, EXIT_FAILED, Engine, Job
+from xen_save_helper.helper.run import report_channel_error, run
 from xen_save_helper.helper.settings import ANSWER_LIMIT, PREFIX, Settings, read_settings
 from xen_save_helper.helper.standard_streams import lost, standard_streams
 from xen_save_helper.helper.trace_file import open_trace
-from xen_save_helper.helper.watchdog import Watchdog, limit_of
+from xen_save_helper.helper.watchdog import Watchdog, limit_of, wake_when_orphaned
 from xen_save_helper.ipc_schema.channel.messages import (
     Dialect,
     MissingCpuFeatures,

@@ -1,12 +1,16 @@
-"""Limits of waits in a thread, in time in which this process ran (`ipc_schema.channel.waits`)."""
+"""Limits of waits in a thread, in time in which this process ran (`ipc_schema.channel.waits`), and
+in which whoever is waited for was not stopped."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
-from xen_save_helper.ipc_schema.channel.waits import Patience
+from xen_save_helper.ipc_schema.channel.waits import Patience, is_stopped
+
+_PARENT: Final = os.getppid()
 
 Ready = list[tuple[int, int]]
 
@@ -38,3 +42,14 @@ def poll_patiently(
         if limit and patience.look(time.monotonic(), counts=not stopped()):
             break
     return ready
+
+
+def controller_stands_still() -> bool:
+    """Whether the process that has started us, a toolstack, is stopped: it is not dead, and what it
+    owes us it owes when it goes on. Not to be asked where no limit hangs on it: the octets that are
+    read here look like work to whoever watches us."""
+    try:
+        with open(f"/proc/{_PARENT}/stat", "rb") as file:
+            return is_stopped(file.read())
+    except OSError:
+        return False  # it has gone

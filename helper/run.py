@@ -8,72 +8,24 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from enum import Enum
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import CONTEXT, Channel, ChannelError, log_fields
+from xen_save_helper.helper.job import EXIT_CONTROLLER_GONE, EXIT_DONE, EXIT_FAILED, Engine, Job
 from xen_save_helper.helper.parameters import (
     RestoreParameters,
     RestoreResults,
     SaveParameters,
     Statistics,
 )
-from xen_save_helper.ipc_schema.channel.messages import (
-    MissingCpuFeatures,
-    Operation,
-    StreamType,
-    XCFlags,
-    XentoollogLevel,
-)
+from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags, XentoollogLevel
 from xen_save_helper.ipc_schema.errors import DecodeError, StreamEndError
 from xen_save_helper.ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
     from xen_save_helper.helper.faults.session import Session
     from xen_save_helper.helper.hypervisors.interface import Domain
-    from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
-
-EXIT_DONE: Final = 0
-"""`complete` was told and answered, whatever libxc's result."""
-EXIT_CONTROLLER_GONE: Final = 254
-EXIT_FAILED: Final = 255
-"""The helper's own errors: it was not started rightly, or the protocol was broken."""
-
-
-class Engine(Enum):
-    """What does the work on the domain."""
-
-    OWN = "own"
-    LIBXENGUEST = "libxenguest"
-
-
-class Job(NamedTuple):
-    """What to do: `start`, or libxl's command line and the environment."""
-
-    operation: Operation
-    domid: int
-    io_fd: int
-    back_fd: int
-    xcflags: int
-    stream_type: StreamType
-    store_evtchn: int
-    store_domid: int
-    console_evtchn: int
-    console_domid: int
-    hypervisor: str
-    engine: Engine
-    bandwidth: int
-    postcopy: bool
-    stall_limit: float
-    admission: float
-    """See `Abort`."""
-    limits: PrecopyLimits | None
-    """Of the environment, for a controller that has no precopy policy; None for the engine's."""
-    device_model: str
-    """Of the environment: see `helper.hypervisors.xen.restored_model`."""
-    missing_cpu_features: MissingCpuFeatures
-    """Of the environment: see `helper.cpu_check`."""
 
 
 class _Outcome(NamedTuple):

@@ -7,17 +7,18 @@ still wait for ever, as libxl does for it.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from xen_save_helper.ipc_schema.channel.waits import LOOK, Patience, stood_still
 
-if TYPE_CHECKING:
-    from xen_save_helper.helper.abort import Abort
+_PR_SET_PDEATHSIG: Final = 1
 
 _LAST_PART: Final = 4
 """After the abort the error path has this part of the limit to show that it runs."""
@@ -32,16 +33,16 @@ def limit_of(stream_stall: float, answer_limit: float) -> float:
 class Watchdog:
     """Looks, from a thread of its own, whether the helper shows that it is `alive`.
 
-    After `limit` seconds without a sign the `abort` is asked for (ETIMEDOUT), if there is one yet;
-    where that is followed by none either, `hung` is called with a line for people, in the thread.
+    After `limit` seconds without a sign it does what it was told to do `when_quiet`, if it was told
+    yet; if that is followed by none either, `hung` is called with a line for people, in the thread.
     A `limit` of 0 is none. A process that was stopped is not blamed for that time, of which
     `take_stood_still` tells.
     """
 
     def __init__(self, limit: float, hung: Callable[[str], object]) -> None:
-        self.abort: Abort | None = None
         self._limit = limit
         self._hung = hung
+        self._quiet: Callable[[int, str], object] | None = None
         self._signs = 0
         self._stood_still = 0.0
         self._over = threading.Event()
@@ -53,6 +54,10 @@ class Watchdog:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+    def when_quiet(self, give_up: Callable[[int, str], object]) -> None:
+        """Have `give_up` called, in the thread, with ETIMEDOUT and a line for people."""
+        self._quiet = give_up
 
     def alive(self) -> None:
         """Something was done: from any thread."""
@@ -87,5 +92,15 @@ class Watchdog:
             elif patience.look(now):
                 self._hung(reason)
                 return
-            elif self._limit and patience.spent >= self._limit and self.abort is not None:
-                self.abort.request(errno.ETIMEDOUT, reason)
+            elif self._limit and patience.spent >= self._limit and self._quiet is not None:
+                self._quiet(errno.ETIMEDOUT, reason)
+
+
+def wake_when_orphaned() -> None:
+    """Have the kernel send SIGCONT when the parent dies (prctl(2), PR_SET_PDEATHSIG): a helper that
+    is stopped then goes on, sees that its controller has gone, and ends; nobody else would end it.
+    To one that runs, SIGCONT does nothing. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGCONT), 0, 0, 0):
+        errnoval = ctypes.get_errno()
+        raise OSError(errnoval, f"PR_SET_PDEATHSIG: {os.strerror(errnoval)}")

@@ -13,8 +13,7 @@ from typing import Any, NoReturn
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import ChannelError, log_fields, printable
-from xen_save_helper.helper.orphan import controller_stands_still
-from xen_save_helper.helper.patience import Poll, Ready, poll_patiently
+from xen_save_helper.helper.patience import Poll, Ready, controller_stands_still, poll_patiently
 from xen_save_helper.ipc_schema.channel import pipe_codec
 from xen_save_helper.ipc_schema.channel.messages import (
     CATALOGUE,

@@ -19,7 +19,7 @@ import zmq
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import ChannelError, printable
-from xen_save_helper.helper.orphan import controller_stands_still
+from xen_save_helper.helper.patience import controller_stands_still
 from xen_save_helper.ipc_schema.channel import msgpack_codec
 from xen_save_helper.ipc_schema.channel.authentication import NONCE_SIZE
 from xen_save_helper.ipc_schema.channel.messages import MAX_BODY, callbacks_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import NamedTuple, Protocol
 
@@ -18,6 +18,13 @@ class Firing(NamedTuple):
     fault: Fault
     nth: int
     random: Random
+
+
+class Strike(Protocol):
+    """A point is passed: carries out what is done to the process, and gives the rest of what
+    fires, in order, to the caller to do."""
+
+    def __call__(self, point: str, at: int | None = None) -> Iterator[Firing]: ...
 
 
 class Counts(Protocol):

@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from xen_save_helper.helper.faults.injector import Firing
-from xen_save_helper.helper.faults.session import Session
+from xen_save_helper.helper.faults.injector import Firing, Strike
 from xen_save_helper.ipc_schema.faults import actions
 
 Divert = Callable[[bytes], bytes]
@@ -40,7 +39,7 @@ class Outlet:
 
     def __init__(
         self,
-        session: Session,
+        strike: Strike,
         write: Callable[[bytes], None],
         passed: Callable[[], None],
         *,
@@ -50,7 +49,7 @@ class Outlet:
         self.most = 0
         """Octets that may pass at once, 0 for any number."""
         self.diverts: list[Divert] = []
-        self._session = session
+        self._strike = strike
         self._write = write
         self._passed = passed
         self._writing = writing
@@ -70,7 +69,7 @@ class Outlet:
             before = max(0, offset - self.offset)
             self._pass(data[:before])
             data = data[before:]
-            for firing in self._session.strike(point, at):
+            for firing in self._strike(point, at):
                 self.do(firing)
         self._pass(data)
 

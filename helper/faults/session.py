@@ -5,23 +5,19 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn, Protocol
 
 from xen_save_helper.helper.channels.channel import CONTEXT
 from xen_save_helper.helper.faults.given import read_plan
 from xen_save_helper.helper.faults.injector import Firing, Injector
 from xen_save_helper.helper.faults.process_faults import carry_out
 from xen_save_helper.helper.faults.shared_counts import counts_of
-from xen_save_helper.helper.run import EXIT_FAILED, Engine
+from xen_save_helper.helper.job import EXIT_FAILED, Engine, Job
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.faults.actions import FAIL, PROCESS, on_pipe
 from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError
 from xen_save_helper.ipc_schema.faults.points import SIDES, Kind, Side, Who, phase_point
 from xen_save_helper.ipc_schema.trace import Trace
-
-if TYPE_CHECKING:
-    from xen_save_helper.helper.faults.streams import Streams
-    from xen_save_helper.helper.run import Job
 
 
 def open_session(given: str, operation: str, trace: Trace, *, pipe: bool) -> Session:
@@ -40,6 +36,14 @@ def open_session(given: str, operation: str, trace: Trace, *, pipe: bool) -> Ses
 def _refuse(reason: str) -> NoReturn:
     print(f"{CONTEXT}: faults: {reason}", file=sys.stderr)
     sys.exit(EXIT_FAILED)
+
+
+class Streams(Protocol):
+    """The relayed streams, which hear of each callback: see `Session.calling` and `answered`."""
+
+    def calling(self, callback: str) -> None: ...
+
+    def answered(self, callback: str) -> None: ...
 
 
 class Session:

@@ -26,10 +26,10 @@ from typing import Final, NamedTuple, NoReturn
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import CONTEXT
 from xen_save_helper.helper.faults.broken_descriptors import fails_to_write
+from xen_save_helper.helper.faults.injector import Injector, Strike
 from xen_save_helper.helper.faults.outlet import BrokenError, Outlet
 from xen_save_helper.helper.faults.record_faults import RecordFaults
-from xen_save_helper.helper.faults.session import Session
-from xen_save_helper.helper.run import EXIT_FAILED
+from xen_save_helper.helper.job import EXIT_FAILED
 from xen_save_helper.ipc_schema.channel.waits import Patience
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.faults.actions import RECORD
@@ -72,6 +72,7 @@ class _EndedError(Exception):
 
 class StreamRelay(threading.Thread):
     """`name` is that of the stream's points: `stream` or `back`. `writing`: the engine writes.
+    `injector` says at which places there are faults, `strike` has them done.
 
     A fault that ends a back channel is an `abort`'s reason, too: its writer may have written the
     last that it has to write, and waits for what follows from it.
@@ -80,19 +81,26 @@ class StreamRelay(threading.Thread):
     """
 
     def __init__(
-        self, session: Session, name: str, ends: Ends, abort: Abort, *, writing: bool
+        self,
+        name: str,
+        ends: Ends,
+        abort: Abort,
+        injector: Injector,
+        strike: Strike,
+        *,
+        writing: bool,
     ) -> None:
         super().__init__(name=f"relay of {name}", daemon=True)
         self._abort = abort
         self.point = name
         self.writing = writing
         self.turn = threading.Event()
-        self._session = session
+        self._strike = strike
         self._ends = ends
         self._source = ends.ours.fileno() if writing else ends.real
         self._sink = ends.real if writing else ends.ours.fileno()
         self._moment = Moment.WRITE if writing else Moment.READ
-        self._outlet = Outlet(session, self._write, self._piece_passed, writing=writing)
+        self._outlet = Outlet(strike, self._write, self._piece_passed, writing=writing)
         self._records = RecordFaults(self._outlet)
         self._poll = select.poll()
         self._poll.register(self._source, select.POLLIN)
@@ -100,11 +108,11 @@ class StreamRelay(threading.Thread):
         self._idle = False
         self._ended = False
         self._errnoval = 0
-        for at in session.injector.places(name):
+        for at in injector.places(name):
             self._outlet.place(at, name, at)
         if name == "stream":
             self._outlet.place(0, FIRST_BYTE, None)
-        self._pfns = frozenset(session.injector.places("page")) if name == "stream" else frozenset()
+        self._pfns = frozenset(injector.places("page")) if name == "stream" else frozenset()
 
     def settle(self, abort: Abort, limit: float) -> None:
         """Wait until all that the engine has written has passed. Raises OSError for what its next
@@ -178,7 +186,7 @@ class StreamRelay(threading.Thread):
         left = length + padding(length)
         mangling = []
         if kind is not None:
-            for firing in self._session.strike(record_point("libxc", kind.name, self._moment)):
+            for firing in self._strike(record_point("libxc", kind.name, self._moment)):
                 if firing.fault.action.kind in RECORD:
                     mangling.append(firing)
                 else:

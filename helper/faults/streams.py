@@ -6,24 +6,22 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.faults.injector import Injector
 from xen_save_helper.helper.faults.session import Session
 from xen_save_helper.helper.faults.stream_relay import CALLBACKS, Ends, StreamRelay
+from xen_save_helper.helper.job import Job
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.faults.points import BACK_RECORDS, FIRST_BYTE, Moment, record_point
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
-
-if TYPE_CHECKING:
-    from xen_save_helper.helper.run import Job
 
 _LEAD = 4096
 """Octets that an engine may be ahead of what has passed: the least that the system allows."""
 
 
-class Streams:
-    """The relays of one job."""
+class Relays:
+    """The relays of one job: `session.Streams`."""
 
     def __init__(self, relays: list[StreamRelay], abort: Abort, limit: float) -> None:
         self._relays = relays
@@ -50,8 +48,8 @@ def relayed(session: Session, job: Job, abort: Abort) -> Iterator[None]:
     """The job's streams pass relays in here, those for which the plan has faults. Raises OSError
     at its end where the engine's last octets did not pass."""
     saving = job.operation is Operation.SAVE
-    main = _has(session, back=False)
-    back = _has(session, back=True) and job.back_fd >= 0
+    main = _has(session.injector, back=False)
+    back = _has(session.injector, back=True) and job.back_fd >= 0
     if job.back_fd == job.io_fd:
         main = back = main or back
     if not main and not back:
@@ -60,29 +58,29 @@ def relayed(session: Session, job: Job, abort: Abort) -> Iterator[None]:
     wanted = [("stream", job.io_fd, saving)] * main + [("back", job.back_fd, not saving)] * back
     ends = _interpose([fd for _name, fd, _writing in wanted])
     relays = [
-        StreamRelay(session, name, one, abort, writing=writing)
+        StreamRelay(name, one, abort, session.injector, session.strike, writing=writing)
         for (name, _fd, writing), one in zip(wanted, ends, strict=True)
     ]
     if main:
         relays[0].turn.set()
-    session.streams = Streams(relays, abort, job.stall_limit)
+    session.streams = streams = Relays(relays, abort, job.stall_limit)
     for relay in relays:
         relay.start()
     try:
         yield
-        session.streams.settle()
+        streams.settle()
     finally:
         session.streams = None
 
 
-def _has(session: Session, *, back: bool) -> bool:
+def _has(injector: Injector, *, back: bool) -> bool:
     kinds = [kind for kind in RecordType if (kind in BACK_RECORDS) == back]
     points = [
         record_point("libxc", kind.name, moment)
         for kind in kinds
         for moment in (Moment.WRITE, Moment.READ)
     ]
-    return session.injector.has([*points, *(("back",) if back else ("stream", "page", FIRST_BYTE))])
+    return injector.has([*points, *(("back",) if back else ("stream", "page", FIRST_BYTE))])
 
 
 def _interpose(fds: list[int]) -> list[Ends]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import Channel
@@ -14,6 +14,7 @@ from xen_save_helper.helper.cpu_check import check_features
 from xen_save_helper.helper.hypervisors.xen.cpu_policy import system_cpu_policy
 from xen_save_helper.helper.hypervisors.xen.libraries import abi_version, load, versioned
 from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
+from xen_save_helper.helper.job import Job
 from xen_save_helper.helper.libxenguest.abi import ABIS, callback_names, provide
 from xen_save_helper.helper.libxenguest.callbacks import Callbacks
 from xen_save_helper.helper.libxenguest.octets import ThreadOctets
@@ -27,9 +28,6 @@ from xen_save_helper.ipc_schema.channel.messages import (
 )
 from xen_save_helper.ipc_schema.streams.static_data import Absent
 from xen_save_helper.ipc_schema.trace import Trace
-
-if TYPE_CHECKING:
-    from xen_save_helper.helper.run import Job
 
 _NEEDED: Final[dict[StreamType, tuple[str, ...]]] = {
     StreamType.PLAIN: (),

@@ -6,12 +6,13 @@ import ctypes
 import errno
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import Channel
 from xen_save_helper.helper.hypervisors.xen.libraries import abi_version, load, versioned
 from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
+from xen_save_helper.helper.job import Job
 from xen_save_helper.helper.libxenguest.abi import (
     ABIS,
     PrecopyStats,
@@ -26,9 +27,6 @@ from xen_save_helper.helper.precopy_limits import limited_policy
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, StreamType, XCFlags
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 from xen_save_helper.ipc_schema.trace import Trace
-
-if TYPE_CHECKING:
-    from xen_save_helper.helper.run import Job
 
 _U32: Final = 2**32 - 1
 _INT: Final = 2**31 - 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.faults.session import Session
 from xen_save_helper.helper.faults.streams import relayed
-from xen_save_helper.helper.run import Engine, Job
+from xen_save_helper.helper.job import Engine, Job
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, Operation, StreamType
 from xen_save_helper.ipc_schema.faults.plan import parse
 from xen_save_helper.ipc_schema.faults.points import SIDES

@@ -11,8 +11,8 @@ import pytest
 
 from xen_save_helper.helper import parameters
 from xen_save_helper.helper.command_line import Options
+from xen_save_helper.helper.job import Engine, Job
 from xen_save_helper.helper.main import _OF_THE_CHANNEL, _job_of_start
-from xen_save_helper.helper.run import Engine, Job
 from xen_save_helper.helper.settings import Settings
 from xen_save_helper.ipc_schema.channel.field_checks import FIELD_NAMES
 from xen_save_helper.ipc_schema.channel.messages import (
