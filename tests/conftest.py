@@ -37,6 +37,28 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 2 * (os.cpu_count() or 1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the long tests, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "long: much computing for what a change seldom breaks; with --long, or by file"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long tests out unless they, or their file, are asked for."""
+    if config.getoption("--long"):
+        return
+    named = {Path(argument.partition("::")[0]).absolute() for argument in config.args}
+    left_out = {
+        item for item in items if item.get_closest_marker("long") and item.path not in named
+    }
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
+
+
 HostFactory = Callable[[str], SimulatedHost]
 
 OURS = (

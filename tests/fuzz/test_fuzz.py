@@ -30,6 +30,7 @@ def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_all_that_must_hold_holds() -> None:
     ended = fuzz("--messages", str(MESSAGES), "--records", str(RECORDS))
@@ -39,6 +40,7 @@ def test_all_that_must_hold_holds() -> None:
     assert f"{RECORDS} records in" in ended.stdout
 
 
+@pytest.mark.long
 def test_a_seed_makes_the_same_inputs_again_in_any_number_of_processes() -> None:
     def outcomes(jobs: str) -> dict[str, object]:
         ended = fuzz(

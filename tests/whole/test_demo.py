@@ -19,11 +19,9 @@ SECONDS = 400
 
 
 def ways() -> Iterator[object]:
-    """Each memory, mode and workload. Of large guests, those that write most do for every run of
-    the tests."""
+    """Each memory, mode and workload."""
     for memory, mode, workload in itertools.product(MEMORY, MODES, WORKLOADS):
-        more = memory == "2G" and workload != "write-heavy"
-        marks = [pytest.mark.long] if more else []
+        marks = [pytest.mark.long] if memory == "2G" else []
         yield pytest.param(memory, mode, workload, id=f"{memory}-{mode}-{workload}", marks=marks)
 
 

@@ -58,6 +58,12 @@ STANDS_STILL = 3.0
 the other side's limits."""
 
 
+def runs_by_cost() -> Iterator[object]:
+    """All runs; those after one of each cell are long ones."""
+    for run in range(RUNS):
+        yield pytest.param(run, marks=[pytest.mark.long] if run >= len(CELLS) else [])
+
+
 class Died(Enum):
     """Which guest was really killed."""
 
@@ -274,7 +280,7 @@ def nothing_left_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
 
 
 @pytest.mark.usefixtures("nothing_left_behind")
-@pytest.mark.parametrize("run", range(RUNS))
+@pytest.mark.parametrize("run", list(runs_by_cost()))
 @pytest.mark.timeout(300)
 def test_one_guest_one_place(
     run: int, host_factory: HostFactory, lines_of_a_run: dict[str, int]

@@ -27,6 +27,8 @@ from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 pytestmark = pytest.mark.timeout(180)
 
 
+# The short campaign has most of them, too.
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("plan", "mode", "fired", "code"),
     [

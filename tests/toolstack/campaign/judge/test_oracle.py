@@ -9,6 +9,8 @@ import pytest
 
 from tests.toolstack.campaign.runs import run
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent / "mutants"
 
 KILLED = "suspend:before-answer=kill"
