@@ -12,13 +12,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from xen_save_helper.helper.abort import SAVE_SIGNALS, Abort
 from xen_save_helper.helper.channels.channel import CONTEXT, ChannelError
 from xen_save_helper.helper.command_line import USAGE, Options, UsageError, here, parse
 from xen_save_helper.helper.job import EXIT_DONE, EXIT_FAILED, Engine, Job
 from xen_save_helper.helper.run import report_channel_error, run
+from xen_save_helper.helper.seams import Seams
 from xen_save_helper.helper.settings import ANSWER_LIMIT, PREFIX, Settings, read_settings
 from xen_save_helper.helper.standard_streams import lost, standard_streams
 from xen_save_helper.helper.trace_file import open_trace
@@ -34,9 +35,6 @@ from xen_save_helper.ipc_schema.channel.messages import (
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.ipc_schema.version import version
-
-if TYPE_CHECKING:
-    from xen_save_helper.helper.faults.session import Session
 
 
 def main() -> int:
@@ -67,10 +65,11 @@ def _main() -> int:
         wake_when_orphaned()
         trace = open_trace(options.events or settings.events, "helper", remarks.append)
         watchdog = _watchdog(options, settings, trace)
-        faults = _faults(options, settings, trace)
+        seams = _seams(options, settings, trace)
+        seams.milestone("start")
         if options.libxl:
-            _serve_libxl(options, settings, trace, watchdog, faults, remarks)
-        _serve_zmq(options, settings, trace, watchdog, faults, remarks)
+            _serve_libxl(options, settings, trace, watchdog, seams, remarks)
+        _serve_zmq(options, settings, trace, watchdog, seams, remarks)
     except UsageError as wrong:
         # The last line is what a controller repeats.
         print(f"{USAGE}\n{here()}\n\n{CONTEXT}: {wrong}", file=sys.stderr)
@@ -94,23 +93,21 @@ def _operation(options: Options) -> str:
     return options.operation
 
 
-def _faults(options: Options, settings: Settings, trace: Trace) -> Session | None:
-    """The plan of faults at work; None where there is none."""
+def _seams(options: Options, settings: Settings, trace: Trace) -> Seams:
+    """With the faults of the plan that is given, if one is."""
     given = options.faults or settings.faults
     if not given:
-        return None
+        return Seams()
+    from xen_save_helper.helper.faults.seams import FaultySeams
     from xen_save_helper.helper.faults.session import open_session
 
-    faults = open_session(given, _operation(options), trace, pipe=bool(options.libxl))
-    faults.milestone("start")
-    return faults
+    return FaultySeams(open_session(given, _operation(options), trace, pipe=bool(options.libxl)))
 
 
-def _exit(status: int, faults: Session | None) -> NoReturn:
+def _exit(status: int, seams: Seams) -> NoReturn:
     """End the process while the abort watcher still has the signals: in the interpreter's own
     teardown a late SIGTERM would turn a save that is told as done into a killed one."""
-    if faults is not None:
-        faults.milestone("exit")
+    seams.milestone("exit")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -121,10 +118,9 @@ def _serve_zmq(
     settings: Settings,
     trace: Trace,
     watchdog: Watchdog,
-    faults: Session | None,
+    seams: Seams,
     remarks: list[str],
 ) -> NoReturn:
-    from xen_save_helper.helper.channels.zmq_channel import ZmqChannel
     from xen_save_helper.ipc_schema.channel.authentication import SECRET_SIZE
 
     path = options.connect.removeprefix("ipc://")
@@ -138,34 +134,26 @@ def _serve_zmq(
     if len(secret) != SECRET_SIZE:
         raise UsageError(f"--secret-fd: {len(secret)} octets, want {SECRET_SIZE}")
 
-    answer_limit = _answer_limit(options, settings)
-    if faults is None:
-        channel = ZmqChannel(options.connect, secret, answer_limit)
-    else:
-        from xen_save_helper.helper.faults.faulty_zmq import FaultyZmqChannel
-
-        channel = FaultyZmqChannel(faults, options.connect, secret, answer_limit)
+    channel = seams.zmq_channel(options.connect, secret, _answer_limit(options, settings))
     try:
         channel.hello()
         trace.event("hello")
-        if faults is not None:
-            faults.milestone("hello")
+        seams.milestone("hello")
         start = channel.wait_for_start(options.secret_fd, options.start_limit)
         trace.event("start", **{name: start[name] for name in start if name != "proof"})
         job = _job_of_start(start, options, settings)
         if job.stream_type is not StreamType.PLAIN:
             watchdog.stop()
-        if faults is not None:
-            faults.begin(job)
+        seams.begin(job)
         abort = _abort(job, options.secret_fd, watchdog)
         channel.attend(abort)
     except ChannelError:
         channel.close()
         raise
     with abort:
-        status = run(job, channel, abort, trace, faults, remarks)
+        status = run(job, channel, abort, seams.traced(trace), seams.streams, remarks)
         channel.close()
-        _exit(status, faults)
+        _exit(status, seams)
 
 
 _OF_THE_CHANNEL: Final = frozenset({"proof", "cbflags"})
@@ -204,10 +192,9 @@ def _serve_libxl(
     settings: Settings,
     trace: Trace,
     watchdog: Watchdog,
-    faults: Session | None,
+    seams: Seams,
     remarks: list[str],
 ) -> NoReturn:
-    from xen_save_helper.helper.channels.pipe_channel import PipeChannel
     from xen_save_helper.ipc_schema.channel import helper_arguments
 
     try:
@@ -253,16 +240,11 @@ def _serve_libxl(
         missing_cpu_features=settings.missing_cpu_features,
     )
     abort = _abort(job, answers, watchdog)
-    if faults is None:
-        channel = PipeChannel(answers, messages, given.dialect, given.cbflags, abort, answer_limit)
-    else:
-        from xen_save_helper.helper.faults.faulty_pipe import FaultyPipeChannel
-
-        faults.begin(job)
-        channel = FaultyPipeChannel(
-            faults, answers, messages, given.dialect, given.cbflags, abort, answer_limit
-        )
-        faults.milestone("hello")
+    seams.begin(job)
+    channel = seams.pipe_channel(
+        answers, messages, given.dialect, given.cbflags, abort, answer_limit
+    )
+    seams.milestone("hello")
 
     def told(level: XentoollogLevel, text: str) -> bool:
         if not channel.remark(level, text):
@@ -273,7 +255,7 @@ def _serve_libxl(
     if not stall_limit:
         abort.tell_of_waits(told)
     with abort:
-        _exit(run(job, channel, abort, trace, faults, remarks), faults)
+        _exit(run(job, channel, abort, seams.traced(trace), seams.streams, remarks), seams)
 
 
 def _limits_that_do_not_hold(settings: Settings, stream_type: StreamType) -> Iterator[str]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple
 
 from xen_save_helper.helper.abort import Abort
@@ -24,8 +26,10 @@ from xen_save_helper.ipc_schema.errors import DecodeError, StreamEndError
 from xen_save_helper.ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
-    from xen_save_helper.helper.faults.session import Session
     from xen_save_helper.helper.hypervisors.interface import Domain
+
+
+Streams = Callable[[Job, Abort], AbstractContextManager[None]]
 
 
 class _Outcome(NamedTuple):
@@ -41,15 +45,16 @@ def run(
     channel: Channel,
     abort: Abort,
     trace: Trace,
-    faults: Session | None,
+    streams: Streams,
     remarks: list[str],
 ) -> int:
-    """Do the job and tell the controller how it ended; the process's exit status. `remarks` are
-    warnings for its log, now and before its end."""
+    """Do the job and tell the controller how it ended; the process's exit status. `streams`
+    surrounds the work on the job's streams. `remarks` are warnings for the controller's log, now
+    and before its end."""
     try:
         _log(channel, XentoollogLevel.DEBUG, f"starting {job.operation.value}")
         _say(channel, remarks)
-        outcome = _operate(job, channel, abort, trace, faults)
+        outcome = _operate(job, channel, abort, trace, streams)
         _say(channel, remarks)
         _tell(job, outcome, channel, trace)
     except ChannelError as over:
@@ -69,21 +74,14 @@ def report_channel_error(over: ChannelError) -> int:
     return EXIT_CONTROLLER_GONE if over.errno == errno.EPIPE else EXIT_FAILED
 
 
-def _operate(
-    job: Job, channel: Channel, abort: Abort, trace: Trace, faults: Session | None
-) -> _Outcome:
-    counted = Statistics() if job.operation is Operation.SAVE and job.engine is Engine.OWN else None
+def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace, streams: Streams) -> _Outcome:
+    counted = Statistics()
     try:
         _keep("io_fd", job.io_fd)
         if job.back_fd >= 0:
             _keep("back_fd", job.back_fd)
-        if faults is None:
+        with streams(job, abort):
             return _with_engine(job, channel, abort, trace, counted)
-
-        from xen_save_helper.helper.faults.streams import relayed
-
-        with relayed(faults, job, abort):
-            return _with_engine(job, channel, abort, faults.traced(), counted)
     except (OSError, DecodeError, MemoryError) as bad:
         errnoval, text = _errno_of(bad), _words_of(bad)
         if abort.requested:
@@ -91,7 +89,8 @@ def _operate(
             trace.event("failure", what="aborted", error=text, errnoval=errnoval)
             errnoval, text = abort.errnoval, abort.reason
         _log(channel, XentoollogLevel.ERROR, text, errnoval)
-        return _Outcome(retval=-1, errnoval=errnoval, statistics=counted)
+        counts = job.operation is Operation.SAVE and job.engine is Engine.OWN
+        return _Outcome(retval=-1, errnoval=errnoval, statistics=counted if counts else None)
     except Exception as bug:
         import traceback
 
@@ -128,9 +127,9 @@ def _errno_of(bad: Exception) -> int:
 
 
 def _with_engine(
-    job: Job, channel: Channel, abort: Abort, trace: Trace, counted: Statistics | None
+    job: Job, channel: Channel, abort: Abort, trace: Trace, counted: Statistics
 ) -> _Outcome:
-    """`counted` is of a save by our engine."""
+    """`counted` is kept up to date by a save of our engine."""
     trace.event("engine", engine=job.engine.value, hypervisor=job.hypervisor)
     if job.engine is Engine.LIBXENGUEST:
         return _with_libxenguest(job, channel, abort, trace)
@@ -139,7 +138,7 @@ def _with_engine(
 
     domain = open_domain(job.hypervisor, job.domid)
     try:
-        if counted is not None:
+        if job.operation is Operation.SAVE:
             _save(job, domain, channel, abort, trace, counted)
             return _Outcome(statistics=counted)
         results = _restore(job, domain, channel, abort, trace)

@@ -58,7 +58,7 @@ class PipeChannel:
         if CATALOGUE[name].answer is Answer.NONE:
             raise ValueError(f"{name} has no answer")
         self._send(name, fields)
-        return pipe_codec.decode_answer(self._receive(pipe_codec.ANSWER_SIZE, name))
+        return pipe_codec.decode_answer(self._seam_receive(pipe_codec.ANSWER_SIZE, name))
 
     def wait_for_ever(self) -> None:
         self._answer_limit = 0.0
@@ -92,10 +92,10 @@ class PipeChannel:
             raise self._over
         data = pipe_codec.encode_message(self._dialect, name, fields)
         with self._sending:
-            self._transmit(name, data)
+            self._seam_send(name, data)
 
-    def _transmit(self, name: str, data: bytes) -> None:
-        """Write the message `name`, all of it."""
+    def _seam_send(self, name: str, data: bytes) -> None:
+        """Write the message `name`, all of it. A seam: `FaultyPipeChannel` puts faults in here."""
         pending = memoryview(data)
         while pending:
             if not self._wait(self._writable):
@@ -107,7 +107,8 @@ class PipeChannel:
             except OSError as bad:
                 self._fail(bad.errno or errno.EIO, f"{name} cannot be told: {bad.strerror}")
 
-    def _receive(self, size: int, name: str) -> bytes:
+    def _seam_receive(self, size: int, name: str) -> bytes:
+        """Read the answer to `name`, of `size` bytes. A seam, as `_seam_send` is."""
         data = b""
         while len(data) < size:
             if not self._wait(self._answered):

@@ -142,10 +142,11 @@ class ZmqChannel:
             self._fail(errno.EPIPE, self._abort.reason)
         data = msgpack_codec.encode(self._turns.next_seq, name, fields)
         self._turns.sending(name)
-        self._transmit(name, data)
+        self._seam_send(name, data)
 
-    def _transmit(self, name: str, data: bytes) -> None:
-        """Hand the message `name` to the socket."""
+    def _seam_send(self, name: str, data: bytes) -> None:
+        """Hand the message `name` to the socket. A seam: `FaultyZmqChannel` puts faults in here,
+        and needs the name for it."""
         over = self._answer_over()
         while True:
             try:
@@ -179,7 +180,7 @@ class ZmqChannel:
     def _receive(self) -> tuple[Turn, dict[str, Any]] | None:
         """The next message that the caller must act on; None after a moment without one."""
         try:
-            data = self._incoming()
+            data = self._seam_receive()
         except zmq.Again:
             return None
         if self._socket.get(_RCVMORE):
@@ -195,8 +196,9 @@ class ZmqChannel:
             self._abort.request(errno.ECANCELED, envelope.fields["reason"] or "the controller asks")
         return turn, envelope.fields
 
-    def _incoming(self) -> bytes:
-        """Raises zmq.Again after a moment without a message."""
+    def _seam_receive(self) -> bytes:
+        """The next message. Raises zmq.Again after a moment without one. A seam, as `_seam_send`
+        is."""
         return self._socket.recv()
 
     def _fail(self, errnoval: int, reason: str) -> NoReturn:

@@ -35,12 +35,12 @@ class FaultyPipeChannel(PipeChannel):
         self._points.taken(name)
         return value
 
-    def _transmit(self, name: str, data: bytes) -> None:
-        self._points.send(name, data, super()._transmit)
+    def _seam_send(self, name: str, data: bytes) -> None:
+        self._points.send(name, data, super()._seam_send)
 
-    def _receive(self, size: int, name: str) -> bytes:
+    def _seam_receive(self, size: int, name: str) -> bytes:
         while True:
-            data = super()._receive(size, name)
+            data = super()._seam_receive(size, name)
             value = self._points.answer(name, pipe_codec.decode_answer(data))
             if value is not None:
                 return pipe_codec.encode_answer(value)

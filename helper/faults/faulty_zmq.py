@@ -43,11 +43,11 @@ class FaultyZmqChannel(ZmqChannel):
         self._points.taken(name)
         return value
 
-    def _transmit(self, name: str, data: bytes) -> None:
+    def _seam_send(self, name: str, data: bytes) -> None:
         self._points.send(name, data, self._write)
 
     def _write(self, name: str, data: bytes) -> None:
-        super()._transmit(name, data)
+        super()._seam_send(name, data)
         if self._session.injector.has((message_point(name, Moment.AFTER_SEND),)):
             self._echo.wait()
 
@@ -55,8 +55,8 @@ class FaultyZmqChannel(ZmqChannel):
         self._echo.close()
         super().close()
 
-    def _incoming(self) -> bytes:
-        data = super()._incoming()
+    def _seam_receive(self) -> bytes:
+        data = super()._seam_receive()
         try:
             seq, message, fields = msgpack_codec.decode(data)
         except DecodeError:

@@ -9,7 +9,7 @@ from typing import NoReturn, Protocol
 
 from xen_save_helper.helper.channels.channel import CONTEXT
 from xen_save_helper.helper.faults.given import read_plan
-from xen_save_helper.helper.faults.injector import Firing, Injector
+from xen_save_helper.helper.faults.injector import Firing, Injector, Strike
 from xen_save_helper.helper.faults.process_faults import carry_out
 from xen_save_helper.helper.faults.shared_counts import counts_of
 from xen_save_helper.helper.job import EXIT_FAILED, Engine, Job
@@ -104,9 +104,9 @@ class Session:
         for firing in self.strike(name):
             raise AssertionError(firing)
 
-    def traced(self) -> Trace:
-        """The trace, with the points of the phases in it."""
-        return _PhaseTrace(self._trace, self)
+    def traced(self, trace: Trace) -> Trace:
+        """`trace` with the points of the phases in it."""
+        return _PhaseTrace(trace, self.strike)
 
     def _tell(self, firing: Firing) -> None:
         fault, nth, _random = firing
@@ -128,15 +128,15 @@ def errno_of(firing: Firing) -> int:
 
 
 class _PhaseTrace(Trace):
-    def __init__(self, inner: Trace, session: Session) -> None:
+    def __init__(self, inner: Trace, strike: Strike) -> None:
         super().__init__("helper")
         self._inner = inner
-        self._session = session
+        self._strike = strike
 
     def event(self, event: str, **fields: object) -> None:
         """Raises OSError at the beginning of a phase that is to fail."""
         self._inner.event(event, **fields)
         if event == "phase" and fields.get("state") == "begin":
-            for firing in self._session.strike(phase_point(str(fields["name"]))):
+            for firing in self._strike(phase_point(str(fields["name"]))):
                 assert firing.fault.action.kind is FAIL
                 raise OSError(errno_of(firing), f"fault: {firing.fault}")

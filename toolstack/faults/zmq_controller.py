@@ -59,7 +59,7 @@ class FaultyZmqController(ZmqController):
             self._of_answer = []
         self._strike_after(message.name, Moment.AFTER_ANSWER)
 
-    def _transmit(self, name: str, peer: bytes, data: bytes) -> None:
+    def _seam_send(self, name: str, peer: bytes, data: bytes) -> None:
         messages, held = [data], False
         for firing in (
             *self._of_answer,
@@ -80,7 +80,7 @@ class FaultyZmqController(ZmqController):
             return
         earlier, self._held = self._held, []
         for its_name, its_peer, message in (*((name, peer, one) for one in messages), *earlier):
-            super()._transmit(its_name, its_peer, message)
+            super()._seam_send(its_name, its_peer, message)
         if self._faults.has(message_point(name, Moment.AFTER_SEND)):
             self._echo.wait()
         self._strike_after(name, Moment.AFTER_SEND)
@@ -92,7 +92,7 @@ class FaultyZmqController(ZmqController):
 
     # What the helper says
 
-    def _hear(self, message: Message, fields: dict[str, Any]) -> None:
+    def _seam_heard(self, message: Message, fields: dict[str, Any]) -> None:
         passed_on = True
         for firing in self._faults.strike(message_point(message.name, Moment.HEARD)):
             if firing.fault.action.kind is HANG_UP:
@@ -101,7 +101,7 @@ class FaultyZmqController(ZmqController):
                 assert firing.fault.action.kind is DROP
             passed_on = False
         if passed_on:
-            super()._hear(message, fields)
+            super()._seam_heard(message, fields)
 
     def _hang_up(self) -> None:
         """Break the connection to the helper. ZeroMQ tells both ends, as if the other had."""

@@ -171,15 +171,17 @@ class ZmqController:
         data = msgpack_codec.encode(self._turns.next_seq, name, fields)
         self._turns.sending(name)
         try:
-            self._transmit(name, self._peer, data)
+            self._seam_send(name, self._peer, data)
         except zmq.ZMQError as error:
             raise OSError(error.errno, f"the helper does not take {name}: {error}") from error
         # Sending may have used up the edge that says that something came.
         if self._listening and not self._reading:
             asyncio.get_running_loop().call_soon(self._ready)
 
-    def _transmit(self, _name: str, peer: bytes, data: bytes) -> None:
-        """Send an encoded message. Raises zmq.ZMQError."""
+    def _seam_send(self, name: str, peer: bytes, data: bytes) -> None:
+        """Send the encoded message `name`. Raises zmq.ZMQError. A seam: `FaultyZmqController` puts
+        faults in here, and needs the name for it."""
+        del name
         self._socket.send(peer, _NOBLOCK_MORE)
         self._socket.send(data, _NOBLOCK)
 
@@ -218,10 +220,10 @@ class ZmqController:
         except (DecodeError, TurnError) as bad:
             self._listener.violation(f"the helper broke the protocol: {bad}")
             return
-        self._hear(envelope.message, envelope.fields)
+        self._seam_heard(envelope.message, envelope.fields)
 
-    def _hear(self, message: Message, fields: dict[str, Any]) -> None:
-        """What is in turn goes to the listener."""
+    def _seam_heard(self, message: Message, fields: dict[str, Any]) -> None:
+        """What is in turn goes to the listener. A seam, as `_seam_send` is."""
         if message is _HELLO:
             self._listener.hello()
         else:
@@ -239,13 +241,13 @@ class ZmqController:
         self._peer_fd = frames[-1].get(zmq.SRCFD)
         # Its connection stands, and there is no second one: nobody else shall find the way in.
         self._endpoint.remove()
-        self._hear(envelope.message, envelope.fields)
+        self._seam_heard(envelope.message, envelope.fields)
 
     def _refuse(self, identity: bytes, reason: str) -> None:
         """To a stranger: the conversation, and its sequence, is not his."""
         data = msgpack_codec.encode(1, CATALOGUE["refused"].name, {"reason": reason[:1000]})
         try:
-            self._transmit("refused", identity, data)
+            self._seam_send("refused", identity, data)
         except zmq.ZMQError:
             pass  # it has gone, or does not listen
         self._strangers += 1
