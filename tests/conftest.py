@@ -12,7 +12,8 @@ import hypothesis
 import psutil
 import pytest
 
-from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost, create_host
+from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 # How long an example takes is the machine's affair; a hang has pytest-timeout's limit. The rest is
 # said because hypothesis has other defaults where CI is set: each run tries examples of its own.

@@ -46,20 +46,16 @@ if TYPE_CHECKING:
     from xen_save_helper.ipc_schema.errors import Error
     from xen_save_helper.toolstack.context import Context
     from xen_save_helper.toolstack.limits import Limits
-    from xen_save_helper.toolstack.operations.domain_restore import (
-        RestoreResult,
-        domain_create_restore,
-    )
+    from xen_save_helper.toolstack.operations.domain_restore import domain_create_restore
     from xen_save_helper.toolstack.operations.domain_save import (
         SUSPEND_DEBUG,
         SUSPEND_LIVE,
-        MemoryStrategy,
-        PostcopyTransitioned,
-        PrecopyLimits,
-        SaveResult,
         domain_live_migrate,
         domain_suspend,
     )
+    from xen_save_helper.toolstack.operations.restore import RestoreResult
+    from xen_save_helper.toolstack.operations.save_result import PostcopyTransitioned, SaveResult
+    from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
 
 __all__ = [
     "SUSPEND_DEBUG",
@@ -82,12 +78,16 @@ __all__ = [
 __version__: str
 
 _HOMES = {
-    "Context": "xen_save_helper.toolstack.context",
-    "Error": "xen_save_helper.ipc_schema.errors",
-    "Limits": "xen_save_helper.toolstack.limits",
-    "MissingCpuFeatures": "xen_save_helper.ipc_schema.channel.messages",
-    "RestoreResult": "xen_save_helper.toolstack.operations.domain_restore",
-    "domain_create_restore": "xen_save_helper.toolstack.operations.domain_restore",
+    "Context": "toolstack.context",
+    "Error": "ipc_schema.errors",
+    "Limits": "toolstack.limits",
+    "MemoryStrategy": "toolstack.rules.precopy_policy",
+    "MissingCpuFeatures": "ipc_schema.channel.messages",
+    "PostcopyTransitioned": "toolstack.operations.save_result",
+    "PrecopyLimits": "toolstack.rules.precopy_policy",
+    "RestoreResult": "toolstack.operations.restore",
+    "SaveResult": "toolstack.operations.save_result",
+    "domain_create_restore": "toolstack.operations.domain_restore",
 }
 """The modules of the names; the others are in `domain_save`."""
 
@@ -97,9 +97,8 @@ def __getattr__(name: str) -> Any:
         return import_module("xen_save_helper.ipc_schema.version").version()
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(
-        import_module(_HOMES.get(name, "xen_save_helper.toolstack.operations.domain_save")), name
-    )
+    home = _HOMES.get(name, "toolstack.operations.domain_save")
+    return getattr(import_module(f"xen_save_helper.{home}"), name)
 
 
 def __dir__() -> list[str]:

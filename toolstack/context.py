@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Final, ParamSpec
 from xen_save_helper.helper.hypervisors import SIMULATED, XEN
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, XentoollogLevel
 from xen_save_helper.ipc_schema.trace import Trace
-from xen_save_helper.toolstack.helpers.request import LIBXENGUEST, OWN_ENGINE
-from xen_save_helper.toolstack.helpers.supervisor import HelperProgram, OwnHelper
+from xen_save_helper.toolstack.helpers.request import (
+    LIBXENGUEST,
+    OWN_ENGINE,
+    HelperProgram,
+    OwnHelper,
+)
 from xen_save_helper.toolstack.hosts import open_host
 from xen_save_helper.toolstack.limits import Limits
 from xen_save_helper.toolstack.rules import arguments

@@ -17,28 +17,25 @@ from xen_save_helper.helper.engine.fault_channel import FaultWriter
 from xen_save_helper.helper.engine.page_stream import read_page_list
 from xen_save_helper.helper.engine.physmap import Physmap
 from xen_save_helper.helper.engine.postcopy_restore import PostcopyReceiver
-from xen_save_helper.helper.engine.restore_order import POSTCOPY_RECORDS, RecordOrder, Stage
+from xen_save_helper.helper.engine.restore_order import POSTCOPY_RECORDS, RecordOrder
 from xen_save_helper.helper.engine.stream_io import StreamReader
 from xen_save_helper.helper.hypervisors import interface
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Domain, Pfns
 from xen_save_helper.helper.parameters import RestoreParameters, RestoreResults
 from xen_save_helper.ipc_schema.channel.messages import StreamType, XentoollogLevel
 from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams.libxc_bodies import Body, TscInfo
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_type
+from xen_save_helper.ipc_schema.streams.libxc_records import check_length, decode_body
 from xen_save_helper.ipc_schema.streams.libxc_stream import (
     DOMAIN_HEADER_SIZE,
     IMAGE_HEADER_SIZE,
-    Body,
     DomainType,
-    RecordType,
-    TscInfo,
-    check_length,
-    decode_body,
     decode_domain_header,
     decode_image_header,
-    record_type,
 )
 from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
-from xen_save_helper.ipc_schema.streams.phases import HEADERS
+from xen_save_helper.ipc_schema.streams.phases import HEADERS, Stage
 from xen_save_helper.ipc_schema.streams.records import (
     HEADER_SIZE,
     check_padding,
@@ -46,8 +43,6 @@ from xen_save_helper.ipc_schema.streams.records import (
     padding,
 )
 from xen_save_helper.ipc_schema.trace import Trace
-
-__all__ = ["RestoreParameters", "RestoreResults", "domain_restore"]
 
 _MISSING_CPUID = 1
 _MISSING_MSR = 2

@@ -14,9 +14,6 @@ from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
 from xen_save_helper.ipc_schema.streams.phases import Stage
 
-__all__ = ["NEXT", "POSTCOPY_RECORDS", "RecordOrder", "Stage"]
-
-
 _R, _S = RecordType, Stage
 
 

@@ -13,25 +13,22 @@ from xen_save_helper.helper.engine import hvm_params
 from xen_save_helper.helper.engine.page_stream import PageWriter
 from xen_save_helper.helper.engine.postcopy_save import PostcopySender
 from xen_save_helper.helper.engine.precopy import Rounds, precopy_policy
-from xen_save_helper.helper.engine.save_phases import NEXT, Outcome, Phase
+from xen_save_helper.helper.engine.save_phases import NEXT, Outcome
 from xen_save_helper.helper.engine.stream_io import StreamWriter
 from xen_save_helper.helper.hypervisors.interface import Domain, ShutdownReason
 from xen_save_helper.helper.parameters import SaveParameters, Statistics
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, StreamType, XentoollogLevel
-from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION
+from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
+from xen_save_helper.ipc_schema.streams.libxc_records import encode_body
 from xen_save_helper.ipc_schema.streams.libxc_stream import (
     DomainHeader,
     ImageHeader,
-    RecordType,
-    encode_body,
     encode_domain_header,
     encode_image_header,
-    record_number,
 )
+from xen_save_helper.ipc_schema.streams.phases import Phase
 from xen_save_helper.ipc_schema.streams.records import encode_record
 from xen_save_helper.ipc_schema.trace import Trace
-
-__all__ = ["SaveParameters", "Statistics", "domain_save"]
 
 
 def domain_save(

@@ -12,8 +12,6 @@ from typing import Final
 
 from xen_save_helper.ipc_schema.streams.phases import Phase
 
-__all__ = ["NEXT", "Outcome", "Phase"]
-
 
 class Outcome(Enum):
     DONE = "done"

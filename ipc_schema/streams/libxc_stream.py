@@ -15,54 +15,10 @@ from typing import Final
 from construct import ConstructError, Int16ub, Int16ul, Int32ub, Int32ul, Int64ub, Struct
 
 from xen_save_helper.ipc_schema.errors import DecodeError
-from xen_save_helper.ipc_schema.streams.libxc_bodies import (
-    VCPU_HEADER_SIZE,
-    Body,
-    P2mFrames,
-    PageList,
-    PvInfo,
-    TscInfo,
-    VcpuContext,
-)
 from xen_save_helper.ipc_schema.streams.libxc_record_types import (
     VERSIONS,
-    RecordType,
-    record_number,
-    record_type,
-)
-from xen_save_helper.ipc_schema.streams.libxc_records import (
-    WITH_CONTENTS,
-    check_length,
-    decode_body,
-    encode_body,
 )
 from xen_save_helper.ipc_schema.streams.records import check_size
-
-__all__ = [
-    "DOMAIN_HEADER_SIZE",
-    "IMAGE_HEADER_SIZE",
-    "VCPU_HEADER_SIZE",
-    "WITH_CONTENTS",
-    "Body",
-    "DomainHeader",
-    "DomainType",
-    "ImageHeader",
-    "P2mFrames",
-    "PageList",
-    "PvInfo",
-    "RecordType",
-    "TscInfo",
-    "VcpuContext",
-    "check_length",
-    "decode_body",
-    "decode_domain_header",
-    "decode_image_header",
-    "encode_body",
-    "encode_domain_header",
-    "encode_image_header",
-    "record_number",
-    "record_type",
-]
 
 MARKER: Final = 0xFFFFFFFFFFFFFFFF
 IDENT: Final = int.from_bytes(b"XENF", "big")

@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks import callbacks, limits, migrations, throughput
-from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost, create_host
+from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 FAULT_BANDWIDTH = "200M"
 """Octets a second of background pages while faults are timed: far below what the link can do, so

@@ -23,6 +23,7 @@ from tests.helper.engine.running import Controller
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.engine.restore import domain_restore
 from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain
+from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.helper.hypervisors.simulated.layout import P2M
 from xen_save_helper.helper.parameters import RestoreParameters
 from xen_save_helper.ipc_schema.channel.messages import StreamType
@@ -30,8 +31,8 @@ from xen_save_helper.ipc_schema.errors import DecodeError, Error
 from xen_save_helper.ipc_schema.streams import libxl_stream, records
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.helpers.supervisor import HelperResult
-from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost, create_host
+from xen_save_helper.toolstack.helpers.request import HelperResult
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.operations.restore import RestoreOperation
 from xen_save_helper.toolstack.operations.restore import RestoreParameters as Wanted
 from xen_save_helper.toolstack.rules.join import Task

@@ -15,6 +15,8 @@ from xen_save_helper.helper.hypervisors.simulated.config import capacity_for, ch
 from xen_save_helper.helper.hypervisors.simulated.kinds import NAMES
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams import (
+    libxc_record_types,
+    libxc_records,
     libxc_stream,
     libxl_stream,
     page_lists,
@@ -24,12 +26,8 @@ from xen_save_helper.ipc_schema.streams import (
 )
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType as Xc
 from xen_save_helper.ipc_schema.streams.libxc_record_types import record_number
-from xen_save_helper.ipc_schema.streams.libxc_stream import (
-    WITH_CONTENTS,
-    DomainHeader,
-    DomainType,
-    ImageHeader,
-)
+from xen_save_helper.ipc_schema.streams.libxc_records import WITH_CONTENTS
+from xen_save_helper.ipc_schema.streams.libxc_stream import DomainHeader, DomainType, ImageHeader
 from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType as Xl
 from xen_save_helper.ipc_schema.streams.page_types import PageType
 from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE
@@ -175,15 +173,15 @@ def _libxc_target(version: int) -> Target:
 
 def _libxc(data: bytes, version: int) -> str:
     def check(number: int, length: int) -> None:
-        kind = libxc_stream.record_type(number, version, 0)
+        kind = libxc_record_types.record_type(number, version, 0)
         if kind is not None:
-            libxc_stream.check_length(kind, length, 0)
+            libxc_records.check_length(kind, length, 0)
 
     record = _split(data, check)
     if record is None:
         return _SHORT
     number, body = record
-    kind = libxc_stream.record_type(number, version, 0)
+    kind = libxc_record_types.record_type(number, version, 0)
     if kind is None:
         return _SKIPPED
     promise(record_number(kind, version) == number, f"{kind.name} has number {number:#x}")
@@ -193,8 +191,8 @@ def _libxc(data: bytes, version: int) -> str:
 
 
 def _body_again(kind: Xc, body: bytes, version: int) -> bytes:
-    value = libxc_stream.decode_body(kind, body, HEADER_SIZE, version)
-    return libxc_stream.encode_body(kind, value)
+    value = libxc_records.decode_body(kind, body, HEADER_SIZE, version)
+    return libxc_records.encode_body(kind, value)
 
 
 def _pages_again(kind: Xc, body: bytes) -> bytes:

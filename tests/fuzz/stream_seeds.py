@@ -33,6 +33,7 @@ from xen_save_helper.ipc_schema.streams.libxc_bodies import (
 )
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType as Xc
 from xen_save_helper.ipc_schema.streams.libxc_record_types import record_number
+from xen_save_helper.ipc_schema.streams.libxc_records import encode_body
 from xen_save_helper.ipc_schema.streams.libxc_stream import DomainHeader, DomainType, ImageHeader
 from xen_save_helper.ipc_schema.streams.libxl_stream import CheckpointState, EmulatorId
 from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType as Xl
@@ -97,9 +98,7 @@ _ONLY_VERSION_3: Final = frozenset({Xc.STATIC_DATA_END, Xc.X86_CPUID_POLICY, Xc.
 
 
 def libxc_record(kind: Xc, version: int, value: Body = None) -> bytes:
-    return records.encode_record(
-        record_number(kind, version), libxc_stream.encode_body(kind, value)
-    )
+    return records.encode_record(record_number(kind, version), encode_body(kind, value))
 
 
 def libxc_records(version: int) -> list[bytes]:

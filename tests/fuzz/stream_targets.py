@@ -22,7 +22,8 @@ from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams import xl_header
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType as Xc
 from xen_save_helper.ipc_schema.streams.page_types import PageType
-from xen_save_helper.toolstack.inspect.walk import Summary, inspect
+from xen_save_helper.toolstack.inspect.summary import Summary
+from xen_save_helper.toolstack.inspect.walk import inspect
 
 STREAM_WORDS: Final = Words(
     tokens=(

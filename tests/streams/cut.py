@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xen_save_helper.ipc_schema.streams import page_lists
-from xen_save_helper.ipc_schema.streams.libxc_stream import RecordType
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
 from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
 from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE, encode_record_header, padding
 from xen_save_helper.toolstack.inspect.walk import Entry, inspect

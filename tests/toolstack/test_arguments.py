@@ -24,7 +24,8 @@ from xen_save_helper.toolstack import (
     domain_suspend,
 )
 from xen_save_helper.toolstack.xl import save_file
-from xen_save_helper.toolstack.xl.migrate import CommandDestination, MigrateOptions, migrate
+from xen_save_helper.toolstack.xl.migrate import migrate
+from xen_save_helper.toolstack.xl.migrate_options import CommandDestination, MigrateOptions
 from xen_save_helper.toolstack.xl.receive import receive
 
 CONFIG: dict[str, Any] = {"c_info": {"type": "pvh"}, "b_info": {"max_memkb": 4096}}

@@ -19,13 +19,11 @@ from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.limits import Limits
-from xen_save_helper.toolstack.operations.domain_restore import RestoreResult, domain_create_restore
-from xen_save_helper.toolstack.operations.domain_save import (
-    MemoryStrategy,
-    PrecopyLimits,
-    SaveResult,
-    domain_live_migrate,
-)
+from xen_save_helper.toolstack.operations.domain_restore import domain_create_restore
+from xen_save_helper.toolstack.operations.domain_save import domain_live_migrate
+from xen_save_helper.toolstack.operations.restore import RestoreResult
+from xen_save_helper.toolstack.operations.save_result import SaveResult
+from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
 
 T = TypeVar("T")
 MEMORY = 4 << 20

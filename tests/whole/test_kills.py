@@ -28,8 +28,9 @@ import pytest
 from tests.conftest import HostFactory
 from tests.waiting import gone, wait_for
 from tests.whole.stage import Stage, command_of, descendants, send, toolstack
+from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestState
-from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost, create_host
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.rules.handshake import Receiver
 
 RUNS = int(os.environ.get("XEN_KILL_RUNS", "100"))

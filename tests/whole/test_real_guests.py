@@ -14,7 +14,7 @@ import pytest
 from tests.helper.engine.test_restore import new_domain, records, restored, stream_of_standing
 from tests.streams import parameters
 from tests.streams import whole as whole_stream
-from xen_save_helper.ipc_schema.streams.libxc_stream import RecordType
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 PAGE_SIZE = 4096

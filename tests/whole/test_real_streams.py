@@ -16,7 +16,8 @@ import pytest
 
 from tests.streams import parameters, whole
 from tests.streams.known import KNOWN, LIVE_ROUNDS
-from xen_save_helper.toolstack.inspect.walk import Summary, inspect
+from xen_save_helper.toolstack.inspect.summary import Summary
+from xen_save_helper.toolstack.inspect.walk import inspect
 
 
 @pytest.mark.parametrize("packed", parameters())

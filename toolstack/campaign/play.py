@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
+from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.ipc_schema.faults import actions as fault_actions
 from xen_save_helper.ipc_schema.faults.plan import Plan
 from xen_save_helper.ipc_schema.faults.points import Side, Who
@@ -31,7 +32,7 @@ from xen_save_helper.toolstack.campaign.evidence import (
 )
 from xen_save_helper.toolstack.faults.guest import arm
 from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestState
-from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost, create_host
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.limits import Limits
 
 NAME: Final = "g"

@@ -15,8 +15,6 @@ from xen_save_helper.toolstack.campaign.judge.oracle import judge
 from xen_save_helper.toolstack.campaign.play import Stage
 from xen_save_helper.toolstack.limits import Limits
 
-__all__ = ["FAULT_LIMITS", "FaultRun", "Mode", "Verdict", "run_fault"]
-
 FAULT_LIMITS: Final = Limits(
     helper_start=10,
     stopped=2,

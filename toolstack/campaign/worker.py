@@ -19,7 +19,8 @@ from typing import Any, Final
 from xen_save_helper.ipc_schema.faults.plan import parse
 from xen_save_helper.ipc_schema.faults.points import Side
 from xen_save_helper.toolstack.aio.scratch import ScratchDirectory
-from xen_save_helper.toolstack.campaign.run import FaultRun, Mode, Verdict, run_fault
+from xen_save_helper.toolstack.campaign.evidence import Mode
+from xen_save_helper.toolstack.campaign.run import FaultRun, Verdict, run_fault
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.limits import Limits
 

@@ -23,7 +23,8 @@ from xen_save_helper.toolstack.context import Context, ProgressLine
 from xen_save_helper.toolstack.failure import message_of
 from xen_save_helper.toolstack.limits import Limits
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
-from xen_save_helper.toolstack.xl.migrate import HostDestination, MigrateOptions, migrate
+from xen_save_helper.toolstack.xl.migrate import migrate
+from xen_save_helper.toolstack.xl.migrate_options import HostDestination, MigrateOptions
 from xen_save_helper.toolstack.xl.outcome import GuestResult, MigrationResult, Outcome
 
 if TYPE_CHECKING:

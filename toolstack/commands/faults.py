@@ -18,8 +18,9 @@ from xen_save_helper.ipc_schema.faults.actions import DEATHS, ActionKind, on_pip
 from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError, parse
 from xen_save_helper.ipc_schema.faults.points import POINTS, Point, Side
 from xen_save_helper.toolstack.aio.scratch import ScratchDirectory
+from xen_save_helper.toolstack.campaign.evidence import Mode
 from xen_save_helper.toolstack.campaign.report.figures import not_fired, value_text
-from xen_save_helper.toolstack.campaign.run import FAULT_LIMITS, FaultRun, Mode, Verdict, run_fault
+from xen_save_helper.toolstack.campaign.run import FAULT_LIMITS, FaultRun, Verdict, run_fault
 from xen_save_helper.toolstack.campaign.worker import end_all_in
 from xen_save_helper.toolstack.commands.common import CommandError, UsageError, show
 from xen_save_helper.toolstack.commands.running import limits_of

@@ -14,7 +14,8 @@ from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.toolstack.aio.file_argument import STDIN, file_of, name_of
 from xen_save_helper.toolstack.commands.common import complain, show
 from xen_save_helper.toolstack.inspect.foreign_formats import NotAStreamError
-from xen_save_helper.toolstack.inspect.walk import Entry, Summary
+from xen_save_helper.toolstack.inspect.summary import Summary
+from xen_save_helper.toolstack.inspect.walk import Entry
 from xen_save_helper.toolstack.inspect.walk import inspect as walk
 from xen_save_helper.toolstack.xl.outcome import ExitCode
 from xen_save_helper.toolstack.xl.stream_input import open_stream

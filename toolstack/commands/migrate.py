@@ -28,13 +28,13 @@ from xen_save_helper.toolstack.commands.running import context_of, progress_for,
 from xen_save_helper.toolstack.operations.settle import DEAD, GuestStateError
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
 from xen_save_helper.toolstack.xl.configuration import ConfigurationError, read_configuration
-from xen_save_helper.toolstack.xl.migrate import (
+from xen_save_helper.toolstack.xl.migrate import migrate as migrate_guest
+from xen_save_helper.toolstack.xl.migrate_options import (
     CommandDestination,
     Destination,
     HostDestination,
     MigrateOptions,
 )
-from xen_save_helper.toolstack.xl.migrate import migrate as migrate_guest
 from xen_save_helper.toolstack.xl.outcome import ExitCode, MigrationResult, Outcome
 
 

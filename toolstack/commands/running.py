@@ -100,7 +100,8 @@ def _faults(trace: Trace, program: HelperProgram) -> ControllerFaults | None:
     given = os.environ.get(FAULTS_VARIABLE)
     if not given:
         return None
-    from xen_save_helper.toolstack.faults.controller import ControllerFaults, read_plan
+    from xen_save_helper.helper.faults.given import read_plan
+    from xen_save_helper.toolstack.faults.controller import ControllerFaults
 
     try:
         typed = read_plan(given)

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from xen_save_helper.helper.faults.given import read_plan
 from xen_save_helper.helper.faults.injector import Firing, Injector
 from xen_save_helper.helper.faults.process_faults import carry_out
 from xen_save_helper.helper.faults.shared_counts import counts_of
@@ -15,8 +14,6 @@ from xen_save_helper.ipc_schema.faults.actions import PROCESS
 from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError
 from xen_save_helper.ipc_schema.faults.points import SIDES, Kind, Who
 from xen_save_helper.ipc_schema.trace import Trace
-
-__all__ = ["ControllerFaults", "read_plan"]
 
 if TYPE_CHECKING:
     from xen_save_helper.toolstack.faults.handshake import HandshakeFaults

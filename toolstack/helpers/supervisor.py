@@ -32,8 +32,6 @@ from xen_save_helper.toolstack.helpers.request import (
     HelperProgram,
     HelperRequest,
     HelperResult,
-    OwnHelper,
-    PipeHelper,
     Statistics,
 )
 from xen_save_helper.toolstack.helpers.watch import HelperWatch
@@ -43,16 +41,6 @@ from xen_save_helper.toolstack.rules.helper_run import Action, Event, HelperRun,
 if TYPE_CHECKING:
     from xen_save_helper.toolstack.faults.controller import ControllerFaults
 
-__all__ = [
-    "Callbacks",
-    "HelperProgram",
-    "HelperRequest",
-    "HelperResult",
-    "OwnHelper",
-    "PipeHelper",
-    "SaveHelper",
-    "Statistics",
-]
 
 ERROR_PATH: Final = frozenset({"switch_qemu_logdirty"})
 """Callbacks that an aborted save still makes, and that are still answered."""

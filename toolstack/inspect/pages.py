@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams import page_lists
-from xen_save_helper.ipc_schema.streams.libxc_stream import WITH_CONTENTS, RecordType
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
+from xen_save_helper.ipc_schema.streams.libxc_records import WITH_CONTENTS
 from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
 from xen_save_helper.ipc_schema.streams.page_types import TYPE_SHIFT, PageType
 from xen_save_helper.toolstack.inspect.source import Source

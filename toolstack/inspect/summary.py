@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from xen_save_helper.ipc_schema.streams.libxc_stream import RecordType
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
 from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
 
 _BLOCK_BITS: Final = 12

@@ -19,13 +19,16 @@ from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams import (
     cpu_features,
     libvirt_header,
+    libxc_bodies,
+    libxc_record_types,
+    libxc_records,
     libxc_stream,
     libxl_stream,
     records,
     xl_header,
 )
-from xen_save_helper.ipc_schema.streams.libxc_stream import P2mFrames, PvInfo, TscInfo
-from xen_save_helper.ipc_schema.streams.libxc_stream import RecordType as Xc
+from xen_save_helper.ipc_schema.streams.libxc_bodies import P2mFrames, PvInfo, TscInfo
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType as Xc
 from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType as Xl
 from xen_save_helper.toolstack.inspect.foreign_formats import (
     LEGACY_LIBVIRT,
@@ -38,12 +41,10 @@ from xen_save_helper.toolstack.inspect.pages import PAGE_LISTS, read_pages
 from xen_save_helper.toolstack.inspect.source import Source
 from xen_save_helper.toolstack.inspect.summary import Summary
 
-__all__ = ["Entry", "Summary", "inspect"]
-
 TRAILING_SHOWN: Final = 256
 """Octets after the stream's end that an entry shows."""
 
-_VCPU_CHECKED: Final = libxc_stream.VCPU_HEADER_SIZE + 16
+_VCPU_CHECKED: Final = libxc_bodies.VCPU_HEADER_SIZE + 16
 _LEAVES_READ: Final = 1 << 16
 """Octets of the longest CPU policy that is looked at; Xen's have a tenth of that."""
 _START_SIZE: Final = 8
@@ -294,12 +295,12 @@ class _Walker:
         while True:
             offset = self._source.offset
             number, length = self._record_header("libxc record")
-            kind = libxc_stream.record_type(number, self._version, offset)
+            kind = libxc_record_types.record_type(number, self._version, offset)
             if kind is None:
                 yield self._unknown(offset, "libxc", number, length)
                 continue
             self._check_libxc_place(kind, offset)
-            libxc_stream.check_length(kind, length, offset)
+            libxc_records.check_length(kind, length, offset)
             what = f"libxc {kind.name}"
             summary = self._libxc_body(kind, length, what)
             self._source.finish_record(length, what)
@@ -340,7 +341,7 @@ class _Walker:
             return read_pages(self._source, kind, length, self._summary)
         if kind in _SMALL:
             body = self._source.read(length, what)
-            return _described(libxc_stream.decode_body(kind, body, offset, self._version))
+            return _described(libxc_records.decode_body(kind, body, offset, self._version))
         if kind in _VCPU:
             return self._vcpu(kind, length, what)
         if kind is Xc.X86_CPUID_POLICY and length <= _LEAVES_READ:
@@ -354,10 +355,10 @@ class _Walker:
         offset = self._source.offset
         # The context itself is checked only by its length: its first octets do for that.
         body = self._source.read(min(length, _VCPU_CHECKED), what)
-        vcpu = libxc_stream.decode_body(kind, body, offset, self._version)
-        assert isinstance(vcpu, libxc_stream.VcpuContext)
+        vcpu = libxc_records.decode_body(kind, body, offset, self._version)
+        assert isinstance(vcpu, libxc_bodies.VcpuContext)
         self._source.skip(length - len(body), what)
-        return {"vcpu": vcpu.vcpu_id, "octets": length - libxc_stream.VCPU_HEADER_SIZE}
+        return {"vcpu": vcpu.vcpu_id, "octets": length - libxc_bodies.VCPU_HEADER_SIZE}
 
     # any record
 
@@ -393,7 +394,7 @@ def _named(config: bytes, offset: int) -> dict[str, Any]:
         ) from None
 
 
-def _described(body: libxc_stream.Body) -> dict[str, Any]:
+def _described(body: libxc_bodies.Body) -> dict[str, Any]:
     match body:
         case PvInfo():
             return {"guest_width": body.guest_width, "pt_levels": body.pt_levels}

@@ -23,8 +23,6 @@ from xen_save_helper.toolstack.operations.restore import (
 )
 from xen_save_helper.toolstack.rules import arguments
 
-__all__ = ["RestoreResult", "domain_create_restore"]
-
 
 def _nothing() -> None:
     """For a caller that does not want to know."""

@@ -12,8 +12,7 @@ from xen_save_helper.toolstack.aio import descriptors
 from xen_save_helper.toolstack.cancellation import absorb, end_in_order, not_told
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.failure import message_of
-from xen_save_helper.toolstack.helpers.request import LIBXENGUEST, PipeHelper
-from xen_save_helper.toolstack.helpers.supervisor import HelperRequest
+from xen_save_helper.toolstack.helpers.request import LIBXENGUEST, HelperRequest, PipeHelper
 from xen_save_helper.toolstack.operations.domain_lock import DomainBusyError, domain_lock
 from xen_save_helper.toolstack.operations.own_stream import OwnStream
 from xen_save_helper.toolstack.operations.save import SaveOperation, SaveParameters
@@ -24,17 +23,6 @@ from xen_save_helper.toolstack.rules.precopy_policy import (
     MemoryStrategy,
     PrecopyLimits,
 )
-
-__all__ = [
-    "SUSPEND_DEBUG",
-    "SUSPEND_LIVE",
-    "MemoryStrategy",
-    "PostcopyTransitioned",
-    "PrecopyLimits",
-    "SaveResult",
-    "domain_live_migrate",
-    "domain_suspend",
-]
 
 SUSPEND_DEBUG: Final = int(XCFlags.DEBUG)
 """LIBXL_SUSPEND_DEBUG: after a live save all memory is sent again, to be compared."""

@@ -13,7 +13,8 @@ from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack import standstill
 from xen_save_helper.toolstack.cancellation import spawn
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.helpers.supervisor import HelperRequest, HelperResult, SaveHelper
+from xen_save_helper.toolstack.helpers.request import HelperRequest, HelperResult
+from xen_save_helper.toolstack.helpers.supervisor import SaveHelper
 from xen_save_helper.toolstack.operations.operation import Report
 from xen_save_helper.toolstack.rules import join
 from xen_save_helper.toolstack.rules.join import Join, JoinAction, Task

@@ -10,7 +10,7 @@ from typing import Any, Final
 from xen_save_helper.ipc_schema.channel.messages import NO_ERRNO, XentoollogLevel
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.helpers.supervisor import HelperResult, Statistics
+from xen_save_helper.toolstack.helpers.request import HelperResult, Statistics
 
 
 def rc_of(error: BaseException) -> int:

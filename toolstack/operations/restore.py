@@ -16,7 +16,7 @@ from xen_save_helper.ipc_schema.streams import libxl_stream, records
 from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
 from xen_save_helper.toolstack.aio import blocking, fd_io
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.helpers.supervisor import HelperRequest, HelperResult, Statistics
+from xen_save_helper.toolstack.helpers.request import HelperRequest, HelperResult, Statistics
 from xen_save_helper.toolstack.operations.joined import JoinedOperation
 from xen_save_helper.toolstack.operations.operation import has_device_model, is_theirs, rc_of
 from xen_save_helper.toolstack.rules import postcopy_join as restore_join

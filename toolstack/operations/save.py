@@ -18,7 +18,7 @@ from xen_save_helper.ipc_schema.streams.libxl_stream import EmulatorId, RecordTy
 from xen_save_helper.toolstack.aio import blocking, fd_io
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.failure import message_of
-from xen_save_helper.toolstack.helpers.supervisor import HelperRequest, HelperResult
+from xen_save_helper.toolstack.helpers.request import HelperRequest, HelperResult
 from xen_save_helper.toolstack.operations.joined import JoinedOperation
 from xen_save_helper.toolstack.operations.operation import is_theirs, rc_of
 from xen_save_helper.toolstack.operations.save_result import (

@@ -7,7 +7,7 @@ from enum import Enum
 
 from xen_save_helper.ipc_schema.channel.waits import BUFFERED
 from xen_save_helper.ipc_schema.errors import Error
-from xen_save_helper.toolstack.helpers.supervisor import Statistics
+from xen_save_helper.toolstack.helpers.request import Statistics
 
 
 def has_begun(statistics: Statistics | None) -> bool:

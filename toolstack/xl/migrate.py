@@ -26,13 +26,15 @@ from xen_save_helper.toolstack.helpers.wait_log import READY, telling_of
 from xen_save_helper.toolstack.operations.domain_save import (
     SUSPEND_DEBUG,
     SUSPEND_LIVE,
-    PostcopyTransitioned,
-    SaveResult,
     beyond_helper,
     live_migrate_parameters,
     save_domain,
 )
-from xen_save_helper.toolstack.operations.save_result import has_begun
+from xen_save_helper.toolstack.operations.save_result import (
+    PostcopyTransitioned,
+    SaveResult,
+    has_begun,
+)
 from xen_save_helper.toolstack.operations.settle import (
     DEAD,
     check_can_suspend,
@@ -67,7 +69,6 @@ from xen_save_helper.toolstack.xl.talk import Talk
 if TYPE_CHECKING:
     from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestReport, Host
 
-__all__ = ["CommandDestination", "Destination", "HostDestination", "MigrateOptions", "migrate"]
 
 LONG_DOWNTIME = 1.0
 """Seconds of standing still that a person is told of."""

@@ -19,15 +19,11 @@ from xen_save_helper.toolstack.aio import descriptors, fd_io, file_argument
 from xen_save_helper.toolstack.cancellation import end_in_order, not_told
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.failure import message_of
-from xen_save_helper.toolstack.helpers.request import LIBXENGUEST
-from xen_save_helper.toolstack.helpers.supervisor import Statistics
+from xen_save_helper.toolstack.helpers.request import LIBXENGUEST, Statistics
 from xen_save_helper.toolstack.inspect.foreign_formats import NotAStreamError
 from xen_save_helper.toolstack.operations.domain_restore import restore_domain, restore_parameters
-from xen_save_helper.toolstack.operations.domain_save import (
-    SaveResult,
-    save_domain,
-    suspend_parameters,
-)
+from xen_save_helper.toolstack.operations.domain_save import save_domain, suspend_parameters
+from xen_save_helper.toolstack.operations.save_result import SaveResult
 from xen_save_helper.toolstack.operations.settle import (
     DEAD,
     check_can_suspend,

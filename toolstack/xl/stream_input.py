@@ -115,7 +115,8 @@ def end_of_stream(fd: int, start: int) -> int:
     """The position behind the whole stream that begins at `start` of the regular file `fd`, whose
     own position stays. Raises DecodeError where it is not whole, with offsets from `start`."""
     # It brings numpy, and no save needs it.
-    from xen_save_helper.toolstack.inspect.walk import Summary, inspect
+    from xen_save_helper.toolstack.inspect.summary import Summary
+    from xen_save_helper.toolstack.inspect.walk import inspect
 
     before = os.lseek(fd, 0, os.SEEK_CUR)
     os.lseek(fd, start, os.SEEK_SET)

@@ -20,15 +20,17 @@ from tests.conftest import HostFactory
 from tests.helper.engine.running import Controller, restore, save, saving
 from tests.helper.hypervisors.simulated.guests import populated, read_pages
 from tests.streams import read_cut
-from xen_save_helper.helper.engine.restore_order import NEXT, RecordOrder, Stage
+from xen_save_helper.helper.engine.restore_order import NEXT, RecordOrder
+from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.helper.parameters import RestoreParameters, RestoreResults, SaveParameters
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, StreamType
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
 from xen_save_helper.ipc_schema.streams.page_lists import encode_page_list
+from xen_save_helper.ipc_schema.streams.phases import Stage
 from xen_save_helper.ipc_schema.streams.records import decode_record_header, encode_record, padding
 from xen_save_helper.toolstack.hosts.interface import GuestState
-from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost, create_host
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

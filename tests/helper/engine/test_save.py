@@ -15,10 +15,11 @@ import pytest
 from tests.conftest import HostFactory
 from tests.helper.engine.running import log_dirty, migration, save, saving
 from xen_save_helper.helper.engine.precopy import simple_precopy_policy
-from xen_save_helper.helper.engine.save_phases import NEXT, Outcome, Phase
+from xen_save_helper.helper.engine.save_phases import NEXT, Outcome
 from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
 from xen_save_helper.helper.parameters import SaveParameters
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, StreamType
+from xen_save_helper.ipc_schema.streams.phases import Phase
 from xen_save_helper.toolstack.hosts.interface import GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 

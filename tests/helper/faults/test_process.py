@@ -20,7 +20,7 @@ from tests.helper.libxl_side import HELPER, save_of, started
 from tests.toolstack.helpers.running_helpers import Reaction, Run, run_helper
 from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, PrecopyPolicy, XCFlags
 from xen_save_helper.ipc_schema.errors import Error
-from xen_save_helper.toolstack.helpers.supervisor import (
+from xen_save_helper.toolstack.helpers.request import (
     HelperRequest,
     HelperResult,
     OwnHelper,

@@ -11,28 +11,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xen_save_helper.ipc_schema.errors import DecodeError
-from xen_save_helper.ipc_schema.streams.libxc_records import BODIES
-from xen_save_helper.ipc_schema.streams.libxc_stream import (
-    WITH_CONTENTS,
+from xen_save_helper.ipc_schema.streams.libxc_bodies import (
     Body,
-    DomainHeader,
-    DomainType,
-    ImageHeader,
     P2mFrames,
     PageList,
     PvInfo,
-    RecordType,
     TscInfo,
     VcpuContext,
-    check_length,
-    decode_body,
-    decode_domain_header,
-    decode_image_header,
-    encode_body,
-    encode_domain_header,
-    encode_image_header,
+)
+from xen_save_helper.ipc_schema.streams.libxc_record_types import (
+    RecordType,
     record_number,
     record_type,
+)
+from xen_save_helper.ipc_schema.streams.libxc_records import (
+    BODIES,
+    WITH_CONTENTS,
+    check_length,
+    decode_body,
+    encode_body,
+)
+from xen_save_helper.ipc_schema.streams.libxc_stream import (
+    DomainHeader,
+    DomainType,
+    ImageHeader,
+    decode_domain_header,
+    decode_image_header,
+    encode_domain_header,
+    encode_image_header,
 )
 from xen_save_helper.ipc_schema.streams.page_types import PageType
 

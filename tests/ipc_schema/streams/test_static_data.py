@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 
 from tests.streams import CUTS, read_cut
 from tests.streams.known import KNOWN
+from xen_save_helper.ipc_schema.streams.libxc_bodies import PvInfo
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
+from xen_save_helper.ipc_schema.streams.libxc_records import encode_body
 from xen_save_helper.ipc_schema.streams.libxc_stream import (
     DomainHeader,
     DomainType,
     ImageHeader,
-    PvInfo,
-    encode_body,
     encode_domain_header,
     encode_image_header,
 )

@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 
 from xen_save_helper.ipc_schema.faults.plan import parse
-from xen_save_helper.toolstack.campaign.run import FaultRun, Mode, Verdict, run_fault
+from xen_save_helper.toolstack.campaign.evidence import Mode
+from xen_save_helper.toolstack.campaign.run import FaultRun, Verdict, run_fault
 from xen_save_helper.toolstack.limits import Limits
 
 LIMITS = Limits(

@@ -17,8 +17,9 @@ from tests.toolstack.campaign.runs import LIMITS, run
 from tests.toolstack.stage import TOOLSTACK, wait_for
 from xen_save_helper.ipc_schema.faults.actions import ACTIONS
 from xen_save_helper.ipc_schema.faults.plan import parse
+from xen_save_helper.toolstack.campaign.evidence import Mode
 from xen_save_helper.toolstack.campaign.play import Stage
-from xen_save_helper.toolstack.campaign.run import FaultRun, Mode, Verdict, run_fault
+from xen_save_helper.toolstack.campaign.run import FaultRun, Verdict, run_fault
 from xen_save_helper.toolstack.commands.main import main
 from xen_save_helper.toolstack.faults.link import faults_of
 from xen_save_helper.toolstack.hosts.interface import GuestState

@@ -13,12 +13,9 @@ from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.drop_in import drop_in_path
 from xen_save_helper.toolstack.helpers.request import LIBXENGUEST, OWN_ENGINE
-from xen_save_helper.toolstack.operations.domain_save import (
-    MemoryStrategy,
-    SaveResult,
-    domain_live_migrate,
-    domain_suspend,
-)
+from xen_save_helper.toolstack.operations.domain_save import domain_live_migrate, domain_suspend
+from xen_save_helper.toolstack.operations.save_result import SaveResult
+from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 from xen_save_helper.toolstack.xl.outcome import ExitCode
 
 

@@ -14,7 +14,7 @@ from tests.toolstack.inspect.test_foreign_formats import FOREIGN
 from tests.toolstack.inspect.test_walk import libxc_head, libxl_head, pages, xc, xl
 from tests.toolstack.stage import TOOLSTACK, toolstack
 from xen_save_helper.ipc_schema.streams import libvirt_header, xl_header
-from xen_save_helper.ipc_schema.streams.libxc_stream import RecordType as Xc
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType as Xc
 from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType as Xl
 
 XML = b"<domain type='xen'><name>web</name><os><type>xenpvh</type></os></domain>\0"

@@ -11,13 +11,13 @@ from typing import Any
 
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.trace import Trace
-from xen_save_helper.toolstack.helpers.supervisor import (
+from xen_save_helper.toolstack.helpers.request import (
     HelperProgram,
     HelperRequest,
     HelperResult,
     OwnHelper,
-    SaveHelper,
 )
+from xen_save_helper.toolstack.helpers.supervisor import SaveHelper
 from xen_save_helper.toolstack.limits import Limits
 
 QUICK = Limits(helper_start=5, callback=5, abort=1)

@@ -18,11 +18,8 @@ from tests.toolstack.stage import TOOLSTACK, Hosts, toolstack
 from tests.toolstack.two_hosts import MEMORY, Side
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.operations.domain_save import (
-    SUSPEND_LIVE,
-    SaveResult,
-    domain_suspend,
-)
+from xen_save_helper.toolstack.operations.domain_save import SUSPEND_LIVE, domain_suspend
+from xen_save_helper.toolstack.operations.save_result import SaveResult
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -27,7 +27,7 @@ from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation
 from xen_save_helper.ipc_schema.channel.msgpack_codec import Envelope
 from xen_save_helper.ipc_schema.channel.turn_taking import ControllerEnd
 from xen_save_helper.ipc_schema.errors import Error
-from xen_save_helper.toolstack.helpers.supervisor import PipeHelper
+from xen_save_helper.toolstack.helpers.request import PipeHelper
 from xen_save_helper.toolstack.limits import Limits
 
 pytestmark = pytest.mark.usefixtures("runtime_directory")

@@ -23,14 +23,14 @@ from tests.waiting import gone, wait_for
 from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, PrecopyPolicy, XCFlags
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.trace import Trace
-from xen_save_helper.toolstack.helpers.supervisor import (
+from xen_save_helper.toolstack.helpers.request import (
     HelperRequest,
     HelperResult,
     OwnHelper,
     PipeHelper,
-    SaveHelper,
     Statistics,
 )
+from xen_save_helper.toolstack.helpers.supervisor import SaveHelper
 from xen_save_helper.toolstack.hosts.interface import GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.limits import Limits

@@ -19,24 +19,23 @@ from tests.streams import CUTS, read_cut
 from tests.streams.known import KNOWN, LIVE_ROUNDS
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams import libvirt_header, libxl_stream, xl_header
+from xen_save_helper.ipc_schema.streams.libxc_bodies import PageList, TscInfo
+from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType as Xc
+from xen_save_helper.ipc_schema.streams.libxc_record_types import record_number
+from xen_save_helper.ipc_schema.streams.libxc_records import encode_body
 from xen_save_helper.ipc_schema.streams.libxc_stream import (
     DomainHeader,
     ImageHeader,
-    PageList,
-    TscInfo,
-    encode_body,
     encode_domain_header,
     encode_image_header,
-    record_number,
 )
-from xen_save_helper.ipc_schema.streams.libxc_stream import RecordType as Xc
 from xen_save_helper.ipc_schema.streams.libxl_stream import CheckpointState, EmulatorId
 from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType as Xl
 from xen_save_helper.ipc_schema.streams.page_lists import encode_page_list
 from xen_save_helper.ipc_schema.streams.page_types import PageType, has_contents
 from xen_save_helper.ipc_schema.streams.records import encode_record, encode_record_header
-from xen_save_helper.toolstack.inspect.summary import PfnSet
-from xen_save_helper.toolstack.inspect.walk import Entry, Summary, inspect
+from xen_save_helper.toolstack.inspect.summary import PfnSet, Summary
+from xen_save_helper.toolstack.inspect.walk import Entry, inspect
 
 PAGE_SIZE = 4096
 CUT_DATA = {name: read_cut(name) for name in CUTS}

@@ -19,13 +19,11 @@ from xen_save_helper.ipc_schema.streams import libxl_stream
 from xen_save_helper.ipc_schema.streams.libxl_stream import EmulatorId, RecordType
 from xen_save_helper.toolstack.hosts.interface import GuestState
 from xen_save_helper.toolstack.inspect.walk import inspect
-from xen_save_helper.toolstack.operations.domain_restore import RestoreResult, domain_create_restore
-from xen_save_helper.toolstack.operations.domain_save import (
-    MemoryStrategy,
-    PostcopyTransitioned,
-    PrecopyLimits,
-    domain_suspend,
-)
+from xen_save_helper.toolstack.operations.domain_restore import domain_create_restore
+from xen_save_helper.toolstack.operations.domain_save import domain_suspend
+from xen_save_helper.toolstack.operations.restore import RestoreResult
+from xen_save_helper.toolstack.operations.save_result import PostcopyTransitioned
+from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -17,18 +17,16 @@ from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.context import OURS
 from xen_save_helper.toolstack.helpers import wait_log
-from xen_save_helper.toolstack.helpers.supervisor import OwnHelper
+from xen_save_helper.toolstack.helpers.request import OwnHelper
 from xen_save_helper.toolstack.hosts.interface import GuestState
 from xen_save_helper.toolstack.inspect.walk import inspect
 from xen_save_helper.toolstack.operations.domain_save import (
     SUSPEND_LIVE,
-    MemoryStrategy,
-    PostcopyTransitioned,
-    PrecopyLimits,
-    SaveResult,
     domain_live_migrate,
     domain_suspend,
 )
+from xen_save_helper.toolstack.operations.save_result import PostcopyTransitioned, SaveResult
+from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
 
 NEVER, FAILED, DONE = PostcopyTransitioned
 ENDLESS = PrecopyLimits(dirty_threshold=0, max_rounds=1 << 30)

@@ -28,8 +28,9 @@ from xen_save_helper.toolstack.helpers.request import PipeHelper
 from xen_save_helper.toolstack.hosts.interface import GuestState, RestoreProgram
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.hosts.xen import xl
-from xen_save_helper.toolstack.operations.domain_restore import RestoreResult, domain_create_restore
+from xen_save_helper.toolstack.operations.domain_restore import domain_create_restore
 from xen_save_helper.toolstack.operations.domain_save import domain_suspend
+from xen_save_helper.toolstack.operations.restore import RestoreResult
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -19,7 +19,8 @@ from xen_save_helper.toolstack.hosts.interface import GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.operations.settle import resume_for_sure
 from xen_save_helper.toolstack.xl import save_file
-from xen_save_helper.toolstack.xl.migrate import CommandDestination, MigrateOptions, migrate
+from xen_save_helper.toolstack.xl.migrate import migrate
+from xen_save_helper.toolstack.xl.migrate_options import CommandDestination, MigrateOptions
 from xen_save_helper.toolstack.xl.outcome import Outcome
 
 

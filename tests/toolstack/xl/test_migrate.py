@@ -29,7 +29,7 @@ from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.operations.save import SaveParameters
 from xen_save_helper.toolstack.xl import journal
 from xen_save_helper.toolstack.xl import migrate as migration
-from xen_save_helper.toolstack.xl.migrate import HostDestination
+from xen_save_helper.toolstack.xl.migrate_options import HostDestination
 from xen_save_helper.toolstack.xl.outcome import Outcome
 
 QUICK = (

@@ -17,7 +17,8 @@ from xen_save_helper.ipc_schema.streams import xl_handshake, xl_header
 from xen_save_helper.toolstack.aio import fd_io
 from xen_save_helper.toolstack.hosts.interface import GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
-from xen_save_helper.toolstack.operations.domain_save import MemoryStrategy, domain_live_migrate
+from xen_save_helper.toolstack.operations.domain_save import domain_live_migrate
+from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 from xen_save_helper.toolstack.xl.journal import Journal, Promise
 from xen_save_helper.toolstack.xl.receive import ReceiveResult, receive
 

@@ -111,7 +111,8 @@ async def _save(domid: int, fd: int, program: HelperProgram) -> HelperResult:
 
 def differing_fields(one: Path, other: Path) -> Iterator[str]:
     """The record of each octet that is not the same, and where in it, by a name."""
-    from xen_save_helper.toolstack.inspect.walk import Summary, inspect
+    from xen_save_helper.toolstack.inspect.summary import Summary
+    from xen_save_helper.toolstack.inspect.walk import inspect
 
     first, second = one.read_bytes(), other.read_bytes()
     if len(first) != len(second):

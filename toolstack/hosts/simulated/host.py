@@ -20,7 +20,6 @@ from xen_save_helper.helper.hypervisors.simulated import (
     userfault,
 )
 from xen_save_helper.helper.hypervisors.simulated.config import check_config, memory_of, uuid_of
-from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.helper.hypervisors.simulated.kinds import NAMES
 from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
 from xen_save_helper.helper.hypervisors.simulated.open_domain import ANSWER_LIMIT, OpenDomain
@@ -408,6 +407,3 @@ class SimulatedHost:
 
 def _mib(octets: int) -> str:
     return f"{octets / (1 << 20):.6g} MiB"
-
-
-__all__ = ["SimulatedHost", "create_host"]
