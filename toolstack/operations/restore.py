@@ -19,12 +19,12 @@ from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import HelperRequest, HelperResult, Statistics
 from xen_save_helper.toolstack.operations.joined import JoinedOperation
 from xen_save_helper.toolstack.operations.operation import has_device_model, is_theirs, rc_of
-from xen_save_helper.toolstack.rules import postcopy_join as restore_join
+from xen_save_helper.toolstack.rules import postcopy_join
 from xen_save_helper.toolstack.rules import stream_read as stream_reader
 from xen_save_helper.toolstack.rules.join import Task
-from xen_save_helper.toolstack.rules.postcopy_join import RestoreAction, RestoreJoin
+from xen_save_helper.toolstack.rules.postcopy_join import PostcopyAction, PostcopyJoin
 from xen_save_helper.toolstack.rules.stream_read import ReaderAction, StreamReader
-from xen_save_helper.toolstack.rules.stream_write import OutOfTurn
+from xen_save_helper.toolstack.rules.stream_write import OutOfTurn, PointOfNoReturn
 from xen_save_helper.toolstack.standstill import telling
 
 
@@ -67,7 +67,7 @@ class RestoreOperation(JoinedOperation):
         self._parameters = parameters
         self._domid: int | None = None
         self._reader = StreamReader(device_model=has_device_model(parameters.config))
-        self._postcopy: RestoreJoin | None = None
+        self._postcopy: PostcopyJoin | None = None
         self._read: asyncio.Task[None] | None = None
         self._xenstore: list[tuple[bytes, bytes]] = []
         self._context: bytes | None = None
@@ -178,14 +178,22 @@ class RestoreOperation(JoinedOperation):
         if self._postcopy is None:
             self._completed.set_result(rc)
         else:
-            self._do_postcopy(self._postcopy.stream_done(rc))
+            self._do_postcopy(self._postcopy, self._postcopy.stream_done(rc))
 
-    def _do_postcopy(self, actions: tuple[RestoreAction, ...]) -> None:
+    def _do_postcopy(self, ends: PostcopyJoin, actions: tuple[PostcopyAction, ...]) -> None:
         for action in actions:
             match action:
-                case restore_join.AbortStream(rc):
+                case postcopy_join.RestoreDeviceModel():
+                    self._spawn(self._resume_emulator(ends))
+                case PointOfNoReturn():
+                    self._promise(ends)
+                case postcopy_join.Unpause():
+                    self._spawn(self._unpause(ends))
+                case postcopy_join.Resumed(rc):
+                    self._report.event("postcopy_resume_done", rc=rc)
+                case postcopy_join.AbortStream(rc):
                     self._do_join(self._join.fail(rc))
-                case restore_join.Complete(rc):
+                case postcopy_join.RestoreDone(rc):
                     # The join has a failure before the stream that it ends has stopped.
                     self._completed.set_result(self._join.rc or rc)
 
@@ -345,33 +353,37 @@ class RestoreOperation(JoinedOperation):
         """domcreate_postcopy_transition_complete_callback."""
         self._report.event("postcopy_transition_done", rc=rc)
         if not rc:
-            self._postcopy = RestoreJoin()
+            self._postcopy = PostcopyJoin()
         self._answer("postcopy_transition", 0 if rc else 1)
         if self._postcopy is not None:
-            self._spawn(self._resume(self._postcopy))
+            self._do_postcopy(self._postcopy, self._postcopy.transitioned())
 
-    async def _resume(self, ends: RestoreJoin) -> None:
-        """Let the domain run while its memory comes in."""
+    async def _resume_emulator(self, ends: PostcopyJoin) -> None:
         rc: int = Error.FAIL
         try:
             rc = await self._restore_emulator()
-            if not rc and ends.may_unpause:
-                rc = await self._unpause()
         finally:
-            self._report.event("postcopy_resume_done", rc=rc)
-            self._do_postcopy(ends.resume_done(rc))
+            self._do_postcopy(ends, ends.device_model_done(rc))
 
-    async def _unpause(self) -> int:
-        assert self._domid is not None
+    def _promise(self, ends: PostcopyJoin) -> None:
+        rc = 0
         try:
             self._parameters.on_resume()
         except Exception as error:
             self._report.failed(f"the domain may not run yet: {error}")
-            return Error.FAIL
+            rc = Error.FAIL
+        self._do_postcopy(ends, ends.promised(rc))
+
+    async def _unpause(self, ends: PostcopyJoin) -> None:
+        """Let the domain run while its memory comes in."""
+        assert self._domid is not None
         self._resumed = True
+        rc: int = Error.FAIL
         try:
             await blocking.call(self._host_limit, self._ctx.host.unpause, self._domid)
+            rc = 0
         except OSError as error:
             self._report.failed(f"the domain cannot be unpaused: {error}")
-            return rc_of(error)
-        return 0
+            rc = rc_of(error)
+        finally:
+            self._do_postcopy(ends, ends.unpaused(rc))

@@ -179,6 +179,8 @@ class SaveOperation(JoinedOperation):
     def _do(self, actions: tuple[WriterAction, ...]) -> None:
         for action in actions:
             match action:
+                case stream_writer.PointOfNoReturn():
+                    self._promise()
                 case stream_writer.Write(part):
                     self._start_part(part)
                 case stream_writer.CancelWrite():
@@ -191,6 +193,16 @@ class SaveOperation(JoinedOperation):
                     self._do_join(self._join.stopped(Task.STREAM, 0 if self._is_whole else rc))
                 case stream_writer.CheckpointCallback():
                     raise RuntimeError("a plain stream has no checkpoints")
+
+    def _promise(self) -> None:
+        rc = 0
+        try:
+            self._parameters.on_transition()
+            self._past_return()
+        except Exception as error:
+            self._report.failed(f"the postcopy transition is not begun: {message_of(error)}")
+            rc = rc_of(error)
+        self._do(self._writer.promised(rc))
 
     # Writing
 
@@ -242,9 +254,6 @@ class SaveOperation(JoinedOperation):
             self._write_done(part, 0)
             return
         try:
-            if part is Part.POSTCOPY_TRANSITION_END:
-                self._parameters.on_transition()
-                self._past_return()
             limit = max(self._ctx.limits.stream_stall, self._admission)
             fd = self._parameters.request.io_fd
             faults, record = self._ctx.faults, _RECORDS.get(part)

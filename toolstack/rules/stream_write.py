@@ -1,8 +1,19 @@
 """The rules of libxl_stream_write.c, without its I/O: what is written, when, and who is told.
 
 Two tables say it. `SEQUENCES`: what causes which records, and what comes after the last of them.
-`ON_FAILURE`: whom a failure is told, by the phase in which it happens. What differs from libxl:
+`ON_FAILURE`: whom a failure is told, by the phase in which it happens.
 
+The most important rule is a step of the postcopy transition: before the first byte of
+POSTCOPY_TRANSITION_END can be written comes the point of no return. Once that record is out the
+guest may run at the destination, and a guest runs in one place, so whoever drives the stream first
+writes down that it will not resume the guest here (`PointOfNoReturn`, then `promised`). If that
+cannot be written down, nothing is promised: the record is not written, and the transition fails as
+it does when any of its records cannot be written.
+
+What differs from libxl:
+
+- The point of no return. libxl tells its caller after the transition how it went; that comes too
+  late for a caller that dies in between.
 - An abort takes back the write that is in flight; libxl leaves it running.
 - After half a record nothing more is written. libxl, whose helper failed during a transition or
   checkpoint, goes on with END, which the other side's helper would take for libxc's.
@@ -47,8 +58,20 @@ class Part(Enum):
     POSTCOPY_TRANSITION_END = "postcopy transition end record"
 
 
+@dataclass(frozen=True)
+class PointOfNoReturn:
+    """Write down that from here on the guest may run at the destination, durably; then report
+    `promised`. Nothing else happens in between."""
+
+
+POINT_OF_NO_RETURN: Final = PointOfNoReturn()
+
+Step = Part | PointOfNoReturn
+"""What a sequence is made of."""
+
+
 class Then(Enum):
-    """What follows the last part of a sequence."""
+    """What follows the last step of a sequence."""
 
     HELPER = "start the helper"
     STOP = "the stream stops, rc 0"
@@ -71,7 +94,7 @@ EMULATOR: Final = (Part.EMULATOR_XENSTORE_DATA, Part.EMULATOR_CONTEXT)
 """Written only where there is a device model."""
 
 # fmt: off
-SEQUENCES: Final[Mapping[Cause, tuple[Phase, tuple[Part, ...], Then]]] = {
+SEQUENCES: Final[Mapping[Cause, tuple[Phase, tuple[Step, ...], Then]]] = {
     Cause.START:
         (Phase.NORMAL, (Part.HEADER, Part.LIBXC_CONTEXT), Then.HELPER),
     Cause.CHECKPOINT:
@@ -79,15 +102,16 @@ SEQUENCES: Final[Mapping[Cause, tuple[Phase, tuple[Part, ...], Then]]] = {
     Cause.CHECKPOINT_STATE:
         (Phase.CHECKPOINT_STATE, (Part.CHECKPOINT_STATE,), Then.CHECKPOINT_CALLBACK),
     Cause.POSTCOPY_TRANSITION:
-        (Phase.POSTCOPY_TRANSITION, (*EMULATOR, Part.POSTCOPY_TRANSITION_END),
+        (Phase.POSTCOPY_TRANSITION,
+         (*EMULATOR, POINT_OF_NO_RETURN, Part.POSTCOPY_TRANSITION_END),
          Then.POSTCOPY_TRANSITION_CALLBACK),
     Cause.HELPER_DONE:
         (Phase.NORMAL, (*EMULATOR, Part.END), Then.STOP),
     Cause.HELPER_DONE_TRANSITIONED:
         (Phase.NORMAL, (Part.END,), Then.STOP),
 }
-"""The phase that a cause sets, the parts that it writes, and what then. The phase is NORMAL again
-before a callback is called."""
+"""The phase that a cause sets, its steps (what is written, and the point of no return), and what
+then. The phase is NORMAL again before a callback is called."""
 
 ON_FAILURE: Final[Mapping[Phase, Then]] = {
     Phase.NORMAL: Then.STOP,
@@ -139,7 +163,13 @@ class Stopped:
 
 
 WriterAction = (
-    Write | CancelWrite | StartHelper | CheckpointCallback | PostcopyTransitionCallback | Stopped
+    PointOfNoReturn
+    | Write
+    | CancelWrite
+    | StartHelper
+    | CheckpointCallback
+    | PostcopyTransitionCallback
+    | Stopped
 )
 Actions = tuple[WriterAction, ...]
 
@@ -157,12 +187,14 @@ class StreamWriter:
         self.postcopy_transitioned = False
         """A transition has been tried; whether it succeeded, the callback was told."""
         self.writing: Part | None = None
+        self.promising = False
+        """The point of no return is being written down."""
         self._device_model = device_model
         self._checkpointed = stream_type is not StreamType.PLAIN
         self._helper_running = False
         self._broken = 0
-        """The rc with which a part was left half written."""
-        self._left: tuple[Part, ...] = ()
+        """The rc with which a part was left half written, or not promised."""
+        self._left: tuple[Step, ...] = ()
         self._then = Then.STOP
 
     def start(self) -> Actions:
@@ -193,7 +225,17 @@ class StreamWriter:
         if rc:
             self._broken = rc
             return self._failed(rc)
-        self._left = self._left[1:]
+        return self._next()
+
+    def promised(self, rc: int) -> Actions:
+        """The point of no return is written down, or (`rc`) cannot be: nothing is promised, and
+        the transition fails without its record."""
+        if not self.promising:
+            raise OutOfTurn("a promise is reported, but none was asked for")
+        self.promising = False
+        if rc:
+            self._broken = rc
+            return self._failed(rc)
         return self._next()
 
     def helper_done(self, rc: int) -> Actions:
@@ -219,6 +261,8 @@ class StreamWriter:
         """libxl__stream_write_abort."""
         if not self.running:
             return ()
+        if self.promising:
+            raise OutOfTurn("an abort while the point of no return is written down")
         if self.writing is None:
             return self._failed(rc)
         self.writing = None
@@ -241,15 +285,20 @@ class StreamWriter:
             raise OutOfTurn(f"{cause.value} for the second time")
 
     def _begin(self, cause: Cause) -> Actions:
-        self.phase, parts, self._then = SEQUENCES[cause]
-        self._left = tuple(p for p in parts if self._device_model or p not in EMULATOR)
+        self.phase, steps, self._then = SEQUENCES[cause]
+        self._left = tuple(step for step in steps if self._device_model or step not in EMULATOR)
         return self._next()
 
     def _next(self) -> Actions:
-        if self._left:
-            self.writing = self._left[0]
-            return (Write(self.writing),)
-        return self._follow(self._then, 0)
+        if not self._left:
+            return self._follow(self._then, 0)
+        step, *left = self._left
+        self._left = tuple(left)
+        if isinstance(step, PointOfNoReturn):
+            self.promising = True
+            return (step,)
+        self.writing = step
+        return (Write(step),)
 
     def _failed(self, rc: int) -> Actions:
         return self._follow(ON_FAILURE[self.phase], rc)

@@ -66,6 +66,7 @@ class RestoreOrders(OperationOrders):
     def __init__(self) -> None:
         super().__init__()
         self.coming = libxl_stream.encode_header()
+        self.promises = 0
         self.resumed = 0
         self.refuses_resumption = False
 
@@ -143,10 +144,18 @@ class RestoreOrders(OperationOrders):
         must, join = self.world.must, self.operation._join
         done = [event["rc"] for event in self.world.events("postcopy_transition_done")]
         must(done == [0], "resumed without a transition")
+        must(not self.promises, "promised twice")
+        must(not self.unpauses(), "let run before the promise")
+        self.promises += 1
         must(not (join.completed and join.rc), "resumed after its stream has failed")
         if self.refuses_resumption:
             raise OSError(5, "the journal cannot be written")
         self.resumed += 1
+
+    def unpauses(self) -> bool:
+        """Whether the domain is being let run, or was."""
+        asked = any(waiting.what == "call unpause" for waiting in self.world.waiting)
+        return bool(asked or self.host.unpaused)
 
     def wants_record(self) -> bool:
         waits = any(read.what == "read libxl record header" for read in self.transfers())
@@ -238,6 +247,10 @@ class RestoreOrders(OperationOrders):
         return [event["record"] for event in self.world.events("stream_read")]
 
     # What must hold
+
+    @invariant()
+    def it_runs_only_once_that_is_promised(self) -> None:
+        assert self.resumed or not self.unpauses()
 
     @invariant()
     def one_reader_at_a_time(self) -> None:

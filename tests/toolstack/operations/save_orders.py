@@ -37,6 +37,7 @@ MESSAGES: dict[str, dict[str, Any]] = {
 """What a helper says, and the last what it must not."""
 USUAL = sorted(MESSAGES.keys() - {"restore_results"})
 REPEATED = frozenset({"log", "progress", "switch_qemu_logdirty"})
+TRANSITION_END = libxl_stream.encode_record(RecordType.POSTCOPY_TRANSITION_END)
 EMULATOR = {RecordType.EMULATOR_XENSTORE_DATA, RecordType.EMULATOR_CONTEXT}
 
 
@@ -61,7 +62,12 @@ class SaveOrders(OperationOrders):
     def __init__(self) -> None:
         super().__init__()
         self.stream = b""
-        self.transition_begun = False
+        self.promises = 0
+        self.refuses_promise = False
+
+    @property
+    def transition_begun(self) -> bool:
+        return bool(self.promises)
 
     @initialize(
         live=st.booleans(),
@@ -132,10 +138,19 @@ class SaveOrders(OperationOrders):
     # What is seen
 
     def transition(self) -> None:
-        self.transition_begun = True
-
-    def write_begins(self, _data: bytes) -> None:
         must = self.world.must
+        asked = self.waits_for == "postcopy_transition"
+        must(asked or not self.hears(), "promised, but nobody hands the guest over")
+        must(not self.transfers(), "promised while something is written")
+        must(not self.promises, "promised twice")
+        must(not self.operation._join.rc, "promised after a failure")
+        if self.refuses_promise:
+            raise OSError(28, "the journal cannot be written")
+        self.promises += 1
+
+    def write_begins(self, data: bytes) -> None:
+        must = self.world.must
+        must(data != TRANSITION_END or self.promises == 1, "handed over without a promise")
         must(not self.torn(), "something is written after half a record")
         must(not self.transfers(), "two writes at once")
         asked = self.waits_for == "postcopy_transition"
@@ -169,6 +184,12 @@ class SaveOrders(OperationOrders):
         self.fault()
         error = TimeoutError("too slow") if timeout else OSError(5, "Input/output error")
         self.world.do(partial(waiting.fail, error))
+
+    @precondition(lambda self: not self.promises and self.faults_left > 0)
+    @rule()
+    def nothing_can_be_promised(self) -> None:
+        self.fault()
+        self.refuses_promise = True
 
     @precondition(lambda self: self.free_to_speak())
     @rule(name=st.sampled_from(USUAL))
@@ -219,6 +240,7 @@ class SaveOrders(OperationOrders):
 
     def faults_now(self) -> dict[str, Callable[[], object]]:
         found, guest = super().faults_now(), self.host.guest
+        found["no promise"] = partial(setattr, self, "refuses_promise", True)
         if guest.asked and guest.state in (SuspendState.REQUESTED, SuspendState.ACKNOWLEDGED):
             for state in (SuspendState.REFUSED, SuspendState.CRASHED):
                 found[state.value] = partial(self.world.do, partial(guest.goes_to, state))
@@ -251,5 +273,4 @@ class SaveOrders(OperationOrders):
         assert kinds.count(RecordType.EMULATOR_XENSTORE_DATA) == self.host.device_model
 
     def transition_done(self) -> bool:
-        end = libxl_stream.encode_record(RecordType.POSTCOPY_TRANSITION_END)
-        return self.transition_begun and end in self.stream
+        return self.transition_begun and TRANSITION_END in self.stream

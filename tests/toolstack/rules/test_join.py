@@ -6,9 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xen_save_helper.toolstack.rules import postcopy_join as restore_join
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.rules import postcopy_join
 from xen_save_helper.toolstack.rules.join import Abort, Complete, Join, JoinAction, Task, Unwind
-from xen_save_helper.toolstack.rules.postcopy_join import RestoreJoin
+from xen_save_helper.toolstack.rules.postcopy_join import (
+    AbortStream,
+    Actions,
+    PostcopyJoin,
+    RestoreDone,
+    Resumed,
+)
+from xen_save_helper.toolstack.rules.stream_write import PointOfNoReturn
 
 STREAM, HELPER = Task.STREAM, Task.HELPER
 
@@ -126,44 +134,69 @@ def test_every_order_completes_once_with_the_first_failure(
     assert completions == [failures[0] if failures else 0]
 
 
-class TestRestoreJoin:
+def resumes(ends: PostcopyJoin, rc: int = 0) -> Actions:
+    """All of a resumption; `rc` is that of its last step."""
+    assert ends.transitioned() == (postcopy_join.RestoreDeviceModel(),)
+    assert ends.device_model_done(0) == (PointOfNoReturn(),)
+    assert ends.promised(0) == (postcopy_join.Unpause(),)
+    return ends.unpaused(rc)
+
+
+class TestPostcopyJoin:
     """reference: libxl_create.c of the postcopy series; the two ends in any order."""
 
     def test_resumed_then_streamed_is_the_expected_success(self) -> None:
-        ends = RestoreJoin()
-        assert ends.resume_done(0) == ()
-        assert ends.stream_done(0) == (restore_join.Complete(0),)
+        ends = PostcopyJoin()
+        assert resumes(ends) == (Resumed(0),)
+        assert ends.stream_done(0) == (RestoreDone(0),)
 
     def test_streamed_before_the_domain_ran_is_told_when_it_runs(self) -> None:
-        ends = RestoreJoin()
+        ends = PostcopyJoin()
         assert ends.stream_done(0) == ()
-        assert ends.may_unpause
-        assert ends.resume_done(0) == (restore_join.Complete(0),)
+        assert resumes(ends) == (Resumed(0), RestoreDone(0))
 
     def test_a_stream_that_failed_first_is_kept_and_the_domain_may_not_run(self) -> None:
-        ends = RestoreJoin()
-        assert ends.stream_done(-3) == ()
-        assert not ends.may_unpause
-        assert ends.resume_done(-9) == (restore_join.Complete(-3),)
+        ends = PostcopyJoin()
+        ends.transitioned()
+        assert ends.stream_done(-9) == ()
+        assert ends.device_model_done(0) == (Resumed(Error.FAIL), RestoreDone(-9))
 
     def test_a_resumption_that_failed_first_aborts_the_stream_and_is_told(self) -> None:
-        ends = RestoreJoin()
-        assert ends.resume_done(-9) == (restore_join.AbortStream(-9),)
-        assert ends.stream_done(-3) == (restore_join.Complete(-9),)
+        ends = PostcopyJoin()
+        assert resumes(ends, -9) == (Resumed(-9), AbortStream(-9))
+        assert ends.stream_done(-3) == (RestoreDone(-9),)
 
     def test_a_resumption_that_fails_after_the_stream_is_told(self) -> None:
-        ends = RestoreJoin()
+        ends = PostcopyJoin()
         ends.stream_done(0)
-        assert ends.resume_done(-9) == (restore_join.Complete(-9),)
+        assert resumes(ends, -9) == (Resumed(-9), RestoreDone(-9))
 
     def test_a_stream_that_breaks_while_the_domain_runs_is_told(self) -> None:
-        ends = RestoreJoin()
-        ends.resume_done(0)
-        assert ends.stream_done(-3) == (restore_join.Complete(-3),)
+        ends = PostcopyJoin()
+        resumes(ends)
+        assert ends.stream_done(-3) == (RestoreDone(-3),)
 
-    @pytest.mark.parametrize("end", ["stream_done", "resume_done"])
-    def test_an_end_comes_once(self, end: str) -> None:
-        ends = RestoreJoin()
-        getattr(ends, end)(0)
+    def test_a_promise_that_cannot_be_written_down_is_the_end_before_the_domain_runs(self) -> None:
+        ends = PostcopyJoin()
+        ends.transitioned()
+        ends.device_model_done(0)
+        assert ends.promised(-3) == (Resumed(-3), AbortStream(-3))
+
+    def test_a_stream_that_breaks_past_the_promise_lets_the_domain_run_all_the_same(self) -> None:
+        """It may have been let run already, for all that anybody else can know."""
+        ends = PostcopyJoin()
+        ends.transitioned()
+        ends.device_model_done(0)
+        ends.promised(0)
+        ends.stream_done(-3)
+        assert ends.unpaused(0) == (Resumed(0), RestoreDone(-3))
+
+    def test_an_end_comes_once(self) -> None:
+        ends = PostcopyJoin()
+        resumes(ends)
+        for step in (ends.device_model_done, ends.promised, ends.unpaused):
+            with pytest.raises(RuntimeError, match="nothing is waited for"):
+                step(0)
+        ends.stream_done(0)
         with pytest.raises(RuntimeError, match="twice"):
-            getattr(ends, end)(0)
+            ends.stream_done(0)

@@ -17,11 +17,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from xen_save_helper.ipc_schema.errors import Error
-from xen_save_helper.toolstack.rules import join, suspend
-from xen_save_helper.toolstack.rules import postcopy_join as restore_join
+from xen_save_helper.toolstack.rules import join, postcopy_join, suspend
 from xen_save_helper.toolstack.rules.helper_run import Action, Event, HelperRun
 from xen_save_helper.toolstack.rules.join import Abort, Join, Task, Unwind
-from xen_save_helper.toolstack.rules.postcopy_join import RestoreJoin
+from xen_save_helper.toolstack.rules.postcopy_join import (
+    AbortStream,
+    PostcopyJoin,
+    RestoreDone,
+    Resumed,
+)
+from xen_save_helper.toolstack.rules.stream_write import PointOfNoReturn
 from xen_save_helper.toolstack.rules.suspend import Finished, StartLimit, SuspendRules, Withdraw
 
 FAILURES = st.sampled_from([-3, -8, -9, -22])
@@ -272,32 +277,52 @@ class JoinOrders(RuleBasedStateMachine):
             assert self.ends == [self.first]
 
 
-class RestoreJoinOrders(RuleBasedStateMachine):
+class PostcopyJoinOrders(RuleBasedStateMachine):
     """The two ends of a postcopy restore; an aborted stream ends at once or later."""
 
     @initialize(at_once=st.booleans())
     def begin(self, at_once: bool) -> None:
-        self.join = RestoreJoin()
+        self.join = PostcopyJoin()
         self.at_once = at_once
+        self.asked = ""
+        """What the resumption waits for."""
+        self.done: list[str] = []
+        """Its steps that have ended well."""
         self.stream: int | None = None
         self.resume: int | None = None
         self.first = 0
         self.ends: list[int] = []
         self.aborts = 0
+        self.do(self.join.transitioned())
 
-    def do(self, actions: tuple[restore_join.RestoreAction, ...]) -> None:
+    def do(self, actions: postcopy_join.Actions) -> None:
         for action in actions:
             assert not self.ends, "no action after the end"
             match action:
-                case restore_join.AbortStream(rc):
+                case postcopy_join.RestoreDeviceModel():
+                    self.asks("device_model_done", [])
+                case PointOfNoReturn():
+                    self.asks("promised", ["device_model_done"])
+                    assert not self.stream, "promised though the stream has failed"
+                case postcopy_join.Unpause():
+                    self.asks("unpaused", ["device_model_done", "promised"])
+                case Resumed(rc):
+                    assert self.resume is None, "resumed twice"
+                    self.resume = rc
+                    self.first = self.first or rc
+                case AbortStream(rc):
                     assert self.stream is None
                     assert rc == self.resume
                     self.aborts += 1
                     if self.at_once:
                         self.stream_ends(rc)
-                case restore_join.Complete(rc):
+                case RestoreDone(rc):
                     assert None not in (self.stream, self.resume), "completed before both ends"
                     self.ends.append(rc)
+
+    def asks(self, what: str, after: list[str]) -> None:
+        assert self.done == after
+        self.asked = what
 
     def stream_ends(self, rc: int) -> None:
         self.stream = rc
@@ -309,22 +334,23 @@ class RestoreJoinOrders(RuleBasedStateMachine):
     def the_stream_ends(self, rc: int) -> None:
         self.stream_ends(rc)
 
-    @precondition(lambda self: self.resume is None)
-    @rule(rc=st.one_of(st.just(0), FAILURES))
-    def the_resumption_ends(self, rc: int) -> None:
-        self.resume = rc
-        self.first = self.first or rc
-        self.do(self.join.resume_done(rc))
+    @precondition(lambda self: self.asked)
+    @rule(rc=st.one_of(st.just(0), st.just(0), FAILURES))
+    def a_step_ends(self, rc: int) -> None:
+        step, self.asked = self.asked, ""
+        if not rc:
+            self.done.append(step)
+        self.do(getattr(self.join, step)(rc))
 
     @rule(rc=st.one_of(st.just(0), FAILURES))
-    def an_end_comes_twice(self, rc: int) -> None:
+    def something_comes_twice(self, rc: int) -> None:
         """It is a fault of the caller's, and changes nothing."""
         if self.stream is not None:
             with pytest.raises(RuntimeError, match="twice"):
                 self.join.stream_done(rc)
-        if self.resume is not None:
-            with pytest.raises(RuntimeError, match="twice"):
-                self.join.resume_done(rc)
+        for step in {"device_model_done", "promised", "unpaused"} - {self.asked}:
+            with pytest.raises(RuntimeError, match="waited for"):
+                getattr(self.join, step)(rc)
 
     @invariant()
     def once_with_the_first_failure(self) -> None:
@@ -333,8 +359,10 @@ class RestoreJoinOrders(RuleBasedStateMachine):
         assert self.aborts <= 1
 
     @invariant()
-    def it_may_run_unless_the_stream_has_failed(self) -> None:
-        assert self.join.may_unpause == (not self.stream)
+    def it_runs_only_past_the_point_of_no_return(self) -> None:
+        if "unpaused" in self.done or self.asked == "unpaused":
+            assert "promised" in self.done
+        assert (self.resume == 0) == ("unpaused" in self.done)
 
     @invariant()
     def a_stream_without_a_domain_is_not_left_running(self) -> None:
@@ -344,8 +372,8 @@ class RestoreJoinOrders(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "ends"):
             return
-        if self.resume is None:
-            self.the_resumption_ends(0)
+        while self.asked:
+            self.a_step_ends(0)
         if self.stream is None:
             self.the_stream_ends(self.first)
         assert self.ends == [self.first]
@@ -468,9 +496,9 @@ class SuspendOrders(RuleBasedStateMachine):
         assert len(self.ends) == 1
 
 
-for machine in (HelperRunOrders, JoinOrders, RestoreJoinOrders, SuspendOrders):
+for machine in (HelperRunOrders, JoinOrders, PostcopyJoinOrders, SuspendOrders):
     machine.TestCase.settings = MANY
 TestHelperRun = HelperRunOrders.TestCase
 TestJoin = JoinOrders.TestCase
-TestRestoreJoin = RestoreJoinOrders.TestCase
+TestPostcopyJoin = PostcopyJoinOrders.TestCase
 TestSuspend = SuspendOrders.TestCase

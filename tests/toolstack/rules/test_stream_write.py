@@ -18,6 +18,7 @@ from xen_save_helper.toolstack.rules.stream_write import (
     OutOfTurn,
     Part,
     Phase,
+    PointOfNoReturn,
     PostcopyTransitionCallback,
     StartHelper,
     Stopped,
@@ -31,12 +32,24 @@ EMULATOR = [Part.EMULATOR_XENSTORE_DATA, Part.EMULATOR_CONTEXT]
 
 
 def written(writer: StreamWriter, actions: Actions) -> tuple[list[Part], Actions]:
-    """Let every write succeed; the parts, and what comes after the last."""
+    """Let every write and promise succeed; the parts, and what comes after the last."""
     parts = []
-    while actions and isinstance(actions[-1], Write):
-        parts.append(actions[-1].part)
-        actions = writer.write_done(0)
+    while actions and isinstance(actions[-1], Write | PointOfNoReturn):
+        if isinstance(actions[-1], PointOfNoReturn):
+            actions = writer.promised(0)
+        else:
+            parts.append(actions[-1].part)
+            actions = writer.write_done(0)
     return parts, actions
+
+
+def at_the_point_of_no_return(*, device_model: bool = True) -> StreamWriter:
+    """A writer in whose transition nothing is left to do but what cannot be taken back."""
+    writer = at_work(device_model=device_model)
+    actions = writer.start_postcopy_transition()
+    while actions != (PointOfNoReturn(),):
+        actions = writer.write_done(0)
+    return writer
 
 
 def at_work(
@@ -98,7 +111,7 @@ class TestFailures:
         writer.helper_done(0)
         assert writer.write_done(-9) == (Stopped(-9),)
 
-    @pytest.mark.parametrize("good", [0, 1, 2])
+    @pytest.mark.parametrize("good", [0, 1])
     def test_transition_is_answered_and_the_failure_comes_back_by_the_helper(
         self, good: int
     ) -> None:
@@ -111,6 +124,11 @@ class TestFailures:
         assert writer.running
         assert writer.abort(-3) == (Stopped(-3),)
         assert writer.helper_done(-3) == ()
+
+    def test_a_record_past_the_point_of_no_return_fails_as_the_others_do(self) -> None:
+        writer = at_the_point_of_no_return()
+        writer.promised(0)
+        assert writer.write_done(-3) == (PostcopyTransitionCallback(-3),)
 
     @pytest.mark.parametrize("start", ["start_checkpoint", "start_checkpoint_state"])
     def test_checkpoint_is_answered_and_the_failure_comes_back_by_the_helper(
@@ -170,6 +188,35 @@ class TestFailures:
         assert writer.helper_done(0) == ()
         assert writer.abort(-3) == ()
         assert writer.start_postcopy_transition() == ()
+
+
+class TestPointOfNoReturn:
+    @pytest.mark.parametrize("device_model", [False, True])
+    def test_it_is_right_before_the_record_that_hands_the_guest_over(
+        self, device_model: bool
+    ) -> None:
+        writer = at_the_point_of_no_return(device_model=device_model)
+        assert writer.writing is None
+        assert writer.promised(0) == (Write(Part.POSTCOPY_TRANSITION_END),)
+
+    def test_if_it_cannot_be_promised_the_transition_fails_without_the_record(self) -> None:
+        writer = at_the_point_of_no_return()
+        assert writer.promised(-3) == (PostcopyTransitionCallback(-3),)
+        assert writer.helper_done(0) == (Stopped(-3),)
+
+    def test_no_promise_that_was_not_asked_for(self) -> None:
+        with pytest.raises(OutOfTurn, match="none was asked for"):
+            at_work().promised(0)
+        writer = at_the_point_of_no_return()
+        writer.promised(0)
+        with pytest.raises(OutOfTurn, match="none was asked for"):
+            writer.promised(0)
+
+    def test_nothing_comes_between_it_and_its_promise(self) -> None:
+        writer = at_the_point_of_no_return()
+        with pytest.raises(OutOfTurn, match="point of no return"):
+            writer.abort(-22)
+        assert writer.promised(0) == (Write(Part.POSTCOPY_TRANSITION_END),)
 
 
 class TestTurns:
@@ -239,19 +286,28 @@ class EveryOrder(RuleBasedStateMachine):
     @initialize(
         stream_type=st.sampled_from(StreamType),
         device_model=st.booleans(),
+        helper_runs=st.booleans(),
+        promise_rc=st.sampled_from([0, 0, 0, -3]),
     )
-    def begin(self, stream_type: StreamType, device_model: bool) -> None:
+    def begin(
+        self, stream_type: StreamType, device_model: bool, helper_runs: bool, promise_rc: int
+    ) -> None:
+        """`helper_runs`: it goes well for so long."""
         self.writer = StreamWriter(device_model=device_model, stream_type=stream_type)
         self.plain = stream_type is StreamType.PLAIN
         self.in_flight: Part | None = None
         self.helper = "not started"
         self.waiting = ""
+        self.promises: list[int] = []
+        self.promise_rc = promise_rc
         self.whole: list[Part] = []
         self.broken = False
         self.stopped: list[int] = []
         self.transitions: list[int] = []
         self.first_failure = 0
         self.do(self.writer.start())
+        while helper_runs and self.helper == "not started":
+            self.write_done(0)
 
     def do(self, actions: Actions) -> None:
         for action in actions:
@@ -260,8 +316,17 @@ class EveryOrder(RuleBasedStateMachine):
     def do_one(self, action: WriterAction) -> None:
         assert not self.stopped, "no action after the end"
         match action:
+            case PointOfNoReturn():
+                assert self.waiting == "postcopy"
+                assert not self.promises, "promised twice"
+                assert self.in_flight is None, "promised while something is written"
+                self.promises.append(self.promise_rc)
+                self.fail(self.promise_rc)
+                self.do(self.writer.promised(self.promise_rc))
             case Write(part):
                 assert self.in_flight is None, "at most one write in flight"
+                if part is Part.POSTCOPY_TRANSITION_END:
+                    assert self.promises == [0], "written without a promise"
                 assert not self.broken, "nothing after half a record"
                 assert self.helper != "running" or self.waiting, "libxc has the stream"
                 self.in_flight = part
