@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -60,11 +59,12 @@ class DemoResult:
 def two_hosts() -> Iterator[tuple[Path, Path]]:
     """The directories of two new hosts; all their guests end, and all goes, with the context, or
     with the next demo where this one is killed."""
-    simulated = importlib.import_module("xen_save_helper.toolstack.hosts.simulated.host")
+    from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
+
     with ScratchDirectory("xen-toolstack-demo-", clear=destroy_all) as scratch:
         directories = scratch.path / "source", scratch.path / "destination"
         for directory in directories:
-            simulated.create_host(directory)
+            create_host(directory)
         try:
             yield directories
         finally:
@@ -73,9 +73,10 @@ def two_hosts() -> Iterator[tuple[Path, Path]]:
 
 def destroy_all(hosts: Path) -> None:
     """End all guests of the hosts whose directories are in `hosts`."""
-    simulated = importlib.import_module("xen_save_helper.toolstack.hosts.simulated.host")
+    from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+
     for directory in hosts.iterdir():
-        host = simulated.SimulatedHost(directory)
+        host = SimulatedHost(directory)
         host.clear_up()
         for row in host.domains():
             host.destroy(row.domid)
@@ -98,26 +99,25 @@ async def demo(
     `events` is where both sides append their trace. Returns also where the migration failed.
     """
     before = events.stat().st_size if events.is_file() else 0
-    simulated = importlib.import_module("xen_save_helper.toolstack.hosts.simulated.host")
+    from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+
     strategy, precopy = MODES[mode]
     with two_hosts() as (source, destination):
-        host: SimulatedHost = simulated.SimulatedHost(source)
+        host = SimulatedHost(source)
         domid = host.create_guest(GUEST, memory, workload)
         result = await told(
             partial(
                 migrate,
                 Context(host, f"sim:{source}", trace=trace, limits=limits, progress=progress),
                 domid,
-                HostDestination(
-                    destination, simulated.SimulatedHost(destination), receiver_arguments
-                ),
+                HostDestination(destination, SimulatedHost(destination), receiver_arguments),
                 MigrateOptions(strategy, precopy, bandwidth),
             )
         )
         if result.outcome is not Outcome.SUCCESS:
             return DemoResult(result, verified=False, first_step_lead_seconds=None)
         return await look_at(
-            simulated.SimulatedHost(destination), result, postcopy_complete_at(events, before)
+            SimulatedHost(destination), result, postcopy_complete_at(events, before)
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -34,10 +33,11 @@ if TYPE_CHECKING:
 def init(arguments: argparse.Namespace) -> int:
     """Make a directory a host. One that is a host already stays as it is, but for its memory and
     what its CPU lacks; one with anything else in it is refused."""
+    from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
+
     lacks = None if arguments.lacks is None else _features(arguments.lacks)
     directory = Path(arguments.directory) if arguments.directory else directory_of(arguments)
-    simulated = importlib.import_module("xen_save_helper.toolstack.hosts.simulated.host")
-    simulated.create_host(directory, arguments.memory, lacks or ())
+    create_host(directory, arguments.memory, lacks or ())
     host = cast("SimulatedHost", host_at(directory))
     if arguments.memory is not None and host.memory != arguments.memory:
         host.bound_memory(arguments.memory)
@@ -82,11 +82,12 @@ def create(arguments: argparse.Namespace) -> int:
 def create_guest(host: Host, arguments: argparse.Namespace) -> int:
     """Start a new simulated guest; returns its domid. Raises CommandError for a name in use,
     UsageError for what no guest can be."""
+    from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
+
     check_new_name(arguments.name)
-    layout = importlib.import_module("xen_save_helper.helper.hypervisors.simulated.layout")
     how, _, late = (arguments.behaviour or "normal").partition(":")
     try:
-        behaviour = layout.Behaviour[how.upper()]
+        behaviour = Behaviour[how.upper()]
         seconds = float(late or 0)
     except (KeyError, ValueError):
         raise UsageError(
@@ -146,7 +147,9 @@ def show_list(arguments: argparse.Namespace) -> int:
     rows += left
 
     def human() -> None:
-        importlib.import_module("xen_save_helper.toolstack.commands.display").guests(rows)
+        from xen_save_helper.toolstack.commands.display import guests
+
+        guests(rows)
 
     return show(arguments, rows, human)
 

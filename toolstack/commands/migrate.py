@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -89,9 +88,9 @@ def report(
     one line goes to stderr. Returns the exit code."""
 
     def human() -> None:
-        importlib.import_module("xen_save_helper.toolstack.commands.display").migration(
-            result, rows
-        )
+        from xen_save_helper.toolstack.commands.display import migration
+
+        migration(result, rows)
 
     show(arguments, {**result.as_json(), **extra}, human)
     if result.outcome is not Outcome.SUCCESS:

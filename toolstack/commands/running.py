@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib
 import os
 import signal
 import sys
@@ -128,10 +127,9 @@ def _program_of(text: str | None, hypervisor: str) -> HelperProgram:
     if text == LIBXL:
         if hypervisor != XEN:
             raise UsageError(f"--helper {LIBXL}: libxl's helper works on real domains only")
-        return PipeHelper(
-            importlib.import_module("xen_save_helper.toolstack.hosts.xen.xl").save_helper(),
-            Dialect.MAINLINE,
-        )
+        from xen_save_helper.toolstack.hosts.xen.xl import save_helper
+
+        return PipeHelper(save_helper(), Dialect.MAINLINE)
     path = Path(text).absolute()
     if not os.access(path, os.X_OK) or not path.is_file():
         raise UsageError(f"--helper {text}: want {LIBXL} or the path of a program")
