@@ -32,7 +32,7 @@ from xen_save_helper.ipc_schema.channel.messages import (
     XentoollogLevel,
     callbacks_of,
 )
-from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
+from xen_save_helper.ipc_schema.channel.precopy_rule import LIBXENGUEST_PRECOPY, PrecopyLimits
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.ipc_schema.version import version
 
@@ -290,13 +290,14 @@ def _answer_limit(options: Options, settings: Settings) -> float:
 
 def _limits(settings: Settings) -> PrecopyLimits | None:
     """None where nothing of it is set: the engine's own policy is in force then."""
-    limits = PrecopyLimits(
-        settings.max_iterations,
-        settings.dirty_threshold,
-        settings.max_downtime_ms,
-        settings.abort_after,
-    )
-    return None if limits == PrecopyLimits() else limits
+    figures = {
+        "dirty_threshold": settings.dirty_threshold,
+        "max_rounds": settings.max_iterations,
+        "max_downtime_ms": settings.max_downtime_ms,
+        "abort_after": settings.abort_after,
+    }
+    chosen = {name: figure for name, figure in figures.items() if figure is not None}
+    return LIBXENGUEST_PRECOPY._replace(**chosen) if chosen else None
 
 
 def _watchdog(options: Options, settings: Settings, trace: Trace) -> Watchdog:

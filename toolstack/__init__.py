@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures
+    from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
     from xen_save_helper.ipc_schema.errors import Error
     from xen_save_helper.toolstack.context import Context
     from xen_save_helper.toolstack.limits import Limits
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     )
     from xen_save_helper.toolstack.operations.restore import RestoreResult
     from xen_save_helper.toolstack.operations.save_result import PostcopyTransitioned, SaveResult
-    from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
+    from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 
 __all__ = [
     "SUSPEND_DEBUG",
@@ -84,7 +85,7 @@ _HOMES = {
     "MemoryStrategy": "toolstack.rules.precopy_policy",
     "MissingCpuFeatures": "ipc_schema.channel.messages",
     "PostcopyTransitioned": "toolstack.operations.save_result",
-    "PrecopyLimits": "toolstack.rules.precopy_policy",
+    "PrecopyLimits": "ipc_schema.channel.precopy_rule",
     "RestoreResult": "toolstack.operations.restore",
     "SaveResult": "toolstack.operations.save_result",
     "domain_create_restore": "toolstack.operations.domain_restore",

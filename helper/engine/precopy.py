@@ -18,7 +18,11 @@ from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain
 from xen_save_helper.helper.parameters import Statistics
 from xen_save_helper.helper.precopy_limits import limited_policy
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
-from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits, decide
+from xen_save_helper.ipc_schema.channel.precopy_rule import (
+    LIBXENGUEST_PRECOPY,
+    PrecopyLimits,
+    decide,
+)
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 
 UNKNOWN = -1
@@ -33,7 +37,7 @@ _U32 = 2**32 - 1
 def simple_precopy_policy(iteration: int, total_written: int, dirty_count: int) -> PrecopyPolicy:
     """libxenguest's own, where the controller has none: few pages are dirty, or enough rounds."""
     del total_written
-    return decide(PrecopyLimits(), iteration, dirty_count, None).policy
+    return decide(LIBXENGUEST_PRECOPY, iteration, dirty_count, None).policy
 
 
 def precopy_policy(

@@ -75,3 +75,13 @@ def checked_values(name: str, fields: Mapping[str, object]) -> list[object]:
         if problem := misfit(name, values):
             raise ValueError(f"{name}: field {names[problem[0]]}: {problem[1]}")
     return values
+
+
+def whole_number(name: str, value: object, least: int, most: int, unit: str = "") -> int:
+    """`value`, an int from `least` to `most` that the caller calls `name`. Raises TypeError (for a
+    bool, too) and ValueError, which say what is wanted."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: want a whole number{unit}, not {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} is {value}: want {least} to {most}{unit}")
+    return value

@@ -1,8 +1,9 @@
-"""When precopy ends: the rule of our controller, and of whoever runs the drop-in.
+"""When precopy ends: the one rule, for the controller, our own engine and the drop-in.
 
-libxenguest stops a guest after 5 rounds or with fewer than 50 dirty pages. Here the limits can be
-chosen, a downtime can be aimed at, and a migration that does not converge can be given up, with the
-guest running on at the source.
+Xen has it twice, with other comparisons: libxl's controller ends precopy with at most 50 dirty
+pages, libxenguest by itself with fewer than 50. Here the comparison is one, and the figures are
+data: LIBXL_PRECOPY and LIBXENGUEST_PRECOPY. They can be chosen, a downtime can be aimed at, and a
+migration that does not converge can be given up, with the guest running on at the source.
 
 `decide` is the whole rule; `PrecopyRounds` measures, by the caller's clock, and asks it.
 """
@@ -12,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
+from xen_save_helper.ipc_schema.channel.field_checks import whole_number
+from xen_save_helper.ipc_schema.channel.messages import INTEGER_RANGES, Kind, PrecopyPolicy
 
 PAGE_OCTETS: Final = 4096 + 8
 """What a page costs in the stream: its contents, and its pfn in the list."""
@@ -21,24 +23,45 @@ _MEASURABLE: Final = 1 << 20
 """Octets of the shortest round that tells a rate: a shorter one may end in a socket's buffer."""
 
 
-class PrecopyLimits(NamedTuple):
-    """When precopy ends. What is None was not asked for.
+class _Figures(NamedTuple):
+    dirty_threshold: int
+    max_rounds: int
+    max_downtime_ms: int | None
+    abort_after: int | None
 
-    `max_iterations`: stop and copy after so many rounds. `dirty_threshold`: with at most so many
-    dirty pages. `max_downtime_ms`: as soon as what is dirty can be sent in that time.
-    `abort_after`: give up after so many rounds that came to neither; it stands in the place of
-    `max_iterations`.
+
+class PrecopyLimits(_Figures):
+    """Precopy ends with at most `dirty_threshold` dirty pages, as soon as what is dirty takes no
+    longer than `max_downtime_ms` at the rate that was measured, or after `max_rounds` rounds
+    (0: the guest's memory is not sent at all before the guest stops). `abort_after` replaces
+    `max_rounds`: after so many rounds that reached neither, the migration is given up.
+
+    Raises TypeError and ValueError if a figure is not one (`abort_after` is 1 or more).
     """
 
-    max_iterations: int | None = None
-    dirty_threshold: int | None = None
-    max_downtime_ms: int | None = None
-    abort_after: int | None = None
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        dirty_threshold: int = 50,
+        max_rounds: int = 5,
+        max_downtime_ms: int | None = None,
+        abort_after: int | None = None,
+    ) -> PrecopyLimits:
+        _, most = INTEGER_RANGES[Kind.ULONG]
+        whole_number("dirty_threshold", dirty_threshold, 0, most)
+        whole_number("max_rounds", max_rounds, 0, most)
+        if max_downtime_ms is not None:
+            whole_number("max_downtime_ms", max_downtime_ms, 0, most)
+        if abort_after is not None:
+            whole_number("abort_after", abort_after, 1, most)
+        return super().__new__(cls, dirty_threshold, max_rounds, max_downtime_ms, abort_after)
 
 
-DEFAULT_MAX_ITERATIONS: Final = 5
-DEFAULT_DIRTY_THRESHOLD: Final = 49
-"""libxenguest's own: fewer than 50."""
+LIBXL_PRECOPY: Final = PrecopyLimits()
+"""libxl__save_live_migration_precopy_policy's figures, our controller's defaults."""
+LIBXENGUEST_PRECOPY: Final = PrecopyLimits(dirty_threshold=49)
+"""simple_precopy_policy's figures, a helper's defaults if its controller has no policy."""
 
 
 class Decision(NamedTuple):
@@ -52,12 +75,10 @@ def decide(
     """The answer to precopy_policy: `iteration` rounds are done, `dirty_count` pages are dirty
     (-1: not known yet, between a round and the look at what was dirtied meanwhile). The rate is
     that of the rounds so far, None before the first."""
-    threshold = limits.dirty_threshold
-    if threshold is None:
-        threshold = DEFAULT_DIRTY_THRESHOLD
-    if 0 <= dirty_count <= threshold:
+    if 0 <= dirty_count <= limits.dirty_threshold:
         return Decision(
-            PrecopyPolicy.STOP_AND_COPY, f"{dirty_count} dirty pages, at most {threshold} wanted"
+            PrecopyPolicy.STOP_AND_COPY,
+            f"{dirty_count} dirty pages, at most {limits.dirty_threshold} wanted",
         )
     downtime = _downtime_ms(dirty_count, octets_per_second)
     if limits.max_downtime_ms is not None and downtime is not None:
@@ -73,12 +94,10 @@ def decide(
                 PrecopyPolicy.ABORT,
                 f"{dirty_count} pages are dirty after {iteration} rounds, the last allowed",
             )
-    else:
-        most = limits.max_iterations
-        if most is None:
-            most = DEFAULT_MAX_ITERATIONS
-        if iteration >= most:
-            return Decision(PrecopyPolicy.STOP_AND_COPY, f"{iteration} rounds, at most {most}")
+    elif iteration >= limits.max_rounds:
+        return Decision(
+            PrecopyPolicy.STOP_AND_COPY, f"{iteration} rounds, at most {limits.max_rounds}"
+        )
     dirty = "not known yet" if dirty_count < 0 else f"{dirty_count} pages"
     return Decision(PrecopyPolicy.CONTINUE_PRECOPY, f"{iteration} rounds, dirty: {dirty}")
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 from xen_save_helper.ipc_schema.channel.precopy_rule import (
+    LIBXENGUEST_PRECOPY,
     PAGE_OCTETS,
     PrecopyLimits,
     PrecopyRounds,
@@ -17,42 +18,65 @@ STOP = PrecopyPolicy.STOP_AND_COPY
 ABORT = PrecopyPolicy.ABORT
 
 UNKNOWN = -1
-NUMBERS = st.none() | st.integers(1, 50)
+chosen = LIBXENGUEST_PRECOPY._replace
+NUMBERS = st.integers(1, 50)
+LIMITS = st.builds(PrecopyLimits, NUMBERS, NUMBERS, st.none() | NUMBERS, st.none() | NUMBERS)
 
 
 @pytest.mark.parametrize(
     ("limits", "iteration", "dirty_count", "rate", "policy", "why"),
     [
-        (PrecopyLimits(), 0, 1000, None, GO_ON, "0 rounds, dirty: 1000 pages"),
-        (PrecopyLimits(), 4, UNKNOWN, 1.0, GO_ON, "4 rounds, dirty: not known yet"),
-        (PrecopyLimits(), 5, UNKNOWN, 1.0, STOP, "5 rounds, at most 5"),
-        (PrecopyLimits(), 2, 49, 1.0, STOP, "49 dirty pages, at most 49 wanted"),
-        (PrecopyLimits(), 2, 50, 1.0, GO_ON, ""),
-        (PrecopyLimits(max_iterations=1), 1, UNKNOWN, 1.0, STOP, "1 rounds, at most 1"),
-        (PrecopyLimits(dirty_threshold=0), 2, 1, 1.0, GO_ON, ""),
-        (PrecopyLimits(dirty_threshold=0), 2, 0, 1.0, STOP, "0 dirty pages, at most 0 wanted"),
+        (LIBXENGUEST_PRECOPY, 0, 1000, None, GO_ON, "0 rounds, dirty: 1000 pages"),
+        (LIBXENGUEST_PRECOPY, 4, UNKNOWN, 1.0, GO_ON, "4 rounds, dirty: not known yet"),
+        (LIBXENGUEST_PRECOPY, 5, UNKNOWN, 1.0, STOP, "5 rounds, at most 5"),
+        (LIBXENGUEST_PRECOPY, 2, 49, 1.0, STOP, "49 dirty pages, at most 49 wanted"),
+        (LIBXENGUEST_PRECOPY, 2, 50, 1.0, GO_ON, ""),
+        (chosen(max_rounds=1), 1, UNKNOWN, 1.0, STOP, "1 rounds, at most 1"),
+        (chosen(dirty_threshold=0), 2, 1, 1.0, GO_ON, ""),
         (
-            PrecopyLimits(max_downtime_ms=100),
+            chosen(dirty_threshold=0),
+            2,
+            0,
+            1.0,
+            STOP,
+            "0 dirty pages, at most 0 wanted",
+        ),
+        (
+            chosen(max_downtime_ms=100),
             2,
             250,
             PAGE_OCTETS * 2500,
             STOP,
             "250 dirty pages take 100 ms, at most 100 wanted",
         ),
-        (PrecopyLimits(max_downtime_ms=99), 2, 250, PAGE_OCTETS * 2500, GO_ON, ""),
-        (PrecopyLimits(max_downtime_ms=99), 2, 250, None, GO_ON, ""),
-        (PrecopyLimits(abort_after=8), 7, 900, 1.0, GO_ON, ""),
-        (PrecopyLimits(abort_after=8), 8, UNKNOWN, 1.0, GO_ON, "dirty: not known yet"),
+        (chosen(max_downtime_ms=99), 2, 250, PAGE_OCTETS * 2500, GO_ON, ""),
+        (chosen(max_downtime_ms=99), 2, 250, None, GO_ON, ""),
+        (chosen(abort_after=8), 7, 900, 1.0, GO_ON, ""),
         (
-            PrecopyLimits(abort_after=8),
+            chosen(abort_after=8),
+            8,
+            UNKNOWN,
+            1.0,
+            GO_ON,
+            "dirty: not known yet",
+        ),
+        (
+            chosen(abort_after=8),
             8,
             900,
             1.0,
             ABORT,
             "900 pages are dirty after 8 rounds, the last allowed",
         ),
-        (PrecopyLimits(abort_after=8), 8, 20, 1.0, STOP, "20 dirty pages"),
-        (PrecopyLimits(None, None, 100, 8), 8, 900, PAGE_OCTETS * 9000, STOP, "take 100 ms"),
+        (chosen(abort_after=8), 8, 20, 1.0, STOP, "20 dirty pages"),
+        (
+            chosen(max_downtime_ms=100, abort_after=8),
+            8,
+            900,
+            PAGE_OCTETS * 9000,
+            STOP,
+            "take 100 ms",
+        ),
     ],
 )
 def test_each_limit_decides(
@@ -69,16 +93,16 @@ def test_each_limit_decides(
 
 
 @given(
-    st.builds(PrecopyLimits, NUMBERS, NUMBERS, NUMBERS, NUMBERS),
+    LIMITS,
     st.integers(1, 10_000_000),
     st.floats(1, 1e12),
 )
 def test_no_policy_goes_on_for_ever(limits: PrecopyLimits, dirty_count: int, rate: float) -> None:
-    last = limits.abort_after or limits.max_iterations or 5
+    last = limits.abort_after or limits.max_rounds
     assert decide(limits, last, dirty_count, rate).policy is not GO_ON
 
 
-@given(st.builds(PrecopyLimits, NUMBERS, NUMBERS, NUMBERS, NUMBERS), st.integers(0, 100))
+@given(LIMITS, st.integers(0, 100))
 def test_nothing_dirty_is_the_end(limits: PrecopyLimits, iteration: int) -> None:
     assert decide(limits, iteration, 0, None).policy is STOP
 
@@ -96,7 +120,7 @@ class Link:
 
 
 def rounds_on(link: Link, **limits: int) -> PrecopyRounds:
-    return PrecopyRounds(PrecopyLimits(**limits), lambda: link.octets, lambda: link.now)
+    return PrecopyRounds(chosen(**limits), lambda: link.octets, lambda: link.now)
 
 
 def test_the_rate_is_that_of_the_last_round() -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
+from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestState
@@ -23,7 +24,7 @@ from xen_save_helper.toolstack.operations.domain_restore import domain_create_re
 from xen_save_helper.toolstack.operations.domain_save import domain_live_migrate
 from xen_save_helper.toolstack.operations.restore import RestoreResult
 from xen_save_helper.toolstack.operations.save_result import SaveResult
-from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
+from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 
 T = TypeVar("T")
 MEMORY = 4 << 20

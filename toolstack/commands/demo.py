@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 from xen_save_helper.ipc_schema.channel.waits import Patience
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.trace import Trace
@@ -21,7 +22,7 @@ from xen_save_helper.toolstack.cancellation import told
 from xen_save_helper.toolstack.context import Context, ProgressLine
 from xen_save_helper.toolstack.failure import message_of
 from xen_save_helper.toolstack.limits import Limits
-from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
+from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 from xen_save_helper.toolstack.xl.migrate import migrate
 from xen_save_helper.toolstack.xl.migrate_options import HostDestination, MigrateOptions
 from xen_save_helper.toolstack.xl.outcome import GuestResult, MigrationResult, Outcome

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures
+from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 from xen_save_helper.toolstack.cancellation import told
 from xen_save_helper.toolstack.commands.common import (
     CommandError,
@@ -25,7 +26,7 @@ from xen_save_helper.toolstack.commands.common import (
 )
 from xen_save_helper.toolstack.commands.running import context_of, progress_for, run
 from xen_save_helper.toolstack.operations.settle import DEAD, GuestStateError
-from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
+from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 from xen_save_helper.toolstack.xl.configuration import ConfigurationError, read_configuration
 from xen_save_helper.toolstack.xl.migrate import migrate as migrate_guest
 from xen_save_helper.toolstack.xl.migrate_options import (

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, Operation, XCFlags
+from xen_save_helper.ipc_schema.channel.precopy_rule import LIBXL_PRECOPY, PrecopyLimits
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.aio import descriptors
 from xen_save_helper.toolstack.cancellation import absorb, end_in_order, not_told
@@ -18,11 +19,7 @@ from xen_save_helper.toolstack.operations.own_stream import OwnStream
 from xen_save_helper.toolstack.operations.save import SaveOperation, SaveParameters
 from xen_save_helper.toolstack.operations.save_result import PostcopyTransitioned, SaveResult
 from xen_save_helper.toolstack.rules import arguments
-from xen_save_helper.toolstack.rules.precopy_policy import (
-    DEFAULT_PRECOPY,
-    MemoryStrategy,
-    PrecopyLimits,
-)
+from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 
 SUSPEND_DEBUG: Final = int(XCFlags.DEBUG)
 """LIBXL_SUSPEND_DEBUG: after a live save all memory is sent again, to be compared."""
@@ -72,7 +69,7 @@ async def domain_live_migrate(
     recv_fd: int,
     memory_strategy: MemoryStrategy = MemoryStrategy.DEFAULT,
     *,
-    precopy: PrecopyLimits = DEFAULT_PRECOPY,
+    precopy: PrecopyLimits = LIBXL_PRECOPY,
     bandwidth: int = 0,
     on_transition: Callable[[], None] = _nothing,
     admitted: bool = True,
@@ -117,7 +114,7 @@ def suspend_parameters(
         engine=ctx.engine,
         bandwidth=arguments.bandwidth(bandwidth),
     )
-    return SaveParameters(request, MemoryStrategy.DEFAULT, DEFAULT_PRECOPY, _nothing)
+    return SaveParameters(request, MemoryStrategy.DEFAULT, LIBXL_PRECOPY, _nothing)
 
 
 def live_migrate_parameters(
@@ -203,7 +200,7 @@ def beyond_helper(ctx: Context, *, postcopy: bool, bandwidth: int, precopy: Prec
     if (
         isinstance(program, PipeHelper)
         and program.dialect not in CATALOGUE["precopy_policy"].numbers
-        and precopy != DEFAULT_PRECOPY
+        and precopy != LIBXL_PRECOPY
     ):
         return f"{program.path} asks for no precopy policy: it goes by libxc's own"
     return ""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, XCFlags
+from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.streams import libxl_stream
 from xen_save_helper.ipc_schema.streams.libxl_stream import EmulatorId, RecordType
@@ -33,7 +34,6 @@ from xen_save_helper.toolstack.rules.join import Task
 from xen_save_helper.toolstack.rules.precopy_policy import (
     MemoryStrategy,
     PrecopyDecisions,
-    PrecopyLimits,
     PrecopyProgress,
 )
 from xen_save_helper.toolstack.rules.stream_write import (

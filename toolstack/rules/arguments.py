@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
+from xen_save_helper.ipc_schema.channel.field_checks import whole_number
 from xen_save_helper.ipc_schema.channel.messages import INTEGER_RANGES, Kind
 
 _T = TypeVar("_T")
@@ -16,15 +17,6 @@ _F = TypeVar("_F", bound=Callable[..., object])
 
 DOMID_FIRST_RESERVED: Final = 0x7FF0
 """Xen's public/xen.h: no domain has this number, or a higher one."""
-
-
-def whole_number(name: str, value: object, least: int, most: int, unit: str = "") -> int:
-    """Within `least` and `most`. True and False are none."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: want a whole number{unit}, not {value!r}")
-    if not least <= value <= most:
-        raise ValueError(f"{name} is {value}: want {least} to {most}{unit}")
-    return value
 
 
 def domain_number(value: object) -> int:

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xen_save_helper.ipc_schema.channel.precopy_rule import LIBXL_PRECOPY, PrecopyLimits
 from xen_save_helper.toolstack.rules import arguments
-from xen_save_helper.toolstack.rules.precopy_policy import (
-    DEFAULT_PRECOPY,
-    MemoryStrategy,
-    PrecopyLimits,
-)
+from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 
 if TYPE_CHECKING:
     from xen_save_helper.toolstack.hosts.interface import Host
@@ -53,7 +50,7 @@ class MigrateOptions:
     """
 
     strategy: MemoryStrategy = MemoryStrategy.DEFAULT
-    precopy: PrecopyLimits = DEFAULT_PRECOPY
+    precopy: PrecopyLimits = LIBXL_PRECOPY
     bandwidth: int = 0
     paused: bool = False
     config: Mapping[str, Any] | None = None

@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, cancelled, kill_helper, live_migrate, run
+from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.streams import libxl_stream
 from xen_save_helper.ipc_schema.streams.libxl_stream import EmulatorId, RecordType
@@ -23,7 +24,7 @@ from xen_save_helper.toolstack.operations.domain_restore import domain_create_re
 from xen_save_helper.toolstack.operations.domain_save import domain_suspend
 from xen_save_helper.toolstack.operations.restore import RestoreResult
 from xen_save_helper.toolstack.operations.save_result import PostcopyTransitioned
-from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
+from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, cancelled, kill_helper, live_migrate, run
 from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
+from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.context import OURS
 from xen_save_helper.toolstack.helpers import wait_log
@@ -26,7 +27,7 @@ from xen_save_helper.toolstack.operations.domain_save import (
     domain_suspend,
 )
 from xen_save_helper.toolstack.operations.save_result import PostcopyTransitioned, SaveResult
-from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy, PrecopyLimits
+from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 
 NEVER, FAILED, DONE = PostcopyTransitioned
 ENDLESS = PrecopyLimits(dirty_threshold=0, max_rounds=1 << 30)

@@ -13,13 +13,13 @@ from tests.conftest import HostFactory
 from tests.toolstack.helpers.running_helpers import scripted
 from tests.toolstack.two_hosts import MEMORY, Side, cancelled, run
 from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
+from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.helpers.supervisor import SaveHelper
 from xen_save_helper.toolstack.hosts.interface import GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.operations.domain_save import domain_live_migrate, domain_suspend
 from xen_save_helper.toolstack.operations.save_result import SaveResult
-from xen_save_helper.toolstack.rules.precopy_policy import PrecopyLimits
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
+from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 from xen_save_helper.toolstack.rules.precopy_policy import (
     MemoryStrategy,
     PrecopyDecisions,
-    PrecopyLimits,
     PrecopyProgress,
 )
 
