@@ -295,7 +295,7 @@ def _verdict_target() -> Target:
 
 
 def _verdict(data: bytes, _chance: Random) -> str:
-    """As `toolstack.xl.talk` reads it, behind the fixed bytes."""
+    """As `toolstack.xl.link` reads it, behind the fixed bytes."""
     place = len(xl_handshake.VERDICT.octets)
     if not data.startswith(xl_handshake.VERDICT.octets):
         return "other bytes"

@@ -1,7 +1,8 @@
-"""Two hosts in a temporary directory, a running guest, one migration, and a look at all of it."""
+"""demo: two hosts in a temporary directory, a running guest, and one migration that is checked."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -19,9 +20,11 @@ from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.aio.scratch import ScratchDirectory
 from xen_save_helper.toolstack.cancellation import told
+from xen_save_helper.toolstack.commands.migrate import report
+from xen_save_helper.toolstack.commands.running import limits_of, open_trace, progress_for, run
 from xen_save_helper.toolstack.context import Context, ProgressLine
-from xen_save_helper.toolstack.failure import message_of
 from xen_save_helper.toolstack.limits import Limits
+from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 from xen_save_helper.toolstack.xl.migrate import migrate
 from xen_save_helper.toolstack.xl.migrate_options import HostDestination, MigrateOptions
@@ -37,6 +40,8 @@ VERIFY_LIMIT: Final = 300.0
 
 RUN_ON_LIMIT: Final = 10.0
 """Seconds for a guest to take a step."""
+
+_VERIFIED: Final = "the guest compared every page at the destination, and runs on"
 
 MODES: Final = {
     "stop-and-copy": (MemoryStrategy.DEFAULT, PrecopyLimits(max_rounds=0)),
@@ -83,7 +88,7 @@ def destroy_all(hosts: Path) -> None:
             host.destroy(row.domid)
 
 
-async def demo(
+async def play(
     mode: str,
     *,
     memory: int,
@@ -189,3 +194,46 @@ def postcopy_complete_at(events: Path, before: int) -> float | None:
             if isinstance(event, dict) and event.get("event") == "postcopy complete":
                 return float(event["t"])
     return None
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """The events are read to say what happened, so without --events they go to a file that ends
+    with the demo."""
+    with ScratchDirectory("xen-toolstack-events-") as scratch:
+        if arguments.events is None:
+            arguments.events = str(scratch.path / "events")
+        given = [f"--limit={setting}" for setting in arguments.limit]
+        given.append(f"--events={Path(arguments.events).absolute()}")
+        with progress_for(arguments, "demo") as progress:
+            result = run(
+                play(
+                    arguments.mode,
+                    memory=arguments.memory,
+                    workload=arguments.workload,
+                    bandwidth=arguments.bandwidth,
+                    limits=limits_of(arguments),
+                    trace=open_trace(arguments, "controller"),
+                    events=Path(arguments.events),
+                    receiver_arguments=given,
+                    progress=progress,
+                )
+            )
+    return _report(arguments, result)
+
+
+def _report(arguments: argparse.Namespace, result: DemoResult) -> int:
+    migration = result.migration
+    rows = [("verified", _VERIFIED)] if result.verified else []
+    if result.first_step_lead_seconds is not None:
+        rows.append(("first step", _lead(result.first_step_lead_seconds)))
+    extra = {
+        "verified": result.verified,
+        "first_step_lead_seconds": result.first_step_lead_seconds,
+    }
+    return report(arguments, migration, rows, extra)
+
+
+def _lead(seconds: float) -> str:
+    if seconds > 0:
+        return f"at the destination {seconds * 1000:.1f} ms before the last page arrived"
+    return "only after the last page had arrived"

@@ -30,7 +30,7 @@ from xen_save_helper.toolstack.commands.common import (
     positive,
     size,
 )
-from xen_save_helper.toolstack.failure import message_of
+from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.xl.outcome import ExitCode
 
 EXIT_CODES_TEXT: Final = """\
@@ -362,7 +362,7 @@ def _add_migration_commands(command: Adder) -> None:
     way.add_argument("--resume", action="store_true", help="it runs nowhere else, I have looked")
     way.add_argument("--destroy", action="store_true", help="it runs elsewhere, I have looked")
 
-    demo = command("demo", "demonstration:demo", "two hosts, a running guest, one migration")
+    demo = command("demo", "demo:demo", "two hosts, a running guest, one migration")
     demo.add_argument("--mode", choices=("stop-and-copy", "precopy", "postcopy"), default="precopy")
     demo.add_argument("--memory", type=guest_size, default=256 << 20, metavar="SIZE")
     demo.add_argument("--workload", choices=WORKLOADS, default="random")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from xen_save_helper.helper.hypervisors.own_programs import own_program
 from xen_save_helper.ipc_schema.channel.messages import (
     Dialect,
     MissingCpuFeatures,
@@ -18,6 +19,9 @@ OWN_ENGINE: Final = "own"
 """Our own: every hypervisor with the whole of `interface.Domain`, and postcopy."""
 LIBXENGUEST: Final = "libxenguest"
 """Xen's xc_domain_save and xc_domain_restore: real domains; what libxc's stream can carry."""
+
+DROP_IN: Final = "xen-save-helper"
+"""Our helper as a command, in place of libxl's."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,12 @@ class OwnHelper:
     """Our helper, over ZeroMQ. `command` replaces the program, for tests."""
 
     command: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The drop-in, for another toolstack to start. Raises FileNotFoundError that says where it
+        was looked for."""
+        return own_program(DROP_IN)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.aio import descriptors
 from xen_save_helper.toolstack.cancellation import absorb, end_in_order, not_told
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.failure import message_of
 from xen_save_helper.toolstack.operations.host_restore import HostRestore
 from xen_save_helper.toolstack.operations.own_stream import OwnStream
 from xen_save_helper.toolstack.operations.restore import (
@@ -22,6 +21,7 @@ from xen_save_helper.toolstack.operations.restore import (
     RestoreResult,
 )
 from xen_save_helper.toolstack.rules import arguments
+from xen_save_helper.toolstack.rules.cause import message_of
 
 
 def _nothing() -> None:

@@ -12,13 +12,13 @@ from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.aio import descriptors
 from xen_save_helper.toolstack.cancellation import absorb, end_in_order, not_told
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.failure import message_of
 from xen_save_helper.toolstack.helpers.request import LIBXENGUEST, HelperRequest, PipeHelper
 from xen_save_helper.toolstack.operations.domain_lock import DomainBusyError, domain_lock
 from xen_save_helper.toolstack.operations.own_stream import OwnStream
 from xen_save_helper.toolstack.operations.save import SaveOperation, SaveParameters
 from xen_save_helper.toolstack.operations.save_result import PostcopyTransitioned, SaveResult
 from xen_save_helper.toolstack.rules import arguments
+from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 
 SUSPEND_DEBUG: Final = int(XCFlags.DEBUG)

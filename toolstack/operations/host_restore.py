@@ -20,11 +20,9 @@ from xen_save_helper.toolstack.aio.patience import patience
 from xen_save_helper.toolstack.aio.splice import StreamRelay, make_pipe
 from xen_save_helper.toolstack.cancellation import spawn
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.helpers.drop_in import drop_in_path
 from xen_save_helper.toolstack.helpers.process import HelperProcess
-from xen_save_helper.toolstack.helpers.request import OwnHelper
 from xen_save_helper.toolstack.helpers.wait_log import STREAM, WaitLog
-from xen_save_helper.toolstack.operations.operation import Report, rc_of
+from xen_save_helper.toolstack.operations.joined import Report, rc_of
 from xen_save_helper.toolstack.operations.restore import RestoreParameters, RestoreResult
 from xen_save_helper.toolstack.standstill import tell
 
@@ -101,7 +99,7 @@ class HostRestore:
             self._ctx.warn(self._program.remark)
         environment = {
             **self._program.environment,
-            self._program.helper_variable: str(self._helper()),
+            self._program.helper_variable: str(self._ctx.program.path),
             "XEN_SAVE_HELPER_STREAM_STALL": str(self._ctx.limits.sender_silence),
             "XEN_SAVE_HELPER_MISSING_CPU_FEATURES": self._ctx.missing_cpu_features.value,
         }
@@ -126,10 +124,6 @@ class HostRestore:
         finally:
             os.close(reader)
         self._report.event("restore_program", pid=self._process.pid, **environment)
-
-    def _helper(self) -> Path:
-        program = self._ctx.program
-        return drop_in_path() if isinstance(program, OwnHelper) else program.path
 
     def _relayed(self, error: OSError | None) -> None:
         if error is not None:

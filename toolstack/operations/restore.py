@@ -17,8 +17,12 @@ from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
 from xen_save_helper.toolstack.aio import blocking, fd_io
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import HelperRequest, HelperResult, Statistics
-from xen_save_helper.toolstack.operations.joined import JoinedOperation
-from xen_save_helper.toolstack.operations.operation import has_device_model, is_theirs, rc_of
+from xen_save_helper.toolstack.operations.joined import (
+    JoinedOperation,
+    has_device_model,
+    is_theirs,
+    rc_of,
+)
 from xen_save_helper.toolstack.rules import postcopy_join
 from xen_save_helper.toolstack.rules import stream_read as stream_reader
 from xen_save_helper.toolstack.rules.join import Task

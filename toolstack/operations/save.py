@@ -18,10 +18,8 @@ from xen_save_helper.ipc_schema.streams import libxl_stream
 from xen_save_helper.ipc_schema.streams.libxl_stream import EmulatorId, RecordType
 from xen_save_helper.toolstack.aio import blocking, fd_io
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.failure import message_of
 from xen_save_helper.toolstack.helpers.request import HelperRequest, HelperResult
-from xen_save_helper.toolstack.operations.joined import JoinedOperation
-from xen_save_helper.toolstack.operations.operation import is_theirs, rc_of
+from xen_save_helper.toolstack.operations.joined import JoinedOperation, is_theirs, rc_of
 from xen_save_helper.toolstack.operations.save_result import (
     PostcopyTransitioned,
     SaveResult,
@@ -30,6 +28,7 @@ from xen_save_helper.toolstack.operations.save_result import (
 from xen_save_helper.toolstack.operations.settle import heal, why_not_suspend
 from xen_save_helper.toolstack.operations.suspend import GuestSuspension
 from xen_save_helper.toolstack.rules import stream_write as stream_writer
+from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.rules.join import Task
 from xen_save_helper.toolstack.rules.precopy_policy import (
     MemoryStrategy,

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from xen_save_helper.ipc_schema.channel.waits import Patience
-from xen_save_helper.toolstack.failure import message_of
+from xen_save_helper.toolstack.rules.cause import message_of
 
 if TYPE_CHECKING:
     from xen_save_helper.toolstack.hosts.interface import DomainSummary, Host

@@ -1,9 +1,18 @@
-"""Of the failures that one operation meets: which is the cause, and which came of it."""
+"""Of the failures that one operation meets: which is the cause, which came of it, and how people
+read them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
+
+
+def message_of(error: BaseException) -> str:
+    """One line for people: `strerror: file` instead of Python's `[Errno 2] ...`."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f": {error.filename}" if error.filename is not None else ""
+        return f"{error.strerror}{name}"
+    return str(error) or type(error).__name__
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from typing import Any
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.cancellation import spawn
-from xen_save_helper.toolstack.failure import message_of
-from xen_save_helper.toolstack.rules.cause import Failure
+from xen_save_helper.toolstack.rules.cause import Failure, message_of
 from xen_save_helper.toolstack.rules.handshake import Event, Handshake, State
 from xen_save_helper.toolstack.xl.link import LinkClosedError
 

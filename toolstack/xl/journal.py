@@ -21,8 +21,8 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from xen_save_helper.ipc_schema.channel.waits import Patience
-from xen_save_helper.toolstack.failure import message_of
 from xen_save_helper.toolstack.operations.domain_lock import domain_lock
+from xen_save_helper.toolstack.rules.cause import message_of
 
 SUFFIX: Final = ".journal"
 VERSION: Final = 1

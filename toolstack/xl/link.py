@@ -1,4 +1,5 @@
-"""The link of a migration: the receiver as a child process, and the handshake's octets over it."""
+"""The link between two controllers: the receiver as a child process, and what either side says and
+hears of the handshake."""
 
 from __future__ import annotations
 
@@ -10,14 +11,24 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, TYPE_CHECKING, Final, TypeVar
 
+from xen_save_helper.ipc_schema.channel.messages import Operation
+from xen_save_helper.ipc_schema.streams import xl_handshake
+from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage, Verdict
 from xen_save_helper.toolstack.aio import fd_io
 from xen_save_helper.toolstack.aio.patience import never, patience
+from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.standstill import session_stands_still
+
+if TYPE_CHECKING:
+    from xen_save_helper.toolstack.faults.handshake import HandshakeFaults
+
+T = TypeVar("T")
 
 _MOST_READ: Final = 64 << 20
 """Octets: more than the faults of any guest, behind which the last word of a receiver stands."""
@@ -93,14 +104,90 @@ def _kind_of(error: OSError) -> type[LinkError]:
     return LinkClosedError if gone else LinkError
 
 
+class HandshakeLink:
+    """Each message within the limit `handshake`. The descriptors stay the caller's; all methods
+    raise LinkError where the other side has gone, says nothing or something else."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        operation: Operation,
+        hears: int,
+        says: int,
+        stopped: Callable[[], bool],
+    ) -> None:
+        """`operation` tells the side; it hears from the descriptor `hears`, and says on `says`.
+        `stopped`: whether the other side stands still, where that can be seen."""
+        self._stopped = stopped
+        self._hears = hears
+        self._says = says
+        self._limit = ctx.limits.handshake
+        self._faults: HandshakeFaults | None = None
+        if ctx.faults is not None:
+            ctx.faults.begin(operation)
+            self._faults = ctx.faults.handshake((hears, says))
+
+    async def say(self, message: HandshakeMessage, data: bytes | None = None) -> None:
+        """`data` where the message is more than its fixed octets."""
+        write = partial(self._write, message.what)
+        octets = message.octets if data is None else data
+        if self._faults is None:
+            await write(octets)
+        else:
+            await self._faults.say(message, octets, write)
+
+    async def hear(self, message: HandshakeMessage, limit: float | None = None) -> None:
+        """Raises LinkError for other octets. `limit` in seconds, None for `handshake`."""
+        await self.hear_by(message, partial(self._read, message, limit))
+
+    async def hear_code(self, message: HandshakeMessage) -> int:
+        """As `hear`, and the octet behind it."""
+
+        async def read() -> int:
+            await self._read(message)
+            what = f"the octet behind {message.what}"
+            (code,) = await read_exactly(self._hears, 1, self._limit, what, self._stopped)
+            return code
+
+        return await self.hear_by(message, read)
+
+    async def hear_verdict(self) -> Verdict:
+        """Raises DecodeError besides, for a verdict that is out of its bounds."""
+        message = xl_handshake.VERDICT
+
+        async def read() -> Verdict:
+            await self._read(message)
+            what = f"the rest of {message.what}"
+            read = partial(read_exactly, self._hears, limit=self._limit, what=what)
+            rc, length = xl_handshake.decode_verdict_head(await read(xl_handshake.VERDICT_SIZE))
+            return Verdict(rc, xl_handshake.decode_reason(await read(length)))
+
+        return await self.hear_by(message, read)
+
+    async def hear_by(self, message: HandshakeMessage, read: Callable[[], Awaitable[T]]) -> T:
+        """A message that `read` reads, whose errors are raised."""
+        if self._faults is None:
+            return await read()
+        return await self._faults.hear(message, read)
+
+    async def _read(self, message: HandshakeMessage, limit: float | None = None) -> None:
+        await read_message(
+            self._hears, message.octets, limit or self._limit, message.what, self._stopped
+        )
+
+    async def _write(self, what: str, octets: bytes) -> None:
+        await write_all(self._says, octets, self._limit, what, self._stopped)
+
+
 @dataclass
-class Receiver:
+class ReceiverProcess:
     """A receiver that runs. `send_fd` and `recv_fd` are ours to close, once."""
 
     process: subprocess.Popen[bytes]
     send_fd: int
     recv_fd: int
-    complaints: IO[bytes] | None
+    stderr: IO[bytes] | None
+    """None if it writes to our own."""
     ended_by_us: bool = False
     """By a signal, since it took its time."""
 
@@ -153,7 +240,7 @@ class Receiver:
         """The last line in which the receiver says of itself why it failed, or that a traceback
         ends in. Empty where there is none (what others write to the same stderr is no word of its
         own), or where it writes to our own."""
-        lines = self._complaints()
+        lines = self._stderr_lines()
         own = [line for line in lines if line.startswith(_OWN)]
         if not own and any(line.startswith("Traceback") for line in lines):
             own = lines
@@ -161,31 +248,31 @@ class Receiver:
 
     def words(self) -> list[str]:
         """The lines that the receiver wrote to stderr; none where it writes to our own."""
-        return [line.removeprefix(_OWN) for line in self._complaints()]
+        return [line.removeprefix(_OWN) for line in self._stderr_lines()]
 
-    def _complaints(self) -> list[str]:
-        if self.complaints is None:
+    def _stderr_lines(self) -> list[str]:
+        if self.stderr is None:
             return []
-        self.complaints.seek(0)
-        return self.complaints.read().decode(errors="replace").strip().splitlines()
+        self.stderr.seek(0)
+        return self.stderr.read().decode(errors="replace").strip().splitlines()
 
     def dispose(self) -> None:
         self.close_link()
-        if self.complaints is not None:
-            self.complaints.close()
+        if self.stderr is not None:
+            self.stderr.close()
 
 
-def start_on_host(directory: Path, arguments: Sequence[str]) -> Receiver:
+def start_on_host(directory: Path, arguments: Sequence[str]) -> ReceiverProcess:
     """Run `xen-toolstack receive` for a host on this machine, over socket pairs. Raises OSError."""
     command = [sys.executable, "-m", "xen_save_helper.toolstack.commands.main", "receive", "--host"]
     with contextlib.ExitStack() as opened:
-        complaints = opened.enter_context(tempfile.TemporaryFile())
-        receiver = _start([*command, str(directory), *arguments], _socket_pair, complaints)
+        stderr = opened.enter_context(tempfile.TemporaryFile())
+        receiver = _start([*command, str(directory), *arguments], _socket_pair, stderr)
         opened.pop_all()
     return receiver
 
 
-def start_command(command: str) -> Receiver:
+def start_command(command: str) -> ReceiverProcess:
     """Run a command in place of a receiver, as `xl migrate` does: `sh -c`, over pipes. What it
     writes to stderr goes to ours. Raises OSError."""
     return _start(["sh", "-c", command], os.pipe, None)
@@ -198,7 +285,7 @@ def _socket_pair() -> tuple[int, int]:
 
 def _start(
     command: Sequence[str], make_pair: Callable[[], tuple[int, int]], stderr: IO[bytes] | None
-) -> Receiver:
+) -> ReceiverProcess:
     """`make_pair` opens a reading and a writing end."""
     with contextlib.ExitStack() as its_own, contextlib.ExitStack() as ours:
         its_stdin, to_it = make_pair()
@@ -211,4 +298,4 @@ def _start(
             command, stdin=its_stdin, stdout=its_stdout, stderr=stderr, start_new_session=True
         )
         ours.pop_all()
-    return Receiver(process, to_it, from_it, stderr)
+    return ReceiverProcess(process, to_it, from_it, stderr)

@@ -20,7 +20,6 @@ from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage
 from xen_save_helper.toolstack import standstill
 from xen_save_helper.toolstack.cancellation import end_in_order, not_told, uninterrupted
 from xen_save_helper.toolstack.context import OURS, Context
-from xen_save_helper.toolstack.failure import message_of
 from xen_save_helper.toolstack.helpers.request import Statistics
 from xen_save_helper.toolstack.helpers.wait_log import READY, telling_of
 from xen_save_helper.toolstack.operations.domain_save import (
@@ -44,12 +43,13 @@ from xen_save_helper.toolstack.operations.settle import (
     state_of,
 )
 from xen_save_helper.toolstack.rules import arguments, handshake
-from xen_save_helper.toolstack.rules.cause import Failure, Failures
+from xen_save_helper.toolstack.rules.cause import Failure, Failures, message_of
 from xen_save_helper.toolstack.rules.handshake import INTERRUPTIBLE, Event, Sender
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 from xen_save_helper.toolstack.xl import link
 from xen_save_helper.toolstack.xl.conduct import Action, conduct
 from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
+from xen_save_helper.toolstack.xl.link import HandshakeLink
 from xen_save_helper.toolstack.xl.migrate_options import (
     CommandDestination,
     Destination,
@@ -64,7 +64,6 @@ from xen_save_helper.toolstack.xl.outcome import (
     outcome_of,
 )
 from xen_save_helper.toolstack.xl.recover import recover
-from xen_save_helper.toolstack.xl.talk import Talk
 
 if TYPE_CHECKING:
     from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestReport, Host
@@ -147,7 +146,7 @@ class _Sending:
         self._options = options
         self._journal = journal
         self._machine = handshake.sender()
-        self._receiver: link.Receiver | None = None
+        self._receiver: link.ReceiverProcess | None = None
         self._receiver_watch: standstill.ChildWatch | None = None
         self._saved: SaveResult | None = None
         self._failures = Failures()
@@ -227,13 +226,13 @@ class _Sending:
     def _fail(self, rc: int, reason: str, *, theirs: bool = False) -> None:
         self._failures.met(Failure(rc, reason, theirs))
 
-    def _link(self) -> link.Receiver:
+    def _link(self) -> link.ReceiverProcess:
         assert self._receiver is not None, "the receiver is started before all else"
         return self._receiver
 
-    def _talk(self) -> Talk:
+    def _talk(self) -> HandshakeLink:
         ours = self._link()
-        return Talk(self._ctx, Operation.SAVE, ours.recv_fd, ours.send_fd, ours.stopped)
+        return HandshakeLink(self._ctx, Operation.SAVE, ours.recv_fd, ours.send_fd, ours.stopped)
 
     async def _hear(self, message: HandshakeMessage) -> Event:
         await self._talk().hear(message)
@@ -446,7 +445,7 @@ class _Sending:
         if status < 0 and isinstance(self._destination, HostDestination):
             self._recover_destination(self._destination.host)
 
-    def _receiver_ended(self, receiver: link.Receiver, status: int) -> None:
+    def _receiver_ended(self, receiver: link.ReceiverProcess, status: int) -> None:
         """What its end says of its failure. Ours says nothing where it knows only that we have
         gone, and nothing beyond its verdict where it has told one."""
         cause = self._failures.cause

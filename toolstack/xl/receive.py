@@ -17,17 +17,16 @@ from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage, Ve
 from xen_save_helper.toolstack.aio import blocking, descriptors
 from xen_save_helper.toolstack.cancellation import end_in_order, not_told
 from xen_save_helper.toolstack.context import OURS, Context
-from xen_save_helper.toolstack.failure import message_of
 from xen_save_helper.toolstack.operations.domain_restore import restore_domain, restore_parameters
 from xen_save_helper.toolstack.operations.own_stream import OwnStream
 from xen_save_helper.toolstack.rules import arguments, handshake
-from xen_save_helper.toolstack.rules.cause import Failure, Failures
+from xen_save_helper.toolstack.rules.cause import Failure, Failures, message_of
 from xen_save_helper.toolstack.rules.handshake import Event, Receiver
 from xen_save_helper.toolstack.standstill import stands_still, telling
 from xen_save_helper.toolstack.xl import link
 from xen_save_helper.toolstack.xl.conduct import Action, conduct
 from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
-from xen_save_helper.toolstack.xl.talk import Talk
+from xen_save_helper.toolstack.xl.link import HandshakeLink
 
 INTERRUPTIBLE = frozenset(
     {
@@ -109,7 +108,7 @@ class _Receiving:
         self._back_fd = back_fd
         self._peer = peer
         parent_stopped = partial(stands_still, os.getppid())
-        self._talk = Talk(ctx, Operation.RESTORE, stream_fd, back_fd, parent_stopped)
+        self._talk = HandshakeLink(ctx, Operation.RESTORE, stream_fd, back_fd, parent_stopped)
         self._machine = handshake.receiver()
         self._journal: Journal | None = None
         self._config: dict[str, Any] = {}

@@ -18,7 +18,6 @@ from xen_save_helper.ipc_schema.streams import xl_header
 from xen_save_helper.toolstack.aio import descriptors, fd_io, file_argument
 from xen_save_helper.toolstack.cancellation import end_in_order, not_told
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.failure import message_of
 from xen_save_helper.toolstack.helpers.request import LIBXENGUEST, Statistics
 from xen_save_helper.toolstack.inspect.foreign_formats import NotAStreamError
 from xen_save_helper.toolstack.operations.domain_restore import restore_domain, restore_parameters
@@ -33,6 +32,7 @@ from xen_save_helper.toolstack.operations.settle import (
     state_of,
 )
 from xen_save_helper.toolstack.rules import arguments
+from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.rules.handshake import INCOMING
 from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
 from xen_save_helper.toolstack.xl.receive import name_of, parse_config, uuid_of

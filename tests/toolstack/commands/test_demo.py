@@ -12,7 +12,7 @@ import pytest
 
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.commands import demo
-from xen_save_helper.toolstack.commands.demonstration import _report
+from xen_save_helper.toolstack.commands.demo import _report
 from xen_save_helper.toolstack.hosts.interface import GuestReport, GuestState
 from xen_save_helper.toolstack.xl.outcome import ExitCode, GuestResult, MigrationResult, Outcome
 

@@ -11,8 +11,7 @@ from tests.toolstack.stage import Hosts, toolstack
 from tests.toolstack.two_hosts import run
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.helpers.drop_in import drop_in_path
-from xen_save_helper.toolstack.helpers.request import LIBXENGUEST, OWN_ENGINE
+from xen_save_helper.toolstack.helpers.request import LIBXENGUEST, OUR_HELPER, OWN_ENGINE
 from xen_save_helper.toolstack.operations.domain_save import domain_live_migrate, domain_suspend
 from xen_save_helper.toolstack.operations.save_result import SaveResult
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
@@ -43,7 +42,7 @@ def test_what_only_simulated_hosts_have(command: tuple[str, ...]) -> None:
 def test_another_helper_does_the_work(hosts: Hosts, tmp_path: Path) -> None:
     """Ours, by libxl's protocol."""
     hosts.guest()
-    helper = ("--helper", drop_in_path())
+    helper = ("--helper", OUR_HELPER.path)
     events = tmp_path / "events"
     save = ("save", "g", tmp_path / "f", *helper, "--host", hosts.source)
     assert toolstack(*save, "--events", events).code == 0
@@ -75,7 +74,7 @@ def test_limits_of_precopy_that_the_helper_would_not_follow_are_refused(hosts: H
     hosts.guest()
     ended = toolstack(
         *("migrate", "g", "--to", hosts.destination, "--max-rounds", 2, "--json"),
-        *("--helper", drop_in_path(), "--host", hosts.source),
+        *("--helper", OUR_HELPER.path, "--host", hosts.source),
     )
     assert ended.code == ExitCode.FAILED
     result = json.loads(ended.out)

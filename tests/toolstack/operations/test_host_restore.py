@@ -23,8 +23,7 @@ from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.streams import xl_header
 from xen_save_helper.toolstack.context import OURS
 from xen_save_helper.toolstack.helpers import wait_log
-from xen_save_helper.toolstack.helpers.drop_in import drop_in_path
-from xen_save_helper.toolstack.helpers.request import PipeHelper
+from xen_save_helper.toolstack.helpers.request import OUR_HELPER, PipeHelper
 from xen_save_helper.toolstack.hosts.interface import GuestState, RestoreProgram
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.hosts.xen import xl
@@ -252,7 +251,7 @@ def test_the_program_is_told_which_helper(
     path, config = saved
     programmed(destination, "sh", "-c", 'echo "x: error: helper $THE_HELPER" >&2; exit 7')
     other = PipeHelper(Path("/usr/lib/other-helper"), Dialect.MAINLINE)
-    for program, helper in ((destination.ctx.program, drop_in_path()), (other, other.path)):
+    for program, helper in ((destination.ctx.program, OUR_HELPER.path), (other, other.path)):
         ctx = replace(destination.ctx, program=program)
         with path.open("rb") as file:
             result = run(domain_create_restore(ctx, config, "h", file.fileno()))
