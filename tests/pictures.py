@@ -147,7 +147,7 @@ def joined() -> str:
 
     def acted(actions: tuple[join.JoinAction, ...]) -> str:
         return ", ".join(
-            f"abort the {one.task.value}" if isinstance(one, join.Abort) else type(one).__name__
+            f"abort the {one.task.value}" if isinstance(one, join.AbortTask) else type(one).__name__
             for one in actions
             if not isinstance(one, join.Unwind)
         )
@@ -204,7 +204,7 @@ def suspending() -> str:
         return ", ".join(names)
 
     def name(machine: suspend.SuspendRules) -> str:
-        if machine.stage is suspend.Stage.ENDED:
+        if machine.stage is suspend.SuspendStage.ENDED:
             may = ", may suspend" if machine.may_suspend else ""
             return f"ended{may}"
         withdrawing = machine._withdrawing
@@ -249,7 +249,7 @@ def running_a_helper() -> str:
         edges.append(
             (phase.name.lower(), step.phase.name.lower(), f"{name} / {doing}".rstrip(" /"))
         )
-    return diagram(edges, [helper_run.Phase.ENDED.name.lower()])
+    return diagram(edges, [helper_run.HelperPhase.ENDED.name.lower()])
 
 
 def postcopy_records() -> str:

@@ -36,7 +36,12 @@ from xen_save_helper.toolstack.helpers.request import (
 )
 from xen_save_helper.toolstack.helpers.watch import HelperWatch
 from xen_save_helper.toolstack.limits import Limits
-from xen_save_helper.toolstack.rules.helper_run import Action, Event, HelperRun, Phase
+from xen_save_helper.toolstack.rules.helper_run import (
+    Action,
+    Event,
+    HelperPhase,
+    HelperRun,
+)
 
 if TYPE_CHECKING:
     from xen_save_helper.toolstack.faults.controller import ControllerFaults
@@ -104,7 +109,7 @@ class SaveHelper:
     def start(self) -> None:
         """Start the process, unless it was aborted before. Errors arrive through `done`
         (ERROR_FAIL), never from here."""
-        if self._run.phase is not Phase.NEW:
+        if self._run.phase is not HelperPhase.NEW:
             return
         copies: list[int] = []
         try:
@@ -189,7 +194,7 @@ class SaveHelper:
                 self._run.results()
                 if message.name in self._callbacks:
                     self._call(message, fields)
-            case _ if self._run.phase is Phase.ABORTING and message.name not in ERROR_PATH:
+            case _ if self._run.phase is HelperPhase.ABORTING and message.name not in ERROR_PATH:
                 self._refuse(message)
             case _:
                 self._call(message, fields)

@@ -22,7 +22,7 @@ from xen_save_helper.toolstack.cancellation import spawn
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.process import HelperProcess
 from xen_save_helper.toolstack.helpers.wait_log import STREAM, WaitLog
-from xen_save_helper.toolstack.operations.joined import Report, rc_of
+from xen_save_helper.toolstack.operations.joined import OperationReport, rc_of
 from xen_save_helper.toolstack.operations.restore import RestoreParameters, RestoreResult
 from xen_save_helper.toolstack.standstill import tell
 
@@ -45,7 +45,7 @@ class HostRestore:
         self._ctx = ctx
         self._parameters = parameters
         self._program = program
-        self._report = Report(ctx, None)
+        self._report = OperationReport(ctx, None)
         self._lines: list[str] = []
         self._relay: StreamRelay | None = None
         self._process: HelperProcess | None = None

@@ -49,7 +49,7 @@ def is_theirs(error: BaseException) -> bool:
     return isinstance(error, EOFError | BrokenPipeError | ConnectionResetError)
 
 
-class Report:
+class OperationReport:
     """The first failure, the log, and what the helper counted."""
 
     def __init__(self, ctx: Context, domid: int | None) -> None:
@@ -109,7 +109,7 @@ class Report:
         self._ctx.say_progress(doing_what, done, total)
 
 
-class JoinedOperation(ABC):
+class StreamOperation(ABC):
     """Runs once. `cancel` makes it end soon, in order, with ERROR_ABORTED."""
 
     def __init__(self, ctx: Context, domid: int | None, what: str) -> None:
@@ -118,7 +118,7 @@ class JoinedOperation(ABC):
         self._what = what
         if ctx.faults is not None:
             ctx.faults.begin(Operation(what))
-        self._report = Report(ctx, domid)
+        self._report = OperationReport(ctx, domid)
         self._join = Join()
         self._helper: SaveHelper | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -150,9 +150,9 @@ class JoinedOperation(ABC):
     def _do_join(self, actions: tuple[JoinAction, ...]) -> None:
         for action in actions:
             match action:
-                case join.Abort(Task.STREAM, rc):
+                case join.AbortTask(Task.STREAM, rc):
                     self._abort_stream(rc)
-                case join.Abort(Task.HELPER, rc):
+                case join.AbortTask(Task.HELPER, rc):
                     if self._helper is not None:
                         self._helper.abort(int(rc), self._report.reason)
                 case join.Unwind():

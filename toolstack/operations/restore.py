@@ -18,17 +18,16 @@ from xen_save_helper.toolstack.aio import blocking, fd_io
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import HelperRequest, HelperResult, Statistics
 from xen_save_helper.toolstack.operations.joined import (
-    JoinedOperation,
+    StreamOperation,
     has_device_model,
     is_theirs,
     rc_of,
 )
-from xen_save_helper.toolstack.rules import postcopy_join
-from xen_save_helper.toolstack.rules import stream_read as stream_reader
+from xen_save_helper.toolstack.rules import postcopy_join, stream, stream_read
 from xen_save_helper.toolstack.rules.join import Task
 from xen_save_helper.toolstack.rules.postcopy_join import PostcopyAction, PostcopyJoin
+from xen_save_helper.toolstack.rules.stream import OutOfTurn
 from xen_save_helper.toolstack.rules.stream_read import ReaderAction, StreamReader
-from xen_save_helper.toolstack.rules.stream_write import OutOfTurn, PointOfNoReturn
 from xen_save_helper.toolstack.standstill import telling
 
 
@@ -62,7 +61,7 @@ class RestoreParameters:
     on_resume: Callable[[], None]
 
 
-class RestoreOperation(JoinedOperation):
+class RestoreOperation(StreamOperation):
     """`cancel` comes too late where the stream is through and a domain after its postcopy
     transition is about to run: the source has given it away."""
 
@@ -189,7 +188,7 @@ class RestoreOperation(JoinedOperation):
             match action:
                 case postcopy_join.RestoreDeviceModel():
                     self._spawn(self._resume_emulator(ends))
-                case PointOfNoReturn():
+                case stream.PointOfNoReturn():
                     self._promise(ends)
                 case postcopy_join.Unpause():
                     self._spawn(self._unpause(ends))
@@ -204,25 +203,25 @@ class RestoreOperation(JoinedOperation):
     def _do(self, actions: tuple[ReaderAction, ...]) -> None:
         for action in actions:
             match action:
-                case stream_reader.ReadHeader():
+                case stream_read.ReadHeader():
                     self._read = self._spawn(self._read_header())
-                case stream_reader.ReadRecord():
+                case stream_read.ReadRecord():
                     self._read = self._spawn(self._read_record())
-                case stream_reader.CancelRead():
+                case stream_read.CancelRead():
                     if self._read is not None:
                         self._read.cancel()
-                case stream_reader.Keep(record, body):
+                case stream_read.Keep(record, body):
                     self._keep(record, body)
-                case stream_reader.StartHelper():
+                case stream.StartHelper():
                     self._start_helper()
-                case stream_reader.PostcopyTransitionCallback(rc):
+                case stream.PostcopyTransitionCallback(rc):
                     self._postcopy_transition_done(rc)
-                case stream_reader.Log(problem):
+                case stream_read.Log(problem):
                     place = self._body - records.HEADER_SIZE
                     self._stream_failed("libxl stream", f"record at offset {place:#x}: {problem}")
-                case stream_reader.Stopped(rc):
+                case stream.Stopped(rc):
                     self._do_join(self._join.stopped(Task.STREAM, 0 if self._is_whole else rc))
-                case stream_reader.CheckpointCallback() | stream_reader.CheckpointStateCallback():
+                case stream_read.CheckpointCallback() | stream_read.CheckpointStateCallback():
                     raise RuntimeError("a plain stream has no checkpoints")
 
     # Reading

@@ -19,7 +19,7 @@ from xen_save_helper.ipc_schema.streams.libxl_stream import EmulatorId, RecordTy
 from xen_save_helper.toolstack.aio import blocking, fd_io
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import HelperRequest, HelperResult
-from xen_save_helper.toolstack.operations.joined import JoinedOperation, is_theirs, rc_of
+from xen_save_helper.toolstack.operations.joined import StreamOperation, is_theirs, rc_of
 from xen_save_helper.toolstack.operations.save_result import (
     PostcopyTransitioned,
     SaveResult,
@@ -27,7 +27,7 @@ from xen_save_helper.toolstack.operations.save_result import (
 )
 from xen_save_helper.toolstack.operations.settle import heal, why_not_suspend
 from xen_save_helper.toolstack.operations.suspend import GuestSuspension
-from xen_save_helper.toolstack.rules import stream_write as stream_writer
+from xen_save_helper.toolstack.rules import stream, stream_write
 from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.rules.join import Task
 from xen_save_helper.toolstack.rules.precopy_policy import (
@@ -35,8 +35,8 @@ from xen_save_helper.toolstack.rules.precopy_policy import (
     PrecopyDecisions,
     PrecopyProgress,
 )
+from xen_save_helper.toolstack.rules.stream import OutOfTurn
 from xen_save_helper.toolstack.rules.stream_write import (
-    OutOfTurn,
     Part,
     StreamWriter,
     WriterAction,
@@ -76,7 +76,7 @@ _RECORDS = {
 }
 
 
-class SaveOperation(JoinedOperation):
+class SaveOperation(StreamOperation):
     """`cancel` may come at any time."""
 
     def __init__(self, ctx: Context, parameters: SaveParameters) -> None:
@@ -178,19 +178,19 @@ class SaveOperation(JoinedOperation):
     def _do(self, actions: tuple[WriterAction, ...]) -> None:
         for action in actions:
             match action:
-                case stream_writer.PointOfNoReturn():
+                case stream.PointOfNoReturn():
                     self._promise()
-                case stream_writer.Write(part):
+                case stream_write.Write(part):
                     self._start_part(part)
-                case stream_writer.CancelWrite():
+                case stream_write.CancelWrite():
                     self._cancel_write()
-                case stream_writer.StartHelper():
+                case stream.StartHelper():
                     self._start_helper()
-                case stream_writer.PostcopyTransitionCallback(rc):
+                case stream.PostcopyTransitionCallback(rc):
                     self._postcopy_transition_done(rc)
-                case stream_writer.Stopped(rc):
+                case stream.Stopped(rc):
                     self._do_join(self._join.stopped(Task.STREAM, 0 if self._is_whole else rc))
-                case stream_writer.CheckpointCallback():
+                case stream_write.CheckpointCallback():
                     raise RuntimeError("a plain stream has no checkpoints")
 
     def _promise(self) -> None:
@@ -206,7 +206,7 @@ class SaveOperation(JoinedOperation):
     # Writing
 
     def _start_part(self, part: Part) -> None:
-        if part in stream_writer.EMULATOR:
+        if part in stream_write.EMULATOR:
             self._fetch = self._spawn(self._write_emulator(part))
         elif part is Part.HEADER:
             self._write_octets(part, libxl_stream.encode_header())

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from xen_save_helper.ipc_schema.errors import Error
 
 
-class Phase(Enum):
+class HelperPhase(Enum):
     NEW = "not started"
     STARTING = "started, has not said hello"
     RUNNING = "at work"
@@ -52,7 +52,7 @@ class Action(Enum):
 class Step(NamedTuple):
     """Where an event leads. `rc` is kept unless one is set; None for the event's own."""
 
-    phase: Phase
+    phase: HelperPhase
     rc: int | None
     actions: tuple[Action, ...]
 
@@ -66,11 +66,11 @@ _LIMIT_START, _LIMIT_SILENCE, _LIMIT_ABORT, _NO_LIMIT = (
     Action.LIMIT_ABORT,
     Action.NO_LIMIT,
 )
-_N, _S, _R, _A = Phase.NEW, Phase.STARTING, Phase.RUNNING, Phase.ABORTING
-_C, _K, _E = Phase.COMPLETED, Phase.KILLED, Phase.ENDED
+_N, _S, _R, _A = HelperPhase.NEW, HelperPhase.STARTING, HelperPhase.RUNNING, HelperPhase.ABORTING
+_C, _K, _E = HelperPhase.COMPLETED, HelperPhase.KILLED, HelperPhase.ENDED
 
 # fmt: off
-TABLE: Final[Mapping[tuple[Phase, Event], Step]] = {
+TABLE: Final[Mapping[tuple[HelperPhase, Event], Step]] = {
     (_N, Event.START_FAILED): Step(_E, _FAIL, (Action.DONE,)),
     (_N, Event.ABORT):        Step(_E, None, (Action.DONE,)),
     (_N, Event.STARTED):      Step(_S, 0, (_LIMIT_START,)),
@@ -118,7 +118,7 @@ class HelperRun:
     """
 
     def __init__(self, *, needs_results: bool) -> None:
-        self.phase = Phase.NEW
+        self.phase = HelperPhase.NEW
         self.rc = 0
         self.reason = ""
         self.completed = False

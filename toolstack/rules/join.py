@@ -7,8 +7,8 @@ outermost entry completes the operation when the stack has unwound.
 
 | event              | guard set | first failure            | otherwise                        |
 |--------------------|-----------|--------------------------|----------------------------------|
-| `stopped(task, rc)`| task gone | keep rc, Abort*, Unwind  | task gone; Complete once none is |
-| `fail(rc)`         | nothing   | keep rc, Abort*, Unwind  | nothing                          |
+| `stopped(task, rc)`| task gone | keep rc, AbortTask*, Unwind  | task gone; Complete once none is |
+| `fail(rc)`         | nothing   | keep rc, AbortTask*, Unwind  | nothing                          |
 | `unwound()`        | guard off; Complete once no task is left                                |
 """
 
@@ -26,8 +26,8 @@ class Task(Enum):
 
 
 @dataclass(frozen=True)
-class Abort:
-    """Abort `task`; it reports `stopped` when it has, now or later."""
+class AbortTask:
+    """AbortTask `task`; it reports `stopped` when it has, now or later."""
 
     task: Task
     rc: int
@@ -45,7 +45,7 @@ class Complete:
     rc: int
 
 
-JoinAction = Abort | Unwind | Complete
+JoinAction = AbortTask | Unwind | Complete
 
 
 class Join:
@@ -89,7 +89,7 @@ class Join:
         if rc and not self.rc:
             self.rc = rc
             self._sync_teardown = True
-            aborts = (Abort(task, rc) for task in Task if task in self._running)
+            aborts = (AbortTask(task, rc) for task in Task if task in self._running)
             return (*aborts, Unwind())
         if self._running:
             return ()

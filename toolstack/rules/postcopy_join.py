@@ -24,7 +24,7 @@ from enum import Enum
 from typing import Final
 
 from xen_save_helper.ipc_schema.errors import Error
-from xen_save_helper.toolstack.rules.stream_write import POINT_OF_NO_RETURN, PointOfNoReturn
+from xen_save_helper.toolstack.rules.stream import POINT_OF_NO_RETURN, PointOfNoReturn
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ PostcopyAction = (
 Actions = tuple[PostcopyAction, ...]
 
 
-class Stage(Enum):
+class ResumeStage(Enum):
     """What the resumption waits for."""
 
     TRANSITION = "transition"
@@ -75,11 +75,11 @@ class Stage(Enum):
     """It has ended."""
 
 
-RESUMPTION: Final[Mapping[Stage, tuple[PostcopyAction, Stage]]] = {
-    Stage.TRANSITION: (RestoreDeviceModel(), Stage.DEVICE_MODEL),
-    Stage.DEVICE_MODEL: (POINT_OF_NO_RETURN, Stage.PROMISE),
-    Stage.PROMISE: (Unpause(), Stage.UNPAUSE),
-    Stage.UNPAUSE: (Resumed(0), Stage.NOTHING),
+RESUMPTION: Final[Mapping[ResumeStage, tuple[PostcopyAction, ResumeStage]]] = {
+    ResumeStage.TRANSITION: (RestoreDeviceModel(), ResumeStage.DEVICE_MODEL),
+    ResumeStage.DEVICE_MODEL: (POINT_OF_NO_RETURN, ResumeStage.PROMISE),
+    ResumeStage.PROMISE: (Unpause(), ResumeStage.UNPAUSE),
+    ResumeStage.UNPAUSE: (Resumed(0), ResumeStage.NOTHING),
 }
 """What is done when a stage's wait has ended well, and what is waited for then."""
 
@@ -88,25 +88,25 @@ class PostcopyJoin:
     """Event in, actions out; begins with the transition's success, when both are in progress."""
 
     def __init__(self) -> None:
-        self.stage = Stage.TRANSITION
+        self.stage = ResumeStage.TRANSITION
         self._stream: int | None = None
         self._resume: int | None = None
 
     def transitioned(self) -> Actions:
         """The transition has been made, and libxc told so."""
-        return self._resumption(Stage.TRANSITION, 0)
+        return self._resumption(ResumeStage.TRANSITION, 0)
 
     def device_model_done(self, rc: int) -> Actions:
         """The device model has its state (also if the domain has none)."""
-        return self._resumption(Stage.DEVICE_MODEL, rc or (Error.FAIL if self._stream else 0))
+        return self._resumption(ResumeStage.DEVICE_MODEL, rc or (Error.FAIL if self._stream else 0))
 
     def promised(self, rc: int) -> Actions:
         """The point of no return is written down, or (`rc`) cannot be."""
-        return self._resumption(Stage.PROMISE, rc)
+        return self._resumption(ResumeStage.PROMISE, rc)
 
     def unpaused(self, rc: int) -> Actions:
         """The domain runs (0), or could not be made to run."""
-        return self._resumption(Stage.UNPAUSE, rc)
+        return self._resumption(ResumeStage.UNPAUSE, rc)
 
     def stream_done(self, rc: int) -> Actions:
         """Stream and helper have both stopped."""
@@ -115,13 +115,13 @@ class PostcopyJoin:
         self._stream = rc
         return () if self._resume is None else (RestoreDone(self._resume or rc),)
 
-    def _resumption(self, stage: Stage, rc: int) -> Actions:
+    def _resumption(self, stage: ResumeStage, rc: int) -> Actions:
         if stage is not self.stage:
             raise RuntimeError(
                 f"the {stage.value} is reported, but {self.stage.value} is waited for"
             )
-        action, self.stage = (Resumed(rc), Stage.NOTHING) if rc else RESUMPTION[stage]
-        if self.stage is not Stage.NOTHING:
+        action, self.stage = (Resumed(rc), ResumeStage.NOTHING) if rc else RESUMPTION[stage]
+        if self.stage is not ResumeStage.NOTHING:
             return (action,)
         self._resume = rc
         if self._stream is not None:

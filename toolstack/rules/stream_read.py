@@ -21,10 +21,15 @@ from typing import Final
 from xen_save_helper.ipc_schema.channel.messages import StreamType
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
-from xen_save_helper.toolstack.rules.stream_write import OutOfTurn
+from xen_save_helper.toolstack.rules.stream import (
+    OutOfTurn,
+    PostcopyTransitionCallback,
+    StartHelper,
+    Stopped,
+)
 
 
-class Phase(Enum):
+class ReadPhase(Enum):
     """SRS_PHASE_*."""
 
     NORMAL = "normal"
@@ -50,12 +55,12 @@ class Reading(Enum):
     UNQUEUE = "the queued ones are processed, none is read"
 
 
-READING: Final[Mapping[Phase, Reading]] = {
-    Phase.NORMAL: Reading.ONE_BY_ONE,
-    Phase.POSTCOPY_TRANSITION: Reading.ONE_BY_ONE,
-    Phase.CHECKPOINT_STATE: Reading.ONE_BY_ONE,
-    Phase.CHECKPOINT_BUFFERING: Reading.QUEUE,
-    Phase.CHECKPOINT_UNBUFFERING: Reading.UNQUEUE,
+READING: Final[Mapping[ReadPhase, Reading]] = {
+    ReadPhase.NORMAL: Reading.ONE_BY_ONE,
+    ReadPhase.POSTCOPY_TRANSITION: Reading.ONE_BY_ONE,
+    ReadPhase.CHECKPOINT_STATE: Reading.ONE_BY_ONE,
+    ReadPhase.CHECKPOINT_BUFFERING: Reading.QUEUE,
+    ReadPhase.CHECKPOINT_UNBUFFERING: Reading.UNQUEUE,
 }
 
 
@@ -68,17 +73,18 @@ class Does(Enum):
     CALLBACK = "end of the phase: its callback, rc 0"
 
 
-_DATA_PHASES: Final = frozenset(Phase) - {Phase.CHECKPOINT_STATE}
+_DATA_PHASES: Final = frozenset(ReadPhase) - {ReadPhase.CHECKPOINT_STATE}
 
 # fmt: off
-RECORDS: Final[Mapping[RecordType, tuple[Does, frozenset[Phase]]]] = {
-    RecordType.END:                     (Does.STOP, frozenset({Phase.NORMAL})),
-    RecordType.LIBXC_CONTEXT:           (Does.HELPER, frozenset({Phase.NORMAL})),
+RECORDS: Final[Mapping[RecordType, tuple[Does, frozenset[ReadPhase]]]] = {
+    RecordType.END:                     (Does.STOP, frozenset({ReadPhase.NORMAL})),
+    RecordType.LIBXC_CONTEXT:           (Does.HELPER, frozenset({ReadPhase.NORMAL})),
     RecordType.EMULATOR_XENSTORE_DATA:  (Does.KEEP, _DATA_PHASES),
     RecordType.EMULATOR_CONTEXT:        (Does.KEEP, _DATA_PHASES),
-    RecordType.CHECKPOINT_END:          (Does.CALLBACK, frozenset({Phase.CHECKPOINT_UNBUFFERING})),
-    RecordType.CHECKPOINT_STATE:        (Does.CALLBACK, frozenset({Phase.CHECKPOINT_STATE})),
-    RecordType.POSTCOPY_TRANSITION_END: (Does.CALLBACK, frozenset({Phase.POSTCOPY_TRANSITION})),
+    RecordType.CHECKPOINT_END:
+        (Does.CALLBACK, frozenset({ReadPhase.CHECKPOINT_UNBUFFERING})),
+    RecordType.CHECKPOINT_STATE:        (Does.CALLBACK, frozenset({ReadPhase.CHECKPOINT_STATE})),
+    RecordType.POSTCOPY_TRANSITION_END: (Does.CALLBACK, frozenset({ReadPhase.POSTCOPY_TRANSITION})),
 }
 """What each record does, and the phases in which it may be processed. Further: after a postcopy
 transition END alone, and the emulator's records only where a device model is expected."""
@@ -94,44 +100,35 @@ class Told(Enum):
     POSTCOPY_TRANSITION = "postcopy transition callback, the rc"
 
 
-ON_FAILURE: Final[Mapping[Phase, Told]] = {
-    Phase.NORMAL: Told.JOIN,
-    Phase.CHECKPOINT_BUFFERING: Told.FAILOVER,
-    Phase.CHECKPOINT_UNBUFFERING: Told.ERROR,
-    Phase.CHECKPOINT_STATE: Told.CHECKPOINT_STATE,
-    Phase.POSTCOPY_TRANSITION: Told.POSTCOPY_TRANSITION,
+ON_FAILURE: Final[Mapping[ReadPhase, Told]] = {
+    ReadPhase.NORMAL: Told.JOIN,
+    ReadPhase.CHECKPOINT_BUFFERING: Told.FAILOVER,
+    ReadPhase.CHECKPOINT_UNBUFFERING: Told.ERROR,
+    ReadPhase.CHECKPOINT_STATE: Told.CHECKPOINT_STATE,
+    ReadPhase.POSTCOPY_TRANSITION: Told.POSTCOPY_TRANSITION,
 }
 """`stream_complete(rc)`: in all phases but NORMAL libxc is answered with the failure, and it comes
 back through the helper's end."""
 # fmt: on
 
 
-class ReaderAction:
-    """What is to be done."""
-
-
 @dataclass(frozen=True)
-class ReadHeader(ReaderAction):
+class ReadHeader:
     """Read and check the stream's header; then `header_done`."""
 
 
 @dataclass(frozen=True)
-class ReadRecord(ReaderAction):
+class ReadRecord:
     """Read a record whole; then `record_done`, or `read_failed`."""
 
 
 @dataclass(frozen=True)
-class CancelRead(ReaderAction):
+class CancelRead:
     """Stop reading; nothing of it is reported any more."""
 
 
 @dataclass(frozen=True)
-class StartHelper(ReaderAction):
-    """Run libxc's restore (libxl__xc_domain_restore); its end is `helper_done`."""
-
-
-@dataclass(frozen=True)
-class Keep(ReaderAction):
+class Keep:
     """Keep the body of an EMULATOR_* record for the device model; then `processed`."""
 
     record: RecordType
@@ -139,14 +136,14 @@ class Keep(ReaderAction):
 
 
 @dataclass(frozen=True)
-class CheckpointCallback(ReaderAction):
+class CheckpointCallback:
     """Answer libxc's checkpoint."""
 
     result: CheckpointResult
 
 
 @dataclass(frozen=True)
-class CheckpointStateCallback(ReaderAction):
+class CheckpointStateCallback:
     """The record's body (rc 0), or the failure."""
 
     rc: int
@@ -154,26 +151,24 @@ class CheckpointStateCallback(ReaderAction):
 
 
 @dataclass(frozen=True)
-class PostcopyTransitionCallback(ReaderAction):
-    """The transition's records are read, or failed."""
-
-    rc: int
-
-
-@dataclass(frozen=True)
-class Log(ReaderAction):
+class Log:
     """Why a record was refused."""
 
     problem: str
 
 
-@dataclass(frozen=True)
-class Stopped(ReaderAction):
-    """The stream has come to its end; the join is told."""
-
-    rc: int
-
-
+ReaderAction = (
+    ReadHeader
+    | ReadRecord
+    | CancelRead
+    | StartHelper
+    | Keep
+    | CheckpointCallback
+    | CheckpointStateCallback
+    | PostcopyTransitionCallback
+    | Log
+    | Stopped
+)
 Actions = tuple[ReaderAction, ...]
 
 MAX_QUEUED: Final = 256 << 20
@@ -194,7 +189,7 @@ class StreamReader:
 
     def __init__(self, *, device_model: bool, stream_type: StreamType = StreamType.PLAIN) -> None:
         self.running = False
-        self.phase = Phase.NORMAL
+        self.phase = ReadPhase.NORMAL
         self.postcopy_transitioned = False
         self.reading = False
         self.processing = False
@@ -215,15 +210,15 @@ class StreamReader:
 
     def start_postcopy_transition(self) -> Actions:
         """libxl__stream_read_start_postcopy_transition: once, and in a plain stream."""
-        return self._take_over(Phase.POSTCOPY_TRANSITION, checkpointed=False)
+        return self._take_over(ReadPhase.POSTCOPY_TRANSITION, checkpointed=False)
 
     def start_checkpoint(self) -> Actions:
         """libxl__stream_read_start_checkpoint: libxc has handed the stream over."""
-        return self._take_over(Phase.CHECKPOINT_BUFFERING, checkpointed=True)
+        return self._take_over(ReadPhase.CHECKPOINT_BUFFERING, checkpointed=True)
 
     def start_checkpoint_state(self) -> Actions:
         """libxl__stream_read_checkpoint_state."""
-        return self._take_over(Phase.CHECKPOINT_STATE, checkpointed=True)
+        return self._take_over(ReadPhase.CHECKPOINT_STATE, checkpointed=True)
 
     def header_done(self) -> Actions:
         """The header is read and good."""
@@ -258,7 +253,7 @@ class StreamReader:
         if not self.running:
             return ()
         actions: Actions = ()
-        if self.phase is not Phase.NORMAL:
+        if self.phase is not ReadPhase.NORMAL:
             # It ended within a callback of its own.
             rc = rc or Error.FAIL
             actions = self.abort(rc)
@@ -279,7 +274,7 @@ class StreamReader:
         self.reading = False
         return (CancelRead(), *self._failed(rc))
 
-    def _take_over(self, phase: Phase, *, checkpointed: bool) -> Actions:
+    def _take_over(self, phase: ReadPhase, *, checkpointed: bool) -> Actions:
         if self._checkpointed is not checkpointed:
             kind = "checkpointed" if self._checkpointed else "plain"
             raise OutOfTurn(f"{phase.value} in a {kind} stream")
@@ -287,7 +282,7 @@ class StreamReader:
             return ()
         if not self._helper_running:
             raise OutOfTurn(f"{phase.value}, but the helper does not run")
-        if self.phase is not Phase.NORMAL:
+        if self.phase is not ReadPhase.NORMAL:
             raise OutOfTurn(f"{phase.value} in the phase {self.phase.value}")
         if self._broken:
             raise OutOfTurn(f"{phase.value}, but the stream broke before")
@@ -311,7 +306,7 @@ class StreamReader:
             case Reading.QUEUE:
                 if not self._queue or self._queue[-1][0] != RecordType.CHECKPOINT_END:
                     return self._read()
-                self.phase = Phase.CHECKPOINT_UNBUFFERING
+                self.phase = ReadPhase.CHECKPOINT_UNBUFFERING
                 return self._process()
             case Reading.UNQUEUE:
                 return self._process()
@@ -363,19 +358,19 @@ class StreamReader:
         return None
 
     def _end_phase(self, body: bytes) -> Actions:
-        phase, self.phase = self.phase, Phase.NORMAL
+        phase, self.phase = self.phase, ReadPhase.NORMAL
         match phase:
-            case Phase.POSTCOPY_TRANSITION:
+            case ReadPhase.POSTCOPY_TRANSITION:
                 self.postcopy_transitioned = True
                 return (PostcopyTransitionCallback(0),)
-            case Phase.CHECKPOINT_STATE:
+            case ReadPhase.CHECKPOINT_STATE:
                 return (CheckpointStateCallback(0, body),)
             case _:
                 return (CheckpointCallback(CheckpointResult.SUCCESS),)
 
     def _failed(self, rc: int) -> Actions:
         told = ON_FAILURE[self.phase]
-        self.phase = Phase.NORMAL
+        self.phase = ReadPhase.NORMAL
         self._queue.clear()
         if told is not Told.JOIN:
             self._broken = rc

@@ -30,13 +30,17 @@ from typing import Final
 
 from xen_save_helper.ipc_schema.channel.messages import StreamType
 from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.rules.stream import (
+    POINT_OF_NO_RETURN,
+    OutOfTurn,
+    PointOfNoReturn,
+    PostcopyTransitionCallback,
+    StartHelper,
+    Stopped,
+)
 
 
-class OutOfTurn(RuntimeError):
-    """An event that cannot come now. Nothing has changed by it."""
-
-
-class Phase(Enum):
+class WritePhase(Enum):
     """SWS_PHASE_*."""
 
     NORMAL = "normal"
@@ -57,14 +61,6 @@ class Part(Enum):
     CHECKPOINT_STATE = "checkpoint state"
     POSTCOPY_TRANSITION_END = "postcopy transition end record"
 
-
-@dataclass(frozen=True)
-class PointOfNoReturn:
-    """Write down that from here on the guest may run at the destination, durably; then report
-    `promised`. Nothing else happens in between."""
-
-
-POINT_OF_NO_RETURN: Final = PointOfNoReturn()
 
 Step = Part | PointOfNoReturn
 """What a sequence is made of."""
@@ -94,30 +90,30 @@ EMULATOR: Final = (Part.EMULATOR_XENSTORE_DATA, Part.EMULATOR_CONTEXT)
 """Written only where there is a device model."""
 
 # fmt: off
-SEQUENCES: Final[Mapping[Cause, tuple[Phase, tuple[Step, ...], Then]]] = {
+SEQUENCES: Final[Mapping[Cause, tuple[WritePhase, tuple[Step, ...], Then]]] = {
     Cause.START:
-        (Phase.NORMAL, (Part.HEADER, Part.LIBXC_CONTEXT), Then.HELPER),
+        (WritePhase.NORMAL, (Part.HEADER, Part.LIBXC_CONTEXT), Then.HELPER),
     Cause.CHECKPOINT:
-        (Phase.CHECKPOINT, (*EMULATOR, Part.CHECKPOINT_END), Then.CHECKPOINT_CALLBACK),
+        (WritePhase.CHECKPOINT, (*EMULATOR, Part.CHECKPOINT_END), Then.CHECKPOINT_CALLBACK),
     Cause.CHECKPOINT_STATE:
-        (Phase.CHECKPOINT_STATE, (Part.CHECKPOINT_STATE,), Then.CHECKPOINT_CALLBACK),
+        (WritePhase.CHECKPOINT_STATE, (Part.CHECKPOINT_STATE,), Then.CHECKPOINT_CALLBACK),
     Cause.POSTCOPY_TRANSITION:
-        (Phase.POSTCOPY_TRANSITION,
+        (WritePhase.POSTCOPY_TRANSITION,
          (*EMULATOR, POINT_OF_NO_RETURN, Part.POSTCOPY_TRANSITION_END),
          Then.POSTCOPY_TRANSITION_CALLBACK),
     Cause.HELPER_DONE:
-        (Phase.NORMAL, (*EMULATOR, Part.END), Then.STOP),
+        (WritePhase.NORMAL, (*EMULATOR, Part.END), Then.STOP),
     Cause.HELPER_DONE_TRANSITIONED:
-        (Phase.NORMAL, (Part.END,), Then.STOP),
+        (WritePhase.NORMAL, (Part.END,), Then.STOP),
 }
 """The phase that a cause sets, its steps (what is written, and the point of no return), and what
 then. The phase is NORMAL again before a callback is called."""
 
-ON_FAILURE: Final[Mapping[Phase, Then]] = {
-    Phase.NORMAL: Then.STOP,
-    Phase.CHECKPOINT: Then.CHECKPOINT_CALLBACK,
-    Phase.CHECKPOINT_STATE: Then.CHECKPOINT_CALLBACK,
-    Phase.POSTCOPY_TRANSITION: Then.POSTCOPY_TRANSITION_CALLBACK,
+ON_FAILURE: Final[Mapping[WritePhase, Then]] = {
+    WritePhase.NORMAL: Then.STOP,
+    WritePhase.CHECKPOINT: Then.CHECKPOINT_CALLBACK,
+    WritePhase.CHECKPOINT_STATE: Then.CHECKPOINT_CALLBACK,
+    WritePhase.POSTCOPY_TRANSITION: Then.POSTCOPY_TRANSITION_CALLBACK,
 }
 """`stream_complete(rc)`: in all phases but NORMAL libxc is answered with the failure, and it comes
 back through the helper's end."""
@@ -137,27 +133,8 @@ class CancelWrite:
 
 
 @dataclass(frozen=True)
-class StartHelper:
-    """Run libxc's save (libxl__xc_domain_save); its end is `helper_done`."""
-
-
-@dataclass(frozen=True)
 class CheckpointCallback:
     """The checkpoint's (or checkpoint state's) records are out, or failed."""
-
-    rc: int
-
-
-@dataclass(frozen=True)
-class PostcopyTransitionCallback:
-    """The transition's records are out, or failed."""
-
-    rc: int
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """The stream has come to its end; the join is told."""
 
     rc: int
 
@@ -183,7 +160,7 @@ class StreamWriter:
 
     def __init__(self, *, device_model: bool, stream_type: StreamType = StreamType.PLAIN) -> None:
         self.running = False
-        self.phase = Phase.NORMAL
+        self.phase = WritePhase.NORMAL
         self.postcopy_transitioned = False
         """A transition has been tried; whether it succeeded, the callback was told."""
         self.writing: Part | None = None
@@ -244,7 +221,7 @@ class StreamWriter:
         if not self.running:
             return ()
         actions: Actions = ()
-        if self.phase is not Phase.NORMAL:
+        if self.phase is not WritePhase.NORMAL:
             # It ended within a callback of its own.
             rc = rc or Error.FAIL
             actions = self.abort(rc)
@@ -277,7 +254,7 @@ class StreamWriter:
             return
         if not self._helper_running:
             raise OutOfTurn(f"{cause.value}, but the helper does not run")
-        if self.phase is not Phase.NORMAL:
+        if self.phase is not WritePhase.NORMAL:
             raise OutOfTurn(f"{cause.value} in the phase {self.phase.value}")
         if self._broken:
             raise OutOfTurn(f"{cause.value}, but the stream broke before")
@@ -304,7 +281,7 @@ class StreamWriter:
         return self._follow(ON_FAILURE[self.phase], rc)
 
     def _follow(self, then: Then, rc: int) -> Actions:
-        self.phase = Phase.NORMAL
+        self.phase = WritePhase.NORMAL
         self._left = ()
         match then:
             case Then.HELPER:

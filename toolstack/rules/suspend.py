@@ -27,7 +27,7 @@ from xen_save_helper.ipc_schema.errors import Error
 PAUSED: Final = "the guest is paused, and cannot suspend: unpause it first"
 
 
-class Stage(Enum):
+class SuspendStage(Enum):
     REQUESTED = "requested"
     ACKNOWLEDGED = "acknowledged"
     ENDED = "ended"
@@ -60,12 +60,12 @@ class SuspendRules:
     end are ignored."""
 
     def __init__(self) -> None:
-        self.stage = Stage.REQUESTED
+        self.stage = SuspendStage.REQUESTED
         self.guest_responded = False
         """The guest gave any answer at all."""
         self.may_suspend = False
         """The guest has suspended for the request, or may yet."""
-        self._withdrawing: tuple[int, str, Stage] | None = None
+        self._withdrawing: tuple[int, str, SuspendStage] | None = None
 
     def suspended(self) -> Actions:
         self.guest_responded = self.may_suspend = True
@@ -73,9 +73,9 @@ class SuspendRules:
 
     def acknowledged(self) -> Actions:
         self.guest_responded = True
-        if self.stage is not Stage.REQUESTED:
+        if self.stage is not SuspendStage.REQUESTED:
             return ()
-        self.stage = Stage.ACKNOWLEDGED
+        self.stage = SuspendStage.ACKNOWLEDGED
         return () if self._withdrawing else (StartLimit(),)
 
     def refused(self) -> Actions:
@@ -89,7 +89,7 @@ class SuspendRules:
 
     def limit(self, *, paused: bool = False) -> Actions:
         """`paused`: its vCPUs do not run, so that it could not answer."""
-        verb = "acknowledge" if self.stage is Stage.REQUESTED else "complete"
+        verb = "acknowledge" if self.stage is SuspendStage.REQUESTED else "complete"
         reason = f"the guest did not {verb} the suspend request in time"
         if paused:
             reason = PAUSED
@@ -100,20 +100,20 @@ class SuspendRules:
 
     def withdrawn(self, taken_back: bool) -> Actions:
         """Whether the guest will not suspend any more for the request."""
-        if self.stage is Stage.ENDED or self._withdrawing is None:
+        if self.stage is SuspendStage.ENDED or self._withdrawing is None:
             return ()
         (rc, reason, stage), self._withdrawing = self._withdrawing, None
         if taken_back:
             return self._end(rc, reason)
         self.guest_responded = True
-        if stage is Stage.REQUESTED and rc == Error.GUEST_TIMEDOUT:
-            self.stage = Stage.ACKNOWLEDGED
+        if stage is SuspendStage.REQUESTED and rc == Error.GUEST_TIMEDOUT:
+            self.stage = SuspendStage.ACKNOWLEDGED
             return (StartLimit(),)
         self.may_suspend = True
         return self._end(rc, f"{reason}, and may suspend after all")
 
     def _withdraw(self, rc: int, reason: str) -> Actions:
-        if self.stage is Stage.ENDED:
+        if self.stage is SuspendStage.ENDED:
             return ()
         if self._withdrawing is not None:
             # The request is being taken back already; an abort outranks the limit.
@@ -124,7 +124,7 @@ class SuspendRules:
         return (Withdraw(),)
 
     def _end(self, rc: int, reason: str) -> Actions:
-        if self.stage is Stage.ENDED:
+        if self.stage is SuspendStage.ENDED:
             return ()
-        self.stage = Stage.ENDED
+        self.stage = SuspendStage.ENDED
         return (Finished(rc, reason),)

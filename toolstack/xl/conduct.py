@@ -16,7 +16,7 @@ from xen_save_helper.toolstack.xl.link import LinkClosedError
 Action = Callable[[], Coroutine[Any, Any, Event]]
 
 
-async def conduct(
+async def run_handshake(
     machine: Handshake[State],
     actions: Mapping[State, Action],
     *,

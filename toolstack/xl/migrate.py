@@ -47,7 +47,7 @@ from xen_save_helper.toolstack.rules.cause import Failure, Failures, message_of
 from xen_save_helper.toolstack.rules.handshake import INTERRUPTIBLE, Event, Sender
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 from xen_save_helper.toolstack.xl import link
-from xen_save_helper.toolstack.xl.conduct import Action, conduct
+from xen_save_helper.toolstack.xl.conduct import Action, run_handshake
 from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
 from xen_save_helper.toolstack.xl.link import HandshakeLink
 from xen_save_helper.toolstack.xl.migrate_options import (
@@ -187,7 +187,7 @@ class _Sending:
     async def _run(self) -> MigrationResult:
         started = time.monotonic()
         try:
-            await conduct(
+            await run_handshake(
                 self._machine,
                 self._actions,
                 gives_up=self._gives_up,

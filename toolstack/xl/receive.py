@@ -24,7 +24,7 @@ from xen_save_helper.toolstack.rules.cause import Failure, Failures, message_of
 from xen_save_helper.toolstack.rules.handshake import Event, Receiver
 from xen_save_helper.toolstack.standstill import stands_still, telling
 from xen_save_helper.toolstack.xl import link
-from xen_save_helper.toolstack.xl.conduct import Action, conduct
+from xen_save_helper.toolstack.xl.conduct import Action, run_handshake
 from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
 from xen_save_helper.toolstack.xl.link import HandshakeLink
 
@@ -144,7 +144,7 @@ class _Receiving:
     async def run(self) -> ReceiveResult:
         try:
             with telling(self._ctx):
-                await conduct(
+                await run_handshake(
                     self._machine,
                     self._actions,
                     gives_up=self._gives_up,

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.toolstack.operations.driven import Channel, Waiting, World
 from xen_save_helper.ipc_schema.errors import Error
-from xen_save_helper.toolstack.operations.joined import JoinedOperation
+from xen_save_helper.toolstack.operations.joined import StreamOperation
 
 LONG = 1000.0
 """Seconds, more than any limit."""
@@ -28,7 +28,7 @@ class OperationOrders(RuleBasedStateMachine):
     ENDED: ClassVar[str]
     TRANSFERS: ClassVar[str]
     MESSAGES: ClassVar[dict[str, dict[str, Any]]]
-    operation: JoinedOperation
+    operation: StreamOperation
     task: asyncio.Task[Any]
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class OperationOrders(RuleBasedStateMachine):
         self.faults_left = 0
         self.given_up = True
 
-    def start(self, make: Callable[[], JoinedOperation]) -> None:
+    def start(self, make: Callable[[], StreamOperation]) -> None:
         def begin() -> None:
             self.operation = make()
             self.task = asyncio.ensure_future(self.operation.run())  # type: ignore[attr-defined]

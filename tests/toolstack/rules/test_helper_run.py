@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xen_save_helper.ipc_schema.errors import Error
-from xen_save_helper.toolstack.rules.helper_run import Action, Event, HelperRun, Phase
+from xen_save_helper.toolstack.rules.helper_run import Action, Event, HelperPhase, HelperRun
 
 ABORT_RC = int(Error.ABORTED)
 
@@ -151,7 +151,7 @@ def test_whatever_happens_it_is_done_once_and_only_when_reaped(events: list[Even
         killed += Action.KILL in actions
     assert killed <= 1
     assert run.exited(0).count(Action.DONE) == 1
-    assert run.phase is Phase.ENDED
+    assert run.phase is HelperPhase.ENDED
     assert (run.rc == 0) == (run.completed and run.reason == "")
     for event in Event:
         assert run.event(event, "late", -1) == ()

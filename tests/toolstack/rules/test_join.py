@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.rules import postcopy_join
-from xen_save_helper.toolstack.rules.join import Abort, Complete, Join, JoinAction, Task, Unwind
+from xen_save_helper.toolstack.rules.join import AbortTask, Complete, Join, JoinAction, Task, Unwind
 from xen_save_helper.toolstack.rules.postcopy_join import (
     AbortStream,
     Actions,
@@ -16,7 +16,7 @@ from xen_save_helper.toolstack.rules.postcopy_join import (
     RestoreDone,
     Resumed,
 )
-from xen_save_helper.toolstack.rules.stream_write import PointOfNoReturn
+from xen_save_helper.toolstack.rules.stream import PointOfNoReturn
 
 STREAM, HELPER = Task.STREAM, Task.HELPER
 
@@ -45,12 +45,12 @@ def test_a_stream_that_never_got_to_its_helper_completes_alone() -> None:
 
 def test_the_first_failure_aborts_what_still_runs() -> None:
     join = both()
-    assert join.stopped(HELPER, -3) == (Abort(STREAM, -3), Unwind())
+    assert join.stopped(HELPER, -3) == (AbortTask(STREAM, -3), Unwind())
 
 
 def test_giving_up_aborts_both_stream_first() -> None:
     join = both()
-    assert join.fail(-22) == (Abort(STREAM, -22), Abort(HELPER, -22), Unwind())
+    assert join.fail(-22) == (AbortTask(STREAM, -22), AbortTask(HELPER, -22), Unwind())
 
 
 def test_stacked_entries_under_the_guard_do_nothing_and_the_outermost_completes() -> None:
@@ -112,7 +112,7 @@ def test_every_order_completes_once_with_the_first_failure(
     def do(actions: tuple[JoinAction, ...]) -> None:
         for action in actions:
             match action:
-                case Abort(task, rc):
+                case AbortTask(task, rc):
                     assert join.running(task)
                     if stops_at_once[task]:
                         do(join.stopped(task, rc))

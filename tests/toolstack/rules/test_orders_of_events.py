@@ -19,14 +19,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.rules import join, postcopy_join, suspend
 from xen_save_helper.toolstack.rules.helper_run import Action, Event, HelperRun
-from xen_save_helper.toolstack.rules.join import Abort, Join, Task, Unwind
+from xen_save_helper.toolstack.rules.join import AbortTask, Join, Task, Unwind
 from xen_save_helper.toolstack.rules.postcopy_join import (
     AbortStream,
     PostcopyJoin,
     RestoreDone,
     Resumed,
 )
-from xen_save_helper.toolstack.rules.stream_write import PointOfNoReturn
+from xen_save_helper.toolstack.rules.stream import PointOfNoReturn
 from xen_save_helper.toolstack.rules.suspend import Finished, StartLimit, SuspendRules, Withdraw
 
 FAILURES = st.sampled_from([-3, -8, -9, -22])
@@ -215,7 +215,7 @@ class JoinOrders(RuleBasedStateMachine):
         for action in actions:
             assert not self.ends, "no action after the end"
             match action:
-                case Abort(task, rc):
+                case AbortTask(task, rc):
                     assert rc == self.first
                     assert task in self.running
                     assert task not in self.aborted, "aborted twice"
@@ -451,7 +451,7 @@ class SuspendOrders(RuleBasedStateMachine):
     @invariant()
     def once(self) -> None:
         assert len(self.ends) <= 1
-        assert bool(self.ends) == (self.suspension.stage is suspend.Stage.ENDED)
+        assert bool(self.ends) == (self.suspension.stage is suspend.SuspendStage.ENDED)
 
     @invariant()
     def the_end_is_what_caused_it(self) -> None:

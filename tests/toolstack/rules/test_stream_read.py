@@ -12,6 +12,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from xen_save_helper.ipc_schema.channel.messages import StreamType
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
+from xen_save_helper.toolstack.rules.stream import (
+    OutOfTurn,
+    PostcopyTransitionCallback,
+    StartHelper,
+    Stopped,
+)
 from xen_save_helper.toolstack.rules.stream_read import (
     MAX_QUEUED,
     Actions,
@@ -21,16 +27,12 @@ from xen_save_helper.toolstack.rules.stream_read import (
     CheckpointStateCallback,
     Keep,
     Log,
-    Phase,
-    PostcopyTransitionCallback,
     ReaderAction,
     ReadHeader,
+    ReadPhase,
     ReadRecord,
-    StartHelper,
-    Stopped,
     StreamReader,
 )
-from xen_save_helper.toolstack.rules.stream_write import OutOfTurn
 
 END = RecordType.END
 LIBXC_CONTEXT = RecordType.LIBXC_CONTEXT
@@ -204,7 +206,7 @@ class TestCheckpoint:
         assert reader.record_done(RecordType.CHECKPOINT_END, b"") == (Keep(XENSTORE, b"x"),)
         assert reader.processed(0) == (Keep(CONTEXT, b"c"),)
         assert reader.processed(0) == (CheckpointCallback(CheckpointResult.SUCCESS),)
-        assert reader.phase is Phase.NORMAL
+        assert reader.phase is ReadPhase.NORMAL
 
     def test_a_link_that_breaks_while_queueing_is_failover(self) -> None:
         reader = at_work(stream_type=StreamType.REMUS)

@@ -11,19 +11,21 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from xen_save_helper.ipc_schema.channel.messages import StreamType
 from xen_save_helper.ipc_schema.errors import Error
-from xen_save_helper.toolstack.rules.stream_write import (
-    Actions,
-    CancelWrite,
-    CheckpointCallback,
+from xen_save_helper.toolstack.rules.stream import (
     OutOfTurn,
-    Part,
-    Phase,
     PointOfNoReturn,
     PostcopyTransitionCallback,
     StartHelper,
     Stopped,
+)
+from xen_save_helper.toolstack.rules.stream_write import (
+    Actions,
+    CancelWrite,
+    CheckpointCallback,
+    Part,
     StreamWriter,
     Write,
+    WritePhase,
     WriterAction,
     save_rc,
 )
@@ -120,7 +122,7 @@ class TestFailures:
         for _ in range(good):
             writer.write_done(0)
         assert writer.write_done(-3) == (PostcopyTransitionCallback(-3),)
-        assert writer.phase is Phase.NORMAL
+        assert writer.phase is WritePhase.NORMAL
         assert writer.running
         assert writer.abort(-3) == (Stopped(-3),)
         assert writer.helper_done(-3) == ()
@@ -137,7 +139,7 @@ class TestFailures:
         writer = at_work(stream_type=StreamType.COLO)
         getattr(writer, start)()
         assert writer.write_done(-3) == (CheckpointCallback(-3),)
-        assert writer.phase is Phase.NORMAL
+        assert writer.phase is WritePhase.NORMAL
         assert writer.running
 
     def test_a_helper_that_succeeds_after_a_failed_transition_does_not_end_the_stream_well(

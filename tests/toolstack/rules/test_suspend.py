@@ -21,9 +21,9 @@ from xen_save_helper.toolstack.operations.suspend import GuestSuspension
 from xen_save_helper.toolstack.rules.suspend import (
     Actions,
     Finished,
-    Stage,
     StartLimit,
     SuspendRules,
+    SuspendStage,
     Withdraw,
 )
 
@@ -125,7 +125,7 @@ class TestRules:
                 elif isinstance(action, Finished):
                     ends.append(action.rc)
         assert len(ends) <= 1
-        assert (rules.stage is Stage.ENDED) is bool(ends)
+        assert (rules.stage is SuspendStage.ENDED) is bool(ends)
         if ends == [0]:
             assert rules.may_suspend
 

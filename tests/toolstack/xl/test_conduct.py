@@ -1,4 +1,5 @@
-"""conduct: an abort is followed, or put off for ever; never lost, nor told and not followed."""
+"""A handshake that is run: an abort is followed, or put off for ever; never lost, nor told and not
+followed."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import pytest
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.rules.handshake import Event, Receiver, receiver
-from xen_save_helper.toolstack.xl.conduct import conduct
+from xen_save_helper.toolstack.xl.conduct import run_handshake
 
 
 class Played:
@@ -33,7 +34,7 @@ class Played:
 
     async def _play(self) -> None:
         self._task = asyncio.current_task()
-        await conduct(
+        await run_handshake(
             self.machine,
             {state: partial(self._act, state) for state in Receiver},
             gives_up=self._gives_up.__contains__,

@@ -43,10 +43,10 @@ def keeps_the_last_rc(module: Any) -> None:
 
 @mutant("xen_save_helper.toolstack.rules.helper_run")
 def skips_sigkill(module: Any) -> None:
-    step = module.TABLE[module.Phase.COMPLETED, module.Event.LIMIT]
+    step = module.TABLE[module.HelperPhase.COMPLETED, module.Event.LIMIT]
     done = (module.Action.STOP_LISTENING, module.Action.NO_LIMIT, module.Action.DONE)
-    module.TABLE[module.Phase.COMPLETED, module.Event.LIMIT] = step._replace(
-        phase=module.Phase.ENDED, actions=done
+    module.TABLE[module.HelperPhase.COMPLETED, module.Event.LIMIT] = step._replace(
+        phase=module.HelperPhase.ENDED, actions=done
     )
 
 
