@@ -1,17 +1,22 @@
-"""Carry out the actions of a handshake, one after another, until it has ended."""
+"""Carry out the actions of a handshake, one after another, until it has ended; and what sender and
+receiver do alike."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Mapping, Set
+from typing import Any, Generic
 
+from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.cancellation import spawn
-from xen_save_helper.toolstack.rules.cause import Failure, message_of
+from xen_save_helper.toolstack.context import OURS, Context
+from xen_save_helper.toolstack.rules.cause import Failure, Failures, message_of
 from xen_save_helper.toolstack.rules.handshake import Event, Handshake, State
-from xen_save_helper.toolstack.xl.link import LinkClosedError
+from xen_save_helper.toolstack.xl.link import HandshakeLink, LinkClosedError
 
 Action = Callable[[], Coroutine[Any, Any, Event]]
 
@@ -62,3 +67,67 @@ def _event_of(task: asyncio.Future[Event], failed: Callable[[Failure], None]) ->
         theirs = isinstance(error, LinkClosedError)
         failed(Failure(Error.FAIL, message_of(error), theirs))
         return Event.FAILED
+
+
+class HandshakeSide(ABC, Generic[State]):
+    """The sender or the receiver. `past_return`: what a person is told who interrupts it while the
+    stream runs (`streaming`) and the guest's newest state may be at the destination alone."""
+
+    past_return: str
+    streaming: State
+    interruptible: Set[State]
+    """The states in which an interruption is followed."""
+
+    def __init__(self, ctx: Context, machine: Handshake[State]) -> None:
+        self._ctx = ctx
+        self._machine = machine
+        self._failures = Failures()
+        self._beyond = False
+        """The guest's newest state may be at the destination alone."""
+        self._warned = False
+
+    @property
+    @abstractmethod
+    def _actions(self) -> Mapping[State, Action]:
+        """What is done in each state."""
+
+    @property
+    @abstractmethod
+    def _link(self) -> HandshakeLink:
+        """The link to the other side."""
+
+    async def _run_handshake(self) -> None:
+        await run_handshake(
+            self._machine,
+            self._actions,
+            gives_up=self._gives_up,
+            failed=self._failures.met,
+            trace=self._ctx.trace,
+        )
+
+    def _gives_up(self, state: State) -> bool:
+        if self._beyond and state is self.streaming and not self._warned:
+            self._warned = True
+            self._ctx.warn(
+                f"{self.past_return}, so the migration goes on; interrupt it again to give that up"
+            )
+            return False
+        return state in self.interruptible
+
+    def _fail(self, rc: int, reason: str, *, theirs: bool = False) -> None:
+        self._failures.met(Failure(rc, reason, theirs))
+
+    def _reason(self) -> str:
+        """The cause's; what came of it is for those who want to know all."""
+        for consequence in self._failures.consequences:
+            self._ctx.trace.event("consequence", reason=consequence)
+            self._ctx.say(XentoollogLevel.NOTICE, OURS, f"after that: {consequence}")
+        return self._failures.reason
+
+    async def _say(self, message: HandshakeMessage) -> Event:
+        await self._link.say(message)
+        return Event.OK
+
+    async def _hear(self, message: HandshakeMessage) -> Event:
+        await self._link.hear(message)
+        return Event.OK

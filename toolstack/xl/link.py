@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, TypeVar
 
 from xen_save_helper.ipc_schema.channel.messages import Operation
@@ -24,6 +23,7 @@ from xen_save_helper.toolstack.aio import fd_io
 from xen_save_helper.toolstack.aio.patience import never, patience
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.standstill import session_stands_still
+from xen_save_helper.toolstack.xl.migrate_options import CommandDestination, Destination
 
 if TYPE_CHECKING:
     from xen_save_helper.toolstack.faults.handshake import HandshakeFaults
@@ -262,20 +262,24 @@ class ReceiverProcess:
             self.stderr.close()
 
 
-def start_on_host(directory: Path, arguments: Sequence[str]) -> ReceiverProcess:
-    """Run `xen-toolstack receive` for a host on this machine, over socket pairs. Raises OSError."""
-    command = [sys.executable, "-m", "xen_save_helper.toolstack.commands.main", "receive", "--host"]
+def start_receiver(destination: Destination, *, paused: bool) -> ReceiverProcess:
+    """Run `xen-toolstack receive` for a host on this machine, over socket pairs; or a command in
+    place of a receiver, as `xl migrate` does: `sh -c`, over pipes. What that writes to stderr goes
+    to ours. `paused`: the guest is not to run there. Raises OSError."""
+    if isinstance(destination, CommandDestination):
+        # As xl migrate -p has it for xl migrate-receive.
+        command = destination.command + (" -p" if paused else "")
+        return _start(["sh", "-c", command], os.pipe, None)
+    receive = [
+        *(sys.executable, "-m", "xen_save_helper.toolstack.commands.main", "receive"),
+        *("--host", str(destination.directory), *destination.arguments),
+        *(["--paused"] if paused else []),
+    ]
     with contextlib.ExitStack() as opened:
         stderr = opened.enter_context(tempfile.TemporaryFile())
-        receiver = _start([*command, str(directory), *arguments], _socket_pair, stderr)
+        receiver = _start(receive, _socket_pair, stderr)
         opened.pop_all()
     return receiver
-
-
-def start_command(command: str) -> ReceiverProcess:
-    """Run a command in place of a receiver, as `xl migrate` does: `sh -c`, over pipes. What it
-    writes to stderr goes to ours. Raises OSError."""
-    return _start(["sh", "-c", command], os.pipe, None)
 
 
 def _socket_pair() -> tuple[int, int]:

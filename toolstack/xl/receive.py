@@ -10,21 +10,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from xen_save_helper.ipc_schema.channel.messages import Operation, XentoollogLevel
+from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.errors import DecodeError, Error
 from xen_save_helper.ipc_schema.streams import xl_handshake, xl_header
-from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage, Verdict
+from xen_save_helper.ipc_schema.streams.xl_handshake import Verdict
 from xen_save_helper.toolstack.aio import blocking, descriptors
 from xen_save_helper.toolstack.cancellation import end_in_order, not_told
-from xen_save_helper.toolstack.context import OURS, Context
+from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.operations.domain_restore import restore_domain, restore_parameters
 from xen_save_helper.toolstack.operations.own_stream import OwnStream
 from xen_save_helper.toolstack.rules import arguments, handshake
-from xen_save_helper.toolstack.rules.cause import Failure, Failures, message_of
+from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.rules.handshake import Event, Receiver
 from xen_save_helper.toolstack.standstill import stands_still, telling
 from xen_save_helper.toolstack.xl import link
-from xen_save_helper.toolstack.xl.conduct import Action, run_handshake
+from xen_save_helper.toolstack.xl.conduct import Action, HandshakeSide
 from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
 from xen_save_helper.toolstack.xl.link import HandshakeLink
 
@@ -97,19 +97,22 @@ async def receive(
         return await end_in_order(serve(), on_end)
 
 
-class _Receiving:
+class _Receiving(HandshakeSide[Receiver]):
+    past_return = "the guest may run here already: to stop now would lose its newer state"
+    streaming = Receiver.RUN_STREAM
+    interruptible = INTERRUPTIBLE
+
     def __init__(
         self, ctx: Context, stream_fd: int, back_fd: int, peer: str, leave_paused: bool
     ) -> None:
+        super().__init__(replace(ctx, log=self._log), handshake.receiver())
         self._log_line = ctx.log
-        self._ctx = replace(ctx, log=self._log)
         self._leave_paused = leave_paused
         self._stream_fd = stream_fd
         self._back_fd = back_fd
         self._peer = peer
         parent_stopped = partial(stands_still, os.getppid())
-        self._talk = HandshakeLink(ctx, Operation.RESTORE, stream_fd, back_fd, parent_stopped)
-        self._machine = handshake.receiver()
+        self._to_sender = HandshakeLink(ctx, Operation.RESTORE, stream_fd, back_fd, parent_stopped)
         self._journal: Journal | None = None
         self._config: dict[str, Any] = {}
         self._flags = 0
@@ -117,11 +120,14 @@ class _Receiving:
         self._told = False
         self._name = ""
         self._domid: int | None = None
-        self._failures = Failures()
-        self._may_run = False
-        """By postcopy: its newer state is here alone."""
-        self._warned = False
-        self._actions: dict[Receiver, Action] = {
+
+    @property
+    def _link(self) -> HandshakeLink:
+        return self._to_sender
+
+    @property
+    def _actions(self) -> dict[Receiver, Action]:
+        return {
             Receiver.SAY_BANNER: lambda: self._say(xl_handshake.BANNER),
             Receiver.READ_CONFIG: self._read_config,
             Receiver.EXAMINE: self._examine,
@@ -144,13 +150,7 @@ class _Receiving:
     async def run(self) -> ReceiveResult:
         try:
             with telling(self._ctx):
-                await run_handshake(
-                    self._machine,
-                    self._actions,
-                    gives_up=self._gives_up,
-                    failed=self._failures.met,
-                    trace=self._ctx.trace,
-                )
+                await self._run_handshake()
         except BaseException:
             # A fault of the program. Where it has left nothing, there is nothing to recover.
             if self._journal is not None and self._domid is None and not self._is_here():
@@ -160,10 +160,7 @@ class _Receiving:
         if self._journal is not None and self._over():
             self._journal.close()
         cause, rc = self._failures.cause, self._failures.rc
-        reason = self._failures.reason
-        for consequence in self._failures.consequences:
-            self._ctx.trace.event("consequence", reason=consequence)
-            self._ctx.say(XentoollogLevel.NOTICE, OURS, f"after that: {consequence}")
+        reason = self._reason()
         self._ctx.trace.event("received", started=started, rc=rc, reason=reason)
         gone = cause is not None and cause.theirs
         return ReceiveResult(
@@ -176,19 +173,6 @@ class _Receiving:
         if text.startswith(_VERIFY_FAILED):
             self._fail(0, text)
         self._log_line(level, context, text)
-
-    def _gives_up(self, state: Receiver) -> bool:
-        if self._may_run and state is Receiver.RUN_STREAM and not self._warned:
-            self._warned = True
-            self._ctx.warn(
-                "the guest may run here already: to stop now would lose its newer state, so the "
-                "migration goes on; interrupt it again to give that up"
-            )
-            return False
-        return state in INTERRUPTIBLE
-
-    def _fail(self, rc: int, reason: str, *, theirs: bool = False) -> None:
-        self._failures.met(Failure(rc, reason, theirs))
 
     def _over(self) -> bool:
         """Whether nothing of the copy is left but a guest that was started."""
@@ -204,17 +188,13 @@ class _Receiving:
     def _incoming(self) -> str:
         return self._name + handshake.INCOMING
 
-    async def _say(self, message: HandshakeMessage) -> Event:
-        await self._talk.say(message)
-        return Event.OK
-
     async def _report(self, code: bytes) -> Event:
-        await self._talk.say(xl_handshake.REPORT, xl_handshake.REPORT.octets + code)
+        await self._link.say(xl_handshake.REPORT, xl_handshake.REPORT.octets + code)
         return Event.OK
 
     async def _read_config(self) -> Event:
         limit = self._ctx.limits.handshake
-        self._config, self._flags = await self._talk.hear_by(
+        self._config, self._flags = await self._link.hear_by(
             xl_handshake.CONFIG, lambda: read_config(self._stream_fd, limit)
         )
         self._name = name_of(self._config)
@@ -259,7 +239,7 @@ class _Receiving:
         """A sender that did not ask for it, such as xl, would take it for something else."""
         if self._flags & xl_header.OPTIONAL_VERDICT:
             message = xl_handshake.VERDICT
-            await self._talk.say(message, xl_handshake.encode_verdict(verdict))
+            await self._link.say(message, xl_handshake.encode_verdict(verdict))
         return Event.OK
 
     async def _refuse(self) -> Event:
@@ -299,7 +279,7 @@ class _Receiving:
         return Event.OK
 
     async def _read_go(self) -> Event:
-        await self._talk.hear(xl_handshake.GO)
+        await self._link.hear(xl_handshake.GO)
         self._promise(Promise.GO_RECEIVED)
         return Event.OK
 
@@ -341,7 +321,7 @@ class _Receiving:
 
     def _resumes(self) -> None:
         self._promise(Promise.RESUMED)
-        self._may_run = True
+        self._beyond = True
 
     def _started(self) -> None:
         """The guest runs, so it is not to be taken back for a journal that cannot say so: the

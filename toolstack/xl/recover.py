@@ -14,9 +14,11 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.helpers.endpoint import sweep_endpoints
 from xen_save_helper.toolstack.operations.domain_lock import domain_lock
 from xen_save_helper.toolstack.operations.settle import DEAD, heal, resume_for_sure
+from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.rules.handshake import INCOMING, MIGRATED_AWAY, POSTCOPY_INCONSISTENT
 from xen_save_helper.toolstack.xl import journal
 from xen_save_helper.toolstack.xl.journal import Entry, JournalError, Promise, Role
@@ -369,3 +371,17 @@ def _rename(host: Host, row: DomainSummary, name: str) -> None:
             f"{row.name!r} cannot have its name, since there is another guest {name!r}: destroy "
             f"or rename one of them (`xen-toolstack rename {name} NEW`), then recover again"
         ) from error
+
+
+def recover_copy(host: Host, name: str, trace: Trace) -> list[str]:
+    """What a killed receiver has left of the guest `name` is ended; a line for people for each
+    thing that could not be."""
+    warnings = []
+    try:
+        for recovery in recover(host, name, role=Role.DESTINATION):
+            trace.event("recovered", way=recovery.way.value, text=recovery.text)
+            if not recovery.done:
+                warnings.append(f"destination: {recovery.text}")
+    except OSError as error:
+        warnings.append(f"destination: {message_of(error)}; run `recover {name}` there")
+    return warnings
