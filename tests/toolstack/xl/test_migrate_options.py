@@ -174,9 +174,9 @@ OPTIONS = {
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_stands_only_where_it_does_something(option: str) -> None:
-    from xen_save_helper.toolstack.commands import main
+    from xen_save_helper.toolstack.commands.parser import make_parser
 
-    parser = main._parser()
+    parser = make_parser()
     for name, arguments in COMMANDS.items():
         given = [name, *arguments, option]
         if name in OPTIONS[option]:

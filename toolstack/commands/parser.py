@@ -1,0 +1,344 @@
+"""The command line of `xen-toolstack`: its commands, and the options of each.
+
+A command names the function that carries it out (`module:function`), which `main` imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NoReturn
+
+from xen_save_helper.ipc_schema.version import version
+from xen_save_helper.toolstack.commands.common import count, guest_size, positive, size
+
+EXIT_CODES_TEXT: Final = """\
+exit codes: 0 success; 1 failed (migrate, demo: and the guest runs at the source); 2 usage;
+3 failed after the postcopy transition: the guest is left suspended at the source;
+4 undefined: the link was lost after GO, look at both ends; 5 the guest itself died"""
+
+Adder = Callable[[str, str, str], argparse.ArgumentParser]
+"""(name, `module:function` that runs it, what it does) -> its parser."""
+
+FAULT_MODES: Final = ("save", "stop-and-copy", "live", "postcopy")
+
+WORKLOADS: Final = ("idle", "sequential", "random", "write-heavy")
+
+
+class _Version(argparse.Action):
+    """argparse's own wants the text beforehand, which would cost each command its time."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(f"{parser.prog} {version()}")
+        parser.exit()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Of all commands; `arguments.run` then names the one that was given."""
+    parser = argparse.ArgumentParser(
+        prog="xen-toolstack",
+        description="Run, save, restore and migrate guests.",
+        epilog=EXIT_CODES_TEXT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="name it and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run, json=False)
+        for option in _SHARED[name]:
+            _ADD_SHARED[option](added)
+        return added
+
+    _add_guest_commands(command)
+    _add_file_commands(command)
+    _add_migration_commands(command)
+    _add_fault_commands(commands)
+    return parser
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
+
+
+def _add_limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--limit",
+        metavar="NAME=SECONDS",
+        action="append",
+        default=[],
+        help="how long a wait may last: helper_start, stopped, callback, suspend, abort, "
+        "stream_stall, admission, handshake, ready",
+    )
+
+
+def _add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-v", "--verbose", action="store_true", help="log lines on stderr")
+
+
+def _add_events(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--events", metavar="FILE", help="append the trace, as JSON lines")
+
+
+def _add_host(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--host",
+        metavar="DIR|xen",
+        default=os.environ.get("XEN_TOOLSTACK_HOST"),
+        help="a simulated host's directory, or this machine's Xen (default: $XEN_TOOLSTACK_HOST, "
+        "else the Xen that this runs on)",
+    )
+
+
+def _add_helper(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--helper",
+        metavar="libxl|PATH",
+        help="the save helper that does the work: libxl's own, or any program that speaks libxl's "
+        "protocol (default: ours)",
+    )
+
+
+def _add_missing_cpu_features(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--missing-cpu-features",
+        choices=("refuse", "ignore"),
+        default="refuse",
+        help="what becomes of a guest that was offered CPU features which the host lacks: it is "
+        "refused before its first page (the default), or restored all the same",
+    )
+
+
+_ADD_SHARED: Final[Mapping[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "host": _add_host,
+    "json": _add_json,
+    "limit": _add_limit,
+    "events": _add_events,
+    "verbose": _add_verbose,
+    "helper": _add_helper,
+    "missing_cpu_features": _add_missing_cpu_features,
+}
+
+_QUICK: Final = ("host", "json")
+"""Of the commands that are done at once: nothing to wait for, nothing to follow."""
+_WORK: Final = ("host", "json", "limit", "events", "verbose", "helper")
+"""Of the commands that run a save helper."""
+
+_SHARED: Final[Mapping[str, Sequence[str]]] = {
+    "init": _QUICK,
+    "create": _QUICK,
+    "list": _QUICK,
+    "destroy": _QUICK,
+    "pause": _QUICK,
+    "unpause": _QUICK,
+    "rename": _QUICK,
+    "save": _WORK,
+    "restore": (*_WORK, "missing_cpu_features"),
+    "inspect": ("json",),
+    "migrate": (*_WORK, "missing_cpu_features"),
+    # Its stdout is the link.
+    "receive": ("host", "limit", "events", "verbose", "helper", "missing_cpu_features"),
+    "recover": _QUICK,
+    "demo": ("json", "limit", "events"),
+}
+"""The options that several commands have: each stands only where it does something."""
+
+
+def _add_guest_commands(command: Adder) -> None:
+    init = command("init", "guests:init", "make a directory a simulated host, with no guests")
+    init.add_argument("directory", nargs="?", metavar="DIR", help="in place of --host")
+    init.add_argument(
+        "--memory", type=guest_size, metavar="SIZE", help="what its guests may have together"
+    )
+    init.add_argument(
+        "--lacks",
+        metavar="FEATURE,...",
+        help="CPU features that it has not, as `inspect` names them",
+    )
+
+    create = command("create", "guests:create", "start a new simulated guest")
+    create.add_argument("name", metavar="NAME")
+    create.add_argument(
+        "--memory", type=size, default=256 << 20, metavar="SIZE", help="default: 256M"
+    )
+    create.add_argument("--workload", choices=WORKLOADS, default="random")
+    create.add_argument("--rate", type=count, metavar="N", help="pages written a second")
+    create.add_argument("--type", choices=("pvh", "hvm"), default="pvh")
+    create.add_argument(
+        "--behaviour",
+        metavar="HOW",
+        help="when asked to suspend: normal, refuse, late:SECONDS, die",
+    )
+
+    command("list", "guests:show_list", "show the host's guests")
+    for name, text in (
+        ("destroy", "end a guest"),
+        ("pause", "stop a guest's vCPUs"),
+        ("unpause", "let a paused guest run"),
+    ):
+        command(name, f"guests:{name}", text).add_argument("name", metavar="NAME")
+    rename = command("rename", "guests:rename", "give a guest another name")
+    rename.add_argument("name", metavar="NAME")
+    rename.add_argument("new", metavar="NEW")
+
+
+def _add_file_commands(command: Adder) -> None:
+    save = command("save", "files:save", "save a guest into a file, and end it")
+    save.add_argument("name", metavar="NAME")
+    save.add_argument("file", metavar="FILE", help="`-` is stdout")
+    save.add_argument("-c", "--checkpoint", action="store_true", help="let the guest run on")
+    save.add_argument("-p", "--paused", action="store_true", help="leave the guest paused")
+
+    restore = command("restore", "files:restore", "restore a guest from a file")
+    restore.add_argument("file", metavar="FILE", help="`-` is stdin")
+    restore.add_argument("-p", "--paused", action="store_true", help="do not let it run yet")
+    restore.add_argument("--name", metavar="NAME", help="in place of the one in the file")
+    restore.add_argument(
+        "-C",
+        dest="config",
+        metavar="CONFIG",
+        help="the guest's configuration in place of the one in the file: JSON, as `xl list -l` "
+        "prints it",
+    )
+
+    inspect = command("inspect", "inspect:inspect", "what is in a stream, record by record")
+    inspect.add_argument("file", metavar="FILE", help="`-` is stdin")
+
+
+def _add_migration_commands(command: Adder) -> None:
+    migrate = command("migrate", "migrate:migrate", "move a running guest to another host")
+    migrate.add_argument("name", metavar="NAME")
+    migrate.add_argument(
+        "--to",
+        required=True,
+        metavar="DIR|COMMAND",
+        help="a simulated host's directory, or a command that talks to a receiver, such as "
+        "`ssh there xl migrate-receive` or `ssh there xen-toolstack receive`",
+    )
+    migrate.add_argument("--postcopy", action="store_true", help="let it run before all is there")
+    rounds = migrate.add_mutually_exclusive_group()
+    rounds.add_argument(
+        "--max-rounds",
+        type=count,
+        default=5,
+        metavar="N",
+        help="precopy rounds at most (5); 0: none",
+    )
+    rounds.add_argument(
+        "--abort-after",
+        type=positive,
+        metavar="ROUNDS",
+        help="give up after so many rounds that do not converge; the guest runs on here",
+    )
+    migrate.add_argument(
+        "--max-downtime",
+        type=count,
+        metavar="MS",
+        help="end precopy once what is left takes no longer, at the rate that was measured",
+    )
+    migrate.add_argument(
+        "--dirty-threshold",
+        type=count,
+        default=50,
+        metavar="N",
+        help="dirty pages that end precopy (50)",
+    )
+    migrate.add_argument(
+        "--bandwidth", type=size, default=0, metavar="SIZE", help="octets a second at most"
+    )
+
+    migrate.add_argument(
+        "-p", "--paused", action="store_true", help="it stays paused at the destination"
+    )
+    migrate.add_argument(
+        "-C",
+        dest="config",
+        metavar="FILE",
+        help="the configuration to send in place of the guest's own: libxl's JSON",
+    )
+    migrate.add_argument(
+        "--debug", action="store_true", help="send all memory again in the end, and compare it"
+    )
+
+    receive = command("receive", "receive:receive", "receive a guest on stdin and stdout")
+    receive.add_argument("-p", "--paused", action="store_true", help="do not let it run yet")
+    receive.add_argument("--from", dest="source", metavar="TEXT", default="the sender")
+
+    recover = command("recover", "recover:recover", "end what a dead controller left")
+    recover.add_argument("name", metavar="NAME")
+    way = recover.add_mutually_exclusive_group()
+    way.add_argument("--resume", action="store_true", help="it runs nowhere else, I have looked")
+    way.add_argument("--destroy", action="store_true", help="it runs elsewhere, I have looked")
+
+    demo = command("demo", "demo:demo", "two hosts, a running guest, one migration")
+    demo.add_argument("--mode", choices=("stop-and-copy", "precopy", "postcopy"), default="precopy")
+    demo.add_argument("--memory", type=guest_size, default=256 << 20, metavar="SIZE")
+    demo.add_argument("--workload", choices=WORKLOADS, default="random")
+    demo.add_argument(
+        "--bandwidth", type=size, default=0, metavar="SIZE", help="octets a second at most"
+    )
+
+
+def _add_fault_commands(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> None:
+    """They make their own hosts, so that none is named."""
+    text = "provoke faults in a save or migration, and judge how it ends"
+    faults = commands.add_parser("faults", help=text, description=text)
+    those = faults.add_subparsers(metavar="WHAT", required=True)
+
+    def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
+        added = those.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        _add_json(added)
+        return added
+
+    command("list", "faults:show_points", "every point, and what can be done there")
+
+    run = command("run", "faults:run", "one run of a plan on two simulated hosts, and a verdict")
+    run.add_argument(
+        "plan",
+        metavar="PLAN|@FILE",
+        help="as `postcopy_transition:before-answer=kill`; `faults list` tells how to write one",
+    )
+    _add_limit(run)
+    _add_events(run)
+    run.add_argument("--mode", choices=FAULT_MODES, default="live")
+    run.add_argument(
+        "--memory", type=guest_size, default=4 << 20, metavar="SIZE", help="default: 4M"
+    )
+    run.add_argument("--workload", choices=WORKLOADS, default="write-heavy")
+
+    campaign = command(
+        "campaign", "fault_campaign:campaign", "every point with every action, or a sample; reports"
+    )
+    _add_limit(campaign)
+    campaign.add_argument("-v", "--verbose", action="store_true", help="show all runs")
+    campaign.add_argument(
+        "--modes", metavar="MODE,...", help=f"of {', '.join(FAULT_MODES)} (save,live,postcopy)"
+    )
+    campaign.add_argument(
+        "--points", metavar="GLOB", help="only such points, as 'suspend:*' or 'controller/*'"
+    )
+    part = campaign.add_mutually_exclusive_group()
+    part.add_argument(
+        "--short", action="store_true", help="a fixed part that touches each point and action"
+    )
+    part.add_argument(
+        "--random", type=positive, metavar="N", help="N plans of two faults by chance"
+    )
+    campaign.add_argument("--seed", type=count, metavar="S", help="what repeats the chance")
+    campaign.add_argument(
+        "--jobs", type=positive, metavar="J", help="runs at once (one for each processor)"
+    )
+    campaign.add_argument(
+        "--out", metavar="DIR", default="fault-campaign", help="for the reports (fault-campaign)"
+    )
+    campaign.add_argument("--resume", action="store_true", help="go on with the campaign in DIR")
+    campaign.add_argument(
+        "--again", action="store_true", help="with --resume: what did not hold runs again, too"
+    )
+    campaign.add_argument("--memory", type=guest_size, metavar="SIZE", help="of the guests (4M)")
+    campaign.add_argument("--workload", choices=WORKLOADS)
