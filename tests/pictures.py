@@ -28,6 +28,7 @@ from xen_save_helper.toolstack.rules import handshake, helper_run, join, suspend
 
 REPOSITORY: Final = Path(__file__).parents[1]
 PAGES: Final = (
+    "toolstack/campaign/README.md",
     "ipc_schema/protocol.md",
     "toolstack/rules/teardown.md",
     "helper/engine/postcopy.md",
@@ -252,6 +253,13 @@ def running_a_helper() -> str:
     return diagram(edges, [helper_run.HelperPhase.ENDED.name.lower()])
 
 
+def program(name: str) -> str:
+    """An example, without what it says of itself."""
+    text = (REPOSITORY / "tests/examples" / name).read_text()
+    _, _, code = text.partition('"""\n\n')
+    return f"```python\n{code}```"
+
+
 def postcopy_records() -> str:
     series = [record for record in RecordType if record.name.startswith("POSTCOPY")]
     return table(
@@ -274,6 +282,7 @@ MAKERS: Final[Mapping[str, Callable[[], str]]] = {
     "save_phases": lambda: from_table(save_phases.NEXT, [save_phases.Phase.FINISHED]),
     "page_states": lambda: from_table(page_states.TRANSITIONS),
     "postcopy_records": postcopy_records,
+    "failure_path": lambda: program("test_failure_path.py"),
 }
 
 

@@ -1,4 +1,4 @@
-"""README's example of the library does as it stands there."""
+"""The library's page has an example that does as it stands there."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tests.toolstack.stage import Hosts
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack import PostcopyTransitioned, RestoreResult, SaveResult
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "toolstack/README.md"
 
 
 def example() -> Any:
-    """The function `migrate` of README."""
-    blocks = re.findall(r"(?:^(?: {4}.*)?\n)+", README.read_text(), re.MULTILINE)
+    """The function `migrate` of the page."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
     (block,) = (block for block in blocks if "async def migrate(" in block)
     names: dict[str, Any] = {}
-    exec("\n".join(line[4:] for line in block.splitlines()), names)
+    exec(block, names)
     return names["migrate"]
 
 

@@ -457,8 +457,8 @@ def test_no_scenario_pays_for_what_only_one_needs() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_readme_installs_as_the_rig_does() -> None:
-    readme = (REPOSITORY / "README.md").read_text()
+def test_the_drop_ins_page_installs_as_the_rig_does() -> None:
+    readme = (REPOSITORY / "helper/README.md").read_text()
     assert shlex.join(agent.INSTALL) in readme
     (packages,) = re.findall(r"^    apt install (.*)$", readme, re.MULTILINE)
     assert set(packages.split()) <= set(SUITES["bookworm"].packages)

@@ -19,7 +19,7 @@ from xen_save_helper.ipc_schema.faults.plan import PlanError
 from xen_save_helper.toolstack.faults.helper_program import FaultyHelper, helper_plan
 from xen_save_helper.toolstack.helpers.request import HelperRequest, PipeHelper
 
-README = Path(__file__).parents[3] / "README.md"
+README = Path(__file__).parents[3] / "toolstack/campaign/README.md"
 
 
 def run_pytest(directory: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +37,7 @@ def run_pytest(directory: Path, code: str, *arguments: str) -> subprocess.Comple
 
 
 def test_the_example_of_the_readme(tmp_path: Path) -> None:
-    blocks = re.findall(r"(?:^(?: {4}.*)?\n)+", README.read_text(), re.MULTILINE)
+    blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
     (example,) = (block for block in blocks if "xen_faults" in block)
     ended = run_pytest(tmp_path, example, "--strict-markers", "-W", "error")
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -32,7 +32,7 @@ from tests.xen.dom0.lab import Lab, xen_version
 HOST: Final = Path("/host")
 HEARTBEAT_SECONDS: Final = 1.0
 INSTALL: Final = ("pip", "install", "--break-system-packages", "--no-index")
-"""README's command, before the wheel's name."""
+"""The command of helper/README.md, before the wheel's name."""
 _POLL_SECONDS: Final = 0.2
 _INSTALL_SECONDS: Final = 180
 _CLEAN_UP_SECONDS: Final = 60
@@ -74,8 +74,8 @@ def _start_heartbeat() -> None:
 
 
 def _install() -> None:
-    """As README tells a user to: pip fetches nothing, and checks that Debian's libraries will do.
-    What it made is kept on the share, for the next boot of the same image and wheel."""
+    """As helper/README.md tells a user to: pip fetches nothing, and checks that Debian's libraries
+    will do. What it made is kept on the share, for the next boot of the same image and wheel."""
     kept = HOST / "installed.tar"
     if kept.exists():
         _must(["tar", "-C", "/usr/local", "-xf", str(kept)])

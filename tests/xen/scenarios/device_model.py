@@ -20,7 +20,7 @@ WRAPPER: Final = "/usr/local/bin/xen-save-helper-qemu"
 
 
 class WrappedGuest(Guest):
-    """One whose configuration names the wrapper, as README has it."""
+    """One whose configuration names the wrapper, as helper/README.md has it."""
 
     def _config(self) -> str:
         named = f'device_model_override = "{WRAPPER}"\ndevice_model_version = "qemu-xen"\n'

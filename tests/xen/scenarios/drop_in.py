@@ -56,7 +56,7 @@ def all_of_one_guest(lab: Lab, kind: str) -> None:
 
 
 def log_line(lab: Lab) -> None:
-    """With -vvv, what xl logs says which helper it has started, as README has it."""
+    """With -vvv, what xl logs says which helper it has started, as helper/README.md has it."""
     guest = lab.guest("pvh")
     done = lab.xl(["-vvv", "save", guest.name, lab.directory / "saved"], limit=COMMAND_SECONDS)
     assert done.status == 0

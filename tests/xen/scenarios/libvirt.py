@@ -22,7 +22,7 @@ _START_SECONDS: Final = 90
 
 
 def save_and_restore(lab: Lab) -> None:
-    """`virsh save` and `virsh restore`, the daemon having README's line in its environment."""
+    """`virsh save` and `virsh restore`, the daemon's environment being that of helper/README.md."""
     guest = Guest("virtual", "pvh")
     file = lab.directory / "saved"
     daemon = _start_daemon(lab)
@@ -40,7 +40,7 @@ def save_and_restore(lab: Lab) -> None:
 
 
 def _start_daemon(lab: Lab) -> Program:
-    """As systemd does with what README has one write into its unit."""
+    """As systemd does with what helper/README.md has one write into its unit."""
     _make_fit_for_libvirt()
     trace = {"XEN_SAVE_HELPER_EVENTS": str(lab.trace)}
     daemon = Program(["libvirtd"], {**helper_variable(OURS), **trace})
