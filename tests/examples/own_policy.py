@@ -8,6 +8,7 @@ import socket
 import tempfile
 from pathlib import Path
 
+from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.toolstack import (
     Context,
     MemoryStrategy,
@@ -18,7 +19,7 @@ from xen_save_helper.toolstack import (
     domain_create_restore,
     domain_live_migrate,
 )
-from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost, create_host
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 BANDWIDTH = 100 << 20
 """Bytes a second that the link may carry."""

@@ -7,8 +7,9 @@ import asyncio
 import tempfile
 from pathlib import Path
 
+from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.toolstack import Context, domain_create_restore, domain_suspend
-from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost, create_host
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 
 async def save_and_restore(here: str, there: str, name: str, file: Path) -> int:

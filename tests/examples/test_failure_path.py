@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.toolstack import Context, Error, domain_suspend
 from xen_save_helper.toolstack.faults.helper_program import FaultyHelper
-from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost, create_host
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 XEN_TOOLSTACK = Path(sys.executable).with_name("xen-toolstack")
 
