@@ -24,7 +24,7 @@ from xen_save_helper.ipc_schema.channel.messages import (
 )
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_number
-from xen_save_helper.toolstack.rules import handshake, helper_run, join, suspend
+from xen_save_helper.toolstack.rules import handshake, helper_run, join, stream_write, suspend
 
 REPOSITORY: Final = Path(__file__).parents[1]
 PAGES: Final = (
@@ -191,6 +191,24 @@ def _merged(edges: list[Edge]) -> list[Edge]:
     return merged
 
 
+def writing() -> str:
+    """`stream_write.SEQUENCES` and `ON_FAILURE`, a line for each cause."""
+    lines = ["```mermaid", "flowchart LR"]
+    for row, (cause, (phase, steps, then)) in enumerate(stream_write.SEQUENCES.items()):
+        boxes = [f'c{row}["{cause.value}"]']
+        for column, step in enumerate(steps):
+            is_part = isinstance(step, stream_write.Part)
+            left, right = ("[", "]") if is_part else ("{{", "}}")
+            text = step.value if is_part else "point of no return"
+            only = "<br>(device model)" if step in stream_write.EMULATOR else ""
+            boxes.append(f's{row}_{column}{left}"{text}{only}"{right}')
+        boxes.append(f't{row}(["{then.value}"])')
+        lines.append(f"    {' --> '.join(boxes)}")
+        failure = stream_write.ON_FAILURE[phase].value.replace(", rc 0", ", the rc")
+        lines.append(f'    c{row} -. "a write fails" .-> f{row}(["{failure}"])')
+    return "\n".join([*lines, "```"])
+
+
 def suspending() -> str:
     """`rules.suspend`, as it behaves."""
 
@@ -275,6 +293,7 @@ MAKERS: Final[Mapping[str, Callable[[], str]]] = {
     "messages": messages,
     "turn_taking": conversation,
     "join": joined,
+    "stream_write": writing,
     "suspend": suspending,
     "helper_run": running_a_helper,
     "sender": lambda: of_handshake(handshake.SENDER_TABLE, handshake.SENDER_ENDS),
