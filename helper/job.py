@@ -1,18 +1,13 @@
-"""What the helper's process is to do, with what, and how it says that it has.
+"""What the helper's process is to do, what comes of it, and with which status it exits.
 
 No numpy here, and no dataclasses: the main program loads this before it does anything.
 """
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Final, NamedTuple
 
-from xen_save_helper.ipc_schema.channel.messages import (
-    MissingCpuFeatures,
-    Operation,
-    StreamType,
-)
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 
 EXIT_DONE: Final = 0
@@ -22,36 +17,50 @@ EXIT_FAILED: Final = 255
 """The helper's own errors: it was not started rightly, or the protocol was broken."""
 
 
-class Engine(Enum):
-    """What does the work on the domain."""
-
-    OWN = "own"
-    LIBXENGUEST = "libxenguest"
-
-
 class Job(NamedTuple):
-    """What to do: `start`, or libxl's command line and the environment."""
+    """The request, by `start` or by libxl's command line, and what the process itself was told."""
 
-    operation: Operation
-    domid: int
-    io_fd: int
-    back_fd: int
-    xcflags: int
-    stream_type: StreamType
-    store_evtchn: int
-    store_domid: int
-    console_evtchn: int
-    console_domid: int
-    hypervisor: str
-    engine: Engine
-    bandwidth: int
-    postcopy: bool
-    stall_limit: float
-    admission: float
+    request: HelperRequest
+    stall_limit: float = 0.0
+    """Seconds that stream and back channel may stand still when something is due, 0 for ever."""
+    admission: float = 0.0
     """See `Abort`."""
-    limits: PrecopyLimits | None
-    """Of the environment, for a controller that has no precopy policy; None for the engine's."""
-    device_model: str
+    limits: PrecopyLimits | None = None
+    """The precopy policy of the environment, for a controller that has none; None for
+    libxenguest's."""
+    device_model: str = ""
     """Of the environment: see `helper.hypervisors.xen.restored_model`."""
-    missing_cpu_features: MissingCpuFeatures
-    """Of the environment: see `helper.cpu_check`."""
+
+
+class Statistics:
+    """What a stream carried: the fields of the catalogue's `statistics`.
+
+    `rounds` counts passes over the memory that sent any of it, the stop-and-copy one included;
+    `pages` counts pages with contents before the guest's hand-over, a page once for each time it
+    went; `bytes` counts every octet of the stream; `postcopy_pages` and `postcopy_faults` what went
+    after the postcopy transition, and for how many of these a vCPU waited.
+    """
+
+    __slots__ = ("bytes", "pages", "postcopy_faults", "postcopy_pages", "rounds")
+
+    def __init__(self, rounds: int = 0, pages: int = 0, octets: int = 0) -> None:
+        self.rounds = rounds
+        self.pages = pages
+        self.bytes = octets
+        self.postcopy_pages = 0
+        self.postcopy_faults = 0
+
+    def fields(self) -> dict[str, int]:
+        """By the message's field names."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class RestoreResults:
+    """Where the restored guest has its rings (0: nowhere), and what the stream carried."""
+
+    def __init__(
+        self, store_gfn: int = 0, console_gfn: int = 0, statistics: Statistics | None = None
+    ) -> None:
+        self.store_gfn = store_gfn
+        self.console_gfn = console_gfn
+        self.statistics = statistics or Statistics()

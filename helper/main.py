@@ -12,21 +12,21 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 from xen_save_helper.helper.abort import SAVE_SIGNALS, Abort
 from xen_save_helper.helper.channels.channel import CONTEXT, ChannelError
 from xen_save_helper.helper.command_line import USAGE, Options, UsageError, here, parse
-from xen_save_helper.helper.job import EXIT_DONE, EXIT_FAILED, Engine, Job
+from xen_save_helper.helper.job import EXIT_DONE, EXIT_FAILED, Job
 from xen_save_helper.helper.run import report_channel_error, run
 from xen_save_helper.helper.seams import Seams
 from xen_save_helper.helper.settings import ANSWER_LIMIT, PREFIX, Settings, read_settings
 from xen_save_helper.helper.standard_streams import lost, standard_streams
 from xen_save_helper.helper.trace_file import open_trace
 from xen_save_helper.helper.watchdog import Watchdog, limit_of, wake_when_orphaned
+from xen_save_helper.ipc_schema.channel.helper_request import Engine, request_of_start
 from xen_save_helper.ipc_schema.channel.messages import (
     Dialect,
-    MissingCpuFeatures,
     Operation,
     StreamType,
     XentoollogLevel,
@@ -142,7 +142,7 @@ def _serve_zmq(
         start = channel.wait_for_start(options.secret_fd, options.start_limit)
         trace.event("start", **{name: start[name] for name in start if name != "proof"})
         job = _job_of_start(start, options, settings)
-        if job.stream_type is not StreamType.PLAIN:
+        if job.request.stream_type is not StreamType.PLAIN:
             watchdog.stop()
         seams.begin(job)
         abort = _abort(job, options.secret_fd, watchdog)
@@ -156,32 +156,21 @@ def _serve_zmq(
         _exit(status, seams)
 
 
-_OF_THE_CHANNEL: Final = frozenset({"proof", "cbflags"})
-"""Fields of `start` that the channel itself has dealt with."""
-
-
 def _job_of_start(start: dict[str, Any], options: Options, settings: Settings) -> Job:
     name = start["engine"]
-    if name not in {engine.value for engine in Engine}:
-        known = " and ".join(engine.value for engine in Engine)
-        raise ChannelError(errno.ENOTSUP, f"engine {name!r}: this helper has {known}")
+    if name not in set(Engine):
+        raise ChannelError(
+            errno.ENOTSUP, f"engine {name!r}: this helper has {' and '.join(Engine)}"
+        )
     try:
-        operation = Operation(start["operation"])
-        enums = {
-            "operation": operation,
-            "stream_type": StreamType(start["stream_type"]),
-            "engine": Engine(name),
-            "missing_cpu_features": MissingCpuFeatures(start["missing_cpu_features"]),
-        }
+        request = request_of_start(start)
     except ValueError as bad:
         raise ChannelError(errno.EPROTO, f"start: {bad}") from None
-    # A field that Job does not have is a fault, not one to be passed over.
-    fields = {name: start[name] for name in start if name not in _OF_THE_CHANNEL} | enums
-    plain = enums["stream_type"] is StreamType.PLAIN
+    plain = request.stream_type is StreamType.PLAIN
     return Job(
-        **fields,
+        request,
         stall_limit=_stall_limit(options, settings) if plain else 0.0,
-        admission=options.admission if plain and operation is Operation.SAVE else 0.0,
+        admission=options.admission if plain and request.operation is Operation.SAVE else 0.0,
         limits=_limits(settings),
         device_model=settings.device_model,
     )
@@ -204,9 +193,10 @@ def _serve_libxl(
         raise UsageError(str(bad)) from None
     stall_limit = _stall_limit(options, settings)
     answer_limit = _answer_limit(options, settings)
-    if given.stream_type is not StreamType.PLAIN:
+    stream_type = given.request.stream_type
+    if stream_type is not StreamType.PLAIN:
         # libxc takes one that is given up for the other side's death: the guest would run at both.
-        remarks += _limits_that_do_not_hold(settings, given.stream_type)
+        remarks += _limits_that_do_not_hold(settings, stream_type)
         stall_limit = answer_limit = 0.0
         watchdog.stop()
     trace.event(
@@ -216,28 +206,18 @@ def _serve_libxl(
         stream_stall=stall_limit,
     )
     answers, messages = _take_pipes()
-    is_xen = settings.hypervisor == "xen"
-    job = Job(
-        operation=given.operation,
-        domid=given.domid,
-        io_fd=given.io_fd,
-        back_fd=given.back_fd,
-        xcflags=given.xcflags,
-        stream_type=given.stream_type,
-        store_evtchn=given.store_evtchn,
-        store_domid=given.store_domid,
-        console_evtchn=given.console_evtchn,
-        console_domid=given.console_domid,
+    request = given.request._replace(
         hypervisor=settings.hypervisor,
-        engine=Engine.LIBXENGUEST if is_xen else Engine.OWN,
-        bandwidth=0,
+        engine=Engine.LIBXENGUEST if settings.hypervisor == "xen" else Engine.OWN,
         postcopy="postcopy_transition" in callbacks_of(given.cbflags, given.dialect)
-        and given.back_fd >= 0,
+        and given.request.back_fd >= 0,
+        missing_cpu_features=settings.missing_cpu_features,
+    )
+    job = Job(
+        request,
         stall_limit=stall_limit,
-        admission=0.0,
         limits=_limits(settings),
         device_model=settings.device_model,
-        missing_cpu_features=settings.missing_cpu_features,
     )
     abort = _abort(job, answers, watchdog)
     seams.begin(job)
@@ -319,7 +299,7 @@ def _watchdog(options: Options, settings: Settings, trace: Trace) -> Watchdog:
 
 def _abort(job: Job, lifeline: int, watchdog: Watchdog) -> Abort:
     signals: frozenset[signal.Signals] = frozenset()
-    if job.operation is Operation.SAVE:
+    if job.request.operation is Operation.SAVE:
         signals = SAVE_SIGNALS
     else:
         # As libxl's setup_signals: whoever started us may have ignored it, or blocked it.

@@ -10,24 +10,22 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import CONTEXT, Channel, ChannelError, log_fields
-from xen_save_helper.helper.job import EXIT_CONTROLLER_GONE, EXIT_DONE, EXIT_FAILED, Engine, Job
-from xen_save_helper.helper.parameters import (
-    RestoreParameters,
+from xen_save_helper.helper.job import (
+    EXIT_CONTROLLER_GONE,
+    EXIT_DONE,
+    EXIT_FAILED,
+    Job,
     RestoreResults,
-    SaveParameters,
     Statistics,
 )
-from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags, XentoollogLevel
+from xen_save_helper.ipc_schema.channel.helper_request import Engine
+from xen_save_helper.ipc_schema.channel.messages import Operation, XentoollogLevel
 from xen_save_helper.ipc_schema.errors import DecodeError, StreamEndError
 from xen_save_helper.ipc_schema.trace import Trace
-
-if TYPE_CHECKING:
-    from xen_save_helper.helper.hypervisors.interface import Domain
-
 
 Streams = Callable[[Job, Abort], AbstractContextManager[None]]
 
@@ -52,7 +50,7 @@ def run(
     surrounds the work on the job's streams. `remarks` are warnings for the controller's log, now
     and before its end."""
     try:
-        _log(channel, XentoollogLevel.DEBUG, f"starting {job.operation.value}")
+        _log(channel, XentoollogLevel.DEBUG, f"starting {job.request.operation.value}")
         _say(channel, remarks)
         outcome = _operate(job, channel, abort, trace, streams)
         _say(channel, remarks)
@@ -75,11 +73,11 @@ def report_channel_error(over: ChannelError) -> int:
 
 
 def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace, streams: Streams) -> _Outcome:
-    counted = Statistics()
+    request, counted = job.request, Statistics()
     try:
-        _keep("io_fd", job.io_fd)
-        if job.back_fd >= 0:
-            _keep("back_fd", job.back_fd)
+        _keep("io_fd", request.io_fd)
+        if request.back_fd >= 0:
+            _keep("back_fd", request.back_fd)
         with streams(job, abort):
             return _with_engine(job, channel, abort, trace, counted)
     except (OSError, DecodeError, MemoryError) as bad:
@@ -89,7 +87,7 @@ def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace, streams: St
             trace.event("failure", what="aborted", error=text, errnoval=errnoval)
             errnoval, text = abort.errnoval, abort.reason
         _log(channel, XentoollogLevel.ERROR, text, errnoval)
-        counts = job.operation is Operation.SAVE and job.engine is Engine.OWN
+        counts = request.operation is Operation.SAVE and request.engine is Engine.OWN
         return _Outcome(retval=-1, errnoval=errnoval, statistics=counted if counts else None)
     except Exception as bug:
         import traceback
@@ -130,86 +128,53 @@ def _with_engine(
     job: Job, channel: Channel, abort: Abort, trace: Trace, counted: Statistics
 ) -> _Outcome:
     """`counted` is kept up to date by a save of our engine."""
-    trace.event("engine", engine=job.engine.value, hypervisor=job.hypervisor)
-    if job.engine is Engine.LIBXENGUEST:
+    request = job.request
+    trace.event("engine", engine=request.engine.value, hypervisor=request.hypervisor)
+    if request.engine is Engine.LIBXENGUEST:
         return _with_libxenguest(job, channel, abort, trace)
 
     from xen_save_helper.helper.hypervisors import open_domain
 
-    domain = open_domain(job.hypervisor, job.domid)
+    domain = open_domain(request.hypervisor, request.domid)
     try:
-        if job.operation is Operation.SAVE:
-            _save(job, domain, channel, abort, trace, counted)
+        if request.operation is Operation.SAVE:
+            from xen_save_helper.helper.engine.save import domain_save
+
+            domain_save(domain, job, channel, abort, trace, counted)
             return _Outcome(statistics=counted)
-        results = _restore(job, domain, channel, abort, trace)
+        from xen_save_helper.helper.engine.restore import domain_restore
+
+        results = domain_restore(domain, job, channel, abort, trace)
         return _Outcome(results=results, statistics=results.statistics)
     finally:
         domain.close()
 
 
 def _with_libxenguest(job: Job, channel: Channel, abort: Abort, trace: Trace) -> _Outcome:
-    if job.hypervisor != "xen":
+    request = job.request
+    if request.hypervisor != "xen":
         raise OSError(
             errno.ENOTSUP,
-            f"engine {job.engine.value} works on the hypervisor xen alone, not on {job.hypervisor}",
+            f"engine {request.engine} works on the hypervisor xen alone, "
+            f"not on {request.hypervisor}",
         )
-    if job.operation is Operation.SAVE:
+    if request.operation is Operation.SAVE:
         from xen_save_helper.helper.libxenguest import save
 
-        return _Outcome(statistics=save.domain_save(job, channel, job.limits, abort, trace))
+        return _Outcome(statistics=save.domain_save(job, channel, abort, trace))
     from xen_save_helper.helper.hypervisors.xen import restored_model
     from xen_save_helper.helper.libxenguest import restore
 
-    if doubt := restored_model.check(job.domid, job.device_model):
+    if doubt := restored_model.check(request.domid, job.device_model):
         _log(channel, XentoollogLevel.WARN, doubt)
     results = restore.domain_restore(job, channel, abort, trace)
     return _Outcome(results=results, statistics=results.statistics)
 
 
-def _save(
-    job: Job,
-    domain: Domain,
-    channel: Channel,
-    abort: Abort,
-    trace: Trace,
-    statistics: Statistics,
-) -> None:
-    from xen_save_helper.helper.engine.save import domain_save
-
-    parameters = SaveParameters(
-        live=bool(job.xcflags & XCFlags.LIVE),
-        debug=bool(job.xcflags & XCFlags.DEBUG),
-        stream_type=job.stream_type,
-        bandwidth=job.bandwidth,
-        postcopy=job.postcopy,
-        stall_limit=job.stall_limit,
-        limits=job.limits,
-    )
-    domain_save(domain, job.io_fd, job.back_fd, channel, parameters, abort, trace, statistics)
-
-
-def _restore(
-    job: Job, domain: Domain, channel: Channel, abort: Abort, trace: Trace
-) -> RestoreResults:
-    from xen_save_helper.helper.engine.restore import domain_restore
-
-    parameters = RestoreParameters(
-        stream_type=job.stream_type,
-        store_evtchn=job.store_evtchn,
-        store_domid=job.store_domid,
-        console_evtchn=job.console_evtchn,
-        console_domid=job.console_domid,
-        postcopy=job.postcopy,
-        stall_limit=job.stall_limit,
-        missing_cpu_features=job.missing_cpu_features,
-    )
-    return domain_restore(domain, job.io_fd, job.back_fd, channel, parameters, abort, trace)
-
-
 def _tell(job: Job, outcome: _Outcome, channel: Channel, trace: Trace) -> None:
     if outcome.statistics is not None and channel.provides("statistics"):
         channel.tell("statistics", **outcome.statistics.fields())
-    if job.operation is Operation.RESTORE and channel.provides("restore_results"):
+    if job.request.operation is Operation.RESTORE and channel.provides("restore_results"):
         results = outcome.results or RestoreResults()
         channel.tell(
             "restore_results", store_gfn=results.store_gfn, console_gfn=results.console_gfn

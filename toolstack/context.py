@@ -9,14 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec
 
 from xen_save_helper.helper.hypervisors import SIMULATED, XEN
+from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, XentoollogLevel
 from xen_save_helper.ipc_schema.trace import Trace
-from xen_save_helper.toolstack.helpers.request import (
-    LIBXENGUEST,
-    OWN_ENGINE,
-    HelperProgram,
-    OwnHelper,
-)
+from xen_save_helper.toolstack.helpers.request import HelperProgram, OwnHelper
 from xen_save_helper.toolstack.hosts import open_host
 from xen_save_helper.toolstack.limits import Limits
 from xen_save_helper.toolstack.rules import arguments
@@ -118,9 +114,9 @@ class Context:
         _tell(self.progress, doing_what, done, total)
 
     @property
-    def engine(self) -> str:
+    def engine(self) -> Engine:
         """The engine of our helper that works on this hypervisor."""
-        return LIBXENGUEST if self.hypervisor == XEN else OWN_ENGINE
+        return Engine.LIBXENGUEST if self.hypervisor == XEN else Engine.OWN
 
 
 def check_uri(name: str, uri: str) -> None:

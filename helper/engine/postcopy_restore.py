@@ -24,7 +24,7 @@ from xen_save_helper.helper.engine.page_states import (
 from xen_save_helper.helper.engine.physmap import Physmap
 from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamReader
 from xen_save_helper.helper.hypervisors.interface import Domain, PagingRequest, Pfns
-from xen_save_helper.helper.parameters import Statistics
+from xen_save_helper.helper.job import Statistics
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.channel.waits import Patience
 from xen_save_helper.ipc_schema.errors import DecodeError, StreamEndError

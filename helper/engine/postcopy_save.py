@@ -16,7 +16,7 @@ from xen_save_helper.helper.engine.postcopy_pages import PostcopyPages
 from xen_save_helper.helper.engine.save_phases import Outcome
 from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamWriter, wait_for
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, Pfns
-from xen_save_helper.helper.parameters import Statistics
+from xen_save_helper.helper.job import Statistics
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.page_lists import (
     ENTRY_SIZE,

@@ -15,7 +15,7 @@ import numpy as np
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.engine.page_stream import MapAhead, PageWriter
 from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain
-from xen_save_helper.helper.parameters import Statistics
+from xen_save_helper.helper.job import Statistics
 from xen_save_helper.helper.precopy_limits import limited_policy
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 from xen_save_helper.ipc_schema.channel.precopy_rule import (

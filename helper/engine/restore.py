@@ -21,7 +21,7 @@ from xen_save_helper.helper.engine.restore_order import POSTCOPY_RECORDS, Record
 from xen_save_helper.helper.engine.stream_io import StreamReader
 from xen_save_helper.helper.hypervisors import interface
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Domain, Pfns
-from xen_save_helper.helper.parameters import RestoreParameters, RestoreResults
+from xen_save_helper.helper.job import Job, RestoreResults
 from xen_save_helper.ipc_schema.channel.messages import StreamType, XentoollogLevel
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.libxc_bodies import Body, TscInfo
@@ -54,41 +54,36 @@ _MISMATCHES_LOGGED = 16
 
 def domain_restore(
     domain: Domain,
-    io_fd: int,
-    send_back_fd: int,
+    job: Job,
     channel: Channel,
-    parameters: RestoreParameters,
     abort: Abort,
     trace: Trace,
 ) -> RestoreResults:
-    """Restore `domain`, which is new and has no memory, from `io_fd`; `send_back_fd` is the back
-    channel, -1 for none. Reads up to the END record, and not an octet more.
+    """Restore `domain`, which is new and has no memory, whatever domid the request has. Reads up to
+    the END record, and not an octet more.
 
     Raises DecodeError for a stream that is not right, with the offset in the libxc stream; OSError
     of the hypervisor, the stream or the abort, with EOPNOTSUPP for a stream that is not for us,
     EIO for a callback that failed; ChannelError where the controller is gone.
     """
-    return _Restore(domain, io_fd, send_back_fd, channel, parameters, abort, trace).run()
+    return _Restore(domain, job, channel, abort, trace).run()
 
 
 class _Restore:
     def __init__(
         self,
         domain: Domain,
-        io_fd: int,
-        send_back_fd: int,
+        job: Job,
         channel: Channel,
-        parameters: RestoreParameters,
         abort: Abort,
         trace: Trace,
     ) -> None:
         self._domain = domain
-        self._io_fd = io_fd
-        self._send_back_fd = send_back_fd
-        self._parameters = parameters
+        self._job = job
+        self._request = job.request
         self._abort = abort
         self._reporter = Reporter(channel, abort, trace)
-        self._reader = StreamReader(io_fd, abort)
+        self._reader = StreamReader(job.request.io_fd, abort)
         self._results = RestoreResults()
         self._physmap = Physmap(domain)
         self._version = 0
@@ -101,13 +96,13 @@ class _Restore:
         self._postcopy: PostcopyReceiver | None = None
 
     def run(self) -> RestoreResults:
-        if self._parameters.stream_type is not StreamType.PLAIN:
-            name = StreamType(self._parameters.stream_type).name
+        if self._request.stream_type is not StreamType.PLAIN:
+            name = self._request.stream_type.name
             raise OSError(
                 errno.EOPNOTSUPP,
                 f"our engine reads no checkpointed stream ({name}); use libxenguest's",
             )
-        self._abort.guard_stream(self._io_fd, reading=True)
+        self._abort.guard_stream(self._request.io_fd, reading=True)
         try:
             with self._reporter.phase(HEADERS):
                 self._headers()
@@ -188,9 +183,9 @@ class _Restore:
             return None
         if kind is RecordType.CHECKPOINT:
             raise DecodeError(kind.name, offset, "a checkpoint in a stream that has none")
-        if kind in POSTCOPY_RECORDS and not self._parameters.postcopy:
+        if kind in POSTCOPY_RECORDS and not self._request.postcopy:
             raise DecodeError(kind.name, offset, "postcopy was not agreed upon for this restore")
-        if kind in POSTCOPY_RECORDS and self._send_back_fd < 0:
+        if kind in POSTCOPY_RECORDS and self._request.back_fd < 0:
             raise DecodeError(kind.name, offset, "postcopy needs a back channel, and there is none")
         if self._order.record(kind, offset):
             self._static_data_complete()
@@ -228,7 +223,7 @@ class _Restore:
         missing = (0 if self._cpuid else _MISSING_CPUID) | (0 if self._msr else _MISSING_MSR)
         if self._cpuid:
             offered = self._domain.system_cpu_policy()
-            choice = self._parameters.missing_cpu_features
+            choice = self._request.missing_cpu_features
             check_features(self._cpuid, offered, choice, self._reporter)
         if self._cpuid or self._msr:
             self._domain.set_cpu_policy(self._cpuid, self._msr)
@@ -322,8 +317,8 @@ class _Restore:
         """x86_hvm_stream_complete: what is left once all state is there."""
         if self._context is None:
             raise DecodeError("HVM_CONTEXT", self._reader.offset, "missing from the stream")
-        self._domain.hvm_param_set(hvm_params.STORE_EVTCHN, self._parameters.store_evtchn)
-        self._domain.hvm_param_set(hvm_params.CONSOLE_EVTCHN, self._parameters.console_evtchn)
+        self._domain.hvm_param_set(hvm_params.STORE_EVTCHN, self._request.store_evtchn)
+        self._domain.hvm_param_set(hvm_params.CONSOLE_EVTCHN, self._request.console_evtchn)
         self._domain.hvm_setcontext(self._context)
 
     def _end(self, length: int) -> None:
@@ -344,13 +339,11 @@ class _Restore:
         self._postcopy = PostcopyReceiver(
             self._domain,
             self._reader,
-            FaultWriter(
-                self._send_back_fd, self._version, self._abort, self._parameters.stall_limit
-            ),
+            FaultWriter(self._request.back_fd, self._version, self._abort, self._job.stall_limit),
             self._version,
             self._reporter,
             self._abort,
-            self._parameters.stall_limit,
+            self._job.stall_limit,
             self._results.statistics,
         )
 

@@ -16,8 +16,13 @@ from xen_save_helper.helper.engine.precopy import Rounds, precopy_policy
 from xen_save_helper.helper.engine.save_phases import NEXT, Outcome
 from xen_save_helper.helper.engine.stream_io import StreamWriter
 from xen_save_helper.helper.hypervisors.interface import Domain, ShutdownReason
-from xen_save_helper.helper.parameters import SaveParameters, Statistics
-from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, StreamType, XentoollogLevel
+from xen_save_helper.helper.job import Job, Statistics
+from xen_save_helper.ipc_schema.channel.messages import (
+    PrecopyPolicy,
+    StreamType,
+    XCFlags,
+    XentoollogLevel,
+)
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.libxc_records import encode_body
 from xen_save_helper.ipc_schema.streams.libxc_stream import (
@@ -33,45 +38,41 @@ from xen_save_helper.ipc_schema.trace import Trace
 
 def domain_save(
     domain: Domain,
-    io_fd: int,
-    recv_fd: int,
+    job: Job,
     channel: Channel,
-    parameters: SaveParameters,
     abort: Abort,
     trace: Trace,
     statistics: Statistics,
 ) -> None:
-    """Save `domain` into `io_fd`; `recv_fd` is the back channel, -1 for none. `statistics` are kept
-    up to date, also where it fails.
+    """Save `domain`, whatever domid the request has. `statistics` are kept up to date, also if it
+    fails.
 
     Raises OSError: of the hypervisor, the stream, the abort, or with EINVAL, EOPNOTSUPP and
     ECANCELED for what callbacks answered and callers asked; ChannelError where the controller is
     gone; DecodeError for a back channel that makes no sense. Log-dirty mode is off at its end,
     however it ends, and the stream descriptor is no longer guarded.
     """
-    _Save(domain, io_fd, recv_fd, channel, parameters, abort, trace, statistics).run()
+    _Save(domain, job, channel, abort, trace, statistics).run()
 
 
 class _Save:
     def __init__(
         self,
         domain: Domain,
-        io_fd: int,
-        recv_fd: int,
+        job: Job,
         channel: Channel,
-        parameters: SaveParameters,
         abort: Abort,
         trace: Trace,
         statistics: Statistics,
     ) -> None:
         self._domain = domain
-        self._io_fd = io_fd
-        self._recv_fd = recv_fd
-        self._parameters = parameters
+        self._job = job
+        self._request = job.request
+        self._live = bool(job.request.xcflags & XCFlags.LIVE)
         self._abort = abort
         self._reporter = Reporter(channel, abort, trace)
         self._statistics = statistics
-        self._out = StreamWriter(io_fd, abort, parameters.bandwidth)
+        self._out = StreamWriter(job.request.io_fd, abort, job.request.bandwidth)
         self._pages = PageWriter(domain, self._out)
         self._logdirty = False
         self._qemu_logdirty = False
@@ -82,10 +83,10 @@ class _Save:
         self._postcopy = PostcopySender(
             self._domain,
             self._out,
-            self._recv_fd,
+            self._request.back_fd,
             self._reporter,
             self._abort,
-            self._parameters.stall_limit,
+            self._job.stall_limit,
             self._statistics,
         )
         phases: dict[Phase, Callable[[], Outcome]] = {
@@ -104,7 +105,7 @@ class _Save:
             Phase.POSTCOPY_DRAIN: self._postcopy.drain,
             Phase.END: self._end,
         }
-        self._abort.guard_stream(self._io_fd, moved=lambda: self._out.octets)
+        self._abort.guard_stream(self._request.io_fd, moved=lambda: self._out.octets)
         try:
             self._enable_qemu_logdirty()
             phase = Phase.HEADERS
@@ -119,8 +120,8 @@ class _Save:
 
     def _check(self) -> None:
         """Refuse what we do not do, before anything has happened."""
-        if self._parameters.stream_type is not StreamType.PLAIN:
-            name = StreamType(self._parameters.stream_type).name
+        if self._request.stream_type is not StreamType.PLAIN:
+            name = self._request.stream_type.name
             raise OSError(
                 errno.EOPNOTSUPP,
                 f"our engine writes no checkpointed stream ({name}); use libxenguest's",
@@ -136,7 +137,7 @@ class _Save:
     # The phases, in the order of their table.
 
     def _headers(self) -> Outcome:
-        live = "live" if self._parameters.live else "non-live"
+        live = "live" if self._live else "non-live"
         self._reporter.info(f"Saving domain {self._domain.domid}, type x86 HVM, {live}")
         header = encode_image_header(ImageHeader(version=VERSION))
         self._out.write([header + encode_domain_header(DomainHeader())])
@@ -149,16 +150,16 @@ class _Save:
         if msr:
             self._write_record(RecordType.X86_MSR_POLICY, msr)
         self._write_record(RecordType.STATIC_DATA_END)
-        return Outcome.LIVE if self._parameters.live else Outcome.NON_LIVE
+        return Outcome.LIVE if self._live else Outcome.NON_LIVE
 
     def _precopy(self) -> Outcome:
         self._enable_logdirty()
-        policy = precopy_policy(self._reporter, self._parameters.limits, lambda: self._out.octets)
+        policy = precopy_policy(self._reporter, self._job.limits, lambda: self._out.octets)
         decision = self._rounds.send_memory_live(policy)
         if decision is not PrecopyPolicy.POSTCOPY:
             return Outcome.STOP_AND_COPY
-        if not self._parameters.postcopy or self._recv_fd < 0:
-            lacks = "back channel" if self._recv_fd < 0 else "leave to do so"
+        if not self._request.postcopy or self._request.back_fd < 0:
+            lacks = "back channel" if self._request.back_fd < 0 else "leave to do so"
             raise OSError(
                 errno.EOPNOTSUPP, f"precopy policy asked for postcopy, and this save has no {lacks}"
             )
@@ -175,18 +176,18 @@ class _Save:
             state = f"it is shut down with {reason.name}" if reason is not None else "it runs"
             raise OSError(errno.EIO, f"domain {self._domain.domid} has not been suspended: {state}")
         self._reporter.info("Domain now suspended")
-        if self._parameters.live:
+        if self._live:
             count = self._rounds.gather_final()
             self._reporter.detail(f"{count} pages remain")
             self._reporter.event("final dirty", dirty_count=count)
         return Outcome.DONE
 
     def _stop_and_copy(self) -> Outcome:
-        if not self._parameters.live:
+        if not self._live:
             self._rounds.send_all_pages("Frames")
             return Outcome.DONE
         self._rounds.send_final("Final precopy iteration")
-        return Outcome.DEBUG if self._parameters.debug else Outcome.DONE
+        return Outcome.DEBUG if self._request.xcflags & XCFlags.DEBUG else Outcome.DONE
 
     def _verify(self) -> Outcome:
         self._write_record(RecordType.VERIFY)

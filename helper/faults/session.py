@@ -12,7 +12,8 @@ from xen_save_helper.helper.faults.given import read_plan
 from xen_save_helper.helper.faults.injector import Firing, Injector, Strike
 from xen_save_helper.helper.faults.process_faults import carry_out
 from xen_save_helper.helper.faults.shared_counts import counts_of
-from xen_save_helper.helper.job import EXIT_FAILED, Engine, Job
+from xen_save_helper.helper.job import EXIT_FAILED, Job
+from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.faults.actions import FAIL, PROCESS, on_pipe
 from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError
@@ -83,10 +84,10 @@ class Session:
 
     def begin(self, job: Job) -> None:
         """The job is known. Ends the process where a fault cannot fire in it."""
-        self.injector.side = SIDES[job.operation]
+        self.injector.side = SIDES[job.request.operation]
         for fault in self.injector.faults:
-            if fault.point.kind is Kind.PHASE and job.engine is Engine.LIBXENGUEST:
-                _refuse(f"'{fault}': the engine {job.engine.value} has no phases")
+            if fault.point.kind is Kind.PHASE and job.request.engine is Engine.LIBXENGUEST:
+                _refuse(f"'{fault}': the engine {job.request.engine.value} has no phases")
 
     def calling(self, callback: str) -> None:
         """`callback` is about to be made: what the engine has written goes before what the handler

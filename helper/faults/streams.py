@@ -47,15 +47,18 @@ class Relays:
 def relayed(session: Session, job: Job, abort: Abort) -> Iterator[None]:
     """The job's streams pass relays in here, those for which the plan has faults. Raises OSError
     at its end where the engine's last octets did not pass."""
-    saving = job.operation is Operation.SAVE
+    request = job.request
+    saving = request.operation is Operation.SAVE
     main = _has(session.injector, back=False)
-    back = _has(session.injector, back=True) and job.back_fd >= 0
-    if job.back_fd == job.io_fd:
+    back = _has(session.injector, back=True) and request.back_fd >= 0
+    if request.back_fd == request.io_fd:
         main = back = main or back
     if not main and not back:
         yield
         return
-    wanted = [("stream", job.io_fd, saving)] * main + [("back", job.back_fd, not saving)] * back
+    wanted = [("stream", request.io_fd, saving)] * main + [
+        ("back", request.back_fd, not saving)
+    ] * back
     ends = _interpose([fd for _name, fd, _writing in wanted])
     relays = [
         StreamRelay(name, one, abort, session.injector, session.strike, writing=writing)

@@ -14,12 +14,12 @@ from xen_save_helper.helper.cpu_check import check_features
 from xen_save_helper.helper.hypervisors.xen.cpu_policy import system_cpu_policy
 from xen_save_helper.helper.hypervisors.xen.libraries import abi_version, load, versioned
 from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
-from xen_save_helper.helper.job import Job
+from xen_save_helper.helper.job import Job, RestoreResults, Statistics
 from xen_save_helper.helper.libxenguest.abi import ABIS, callback_names, provide
 from xen_save_helper.helper.libxenguest.callbacks import Callbacks
 from xen_save_helper.helper.libxenguest.octets import ThreadOctets
 from xen_save_helper.helper.libxenguest.peek import peek_policy
-from xen_save_helper.helper.parameters import RestoreResults, Statistics
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import (
     CATALOGUE,
     Answer,
@@ -43,12 +43,13 @@ def domain_restore(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Re
     Raises OSError with libxc's errno (also of finding and opening the libraries), ChannelError
     where the controller is gone, and whatever a callback raised.
     """
-    missing = [name for name in _NEEDED[job.stream_type] if not channel.provides(name)]
+    request = job.request
+    missing = [name for name in _NEEDED[request.stream_type] if not channel.provides(name)]
     if missing:
         raise OSError(
             errno.EINVAL,
             f"the controller provides no {' and no '.join(missing)} callback: "
-            f"stream type {job.stream_type.name}",
+            f"stream type {request.stream_type.name}",
         )
     with ExitStack() as stack:
         meter = ThreadOctets(reading=True)
@@ -66,24 +67,24 @@ def domain_restore(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Re
                 provide(struct, name, callbacks.ask(name) if answered else callbacks.tell(name))
         store_gfn, console_gfn = ctypes.c_ulong(), ctypes.c_ulong()
         with meter.aside():
-            callbacks.guard_stream(job.io_fd, meter, reading=True)
+            callbacks.guard_stream(request.io_fd, meter, reading=True)
         stack.callback(abort.release_stream)
         with meter.aside():
-            _check_cpu(job, xch, abort, callbacks.reporter)
+            _check_cpu(request, xch, abort, callbacks.reporter)
         ctypes.set_errno(0)
         retval = library.xc_domain_restore(
             xch.handle,
-            job.io_fd,
-            job.domid,
-            job.store_evtchn,
+            request.io_fd,
+            request.domid,
+            request.store_evtchn,
             ctypes.byref(store_gfn),
-            job.store_domid,
-            job.console_evtchn,
+            request.store_domid,
+            request.console_evtchn,
             ctypes.byref(console_gfn),
-            job.console_domid,
-            int(job.stream_type),
+            request.console_domid,
+            int(request.stream_type),
             ctypes.byref(struct),
-            job.back_fd,
+            request.back_fd,
             *abi.restore_tail,
         )
         callbacks.check("xc_domain_restore", retval, ctypes.get_errno())
@@ -94,10 +95,10 @@ def domain_restore(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Re
         )
 
 
-def _check_cpu(job: Job, xch: Xenctrl, abort: Abort, reporter: Reporter) -> None:
+def _check_cpu(request: HelperRequest, xch: Xenctrl, abort: Abort, reporter: Reporter) -> None:
     """Raises OSError(ENOTSUP) where the host lacks what the stream's CPU policy offers, unless that
     is to be ignored."""
-    policy = peek_policy(job.io_fd, abort)
+    policy = peek_policy(request.io_fd, abort)
     if policy is Absent.ALTOGETHER:
         return
     try:
@@ -108,4 +109,4 @@ def _check_cpu(job: Job, xch: Xenctrl, abort: Abort, reporter: Reporter) -> None
         text = f"whether this host has the guest's CPU features is not known: {bad.strerror}"
         reporter.log(XentoollogLevel.WARN, text)
         return
-    check_features(policy.cpuid, offered, job.missing_cpu_features, reporter)
+    check_features(policy.cpuid, offered, request.missing_cpu_features, reporter)

@@ -12,7 +12,7 @@ from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import Channel
 from xen_save_helper.helper.hypervisors.xen.libraries import abi_version, load, versioned
 from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
-from xen_save_helper.helper.job import Job
+from xen_save_helper.helper.job import Job, Statistics
 from xen_save_helper.helper.libxenguest.abi import (
     ABIS,
     PrecopyStats,
@@ -22,7 +22,6 @@ from xen_save_helper.helper.libxenguest.abi import (
 )
 from xen_save_helper.helper.libxenguest.callbacks import Callbacks
 from xen_save_helper.helper.libxenguest.octets import ThreadOctets
-from xen_save_helper.helper.parameters import Statistics
 from xen_save_helper.helper.precopy_limits import limited_policy
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, StreamType, XCFlags
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
@@ -47,15 +46,13 @@ _NEEDED: Final = {
 _Stats = PrecopyStats | PrecopyStats4_14
 
 
-def domain_save(
-    job: Job, channel: Channel, limits: PrecopyLimits | None, abort: Abort, trace: Trace
-) -> Statistics:
-    """Save the domain. `limits` are the precopy policy where the controller has none; with None
-    it is libxenguest's.
+def domain_save(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Statistics:
+    """Save the domain.
 
     Raises OSError with libxc's errno (also of finding and opening the libraries), ChannelError
     where the controller is gone, and whatever a callback raised.
     """
+    request, limits = job.request, job.limits
     with ExitStack() as stack:
         meter = ThreadOctets(reading=False)
         stack.callback(meter.close)
@@ -66,7 +63,7 @@ def domain_save(
         xch = stack.enter_context(Xenctrl(logger))
         abi = ABIS[abi_version()]
         library = load(versioned("libxenguest"), abi.prototypes)
-        _check_provided(job.stream_type, xch.domain_getinfo(job.domid).hvm, channel)
+        _check_provided(request.stream_type, xch.domain_getinfo(request.domid).hvm, channel)
 
         struct = abi.save_callbacks()
         for name in callback_names(abi.save_callbacks):
@@ -76,17 +73,17 @@ def domain_save(
         if policy is not None:
             provide(struct, "precopy_policy", policy)
         with meter.aside():
-            callbacks.guard_stream(job.io_fd, meter)
+            callbacks.guard_stream(request.io_fd, meter)
         stack.callback(abort.release_stream)
         ctypes.set_errno(0)
         retval = library.xc_domain_save(
             xch.handle,
-            job.io_fd,
-            job.domid,
-            job.xcflags & (XCFlags.LIVE | XCFlags.DEBUG),
+            request.io_fd,
+            request.domid,
+            request.xcflags & (XCFlags.LIVE | XCFlags.DEBUG),
             ctypes.byref(struct),
-            int(job.stream_type),
-            job.back_fd,
+            int(request.stream_type),
+            request.back_fd,
         )
         callbacks.check("xc_domain_save", retval, ctypes.get_errno())
         octets = meter.of_stream()

@@ -9,8 +9,9 @@ the one difference that libxl cannot avoid: a stream type is at most 2, and `cbf
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, StreamType, XCFlags
 
 MODE: Final = {Operation.SAVE: "--save-domain", Operation.RESTORE: "--restore-domain"}
@@ -63,22 +64,12 @@ _LOWEST_CALLBACK_BIT: Final = 8
 
 
 class HelperArguments(NamedTuple):
-    """What libxl asks for; `back_fd` is recv_fd for a save and send_back_fd for a restore, -1 for
-    none. `xcflags` are LIVE and DEBUG alone, whatever else the dialect has. `hvm` is None where the
-    dialect does not say it."""
+    """What libxl asks for. `request.xcflags` are LIVE and DEBUG alone, whatever else the dialect
+    has; what libxl does not say has its default. `hvm` is None if the dialect does not say it."""
 
-    operation: Operation
+    request: HelperRequest
     dialect: Dialect
-    io_fd: int
-    back_fd: int
-    domid: int
-    xcflags: int = 0
     cbflags: int = 0
-    stream_type: StreamType = StreamType.PLAIN
-    store_evtchn: int = 0
-    store_domid: int = 0
-    console_evtchn: int = 0
-    console_domid: int = 0
     hvm: bool | None = None
 
 
@@ -112,37 +103,30 @@ def parse(arguments: Sequence[str], dialect: Dialect | None = None) -> HelperArg
     flags = XCFlags.LIVE * values.get("live", 0) | XCFlags.DEBUG * values.get("debug", 0)
     if values["stream_type"] not in set(StreamType):
         raise ValueError(f"{arguments[0]}: stream_type {values['stream_type']}: want 0 to 2")
+    given: dict[str, Any] = {name: values[name] for name in HelperRequest._fields if name in values}
+    given["xcflags"] = values.get("xcflags", flags) & _MEANINGFUL
+    given["stream_type"] = StreamType(values["stream_type"])
     return HelperArguments(
-        operation=operation,
-        dialect=layout.dialect,
-        io_fd=values["io_fd"],
-        back_fd=values["back_fd"],
-        domid=values["domid"],
-        xcflags=values.get("xcflags", flags) & _MEANINGFUL,
-        cbflags=values["cbflags"],
-        stream_type=StreamType(values["stream_type"]),
-        store_evtchn=values.get("store_evtchn", 0),
-        store_domid=values.get("store_domid", 0),
-        console_evtchn=values.get("console_evtchn", 0),
-        console_domid=values.get("console_domid", 0),
-        hvm=bool(values["hvm"]) if "hvm" in values else None,
+        HelperRequest(operation, **given),
+        layout.dialect,
+        values["cbflags"],
+        bool(values["hvm"]) if "hvm" in values else None,
     )
 
 
 def build(arguments: HelperArguments) -> list[str]:
     """The command line, without the program's name, that a libxl of that dialect would give (for
     MAINLINE_4_7: 4.10 to 4.13, the later layout)."""
-    layout = next(row for row in _LAYOUTS[arguments.operation] if row.dialect is arguments.dialect)
-    derived = {
-        "live": int(bool(arguments.xcflags & XCFlags.LIVE)),
-        "debug": int(bool(arguments.xcflags & XCFlags.DEBUG)),
-        "hvm": int(bool(arguments.hvm)),
-        "pae": int(bool(arguments.hvm)),
+    request = arguments.request
+    layout = next(row for row in _LAYOUTS[request.operation] if row.dialect is arguments.dialect)
+    numbers = request._asdict() | {
+        "live": bool(request.xcflags & XCFlags.LIVE),
+        "debug": bool(request.xcflags & XCFlags.DEBUG),
+        "hvm": bool(arguments.hvm),
+        "pae": bool(arguments.hvm),
+        "cbflags": arguments.cbflags,
     }
-    numbers = (
-        derived[name] if name in derived else int(getattr(arguments, name)) for name in layout.names
-    )
-    return [MODE[arguments.operation], *map(str, numbers)]
+    return [MODE[request.operation], *(str(int(numbers[name])) for name in layout.names)]
 
 
 def _values(layout: _Layout, texts: Sequence[str]) -> dict[str, int]:

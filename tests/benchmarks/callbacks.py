@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import limits
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest as Request
 from xen_save_helper.ipc_schema.channel.messages import Operation, PrecopyPolicy
 from xen_save_helper.ipc_schema.trace import Trace
-from xen_save_helper.toolstack.helpers.request import HelperRequest as Request
 from xen_save_helper.toolstack.helpers.request import HelperResult, OwnHelper
 from xen_save_helper.toolstack.helpers.supervisor import SaveHelper
 from xen_save_helper.toolstack.limits import Limits

@@ -25,8 +25,9 @@ from xen_save_helper.helper.engine.restore import domain_restore
 from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.helper.hypervisors.simulated.layout import P2M
-from xen_save_helper.helper.parameters import RestoreParameters
-from xen_save_helper.ipc_schema.channel.messages import StreamType
+from xen_save_helper.helper.job import Job
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
+from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.errors import DecodeError, Error
 from xen_save_helper.ipc_schema.streams import libxl_stream, records
 from xen_save_helper.ipc_schema.trace import Trace
@@ -243,22 +244,17 @@ def _helper() -> Target:
         answers = {"static_data_done": 0, "postcopy_transition": 1}
         controller = Controller(answers)
         postcopy = chance.random() < 0.8
-        parameters = RestoreParameters(StreamType.PLAIN, postcopy=postcopy, stall_limit=_STALL)
         stream = os.memfd_create("stream")
         back, back_far = socket.socketpair()
         try:
             with back, back_far:
                 os.write(stream, data)
                 os.lseek(stream, 0, os.SEEK_SET)
-                results = domain_restore(
-                    domain,
-                    stream,
-                    back.fileno(),
-                    controller,
-                    parameters,
-                    host.abort(),
-                    Trace("helper"),
+                request = HelperRequest(
+                    Operation.RESTORE, domain.domid, stream, back.fileno(), postcopy=postcopy
                 )
+                job = Job(request, stall_limit=_STALL)
+                results = domain_restore(domain, job, controller, host.abort(), Trace("helper"))
                 read = os.lseek(stream, 0, os.SEEK_CUR)
             promise(results.statistics.bytes == read, f"{read} octets were read, not counted")
             accepted(data[:read])

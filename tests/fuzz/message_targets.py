@@ -16,6 +16,7 @@ from tests.fuzz.target import DECODED, Target, promise
 from xen_save_helper.ipc_schema.channel import msgpack_codec, pipe_codec
 from xen_save_helper.ipc_schema.channel.authentication import NONCE_SIZE, SECRET_SIZE
 from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import (
     CALLBACKS,
     CATALOGUE,
@@ -283,7 +284,7 @@ def _conversation(dialect: Dialect) -> Target:
     async def converse(data: bytes, chance: Random) -> str:
         listener = _Listener(chance)
         asyncio.get_running_loop().set_exception_handler(listener.fault)
-        arguments = HelperArguments(Operation.SAVE, dialect, io_fd=1, back_fd=-1, domid=1)
+        arguments = HelperArguments(HelperRequest(Operation.SAVE, domid=1, io_fd=1), dialect)
         provided = frozenset(row.name for row in rows if chance.random() < 0.97)
         controller = listener.controller = PipeController(arguments, provided, listener)
         given = controller.process_arguments

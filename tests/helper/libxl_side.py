@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments, build
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, Dialect, Operation, callback_bit
 from xen_save_helper.ipc_schema.channel.pipe_codec import HEADER_SIZE, decode_body, decode_header
 
@@ -77,10 +78,10 @@ def started(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        pass_fds=[arguments.io_fd] if is_open(arguments.io_fd) else [],
+        pass_fds=[arguments.request.io_fd] if is_open(arguments.request.io_fd) else [],
     )
     try:
-        yield Libxl(process, arguments.dialect, arguments.operation)
+        yield Libxl(process, arguments.dialect, arguments.request.operation)
     finally:
         process.kill()
         process.wait()
@@ -98,12 +99,13 @@ def cbflags(dialect: Dialect, *names: str) -> int:
 
 
 def save_of(
-    fd: int, domid: int, dialect: Dialect = Dialect.MAINLINE, xcflags: int = 0
+    fd: int, domid: int, dialect: Dialect = Dialect.MAINLINE, **fields: Any
 ) -> HelperArguments:
     flags = cbflags(dialect, "suspend", "switch_qemu_logdirty")
-    return HelperArguments(Operation.SAVE, dialect, fd, -1, domid, xcflags=xcflags, cbflags=flags)
+    request = HelperRequest(Operation.SAVE, domid, fd, **fields)
+    return HelperArguments(request, dialect, flags)
 
 
 def restore_of(fd: int, domid: int, dialect: Dialect = Dialect.MAINLINE) -> HelperArguments:
     flags = cbflags(dialect, "restore_results")
-    return HelperArguments(Operation.RESTORE, dialect, fd, -1, domid, cbflags=flags)
+    return HelperArguments(HelperRequest(Operation.RESTORE, domid, fd), dialect, flags)

@@ -24,6 +24,7 @@ from tests.helper.libxl_side import (
 )
 from tests.waiting import until_blocked
 from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, XentoollogLevel
 from xen_save_helper.toolstack.hosts.interface import GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
@@ -249,9 +250,8 @@ def test_a_stream_that_stands_still_is_given_up(
 ) -> None:
     domid = host.create_guest("g", MEMORY, "idle")
     flags = cbflags(Dialect.MAINLINE, "suspend")
-    arguments = HelperArguments(
-        Operation.SAVE, Dialect.MAINLINE, unread_stream.fileno(), -1, domid, 1, flags
-    )
+    request = HelperRequest(Operation.SAVE, domid, unread_stream.fileno(), xcflags=1)
+    arguments = HelperArguments(request, Dialect.MAINLINE, flags)
     with started(arguments, f"sim:{host.directory}", XEN_SAVE_HELPER_STREAM_STALL="0.5") as libxl:
         assert libxl.hear() == ("complete", {"retval": -1, "errnoval": errno.ETIMEDOUT})
         libxl.answer(0)

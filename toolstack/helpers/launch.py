@@ -6,10 +6,11 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest, start_fields
 from xen_save_helper.ipc_schema.channel.messages import (
     CATALOGUE,
     UNCONDITIONAL,
@@ -19,7 +20,7 @@ from xen_save_helper.ipc_schema.channel.messages import (
     callback_bit,
 )
 from xen_save_helper.toolstack.helpers.channel import ChannelListener, HelperChannel
-from xen_save_helper.toolstack.helpers.request import HelperProgram, HelperRequest, PipeHelper
+from xen_save_helper.toolstack.helpers.request import HelperProgram, PipeHelper
 from xen_save_helper.toolstack.limits import Limits
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class HelperLaunch:
                 raise OSError(errno.ENOTSUP, f"dialect {dialect.value} has no postcopy")
             from xen_save_helper.toolstack.helpers.pipe_controller import PipeController
 
-            return PipeController(self._libxl_arguments(dialect), self.provided, listener)
+            arguments = HelperArguments(self.request, dialect, _cbflags(self.provided, dialect))
+            return PipeController(arguments, self.provided, listener)
         ours = (self.request.operation, self.provided, listener)
         if self.faults is None:
             from xen_save_helper.toolstack.helpers.zmq_controller import ZmqController
@@ -92,13 +94,7 @@ class HelperLaunch:
 
     def start_fields(self) -> dict[str, Any]:
         """The fields of the catalogue's `start`."""
-        return {
-            **asdict(self.request),
-            "operation": self.request.operation.value,
-            "stream_type": int(self.request.stream_type),
-            "missing_cpu_features": self.request.missing_cpu_features.value,
-            "cbflags": _cbflags(self.provided, None),
-        }
+        return {**start_fields(self.request), "cbflags": _cbflags(self.provided, None)}
 
     @property
     def checkpointed(self) -> bool:
@@ -134,23 +130,6 @@ class HelperLaunch:
         if self.checkpointed:
             return 0.0
         return 1.25 * (self._longest_stall + self._patience) + self.limits.abort
-
-    def _libxl_arguments(self, dialect: Dialect) -> HelperArguments:
-        request = self.request
-        return HelperArguments(
-            operation=request.operation,
-            dialect=dialect,
-            io_fd=request.io_fd,
-            back_fd=request.back_fd,
-            domid=request.domid,
-            xcflags=request.xcflags,
-            cbflags=_cbflags(self.provided, dialect),
-            stream_type=request.stream_type,
-            store_evtchn=request.store_evtchn,
-            store_domid=request.store_domid,
-            console_evtchn=request.console_evtchn,
-            console_domid=request.console_domid,
-        )
 
 
 def _cbflags(names: Iterable[str], dialect: Dialect | None) -> int:

@@ -25,7 +25,7 @@ class PipeController:
         """Open the pipes. Raises OSError."""
         self._arguments = arguments
         self._listener = listener
-        self._turns = PipeControllerEnd(arguments.operation, provided)
+        self._turns = PipeControllerEnd(arguments.request.operation, provided)
         self._answers_read, self._answers = os.pipe()
         try:
             self._messages, self._messages_write = os.pipe()
@@ -106,7 +106,7 @@ class PipeController:
                     return
                 body = bytes(self._buffer[size : size + length])
                 message, fields = pipe_codec.decode_body(
-                    self._arguments.dialect, self._arguments.operation, body
+                    self._arguments.dialect, self._arguments.request.operation, body
                 )
                 self._turns.received(message, fields)
             except (DecodeError, TurnError) as bad:

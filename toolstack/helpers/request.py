@@ -1,4 +1,4 @@
-"""What a helper is asked to do, by which program, and how it ended."""
+"""By which program a helper's request is done, and how it ended."""
 
 from __future__ import annotations
 
@@ -10,15 +10,7 @@ from typing import Final
 from xen_save_helper.helper.hypervisors.own_programs import own_program
 from xen_save_helper.ipc_schema.channel.messages import (
     Dialect,
-    MissingCpuFeatures,
-    Operation,
-    StreamType,
 )
-
-OWN_ENGINE: Final = "own"
-"""Our own: every hypervisor with the whole of `interface.Domain`, and postcopy."""
-LIBXENGUEST: Final = "libxenguest"
-"""Xen's xc_domain_save and xc_domain_restore: real domains; what libxc's stream can carry."""
 
 DROP_IN: Final = "xen-save-helper"
 """Our helper as a command, in place of libxl's."""
@@ -34,30 +26,6 @@ class Statistics:
     bytes: int
     postcopy_pages: int
     postcopy_faults: int
-
-
-@dataclass(frozen=True)
-class HelperRequest:
-    """What a helper shall do: the fields of the catalogue's `start`, but for `cbflags`.
-
-    `io_fd` and `back_fd` stay the caller's; the helper gets its own copies of them.
-    """
-
-    operation: Operation
-    domid: int
-    io_fd: int
-    back_fd: int = -1
-    xcflags: int = 0
-    stream_type: StreamType = StreamType.PLAIN
-    store_evtchn: int = 0
-    store_domid: int = 0
-    console_evtchn: int = 0
-    console_domid: int = 0
-    hypervisor: str = "xen"
-    engine: str = OWN_ENGINE
-    bandwidth: int = 0
-    postcopy: bool = False
-    missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE
 
 
 @dataclass(frozen=True)

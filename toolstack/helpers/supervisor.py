@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import (
     CATALOGUE,
     NO_ERRNO,
@@ -30,7 +31,6 @@ from xen_save_helper.toolstack.helpers.request import (
     OUR_HELPER,
     Callbacks,
     HelperProgram,
-    HelperRequest,
     HelperResult,
     Statistics,
 )
@@ -118,7 +118,7 @@ class SaveHelper:
             for fd in (request.io_fd, request.back_fd):
                 copies.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) if fd >= 0 else -1)
             io_fd, back_fd = copies
-            request = replace(request, io_fd=io_fd, back_fd=back_fd)
+            request = request._replace(io_fd=io_fd, back_fd=back_fd)
             self._launch = replace(self._launch, request=request)
             self._channel = self._launch.channel(self)
             arguments = self._channel.process_arguments

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+from xen_save_helper.ipc_schema.channel.helper_request import Engine, HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, Operation, XCFlags
 from xen_save_helper.ipc_schema.channel.precopy_rule import LIBXL_PRECOPY, PrecopyLimits
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.aio import descriptors
 from xen_save_helper.toolstack.cancellation import absorb, end_in_order, not_told
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.helpers.request import LIBXENGUEST, HelperRequest, PipeHelper
+from xen_save_helper.toolstack.helpers.request import PipeHelper
 from xen_save_helper.toolstack.operations.domain_lock import DomainBusyError, domain_lock
 from xen_save_helper.toolstack.operations.own_stream import OwnStream
 from xen_save_helper.toolstack.operations.save import SaveOperation, SaveParameters
@@ -161,7 +162,7 @@ async def _save_alone(
     """With descriptors of its own, and nobody else at work on the domain."""
     request = parameters.request
     with OwnStream(request.io_fd, request.back_fd) as own:
-        request = replace(request, io_fd=own.stream_fd, back_fd=own.back_fd)
+        request = request._replace(io_fd=own.stream_fd, back_fd=own.back_fd)
 
         async def save() -> SaveResult:
             try:
@@ -192,7 +193,7 @@ def beyond_helper(ctx: Context, *, postcopy: bool, bandwidth: int, precopy: Prec
     """What is asked for and the helper cannot do; empty where it can do all of it. Better said than
     left undone in silence."""
     program, engine = ctx.program, ctx.engine
-    if engine == LIBXENGUEST:
+    if engine is Engine.LIBXENGUEST:
         if postcopy:
             return "libxenguest has no postcopy"
         if bandwidth:

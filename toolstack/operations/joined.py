@@ -11,12 +11,13 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final
 
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import NO_ERRNO, Operation, XentoollogLevel
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack import standstill
 from xen_save_helper.toolstack.cancellation import spawn
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.helpers.request import HelperRequest, HelperResult, Statistics
+from xen_save_helper.toolstack.helpers.request import HelperResult, Statistics
 from xen_save_helper.toolstack.helpers.supervisor import SaveHelper
 from xen_save_helper.toolstack.rules import join
 from xen_save_helper.toolstack.rules.join import Join, JoinAction, Task

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.errors import DecodeError, Error
 from xen_save_helper.ipc_schema.streams import libxl_stream, records
 from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
 from xen_save_helper.toolstack.aio import blocking, fd_io
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.helpers.request import HelperRequest, HelperResult, Statistics
+from xen_save_helper.toolstack.helpers.request import HelperResult, Statistics
 from xen_save_helper.toolstack.operations.joined import (
     StreamOperation,
     has_device_model,

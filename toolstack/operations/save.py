@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, XCFlags
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 from xen_save_helper.ipc_schema.errors import Error
@@ -18,7 +19,7 @@ from xen_save_helper.ipc_schema.streams import libxl_stream
 from xen_save_helper.ipc_schema.streams.libxl_stream import EmulatorId, RecordType
 from xen_save_helper.toolstack.aio import blocking, fd_io
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.helpers.request import HelperRequest, HelperResult
+from xen_save_helper.toolstack.helpers.request import HelperResult
 from xen_save_helper.toolstack.operations.joined import StreamOperation, is_theirs, rc_of
 from xen_save_helper.toolstack.operations.save_result import (
     PostcopyTransitioned,

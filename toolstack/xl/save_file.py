@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.errors import DecodeError, Error, rc_name
 from xen_save_helper.ipc_schema.streams import xl_header
 from xen_save_helper.toolstack.aio import descriptors, fd_io, file_argument
 from xen_save_helper.toolstack.cancellation import end_in_order, not_told
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.helpers.request import LIBXENGUEST, Statistics
+from xen_save_helper.toolstack.helpers.request import Statistics
 from xen_save_helper.toolstack.inspect.foreign_formats import NotAStreamError
 from xen_save_helper.toolstack.operations.domain_restore import restore_domain, restore_parameters
 from xen_save_helper.toolstack.operations.domain_save import save_domain, suspend_parameters
@@ -198,7 +199,7 @@ def _room_for(ctx: Context, domid: int) -> int:
     """Bytes that a save of the domain takes at most: each page that it has is written."""
     domain = ctx.host.domain(domid)
     try:
-        absent = _ABSENT_PFNS if ctx.engine == LIBXENGUEST else 0
+        absent = _ABSENT_PFNS if ctx.engine is Engine.LIBXENGUEST else 0
         return domain.getinfo().nr_pages * _PER_PAGE + absent + _BESIDE_PAGES
     finally:
         domain.close()

@@ -15,12 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xen_save_helper.helper.abort import Abort
-from xen_save_helper.helper.parameters import (
-    RestoreParameters,
-    RestoreResults,
-    SaveParameters,
-    Statistics,
-)
+from xen_save_helper.helper.job import Job, RestoreResults, Statistics
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
+from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.hosts.interface import SuspendState
@@ -30,8 +27,22 @@ Answer = int | Callable[..., int]
 
 LIMIT = 60.0
 
-PLAIN_SAVE = SaveParameters()
-PLAIN_RESTORE = RestoreParameters()
+
+def save_job(
+    *, live: bool = False, debug: bool = False, stall_limit: float = LIMIT, **fields: Any
+) -> Job:
+    """Domain and descriptors are `save`'s to fill in."""
+    xcflags = XCFlags.LIVE * live | XCFlags.DEBUG * debug
+    return Job(HelperRequest(Operation.SAVE, -1, -1, xcflags=xcflags, **fields), stall_limit)
+
+
+def restore_job(*, stall_limit: float = LIMIT, **fields: Any) -> Job:
+    """Domain and descriptors are `restore`'s to fill in."""
+    return Job(HelperRequest(Operation.RESTORE, -1, -1, **fields), stall_limit)
+
+
+PLAIN_SAVE = save_job()
+PLAIN_RESTORE = restore_job()
 
 
 @dataclass
@@ -102,7 +113,7 @@ def save(
     io_fd: int,
     recv_fd: int = -1,
     controller: Controller | None = None,
-    parameters: SaveParameters = PLAIN_SAVE,
+    job: Job = PLAIN_SAVE,
     *,
     stall_limit: float = LIMIT,
 ) -> Statistics:
@@ -115,7 +126,9 @@ def save(
         try:
             statistics = Statistics()
             trace = Trace("helper")
-            domain_save(domain, io_fd, recv_fd, controller, parameters, abort, trace, statistics)
+            request = job.request._replace(domid=domid, io_fd=io_fd, back_fd=recv_fd)
+            wanted = job._replace(request=request)
+            domain_save(domain, wanted, controller, abort, trace, statistics)
             return statistics
         finally:
             domain.close()
@@ -127,7 +140,7 @@ def restore(
     io_fd: int,
     back_fd: int = -1,
     controller: Controller | None = None,
-    parameters: RestoreParameters = PLAIN_RESTORE,
+    job: Job = PLAIN_RESTORE,
     *,
     stall_limit: float = LIMIT,
 ) -> RestoreResults:
@@ -138,9 +151,9 @@ def restore(
     with Abort(signals=frozenset(), stall_limit=stall_limit) as abort:
         domain = host.domain(domid)
         try:
-            return domain_restore(
-                domain, io_fd, back_fd, controller, parameters, abort, Trace("helper")
-            )
+            request = job.request._replace(domid=domid, io_fd=io_fd, back_fd=back_fd)
+            wanted = job._replace(request=request)
+            return domain_restore(domain, wanted, controller, abort, Trace("helper"))
         finally:
             domain.close()
 
@@ -225,7 +238,7 @@ class Migration:
 
     def receive(
         self,
-        parameters: RestoreParameters = PLAIN_RESTORE,
+        job: Job = PLAIN_RESTORE,
         controller: Controller | None = None,
     ) -> None:
         """Start the restoring process. Without `controller`, the guest is resumed here at the
@@ -239,17 +252,15 @@ class Migration:
         answering = controller or Controller({"static_data_done": 0, "postcopy_transition": resume})
         far = self.far.fileno()
         self.receiver = Process(
-            lambda: restore(self.target, self.new, far, far, answering, parameters),
+            lambda: restore(self.target, self.new, far, far, answering, job),
             drop=(self.near.fileno(),),
         )
         self.far.close()
 
-    def send(
-        self, parameters: SaveParameters = PLAIN_SAVE, **answers: Answer
-    ) -> tuple[Statistics, Controller]:
+    def send(self, job: Job = PLAIN_SAVE, **answers: Answer) -> tuple[Statistics, Controller]:
         controller = saving(self.source, self.domid, **answers)
         near = self.near.fileno()
-        return save(self.source, self.domid, near, near, controller, parameters), controller
+        return save(self.source, self.domid, near, near, controller, job), controller
 
     def received(self) -> RestoreResults:
         assert self.receiver is not None

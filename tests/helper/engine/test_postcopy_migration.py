@@ -20,9 +20,10 @@ from tests.helper.engine.running import (
     migration,
     restore,
     restore_emulator,
+    restore_job,
+    save_job,
 )
 from tests.waiting import wait_for
-from xen_save_helper.helper.parameters import RestoreParameters, SaveParameters
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
@@ -34,8 +35,8 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 MEMORY = 16 << 20
 PAGE = 4096
-SEND = SaveParameters(live=True, postcopy=True)
-RECEIVE = RestoreParameters(postcopy=True)
+SEND = save_job(live=True, postcopy=True)
+RECEIVE = restore_job(postcopy=True)
 
 
 def postcopy_in_round(number: int) -> Callable[..., int]:
@@ -74,7 +75,7 @@ def test_the_guest_faults_and_is_served_first(host_factory: HostFactory) -> None
     with migration(host_factory, "random", MEMORY) as guest:
         guest.receive(RECEIVE)
         sent, _ = guest.send(
-            SaveParameters(live=True, postcopy=True, bandwidth=20_000_000),
+            save_job(live=True, postcopy=True, bandwidth=20_000_000),
             precopy_policy=postcopy_in_round(0),
             postcopy_transition=1,
         )
@@ -115,7 +116,7 @@ def test_pages_that_the_guest_gives_back_are_not_waited_for(host_factory: HostFa
         guest.receive(RECEIVE, receiver)
         gone = Process(lambda: balloon_when_it_runs(guest, 2000), drop=(guest.near.fileno(),))
         sent, controller = guest.send(
-            SaveParameters(live=True, postcopy=True, bandwidth=4_000_000),
+            save_job(live=True, postcopy=True, bandwidth=4_000_000),
             precopy_policy=postcopy_in_round(0),
             postcopy_transition=1,
         )
@@ -177,7 +178,7 @@ def test_a_receiver_that_says_nothing(host_factory: HostFactory) -> None:
         try:
             with pytest.raises(TimeoutError, match="POSTCOPY_COMPLETE"):
                 guest.send(
-                    SaveParameters(live=True, postcopy=True, stall_limit=1),
+                    save_job(live=True, postcopy=True, stall_limit=1),
                     precopy_policy=postcopy_in_round(0),
                     postcopy_transition=1,
                 )
@@ -240,7 +241,7 @@ def receive_raw(hosts: HostFactory, stream: bytes, **parameters: Any) -> tuple[A
             far.fileno(),
             far.fileno(),
             controller,
-            RestoreParameters(**{"postcopy": True, **parameters}),
+            restore_job(**{"postcopy": True, **parameters}),
         )
         far.close()
         return results, near.recv(1 << 16)
@@ -313,5 +314,5 @@ def test_a_sender_that_stops_sending(host_factory: HostFactory) -> None:
                 guest.far.fileno(),
                 guest.far.fileno(),
                 Controller({"static_data_done": 0, "postcopy_transition": 1}),
-                RestoreParameters(postcopy=True, stall_limit=0.2),
+                restore_job(postcopy=True, stall_limit=0.2),
             )

@@ -10,7 +10,7 @@ from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.engine.postcopy_save import PostcopySender
 from xen_save_helper.helper.engine.save_phases import Outcome
 from xen_save_helper.helper.engine.stream_io import StreamWriter
-from xen_save_helper.helper.parameters import Statistics
+from xen_save_helper.helper.job import Statistics
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
 from xen_save_helper.ipc_schema.streams.records import encode_record
 from xen_save_helper.ipc_schema.trace import Trace

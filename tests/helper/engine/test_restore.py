@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from tests.conftest import HostFactory
-from tests.helper.engine.running import Controller, restore, save, saving
+from tests.helper.engine.running import Controller, restore, restore_job, save, save_job, saving
 from tests.helper.hypervisors.simulated.guests import populated, read_pages
 from tests.streams import read_cut
 from xen_save_helper.helper.engine.restore_order import NEXT, RecordOrder
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
-from xen_save_helper.helper.parameters import RestoreParameters, RestoreResults, SaveParameters
+from xen_save_helper.helper.job import Job, RestoreResults
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, StreamType
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 MEMORY = 2 << 20
 PAGE = 4096
 HEADERS = 24 + 16
-PARAMETERS = RestoreParameters(store_evtchn=3, console_evtchn=4)
+PARAMETERS = restore_job(store_evtchn=3, console_evtchn=4)
 
 
 def in_memory(work: Callable[[int], Any], content: bytes = b"") -> bytes:
@@ -54,10 +54,8 @@ def in_memory(work: Callable[[int], Any], content: bytes = b"") -> bytes:
 
 
 def stream_of(host: SimulatedHost, domid: int, debug: bool = False) -> bytes:
-    parameters = SaveParameters(live=debug, debug=debug)
-    return in_memory(
-        lambda fd: save(host, domid, fd, controller=saving(host, domid), parameters=parameters)
-    )
+    job = save_job(live=debug, debug=debug)
+    return in_memory(lambda fd: save(host, domid, fd, controller=saving(host, domid), job=job))
 
 
 def restored(
@@ -65,13 +63,11 @@ def restored(
     domid: int,
     stream: bytes,
     controller: Controller | None = None,
-    parameters: RestoreParameters = PARAMETERS,
+    job: Job = PARAMETERS,
 ) -> RestoreResults:
     results: list[RestoreResults] = []
     in_memory(
-        lambda fd: results.append(
-            restore(host, domid, fd, controller=controller, parameters=parameters)
-        ),
+        lambda fd: results.append(restore(host, domid, fd, controller=controller, job=job)),
         stream,
     )
     return results[0]
@@ -322,10 +318,10 @@ def test_verification_tells_what_differs(host: SimulatedHost, empty: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("answers", "parameters", "problem", "code"),
+    ("answers", "job", "problem", "code"),
     [
-        ({"static_data_done": 1}, RestoreParameters(), "static_data_done", errno.EIO),
-        ({}, RestoreParameters(stream_type=StreamType.COLO), "COLO", errno.EOPNOTSUPP),
+        ({"static_data_done": 1}, restore_job(), "static_data_done", errno.EIO),
+        ({}, restore_job(stream_type=StreamType.COLO), "COLO", errno.EOPNOTSUPP),
     ],
 )
 def test_refusals(
@@ -333,12 +329,12 @@ def test_refusals(
     small: bytes,
     empty: int,
     answers: dict[str, int],
-    parameters: RestoreParameters,
+    job: Job,
     problem: str,
     code: int,
 ) -> None:
     with pytest.raises(OSError, match=problem) as raised:
-        restored(host, empty, small, Controller(answers), parameters)
+        restored(host, empty, small, Controller(answers), job)
     assert raised.value.errno == code
 
 
@@ -353,7 +349,9 @@ def test_a_guest_of_another_cpu_is_refused_before_its_first_page(tmp_path: Path,
         assert raised.value.errno == errno.ENOTSUP
         with older.domain(domid) as domain:
             assert domain.getinfo().nr_pages == 0
-        ignoring = PARAMETERS._replace(missing_cpu_features=MissingCpuFeatures.IGNORE)
+        ignoring = restore_job(
+            missing_cpu_features=MissingCpuFeatures.IGNORE, store_evtchn=3, console_evtchn=4
+        )
         restored(older, domid, libxc_part(name), None, ignoring)
     finally:
         older.destroy(domid)

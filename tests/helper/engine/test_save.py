@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import HostFactory
-from tests.helper.engine.running import log_dirty, migration, save, saving
+from tests.helper.engine.running import log_dirty, migration, save, save_job, saving
 from xen_save_helper.helper.engine.precopy import simple_precopy_policy
 from xen_save_helper.helper.engine.save_phases import NEXT, Outcome
 from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
-from xen_save_helper.helper.parameters import SaveParameters
+from xen_save_helper.helper.job import Job
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, StreamType
 from xen_save_helper.ipc_schema.streams.phases import Phase
 from xen_save_helper.toolstack.hosts.interface import GuestState
@@ -49,13 +49,9 @@ def drained(work: Callable[[int], Any]) -> tuple[Any, bytearray]:
     return value, got
 
 
-def saved(
-    host: SimulatedHost, domid: int, parameters: SaveParameters, **answers: Any
-) -> tuple[Any, Any, bytearray]:
+def saved(host: SimulatedHost, domid: int, job: Job, **answers: Any) -> tuple[Any, Any, bytearray]:
     controller = saving(host, domid, **answers)
-    statistics, stream = drained(
-        lambda fd: save(host, domid, fd, controller=controller, parameters=parameters)
-    )
+    statistics, stream = drained(lambda fd: save(host, domid, fd, controller=controller, job=job))
     return statistics, controller, stream
 
 
@@ -67,7 +63,7 @@ def test_a_guest_goes_over_whole(
 ) -> None:
     with migration(host_factory, workload, MEMORY, type=kind) as guest:
         guest.receive()
-        sent, controller = guest.send(SaveParameters(live=live))
+        sent, controller = guest.send(save_job(live=live))
         results = guest.received()
         assert results.statistics.pages == sent.pages >= MEMORY // 4096
         assert results.statistics.bytes == sent.bytes
@@ -90,7 +86,7 @@ def test_the_default_policy_ends_after_five_rounds_or_with_few_dirty_pages() -> 
 def test_without_a_policy_libxenguests_own_rules(host: SimulatedHost) -> None:
     domid = host.create_guest("guest", MEMORY, "write-heavy")
     # Slow enough for the guest to write more than 50 pages in each round.
-    statistics, _, _ = saved(host, domid, SaveParameters(live=True, bandwidth=40_000_000))
+    statistics, _, _ = saved(host, domid, save_job(live=True, bandwidth=40_000_000))
     assert statistics.rounds == 6, "five rounds, and the last one of the suspended guest"
 
 
@@ -104,7 +100,7 @@ def test_the_policy_is_asked_before_every_batch_and_at_each_rounds_end(
 
     with host.domain(domid) as domain:
         p2m_size = domain.maximum_gpfn() + 1
-    _, controller, _ = saved(host, domid, SaveParameters(live=True), precopy_policy=policy)
+    _, controller, _ = saved(host, domid, save_job(live=True), precopy_policy=policy)
     asked = [
         (stats["iteration"], stats["total_written"], stats["dirty_count"])
         for stats in controller.called("precopy_policy")
@@ -129,7 +125,7 @@ def test_a_round_that_is_left_early_defers_its_rest(host_factory: HostFactory, t
             asked.append(stats)
             return STOP if len(asked) > turn else CONTINUE
 
-        sent, _ = guest.send(SaveParameters(live=True), precopy_policy=policy)
+        sent, _ = guest.send(save_job(live=True), precopy_policy=policy)
         assert len(asked) == turn + 1
         assert sent.pages >= MEMORY // 4096
         assert sent.rounds == (1 if turn == 0 else 2), "one that sent nothing is none"
@@ -148,40 +144,40 @@ def test_the_policy_can_abort_at_any_time(host: SimulatedHost, turn: int) -> Non
         return ABORT if len(asked) > turn else CONTINUE
 
     with pytest.raises(OSError, match="asked for an abort") as raised:
-        saved(host, domid, SaveParameters(live=True), precopy_policy=policy)
+        saved(host, domid, save_job(live=True), precopy_policy=policy)
     assert raised.value.errno == errno.ECANCELED
     assert not log_dirty(host, domid)
     assert host.verify(domid, 30).state is GuestState.RUNNING
 
 
 @pytest.mark.parametrize(
-    ("parameters", "answers", "problem", "code"),
+    ("job", "answers", "problem", "code"),
     [
-        (SaveParameters(live=True), {"precopy_policy": 7}, "answered 7", errno.EINVAL),
-        (SaveParameters(live=True), {"precopy_policy": POSTCOPY}, "postcopy", errno.EOPNOTSUPP),
+        (save_job(live=True), {"precopy_policy": 7}, "answered 7", errno.EINVAL),
+        (save_job(live=True), {"precopy_policy": POSTCOPY}, "postcopy", errno.EOPNOTSUPP),
         (
-            SaveParameters(live=True, postcopy=True),
+            save_job(live=True, postcopy=True),
             {"precopy_policy": POSTCOPY},
             "no back channel",
             errno.EOPNOTSUPP,
         ),
-        (SaveParameters(live=True), {"suspend": 0}, "was not suspended", errno.EIO),
-        (SaveParameters(), {"suspend": 1}, "has not been suspended: it runs", errno.EIO),
-        (SaveParameters(), {"switch_qemu_logdirty": -1}, "log-dirty", errno.EIO),
-        (SaveParameters(stream_type=StreamType.REMUS), {}, "REMUS", errno.EOPNOTSUPP),
-        (SaveParameters(stream_type=StreamType.COLO), {}, "COLO", errno.EOPNOTSUPP),
+        (save_job(live=True), {"suspend": 0}, "was not suspended", errno.EIO),
+        (save_job(), {"suspend": 1}, "has not been suspended: it runs", errno.EIO),
+        (save_job(), {"switch_qemu_logdirty": -1}, "log-dirty", errno.EIO),
+        (save_job(stream_type=StreamType.REMUS), {}, "REMUS", errno.EOPNOTSUPP),
+        (save_job(stream_type=StreamType.COLO), {}, "COLO", errno.EOPNOTSUPP),
     ],
 )
 def test_callbacks_that_fail(
     host: SimulatedHost,
-    parameters: SaveParameters,
+    job: Job,
     answers: dict[str, int],
     problem: str,
     code: int,
 ) -> None:
     domid = host.create_guest("guest", MEMORY, "random")
     with pytest.raises(OSError, match=problem) as raised:
-        saved(host, domid, parameters, **answers)
+        saved(host, domid, job, **answers)
     assert raised.value.errno == code
     assert not log_dirty(host, domid)
     assert host.verify(domid, 30).state is GuestState.RUNNING
@@ -190,14 +186,14 @@ def test_callbacks_that_fail(
 def test_a_guest_that_dies_when_it_is_to_suspend(host: SimulatedHost) -> None:
     domid = host.create_guest("guest", MEMORY, "random", behaviour=Behaviour.DIE)
     with pytest.raises(OSError, match="suspended"):
-        saved(host, domid, SaveParameters(live=True))
+        saved(host, domid, save_job(live=True))
 
 
 def test_log_dirty_that_was_left_on_is_no_obstacle(host: SimulatedHost) -> None:
     domid = host.create_guest("guest", MEMORY, "random")
     with host.domain(domid) as left:
         left.logdirty_enable()
-    saved(host, domid, SaveParameters(live=True))
+    saved(host, domid, save_job(live=True))
     assert not log_dirty(host, domid)
 
 
@@ -218,7 +214,7 @@ def test_a_receiver_that_goes_away(host: SimulatedHost, live: bool, seed: int) -
     with near, far:
         thread.start()
         with pytest.raises(OSError, match="write at offset 0x") as raised:
-            save(host, domid, near.fileno(), parameters=SaveParameters(live=live))
+            save(host, domid, near.fileno(), job=save_job(live=live))
         thread.join()
     assert raised.value.errno in (errno.EPIPE, errno.ECONNRESET)
     assert not log_dirty(host, domid)
@@ -241,7 +237,7 @@ def test_a_stream_that_nobody_reads(host: SimulatedHost) -> None:
     domid = host.create_guest("guest", MEMORY, "random")
     near, far = socket.socketpair()
     with near, far, pytest.raises(OSError, match="stands still") as raised:
-        save(host, domid, near.fileno(), parameters=SaveParameters(live=True), stall_limit=0.2)
+        save(host, domid, near.fileno(), job=save_job(live=True), stall_limit=0.2)
     assert raised.value.errno == errno.ETIMEDOUT
     assert not log_dirty(host, domid)
 
@@ -249,7 +245,7 @@ def test_a_stream_that_nobody_reads(host: SimulatedHost) -> None:
 def test_debug_sends_all_again_to_be_compared(host_factory: HostFactory) -> None:
     with migration(host_factory, "random", MEMORY) as guest:
         guest.receive()
-        sent, _ = guest.send(SaveParameters(live=True, debug=True))
+        sent, _ = guest.send(save_job(live=True, debug=True))
         assert sent.pages >= 2 * (MEMORY // 4096)
         assert guest.received().statistics.pages >= MEMORY // 4096
         guest.run_at_target()
@@ -266,7 +262,7 @@ def test_a_guest_that_gives_memory_back_meanwhile(host: SimulatedHost) -> None:
             host.balloon(domid, 600)
         return STOP if stats["iteration"] else CONTINUE
 
-    statistics, _, _ = saved(host, domid, SaveParameters(live=True), precopy_policy=policy)
+    statistics, _, _ = saved(host, domid, save_job(live=True), precopy_policy=policy)
     assert statistics.pages
 
 
@@ -281,7 +277,7 @@ def test_the_phases_lead_to_the_end_from_everywhere() -> None:
 
 def test_progress_reaches_its_end(host: SimulatedHost) -> None:
     domid = host.create_guest("guest", MEMORY, "idle")
-    _, controller, _ = saved(host, domid, SaveParameters())
+    _, controller, _ = saved(host, domid, save_job())
     (last,) = [fields for name, fields in controller.told if name == "progress"][-1:]
     assert last["done"] == last["total"]
     assert "Domain now suspended" in controller.logged()

@@ -13,8 +13,9 @@ from pathlib import Path
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.faults.session import Session
 from xen_save_helper.helper.faults.streams import relayed
-from xen_save_helper.helper.job import Engine, Job
-from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, Operation, StreamType
+from xen_save_helper.helper.job import Job
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
+from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.faults.plan import parse
 from xen_save_helper.ipc_schema.faults.points import SIDES
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_number
@@ -58,27 +59,10 @@ STREAM = HEADERS + STATIC + PAGES + AGAIN + CONTEXT + END
 
 
 def job(operation: Operation, io_fd: int, back_fd: int = -1) -> Job:
-    return Job(
-        operation=operation,
-        domid=1,
-        io_fd=io_fd,
-        back_fd=back_fd,
-        xcflags=0,
-        stream_type=StreamType.PLAIN,
-        store_evtchn=0,
-        store_domid=0,
-        console_evtchn=0,
-        console_domid=0,
-        hypervisor="sim:/nonexistent",
-        engine=Engine.OWN,
-        bandwidth=0,
-        postcopy=True,
-        admission=0.0,
-        stall_limit=LIMIT,
-        limits=None,
-        device_model="",
-        missing_cpu_features=MissingCpuFeatures.REFUSE,
+    request = HelperRequest(
+        operation, 1, io_fd, back_fd, hypervisor="sim:/nonexistent", postcopy=True
     )
+    return Job(request, stall_limit=LIMIT)
 
 
 @dataclass

@@ -18,14 +18,10 @@ import pytest
 from tests.helper.engine.running import suspend
 from tests.helper.libxl_side import HELPER, save_of, started
 from tests.toolstack.helpers.running_helpers import Reaction, Run, run_helper
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, PrecopyPolicy, XCFlags
 from xen_save_helper.ipc_schema.errors import Error
-from xen_save_helper.toolstack.helpers.request import (
-    HelperRequest,
-    HelperResult,
-    OwnHelper,
-    PipeHelper,
-)
+from xen_save_helper.toolstack.helpers.request import HelperResult, OwnHelper, PipeHelper
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.limits import Limits
 

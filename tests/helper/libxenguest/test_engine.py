@@ -23,6 +23,7 @@ from tests.helper.libxl_side import Libxl, cbflags, save_of, started
 from tests.streams import read_cut
 from tests.waiting import until_blocked
 from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import (
     Dialect,
     Operation,
@@ -54,19 +55,17 @@ def on_xen(
 
 
 def restoring(fd: int, *callbacks: str, stream_type: StreamType = StreamType.PLAIN) -> Any:
-    return HelperArguments(
+    request = HelperRequest(
         operation=Operation.RESTORE,
-        dialect=Dialect.MAINLINE,
-        io_fd=fd,
-        back_fd=-1,
         domid=DOMID,
-        cbflags=cbflags(Dialect.MAINLINE, *callbacks),
+        io_fd=fd,
         stream_type=stream_type,
         store_evtchn=11,
         store_domid=12,
         console_evtchn=13,
         console_domid=14,
     )
+    return HelperArguments(request, Dialect.MAINLINE, cbflags(Dialect.MAINLINE, *callbacks))
 
 
 def texts(lines: list[dict[str, Any]]) -> list[str]:
@@ -183,8 +182,8 @@ def test_a_checkpointed_save_has_the_callbacks_that_libxl_gives(
     xen: str, stream: tuple[socket.socket, socket.socket]
 ) -> None:
     names = ("suspend", "postcopy", "checkpoint", "switch_qemu_logdirty")
-    arguments = save_of(stream[0].fileno(), DOMID)._replace(
-        cbflags=cbflags(Dialect.MAINLINE, *names), stream_type=StreamType.REMUS
+    arguments = save_of(stream[0].fileno(), DOMID, stream_type=StreamType.REMUS)._replace(
+        cbflags=cbflags(Dialect.MAINLINE, *names)
     )
     with on_xen(arguments, xen) as libxl:
         answers = {"switch_qemu_logdirty": 0, "suspend": 1, "postcopy": 5, "checkpoint": -3}
@@ -222,8 +221,8 @@ def test_what_libxc_would_die_of_is_refused(
     stream_type: StreamType,
     missing: str,
 ) -> None:
-    arguments = save_of(stream[0].fileno(), domid)._replace(
-        cbflags=cbflags(Dialect.MAINLINE, *names) & ~2, stream_type=stream_type
+    arguments = save_of(stream[0].fileno(), domid, stream_type=stream_type)._replace(
+        cbflags=cbflags(Dialect.MAINLINE, *names) & ~2
     )
     with on_xen(arguments, xen) as libxl:
         logged = completes(libxl, -1, errno.EINVAL)
@@ -621,8 +620,8 @@ def test_a_checkpointed_save_waits_for_its_secondary(
 ) -> None:
     near = stream[0]
     names = ("suspend", "postcopy", "checkpoint")
-    arguments = save_of(near.fileno(), PV_DOMID)._replace(
-        cbflags=cbflags(Dialect.MAINLINE, *names), stream_type=StreamType.REMUS
+    arguments = save_of(near.fileno(), PV_DOMID, stream_type=StreamType.REMUS)._replace(
+        cbflags=cbflags(Dialect.MAINLINE, *names)
     )
     with on_xen(arguments, xen, "stuck", XEN_SAVE_HELPER_STREAM_STALL="0.2") as libxl:
         until_blocked(near)

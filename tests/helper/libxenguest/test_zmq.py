@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.toolstack.helpers.running_helpers import Reaction, Run, run_helper
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation, StreamType, XCFlags
-from xen_save_helper.toolstack.helpers.request import HelperRequest, OwnHelper
+from xen_save_helper.toolstack.helpers.request import OwnHelper
 from xen_save_helper.toolstack.limits import Limits
 
 PV_DOMID = 2

@@ -1,53 +1,73 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments, build, parse
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, StreamType
+
+
+def said(
+    operation: Operation,
+    dialect: Dialect,
+    io_fd: int,
+    back_fd: int,
+    domid: int,
+    *,
+    cbflags: int,
+    hvm: bool | None = None,
+    **fields: Any,
+) -> HelperArguments:
+    """In the order of libxl's arguments."""
+    request = HelperRequest(operation, domid, io_fd, back_fd, **fields)
+    return HelperArguments(request, dialect, cbflags, hvm)
+
 
 # What each release of libxl prints, told by name.
 LINES = {
-    "--save-domain 8 -1 5 1 136 0": HelperArguments(
+    "--save-domain 8 -1 5 1 136 0": said(
         Operation.SAVE, Dialect.MAINLINE, 8, -1, 5, xcflags=1, cbflags=136
     ),
-    "--save-domain 8 9 5 3 1 248 1": HelperArguments(
+    "--save-domain 8 9 5 3 1 248 1": said(
         Operation.SAVE, Dialect.MAINLINE_4_7, 8, 9, 5, xcflags=3, cbflags=248,
         stream_type=StreamType.REMUS, hvm=True,
     ),
     # 4.10 to 4.13: an HVM guest's bit 2 in xcflags, and Remus with compression, bit 4.
-    "--save-domain 8 -1 5 5 1 136 0": HelperArguments(
+    "--save-domain 8 -1 5 5 1 136 0": said(
         Operation.SAVE, Dialect.MAINLINE_4_7, 8, -1, 5, xcflags=1, cbflags=136, hvm=True
     ),
-    "--save-domain 8 9 5 23 1 248 1": HelperArguments(
+    "--save-domain 8 9 5 23 1 248 1": said(
         Operation.SAVE, Dialect.MAINLINE_4_7, 8, 9, 5, xcflags=3, cbflags=248,
         stream_type=StreamType.REMUS, hvm=True,
     ),
     # 4.7 to 4.9
-    "--save-domain 8 -1 5 0 0 4 1 136 0": HelperArguments(
+    "--save-domain 8 -1 5 0 0 4 1 136 0": said(
         Operation.SAVE, Dialect.MAINLINE_4_7, 8, -1, 5, xcflags=0, cbflags=136, hvm=True
     ),
-    "--save-domain 8 -1 5 0 0 1 0 136 0": HelperArguments(
+    "--save-domain 8 -1 5 0 0 1 0 136 0": said(
         Operation.SAVE, Dialect.MAINLINE_4_7, 8, -1, 5, xcflags=1, cbflags=136, hvm=False
     ),
-    "--save-domain 8 9 5 1 1 0 3208": HelperArguments(
+    "--save-domain 8 9 5 1 1 0 3208": said(
         Operation.SAVE, Dialect.SERIES, 8, 9, 5, xcflags=3, cbflags=3208
     ),
-    "--restore-domain 7 -1 6 2 0 3 0 768 0": HelperArguments(
+    "--restore-domain 7 -1 6 2 0 3 0 768 0": said(
         Operation.RESTORE, Dialect.MAINLINE, 7, -1, 6, cbflags=768,
         store_evtchn=2, console_evtchn=3,
     ),
-    "--restore-domain 7 9 6 2 1 3 4 1 1 368 2": HelperArguments(
+    "--restore-domain 7 9 6 2 1 3 4 1 1 368 2": said(
         Operation.RESTORE, Dialect.MAINLINE_4_7, 7, 9, 6, cbflags=368,
         stream_type=StreamType.COLO, hvm=True,
         store_evtchn=2, store_domid=1, console_evtchn=3, console_domid=4,
     ),
-    "--restore-domain 7 -1 6 2 0 3 0 1 1 0 256 0": HelperArguments(
+    "--restore-domain 7 -1 6 2 0 3 0 1 1 0 256 0": said(
         Operation.RESTORE, Dialect.MAINLINE_4_7, 7, -1, 6, cbflags=256, hvm=True,
         store_evtchn=2, console_evtchn=3,
     ),
-    "--restore-domain 7 9 6 2 0 3 0 0 2304": HelperArguments(
+    "--restore-domain 7 9 6 2 0 3 0 0 2304": said(
         Operation.RESTORE, Dialect.SERIES, 7, 9, 6, cbflags=2304,
         store_evtchn=2, console_evtchn=3,
     ),
@@ -70,7 +90,7 @@ def test_what_is_built_is_parsed(
         name: 0 if save else data.draw(u32)
         for name in ("store_evtchn", "store_domid", "console_evtchn", "console_domid")
     }
-    arguments = HelperArguments(
+    arguments = said(
         operation,
         dialect,
         io_fd=data.draw(st.integers(3, 1000)),
@@ -109,7 +129,7 @@ def test_the_error_says_what_would_be_right(line: str, what: str) -> None:
 
 def test_a_named_dialect_settles_what_is_ambiguous() -> None:
     line = ["--save-domain", "8", "9", "5", "1", "0", "0", "0"]
-    assert parse(line, Dialect.SERIES).xcflags == 1
+    assert parse(line, Dialect.SERIES).request.xcflags == 1
     assert parse(line, Dialect.MAINLINE_4_7).hvm is False
 
 

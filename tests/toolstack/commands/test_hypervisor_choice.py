@@ -9,9 +9,10 @@ import pytest
 
 from tests.toolstack.stage import Hosts, toolstack
 from tests.toolstack.two_hosts import run
+from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.helpers.request import LIBXENGUEST, OUR_HELPER, OWN_ENGINE
+from xen_save_helper.toolstack.helpers.request import OUR_HELPER
 from xen_save_helper.toolstack.operations.domain_save import domain_live_migrate, domain_suspend
 from xen_save_helper.toolstack.operations.save_result import SaveResult
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
@@ -85,9 +86,9 @@ def test_limits_of_precopy_that_the_helper_would_not_follow_are_refused(hosts: H
 
 def test_the_engine_goes_by_the_hypervisor(hosts: Hosts) -> None:
     simulated = Context(hosts.at_source, f"sim:{hosts.source}")
-    assert simulated.engine == OWN_ENGINE
+    assert simulated.engine == Engine.OWN
     real = Context(hosts.at_source, "xen")
-    assert real.engine == LIBXENGUEST
+    assert real.engine == Engine.LIBXENGUEST
 
 
 def test_what_libxenguest_cannot_do_is_refused_before_anything_is_done(hosts: Hosts) -> None:

@@ -14,10 +14,11 @@ import psutil
 import pytest
 
 from tests.toolstack.helpers.running_helpers import run_helper
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation
 from xen_save_helper.ipc_schema.faults.plan import PlanError
 from xen_save_helper.toolstack.faults.helper_program import FaultyHelper, helper_plan
-from xen_save_helper.toolstack.helpers.request import HelperRequest, PipeHelper
+from xen_save_helper.toolstack.helpers.request import PipeHelper
 
 README = Path(__file__).parents[3] / "toolstack/campaign/README.md"
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.helpers.request import (
     HelperProgram,
-    HelperRequest,
     HelperResult,
     OwnHelper,
 )

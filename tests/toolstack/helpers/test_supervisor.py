@@ -20,11 +20,11 @@ from tests.toolstack.helpers.running_helpers import (
     scripted,
 )
 from tests.waiting import gone, wait_for
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, PrecopyPolicy, XCFlags
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.helpers.request import (
-    HelperRequest,
     HelperResult,
     OwnHelper,
     PipeHelper,

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from xen_save_helper.helper.watchdog import _LAST_PART, limit_of
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.toolstack.helpers import wait_log
 from xen_save_helper.toolstack.helpers.launch import HelperLaunch
-from xen_save_helper.toolstack.helpers.request import HelperRequest, OwnHelper
+from xen_save_helper.toolstack.helpers.request import OwnHelper
 from xen_save_helper.toolstack.helpers.watch import HelperWatch
 from xen_save_helper.toolstack.limits import Limits
 

@@ -13,12 +13,12 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from tests.toolstack.operations.driven_host import DOMID, DrivenHost
 from tests.toolstack.operations.operation_orders import OperationOrders
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 from xen_save_helper.ipc_schema.streams import libxl_stream, records
 from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.helpers.request import HelperRequest
 from xen_save_helper.toolstack.hosts.interface import SuspendState
 from xen_save_helper.toolstack.limits import Limits
 from xen_save_helper.toolstack.operations.save import SaveOperation, SaveParameters

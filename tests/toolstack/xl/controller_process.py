@@ -11,9 +11,10 @@ import asyncio
 import sys
 from pathlib import Path
 
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags
 from xen_save_helper.ipc_schema.trace import Trace
-from xen_save_helper.toolstack.helpers.request import HelperRequest, HelperResult
+from xen_save_helper.toolstack.helpers.request import HelperResult
 from xen_save_helper.toolstack.helpers.supervisor import SaveHelper
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.limits import Limits

@@ -17,9 +17,10 @@ import pytest
 
 from tests.toolstack.helpers.running_helpers import Run, run_helper
 from tests.waiting import until_blocked
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags
 from xen_save_helper.ipc_schema.errors import Error
-from xen_save_helper.toolstack.helpers.request import HelperRequest, OwnHelper
+from xen_save_helper.toolstack.helpers.request import OwnHelper
 from xen_save_helper.toolstack.hosts.interface import GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.limits import Limits

@@ -14,12 +14,12 @@ import zmq
 
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, run
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.helpers.request import (
     HelperProgram,
-    HelperRequest,
     HelperResult,
     OwnHelper,
     PipeHelper,

@@ -82,14 +82,14 @@ async def _save(domid: int, fd: int, program: HelperProgram) -> HelperResult:
     """Let a helper save a domain that is suspended already, so its callbacks have nothing to do."""
     import asyncio
 
+    from xen_save_helper.ipc_schema.channel.helper_request import Engine, HelperRequest
     from xen_save_helper.ipc_schema.channel.messages import Operation
     from xen_save_helper.ipc_schema.trace import Trace
-    from xen_save_helper.toolstack.helpers.request import LIBXENGUEST, HelperRequest
     from xen_save_helper.toolstack.helpers.supervisor import SaveHelper
     from xen_save_helper.toolstack.limits import Limits
 
     ended: asyncio.Future[HelperResult] = asyncio.get_running_loop().create_future()
-    request = HelperRequest(Operation.SAVE, domid, fd, hypervisor=XEN, engine=LIBXENGUEST)
+    request = HelperRequest(Operation.SAVE, domid, fd, hypervisor=XEN, engine=Engine.LIBXENGUEST)
 
     def suspend() -> None:
         helper.async_callback_done(1)
