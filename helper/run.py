@@ -133,18 +133,21 @@ def _with_engine(
     if request.engine is Engine.LIBXENGUEST:
         return _with_libxenguest(job, channel, abort, trace)
 
+    from xen_save_helper.helper.channels.reporter import Reporter
+    from xen_save_helper.helper.engine.environment import Environment
     from xen_save_helper.helper.hypervisors import open_domain
 
+    environment = Environment(job, Reporter(channel, abort, trace), abort, counted)
     domain = open_domain(request.hypervisor, request.domid)
     try:
         if request.operation is Operation.SAVE:
             from xen_save_helper.helper.engine.save import domain_save
 
-            domain_save(domain, job, channel, abort, trace, counted)
+            domain_save(domain, environment)
             return _Outcome(statistics=counted)
         from xen_save_helper.helper.engine.restore import domain_restore
 
-        results = domain_restore(domain, job, channel, abort, trace)
+        results = domain_restore(domain, environment)
         return _Outcome(results=results, statistics=results.statistics)
     finally:
         domain.close()

@@ -11,8 +11,7 @@ from collections.abc import Set
 import numpy as np
 from numpy.typing import NDArray
 
-from xen_save_helper.helper.abort import Abort
-from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.fault_channel import FaultWriter
 from xen_save_helper.helper.engine.page_assembler import PageAssembler
 from xen_save_helper.helper.engine.page_states import (
@@ -24,7 +23,6 @@ from xen_save_helper.helper.engine.page_states import (
 from xen_save_helper.helper.engine.physmap import Physmap
 from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamReader
 from xen_save_helper.helper.hypervisors.interface import Domain, PagingRequest, Pfns
-from xen_save_helper.helper.job import Statistics
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.channel.waits import Patience
 from xen_save_helper.ipc_schema.errors import DecodeError, StreamEndError
@@ -53,23 +51,13 @@ class PostcopyReceiver:
     switches it off."""
 
     def __init__(
-        self,
-        domain: Domain,
-        reader: StreamReader,
-        faults: FaultWriter,
-        version: int,
-        reporter: Reporter,
-        abort: Abort,
-        stall_limit: float,
-        statistics: Statistics,
+        self, domain: Domain, reader: StreamReader, version: int, environment: Environment
     ) -> None:
+        job, self._reporter, self._abort, self._statistics = environment
+        self._stall_limit = job.stall_limit
         self._reader = reader
-        self._faults = faults
         self._version = version
-        self._reporter = reporter
-        self._abort = abort
-        self._stall_limit = stall_limit
-        self._statistics = statistics
+        self._faults = FaultWriter(job.request.back_fd, version, self._abort, self._stall_limit)
         self._states = PageStates(0)
         self._total = 0
         self._requested = 0

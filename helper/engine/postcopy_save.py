@@ -8,15 +8,13 @@ import struct
 
 import numpy as np
 
-from xen_save_helper.helper.abort import Abort
-from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.fault_channel import FaultReader, carry_at_once
 from xen_save_helper.helper.engine.page_stream import set_bits
 from xen_save_helper.helper.engine.postcopy_pages import PostcopyPages
 from xen_save_helper.helper.engine.save_phases import Outcome
 from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamWriter, wait_for
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, Pfns
-from xen_save_helper.helper.job import Statistics
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.page_lists import (
     ENTRY_SIZE,
@@ -37,23 +35,12 @@ _LISTED_AT_ONCE = 1 << 14
 class PostcopySender:
     """The phases POSTCOPY_PFNS, POSTCOPY_PAGES and POSTCOPY_DRAIN of a save."""
 
-    def __init__(
-        self,
-        domain: Domain,
-        out: StreamWriter,
-        recv_fd: int,
-        reporter: Reporter,
-        abort: Abort,
-        stall_limit: float,
-        statistics: Statistics,
-    ) -> None:
+    def __init__(self, domain: Domain, out: StreamWriter, environment: Environment) -> None:
         self._domain = domain
         self._out = out
-        self._recv_fd = recv_fd
-        self._reporter = reporter
-        self._abort = abort
-        self._stall_limit = stall_limit
-        self._statistics = statistics
+        job, self._reporter, self._abort, self._statistics = environment
+        self._recv_fd = job.request.back_fd
+        self._stall_limit = job.stall_limit
 
     def send_pfns(self, dirty: Bitmap) -> Outcome:
         """List the pages of `dirty`, which is taken over: those without contents are told of here

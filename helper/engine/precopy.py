@@ -13,9 +13,9 @@ from collections.abc import Callable
 import numpy as np
 
 from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.page_stream import MapAhead, PageWriter
 from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain
-from xen_save_helper.helper.job import Statistics
 from xen_save_helper.helper.precopy_limits import limited_policy
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 from xen_save_helper.ipc_schema.channel.precopy_rule import (
@@ -71,16 +71,14 @@ class Rounds:
     """What is dirty, what was left for later, and the sending of it. Bitmaps have an element for
     each pfn below the domain's p2m_size."""
 
-    def __init__(
-        self, domain: Domain, pages: PageWriter, reporter: Reporter, statistics: Statistics
-    ) -> None:
+    def __init__(self, domain: Domain, pages: PageWriter, environment: Environment) -> None:
         self.p2m_size = domain.maximum_gpfn() + 1
         self.dirty: Bitmap = np.zeros(self.p2m_size, np.bool_)
         self._deferred: Bitmap = np.zeros(self.p2m_size, np.bool_)
         self._domain = domain
         self._pages = pages
-        self._reporter = reporter
-        self._statistics = statistics
+        self._reporter = environment.reporter
+        self._statistics = environment.statistics
         self._iteration = 0
         self._total_written = 0
         self._page_data = record_number(RecordType.PAGE_DATA, VERSION)

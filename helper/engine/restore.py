@@ -8,12 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from xen_save_helper.helper.abort import Abort
-from xen_save_helper.helper.channels.channel import Channel
-from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.cpu_check import check_features
 from xen_save_helper.helper.engine import hvm_params
-from xen_save_helper.helper.engine.fault_channel import FaultWriter
+from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.page_stream import read_page_list
 from xen_save_helper.helper.engine.physmap import Physmap
 from xen_save_helper.helper.engine.postcopy_restore import PostcopyReceiver
@@ -21,7 +18,7 @@ from xen_save_helper.helper.engine.restore_order import POSTCOPY_RECORDS, Record
 from xen_save_helper.helper.engine.stream_io import StreamReader
 from xen_save_helper.helper.hypervisors import interface
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Domain, Pfns
-from xen_save_helper.helper.job import Job, RestoreResults
+from xen_save_helper.helper.job import RestoreResults
 from xen_save_helper.ipc_schema.channel.messages import StreamType, XentoollogLevel
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.libxc_bodies import Body, TscInfo
@@ -42,7 +39,6 @@ from xen_save_helper.ipc_schema.streams.records import (
     decode_record_header,
     padding,
 )
-from xen_save_helper.ipc_schema.trace import Trace
 
 _MISSING_CPUID = 1
 _MISSING_MSR = 2
@@ -52,13 +48,7 @@ _VERIFIED_AT_ONCE = 64
 _MISMATCHES_LOGGED = 16
 
 
-def domain_restore(
-    domain: Domain,
-    job: Job,
-    channel: Channel,
-    abort: Abort,
-    trace: Trace,
-) -> RestoreResults:
+def domain_restore(domain: Domain, environment: Environment) -> RestoreResults:
     """Restore `domain`, which is new and has no memory, whatever domid the request has. Reads up to
     the END record, and not an octet more.
 
@@ -66,25 +56,17 @@ def domain_restore(
     of the hypervisor, the stream or the abort, with EOPNOTSUPP for a stream that is not for us,
     EIO for a callback that failed; ChannelError where the controller is gone.
     """
-    return _Restore(domain, job, channel, abort, trace).run()
+    return _Restore(domain, environment).run()
 
 
 class _Restore:
-    def __init__(
-        self,
-        domain: Domain,
-        job: Job,
-        channel: Channel,
-        abort: Abort,
-        trace: Trace,
-    ) -> None:
+    def __init__(self, domain: Domain, environment: Environment) -> None:
         self._domain = domain
-        self._job = job
-        self._request = job.request
-        self._abort = abort
-        self._reporter = Reporter(channel, abort, trace)
-        self._reader = StreamReader(job.request.io_fd, abort)
-        self._results = RestoreResults()
+        self._environment = environment
+        self._job, self._reporter, self._abort, statistics = environment
+        self._request = self._job.request
+        self._reader = StreamReader(self._request.io_fd, self._abort)
+        self._results = RestoreResults(statistics=statistics)
         self._physmap = Physmap(domain)
         self._version = 0
         self._cpuid = b""
@@ -337,14 +319,7 @@ class _Restore:
     def _postcopy_pfns_begin(self, length: int) -> None:
         self._decoded(RecordType.POSTCOPY_PFNS_BEGIN, length)
         self._postcopy = PostcopyReceiver(
-            self._domain,
-            self._reader,
-            FaultWriter(self._request.back_fd, self._version, self._abort, self._job.stall_limit),
-            self._version,
-            self._reporter,
-            self._abort,
-            self._job.stall_limit,
-            self._results.statistics,
+            self._domain, self._reader, self._version, self._environment
         )
 
     def _postcopy_pfns(self, length: int) -> None:

@@ -6,17 +6,15 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from xen_save_helper.helper.abort import Abort
-from xen_save_helper.helper.channels.channel import Channel, ChannelError
-from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.helper.channels.channel import ChannelError
 from xen_save_helper.helper.engine import hvm_params
+from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.page_stream import PageWriter
 from xen_save_helper.helper.engine.postcopy_save import PostcopySender
 from xen_save_helper.helper.engine.precopy import Rounds, precopy_policy
 from xen_save_helper.helper.engine.save_phases import NEXT, Outcome
 from xen_save_helper.helper.engine.stream_io import StreamWriter
 from xen_save_helper.helper.hypervisors.interface import Domain, ShutdownReason
-from xen_save_helper.helper.job import Job, Statistics
 from xen_save_helper.ipc_schema.channel.messages import (
     PrecopyPolicy,
     StreamType,
@@ -33,62 +31,35 @@ from xen_save_helper.ipc_schema.streams.libxc_stream import (
 )
 from xen_save_helper.ipc_schema.streams.phases import Phase
 from xen_save_helper.ipc_schema.streams.records import encode_record
-from xen_save_helper.ipc_schema.trace import Trace
 
 
-def domain_save(
-    domain: Domain,
-    job: Job,
-    channel: Channel,
-    abort: Abort,
-    trace: Trace,
-    statistics: Statistics,
-) -> None:
-    """Save `domain`, whatever domid the request has. `statistics` are kept up to date, also if it
-    fails.
+def domain_save(domain: Domain, environment: Environment) -> None:
+    """Save `domain`, whatever domid the request has.
 
     Raises OSError: of the hypervisor, the stream, the abort, or with EINVAL, EOPNOTSUPP and
     ECANCELED for what callbacks answered and callers asked; ChannelError where the controller is
     gone; DecodeError for a back channel that makes no sense. Log-dirty mode is off at its end,
     however it ends, and the stream descriptor is no longer guarded.
     """
-    _Save(domain, job, channel, abort, trace, statistics).run()
+    _Save(domain, environment).run()
 
 
 class _Save:
-    def __init__(
-        self,
-        domain: Domain,
-        job: Job,
-        channel: Channel,
-        abort: Abort,
-        trace: Trace,
-        statistics: Statistics,
-    ) -> None:
+    def __init__(self, domain: Domain, environment: Environment) -> None:
         self._domain = domain
-        self._job = job
-        self._request = job.request
-        self._live = bool(job.request.xcflags & XCFlags.LIVE)
-        self._abort = abort
-        self._reporter = Reporter(channel, abort, trace)
-        self._statistics = statistics
-        self._out = StreamWriter(job.request.io_fd, abort, job.request.bandwidth)
+        self._environment = environment
+        self._job, self._reporter, self._abort, self._statistics = environment
+        self._request = self._job.request
+        self._live = bool(self._request.xcflags & XCFlags.LIVE)
+        self._out = StreamWriter(self._request.io_fd, self._abort, self._request.bandwidth)
         self._pages = PageWriter(domain, self._out)
         self._logdirty = False
         self._qemu_logdirty = False
 
     def run(self) -> None:
         self._check()
-        self._rounds = Rounds(self._domain, self._pages, self._reporter, self._statistics)
-        self._postcopy = PostcopySender(
-            self._domain,
-            self._out,
-            self._request.back_fd,
-            self._reporter,
-            self._abort,
-            self._job.stall_limit,
-            self._statistics,
-        )
+        self._rounds = Rounds(self._domain, self._pages, self._environment)
+        self._postcopy = PostcopySender(self._domain, self._out, self._environment)
         phases: dict[Phase, Callable[[], Outcome]] = {
             Phase.HEADERS: self._headers,
             Phase.STATIC_DATA: self._static_data,

@@ -21,11 +21,13 @@ from tests.fuzz.stream_targets import STREAM_WORDS, accepted
 from tests.fuzz.target import DECODED, REFUSED, BrokenPromiseError, Target, promise
 from tests.helper.engine.running import Controller
 from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.restore import domain_restore
 from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.helper.hypervisors.simulated.layout import P2M
-from xen_save_helper.helper.job import Job
+from xen_save_helper.helper.job import Job, Statistics
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.errors import DecodeError, Error
@@ -253,8 +255,10 @@ def _helper() -> Target:
                 request = HelperRequest(
                     Operation.RESTORE, domain.domid, stream, back.fileno(), postcopy=postcopy
                 )
+                abort = host.abort()
+                reporter = Reporter(controller, abort, Trace("helper"))
                 job = Job(request, stall_limit=_STALL)
-                results = domain_restore(domain, job, controller, host.abort(), Trace("helper"))
+                results = domain_restore(domain, Environment(job, reporter, abort, Statistics()))
                 read = os.lseek(stream, 0, os.SEEK_CUR)
             promise(results.statistics.bytes == read, f"{read} octets were read, not counted")
             accepted(data[:read])

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.job import Job, RestoreResults, Statistics
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags
@@ -39,6 +41,10 @@ def save_job(
 def restore_job(*, stall_limit: float = LIMIT, **fields: Any) -> Job:
     """Domain and descriptors are `restore`'s to fill in."""
     return Job(HelperRequest(Operation.RESTORE, -1, -1, **fields), stall_limit)
+
+
+def job_on(job: Job, domid: int, io_fd: int, back_fd: int) -> Job:
+    return job._replace(request=job.request._replace(domid=domid, io_fd=io_fd, back_fd=back_fd))
 
 
 PLAIN_SAVE = save_job()
@@ -125,10 +131,9 @@ def save(
         domain = host.domain(domid)
         try:
             statistics = Statistics()
-            trace = Trace("helper")
-            request = job.request._replace(domid=domid, io_fd=io_fd, back_fd=recv_fd)
-            wanted = job._replace(request=request)
-            domain_save(domain, wanted, controller, abort, trace, statistics)
+            wanted = job_on(job, domid, io_fd, recv_fd)
+            reporter = Reporter(controller, abort, Trace("helper"))
+            domain_save(domain, Environment(wanted, reporter, abort, statistics))
             return statistics
         finally:
             domain.close()
@@ -151,9 +156,9 @@ def restore(
     with Abort(signals=frozenset(), stall_limit=stall_limit) as abort:
         domain = host.domain(domid)
         try:
-            request = job.request._replace(domid=domid, io_fd=io_fd, back_fd=back_fd)
-            wanted = job._replace(request=request)
-            return domain_restore(domain, wanted, controller, abort, Trace("helper"))
+            wanted = job_on(job, domid, io_fd, back_fd)
+            reporter = Reporter(controller, abort, Trace("helper"))
+            return domain_restore(domain, Environment(wanted, reporter, abort, Statistics()))
         finally:
             domain.close()
 

@@ -4,9 +4,10 @@ import socket
 
 import numpy as np
 
-from tests.helper.engine.running import Controller
+from tests.helper.engine.running import Controller, job_on, save_job
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.postcopy_save import PostcopySender
 from xen_save_helper.helper.engine.save_phases import Outcome
 from xen_save_helper.helper.engine.stream_io import StreamWriter
@@ -41,7 +42,8 @@ def test_the_drain_is_entered_also_where_the_receiver_has_all_with_the_last_page
     with ours, theirs, Abort(signals=frozenset()) as abort:
         reporter = Reporter(SaysItHasAll(theirs), abort, Trace("helper"))
         out = StreamWriter(ours.fileno(), abort)
-        sender = PostcopySender(domain, out, ours.fileno(), reporter, abort, LIMIT, Statistics())
+        job = job_on(save_job(stall_limit=LIMIT), domid, ours.fileno(), ours.fileno())
+        sender = PostcopySender(domain, out, Environment(job, reporter, abort, Statistics()))
         dirty = np.zeros(domain.maximum_gpfn() + 1, np.bool_)
         dirty[7] = True
         sender.send_pfns(dirty)
