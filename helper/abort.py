@@ -19,9 +19,9 @@ import traceback
 from collections.abc import Callable
 from typing import Self
 
-from xen_save_helper.helper import waiting
 from xen_save_helper.helper.waiting import WaitLog
 from xen_save_helper.helper.watchdog import Watchdog
+from xen_save_helper.ipc_schema.channel import waits
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.channel.waits import BUFFERED, Patience
 
@@ -278,7 +278,7 @@ class Abort:
         """Seconds after which a stream that stands still is given up, or told of by us or by our
         controller; 0 for never."""
         limit = 0.0 if self.errnoval else self._limit()
-        limits = (limit, waiting.PERIOD if limit or self._wait_log is not None else 0.0)
+        limits = (limit, waits.PERIOD if limit or self._wait_log is not None else 0.0)
         return min(filter(None, limits), default=0.0)
 
     def _octets_moved(self) -> bool:

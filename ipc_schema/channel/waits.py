@@ -8,6 +8,7 @@ and finds every deadline passed when it goes on.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final
 
 LONGEST_WAIT: Final = 2_000_000.0
@@ -19,6 +20,9 @@ LONGEST_LIMIT: Final = LONGEST_WAIT / 2
 BUFFERED: Final = 16 << 20
 """Bytes that pipes, sockets and ssh's windows, at both ends of a stream, swallow at most while its
 receiver reads nothing (OpenSSH's window is 2 MiB, Linux's socket buffers grow to 4)."""
+
+PERIOD: Final = 60.0
+"""Seconds until the first line about a wait, and between two."""
 
 LOOK: Final = 0.25
 """Seconds between looks at whether a process stands still."""
@@ -60,6 +64,32 @@ class Patience:
     def restart(self, now: float) -> None:
         """What was waited for has come, or a part of it."""
         self.spent, self._looked = 0.0, now
+
+
+class LongWait:
+    """When a wait for the other side is told of: each `PERIOD`, and once when it is over. To wait
+    is no failure, to wait unsaid is.
+
+    `lasts` and `over` are called with the seconds that it has lasted. They say whether it could be
+    told; if not, it is at the next look.
+    """
+
+    def __init__(self, lasts: Callable[[float], bool], over: Callable[[float], bool]) -> None:
+        self._lasts = lasts
+        self._over = over
+        self._told = 0
+        """Periods that were told of."""
+        self._quiet = 0.0
+
+    def look(self, quiet: float) -> None:
+        """`quiet`: for how many seconds it lasts; 0 if there is none."""
+        if self._told and quiet < self._quiet:
+            if not self._over(self._quiet):
+                return
+            self._told = 0
+        self._quiet = quiet
+        if quiet >= (self._told + 1) * PERIOD and self._lasts(quiet):
+            self._told = int(quiet // PERIOD)
 
 
 def stood_still(planned: float, passed: float) -> float:

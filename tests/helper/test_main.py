@@ -281,7 +281,7 @@ def test_a_stream_that_stands_still_is_waited_for_and_told_of(
     host: SimulatedHost, unread_stream: socket.socket, tmp_path: Path
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "from xen_save_helper.helper import waiting\nwaiting.PERIOD = 0.3\n"
+        "from xen_save_helper.ipc_schema.channel import waits\nwaits.PERIOD = 0.3\n"
     )
     events = tmp_path / "events"
     domid = host.create_guest("g", MEMORY, "random")

@@ -3,8 +3,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xen_save_helper.helper.waiting import PERIOD, WaitLog
+from xen_save_helper.helper.waiting import WaitLog
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
+from xen_save_helper.ipc_schema.channel.waits import PERIOD
 
 
 class Log:

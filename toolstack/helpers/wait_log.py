@@ -1,4 +1,4 @@
-"""What the log is told of a wait for the other side: to wait is no failure, to wait unsaid is."""
+"""What the log is told of a wait for the other side."""
 
 from __future__ import annotations
 
@@ -7,34 +7,25 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from xen_save_helper.ipc_schema.channel.waits import Patience
-
-PERIOD: Final = 60.0
-"""Seconds until the first line, and between two."""
+from xen_save_helper.ipc_schema.channel.waits import LongWait, Patience
 
 STREAM: Final = "the stream has stood still"
 READY: Final = "the receiver has not said that it is ready"
 
 
 class WaitLog:
-    """Says for how long `what` holds, each `PERIOD`, and once when the other side goes on."""
+    """Says for how long `what` holds, and when the other side goes on (see `LongWait`)."""
 
     def __init__(self, what: str, tell: Callable[[str], object]) -> None:
-        self._what = what
-        self._tell = tell
-        self._told = 0
-        """Periods that were told of."""
-        self._quiet = 0.0
+        def lasts(quiet: float) -> bool:
+            tell(f"{what} for {quiet:.0f} s: waiting for the other side")
+            return True
 
-    def look(self, quiet: float) -> None:
-        """`quiet`: for how many seconds it does; 0 where the other side goes on."""
-        if self._told and quiet < self._quiet:
-            self._told = 0
-            self._tell(f"the other side goes on after {self._quiet:.0f} s")
-        self._quiet = quiet
-        if quiet >= (self._told + 1) * PERIOD:
-            self._told = int(quiet // PERIOD)
-            self._tell(f"{self._what} for {quiet:.0f} s: waiting for the other side")
+        def over(quiet: float) -> bool:
+            tell(f"the other side goes on after {quiet:.0f} s")
+            return True
+
+        self.look = LongWait(lasts, over).look
 
 
 @contextlib.contextmanager

@@ -526,7 +526,7 @@ def test_a_stream_that_stands_still_is_given_up(
 @pytest.fixture
 def soon(tmp_path: Path) -> dict[str, str]:
     """The environment of a helper that speaks of a wait after 0.3 s already."""
-    patch = "from xen_save_helper.helper import waiting\nwaiting.PERIOD = 0.3\n"
+    patch = "from xen_save_helper.ipc_schema.channel import waits\nwaits.PERIOD = 0.3\n"
     (tmp_path / "sitecustomize.py").write_text(patch)
     return {"PYTHONPATH": str(tmp_path)}
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from xen_save_helper.toolstack.helpers import wait_log
+from xen_save_helper.ipc_schema.channel import waits
 from xen_save_helper.toolstack.helpers.wait_log import READY, STREAM, WaitLog, telling_of
 
 
@@ -32,7 +32,7 @@ def test_a_short_wait_is_not_worth_a_word() -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_while_something_is_waited_for(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
-    monkeypatch.setattr(wait_log, "PERIOD", 1.0)
+    monkeypatch.setattr(waits, "PERIOD", 1.0)
     told: list[str] = []
 
     async def wait() -> None:

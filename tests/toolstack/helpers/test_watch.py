@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from xen_save_helper.helper.watchdog import _LAST_PART, limit_of
+from xen_save_helper.ipc_schema.channel import waits
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation
-from xen_save_helper.toolstack.helpers import wait_log
 from xen_save_helper.toolstack.helpers.launch import HelperLaunch
 from xen_save_helper.toolstack.helpers.request import OwnHelper
 from xen_save_helper.toolstack.helpers.watch import HelperWatch
@@ -102,7 +102,7 @@ def test_one_that_speaks_or_waits_for_an_answer_is_left_alone(signs: dict[str, A
 
 
 def test_a_wait_is_told_of_and_that_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wait_log, "PERIOD", 0.04)
+    monkeypatch.setattr(waits, "PERIOD", 0.04)
     told: list[str] = []
     assert watch(MadeUp(lambda look: 0 if look < 10 else 100 * look), told=told.append) == []
     assert told[0] == "the stream has stood still for 0 s: waiting for the other side"

@@ -14,10 +14,10 @@ import pytest
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, cancelled, kill_helper, live_migrate, run
 from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
+from xen_save_helper.ipc_schema.channel import waits
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.context import OURS
-from xen_save_helper.toolstack.helpers import wait_log
 from xen_save_helper.toolstack.helpers.request import OwnHelper
 from xen_save_helper.toolstack.hosts.interface import GuestState
 from xen_save_helper.toolstack.inspect.walk import inspect
@@ -297,7 +297,7 @@ class TestStream:
         self, source: Side, domid: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As xl's, which waits for its lock while another guest comes in."""
-        monkeypatch.setattr(wait_log, "PERIOD", 1.0)
+        monkeypatch.setattr(waits, "PERIOD", 1.0)
         source.limited(stream_stall=0.5, admission=60)
         ours, theirs = socket.socketpair()
         lines: list[str] = []

@@ -18,11 +18,11 @@ import pytest
 
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, run
+from xen_save_helper.ipc_schema.channel import waits
 from xen_save_helper.ipc_schema.channel.messages import Dialect, MissingCpuFeatures
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.streams import xl_header
 from xen_save_helper.toolstack.context import OURS
-from xen_save_helper.toolstack.helpers import wait_log
 from xen_save_helper.toolstack.helpers.request import OUR_HELPER, PipeHelper
 from xen_save_helper.toolstack.hosts.interface import GuestState, RestoreProgram
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
@@ -165,7 +165,7 @@ def test_a_program_that_waits_its_turn_is_waited_for(
     lock: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(wait_log, "PERIOD", 6.0)
+    monkeypatch.setattr(waits, "PERIOD", 6.0)
     destination.limited(stream_stall=4, suspend=0.5)
     path, config = saved
     lines: list[str] = []
