@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from xen_save_helper.helper.engine.stream_io import StreamReader, StreamWriter
+from xen_save_helper.helper.engine.stream_io import StreamInput, StreamOutput
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, Pfns
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.page_lists import (
@@ -68,7 +68,7 @@ class Batch:
 class PageWriter:
     """Writes pages of `domain` as records."""
 
-    def __init__(self, domain: Domain, out: StreamWriter) -> None:
+    def __init__(self, domain: Domain, out: StreamOutput) -> None:
         self._domain = domain
         self._out = out
 
@@ -173,7 +173,7 @@ class MapAhead:
 
 
 def read_page_list(
-    reader: StreamReader, length: int, what: str
+    reader: StreamInput, length: int, what: str
 ) -> tuple[Pfns, NDArray[np.uint32], int]:
     """The page list of a record with contents whose body is `length` octets: pfns, types, and how
     many pages of contents follow. Raises DecodeError where list and length do not agree."""

@@ -21,7 +21,7 @@ from xen_save_helper.helper.engine.page_states import (
     PageStates,
 )
 from xen_save_helper.helper.engine.physmap import Physmap
-from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamReader
+from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamInput
 from xen_save_helper.helper.hypervisors.interface import Domain, PagingRequest, Pfns
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.channel.waits import Patience
@@ -51,7 +51,7 @@ class PostcopyReceiver:
     switches it off."""
 
     def __init__(
-        self, domain: Domain, reader: StreamReader, version: int, environment: Environment
+        self, domain: Domain, reader: StreamInput, version: int, environment: Environment
     ) -> None:
         job, self._reporter, self._abort, self._statistics = environment
         self._stall_limit = job.stall_limit

@@ -13,7 +13,7 @@ from xen_save_helper.helper.engine.fault_channel import FaultReader, carry_at_on
 from xen_save_helper.helper.engine.page_stream import set_bits
 from xen_save_helper.helper.engine.postcopy_pages import PostcopyPages
 from xen_save_helper.helper.engine.save_phases import Outcome
-from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamWriter, wait_for
+from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamOutput, wait_for
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, Pfns
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.page_lists import (
@@ -35,7 +35,7 @@ _LISTED_AT_ONCE = 1 << 14
 class PostcopySender:
     """The phases POSTCOPY_PFNS, POSTCOPY_PAGES and POSTCOPY_DRAIN of a save."""
 
-    def __init__(self, domain: Domain, out: StreamWriter, environment: Environment) -> None:
+    def __init__(self, domain: Domain, out: StreamOutput, environment: Environment) -> None:
         self._domain = domain
         self._out = out
         job, self._reporter, self._abort, self._statistics = environment

@@ -15,7 +15,7 @@ from xen_save_helper.helper.engine.page_stream import read_page_list
 from xen_save_helper.helper.engine.physmap import Physmap
 from xen_save_helper.helper.engine.postcopy_restore import PostcopyReceiver
 from xen_save_helper.helper.engine.restore_order import POSTCOPY_RECORDS, RecordOrder
-from xen_save_helper.helper.engine.stream_io import StreamReader
+from xen_save_helper.helper.engine.stream_io import StreamInput
 from xen_save_helper.helper.hypervisors import interface
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Domain, Pfns
 from xen_save_helper.helper.job import RestoreResults
@@ -65,7 +65,7 @@ class _Restore:
         self._environment = environment
         self._job, self._reporter, self._abort, statistics = environment
         self._request = self._job.request
-        self._reader = StreamReader(self._request.io_fd, self._abort)
+        self._reader = StreamInput(self._request.io_fd, self._abort)
         self._results = RestoreResults(statistics=statistics)
         self._physmap = Physmap(domain)
         self._version = 0

@@ -13,7 +13,7 @@ from xen_save_helper.helper.engine.page_stream import PageWriter
 from xen_save_helper.helper.engine.postcopy_save import PostcopySender
 from xen_save_helper.helper.engine.precopy import Rounds, precopy_policy
 from xen_save_helper.helper.engine.save_phases import NEXT, Outcome
-from xen_save_helper.helper.engine.stream_io import StreamWriter
+from xen_save_helper.helper.engine.stream_io import StreamOutput
 from xen_save_helper.helper.hypervisors.interface import Domain, ShutdownReason
 from xen_save_helper.ipc_schema.channel.messages import (
     PrecopyPolicy,
@@ -51,7 +51,7 @@ class _Save:
         self._job, self._reporter, self._abort, self._statistics = environment
         self._request = self._job.request
         self._live = bool(self._request.xcflags & XCFlags.LIVE)
-        self._out = StreamWriter(self._request.io_fd, self._abort, self._request.bandwidth)
+        self._out = StreamOutput(self._request.io_fd, self._abort, self._request.bandwidth)
         self._pages = PageWriter(domain, self._out)
         self._logdirty = False
         self._qemu_logdirty = False

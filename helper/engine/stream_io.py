@@ -129,7 +129,7 @@ def take(buffers: Sequence[Buffer], octets: int) -> list[Buffer]:
     return taken
 
 
-class StreamWriter:
+class StreamOutput:
     """The sending end. `octets` counts what went, all of it."""
 
     def __init__(self, fd: int, abort: Abort, bandwidth: int = 0, what: str = "stream") -> None:
@@ -184,7 +184,7 @@ class StreamWriter:
         self._abort.progress()
 
 
-class StreamReader:
+class StreamInput:
     """The receiving end. `offset` counts what came, so it is where the next octet stands."""
 
     def __init__(self, fd: int, abort: Abort, what: str = "stream") -> None:

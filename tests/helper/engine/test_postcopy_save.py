@@ -10,7 +10,7 @@ from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.postcopy_save import PostcopySender
 from xen_save_helper.helper.engine.save_phases import Outcome
-from xen_save_helper.helper.engine.stream_io import StreamWriter
+from xen_save_helper.helper.engine.stream_io import StreamOutput
 from xen_save_helper.helper.job import Statistics
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
 from xen_save_helper.ipc_schema.streams.records import encode_record
@@ -41,7 +41,7 @@ def test_the_drain_is_entered_also_where_the_receiver_has_all_with_the_last_page
     ours, theirs = socket.socketpair()
     with ours, theirs, Abort(signals=frozenset()) as abort:
         reporter = Reporter(SaysItHasAll(theirs), abort, Trace("helper"))
-        out = StreamWriter(ours.fileno(), abort)
+        out = StreamOutput(ours.fileno(), abort)
         job = job_on(save_job(stall_limit=LIMIT), domid, ours.fileno(), ours.fileno())
         sender = PostcopySender(domain, out, Environment(job, reporter, abort, Statistics()))
         dirty = np.zeros(domain.maximum_gpfn() + 1, np.bool_)

@@ -19,8 +19,8 @@ from xen_save_helper.helper.engine.stream_io import (
     IOV_MAX,
     BusyPoll,
     Pacer,
-    StreamReader,
-    StreamWriter,
+    StreamInput,
+    StreamOutput,
     advance,
     take,
 )
@@ -68,7 +68,7 @@ def test_more_buffers_than_one_call_takes(
     got = bytearray()
     thread = drain(far, got)
     buffers = [bytes([n % 251]) * 700 for n in range(2 * IOV_MAX + 3)]
-    out = StreamWriter(near.fileno(), abort)
+    out = StreamOutput(near.fileno(), abort)
     out.write(buffers)
     near.shutdown(socket.SHUT_WR)
     thread.join()
@@ -80,7 +80,7 @@ def test_the_offset_of_a_broken_write(
     abort: Abort, ends: tuple[socket.socket, socket.socket]
 ) -> None:
     near, far = ends
-    out = StreamWriter(near.fileno(), abort)
+    out = StreamOutput(near.fileno(), abort)
     out.write([b"0123456789abcdef"])
     far.close()
     with pytest.raises(BrokenPipeError, match="offset 0x10"):
@@ -91,7 +91,7 @@ def test_a_full_disk(abort: Abort) -> None:
     fd = os.open("/dev/full", os.O_WRONLY)
     try:
         with pytest.raises(OSError, match="offset 0x0: No space left") as raised:
-            StreamWriter(fd, abort).write([b"octets"])
+            StreamOutput(fd, abort).write([b"octets"])
     finally:
         os.close(fd)
     assert raised.value.errno == errno.ENOSPC
@@ -105,7 +105,7 @@ def test_an_abort_ends_a_write_that_nobody_takes(
     timer = threading.Timer(0.05, abort.request, (errno.ECANCELED, "enough of it"))
     timer.start()
     with pytest.raises(OSError, match="enough of it") as raised:
-        StreamWriter(near.fileno(), abort).write([bytes(1 << 24)])
+        StreamOutput(near.fileno(), abort).write([bytes(1 << 24)])
     timer.join()
     assert raised.value.errno == errno.ECANCELED
 
@@ -118,7 +118,7 @@ def test_an_abort_ends_a_read_that_nobody_feeds(
     timer = threading.Timer(0.05, abort.request, (errno.ECANCELED, "enough of it"))
     timer.start()
     with pytest.raises(OSError, match="enough of it"):
-        StreamReader(near.fileno(), abort).read(8, "header")
+        StreamInput(near.fileno(), abort).read(8, "header")
     timer.join()
 
 
@@ -129,7 +129,7 @@ def test_an_abort_ends_the_wait_of_a_slow_pace(
     timer = threading.Timer(0.05, abort.request, (errno.ECANCELED, "enough of it"))
     timer.start()
     with pytest.raises(OSError, match="enough of it"):
-        StreamWriter(near.fileno(), abort, bandwidth=10).write([bytes(20000)])
+        StreamOutput(near.fileno(), abort, bandwidth=10).write([bytes(20000)])
     timer.join()
 
 
@@ -138,7 +138,7 @@ def test_the_pace_is_kept(abort: Abort, ends: tuple[socket.socket, socket.socket
     got = bytearray()
     thread = drain(far, got)
     started = time.monotonic()
-    StreamWriter(near.fileno(), abort, bandwidth=4_000_000).write([bytes(800_000)])
+    StreamOutput(near.fileno(), abort, bandwidth=4_000_000).write([bytes(800_000)])
     assert 0.15 < time.monotonic() - started < 2
     near.shutdown(socket.SHUT_WR)
     thread.join()
@@ -170,7 +170,7 @@ def test_a_stream_that_ends_too_early(
     near, far = ends
     far.send(b"0123456789")
     far.close()
-    reader = StreamReader(near.fileno(), abort)
+    reader = StreamInput(near.fileno(), abort)
     assert reader.read(4, "first") == b"0123"
     with pytest.raises(
         DecodeError, match="second at offset 0xa: the stream ends, 2 octets are missing"
@@ -184,7 +184,7 @@ def test_a_length_field_takes_no_memory(abort: Abort, tmp_path: object) -> None:
     os.close(write)
     try:
         with pytest.raises(DecodeError, match="ends"):
-            StreamReader(read, abort).read(1 << 40, "huge")
+            StreamInput(read, abort).read(1 << 40, "huge")
     finally:
         os.close(read)
 
@@ -192,7 +192,7 @@ def test_a_length_field_takes_no_memory(abort: Abort, tmp_path: object) -> None:
 def test_skipping(abort: Abort, ends: tuple[socket.socket, socket.socket]) -> None:
     near, far = ends
     far.send(bytes(100) + b"end")
-    reader = StreamReader(near.fileno(), abort)
+    reader = StreamInput(near.fileno(), abort)
     reader.skip(100, "filler")
     assert reader.read(3, "end") == b"end"
     assert reader.read(0, "nothing") == b""
