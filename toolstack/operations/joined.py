@@ -9,18 +9,24 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import NO_ERRNO, Operation, XentoollogLevel
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack import standstill
+from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.cancellation import spawn
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import HelperResult, Statistics
 from xen_save_helper.toolstack.helpers.supervisor import SaveHelper
 from xen_save_helper.toolstack.rules import join
+from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.rules.join import Join, JoinAction, Task
+from xen_save_helper.toolstack.rules.stream import OutOfTurn
+
+Result = TypeVar("Result")
+StreamAction_co = TypeVar("StreamAction_co", covariant=True)
 
 
 def rc_of(error: BaseException) -> int:
@@ -110,12 +116,24 @@ class OperationReport:
         self._ctx.say_progress(doing_what, done, total)
 
 
-class StreamOperation(ABC):
+class StreamRules(Protocol[StreamAction_co]):
+    """What the stream writer's rules and the stream reader's have in common."""
+
+    def start_postcopy_transition(self) -> tuple[StreamAction_co, ...]: ...
+    def helper_done(self, rc: int) -> tuple[StreamAction_co, ...]: ...
+    def abort(self, rc: int) -> tuple[StreamAction_co, ...]: ...
+
+
+class StreamOperation(ABC, Generic[StreamAction_co, Result]):
     """Runs once. `cancel` makes it end soon, in order, with ERROR_ABORTED."""
 
-    def __init__(self, ctx: Context, domid: int | None, what: str) -> None:
-        """`what` names the operation, for people and as `Operation` does."""
+    def __init__(
+        self, ctx: Context, domid: int | None, what: str, rules: StreamRules[StreamAction_co]
+    ) -> None:
+        """`what` names the operation, for people and as `Operation` does; `rules` are the
+        stream's."""
         self._ctx = ctx
+        self._stream = rules
         self._what = what
         if ctx.faults is not None:
             ctx.faults.begin(Operation(what))
@@ -132,9 +150,23 @@ class StreamOperation(ABC):
         if self._join.running(Task.STREAM) or self._join.running(Task.HELPER):
             self._fail(f"the {self._what} was cancelled", Error.ABORTED)
 
+    async def run(self) -> Result:
+        with standstill.telling(self._ctx):
+            return await self._run()
+
     @abstractmethod
-    def _abort_stream(self, rc: int) -> None:
-        """Stop the stream's machine; it reports to the join."""
+    async def _run(self) -> Result:
+        """The whole operation. Raises nothing but a fault of the program."""
+
+    @abstractmethod
+    def _do(self, actions: tuple[StreamAction_co, ...]) -> None:
+        """What the stream's rules decide."""
+
+    @property
+    @abstractmethod
+    def _is_whole(self) -> bool:
+        """Every page of a guest that runs at the destination has come there: what goes wrong with
+        the stream after that is no failure of the operation."""
 
     @abstractmethod
     def _joined(self, rc: int) -> None:
@@ -152,7 +184,7 @@ class StreamOperation(ABC):
         for action in actions:
             match action:
                 case join.AbortTask(Task.STREAM, rc):
-                    self._abort_stream(rc)
+                    self._do(self._stream.abort(rc))
                 case join.AbortTask(Task.HELPER, rc):
                     if self._helper is not None:
                         self._helper.abort(int(rc), self._report.reason)
@@ -187,6 +219,43 @@ class StreamOperation(ABC):
             stood_still=partial(standstill.tell, self._ctx, standstill.HELPER),
         )
         self._helper.start()
+
+    def _stream_stopped(self, rc: int) -> None:
+        self._do_join(self._join.stopped(Task.STREAM, 0 if self._is_whole else rc))
+
+    def _helper_stopped(self, rc: int) -> None:
+        self._do_join(self._join.stopped(Task.HELPER, rc))
+        self._do(self._stream.helper_done(rc))
+
+    def _on_postcopy_transition(self) -> None:
+        self._report.event("postcopy_transition")
+        try:
+            actions = self._stream.start_postcopy_transition()
+        except OutOfTurn as error:
+            self._report.failed(str(error))
+            self._answer("postcopy_transition", 0)
+            return
+        self._do(actions)
+
+    def _promise(self, promise: Callable[[], None], failure: str) -> int:
+        """Write down the point of no return. Returns the rc; `failure` says what cannot be."""
+        try:
+            promise()
+        except Exception as error:
+            self._report.failed(f"{failure}: {message_of(error)}")
+            return rc_of(error)
+        return 0
+
+    async def _host_call(
+        self, failure: str, limit: float, function: Callable[..., object], *arguments: object
+    ) -> int:
+        """Call the host's `function`. Returns the rc; `failure` says what cannot be done."""
+        try:
+            await blocking.call(limit, function, *arguments)
+        except (OSError, ValueError) as error:
+            self._report.failed(f"{failure}: {error}")
+            return rc_of(error)
+        return 0
 
     def _answer(self, callback: str, value: int) -> None:
         """Answer the async `callback`, where the helper still waits for it: an aborted one has

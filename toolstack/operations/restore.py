@@ -27,9 +27,7 @@ from xen_save_helper.toolstack.operations.joined import (
 from xen_save_helper.toolstack.rules import postcopy_join, stream, stream_read
 from xen_save_helper.toolstack.rules.join import Task
 from xen_save_helper.toolstack.rules.postcopy_join import PostcopyAction, PostcopyJoin
-from xen_save_helper.toolstack.rules.stream import OutOfTurn
 from xen_save_helper.toolstack.rules.stream_read import ReaderAction, StreamReader
-from xen_save_helper.toolstack.standstill import telling
 
 
 @dataclass(frozen=True)
@@ -62,15 +60,15 @@ class RestoreParameters:
     on_resume: Callable[[], None]
 
 
-class RestoreOperation(StreamOperation):
+class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
     """`cancel` comes too late where the stream is through and a domain after its postcopy
     transition is about to run: the source has given it away."""
 
     def __init__(self, ctx: Context, parameters: RestoreParameters) -> None:
-        super().__init__(ctx, None, "restore")
+        self._reader = StreamReader(device_model=has_device_model(parameters.config))
+        super().__init__(ctx, None, "restore", self._reader)
         self._parameters = parameters
         self._domid: int | None = None
-        self._reader = StreamReader(device_model=has_device_model(parameters.config))
         self._postcopy: PostcopyJoin | None = None
         self._read: asyncio.Task[None] | None = None
         self._xenstore: list[tuple[bytes, bytes]] = []
@@ -82,13 +80,8 @@ class RestoreOperation(StreamOperation):
         self._untold = False
         """The helper has read octets without telling how many."""
         self._resumed = False
-        self._is_whole = False
-        """Every page of a guest that runs here has come: how the stream ends behind that changes
-        nothing."""
-
-    async def run(self) -> RestoreResult:
-        with telling(self._ctx):
-            return await self._run()
+        self._has_all = False
+        """The helper has put every page of the domain in place."""
 
     async def _run(self) -> RestoreResult:
         rc = await self._create()
@@ -145,18 +138,14 @@ class RestoreOperation(StreamOperation):
             # libxl__build_device_model_args: QEMU starts from a saved state, or not at all.
             self._report.failed("the stream has no state of the device model (EMULATOR_CONTEXT)")
             return Error.FAIL
-        try:
-            await blocking.call(
-                self._host_limit,
-                self._ctx.host.restore_emulator,
-                self._domid,
-                self._xenstore,
-                self._context,
-            )
-        except (OSError, ValueError) as error:
-            self._report.failed(f"the device model cannot be restored: {error}")
-            return rc_of(error)
-        return 0
+        return await self._host_call(
+            "the device model cannot be restored",
+            self._host_limit,
+            self._ctx.host.restore_emulator,
+            self._domid,
+            self._xenstore,
+            self._context,
+        )
 
     @property
     def _host_limit(self) -> float:
@@ -175,8 +164,9 @@ class RestoreOperation(StreamOperation):
 
     # What the machines decide
 
-    def _abort_stream(self, rc: int) -> None:
-        self._do(self._reader.abort(rc))
+    @property
+    def _is_whole(self) -> bool:
+        return self._has_all and self._postcopy is not None
 
     def _joined(self, rc: int) -> None:
         if self._postcopy is None:
@@ -190,7 +180,9 @@ class RestoreOperation(StreamOperation):
                 case postcopy_join.RestoreDeviceModel():
                     self._spawn(self._resume_emulator(ends))
                 case stream.PointOfNoReturn():
-                    self._promise(ends)
+                    failure = "the domain may not run yet"
+                    rc = self._promise(self._parameters.on_resume, failure)
+                    self._do_postcopy(ends, ends.promised(rc))
                 case postcopy_join.Unpause():
                     self._spawn(self._unpause(ends))
                 case postcopy_join.Resumed(rc):
@@ -221,7 +213,7 @@ class RestoreOperation(StreamOperation):
                     place = self._body - records.HEADER_SIZE
                     self._stream_failed("libxl stream", f"record at offset {place:#x}: {problem}")
                 case stream.Stopped(rc):
-                    self._do_join(self._join.stopped(Task.STREAM, 0 if self._is_whole else rc))
+                    self._stream_stopped(rc)
                 case stream_read.CheckpointCallback() | stream_read.CheckpointStateCallback():
                     raise RuntimeError("a plain stream has no checkpoints")
 
@@ -330,28 +322,19 @@ class RestoreOperation(StreamOperation):
         self._report.event("restore_results", store_gfn=store_gfn, console_gfn=console_gfn)
 
     def _helper_done(self, result: HelperResult) -> None:
-        done = result.completed and not result.retval
-        self._is_whole = done and self._postcopy is not None
+        self._has_all = result.completed and not result.retval
         rc = 0 if self._is_whole else result.rc
-        if not rc and not done:
+        if not rc and not self._has_all:
             rc = Error.FAIL
         self._report.helper_ended(result, rc, "restoring the domain")
         if result.statistics is not None:
             self._offset += result.statistics.bytes
             self._untold = False
-        self._do_join(self._join.stopped(Task.HELPER, rc))
-        self._do(self._reader.helper_done(rc))
+        self._helper_stopped(rc)
 
     def _on_postcopy_transition(self) -> None:
-        self._report.event("postcopy_transition")
         self._past_return()
-        try:
-            actions = self._reader.start_postcopy_transition()
-        except OutOfTurn as error:
-            self._report.failed(str(error))
-            self._answer("postcopy_transition", 0)
-            return
-        self._do(actions)
+        super()._on_postcopy_transition()
 
     def _postcopy_transition_done(self, rc: int) -> None:
         """domcreate_postcopy_transition_complete_callback."""
@@ -369,25 +352,16 @@ class RestoreOperation(StreamOperation):
         finally:
             self._do_postcopy(ends, ends.device_model_done(rc))
 
-    def _promise(self, ends: PostcopyJoin) -> None:
-        rc = 0
-        try:
-            self._parameters.on_resume()
-        except Exception as error:
-            self._report.failed(f"the domain may not run yet: {error}")
-            rc = Error.FAIL
-        self._do_postcopy(ends, ends.promised(rc))
-
     async def _unpause(self, ends: PostcopyJoin) -> None:
         """Let the domain run while its memory comes in."""
-        assert self._domid is not None
         self._resumed = True
         rc: int = Error.FAIL
         try:
-            await blocking.call(self._host_limit, self._ctx.host.unpause, self._domid)
-            rc = 0
-        except OSError as error:
-            self._report.failed(f"the domain cannot be unpaused: {error}")
-            rc = rc_of(error)
+            rc = await self._host_call(
+                "the domain cannot be unpaused",
+                self._host_limit,
+                self._ctx.host.unpause,
+                self._domid,
+            )
         finally:
             self._do_postcopy(ends, ends.unpaused(rc))

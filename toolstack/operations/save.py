@@ -6,7 +6,6 @@ libxl_dom_save.c and the asynchronous part of libxl_stream_write.c.
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,14 +35,12 @@ from xen_save_helper.toolstack.rules.precopy_policy import (
     PrecopyDecisions,
     PrecopyProgress,
 )
-from xen_save_helper.toolstack.rules.stream import OutOfTurn
 from xen_save_helper.toolstack.rules.stream_write import (
     Part,
     StreamWriter,
     WriterAction,
     save_rc,
 )
-from xen_save_helper.toolstack.standstill import telling
 
 if TYPE_CHECKING:
     from xen_save_helper.toolstack.faults.records import PacedWrite
@@ -77,15 +74,15 @@ _RECORDS = {
 }
 
 
-class SaveOperation(StreamOperation):
+class SaveOperation(StreamOperation[WriterAction, SaveResult]):
     """`cancel` may come at any time."""
 
     def __init__(self, ctx: Context, parameters: SaveParameters) -> None:
-        super().__init__(ctx, parameters.request.domid, "save")
+        self._writer = StreamWriter(device_model=True)
+        super().__init__(ctx, parameters.request.domid, "save", self._writer)
         self._parameters = parameters
         self._domid = parameters.request.domid
         self._live = bool(parameters.request.xcflags & XCFlags.LIVE)
-        self._writer = StreamWriter(device_model=True)
         self._helper_result: HelperResult | None = None
         self._write: fd_io.Transfer | PacedWrite | None = None
         self._fetch: asyncio.Task[None] | None = None
@@ -95,10 +92,6 @@ class SaveOperation(StreamOperation):
         loop = asyncio.get_running_loop()
         self._decisions = PrecopyDecisions(parameters.precopy, parameters.strategy, loop.time)
         self._transitioned = PostcopyTransitioned.NEVER
-
-    async def run(self) -> SaveResult:
-        with telling(self._ctx):
-            return await self._run()
 
     async def _run(self) -> SaveResult:
         self._report.event("save", live=self._live, strategy=self._parameters.strategy.value)
@@ -170,9 +163,6 @@ class SaveOperation(StreamOperation):
 
     # What the machines decide
 
-    def _abort_stream(self, rc: int) -> None:
-        self._do(self._writer.abort(rc))
-
     def _joined(self, rc: int) -> None:
         self._completed.set_result(rc)
 
@@ -180,7 +170,7 @@ class SaveOperation(StreamOperation):
         for action in actions:
             match action:
                 case stream.PointOfNoReturn():
-                    self._promise()
+                    self._promise_transition()
                 case stream_write.Write(part):
                     self._start_part(part)
                 case stream_write.CancelWrite():
@@ -190,18 +180,15 @@ class SaveOperation(StreamOperation):
                 case stream.PostcopyTransitionCallback(rc):
                     self._postcopy_transition_done(rc)
                 case stream.Stopped(rc):
-                    self._do_join(self._join.stopped(Task.STREAM, 0 if self._is_whole else rc))
+                    self._stream_stopped(rc)
                 case stream_write.CheckpointCallback():
                     raise RuntimeError("a plain stream has no checkpoints")
 
-    def _promise(self) -> None:
-        rc = 0
-        try:
-            self._parameters.on_transition()
+    def _promise_transition(self) -> None:
+        promise, failure = self._parameters.on_transition, "the postcopy transition is not begun"
+        rc = self._promise(promise, failure)
+        if not rc:
             self._past_return()
-        except Exception as error:
-            self._report.failed(f"the postcopy transition is not begun: {message_of(error)}")
-            rc = rc_of(error)
         self._do(self._writer.promised(rc))
 
     # Writing
@@ -344,42 +331,28 @@ class SaveOperation(StreamOperation):
 
     async def _suspend_emulator(self) -> int:
         """Before libxc goes on: what the device model writes later would be in no dirty bitmap."""
-        try:
-            await blocking.call(
-                self._ctx.limits.callback, self._ctx.host.suspend_emulator, self._domid, self._live
-            )
-        except OSError as error:
-            self._report.failed(f"the device model cannot be suspended: {error}")
-            return rc_of(error)
-        return 0
+        return await self._host_call(
+            "the device model cannot be suspended",
+            self._ctx.limits.callback,
+            self._ctx.host.suspend_emulator,
+            self._domid,
+            self._live,
+        )
 
     def _on_switch_qemu_logdirty(self, domid: int, enable: int) -> None:
         self._spawn(self._switch_qemu_logdirty(domid, bool(enable)))
 
     async def _switch_qemu_logdirty(self, domid: int, enable: bool) -> None:
         self._report.event("switch_qemu_logdirty", enable=enable)
-        try:
-            if domid != self._domid:
-                raise OSError(errno.EINVAL, f"the helper asks it of domain {domid}")
-            await blocking.call(
-                self._ctx.limits.callback, self._ctx.host.switch_qemu_logdirty, domid, enable
-            )
-        except OSError as error:
-            self._report.failed(f"the device model's log-dirty mode: {error}")
-            self._earlier_rc = rc_of(error)
-            self._answer("switch_qemu_logdirty", -1)
+        failure = "the device model's log-dirty mode"
+        if domid != self._domid:
+            self._report.failed(f"{failure}: the helper asks it of domain {domid}")
+            rc: int = Error.FAIL
         else:
-            self._answer("switch_qemu_logdirty", 0)
-
-    def _on_postcopy_transition(self) -> None:
-        self._report.event("postcopy_transition")
-        try:
-            actions = self._writer.start_postcopy_transition()
-        except OutOfTurn as error:
-            self._report.failed(str(error))
-            self._answer("postcopy_transition", 0)
-            return
-        self._do(actions)
+            limit, host = self._ctx.limits.callback, self._ctx.host
+            rc = await self._host_call(failure, limit, host.switch_qemu_logdirty, domid, enable)
+        self._earlier_rc = rc or self._earlier_rc
+        self._answer("switch_qemu_logdirty", -1 if rc else 0)
 
     def _postcopy_transition_done(self, rc: int) -> None:
         self._report.event("postcopy_transition_done", rc=rc)
@@ -392,8 +365,6 @@ class SaveOperation(StreamOperation):
 
     @property
     def _is_whole(self) -> bool:
-        """The destination has told the helper that it has every page of a guest that runs there:
-        what goes wrong here after that is no failure of the migration's."""
         done = self._transitioned is PostcopyTransitioned.DONE
         result = self._helper_result
         return done and result is not None and result.completed and not result.retval
@@ -411,5 +382,4 @@ class SaveOperation(StreamOperation):
         self._report.helper_ended(result, rc, "saving the domain")
         if self._suspension is not None and rc:
             self._suspension.abort(rc)
-        self._do_join(self._join.stopped(Task.HELPER, rc))
-        self._do(self._writer.helper_done(rc))
+        self._helper_stopped(rc)

@@ -44,7 +44,7 @@ class OperationOrders(RuleBasedStateMachine):
     def start(self, make: Callable[[], StreamOperation]) -> None:
         def begin() -> None:
             self.operation = make()
-            self.task = asyncio.ensure_future(self.operation.run())  # type: ignore[attr-defined]
+            self.task = asyncio.ensure_future(self.operation.run())
 
         self.world.do(begin)
 
