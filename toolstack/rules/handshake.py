@@ -108,7 +108,7 @@ SENDER_ENDS: Final = frozenset(
 )
 RECEIVER_ENDS: Final = frozenset({Receiver.STARTED, Receiver.NOT_STARTED})
 
-INTERRUPTIBLE: Final = frozenset(
+SENDER_INTERRUPTIBLE: Final = frozenset(
     {
         Sender.READ_BANNER,
         Sender.WRITE_CONFIG,
@@ -119,6 +119,20 @@ INTERRUPTIBLE: Final = frozenset(
 )
 """Where the user's wish to abort is followed. Later the handshake goes to its end, which its limits
 bound: to stop there would only turn a known state into an undefined one."""
+RECEIVER_INTERRUPTIBLE: Final = frozenset(
+    {
+        Receiver.SAY_BANNER,
+        Receiver.READ_CONFIG,
+        Receiver.EXAMINE,
+        Receiver.ACCEPT,
+        Receiver.REFUSE,
+        Receiver.RUN_STREAM,
+        Receiver.SAY_READY,
+        Receiver.READ_GO,
+    }
+)
+"""Likewise: until the guest is ours to start. In RUN_STREAM the first one after a postcopy
+resumption only warns, on both sides (`xl.conduct`)."""
 
 _S, _R, _E = Sender, Receiver, Event
 

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.ipc_schema.channel.messages import Operation
@@ -37,7 +36,7 @@ from xen_save_helper.toolstack.operations.settle import (
 )
 from xen_save_helper.toolstack.rules import arguments, handshake
 from xen_save_helper.toolstack.rules.cause import message_of
-from xen_save_helper.toolstack.rules.handshake import INTERRUPTIBLE, Event, Sender
+from xen_save_helper.toolstack.rules.handshake import SENDER_INTERRUPTIBLE, Event, Sender
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 from xen_save_helper.toolstack.xl import link
 from xen_save_helper.toolstack.xl.conduct import Action, HandshakeSide
@@ -56,9 +55,6 @@ from xen_save_helper.toolstack.xl.outcome import (
 )
 from xen_save_helper.toolstack.xl.recover import recover_copy
 
-if TYPE_CHECKING:
-    pass
-
 
 async def migrate(
     ctx: Context,
@@ -69,15 +65,15 @@ async def migrate(
     on_end: Callable[[MigrationResult], object] = not_told,
 ) -> MigrationResult:
     """Migrate a domain. A cancellation aborts it in order as long as the guest is surely here
-    (`handshake.INTERRUPTIBLE`), and is put off to the end of the handshake after that. Past the
-    postcopy transition the first one only warns (`Context.log`): a second one gives the guest up.
-    When the migration has ended, whatever it came to, the cancellation is raised; `on_end` is
+    (`handshake.SENDER_INTERRUPTIBLE`), and is put off to the end of the handshake after that. Past
+    the postcopy transition the first one only warns (`Context.log`): a second one gives the guest
+    up. When the migration has ended, whatever it came to, the cancellation is raised; `on_end` is
     called with the result in any case, before.
 
     Returns in all other cases once an operation has begun. Raises TypeError and ValueError for
-    arguments that cannot be; JournalError where another
-    operation on the guest is under way or was left in the middle, GuestStateError for a guest that
-    cannot suspend (paused, crashed, …), ProcessLookupError without such a domain.
+    arguments that cannot be, JournalError if another operation on the guest is under way or was
+    left in the middle, GuestStateError for a guest that cannot suspend (paused, crashed, …),
+    ProcessLookupError without such a domain.
     """
     arguments.instance("ctx", ctx, Context)
     arguments.domain_number(domid)
@@ -116,7 +112,7 @@ async def _migrate(
 class _Sending(HandshakeSide[Sender]):
     past_return = "past the postcopy transition: to stop now would lose the guest's newer state"
     streaming = Sender.RUN_STREAM
-    interruptible = INTERRUPTIBLE
+    interruptible = SENDER_INTERRUPTIBLE
 
     def __init__(self, migration: Migration) -> None:
         super().__init__(migration.ctx, handshake.sender())

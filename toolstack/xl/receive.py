@@ -21,28 +21,12 @@ from xen_save_helper.toolstack.operations.domain_restore import restore_domain, 
 from xen_save_helper.toolstack.operations.own_stream import OwnStream
 from xen_save_helper.toolstack.rules import arguments, handshake
 from xen_save_helper.toolstack.rules.cause import message_of
-from xen_save_helper.toolstack.rules.handshake import Event, Receiver
+from xen_save_helper.toolstack.rules.handshake import RECEIVER_INTERRUPTIBLE, Event, Receiver
 from xen_save_helper.toolstack.standstill import stands_still, telling
 from xen_save_helper.toolstack.xl import link
 from xen_save_helper.toolstack.xl.conduct import Action, HandshakeSide
 from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
 from xen_save_helper.toolstack.xl.link import HandshakeLink
-
-INTERRUPTIBLE = frozenset(
-    {
-        Receiver.SAY_BANNER,
-        Receiver.READ_CONFIG,
-        Receiver.EXAMINE,
-        Receiver.ACCEPT,
-        Receiver.REFUSE,
-        Receiver.RUN_STREAM,
-        Receiver.SAY_READY,
-        Receiver.READ_GO,
-    }
-)
-"""Where SIGTERM is followed: until the guest is ours to start. The first one after a postcopy
-resumption is not."""
-
 
 _VERIFY_FAILED = ("verify failed", "verify pfn")
 """How our engine and libxc begin what they say of a page that is not as it was sent."""
@@ -100,7 +84,7 @@ async def receive(
 class _Receiving(HandshakeSide[Receiver]):
     past_return = "the guest may run here already: to stop now would lose its newer state"
     streaming = Receiver.RUN_STREAM
-    interruptible = INTERRUPTIBLE
+    interruptible = RECEIVER_INTERRUPTIBLE
 
     def __init__(
         self, ctx: Context, stream_fd: int, back_fd: int, peer: str, leave_paused: bool

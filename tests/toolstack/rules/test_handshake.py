@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from xen_save_helper.ipc_schema.streams import xl_handshake
 from xen_save_helper.toolstack.rules import handshake
 from xen_save_helper.toolstack.rules.handshake import (
-    INTERRUPTIBLE,
     RECEIVER_ENDS,
     RECEIVER_TABLE,
     SENDER_ENDS,
+    SENDER_INTERRUPTIBLE,
     SENDER_TABLE,
     Event,
     Receiver,
@@ -143,7 +143,7 @@ def test_each_end_of_the_sender_has_its_exit_code() -> None:
 
 
 def test_abort_is_followed_only_while_the_guest_is_surely_here() -> None:
-    for state in INTERRUPTIBLE:
+    for state in SENDER_INTERRUPTIBLE:
         end = SENDER_TABLE[state, Event.FAILED]
         assert end in {Sender.RUNNING_AT_SOURCE, Sender.RESUME}
 
