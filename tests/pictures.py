@@ -24,7 +24,14 @@ from xen_save_helper.ipc_schema.channel.messages import (
 )
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_number
-from xen_save_helper.toolstack.rules import handshake, helper_run, join, stream_write, suspend
+from xen_save_helper.toolstack.rules import (
+    handshake,
+    helper_run,
+    join,
+    postcopy_join,
+    stream_write,
+    suspend,
+)
 
 REPOSITORY: Final = Path(__file__).parents[1]
 PAGES: Final = (
@@ -271,6 +278,16 @@ def running_a_helper() -> str:
     return diagram(edges, [helper_run.HelperPhase.ENDED.name.lower()])
 
 
+def resuming() -> str:
+    """`postcopy_join.RESUMPTION`: each stage is what is waited for."""
+    ended = postcopy_join.ResumeStage.NOTHING
+    edges = []
+    for stage, (action, after) in postcopy_join.RESUMPTION.items():
+        edges.append((stage.value, after.value, f"rc 0 / {type(action).__name__}"))
+        edges.append((stage.value, ended.value, "another rc / Resumed"))
+    return diagram(edges, [ended.value])
+
+
 def program(name: str) -> str:
     """An example, without what it says of itself."""
     text = (REPOSITORY / "tests/examples" / name).read_text()
@@ -294,6 +311,7 @@ MAKERS: Final[Mapping[str, Callable[[], str]]] = {
     "turn_taking": conversation,
     "join": joined,
     "stream_write": writing,
+    "postcopy_join": resuming,
     "suspend": suspending,
     "helper_run": running_a_helper,
     "sender": lambda: of_handshake(handshake.SENDER_TABLE, handshake.SENDER_ENDS),
