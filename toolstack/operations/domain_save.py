@@ -80,8 +80,9 @@ async def domain_live_migrate(
     the back channel, without which (-1) the rc is ERROR_INVAL. Otherwise as `domain_suspend`.
 
     With MemoryStrategy.POSTCOPY the domain is handed over before all its memory is.
-    `on_transition` is called right before the first octet of POSTCOPY_TRANSITION_END can be
-    written; where it raises, the transition fails without having begun. With `admitted` false the
+    `on_transition` is called at the point of no return, right before the first byte of
+    POSTCOPY_TRANSITION_END can be written: write down there that the domain may run at the
+    destination. If it raises, the transition fails without having begun. With `admitted` false the
     receiver may leave the stream unread at first, as xl's does while it waits for its lock:
     `Limits.admission` holds until it has begun, and the log says that it is waited for.
     """

@@ -58,6 +58,8 @@ class RestoreParameters:
     restore_fd: int
     send_back_fd: int
     on_resume: Callable[[], None]
+    """Writes the point of no return down (`rules.stream.PointOfNoReturn`). If it raises, the domain
+    does not run."""
 
 
 class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):

@@ -54,6 +54,8 @@ class SaveParameters:
     strategy: MemoryStrategy
     precopy: PrecopyLimits
     on_transition: Callable[[], None]
+    """Writes the point of no return down (`rules.stream.PointOfNoReturn`). If it raises, nothing is
+    promised."""
     admitted: bool = True
     """The receiver begins with the stream at once; otherwise `Limits.admission` holds until it
     has begun."""
