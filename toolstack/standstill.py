@@ -110,7 +110,7 @@ _stops: ContextVar[Stops | None] = ContextVar("stops", default=None)
 
 def tell(ctx: Context, who: str, seconds: float) -> None:
     """`who`, a process of ours, stood still: to the trace, the log, and the operation's result."""
-    ctx.trace.event("stood still", who=who, seconds=round(seconds, 3))
+    ctx.trace.event("stood_still", who=who, seconds=round(seconds, 3))
     ctx.warn(f"{who} stood still for {seconds:.0f} s")
     if (stops := _stops.get()) is not None:
         stops.seconds += seconds

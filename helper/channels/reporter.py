@@ -55,7 +55,7 @@ class Reporter:
 
     def log(self, level: XentoollogLevel, text: str, errnoval: int = NO_ERRNO) -> None:
         if seconds := self._abort.take_stood_still():
-            self._trace.event("stood still", seconds=round(seconds, 3))
+            self._trace.event("stood_still", seconds=round(seconds, 3))
             self.log(XentoollogLevel.WARN, f"this process stood still for {seconds:.0f} s")
         self._channel.tell(
             "log", level=int(level), errnoval=errnoval, context=self._context, formatted=text

@@ -161,14 +161,14 @@ class PostcopyReceiver:
                 )
 
     def _tell_complete(self) -> None:
-        self._reporter.event("postcopy complete")
+        self._reporter.event("postcopy_complete")
         try:
             self._faults.complete()
         except OSError as error:
-            self._reporter.event("without the sender", error=str(error))
+            self._reporter.event("without_the_sender", error=str(error))
 
     def _goes_without(self, why: str) -> None:
-        self._reporter.event("without the sender", error=why)
+        self._reporter.event("without_the_sender", error=why)
         self._reporter.log(
             XentoollogLevel.WARN,
             f"no page is missing; the guest needs its sender no more: {why}",

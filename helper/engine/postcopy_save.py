@@ -63,7 +63,7 @@ class PostcopySender:
         self._p2m_size = len(dirty)
         self._total = self._pages.remaining
         self._reporter.detail(f"{self._total} pages are left to postcopy")
-        self._reporter.event("postcopy pfns", pages=self._total)
+        self._reporter.event("postcopy_pfns", pages=self._total)
         return Outcome.DONE
 
     def send_pages(self) -> Outcome:

@@ -150,7 +150,7 @@ class _Save:
         if self._live:
             count = self._rounds.gather_final()
             self._reporter.detail(f"{count} pages remain")
-            self._reporter.event("final dirty", dirty_count=count)
+            self._reporter.event("final_dirty", dirty_count=count)
         return Outcome.DONE
 
     def _stop_and_copy(self) -> Outcome:
@@ -237,7 +237,7 @@ class _Save:
                     self._complain("could not disable the device model's log-dirty mode")
 
     def _complain(self, text: str) -> None:
-        self._reporter.event("cleanup failed", error=text)
+        self._reporter.event("cleanup_failed", error=text)
         try:
             self._reporter.log(XentoollogLevel.ERROR, text)
         except ChannelError:

@@ -64,7 +64,7 @@ def helper_start() -> float:
 
     def note(line: bytes) -> None:
         event: dict[str, Any] = json.loads(line)
-        if event["event"] == "helper ready":
+        if event["event"] == "helper_ready":
             greeted.append(time.perf_counter())
 
     started = time.perf_counter()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import trace_lines
 from tests.helper.engine.running import suspend
 from tests.helper.libxl_side import (
     HELPER,
@@ -171,7 +172,7 @@ def test_the_policy_of_the_environment_holds_for_our_engine_too(
         ) as libxl,
     ):
         save_to_the_end(host, domid, libxl)
-    told = [json.loads(line) for line in events.read_text().splitlines()]
+    told = trace_lines.read(events)
     decisions = [line for line in told if line["event"] == "precopy_policy"]
     assert [line["iteration"] for line in decisions if line["dirty_count"] >= 0] == [1, 2]
     assert decisions[-1]["decision"] == "STOP_AND_COPY"
@@ -443,6 +444,7 @@ def test_events_are_appended_to_a_file(tmp_path: Path) -> None:
     before, *lines = events.read_text().splitlines()
     assert before == "before"
     told = [json.loads(line) for line in lines]
+    trace_lines.check(told)
     assert {line["process"] for line in told} == {"helper"}
     assert told[-1]["event"] == "complete"
     assert told[-1]["errnoval"] == errno.ENODEV

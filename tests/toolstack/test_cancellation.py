@@ -259,7 +259,7 @@ class TestOperations:
 
         async def main() -> None:
             at_work = asyncio.Event()
-            source.happenings.at("helper ready", at_work.set)
+            source.happenings.at("helper_ready", at_work.set)
             save = domain_suspend(source.ctx, domid, link[0].fileno(), on_end=ended.append)
             tasks.append(asyncio.ensure_future(save))
             await at_work.wait()
@@ -274,7 +274,7 @@ class TestOperations:
 
         async def cancel() -> BaseException | None:
             task = asyncio.ensure_future(save_file.save(source.ctx, domid, path, bandwidth=SLOW))
-            source.happenings.at("helper ready", task.cancel)
+            source.happenings.at("helper_ready", task.cancel)
             with pytest.raises(asyncio.CancelledError) as raised:
                 await task
             return raised.value.__cause__

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
+from tests import trace_lines
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.context import Context
@@ -47,6 +48,7 @@ class Happenings:
 
     def write(self, line: bytes) -> None:
         event = json.loads(line)
+        trace_lines.check([event])
         self.events.append(event)
         for key in (event["event"], f"{event['event']} {event.get('name')}"):
             if (do := self._hooks.pop(key, None)) is not None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from tests import trace_lines
 from tests.conftest import HostFactory
 from xen_save_helper.toolstack.hosts.interface import DomainSummary
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
@@ -86,10 +87,7 @@ class Stage:
 
     def trace(self) -> list[dict[str, Any]]:
         """The events so far, whole lines only."""
-        if not self.events.exists():
-            return []
-        text = self.events.read_text()
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return trace_lines.read(self.events)
 
 
 def descendants(pid: int) -> Iterator[psutil.Process]:

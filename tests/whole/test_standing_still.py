@@ -16,6 +16,7 @@ from typing import Any, Final
 import psutil
 import pytest
 
+from tests import trace_lines
 from tests.conftest import HostFactory
 from tests.waiting import wait_for
 from tests.whole.stage import TOOLSTACK
@@ -43,10 +44,7 @@ class Command:
     trace: Path
 
     def events(self) -> list[dict[str, Any]]:
-        if not self.trace.exists():
-            return []
-        text = self.trace.read_text()
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return trace_lines.read(self.trace)
 
     def until(self, what: Callable[[dict[str, Any]], bool]) -> None:
         wait_for(
@@ -131,7 +129,7 @@ def runs_at(host: SimulatedHost) -> None:
 
 
 def told_of(command: Command) -> list[float]:
-    return [found["seconds"] for found in command.events() if found["event"] == "stood still"]
+    return [found["seconds"] for found in command.events() if found["event"] == "stood_still"]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +182,7 @@ def test_the_terminals_stop(host_factory: HostFactory, start: Start) -> None:
 
 
 MOMENTS: Final = {
-    "hello": (ALL, event("helper started")),
+    "hello": (ALL, event("helper_started")),
     "precopy": ({"controller"}, event("phase", name="precopy", state="begin")),
     "suspend": (ALL, event("suspend_request")),
     "memory": ({"controller"}, event("phase", name="stop and copy", state="begin")),
@@ -225,7 +223,7 @@ def test_a_save_and_its_restore(
     command.result()
     assert max(told_of(command)) >= STOPPED - 1
     command = start("restore", image, "--host", destination.directory)
-    command.until(event("helper started"))
+    command.until(event("helper_started"))
     command.stand_still(names)
     command.result()
     runs_at(destination)

@@ -141,7 +141,7 @@ class Evidence:
         controllers = self.controllers(side)
         return controllers | {
             int(event["helper"])
-            for event in self.named("helper started")
+            for event in self.named("helper_started")
             if event["pid"] in controllers
         }
 

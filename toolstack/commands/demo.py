@@ -191,7 +191,7 @@ def postcopy_complete_at(events: Path, before: int) -> float | None:
                 event = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(event, dict) and event.get("event") == "postcopy complete":
+            if isinstance(event, dict) and event.get("event") == "postcopy_complete":
                 return float(event["t"])
     return None
 

@@ -204,5 +204,5 @@ def _helpers(events: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     return {
         event["helper"]: f"{event['process']}'s helper"
         for event in events
-        if event["event"] == "helper started"
+        if event["event"] == "helper_started"
     }

@@ -140,7 +140,7 @@ class SaveHelper:
             for fd in copies:
                 if fd >= 0:
                     os.close(fd)
-        self._trace.event("helper started", helper=self._process.pid)
+        self._trace.event("helper_started", helper=self._process.pid)
         self._event(Event.STARTED)
         self._channel.listen()
 
@@ -167,7 +167,7 @@ class SaveHelper:
 
     def hello(self) -> None:
         assert self._channel is not None
-        self._trace.event("helper ready")
+        self._trace.event("helper_ready")
         self._event(Event.HELLO)
         try:
             self._channel.start(self._launch.start_fields())
@@ -221,7 +221,7 @@ class SaveHelper:
         self._loop.call_later(_DEATH_SECONDS, decide)
 
     def stranger(self, reason: str) -> None:
-        self._trace.event("stranger refused", reason=reason)
+        self._trace.event("stranger_refused", reason=reason)
         self._log(
             XentoollogLevel.WARN, f"a stranger at the helper's endpoint was refused: {reason}"
         )
@@ -279,7 +279,7 @@ class SaveHelper:
 
     def _stderr_line(self, line: str) -> None:
         self._last_words = line or self._last_words
-        self._trace.event("helper stderr", line=line)
+        self._trace.event("helper_stderr", line=line)
         self._log(XentoollogLevel.ERROR, line)
 
     def _log(self, level: XentoollogLevel, text: str) -> None:
@@ -291,7 +291,7 @@ class SaveHelper:
     async def _exited(self, status: int) -> None:
         assert self._channel is not None
         self._reaped = True
-        self._trace.event("helper ended", status=status)
+        self._trace.event("helper_exited", status=status)
         await self._channel.heard_out(_HEARD_OUT_LIMIT)
         self._do(self._run.exited(status, self._last_words))
 
@@ -300,7 +300,7 @@ class SaveHelper:
     def _event(self, event: Event, reason: str = "", rc: int = 0) -> None:
         actions = self._run.event(event, reason, rc)
         if reason and actions:
-            self._trace.event("helper run", what=event.name.lower(), reason=reason)
+            self._trace.event("helper_run", what=event.name.lower(), reason=reason)
         self._do(actions)
 
     def _do(self, actions: tuple[Action, ...]) -> None:
@@ -341,7 +341,7 @@ class SaveHelper:
         try:
             self._channel.abort(self._run.rc, self._run.reason)
         except OSError as error:
-            self._trace.event("abort not sent", error=str(error))
+            self._trace.event("abort_not_sent", error=str(error))
         self._process.terminate()
         if self._waiting is not None and self._waiting.name not in ERROR_PATH:
             self._refuse(self._waiting)

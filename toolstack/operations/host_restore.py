@@ -123,7 +123,9 @@ class HostRestore:
             )
         finally:
             os.close(reader)
-        self._report.event("restore_program", pid=self._process.pid, **environment)
+        self._report.event(
+            "restore_program_started", program=self._process.pid, environment=environment
+        )
 
     def _relayed(self, error: OSError | None) -> None:
         if error is not None:
@@ -133,10 +135,10 @@ class HostRestore:
         self._lines = [*self._lines[-_LINES:], line]
         level = XentoollogLevel.ERROR if ": error: " in line else XentoollogLevel.INFO
         self._ctx.say(level, Path(self._program.command[0]).name, line)
-        self._ctx.trace.event("restore program says", line=line)
+        self._ctx.trace.event("restore_program_says", line=line)
 
     async def _ended(self, status: int) -> None:
-        self._report.event("restore_program_ended", status=status)
+        self._report.event("restore_program_exited", status=status)
         if self._relay is not None:
             self._relay.stop()
         self._status.set_result(status)

@@ -86,7 +86,7 @@ class OperationReport:
         """The helper's end, with the rc that it means."""
         self.statistics = result.statistics
         self.event(
-            "helper_ended",
+            "helper_result",
             rc=rc,
             retval=result.retval,
             errnoval=result.errnoval,

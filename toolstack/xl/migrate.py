@@ -373,7 +373,7 @@ class _Sending(HandshakeSide[Sender]):
             return
         try:
             status = await self._receiver.end(self._ctx.limits.abort)
-            self._ctx.trace.event("receiver ended", status=status)
+            self._ctx.trace.event("receiver_exited", status=status)
             if outcome is Outcome.SUCCESS:
                 self._course.receiver_lines = self._receiver.words()
             elif not self._receiver.ended_by_us:

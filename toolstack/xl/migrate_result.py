@@ -62,7 +62,7 @@ class Migration:
         try:
             return host.report(domid)
         except OSError as error:
-            self.ctx.trace.event("no report", domid=domid, reason=message_of(error))
+            self.ctx.trace.event("no_report", domid=domid, reason=message_of(error))
             return None
 
 
@@ -157,7 +157,7 @@ class ResultMaker:
         try:
             state = state_of(self._ctx.host, self._migration.domid)
         except OSError as error:
-            self._ctx.trace.event("no state", domid=self._migration.domid, reason=message_of(error))
+            self._ctx.trace.event("no_state", domid=self._migration.domid, reason=message_of(error))
             state = None
         return _guest_result(_place(self._ctx), state, report)
 
@@ -173,7 +173,7 @@ class ResultMaker:
                 report, state = self._migration.report(host, row.domid), row.state.value
             except OSError as error:
                 # It ran, by the destination's word; others may have moved it on since.
-                self._ctx.trace.event("no report", reason=message_of(error))
+                self._ctx.trace.event("no_report", reason=message_of(error))
                 return _guest_result(place, None, None), None
             stepped = report is not None and report.first_step_at is not None
             if stepped or self._migration.options.paused or patience.look(time.monotonic()):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import trace_lines
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import Side, live_migrate, run
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
@@ -48,7 +48,7 @@ class Migration:
         )
 
     def fired(self) -> list[dict[str, Any]]:
-        events = [json.loads(line) for line in self.events.read_text().splitlines()]
+        events = trace_lines.read(self.events)
         return [event["fault"] for event in events if event["event"] == "fault"]
 
     @property

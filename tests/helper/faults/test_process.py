@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import signal
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests import trace_lines
 from tests.helper.engine.running import suspend
 from tests.helper.libxl_side import HELPER, save_of, started
 from tests.toolstack.helpers.running_helpers import Reaction, Run, run_helper
@@ -65,7 +65,7 @@ class Saving:
         return run.result
 
     def fired(self) -> list[dict[str, Any]]:
-        events = [json.loads(line) for line in self.events.read_text().splitlines()]
+        events = trace_lines.read(self.events)
         return [event for event in events if event["event"] == "fault"]
 
     def _reactions(self) -> dict[str, Reaction]:

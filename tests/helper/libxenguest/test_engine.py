@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import select
 import signal
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests import trace_lines
 from tests.helper.libxl_side import Libxl, cbflags, save_of, started
 from tests.streams import read_cut
 from tests.waiting import until_blocked
@@ -677,7 +677,7 @@ def rounds(
         assert said[0] == "complete"
         libxl.answer(0)
         assert libxl.exit_status() == 0
-    told = [json.loads(line) for line in events.read_text().splitlines()]
+    told = trace_lines.read(events)
     logged = [*texts(lines), f"errnoval {said[1]['errnoval']}"]
     return logged, [line for line in told if line["event"] == "precopy_policy"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from tests import trace_lines
 from xen_save_helper.ipc_schema.faults.plan import parse
 from xen_save_helper.toolstack.campaign.evidence import Mode
 from xen_save_helper.toolstack.campaign.run import FaultRun, Verdict, run_fault
@@ -28,5 +29,6 @@ def run(plan: str, mode: str, workload: str = "random") -> Verdict:
     with tempfile.TemporaryDirectory(prefix="xf-") as directory:
         given = FaultRun(parse(plan), Mode(mode), 2 << 20, workload, Path(directory))
         verdict = run_fault(given, limits=LIMITS)
+    trace_lines.check(verdict.events)
     print(verdict.plan, verdict.fired, verdict.expected, verdict.seen, *verdict.problems, sep="\n")
     return verdict

@@ -99,12 +99,12 @@ def test_one_that_does_not_is_told_alike_by_all_that_tells(
 
 def test_only_this_runs_trace_is_read(tmp_path: Path) -> None:
     events = tmp_path / "events"
-    events.write_text("not ours\n" + json.dumps({"event": "postcopy complete", "t": 1.0}) + "\n")
+    events.write_text("not ours\n" + json.dumps({"event": "postcopy_complete", "t": 1.0}) + "\n")
     before = events.stat().st_size
     assert demo.postcopy_complete_at(events, before) is None
     with events.open("a") as file:
         file.write("{half a line\n[1]\n\xff\n")
-        file.write(json.dumps({"event": "postcopy complete", "t": 2.0}) + "\n")
+        file.write(json.dumps({"event": "postcopy_complete", "t": 2.0}) + "\n")
     assert demo.postcopy_complete_at(events, before) == 2.0
 
 

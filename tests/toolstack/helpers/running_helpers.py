@@ -47,7 +47,7 @@ class Run:
 
     @property
     def pid(self) -> int:
-        return int(self.event("helper started")["helper"])
+        return int(self.event("helper_started")["helper"])
 
 
 Reaction = Callable[[Run], int | None]

@@ -75,7 +75,7 @@ class TestALyingHelper:
     def test_a_helper_that_cannot_greet_is_told_so(self, step: str, what: str) -> None:
         run = run_helper(scripted(step), within=20)
         assert_ended(run, Error.FAIL, f"the controller refused: {what}")
-        assert run.event("stranger refused")["reason"] == what
+        assert run.event("stranger_refused")["reason"] == what
 
     @pytest.mark.parametrize("step", ["too_long", "huge_length", "half_a_message"])
     def test_the_connection_is_broken(self, step: str) -> None:
@@ -156,7 +156,7 @@ class TestAStranger:
             threading.Thread(target=join, args=(run,)).start()
 
         run = run_helper(
-            scripted("start", "policy", "suspend", "complete"), at={"helper started": started}
+            scripted("start", "policy", "suspend", "complete"), at={"helper_started": started}
         )
         assert run.result is not None
         assert (run.result.rc, run.result.completed) == (0, True)
@@ -203,7 +203,7 @@ class TestAStranger:
             run = run_helper(
                 scripted("start", "suspend", "complete"),
                 {"suspend": suspended},
-                at={"helper started": connect},
+                at={"helper_started": connect},
             )
         finally:
             stranger.close(linger=0)

@@ -357,7 +357,7 @@ class TestAbort:
         failure(run, Error.ABORTED, completed=True)
         assert "suspend" not in run.names
 
-    @pytest.mark.parametrize("event", ["helper started", "helper ready", "callback"])
+    @pytest.mark.parametrize("event", ["helper_started", "helper_ready", "callback"])
     def test_at_each_stage(self, event: str) -> None:
         run = run_helper(
             scripted("start", "policies", "fail"),
@@ -534,7 +534,7 @@ class TestOurHelper:
             mapped.append(Path(f"/proc/{run.pid}/maps").read_text())
             os.kill(run.pid, signal.SIGKILL)
 
-        run_helper(OwnHelper(), at={"helper ready": look})
+        run_helper(OwnHelper(), at={"helper_ready": look})
         assert "zmq" in mapped[0]
         assert "numpy" not in mapped[0]
 

@@ -23,6 +23,7 @@ from xen_save_helper.ipc_schema.channel import waits
 from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, Answer, Message
 from xen_save_helper.ipc_schema.channel.turn_taking import PipeControllerEnd, TurnError
 from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.ipc_schema.trace_events import why_not_catalogued
 from xen_save_helper.toolstack.aio import blocking, fd_io
 from xen_save_helper.toolstack.helpers import supervisor as save_helper
 from xen_save_helper.toolstack.helpers.channel import ChannelListener, HelperProcessArguments
@@ -282,7 +283,12 @@ class World:
             self.faults.append(what)
 
     def tracer(self) -> Trace:
-        return Trace("controller", lambda line: self.trace.append(json.loads(line)))
+        return Trace("controller", self._traced)
+
+    def _traced(self, line: bytes) -> None:
+        event = json.loads(line)
+        self.must(not list(why_not_catalogued(event)), f"not in the catalogue: {event}")
+        self.trace.append(event)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         return [event for event in self.trace if event["event"] == name]

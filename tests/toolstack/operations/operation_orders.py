@@ -70,7 +70,7 @@ class OperationOrders(RuleBasedStateMachine):
         return bool(self.world.alive and self.channel is not None and self.channel.listening)
 
     def greeted(self) -> bool:
-        return bool(self.world.events("helper ready"))
+        return bool(self.world.events("helper_ready"))
 
     def free_to_speak(self) -> bool:
         return self.hears() and self.greeted() and not self.waits_for
@@ -263,7 +263,7 @@ class OperationOrders(RuleBasedStateMachine):
         else:
             (complete,) = self.said("complete")
             assert complete["retval"] == 0, "the helper had failed"
-            (ended,) = self.world.events("helper ended")
+            (ended,) = self.world.events("helper_exited")
             # Past the transition all is there once it is told.
             assert ended["status"] == 0 or self.transition_done(), "the helper had failed"
         if self.first_rc:

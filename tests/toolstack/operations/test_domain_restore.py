@@ -297,7 +297,7 @@ class TestPostcopy:
         _, restored = self.go(source, destination)
         assert restored.rc == 0, restored
         names = destination.happenings.names()
-        assert names.index("postcopy_resume_done") < names.index("helper_ended")
+        assert names.index("postcopy_resume_done") < names.index("helper_result")
         assert restored.domid is not None
         assert destination.host.verify(restored.domid, 30).memory_ok
 

@@ -234,7 +234,7 @@ class TestHelper:
         source.happenings.at("callback precopy_policy", kill_helper("save", signal.SIGSTOP))
         result = run(precopy(source, domid, drain))
         assert result.rc == 0
-        (stood,) = [e for e in source.happenings.events if e["event"] == "stood still"]
+        (stood,) = [e for e in source.happenings.events if e["event"] == "stood_still"]
         assert stood["who"] == "the save helper"
         assert stood["seconds"] >= 1.5
 

@@ -325,4 +325,4 @@ def test_nothing_is_started_on_a_host_that_does_not_list_its_domains(
     with path.open("rb") as file:
         result = restore(destination, config, file.fileno())
     assert (result.rc, result.domid) == (Error.TIMEDOUT, None)
-    assert "restore_program" not in destination.happenings.names()
+    assert "restore_program_started" not in destination.happenings.names()

@@ -72,7 +72,7 @@ def replaced_by(path: Path, fd: int) -> Callable[[], None]:
     return replace
 
 
-@pytest.mark.parametrize("event", ["save", "helper started", "suspend_request"])
+@pytest.mark.parametrize("event", ["save", "helper_started", "suspend_request"])
 def test_a_save_whose_descriptor_becomes_another(
     source: Side, pair: tuple[socket.socket, socket.socket], tmp_path: Path, event: str
 ) -> None:

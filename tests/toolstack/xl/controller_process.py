@@ -27,7 +27,7 @@ async def main() -> None:
 
     class Printed(Trace):
         def event(self, event: str, **fields: object) -> None:
-            if event == "helper started":
+            if event == "helper_started":
                 print(fields["helper"], flush=True)
 
     def switch_qemu_logdirty(domid: int, enable: int) -> None:

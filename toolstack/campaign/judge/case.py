@@ -199,7 +199,7 @@ class Case:
         """The controller at a side may have been ended from outside: by its peer, or by us."""
         if any(one.late for one in self.commands):
             return True
-        ended = self.evidence.named("receiver ended", HERE)
+        ended = self.evidence.named("receiver_exited", HERE)
         by_its_peer = any(not 0 <= event["status"] <= 128 for event in ended)
         return side is THERE and (by_its_peer or self.dead(HERE))
 

@@ -35,9 +35,9 @@ class Stages:
                     self.told_failure = True
                 if what == "suspend_request":
                     self.guest_asked = True
-                if what == "helper run":
+                if what == "helper_run":
                     self.helper_failed = True
-                if what == "helper ended" and event["status"]:
+                if what == "helper_exited" and event["status"]:
                     self.helper_failed = True
                 if what == "postcopy_transition":
                     self.transition_begun = True

@@ -33,8 +33,8 @@ def _completions(case: Case) -> Iterator[str]:
             continue
         for pid in evidence.controllers(side):
             mine = [event for event in evidence.events if event["pid"] == pid]
-            started = _count(mine, "helper started")
-            for name in ("helper ended", "helper_ended"):
+            started = _count(mine, "helper_started")
+            for name in ("helper_exited", "helper_result"):
                 if (ended := _count(mine, name)) != started and not case.killed(side):
                     yield f"{started} helpers started at the {side.value}, {ended} «{name}»"
             for name in ("save_ended", "restore_ended", "migrated", "received"):
@@ -44,7 +44,7 @@ def _completions(case: Case) -> Iterator[str]:
                 what = {"save": "save_ended", "domain_created": "restore_ended"}[name]
                 if _count(mine, name) != _count(mine, what) and not case.killed(side):
                     yield f"«{name}» without «{what}» at the {side.value}"
-        for event in evidence.named("helper started", side):
+        for event in evidence.named("helper_started", side):
             told = [
                 one
                 for one in evidence.events
@@ -68,7 +68,7 @@ def _codes(case: Case, side: Side) -> Iterator[str]:
 
 
 def _receiver(case: Case) -> Iterator[str]:
-    ended = case.evidence.named("receiver ended", HERE)
+    ended = case.evidence.named("receiver_exited", HERE)
     if not case.evidence.controllers(THERE) or not ended:
         return
     status = ended[0]["status"]

@@ -26,7 +26,7 @@ def lanes(events: Sequence[Mapping[str, Any]]) -> list[int]:
     """The lane of each event, by who started whom: the receiver is the destination's controller,
     and so is the one whose helper restores."""
     sides = _sides(events)
-    controller_of = {event["helper"]: event["pid"] for event in _named(events, "helper started")}
+    controller_of = {event["helper"]: event["pid"] for event in _named(events, "helper_started")}
     found = []
     for event in events:
         pid = event["pid"]
@@ -48,7 +48,7 @@ def _sides(events: Sequence[Mapping[str, Any]]) -> dict[int, Side]:
     for event in _named(events, "start"):
         if event["process"] == "helper":
             sides[event["pid"]] = SIDES[Operation(event["operation"])]
-    started = {event["pid"]: event["helper"] for event in _named(events, "helper started")}
+    started = {event["pid"]: event["helper"] for event in _named(events, "helper_started")}
     before = False
     for event in events:
         pid = event["pid"]

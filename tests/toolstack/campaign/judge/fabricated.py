@@ -75,11 +75,11 @@ def source(rc: int, *between: Event, status: int = 0, retval: int | None = None)
     told = [] if retval is None else [event(HELPER, "complete", 7.9, retval=retval)]
     return [
         event(CONTROLLER, "save", 1.0),
-        event(CONTROLLER, "helper started", 1.1, helper=HELPER),
+        event(CONTROLLER, "helper_started", 1.1, helper=HELPER),
         *between,
         *told,
-        event(CONTROLLER, "helper ended", 8.0, status=status),
-        event(CONTROLLER, "helper_ended", 8.1, rc=rc),
+        event(CONTROLLER, "helper_exited", 8.0, status=status),
+        event(CONTROLLER, "helper_result", 8.1, rc=rc),
         event(CONTROLLER, "save_ended", 8.2, rc=rc),
     ]
 
@@ -88,13 +88,13 @@ def destination(rc: int, *between: Event, status: int = 0, started: bool = False
     """The trace of the receiver and its helper, and the source's word of how it exited."""
     return [
         event(RECEIVER, "domain_created", 1.2),
-        event(RECEIVER, "helper started", 1.3, helper=ITS_HELPER),
+        event(RECEIVER, "helper_started", 1.3, helper=ITS_HELPER),
         *between,
-        event(RECEIVER, "helper ended", 8.0, status=status),
-        event(RECEIVER, "helper_ended", 8.1, rc=rc),
+        event(RECEIVER, "helper_exited", 8.0, status=status),
+        event(RECEIVER, "helper_result", 8.1, rc=rc),
         event(RECEIVER, "restore_ended", 8.2, rc=rc),
         event(RECEIVER, "received", 8.3, started=started, rc=rc, reason="it failed" if rc else ""),
-        event(CONTROLLER, "receiver ended", 8.4, status=int(not started)),
+        event(CONTROLLER, "receiver_exited", 8.4, status=int(not started)),
     ]
 
 
@@ -234,7 +234,7 @@ RESTORED_RUN = evidence(
         *(
             {**one, "t": one["t"] + 10, "process": "controller"}
             for one in destination(-3, fault(RESTORED, ITS_HELPER), status=-9)
-            if one["event"] not in {"received", "receiver ended"}
+            if one["event"] not in {"received", "receiver_exited"}
         ),
     ],
     _IN_FILE,

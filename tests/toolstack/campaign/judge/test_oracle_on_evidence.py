@@ -195,14 +195,14 @@ SPOILT: list[tuple[str, str, Spoil, str]] = [
         made.KILLED,
         all_of(
             traced(R, "received", started=True, rc=0, reason=""),
-            traced(C, "receiver ended", status=0),
+            traced(C, "receiver_exited", status=0),
         ),
         r"the receiver said that started is True: g \(running\) at the source",
     ),
     (
         "the receiver failed, and exits with 0",
         made.KILLED,
-        traced(C, "receiver ended", status=0),
+        traced(C, "receiver_exited", status=0),
         r"the receiver exited with 0",
     ),
     (

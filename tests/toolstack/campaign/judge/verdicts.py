@@ -11,10 +11,10 @@ from xen_save_helper.toolstack.campaign.run import Verdict
 
 EVENTS: tuple[dict[str, Any], ...] = (
     {"t": 10.0, "pid": 1, "process": "controller", "event": "save", "domid": 1},
-    {"t": 10.1, "pid": 1, "process": "controller", "event": "helper started", "helper": 2},
+    {"t": 10.1, "pid": 1, "process": "controller", "event": "helper_started", "helper": 2},
     {"t": 10.2, "pid": 2, "process": "helper", "event": "start", "operation": "save"},
     {"t": 10.3, "pid": 3, "process": "receiver", "event": "handshake", "action": "send the banner"},
-    {"t": 10.4, "pid": 3, "process": "receiver", "event": "helper started", "helper": 4},
+    {"t": 10.4, "pid": 3, "process": "receiver", "event": "helper_started", "helper": 4},
     {"t": 10.5, "pid": 4, "process": "helper", "event": "fault", "fault": "f", "point": "start"},
     {"t": 10.75, "pid": 1, "process": "controller", "event": "failure", "reason": "it is dead"},
 )

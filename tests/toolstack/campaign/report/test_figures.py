@@ -337,10 +337,10 @@ class TestLanes:
     def test_of_a_restore_after_a_save(self) -> None:
         events = [
             {"pid": 1, "process": "controller", "event": "save"},
-            {"pid": 1, "process": "controller", "event": "helper started", "helper": 2},
+            {"pid": 1, "process": "controller", "event": "helper_started", "helper": 2},
             {"pid": 2, "process": "helper", "event": "hello"},
             {"pid": 3, "process": "controller", "event": "restore"},
-            {"pid": 3, "process": "controller", "event": "helper started", "helper": 4},
+            {"pid": 3, "process": "controller", "event": "helper_started", "helper": 4},
             {"pid": 4, "process": "helper", "event": "hello"},
         ]
         assert lanes(events) == [0, 0, 1, 4, 4, 3]
@@ -348,7 +348,7 @@ class TestLanes:
     def test_of_a_restore_alone(self) -> None:
         events = [
             {"pid": 3, "process": "controller", "event": "restore"},
-            {"pid": 3, "process": "controller", "event": "helper started", "helper": 4},
+            {"pid": 3, "process": "controller", "event": "helper_started", "helper": 4},
             {"pid": 4, "process": "helper", "event": "start", "operation": "restore"},
         ]
         assert lanes(events) == [4, 4, 3]

@@ -1,0 +1,24 @@
+"""Traces of runs, held against the catalogue."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from xen_save_helper.ipc_schema.trace_events import why_not_catalogued
+
+
+def check(lines: Iterable[Mapping[str, Any]]) -> None:
+    """Raises AssertionError if a line is not one of the catalogue's."""
+    problems = {problem for line in lines for problem in why_not_catalogued(line)}
+    assert not problems, sorted(problems)
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The lines of a trace so far, whole ones only; none if nothing has begun. Checks them."""
+    text = file.read_text() if file.exists() else ""
+    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    check(lines)
+    return lines
