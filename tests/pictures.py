@@ -24,6 +24,7 @@ from xen_save_helper.ipc_schema.channel.messages import (
 )
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_number
+from xen_save_helper.ipc_schema.trace_events import TRACE_EVENTS, Writer
 from xen_save_helper.toolstack.rules import (
     handshake,
     helper_run,
@@ -37,6 +38,7 @@ REPOSITORY: Final = Path(__file__).parents[1]
 PAGES: Final = (
     "toolstack/campaign/README.md",
     "ipc_schema/protocol.md",
+    "ipc_schema/trace.md",
     "toolstack/rules/teardown.md",
     "helper/engine/postcopy.md",
 )
@@ -288,6 +290,25 @@ def resuming() -> str:
     return diagram(edges, [ended.value])
 
 
+def events() -> str:
+    """`trace_events.TRACE_EVENTS`."""
+    return table(
+        ("event", "when", "fields", "written by"),
+        (
+            (
+                f"`{event.name}`",
+                event.doc,
+                ", ".join(
+                    f"`{field.name}{'?' * field.optional}` {' or '.join(sorted(field.kinds))}"
+                    for field in event.fields
+                ),
+                ", ".join(writer for writer in Writer if writer in event.writers),
+            )
+            for event in TRACE_EVENTS.values()
+        ),
+    )
+
+
 def program(name: str) -> str:
     """An example, without what it says of itself."""
     text = (REPOSITORY / "tests/examples" / name).read_text()
@@ -319,6 +340,7 @@ MAKERS: Final[Mapping[str, Callable[[], str]]] = {
     "save_phases": lambda: from_table(save_phases.NEXT, [save_phases.Phase.FINISHED]),
     "page_states": lambda: from_table(page_states.TRANSITIONS),
     "postcopy_records": postcopy_records,
+    "trace_events": events,
     "failure_path": lambda: program("test_failure_path.py"),
 }
 
