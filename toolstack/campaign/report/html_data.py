@@ -1,4 +1,5 @@
-"""The data of a campaign's page: its verdicts, and their traces, compressed a row at a time."""
+"""The data of a campaign's page, of which report.js makes all that is seen: its figures, verdicts,
+points and actions, and the traces, compressed a row of the matrix at a time."""
 
 from __future__ import annotations
 
@@ -8,15 +9,44 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from xen_save_helper.ipc_schema.faults import actions as fault_actions
+from xen_save_helper.ipc_schema.faults.actions import DEATHS, DIE, ActionKind
 from xen_save_helper.ipc_schema.faults.plan import Fault, parse
-from xen_save_helper.ipc_schema.faults.points import Who
+from xen_save_helper.ipc_schema.faults.points import POINTS, Kind, Point, Who
 from xen_save_helper.toolstack.campaign import reach
-from xen_save_helper.toolstack.campaign.report.figures import FAILS, HOLDS, IDLE, Report, value_text
+from xen_save_helper.toolstack.campaign.report.figures import (
+    FAILS,
+    HOLDS,
+    IDLE,
+    Report,
+    headline,
+    tally,
+    value_text,
+    why,
+)
 from xen_save_helper.toolstack.campaign.report.lanes import LANES, lanes
 from xen_save_helper.toolstack.campaign.run import Verdict
 
-CLASSES: Final[Mapping[str, str]] = {HOLDS: "holds", FAILS: "fails", IDLE: "idle"}
+_CLASSES: Final[Mapping[str, str]] = {HOLDS: "holds", FAILS: "fails", IDLE: "idle"}
 """Of the style sheet, by a verdict's kind."""
+
+_KINDS: Final[Mapping[Kind, str]] = {
+    Kind.MILESTONE: "milestones",
+    Kind.MESSAGE: "messages",
+    Kind.HANDSHAKE: "handshake",
+    Kind.PHASE: "phases",
+    Kind.RECORD: "records",
+    Kind.STREAM: "streams",
+    Kind.GUEST: "",
+}
+_GROUPS: Final[tuple[tuple[str, tuple[ActionKind, ...]], ...]] = (
+    ("process", fault_actions.PROCESS),
+    ("call", (fault_actions.ANSWER, fault_actions.FAIL, fault_actions.HANG_UP)),
+    ("message, record", fault_actions.MESSAGE),
+    ("stream", fault_actions.STREAM),
+    ("guest", fault_actions.GUEST),
+)
+"""The columns of a matrix."""
 
 _SHOWN_OF_TEXT: Final = 2000
 """Characters of a field of an event."""
@@ -55,15 +85,65 @@ def entries_of(report: Report) -> tuple[list[Entry], list[str]]:
     return entries, [_pack([_details(report, entry) for entry in row]) for row in rows.values()]
 
 
-def index_of(entries: Iterable[Entry]) -> dict[str, object]:
-    """What the page's script knows without unpacking anything."""
+def index_of(report: Report, entries: Sequence[Entry]) -> dict[str, object]:
+    """What the page's script knows without unpacking anything. A verdict is a list: its block,
+    class, mode, plan, seconds, what is wrong, and its cell (None outside a matrix): the place of
+    its point in `points`, its action, and the death that it is by."""
+    total = tally(report.verdicts)
+    points = _in_sections(entry.aim.point for entry in entries if entry.in_matrix)
+    places = {point: place for place, point in enumerate(points)}
     return {
+        "title": report.title,
+        "version": report.version,
+        "headline": headline(report),
+        "allHold": report.all_hold,
+        "figures": {
+            "holds": total.holds,
+            "fails": total.fails,
+            "idle": total.idle,
+            "missing": report.missing,
+            "runs": total.runs,
+            "whole": total.whole,
+            "seconds": total.seconds,
+        },
+        "modes": report.modes,
+        "wrong": [entry.number for entry in entries if report.is_wrong(entry.verdict)],
+        "verdicts": [_row(entry, places) for entry in entries],
+        "points": [[str(point), point.doc, _section(point)] for point in points],
+        "actions": [[name, [[one.name, one.doc] for one in kinds]] for name, kinds in _GROUPS],
+        "deaths": list(DEATHS),
+        "unreached": [[str(point), reason] for point, reason in reach.unreached(POINTS)],
         "lanes": LANES,
-        "verdicts": [
-            [entry.block, CLASSES[entry.verdict.kind], entry.verdict.mode, entry.verdict.plan]
-            for entry in entries
-        ],
     }
+
+
+def _row(entry: Entry, places: Mapping[Point, int]) -> list[object]:
+    verdict = entry.verdict
+    return [
+        entry.block,
+        _CLASSES[verdict.kind],
+        verdict.mode,
+        verdict.plan,
+        verdict.seconds,
+        "" if verdict.holds else why(verdict),
+        _cell(entry.aim, places) if entry.in_matrix else None,
+    ]
+
+
+def _cell(aim: Fault, places: Mapping[Point, int]) -> list[object]:
+    deaths = (name for name, signal in DEATHS.items() if aim.action == (DIE, signal))
+    return [places[aim.point], aim.action.kind.name, next(deaths, None)]
+
+
+def _in_sections(points: Iterable[Point]) -> list[Point]:
+    """Each once, by who passes it and by its kind, then as in POINTS."""
+    whos, kinds, wanted = list(Who), list(_KINDS), set(points)
+    found = [point for point in POINTS.values() if point in wanted]
+    return sorted(found, key=lambda point: (whos.index(point.who), kinds.index(point.kind)))
+
+
+def _section(point: Point) -> str:
+    return f"{point.who.value.capitalize()} {_KINDS[point.kind]}".strip()
 
 
 def _pack(content: object) -> str:

@@ -1,10 +1,9 @@
 "use strict";
 const index = JSON.parse(document.getElementById("index").textContent);
 const blocks = document.querySelectorAll("script.block");
-const dialog = document.getElementById("details");
-const content = document.getElementById("content");
 const glyphs = { holds: "✓", fails: "✗", idle: "○" };
 const kinds = { holds: "holds", fails: "fails", idle: "did not fire" };
+const worstFirst = ["fails", "idle", "holds"];
 const opened = new Map();
 let current = null;   // the button whose verdicts are shown
 let asked = 0;        // so that a slow block does not overwrite a later one
@@ -15,11 +14,149 @@ function make(name, attributes = {}, ...children) {
     : document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
     if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
-    else if (value !== null && value !== undefined) element.setAttribute(key, value);
+    else if (value === true) element.setAttribute(key, "");
+    else if (value !== null && value !== undefined && value !== false) element.setAttribute(key, value);
   }
   element.append(...children);
   return element;
 }
+
+function grouped(all, keyOf) {
+  const groups = new Map();
+  for (const one of all) {
+    const key = keyOf(one);
+    groups.has(key) ? groups.get(key).push(one) : groups.set(key, [one]);
+  }
+  return groups;
+}
+
+// The page: its head, a tab for each mode, and the dialog for a cell.
+
+const figure = (number) => number.toLocaleString("en");
+
+function hours(seconds) {
+  const all = Math.round(seconds), minutes = Math.floor(all / 60), rest = String(all % 60).padStart(2, "0");
+  if (minutes >= 60) return `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
+  return minutes ? `${minutes} min ${rest} s` : `${all} s`;
+}
+
+function heading() {
+  const { figures } = index;
+  const shown = [["hold", figures.holds, "holds"], ["fail", figures.fails, "fails"], ["did not fire", figures.idle, "idle"]];
+  if (figures.missing) shown.push(["not run", figures.missing, "missing"]);
+  return make("header", {},
+    make("p", { class: "eyebrow" }, `Xen save helper ${index.version} · fault injection`),
+    make("h1", {}, index.title),
+    make("p", { class: `headline ${index.allHold ? "holds" : "fails"}` }, index.headline),
+    make("ul", { class: "figures" }, ...shown.map(([name, number, kind]) =>
+      make("li", { class: number ? kind : "none" }, make("b", {}, figure(number)), " ", name))),
+    make("p", { class: "note" }, `${figure(figures.runs)} runs of real processes on two simulated hosts, in ` +
+      `${figure(figures.whole)} of which every fault of the plan fired; ${hours(figures.seconds)} of running time; ` +
+      "each judged from the outside: exit codes, trace, process table, and the guest's memory."));
+}
+
+function panels() {
+  const all = index.verdicts.map((verdict, number) => [number, ...verdict]);
+  const tabs = [];
+  if (index.wrong.length) tabs.push(["wrong", "What does not hold", [list(index.wrong.map((number) => all[number]))], index.wrong.length]);
+  for (const mode of index.modes) {
+    const here = all.filter(([, , , of]) => of === mode);
+    const single = here.filter((entry) => entry[7]), several = here.filter((entry) => !entry[7]);
+    const parts = [...(single.length ? [matrix(mode, single)] : []), ...(several.length ? [list(several)] : [])];
+    tabs.push([mode, (mode[0].toUpperCase() + mode.slice(1)).replaceAll("-", " "), parts, here.length]);
+  }
+  return make("main", { id: "main" },
+    make("div", { role: "tablist", "aria-label": "Modes" }, ...tabs.map(([name, title, , number], place) =>
+      make("button", {
+        role: "tab", type: "button", id: `tab-${name}`, "aria-controls": `panel-${name}`,
+        "aria-selected": String(place === 0), tabindex: place === 0 ? "0" : "-1", class: name === "wrong" ? "wrong" : null,
+      }, title, " ", make("span", { class: "count" }, figure(number))))),
+    toolbar(),
+    make("p", { id: "nothing", class: "nothing", role: "status", hidden: true },
+      "Nothing here is like that: the filter, or the box beside it, leaves nothing to show."),
+    ...tabs.map(([name, , parts], place) => make("section", {
+      role: "tabpanel", id: `panel-${name}`, "aria-labelledby": `tab-${name}`, hidden: place > 0,
+    }, ...parts)),
+    make("details", { class: "left-out" },
+      make("summary", {}, `${index.unreached.length} points that none of these runs passes`),
+      make("ul", {}, ...index.unreached.map(([point, reason]) => make("li", {}, make("code", {}, point), ` ${reason}`)))));
+}
+
+function toolbar() {
+  return make("div", { class: "toolbar" },
+    make("label", {}, "Filter ", make("input", { type: "search", id: "filter", placeholder: "suspend, record.libxc, kill …" })),
+    make("label", {}, make("input", { type: "checkbox", id: "only-wrong" }), " only what does not hold"),
+    make("p", { class: "legend", "aria-label": "Legend" }, ...Object.keys(kinds).map((kind) =>
+      make("span", {}, make("i", { class: kind, "aria-hidden": "true" }, glyphs[kind]), " ", kinds[kind]))));
+}
+
+function details() {
+  const button = (id, text, label) => make("button", { type: "button", id, "aria-label": label, title: label }, text);
+  return make("dialog", { id: "details", "aria-labelledby": "plan" },
+    make("div", { class: "title" }, make("h2", { id: "plan" }), make("div", { class: "buttons" },
+      button("previous", "←", "The cell before (←)"), button("next", "→", "The next cell (→)"), button("close", "✕", "Close (Esc)"))),
+    make("div", { class: "content", id: "content", tabindex: "0" }));
+}
+
+// The matrix of points and actions, and the list of plans that have no place in it.
+
+function matrix(mode, entries) {
+  const cells = grouped(entries, ([, , , , , , , [point, action]]) => `${point} ${action}`);
+  const used = new Set(entries.map((entry) => entry[7][1]));
+  const groups = index.actions.map(([name, actions]) => [name, actions.filter(([action]) => used.has(action))])
+    .filter(([, actions]) => actions.length);
+  const columns = groups.flatMap(([, actions]) => actions.map(([action, doc], place) => ({ action, doc, edge: place ? null : "first" })));
+  const passed = new Set(entries.map((entry) => entry[7][0]));
+  const sections = grouped([...index.points.keys()].filter((point) => passed.has(point)), (point) => index.points[point][2]);
+  const row = (point) => {
+    const [name, doc] = index.points[point];
+    return make("tr", {}, make("th", { scope: "row", title: doc }, make("code", {}, name)), ...columns.map(({ action, edge }) => {
+      const here = cells.get(`${point} ${action}`);
+      return make("td", { class: edge }, ...(here ? [cell(name, action, here)] : []));
+    }));
+  };
+  return make("div", { class: "scroll", tabindex: "-1" }, make("table", { class: "matrix" },
+    make("caption", { class: "unseen" }, `Points and actions in the mode ${mode}`),
+    make("thead", {},
+      make("tr", { class: "groups" }, make("td"), ...groups.map(([name, actions]) =>
+        make("th", { scope: "colgroup", colspan: actions.length, class: "first" }, name))),
+      make("tr", { class: "actions" }, make("th", { scope: "col" }, "Point"), ...columns.map(({ action, doc, edge }) =>
+        make("th", { scope: "col", title: doc, class: edge }, make("span", {}, action))))),
+    ...[...sections].map(([title, points]) => make("tbody", {},
+      make("tr", {}, make("th", { scope: "rowgroup", colspan: columns.length + 1 }, make("span", {}, title))),
+      ...points.map(row)))));
+}
+
+function cell(point, action, entries) {
+  const found = entries.map((entry) => entry[2]);
+  const [worst] = worstFirst.filter((kind) => found.includes(kind));
+  const said = worstFirst.filter((kind) => found.includes(kind))
+    .map((kind) => `${found.filter((one) => one === kind).length} ${kinds[kind]}`).join(", ");
+  // As it is typed, and looked for.
+  const done = new Set(entries.map((entry) => entry[7][2]));
+  const deaths = index.deaths.filter((name) => done.has(name));
+  const name = deaths.length ? `${action} (${deaths.join(", ")})` : action;
+  return make("button", {
+    type: "button", class: `cell ${worst}`, tabindex: "-1", "data-v": entries.map(([number]) => number).join(","),
+    "aria-label": `${point} ${name}: ${said}`, title: `${point} = ${name}\n${said}`,
+  }, glyphs[worst]);
+}
+
+function list(entries) {
+  const columns = ["Verdict", "Mode", "Plan", "What is wrong", "Took"];
+  return make("div", { class: "scroll", tabindex: "-1" }, make("table", { class: "list" },
+    make("thead", {}, make("tr", {}, ...columns.map((name) => make("th", { scope: "col" }, name)))),
+    make("tbody", {}, ...entries.map(([number, , kind, mode, plan, seconds, why]) => make("tr", {},
+      make("td", {}, make("span", { class: `badge ${kind}` }, `${glyphs[kind]} ${kinds[kind]}`)),
+      make("td", {}, mode),
+      make("td", {}, make("button", { type: "button", class: `open ${kind}`, tabindex: "-1", "data-v": number }, make("code", {}, plan))),
+      make("td", {}, why),
+      make("td", { class: "number" }, `${seconds.toFixed(1)} s`))))));
+}
+
+document.body.prepend(heading(), panels(), details());
+const dialog = document.getElementById("details");
+const content = document.getElementById("content");
 
 // What was found, unpacked when it is looked at.
 

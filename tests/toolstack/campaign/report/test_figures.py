@@ -5,6 +5,8 @@ import gzip
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +19,6 @@ from xen_save_helper.toolstack.campaign.report import html_page as html_report
 from xen_save_helper.toolstack.campaign.report import junit
 from xen_save_helper.toolstack.campaign.report.figures import Report, not_fired, rows, show, tally
 from xen_save_helper.toolstack.campaign.report.lanes import lanes
-from xen_save_helper.toolstack.campaign.report.markup import join, raw, tag
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=y> \"'&amp; ]]> --> \x00\x1b[31m \ud800 ☃"
@@ -220,6 +221,29 @@ class Page(HTMLParser):
         return [given for _tag, given in self.elements if wanted.items() <= given.items()]
 
 
+NODE = shutil.which("node")
+needs_node = pytest.mark.skipif(NODE is None, reason="node runs the page's script")
+
+
+def rendered(found: Report, address: str = "") -> str:
+    """What the page's script makes of the page; `address` names what is open in it."""
+    text = html_report.page(found)
+    (index,) = re.findall(r'<script type="application/json" id="index">(.*?)</script>', text)
+    blocks = re.findall(r'<script type="text/plain" class="block">(.*?)</script>', text)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    given = {"index": index, "blocks": blocks, "script": script, "hash": address}
+    done = subprocess.run(
+        [str(NODE), str(Path(__file__).parent / "dom.js")],
+        input=json.dumps(given),
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def index_of(text: str) -> dict[str, Any]:
     (found,) = re.findall(r'<script type="application/json" id="index">(.*?)</script>', text)
     index: dict[str, Any] = json.loads(found)
@@ -232,8 +256,9 @@ def blocks_of(text: str) -> list[Any]:
 
 
 class TestPage:
+    @needs_node
     def test_each_run_can_be_opened_from_its_mode(self) -> None:
-        page = Page(html_report.page(MIXED))
+        page = Page(rendered(MIXED))
         openers = [given["data-v"] for given in page.all() if "data-v" in given]
         # The two that are wrong stand in a list of their own, too.
         assert sorted(",".join(filter(None, openers)).split(",")) == ["0", "1", "1", "2", "3", "3"]
@@ -242,34 +267,38 @@ class TestPage:
         panels = [given["id"] for given in page.all(role="tabpanel")]
         assert tabs == panels == ["panel-wrong", "panel-save", "panel-live", "panel-postcopy"]
 
+    @needs_node
     def test_a_cell_has_the_colour_and_the_words_of_its_worst_run(self) -> None:
-        page = Page(html_report.page(MIXED))
+        page = Page(rendered(MIXED))
         (cell,) = page.all(data_v="1,2")
         assert cell["class"] == "cell fails"
         assert cell["aria-label"] == "hello exit: 1 fails, 1 holds"
 
+    @needs_node
     def test_what_is_typed_as_kill_is_found_by_that(self) -> None:
-        (cell,) = Page(html_report.page(MIXED)).all(data_v="0")
+        (cell,) = Page(rendered(MIXED)).all(data_v="0")
         assert cell["aria-label"] == "suspend:before-answer die (kill): 1 holds"
 
+    @needs_node
     def test_plans_of_several_faults_are_listed(self) -> None:
         pair = verdict("start=stop; hello=kill; seed=3")
         primed = verdict("source.controller/start:after-send=signal(TERM); "
                          "source.controller/abort:before-send=kill")  # fmt: skip
-        page = Page(html_report.page(report(pair, primed)))
+        page = Page(rendered(report(pair, primed)))
         assert [given["class"] for given in page.all(data_v="0")] == ["open holds"]
         assert [given["class"] for given in page.all(data_v="1")] == ["cell holds"]
 
+    @needs_node
     def test_two_faults_by_chance_are_listed_whatever_the_second_is(self) -> None:
         pair = verdict("start=stop; source.controller/abort:before-send=kill; seed=3")
-        page = Page(html_report.page(report(pair)))
+        page = Page(rendered(report(pair)))
         assert [given["class"] for given in page.all(data_v="0")] == ["open holds"]
 
     def test_the_traces_are_in_it(self) -> None:
         text = html_report.page(MIXED)
         index, blocks = index_of(text), blocks_of(text)
         for number, one in enumerate(MIXED.verdicts):
-            block, _kind, mode, plan = index["verdicts"][number]
+            block, _kind, mode, plan, *_more = index["verdicts"][number]
             assert (mode, plan) == (one.mode, one.plan)
             (details,) = (each for each in blocks[block] if each["number"] == number)
             assert details["problems"] == list(one.problems)
@@ -307,13 +336,22 @@ class TestPage:
         event = {**EVENTS[0], "event": HOSTILE, "reason": HOSTILE}
         more = {"problems": (HOSTILE,), "expected": HOSTILE, "seen": {HOSTILE: HOSTILE}}
         bad = verdict("start=stop", kind="fails", events=(event,), **more)
-        plain = html_report.page(report(verdict("start=stop", kind="fails")))
+        plainly = verdict("start=stop", kind="fails")
+        plain = html_report.page(report(plainly))
         html_report.write(report(bad, title=HOSTILE), tmp_path / "page")
         text = (tmp_path / "page").read_text()
         assert [name for name, _ in Page(text).elements] == [
             name for name, _ in Page(plain).elements
         ]
         assert "alert(1)</script>" not in text
+        if NODE is not None:
+            for address in ("", "#0"):
+                made, plain_made = (
+                    [name for name, _ in Page(rendered(found, address)).elements]
+                    for found in (report(bad, title=HOSTILE), report(plainly))
+                )
+                assert "img" not in made
+                assert address or made == plain_made
         ((details,),) = blocks_of(text)
         assert details["problems"] == [HOSTILE]
 
@@ -323,6 +361,49 @@ class TestPage:
     def test_a_campaign_without_runs_has_one(self, tmp_path: Path) -> None:
         html_report.write(report(missing=3), tmp_path / "report.html")
         Page((tmp_path / "report.html").read_text())
+        if NODE is not None:
+            assert "3 of 0" not in rendered(report(missing=3))
+
+    @needs_node
+    def test_it_says_what_the_campaign_came_to(self) -> None:
+        said = rendered(report(*MIXED.verdicts, missing=1200))
+        for words in (
+            "<h1>A title</h1>",
+            "2 of 4 do not hold; 1200 of 1204 have not been run",
+            '<li class="holds"><b>2</b> hold</li><li class="fails"><b>1</b> fail</li>'
+            '<li class="idle"><b>1</b> did not fire</li>'
+            '<li class="missing"><b>1,200</b> not run</li>',
+            "4 runs of real processes on two simulated hosts, in 3 of which every fault",
+            "6 s of running time",
+        ):
+            assert words in said
+
+    @needs_node
+    def test_a_matrix_has_its_points_and_actions_in_sections(self) -> None:
+        page = Page(rendered(report(*MIXED.verdicts, verdict("link/stream@9=cut", "save"))))
+        groups = [given["colspan"] for given in page.all(scope="colgroup")]
+        assert groups == ["1", "1", "1", "1"]
+        assert [len(page.all(scope="row")), len(page.all(scope="rowgroup"))] == [4, 4]
+        sections = [text for text in page.contents["span"] if text[0].isupper()]
+        assert sections == [
+            "Helper milestones",
+            "Link streams",
+            "Helper messages",
+            "Helper milestones",
+        ]
+
+    @needs_node
+    def test_a_run_that_is_opened_says_all_of_itself(self) -> None:
+        said = rendered(MIXED, "#1")
+        for words in (
+            "it is wrong",
+            "exit code 1",
+            "faults run --mode save",
+            "500.0 ms",
+            "⚡ fault",
+        ):
+            assert words in said
+        assert said.count("data-at=") == len(EVENTS)
 
     def test_a_run_without_a_trace(self) -> None:
         ((details,),) = blocks_of(html_report.page(report(verdict("start=stop", events=()))))
@@ -360,17 +441,3 @@ class TestLanes:
             {"pid": 7, "process": "helper", "event": "start", "operation": "restore"},
         ]
         assert lanes(events) == [2, 1, 3]
-
-
-class TestMarkup:
-    def test_what_is_not_markup_is_escaped(self) -> None:
-        assert tag("p", "<b>", tag("i", "&"), class_='"x"') == (
-            '<p class="&quot;x&quot;">&lt;b&gt;<i>&amp;</i></p>'
-        )
-        assert join("<", tag("br")) == "&lt;<br>"
-        assert tag("input", hidden=True, id=None, data_v="1") == '<input hidden data-v="1">'
-
-    def test_nothing_ends_a_script_but_its_end(self) -> None:
-        assert raw("script", "a < b && c") == "<script>a < b && c</script>"
-        with pytest.raises(ValueError, match="what ends a script"):
-            raw("script", "'</script>'")
