@@ -16,9 +16,9 @@ from xen_save_helper.toolstack.helpers.request import HelperProgram, OwnHelper
 from xen_save_helper.toolstack.hosts import open_host
 from xen_save_helper.toolstack.limits import Limits
 from xen_save_helper.toolstack.rules import arguments
+from xen_save_helper.toolstack.seams import Seams
 
 if TYPE_CHECKING:
-    from xen_save_helper.toolstack.faults.controller import ControllerFaults
     from xen_save_helper.toolstack.hosts.interface import Host
 
 P = ParamSpec("P")
@@ -47,9 +47,9 @@ def no_progress(_doing_what: str, _done: int, _total: int) -> None:
 @dataclass(frozen=True)
 class Context:
     """A host, how the helper reaches it (`hypervisor`: `xen` or `sim:DIRECTORY`), how long anything
-    may take, who hears of it, which helper does the work, what faults strike ourselves, and what a
-    restore does with a guest that was offered CPU features which the host lacks. `open` makes one
-    by the host's URI alone.
+    may take, who hears of it, which helper does the work, where faults may strike (`seams`), and
+    what a restore does with a guest that was offered CPU features which the host lacks. `open`
+    makes one by the host's URI alone.
 
     Raises TypeError and ValueError for what cannot be.
 
@@ -64,7 +64,7 @@ class Context:
     log: LogLine = no_log
     progress: ProgressLine = no_progress
     program: HelperProgram = field(default_factory=OwnHelper)
-    faults: ControllerFaults | None = None
+    seams: Seams = field(default_factory=Seams)
     missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE
 
     def __post_init__(self) -> None:

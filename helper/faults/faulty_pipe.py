@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 from typing import NoReturn
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.pipe_channel import PipeChannel
+from xen_save_helper.helper.faults.descriptors import hollow
 from xen_save_helper.helper.faults.message_faults import ON_PIPE
 from xen_save_helper.helper.faults.message_points import MessagePoints
 from xen_save_helper.helper.faults.session import Session
@@ -50,7 +50,6 @@ class FaultyPipeChannel(PipeChannel):
 
     def hang_up(self, reason: str) -> NoReturn:
         """Close both pipes; their numbers stay in use."""
-        with open(os.devnull, "r+b", buffering=0) as nothing:
-            for fd in (self._messages, self._answers):
-                os.dup2(nothing.fileno(), fd, inheritable=False)
+        for fd in (self._messages, self._answers):
+            hollow(fd)
         self._fail(errno.EPIPE, reason)

@@ -48,7 +48,7 @@ class FaultyZmqChannel(ZmqChannel):
 
     def _write(self, name: str, data: bytes) -> None:
         super()._seam_send(name, data)
-        if self._session.injector.has((message_point(name, Moment.AFTER_SEND),)):
+        if self._session.has(message_point(name, Moment.AFTER_SEND)):
             self._echo.wait()
 
     def close(self) -> None:

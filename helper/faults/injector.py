@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator, Sequence
 from random import Random
@@ -18,6 +19,15 @@ class Firing(NamedTuple):
     fault: Fault
     nth: int
     random: Random
+
+    @property
+    def errnoval(self) -> int:
+        """Of a `fail`."""
+        return int(getattr(errno, str(self.fault.action.value)))
+
+    def error(self) -> OSError:
+        """What a `fail` raises."""
+        return OSError(self.errnoval, f"fault: {self.fault}")
 
 
 class Strike(Protocol):

@@ -1,20 +1,23 @@
-"""What a fault does to an encoded message on its way out: pure functions for both encodings.
+"""What a fault does to an encoded message on its way out: pure functions for each encoding.
 
 Each takes a message's octets and gives those that go in their place, as a list of messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from struct import Struct
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import msgpack
 
+from xen_save_helper.helper.faults.injector import Firing
 from xen_save_helper.ipc_schema.channel import msgpack_codec, pipe_codec
 from xen_save_helper.ipc_schema.channel.messages import MAX_BODY
 from xen_save_helper.ipc_schema.faults import actions
+
+T = TypeVar("T")
 
 Mangle = Callable[[bytes, Random], list[bytes]]
 
@@ -43,23 +46,29 @@ def _body(data: bytes) -> bytes:
     return data[pipe_codec.HEADER_SIZE :]
 
 
-_EITHER: Final[Mapping[str, Mangle]] = {
+_ANY: Final[Mapping[str, Mangle]] = {
     actions.DROP.name: lambda _data, _random: [],
     actions.DUPLICATE.name: lambda data, _random: [data, data],
     actions.TRUNCATE.name: lambda data, _random: [data[: len(data) // 2]],
 }
 
+ON_LINK: Final[Mapping[str, Mangle]] = {
+    **_ANY,
+    actions.GARBAGE.name: lambda data, random: [random.randbytes(len(data))],
+}
+"""The handshake's messages. By the action's name, as the others."""
+
 ON_ZMQ: Final[Mapping[str, Mangle]] = {
-    **_EITHER,
+    **_ANY,
     actions.GARBAGE.name: lambda data, random: [_NEVER_USED + random.randbytes(len(data) - 1)],
     actions.OVERSIZE.name: lambda data, _random: [data.ljust(MAX_BODY + 1, b"\0")],
     actions.WRONG_SEQUENCE.name: _zmq_wrong_sequence,
     actions.WRONG_NUMBER.name: _zmq_wrong_number,
 }
-"""By the action's name; `reorder` is the channel's, which knows what comes next."""
+"""Without `reorder`: see `Outgoing`."""
 
 ON_PIPE: Final[Mapping[str, Mangle]] = {
-    **_EITHER,
+    **_ANY,
     # A number that there is not, so that chance does not make it a message.
     actions.GARBAGE.name: lambda data, random: _pipe(
         _U16.pack(_NO_SUCH_NUMBER) + random.randbytes(len(_body(data)) - _U16.size)
@@ -71,3 +80,37 @@ ON_PIPE: Final[Mapping[str, Mangle]] = {
 }
 """libxl's pipes: the frame stays whole in all but `truncate`. `oversize` is as long as a frame can
 be, which no message is."""
+
+
+def mangled(
+    mangles: Mapping[str, Mangle], messages: Sequence[bytes], firing: Firing
+) -> list[bytes]:
+    """What goes in the place of `messages`."""
+    mangle = mangles[firing.fault.action.kind.name]
+    return [made for one in messages for made in mangle(one, firing.random)]
+
+
+class Outgoing(Generic[T]):
+    """The messages of one channel on their way out; `T` is what the channel knows of each."""
+
+    def __init__(self, mangles: Mapping[str, Mangle]) -> None:
+        self._mangles = mangles
+        self._held: list[tuple[T, bytes]] = []
+
+    def instead(
+        self, known: T, data: bytes, firings: Sequence[Firing]
+    ) -> list[tuple[T, bytes]] | None:
+        """What goes out in the place of the message `data`, in order; None if it is held until the
+        next one has gone."""
+        messages, held = [data], False
+        for firing in firings:
+            if firing.fault.action.kind is actions.REORDER:
+                held = True
+            else:
+                messages = mangled(self._mangles, messages, firing)
+        now = [(known, one) for one in messages]
+        if held:
+            self._held += now
+            return None
+        earlier, self._held = self._held, []
+        return now + earlier

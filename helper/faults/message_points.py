@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn, Protocol
 
 from xen_save_helper.helper.faults.injector import Firing
-from xen_save_helper.helper.faults.message_faults import Mangle
-from xen_save_helper.helper.faults.session import Session, errno_of
-from xen_save_helper.ipc_schema.faults.actions import ANSWER, DROP, FAIL, HANG_UP, REORDER
+from xen_save_helper.helper.faults.message_faults import Mangle, Outgoing
+from xen_save_helper.helper.faults.session import Session
+from xen_save_helper.ipc_schema.faults.actions import ANSWER, DROP, FAIL, HANG_UP
 from xen_save_helper.ipc_schema.faults.points import Moment, message_point
 
 
@@ -25,28 +25,16 @@ class MessagePoints:
 
     def __init__(self, session: Session, mangles: Mapping[str, Mangle], ends: Ends) -> None:
         self._session = session
-        self._mangles = mangles
         self._ends = ends
-        self._held: list[tuple[str, bytes]] = []
+        self._outgoing: Outgoing[str] = Outgoing(mangles)
 
     def send(self, name: str, data: bytes, transmit: Callable[[str, bytes], None]) -> None:
         """Send the message `name`, or what faults make of it."""
-        messages, held = [data], False
-        for firing in self._strike(name, Moment.BEFORE_SEND):
-            kind = firing.fault.action.kind
-            if kind is REORDER:
-                held = True
-            else:
-                mangle = self._mangles[kind.name]
-                messages = [made for one in messages for made in mangle(one, firing.random)]
-        if held:
-            self._held += ((name, message) for message in messages)
+        going = self._outgoing.instead(name, data, self._strike(name, Moment.BEFORE_SEND))
+        if going is None:
             return
-        for message in messages:
-            transmit(name, message)
-        earlier, self._held = self._held, []
-        for earlier_name, message in earlier:
-            transmit(earlier_name, message)
+        for its_name, message in going:
+            transmit(its_name, message)
         for firing in self._strike(name, Moment.AFTER_SEND):
             raise AssertionError(firing)
 
@@ -71,7 +59,7 @@ class MessagePoints:
         for firing in self._session.strike(message_point(name, Moment.AFTER_ANSWER)):
             if firing.fault.action.kind is HANG_UP:
                 self._ends.hang_up(f"fault: {firing.fault}")
-            raise OSError(errno_of(firing), f"fault: {firing.fault}")
+            raise firing.error()
 
     def _strike(self, name: str, moment: Moment) -> list[Firing]:
         """What is left to do once the channel's own end is seen to."""
@@ -79,7 +67,7 @@ class MessagePoints:
         for firing in self._session.strike(message_point(name, moment)):
             reason = f"fault: {firing.fault}"
             if firing.fault.action.kind is FAIL:
-                self._ends.fail(errno_of(firing), reason)
+                self._ends.fail(firing.errnoval, reason)
             if firing.fault.action.kind is HANG_UP:
                 self._ends.hang_up(reason)
             left.append(firing)

@@ -1,4 +1,4 @@
-"""Where the octets of a relayed stream go out: faults at places, and what they do to it."""
+"""Where the bytes of a stream go out: faults at places, and what they do to it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import errno
 import heapq
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from xen_save_helper.helper.faults.injector import Firing, Strike
 from xen_save_helper.ipc_schema.faults import actions
+from xen_save_helper.ipc_schema.faults.actions import Action
 
 Divert = Callable[[bytes], bytes]
 """Sees octets that pass, and gives those that go in their place."""
@@ -20,7 +21,7 @@ _PIECES_A_SECOND: Final = 50
 
 
 class BrokenError(Exception):
-    """A fault ends the stream. `errnoval` is what the engine sees, 0 for an end of the stream;
+    """A fault ends the stream. `errnoval` is what its writer or reader sees, 0 for its end;
     `both`: the stream's other direction ends, too."""
 
     def __init__(self, errnoval: int, *, shut: bool, both: bool = False) -> None:
@@ -28,6 +29,49 @@ class BrokenError(Exception):
         self.errnoval = errnoval
         self.shut = shut
         self.both = both
+
+
+def ending(action: Action, *, writing: bool) -> BrokenError:
+    """What an action that ends a stream comes to for whoever writes or reads it."""
+    kind = action.kind
+    if kind is actions.CUT:
+        return BrokenError(errno.EPIPE if writing else 0, shut=True)
+    if kind is actions.RESET:
+        return BrokenError(errno.ECONNRESET, shut=True, both=True)
+    return BrokenError(_ERRNOS[kind.name], shut=False)
+
+
+class Pace:
+    """In what pieces a stream passes, and how slowly."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        """Bytes that may pass at once, 0 for any number."""
+        self._rate = 0
+
+    @property
+    def free(self) -> bool:
+        """It was never changed."""
+        return not (self.most or self._rate)
+
+    def take(self, action: Action) -> bool:
+        """Whether the action is one that changes it."""
+        if action.kind is actions.TRICKLE:
+            self._rate = int(action.value or 1)
+        elif action.kind is actions.SHORT_WRITES:
+            self.most = int(action.value or 1)
+        else:
+            return False
+        return True
+
+    def pieces(self, data: bytes) -> Iterator[tuple[bytes, float]]:
+        """Each piece, and for how many seconds nothing follows it."""
+        step = self.most or len(data)
+        if self._rate:
+            step = min(step, max(1, self._rate // _PIECES_A_SECOND))
+        for start in range(0, len(data), step or 1):
+            piece = data[start : start + step]
+            yield piece, len(piece) / self._rate if self._rate else 0.0
 
 
 class Outlet:
@@ -41,13 +85,12 @@ class Outlet:
         self,
         strike: Strike,
         write: Callable[[bytes], None],
-        passed: Callable[[], None],
+        passed: Callable[[], None] = lambda: None,
         *,
         writing: bool,
     ) -> None:
         self.offset = 0
-        self.most = 0
-        """Octets that may pass at once, 0 for any number."""
+        self.pace = Pace()
         self.diverts: list[Divert] = []
         self._strike = strike
         self._write = write
@@ -55,7 +98,6 @@ class Outlet:
         self._writing = writing
         self._places: list[tuple[int, str, int | None]] = []
         self._flip = 0
-        self._rate = 0
 
     def place(self, offset: int, point: str, at: int | None) -> None:
         """The point (see `Injector.passes`) is passed before the octet at `offset`."""
@@ -75,34 +117,23 @@ class Outlet:
 
     def do(self, firing: Firing) -> None:
         """One of `fault_actions.STREAM`. Raises BrokenError for those that end the stream."""
-        kind, value = firing.fault.action
+        action = firing.fault.action
+        kind, value = action
         if kind is actions.FLIP:
             self._flip ^= 1 << int(value or 0)
-        elif kind is actions.TRICKLE:
-            self._rate = int(value or 1)
-        elif kind is actions.SHORT_WRITES:
-            self.most = int(value or 1)
         elif kind is actions.STALL:
             threading.Event().wait(None if value is None else float(value))
-        elif kind is actions.CUT:
-            raise BrokenError(errno.EPIPE if self._writing else 0, shut=True)
-        elif kind is actions.RESET:
-            raise BrokenError(errno.ECONNRESET, shut=True, both=True)
-        else:
-            raise BrokenError(_ERRNOS[kind.name], shut=False)
+        elif not self.pace.take(action):
+            raise ending(action, writing=self._writing)
 
     def put(self, data: bytes) -> None:
         """Let octets out that are none of the stream's own."""
-        step = self.most or len(data)
-        if self._rate:
-            step = min(step, max(1, self._rate // _PIECES_A_SECOND))
-        for start in range(0, len(data), step or 1):
-            piece = data[start : start + step]
+        for piece, pause in self.pace.pieces(data):
             self._write(piece)
-            if self.most:
+            if self.pace.most:
                 self._passed()
-            if self._rate:
-                time.sleep(len(piece) / self._rate)
+            if pause:
+                time.sleep(pause)
 
     def _pass(self, data: bytes) -> None:
         if not data:

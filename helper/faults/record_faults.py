@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import errno
 from random import Random
-from struct import Struct
 from typing import Final
 
 from xen_save_helper.helper.faults.injector import Firing
 from xen_save_helper.helper.faults.outlet import Outlet
 from xen_save_helper.ipc_schema.faults import actions
-from xen_save_helper.ipc_schema.streams.records import MAX_LENGTH
+from xen_save_helper.ipc_schema.streams.records import HEADER, MAX_LENGTH
 
-_HEADER: Final = Struct("<II")
 _NO_SUCH_TYPE: Final = 0x7FFFFF00
 """Bit 31 is clear: nobody may skip it."""
 _MOST_KEPT: Final = 32 << 20
@@ -52,12 +50,12 @@ class RecordFaults:
 
     def _one(self, firing: Firing, header: bytes, size: int) -> bytes:
         kind = firing.fault.action.kind
-        number, length = _HEADER.unpack(header)
+        number, length = HEADER.unpack(header)
         diverts = self._outlet.diverts
         if kind is actions.WRONG_NUMBER:
-            return _HEADER.pack(_NO_SUCH_TYPE, length)
+            return HEADER.pack(_NO_SUCH_TYPE, length)
         if kind is actions.OVERSIZE:
-            return _HEADER.pack(number, MAX_LENGTH + 8)
+            return HEADER.pack(number, MAX_LENGTH + 8)
         if kind is actions.DROP:
             diverts.append(lambda _data: b"")
         elif kind is actions.TRUNCATE:

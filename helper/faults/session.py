@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import sys
-from collections.abc import Iterator
 from typing import NoReturn, Protocol
 
 from xen_save_helper.helper.channels.channel import CONTEXT
 from xen_save_helper.helper.faults.given import read_plan
-from xen_save_helper.helper.faults.injector import Firing, Injector, Strike
-from xen_save_helper.helper.faults.process_faults import carry_out
+from xen_save_helper.helper.faults.injector import Injector, Strike
 from xen_save_helper.helper.faults.shared_counts import counts_of
+from xen_save_helper.helper.faults.striker import Striker
 from xen_save_helper.helper.job import EXIT_FAILED, Job
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import Operation
-from xen_save_helper.ipc_schema.faults.actions import FAIL, PROCESS, on_pipe
+from xen_save_helper.ipc_schema.faults.actions import FAIL, on_pipe
 from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError
 from xen_save_helper.ipc_schema.faults.points import SIDES, Kind, Side, Who, phase_point
 from xen_save_helper.ipc_schema.trace import Trace
@@ -47,7 +45,7 @@ class Streams(Protocol):
     def answered(self, callback: str) -> None: ...
 
 
-class Session:
+class Session(Striker):
     """The helper's own part of `plan`. `side` is None where it is told later.
 
     Raises PlanError for a fault that cannot fire on this channel (`pipe` for libxl's), or that
@@ -64,23 +62,13 @@ class Session:
             if pipe and not on_pipe(fault.point, fault.action.kind):
                 raise PlanError(f"'{fault}': there is no such thing on libxl's pipes")
         # Those of the other side, too: a choice is that of a fault's place among all of them.
-        self.injector = Injector(plan.of(Who.HELPER), plan.seed, side, counts_of(mine))
+        injector = Injector(plan.of(Who.HELPER), plan.seed, side, counts_of(mine))
+        super().__init__(injector, trace, f"{CONTEXT}: ")
         self.streams: Streams | None = None
         """Set for as long as streams are relayed."""
-        self._trace = trace
         trace.event("faults", plan=str(plan))
         if mine.by_chance:
             print(f"{CONTEXT}: faults: seed={plan.seed}", file=sys.stderr, flush=True)
-
-    def strike(self, point: str, at: int | None = None) -> Iterator[Firing]:
-        """The point is passed. What fires is told; what is done to the process is done, and the
-        rest is the caller's to do, in order."""
-        for firing in self.injector.passes(point, at):
-            self._tell(firing)
-            if firing.fault.action.kind in PROCESS:
-                carry_out(firing.fault.action)
-            else:
-                yield firing
 
     def begin(self, job: Job) -> None:
         """The job is known. Ends the process where a fault cannot fire in it."""
@@ -109,24 +97,6 @@ class Session:
         """`trace` with the points of the phases in it."""
         return _PhaseTrace(trace, self.strike)
 
-    def _tell(self, firing: Firing) -> None:
-        fault, nth, _random = firing
-        place = "" if fault.at is None else f"@{fault.at}"
-        self._trace.event(
-            "fault",
-            point=f"{fault.point.name}{place}",
-            action=str(fault.action),
-            count=nth,
-            fault=str(fault),
-        )
-        # With its end in one piece: threads tell of theirs at the same time.
-        print(f"{CONTEXT}: fault: {fault}, time {nth}\n", end="", file=sys.stderr, flush=True)
-
-
-def errno_of(firing: Firing) -> int:
-    """Of a `fail`."""
-    return int(getattr(errno, str(firing.fault.action.value)))
-
 
 class _PhaseTrace(Trace):
     def __init__(self, inner: Trace, strike: Strike) -> None:
@@ -140,4 +110,4 @@ class _PhaseTrace(Trace):
         if event == "phase" and fields.get("state") == "begin":
             for firing in self._strike(phase_point(str(fields["name"]))):
                 assert firing.fault.action.kind is FAIL
-                raise OSError(errno_of(firing), f"fault: {firing.fault}")
+                raise firing.error()

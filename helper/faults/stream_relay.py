@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import socket
-import stat
 import struct
 import sys
 import termios
@@ -25,7 +24,7 @@ from typing import Final, NamedTuple, NoReturn
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import CONTEXT
-from xen_save_helper.helper.faults.broken_descriptors import fails_to_write
+from xen_save_helper.helper.faults.descriptors import fails_to_write, shut
 from xen_save_helper.helper.faults.injector import Injector, Strike
 from xen_save_helper.helper.faults.outlet import BrokenError, Outlet
 from xen_save_helper.helper.faults.record_faults import RecordFaults
@@ -35,15 +34,14 @@ from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.faults.actions import RECORD
 from xen_save_helper.ipc_schema.faults.points import FIRST_BYTE, Moment, record_point
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSIONS, RecordType, record_type
-from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE, padding
+from xen_save_helper.ipc_schema.streams.page_types import TYPE_SHIFT, has_contents
+from xen_save_helper.ipc_schema.streams.records import HEADER, HEADER_SIZE, padding
 
 _AT_ONCE: Final = 1 << 16
 _IMAGE_HEADER: Final = struct.Struct(">QIIHHI")
 _DOMAIN_HEADER_SIZE: Final = 16
-_HEADER: Final = struct.Struct("<II")
 _ENTRY_SIZE: Final = 8
 _PFN_MASK: Final = (1 << 52) - 1
-_FIRST_WITHOUT_CONTENTS: Final = 0xD
 _PAGE_SIZE: Final = 4096
 _LISTS: Final = frozenset(
     {RecordType.PAGE_DATA, RecordType.POSTCOPY_PFNS, RecordType.POSTCOPY_PAGE_DATA}
@@ -171,7 +169,7 @@ class StreamRelay(threading.Thread):
             versions = tuple(reversed(VERSIONS))
         while True:
             header = self._exactly(HEADER_SIZE, between=True)
-            number, length = _HEADER.unpack(header)
+            number, length = HEADER.unpack(header)
             kind = _kind(number, versions)
             if kind in CALLBACKS and not self.writing:
                 self.turn.clear()
@@ -207,19 +205,19 @@ class StreamRelay(threading.Thread):
             return 0
         head = self._exactly(HEADER_SIZE)
         self._outlet.pass_on(head)
-        listed: int = _HEADER.unpack(head)[0]
+        listed: int = HEADER.unpack(head)[0]
         count = min(listed, (left - HEADER_SIZE) // _ENTRY_SIZE)
         contents = self._outlet.offset + count * _ENTRY_SIZE
+        follow = kind is not RecordType.POSTCOPY_PFNS
         for first in range(0, count, _AT_ONCE // _ENTRY_SIZE):
             data = self._exactly(min(count - first, _AT_ONCE // _ENTRY_SIZE) * _ENTRY_SIZE)
             for index, entry in enumerate(array("Q", data)):
-                has_contents = entry >> 60 < _FIRST_WITHOUT_CONTENTS
-                has_contents = has_contents and kind is not RecordType.POSTCOPY_PFNS
+                has = follow and has_contents(entry >> 60 << TYPE_SHIFT)
                 pfn = entry & _PFN_MASK
                 if pfn in self._pfns:
                     place = self._outlet.offset + index * _ENTRY_SIZE
-                    self._outlet.place(contents if has_contents else place, "page", pfn)
-                contents += _PAGE_SIZE * has_contents
+                    self._outlet.place(contents if has else place, "page", pfn)
+                contents += _PAGE_SIZE * has
             self._outlet.pass_on(data)
         return HEADER_SIZE + count * _ENTRY_SIZE
 
@@ -248,7 +246,7 @@ class StreamRelay(threading.Thread):
 
     def _some(self, size: int, *, between: bool = False) -> bytes:
         """Up to `size` octets; `between` records everything has passed that came."""
-        size = min(size, self._outlet.most or _AT_ONCE)
+        size = min(size, self._outlet.pace.most or _AT_ONCE)
         while True:
             if between:
                 with self._at_rest:
@@ -293,7 +291,8 @@ class StreamRelay(threading.Thread):
     def _break(self, broken: BrokenError) -> None:
         """The engine's next system call says so; the other side sees the end."""
         if broken.shut:
-            _shut(self._ends.real, self.writing, both=broken.both)
+            one_way = socket.SHUT_WR if self.writing else socket.SHUT_RD
+            shut(self._ends.real, socket.SHUT_RDWR if broken.both else one_way)
         if self.writing:
             self._errnoval = broken.errnoval
             replacement = fails_to_write(broken.errnoval)
@@ -323,18 +322,6 @@ def _kind(number: int, versions: tuple[int, ...]) -> RecordType | None:
         if kind is not None:
             return kind
     return None
-
-
-def _shut(fd: int, writing: bool, *, both: bool) -> None:
-    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-        return
-    how = socket.SHUT_RDWR if both else socket.SHUT_WR if writing else socket.SHUT_RD
-    with socket.socket(fileno=os.dup(fd)) as copy:
-        try:
-            copy.shutdown(how)
-        except OSError as bad:
-            if bad.errno != errno.ENOTCONN:  # its other end has gone already
-                raise
 
 
 def _unread(fd: int) -> int:

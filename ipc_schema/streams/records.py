@@ -21,7 +21,8 @@ no limit of its own; its bodies stay below this one too."""
 OPTIONAL: Final = 0x80000000
 """REC_TYPE_OPTIONAL."""
 
-_HEADER: Final = struct.Struct("<II")
+HEADER: Final = struct.Struct("<II")
+"""Type and body length."""
 
 
 def padding(length: int) -> int:
@@ -34,7 +35,7 @@ def encode_record_header(record_type: int, length: int) -> bytes:
     if not 0 <= length <= MAX_LENGTH:
         raise ValueError(f"record body of {length} octets, want at most {MAX_LENGTH}")
     try:
-        return _HEADER.pack(record_type, length)
+        return HEADER.pack(record_type, length)
     except struct.error:
         raise ValueError(f"record type {record_type:#x} is no u32") from None
 
@@ -45,7 +46,7 @@ def decode_record_header(data: bytes, what: str, offset: int) -> tuple[int, int]
     Raises DecodeError for a length above MAX_LENGTH. The type is any u32.
     """
     check_size(data, HEADER_SIZE, f"{what} header", offset)
-    record_type, length = _HEADER.unpack(data)
+    record_type, length = HEADER.unpack(data)
     if length > MAX_LENGTH:
         raise DecodeError(
             what,

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.helper.standard_streams import hurried, hurry
@@ -27,9 +27,7 @@ from xen_save_helper.toolstack.commands.progress import progress_line
 from xen_save_helper.toolstack.context import OURS, Context, ProgressLine, no_progress
 from xen_save_helper.toolstack.helpers.request import HelperProgram, OwnHelper, PipeHelper
 from xen_save_helper.toolstack.limits import Limits
-
-if TYPE_CHECKING:
-    from xen_save_helper.toolstack.faults.controller import ControllerFaults
+from xen_save_helper.toolstack.seams import Seams
 
 T = TypeVar("T")
 
@@ -83,7 +81,7 @@ def context_of(
         log=_log if arguments.verbose else _log_ours,
         progress=progress,
         program=program,
-        faults=_faults(trace, program),
+        seams=_seams(trace, program),
         missing_cpu_features=_missing_cpu_features(arguments),
     )
 
@@ -93,12 +91,12 @@ def _missing_cpu_features(arguments: argparse.Namespace) -> MissingCpuFeatures:
     return MissingCpuFeatures(getattr(arguments, "missing_cpu_features", MissingCpuFeatures.REFUSE))
 
 
-def _faults(trace: Trace, program: HelperProgram) -> ControllerFaults | None:
-    """The plan of the environment; None where it has nothing for us. The helpers and the receiver
-    that we start read it as well, with the seed that we have drawn. Raises UsageError."""
+def _seams(trace: Trace, program: HelperProgram) -> Seams:
+    """Those of the environment's plan, if it has anything for us. The helpers and the receiver that
+    we start read it as well, with the seed that we have drawn. Raises UsageError."""
     given = os.environ.get(FAULTS_VARIABLE)
     if not given:
-        return None
+        return Seams()
     from xen_save_helper.helper.faults.given import read_plan
     from xen_save_helper.toolstack.faults.controller import ControllerFaults
 
@@ -116,7 +114,7 @@ def _faults(trace: Trace, program: HelperProgram) -> ControllerFaults | None:
             f"{FAULTS_VARIABLE}: '{faults.of_messages[0]}': the controller has no such point where "
             "it speaks libxl's protocol (--helper)"
         )
-    return None if faults.idle else faults
+    return Seams() if faults.idle else faults
 
 
 def _program_of(text: str | None, hypervisor: str) -> HelperProgram:

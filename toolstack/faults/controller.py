@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
 
-from xen_save_helper.helper.faults.injector import Firing, Injector
-from xen_save_helper.helper.faults.process_faults import carry_out
+from xen_save_helper.helper.faults.injector import Injector
 from xen_save_helper.helper.faults.shared_counts import counts_of
+from xen_save_helper.helper.faults.striker import Striker
 from xen_save_helper.ipc_schema.channel.messages import Operation
-from xen_save_helper.ipc_schema.faults.actions import PROCESS
 from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError
 from xen_save_helper.ipc_schema.faults.points import SIDES, Kind, Who
+from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage
 from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.faults import handshake
+from xen_save_helper.toolstack.faults.records import RecordSeam
+from xen_save_helper.toolstack.seams import Seams, Transfer
 
 if TYPE_CHECKING:
-    from xen_save_helper.toolstack.faults.handshake import HandshakeFaults
-    from xen_save_helper.toolstack.faults.records import RecordFaults
+    from xen_save_helper.toolstack.faults.zmq_controller import FaultyZmqController
+    from xen_save_helper.toolstack.helpers.channel import ChannelListener
+
+T = TypeVar("T")
 
 
-class ControllerFaults:
+class ControllerFaults(Seams):
     """Strikes where the controller passes a point. Its side is known once an operation begins."""
 
     def __init__(self, plan: Plan, trace: Trace) -> None:
@@ -32,8 +36,8 @@ class ControllerFaults:
             )
         mine = plan._replace(faults=plan.of(Who.CONTROLLER))
         self._injector = Injector(mine.faults, plan.seed, counts=counts_of(mine))
-        self._trace = trace
-        self._records: RecordFaults | None = None
+        self._striker = Striker(self._injector, trace)
+        self._records = RecordSeam(self._striker.strike)
 
     @property
     def idle(self) -> bool:
@@ -49,39 +53,37 @@ class ControllerFaults:
     def begin(self, operation: Operation) -> None:
         self._injector.side = SIDES[operation]
 
-    @property
-    def records(self) -> RecordFaults:
-        """The faults in the records of the libxl stream."""
-        from xen_save_helper.toolstack.faults.records import RecordFaults
+    def open_zmq(
+        self, operation: Operation, provided: frozenset[str], listener: ChannelListener
+    ) -> FaultyZmqController:
+        from xen_save_helper.toolstack.faults.zmq_controller import FaultyZmqController
 
-        if self._records is None:
-            self._records = RecordFaults(self)
-        return self._records
+        return FaultyZmqController(self._striker, operation, provided, listener)
 
-    def handshake(self, ends: Sequence[int]) -> HandshakeFaults:
-        """The faults in what is said over the link whose descriptors are `ends`."""
-        from xen_save_helper.toolstack.faults.handshake import HandshakeFaults
+    def start_write(
+        self,
+        fd: int,
+        data: bytes,
+        done: Callable[[Exception | None], None],
+        *,
+        limit: float,
+        what: str,
+    ) -> Transfer:
+        return self._records.start_write(fd, data, done, limit=limit, what=what)
 
-        return HandshakeFaults(self, ends)
+    async def read_exactly(self, fd: int, size: int, *, limit: float, what: str) -> bytes:
+        return await self._records.read_exactly(fd, size, limit=limit, what=what)
 
-    def has(self, point: str) -> bool:
-        """Whether anything may fire at the point."""
-        return self._injector.has((point,))
+    async def say(
+        self,
+        ends: tuple[int, int],
+        message: HandshakeMessage,
+        data: bytes,
+        write: Callable[[bytes], Awaitable[None]],
+    ) -> None:
+        await handshake.say(self._striker.strike, ends, message, data, write)
 
-    def strike(self, point: str) -> Iterator[Firing]:
-        """The point is passed. What fires is told; what is done to the process is done, and the
-        rest is the caller's to do, in order."""
-        for firing in self._injector.passes(point):
-            fault = firing.fault
-            self._trace.event(
-                "fault",
-                point=fault.point.name,
-                action=str(fault.action),
-                count=firing.nth,
-                fault=str(fault),
-            )
-            print(f"fault: {fault}, time {firing.nth}", file=sys.stderr, flush=True)
-            if fault.action.kind in PROCESS:
-                carry_out(fault.action)
-            else:
-                yield firing
+    async def hear(
+        self, ends: tuple[int, int], message: HandshakeMessage, read: Callable[[], Awaitable[T]]
+    ) -> T:
+        return await handshake.hear(self._striker.strike, ends, message, read)

@@ -13,23 +13,23 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Final
 
-from xen_save_helper.ipc_schema.faults import actions
+from xen_save_helper.helper.faults.descriptors import hollow, reset_at_end, shut
+from xen_save_helper.helper.faults.injector import Firing
+from xen_save_helper.helper.faults.outlet import BrokenError, Outlet
+from xen_save_helper.helper.faults.striker import tell
 from xen_save_helper.ipc_schema.faults.plan import Fault, Plan, parse
 from xen_save_helper.ipc_schema.faults.points import SIDES, Kind, Side, Who
 from xen_save_helper.ipc_schema.streams.xl_handshake import MESSAGES
 from xen_save_helper.ipc_schema.trace import Trace
 
 _AT_ONCE: Final = 1 << 16
-_PIECES_A_SECOND: Final = 50
 _DIRECTIONS: Final[Mapping[Side, str]] = {Side.SOURCE: "stream", Side.DESTINATION: "back"}
 """The direction of what a side says."""
 
@@ -54,10 +54,6 @@ def _direction_of(fault: Fault) -> str:
     return fault.point.name
 
 
-class _CutError(Exception):
-    """Nothing passes any more."""
-
-
 class Direction(threading.Thread):
     """Passes octets from `source` to `sink`, through the faults of the direction `name`."""
 
@@ -70,80 +66,48 @@ class Direction(threading.Thread):
         self._trace = trace
         self._cut = cut
         self._faults = faults_of(name, plan)
-        self._offset = 0
-        self._flip = 0
-        self._rate = 0
-        self._most = 0
+        self._outlet = Outlet(self._strike, self._write, writing=True)
+        self._unheard = {
+            index: MESSAGES[fault.point.of].octets
+            for index, fault in enumerate(self._faults)
+            if fault.at is None
+        }
+        """The messages that faults wait for, by the fault's index."""
+        for index, fault in enumerate(self._faults):
+            if fault.at is not None:
+                self._outlet.place(fault.at, name, index)
 
     def run(self) -> None:
         """Until the source ends, or the sink, or a fault cuts it."""
         try:
             while data := os.read(self._source, _AT_ONCE):
-                self._pass_on(data)
-        except _CutError:
+                self._find_messages(data)
+                self._outlet.pass_on(data)
+        except BrokenError as broken:
+            self._cut.all(reset=broken.both)
             return
         except OSError as bad:
             # One of the two ends has gone: its other direction will say so.
             self._trace.event("link", direction=self.name, error=str(bad))
         self._cut.end(self._sink)
 
-    def _pass_on(self, data: bytes) -> None:
-        while (found := self._next(data)) is not None:
-            before, fault = found
-            self._faults.remove(fault)
-            self._write(data[:before])
-            data = data[before:]
-            self._strike(fault)
-        self._write(data)
+    def _find_messages(self, data: bytes) -> None:
+        for index, octets in list(self._unheard.items()):
+            if (place := data.find(octets)) >= 0:
+                self._outlet.place(self._outlet.offset + place, self.name, index)
+                del self._unheard[index]
 
-    def _next(self, data: bytes) -> tuple[int, Fault] | None:
-        """The first place in `data` before which a fault strikes; of several there, the first."""
-        places = [(self._place(fault, data), fault) for fault in self._faults]
-        here = [(place, fault) for place, fault in places if 0 <= place < len(data)]
-        return min(here, key=lambda one: one[0], default=None)
-
-    def _place(self, fault: Fault, data: bytes) -> int:
-        if fault.at is None:
-            return data.find(MESSAGES[fault.point.of].octets)
-        return fault.at - self._offset
-
-    def _strike(self, fault: Fault) -> None:
-        kind, value = fault.action
-        self._trace.event(
-            "fault",
-            point=fault.point.name if fault.at is None else f"{fault.point.name}@{fault.at}",
-            action=str(fault.action),
-            count=1,
-            fault=str(fault),
-        )
-        if kind is actions.FLIP:
-            self._flip ^= 1 << int(value or 0)
-        elif kind is actions.STALL:
-            threading.Event().wait(None if value is None else float(value))
-        elif kind is actions.TRICKLE:
-            self._rate = int(value or 1)
-        elif kind is actions.SHORT_WRITES:
-            self._most = int(value or 1)
-        else:
-            self._cut.all(reset=kind is actions.RESET)
-            raise _CutError
+    def _strike(self, point: str, at: int | None = None) -> Iterator[Firing]:
+        """The point is this direction, `at` the index of the fault that strikes."""
+        del point
+        assert at is not None
+        firing = Firing(self._faults[at], 1, Random())
+        tell(self._trace, firing)
+        yield firing
 
     def _write(self, data: bytes) -> None:
-        if not data:
-            return
-        self._offset += len(data)
-        if self._flip:
-            data = bytes((data[0] ^ self._flip,)) + data[1:]
-            self._flip = 0
-        step = self._most or len(data)
-        if self._rate:
-            step = min(step, max(1, self._rate // _PIECES_A_SECOND))
-        for start in range(0, len(data), step):
-            piece = data[start : start + step]
-            while piece:
-                piece = piece[os.write(self._sink, piece) :]
-            if self._rate:
-                time.sleep(step / self._rate)
+        while data:
+            data = data[os.write(self._sink, data) :]
 
 
 class _Cut:
@@ -159,7 +123,8 @@ class _Cut:
         with self._lock:
             if sink not in self._ended:
                 self._ended.add(sink)
-                _shut(sink)
+                shut(sink)
+                hollow(sink)
 
     def all(self, *, reset: bool) -> None:
         for fd in self._ends:
@@ -167,30 +132,9 @@ class _Cut:
                 if fd not in self._ended:
                     self._ended.add(fd)
                     if reset:
-                        _linger_not(fd)
-                    _shut(fd)
-
-
-def _shut(fd: int) -> None:
-    """Its number stays in use: a thread may be about to read or write there."""
-    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    if os.path.exists(f"/proc/self/fd/{fd}"):
-        try:
-            with socket.socket(fileno=os.dup(fd)) as copy:
-                copy.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # a pipe, or its other end has gone: closing it is all there is to do
-    os.dup2(nothing, fd)
-    os.close(nothing)
-
-
-def _linger_not(fd: int) -> None:
-    """A TCP connection is then reset by its end; others have no such thing."""
-    try:
-        with socket.socket(fileno=os.dup(fd)) as copy:
-            copy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    except OSError:
-        pass  # no socket
+                        reset_at_end(fd)
+                    shut(fd)
+                    hollow(fd)
 
 
 def main(arguments: Sequence[str]) -> int:

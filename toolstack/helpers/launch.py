@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest, start_fields
@@ -23,8 +23,16 @@ from xen_save_helper.toolstack.helpers.channel import ChannelListener, HelperCha
 from xen_save_helper.toolstack.helpers.request import HelperProgram, PipeHelper
 from xen_save_helper.toolstack.limits import Limits
 
-if TYPE_CHECKING:
-    from xen_save_helper.toolstack.faults.controller import ControllerFaults
+OpenZmq = Callable[[Operation, frozenset[str], ChannelListener], HelperChannel]
+
+
+def open_zmq(
+    operation: Operation, provided: frozenset[str], listener: ChannelListener
+) -> HelperChannel:
+    """The channel to our helper; `provided` as for `HelperLaunch`. Raises OSError."""
+    from xen_save_helper.toolstack.helpers.zmq_controller import ZmqController
+
+    return ZmqController(operation, provided, listener)
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class HelperLaunch:
     provided: frozenset[str]
     program: HelperProgram
     limits: Limits
-    faults: ControllerFaults | None = None
+    open_zmq: OpenZmq = open_zmq
     admission: float = 0.0
     """For how long a save's receiver may not begin with the stream; 0 where it begins at once."""
 
@@ -52,14 +60,7 @@ class HelperLaunch:
 
             arguments = HelperArguments(self.request, dialect, _cbflags(self.provided, dialect))
             return PipeController(arguments, self.provided, listener)
-        ours = (self.request.operation, self.provided, listener)
-        if self.faults is None:
-            from xen_save_helper.toolstack.helpers.zmq_controller import ZmqController
-
-            return ZmqController(*ours)
-        from xen_save_helper.toolstack.faults.zmq_controller import FaultyZmqController
-
-        return FaultyZmqController(self.faults, *ours)
+        return self.open_zmq(self.request.operation, self.provided, listener)
 
     def command(self) -> tuple[str, ...]:
         """The program and its arguments, without those of the channel."""

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import (
@@ -25,7 +25,7 @@ from xen_save_helper.ipc_schema.errors import Error, rc_name
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.aio.patience import Timer
 from xen_save_helper.toolstack.helpers.channel import HelperChannel
-from xen_save_helper.toolstack.helpers.launch import HelperLaunch
+from xen_save_helper.toolstack.helpers.launch import HelperLaunch, OpenZmq, open_zmq
 from xen_save_helper.toolstack.helpers.process import HelperProcess
 from xen_save_helper.toolstack.helpers.request import (
     OUR_HELPER,
@@ -42,10 +42,6 @@ from xen_save_helper.toolstack.rules.helper_run import (
     HelperPhase,
     HelperRun,
 )
-
-if TYPE_CHECKING:
-    from xen_save_helper.toolstack.faults.controller import ControllerFaults
-
 
 ERROR_PATH: Final = frozenset({"switch_qemu_logdirty"})
 """Callbacks that an aborted save still makes, and that are still answered."""
@@ -69,7 +65,7 @@ class SaveHelper:
         limits: Limits,
         trace: Trace,
         program: HelperProgram = OUR_HELPER,
-        faults: ControllerFaults | None = None,
+        open_zmq: OpenZmq = open_zmq,
         stood_still: Callable[[float], object] = lambda _seconds: None,
         admission: float = 0.0,
         waits: Callable[[str], object] = lambda _line: None,
@@ -82,7 +78,7 @@ class SaveHelper:
         self._callbacks = callbacks
         self._tell_wait = waits
         provided = frozenset(callbacks)
-        self._launch = HelperLaunch(request, provided, program, limits, faults, admission)
+        self._launch = HelperLaunch(request, provided, program, limits, open_zmq, admission)
         self._done = done
         self._limits = limits
         self._trace = trace

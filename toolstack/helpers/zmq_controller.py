@@ -179,8 +179,8 @@ class ZmqController:
             asyncio.get_running_loop().call_soon(self._ready)
 
     def _seam_send(self, name: str, peer: bytes, data: bytes) -> None:
-        """Send the encoded message `name`. Raises zmq.ZMQError. A seam: `FaultyZmqController` puts
-        faults in here, and needs the name for it."""
+        """Send the encoded message `name`. Raises zmq.ZMQError. A seam for faults, which need
+        the name."""
         del name
         self._socket.send(peer, _NOBLOCK_MORE)
         self._socket.send(data, _NOBLOCK)

@@ -135,8 +135,7 @@ class StreamOperation(ABC, Generic[StreamAction_co, Result]):
         self._ctx = ctx
         self._stream = rules
         self._what = what
-        if ctx.faults is not None:
-            ctx.faults.begin(Operation(what))
+        ctx.seams.begin(Operation(what))
         self._report = OperationReport(ctx, domid)
         self._join = Join()
         self._helper: SaveHelper | None = None
@@ -213,7 +212,7 @@ class StreamOperation(ABC, Generic[StreamAction_co, Result]):
             limits=self._ctx.limits,
             trace=self._ctx.trace,
             program=self._ctx.program,
-            faults=self._ctx.faults,
+            open_zmq=self._ctx.seams.open_zmq,
             admission=admission,
             waits=self._ctx.warn,
             stood_still=partial(standstill.tell, self._ctx, standstill.HELPER),

@@ -15,7 +15,7 @@ from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.errors import DecodeError, Error
 from xen_save_helper.ipc_schema.streams import libxl_stream, records
 from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
-from xen_save_helper.toolstack.aio import blocking, fd_io
+from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import HelperResult, Statistics
 from xen_save_helper.toolstack.operations.joined import (
@@ -223,16 +223,11 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
 
     async def _octets(self, size: int, what: str) -> bytes:
         limit = self._ctx.limits.stream_stall
-        data = await fd_io.read_exactly(self._parameters.restore_fd, size, limit=limit, what=what)
+        data = await self._ctx.seams.read_exactly(
+            self._parameters.restore_fd, size, limit=limit, what=what
+        )
         self._offset += len(data)
         return data
-
-    async def _record_octets(self, size: int, what: str) -> bytes:
-        faults = self._ctx.faults
-        if faults is None:
-            return await self._octets(size, what)
-        limit = self._ctx.limits.stream_stall
-        return await faults.records.octets(self._octets, limit, size, what)
 
     async def _read_header(self) -> None:
         try:
@@ -248,14 +243,14 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
         offset = self._offset
         self._body = offset + records.HEADER_SIZE
         try:
-            header = await self._record_octets(records.HEADER_SIZE, f"{what} header")
+            header = await self._octets(records.HEADER_SIZE, f"{what} header")
             number, length = records.decode_record_header(header, what, offset)
             kind = libxl_stream.record_type(number, offset)
             if kind is not None:
                 libxl_stream.check_length(kind, length, offset)
                 what = kind.name
             padded = length + records.padding(length)
-            body = await self._record_octets(padded, what)
+            body = await self._octets(padded, what)
             records.check_padding(body[length:], what, self._body + length)
         except (OSError, EOFError, ValueError) as error:
             self._read_failed(error)

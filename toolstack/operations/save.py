@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, XCFlags
@@ -16,7 +15,7 @@ from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.streams import libxl_stream
 from xen_save_helper.ipc_schema.streams.libxl_stream import EmulatorId, RecordType
-from xen_save_helper.toolstack.aio import blocking, fd_io
+from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import HelperResult
 from xen_save_helper.toolstack.operations.joined import StreamOperation, is_theirs, rc_of
@@ -41,9 +40,7 @@ from xen_save_helper.toolstack.rules.stream_write import (
     WriterAction,
     save_rc,
 )
-
-if TYPE_CHECKING:
-    from xen_save_helper.toolstack.faults.records import PacedWrite
+from xen_save_helper.toolstack.seams import Transfer
 
 
 @dataclass(frozen=True)
@@ -69,12 +66,6 @@ _SIMPLE_RECORDS = {
 }
 """Records without a body."""
 
-_RECORDS = {
-    **_SIMPLE_RECORDS,
-    Part.EMULATOR_XENSTORE_DATA: RecordType.EMULATOR_XENSTORE_DATA,
-    Part.EMULATOR_CONTEXT: RecordType.EMULATOR_CONTEXT,
-}
-
 
 class SaveOperation(StreamOperation[WriterAction, SaveResult]):
     """`cancel` may come at any time."""
@@ -86,7 +77,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         self._domid = parameters.request.domid
         self._live = bool(parameters.request.xcflags & XCFlags.LIVE)
         self._helper_result: HelperResult | None = None
-        self._write: fd_io.Transfer | PacedWrite | None = None
+        self._write: Transfer | None = None
         self._fetch: asyncio.Task[None] | None = None
         self._suspension: GuestSuspension | None = None
         self._earlier_rc = 0
@@ -245,13 +236,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         try:
             limit = max(self._ctx.limits.stream_stall, self._admission)
             fd = self._parameters.request.io_fd
-            faults, record = self._ctx.faults, _RECORDS.get(part)
-            if faults is not None and record is not None:
-                self._write = faults.records.start_write(
-                    record, fd, data, done, limit=limit, what=part.value
-                )
-            else:
-                self._write = fd_io.start_write(fd, data, done, limit=limit, what=part.value)
+            self._write = self._ctx.seams.start_write(fd, data, done, limit=limit, what=part.value)
         except Exception as error:
             done(error)
 

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, TYPE_CHECKING, Final, TypeVar
+from typing import IO, Final, TypeVar
 
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.streams import xl_handshake
@@ -24,9 +24,6 @@ from xen_save_helper.toolstack.aio.patience import never, patience
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.standstill import session_stands_still
 from xen_save_helper.toolstack.xl.migrate_options import CommandDestination, Destination
-
-if TYPE_CHECKING:
-    from xen_save_helper.toolstack.faults.handshake import HandshakeFaults
 
 T = TypeVar("T")
 
@@ -122,19 +119,14 @@ class HandshakeLink:
         self._hears = hears
         self._says = says
         self._limit = ctx.limits.handshake
-        self._faults: HandshakeFaults | None = None
-        if ctx.faults is not None:
-            ctx.faults.begin(operation)
-            self._faults = ctx.faults.handshake((hears, says))
+        self._seams = ctx.seams
+        self._seams.begin(operation)
 
     async def say(self, message: HandshakeMessage, data: bytes | None = None) -> None:
         """`data` where the message is more than its fixed octets."""
         write = partial(self._write, message.what)
         octets = message.octets if data is None else data
-        if self._faults is None:
-            await write(octets)
-        else:
-            await self._faults.say(message, octets, write)
+        await self._seams.say((self._hears, self._says), message, octets, write)
 
     async def hear(self, message: HandshakeMessage, limit: float | None = None) -> None:
         """Raises LinkError for other octets. `limit` in seconds, None for `handshake`."""
@@ -166,9 +158,7 @@ class HandshakeLink:
 
     async def hear_by(self, message: HandshakeMessage, read: Callable[[], Awaitable[T]]) -> T:
         """A message that `read` reads, whose errors are raised."""
-        if self._faults is None:
-            return await read()
-        return await self._faults.hear(message, read)
+        return await self._seams.hear((self._hears, self._says), message, read)
 
     async def _read(self, message: HandshakeMessage, limit: float | None = None) -> None:
         await read_message(

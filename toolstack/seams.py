@@ -1,0 +1,78 @@
+"""Where faults get into libxl's side. Here none do; those of a plan are
+`toolstack.faults.controller`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from xen_save_helper.ipc_schema.channel.messages import Operation
+from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage
+from xen_save_helper.toolstack.aio import fd_io
+
+if TYPE_CHECKING:
+    from xen_save_helper.toolstack.helpers.channel import ChannelListener, HelperChannel
+
+T = TypeVar("T")
+
+
+class Transfer(Protocol):
+    """A write under way."""
+
+    def cancel(self) -> None:
+        """Stop; nobody hears of it any more."""
+
+
+class Seams:
+    """What an operation does at each place where a plan may have faults."""
+
+    def begin(self, operation: Operation) -> None:
+        """This process is about to do its side of `operation`."""
+
+    def open_zmq(
+        self, operation: Operation, provided: frozenset[str], listener: ChannelListener
+    ) -> HelperChannel:
+        """See `helpers.launch.open_zmq`."""
+        from xen_save_helper.toolstack.helpers.launch import open_zmq
+
+        return open_zmq(operation, provided, listener)
+
+    # libxl's stream: its header, and each of its records by one write, or by one read of the
+    # record's header and one of its padded body.
+
+    def start_write(
+        self,
+        fd: int,
+        data: bytes,
+        done: Callable[[Exception | None], None],
+        *,
+        limit: float,
+        what: str,
+    ) -> Transfer:
+        """See `fd_io.start_write`. Raises OSError."""
+        return fd_io.start_write(fd, data, done, limit=limit, what=what)
+
+    async def read_exactly(self, fd: int, size: int, *, limit: float, what: str) -> bytes:
+        """See `fd_io.read_exactly`."""
+        return await fd_io.read_exactly(fd, size, limit=limit, what=what)
+
+    # The handshake. `ends` are our descriptors of the link.
+
+    async def say(
+        self,
+        ends: tuple[int, int],
+        message: HandshakeMessage,
+        data: bytes,
+        write: Callable[[bytes], Awaitable[None]],
+    ) -> None:
+        """Say `message`, which is `data`. Raises OSError, and what `write` raises."""
+        await write(data)
+
+    async def hear(
+        self,
+        ends: tuple[int, int],
+        message: HandshakeMessage,
+        read: Callable[[], Awaitable[T]],
+    ) -> T:
+        """Hear `message`. Raises OSError, and what `read` raises."""
+        return await read()
