@@ -14,12 +14,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar, copy_context
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from xen_save_helper.ipc_schema.channel.waits import LOOK, is_stopped, stood_still
+from xen_save_helper.ipc_schema.trace import Trace
 
-if TYPE_CHECKING:
-    from xen_save_helper.toolstack.context import Context
+
+class Listener(Protocol):
+    """What is asked of an operation's `Context`."""
+
+    @property
+    def trace(self) -> Trace: ...
+
+    def warn(self, text: str) -> None: ...
 
 
 def family(pid: int) -> Iterator[int]:
@@ -108,7 +115,7 @@ class Stops:
 _stops: ContextVar[Stops | None] = ContextVar("stops", default=None)
 
 
-def tell(ctx: Context, who: str, seconds: float) -> None:
+def tell(ctx: Listener, who: str, seconds: float) -> None:
     """`who`, a process of ours, stood still: to the trace, the log, and the operation's result."""
     ctx.trace.event("stood_still", who=who, seconds=round(seconds, 3))
     ctx.warn(f"{who} stood still for {seconds:.0f} s")
@@ -122,7 +129,7 @@ RECEIVER: Final = "the receiver"
 
 
 @contextlib.contextmanager
-def telling(ctx: Context) -> Iterator[Stops]:
+def telling(ctx: Listener) -> Iterator[Stops]:
     """While it is entered, each stop of this process is told; what is told within is summed up. One
     within another is the other. Needs a running asyncio loop."""
     outer = _stops.get()
