@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+from tests.xen.host_tools import MissingToolsError, debian_archive
 
 CACHE = Path(__file__).parents[1] / ".cache"
 
 _FETCH_SECONDS = 90
+_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 class PackageUnavailableError(RuntimeError):
@@ -19,23 +23,65 @@ class PackageUnavailableError(RuntimeError):
 def unpacked(package: str) -> Path:
     """The directory of the unpacked package, fetched where it is not there yet."""
     directory = CACHE / package
-    if directory.is_dir():
-        return directory
+    if not directory.is_dir():
+        _need_apt(package)
+        CACHE.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+            _fetch(package, directory, scratch)
+    return directory
+
+
+def unpacked_from(suite: str, *packages: str) -> list[Path]:
+    """The directories of the unpacked packages of another Debian release than this machine's. Its
+    list of packages is fetched along with those that are not there yet."""
+    directories = {package: CACHE / suite / package for package in packages}
+    missing = [package for package, directory in directories.items() if not directory.is_dir()]
+    if missing:
+        _need_apt(missing[0])
+        (CACHE / suite).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE / suite) as scratch:
+            options = _apt_of(suite, Path(scratch))
+            _run(["apt-get", "-q", *options, "update"], cwd=scratch)
+            for package in missing:
+                _fetch(package, directories[package], scratch, options)
+    return list(directories.values())
+
+
+def _need_apt(package: str) -> None:
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         raise PackageUnavailableError(f"{package}: needs apt-get and dpkg-deb to fetch it")
-    CACHE.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        _run(["apt-get", "-q", "download", package], cwd=scratch)
-        (archive,) = Path(scratch).glob("*.deb")
-        tree = Path(scratch) / "tree"
-        _run(["dpkg-deb", "-x", str(archive), str(tree)], cwd=scratch)
-        try:
-            tree.rename(directory)
-        except OSError:
-            # Another test process was faster.
-            if not directory.is_dir():
-                raise
-    return directory
+
+
+def _apt_of(suite: str, scratch: Path) -> list[str]:
+    try:
+        archive = debian_archive()
+    except MissingToolsError as missing:
+        raise PackageUnavailableError(str(missing)) from missing
+    (scratch / "lists" / "partial").mkdir(parents=True)
+    (scratch / "cache" / "archives" / "partial").mkdir(parents=True)
+    sources = scratch / "sources.list"
+    sources.write_text(f"deb [signed-by={_KEYRING}] {archive} {suite} main\n")
+    settings = [
+        f"Dir::Etc::sourcelist={sources}",
+        "Dir::Etc::sourceparts=-",
+        f"Dir::State::lists={scratch}/lists",
+        f"Dir::Cache={scratch}/cache",
+        "APT::Sandbox::User=root",
+    ]
+    return [word for setting in settings for word in ("-o", setting)]
+
+
+def _fetch(package: str, directory: Path, scratch: str, options: Sequence[str] = ()) -> None:
+    _run(["apt-get", "-q", *options, "download", package], cwd=scratch)
+    (archive,) = Path(scratch).glob(f"{package}_*.deb")
+    tree = Path(scratch) / package
+    _run(["dpkg-deb", "-x", str(archive), str(tree)], cwd=scratch)
+    try:
+        tree.rename(directory)
+    except OSError:
+        # Another test process was faster.
+        if not directory.is_dir():
+            raise
 
 
 def _run(command: list[str], cwd: str) -> None:

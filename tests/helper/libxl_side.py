@@ -6,7 +6,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -70,10 +70,14 @@ class Libxl:
 
 @contextmanager
 def started(
-    arguments: HelperArguments, hypervisor: str = "xen", *options: str, **environment: str
+    arguments: HelperArguments,
+    hypervisor: str = "xen",
+    *options: str,
+    loader: Sequence[str] = (),
+    **environment: str,
 ) -> Iterator[Libxl]:
     process = subprocess.Popen(
-        [*HELPER[:2], *options, *HELPER[2:], *build(arguments)],
+        [*loader, *HELPER[:2], *options, *HELPER[2:], *build(arguments)],
         env={**os.environ, "XEN_SAVE_HELPER_HYPERVISOR": hypervisor, **environment},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

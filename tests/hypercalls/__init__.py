@@ -1,0 +1,1 @@
+"""A stand-in for a hypervisor below libxenctrl: see README.md."""

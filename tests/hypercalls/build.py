@@ -1,0 +1,112 @@
+"""Builds the stand-in, and puts Debian's own libxenctrl and libxenguest on it, for each release."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.debian_packages import unpacked, unpacked_from
+from tests.hypercalls.machine import STRUCTS
+
+RELEASES: Final = ("4.17", "4.20")
+
+HERE: Final = Path(__file__).parent
+STANDS_IN_FOR: Final = (
+    "libxencall.so.1",
+    "libxendevicemodel.so.1",
+    "libxenevtchn.so.1",
+    "libxenforeignmemory.so.1",
+    "libxengnttab.so.1",
+)
+"""One library under five names; the loader takes it for one."""
+
+_LIBRARIES: Final = Path("usr/lib/x86_64-linux-gnu")
+_LIBC_SUITES: Final = {"4.20": ("trixie", (2, 38))}
+"""Whose libc the libraries of a release need, where this machine's is older than that."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """`directory` has its libraries. `loader` comes before the command of a process that uses
+    them: Python on another release's libc, or nothing."""
+
+    version: str
+    directory: Path
+    loader: tuple[str, ...]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"LD_LIBRARY_PATH": str(self.directory)}
+
+    @property
+    def python(self) -> list[str]:
+        return [*self.loader, sys.executable]
+
+
+def built(directory: Path, version: str) -> Release:
+    """The stand-in for this release, in `directory`, which is made. The compiler's errors are the
+    test's. Raises PackageUnavailableError without Debian's packages."""
+    headers, xen, toollog = _packages(version)
+    directory.mkdir()
+    check = directory / "layout_check.h"
+    check.write_text(layout_check())
+    library = directory / "libhypercalls.so"
+    options = ("-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror", "-O2", "-std=gnu11")
+    subprocess.run(
+        [
+            *("gcc", *options, "-fPIC", "-shared", "-pthread", "-o", library),
+            *("-isystem", headers / "usr/include", f'-DLAYOUT_CHECK="{check}"'),
+            *(
+                f"-Wl,--version-script={HERE / 'hypercalls.map'}",
+                "-Wl,-soname",
+                f"-Wl,{library.name}",
+            ),
+            *sorted(HERE.glob("*.c")),
+        ],
+        check=True,
+        timeout=60,
+    )
+    for name in STANDS_IN_FOR:
+        (directory / name).symlink_to(library.name)
+    for name in (f"libxenctrl.so.{version}", f"libxenguest.so.{version}"):
+        (directory / name).symlink_to(xen / _LIBRARIES / name)
+    (directory / "libxentoollog.so.1").symlink_to(toollog / _LIBRARIES / "libxentoollog.so.1")
+    return Release(version, directory, _loader(version, directory))
+
+
+def _packages(version: str) -> list[Path]:
+    names = ("libxen-dev", f"libxenmisc{version}", "libxentoollog1")
+    if version == "4.17":
+        return [unpacked(name) for name in names]
+    suite, _ = _LIBC_SUITES[version]
+    return unpacked_from(suite, *names)
+
+
+def _loader(version: str, directory: Path) -> tuple[str, ...]:
+    suite, needed = _LIBC_SUITES.get(version, ("", (0, 0)))
+    told = os.confstr("CS_GNU_LIBC_VERSION") or "glibc 0.0"
+    major, minor = told.split()[1].split(".")[:2]
+    if (int(major), int(minor)) >= needed:
+        return ()
+    (libc,) = unpacked_from(suite, "libc6")
+    libraries = libc / _LIBRARIES
+    search = f"{directory}:{libraries}"
+    return (str(libraries / "ld-linux-x86-64.so.2"), "--library-path", search)
+
+
+def layout_check() -> str:
+    """C that compiles only if machine.h and machine.py have the same structures."""
+    lines = []
+    for name, struct in STRUCTS.items():
+        rows = [(f"sizeof(struct {name})", ctypes.sizeof(struct))]
+        rows += [
+            (f"offsetof(struct {name}, {field[0]})", getattr(struct, field[0]).offset)
+            for field in struct._fields_
+        ]
+        lines += [f'_Static_assert({is_} == {value}, "{is_}");' for is_, value in rows]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.debian_packages import PackageUnavailableError
+from tests.hypercalls.build import RELEASES, Release, built
+from tests.hypercalls.machine import Machine
+from tests.unavailable import unavailable
+
+Releases = Callable[[str], Release]
+
+
+@pytest.fixture(scope="session")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> Releases:
+    """The stand-in with Debian's libraries of a version."""
+    made: dict[str, Release] = {}
+
+    def release(version: str) -> Release:
+        if version not in made:
+            directory = tmp_path_factory.mktemp("hypercalls") / version
+            try:
+                made[version] = built(directory, version)
+            except PackageUnavailableError as error:
+                unavailable(str(error))
+        return made[version]
+
+    return release
+
+
+@pytest.fixture(params=RELEASES)
+def release(request: pytest.FixtureRequest, releases: Releases) -> Release:
+    return releases(request.param)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, release: Release) -> Iterator[Machine]:
+    """A machine on which nothing may be left behind, nor asked for that it does not know."""
+    directory = tmp_path / "machine"
+    directory.mkdir()
+    made = Machine(directory, release.version)
+    yield made
+    # Memory would stay for as long as pytest keeps its directories.
+    shutil.rmtree(directory)
+    assert made.complaints() == []
+    assert made.unmet() == []

@@ -1,0 +1,181 @@
+/* libxenforeignmemory: guests' pages, mapped from the file that is their memory.
+ *
+ * As privcmd does it: one contiguous area, all its pages there at once, an error for each page that
+ * cannot be had (touching it is SIGBUS, or EFAULT in a system call), and no child inherits it. Not
+ * as privcmd does it: splice, vmsplice, sendfile and O_DIRECT work here, and on Xen they do not. */
+#define _GNU_SOURCE
+#include "machine.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include <xen/memory.h>
+#include <xenforeignmemory.h>
+
+struct xenforeignmemory_handle {
+    int unused;
+};
+
+struct xenforeignmemory_resource_handle {
+    void *address;
+    size_t bytes;
+};
+
+xenforeignmemory_handle *xenforeignmemory_open(struct xentoollog_logger *logger,
+                                               unsigned open_flags)
+{
+    if (!machine_get())
+        return NULL;
+    int error = tally("xenforeignmemory_open", NULL);
+    if (error) {
+        machine_put();
+        errno = error;
+        return NULL;
+    }
+    return calloc(1, sizeof(struct xenforeignmemory_handle));
+}
+
+int xenforeignmemory_close(xenforeignmemory_handle *fmem)
+{
+    if (fmem) {
+        machine_put();
+        free(fmem);
+    }
+    return 0;
+}
+
+/* The errno of mapping this page, as privcmd has it. libxenforeignmemory would try an ENOENT again
+ * until a pager has brought the page; that loop belongs here once there is paging. */
+static int refused(const struct guest *guest, xen_pfn_t pfn)
+{
+    if (pfn >= guest->domain->capacity)
+        return -EINVAL;
+    switch (guest->kinds[pfn]) {
+    case RAM:
+    case SPECIAL:
+        return 0;
+    case PAGED_OUT:
+        return -ENOENT;
+    case UNMAPPABLE:
+        return -EFAULT;
+    default:
+        return -EINVAL;
+    }
+}
+
+/* Maps runs of pfns that follow each other at once. Returns the number of pages that were refused,
+ * or -1 with errno. */
+static long map_runs(const struct guest *guest, uint8_t *area, int prot, size_t n,
+                     const xen_pfn_t pfns[], int errors[])
+{
+    long bad = 0;
+
+    for (size_t i = 0, run; i < n; i += run) {
+        int error = refused(guest, pfns[i]);
+
+        run = 1;
+        if (errors)
+            errors[i] = error;
+        if (error) {
+            bad++;
+            errno = -error;
+            continue;
+        }
+        for (; i + run < n && pfns[i + run] == pfns[i] + run && !refused(guest, pfns[i + run]);
+             run++)
+            if (errors)
+                errors[i + run] = 0;
+        if (mmap(area + i * PAGE_BYTES, run * PAGE_BYTES, prot,
+                 MAP_SHARED | MAP_FIXED | MAP_POPULATE, guest->memory_fd,
+                 pfns[i] * PAGE_BYTES) == MAP_FAILED)
+            return -1;
+    }
+    return bad;
+}
+
+void *xenforeignmemory_map2(xenforeignmemory_handle *fmem, uint32_t dom, void *addr, int prot,
+                            int flags, size_t n, const xen_pfn_t arr[], int err[])
+{
+    const struct guest *guest;
+    int error = tally("xenforeignmemory_map", NULL);
+
+    if (!error && !(guest = guest_of(dom)))
+        error = ESRCH;
+    if (error) {
+        errno = error;
+        return NULL;
+    }
+    uint8_t *area = mmap(addr, n * PAGE_BYTES, prot, flags | MAP_SHARED, void_fd(), 0);
+    if (area == MAP_FAILED)
+        return NULL;
+    long bad = map_runs(guest, area, prot, n, arr, err);
+    if (bad < 0 || (bad && !err)) {
+        error = errno;
+        munmap(area, n * PAGE_BYTES);
+        errno = error;
+        return NULL;
+    }
+    madvise(area, n * PAGE_BYTES, MADV_DONTFORK);
+    return area;
+}
+
+void *xenforeignmemory_map(xenforeignmemory_handle *fmem, uint32_t dom, int prot, size_t n,
+                           const xen_pfn_t arr[], int err[])
+{
+    return xenforeignmemory_map2(fmem, dom, NULL, prot, 0, n, arr, err);
+}
+
+int xenforeignmemory_unmap(xenforeignmemory_handle *fmem, void *addr, size_t n)
+{
+    return munmap(addr, n * PAGE_BYTES);
+}
+
+int xenforeignmemory_restrict(xenforeignmemory_handle *fmem, domid_t domid)
+{
+    errno = refuse("xenforeignmemory_restrict");
+    return -1;
+}
+
+/* The grant table's first page is all that is to be had. */
+xenforeignmemory_resource_handle *xenforeignmemory_map_resource(
+    xenforeignmemory_handle *fmem, domid_t domid, unsigned int type, unsigned int id,
+    unsigned long frame, unsigned long nr_frames, void **paddr, int prot, int flags)
+{
+    const struct guest *guest;
+    xenforeignmemory_resource_handle *resource;
+    int error = tally("xenforeignmemory_map_resource", NULL);
+
+    if (!error && (type != XENMEM_resource_grant_table ||
+                   id != XENMEM_resource_grant_table_id_shared || frame || nr_frames != 1))
+        error = refuse("resource %u.%u", type, id);
+    if (!error && !(guest = guest_of(domid)))
+        error = ESRCH;
+    if (error) {
+        errno = error;
+        return NULL;
+    }
+    void *address = mmap(*paddr, PAGE_BYTES, prot, flags | MAP_SHARED, guest->grants_fd, 0);
+    if (address == MAP_FAILED)
+        return NULL;
+    resource = calloc(1, sizeof(*resource));
+    resource->address = *paddr = address;
+    resource->bytes = PAGE_BYTES;
+    return resource;
+}
+
+int xenforeignmemory_unmap_resource(xenforeignmemory_handle *fmem,
+                                    xenforeignmemory_resource_handle *fres)
+{
+    int result = fres ? munmap(fres->address, fres->bytes) : 0;
+
+    free(fres);
+    return result;
+}
+
+int xenforeignmemory_resource_size(xenforeignmemory_handle *fmem, domid_t domid, unsigned int type,
+                                   unsigned int id, size_t *size)
+{
+    errno = refuse("xenforeignmemory_resource_size");
+    return -1;
+}

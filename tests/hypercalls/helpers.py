@@ -1,0 +1,130 @@
+"""Save helpers on a machine: the drop-in's, as libxl starts it, with libxenguest as its engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.helper.libxl_side import Libxl, cbflags, started
+from tests.hypercalls.build import Release
+from tests.hypercalls.machine import (
+    PARAM_CONSOLE_PFN,
+    PARAM_STORE_PFN,
+    SPECIAL_PFNS,
+    Domain,
+    Kind,
+    Machine,
+)
+from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
+from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, PrecopyPolicy, XCFlags
+
+DIALECT = Dialect.SERIES
+"""The one that has precopy_policy."""
+
+
+@dataclass
+class Done:
+    """How a helper's work ended, and what it said on the way."""
+
+    retval: int = -1
+    errnoval: int = 0
+    said: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    logged: list[str] = field(default_factory=list)
+
+    @property
+    def result(self) -> tuple[int, int]:
+        return self.retval, self.errnoval
+
+
+Answer = Callable[[dict[str, Any]], int | None]
+
+
+def run(libxl: Libxl, **answers: Answer) -> Done:
+    """Answer each callback until the helper is complete. None is no answer."""
+    done = Done()
+    while True:
+        lines, (name, fields) = libxl.hear_logs()
+        done.logged += [line["formatted"] for line in lines]
+        if name == "complete":
+            done.retval, done.errnoval = fields["retval"], fields["errnoval"]
+            libxl.answer(0)
+            assert libxl.exit_status() == 0, libxl.errors()
+            return done
+        done.said.append((name, fields))
+        answer = answers[name](fields)
+        if answer is not None:
+            libxl.answer(answer)
+
+
+@contextmanager
+def _helper(arguments: HelperArguments, release: Release, machine: Machine) -> Iterator[Libxl]:
+    environment = {**release.environment, **machine.environment}
+    with started(arguments, "xen", loader=release.loader, **environment) as libxl:
+        yield libxl
+
+
+def save(
+    stream: Path,
+    domain: Domain,
+    machine: Machine,
+    release: Release,
+    *,
+    policy: Answer | None = None,
+) -> Done:
+    """Save into a file; live if there is a policy."""
+    names = ["suspend", "switch_qemu_logdirty", *(["precopy_policy"] if policy else [])]
+
+    def suspend(_fields: dict[str, Any]) -> int:
+        domain.suspend()
+        return 1
+
+    with stream.open("wb") as file:
+        arguments = HelperArguments(
+            Operation.SAVE,
+            DIALECT,
+            file.fileno(),
+            -1,
+            domain.domid,
+            xcflags=XCFlags.LIVE if policy else 0,
+            cbflags=cbflags(DIALECT, *names),
+        )
+        with _helper(arguments, release, machine) as libxl:
+            return run(
+                libxl,
+                suspend=suspend,
+                switch_qemu_logdirty=lambda _fields: 0,
+                precopy_policy=policy or (lambda _fields: PrecopyPolicy.STOP_AND_COPY),
+            )
+
+
+def restore(stream: Path, domain: Domain, machine: Machine, release: Release) -> Done:
+    with stream.open("rb") as file:
+        arguments = HelperArguments(
+            Operation.RESTORE,
+            DIALECT,
+            file.fileno(),
+            -1,
+            domain.domid,
+            cbflags=cbflags(DIALECT, "restore_results"),
+            store_evtchn=11,
+            console_evtchn=13,
+        )
+        with _helper(arguments, release, machine) as libxl:
+            return run(libxl, restore_results=lambda _fields: None)
+
+
+def guest(machine: Machine, domid: int, ram: Sequence[range], version: int = 0) -> Domain:
+    """A guest that runs: RAM with contents, xenstore's and the console's rings, a context."""
+    domain = machine.domain(domid)
+    rings = (SPECIAL_PFNS + 1, SPECIAL_PFNS + 2)
+    for pfns in (*ram, rings):
+        domain.set_kind(pfns)
+        domain.fill(pfns, version)
+    domain.set_kind([SPECIAL_PFNS + 7], Kind.SPECIAL)
+    domain.state.params[PARAM_STORE_PFN], domain.state.params[PARAM_CONSOLE_PFN] = rings
+    domain.context = bytes(range(256)) * 30
+    domain.tsc = (1, 123456789012, 2_400_000, 3)
+    return domain

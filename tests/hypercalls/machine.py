@@ -1,0 +1,373 @@
+"""A machine without a hypervisor, as tests see it: domains, what fails, and what was asked for.
+
+The state is in files that every process on the machine maps (machine.h says which). The structures
+here are those of machine.h; build.py has the C compiler compare them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterable
+from ctypes import c_int32, c_int64, c_uint8, c_uint32, c_uint64
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+PAGE: Final = 4096
+
+MAX_TALLIES: Final = 256
+MAX_LEAVES: Final = 256
+MAX_MSRS: Final = 64
+MAX_CONTEXT: Final = 65536
+MAX_PARAMS: Final = 64
+MAX_ORDER: Final = 32
+
+_DOMINF_HVM_GUEST: Final = 1 << 1
+_DOMINF_SHUTDOWN: Final = 1 << 2
+_DOMINF_RUNNING: Final = 1 << 5
+_DOMINF_SHUTDOWNSHIFT: Final = 16
+_SHUTDOWN_SUSPEND: Final = 2
+
+Pfns = Iterable[int]
+
+_Struct = TypeVar("_Struct", bound=ctypes.Structure)
+
+
+class Kind(IntEnum):
+    """What stands at a pfn: `enum kind`."""
+
+    HOLE = 0
+    RAM = 1
+    SPECIAL = 2
+    """Xen's own page, as shared_info is: XTAB, but can be mapped."""
+    PAGED_OUT = 3
+    """XTAB; mapping it says ENOENT."""
+    BROKEN = 4
+    UNMAPPABLE = 5
+    """RAM that cannot be mapped: EFAULT."""
+
+
+class TallyStruct(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char * 56),
+        ("count", c_uint64),
+        ("fail_from", c_uint64),
+        ("fail_to", c_uint64),
+        ("fail_errno", c_int32),
+        ("short_by", c_uint32),
+        ("unknown", c_uint32),
+        ("pad", c_uint32),
+    ]
+
+
+class LeafStruct(ctypes.Structure):
+    _fields_ = [(name, c_uint32) for name in ("leaf", "subleaf", "a", "b", "c", "d")]
+
+
+class MsrStruct(ctypes.Structure):
+    _fields_ = [("index", c_uint32), ("flags", c_uint32), ("value", c_uint64)]
+
+
+class MachineStruct(ctypes.Structure):
+    _fields_ = [
+        ("nr_tallies", c_uint32),
+        ("lock", c_uint32),
+        ("version", c_uint32),
+        ("nr_leaves", c_uint32),
+        ("nr_msrs", c_uint32),
+        ("pad", c_uint32),
+        ("buffers_held", c_int64),
+        ("handles_open", c_int64),
+        ("mappings_left", c_int64),
+        ("leaves", LeafStruct * MAX_LEAVES),
+        ("msrs", MsrStruct * MAX_MSRS),
+        ("tallies", TallyStruct * MAX_TALLIES),
+    ]
+
+
+class DomainStruct(ctypes.Structure):
+    _fields_ = [
+        ("capacity", c_uint64),
+        ("maximum_gpfn", c_uint64),
+        ("tot_pages", c_uint64),
+        ("max_pages", c_uint64),
+        ("claimed_pages", c_uint64),
+        ("repopulated", c_uint64),
+        ("flags", c_uint32),
+        ("log_dirty", c_uint32),
+        ("garbage", c_uint32),
+        ("tsc_mode", c_uint32),
+        ("tsc_khz", c_uint32),
+        ("tsc_incarnation", c_uint32),
+        ("tsc_nsec", c_uint64),
+        ("params", c_uint64 * MAX_PARAMS),
+        ("extents", c_uint64 * MAX_ORDER),
+        ("context_bytes", c_uint32),
+        ("nr_leaves", c_uint32),
+        ("nr_msrs", c_uint32),
+        ("pad", c_uint32),
+        ("leaves", LeafStruct * MAX_LEAVES),
+        ("msrs", MsrStruct * MAX_MSRS),
+        ("context", c_uint8 * MAX_CONTEXT),
+    ]
+
+
+STRUCTS: Final[dict[str, type[ctypes.Structure]]] = {
+    "tally": TallyStruct,
+    "leaf": LeafStruct,
+    "msr": MsrStruct,
+    "machine": MachineStruct,
+    "domain": DomainStruct,
+}
+"""By their names in machine.h."""
+
+LEAVES: Final = (
+    (0, 0xFFFFFFFF, 1, 0x756E6547, 0x6C65746E, 0x49656E69),
+    (1, 0xFFFFFFFF, 0x000306A9, 0x00010800, 0x80000201, 0x078BFBFF),
+    (0x40000000, 0xFFFFFFFF, 0, 0, 0, 0),
+    (0x40000100, 0xFFFFFFFF, 0, 0, 0, 0),
+    (0x80000000, 0xFFFFFFFF, 0x80000001, 0, 0, 0),
+    (0x80000001, 0xFFFFFFFF, 0, 0, 1, 0x28100800),
+)
+"""A CPU policy with the leaves that libxenguest always serialises: an Intel processor."""
+
+SPECIAL_PFNS: Final = 0xFEFF8
+"""From here on libxl puts an HVM or PVH guest's rings."""
+PARAM_STORE_PFN: Final = 1
+PARAM_CONSOLE_PFN: Final = 17
+
+
+class Domain:
+    """A domain of a machine. Its pages are of 4 KiB; a pfn without a page is a hole."""
+
+    def __init__(self, directory: Path, domid: int) -> None:
+        self.domid = domid
+        state = _mapped(directory / f"domain-{domid}")
+        self.state = DomainStruct.from_buffer(state)
+        places = np.frombuffer(state, np.uint8)[-2 * self.state.capacity :]
+        self.kinds: NDArray[np.uint8] = places[: self.state.capacity]
+        self.dirty: NDArray[np.uint8] = places[self.state.capacity :]
+        self.memory: NDArray[np.uint8] = np.frombuffer(
+            _mapped(directory / f"memory-{domid}"), np.uint8
+        ).reshape(-1, PAGE)
+        """A row a pfn. Who writes here marks nothing dirty: see `write`."""
+        self.grants = _mapped(directory / f"grants-{domid}")
+
+    def set_kind(self, pfns: Pfns, kind: Kind = Kind.RAM) -> None:
+        """Put pages of a kind, of zeros where they are RAM for the first time, at these pfns."""
+        places = _places(pfns)
+        had = np.count_nonzero(np.isin(self.kinds[places], _OWN))
+        self.kinds[places] = kind
+        has = len(places) if kind in _OWN else 0
+        self.state.tot_pages += int(has - had)
+        if len(places):
+            self.state.maximum_gpfn = max(self.state.maximum_gpfn, int(places.max()))
+
+    def fill(self, pfns: Pfns, version: int = 0) -> None:
+        """Write to each of these pages what only it holds, and only in this version."""
+        places = _places(pfns)
+        self._mark(places)
+        words = self.memory.view(np.uint64)
+        numbers = places.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(version)
+        words[places] = numbers[:, None] + np.arange(PAGE // 8, dtype=np.uint64)
+
+    def write(self, pfn: int, data: bytes, offset: int = 0) -> None:
+        """As a vCPU writes: what is logged as dirty is logged before it is written."""
+        self._mark(np.array([pfn]))
+        self.memory[pfn, offset : offset + len(data)] = np.frombuffer(data, np.uint8)
+
+    def page(self, pfn: int) -> bytes:
+        return bytes(self.memory[pfn])
+
+    def pages(self, *kinds: Kind) -> NDArray[np.intp]:
+        """The pfns that have a page of one of these kinds; of RAM if none is named."""
+        return np.flatnonzero(np.isin(self.kinds, kinds or (Kind.RAM,)))
+
+    def differences(self, other: Domain) -> list[int]:
+        """The pfns at which this guest's RAM and the other's are not the same, in place or in
+        contents."""
+        here, there = self.pages(), other.pages()
+        both = np.intersect1d(here, there)
+        unlike = [
+            pfns[np.any(self.memory[pfns] != other.memory[pfns], axis=1)]
+            for pfns in np.array_split(both, max(1, len(both) // 4096))
+        ]
+        return sorted(int(pfn) for pfn in [*np.setxor1d(here, there), *np.concatenate(unlike)])
+
+    def suspend(self) -> None:
+        shut_down = _DOMINF_SHUTDOWN | _SHUTDOWN_SUSPEND << _DOMINF_SHUTDOWNSHIFT
+        self.state.flags = _DOMINF_HVM_GUEST | shut_down
+
+    def resume(self) -> None:
+        self.state.flags = _DOMINF_HVM_GUEST | _DOMINF_RUNNING
+
+    @property
+    def context(self) -> bytes:
+        return bytes(self.state.context[: self.state.context_bytes])
+
+    @context.setter
+    def context(self, context: bytes) -> None:
+        self.state.context[: len(context)] = context
+        self.state.context_bytes = len(context)
+
+    @property
+    def params(self) -> dict[int, int]:
+        """The HVM parameters that are not 0, by their numbers."""
+        return {index: value for index, value in enumerate(self.state.params) if value}
+
+    @property
+    def tsc(self) -> tuple[int, int, int, int]:
+        """Mode, nanoseconds, kHz and incarnation."""
+        state = self.state
+        return state.tsc_mode, state.tsc_nsec, state.tsc_khz, state.tsc_incarnation
+
+    @tsc.setter
+    def tsc(self, tsc: tuple[int, int, int, int]) -> None:
+        state = self.state
+        state.tsc_mode, state.tsc_nsec, state.tsc_khz, state.tsc_incarnation = tsc
+
+    @property
+    def policy(self) -> list[tuple[int, ...]]:
+        return [_row(leaf) for leaf in self.state.leaves[: self.state.nr_leaves]]
+
+    @property
+    def populated(self) -> dict[int, int]:
+        """How many extents were populated through hypercalls, by their order: 0 is 4 KiB, 9 is
+        2 MiB."""
+        return {order: count for order, count in enumerate(self.state.extents) if count}
+
+    def _mark(self, places: NDArray[np.intp]) -> None:
+        if self.state.log_dirty:
+            self.dirty[places] = 1
+
+
+class Machine:
+    """A machine in an empty directory. For benchmarks let it be one in /dev/shm."""
+
+    def __init__(self, directory: Path, version: str = "4.17") -> None:
+        self.directory = directory
+        _made(directory / "machine", ctypes.sizeof(MachineStruct))
+        self.state = MachineStruct.from_buffer(_mapped(directory / "machine"))
+        major, minor = version.split(".")
+        self.state.version = int(major) << 16 | int(minor)
+        _set_rows(self.state.leaves, LEAVES)
+        self.state.nr_leaves = len(LEAVES)
+        self.domains: dict[int, Domain] = {}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a process on this machine."""
+        return {"HYPERCALLS_MACHINE": str(self.directory)}
+
+    def domain(
+        self,
+        domid: int,
+        capacity: int = 0x100000,
+        *,
+        max_pages: int | None = None,
+        garbage: bool = True,
+    ) -> Domain:
+        """A running HVM domain without pages, with room for pfns up to `capacity` and for
+        `max_pages` pages. Fresh pages that a hypercall populates are full of garbage, unless told
+        otherwise; what a test puts there is not."""
+        whole = -(-ctypes.sizeof(DomainStruct) // PAGE) * PAGE
+        _made(self.directory / f"memory-{domid}", capacity * PAGE)
+        _made(self.directory / f"grants-{domid}", PAGE)
+        _made(self.directory / f"domain-{domid}", whole + 2 * capacity, capacity)
+        domain = self.domains[domid] = Domain(self.directory, domid)
+        domain.state.max_pages = capacity if max_pages is None else max_pages
+        domain.state.garbage = garbage
+        _set_rows(domain.state.leaves, LEAVES)
+        domain.state.nr_leaves = len(LEAVES)
+        domain.resume()
+        return domain
+
+    def fail(
+        self, name: str, errnoval: int = 0, nth: int = 1, times: int = 1, *, short_by: int = 0
+    ) -> None:
+        """The `nth` call of this name from now on, and the next if `times` says so, fails with
+        `errnoval`. With `short_by` it succeeds and does so many items less: extents of a populate,
+        pages of a dirty bitmap.
+
+        The names are those of the hypercalls (XENMEM_populate_physmap,
+        XEN_DOMCTL_getdomaininfo, XEN_DOMCTL_SHADOW_OP_CLEAN, HVMOP_get_param, XENVER_version) and
+        of the functions xencall_open, xencall_alloc_buffer, xencall_alloc_buffer_pages,
+        xenforeignmemory_open, xenforeignmemory_map, xenforeignmemory_map_resource and
+        xendevicemodel_open.
+        """
+        row = next((row for row in self._tallies() if row.name == name.encode()), None)
+        if row is None:
+            row = self.state.tallies[self.state.nr_tallies]
+            row.name = name.encode()
+            self.state.nr_tallies += 1
+        row.fail_errno, row.short_by = errnoval, short_by
+        row.fail_to = row.count + nth + times - 1
+        row.fail_from = row.count + nth
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each was called, by the names that `fail` knows."""
+        return {row.name.decode(): row.count for row in self._tallies() if row.count}
+
+    def unmet(self) -> list[str]:
+        """The failures that were asked for and never came."""
+        return [row.name.decode() for row in self._tallies() if row.count < row.fail_from]
+
+    def complaints(self) -> list[str]:
+        """What processes that are done should not have left, or not have asked for."""
+        state = self.state
+        found = [f"asked for {row.name.decode()}" for row in self._tallies() if row.unknown]
+        if state.buffers_held:
+            found.append(f"{state.buffers_held} hypercall buffers are held")
+        if state.mappings_left:
+            found.append(f"{state.mappings_left} mappings of guests' memory were left")
+        if state.handles_open:
+            found.append(f"{state.handles_open} handles are open")
+        for domid, domain in self.domains.items():
+            if domain.state.log_dirty:
+                found.append(f"domain {domid} is in log-dirty mode")
+        return found
+
+    def _tallies(self) -> list[Any]:
+        return list(self.state.tallies[: self.state.nr_tallies])
+
+
+_OWN: Final = (Kind.RAM, Kind.UNMAPPABLE)
+"""Pages that count as the domain's."""
+
+
+def _places(pfns: Pfns) -> NDArray[np.intp]:
+    return np.fromiter(pfns, np.intp)
+
+
+def _made(path: Path, size: int, capacity: int | None = None) -> None:
+    """A file of zeros; of a domain, with its capacity in front, before anybody can see it."""
+    scratch = path.with_suffix(".new")
+    with scratch.open("wb") as file:
+        file.truncate(size)
+        if capacity is not None:
+            file.write(capacity.to_bytes(8, "little"))
+    scratch.rename(path)
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        return mmap.mmap(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _set_rows(rows: Any, values: Iterable[tuple[int, ...]]) -> None:
+    for row, value in zip(rows, values, strict=False):
+        for (name, *_), number in zip(row._fields_, value, strict=True):
+            setattr(row, name, number)
+
+
+def _row(struct: _Struct) -> tuple[int, ...]:
+    return tuple(getattr(struct, name) for name, *_ in struct._fields_)

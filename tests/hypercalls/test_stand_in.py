@@ -1,0 +1,183 @@
+"""What the stand-in complains about."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.hypercalls.build import Release
+from tests.hypercalls.helpers import guest
+from tests.hypercalls.machine import Domain, Kind, Machine
+
+SETUP = """
+import ctypes, mmap, os, signal, sys
+from ctypes import POINTER, byref, c_int, c_uint32, c_ulong, c_ulonglong, c_void_p
+xc = ctypes.CDLL("libxenctrl.so.%s", use_errno=True)
+call = ctypes.CDLL("libxencall.so.1", use_errno=True)
+memory = ctypes.CDLL("libxenforeignmemory.so.1", use_errno=True)
+for opened in xc.xc_interface_open, call.xencall_open, memory.xenforeignmemory_open:
+    opened.restype = c_void_p
+memory.xenforeignmemory_map.restype = c_void_p
+call.xencall_alloc_buffer.restype = c_void_p
+fmem = c_void_p(memory.xenforeignmemory_open(None, 0))
+xcall = c_void_p(call.xencall_open(None, 0))
+xch = c_void_p(xc.xc_interface_open(None, None, 0))
+
+def mapped(*pfns):
+    errors = (c_int * len(pfns))()
+    wanted = (c_ulong * len(pfns))(*pfns)
+    area = memory.xenforeignmemory_map(
+        fmem, 1, mmap.PROT_READ | mmap.PROT_WRITE, c_ulong(len(pfns)), wanted, errors
+    )
+    return area, list(errors)
+
+def close():
+    xc.xc_interface_close(xch)
+    call.xencall_close(xcall)
+    memory.xenforeignmemory_close(fmem)
+"""
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    directory = tmp_path / "other"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def complained(directory: Path, release: Release) -> Machine:
+    """A machine that may be left in any state."""
+    return Machine(directory, release.version)
+
+
+@pytest.fixture
+def domain(complained: Machine) -> Domain:
+    return guest(complained, 1, [range(0x10, 0x80)])
+
+
+def ran(code: str, release: Release, machine: Machine) -> tuple[str, str]:
+    """What this code said on the standard output and error, after SETUP."""
+    done = subprocess.run(
+        [*release.python, "-c", SETUP % release.version + code],
+        env={**release.environment, **machine.environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    return done.stdout.strip(), done.stderr.strip()
+
+
+def test_pages_are_mapped_where_they_are_asked_for(
+    release: Release, complained: Machine, domain: Domain
+) -> None:
+    code = """
+area, errors = mapped(0x20, 0x21, 0x75, 0x10)
+for place, pfn in enumerate((0x20, 0x21, 0x75, 0x10)):
+    ctypes.memset(area + 4096 * place, pfn, 4096)
+print(errors, memory.xenforeignmemory_unmap(fmem, c_void_p(area), c_ulong(4)))
+close()
+"""
+    assert ran(code, release, complained) == ("[0, 0, 0, 0] 0", "")
+    assert [domain.page(pfn) for pfn in (0x20, 0x21, 0x75, 0x10)] == [
+        bytes([pfn]) * 4096 for pfn in (0x20, 0x21, 0x75, 0x10)
+    ]
+    assert complained.complaints() == []
+
+
+def test_a_page_with_an_error_is_a_fault_and_no_child_inherits_a_mapping(
+    release: Release, complained: Machine, domain: Domain
+) -> None:
+    domain.set_kind([0x20], Kind.PAGED_OUT)
+    domain.set_kind([0x21], Kind.UNMAPPABLE)
+    code = """
+area, errors = mapped(0x10, 0x20, 0x21, 0xFFFFF)
+print(errors)
+child = os.fork()
+if not child:
+    ctypes.string_at(area, 1)
+print(signal.Signals(os.waitpid(child, 0)[1] & 127).name)
+sent = os.pipe()[1]
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.write(sent, c_void_p(area + 4096), 1), ctypes.get_errno())
+memory.xenforeignmemory_unmap(fmem, c_void_p(area), c_ulong(4))
+close()
+"""
+    said = "[0, -2, -14, -22]\nSIGSEGV\n-1 14"
+    assert ran(code, release, complained) == (said, "")
+
+
+def test_a_mapping_that_is_left_is_complained_about(
+    release: Release, complained: Machine, domain: Domain
+) -> None:
+    ran("mapped(0x10, 0x30)\nclose()", release, complained)
+    assert complained.complaints() == ["2 mappings of guests' memory were left"]
+
+
+def test_handles_and_buffers_that_are_left_are_complained_about(
+    release: Release, complained: Machine
+) -> None:
+    ran("call.xencall_alloc_buffer(xcall, 100)", release, complained)
+    # xencall, two of foreign memory, xencall of libxenctrl's, a device model's
+    assert complained.complaints() == ["1 hypercall buffers are held", "5 handles are open"]
+
+
+def test_log_dirty_mode_that_is_left_on_is_complained_about(
+    release: Release, complained: Machine, domain: Domain
+) -> None:
+    code = "print(xc.xc_shadow_control(xch, 1, 2, None, 0))\nclose()"
+    assert ran(code, release, complained) == ("0", "")
+    assert complained.complaints() == ["domain 1 is in log-dirty mode"]
+
+
+def test_a_hypercall_that_is_not_known_is_told_by_number(
+    release: Release, complained: Machine, domain: Domain
+) -> None:
+    code = "print(xc.xc_domain_pause(xch, 1), ctypes.get_errno())\nclose()"
+    said = "hypercalls: domctl 3 is not known here: ENOSYS"
+    assert ran(code, release, complained) == ("-1 38", said)
+    assert complained.complaints() == ["asked for domctl 3"]
+
+
+def test_what_is_no_hypercall_buffer_faults(
+    release: Release, complained: Machine, domain: Domain
+) -> None:
+    code = """
+domctl = ctypes.create_string_buffer(256)
+print(call.xencall1(xcall, 36, domctl), ctypes.get_errno())
+close()
+"""
+    said, complaint = ran(code, release, complained)
+    assert said == "-1 14"
+    assert "is in no hypercall buffer: EFAULT" in complaint
+
+
+def test_a_populate_of_2_mib_is_counted_as_one(
+    release: Release, complained: Machine, domain: Domain
+) -> None:
+    code = """
+pfns = (c_ulong * 2)(0x400, 0x800)
+print(xc.xc_domain_populate_physmap_exact(xch, 1, c_ulong(2), 9, 0, pfns))
+close()
+"""
+    had = len(domain.pages())
+    assert ran(code, release, complained) == ("0", "")
+    assert domain.populated == {9: 2}
+    assert len(domain.pages()) - had == domain.state.tot_pages - had == 1024
+    assert domain.page(0x5FF) == b"\xdb" * 4096
+
+
+def test_more_types_than_1024_are_too_many(
+    release: Release, complained: Machine, domain: Domain
+) -> None:
+    code = """
+for n in 1024, 1025:
+    pfns = (c_ulong * n)(*range(n))
+    ctypes.set_errno(0)
+    print(xc.xc_get_pfn_type_batch(xch, 1, n, pfns), ctypes.get_errno())
+close()
+"""
+    assert ran(code, release, complained) == ("0 0\n-1 7", "")
