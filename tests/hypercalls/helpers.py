@@ -19,6 +19,7 @@ from tests.hypercalls.machine import (
     Machine,
 )
 from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, PrecopyPolicy, XCFlags
 
 DIALECT = Dialect.SERIES
@@ -82,15 +83,9 @@ def save(
         return 1
 
     with stream.open("wb") as file:
-        arguments = HelperArguments(
-            Operation.SAVE,
-            DIALECT,
-            file.fileno(),
-            -1,
-            domain.domid,
-            xcflags=XCFlags.LIVE if policy else 0,
-            cbflags=cbflags(DIALECT, *names),
-        )
+        xcflags = XCFlags.LIVE if policy else 0
+        request = HelperRequest(Operation.SAVE, domain.domid, file.fileno(), xcflags=xcflags)
+        arguments = HelperArguments(request, DIALECT, cbflags(DIALECT, *names))
         with _helper(arguments, release, machine) as libxl:
             return run(
                 libxl,
@@ -102,16 +97,10 @@ def save(
 
 def restore(stream: Path, domain: Domain, machine: Machine, release: Release) -> Done:
     with stream.open("rb") as file:
-        arguments = HelperArguments(
-            Operation.RESTORE,
-            DIALECT,
-            file.fileno(),
-            -1,
-            domain.domid,
-            cbflags=cbflags(DIALECT, "restore_results"),
-            store_evtchn=11,
-            console_evtchn=13,
+        request = HelperRequest(
+            Operation.RESTORE, domain.domid, file.fileno(), store_evtchn=11, console_evtchn=13
         )
+        arguments = HelperArguments(request, DIALECT, cbflags(DIALECT, "restore_results"))
         with _helper(arguments, release, machine) as libxl:
             return run(libxl, restore_results=lambda _fields: None)
 
