@@ -2,12 +2,15 @@
  *
  * As privcmd does it: one contiguous area, all its pages there at once, an error for each page that
  * cannot be had (touching it is SIGBUS, or EFAULT in a system call), and no child inherits it. Not
- * as privcmd does it: splice, vmsplice, sendfile and O_DIRECT work here, and on Xen they do not. */
+ * as privcmd does it: splice, vmsplice, sendfile and O_DIRECT work here, and on Xen they do not.
+ * Pages in a row cost about what they cost on Xen; for scattered ones see struct machine's copies. */
 #define _GNU_SOURCE
 #include "machine.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include <xen/memory.h>
@@ -94,10 +97,111 @@ static long map_runs(const struct guest *guest, uint8_t *area, int prot, size_t 
     return bad;
 }
 
+/* Areas whose pages are copies: those that are mapped, and some to be used again, which saves the
+ * kernel's zeroing of each page. */
+struct copied {
+    struct copied *next;
+    uint8_t *area;
+    size_t n;
+    bool whole; /* no page was refused: it can be used again */
+};
+#define SPARE_AREAS 8
+static struct copied *copied, *spare;
+static unsigned int nr_spare;
+static pthread_mutex_t copied_lock = PTHREAD_MUTEX_INITIALIZER;
+unsigned int copied_areas;
+
+/* Whether there are more runs than one for every eight pages. */
+static bool scattered(size_t n, const xen_pfn_t pfns[])
+{
+    size_t runs = 1;
+
+    for (size_t i = 1; i < n; i++)
+        runs += pfns[i] != pfns[i - 1] + 1;
+    return runs > n / 8 && n > 8;
+}
+
+static struct copied *new_area(size_t n)
+{
+    struct copied *one;
+
+    pthread_mutex_lock(&copied_lock);
+    struct copied **at = &spare;
+    while (*at && (*at)->n != n)
+        at = &(*at)->next;
+    one = *at;
+    if (one) {
+        *at = one->next;
+        nr_spare--;
+    }
+    pthread_mutex_unlock(&copied_lock);
+    if (one || !(one = calloc(1, sizeof(*one))))
+        return one;
+    one->n = n;
+    one->area = mmap(NULL, n * PAGE_BYTES, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    if (one->area != MAP_FAILED)
+        return one;
+    free(one);
+    return NULL;
+}
+
+/* As a mapping, of pages that nobody will write through it. */
+static void *map_copies(struct guest *guest, size_t n, const xen_pfn_t pfns[], int errors[])
+{
+    const uint8_t *memory = guest_memory(guest);
+    struct copied *one = memory ? new_area(n) : NULL;
+
+    if (!one)
+        return NULL;
+    one->whole = true;
+    for (size_t i = 0; i < n; i++) {
+        uint8_t *page = one->area + i * PAGE_BYTES;
+
+        errors[i] = refused(guest, pfns[i]);
+        if (errors[i]) {
+            one->whole = false;
+            mmap(page, PAGE_BYTES, PROT_READ, MAP_SHARED | MAP_FIXED, void_fd(), 0);
+        } else
+            memcpy(page, memory + pfns[i] * PAGE_BYTES, PAGE_BYTES);
+    }
+    pthread_mutex_lock(&copied_lock);
+    one->next = copied;
+    copied = one;
+    copied_areas++;
+    pthread_mutex_unlock(&copied_lock);
+    return one->area;
+}
+
+/* Whether this was an area of copies, all of which goes. */
+static bool unmap_copies(void *area)
+{
+    struct copied **at = &copied, *one;
+
+    pthread_mutex_lock(&copied_lock);
+    while (*at && (*at)->area != area)
+        at = &(*at)->next;
+    one = *at;
+    if (one) {
+        *at = one->next;
+        copied_areas--;
+        if (one->whole && nr_spare < SPARE_AREAS) {
+            one->next = spare;
+            spare = one;
+            nr_spare++;
+        } else {
+            munmap(one->area, one->n * PAGE_BYTES);
+            free(one);
+        }
+    }
+    pthread_mutex_unlock(&copied_lock);
+    return one;
+}
+
 void *xenforeignmemory_map2(xenforeignmemory_handle *fmem, uint32_t dom, void *addr, int prot,
                             int flags, size_t n, const xen_pfn_t arr[], int err[])
 {
-    const struct guest *guest;
+    struct guest *guest;
     int error = tally("xenforeignmemory_map", NULL);
 
     if (!error && !(guest = guest_of(dom)))
@@ -106,6 +210,8 @@ void *xenforeignmemory_map2(xenforeignmemory_handle *fmem, uint32_t dom, void *a
         errno = error;
         return NULL;
     }
+    if (machine->copies && prot == PROT_READ && !addr && err && scattered(n, arr))
+        return map_copies(guest, n, arr, err);
     uint8_t *area = mmap(addr, n * PAGE_BYTES, prot, flags | MAP_SHARED, void_fd(), 0);
     if (area == MAP_FAILED)
         return NULL;
@@ -128,7 +234,7 @@ void *xenforeignmemory_map(xenforeignmemory_handle *fmem, uint32_t dom, int prot
 
 int xenforeignmemory_unmap(xenforeignmemory_handle *fmem, void *addr, size_t n)
 {
-    return munmap(addr, n * PAGE_BYTES);
+    return unmap_copies(addr) ? 0 : munmap(addr, n * PAGE_BYTES);
 }
 
 int xenforeignmemory_restrict(xenforeignmemory_handle *fmem, domid_t domid)

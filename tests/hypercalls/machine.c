@@ -84,7 +84,7 @@ bool machine_get(void)
 static unsigned int mappings(void)
 {
     char line[PATH_MAX + 128];
-    unsigned int found = 0;
+    unsigned int found = copied_areas;
     FILE *maps = fopen("/proc/self/maps", "re");
 
     while (maps && fgets(line, sizeof(line), maps)) {

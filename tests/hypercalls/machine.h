@@ -63,7 +63,7 @@ struct machine {
     uint32_t version;       /* Xen's: major << 16 | minor */
     uint32_t nr_leaves;     /* of the system's CPU policies, all alike */
     uint32_t nr_msrs;
-    uint32_t pad;
+    uint32_t copies;        /* scattered pages that are mapped to be read are copied */
     int64_t buffers_held;   /* hypercall buffers that are allocated now */
     int64_t handles_open;   /* of libraries, now */
     int64_t mappings_left;  /* of guests' memory, when a process had closed its last handle */
@@ -115,6 +115,9 @@ extern struct machine *machine;
 /* The machine's files are there from the first handle to the last. Returns false with errno. */
 bool machine_get(void);
 void machine_put(void);
+
+/* Areas of copied pages that this process has now (foreignmemory.c). */
+extern unsigned int copied_areas;
 
 /* A file without contents: what is mapped from it is SIGBUS. */
 int void_fd(void);

@@ -68,7 +68,7 @@ def saved_live(stream: Path, source: Domain, machine: Machine, release: Release)
 
     def policy(stats: dict[str, Any]) -> int:
         if stats["dirty_count"] == -1 and stats["iteration"] < ROUNDS:
-            source.fill(range(0x200, 0x200 + 100 * stats["iteration"]), stats["iteration"])
+            source.fill(range(0x200, 0x200 + 300 * stats["iteration"], 3), stats["iteration"])
         decided = stats["iteration"] >= ROUNDS
         return PrecopyPolicy.STOP_AND_COPY if decided else PrecopyPolicy.CONTINUE_PRECOPY
 
@@ -108,6 +108,15 @@ def test_a_running_guest(
     assert done.result == (0, 0), done.logged
     assert_same(source, destination)
     assert destination.populated == {0: len(source.pages())}
+
+
+def test_a_running_guest_whose_scattered_pages_are_copied(
+    release: Release, machine: Machine, source: Domain, destination: Domain, stream: Path
+) -> None:
+    machine.state.copies = True
+    assert saved_live(stream, source, machine, release).result == (0, 0)
+    assert restore(stream, destination, machine, release).result == (0, 0)
+    assert_same(source, destination)
 
 
 def test_what_is_no_ram_travels_as_its_type_and_is_not_populated(

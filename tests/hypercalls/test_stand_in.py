@@ -117,6 +117,31 @@ def test_a_mapping_that_is_left_is_complained_about(
     assert complained.complaints() == ["2 mappings of guests' memory were left"]
 
 
+def test_copied_pages_are_a_mapping(release: Release, complained: Machine, domain: Domain) -> None:
+    complained.state.copies = True
+    code = """
+memory.xenforeignmemory_map.argtypes = [c_void_p, c_uint32, c_int, c_ulong, c_void_p, c_void_p]
+def copied(last):
+    pfns = (c_ulong * 9)(*range(0x10, 0x20, 2), last)
+    errors = (c_int * 9)()
+    area = memory.xenforeignmemory_map(fmem, 1, mmap.PROT_READ, 9, pfns, errors)
+    held = [ctypes.string_at(area + 4096 * place, 4096) for place in range(8)]
+    print(area is not None, list(errors), held == [bytes([pfn]) * 4096 for pfn in pfns[:8]])
+    return c_void_p(area)
+area, errors = mapped(*range(0x10, 0x20))
+for place, pfn in enumerate(range(0x10, 0x20)):
+    ctypes.memset(area + 4096 * place, pfn, 4096)
+memory.xenforeignmemory_unmap(fmem, c_void_p(area), c_ulong(16))
+for last in 0x90, 0x20, 0x20, 0x90:
+    memory.xenforeignmemory_unmap(fmem, copied(last), c_ulong(9))
+copied(0x20)
+close()
+"""
+    whole, holed = f"True {[0] * 9} True", f"True {[*[0] * 8, -22]} True"
+    assert ran(code, release, complained) == ("\n".join([holed, whole, whole, holed, whole]), "")
+    assert complained.complaints() == ["1 mappings of guests' memory were left"]
+
+
 def test_handles_and_buffers_that_are_left_are_complained_about(
     release: Release, complained: Machine
 ) -> None:
