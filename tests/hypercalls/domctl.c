@@ -199,6 +199,8 @@ static long set_cpu_policy(struct guest *guest, void *argument, uint32_t short_b
 {
     const struct xen_domctl_cpu_policy *op = &((struct xen_domctl *)argument)->u.cpu_policy;
     struct domain *domain = guest->domain;
+    if (domain->started)
+        return -EEXIST;
     size_t leaves = op->nr_leaves * sizeof(struct leaf), msrs = op->nr_msrs * sizeof(struct msr);
 
     if (op->nr_leaves > MAX_LEAVES || op->nr_msrs > MAX_MSRS)
@@ -253,8 +255,12 @@ long do_domctl(void *argument)
     int error = tally(known->name, &short_by);
     if (error)
         return -error;
-    struct guest *guest = known->answer == getdomaininfo ? guest_from(op->domain)
-                                                         : guest_of(op->domain);
+    struct guest *guest = guest_of(op->domain);
+#if XEN_DOMCTL_INTERFACE_VERSION < 0x16
+    /* Up to 4.17 it is asked for this domain or the next. */
+    if (!guest && known->answer == getdomaininfo)
+        guest = guest_from(op->domain);
+#endif
     return guest ? known->answer(guest, op, short_by) : -ESRCH;
 }
 

@@ -116,4 +116,5 @@ def guest(machine: Machine, domid: int, ram: Sequence[range], version: int = 0) 
     domain.state.params[PARAM_STORE_PFN], domain.state.params[PARAM_CONSOLE_PFN] = rings
     domain.context = bytes(range(256)) * 30
     domain.tsc = (1, 123456789012, 2_400_000, 3)
+    domain.resume()
     return domain

@@ -8,11 +8,39 @@
 
 _Static_assert(HVM_NR_PARAMS <= MAX_PARAMS, "struct domain has room for all of them");
 
+/* Whether it is one that Xen has no longer. */
+static bool deprecated(uint32_t index)
+{
+    switch (index) {
+    case HVM_PARAM_PAE_ENABLED:
+    case HVM_PARAM_DM_DOMAIN:
+    case HVM_PARAM_NESTEDHVM:
+    case HVM_PARAM_BUFIOREQ_EVTCHN:
+    case HVM_PARAM_MEMORY_EVENT_CR0:
+    case HVM_PARAM_MEMORY_EVENT_CR3:
+    case HVM_PARAM_MEMORY_EVENT_CR4:
+    case HVM_PARAM_MEMORY_EVENT_INT3:
+    case HVM_PARAM_MEMORY_EVENT_SINGLE_STEP:
+    case HVM_PARAM_MEMORY_EVENT_MSR:
+        return true;
+    default:
+        return index >= HVM_NR_PARAMS;
+    }
+}
+
+static bool set_once(uint32_t index)
+{
+    return index == HVM_PARAM_VIRIDIAN || index == HVM_PARAM_IOREQ_PFN ||
+           index == HVM_PARAM_BUFIOREQ_PFN || index == HVM_PARAM_IOREQ_SERVER_PFN ||
+           index == HVM_PARAM_NR_IOREQ_SERVER_PAGES || index == HVM_PARAM_ALTP2M ||
+           index == HVM_PARAM_MCA_CAP;
+}
+
 static long get_param(struct guest *guest, void *argument, uint32_t short_by)
 {
     struct xen_hvm_param *op = argument;
 
-    if (op->index >= HVM_NR_PARAMS)
+    if (deprecated(op->index))
         return -EINVAL;
     op->value = guest->domain->params[op->index];
     return 0;
@@ -22,9 +50,12 @@ static long set_param(struct guest *guest, void *argument, uint32_t short_by)
 {
     const struct xen_hvm_param *op = argument;
 
-    if (op->index >= HVM_NR_PARAMS)
+    if (deprecated(op->index))
         return -EINVAL;
-    guest->domain->params[op->index] = op->value;
+    uint64_t *value = &guest->domain->params[op->index];
+    if (set_once(op->index) && *value && *value != op->value)
+        return -EEXIST;
+    *value = op->value;
     return 0;
 }
 

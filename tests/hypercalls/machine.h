@@ -91,7 +91,7 @@ struct domain {
     uint32_t context_bytes;
     uint32_t nr_leaves;
     uint32_t nr_msrs;
-    uint32_t pad;
+    uint32_t started;       /* it has run: its CPU policy is what it is */
     struct leaf leaves[MAX_LEAVES];
     struct msr msrs[MAX_MSRS];
     uint8_t context[MAX_CONTEXT];

@@ -29,6 +29,7 @@ MAX_ORDER: Final = 32
 
 _DOMINF_HVM_GUEST: Final = 1 << 1
 _DOMINF_SHUTDOWN: Final = 1 << 2
+_DOMINF_PAUSED: Final = 1 << 3
 _DOMINF_RUNNING: Final = 1 << 5
 _DOMINF_SHUTDOWNSHIFT: Final = 16
 _SHUTDOWN_SUSPEND: Final = 2
@@ -110,7 +111,7 @@ class DomainStruct(ctypes.Structure):
         ("context_bytes", c_uint32),
         ("nr_leaves", c_uint32),
         ("nr_msrs", c_uint32),
-        ("pad", c_uint32),
+        ("started", c_uint32),
         ("leaves", LeafStruct * MAX_LEAVES),
         ("msrs", MsrStruct * MAX_MSRS),
         ("context", c_uint8 * MAX_CONTEXT),
@@ -204,7 +205,9 @@ class Domain:
         self.state.flags = _DOMINF_HVM_GUEST | shut_down
 
     def resume(self) -> None:
+        """Run, for the first time or again."""
         self.state.flags = _DOMINF_HVM_GUEST | _DOMINF_RUNNING
+        self.state.started = True
 
     @property
     def context(self) -> bytes:
@@ -277,9 +280,9 @@ class Machine:
         max_pages: int | None = None,
         garbage: bool = True,
     ) -> Domain:
-        """A running HVM domain without pages, with room for pfns up to `capacity` and for
-        `max_pages` pages. Fresh pages that a hypercall populates are full of garbage, unless told
-        otherwise; what a test puts there is not."""
+        """An HVM domain without pages that has not run yet, with room for pfns up to `capacity` and
+        for `max_pages` pages. Fresh pages that a hypercall populates are full of garbage, unless
+        told otherwise; what a test puts there is not."""
         whole = -(-ctypes.sizeof(DomainStruct) // PAGE) * PAGE
         _made(self.directory / f"memory-{domid}", capacity * PAGE)
         _made(self.directory / f"grants-{domid}", PAGE)
@@ -289,7 +292,7 @@ class Machine:
         domain.state.garbage = garbage
         _set_rows(domain.state.leaves, LEAVES)
         domain.state.nr_leaves = len(LEAVES)
-        domain.resume()
+        domain.state.flags = _DOMINF_HVM_GUEST | _DOMINF_PAUSED
         return domain
 
     def fail(

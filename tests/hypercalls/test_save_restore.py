@@ -152,6 +152,14 @@ def test_a_guest_for_which_there_is_no_memory(
     assert len(small.pages()) == 0x800
 
 
+def test_a_domain_that_has_run_keeps_its_cpu_policy(
+    release: Release, machine: Machine, source: Domain, destination: Domain, stream: Path
+) -> None:
+    assert save(stream, source, machine, release).result == (0, 0)
+    destination.resume()
+    assert restore(stream, destination, machine, release).result == (-1, errno.EEXIST)
+
+
 def test_a_short_populate_is_busy(
     release: Release, machine: Machine, source: Domain, destination: Domain, stream: Path
 ) -> None:

@@ -206,3 +206,53 @@ for n in 1024, 1025:
 close()
 """
     assert ran(code, release, complained) == ("0 0\n-1 7", "")
+
+
+def test_a_domain_that_is_not_there(release: Release, complained: Machine, domain: Domain) -> None:
+    code = """
+pfns = (c_ulong * 1)(0x400)
+get = xc.xc_hvm_param_get
+for call_ in (
+    lambda: xc.xc_domain_populate_physmap_exact(xch, 7, c_ulong(1), 0, 0, pfns),
+    lambda: xc.xc_domain_maximum_gpfn(xch, 7, pfns),
+    lambda: xc.xc_get_pfn_type_batch(xch, 7, 1, pfns),
+    lambda: get(xch, 7, 1, pfns),
+):
+    print(call_(), errno.errorcode[ctypes.get_errno()])
+close()
+"""
+    said = "-1 EBUSY\n-1 ESRCH\n-1 ESRCH\n-1 ESRCH"
+    assert ran("import errno\n" + code, release, complained) == (said, "")
+
+
+def test_hvm_parameters_that_are_set_once_or_are_gone(
+    release: Release, complained: Machine, domain: Domain
+) -> None:
+    code = """
+value = c_ulonglong()
+for index, number in (9, 5), (9, 5), (9, 6), (1, 5), (1, 6), (4, 1), (200, 1):
+    ctypes.set_errno(0)
+    print(xc.xc_hvm_param_set(xch, 1, index, c_ulonglong(number)), ctypes.get_errno())
+print(xc.xc_hvm_param_get(xch, 1, 9, byref(value)), value.value)
+close()
+"""
+    said = ["0 0", "0 0", "-1 17", "0 0", "0 0", "-1 22", "-1 22", "0 5"]
+    assert ran(code, release, complained) == ("\n".join(said), "")
+
+
+def test_pages_are_claimed_and_given_back(
+    release: Release, complained: Machine, domain: Domain
+) -> None:
+    code = """
+pfns = (c_ulong * 2)(0x20, 0x30)
+print(xc.xc_domain_claim_pages(xch, 1, c_ulong(500)))
+print(xc.xc_domain_decrease_reservation_exact(xch, 1, c_ulong(2), 0, pfns))
+print(xc.xc_domain_decrease_reservation_exact(xch, 1, c_ulong(2), 0, pfns))
+close()
+"""
+    had = domain.state.tot_pages
+    assert ran(code, release, complained) == ("0\n0\n-1", "")
+    assert domain.state.claimed_pages == 500
+    assert domain.state.tot_pages == had - 2
+    assert domain.kinds[0x20] == domain.kinds[0x30] == Kind.HOLE
+    assert not any(domain.page(0x20))
