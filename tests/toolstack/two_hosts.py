@@ -71,6 +71,11 @@ class Side:
         uri = f"sim:{self.host.directory}"
         return Context(self.host, uri, Trace("controller", self.happenings.write), self.limits)
 
+    @property
+    def receiver_ctx(self) -> Context:
+        """For a migration that comes here."""
+        return replace(self.ctx, trace=Trace("receiver", self.happenings.write))
+
     def limited(self, **seconds: float) -> None:
         self.limits = replace(self.limits, **seconds)
 

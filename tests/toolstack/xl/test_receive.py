@@ -71,7 +71,7 @@ def migrate(
         sending = asyncio.ensure_future(send(source, ours, strategy))
         with theirs:
             fd = theirs.fileno()
-            result = await receive(destination.ctx, fd, fd, peer="the test")
+            result = await receive(destination.receiver_ctx, fd, fd, peer="the test")
         return await sending, result
 
     return run(work())
@@ -117,7 +117,7 @@ async def refused(side: Side, config: bytes) -> ReceiveResult:
     with ours, theirs:
         ours.sendall(xl_header.encode_header(config))
         ours.shutdown(socket.SHUT_WR)
-        return await receive(side.ctx, theirs.fileno(), theirs.fileno(), peer="the test")
+        return await receive(side.receiver_ctx, theirs.fileno(), theirs.fileno(), peer="the test")
 
 
 @pytest.mark.parametrize("simulated", ["[1]", '{"workload": [1]}', "null"])
