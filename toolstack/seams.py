@@ -23,22 +23,9 @@ class Transfer(Protocol):
         """Stop; nobody hears of it any more."""
 
 
-class Seams:
-    """What an operation does at each place where a plan may have faults."""
-
-    def begin(self, operation: Operation) -> None:
-        """This process is about to do its side of `operation`."""
-
-    def open_zmq(
-        self, operation: Operation, provided: frozenset[str], listener: ChannelListener
-    ) -> HelperChannel:
-        """See `helpers.launch.open_zmq`."""
-        from xen_save_helper.toolstack.helpers.launch import open_zmq
-
-        return open_zmq(operation, provided, listener)
-
-    # libxl's stream: its header, and each of its records by one write, or by one read of the
-    # record's header and one of its padded body.
+class StreamSeam:
+    """libxl's stream: its header, and each of its records by one write, or by one read of the
+    record's header and one of its padded body."""
 
     def start_write(
         self,
@@ -56,7 +43,9 @@ class Seams:
         """See `fd_io.read_exactly`."""
         return await fd_io.read_exactly(fd, size, limit=limit, what=what)
 
-    # The handshake. `ends` are our descriptors of the link.
+
+class HandshakeSeam:
+    """What two controllers say to each other. `ends` are our descriptors of the link."""
 
     async def say(
         self,
@@ -76,3 +65,21 @@ class Seams:
     ) -> T:
         """Hear `message`. Raises OSError, and what `read` raises."""
         return await read()
+
+
+class Seams:
+    """What an operation does at each place where a plan may have faults."""
+
+    stream = StreamSeam()
+    handshake = HandshakeSeam()
+
+    def begin(self, operation: Operation) -> None:
+        """This process is about to do its side of `operation`."""
+
+    def open_zmq(
+        self, operation: Operation, provided: frozenset[str], listener: ChannelListener
+    ) -> HelperChannel:
+        """See `helpers.launch.open_zmq`."""
+        from xen_save_helper.toolstack.helpers.launch import open_zmq
+
+        return open_zmq(operation, provided, listener)

@@ -56,7 +56,9 @@ class RecordFaults:
             return HEADER.pack(_NO_SUCH_TYPE, length)
         if kind is actions.OVERSIZE:
             return HEADER.pack(number, MAX_LENGTH + 8)
-        if kind is actions.DROP:
+        if kind is actions.FLIP:
+            self._outlet.do(firing)
+        elif kind is actions.DROP:
             diverts.append(lambda _data: b"")
         elif kind is actions.TRUNCATE:
             half = len(header) + (size - len(header)) // 2 if size > len(header) else size // 2

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.faults.injector import Injector
 from xen_save_helper.helper.faults.shared_counts import counts_of
@@ -11,17 +10,14 @@ from xen_save_helper.helper.faults.striker import Striker
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError
 from xen_save_helper.ipc_schema.faults.points import SIDES, Kind, Who
-from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage
 from xen_save_helper.ipc_schema.trace import Trace
-from xen_save_helper.toolstack.faults import handshake
+from xen_save_helper.toolstack.faults.handshake import HandshakeFaults
 from xen_save_helper.toolstack.faults.records import RecordSeam
-from xen_save_helper.toolstack.seams import Seams, Transfer
+from xen_save_helper.toolstack.seams import Seams
 
 if TYPE_CHECKING:
     from xen_save_helper.toolstack.faults.zmq_controller import FaultyZmqController
     from xen_save_helper.toolstack.helpers.channel import ChannelListener
-
-T = TypeVar("T")
 
 
 class ControllerFaults(Seams):
@@ -37,7 +33,8 @@ class ControllerFaults(Seams):
         mine = plan._replace(faults=plan.of(Who.CONTROLLER))
         self._injector = Injector(mine.faults, plan.seed, counts=counts_of(mine))
         self._striker = Striker(self._injector, trace)
-        self._records = RecordSeam(self._striker.strike)
+        self.stream = RecordSeam(self._striker.strike)
+        self.handshake = HandshakeFaults(self._striker.strike)
 
     @property
     def idle(self) -> bool:
@@ -59,31 +56,3 @@ class ControllerFaults(Seams):
         from xen_save_helper.toolstack.faults.zmq_controller import FaultyZmqController
 
         return FaultyZmqController(self._striker, operation, provided, listener)
-
-    def start_write(
-        self,
-        fd: int,
-        data: bytes,
-        done: Callable[[Exception | None], None],
-        *,
-        limit: float,
-        what: str,
-    ) -> Transfer:
-        return self._records.start_write(fd, data, done, limit=limit, what=what)
-
-    async def read_exactly(self, fd: int, size: int, *, limit: float, what: str) -> bytes:
-        return await self._records.read_exactly(fd, size, limit=limit, what=what)
-
-    async def say(
-        self,
-        ends: tuple[int, int],
-        message: HandshakeMessage,
-        data: bytes,
-        write: Callable[[bytes], Awaitable[None]],
-    ) -> None:
-        await handshake.say(self._striker.strike, ends, message, data, write)
-
-    async def hear(
-        self, ends: tuple[int, int], message: HandshakeMessage, read: Callable[[], Awaitable[T]]
-    ) -> T:
-        return await handshake.hear(self._striker.strike, ends, message, read)

@@ -12,45 +12,45 @@ from xen_save_helper.helper.faults.message_faults import ON_LINK, mangled
 from xen_save_helper.ipc_schema.faults import actions
 from xen_save_helper.ipc_schema.faults.points import Moment, handshake_point
 from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage
+from xen_save_helper.toolstack.seams import HandshakeSeam
 
 T = TypeVar("T")
 
 
-async def say(
-    strike: Strike,
-    ends: Sequence[int],
-    message: HandshakeMessage,
-    data: bytes,
-    write: Callable[[bytes], Awaitable[None]],
-) -> None:
-    """See `Seams.say`."""
-    messages = [data]
-    for firing in list(strike(handshake_point(message.name, Moment.BEFORE_SEND))):
-        if not _ended(message, firing, ends):
-            messages = mangled(ON_LINK, messages, firing)
-    if data := b"".join(messages):
-        await write(data)
-    for firing in list(strike(handshake_point(message.name, Moment.AFTER_SEND))):
-        assert _ended(message, firing, ends)
+class HandshakeFaults(HandshakeSeam):
+    def __init__(self, strike: Strike) -> None:
+        self._strike = strike
 
-
-async def hear(
-    strike: Strike,
-    ends: Sequence[int],
-    message: HandshakeMessage,
-    read: Callable[[], Awaitable[T]],
-) -> T:
-    """See `Seams.hear`. Raises what `read` raises in the place of a message that is dropped, too,
-    since nobody says it again."""
-    while True:
-        heard = await read()
-        dropped = False
-        for firing in list(strike(handshake_point(message.name, Moment.HEARD))):
+    async def say(
+        self,
+        ends: tuple[int, int],
+        message: HandshakeMessage,
+        data: bytes,
+        write: Callable[[bytes], Awaitable[None]],
+    ) -> None:
+        messages = [data]
+        for firing in list(self._strike(handshake_point(message.name, Moment.BEFORE_SEND))):
             if not _ended(message, firing, ends):
-                assert firing.fault.action.kind is actions.DROP
-                dropped = True
-        if not dropped:
-            return heard
+                messages = mangled(ON_LINK, messages, firing)
+        if data := b"".join(messages):
+            await write(data)
+        for firing in list(self._strike(handshake_point(message.name, Moment.AFTER_SEND))):
+            assert _ended(message, firing, ends)
+
+    async def hear(
+        self, ends: tuple[int, int], message: HandshakeMessage, read: Callable[[], Awaitable[T]]
+    ) -> T:
+        """Raises what `read` raises in the place of a message that is dropped, too, since nobody
+        says it again."""
+        while True:
+            heard = await read()
+            dropped = False
+            for firing in list(self._strike(handshake_point(message.name, Moment.HEARD))):
+                if not _ended(message, firing, ends):
+                    assert firing.fault.action.kind is actions.DROP
+                    dropped = True
+            if not dropped:
+                return heard
 
 
 def _ended(message: HandshakeMessage, firing: Firing, ends: Sequence[int]) -> bool:

@@ -22,7 +22,7 @@ from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
 from xen_save_helper.ipc_schema.streams.records import HEADER, HEADER_SIZE, padding
 from xen_save_helper.toolstack.aio import fd_io
 from xen_save_helper.toolstack.cancellation import spawn
-from xen_save_helper.toolstack.seams import Transfer
+from xen_save_helper.toolstack.seams import StreamSeam, Transfer
 
 Done = Callable[[Exception | None], None]
 
@@ -51,9 +51,7 @@ class _Work:
         self._done(error)
 
 
-class RecordSeam:
-    """`start_write` and `read_exactly`: see `Seams`."""
-
+class RecordSeam(StreamSeam):
     def __init__(self, strike: Strike) -> None:
         self._strike = strike
         self._made = bytearray()
@@ -118,11 +116,7 @@ class RecordSeam:
 
     def _mangled(self, data: bytes, firings: list[Firing]) -> bytes:
         """What passes for the record `data`."""
-        records = [one for one in firings if one.fault.action.kind is not actions.FLIP]
-        header = self._records.begin(records, data[:HEADER_SIZE], len(data))
-        for firing in firings:
-            if firing.fault.action.kind is actions.FLIP:
-                self._outlet.do(firing)
+        header = self._records.begin(firings, data[:HEADER_SIZE], len(data))
         self._outlet.pass_on(header + data[HEADER_SIZE:])
         self._records.end()
         made = bytes(self._made)

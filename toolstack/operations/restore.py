@@ -223,7 +223,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
 
     async def _octets(self, size: int, what: str) -> bytes:
         limit = self._ctx.limits.stream_stall
-        data = await self._ctx.seams.read_exactly(
+        data = await self._ctx.seams.stream.read_exactly(
             self._parameters.restore_fd, size, limit=limit, what=what
         )
         self._offset += len(data)

@@ -236,7 +236,9 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         try:
             limit = max(self._ctx.limits.stream_stall, self._admission)
             fd = self._parameters.request.io_fd
-            self._write = self._ctx.seams.start_write(fd, data, done, limit=limit, what=part.value)
+            self._write = self._ctx.seams.stream.start_write(
+                fd, data, done, limit=limit, what=part.value
+            )
         except Exception as error:
             done(error)
 

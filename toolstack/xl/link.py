@@ -119,14 +119,14 @@ class HandshakeLink:
         self._hears = hears
         self._says = says
         self._limit = ctx.limits.handshake
-        self._seams = ctx.seams
-        self._seams.begin(operation)
+        ctx.seams.begin(operation)
+        self._seam = ctx.seams.handshake
 
     async def say(self, message: HandshakeMessage, data: bytes | None = None) -> None:
         """`data` where the message is more than its fixed octets."""
         write = partial(self._write, message.what)
         octets = message.octets if data is None else data
-        await self._seams.say((self._hears, self._says), message, octets, write)
+        await self._seam.say((self._hears, self._says), message, octets, write)
 
     async def hear(self, message: HandshakeMessage, limit: float | None = None) -> None:
         """Raises LinkError for other octets. `limit` in seconds, None for `handshake`."""
@@ -158,7 +158,7 @@ class HandshakeLink:
 
     async def hear_by(self, message: HandshakeMessage, read: Callable[[], Awaitable[T]]) -> T:
         """A message that `read` reads, whose errors are raised."""
-        return await self._seams.hear((self._hears, self._says), message, read)
+        return await self._seam.hear((self._hears, self._says), message, read)
 
     async def _read(self, message: HandshakeMessage, limit: float | None = None) -> None:
         await read_message(

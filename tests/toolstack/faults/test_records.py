@@ -43,7 +43,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 async def write(faults: ControllerFaults, fd: int, data: bytes) -> None:
     over: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-    faults.start_write(fd, data, over.set_result, limit=LIMIT, what="record")
+    faults.stream.start_write(fd, data, over.set_result, limit=LIMIT, what="record")
     if error := await over:
         raise error
 
@@ -117,7 +117,7 @@ def test_of_a_write_that_waits_nothing_passes_once_it_is_cancelled() -> None:
     async def run(fd: int) -> None:
         faults = faults_of("controller/record.libxl.END:write=stall(0.05)", Operation.SAVE)
         later: list[Exception | None] = []
-        faults.start_write(fd, END, later.append, limit=LIMIT, what="END").cancel()
+        faults.stream.start_write(fd, END, later.append, limit=LIMIT, what="END").cancel()
         await write(faults, fd, CONTEXT)
         await asyncio.sleep(0.1)  # longer than it would have waited
         assert later == []
@@ -135,7 +135,7 @@ def read(plan: str) -> list[bytes]:
         faults = faults_of(plan, Operation.RESTORE)
 
         async def exactly(size: int) -> bytes:
-            return await faults.read_exactly(fd, size, limit=LIMIT, what="record")
+            return await faults.stream.read_exactly(fd, size, limit=LIMIT, what="record")
 
         assert await exactly(len(HEADER)) == HEADER
         found = []
