@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.xen.host_tools import MissingToolsError, debian_archive
@@ -33,18 +34,25 @@ def unpacked(package: str) -> Path:
 
 def unpacked_from(suite: str, *packages: str) -> list[Path]:
     """The directories of the unpacked packages of another Debian release than this machine's. Its
-    list of packages is fetched along with those that are not there yet."""
+    list of packages is fetched along with those that are not there yet, by a process at a time."""
     directories = {package: CACHE / suite / package for package in packages}
-    missing = [package for package, directory in directories.items() if not directory.is_dir()]
-    if missing:
-        _need_apt(missing[0])
+    if not all(directory.is_dir() for directory in directories.values()):
+        _need_apt(packages[0])
         (CACHE / suite).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE / suite) as scratch:
-            options = _apt_of(suite, Path(scratch))
-            _run(["apt-get", "-q", *options, "update"], cwd=scratch)
-            for package in missing:
-                _fetch(package, directories[package], scratch, options)
+        with (CACHE / suite / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            missing = {name: where for name, where in directories.items() if not where.is_dir()}
+            if missing:
+                _fetch_from(suite, missing)
     return list(directories.values())
+
+
+def _fetch_from(suite: str, missing: Mapping[str, Path]) -> None:
+    with tempfile.TemporaryDirectory(dir=CACHE / suite) as scratch:
+        options = _apt_of(suite, Path(scratch))
+        _run(["apt-get", "-q", *options, "update"], cwd=scratch)
+        for package, directory in missing.items():
+            _fetch(package, directory, scratch, options)
 
 
 def _need_apt(package: str) -> None:
@@ -67,6 +75,7 @@ def _apt_of(suite: str, scratch: Path) -> list[str]:
         f"Dir::State::lists={scratch}/lists",
         f"Dir::Cache={scratch}/cache",
         "APT::Sandbox::User=root",
+        "Acquire::Languages=none",
     ]
     return [word for setting in settings for word in ("-o", setting)]
 

@@ -26,8 +26,8 @@ STANDS_IN_FOR: Final = (
 """One library under five names; the loader takes it for one."""
 
 _LIBRARIES: Final = Path("usr/lib/x86_64-linux-gnu")
-_LIBC_SUITES: Final = {"4.20": ("trixie", (2, 38))}
-"""Whose libc the libraries of a release need, where this machine's is older than that."""
+_TRIXIES_LIBC: Final = (2, 38)
+"""What the libraries of trixie need. Where this machine's is older they get trixie's own."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Release:
 def built(directory: Path, version: str) -> Release:
     """The stand-in for this release, in `directory`, which is made. The compiler's errors are the
     test's. Raises PackageUnavailableError without Debian's packages."""
-    headers, xen, toollog = _packages(version)
+    headers, xen, toollog, *libc = _packages(version)
     directory.mkdir()
     check = directory / "layout_check.h"
     check.write_text(layout_check())
@@ -76,24 +76,22 @@ def built(directory: Path, version: str) -> Release:
     for name in (f"libxenctrl.so.{version}", f"libxenguest.so.{version}"):
         (directory / name).symlink_to(xen / _LIBRARIES / name)
     (directory / "libxentoollog.so.1").symlink_to(toollog / _LIBRARIES / "libxentoollog.so.1")
-    return Release(version, directory, _loader(version, directory))
+    return Release(version, directory, _loader(directory, libc[0]) if libc else ())
 
 
 def _packages(version: str) -> list[Path]:
     names = ("libxen-dev", f"libxenmisc{version}", "libxentoollog1")
     if version == "4.17":
         return [unpacked(name) for name in names]
-    suite, _ = _LIBC_SUITES[version]
-    return unpacked_from(suite, *names)
+    return unpacked_from("trixie", *names, *(("libc6",) if _libc() < _TRIXIES_LIBC else ()))
 
 
-def _loader(version: str, directory: Path) -> tuple[str, ...]:
-    suite, needed = _LIBC_SUITES.get(version, ("", (0, 0)))
+def _libc() -> tuple[int, ...]:
     told = os.confstr("CS_GNU_LIBC_VERSION") or "glibc 0.0"
-    major, minor = told.split()[1].split(".")[:2]
-    if (int(major), int(minor)) >= needed:
-        return ()
-    (libc,) = unpacked_from(suite, "libc6")
+    return tuple(int(number) for number in told.split()[1].split("."))
+
+
+def _loader(directory: Path, libc: Path) -> tuple[str, ...]:
     libraries = libc / _LIBRARIES
     search = f"{directory}:{libraries}"
     return (str(libraries / "ld-linux-x86-64.so.2"), "--library-path", search)
