@@ -161,7 +161,7 @@ class TestFailure:
         sink = Sink(theirs)
         theirs.sendall(b"no configuration at all" * 10)
         fd = ours.fileno()
-        received = run(receive(destination.ctx, fd, fd, peer="a test"))
+        received = run(receive(destination.receiver_ctx, fd, fd, peer="a test"))
         assert not received.started
         assert b"migration receiver" in sink.end()
 
