@@ -33,7 +33,9 @@ def file_of(text: str, standard: int) -> Path | int:
     if not text:
         raise ValueError(f"the FILE has no name; `-` is {_NAMES[standard]}")
     if text.endswith("/"):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), text)
+        raise IsADirectoryError(
+            errno.EISDIR, "a name that ends in / is a directory's; name a file", text
+        )
     number = standard if text == "-" else _descriptor(text)
     if number is None:
         return Path(text)

@@ -82,6 +82,15 @@ def count(text: str) -> int:
     return int(text)
 
 
+def trace_file(text: str) -> str:
+    """A file that a trace is appended to. For argparse."""
+    if text == "-":
+        raise argparse.ArgumentTypeError(
+            "want a file's name; /dev/stderr shows the trace, ./- is a file called so"
+        )
+    return text
+
+
 def directory_of(arguments: argparse.Namespace) -> Path:
     """The directory of a simulated host. Raises UsageError where none is named."""
     if arguments.host is None:

@@ -16,6 +16,7 @@ from xen_save_helper.toolstack.commands.common import (
     host_of,
     show,
 )
+from xen_save_helper.toolstack.operations.settle import why_not_suspend
 from xen_save_helper.toolstack.xl import journal
 from xen_save_helper.toolstack.xl.journal import Promise
 from xen_save_helper.toolstack.xl.recover import OPERATIONS, domain_of, operations_on, waits_for
@@ -164,6 +165,12 @@ def destroy(arguments: argparse.Namespace) -> int:
     return _done(arguments, guest, "destroyed")
 
 
+def _check_not_dead(guest: DomainSummary) -> None:
+    """Raises CommandError for a guest that will never run again."""
+    if guest.state.value in ("crashed", "shut down"):
+        raise CommandError(why_not_suspend(guest))
+
+
 def pause(arguments: argparse.Namespace) -> int:
     """Refused while a save or migration of the guest is under way: it could not suspend."""
     host = host_of(arguments)
@@ -174,6 +181,7 @@ def pause(arguments: argparse.Namespace) -> int:
                 f"{guest.name!r} is not paused: a {OPERATIONS[entry.role]} of it is under way "
                 f"(process {entry.process.pid}); wait for its end"
             )
+    _check_not_dead(guest)
     host.pause(guest.domid)
     return _done(arguments, guest, "paused")
 
@@ -186,6 +194,7 @@ def unpause(arguments: argparse.Namespace) -> int:
     for entry in operations_on(host, guest):
         if guest.state.value == "suspended" or entry.promise in partial:
             raise CommandError(f"{guest.name!r} waits for {waits_for(entry)}")
+    _check_not_dead(guest)
     host.unpause(guest.domid)
     return _done(arguments, guest, "running")
 

@@ -11,7 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NoReturn
 
 from xen_save_helper.ipc_schema.version import version
-from xen_save_helper.toolstack.commands.common import count, guest_size, positive, size
+from xen_save_helper.toolstack.commands.common import (
+    count,
+    guest_size,
+    positive,
+    size,
+    trace_file,
+)
 
 EXIT_CODES_TEXT: Final = """\
 exit codes: 0 success; 1 failed (migrate, demo: and the guest runs at the source); 2 usage;
@@ -34,9 +40,16 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; all that a command can do is for --help."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` tells how it is used\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Of all commands; `arguments.run` then names the one that was given."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="xen-toolstack",
         description="Run, save, restore and migrate guests.",
         epilog=EXIT_CODES_TEXT,
@@ -79,7 +92,9 @@ def _add_verbose(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_events(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--events", metavar="FILE", help="append the trace, as JSON lines")
+    parser.add_argument(
+        "--events", metavar="FILE", type=trace_file, help="append the trace, as JSON lines"
+    )
 
 
 def _add_host(parser: argparse.ArgumentParser) -> None:
@@ -282,7 +297,7 @@ def _add_migration_commands(command: Adder) -> None:
 
 
 def _add_fault_commands(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: argparse._SubParsersAction[_Parser],
 ) -> None:
     """They make their own hosts, so that none is named."""
     text = "provoke faults in a save or migration, and judge how it ends"

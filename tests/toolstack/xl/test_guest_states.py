@@ -81,6 +81,15 @@ def test_a_guest_that_has_crashed_is_told_as_that(
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
 
 
+@pytest.mark.parametrize("command", ["pause", "unpause"])
+def test_a_guest_that_has_crashed_is_not_paused(hosts: Hosts, command: str) -> None:
+    hosts.guest()
+    kill(hosts.at_source)
+    ended = toolstack(command, "g", "--host", hosts.source)
+    assert ended.code == 1
+    assert ended.line == "xen-toolstack: 'g' has crashed: look at it, then destroy it"
+
+
 def test_the_library_refuses_a_paused_guest_before_any_page(hosts: Hosts, tmp_path: Path) -> None:
     domid = hosts.guest()
     hosts.at_source.pause(domid)

@@ -70,7 +70,7 @@ def test_a_mount_point(hosts: Hosts, tmp_path: Path) -> None:
     ("where", "words"),
     [
         (".", ["it is a directory; name a file in it"]),
-        ("new/", ["Is a directory: ", "new/"]),
+        ("new/", ["name a file: ", "new/"]),
         ("", ["the FILE has no name; `-` is stdout"]),
         ("no/m.sav", ["there is no directory ", "/no; make it first"]),
         ("file/m.sav", ["Not a directory"]),
