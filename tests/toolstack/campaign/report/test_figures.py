@@ -15,6 +15,7 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 from tests.toolstack.campaign.judge.verdicts import EVENTS, report, verdict
+from tests.unavailable import unavailable
 from xen_save_helper.toolstack.campaign.report import html_page as html_report
 from xen_save_helper.toolstack.campaign.report import junit
 from xen_save_helper.toolstack.campaign.report.figures import Report, not_fired, rows, show, tally
@@ -221,19 +222,16 @@ class Page(HTMLParser):
         return [given for _tag, given in self.elements if wanted.items() <= given.items()]
 
 
-NODE = shutil.which("node")
-needs_node = pytest.mark.skipif(NODE is None, reason="node runs the page's script")
-
-
 def rendered(found: Report, address: str = "") -> str:
     """What the page's script makes of the page; `address` names what is open in it."""
+    node = shutil.which("node") or unavailable("the page's script needs node: install nodejs")
     text = html_report.page(found)
     (index,) = re.findall(r'<script type="application/json" id="index">(.*?)</script>', text)
     blocks = re.findall(r'<script type="text/plain" class="block">(.*?)</script>', text)
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     given = {"index": index, "blocks": blocks, "script": script, "hash": address}
     done = subprocess.run(
-        [str(NODE), str(Path(__file__).parent / "dom.js")],
+        [node, str(Path(__file__).parent / "dom.js")],
         input=json.dumps(given),
         capture_output=True,
         check=False,
@@ -256,7 +254,6 @@ def blocks_of(text: str) -> list[Any]:
 
 
 class TestPage:
-    @needs_node
     def test_each_run_can_be_opened_from_its_mode(self) -> None:
         page = Page(rendered(MIXED))
         openers = [given["data-v"] for given in page.all() if "data-v" in given]
@@ -267,19 +264,16 @@ class TestPage:
         panels = [given["id"] for given in page.all(role="tabpanel")]
         assert tabs == panels == ["panel-wrong", "panel-save", "panel-live", "panel-postcopy"]
 
-    @needs_node
     def test_a_cell_has_the_colour_and_the_words_of_its_worst_run(self) -> None:
         page = Page(rendered(MIXED))
         (cell,) = page.all(data_v="1,2")
         assert cell["class"] == "cell fails"
         assert cell["aria-label"] == "hello exit: 1 fails, 1 holds"
 
-    @needs_node
     def test_what_is_typed_as_kill_is_found_by_that(self) -> None:
         (cell,) = Page(rendered(MIXED)).all(data_v="0")
         assert cell["aria-label"] == "suspend:before-answer die (kill): 1 holds"
 
-    @needs_node
     def test_plans_of_several_faults_are_listed(self) -> None:
         pair = verdict("start=stop; hello=kill; seed=3")
         primed = verdict("source.controller/start:after-send=signal(TERM); "
@@ -288,7 +282,6 @@ class TestPage:
         assert [given["class"] for given in page.all(data_v="0")] == ["open holds"]
         assert [given["class"] for given in page.all(data_v="1")] == ["cell holds"]
 
-    @needs_node
     def test_two_faults_by_chance_are_listed_whatever_the_second_is(self) -> None:
         pair = verdict("start=stop; source.controller/abort:before-send=kill; seed=3")
         page = Page(rendered(report(pair)))
@@ -344,14 +337,13 @@ class TestPage:
             name for name, _ in Page(plain).elements
         ]
         assert "alert(1)</script>" not in text
-        if NODE is not None:
-            for address in ("", "#0"):
-                made, plain_made = (
-                    [name for name, _ in Page(rendered(found, address)).elements]
-                    for found in (report(bad, title=HOSTILE), report(plainly))
-                )
-                assert "img" not in made
-                assert address or made == plain_made
+        for address in ("", "#0"):
+            made, plain_made = (
+                [name for name, _ in Page(rendered(found, address)).elements]
+                for found in (report(bad, title=HOSTILE), report(plainly))
+            )
+            assert "img" not in made
+            assert address or made == plain_made
         ((details,),) = blocks_of(text)
         assert details["problems"] == [HOSTILE]
 
@@ -361,10 +353,8 @@ class TestPage:
     def test_a_campaign_without_runs_has_one(self, tmp_path: Path) -> None:
         html_report.write(report(missing=3), tmp_path / "report.html")
         Page((tmp_path / "report.html").read_text())
-        if NODE is not None:
-            assert "3 of 0" not in rendered(report(missing=3))
+        assert "3 of 0" not in rendered(report(missing=3))
 
-    @needs_node
     def test_it_says_what_the_campaign_came_to(self) -> None:
         said = rendered(report(*MIXED.verdicts, missing=1200))
         for words in (
@@ -378,7 +368,6 @@ class TestPage:
         ):
             assert words in said
 
-    @needs_node
     def test_a_matrix_has_its_points_and_actions_in_sections(self) -> None:
         page = Page(rendered(report(*MIXED.verdicts, verdict("link/stream@9=cut", "save"))))
         groups = [given["colspan"] for given in page.all(scope="colgroup")]
@@ -392,7 +381,6 @@ class TestPage:
             "Helper milestones",
         ]
 
-    @needs_node
     def test_a_run_that_is_opened_says_all_of_itself(self) -> None:
         said = rendered(MIXED, "#1")
         for words in (
