@@ -12,6 +12,7 @@ import hypothesis
 import psutil
 import pytest
 
+from tests.left_out import leave_out
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
@@ -50,14 +51,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the long tests out unless they, or their file, are asked for."""
-    if config.getoption("--long"):
-        return
-    named = {Path(argument.partition("::")[0]).absolute() for argument in config.args}
-    left_out = {
-        item for item in items if item.get_closest_marker("long") and item.path not in named
-    }
-    config.hook.pytest_deselected(items=list(left_out))
-    items[:] = [item for item in items if item not in left_out]
+    if not config.getoption("--long"):
+        leave_out(config, items, "long", lambda item, named: item.path in named)
 
 
 HostFactory = Callable[[str], SimulatedHost]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+AskedFor = Callable[[pytest.Item, Sequence[Path]], bool]
+"""Whether an item is asked for by the paths that the command line names."""
 
-def leave_out(config: pytest.Config, items: list[pytest.Item], marker: str, where: Path) -> None:
-    """Take those with the marker away, unless a path that the command line names is `where` or in
-    it."""
+
+def leave_out(
+    config: pytest.Config, items: list[pytest.Item], marker: str, asked_for: AskedFor
+) -> None:
+    """Take those with the marker away that are not asked for."""
     named = [Path(argument.partition("::")[0]).absolute() for argument in config.args]
-    if any(path == where or where in path.parents for path in named):
-        return
-    left_out = [item for item in items if item.get_closest_marker(marker)]
+    left_out = {
+        item for item in items if item.get_closest_marker(marker) and not asked_for(item, named)
+    }
     if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
