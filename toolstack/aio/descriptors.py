@@ -1,7 +1,7 @@
 """The descriptors that an operation is given, checked before anything is begun, and those that it
 will open (RLIMIT_NOFILE).
 
-Raises as `toolstack.arguments`.
+Raises as `toolstack.rules.arguments`.
 """
 
 from __future__ import annotations
