@@ -248,7 +248,8 @@ class _Sending(HandshakeSide[Sender]):
                 f"the receiver said nothing of postcopy: is it xl's? ({message_of(error)})"
             ) from error
         if verdict.rc:
-            rc = verdict.rc if verdict.rc in set(Error) else Error.FAIL
+            # ABORTED would say that our own caller has given up.
+            rc = verdict.rc if verdict.rc in set(Error) - {Error.ABORTED} else Error.FAIL
             self._fail(rc, f"the destination refuses the guest: {verdict.reason}")
             return Event.FAILED
         return Event.OK

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, toolstack
-from xen_save_helper.ipc_schema.streams.xl_handshake import BANNER, VERDICT
+from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.ipc_schema.streams.xl_handshake import BANNER, VERDICT, Verdict, encode_verdict
 
 BANNER_SAID = f"printf '{BANNER.octets.decode().strip()}\\n'"
 
@@ -124,6 +125,23 @@ def test_a_receiver_that_lies(hosts: Hosts, tmp_path: Path, body: bytes, words: 
     verdict.write_bytes(VERDICT.octets + body)
     command = f"{BANNER_SAID}; head -c 64 >/dev/null; cat {verdict}"
     refused(hosts, migrate(hosts, to=command), words)
+
+
+@pytest.mark.parametrize(
+    ("told", "rc"),
+    [
+        pytest.param(Error.NOMEM, Error.NOMEM, id="its own"),
+        pytest.param(Error.ABORTED, Error.FAIL, id="cancelled there, not here"),
+    ],
+)
+def test_the_rc_of_a_refusal(hosts: Hosts, tmp_path: Path, told: Error, rc: Error) -> None:
+    hosts.guest()
+    verdict = tmp_path / "verdict"
+    verdict.write_bytes(encode_verdict(Verdict(told, "interrupted")))
+    command = f"{BANNER_SAID}; head -c 64 >/dev/null; cat {verdict}; cat >/dev/null"
+    ended = migrate(hosts, "--json", to=command)
+    refused(hosts, ended, "the destination refuses the guest: interrupted")
+    assert ended.json["rc"] == rc
 
 
 def test_a_guest_that_no_simulated_host_can_have_is_refused(hosts: Hosts) -> None:
