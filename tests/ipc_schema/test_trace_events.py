@@ -100,7 +100,7 @@ def test_names_stand_where_events_are_written() -> None:
         and text(call.args[0]) is None
         # `rules.helper_run` has events of its own, of an enum.
         and "_run.event" not in ast.unparse(call)
-        and not ast.unparse(call.args[0]).startswith("Event.")
+        and not ast.unparse(call.args[0]).startswith("HelperEvent.")
     }
     assert unseen == FORWARDERS
 

@@ -37,8 +37,8 @@ from xen_save_helper.toolstack.helpers.request import (
 from xen_save_helper.toolstack.helpers.watch import HelperWatch
 from xen_save_helper.toolstack.limits import Limits
 from xen_save_helper.toolstack.rules.helper_run import (
-    Action,
-    Event,
+    HelperAction,
+    HelperEvent,
     HelperPhase,
     HelperRun,
 )
@@ -130,14 +130,14 @@ class SaveHelper:
                 stood_still=self._tell_stop,
             )
         except OSError as error:
-            self._event(Event.START_FAILED, f"cannot start the save helper: {error}")
+            self._event(HelperEvent.START_FAILED, f"cannot start the save helper: {error}")
             return
         finally:
             for fd in copies:
                 if fd >= 0:
                     os.close(fd)
         self._trace.event("helper_started", helper=self._process.pid)
-        self._event(Event.STARTED)
+        self._event(HelperEvent.STARTED)
         self._channel.listen()
 
     def async_callback_done(self, value: int, callback: str = "") -> None:
@@ -151,7 +151,7 @@ class SaveHelper:
     def abort(self, rc: int, reason: str = "") -> None:
         """SIGTERM, and SIGKILL after `limits.abort`; `done` gets `rc` unless one is set. An async
         callback that waits is answered with its refusal, so that the helper's error path runs."""
-        self._event(Event.ABORT, reason or f"aborted with {rc_name(rc)}", rc)
+        self._event(HelperEvent.ABORT, reason or f"aborted with {rc_name(rc)}", rc)
 
     def wait_for_ever(self) -> None:
         """From here on no answer of ours is too late: what would be lost by giving up is worth any
@@ -164,13 +164,13 @@ class SaveHelper:
     def hello(self) -> None:
         assert self._channel is not None
         self._trace.event("helper_ready")
-        self._event(Event.HELLO)
+        self._event(HelperEvent.HELLO)
         try:
             self._channel.start(self._launch.start_fields())
         except OSError as error:
-            self._event_unless_dying(Event.REPLY_FAILED, str(error))
+            self._event_unless_dying(HelperEvent.REPLY_FAILED, str(error))
         except ValueError as error:
-            self._event(Event.REPLY_FAILED, str(error))
+            self._event(HelperEvent.REPLY_FAILED, str(error))
 
     def message(self, message: Message, fields: dict[str, Any]) -> None:
         self._trace.event("callback", name=message.name, **fields)
@@ -196,12 +196,12 @@ class SaveHelper:
                 self._call(message, fields)
 
     def violation(self, reason: str) -> None:
-        self._event(Event.VIOLATION, reason)
+        self._event(HelperEvent.VIOLATION, reason)
 
     def lost(self, reason: str) -> None:
-        self._event_unless_dying(Event.CHANNEL_LOST, reason)
+        self._event_unless_dying(HelperEvent.CHANNEL_LOST, reason)
 
-    def _event_unless_dying(self, event: Event, reason: str) -> None:
+    def _event_unless_dying(self, event: HelperEvent, reason: str) -> None:
         """A process that dies closes its connection first; how it died is the better reason."""
         assert self._process is not None
         process, patience = self._process, Patience(self._limits.abort, self._loop.time())
@@ -256,7 +256,7 @@ class SaveHelper:
         self._waiting = None
         self._clear_answer_limit()
         if failure:
-            self._event_unless_dying(Event.REPLY_FAILED, failure)
+            self._event_unless_dying(HelperEvent.REPLY_FAILED, failure)
 
     def _refuse(self, message: Message) -> None:
         if self._waiting is message and message.refusal is not None:
@@ -265,7 +265,7 @@ class SaveHelper:
     def _answer_late(self, message: Message) -> None:
         self._answer_limit = None
         reason = f"no answer to {message.name} within {self._limits.callback} s"
-        self._event(Event.LIMIT, reason)
+        self._event(HelperEvent.LIMIT, reason)
 
     def _complete(self, message: Message, retval: int, errnoval: int) -> None:
         self._answer(message, 0)
@@ -293,31 +293,31 @@ class SaveHelper:
 
     # What the rules decide
 
-    def _event(self, event: Event, reason: str = "", rc: int = 0) -> None:
+    def _event(self, event: HelperEvent, reason: str = "", rc: int = 0) -> None:
         actions = self._run.event(event, reason, rc)
         if reason and actions:
             self._trace.event("helper_run", what=event.name.lower(), reason=reason)
         self._do(actions)
 
-    def _do(self, actions: tuple[Action, ...]) -> None:
+    def _do(self, actions: tuple[HelperAction, ...]) -> None:
         for action in actions:
             match action:
-                case Action.STOP_LISTENING:
+                case HelperAction.STOP_LISTENING:
                     self._stop_listening()
-                case Action.TERMINATE:
+                case HelperAction.TERMINATE:
                     self._terminate()
-                case Action.KILL:
+                case HelperAction.KILL:
                     assert self._process is not None
                     self._process.kill()
-                case Action.LIMIT_START:
+                case HelperAction.LIMIT_START:
                     self._set_limit(self._limits.helper_start, "hello")
-                case Action.LIMIT_SILENCE:
+                case HelperAction.LIMIT_SILENCE:
                     self._watch()
-                case Action.LIMIT_ABORT:
+                case HelperAction.LIMIT_ABORT:
                     self._set_limit(self._limits.abort, "its end")
-                case Action.NO_LIMIT:
+                case HelperAction.NO_LIMIT:
                     self._clear_limit()
-                case Action.DONE:
+                case HelperAction.DONE:
                     self._finish()
 
     def _clear_answer_limit(self) -> None:
@@ -346,7 +346,7 @@ class SaveHelper:
         assert self._process is not None
         self._clear_limit()
         reason = f"the helper has not come to {what} in {seconds} s"
-        over = partial(self._event, Event.LIMIT, reason)
+        over = partial(self._event, HelperEvent.LIMIT, reason)
         self._limit = Timer(seconds, over, self._process.stopped)
 
     def _watch(self) -> None:
@@ -358,7 +358,7 @@ class SaveHelper:
             silence=self._launch.silence,
             waits=lambda: self._waiting is not None,
             told=self._tell_wait,
-            over=partial(self._event, Event.LIMIT),
+            over=partial(self._event, HelperEvent.LIMIT),
         )
 
     def _clear_limit(self) -> None:

@@ -1,7 +1,7 @@
-"""The arguments of the public operations, checked before anything is begun.
+"""Checks of the public operations' arguments, made before anything is begun.
 
-What is no value of the kind is a TypeError, a value that cannot be is a ValueError; both name the
-parameter and say what is wanted.
+A value of the wrong type is a TypeError, an impossible one a ValueError; both name the parameter
+and say what is wanted.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., object])
 
 DOMID_FIRST_RESERVED: Final = 0x7FF0
-"""Xen's public/xen.h: no domain has this number, or a higher one."""
+"""Xen's public/xen.h: every domain's number is below it."""
 
 
 def domain_number(value: object) -> int:
-    """A `domid`."""
+    """Return `value` if it can be a `domid`."""
     if isinstance(value, str):
         raise TypeError(
             f"domid: want a domain's number, not its name {value!r}; Context.host.find(name) has it"
@@ -29,45 +29,45 @@ def domain_number(value: object) -> int:
 
 
 def bandwidth(value: object) -> int:
-    """Bytes a second; 0 for no limit."""
+    """Return `value` if it is a bandwidth: bytes a second, 0 for no limit."""
     return whole_number("bandwidth", value, *INTEGER_RANGES[Kind.ULONG], " bytes a second")
 
 
 def flags(value: object, **known: int) -> int:
-    """Bits of those that are `known`, by their names."""
+    """Return `value` if it has no bits but the `known` ones, which are given by name."""
     given = whole_number("flags", value, *INTEGER_RANGES[Kind.U32])
     if unknown := given & ~sum(known.values()):
-        raise ValueError(f"flags: there are {' and '.join(known)}, but no {unknown:#x}")
+        raise ValueError(f"flags: want {' and '.join(known)} only, not {unknown:#x}")
     return given
 
 
 def instance(name: str, value: object, kind: type[_T]) -> _T:
-    """An instance of `kind`."""
+    """Return `value` if it is a `kind`."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}: want a {kind.__name__}, not {value!r}")
     return value
 
 
 def function(name: str, value: _F) -> _F:
-    """What can be called."""
+    """Return `value` if it can be called."""
     if not callable(value):
         raise TypeError(f"{name}: want a function, not {value!r}")
     return value
 
 
 def configuration(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A domain's, as `Host.config` has it (libxl_domain_config's JSON)."""
+    """Return `value` if it can be a domain's configuration (libxl_domain_config's JSON)."""
     if not isinstance(value, Mapping):
         raise TypeError(
-            f"config: want a domain's configuration, a mapping as Context.host.config(domid) has "
-            f"it, not {value!r}"
+            f"config: want a domain's configuration, a mapping as Context.host.config(domid) "
+            f"returns, not {value!r}"
         )
     return value
 
 
 def domain_name(value: object) -> str:
-    """The `name` of a domain to be."""
+    """Return `value` if a domain can have this `name`."""
     name = instance("name", value, str)
     if not name:
-        raise ValueError("name: a domain's is not empty")
+        raise ValueError("name: want a name that is not empty")
     return name

@@ -1,5 +1,4 @@
-"""Of the failures that one operation meets: which is the cause, which came of it, and how people
-read them."""
+"""The failures of one operation: which is the cause, which are its consequences, and their text."""
 
 from __future__ import annotations
 
@@ -17,9 +16,11 @@ def message_of(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Failure:
-    """`rc` is a libxl error code, or 0 for what failed nothing and has to be told all the same;
-    `reason` is a line for people. `theirs`: it says no more than that
-    the other side of the stream has failed or gone, and knows the cause better."""
+    """A failure of an operation, or (`rc` 0) a notice that must be shown all the same.
+
+    `rc` is a libxl error code, `reason` a line for people. `theirs`: all it says is that the other
+    side of the stream failed or disconnected; that side knows the cause better.
+    """
 
     rc: int
     reason: str
@@ -27,8 +28,8 @@ class Failure:
 
 
 class Failures:
-    """Failures in the order in which they come. What follows from a failure comes after it; but
-    where the other side was the first to fail, what is seen of that here comes before its word."""
+    """Failures in the order in which they come. A consequence comes after its cause; but if the
+    other side failed first, what is seen of that here comes before its own report."""
 
     def __init__(self) -> None:
         self._met: list[Failure] = []
@@ -38,24 +39,24 @@ class Failures:
 
     @property
     def cause(self) -> Failure | None:
-        """The first that is no mere trace of the other side's; where there is none, the first; and
-        where nothing failed the last that is to be told."""
+        """The first failure that is ours, else the first of all; if nothing failed, the last
+        notice."""
         failed = [failure for failure in self._met if failure.rc]
         ours = (failure for failure in failed if not failure.theirs)
         return next(chain(ours, failed, reversed(self._met)), None)
 
     @property
     def rc(self) -> int:
-        """The first that is not 0, as libxl's is; 0 where there is none."""
+        """The first that is not 0, as in libxl; 0 if nothing failed."""
         return next((failure.rc for failure in self._met if failure.rc), 0)
 
     @property
     def reason(self) -> str:
-        """The cause's; empty where there is none."""
+        """The cause's reason, "" if there is none."""
         return self.cause.reason if self.cause is not None else ""
 
     @property
     def consequences(self) -> tuple[str, ...]:
-        """What to tell those who want to know all, each once."""
+        """Every other reason, each once, for people who want to know all."""
         reasons = dict.fromkeys(failure.reason for failure in self._met)
         return tuple(reason for reason in reasons if reason != self.reason)

@@ -1,17 +1,17 @@
 """The handshake of `xl migrate` and `xl migrate-receive`, as two machines without I/O.
 
 Each state of a machine is one action that the caller carries out; its result is the event that
-leads to the next state, until an end is reached. All that decides where the guest may run after a
-failure stands in `SENDER_TABLE` and `RECEIVER_TABLE` (xl: migrate_domain, migrate_receive).
+leads to the next state, until an end is reached. Everything that decides where the guest may run
+after a failure is in `SENDER_TABLE` and `RECEIVER_TABLE` (xl: migrate_domain, migrate_receive).
 
 The verdict (READ_VERDICT, EXAMINE, ACCEPT, REFUSE) is ours alone: xl finds out what a guest lacks
-when it has come. It is said only where the sender asks for it; elsewhere these actions pass in
-silence. Apart from it the tables differ from xl in three places, each of which leaves one guest
+when the guest has arrived. It is sent only if the sender asks for it; otherwise these actions pass
+in silence. Apart from it the tables differ from xl in three places, each of which leaves one guest
 where xl leaves none or two half ones:
-- xl destroys the source after a postcopy whose sync message never came. Whether the guest was
-  resumed is then not known, so the source is kept, as after any failure past the transition.
-- the receiver sends the sync message after it gave the guest its name, not before.
-- a receiver that cannot send its report destroys its copy all the same.
+- xl destroys the source after a postcopy whose sync message never came. Nobody knows then whether
+  the guest was resumed, so the source is kept, as after any failure past the transition.
+- The receiver sends the sync message after it has given the guest its name, not before.
+- A receiver that cannot send its report destroys its copy all the same.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ POSTCOPY_INCONSISTENT: Final = "--postcopy-inconsistent"
 
 
 class Event(Enum):
-    """How an action ended. OK and FAILED for most; the others where their action says so.
+    """How an action ended: OK or FAILED for most, the others for the actions that they name.
 
-    FAILED of a read means: other octets, end of file, its limit passed, or an abort was asked for.
+    A read is FAILED by other bytes than expected, end of file, its limit, or a request to abort.
     """
 
     OK = "ok"
@@ -38,7 +38,7 @@ class Event(Enum):
     NEVER_SUSPENDED = "the guest never suspended"
     """RUN_STREAM: ERROR_GUEST_TIMEDOUT."""
     GUEST_DIED = "the guest died"
-    """RUN_STREAM, RESUME, SETTLE: there is no guest to run on, here or there."""
+    """RUN_STREAM, RESUME, SETTLE: no guest is left, here or there."""
     NOT_STARTED = "the destination could not start the guest"
     """READ_REPORT."""
     RESUMED = "resumed"
@@ -46,7 +46,7 @@ class Event(Enum):
 
 
 class Sender(Enum):
-    """States of the sending side; the values say what is done."""
+    """States of the sending side; a value says what is done in it."""
 
     READ_BANNER = "wait for the receiver"
     WRITE_CONFIG = "send the configuration"
@@ -117,8 +117,8 @@ SENDER_INTERRUPTIBLE: Final = frozenset(
         Sender.READ_READY,
     }
 )
-"""Where the user's wish to abort is followed. Later the handshake goes to its end, which its limits
-bound: to stop there would only turn a known state into an undefined one."""
+"""The states in which the user can abort. Later the handshake runs to its end, within its limits:
+stopping it would only turn a known state into an undefined one."""
 RECEIVER_INTERRUPTIBLE: Final = frozenset(
     {
         Receiver.SAY_BANNER,
@@ -131,8 +131,8 @@ RECEIVER_INTERRUPTIBLE: Final = frozenset(
         Receiver.READ_GO,
     }
 )
-"""Likewise: until the guest is ours to start. In RUN_STREAM the first one after a postcopy
-resumption only warns, on both sides (`xl.conduct`)."""
+"""Likewise: until the guest is ours to start. In RUN_STREAM the first request to abort after a
+postcopy resumption only warns, on both sides (`xl.conduct`)."""
 
 _S, _R, _E = Sender, Receiver, Event
 
@@ -156,7 +156,7 @@ SENDER_TABLE: Final[dict[tuple[Sender, Event], Sender]] = {
     (_S.READ_READY, _E.FAILED): _S.RESUME,
     (_S.RENAME_AWAY, _E.OK): _S.SAY_GO,
     (_S.RENAME_AWAY, _E.FAILED): _S.RENAME_BACK,
-    # From the attempt to say GO on, the destination may run the guest.
+    # Once GO has been attempted, the destination may run the guest.
     (_S.SAY_GO, _E.OK): _S.READ_REPORT,
     (_S.SAY_GO, _E.FAILED): _S.UNDEFINED,
     (_S.READ_REPORT, _E.OK): _S.DESTROY,
@@ -178,10 +178,10 @@ SENDER_TABLE: Final[dict[tuple[Sender, Event], Sender]] = {
     (_S.RENAME_INCONSISTENT, _E.FAILED): _S.POSTCOPY_FAILED,
     (_S.READ_SYNC, _E.OK): _S.DESTROY,
     (_S.READ_SYNC, _E.FAILED): _S.RENAME_INCONSISTENT,
-    # Its own word for it, whatever went wrong here.
+    # The destination's report counts, whatever went wrong here.
     (_S.LOOK_FOR_SYNC, _E.OK): _S.DESTROY,
     (_S.LOOK_FOR_SYNC, _E.FAILED): _S.RENAME_INCONSISTENT,
-    # The guest runs there; what is left here, the journal and `recover` take away.
+    # The guest runs there; `recover` removes what is left here, by the journal.
     (_S.DESTROY, _E.OK): _S.SUCCESS,
     (_S.DESTROY, _E.FAILED): _S.SUCCESS,
 }
@@ -216,7 +216,7 @@ RECEIVER_TABLE: Final[dict[tuple[Receiver, Event], Receiver]] = {
     (_R.REPORT_FAILED, _E.OK): _R.DESTROY_TO_GIVE_BACK,
     (_R.REPORT_FAILED, _E.FAILED): _R.DESTROY,
     (_R.DESTROY_TO_GIVE_BACK, _E.OK): _R.ALLOW_BACK,
-    # A copy that could not be destroyed might run yet: no permission.
+    # A copy that could not be destroyed might still run: no permission.
     (_R.DESTROY_TO_GIVE_BACK, _E.FAILED): _R.NOT_STARTED,
     (_R.ALLOW_BACK, _E.OK): _R.NOT_STARTED,
     (_R.ALLOW_BACK, _E.FAILED): _R.NOT_STARTED,
@@ -234,7 +234,7 @@ State = TypeVar("State", bound=Enum)
 
 
 class Handshake(Generic[State]):
-    """One run through a table. `state` is the action to carry out now, or an end."""
+    """One run through a table. `state` is the action to carry out next, or an end."""
 
     def __init__(
         self, table: dict[tuple[State, Event], State], start: State, ends: frozenset[State]
@@ -248,11 +248,11 @@ class Handshake(Generic[State]):
         return self.state in self._ends
 
     def step(self, event: Event) -> State:
-        """The action that follows. Raises ValueError for an event that its action cannot have."""
+        """Return the action that follows. Raises ValueError if the current one cannot end so."""
         try:
             self.state = self._table[self.state, event]
         except KeyError:
-            raise ValueError(f"{event} cannot come while {self.state}") from None
+            raise ValueError(f"{event} cannot follow {self.state}") from None
         return self.state
 
 

@@ -27,7 +27,7 @@ class Task(Enum):
 
 @dataclass(frozen=True)
 class AbortTask:
-    """AbortTask `task`; it reports `stopped` when it has, now or later."""
+    """Abort `task`; it reports `stopped` when it has stopped, now or later."""
 
     task: Task
     rc: int
@@ -35,12 +35,12 @@ class AbortTask:
 
 @dataclass(frozen=True)
 class Unwind:
-    """The aborts before it have been made: report `unwound`."""
+    """The aborts have been made: report `unwound`."""
 
 
 @dataclass(frozen=True)
 class Complete:
-    """All have stopped: the operation ends with `rc`."""
+    """All tasks have stopped: the operation ends with `rc`."""
 
     rc: int
 
@@ -49,8 +49,8 @@ JoinAction = AbortTask | Unwind | Complete
 
 
 class Join:
-    """Event in, actions out; they are carried out at once and in order, which may bring further
-    events on top. `rc` is 0 until the first failure."""
+    """Event in, actions out. Carry them out at once and in order; that may bring further events on
+    top. `rc` is 0 until the first failure."""
 
     def __init__(self) -> None:
         self.rc = 0
@@ -59,23 +59,23 @@ class Join:
         self._sync_teardown = False
 
     def started(self, task: Task) -> None:
-        """`task` runs from here on. Nothing is started once the operation has failed."""
+        """`task` runs from here on. Raises RuntimeError once the operation has failed or ended."""
         if self.rc or self.completed:
-            raise RuntimeError(f"the {task.value} is started after the operation's end or failure")
+            raise RuntimeError(f"the {task.value} started after the operation failed or ended")
         self._running.add(task)
 
     def running(self, task: Task) -> bool:
         return task in self._running
 
     def stopped(self, task: Task, rc: int) -> tuple[JoinAction, ...]:
-        """`task` has come to its end."""
+        """`task` has stopped. Raises RuntimeError if it does not run."""
         if task not in self._running:
-            raise RuntimeError(f"the {task.value} stops, but does not run")
+            raise RuntimeError(f"the {task.value} stopped, but was not running")
         self._running.remove(task)
         return self._check(rc)
 
     def fail(self, rc: int) -> tuple[JoinAction, ...]:
-        """Something besides the tasks failed: the caller gives up, for one."""
+        """Something besides the tasks failed, or the caller gave up."""
         return self._check(rc)
 
     def unwound(self) -> tuple[JoinAction, ...]:

@@ -1,12 +1,12 @@
-"""The two ends of a postcopy restore, in any order: the domain's resumption and the stream's end.
+"""The join of a postcopy restore's two ends, in any order: the domain resumed, the stream ended.
 
 libxl_create.c of the postcopy series (domcreate_postcopy_stream_done, domcreate_report_result). The
-resumption goes step by step (`RESUMPTION`); an rc that is not 0 ends it, and so does a stream that
-has failed before the point of no return: the domain must not run then.
+resumption goes step by step (`RESUMPTION`). An rc that is not 0 ends it, and so does a stream that
+fails before the point of no return: the domain must not run then.
 
 The point of no return is the receiver's: from there on the guest may have run here, with memory
-that no other host has. What holds for the sender holds for it, too: first it is written down, and
-if it cannot be, the domain does not run.
+that no other host has. As at the sender, that is recorded first, and if it cannot be, the domain
+does not run.
 
 | ends first       | then | when the other has ended, the restore completes with      |
 |------------------|------|-----------------------------------------------------------|
@@ -29,12 +29,12 @@ from xen_save_helper.toolstack.rules.stream import POINT_OF_NO_RETURN, PointOfNo
 
 @dataclass(frozen=True)
 class RestoreDeviceModel:
-    """Give the domain's device model its state; then `device_model_done`."""
+    """Restore the domain's device model, then report `device_model_done`."""
 
 
 @dataclass(frozen=True)
 class Unpause:
-    """Let the domain run; then `unpaused`."""
+    """Let the domain run, then report `unpaused`."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Resumed:
 
 @dataclass(frozen=True)
 class AbortStream:
-    """Give the stream up; its end is still reported."""
+    """Abort the stream; its end is still reported."""
 
     rc: int
 
 
 @dataclass(frozen=True)
 class RestoreDone:
-    """Both have ended: the restore ends with `rc`."""
+    """Both have ended; the restore ends with `rc`."""
 
     rc: int
 
@@ -81,11 +81,11 @@ RESUMPTION: Final[Mapping[ResumeStage, tuple[PostcopyAction, ResumeStage]]] = {
     ResumeStage.PROMISE: (Unpause(), ResumeStage.UNPAUSE),
     ResumeStage.UNPAUSE: (Resumed(0), ResumeStage.NOTHING),
 }
-"""What is done when a stage's wait has ended well, and what is waited for then."""
+"""What to do when a stage's wait has ended well, and the stage after it."""
 
 
 class PostcopyJoin:
-    """Event in, actions out; begins with the transition's success, when both are in progress."""
+    """Event in, actions out. It begins when the transition has succeeded and neither has ended."""
 
     def __init__(self) -> None:
         self.stage = ResumeStage.TRANSITION
@@ -93,15 +93,15 @@ class PostcopyJoin:
         self._resume: int | None = None
 
     def transitioned(self) -> Actions:
-        """The transition has been made, and libxc told so."""
+        """The transition is made, and libxc has its answer."""
         return self._resumption(ResumeStage.TRANSITION, 0)
 
     def device_model_done(self, rc: int) -> Actions:
-        """The device model has its state (also if the domain has none)."""
+        """The device model is restored, or the domain has none."""
         return self._resumption(ResumeStage.DEVICE_MODEL, rc or (Error.FAIL if self._stream else 0))
 
     def promised(self, rc: int) -> Actions:
-        """The point of no return is written down, or (`rc`) cannot be."""
+        """The point of no return is recorded, or (`rc`) cannot be."""
         return self._resumption(ResumeStage.PROMISE, rc)
 
     def unpaused(self, rc: int) -> Actions:
@@ -111,15 +111,13 @@ class PostcopyJoin:
     def stream_done(self, rc: int) -> Actions:
         """Stream and helper have both stopped."""
         if self._stream is not None:
-            raise RuntimeError("the stream of a postcopy restore ends twice")
+            raise RuntimeError("the stream of a postcopy restore ended twice")
         self._stream = rc
         return () if self._resume is None else (RestoreDone(self._resume or rc),)
 
     def _resumption(self, stage: ResumeStage, rc: int) -> Actions:
         if stage is not self.stage:
-            raise RuntimeError(
-                f"the {stage.value} is reported, but {self.stage.value} is waited for"
-            )
+            raise RuntimeError(f"{stage.value} reported while waiting for {self.stage.value}")
         action, self.stage = (Resumed(rc), ResumeStage.NOTHING) if rc else RESUMPTION[stage]
         if self.stage is not ResumeStage.NOTHING:
             return (action,)

@@ -1,8 +1,8 @@
 """When a live migration leaves precopy, and for what.
 
-The postcopy series has `libxl__save_live_migration_precopy_policy` for it, which asks the same as
-`xc_domain_save` did by itself: few pages are dirty, or enough rounds have been made. The rule is
-that of `ipc_schema.channel.precopy_rule`; here is what a controller adds to it.
+The postcopy series has `libxl__save_live_migration_precopy_policy` for this, with the conditions
+that `xc_domain_save` applied by itself: few pages are dirty, or enough rounds have been made. The
+rule is in `ipc_schema.channel.precopy_rule`; this module has what a controller adds to it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from xen_save_helper.ipc_schema.channel.precopy_rule import (
 
 
 class MemoryStrategy(Enum):
-    """LIBXL_LM_MEMORY_*: how the memory that is still dirty after precopy gets over."""
+    """LIBXL_LM_MEMORY_*: how memory that is still dirty after precopy reaches the destination."""
 
     DEFAULT = "stop-and-copy"
     """Stop the guest and copy it."""
@@ -40,12 +40,12 @@ class PrecopyDecisions:
         self._rounds = PrecopyRounds(limits, self._octets, clock)
 
     def _octets(self) -> int:
-        """The helper writes the stream; what is known here is the pages that it has written."""
+        """The bytes in the stream, as far as this side knows: the pages the helper has written."""
         return self._written * PAGE_OCTETS
 
     def ask(self, iteration: int, total_written: int, dirty_count: int) -> Decision:
-        """`iteration` rounds are done, `total_written` pages are written, `dirty_count` are known
-        to be dirty (-1: not known, within a round)."""
+        """Decide after `iteration` rounds and `total_written` pages, with `dirty_count` pages known
+        to be dirty (-1: unknown, within a round)."""
         self._written = total_written
         decision = self._rounds.ask(iteration, dirty_count)
         postcopy = self._strategy is MemoryStrategy.POSTCOPY
@@ -55,25 +55,25 @@ class PrecopyDecisions:
 
 
 class PrecopyProgress:
-    """Whether a helper's questions lead to an end of precopy: libxc asks for as long as it is
-    answered with CONTINUE_PRECOPY, and so may one that is out of order, for ever."""
+    """Whether a helper makes progress with precopy: libxc asks as long as the answer is
+    CONTINUE_PRECOPY, and a broken helper may ask for ever."""
 
     def __init__(self, stall: float) -> None:
-        """`stall`: for how many seconds it may ask without having written a page."""
+        """`stall`: the seconds for which it may ask without having written a page."""
         self._stall = stall
         self._ended: PrecopyPolicy | None = None
         self._at: tuple[int, int] | None = None
         self._since = 0.0
 
     def objection(self, iteration: int, total_written: int, now: float) -> str:
-        """Why a question, asked at `now` in seconds, must not be answered; "" where it may."""
+        """Why a question, asked at `now` in seconds, must not be answered; "" if it may be."""
         if self._ended is not None:
             ended = self._ended.name
-            return f"the helper goes on with precopy, though it was told to end it ({ended})"
+            return f"the helper continues precopy, though it was told to end it ({ended})"
         if (iteration, total_written) != self._at:
             self._at, self._since = (iteration, total_written), now
         elif now - self._since >= self._stall:
-            return f"the helper asks for {self._stall:g} s how precopy goes on, and sends no page"
+            return f"the helper has asked about precopy for {self._stall:g} s and sent no page"
         return ""
 
     def answered(self, answer: PrecopyPolicy) -> None:

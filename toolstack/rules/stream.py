@@ -1,4 +1,4 @@
-"""What the rules of a stream that is written and of one that is read have in common."""
+"""What the rules of writing a stream and of reading one have in common."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Final
 
 
 class OutOfTurn(RuntimeError):
-    """An event that cannot come now. Nothing has changed by it."""
+    """An event that cannot come now; it has changed nothing."""
 
 
 @dataclass(frozen=True)
 class PointOfNoReturn:
-    """Write down, durably, that from here on the guest may run at the destination; then report
+    """Record durably that from here on the guest may run at the destination, then report
     `promised`. Nothing else happens in between."""
 
 
@@ -21,18 +21,18 @@ POINT_OF_NO_RETURN: Final = PointOfNoReturn()
 
 @dataclass(frozen=True)
 class StartHelper:
-    """Run libxc's part (libxl__xc_domain_save or _restore); its end is `helper_done`."""
+    """Run libxc's part (libxl__xc_domain_save or _restore); report its end as `helper_done`."""
 
 
 @dataclass(frozen=True)
 class PostcopyTransitionCallback:
-    """The transition's records are written or read, or failed."""
+    """The transition's records have been written or read, or that failed."""
 
     rc: int
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """The stream has come to its end; the join is told."""
+    """The stream has ended: report it to the join."""
 
     rc: int

@@ -1,13 +1,13 @@
 """The rules of libxl_stream_read.c, without its I/O: what is read, what a record does, who is told.
 
-Three tables say it. `READING`: what happens with a record that has been read, by phase. `RECORDS`:
-what each record does, and where it may stand. `ON_FAILURE`: whom a failure is told.
-What differs from libxl, where the content of a stream trips an assertion or passes unseen:
+Three tables say it. `READING`: what happens to a record that has been read, by phase. `RECORDS`:
+what each record does, and in which phases it may come. `ON_FAILURE`: who is told of a failure.
+What differs from libxl, where the contents of a stream trip an assertion or pass unnoticed:
 
 - END within a checkpoint or transition, END before LIBXC_CONTEXT and a second LIBXC_CONTEXT are
-  errors. libxl aborts, makes an empty domain and starts a second helper.
+  errors. libxl, respectively, aborts, makes an empty domain and starts a second helper.
 - Records that the specification calls optional (bit 31) are skipped.
-- The helper's end within a callback of its own is an error.
+- It is an error if the helper ends within a callback of its own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ReadPhase(Enum):
 
 
 class CheckpointResult(IntEnum):
-    """XGR_CHECKPOINT_*: what libxc's restore is answered."""
+    """XGR_CHECKPOINT_*: the answer to libxc's restore."""
 
     ERROR = 0
     SUCCESS = 1
@@ -48,7 +48,7 @@ class CheckpointResult(IntEnum):
 
 
 class Reading(Enum):
-    """`stream_continue`: what happens with records in a phase."""
+    """`stream_continue`: what happens to records in a phase."""
 
     ONE_BY_ONE = "each is processed as soon as it is read"
     QUEUE = "they are queued up to CHECKPOINT_END, which begins the unbuffering"
@@ -65,7 +65,7 @@ READING: Final[Mapping[ReadPhase, Reading]] = {
 
 
 class Does(Enum):
-    """What a record does."""
+    """The effect of a record."""
 
     STOP = "the stream stops, rc 0"
     HELPER = "start the helper; reading goes on when it has ended"
@@ -86,8 +86,8 @@ RECORDS: Final[Mapping[RecordType, tuple[Does, frozenset[ReadPhase]]]] = {
     RecordType.CHECKPOINT_STATE:        (Does.CALLBACK, frozenset({ReadPhase.CHECKPOINT_STATE})),
     RecordType.POSTCOPY_TRANSITION_END: (Does.CALLBACK, frozenset({ReadPhase.POSTCOPY_TRANSITION})),
 }
-"""What each record does, and the phases in which it may be processed. Further: after a postcopy
-transition END alone, and the emulator's records only where a device model is expected."""
+"""What each record does, and the phases in which it may be processed. Besides, only END may follow
+a postcopy transition, and the emulator's records may come only if a device model is expected."""
 
 
 class Told(Enum):
@@ -107,29 +107,29 @@ ON_FAILURE: Final[Mapping[ReadPhase, Told]] = {
     ReadPhase.CHECKPOINT_STATE: Told.CHECKPOINT_STATE,
     ReadPhase.POSTCOPY_TRANSITION: Told.POSTCOPY_TRANSITION,
 }
-"""`stream_complete(rc)`: in all phases but NORMAL libxc is answered with the failure, and it comes
-back through the helper's end."""
+"""`stream_complete(rc)`: in all phases but NORMAL the failure is libxc's answer, and it comes back
+through the helper's end."""
 # fmt: on
 
 
 @dataclass(frozen=True)
 class ReadHeader:
-    """Read and check the stream's header; then `header_done`."""
+    """Read and check the stream's header, then report `header_done` or `read_failed`."""
 
 
 @dataclass(frozen=True)
 class ReadRecord:
-    """Read a record whole; then `record_done`, or `read_failed`."""
+    """Read a whole record, then report `record_done` or `read_failed`."""
 
 
 @dataclass(frozen=True)
 class CancelRead:
-    """Stop reading; nothing of it is reported any more."""
+    """Stop reading, and report nothing of it."""
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Keep the body of an EMULATOR_* record for the device model; then `processed`."""
+    """Keep the body of an EMULATOR_* record for the device model, then report `processed`."""
 
     record: RecordType
     body: bytes
@@ -144,7 +144,7 @@ class CheckpointCallback:
 
 @dataclass(frozen=True)
 class CheckpointStateCallback:
-    """The record's body (rc 0), or the failure."""
+    """Hand over the record's body (rc 0), or the failure."""
 
     rc: int
     body: bytes
@@ -152,7 +152,7 @@ class CheckpointStateCallback:
 
 @dataclass(frozen=True)
 class Log:
-    """Why a record was refused."""
+    """Log why a record was refused."""
 
     problem: str
 
@@ -172,16 +172,16 @@ ReaderAction = (
 Actions = tuple[ReaderAction, ...]
 
 MAX_QUEUED: Final = 256 << 20
-"""Octets that the records of one checkpoint may hold; libxl has no limit."""
+"""Bytes that the records of one checkpoint may hold; libxl has no limit."""
 
 RECORD_OVERHEAD: Final = 64
-"""What a queued record counts besides its body."""
+"""Bytes that a queued record counts besides its body."""
 
 _OPTIONAL: Final = 1 << 31
 
 
 class StreamReader:
-    """Event in, actions out. `device_model`: the domain is made with one, so its records may come.
+    """Event in, actions out. `device_model`: the domain has one, so its records may come.
 
     Events on a stream that has stopped, or never ran, are ignored; of the others, those that
     cannot come now raise OutOfTurn.
@@ -199,7 +199,7 @@ class StreamReader:
         self._helper_started = False
         self._helper_running = False
         self._broken = 0
-        """The rc after which the place in the stream is not known, or its content not trusted."""
+        """The rc after which our place in the stream is unknown, or its contents untrusted."""
         self._queue: deque[tuple[int, bytes]] = deque()
         self._queued = 0
 
@@ -221,29 +221,29 @@ class StreamReader:
         return self._take_over(ReadPhase.CHECKPOINT_STATE, checkpointed=True)
 
     def header_done(self) -> Actions:
-        """The header is read and good."""
+        """The header has been read, and is good."""
         self._end_read()
         return self._continue()
 
     def record_done(self, number: int, body: bytes) -> Actions:
-        """A record is read; `body` without its padding."""
+        """A record has been read; `body` is without its padding."""
         self._end_read()
         self._queue.append((number, body))
         self._queued += len(body) + RECORD_OVERHEAD
         if self._queued > MAX_QUEUED:
-            problem = f"more than {MAX_QUEUED} octets of records before CHECKPOINT_END"
+            problem = f"more than {MAX_QUEUED} bytes of records before CHECKPOINT_END"
             return (Log(problem), *self._failed(Error.FAIL))
         return self._continue()
 
     def read_failed(self, rc: int) -> Actions:
-        """The stream ended or broke, or what stands there is no header or record."""
+        """The stream ended or broke, or what came is not a header or record."""
         self._end_read()
         return self._failed(rc)
 
     def processed(self, rc: int) -> Actions:
-        """A Keep has been carried out."""
+        """A Keep has been carried out, or (`rc`) failed."""
         if not self.processing:
-            raise OutOfTurn("a record is reported as processed, but none is at work")
+            raise OutOfTurn("a record is reported as processed, but none is being processed")
         self.processing = False
         return self._failed(rc) if rc else self._continue()
 
@@ -294,7 +294,7 @@ class StreamReader:
 
     def _end_read(self) -> None:
         if not self.reading:
-            raise OutOfTurn("the end of a read is reported, but none is under way")
+            raise OutOfTurn("the end of a read is reported, but none is in progress")
         self.reading = False
 
     def _continue(self) -> Actions:
@@ -316,7 +316,7 @@ class StreamReader:
         return (ReadRecord(),)
 
     def _process(self) -> Actions:
-        """`process_record`, for the first record of the queue that is not to be skipped."""
+        """`process_record`, for the first record in the queue that is not skipped."""
         while self._queue:
             number, body = self._queue.popleft()
             if number & _OPTIONAL:
@@ -352,7 +352,7 @@ class StreamReader:
         if does is Does.HELPER and self._helper_started:
             return f"a second {record.name}"
         if does is Does.STOP and not self._helper_started:
-            return f"{record.name} before LIBXC_CONTEXT: the stream has no domain in it"
+            return f"{record.name} before LIBXC_CONTEXT: there is no domain in the stream"
         if does is Does.KEEP and not self._device_model:
             return f"{record.name}, but the domain has no device model"
         return None

@@ -1,24 +1,24 @@
 """The rules of libxl_stream_write.c, without its I/O: what is written, when, and who is told.
 
 Two tables say it. `SEQUENCES`: what causes which records, and what comes after the last of them.
-`ON_FAILURE`: whom a failure is told, by the phase in which it happens.
+`ON_FAILURE`: who is told of a failure, by the phase in which it happens.
 
-The most important rule is a step of the postcopy transition: before the first byte of
-POSTCOPY_TRANSITION_END can be written comes the point of no return. Once that record is out the
-guest may run at the destination, and a guest runs in one place, so whoever drives the stream first
-writes down that it will not resume the guest here (`PointOfNoReturn`, then `promised`). If that
-cannot be written down, nothing is promised: the record is not written, and the transition fails as
-it does when any of its records cannot be written.
+The most important rule is a step of the postcopy transition: the point of no return comes before
+the first byte of POSTCOPY_TRANSITION_END can be written. Once that record is out the guest may run
+at the destination, and a guest runs in one place, so whoever drives the stream first records that
+it will not resume the guest here (`PointOfNoReturn`, then `promised`). If that fails, nothing is
+promised: the record is not written, and the transition fails as it does if any of its records
+cannot be written.
 
 What differs from libxl:
 
-- The point of no return. libxl tells its caller after the transition how it went; that comes too
-  late for a caller that dies in between.
-- An abort takes back the write that is in flight; libxl leaves it running.
-- After half a record nothing more is written. libxl, whose helper failed during a transition or
-  checkpoint, goes on with END, which the other side's helper would take for libxc's.
-- What comes out of turn, a second postcopy transition say, is `OutOfTurn`, not an assertion: a
-  helper can cause it.
+- The point of no return. libxl tells its caller the outcome after the transition; that is too late
+  for a caller that dies in between.
+- An abort cancels the write that is in flight; libxl leaves it running.
+- Nothing more is written after half a record. If its helper failed during a transition or
+  checkpoint, libxl goes on with END, which the other side's helper would take for libxc's.
+- An event out of turn, such as a second postcopy transition, raises `OutOfTurn` instead of failing
+  an assertion: a helper can cause it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Then(Enum):
 
 
 class Cause(Enum):
-    """What makes the stream write; the helper's end is told apart by what came before it."""
+    """What makes the stream write; the helper's end comes in two kinds, by what preceded it."""
 
     START = "start"
     CHECKPOINT = "start_checkpoint"
@@ -87,7 +87,7 @@ class Cause(Enum):
 
 
 EMULATOR: Final = (Part.EMULATOR_XENSTORE_DATA, Part.EMULATOR_CONTEXT)
-"""Written only where there is a device model."""
+"""Written only if there is a device model."""
 
 # fmt: off
 SEQUENCES: Final[Mapping[Cause, tuple[WritePhase, tuple[Step, ...], Then]]] = {
@@ -107,7 +107,7 @@ SEQUENCES: Final[Mapping[Cause, tuple[WritePhase, tuple[Step, ...], Then]]] = {
         (WritePhase.NORMAL, (Part.END,), Then.STOP),
 }
 """The phase that a cause sets, its steps (what is written, and the point of no return), and what
-then. The phase is NORMAL again before a callback is called."""
+follows. The phase is NORMAL again before a callback is called."""
 
 ON_FAILURE: Final[Mapping[WritePhase, Then]] = {
     WritePhase.NORMAL: Then.STOP,
@@ -115,26 +115,26 @@ ON_FAILURE: Final[Mapping[WritePhase, Then]] = {
     WritePhase.CHECKPOINT_STATE: Then.CHECKPOINT_CALLBACK,
     WritePhase.POSTCOPY_TRANSITION: Then.POSTCOPY_TRANSITION_CALLBACK,
 }
-"""`stream_complete(rc)`: in all phases but NORMAL libxc is answered with the failure, and it comes
-back through the helper's end."""
+"""`stream_complete(rc)`: in all phases but NORMAL the failure is libxc's answer, and it comes back
+through the helper's end."""
 # fmt: on
 
 
 @dataclass(frozen=True)
 class Write:
-    """Write `part`, then report `write_done`; at once where there are no emulator xenstore data."""
+    """Write `part`, then report `write_done`; at once if there is no emulator xenstore data."""
 
     part: Part
 
 
 @dataclass(frozen=True)
 class CancelWrite:
-    """Take back the write in flight; it reports nothing any more."""
+    """Cancel the write in flight; it reports nothing any more."""
 
 
 @dataclass(frozen=True)
 class CheckpointCallback:
-    """The checkpoint's (or checkpoint state's) records are out, or failed."""
+    """The checkpoint's (or checkpoint state's) records are out, or could not be written."""
 
     rc: int
 
@@ -152,7 +152,7 @@ Actions = tuple[WriterAction, ...]
 
 
 class StreamWriter:
-    """Event in, actions out. `device_model`: the domain has one, whose state is written.
+    """Event in, actions out. `device_model`: the domain has one, and its state is written.
 
     Events on a stream that has stopped, or never ran, are ignored; of the others, those that
     cannot come now raise OutOfTurn.
@@ -162,15 +162,15 @@ class StreamWriter:
         self.running = False
         self.phase = WritePhase.NORMAL
         self.postcopy_transitioned = False
-        """A transition has been tried; whether it succeeded, the callback was told."""
+        """Whether a transition has been tried; whether it succeeded is in the callback's rc."""
         self.writing: Part | None = None
         self.promising = False
-        """The point of no return is being written down."""
+        """Whether the point of no return is being recorded."""
         self._device_model = device_model
         self._checkpointed = stream_type is not StreamType.PLAIN
         self._helper_running = False
         self._broken = 0
-        """The rc with which a part was left half written, or not promised."""
+        """The rc of a part left half written, or of a failed promise."""
         self._left: tuple[Step, ...] = ()
         self._then = Then.STOP
 
@@ -195,7 +195,7 @@ class StreamWriter:
         return self._begin(Cause.POSTCOPY_TRANSITION) if self.running else ()
 
     def write_done(self, rc: int) -> Actions:
-        """The part in flight is out, or (`rc`) may be out in part."""
+        """The part in flight is out, or (`rc`) only some of it may be."""
         if self.writing is None:
             raise OutOfTurn("the end of a write is reported, but none is in flight")
         self.writing = None
@@ -205,8 +205,8 @@ class StreamWriter:
         return self._next()
 
     def promised(self, rc: int) -> Actions:
-        """The point of no return is written down, or (`rc`) cannot be: nothing is promised, and
-        the transition fails without its record."""
+        """The point of no return is recorded, or (`rc`) cannot be: nothing is promised, and the
+        transition fails without its record."""
         if not self.promising:
             raise OutOfTurn("a promise is reported, but none was asked for")
         self.promising = False
@@ -239,7 +239,7 @@ class StreamWriter:
         if not self.running:
             return ()
         if self.promising:
-            raise OutOfTurn("an abort while the point of no return is written down")
+            raise OutOfTurn("an abort while the point of no return is being recorded")
         if self.writing is None:
             return self._failed(rc)
         self.writing = None
@@ -301,9 +301,9 @@ class StreamWriter:
 
 
 def save_rc(rc: int, retval: int, *, guest_responded: bool, earlier_rc: int) -> int:
-    """The rc of a helper's end: `rc` of running it, `retval` of libxc's save, `guest_responded`
-    whether the guest ever answered the suspend request, `earlier_rc` what an earlier step left
-    (dss->rc)."""
+    """Return the rc of a helper's end. `rc` is that of running it, `retval` libxc's result,
+    `guest_responded` whether the guest ever answered the suspend request, and `earlier_rc` what an
+    earlier step left (dss->rc)."""
     if rc or not retval:
         return rc
     if not guest_responded:

@@ -1,10 +1,10 @@
-"""Suspend a guest: the request, the guest's acknowledgement, its suspension (libxl_dom_suspend.c).
+"""The rules of suspending a guest (libxl_dom_suspend.c): request, acknowledgement, suspension.
 
 | stage        | event                      | next stage   | what happens                          |
 |--------------|----------------------------|--------------|---------------------------------------|
-| REQUESTED    | acknowledged               | ACKNOWLEDGED | the limit starts anew                 |
+| REQUESTED    | acknowledged               | ACKNOWLEDGED | the limit restarts                    |
 | REQUESTED    | limit, and withdrawn       | ENDED        | GUEST_TIMEDOUT                        |
-| REQUESTED    | limit, but not withdrawn   | ACKNOWLEDGED | a late answer: the limit starts anew  |
+| REQUESTED    | limit, but not withdrawn   | ACKNOWLEDGED | a late answer: the limit restarts     |
 | ACKNOWLEDGED | limit, and withdrawn       | ENDED        | GUEST_TIMEDOUT                        |
 | ACKNOWLEDGED | limit, but not withdrawn   | ENDED        | GUEST_TIMEDOUT; it may yet suspend    |
 | both         | suspended                  | ENDED        | 0                                     |
@@ -13,7 +13,7 @@
 | both         | aborted, but not withdrawn | ENDED        | the abort's rc; it may yet suspend    |
 
 libxl does not withdraw after the second limit, nor on an abort: a guest that suspends after all
-then stays so, and nobody knows. Here the caller is told that it may.
+stays suspended, and nobody knows. Here the caller learns that it may.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SuspendStage(Enum):
 
 @dataclass(frozen=True)
 class StartLimit:
-    """The limit starts (anew); report `limit` when it is over."""
+    """Start or restart the limit; report `limit` when it has passed."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Withdraw:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end: `rc`, and a line for people where it is not 0."""
+    """The end: `rc`, and a line for people if it is not 0."""
 
     rc: int
     reason: str
@@ -56,15 +56,15 @@ Actions = tuple[SuspendAction, ...]
 
 
 class SuspendRules:
-    """Event in, actions out. Begins with the request made and its limit running; events after the
-    end are ignored."""
+    """Event in, actions out. It begins with the request made and its limit running, and ignores
+    events after the end."""
 
     def __init__(self) -> None:
         self.stage = SuspendStage.REQUESTED
         self.guest_responded = False
-        """The guest gave any answer at all."""
+        """Whether the guest gave any answer at all."""
         self.may_suspend = False
-        """The guest has suspended for the request, or may yet."""
+        """Whether the guest has suspended for the request, or still may."""
         self._withdrawing: tuple[int, str, SuspendStage] | None = None
 
     def suspended(self) -> Actions:
@@ -83,12 +83,12 @@ class SuspendRules:
         return self._end(Error.FAIL, "the guest refuses to suspend")
 
     def crashed(self, how: str = "the guest has crashed") -> Actions:
-        """There is no guest any more that could suspend; `how` says what has become of it."""
+        """The guest can no longer suspend; `how` says what became of it."""
         self.guest_responded = True
         return self._end(Error.FAIL, how)
 
     def limit(self, *, paused: bool = False) -> Actions:
-        """`paused`: its vCPUs do not run, so that it could not answer."""
+        """`paused`: its vCPUs did not run, so it could not answer."""
         verb = "acknowledge" if self.stage is SuspendStage.REQUESTED else "complete"
         reason = f"the guest did not {verb} the suspend request in time"
         if paused:
@@ -96,10 +96,10 @@ class SuspendRules:
         return self._withdraw(Error.GUEST_TIMEDOUT, reason)
 
     def abort(self, rc: int) -> Actions:
-        return self._withdraw(rc, "the suspend request was given up")
+        return self._withdraw(rc, "the suspend request was withdrawn")
 
     def withdrawn(self, taken_back: bool) -> Actions:
-        """Whether the guest will not suspend any more for the request."""
+        """`taken_back`: the guest will no longer suspend for the request."""
         if self.stage is SuspendStage.ENDED or self._withdrawing is None:
             return ()
         (rc, reason, stage), self._withdrawing = self._withdrawing, None
@@ -116,7 +116,7 @@ class SuspendRules:
         if self.stage is SuspendStage.ENDED:
             return ()
         if self._withdrawing is not None:
-            # The request is being taken back already; an abort outranks the limit.
+            # The request is being withdrawn already; an abort outranks the limit.
             if self._withdrawing[0] == Error.GUEST_TIMEDOUT:
                 self._withdrawing = (rc, reason, self.stage)
             return ()

@@ -83,7 +83,7 @@ def test_a_helper_that_only_asks_is_ended(host_factory: HostFactory) -> None:
     with ours, theirs:
         result = run(domain_live_migrate(ctx, domid, ours.fileno(), 0, ours.fileno()))
     assert result.rc == Error.FAIL
-    assert "asks for 0.5 s how precopy goes on, and sends no page" in result.reason
+    assert "has asked about precopy for 0.5 s and sent no page" in result.reason
     source.at_rest(domid)
 
 

@@ -16,15 +16,15 @@ WORD = Failure(-3, "destination: no room")
     ("met", "cause", "consequences"),
     [
         ([], "", ()),
-        # Our own failure ends the stream, and the receiver complains of that.
+        # Our own failure ends the stream, and the receiver complains about that.
         ([OURS, WORD], OURS.reason, (WORD.reason,)),
-        # It failed first; what we saw of it came before its word.
+        # It failed first; what we saw of that came before its own report.
         ([THEIRS, WORD], WORD.reason, (THEIRS.reason,)),
         # The link itself was cut: nobody knows more.
         ([THEIRS], THEIRS.reason, ()),
         ([THEIRS, THEIRS], THEIRS.reason, ()),
         ([OURS, THEIRS, OURS], OURS.reason, (THEIRS.reason,)),
-        # What failed nothing is told where nothing did.
+        # A notice is shown if nothing failed.
         ([NOTE, OURS], OURS.reason, (NOTE.reason,)),
         ([NOTE], NOTE.reason, ()),
     ],
@@ -37,7 +37,7 @@ def test_which_is_the_cause(met: list[Failure], cause: str, consequences: tuple[
 
 
 @given(st.lists(st.builds(Failure, st.integers(-9, 0), st.sampled_from("abc"), st.booleans())))
-def test_all_is_told_once(met: list[Failure]) -> None:
+def test_every_reason_is_told_once(met: list[Failure]) -> None:
     failures = Failures()
     for failure in met:
         failures.met(failure)

@@ -1,4 +1,4 @@
-"""The handshake: its octets, its tables, and that no order of events makes two guests of one."""
+"""The handshake: its bytes, its tables, and that no order of events makes two guests of one."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_rows_of_the_caller(events: tuple[Event, ...], last: list[Sender]) -> No
 
 
 def test_a_refused_guest_is_not_touched() -> None:
-    """It was never asked to suspend, so there is nothing to resume."""
+    """The guest was never asked to suspend, so there is nothing to resume."""
     assert run_sender(OK, OK, FAILED) == [
         Sender.WRITE_CONFIG, Sender.READ_VERDICT, Sender.RUNNING_AT_SOURCE
     ]  # fmt: skip
@@ -130,11 +130,11 @@ def test_every_action_has_a_way_on_when_it_fails(table: dict[tuple[object, Event
 
 
 def test_an_event_that_cannot_be_is_refused() -> None:
-    with pytest.raises(ValueError, match="cannot come"):
+    with pytest.raises(ValueError, match="cannot follow"):
         handshake.sender().step(Event.TRANSITIONED)
 
 
-def test_each_end_of_the_sender_has_its_exit_code() -> None:
+def test_each_end_of_the_sender_has_an_exit_code() -> None:
     codes = {end: EXIT_CODES[outcome_of(end)] for end in SENDER_ENDS}
     assert sorted(codes.values()) == [0, 1, 3, 4, 5]
     assert codes[Sender.RUNNING_AT_SOURCE] == 1
@@ -142,7 +142,7 @@ def test_each_end_of_the_sender_has_its_exit_code() -> None:
     assert EXIT_CODES[Outcome.UNDEFINED] == 4
 
 
-def test_abort_is_followed_only_while_the_guest_is_surely_here() -> None:
+def test_an_abort_is_possible_only_while_the_guest_is_surely_here() -> None:
     for state in SENDER_INTERRUPTIBLE:
         end = SENDER_TABLE[state, Event.FAILED]
         assert end in {Sender.RUNNING_AT_SOURCE, Sender.RESUME}
@@ -244,18 +244,18 @@ class World:
                 return False
             event = FAILED
         if state is Receiver.RUN_STREAM:
-            # No page comes to a receiver that has not accepted.
+            # A receiver that has not accepted gets no page.
             assert self.accepted
             if self.streamed is None:
                 if not self.sender.ended:
                     return False
                 event = FAILED
             elif self.streamed is Event.TRANSITIONED:
-                # The guest may have run before a failure, too.
+                # The guest may also have run before a failure.
                 self.destination = "running"
                 event = event if event is FAILED else Event.RESUMED
             elif self.streamed is Event.FAILED_AFTER_TRANSITION and self.draw(st.booleans()):
-                # It had come whole before the sender failed.
+                # All of it had arrived before the sender failed.
                 self.destination = "running"
                 event = Event.RESUMED
             elif self.streamed is not OK:
@@ -288,7 +288,7 @@ def test_one_guest_one_place(data: st.DataObject) -> None:
         moved = not ended and (world.step_sender() if turn else world.step_receiver())
         idle = 0 if moved else idle + 1
         if idle > 20:
-            # Chance has asked one side alone, or both wait for what will not come.
+            # The draw kept choosing one side, or both wait for something that will not come.
             world.nothing_fails = True
             moved = not world.sender.ended and world.step_sender()
             moved = (not world.receiver.ended and world.step_receiver()) or moved

@@ -1,10 +1,10 @@
 """Every order of events, faults included, for the small machines: a helper's run, the joins, the
-suspension of a guest. Each is driven by a model of its surroundings that does only what those could
-do. (The stream's machines have theirs beside their own tests; all of them together run in
+suspension of a guest. Each is driven by a model of its surroundings that does only what those can
+do. (The stream's machines are driven beside their own tests, and all of them together in
 test_orders_of_a_save.py and test_orders_of_a_restore.py.)
 
-Of each: it ends once, with the first failure; nothing happens after the end; and at any moment it
-can be brought to its end.
+Each machine ends once, with the first failure; does nothing after its end; and can be brought to
+its end at any moment.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.rules import join, postcopy_join, suspend
-from xen_save_helper.toolstack.rules.helper_run import Action, Event, HelperRun
+from xen_save_helper.toolstack.rules.helper_run import HelperAction, HelperEvent, HelperRun
 from xen_save_helper.toolstack.rules.join import AbortTask, Join, Task, Unwind
 from xen_save_helper.toolstack.rules.postcopy_join import (
     AbortStream,
@@ -40,7 +40,7 @@ class HelperRunOrders(RuleBasedStateMachine):
         needs_results=st.booleans(), steps=st.sampled_from([0, 1, 2, 3, 3]), told=st.booleans()
     )
     def begin(self, needs_results: bool, steps: int, told: bool) -> None:
-        """It goes well for so many steps; then anything may come. `told`: its results are."""
+        """The first `steps` go well; then anything may come. `told`: the results are sent."""
         self.run = HelperRun(needs_results=needs_results)
         self.results_due = needs_results
         self.process = "none"
@@ -58,30 +58,30 @@ class HelperRunOrders(RuleBasedStateMachine):
             if told and self.greeted and self.results_due:
                 self.tells_results()
 
-    def do(self, actions: tuple[Action, ...]) -> None:
+    def do(self, actions: tuple[HelperAction, ...]) -> None:
         for action in actions:
             assert not self.done, "no action after the end"
             match action:
-                case Action.STOP_LISTENING:
+                case HelperAction.STOP_LISTENING:
                     self.listening = False
-                case Action.TERMINATE:
+                case HelperAction.TERMINATE:
                     assert self.process == "alive"
                     assert not self.killed, "SIGTERM after SIGKILL"
                     self.terminated += 1
-                case Action.KILL:
+                case HelperAction.KILL:
                     assert self.process == "alive"
                     assert not self.killed, "killed twice"
                     self.killed = True
-                case Action.LIMIT_START | Action.LIMIT_ABORT:
+                case HelperAction.LIMIT_START | HelperAction.LIMIT_ABORT:
                     self.limit = action.name
-                case Action.NO_LIMIT:
+                case HelperAction.NO_LIMIT:
                     self.limit = ""
-                case Action.DONE:
+                case HelperAction.DONE:
                     assert self.process in ("none", "gone"), "told while the process lives"
                     self.done += 1
 
-    def tell(self, event: Event, rc: int, reason: str) -> None:
-        """An event that is a failure with `rc`."""
+    def tell(self, event: HelperEvent, rc: int, reason: str) -> None:
+        """Report an event that is a failure with `rc`."""
         counts = not self.done
         actions = self.run.event(event, reason, rc)
         if counts and actions and not self.first[0]:
@@ -95,18 +95,18 @@ class HelperRunOrders(RuleBasedStateMachine):
     @rule()
     def starts(self) -> None:
         self.process = "alive"
-        self.do(self.run.event(Event.STARTED))
+        self.do(self.run.event(HelperEvent.STARTED))
 
     @precondition(lambda self: self.process == "none" and not self.done)
     @rule()
     def cannot_be_started(self) -> None:
-        self.tell(Event.START_FAILED, Error.FAIL, "no such program")
+        self.tell(HelperEvent.START_FAILED, Error.FAIL, "no such program")
 
     @precondition(lambda self: self.hears() and not self.greeted)
     @rule()
     def says_hello(self) -> None:
         self.greeted = True
-        self.do(self.run.event(Event.HELLO))
+        self.do(self.run.event(HelperEvent.HELLO))
 
     @precondition(lambda self: self.hears() and self.greeted)
     @rule()
@@ -118,25 +118,29 @@ class HelperRunOrders(RuleBasedStateMachine):
     @rule(retval=st.sampled_from([0, -1]), errnoval=st.sampled_from([0, 32]))
     def completes(self, retval: int, errnoval: int) -> None:
         actions = self.run.complete(retval, errnoval)
-        assert actions, "its word was not heard"
+        assert actions, "its result was ignored"
         self.complete = (retval, errnoval)
         self.do(actions)
 
     @precondition(lambda self: self.hears())
-    @rule(what=st.sampled_from([Event.VIOLATION, Event.REPLY_FAILED, Event.CHANNEL_LOST]))
-    def the_channel_fails(self, what: Event) -> None:
+    @rule(
+        what=st.sampled_from(
+            [HelperEvent.VIOLATION, HelperEvent.REPLY_FAILED, HelperEvent.CHANNEL_LOST]
+        )
+    )
+    def the_channel_fails(self, what: HelperEvent) -> None:
         self.tell(what, Error.FAIL, what.value)
 
     @precondition(lambda self: self.limit or (self.hears() and self.greeted))
     @rule()
     def a_limit_is_over(self) -> None:
-        """That of start or abort, or that of an answer."""
+        """The limit of the start, of the abort, or of an answer."""
         self.limit = ""
-        self.tell(Event.LIMIT, Error.TIMEDOUT, "too long")
+        self.tell(HelperEvent.LIMIT, Error.TIMEDOUT, "too long")
 
     @rule(rc=FAILURES)
     def the_caller_gives_up(self, rc: int) -> None:
-        self.tell(Event.ABORT, rc, f"given up with {rc}")
+        self.tell(HelperEvent.ABORT, rc, f"given up with {rc}")
 
     @precondition(lambda self: self.process == "alive")
     @rule(status=st.sampled_from([0, 0, 0, 3, 254, -11]))
@@ -173,12 +177,12 @@ class HelperRunOrders(RuleBasedStateMachine):
 
     @invariant()
     def no_wait_without_an_end(self) -> None:
-        """A process that was killed goes away. Another one is heard, or has a limit."""
+        """A process that was killed exits. Any other one can report, or has a limit."""
         if self.process == "alive" and not self.killed:
             assert self.limit or (self.listening and self.greeted)
 
     def teardown(self) -> None:
-        """A helper that does nothing any more but die."""
+        """From here on the helper does nothing but die."""
         if not hasattr(self, "run"):
             return
         self.the_caller_gives_up(-22)
@@ -192,7 +196,7 @@ class HelperRunOrders(RuleBasedStateMachine):
 
 
 class JoinOrders(RuleBasedStateMachine):
-    """Stream and helper, each aborted at once or later, or coming to its end on top of an abort."""
+    """Stream and helper, each of which stops at once when aborted, or later, or on top of it."""
 
     @initialize(at_once=st.sets(st.sampled_from(Task)), on_top=FAILURES, other=st.booleans())
     def begin(self, at_once: set[Task], on_top: int, other: bool) -> None:
@@ -285,9 +289,9 @@ class PostcopyJoinOrders(RuleBasedStateMachine):
         self.join = PostcopyJoin()
         self.at_once = at_once
         self.asked = ""
-        """What the resumption waits for."""
+        """The step that the resumption waits for."""
         self.done: list[str] = []
-        """Its steps that have ended well."""
+        """The steps that have ended well."""
         self.stream: int | None = None
         self.resume: int | None = None
         self.first = 0
@@ -344,12 +348,12 @@ class PostcopyJoinOrders(RuleBasedStateMachine):
 
     @rule(rc=st.one_of(st.just(0), FAILURES))
     def something_comes_twice(self, rc: int) -> None:
-        """It is a fault of the caller's, and changes nothing."""
+        """That is a bug of the caller, and changes nothing."""
         if self.stream is not None:
             with pytest.raises(RuntimeError, match="twice"):
                 self.join.stream_done(rc)
         for step in {"device_model_done", "promised", "unpaused"} - {self.asked}:
-            with pytest.raises(RuntimeError, match="waited for"):
+            with pytest.raises(RuntimeError, match="while waiting for"):
                 getattr(self.join, step)(rc)
 
     @invariant()
@@ -380,8 +384,8 @@ class PostcopyJoinOrders(RuleBasedStateMachine):
 
 
 class SuspendOrders(RuleBasedStateMachine):
-    """A guest with a request: `asked` is how far it has come, and it knows of the request until
-    that is taken back."""
+    """A guest with a request, of which it knows until that is withdrawn; `asked` is how far the
+    guest has got."""
 
     @initialize()
     def begin(self) -> None:
@@ -438,7 +442,7 @@ class SuspendOrders(RuleBasedStateMachine):
     @precondition(lambda self: self.withdrawing)
     @rule(too_late=st.booleans())
     def the_withdrawal_ends(self, too_late: bool) -> None:
-        """It is in vain where the guest has answered; a guest that has suspended is told first."""
+        """It fails if the guest has answered; a suspension is reported before that."""
         self.withdrawing = False
         taken_back = self.asked == "requested" or (self.asked == "acknowledged" and not too_late)
         if self.asked == "requested" and too_late:
@@ -467,7 +471,7 @@ class SuspendOrders(RuleBasedStateMachine):
 
     @invariant()
     def a_guest_that_may_suspend_is_not_forgotten(self) -> None:
-        """Else nobody would resume it."""
+        """Otherwise nobody would resume it."""
         if self.ends and self.ends[0].rc:
             still_asked = self.request and self.asked in ("requested", "acknowledged")
             assert self.suspension.may_suspend or not still_asked
@@ -476,7 +480,7 @@ class SuspendOrders(RuleBasedStateMachine):
 
     @invariant()
     def an_answer_is_known(self) -> None:
-        """By it a failure is told from a guest that never answered."""
+        """It tells a failure from a guest that never answered."""
         if self.asked != "requested" and not self.ends:
             assert self.suspension.guest_responded
 
@@ -485,7 +489,7 @@ class SuspendOrders(RuleBasedStateMachine):
         assert self.ends or self.limit or self.withdrawing
 
     def teardown(self) -> None:
-        """A guest that does nothing more, and a request that cannot be taken back."""
+        """From here on the guest does nothing, and the request cannot be withdrawn."""
         if not hasattr(self, "suspension"):
             return
         for _ in range(8):

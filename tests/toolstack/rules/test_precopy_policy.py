@@ -1,4 +1,4 @@
-"""When precopy ends: libxl__save_live_migration_precopy_policy, with its figures settable."""
+"""When precopy ends: libxl__save_live_migration_precopy_policy, with figures that can be set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GO_ON = PrecopyPolicy.CONTINUE_PRECOPY
 def precopy_policy(
     limits: PrecopyLimits, strategy: MemoryStrategy, *, iteration: int, dirty_count: int
 ) -> PrecopyPolicy:
-    """The answer to a first question."""
+    """Return the answer to a first question."""
     return PrecopyDecisions(limits, strategy, lambda: 0.0).ask(iteration, 0, dirty_count).policy
 
 
@@ -71,7 +71,7 @@ def test_no_rounds_at_all_sends_nothing_before_the_guest_stops() -> None:
 
 
 class TestDowntime:
-    """A guest of 100,000 pages, of which the link takes 25,000 a second."""
+    """A guest of 100,000 pages, on a link that takes 25,000 a second."""
 
     def asked(
         self, limits: PrecopyLimits, strategy: MemoryStrategy, dirty_count: int
@@ -104,7 +104,7 @@ def test_a_negative_figure_is_refused_by_name(name: str) -> None:
 
 
 class TestProgress:
-    """Of a helper that asks; 10 s without a page are too many."""
+    """A helper keeps asking; 10 s without a page are too many."""
 
     def test_pages_or_rounds_are_progress(self) -> None:
         progress = PrecopyProgress(10)
@@ -113,18 +113,18 @@ class TestProgress:
             assert progress.objection(iteration, total_written, now) == ""
             progress.answered(GO_ON)
 
-    def test_a_slow_batch_is_no_standstill(self) -> None:
+    def test_a_slow_batch_is_progress(self) -> None:
         progress = PrecopyProgress(10)
         for batch in range(5):
             assert progress.objection(0, batch * 1024, batch * 100.0) == ""
 
-    def test_questions_alone_are_none(self) -> None:
+    def test_questions_alone_are_not_progress(self) -> None:
         progress = PrecopyProgress(10)
         assert progress.objection(0, 5, 100.0) == ""
         assert progress.objection(0, 5, 109.0) == ""
         assert "for 10 s" in progress.objection(0, 5, 110.0)
 
-    def test_none_is_asked_after_the_end(self) -> None:
+    def test_a_question_after_the_end_is_an_error(self) -> None:
         progress = PrecopyProgress(10)
         progress.answered(PrecopyPolicy.STOP_AND_COPY)
         assert "told to end it (STOP_AND_COPY)" in progress.objection(1, 5, 0.0)

@@ -45,7 +45,7 @@ READ = (ReadRecord(),)
 def started(
     *, device_model: bool = True, stream_type: StreamType = StreamType.PLAIN
 ) -> StreamReader:
-    """A reader that waits for its first record."""
+    """A reader that is waiting for its first record."""
     reader = StreamReader(device_model=device_model, stream_type=stream_type)
     assert reader.start() == (ReadHeader(),)
     assert reader.header_done() == READ
@@ -55,14 +55,14 @@ def started(
 def at_work(
     *, device_model: bool = True, stream_type: StreamType = StreamType.PLAIN
 ) -> StreamReader:
-    """A reader whose helper runs."""
+    """A reader whose helper is running."""
     reader = started(device_model=device_model, stream_type=stream_type)
     assert reader.record_done(LIBXC_CONTEXT, b"") == (StartHelper(),)
     return reader
 
 
 def feed(reader: StreamReader, *numbers: int) -> Actions:
-    """Give records and have them kept where that is asked; the last actions."""
+    """Give records, and have them kept if asked to; return the last actions."""
     actions: Actions = ()
     for number in numbers:
         actions = reader.record_done(number, b"body")
@@ -72,7 +72,7 @@ def feed(reader: StreamReader, *numbers: int) -> Actions:
 
 
 def refused(actions: Actions, *expected: ReaderAction) -> str:
-    """The logged problem in front of what else must have been done."""
+    """Return the logged problem; `expected` must have been done after it."""
     assert isinstance(actions[0], Log)
     assert actions[1:] == expected
     return actions[0].problem
@@ -230,7 +230,7 @@ class TestCheckpoint:
             assert reader.record_done(CONTEXT, body) == READ
         refused(reader.record_done(CONTEXT, body), CheckpointCallback(CheckpointResult.FAILOVER))
 
-    def test_many_skipped_records_are_no_deep_stack(self) -> None:
+    def test_many_skipped_records_do_not_recurse(self) -> None:
         reader = at_work(stream_type=StreamType.REMUS)
         reader.start_checkpoint()
         for _ in range(5000):
@@ -256,7 +256,7 @@ class TestCheckpoint:
 
 
 class EveryOrder(RuleBasedStateMachine):
-    """Drives a reader through any stream, and any order of what else can happen."""
+    """Drives a reader through any stream and any order of other events."""
 
     @initialize(stream_type=st.sampled_from(StreamType), device_model=st.booleans())
     def begin(self, stream_type: StreamType, device_model: bool) -> None:
@@ -377,7 +377,7 @@ class EveryOrder(RuleBasedStateMachine):
             assert self.stopped[0]
 
     def teardown(self) -> None:
-        """From wherever it is, it comes to its end when the other side sends nothing more."""
+        """From wherever it is, it ends if the other side sends nothing more."""
         if not hasattr(self, "stopped"):
             return
         for _ in range(6):

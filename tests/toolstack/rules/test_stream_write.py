@@ -34,7 +34,7 @@ EMULATOR = [Part.EMULATOR_XENSTORE_DATA, Part.EMULATOR_CONTEXT]
 
 
 def written(writer: StreamWriter, actions: Actions) -> tuple[list[Part], Actions]:
-    """Let every write and promise succeed; the parts, and what comes after the last."""
+    """Let every write and promise succeed; return the parts, and what comes after the last."""
     parts = []
     while actions and isinstance(actions[-1], Write | PointOfNoReturn):
         if isinstance(actions[-1], PointOfNoReturn):
@@ -46,7 +46,7 @@ def written(writer: StreamWriter, actions: Actions) -> tuple[list[Part], Actions
 
 
 def at_the_point_of_no_return(*, device_model: bool = True) -> StreamWriter:
-    """A writer in whose transition nothing is left to do but what cannot be taken back."""
+    """A writer in a transition, in which only what cannot be taken back is left to do."""
     writer = at_work(device_model=device_model)
     actions = writer.start_postcopy_transition()
     while actions != (PointOfNoReturn(),):
@@ -57,7 +57,7 @@ def at_the_point_of_no_return(*, device_model: bool = True) -> StreamWriter:
 def at_work(
     *, device_model: bool = True, stream_type: StreamType = StreamType.PLAIN
 ) -> StreamWriter:
-    """A writer whose helper runs."""
+    """A writer whose helper is running."""
     writer = StreamWriter(device_model=device_model, stream_type=stream_type)
     assert written(writer, writer.start()) == ([Part.HEADER, Part.LIBXC_CONTEXT], (StartHelper(),))
     return writer
@@ -165,7 +165,7 @@ class TestFailures:
         assert writer.helper_done(-22) == (Stopped(-22),)
 
     def test_the_helper_dies_in_the_transition(self) -> None:
-        """The join has had the rc, and aborted the stream, before the helper's end is told."""
+        """The join has had the rc, and aborted the stream, before the helper's end is reported."""
         writer = at_work()
         writer.start_postcopy_transition()
         writer.abort(-3)
@@ -294,7 +294,7 @@ class EveryOrder(RuleBasedStateMachine):
     def begin(
         self, stream_type: StreamType, device_model: bool, helper_runs: bool, promise_rc: int
     ) -> None:
-        """`helper_runs`: it goes well for so long."""
+        """`helper_runs`: all goes well until the helper runs."""
         self.writer = StreamWriter(device_model=device_model, stream_type=stream_type)
         self.plain = stream_type is StreamType.PLAIN
         self.in_flight: Part | None = None
@@ -415,17 +415,17 @@ class EveryOrder(RuleBasedStateMachine):
             assert Part.POSTCOPY_TRANSITION_END not in self.whole
 
     @invariant()
-    def a_plain_stream_ends_badly_where_something_failed_and_else_well(self) -> None:
+    def a_plain_stream_ends_badly_if_something_failed_and_well_otherwise(self) -> None:
         if self.stopped and self.plain:
             assert bool(self.stopped[0]) == bool(self.first_failure)
 
     @invariant()
     def never_stuck(self) -> None:
-        """Something is always to come: a write's end, the helper's end, or the end is there."""
+        """Either a write or the helper is still to end, or the stream has stopped."""
         assert self.stopped or self.in_flight or self.helper == "running"
 
     def teardown(self) -> None:
-        """From wherever it is, it comes to its end when nothing happens but what must."""
+        """From wherever it is, it ends if nothing happens but what must."""
         if not hasattr(self, "stopped"):
             return
         for _ in range(20):
@@ -433,7 +433,7 @@ class EveryOrder(RuleBasedStateMachine):
                 self.write_done(0)
             elif self.helper == "running":
                 self.helper_ends(0)
-            self.a_plain_stream_ends_badly_where_something_failed_and_else_well()
+            self.a_plain_stream_ends_badly_if_something_failed_and_well_otherwise()
         assert len(self.stopped) == 1
 
 

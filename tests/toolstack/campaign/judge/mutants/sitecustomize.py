@@ -43,9 +43,13 @@ def keeps_the_last_rc(module: Any) -> None:
 
 @mutant("xen_save_helper.toolstack.rules.helper_run")
 def skips_sigkill(module: Any) -> None:
-    step = module.TABLE[module.HelperPhase.COMPLETED, module.Event.LIMIT]
-    done = (module.Action.STOP_LISTENING, module.Action.NO_LIMIT, module.Action.DONE)
-    module.TABLE[module.HelperPhase.COMPLETED, module.Event.LIMIT] = step._replace(
+    step = module.TABLE[module.HelperPhase.COMPLETED, module.HelperEvent.LIMIT]
+    done = (
+        module.HelperAction.STOP_LISTENING,
+        module.HelperAction.NO_LIMIT,
+        module.HelperAction.DONE,
+    )
+    module.TABLE[module.HelperPhase.COMPLETED, module.HelperEvent.LIMIT] = step._replace(
         phase=module.HelperPhase.ENDED, actions=done
     )
 
