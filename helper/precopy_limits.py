@@ -32,7 +32,7 @@ def limited_policy(
         if decision.policy is PrecopyPolicy.CONTINUE_PRECOPY and told == (iteration, dirty_count):
             return decision.policy
         told = (iteration, dirty_count)
-        rate = rounds.octets_per_second
+        rate = rounds.bytes_per_second
         reporter.event(
             "precopy_policy",
             iteration=iteration,

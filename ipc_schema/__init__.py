@@ -1,4 +1,4 @@
-"""What controller, helper and streams say: tables and pure functions, without I/O."""
+"""Messages, stream formats and faults: tables and pure functions, without I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __version__: str
 def __getattr__(name: str) -> Any:
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Not at the top: no start of a helper has to pay for it.
+    # Imported late: it would slow down every helper's start.
     from xen_save_helper.ipc_schema.version import version
 
     return version()

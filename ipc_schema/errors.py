@@ -41,10 +41,10 @@ def rc_name(rc: int) -> str:
 
 
 class DecodeError(ValueError):
-    """Bytes that are not what their format says.
+    """Bytes that violate their format.
 
-    `what` names the format and the field, `offset` is counted in octets from the start of the
-    stream or message, `problem` says what was found and what would have been right.
+    `what` names the format and the field, `offset` is in bytes from the start of the stream or
+    message, `problem` says what was found and what would have been right.
     """
 
     def __init__(self, what: str, offset: int, problem: str) -> None:
@@ -55,4 +55,4 @@ class DecodeError(ValueError):
 
 
 class StreamEndError(DecodeError):
-    """The stream ends where more was to come: whoever wrote it has gone, or it was cut."""
+    """The stream ends too early: its writer is gone, or it was cut."""

@@ -14,11 +14,11 @@ from collections.abc import Callable
 
 
 class Trace:
-    """Turns events into lines and hands each to `write`; with no `write`, does nothing (and json is
-    not loaded, which the drop-in's start would feel).
+    """Turns events into lines and hands each to `write`. Without `write` it does nothing, and does
+    not load json, which would slow down the drop-in's start.
 
-    A trace is no reason for what it tells of to fail: where `write` raises OSError (the disk is
-    full), the trace ends there, and `ended` is told, once.
+    A trace must not make a save fail: if `write` raises OSError (the disk is full), the trace ends
+    there, and `ended` is called with the error, once.
     """
 
     def __init__(
@@ -48,5 +48,5 @@ class Trace:
         except OSError as error:
             self._write = None
             if self._ended is not None:
-                with contextlib.suppress(OSError):  # nobody is left to be told
+                with contextlib.suppress(OSError):  # nobody is left to tell
                     self._ended(error)

@@ -1,11 +1,11 @@
 """The catalogue of trace events: every line that a process of ours may write into a trace.
 
-Name, fields, who writes it and when stand here and nowhere else. A line also has the fields of
-`trace.Trace`: `t`, `pid`, `process` and `event`. Names of events and fields are in snake_case; what
-a value says (a phase's name, an action of the handshake) is spelled where it is made.
+Names, fields, writers and occasions are defined here and nowhere else. A line also has the fields
+of `trace.Trace`: `t`, `pid`, `process` and `event`. Names of events and fields are in snake_case;
+values (a phase's name, a step of the handshake) are spelled where they are made.
 
-The trace does not look its lines up here: a save fails for no line. The tests do, over the calls in
-the sources and over the traces of their runs.
+`Trace` does not check its lines against the catalogue: no line may make a save fail. The tests do,
+for the calls in the sources and for the traces of their runs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Writer(StrEnum):
     """libxl's side of a migration at the destination."""
     HELPER = "helper"
     LINK = "link"
-    """Stands between both sides of a migration in a fault run."""
+    """The process between both sides of a migration in a fault run."""
 
 
 class Field(NamedTuple):
@@ -76,11 +76,11 @@ class TraceEvent(NamedTuple):
 
 
 COMMON: Final = frozenset({"t", "pid", "process", "event"})
-"""The fields of every line, which no event has as its own."""
+"""Fields of every line, which no event declares."""
 
 
 def _fields(text: str) -> tuple[Field, ...]:
-    """Of `KIND NAME, KIND|KIND NAME, KIND NAME?, …`; the last is one that may be missing."""
+    """Parse `KIND NAME, KIND|KIND NAME, KIND NAME?, …`; the last one is optional."""
     found = []
     for part in text.split(", ") if text else ():
         kinds, name = part.split(" ")
@@ -98,7 +98,7 @@ _OF_MESSAGE: Final[Mapping[MessageKind, Kind]] = {
 
 
 def _of_messages(*names: str) -> tuple[Field, ...]:
-    """What the messages carry, but for proofs."""
+    """The fields of messages, except proofs."""
     fields = {
         field.name: Field(
             field.name, frozenset({_OF_MESSAGE.get(field.kind, Kind.INT)}), optional=True
@@ -135,66 +135,66 @@ def _event(
 
 # fmt: off
 _ROWS: Final = (
-    # A helper's way, by itself.
-    _event("faults", "str plan", _HELPER, "A fault plan is given to the process."),
+    # What a helper does.
+    _event("faults", "str plan", _HELPER, "The process was given a fault plan."),
     _event("hello", "", _HELPER, "The channel to a controller of ours is about to be opened."),
     _event("start", "list arguments?, str dialect?, real stream_stall?", _HELPER,
            "The job is known: the message `start` of our controller, or libxl's `arguments`.",
            _of_messages("start")),
-    _event("engine", "str engine, str hypervisor", _HELPER, "The engine is about to begin."),
+    _event("engine", "str engine, str hypervisor", _HELPER, "The engine is about to start."),
     _event("phase", "str name, str state, real seconds?", _HELPER,
-           "A phase begins (`state` begin) or has ended well (end)."),
+           "A phase begins (`state` is begin) or has succeeded (end)."),
     _event("round",
            "str doing_what, real seconds, int iteration?, int pfns?, int pages?, "
            "int dirty_count?, str decision?, int frames?", _HELPER,
-           "A round of precopy has ended; libxc's own say their `frames` alone."),
+           "A round of precopy has ended; libxenguest's rounds have `frames` only."),
     _event("final_dirty", "int dirty_count", _HELPER,
-           "The guest is suspended, and so many pages are left."),
-    _event("postcopy_pfns", "int pages", _HELPER, "The list of what is left is sent."),
+           "The guest is suspended; `dirty_count` pages are left to send."),
+    _event("postcopy_pfns", "int pages", _HELPER, "The list of the remaining pages is sent."),
     _event("postcopy_complete", "", _HELPER, "The last page is in place at the destination."),
     _event("without_the_sender", "str error", _HELPER,
-           "The sender has gone when no page was missing any more."),
+           "The sender disconnected after the last page had arrived."),
     _event("cleanup_failed", "str error", _HELPER,
-           "What a save undoes in its end, such as log-dirty mode, could not be undone."),
+           "A save could not undo something at its end, such as log-dirty mode."),
     _event("log", "int level, str|null context, str text", _HELPER, "libxc has logged a line."),
-    _event("waiting", "str text", _HELPER, "The log has a line on a stream that stands still."),
+    _event("waiting", "str text", _HELPER, "A line about a stream that stands still was logged."),
     _event("complete", "int retval, int errnoval", _HELPER,
            "libxc's work has ended; the controller is about to be told."),
 
     # A helper, as its controller sees it.
     _event("helper_started", "int helper", _LIBXL, "A helper was started; `helper` is its pid."),
-    _event("helper_ready", "", _LIBXL, "Its hello has come and is good."),
+    _event("helper_ready", "", _LIBXL, "Its hello was received and accepted."),
     _event("stranger_refused", "str reason", _LIBXL,
-           "Somebody else than the helper spoke at its endpoint."),
+           "A peer other than the helper spoke at its endpoint."),
     _event("answer", "str name, int value", _LIBXL, "A callback is about to be answered."),
-    _event("helper_stderr", "str line", _LIBXL, "The helper has written a line to its stderr."),
+    _event("helper_stderr", "str line", _LIBXL, "The helper wrote a line to its stderr."),
     _event("helper_run", "str what, str reason", _LIBXL,
-           "The helper is given up; `what` is an event of `rules.helper_run`."),
-    _event("abort_not_sent", "str error", _LIBXL, "A helper to be ended cannot be told so."),
+           "The controller gives the helper up; `what` is an event of `rules.helper_run`."),
+    _event("abort_not_sent", "str error", _LIBXL, "The abort could not be sent to the helper."),
     _event("helper_exited", "int status", _LIBXL,
            "Its process has ended; `status` is negative for a signal."),
     _event("helper_result", "int|null domid, int rc, int retval, int errnoval, bool completed",
-           _LIBXL, "The operation has the result of its helper: what `complete` said, if it did."),
+           _LIBXL, "The operation has its helper's result: that of `complete`, if it came."),
 
-    # Both see these.
+    # Both sides.
     _event("callback", "str name, int value?, real seconds?", _BOTH,
-           "The helper has made a callback (with the answer, and after how long), or its "
-           "controller has heard a message of it. Either has the fields of the message.",
+           "The helper made a callback (with the answer and how long it took), or the controller "
+           "received a message. Both have the message's fields.",
            tuple(field for field in _of_messages(*_FROM_HELPER) if field.name != "name")),
     _event("precopy_policy",
            "int iteration, int total_written, int dirty_count, str why, int|null domid?, "
            "str answer?, int|null octets_per_second?, str decision?", _BOTH,
-           "What follows a round is decided: by the controller (`answer`), or by the limits of "
-           "whoever runs the drop-in (`decision`)."),
+           "The precopy policy decided what follows a round: the controller's (`answer`), or the "
+           "drop-in's own (`decision`)."),
     _event("stood_still", "real seconds, str who?", _BOTH,
-           "A process goes on that was stopped: that of the line, or `who`."),
+           "A process continues that was stopped: the writer of the line, or `who`."),
     _event("failure",
            "str what?, str phase?, str callback?, str|null error?, int|null errnoval?, "
            "int|null domid?, str reason?, int rc?", _BOTH,
-           "Something has failed. A helper says the phase, the callback, or `what` (watchdog, "
-           "channel, aborted), with `error` and `errnoval`; a controller its `reason`."),
+           "Something failed. A helper names the phase, the callback, or `what` (watchdog, "
+           "channel, aborted), with `error` and `errnoval`; a controller gives a `reason`."),
     _event("fault", "str point, str action, int count, str fault", _ALL,
-           "A fault strikes; `fault` as in the plan, `count` of the passes of its point."),
+           "A fault strikes: `fault` as in the plan, the `count`-th time its point is reached."),
 
     # libxl's operations.
     _event("save", "int domid, bool live, str strategy", _SOURCE, "A save begins."),
@@ -203,53 +203,53 @@ _ROWS: Final = (
     _event("switch_qemu_logdirty", "int domid, bool enable", _SOURCE,
            "The device model's log-dirty mode is about to be switched."),
     _event("logdirty_off", "int domid", _SOURCE,
-           "The helper did not end in order: log-dirty mode is turned off in its place."),
+           "The helper failed: the controller turns log-dirty mode off in its place."),
     _event("stream_write", "int domid, str part, int rc", _SOURCE,
-           "A part of the libxl stream is written, or failed to be."),
+           "A part of the libxl stream was written, or could not be."),
     _event("save_ended", "int domid, int rc, str transitioned, bool suspended", _SOURCE,
-           "The end of a save."),
-    _event("domain_created", "int domid, str name", _LIBXL, "A restore has made its domain."),
+           "A save has ended."),
+    _event("domain_created", "int domid, str name", _LIBXL, "A restore has created its domain."),
     _event("stream_read", "int|null domid, str|int record", _LIBXL,
-           "A record of the libxl stream is read; `record` is its number if it is unknown."),
+           "A record of the libxl stream was read; `record` is its number if it is unknown."),
     _event("static_data_done", "int domid, int missing", _LIBXL, "See the callback."),
     _event("restore_results", "int domid, int store_gfn, int console_gfn", _LIBXL,
            "See the callback."),
     _event("postcopy_transition", "int domid", _LIBXL,
            "The libxl records of the transition are about to be written or read."),
-    _event("postcopy_transition_done", "int domid, int rc", _LIBXL, "They are, or failed to be."),
+    _event("postcopy_transition_done", "int domid, int rc", _LIBXL, "They were, or could not be."),
     _event("postcopy_resume_done", "int domid, int rc", _LIBXL,
-           "The guest runs at the destination while its memory comes in, or failed to."),
+           "The guest runs at the destination while its memory still arrives, or failed to."),
     _event("restore_program_started", "int|null domid, int program, object environment", _LIBXL,
-           "The host's own toolstack restores; `program` is its pid."),
-    _event("restore_program_says", "str line", _LIBXL, "It has written a line to its stderr."),
+           "The host's own toolstack was started to restore; `program` is its pid."),
+    _event("restore_program_says", "str line", _LIBXL, "It wrote a line to its stderr."),
     _event("restore_program_exited", "int|null domid, int status", _LIBXL,
            "Its process has ended; `status` is negative for a signal."),
     _event("restore_ended", "int|null domid, int rc, bool postcopy_resumed?", _LIBXL,
-           "The end of a restore."),
+           "A restore has ended."),
 
     # What xl adds.
     _event("handshake", "str action, str result?", _LIBXL,
            "A step of a migration begins, or (with `result`) has ended."),
     _event("abort", "str action, bool followed", _LIBXL,
-           "The migration is interrupted at a step; whether that is followed there."),
+           "The migration was interrupted during a step; `followed` is whether it obeys there."),
     _event("receiver_exited", "int status", _SOURCE,
            "The receiver's process has ended; `status` is negative for a signal."),
-    _event("consequence", "str reason", _LIBXL, "What went wrong after the first failure."),
+    _event("consequence", "str reason", _LIBXL, "Something failed after the first failure."),
     _event("no_report", "str reason, int domid?", _SOURCE,
-           "The guest cannot be asked how it does."),
+           "The guest's own report could not be had."),
     _event("no_state", "int domid, str reason", _SOURCE,
-           "The host cannot be asked what the guest does."),
+           "The host could not be asked for the guest's state."),
     _event("recovered", "str way, str text", _SOURCE,
-           "A destination on this machine whose receiver is dead was recovered."),
-    _event("received", "bool started, int rc, str reason", _DESTINATION, "The end of a receive."),
+           "A destination on this machine was recovered after its receiver had died."),
+    _event("received", "bool started, int rc, str reason", _DESTINATION, "A receive has ended."),
     _event("migrated",
            "str outcome, int rc, str mode, str postcopy_transitioned, int|null rounds, "
            "int|null pages_sent, int|null bytes_sent, real total_seconds, "
            "real|null downtime_seconds, real stopped_seconds, object|null postcopy, "
-           "object guest, str reason, list warnings", _SOURCE, "The end of a migration."),
+           "object guest, str reason, list warnings", _SOURCE, "A migration has ended."),
 
-    # A fault run's own.
-    _event("link", "str direction, str error", _LINK, "A direction of the link has broken."),
+    # In a fault run only.
+    _event("link", "str direction, str error", _LINK, "One direction of the link has broken."),
 )
 # fmt: on
 
@@ -258,7 +258,7 @@ TRACE_EVENTS: Final[Mapping[str, TraceEvent]] = {row.name: row for row in _ROWS}
 
 
 def why_not_catalogued(line: Mapping[str, Any]) -> Iterator[str]:
-    """What in a line of a trace is not as the catalogue has it."""
+    """Yield each way in which a line of a trace differs from the catalogue."""
     for name in COMMON - set(line):
         yield f"no {name}"
     row = TRACE_EVENTS.get(str(line.get("event")))

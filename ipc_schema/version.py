@@ -1,4 +1,4 @@
-"""Which version of the whole this is."""
+"""The version of the installed distribution."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ DISTRIBUTION: Final = "xen-save-helper"
 
 
 def version() -> str:
-    """That of the installed package; "not installed" where its files are used without."""
-    # Not at the top: no start of a helper has to pay for it.
+    """Return the installed version, or "not installed" if the files are used without one."""
+    # Imported late: it would slow down every helper's start.
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
 

@@ -1,8 +1,8 @@
-"""Both ends of a ZeroMQ conversation show that they know the secret, without telling it.
+"""How both ends of a ZeroMQ conversation prove that they know the secret, without sending it.
 
 The controller makes a secret for each helper and hands it down through an inherited pipe. The
-helper's `hello` carries a nonce and its proof; the controller's `start` carries the proof for the
-same nonce in the controller's own part, so neither can be played back as the other.
+helper's `hello` carries a nonce and its proof; the controller's `start` carries a proof for the
+same nonce. Each includes its sender's name, so neither can be replayed as the other.
 """
 
 from __future__ import annotations
@@ -22,5 +22,5 @@ def proof(secret: bytes, sender: Sender, nonce: bytes) -> bytes:
 
 
 def is_proof(candidate: bytes, secret: bytes, sender: Sender, nonce: bytes) -> bool:
-    """Whether `candidate` is the proof, told in constant time."""
+    """Whether `candidate` is the proof; takes constant time."""
     return hmac.compare_digest(candidate, proof(secret, sender, nonce))

@@ -1,4 +1,4 @@
-"""Whether values fit the catalogue's fields; both encodings ask here, so neither differs."""
+"""Checks of values against the catalogue's fields, the same for both encodings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _check(field: Field) -> Check:
 FIELD_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     row.name: tuple(field.name for field in row.fields) for row in CATALOGUE.values()
 }
-"""By message name, in the catalogue's order."""
+"""The fields of each message, in the catalogue's order."""
 
 _CHECKS: Final[Mapping[str, tuple[Check, ...]]] = {
     row.name: tuple(map(_check, row.fields)) for row in CATALOGUE.values()
@@ -41,10 +41,10 @@ _CHECKS: Final[Mapping[str, tuple[Check, ...]]] = {
 
 
 def misfit(name: str, values: Sequence[Any]) -> tuple[int, str] | None:
-    """The first of `values` that does not fit its field of message `name`: its index, and what is
-    wrong with it. None where all fit. A bool is no integer.
+    """The index of the first of `values` that does not fit its field of message `name`, and what is
+    wrong with it; None if all fit. A bool is not an integer.
 
-    There is a value for each field. This is run for every message: it stays a plain loop.
+    There is a value for each field. This runs for every message, so it stays a plain loop.
     """
     for index, (kind, low, high) in enumerate(_CHECKS[name]):
         value = values[index]
@@ -56,7 +56,7 @@ def misfit(name: str, values: Sequence[Any]) -> tuple[int, str] | None:
 
 
 def checked_values(name: str, fields: Mapping[str, object]) -> list[object]:
-    """The values of message `name` in the catalogue's order; members of an IntEnum as integers.
+    """The values of message `name` in the catalogue's order, members of an IntEnum as integers.
 
     Raises ValueError for an unknown name, missing or extra fields, a value of the wrong type or
     out of range.
@@ -78,8 +78,8 @@ def checked_values(name: str, fields: Mapping[str, object]) -> list[object]:
 
 
 def whole_number(name: str, value: object, least: int, most: int, unit: str = "") -> int:
-    """`value`, an int from `least` to `most` that the caller calls `name`. Raises TypeError (for a
-    bool, too) and ValueError, which say what is wanted."""
+    """Return `value` if it is an int from `least` to `most`. Raises TypeError (for a bool too) and
+    ValueError that call it `name` and say what is wanted."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name}: want a whole number{unit}, not {value!r}")
     if not least <= value <= most:

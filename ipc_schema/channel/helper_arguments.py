@@ -1,9 +1,9 @@
 """The command line that libxl gives its save helper, in every generation (libxl_save_callout.c).
 
-After `--save-domain` or `--restore-domain` come decimal numbers alone, in an order that changed
-four times. Which generation is speaking is told by their count and, where two share a count, by
-the one difference that libxl cannot avoid: a stream type is at most 2, and `cbflags` is at least
-8 wherever libxl provides a callback at all, which it always does.
+After `--save-domain` or `--restore-domain` come only decimal numbers, in an order that changed four
+times. Their count tells which generation is speaking and, if two share a count, the one difference
+that libxl cannot avoid does: a stream type is at most 2, and `cbflags` is at least 8 if libxl
+provides any callback, which it always does.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ _LAYOUTS: Final = {
 _DESCRIPTORS: Final = frozenset({"io_fd", "back_fd"})
 _HIGHEST: Final = {"stream_type": max(StreamType), "live": 1, "debug": 1}
 _HIGHEST_XCFLAGS: Final = {Dialect.MAINLINE: 3, Dialect.MAINLINE_4_7: 31}
-"""Up to 4.13 three bits more, at which no libxc looks: HVM (set for every HVM guest), standard VGA,
-and compressed checkpoints."""
+"""Up to 4.13 there are three more bits, which libxc ignores: HVM (set for every HVM guest),
+standard VGA, and compressed checkpoints."""
 _MEANINGFUL: Final = XCFlags.LIVE | XCFlags.DEBUG
 _LOWEST_CALLBACK_BIT: Final = 8
 
 
 class HelperArguments(NamedTuple):
-    """What libxl asks for. `request.xcflags` are LIVE and DEBUG alone, whatever else the dialect
-    has; what libxl does not say has its default. `hvm` is None if the dialect does not say it."""
+    """What libxl asks for. `request.xcflags` keeps LIVE and DEBUG only; fields that libxl does not
+    pass have their defaults. `hvm` is None if the dialect does not have it."""
 
     request: HelperRequest
     dialect: Dialect
@@ -74,8 +74,8 @@ class HelperArguments(NamedTuple):
 
 
 def parse(arguments: Sequence[str], dialect: Dialect | None = None) -> HelperArguments:
-    """Read a command line without the program's name. With `dialect` None it is told by the rule
-    above. Raises ValueError that says what would be right."""
+    """Parse a command line without the program's name; the rule above finds the dialect if
+    `dialect` is None. Raises ValueError that says what would be right."""
     modes = {text: operation for operation, text in MODE.items()}
     operation = modes.get(arguments[0]) if arguments else None
     if operation is None:
@@ -115,8 +115,8 @@ def parse(arguments: Sequence[str], dialect: Dialect | None = None) -> HelperArg
 
 
 def build(arguments: HelperArguments) -> list[str]:
-    """The command line, without the program's name, that a libxl of that dialect would give (for
-    MAINLINE_4_7: 4.10 to 4.13, the later layout)."""
+    """Build the command line, without the program's name, that a libxl of `arguments.dialect` gives
+    (for MAINLINE_4_7 the later layout, of 4.10 to 4.13)."""
     request = arguments.request
     layout = next(row for row in _LAYOUTS[request.operation] if row.dialect is arguments.dialect)
     numbers = request._asdict() | {
@@ -136,7 +136,7 @@ def _values(layout: _Layout, texts: Sequence[str]) -> dict[str, int]:
 def _number(name: str, text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) < 2**32:
         return int(text)
-    # libxl prints -1 as an int for a descriptor
+    # libxl prints a descriptor as an int, -1 for none.
     if name in _DESCRIPTORS and text == "-1":
         return -1
     raise ValueError(f"{name} {text!r}: want a decimal number below 2**32")

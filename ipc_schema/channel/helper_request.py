@@ -1,6 +1,6 @@
 """What a helper is asked to do: one shape for both sides, from which all others are made.
 
-The catalogue's `start` has these fields, libxl's command line has some of them.
+The catalogue's `start` has these fields, and libxl's command line some of them.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ class Engine(StrEnum):
     """What does the work on the domain."""
 
     OWN = "own"
-    """Our own: every hypervisor with the whole of `interface.Domain`, and postcopy."""
+    """Ours: any hypervisor that has all of `interface.Domain`, and postcopy."""
     LIBXENGUEST = "libxenguest"
-    """Xen's xc_domain_save and xc_domain_restore: real domains; what libxc's stream can carry."""
+    """Xen's xc_domain_save and xc_domain_restore: real domains, without postcopy."""
 
 
 class HelperRequest(NamedTuple):
     """One save or restore; the catalogue's `start` says what its fields mean.
 
-    `io_fd` and `back_fd` are numbers of the process that has the request: a toolstack's stay its
-    own, and the helper gets copies under other numbers. `back_fd` is -1 for none.
+    `io_fd` and `back_fd` are descriptors of the process that holds the request: the helper gets
+    copies of a toolstack's, under other numbers. `back_fd` is -1 for none.
     """
 
     operation: Operation
@@ -50,7 +50,7 @@ OF_THE_CHANNEL = frozenset({"proof", "cbflags"})
 
 
 def start_fields(request: HelperRequest) -> dict[str, Any]:
-    """Those fields of `start` that are the request's."""
+    """The fields of `start` that come from the request."""
     return {
         name: value.value if isinstance(value, Enum) else value
         for name, value in request._asdict().items()
@@ -58,9 +58,8 @@ def start_fields(request: HelperRequest) -> dict[str, Any]:
 
 
 def request_of_start(start: Mapping[str, Any]) -> HelperRequest:
-    """The request in the fields of a `start`. Raises ValueError for a value that an enum does not
-    have, and TypeError for a field that a request does not have: it is a fault, not one to be
-    passed over."""
+    """The request in the fields of a `start`. Raises ValueError for a value that its enum does not
+    have. Raises TypeError for an unknown field: that is a bug, and must not go unnoticed."""
     fields = {name: start[name] for name in start if name not in OF_THE_CHANNEL}
     for name, kind in get_type_hints(HelperRequest).items():
         if name in fields and issubclass(kind, Enum):

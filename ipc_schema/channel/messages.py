@@ -1,9 +1,9 @@
 """The catalogue: every message between controller and save helper.
 
-Name, fields, who sends it, in which operations, how it is answered and its number in each libxl
-dialect stand here and nowhere else; both encodings, both ends and the documentation are made from
-it. The callback messages are those of `libxl_save_msgs_gen.pl`; the channel messages exist on
-ZeroMQ alone, where libxl's pipes have the command line, a bare int and SIGTERM.
+Name, fields, sender, operations, kind of answer and the number in each libxl dialect are defined
+here and nowhere else; both encodings, both ends and the documentation are made from it. The
+callback messages are those of `libxl_save_msgs_gen.pl`; the channel messages exist on ZeroMQ only,
+in place of the command line, the bare int and SIGTERM of libxl's pipes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PROTOCOL_VERSION: Final = 1
 """Version of the ZeroMQ conversation, shown in `hello`; both ends must have the same."""
 
 MAX_BODY: Final = 65_535
-"""Octets of the longest message, on either channel (libxl's length field is a u16)."""
+"""Bytes in the longest message, on either channel (libxl's length field is a u16)."""
 
 NO_ERRNO: Final = 2**32 - 1
 """`errnoval` of a `log` without one: libxc's -1, as a u32."""
@@ -141,7 +141,7 @@ def _channel(
 
 
 _BITS_BEYOND_THE_SERIES: Final = {"static_data_done": 12}
-"""Bits of ZeroMQ's `cbflags` for callbacks that the postcopy series has no number for."""
+"""Bits of ZeroMQ's `cbflags` for callbacks that have no number in the postcopy series."""
 
 # fmt: off
 _ROWS: Final = (
@@ -175,14 +175,15 @@ _ROWS: Final = (
               "The answer is ignored."),
     _callback("precopy_policy", "unsigned iteration, unsigned total_written, int dirty_count",
               _SAVE, _SYNC, (None, None, 10), -1,
-              "struct precopy_stats by value, `dirty_count` -1 where unknown; "
+              "struct precopy_stats by value, `dirty_count` -1 if unknown; "
               "the answer is a `PrecopyPolicy`."),
     _callback("postcopy_transition", "", _BOTH, _ASYNC, (None, None, 11), 0,
               "Write (save) or read (restore) libxl's records that let the guest run at the "
               "destination: 1 done, 0 failed."),
 
     _channel("hello", "u32 version, u32 pid, bytes nonce, bytes proof", Sender.HELPER, _BOTH,
-             "The helper's first message: what it speaks, and that it knows the secret."),
+             "The helper's first message: its protocol version, and proof that it knows the "
+             "secret."),
     _channel("start",
              "STRING operation, bytes proof, int io_fd, int back_fd, u32 domid, unsigned xcflags, "
              "unsigned long cbflags, unsigned stream_type, u32 store_evtchn, u32 store_domid, "
@@ -190,38 +191,37 @@ _ROWS: Final = (
              "unsigned long bandwidth, bool postcopy, STRING missing_cpu_features",
              Sender.CONTROLLER, _BOTH,
              "What to do; the fields of libxl's command line, the hypervisor to work on "
-             "(`sim:DIRECTORY` or `xen`), the engine, a limit of the stream in octets a second "
+             "(`sim:DIRECTORY` or `xen`), the engine, a limit of the stream in bytes a second "
              "(0 none), whether the peer and the caller admit postcopy, and what a restore does "
              "with a guest that was offered more than the host's CPU has (a `MissingCpuFeatures`). "
-             "`back_fd` is recv_fd for a save, send_back_fd for a restore; `cbflags` counts the "
-             "catalogue's callbacks "
-             "by their number in the postcopy series, those that it has not as bits of their own: "
-             f"{_BITS_BEYOND_THE_SERIES}."),
+             "`back_fd` is recv_fd for a save, send_back_fd for a restore; a callback's bit in "
+             "`cbflags` is its number in the postcopy series, or, for those that the series lacks, "
+             f"one of {_BITS_BEYOND_THE_SERIES}."),
     _channel("statistics",
              "unsigned rounds, unsigned long pages, unsigned long bytes, "
              "unsigned long postcopy_pages, unsigned long postcopy_faults",
              Sender.HELPER, _BOTH,
-             "What the stream carried, told once before `complete`."),
+             "What the stream carried, sent once before `complete`."),
     _channel("reply", "unsigned long to, int value", Sender.CONTROLLER, _BOTH,
              "The answer to the sync callback with sequence number `to`."),
     _channel("async_callback_done", "unsigned long to, int value", Sender.CONTROLLER, _BOTH,
              "The answer to the async callback with sequence number `to`."),
     _channel("abort", "int rc, STRING reason", Sender.CONTROLLER, _BOTH,
-             "Give up: libxc's error path, then `complete`. SIGTERM comes with it, for a helper "
-             "that is blocked in its stream."),
+             "Give up: libxc's error path, then `complete`. SIGTERM is sent too, for a helper that "
+             "is blocked in its stream."),
     _channel("refused", "STRING reason", Sender.CONTROLLER, _BOTH,
-             "To a peer that is not the helper, or does not speak as one; the end of its part."),
+             "To a peer that is not the helper, or breaks the protocol; it ends the conversation."),
 )
 # fmt: on
 
 CATALOGUE: Final[Mapping[str, Message]] = {row.name: row for row in _ROWS}
-"""Every message by name, callbacks first, in the order of their numbers."""
+"""Every message by name; callbacks first, by number."""
 
 CALLBACKS: Final = tuple(row for row in _ROWS if row.on_pipe)
 CHANNEL_MESSAGES: Final = tuple(row for row in _ROWS if not row.on_pipe)
 
 UNCONDITIONAL: Final = frozenset({"log", "progress", "complete"})
-"""Callbacks that `cbflags` has no bit for: fixed functions in libxl, which are always there."""
+"""Callbacks without a bit in `cbflags`: fixed functions in libxl, always provided."""
 
 
 def by_number(dialect: Dialect) -> dict[int, Message]:
@@ -230,7 +230,7 @@ def by_number(dialect: Dialect) -> dict[int, Message]:
 
 
 def callback_bit(message: Message, dialect: Dialect | None) -> int:
-    """The bit of `message` in `cbflags`: its number on a pipe; on ZeroMQ (None), see `start`."""
+    """The bit of `message` in `cbflags`; `dialect` is None on ZeroMQ, for which see `start`."""
     if dialect is not None:
         return 1 << message.numbers[dialect]
     if Dialect.SERIES in message.numbers:
@@ -270,11 +270,11 @@ class StreamType(IntEnum):
 
 
 class MissingCpuFeatures(StrEnum):
-    """What becomes of a guest that was offered CPU features which the host lacks."""
+    """What a restore does with a guest that was offered CPU features which the host lacks."""
 
     REFUSE = "refuse"
     IGNORE = "ignore"
-    """It is restored: a guest need not use what it may."""
+    """Restore it: a guest need not use every feature it is offered."""
 
 
 class XentoollogLevel(IntEnum):

@@ -1,8 +1,8 @@
 """Messages on ZeroMQ: one msgpack array, `[seq, name, field values in the catalogue's order]`.
 
-`seq` counts a sender's messages from 1. Decoding takes nothing that encoding would not have
-written, octet for octet: an integer in a longer form than it needs, a map, or a trailing octet is
-an error. Lengths are bounded before anything is allocated for them.
+`seq` counts a sender's messages from 1. The decoder accepts only what the encoder would have
+written, byte for byte: an integer in a longer form than it needs, a map, or a trailing byte is an
+error. Lengths are bounded before anything is allocated for them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xen_save_helper.ipc_schema.errors import DecodeError
 _WHAT: Final = "message"
 _MAX_SEQ: Final = 2**64 - 1
 _pack: Final = msgpack.Packer().pack
-"""Kept: each new one takes a buffer of a megabyte."""
+"""Kept, because every new Packer allocates a buffer of a megabyte."""
 _MAX_ELEMENTS: Final = 2 + max(len(row.fields) for row in CATALOGUE.values())
 
 
@@ -30,20 +30,20 @@ class Envelope(NamedTuple):
 
 
 def encode(seq: int, name: str, fields: Mapping[str, object]) -> bytes:
-    """One message. Raises ValueError for what the catalogue does not allow, and for more than
-    MAX_BODY octets."""
+    """Encode a message. Raises ValueError for what the catalogue does not allow, and for more than
+    MAX_BODY bytes."""
     if not 1 <= seq <= _MAX_SEQ:
         raise ValueError(f"sequence number {seq}: want 1 to {_MAX_SEQ}")
     data: bytes = _pack([seq, name, *checked_values(name, fields)])
     if len(data) > MAX_BODY:
-        raise ValueError(f"{name}: {len(data)} octets, want at most {MAX_BODY}")
+        raise ValueError(f"{name}: {len(data)} bytes, want at most {MAX_BODY}")
     return data
 
 
 def decode(data: bytes) -> Envelope:
-    """The message in `data`. Raises DecodeError, and nothing else, for whatever is not one."""
+    """Decode a message. Raises DecodeError, and nothing else, if `data` is not one."""
     if len(data) > MAX_BODY:
-        raise DecodeError(_WHAT, 0, f"{len(data)} octets, want at most {MAX_BODY}")
+        raise DecodeError(_WHAT, 0, f"{len(data)} bytes, want at most {MAX_BODY}")
     try:
         values = msgpack.unpackb(
             data,
@@ -56,9 +56,9 @@ def decode(data: bytes) -> Envelope:
         )
         canonical = type(values) is list and _pack(values) == data
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as bad:
-        raise DecodeError(_WHAT, 0, f"no msgpack: {str(bad) or type(bad).__name__}") from None
+        raise DecodeError(_WHAT, 0, f"not msgpack: {str(bad) or type(bad).__name__}") from None
     if not canonical:
-        raise DecodeError(_WHAT, 0, "no array in msgpack's shortest form")
+        raise DecodeError(_WHAT, 0, "not an array in msgpack's shortest form")
     if len(values) < 2 or type(values[0]) is not int or type(values[1]) is not str:
         raise DecodeError(_WHAT, 0, "want an array of sequence number, name, fields")
     seq, name, *given = values

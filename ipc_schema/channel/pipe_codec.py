@@ -25,14 +25,14 @@ from xen_save_helper.ipc_schema.channel.messages import (
 from xen_save_helper.ipc_schema.errors import DecodeError
 
 HEADER_SIZE: Final = 2
-"""Octets of the length in front of each body."""
+"""Bytes in the length in front of each body."""
 ANSWER_SIZE: Final = 4
-"""Octets of an answer, a C int."""
+"""Bytes in an answer, a C int."""
 
 _U16: Final = Struct("=H")
 _INT: Final = Struct("=i")
 _LENGTH: Final = Struct("=I")
-"""In front of a STRING: its octets including the NUL at their end."""
+"""In front of a STRING: its bytes with the final NUL counted."""
 _INTEGERS: Final[Mapping[Kind, Struct]] = {
     Kind.U32: Struct("=I"),
     Kind.UNSIGNED: Struct("=I"),
@@ -45,8 +45,8 @@ _BY_NUMBER: Final = {dialect: by_number(dialect) for dialect in Dialect}
 
 
 def encode_message(dialect: Dialect, name: str, fields: Mapping[str, object]) -> bytes:
-    """A message with its length in front. Raises ValueError for what the catalogue does not allow
-    and for messages that the dialect does not have."""
+    """Encode a message, with its length in front. Raises ValueError for what the catalogue does not
+    allow and for messages that the dialect does not have."""
     values = checked_values(name, fields)
     message = CATALOGUE[name]
     number = message.numbers.get(dialect)
@@ -57,31 +57,31 @@ def encode_message(dialect: Dialect, name: str, fields: Mapping[str, object]) ->
         if isinstance(value, str):
             data = value.encode() + b"\0"
             if b"\0" in data[:-1]:
-                raise ValueError(f"{name}: {field.name}: a NUL in it")
+                raise ValueError(f"{name}: {field.name} contains a NUL")
             parts += (_LENGTH.pack(len(data)), data)
         else:
             parts.append(_INTEGERS[field.kind].pack(value))
     body = b"".join(parts)
     if len(body) > MAX_BODY:
-        raise ValueError(f"{name}: {len(body)} octets, want at most {MAX_BODY}")
+        raise ValueError(f"{name}: {len(body)} bytes, want at most {MAX_BODY}")
     return _U16.pack(len(body)) + body
 
 
 def decode_header(data: bytes) -> int:
-    """The length of the body that follows. `data` is HEADER_SIZE octets."""
+    """The length of the body that follows `data`, HEADER_SIZE bytes. Raises DecodeError."""
     length = int(_U16.unpack(data)[0])
     if length < _U16.size:
-        raise DecodeError("pipe message", 0, f"body of {length} octets, want at least 2")
+        raise DecodeError("pipe message", 0, f"body of {length} bytes, want at least 2")
     return length
 
 
 def decode_body(
     dialect: Dialect, operation: Operation, body: bytes
 ) -> tuple[Message, dict[str, Any]]:
-    """The message in a body (without its length) and its fields. Raises DecodeError."""
+    """Decode a body (without its length): the message and its fields. Raises DecodeError."""
     what = "pipe message"
     if not _U16.size <= len(body) <= MAX_BODY:
-        raise DecodeError(what, 0, f"body of {len(body)} octets, want 2 to {MAX_BODY}")
+        raise DecodeError(what, 0, f"body of {len(body)} bytes, want 2 to {MAX_BODY}")
     number = _U16.unpack_from(body)[0]
     message = _BY_NUMBER[dialect].get(number)
     if message is None:
@@ -100,26 +100,26 @@ def decode_body(
             fields[field.name] = integer.unpack_from(body, offset)[0]
             offset += integer.size
     if rest := len(body) - offset:
-        raise DecodeError(what, offset, f"{rest} octets too many")
+        raise DecodeError(what, offset, f"{rest} bytes too many")
     return message, fields
 
 
 def encode_answer(value: int) -> bytes:
-    """An answer. Raises ValueError for a value that is no C int."""
+    """Encode an answer. Raises ValueError if `value` is not a C int."""
     if not -(2**31) <= value < 2**31:
-        raise ValueError(f"answer {value!r} is no C int")
+        raise ValueError(f"answer {value!r} is not a C int")
     return _INT.pack(value)
 
 
 def decode_answer(data: bytes) -> int:
-    """`data` is ANSWER_SIZE octets."""
+    """Decode an answer of ANSWER_SIZE bytes."""
     return int(_INT.unpack(data)[0])
 
 
 def _string(what: str, field: Field, body: bytes, offset: int) -> tuple[str, int]:
-    """A STRING at `offset`, and where it ends: u32 length including the NUL, the octets, the NUL.
+    """A STRING at `offset`, and where it ends: u32 length including the NUL, the bytes, the NUL.
 
-    Octets that are no UTF-8 (messages of the C library in another locale) are shown as `\\xNN`.
+    Bytes that are not UTF-8 (messages of the C library in another locale) are shown as `\\xNN`.
     """
     _check_room(what, field, body, offset, _LENGTH.size)
     length = _LENGTH.unpack_from(body, offset)[0]
@@ -127,13 +127,13 @@ def _string(what: str, field: Field, body: bytes, offset: int) -> tuple[str, int
     _check_room(what, field, body, offset, length)
     data = body[offset : offset + length]
     if not data.endswith(b"\0"):
-        raise DecodeError(what, offset, f"{field.name}: no NUL at its end")
+        raise DecodeError(what, offset, f"{field.name}: no NUL at the end")
     if data.index(b"\0") != length - 1:
-        raise DecodeError(what, offset, f"{field.name}: a NUL before its end")
+        raise DecodeError(what, offset, f"{field.name}: a NUL before the end")
     return data[:-1].decode(errors="backslashreplace"), offset + length
 
 
 def _check_room(what: str, field: Field, body: bytes, offset: int, size: int) -> None:
     if offset + size > len(body):
         found = len(body) - offset
-        raise DecodeError(what, offset, f"{field.name}: expected {size} octets, found {found}")
+        raise DecodeError(what, offset, f"{field.name}: expected {size} bytes, found {found}")

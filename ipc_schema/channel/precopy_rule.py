@@ -1,11 +1,11 @@
 """When precopy ends: the one rule, for the controller, our own engine and the drop-in.
 
-Xen has it twice, with other comparisons: libxl's controller ends precopy with at most 50 dirty
-pages, libxenguest by itself with fewer than 50. Here the comparison is one, and the figures are
-data: LIBXL_PRECOPY and LIBXENGUEST_PRECOPY. They can be chosen, a downtime can be aimed at, and a
+Xen has it twice, with different comparisons: libxl ends precopy with at most 50 dirty pages,
+libxenguest on its own with fewer than 50. Here there is one comparison, and the figures are data:
+LIBXL_PRECOPY and LIBXENGUEST_PRECOPY. They can be chosen, a downtime can be aimed at, and a
 migration that does not converge can be given up, with the guest running on at the source.
 
-`decide` is the whole rule; `PrecopyRounds` measures, by the caller's clock, and asks it.
+`decide` is the whole rule; `PrecopyRounds` measures, by the caller's clock, and applies it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Final, NamedTuple
 from xen_save_helper.ipc_schema.channel.field_checks import whole_number
 from xen_save_helper.ipc_schema.channel.messages import INTEGER_RANGES, Kind, PrecopyPolicy
 
-PAGE_OCTETS: Final = 4096 + 8
-"""What a page costs in the stream: its contents, and its pfn in the list."""
+PAGE_BYTES: Final = 4096 + 8
+"""Bytes of the stream for each page: its contents, and its pfn in the list."""
 
 _MEASURABLE: Final = 1 << 20
-"""Octets of the shortest round that tells a rate: a shorter one may end in a socket's buffer."""
+"""Bytes that a round must have sent to tell a rate: fewer may all fit in a socket's buffer."""
 
 
 class _Figures(NamedTuple):
@@ -31,12 +31,12 @@ class _Figures(NamedTuple):
 
 
 class PrecopyLimits(_Figures):
-    """Precopy ends with at most `dirty_threshold` dirty pages, as soon as what is dirty takes no
-    longer than `max_downtime_ms` at the rate that was measured, or after `max_rounds` rounds
-    (0: the guest's memory is not sent at all before the guest stops). `abort_after` replaces
-    `max_rounds`: after so many rounds that reached neither, the migration is given up.
+    """Precopy ends with at most `dirty_threshold` dirty pages, as soon as the dirty pages take no
+    longer than `max_downtime_ms` at the measured rate, or after `max_rounds` rounds (0: no memory
+    is sent before the guest stops). `abort_after` replaces `max_rounds`: after so many rounds that
+    reached neither, the migration is given up.
 
-    Raises TypeError and ValueError if a figure is not one (`abort_after` is 1 or more).
+    Raises TypeError and ValueError for a bad figure (`abort_after` is 1 or more).
     """
 
     __slots__ = ()
@@ -70,17 +70,17 @@ class Decision(NamedTuple):
 
 
 def decide(
-    limits: PrecopyLimits, iteration: int, dirty_count: int, octets_per_second: float | None
+    limits: PrecopyLimits, iteration: int, dirty_count: int, bytes_per_second: float | None
 ) -> Decision:
     """The answer to precopy_policy: `iteration` rounds are done, `dirty_count` pages are dirty
-    (-1: not known yet, between a round and the look at what was dirtied meanwhile). The rate is
-    that of the rounds so far, None before the first."""
+    (-1: not known yet, after a round but before its dirty bitmap was read). `bytes_per_second` is
+    the rate of the rounds so far, None before the first."""
     if 0 <= dirty_count <= limits.dirty_threshold:
         return Decision(
             PrecopyPolicy.STOP_AND_COPY,
             f"{dirty_count} dirty pages, at most {limits.dirty_threshold} wanted",
         )
-    downtime = _downtime_ms(dirty_count, octets_per_second)
+    downtime = _downtime_ms(dirty_count, bytes_per_second)
     if limits.max_downtime_ms is not None and downtime is not None:
         told = f"{dirty_count} dirty pages take {downtime:.0f} ms"
         if downtime <= limits.max_downtime_ms:
@@ -88,7 +88,7 @@ def decide(
                 PrecopyPolicy.STOP_AND_COPY, f"{told}, at most {limits.max_downtime_ms} wanted"
             )
     if limits.abort_after is not None:
-        # Given up only once it is known that this round did not do either.
+        # Not before it is known that this round was not enough either.
         if iteration >= limits.abort_after and dirty_count >= 0:
             return Decision(
                 PrecopyPolicy.ABORT,
@@ -102,46 +102,46 @@ def decide(
     return Decision(PrecopyPolicy.CONTINUE_PRECOPY, f"{iteration} rounds, dirty: {dirty}")
 
 
-def _downtime_ms(dirty_count: int, octets_per_second: float | None) -> float | None:
-    if dirty_count < 0 or not octets_per_second:
+def _downtime_ms(dirty_count: int, bytes_per_second: float | None) -> float | None:
+    if dirty_count < 0 or not bytes_per_second:
         return None
-    return dirty_count * PAGE_OCTETS * 1000 / octets_per_second
+    return dirty_count * PAGE_BYTES * 1000 / bytes_per_second
 
 
 class PrecopyRounds:
-    """Follows the rounds of one save: an engine asks before each round, with what is dirty, and
-    without that after it or while it goes on.
+    """Follows the rounds of one save. An engine asks before each round, with the dirty count, and
+    during or after it, without (-1).
 
-    `octets` counts what the stream has taken, `clock` is in seconds.
+    `sent` counts the bytes that the stream has taken, `clock` is in seconds.
     """
 
     def __init__(
-        self, limits: PrecopyLimits, octets: Callable[[], int], clock: Callable[[], float]
+        self, limits: PrecopyLimits, sent: Callable[[], int], clock: Callable[[], float]
     ) -> None:
         self._limits = limits
-        self._octets = octets
+        self._sent = sent
         self._clock = clock
         self._began: tuple[float, int] | None = None
         self._rate: float | None = None
 
     @property
-    def octets_per_second(self) -> float | None:
-        """Of the last round that was long enough to tell; None before."""
+    def bytes_per_second(self) -> float | None:
+        """The rate of the last round that was long enough to tell; None before."""
         return self._rate
 
     def ask(self, iteration: int, dirty_count: int) -> Decision:
         if dirty_count < 0:
             self._measure()
         decision = decide(self._limits, iteration, dirty_count, self._rate)
-        # Not each engine asks before its first round.
+        # Not every engine asks before its first round.
         if dirty_count >= 0 or self._began is None:
-            self._began = (self._clock(), self._octets())
+            self._began = (self._clock(), self._sent())
         return decision
 
     def _measure(self) -> None:
         if self._began is None:
             return
         seconds = self._clock() - self._began[0]
-        octets = self._octets() - self._began[1]
-        if seconds > 0 and octets >= _MEASURABLE:
-            self._rate = octets / seconds
+        sent = self._sent() - self._began[1]
+        if seconds > 0 and sent >= _MEASURABLE:
+            self._rate = sent / seconds

@@ -1,9 +1,9 @@
 """Whose turn it is on the ZeroMQ channel: the two ends of the conversation, without I/O.
 
-All that affects a state stands in the two tables. An event is a message, sent or received, of one
-of the classes of `Turn`; an event that its state has no row for breaks the protocol. Beside the
-turn, a message must come in sequence, be the sender's, belong to the operation, and an answer
-must name the message that waits for it.
+Everything that affects a state is in the two tables. An event is a message, sent or received, of
+one of the classes of `Turn`; an event for which its state has no row breaks the protocol. Besides,
+a message must come in sequence, be one that its sender may send, and belong to the operation, and
+an answer must name the message that waits for it.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ CONVERSATION: Final[Mapping[tuple[State, Turn], State]] = {
     **{(state, Turn.ABORT): state for state in (*_AT_WORK, State.COMPLETED)},
     **{(state, Turn.REFUSED): State.REFUSED for state in State if state is not State.REFUSED},
 }
-"""Where each message leads. Both ends go through it, each at its own sight of the message."""
+"""The state that each message leads to. Each end follows it when it sees the message."""
 
 _CHANNEL_TURNS: Final[Mapping[str, Turn]] = {
     "hello": Turn.HELLO,
@@ -133,7 +133,7 @@ class _Move(NamedTuple):
 
 
 def _compile() -> dict[State, dict[str, _Move]]:
-    """The tables by state and message name: a callback costs one look-up at each sight of it."""
+    """The tables by state and message name, so that a message costs one look-up at each end."""
     moves: dict[State, dict[str, _Move]] = {state: {} for state in State}
     for name, turn in TURNS.items():
         for state in State:
@@ -147,8 +147,8 @@ _MOVES: Final = _compile()
 
 
 class _End:
-    """One end's sight of the conversation. `waiting` is the sequence number of the callback that
-    waits for its answer, 0 where none does."""
+    """One end's view of the conversation. `waiting` is the sequence number of the callback that
+    waits for its answer, 0 if none does."""
 
     def __init__(self, own: Sender, state: State = State.SILENT) -> None:
         self.state = state
@@ -201,7 +201,8 @@ class _End:
 
 
 def admitted(operation: Operation, provided: frozenset[str]) -> frozenset[str]:
-    """The names that a helper may send in `operation` when the callbacks `provided` are there."""
+    """The names of the messages that a helper may send in `operation`, given the callbacks
+    `provided`."""
     names = provided | ALWAYS_PROVIDED
     return frozenset(name for name in names if operation in CATALOGUE[name].operations)
 
@@ -213,7 +214,7 @@ def _not_admitted(message: Message, operation: Operation) -> TurnError:
 
 
 class HelperEnd(_End):
-    """The helper's end. `nonce` is NONCE_SIZE fresh random octets."""
+    """The helper's end. `nonce` is NONCE_SIZE fresh random bytes."""
 
     def __init__(self, secret: bytes, nonce: bytes) -> None:
         super().__init__(Sender.HELPER)
@@ -270,8 +271,8 @@ class ControllerEnd(_End):
 
 
 class PipeControllerEnd(_End):
-    """The controller's end on libxl's pipes: a helper that needs no greeting, and no numbers on
-    what is said. Its turns are the same."""
+    """The controller's end on libxl's pipes: no greeting and no sequence numbers, but the same
+    turns."""
 
     def __init__(self, operation: Operation, provided: frozenset[str]) -> None:
         super().__init__(Sender.CONTROLLER, State.RUNNING)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 from xen_save_helper.ipc_schema.channel.precopy_rule import (
     LIBXENGUEST_PRECOPY,
-    PAGE_OCTETS,
+    PAGE_BYTES,
     PrecopyLimits,
     PrecopyRounds,
     decide,
@@ -45,11 +45,11 @@ LIMITS = st.builds(PrecopyLimits, NUMBERS, NUMBERS, st.none() | NUMBERS, st.none
             chosen(max_downtime_ms=100),
             2,
             250,
-            PAGE_OCTETS * 2500,
+            PAGE_BYTES * 2500,
             STOP,
             "250 dirty pages take 100 ms, at most 100 wanted",
         ),
-        (chosen(max_downtime_ms=99), 2, 250, PAGE_OCTETS * 2500, GO_ON, ""),
+        (chosen(max_downtime_ms=99), 2, 250, PAGE_BYTES * 2500, GO_ON, ""),
         (chosen(max_downtime_ms=99), 2, 250, None, GO_ON, ""),
         (chosen(abort_after=8), 7, 900, 1.0, GO_ON, ""),
         (
@@ -73,7 +73,7 @@ LIMITS = st.builds(PrecopyLimits, NUMBERS, NUMBERS, st.none() | NUMBERS, st.none
             chosen(max_downtime_ms=100, abort_after=8),
             8,
             900,
-            PAGE_OCTETS * 9000,
+            PAGE_BYTES * 9000,
             STOP,
             "take 100 ms",
         ),
@@ -127,16 +127,16 @@ def test_the_rate_is_that_of_the_last_round() -> None:
     link = Link()
     rounds = rounds_on(link, max_downtime_ms=1000)
     assert rounds.ask(0, 100_000).policy is GO_ON
-    assert rounds.octets_per_second is None
+    assert rounds.bytes_per_second is None
     link.send(400_000_000, 4.0)
     assert rounds.ask(1, UNKNOWN).policy is GO_ON
-    assert rounds.octets_per_second == 100_000_000
+    assert rounds.bytes_per_second == 100_000_000
     link.now += 50.0  # what lies between the rounds is not the link's
     decision = rounds.ask(1, 30_000)
     assert (decision.policy, decision.why) == (GO_ON, "1 rounds, dirty: 30000 pages")
     link.send(100_000_000, 0.5)
     assert rounds.ask(2, UNKNOWN).policy is GO_ON
-    assert rounds.octets_per_second == 200_000_000
+    assert rounds.bytes_per_second == 200_000_000
     decision = rounds.ask(2, 30_000)
     assert decision.policy is STOP
     assert decision.why == "30000 dirty pages take 616 ms, at most 1000 wanted"
@@ -148,7 +148,7 @@ def test_the_first_round_counts_of_an_engine_that_does_not_ask_before_it() -> No
     rounds.ask(0, UNKNOWN)
     link.send(400_000_000, 4.0)
     rounds.ask(0, UNKNOWN)
-    assert rounds.octets_per_second == 100_000_000
+    assert rounds.bytes_per_second == 100_000_000
 
 
 def test_a_round_that_fits_in_a_buffer_tells_no_rate() -> None:
@@ -160,4 +160,4 @@ def test_a_round_that_fits_in_a_buffer_tells_no_rate() -> None:
     rounds.ask(1, 60_000)
     link.send(200_000, 0.000_01)
     rounds.ask(2, UNKNOWN)
-    assert rounds.octets_per_second == 10_000_000
+    assert rounds.bytes_per_second == 10_000_000

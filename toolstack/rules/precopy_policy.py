@@ -12,7 +12,7 @@ from enum import Enum
 
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 from xen_save_helper.ipc_schema.channel.precopy_rule import (
-    PAGE_OCTETS,
+    PAGE_BYTES,
     Decision,
     PrecopyLimits,
     PrecopyRounds,
@@ -37,11 +37,11 @@ class PrecopyDecisions:
         """`clock` is in seconds."""
         self._strategy = strategy
         self._written = 0
-        self._rounds = PrecopyRounds(limits, self._octets, clock)
+        self._rounds = PrecopyRounds(limits, self._sent, clock)
 
-    def _octets(self) -> int:
+    def _sent(self) -> int:
         """The bytes in the stream, as far as this side knows: the pages the helper has written."""
-        return self._written * PAGE_OCTETS
+        return self._written * PAGE_BYTES
 
     def ask(self, iteration: int, total_written: int, dirty_count: int) -> Decision:
         """Decide after `iteration` rounds and `total_written` pages, with `dirty_count` pages known

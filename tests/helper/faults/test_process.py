@@ -209,7 +209,7 @@ def test_what_a_save_gets_over(
         ("suspend:before-send=truncate", PIPE, "no answer to suspend"),
         # libzmq breaks the connection, and either end may be the first to say so.
         ("suspend:before-send=oversize", ZMQ, "hung up"),
-        ("suspend:before-send=oversize", PIPE, "octets too many"),
+        ("suspend:before-send=oversize", PIPE, "bytes too many"),
         ("suspend:before-send=wrong-sequence", ZMQ, "wrong sequence number: suspend has"),
         ("suspend:before-send=duplicate", ZMQ, "wrong sequence number: suspend has"),
         ("hello:before-send=duplicate", ZMQ, "wrong sequence number: hello has 1"),

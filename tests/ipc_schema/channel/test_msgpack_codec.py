@@ -109,7 +109,7 @@ def test_the_error_says_at_which_offset() -> None:
 
 
 def test_a_message_over_the_limit_is_not_looked_at() -> None:
-    with pytest.raises(DecodeError, match="65536 octets"):
+    with pytest.raises(DecodeError, match="65536 bytes"):
         decode(b"\x00" * (MAX_BODY + 1))
 
 

@@ -55,7 +55,7 @@ class TestALyingHelper:
             (["start", "answering"], "a message of the other end: reply"),
             (["start", "restoring"], "a message of another operation: restore_results"),
             (["start", "not_provided"], "a callback that is not provided: postcopy_transition"),
-            (["start", "garbage"], "no msgpack"),
+            (["start", "garbage"], "not msgpack"),
             (["start", "many_parts"], "2 parts, want one"),
         ],
     )
@@ -107,7 +107,7 @@ class TestALyingHelperOnThePipes:
         [
             ("unknown number", "number 99: dialect mainline has no such message"),
             ("malformed body", "pipe message log at offset"),
-            ("no body", "body of 0 octets"),
+            ("no body", "body of 0 bytes"),
             ("another operation", "not part of a save"),
             ("impatient", "wrong turn: suspend while an async callback waits"),
             ("not provided", "a callback that is not provided: checkpoint"),
@@ -212,7 +212,7 @@ class TestAStranger:
         assert (run.result.rc, run.result.completed) == (0, True)
         assert run.names.count("suspend") == 1
         reasons = [msgpack_codec.decode(answer).fields["reason"] for answer in answers]
-        assert "no msgpack" in reasons[0]
+        assert "not msgpack" in reasons[0]
         assert reasons[1:] == ["the conversation has its helper already"] * 2
 
 
@@ -370,7 +370,7 @@ class TestALyingController:
         ("lie", "what"),
         [
             (b"garbage", "broke the protocol: message at offset 0x0"),
-            (b"\xdd\xff\xff\xff\xff", "no msgpack"),
+            (b"\xdd\xff\xff\xff\xff", "not msgpack"),
             (msgpack_codec.encode(1, "suspend", {}), "a message of the other end: suspend"),
             (
                 msgpack_codec.encode(1, "reply", {"to": 1, "value": 0}),
