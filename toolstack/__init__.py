@@ -55,7 +55,7 @@ if TYPE_CHECKING:
         domain_suspend,
     )
     from xen_save_helper.toolstack.operations.restore import RestoreResult
-    from xen_save_helper.toolstack.operations.save_result import PostcopyTransitioned, SaveResult
+    from xen_save_helper.toolstack.operations.save import PostcopyTransitioned, SaveResult
     from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 
 __all__ = [
@@ -84,10 +84,10 @@ _HOMES = {
     "Limits": "toolstack.limits",
     "MemoryStrategy": "toolstack.rules.precopy_policy",
     "MissingCpuFeatures": "ipc_schema.channel.messages",
-    "PostcopyTransitioned": "toolstack.operations.save_result",
+    "PostcopyTransitioned": "toolstack.operations.save",
     "PrecopyLimits": "ipc_schema.channel.precopy_rule",
     "RestoreResult": "toolstack.operations.restore",
-    "SaveResult": "toolstack.operations.save_result",
+    "SaveResult": "toolstack.operations.save",
     "domain_create_restore": "toolstack.operations.domain_restore",
 }
 """The modules of the names; the others are in `domain_save`."""

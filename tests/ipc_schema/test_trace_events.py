@@ -23,7 +23,7 @@ from xen_save_helper.toolstack.xl.outcome import MigrationResult
 
 SOURCES = Path(catalogue.__file__).parent.parent
 FORWARDERS = frozenset({"helper/channels/reporter.py", "helper/faults/session.py"}) | {
-    "toolstack/operations/joined.py"
+    "toolstack/operations/stream_operation.py"
 }
 """They hand events on whose names come from their callers."""
 READERS = ("toolstack/campaign", "toolstack/commands")

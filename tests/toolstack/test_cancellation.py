@@ -21,7 +21,7 @@ from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.cancellation import end_in_order, spawn, told
 from xen_save_helper.toolstack.hosts.interface import GuestState
 from xen_save_helper.toolstack.operations.domain_save import SUSPEND_LIVE, domain_suspend
-from xen_save_helper.toolstack.operations.save_result import SaveResult
+from xen_save_helper.toolstack.operations.save import SaveResult
 from xen_save_helper.toolstack.xl import save_file
 from xen_save_helper.toolstack.xl.migrate import migrate
 from xen_save_helper.toolstack.xl.migrate_options import CommandDestination, MigrateOptions

@@ -51,7 +51,7 @@ class TestLibrary:
         hosts.at_destination.create_guest("g", 1 << 20, "idle")
         saved, restored = migrated(hosts)
         assert restored.rc is Error.INVAL
-        assert "there is a domain 'g' already" in restored.reason
+        assert "there is already a domain 'g'" in restored.reason
         assert saved.rc
         assert "Broken pipe" in saved.reason, "not a stall: the other side has gone"
         hosts.at_source.resume(domid)

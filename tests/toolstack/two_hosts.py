@@ -24,7 +24,7 @@ from xen_save_helper.toolstack.limits import Limits
 from xen_save_helper.toolstack.operations.domain_restore import domain_create_restore
 from xen_save_helper.toolstack.operations.domain_save import domain_live_migrate
 from xen_save_helper.toolstack.operations.restore import RestoreResult
-from xen_save_helper.toolstack.operations.save_result import SaveResult
+from xen_save_helper.toolstack.operations.save import SaveResult
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 
 T = TypeVar("T")

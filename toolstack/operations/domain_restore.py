@@ -1,6 +1,6 @@
 """Restore a domain: libxl_domain_create_restore, with the postcopy series' path.
 
-Where the host's own toolstack restores (on Xen: `xl`), it is given the stream.
+If the host's own toolstack restores (`xl`, on Xen), it gets the stream.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from xen_save_helper.toolstack.rules.cause import message_of
 
 
 def _nothing() -> None:
-    """For a caller that does not want to know."""
+    """Do nothing, for callers without an `on_resume`."""
 
 
 async def domain_create_restore(
@@ -39,16 +39,17 @@ async def domain_create_restore(
     on_end: Callable[[RestoreResult], object] = not_told,
 ) -> RestoreResult:
     """Make a domain called `name` from the libxl stream in `restore_fd`. It is left paused, unless
-    a postcopy transition has let it run; `send_back_fd` is the back channel that this needs, -1
-    where there is none.
+    a postcopy transition has let it run; that needs the back channel `send_back_fd`, which is -1
+    for none.
 
-    `on_resume` is called right before the domain may run, on the postcopy path only; where it
-    raises, the restore fails. On any failure the domain is destroyed.
+    `on_resume` is called right before the domain may run, on the postcopy path only; if it raises,
+    the restore fails. On any failure the domain is destroyed.
 
-    Works on duplicates of the descriptors, shuts the stream where it fails, raises TypeError and
-    ValueError, and takes a cancellation, all as `domain_suspend` does. Once the stream is through
-    and a domain is about to run after its postcopy transition, a cancellation comes too late: the
-    source has given the domain away. It is raised all the same; `on_end` is told of the domain.
+    It works on duplicates of the descriptors, shuts the stream if it fails, raises TypeError and
+    ValueError, and handles a cancellation, all as `domain_suspend` does. A cancellation comes too
+    late once all of the stream is there and a domain is about to run after its postcopy transition:
+    the source has given the domain away. It is raised all the same, after `on_end` has had the
+    result.
     """
     arguments.instance("ctx", ctx, Context)
     parameters = restore_parameters(config, name, restore_fd, send_back_fd, on_resume=on_resume)
@@ -73,7 +74,7 @@ def restore_parameters(
     *,
     on_resume: Callable[[], None] = _nothing,
 ) -> RestoreParameters:
-    """Those of `domain_create_restore`. Raises TypeError, ValueError."""
+    """Check the arguments of `domain_create_restore`. Raises TypeError, ValueError."""
     return RestoreParameters(
         arguments.configuration(config),
         arguments.domain_name(name),
@@ -84,8 +85,8 @@ def restore_parameters(
 
 
 async def restore_domain(ctx: Context, parameters: RestoreParameters) -> RestoreResult:
-    """Restore with the caller's descriptors. Returns in all cases but a fault of the program; a
-    cancellation aborts the restore and is gone."""
+    """Restore with the caller's descriptors. Raises only if there is a bug; a cancellation aborts
+    the restore and is absorbed."""
     try:
         program = ctx.host.restore_program(parameters.config, parameters.name)
     except (OSError, ValueError) as error:

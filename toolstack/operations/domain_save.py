@@ -16,20 +16,24 @@ from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import PipeHelper
 from xen_save_helper.toolstack.operations.domain_lock import DomainBusyError, domain_lock
 from xen_save_helper.toolstack.operations.own_stream import OwnStream
-from xen_save_helper.toolstack.operations.save import SaveOperation, SaveParameters
-from xen_save_helper.toolstack.operations.save_result import PostcopyTransitioned, SaveResult
+from xen_save_helper.toolstack.operations.save import (
+    PostcopyTransitioned,
+    SaveOperation,
+    SaveParameters,
+    SaveResult,
+)
 from xen_save_helper.toolstack.rules import arguments
 from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 
 SUSPEND_DEBUG: Final = int(XCFlags.DEBUG)
-"""LIBXL_SUSPEND_DEBUG: after a live save all memory is sent again, to be compared."""
+"""LIBXL_SUSPEND_DEBUG: all memory is sent again after a live save, to be compared."""
 SUSPEND_LIVE: Final = int(XCFlags.LIVE)
 """LIBXL_SUSPEND_LIVE: the domain runs while its memory is sent."""
 
 
 def _nothing() -> None:
-    """For a caller that does not want to know."""
+    """Do nothing, for callers without an `on_transition`."""
 
 
 async def domain_suspend(
@@ -41,21 +45,21 @@ async def domain_suspend(
     bandwidth: int = 0,
     on_end: Callable[[SaveResult], object] = not_told,
 ) -> SaveResult:
-    """Save the domain into `fd` and leave it suspended. `flags` are SUSPEND_*, `bandwidth` limits
-    the stream (bytes a second, 0 for none). Never makes a postcopy transition, and never resumes
-    the domain: that is the caller's part.
+    """Save the domain into `fd` and leave it suspended. `flags` are SUSPEND_*; `bandwidth` limits
+    the stream (bytes a second, 0 for no limit). It never makes a postcopy transition, and never
+    resumes the domain: the caller does.
 
-    Works on a duplicate of `fd` from its first step on: the caller may close his own, or use its
-    number anew. Where it fails it shuts the stream, so that the other side of a socket sees the end
-    at once (of a pipe: once the caller has closed his descriptor).
+    It works on a duplicate of `fd` from its first step on: the caller may close the original, or
+    reuse its number. If it fails it shuts the stream, so that the other side of a socket sees the
+    end at once (of a pipe, once the caller has closed the original).
 
-    Raises TypeError and ValueError for arguments that cannot be, before anything is begun. What
-    fails then is told by the result: ERROR_LOCK_FAIL where another operation is at work on the
-    domain, ERROR_DOMAIN_NOTFOUND where there is none.
+    Raises TypeError and ValueError for bad arguments, before anything is begun. Later failures are
+    in the result: ERROR_LOCK_FAIL if another operation on the domain is in progress,
+    ERROR_DOMAIN_NOTFOUND if there is no such domain.
 
     A cancellation aborts the save in order (libxl_ao_abort: the helper's error path runs to its
-    end), and is raised then, also where the save came to a good end meanwhile. Another one changes
-    nothing. `on_end` is called with the result in any case, before: after a cancellation, the one
+    end) and is raised then, even if the save has succeeded meanwhile. Further ones change nothing.
+    `on_end` is called with the result in any case, before that: after a cancellation it is the only
     way to learn whether the domain is suspended.
     """
     parameters = suspend_parameters(ctx, domid, fd, flags, bandwidth)
@@ -76,18 +80,18 @@ async def domain_live_migrate(
     admitted: bool = True,
     on_end: Callable[[SaveResult], object] = not_told,
 ) -> SaveResult:
-    """Save the running domain into `send_fd` while it runs (SUSPEND_LIVE is forced); `recv_fd` is
-    the back channel, without which (-1) the rc is ERROR_INVAL. Otherwise as `domain_suspend`.
+    """Save the domain into `send_fd` while it runs (SUSPEND_LIVE is forced); `recv_fd` is the back
+    channel, without which (-1) the rc is ERROR_INVAL. Otherwise as `domain_suspend`.
 
     With MemoryStrategy.POSTCOPY the domain is handed over before all its memory is.
     `on_transition` is called at the point of no return, right before the first byte of
-    POSTCOPY_TRANSITION_END can be written: write down there that the domain may run at the
-    destination. If it raises, the transition fails without having begun. With `admitted` false the
-    receiver may leave the stream unread at first, as xl's does while it waits for its lock:
-    `Limits.admission` holds until it has begun, and the log says that it is waited for.
+    POSTCOPY_TRANSITION_END can be written: record there that the domain may run at the destination.
+    If it raises, the transition fails without having begun. If `admitted` is false the receiver may
+    leave the stream unread at first, as xl's does while it waits for its lock: `Limits.admission`
+    applies until it begins, and the log says that we are waiting for it.
     """
     if recv_fd == -1:
-        return _refused(Error.INVAL, "a live migration needs its back channel, recv_fd")
+        return _refused(Error.INVAL, "a live migration needs a back channel, recv_fd")
     parameters = live_migrate_parameters(
         ctx,
         domid,
@@ -106,7 +110,7 @@ async def domain_live_migrate(
 def suspend_parameters(
     ctx: Context, domid: int, fd: int, flags: int, bandwidth: int
 ) -> SaveParameters:
-    """Those of `domain_suspend`. Raises TypeError, ValueError."""
+    """Check the arguments of `domain_suspend`. Raises TypeError, ValueError."""
     request = HelperRequest(
         Operation.SAVE,
         arguments.domain_number(domid),
@@ -132,7 +136,7 @@ def live_migrate_parameters(
     on_transition: Callable[[], None],
     admitted: bool = True,
 ) -> SaveParameters:
-    """Those of `domain_live_migrate`. Raises TypeError, ValueError."""
+    """Check the arguments of `domain_live_migrate`. Raises TypeError, ValueError."""
     request = HelperRequest(
         Operation.SAVE,
         arguments.domain_number(domid),
@@ -160,7 +164,7 @@ def _flags(given: int) -> int:
 async def _save_alone(
     ctx: Context, parameters: SaveParameters, on_end: Callable[[SaveResult], object]
 ) -> SaveResult:
-    """With descriptors of its own, and nobody else at work on the domain."""
+    """Save with descriptors of our own, and with the domain locked."""
     request = parameters.request
     with OwnStream(request.io_fd, request.back_fd) as own:
         request = request._replace(io_fd=own.stream_fd, back_fd=own.back_fd)
@@ -179,8 +183,8 @@ async def _save_alone(
 
 
 async def save_domain(ctx: Context, parameters: SaveParameters) -> SaveResult:
-    """Save with the caller's descriptors, under his lock. Returns in all cases but a fault of the
-    program; a cancellation aborts the save and is gone."""
+    """Save with the caller's descriptors, under the caller's lock. Raises only if there is a bug; a
+    cancellation aborts the save and is absorbed."""
     request = parameters.request
     if problem := beyond_helper(
         ctx, postcopy=request.postcopy, bandwidth=request.bandwidth, precopy=parameters.precopy
@@ -191,8 +195,8 @@ async def save_domain(ctx: Context, parameters: SaveParameters) -> SaveResult:
 
 
 def beyond_helper(ctx: Context, *, postcopy: bool, bandwidth: int, precopy: PrecopyLimits) -> str:
-    """What is asked for and the helper cannot do; empty where it can do all of it. Better said than
-    left undone in silence."""
+    """What the helper cannot do of what is asked for; "" if it can do it all. A refusal is better
+    than leaving something undone in silence."""
     program, engine = ctx.program, ctx.engine
     if engine is Engine.LIBXENGUEST:
         if postcopy:
@@ -204,7 +208,7 @@ def beyond_helper(ctx: Context, *, postcopy: bool, bandwidth: int, precopy: Prec
         and program.dialect not in CATALOGUE["precopy_policy"].numbers
         and precopy != LIBXL_PRECOPY
     ):
-        return f"{program.path} asks for no precopy policy: it goes by libxc's own"
+        return f"{program.path} does not ask for a precopy policy: it follows libxc's own"
     return ""
 
 

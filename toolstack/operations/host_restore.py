@@ -1,6 +1,6 @@
-"""A restore by the host's own toolstack (`interface.RestoreProgram`): fed, watched and ended by us.
+"""A restore by the host's own toolstack (`interface.RestoreProgram`), which we feed, watch and end.
 
-What it leaves where it is killed is a domain with the name that it was to have; that is destroyed.
+If it is killed it leaves a domain with the name that we gave; we destroy that.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from xen_save_helper.toolstack.cancellation import spawn
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.process import HelperProcess
 from xen_save_helper.toolstack.helpers.wait_log import STREAM, WaitLog
-from xen_save_helper.toolstack.operations.joined import OperationReport, rc_of
 from xen_save_helper.toolstack.operations.restore import RestoreParameters, RestoreResult
+from xen_save_helper.toolstack.operations.stream_operation import OperationReport, rc_of
 from xen_save_helper.toolstack.standstill import tell
 
 if TYPE_CHECKING:
     from xen_save_helper.toolstack.hosts.interface import RestoreProgram
 
 LOOK: Final = 1.0
-"""Seconds between looks at how far the restore is."""
+"""Seconds between looks at the restore's progress."""
 
 _LINES: Final = 200
-"""Lines of the program that are kept, to say why it failed."""
+"""Lines of the program's output that are kept, to say why it failed."""
 
 
 class HostRestore:
-    """Runs once. `cancel` makes `run` end soon, in order, with ERROR_ABORTED."""
+    """One restore. `cancel` makes `run` end soon, in order, with ERROR_ABORTED."""
 
     def __init__(
         self, ctx: Context, parameters: RestoreParameters, program: RestoreProgram
@@ -54,10 +54,10 @@ class HostRestore:
         self._rc = 0
 
     async def run(self) -> RestoreResult:
-        """The domain is left paused. Where the rc is not 0, none is left."""
+        """Restore the domain and leave it paused. If the rc is not 0, no domain is left."""
         name = self._parameters.name
         if await self._find() is not None:
-            self._give_up(Error.INVAL, f"there is a domain {name!r} already")
+            self._give_up(Error.INVAL, f"there is already a domain {name!r}")
         if self._given_up.is_set():
             return self._result(None)
         try:
@@ -85,7 +85,7 @@ class HostRestore:
         return RestoreResult(Error(rc), domid, False, None, self._report.reason if rc else "")
 
     def _give_up(self, rc: int, reason: str) -> None:
-        """Keep the first reason, and end what runs."""
+        """Keep the first reason, and end what is running."""
         if not self._rc:
             self._rc = rc
             self._report.failed(reason, rc=rc)
@@ -94,7 +94,7 @@ class HostRestore:
         self._given_up.set()
 
     def _start(self) -> None:
-        """Raises OSError."""
+        """Start the program and its relay. Raises OSError."""
         if self._program.remark:
             self._ctx.warn(self._program.remark)
         environment = {
@@ -144,8 +144,8 @@ class HostRestore:
         self._status.set_result(status)
 
     async def _wait(self) -> int:
-        """For the end of the program, as long as the stream moves or it may be at its last steps;
-        with an end to it once it is given up."""
+        """Wait for the program's end, as long as the stream moves or the last steps may be under
+        way; end it once it is given up. Returns its exit status."""
         assert self._process is not None
         assert self._relay is not None
         relay = self._relay
@@ -169,18 +169,18 @@ class HostRestore:
         return await self._status
 
     def _check(self, quiet: float, *, not_begun: bool) -> None:
-        """Give up what has been quiet for too long. A program that has not begun with a stream that
-        has come waits its turn (xl's lock, while another guest comes in)."""
+        """Give up if it has been quiet for too long. A program that has not begun on a stream that
+        is there waits its turn (for xl's lock, while another guest comes in)."""
         limits = self._ctx.limits
         if not_begun and quiet >= limits.admission:
-            what = f"{self._program.command[0]} has not begun with the stream"
+            what = f"{self._program.command[0]} has not begun to read the stream"
             self._give_up(Error.TIMEDOUT, f"{what} for {limits.admission:g} s")
         elif not not_begun and quiet >= limits.sender_silence:
             silence = f"{limits.sender_silence:g} s"
-            self._give_up(Error.TIMEDOUT, f"no octet has come, and no end, for {silence}")
+            self._give_up(Error.TIMEDOUT, f"neither bytes nor the end have come for {silence}")
 
     async def _either(self, seconds: float) -> None:
-        """Until the program ends or is given up, `seconds` at most."""
+        """Wait until the program ends or is given up, `seconds` at most."""
         given_up = spawn(self._given_up.wait())
         try:
             waits: set[asyncio.Future[Any]] = {self._status, given_up}
@@ -201,7 +201,7 @@ class HostRestore:
         return asyncio.get_running_loop().time()
 
     def _why(self, status: int) -> str:
-        """What the program said of its failure."""
+        """The program's account of its failure."""
         program = Path(self._program.command[0]).name
         if status < 0:
             return f"{program} was ended by {signal.Signals(-status).name}"

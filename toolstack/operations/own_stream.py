@@ -1,4 +1,4 @@
-"""A stream as an operation has it: by descriptors of its own, whatever becomes of the caller's."""
+"""An operation's own descriptors of its stream, whatever becomes of the caller's."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Self
 
 
 class OwnStream:
-    """Duplicates of a stream's descriptors, and of its back channel's (-1 for none), which are
-    closed with the context. They are above 2, and no child inherits them.
+    """Duplicates of the descriptors of a stream and its back channel (-1 for none), closed with the
+    context. They are above 2, and no child inherits them.
 
-    `shut` lets the other side of a socket see the end at once, also while the caller holds it open;
-    of a pipe it sees that when the caller, too, has closed its descriptor.
+    After `shut` the other side of a socket sees the end at once, even if the caller keeps it open;
+    that of a pipe sees it once the caller has closed its descriptor, too.
     """
 
     def __init__(self, stream_fd: int, back_fd: int = -1) -> None:
@@ -28,7 +28,7 @@ class OwnStream:
             raise
 
     def shut(self) -> None:
-        """The stream is over, in both directions. Without effect on what is no socket."""
+        """End the stream in both directions. Only sockets are affected."""
         for fd in (self.stream_fd, self.back_fd):
             if fd < 0 or not stat.S_ISSOCK(os.fstat(fd).st_mode):
                 continue

@@ -1,4 +1,4 @@
-"""One restore: carries out what the stream reader, the join and the restore join decide.
+"""One restore: carries out what the stream reader, the join and the postcopy join decide.
 
 libxl_create.c and the asynchronous part of libxl_stream_read.c.
 """
@@ -18,7 +18,7 @@ from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
 from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import HelperResult, Statistics
-from xen_save_helper.toolstack.operations.joined import (
+from xen_save_helper.toolstack.operations.stream_operation import (
     StreamOperation,
     has_device_model,
     is_theirs,
@@ -34,11 +34,10 @@ from xen_save_helper.toolstack.rules.stream_read import ReaderAction, StreamRead
 class RestoreResult:
     """How a restore ended.
 
-    `rc` is `Error.OK` (0) or libxl's code of the error, `reason` a line for people (empty on
-    success). `domid` is the new domain, None where there is none (any more). `postcopy_resumed`
-    says that the domain was let run after a postcopy transition; it may have run even where `rc` is
-    not 0. `theirs` is that of `cause.Failure`: all that is known is that the other side of the
-    stream has gone.
+    `rc` is `Error.OK` (0) or libxl's error code, `reason` a line for people ("" on success).
+    `domid` is the new domain, None if there is none (any more). `postcopy_resumed` says whether the
+    domain was let run after a postcopy transition; it may have run even if `rc` is not 0. `theirs`
+    is `cause.Failure`'s: all we know is that the other side of the stream disconnected.
     """
 
     rc: Error
@@ -51,20 +50,20 @@ class RestoreResult:
 
 @dataclass(frozen=True)
 class RestoreParameters:
-    """What is to be restored, and from where; see `domain_create_restore`."""
+    """What to restore, and from where; see `domain_create_restore`."""
 
     config: Mapping[str, Any]
     name: str
     restore_fd: int
     send_back_fd: int
     on_resume: Callable[[], None]
-    """Writes the point of no return down (`rules.stream.PointOfNoReturn`). If it raises, the domain
+    """Records the point of no return (`rules.stream.PointOfNoReturn`). If it raises, the domain
     does not run."""
 
 
 class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
-    """`cancel` comes too late where the stream is through and a domain after its postcopy
-    transition is about to run: the source has given it away."""
+    """A restore. `cancel` comes too late once all of the stream is there and a domain is about to
+    run after its postcopy transition: the source has given it away."""
 
     def __init__(self, ctx: Context, parameters: RestoreParameters) -> None:
         self._reader = StreamReader(device_model=has_device_model(parameters.config))
@@ -76,14 +75,14 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
         self._xenstore: list[tuple[bytes, bytes]] = []
         self._context: bytes | None = None
         self._offset = 0
-        """How far in the libxl stream we are: our own octets, and what the helper tells of its."""
+        """Our place in the libxl stream: bytes that we read, and those that the helper reports."""
         self._body = 0
-        """The offset of the body of the record that was read last."""
+        """The offset of the last record's body."""
         self._untold = False
-        """The helper has read octets without telling how many."""
+        """Whether the helper has read bytes without saying how many."""
         self._resumed = False
         self._has_all = False
-        """The helper has put every page of the domain in place."""
+        """Whether the helper has put every page of the domain in place."""
 
     async def _run(self) -> RestoreResult:
         rc = await self._create()
@@ -109,12 +108,9 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
             self._domid = self._report.domid = await blocking.call(
                 self._ctx.limits.callback, self._ctx.host.create, parameters.config, parameters.name
             )
-        except (ValueError, FileExistsError) as error:
-            self._report.failed(f"the domain {parameters.name} cannot be: {error}")
-            return Error.INVAL
-        except OSError as error:
-            self._report.failed(f"the domain {parameters.name} cannot be made: {error}")
-            return rc_of(error)
+        except (OSError, ValueError) as error:
+            self._report.failed(f"the domain {parameters.name} cannot be created: {error}")
+            return Error.INVAL if isinstance(error, ValueError | FileExistsError) else rc_of(error)
         self._report.event("domain_created", name=parameters.name)
         return 0
 
@@ -151,20 +147,21 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
 
     @property
     def _host_limit(self) -> float:
-        """Of a call that makes the domain run; none where it would be lost otherwise."""
+        """The seconds that making the domain run may take; 0, for no limit, if a limit would lose
+        the domain."""
         return self._ctx.limits.callback if self._postcopy is None else 0.0
 
     async def _destroy(self, domid: int) -> None:
         try:
             await blocking.call(self._ctx.limits.callback, self._ctx.host.destroy, domid)
         except ProcessLookupError:
-            pass  # it is gone, as it shall be
+            pass
         except OSError as error:
             self._report.failed(f"the domain cannot be destroyed: {error}")
             return
         self._domid = None
 
-    # What the machines decide
+    # What the rules decide
 
     @property
     def _is_whole(self) -> bool:
@@ -182,7 +179,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
                 case postcopy_join.RestoreDeviceModel():
                     self._spawn(self._resume_emulator(ends))
                 case stream.PointOfNoReturn():
-                    failure = "the domain may not run yet"
+                    failure = "the domain cannot be let run"
                     rc = self._promise(self._parameters.on_resume, failure)
                     self._do_postcopy(ends, ends.promised(rc))
                 case postcopy_join.Unpause():
@@ -192,7 +189,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
                 case postcopy_join.AbortStream(rc):
                     self._do_join(self._join.fail(rc))
                 case postcopy_join.RestoreDone(rc):
-                    # The join has a failure before the stream that it ends has stopped.
+                    # The join has a failure before the stream that it aborts has stopped.
                     self._completed.set_result(self._join.rc or rc)
 
     def _do(self, actions: tuple[ReaderAction, ...]) -> None:
@@ -221,7 +218,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
 
     # Reading
 
-    async def _octets(self, size: int, what: str) -> bytes:
+    async def _read_bytes(self, size: int, what: str) -> bytes:
         limit = self._ctx.limits.stream_stall
         data = await self._ctx.seams.stream.read_exactly(
             self._parameters.restore_fd, size, limit=limit, what=what
@@ -231,7 +228,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
 
     async def _read_header(self) -> None:
         try:
-            data = await self._octets(libxl_stream.HEADER_SIZE, "libxl stream header")
+            data = await self._read_bytes(libxl_stream.HEADER_SIZE, "libxl stream header")
             libxl_stream.decode_header(data)
         except (OSError, EOFError, ValueError) as error:
             self._read_failed(error)
@@ -243,14 +240,14 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
         offset = self._offset
         self._body = offset + records.HEADER_SIZE
         try:
-            header = await self._octets(records.HEADER_SIZE, f"{what} header")
+            header = await self._read_bytes(records.HEADER_SIZE, f"{what} header")
             number, length = records.decode_record_header(header, what, offset)
             kind = libxl_stream.record_type(number, offset)
             if kind is not None:
                 libxl_stream.check_length(kind, length, offset)
                 what = kind.name
             padded = length + records.padding(length)
-            body = await self._octets(padded, what)
+            body = await self._read_bytes(padded, what)
             records.check_padding(body[length:], what, self._body + length)
         except (OSError, EOFError, ValueError) as error:
             self._read_failed(error)
@@ -263,7 +260,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
         self._do(self._reader.read_failed(rc_of(error)))
 
     def _stream_failed(self, what: str, problem: object, *, theirs: bool = False) -> None:
-        uncounted = " (libxc's octets are not counted)" if self._untold else ""
+        uncounted = " (libxc's bytes are not counted)" if self._untold else ""
         self._report.failed(f"{what}{uncounted}: {problem}", theirs=theirs)
 
     def _keep(self, record: RecordType, body: bytes) -> None:
@@ -281,7 +278,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
     def _keep_xenstore(self, body: bytes) -> None:
         _, _, entries = libxl_stream.decode_emulator_xenstore_data(body, self._body)
         for path, _ in entries:
-            # libxl__restore_emulator_xenstore_data: it would be written outside the domain's own.
+            # libxl__restore_emulator_xenstore_data: it would be outside the domain's own path.
             if not path or path.startswith(b"/") or b".." in path.split(b"/"):
                 raise DecodeError(
                     "libxl EMULATOR_XENSTORE_DATA", self._body, f"the path {path[:100]!r}"

@@ -8,23 +8,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, XCFlags
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
+from xen_save_helper.ipc_schema.channel.waits import BUFFERED
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.streams import libxl_stream
 from xen_save_helper.ipc_schema.streams.libxl_stream import EmulatorId, RecordType
 from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.helpers.request import HelperResult
-from xen_save_helper.toolstack.operations.joined import StreamOperation, is_theirs, rc_of
-from xen_save_helper.toolstack.operations.save_result import (
-    PostcopyTransitioned,
-    SaveResult,
-    has_begun,
-)
+from xen_save_helper.toolstack.helpers.request import HelperResult, Statistics
 from xen_save_helper.toolstack.operations.settle import heal, why_not_suspend
+from xen_save_helper.toolstack.operations.stream_operation import StreamOperation, is_theirs, rc_of
 from xen_save_helper.toolstack.operations.suspend import GuestSuspension
 from xen_save_helper.toolstack.rules import stream, stream_write
 from xen_save_helper.toolstack.rules.cause import message_of
@@ -43,19 +40,50 @@ from xen_save_helper.toolstack.rules.stream_write import (
 from xen_save_helper.toolstack.seams import Transfer
 
 
+class PostcopyTransitioned(Enum):
+    """How far the hand-over to the destination got."""
+
+    NEVER = "never"
+    """It was never reached."""
+    FAILED = "failed"
+    """It was reached, but its last byte was certainly not written: the guest cannot run at the
+    destination."""
+    DONE = "done"
+    """The guest may run at the destination: it must not be resumed here unless the destination says
+    that it did not start it."""
+
+
+@dataclass(frozen=True)
+class SaveResult:
+    """How a save ended.
+
+    `rc` is `Error.OK` (0) or libxl's error code, `reason` a line for people ("" on success).
+    `suspended` says whether the domain has suspended for this save, or still may: the caller hands
+    it over or resumes it. If it is False and the save failed, there is nothing to resume. `theirs`
+    is `cause.Failure`'s: all we know is that the other side of the stream disconnected.
+    """
+
+    rc: Error
+    postcopy_transitioned: PostcopyTransitioned
+    statistics: Statistics | None
+    reason: str
+    suspended: bool
+    theirs: bool = False
+
+
 @dataclass(frozen=True)
 class SaveParameters:
-    """What is to be saved, and how; see `domain_live_migrate`."""
+    """What to save, and how; see `domain_live_migrate`."""
 
     request: HelperRequest
     strategy: MemoryStrategy
     precopy: PrecopyLimits
     on_transition: Callable[[], None]
-    """Writes the point of no return down (`rules.stream.PointOfNoReturn`). If it raises, nothing is
+    """Records the point of no return (`rules.stream.PointOfNoReturn`). If it raises, nothing is
     promised."""
     admitted: bool = True
-    """The receiver begins with the stream at once; otherwise `Limits.admission` holds until it
-    has begun."""
+    """Whether the receiver reads the stream at once; if not, `Limits.admission` applies until it
+    begins."""
 
 
 _SIMPLE_RECORDS = {
@@ -67,8 +95,14 @@ _SIMPLE_RECORDS = {
 """Records without a body."""
 
 
+def has_begun(statistics: Statistics | None) -> bool:
+    """Whether a stream's receiver has read more than the buffers in between can hold; False if the
+    helper does not count."""
+    return statistics is not None and statistics.bytes > BUFFERED
+
+
 class SaveOperation(StreamOperation[WriterAction, SaveResult]):
-    """`cancel` may come at any time."""
+    """A save; `cancel` may come at any time."""
 
     def __init__(self, ctx: Context, parameters: SaveParameters) -> None:
         self._writer = StreamWriter(device_model=True)
@@ -111,7 +145,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         )
 
     async def _prepare(self) -> int:
-        """Check what would fail in a worse way later."""
+        """Check for what would fail in a worse way later."""
         try:
             rows = await blocking.call(self._ctx.limits.callback, self._ctx.host.domains)
         except OSError as error:
@@ -121,18 +155,18 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         if row is None:
             self._report.failed("there is no such domain")
             return Error.DOMAIN_NOTFOUND
-        # A suspended domain stands still already; each host's suspend request has its way with it.
+        # A suspended domain is at rest already; each host's suspend request deals with it.
         if row.state.value != "suspended" and (problem := why_not_suspend(row)):
             self._report.failed(problem)
             return Error.FAIL
         if self._live and row.log_dirty:
-            # Two savers of one log-dirty bitmap would take pages from each other.
-            self._report.failed("its log-dirty mode is on already: a save is under way, or died")
+            # Two saves with one log-dirty bitmap would take pages from each other.
+            self._report.failed("log-dirty mode is on already: a save is in progress, or has died")
             return Error.FAIL
         return 0
 
     async def _settle(self, rc: int) -> None:
-        """Wait for what the save began, and undo what a helper that was killed could not."""
+        """Wait for what the save began, and undo what a killed helper could not."""
         if self._suspension is not None:
             self._suspension.abort(rc or Error.FAIL)
         await self._tasks_ended()
@@ -148,13 +182,13 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
                 self._ctx.limits.callback, heal, self._ctx.host, self._domid
             )
         except ProcessLookupError:
-            return  # a domain that is gone has no such mode
+            return
         except OSError as error:
             problem = f"log-dirty mode cannot be turned off: {message_of(error)}"
         if problem:
             self._report.failed(problem)
 
-    # What the machines decide
+    # What the rules decide
 
     def _joined(self, rc: int) -> None:
         self._completed.set_result(rc)
@@ -178,7 +212,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
                     raise RuntimeError("a plain stream has no checkpoints")
 
     def _promise_transition(self) -> None:
-        promise, failure = self._parameters.on_transition, "the postcopy transition is not begun"
+        promise, failure = self._parameters.on_transition, "the postcopy transition cannot begin"
         rc = self._promise(promise, failure)
         if not rc:
             self._past_return()
@@ -190,9 +224,9 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         if part in stream_write.EMULATOR:
             self._fetch = self._spawn(self._write_emulator(part))
         elif part is Part.HEADER:
-            self._write_octets(part, libxl_stream.encode_header())
+            self._write_bytes(part, libxl_stream.encode_header())
         else:
-            self._write_octets(part, libxl_stream.encode_record(_SIMPLE_RECORDS[part]))
+            self._write_bytes(part, libxl_stream.encode_record(_SIMPLE_RECORDS[part]))
 
     async def _write_emulator(self, part: Part) -> None:
         try:
@@ -201,10 +235,10 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
             self._report.failed(f"{part.value}: {error}")
             self._write_done(part, rc_of(error))
             return
-        self._write_octets(part, data)
+        self._write_bytes(part, data)
 
     def _emulator_record(self, part: Part) -> bytes:
-        """The record, empty where the domain has nothing to put into it."""
+        """The record, or b"" if the domain has nothing to put into it."""
         host, qemu = self._ctx.host, EmulatorId.QEMU_UPSTREAM
         if part is Part.EMULATOR_XENSTORE_DATA:
             entries = host.emulator_xenstore_data(self._domid)
@@ -218,7 +252,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         body = libxl_stream.encode_emulator_context(qemu, 0, context)
         return libxl_stream.encode_record(RecordType.EMULATOR_CONTEXT, body)
 
-    def _write_octets(self, part: Part, data: bytes) -> None:
+    def _write_bytes(self, part: Part, data: bytes) -> None:
         def done(error: Exception | None) -> None:
             self._write = None
             if error is not None:
@@ -244,7 +278,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
 
     @property
     def _admission(self) -> float:
-        """For how long the receiver may leave the stream unread; 0 once it has begun with it."""
+        """The seconds for which the receiver may leave the stream unread; 0 once it has begun."""
         if self._parameters.admitted or has_begun(self._report.statistics):
             return 0.0
         return self._ctx.limits.admission
@@ -299,7 +333,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
 
     def _on_suspend(self) -> None:
         if self._suspension is not None:
-            self._report.failed("the helper asks for a second suspension in a plain stream")
+            self._report.failed("the helper asked for a second suspension in a plain stream")
             self._answer("suspend", 0)
             return
         self._suspension = GuestSuspension(self._ctx.host, self._domid, self._ctx.limits)
@@ -319,7 +353,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         self._answer("suspend", 0 if rc else 1)
 
     async def _suspend_emulator(self) -> int:
-        """Before libxc goes on: what the device model writes later would be in no dirty bitmap."""
+        """Must end before libxc goes on: no dirty bitmap has what the device model writes later."""
         return await self._host_call(
             "the device model cannot be suspended",
             self._ctx.limits.callback,
@@ -335,7 +369,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         self._report.event("switch_qemu_logdirty", enable=enable)
         failure = "the device model's log-dirty mode"
         if domid != self._domid:
-            self._report.failed(f"{failure}: the helper asks it of domain {domid}")
+            self._report.failed(f"{failure}: the helper asked for that of domain {domid}")
             rc: int = Error.FAIL
         else:
             limit, host = self._ctx.limits.callback, self._ctx.host

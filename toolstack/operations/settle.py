@@ -1,4 +1,4 @@
-"""Bring a guest to rest after a failure: it runs, will not suspend later, and is not log-dirty."""
+"""Settle a guest after a failure: it runs, will not suspend later, and is not in log-dirty mode."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 POLL: Final = 0.02
 
 DEAD: Final = frozenset({"crashed", "shut down"})
-"""States of a guest that no resumption leads out of."""
+"""States of a guest that cannot be resumed."""
 
 
 class GuestStateError(OSError):
-    """A guest in a state in which it cannot suspend; `state` is that state."""
+    """The guest cannot suspend in its state, which is `state`."""
 
     def __init__(self, text: str, state: str) -> None:
         super().__init__(text)
@@ -27,37 +27,37 @@ class GuestStateError(OSError):
 
 
 def why_not_suspend(row: DomainSummary) -> str:
-    """Why a domain cannot suspend as it stands, with the way out; "" if it may.
+    """Why a domain cannot suspend in its state, with the way out; "" if it can.
 
-    xl sends all of a paused guest's memory, and then waits for a suspension that cannot come: its
+    xl sends all of a paused guest's memory, then waits for a suspension that cannot come, since its
     vCPUs do not run.
     """
     match row.state.value:
         case "paused":
             return f"{row.name!r} is paused, and cannot suspend: unpause it first"
         case "suspended":
-            return f"{row.name!r} is suspended already: see `xen-toolstack recover {row.name}`"
+            return f"{row.name!r} is already suspended: see `xen-toolstack recover {row.name}`"
         case "crashed":
-            return f"{row.name!r} has crashed: look at it, then destroy it"
+            return f"{row.name!r} has crashed: examine it, then destroy it"
         case "shut down":
-            return f"{row.name!r} is shut down: destroy it, or start it anew"
+            return f"{row.name!r} is shut down: destroy it, or start it again"
     return ""
 
 
 def check_can_suspend(host: Host, domid: int) -> None:
-    """Raises GuestStateError for a guest that cannot suspend, ProcessLookupError without one."""
+    """Raise GuestStateError if the guest cannot suspend, ProcessLookupError if there is none."""
     row = row_of_domain(host, domid)
     if problem := why_not_suspend(row):
         raise GuestStateError(problem, row.state.value)
 
 
 def state_of(host: Host, domid: int) -> str | None:
-    """`running`, `paused`, `suspended`, `crashed` or `shut down`; None where the domain is gone."""
+    """`running`, `paused`, `suspended`, `crashed` or `shut down`; None if the domain is gone."""
     return next((row.state.value for row in host.domains() if row.domid == domid), None)
 
 
 def row_of_domain(host: Host, domid: int) -> DomainSummary:
-    """Raises ProcessLookupError where there is no such domain."""
+    """The domain's row of `Host.domains`. Raises ProcessLookupError if there is no such domain."""
     row = next((row for row in host.domains() if row.domid == domid), None)
     if row is None:
         raise ProcessLookupError(errno.ESRCH, f"there is no domain {domid}")
@@ -65,10 +65,10 @@ def row_of_domain(host: Host, domid: int) -> DomainSummary:
 
 
 def heal(host: Host, domid: int) -> str:
-    """Turn off log-dirty mode, of the domain and of its device model, that a dead helper left.
+    """Turn off the log-dirty mode that a dead helper left on, the domain's and its device model's.
 
-    Returns what went wrong, empty where nothing did: that mode only costs the guest time, so it is
-    to run on all the same. Raises ProcessLookupError where it is gone.
+    Returns what went wrong, "" if nothing did: the mode only costs the guest time, so the guest
+    shall run on all the same. Raises ProcessLookupError if the guest is gone.
     """
 
     def off() -> None:
@@ -90,12 +90,12 @@ def heal(host: Host, domid: int) -> str:
 
 
 def resume_for_sure(host: Host, domid: int, *, watch: float = 0.0) -> str:
-    """Resume a guest that has suspended, and take back a request to suspend that still stands.
+    """Resume a guest that has suspended, and withdraw a suspend request that is still pending.
 
-    A guest that has acknowledged a request cannot be stopped from suspending: where that may be,
-    it is watched for `watch` seconds, and resumed when it has. Returns its state then: `running`,
-    `paused`, or one of `DEAD`. Raises ProcessLookupError where it is gone, TimeoutError where its
-    process does not answer, OSError (EIO) where it is suspended after a resumption, too.
+    A guest that has acknowledged a request cannot be stopped from suspending; if that may be so, it
+    is watched for `watch` seconds, and resumed once it has. Returns its state then: `running`,
+    `paused`, or one of `DEAD`. Raises ProcessLookupError if it is gone, TimeoutError if its process
+    does not answer, and OSError (EIO) if it is still suspended after being resumed.
     """
     if state_of(host, domid) in {"running", "paused"}:
         host.resume(domid)
@@ -109,5 +109,5 @@ def resume_for_sure(host: Host, domid: int, *, watch: float = 0.0) -> str:
     if state is None:
         raise ProcessLookupError(errno.ESRCH, f"domain {domid} is gone")
     if state == "suspended":
-        raise OSError(errno.EIO, f"domain {domid} is suspended still, though it was resumed")
+        raise OSError(errno.EIO, f"domain {domid} is still suspended, though it was resumed")
     return state

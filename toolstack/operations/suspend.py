@@ -1,4 +1,4 @@
-"""Suspends a guest by `toolstack.rules.suspend`."""
+"""Suspend a guest by the rules of `toolstack.rules.suspend`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class GuestSuspension:
-    """Suspends one guest by the rules. `rules` tells what is known at any time."""
+    """The suspension of one guest. `rules` has what is known of it at any time."""
 
     def __init__(self, host: Host, domid: int, limits: Limits) -> None:
         self.rules = SuspendRules()
@@ -34,19 +34,19 @@ class GuestSuspension:
         self._changed = asyncio.Event()
         self._abort_rc = 0
         self._over = False
-        """The limit of this stage."""
+        """Whether this stage's limit has passed."""
         self._timer: Timer | None = None
         self._finished: Finished | None = None
 
     def abort(self, rc: int) -> None:
-        """Take the request back; `run` returns soon."""
+        """Withdraw the request; `run` returns soon."""
         self._abort_rc = self._abort_rc or rc
         self._changed.set()
 
     async def run(self) -> Finished:
-        """Ask the guest to suspend and wait for the end of the matter.
+        """Ask the guest to suspend, and wait for the outcome.
 
-        A host that fails is an end with rc ERROR_FAIL. Not to be cancelled: use `abort`.
+        If the host fails, the rc is ERROR_FAIL. Do not cancel this: use `abort`.
         """
         try:
             if await self._paused():
@@ -57,7 +57,7 @@ class GuestSuspension:
         except ProcessLookupError:
             return Finished(Error.FAIL, self._gone())
         except OSError as error:
-            # What took too long may have its effect yet.
+            # A call that took too long may still have its effect.
             self.rules.may_suspend = isinstance(error, TimeoutError)
             return Finished(Error.FAIL, f"the guest cannot be asked to suspend: {error}")
         try:
@@ -84,7 +84,7 @@ class GuestSuspension:
         return self._finished
 
     async def _limit(self, request: SuspendRequest) -> None:
-        """The limit is over, unless the guest has just got further."""
+        """Apply the limit, unless the guest has just got further."""
         stage = self.rules.stage
         await self._do(self._look(request), request)
         if self.rules.stage is stage:
@@ -125,7 +125,7 @@ class GuestSuspension:
         return "the guest has crashed"
 
     async def _wait_for_change(self) -> bool:
-        """False once the limit is over."""
+        """Returns False once the limit has passed."""
         await self._changed.wait()
         self._changed.clear()
         over, self._over = self._over, False

@@ -22,7 +22,7 @@ from xen_save_helper.toolstack.operations.domain_save import (
     live_migrate_parameters,
     save_domain,
 )
-from xen_save_helper.toolstack.operations.save_result import (
+from xen_save_helper.toolstack.operations.save import (
     PostcopyTransitioned,
     has_begun,
 )

@@ -14,7 +14,7 @@ from xen_save_helper.ipc_schema.channel.waits import Patience
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import Statistics
-from xen_save_helper.toolstack.operations.save_result import PostcopyTransitioned, SaveResult
+from xen_save_helper.toolstack.operations.save import PostcopyTransitioned, SaveResult
 from xen_save_helper.toolstack.operations.settle import state_of
 from xen_save_helper.toolstack.rules import handshake
 from xen_save_helper.toolstack.rules.cause import message_of

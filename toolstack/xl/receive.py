@@ -212,7 +212,7 @@ class _Receiving(HandshakeSide[Receiver]):
         """What speaks against the guest at this host; "" if nothing is known to."""
         host = self._ctx.host
         if problem := host.why_not_create(self._config):
-            return f"the domain {self._incoming} cannot be: {problem}"
+            return f"the domain {self._incoming} cannot be created: {problem}"
         if not self._flags & xl_header.OPTIONAL_POSTCOPY:
             return ""
         if self._leave_paused:

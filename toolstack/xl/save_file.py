@@ -23,7 +23,7 @@ from xen_save_helper.toolstack.helpers.request import Statistics
 from xen_save_helper.toolstack.inspect.foreign_formats import NotAStreamError
 from xen_save_helper.toolstack.operations.domain_restore import restore_domain, restore_parameters
 from xen_save_helper.toolstack.operations.domain_save import save_domain, suspend_parameters
-from xen_save_helper.toolstack.operations.save_result import SaveResult
+from xen_save_helper.toolstack.operations.save import SaveResult
 from xen_save_helper.toolstack.operations.settle import (
     DEAD,
     check_can_suspend,

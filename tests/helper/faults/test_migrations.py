@@ -14,7 +14,7 @@ from tests.toolstack.two_hosts import Side, live_migrate, run
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.hosts.interface import GuestState
-from xen_save_helper.toolstack.operations.save_result import PostcopyTransitioned
+from xen_save_helper.toolstack.operations.save import PostcopyTransitioned
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 
 pytestmark = pytest.mark.usefixtures("no_leaks")

@@ -14,7 +14,7 @@ from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import OUR_HELPER
 from xen_save_helper.toolstack.operations.domain_save import domain_live_migrate, domain_suspend
-from xen_save_helper.toolstack.operations.save_result import SaveResult
+from xen_save_helper.toolstack.operations.save import SaveResult
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 from xen_save_helper.toolstack.xl.outcome import ExitCode
 
@@ -80,7 +80,7 @@ def test_limits_of_precopy_that_the_helper_would_not_follow_are_refused(hosts: H
     assert ended.code == ExitCode.FAILED
     result = json.loads(ended.out)
     assert (result["outcome"], result["rc"]) == ("running-at-source", Error.INVAL)
-    assert "asks for no precopy policy" in result["reason"]
+    assert "does not ask for a precopy policy" in result["reason"]
     assert hosts.states(hosts.at_source) == {"g": "running"}
 
 

@@ -19,7 +19,7 @@ from tests.toolstack.two_hosts import MEMORY, Side
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.operations.domain_save import SUSPEND_LIVE, domain_suspend
-from xen_save_helper.toolstack.operations.save_result import SaveResult
+from xen_save_helper.toolstack.operations.save import SaveResult
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

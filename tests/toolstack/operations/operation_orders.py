@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.toolstack.operations.driven import Channel, Waiting, World
 from xen_save_helper.ipc_schema.errors import Error
-from xen_save_helper.toolstack.operations.joined import StreamOperation
+from xen_save_helper.toolstack.operations.stream_operation import StreamOperation
 
 LONG = 1000.0
 """Seconds, more than any limit."""

@@ -21,8 +21,12 @@ from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.hosts.interface import SuspendState
 from xen_save_helper.toolstack.limits import Limits
-from xen_save_helper.toolstack.operations.save import SaveOperation, SaveParameters
-from xen_save_helper.toolstack.operations.save_result import PostcopyTransitioned, SaveResult
+from xen_save_helper.toolstack.operations.save import (
+    PostcopyTransitioned,
+    SaveOperation,
+    SaveParameters,
+    SaveResult,
+)
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 
 MESSAGES: dict[str, dict[str, Any]] = {

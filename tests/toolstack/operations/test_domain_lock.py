@@ -19,7 +19,7 @@ from tests.waiting import wait_for
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.operations.domain_lock import DomainBusyError, domain_lock
 from xen_save_helper.toolstack.operations.domain_save import domain_live_migrate, domain_suspend
-from xen_save_helper.toolstack.operations.save_result import SaveResult
+from xen_save_helper.toolstack.operations.save import SaveResult
 from xen_save_helper.toolstack.xl import save_file
 from xen_save_helper.toolstack.xl.journal import JournalError
 from xen_save_helper.toolstack.xl.migrate import migrate

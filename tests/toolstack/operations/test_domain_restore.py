@@ -23,7 +23,7 @@ from xen_save_helper.toolstack.inspect.walk import inspect
 from xen_save_helper.toolstack.operations.domain_restore import domain_create_restore
 from xen_save_helper.toolstack.operations.domain_save import domain_suspend
 from xen_save_helper.toolstack.operations.restore import RestoreResult
-from xen_save_helper.toolstack.operations.save_result import PostcopyTransitioned
+from xen_save_helper.toolstack.operations.save import PostcopyTransitioned
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 
 pytestmark = pytest.mark.usefixtures("no_leaks")

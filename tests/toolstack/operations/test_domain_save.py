@@ -26,7 +26,7 @@ from xen_save_helper.toolstack.operations.domain_save import (
     domain_live_migrate,
     domain_suspend,
 )
-from xen_save_helper.toolstack.operations.save_result import PostcopyTransitioned, SaveResult
+from xen_save_helper.toolstack.operations.save import PostcopyTransitioned, SaveResult
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 
 NEVER, FAILED, DONE = PostcopyTransitioned

@@ -143,7 +143,7 @@ def test_a_sender_that_falls_silent_is_given_up(
         theirs.sendall(path.read_bytes()[:50_000])
         result = restore(destination, config, ours.fileno())
     assert result.rc == Error.TIMEDOUT, result
-    assert "no octet has come, and no end, for 2 s" in result.reason
+    assert "neither bytes nor the end have come for 2 s" in result.reason
     assert destination.host.domains() == []
 
 
@@ -193,7 +193,7 @@ def test_a_program_that_never_begins_is_given_up(
     with path.open("rb") as file:
         result = restore(destination, config, file.fileno())
     assert (result.rc, result.domid) == (Error.TIMEDOUT, None)
-    assert result.reason == f"{sys.executable} has not begun with the stream for 1.5 s"
+    assert result.reason == f"{sys.executable} has not begun to read the stream for 1.5 s"
 
 
 def test_a_program_that_does_not_end_is_killed_and_its_domain_destroyed(

@@ -72,5 +72,5 @@ def test_a_guest_that_stays_suspended_is_not_resumed_for_ever(host_factory: Host
         suspended(request)
     finally:
         request.close()
-    with pytest.raises(OSError, match=f"domain {domid} is suspended still"):
+    with pytest.raises(OSError, match=f"domain {domid} is still suspended"):
         resume_for_sure(host, domid, watch=1.0)

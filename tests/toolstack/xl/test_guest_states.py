@@ -87,7 +87,7 @@ def test_a_guest_that_has_crashed_is_not_paused(hosts: Hosts, command: str) -> N
     kill(hosts.at_source)
     ended = toolstack(command, "g", "--host", hosts.source)
     assert ended.code == 1
-    assert ended.line == "xen-toolstack: 'g' has crashed: look at it, then destroy it"
+    assert ended.line == "xen-toolstack: 'g' has crashed: examine it, then destroy it"
 
 
 def test_the_library_refuses_a_paused_guest_before_any_page(hosts: Hosts, tmp_path: Path) -> None:

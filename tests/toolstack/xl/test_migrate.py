@@ -159,7 +159,7 @@ def test_the_name_is_taken_meanwhile(hosts: Hosts, tmp_path: Path) -> None:
     hosts.at_destination.create_guest("g", 2 << 20, "idle")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
-    assert "destination: there is a domain 'g' already" in json.loads(out)["reason"]
+    assert "destination: there is already a domain 'g'" in json.loads(out)["reason"]
     assert hosts.states(hosts.at_source) == {"g": "running"}
     assert hosts.states(hosts.at_destination) == {"g": "running"}
     assert hosts.journals() == []

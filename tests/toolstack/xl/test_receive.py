@@ -126,7 +126,7 @@ def test_a_configuration_that_cannot_be_is_a_refusal(destination: Side, simulate
     config = f'{{{parts}, "simulated": {simulated}}}'.encode()
     result = run(refused(destination, config))
     assert not result.started
-    assert "the domain g--incoming cannot be: " in result.reason
+    assert "the domain g--incoming cannot be created: " in result.reason
     assert destination.host.domains() == []
     assert journals(destination) == []
 

@@ -221,7 +221,7 @@ class SimulatedHost:
             domid = self.find(name)
         except ProcessLookupError:
             return
-        raise FileExistsError(errno.EEXIST, f"there is a domain {name!r} already ({domid})")
+        raise FileExistsError(errno.EEXIST, f"there is already a domain {name!r} ({domid})")
 
     def create_guest(
         self,

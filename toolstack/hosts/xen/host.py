@@ -165,7 +165,7 @@ class XenHost:
                 return
             if row.name == name:
                 raise FileExistsError(
-                    errno.EEXIST, f"there is a domain {name!r} already ({row.domid})"
+                    errno.EEXIST, f"there is already a domain {name!r} ({row.domid})"
                 )
         self._info(domid)
         xl.run("rename", str(domid), name)

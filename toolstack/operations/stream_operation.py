@@ -1,5 +1,5 @@
-"""A stream and a helper that run at once and end as one: what a save and a restore do alike, their
-log and their reason."""
+"""What a save and a restore have in common: a stream and a helper that run at once and end as one,
+their log and their reason."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ StreamAction_co = TypeVar("StreamAction_co", covariant=True)
 
 
 def rc_of(error: BaseException) -> int:
-    """The libxl code of a failed system or host call."""
+    """The libxl code for a failed system or host call."""
     return Error.TIMEDOUT if isinstance(error, TimeoutError) else Error.FAIL
 
 
@@ -44,35 +44,35 @@ def has_device_model(config: Mapping[str, Any]) -> bool:
 
 
 HELPER: Final = "xen-save-helper"
-"""Context of our helper's own lines, which say all; libxc's leave the errno to be added."""
+"""Context of our helper's own log lines, which are complete; to libxc's we add the errno."""
 
 PEER_GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENODATA})
-"""The helper's `errnoval` where the other side of its stream has gone: libxc's at a write, and our
-own engine's at a read."""
+"""The helper's `errnoval` if the other side of its stream disconnected: libxc's at a write, our own
+engine's at a read."""
 
 
 def is_theirs(error: BaseException) -> bool:
-    """Whether a stream's error says no more than that its other side has gone."""
+    """Whether all that a stream's error says is that its other side disconnected."""
     return isinstance(error, EOFError | BrokenPipeError | ConnectionResetError)
 
 
 class OperationReport:
-    """The first failure, the log, and what the helper counted."""
+    """An operation's first failure, its log, and the helper's counts."""
 
     def __init__(self, ctx: Context, domid: int | None) -> None:
         self.domid = domid
         self.reason = ""
         self.theirs = False
-        """The first failure is one of `cause.Failure.theirs`."""
+        """Whether the first failure is one of `cause.Failure.theirs`."""
         self.statistics: Statistics | None = None
         self._ctx = ctx
         self._helper_error = ""
-        """The helper's word about what went wrong: its first error with an errno (the others, its
-        stderr among them, are often what followed from it), or its first."""
+        """The helper's account of what went wrong: its first error with an errno (the others, its
+        stderr among them, often follow from that one), or else its first."""
         self._helper_errno = False
 
     def failed(self, reason: str, *, theirs: bool = False, **fields: object) -> None:
-        """Log a failure; the first one's reason is the operation's."""
+        """Log a failure; the first reason is the operation's."""
         text = reason if self.domid is None else f"domain {self.domid}: {reason}"
         self._ctx.say(XentoollogLevel.ERROR, "libxl", text)
         self._ctx.trace.event("failure", domid=self.domid, reason=reason, **fields)
@@ -83,7 +83,7 @@ class OperationReport:
         self._ctx.trace.event(event, domid=self.domid, **fields)
 
     def helper_ended(self, result: HelperResult, rc: int, doing: str) -> None:
-        """The helper's end, with the rc that it means."""
+        """Note the helper's end, with the rc that it means."""
         self.statistics = result.statistics
         self.event(
             "helper_result",
@@ -112,12 +112,12 @@ class OperationReport:
         self._ctx.say(level, context, formatted)
 
     def progress_callback(self, context: str, doing_what: str, done: int, total: int) -> None:
-        """The catalogue's `progress`; `context` is libxc's own name in all of them."""
+        """The catalogue's `progress`; `context` is always libxc's own name."""
         self._ctx.say_progress(doing_what, done, total)
 
 
 class StreamRules(Protocol[StreamAction_co]):
-    """What the stream writer's rules and the stream reader's have in common."""
+    """The events that the stream writer's rules and the stream reader's share."""
 
     def start_postcopy_transition(self) -> tuple[StreamAction_co, ...]: ...
     def helper_done(self, rc: int) -> tuple[StreamAction_co, ...]: ...
@@ -125,13 +125,13 @@ class StreamRules(Protocol[StreamAction_co]):
 
 
 class StreamOperation(ABC, Generic[StreamAction_co, Result]):
-    """Runs once. `cancel` makes it end soon, in order, with ERROR_ABORTED."""
+    """A save or restore, which runs once. `cancel` makes it end soon, in order, with
+    ERROR_ABORTED."""
 
     def __init__(
         self, ctx: Context, domid: int | None, what: str, rules: StreamRules[StreamAction_co]
     ) -> None:
-        """`what` names the operation, for people and as `Operation` does; `rules` are the
-        stream's."""
+        """`what` is the value of an `Operation`; `rules` are the stream's."""
         self._ctx = ctx
         self._stream = rules
         self._what = what
@@ -155,21 +155,21 @@ class StreamOperation(ABC, Generic[StreamAction_co, Result]):
 
     @abstractmethod
     async def _run(self) -> Result:
-        """The whole operation. Raises nothing but a fault of the program."""
+        """Run the whole operation. Raises only if there is a bug."""
 
     @abstractmethod
     def _do(self, actions: tuple[StreamAction_co, ...]) -> None:
-        """What the stream's rules decide."""
+        """Carry out what the stream's rules decide."""
 
     @property
     @abstractmethod
     def _is_whole(self) -> bool:
-        """Every page of a guest that runs at the destination has come there: what goes wrong with
-        the stream after that is no failure of the operation."""
+        """Whether the guest runs at the destination and all its pages are there: the operation does
+        not fail by anything that goes wrong with the stream after that."""
 
     @abstractmethod
     def _joined(self, rc: int) -> None:
-        """Stream and helper have stopped, with the first failure's code."""
+        """Stream and helper have stopped; `rc` is the first failure's."""
 
     @abstractmethod
     def _helper_done(self, result: HelperResult) -> None:
@@ -198,8 +198,8 @@ class StreamOperation(ABC, Generic[StreamAction_co, Result]):
         callbacks: Mapping[str, Callable[..., int | None]],
         admission: float = 0.0,
     ) -> None:
-        """Start the helper, with `callbacks` beside those of every operation; `admission` as for
-        `HelperLaunch`."""
+        """Start the helper, with `callbacks` beside those of every operation; `admission` is
+        `HelperLaunch`'s."""
         self._join.started(Task.HELPER)
         self._helper = SaveHelper(
             request,
@@ -237,7 +237,7 @@ class StreamOperation(ABC, Generic[StreamAction_co, Result]):
         self._do(actions)
 
     def _promise(self, promise: Callable[[], None], failure: str) -> int:
-        """Write down the point of no return. Returns the rc; `failure` says what cannot be."""
+        """Record the point of no return. Returns the rc; `failure` says what cannot be done."""
         try:
             promise()
         except Exception as error:
@@ -257,13 +257,13 @@ class StreamOperation(ABC, Generic[StreamAction_co, Result]):
         return 0
 
     def _answer(self, callback: str, value: int) -> None:
-        """Answer the async `callback`, where the helper still waits for it: an aborted one has
-        been refused, and may be waiting for the answer to another."""
+        """Answer the async `callback` if the helper still waits for it: an aborted helper has been
+        refused, and may be waiting for the answer to another."""
         if self._helper is not None:
             self._helper.async_callback_done(value, callback)
 
     def _past_return(self) -> None:
-        """The guest's newest state may be at the destination alone from here on."""
+        """From here on, only the destination may have the guest's newest state."""
         if self._helper is not None:
             self._helper.wait_for_ever()
 
@@ -284,6 +284,6 @@ class StreamOperation(ABC, Generic[StreamAction_co, Result]):
         self._faulted(fault)
 
     def _faulted(self, fault: BaseException) -> None:
-        """A fault of the program ends the operation in order, too, and is raised then."""
+        """End the operation in order for a bug, too, which is raised then."""
         self._fault = self._fault or fault
         self._fail(f"fault: {fault!r}", Error.FAIL)
