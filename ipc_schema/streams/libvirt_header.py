@@ -7,10 +7,9 @@ with a NUL at its end, and a libxl stream. In version 1 a legacy libxc stream fo
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
 from typing import Final
-
-from construct import Bytes, Int32ul, Struct
 
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.records import check_size
@@ -21,10 +20,9 @@ VERSION: Final = 2
 MAX_XML: Final = 1 << 20
 """libvirt has no limit. A domain's XML is some KiB."""
 
-_HEADER: Final = Struct(
-    "magic" / Bytes(len(MAGIC)), "version" / Int32ul, "xml_len" / Int32ul, "unused" / Bytes(40)
-)
-HEADER_SIZE: Final[int] = _HEADER.sizeof()
+_HEADER: Final = struct.Struct(f"<{len(MAGIC)}sII40x")
+"""Magic, version, length of the XML."""
+HEADER_SIZE: Final = _HEADER.size
 
 _TYPES: Final = {"hvm": "hvm", "xenpvh": "pvh", "xen": "pv", "linux": "pv"}
 """libxl_domain_type for what the XML has in its os/type."""
@@ -40,8 +38,7 @@ class LibvirtHeader:
 
 def encode(xml: bytes, version: int = VERSION) -> bytes:
     """The header with `xml`, which ends with a NUL."""
-    header = {"magic": MAGIC, "version": version, "xml_len": len(xml), "unused": bytes(40)}
-    return bytes(_HEADER.build(header)) + xml
+    return _HEADER.pack(MAGIC, version, len(xml)) + xml
 
 
 def decode_header(data: bytes, offset: int = 0) -> LibvirtHeader:
@@ -51,15 +48,15 @@ def decode_header(data: bytes, offset: int = 0) -> LibvirtHeader:
     """
     what = "libvirt header"
     check_size(data, HEADER_SIZE, what, offset)
-    fields = _HEADER.parse(data)
-    if fields.magic != MAGIC:
-        raise DecodeError(what, offset, f"magic {fields.magic!r}, want {MAGIC!r}")
+    magic, version, xml_len = _HEADER.unpack(data)
+    if magic != MAGIC:
+        raise DecodeError(what, offset, f"magic {magic!r}, want {MAGIC!r}")
     place = offset + len(MAGIC)
-    if not 1 <= fields.version <= VERSION:
-        raise DecodeError(what, place, f"version {fields.version}, want 1 or {VERSION}")
-    if not 1 <= fields.xml_len <= MAX_XML:
-        raise DecodeError(what, place + 4, f"XML of {fields.xml_len} bytes, want 1 to {MAX_XML}")
-    return LibvirtHeader(fields.version, fields.xml_len)
+    if not 1 <= version <= VERSION:
+        raise DecodeError(what, place, f"version {version}, want 1 or {VERSION}")
+    if not 1 <= xml_len <= MAX_XML:
+        raise DecodeError(what, place + 4, f"XML of {xml_len} bytes, want 1 to {MAX_XML}")
+    return LibvirtHeader(version, xml_len)
 
 
 def describe(xml: bytes, offset: int = HEADER_SIZE) -> dict[str, str]:

@@ -5,11 +5,10 @@ Page contents are no part of it: PAGE_DATA and POSTCOPY_PAGE_DATA do not pass he
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-
-from construct import ConstructError
 
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.libxc_bodies import (
@@ -119,8 +118,8 @@ def encode_body(kind: RecordType, value: Body | TscFields = None) -> bytes:
     records with page contents, which are written without passing here."""
     try:
         body = _format(kind).encode(value)
-    except ConstructError as bad:
-        raise ValueError(f"{kind.name}: {str(bad).splitlines()[-1]}") from None
+    except struct.error as bad:
+        raise ValueError(f"{kind.name}: {bad}") from None
     except (AttributeError, TypeError):
         raise ValueError(f"{kind.name}: {type(value).__name__} is not what it holds") from None
     if len(body) not in BODIES[kind].lengths:

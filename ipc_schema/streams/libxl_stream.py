@@ -7,11 +7,10 @@ LIBXC_CONTEXT record without a frame.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import Final
-
-from construct import Int32ub, Int32ul, Int64ub, Struct
 
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams import records
@@ -23,13 +22,16 @@ OPTION_BIG_ENDIAN: Final = 1 << 0
 OPTION_LEGACY: Final = 1 << 1
 """The stream was converted from one of Xen 4.5 or before."""
 
-_HEADER: Final = Struct("ident" / Int64ub, "version" / Int32ub, "options" / Int32ub)
-HEADER_SIZE: Final[int] = _HEADER.sizeof()
+_HEADER: Final = struct.Struct(">QII")
+"""Ident, version, options."""
+HEADER_SIZE: Final = _HEADER.size
 
-_EMULATOR: Final = Struct("emulator_id" / Int32ul, "index" / Int32ul)
-EMULATOR_HEADER_SIZE: Final[int] = _EMULATOR.sizeof()
-_CHECKPOINT_STATE: Final = Struct("control_id" / Int32ul, "padding" / Int32ul)
-_CHECKPOINT_STATE_SIZE: Final[int] = _CHECKPOINT_STATE.sizeof()
+_EMULATOR: Final = struct.Struct("<II")
+"""Emulator id, index."""
+EMULATOR_HEADER_SIZE: Final = _EMULATOR.size
+_CHECKPOINT_STATE: Final = struct.Struct("<II")
+"""Control id, padding."""
+_CONTROL_ID: Final = struct.Struct("<I")
 
 
 class RecordType(IntEnum):
@@ -68,7 +70,7 @@ LENGTHS: Final[Mapping[RecordType, range]] = {
     RecordType.EMULATOR_CONTEXT: range(EMULATOR_HEADER_SIZE, records.MAX_LENGTH + 1),
     RecordType.CHECKPOINT_END: range(1),
     # libxl writes its structure of 4 octets; the specification counts the padding: 8.
-    RecordType.CHECKPOINT_STATE: range(4, _CHECKPOINT_STATE_SIZE + 1, 4),
+    RecordType.CHECKPOINT_STATE: range(_CONTROL_ID.size, _CHECKPOINT_STATE.size + 1, 4),
     RecordType.POSTCOPY_TRANSITION_END: range(1),
 }
 """Octets that the body of each record may have. libxl has no limits; a device model's xenstore
@@ -77,7 +79,7 @@ data is some hundred octets, its state at most some MiB."""
 
 def encode_header() -> bytes:
     """The HEADER_SIZE octets in front of a little-endian stream."""
-    return bytes(_HEADER.build({"ident": IDENT, "version": VERSION, "options": 0}))
+    return _HEADER.pack(IDENT, VERSION, 0)
 
 
 def decode_header(data: bytes, offset: int = 0) -> int:
@@ -87,16 +89,16 @@ def decode_header(data: bytes, offset: int = 0) -> int:
     """
     what = "libxl header"
     check_size(data, HEADER_SIZE, what, offset)
-    fields = _HEADER.parse(data)
-    if fields.ident != IDENT:
-        raise DecodeError(what, offset, f"ident {fields.ident:#018x}, want {IDENT:#018x}")
-    if fields.version != VERSION:
-        raise DecodeError(what, offset + 8, f"version {fields.version}, want {VERSION}")
-    if fields.options & OPTION_BIG_ENDIAN:
+    ident, version, options = _HEADER.unpack(data)
+    if ident != IDENT:
+        raise DecodeError(what, offset, f"ident {ident:#018x}, want {IDENT:#018x}")
+    if version != VERSION:
+        raise DecodeError(what, offset + 8, f"version {version}, want {VERSION}")
+    if options & OPTION_BIG_ENDIAN:
         raise DecodeError(what, offset + 12, "a big-endian stream, want a little-endian one")
-    if reserved := fields.options & ~OPTION_LEGACY:
+    if reserved := options & ~OPTION_LEGACY:
         raise DecodeError(what, offset + 12, f"reserved options {reserved:#x}, want 0")
-    return int(fields.options)
+    return int(options)
 
 
 def record_type(number: int, offset: int) -> RecordType | None:
@@ -178,7 +180,7 @@ def decode_emulator_context(body: bytes, offset: int = 0) -> tuple[EmulatorId, i
 
 def encode_checkpoint_state(state: CheckpointState) -> bytes:
     """The body of CHECKPOINT_STATE, of the 4 octets that libxl writes."""
-    return bytes(Int32ul.build(state))
+    return _CONTROL_ID.pack(state)
 
 
 def decode_checkpoint_state(body: bytes, offset: int = 0) -> CheckpointState:
@@ -187,30 +189,28 @@ def decode_checkpoint_state(body: bytes, offset: int = 0) -> CheckpointState:
     what = "libxl CHECKPOINT_STATE"
     if len(body) not in LENGTHS[RecordType.CHECKPOINT_STATE]:
         raise DecodeError(what, offset, f"{len(body)} octets, want 4 or 8")
-    fields = _CHECKPOINT_STATE.parse(body.ljust(_CHECKPOINT_STATE_SIZE, b"\0"))
-    if fields.padding:
-        raise DecodeError(what, offset + 4, f"padding {fields.padding:#x}, want 0")
+    control_id, padding = _CHECKPOINT_STATE.unpack(body.ljust(_CHECKPOINT_STATE.size, b"\0"))
+    if padding:
+        raise DecodeError(what, offset + 4, f"padding {padding:#x}, want 0")
     try:
-        return CheckpointState(fields.control_id)
+        return CheckpointState(control_id)
     except ValueError:
         raise DecodeError(
-            what, offset, f"state {fields.control_id}, want 0 to {max(CheckpointState)}"
+            what, offset, f"state {control_id}, want 0 to {max(CheckpointState)}"
         ) from None
 
 
 def _encode_emulator(emulator_id: EmulatorId, index: int) -> bytes:
     if not 0 <= index < 1 << 32:
         raise ValueError(f"emulator index {index} is no u32")
-    return bytes(_EMULATOR.build({"emulator_id": emulator_id, "index": index}))
+    return _EMULATOR.pack(emulator_id, index)
 
 
 def _decode_emulator(body: bytes, what: str, offset: int) -> tuple[EmulatorId, int]:
     if len(body) < EMULATOR_HEADER_SIZE:
         raise DecodeError(what, offset, f"{len(body)} octets, want at least {EMULATOR_HEADER_SIZE}")
-    fields = _EMULATOR.parse(body[:EMULATOR_HEADER_SIZE])
+    number, index = _EMULATOR.unpack_from(body)
     try:
-        return EmulatorId(fields.emulator_id), int(fields.index)
+        return EmulatorId(number), index
     except ValueError:
-        raise DecodeError(
-            what, offset, f"emulator {fields.emulator_id}, want 0 to {max(EmulatorId)}"
-        ) from None
+        raise DecodeError(what, offset, f"emulator {number}, want 0 to {max(EmulatorId)}") from None

@@ -7,11 +7,9 @@ configuration, and whatever a later xl may add. Our writers, as xl's, are on lit
 
 from __future__ import annotations
 
-import io
+import struct
 from dataclasses import dataclass
 from typing import Final
-
-from construct import Bytes, Int32ul, Struct
 
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.records import check_size
@@ -32,15 +30,10 @@ those that it does not know; these two are far from those that it may come to ha
 MAX_OPTIONAL_DATA: Final = 16 << 20
 """xl has no limit. A configuration is some KiB; firmware and device trees are not part of it."""
 
-_LENGTH_SIZE: Final = 4
-_HEADER: Final = Struct(
-    "magic" / Bytes(len(MAGIC)),
-    "byte_order" / Int32ul,
-    "mandatory_flags" / Int32ul,
-    "optional_flags" / Int32ul,
-    "optional_data_len" / Int32ul,
-)
-HEADER_SIZE: Final[int] = _HEADER.sizeof()
+_LENGTH: Final = struct.Struct("<I")
+_HEADER: Final = struct.Struct(f"<{len(MAGIC)}sIIII")
+"""Magic, byte order, mandatory flags, optional flags, length of the optional data."""
+HEADER_SIZE: Final = _HEADER.size
 
 
 @dataclass(frozen=True)
@@ -68,21 +61,13 @@ def encode_header(config: bytes, optional_flags: int = 0) -> bytes:
     for an empty configuration and one above MAX_OPTIONAL_DATA.
     """
     text = config if config.endswith(b"\0") else config + b"\0"
-    length = _LENGTH_SIZE + len(text)
+    length = _LENGTH.size + len(text)
     if len(text) == 1 or length > MAX_OPTIONAL_DATA:
         raise ValueError(
-            f"configuration of {len(text)} octets, want 2 to {MAX_OPTIONAL_DATA - _LENGTH_SIZE}"
+            f"configuration of {len(text)} octets, want 2 to {MAX_OPTIONAL_DATA - _LENGTH.size}"
         )
-    header = _HEADER.build(
-        {
-            "magic": MAGIC,
-            "byte_order": BYTE_ORDER,
-            "mandatory_flags": MANDATORY_KNOWN,
-            "optional_flags": optional_flags,
-            "optional_data_len": length,
-        }
-    )
-    return bytes(header) + bytes(Int32ul.build(len(text))) + text
+    header = _HEADER.pack(MAGIC, BYTE_ORDER, MANDATORY_KNOWN, optional_flags, length)
+    return header + _LENGTH.pack(len(text)) + text
 
 
 def decode_header(data: bytes, offset: int = 0) -> HeaderFields:
@@ -93,27 +78,27 @@ def decode_header(data: bytes, offset: int = 0) -> HeaderFields:
     """
     what = "xl header"
     check_size(data, HEADER_SIZE, what, offset)
-    fields = _HEADER.parse(data)
-    if fields.magic != MAGIC:
-        raise DecodeError(what, offset, f"magic {fields.magic!r}, want {MAGIC!r}")
+    magic, byte_order, mandatory, optional, optional_data_len = _HEADER.unpack(data)
+    if magic != MAGIC:
+        raise DecodeError(what, offset, f"magic {magic!r}, want {MAGIC!r}")
     place = offset + len(MAGIC)
-    if fields.byte_order != BYTE_ORDER:
+    if byte_order != BYTE_ORDER:
         raise DecodeError(
-            what, place, f"byte order mark {fields.byte_order:#010x}, want {BYTE_ORDER:#010x}"
+            what, place, f"byte order mark {byte_order:#010x}, want {BYTE_ORDER:#010x}"
         )
-    if unknown := fields.mandatory_flags & ~MANDATORY_KNOWN:
+    if unknown := mandatory & ~MANDATORY_KNOWN:
         raise DecodeError(
             what,
             place + 4,
             f"unknown mandatory flags {unknown:#x}, want no others than {MANDATORY_KNOWN:#x}",
         )
-    if fields.optional_data_len > MAX_OPTIONAL_DATA:
+    if optional_data_len > MAX_OPTIONAL_DATA:
         raise DecodeError(
             what,
             place + 12,
-            f"{fields.optional_data_len} octets of optional data, want at most {MAX_OPTIONAL_DATA}",
+            f"{optional_data_len} octets of optional data, want at most {MAX_OPTIONAL_DATA}",
         )
-    return HeaderFields(fields.mandatory_flags, fields.optional_flags, fields.optional_data_len)
+    return HeaderFields(mandatory, optional, optional_data_len)
 
 
 def decode_optional_data(fields: HeaderFields, data: bytes, offset: int = HEADER_SIZE) -> bytes:
@@ -126,14 +111,13 @@ def decode_optional_data(fields: HeaderFields, data: bytes, offset: int = HEADER
     check_size(data, fields.optional_data_len, what, offset)
     if not data:
         return b""
-    if len(data) < _LENGTH_SIZE:
-        raise DecodeError(what, offset, f"{len(data)} octets, want at least {_LENGTH_SIZE}")
-    stream = io.BytesIO(data)
-    length = int(Int32ul.parse_stream(stream))
-    room = len(data) - _LENGTH_SIZE
+    if len(data) < _LENGTH.size:
+        raise DecodeError(what, offset, f"{len(data)} octets, want at least {_LENGTH.size}")
+    (length,) = _LENGTH.unpack_from(data)
+    room = len(data) - _LENGTH.size
     if length > room:
         raise DecodeError(what, offset, f"configuration of {length} octets, want at most {room}")
-    return stream.read(length)
+    return data[_LENGTH.size : _LENGTH.size + length]
 
 
 def decode(data: bytes) -> XLHeader:
