@@ -1,1 +1,2 @@
-"""The formats of a guest on its way: libxl's stream, libxc's, xl's and libvirt's heads."""
+"""The formats of a migrating or saved guest: libxl's and libxc's streams, xl's and libvirt's
+headers."""

@@ -1,7 +1,7 @@
-"""What a CPU policy (X86_CPUID_POLICY) offers a guest, by name.
+"""The features that a CPU policy (X86_CPUID_POLICY) offers a guest, by name.
 
 Names are Xen's (public/arch-x86/cpufeatureset.h), spelt as xl.cfg's option `cpuid` takes them since
-4.18. Leaves of topology, caches, brand and state sizes say nothing of features, and are left alone.
+4.18. Leaves of topology, caches, brand and state sizes hold no features, and are left alone.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ from typing import Final, NamedTuple
 _LEAF: Final = struct.Struct("<6I")
 """xen_cpuid_leaf_t: leaf, subleaf, eax, ebx, ecx, edx."""
 LEAF_SIZE: Final = _LEAF.size
-"""Octets of it."""
 _REGISTERS: Final = ("eax", "ebx", "ecx", "edx")
 _NO_SUBLEAF: Final = 0xFFFFFFFF
 _WITH_COPIES: Final = (0x80000001, 0, "edx")
 _COPIES: Final = 0x0183F3FF
 """Bits that AMD's CPUs repeat there from leaf 1."""
 
-# Bits that are told and never held against a host are marked `~`: those that Xen offers no guest,
-# or sets and clears by rules of its own whatever the CPU ('!' and '|' in Xen's list, but for the
-# instructions among them), and promises of speed or of a bug's absence, without which a guest goes
-# on as before.
+# `~` marks bits that are named but never held against a host: those that Xen offers no guest, or
+# sets and clears by its own rules whatever the CPU ('!' and '|' in Xen's list, except instructions
+# among them), and promises of speed or of a bug's absence, without which a guest runs as before.
 # fmt: off
 _TABLE: Final = (
     ((0x1, 0, "edx"),
@@ -88,7 +86,7 @@ _TABLE: Final = (
 
 
 class _Word(NamedTuple):
-    """A register of a leaf: by bit the feature's name, and the bits that a guest may need."""
+    """One register of a leaf: feature names by bit, and the bits that a guest may need."""
 
     names: Mapping[int, str]
     needed: int
@@ -107,7 +105,7 @@ _WORDS: Final = {place: _word(text) for place, text in _TABLE}
 
 
 def _offered(leaves: bytes) -> dict[tuple[int, int, str], int]:
-    """By leaf, subleaf and register: its bits. `leaves` are a record's body."""
+    """The bits of each (leaf, subleaf, register) in `leaves`, a record's body."""
     found = {}
     for leaf, subleaf, *values in _LEAF.iter_unpack(leaves):
         for register, value in zip(_REGISTERS, values, strict=True):
@@ -125,15 +123,15 @@ def _named(place: tuple[int, int, str], bits: int) -> Iterator[str]:
 
 
 def features(leaves: bytes) -> list[str]:
-    """All features that the policy offers, in the order of their leaves and bits. A bit without a
-    name is given as `cpuid:0x7.0.edx[31]`. Raises struct.error unless `leaves` are whole leaves."""
+    """All features that the policy offers, in order of leaf and bit. A bit without a name is given
+    as `cpuid:0x7.0.edx[31]`. Raises struct.error unless `leaves` are whole leaves."""
     offered = _offered(leaves)
     return [name for place in _WORDS for name in _named(place, offered.get(place, 0))]
 
 
 def missing(wanted: bytes, offered: bytes) -> list[str]:
-    """Features that the policy `wanted` offers its guest and the policy `offered` does not have,
-    of those whose lack a guest may notice: an instruction, a mode, a register. As `features`."""
+    """Features that the policy `wanted` offers its guest and the policy `offered` lacks, if a guest
+    may notice: an instruction, a mode, a register. In the form of `features`."""
     here = _offered(offered)
     return [
         name
@@ -144,7 +142,7 @@ def missing(wanted: bytes, offered: bytes) -> list[str]:
 
 
 def without(leaves: bytes, names: Collection[str]) -> bytes:
-    """The policy `leaves` with none of the features `names`."""
+    """The policy `leaves` without the features `names`."""
     left = []
     for leaf, subleaf, *values in _LEAF.iter_unpack(leaves):
         for index, register in enumerate(_REGISTERS):
@@ -157,7 +155,7 @@ def without(leaves: bytes, names: Collection[str]) -> bytes:
 
 
 def all_but(names: Collection[str]) -> bytes:
-    """The policy that offers every feature that has a name, but these."""
+    """A policy that offers every named feature except `names`."""
     leaves: dict[tuple[int, int], dict[str, int]] = {}
     for (leaf, subleaf, register), word in _WORDS.items():
         bits = sum(1 << bit for bit, name in word.names.items() if name not in names)

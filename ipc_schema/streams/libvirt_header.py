@@ -1,7 +1,7 @@
-"""The header of a file of `virsh save`, of libvirt's libxl driver (libxl_conf.h, libxl_driver.c).
+"""The header of a `virsh save` file of libvirt's libxl driver (libxl_conf.h, libxl_driver.c).
 
-16 bytes of magic; version and length of the XML, each a u32; 40 bytes that are unused; then the XML
-with a NUL at its end, and a libxl stream. In version 1 a legacy libxc stream follows instead.
+16 bytes of magic; version and length of the XML, each a u32; 40 unused bytes; then the XML with a
+NUL at its end, and a libxl stream. In version 1 a legacy libxc stream follows instead.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ _HEADER: Final = struct.Struct(f"<{len(MAGIC)}sII40x")
 HEADER_SIZE: Final = _HEADER.size
 
 _TYPES: Final = {"hvm": "hvm", "xenpvh": "pvh", "xen": "pv", "linux": "pv"}
-"""libxl_domain_type for what the XML has in its os/type."""
+"""libxl_domain_type by the XML's os/type."""
 
 
 @dataclass(frozen=True)
 class LibvirtHeader:
-    """`struct _libxlSavefileHeader` without what is always the same. `xml_len` is in bytes."""
+    """`struct _libxlSavefileHeader` without its constant fields. `xml_len` is in bytes."""
 
     version: int
     xml_len: int
 
 
 def encode(xml: bytes, version: int = VERSION) -> bytes:
-    """The header with `xml`, which ends with a NUL."""
+    """Encode the header followed by `xml`, which ends with a NUL."""
     return _HEADER.pack(MAGIC, version, len(xml)) + xml
 
 
 def decode_header(data: bytes, offset: int = 0) -> LibvirtHeader:
-    """The fields in the HEADER_SIZE bytes `data`, which stand at `offset`.
+    """Decode the HEADER_SIZE bytes `data` at `offset`.
 
-    Raises DecodeError for another magic, a version that nobody knows, and an empty or too long XML.
+    Raises DecodeError for a wrong magic, an unknown version, and an empty or too long XML.
     """
     what = "libvirt header"
     check_size(data, HEADER_SIZE, what, offset)
@@ -60,18 +60,18 @@ def decode_header(data: bytes, offset: int = 0) -> LibvirtHeader:
 
 
 def describe(xml: bytes, offset: int = HEADER_SIZE) -> dict[str, str]:
-    """`name` and `type` (libxl's) of the domain in `xml`, which stands at `offset`, where it has
-    them. Raises DecodeError for what is no domain's XML."""
-    # It costs each save its time, and few read such a file.
+    """`name` and `type` (libxl's) of the domain in `xml` at `offset`, if it has them. Raises
+    DecodeError unless it is a domain's XML."""
+    # Imported late: every save would pay for it, and few read such a file.
     import xml.etree.ElementTree as ET
 
     what = "libvirt XML"
     if re.search(rb"<!(DOCTYPE|ENTITY)", xml):
-        # libvirt writes none, and entities can be made to take any amount of memory.
+        # libvirt writes neither, and entities can expand to any amount of memory.
         raise DecodeError(what, offset, "has a document type, want none")
     try:
         root = ET.fromstring(xml.rstrip(b"\0"))
-    except (ET.ParseError, ValueError, LookupError) as error:  # the last two: of an encoding
+    except (ET.ParseError, ValueError, LookupError) as error:  # the last two for a bad encoding
         raise DecodeError(what, offset, str(error)) from None
     if root.tag != "domain":
         raise DecodeError(what, offset, f"<{root.tag}>, want <domain>")

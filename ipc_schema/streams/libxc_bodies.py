@@ -1,10 +1,10 @@
-"""What the bodies of the libxc stream's records hold, and the codec of each.
+"""The contents of the libxc stream's record bodies, and a codec for each.
 
 An encoder raises ValueError, struct.error, AttributeError or TypeError for what a body cannot hold;
 a decoder is given a body of a length that the record may have (`libxc_records`), the record's name
-and the body's offset, and raises DecodeError. The checks are those that xg_sr_restore*.c makes and
-those of Xen's verify-stream-v2, whichever is stricter; what depends on the guest (its number of
-vCPUs, its highest pfn) is for the reader of the stream.
+and the body's offset, and raises DecodeError. The checks are those of xg_sr_restore*.c and of Xen's
+verify-stream-v2, whichever is stricter; what depends on the guest (its number of vCPUs, its highest
+pfn) is left to the reader of the stream.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from xen_save_helper.ipc_schema.streams import page_lists
 from xen_save_helper.ipc_schema.streams.page_types import TYPE_SHIFT
 
 CPUID_LEAF_SIZE: Final = 24
-"""Octets of a xen_cpuid_leaf_t."""
+"""sizeof(xen_cpuid_leaf_t)."""
 MSR_ENTRY_SIZE: Final = 16
-"""Octets of a xen_msr_entry_t, and of a xen_domctl_vcpu_msr_t."""
+"""sizeof(xen_msr_entry_t), and sizeof(xen_domctl_vcpu_msr_t)."""
 SHARED_INFO_SIZE: Final = 4096
 XSAVE_HEADER_SIZE: Final = 16
-"""Octets of the masks in front of an XSAVE area."""
+"""Bytes in the masks in front of an XSAVE area."""
 EXTENDED_LIMIT: Final = 128
-"""The most octets of a xen_domctl_ext_vcpucontext."""
+"""The most bytes in a xen_domctl_ext_vcpucontext."""
 MAX_HVM_PARAMS: Final = 1024
 """HVM_NR_PARAMS is 39 in Xen 4.20."""
 
 _PV_MODES: Final = ((8, 4), (4, 3))
-"""Guest width and levels of page tables."""
+"""Guest width and page table levels."""
 _PTES_PER_FRAME: Final = (512, 1024)
-"""Entries of a p2m frame of a 64-bit and of a 32-bit guest."""
+"""Entries in a p2m frame of a 64-bit and of a 32-bit guest."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class P2mFrames:
 
 @dataclass(frozen=True)
 class VcpuContext:
-    """X86_PV_VCPU_*. An empty context is one that Xen 4.6 to 4.8 sent by mistake: to be ignored."""
+    """X86_PV_VCPU_*. An empty context, which Xen 4.6 to 4.8 sent by mistake, is to be ignored."""
 
     vcpu_id: int
     context: bytes
@@ -74,7 +74,7 @@ class TscInfo:
 
 
 class TscFields(Protocol):
-    """Whatever has the fields of a `TscInfo`."""
+    """Anything with the fields of a `TscInfo`."""
 
     @property
     def mode(self) -> int: ...
@@ -105,7 +105,7 @@ Body = (
     | NDArray[np.uint64]
     | list[tuple[int, int]]
 )
-"""What a body holds: None for records without one, bytes for opaque ones, an array of pfns for
+"""The content of a body: None for records without one, bytes for opaque ones, an array of pfns for
 CHECKPOINT_DIRTY_PFN_LIST, a list of (index, value) for HVM_PARAMS."""
 
 _PV_INFO: Final = struct.Struct("<BBHI")
@@ -138,13 +138,13 @@ def decode_nothing(body: bytes, what: str, offset: int) -> None:
     return None
 
 
-def encode_octets(value: bytes) -> bytes:
+def encode_bytes(value: bytes) -> bytes:
     if not isinstance(value, bytes):
         raise TypeError
     return value
 
 
-def decode_octets(body: bytes, what: str, offset: int) -> bytes:
+def decode_bytes(body: bytes, what: str, offset: int) -> bytes:
     return body
 
 
@@ -214,7 +214,7 @@ def decode_xsave(body: bytes, what: str, offset: int) -> VcpuContext:
         raise DecodeError(
             what,
             offset + VCPU_HEADER_SIZE,
-            f"context of {len(vcpu.context)} octets, want at least {XSAVE_HEADER_SIZE}",
+            f"context of {len(vcpu.context)} bytes, want at least {XSAVE_HEADER_SIZE}",
         )
     return vcpu
 
@@ -236,9 +236,7 @@ def decode_hvm_params(body: bytes, what: str, offset: int) -> list[tuple[int, in
     entries = body[_HVM_PARAMS.size :]
     room = len(entries) // _HVM_PARAM.size
     if count != room:
-        raise DecodeError(
-            what, offset, f"count {count}, want {room} as there is room for in the record"
-        )
+        raise DecodeError(what, offset, f"count {count}, want {room} to fill the record")
     return [(index, value) for index, value in _HVM_PARAM.iter_unpack(entries)]
 
 
@@ -260,9 +258,7 @@ def decode_page_list(body: bytes, what: str, offset: int) -> PageList:
     entries = body[page_lists.HEADER_SIZE :]
     if len(entries) != count * page_lists.ENTRY_SIZE:
         room = len(entries) // page_lists.ENTRY_SIZE
-        raise DecodeError(
-            what, offset, f"count {count}, want {room} as there is room for in the record"
-        )
+        raise DecodeError(what, offset, f"count {count}, want {room} to fill the record")
     pfns, types = page_lists.decode_entries(entries, what, offset + page_lists.HEADER_SIZE)
     return PageList(pfns, types)
 

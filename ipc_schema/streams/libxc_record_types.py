@@ -2,7 +2,7 @@
 
 The postcopy series numbered its records 0x10 to 0x16 in version 2. Mainline has since given the
 first of these numbers to other records, in version 3; there postcopy's are 0x40000010 to
-0x40000016. Bit 31 is clear, so that a reader without postcopy refuses such a stream.
+0x40000016, with bit 31 clear so that a reader without postcopy refuses such a stream.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.records import OPTIONAL
 
 VERSION: Final = 3
-"""Of a stream that is written."""
+"""The version that is written."""
 VERSIONS: Final = (2, VERSION)
-"""Of streams that are read."""
+"""The versions that are read."""
 
 
 class RecordType(IntEnum):
@@ -68,7 +68,7 @@ _TYPES: Final[Mapping[int, Mapping[int, RecordType]]] = {
 def record_number(kind: RecordType, version: int) -> int:
     """The number of `kind` in a stream of `version` (2 or 3).
 
-    Raises ValueError for a record or a version that there is not.
+    Raises ValueError for an unknown version, or one without that record.
     """
     number = _NUMBERS.get(version, {}).get(kind)
     if number is None:
@@ -79,7 +79,7 @@ def record_number(kind: RecordType, version: int) -> int:
 def record_type(number: int, version: int, offset: int) -> RecordType | None:
     """The type of the record at `offset`; None for an unknown optional one, which is to be skipped.
 
-    Raises DecodeError for an unknown mandatory one, ValueError for a version that there is not.
+    Raises DecodeError for an unknown mandatory one, ValueError for an unknown version.
     """
     if version not in VERSIONS:
         raise ValueError(f"libxc stream version {version}, want 2 or 3")

@@ -1,6 +1,6 @@
-"""The records of the libxc stream, as a table: what lengths a body may have, and its codec.
+"""The records of the libxc stream as a table: the lengths a body may have, and its codec.
 
-Page contents are no part of it: PAGE_DATA and POSTCOPY_PAGE_DATA do not pass here.
+PAGE_DATA and POSTCOPY_PAGE_DATA are not in it: page contents are handled elsewhere.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from xen_save_helper.ipc_schema.streams.libxc_bodies import (
     VCPU_HEADER_SIZE,
     Body,
     TscFields,
+    decode_bytes,
     decode_faults,
     decode_hvm_params,
     decode_nothing,
-    decode_octets,
     decode_p2m_frames,
     decode_page_list,
     decode_pfns,
@@ -31,10 +31,10 @@ from xen_save_helper.ipc_schema.streams.libxc_bodies import (
     decode_tsc_info,
     decode_vcpu,
     decode_xsave,
+    encode_bytes,
     encode_faults,
     encode_hvm_params,
     encode_nothing,
-    encode_octets,
     encode_p2m_frames,
     encode_page_list,
     encode_pfns,
@@ -48,9 +48,9 @@ from xen_save_helper.ipc_schema.streams.records import MAX_LENGTH
 
 @dataclass(frozen=True)
 class BodyFormat:
-    """How the body of a record is made and read.
+    """How to encode and decode the body of a record.
 
-    `lengths` are the octets that it may have. `decode(body, what, offset)` is given no other.
+    `lengths` are those it may have, in bytes. `decode(body, what, offset)` gets no others.
     """
 
     lengths: range
@@ -61,8 +61,8 @@ class BodyFormat:
 _NOTHING: Final = BodyFormat(range(1), encode_nothing, decode_nothing)
 
 
-def _octets(lengths: range) -> BodyFormat:
-    return BodyFormat(lengths, encode_octets, decode_octets)
+def _opaque(lengths: range) -> BodyFormat:
+    return BodyFormat(lengths, encode_bytes, decode_bytes)
 
 
 def _vcpu(contexts: range) -> BodyFormat:
@@ -86,21 +86,21 @@ BODIES: Final[Mapping[RecordType, BodyFormat]] = {
         range(VCPU_HEADER_SIZE, _TO_LIMIT), encode_vcpu, decode_xsave
     ),
     RecordType.X86_PV_VCPU_MSRS: _vcpu(range(0, _TO_LIMIT - VCPU_HEADER_SIZE, MSR_ENTRY_SIZE)),
-    RecordType.SHARED_INFO: _octets(range(SHARED_INFO_SIZE, SHARED_INFO_SIZE + 1)),
+    RecordType.SHARED_INFO: _opaque(range(SHARED_INFO_SIZE, SHARED_INFO_SIZE + 1)),
     RecordType.X86_TSC_INFO: BodyFormat(range(24, 25), encode_tsc_info, decode_tsc_info),
-    RecordType.HVM_CONTEXT: _octets(range(1, _TO_LIMIT)),
+    RecordType.HVM_CONTEXT: _opaque(range(1, _TO_LIMIT)),
     RecordType.HVM_PARAMS: BodyFormat(
         range(8, 8 + 16 * MAX_HVM_PARAMS + 1, 16), encode_hvm_params, decode_hvm_params
     ),
-    RecordType.TOOLSTACK: _octets(range(_TO_LIMIT)),
+    RecordType.TOOLSTACK: _opaque(range(_TO_LIMIT)),
     RecordType.VERIFY: _NOTHING,
     RecordType.CHECKPOINT: _NOTHING,
     RecordType.CHECKPOINT_DIRTY_PFN_LIST: BodyFormat(
         range(0, _TO_LIMIT, 8), encode_pfns, decode_pfns
     ),
     RecordType.STATIC_DATA_END: _NOTHING,
-    RecordType.X86_CPUID_POLICY: _octets(range(CPUID_LEAF_SIZE, _TO_LIMIT, CPUID_LEAF_SIZE)),
-    RecordType.X86_MSR_POLICY: _octets(range(MSR_ENTRY_SIZE, _TO_LIMIT, MSR_ENTRY_SIZE)),
+    RecordType.X86_CPUID_POLICY: _opaque(range(CPUID_LEAF_SIZE, _TO_LIMIT, CPUID_LEAF_SIZE)),
+    RecordType.X86_MSR_POLICY: _opaque(range(MSR_ENTRY_SIZE, _TO_LIMIT, MSR_ENTRY_SIZE)),
     RecordType.POSTCOPY_BEGIN: _NOTHING,
     RecordType.POSTCOPY_PFNS_BEGIN: _NOTHING,
     RecordType.POSTCOPY_PFNS: BodyFormat(_PAGE_LIST_LENGTHS, encode_page_list, decode_page_list),
@@ -109,13 +109,13 @@ BODIES: Final[Mapping[RecordType, BodyFormat]] = {
     RecordType.POSTCOPY_COMPLETE: _NOTHING,
 }
 WITH_CONTENTS: Final = frozenset(RecordType) - frozenset(BODIES)
-"""PAGE_DATA and POSTCOPY_PAGE_DATA: a page list, then PAGE_SIZE octets for each page with
+"""PAGE_DATA and POSTCOPY_PAGE_DATA: a page list, then PAGE_SIZE bytes for each page with
 contents."""
 
 
 def encode_body(kind: RecordType, value: Body | TscFields = None) -> bytes:
-    """The body of a record, without padding. Raises ValueError for what it cannot hold, and for
-    records with page contents, which are written without passing here."""
+    """Encode the body of a record, without padding. Raises ValueError for what it cannot hold, and
+    for records with page contents."""
     try:
         body = _format(kind).encode(value)
     except struct.error as bad:
@@ -123,22 +123,22 @@ def encode_body(kind: RecordType, value: Body | TscFields = None) -> bytes:
     except (AttributeError, TypeError):
         raise ValueError(f"{kind.name}: {type(value).__name__} is not what it holds") from None
     if len(body) not in BODIES[kind].lengths:
-        raise ValueError(f"{kind.name}: {len(body)} octets, want {_want(BODIES[kind].lengths)}")
+        raise ValueError(f"{kind.name}: {len(body)} bytes, want {_want(BODIES[kind].lengths)}")
     return body
 
 
 def check_length(kind: RecordType, length: int, offset: int) -> None:
-    """Raises DecodeError unless the body of a `kind` record may have `length` octets; the record
-    stands at `offset`. To be asked before the body is read."""
+    """Raise DecodeError unless the body of the `kind` record at `offset` may have `length` bytes.
+    Call it before reading the body."""
     lengths = _PAGE_LIST_LENGTHS if kind in WITH_CONTENTS else BODIES[kind].lengths
     if length not in lengths:
         raise DecodeError(
-            f"libxc {kind.name}", offset + 4, f"body of {length} octets, want {_want(lengths)}"
+            f"libxc {kind.name}", offset + 4, f"body of {length} bytes, want {_want(lengths)}"
         )
 
 
 def decode_body(kind: RecordType, body: bytes, offset: int, version: int = 3) -> Body:
-    """The content of the body (without padding) that stands at `offset`, in a stream of `version`.
+    """Decode the body (without padding) at `offset`, in a stream of `version`.
 
     Raises DecodeError; ValueError for records with page contents, and for a version that does not
     have this record.
@@ -147,13 +147,13 @@ def decode_body(kind: RecordType, body: bytes, offset: int, version: int = 3) ->
     record_number(kind, version)
     what = f"libxc {kind.name}"
     if len(body) not in form.lengths:
-        raise DecodeError(what, offset, f"body of {len(body)} octets, want {_want(form.lengths)}")
+        raise DecodeError(what, offset, f"body of {len(body)} bytes, want {_want(form.lengths)}")
     return form.decode(body, what, offset)
 
 
 def _format(kind: RecordType) -> BodyFormat:
     if kind in WITH_CONTENTS:
-        raise ValueError(f"{kind.name} has page contents, which are no part of a body here")
+        raise ValueError(f"{kind.name} has page contents, which this codec does not handle")
     return BODIES[kind]
 
 

@@ -1,9 +1,8 @@
 """The libxc stream (docs/specs/libxc-migration-stream.pandoc), versions 2 and 3.
 
-An image header, a domain header, then records (`records`) up to END. What records there
-are is in `libxc_record_types`, what they hold in `libxc_bodies`, and both in
-one table in `libxc_records`; this module has the headers, and gives all that a reader or
-writer of streams needs.
+An image header, a domain header, then records (`records`) up to END. `libxc_record_types` has the
+records, `libxc_bodies` their contents, `libxc_records` both in one table; this module has the
+headers.
 """
 
 from __future__ import annotations
@@ -14,9 +13,7 @@ from enum import IntEnum
 from typing import Final
 
 from xen_save_helper.ipc_schema.errors import DecodeError
-from xen_save_helper.ipc_schema.streams.libxc_record_types import (
-    VERSIONS,
-)
+from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSIONS
 from xen_save_helper.ipc_schema.streams.records import check_size
 
 MARKER: Final = 0xFFFFFFFFFFFFFFFF
@@ -33,7 +30,7 @@ DOMAIN_HEADER_SIZE: Final = _DOMAIN_HEADER.size
 
 
 class DomainType(IntEnum):
-    """DHDR_TYPE_*; a PVH guest is an HVM one here."""
+    """DHDR_TYPE_*; a PVH guest counts as HVM."""
 
     X86_PV = 1
     X86_HVM = 2
@@ -48,7 +45,7 @@ class ImageHeader:
 
 @dataclass(frozen=True)
 class DomainHeader:
-    """`xen_major` 0 marks a stream that was converted from one of Xen 4.5 or before."""
+    """`xen_major` is 0 in a stream that was converted from Xen 4.5 or before."""
 
     type: DomainType = DomainType.X86_HVM
     page_shift: int = PAGE_SHIFT
@@ -57,16 +54,16 @@ class DomainHeader:
 
 
 def encode_image_header(header: ImageHeader) -> bytes:
-    """IMAGE_HEADER_SIZE octets. Raises ValueError for another version than 2 and 3."""
+    """Encode IMAGE_HEADER_SIZE bytes. Raises ValueError for a version other than 2 or 3."""
     if header.version not in VERSIONS:
         raise ValueError(f"libxc stream version {header.version}, want 2 or 3")
     return _IMAGE_HEADER.pack(MARKER, IDENT, header.version, 0, 0, 0)
 
 
 def decode_image_header(data: bytes, offset: int = 0) -> ImageHeader:
-    """The header in the IMAGE_HEADER_SIZE octets `data`, which stand at `offset`.
+    """Decode the IMAGE_HEADER_SIZE bytes `data` at `offset`.
 
-    Raises DecodeError for another marker, ident or version, big-endian streams and reserved bits.
+    Raises DecodeError for a wrong marker, ident or version, big-endian streams and reserved bits.
     """
     what = "libxc image header"
     check_size(data, IMAGE_HEADER_SIZE, what, offset)
@@ -88,8 +85,8 @@ def decode_image_header(data: bytes, offset: int = 0) -> ImageHeader:
 
 
 def encode_domain_header(header: DomainHeader) -> bytes:
-    """DOMAIN_HEADER_SIZE octets. Raises ValueError for values that are no u32, and for other pages
-    than of 4 KiB."""
+    """Encode DOMAIN_HEADER_SIZE bytes. Raises ValueError for values that do not fit a u32, and for
+    pages other than 4 KiB."""
     if header.page_shift != PAGE_SHIFT:
         raise ValueError(f"page shift {header.page_shift}, want {PAGE_SHIFT}")
     try:
@@ -101,9 +98,9 @@ def encode_domain_header(header: DomainHeader) -> bytes:
 
 
 def decode_domain_header(data: bytes, offset: int = IMAGE_HEADER_SIZE) -> DomainHeader:
-    """The header in the DOMAIN_HEADER_SIZE octets `data`, which stand at `offset`.
+    """Decode the DOMAIN_HEADER_SIZE bytes `data` at `offset`.
 
-    Raises DecodeError for an unknown type, other pages than of 4 KiB, and reserved bits.
+    Raises DecodeError for an unknown type, pages other than 4 KiB, and reserved bits.
     """
     what = "libxc domain header"
     check_size(data, DOMAIN_HEADER_SIZE, what, offset)

@@ -1,8 +1,8 @@
-"""The libxl stream, version 2 (docs/specs/libxl-migration-stream.pandoc), with the record of the
-postcopy series.
+"""The libxl stream, version 2 (docs/specs/libxl-migration-stream.pandoc), with the postcopy
+series' record.
 
-A header, then records (`records`) up to END. The body of a libxc stream follows the
-LIBXC_CONTEXT record without a frame.
+A header, then records (`records`) up to END. A libxc stream follows the LIBXC_CONTEXT record
+without a frame of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ IDENT: Final = int.from_bytes(b"LibxlFmt", "big")
 VERSION: Final = 2
 OPTION_BIG_ENDIAN: Final = 1 << 0
 OPTION_LEGACY: Final = 1 << 1
-"""The stream was converted from one of Xen 4.5 or before."""
+"""The stream was converted from Xen 4.5 or before."""
 
 _HEADER: Final = struct.Struct(">QII")
 """Ident, version, options."""
@@ -55,7 +55,7 @@ class EmulatorId(IntEnum):
 
 
 class CheckpointState(IntEnum):
-    """CHECKPOINT_*: what the two sides of COLO tell each other."""
+    """CHECKPOINT_*: messages between the two sides of COLO."""
 
     NEW = 0
     SVM_SUSPENDED = 1
@@ -69,23 +69,23 @@ LENGTHS: Final[Mapping[RecordType, range]] = {
     RecordType.EMULATOR_XENSTORE_DATA: range(EMULATOR_HEADER_SIZE, (1 << 20) + 1),
     RecordType.EMULATOR_CONTEXT: range(EMULATOR_HEADER_SIZE, records.MAX_LENGTH + 1),
     RecordType.CHECKPOINT_END: range(1),
-    # libxl writes its structure of 4 octets; the specification counts the padding: 8.
+    # libxl writes its struct of 4 bytes; the specification counts the padding too, 8.
     RecordType.CHECKPOINT_STATE: range(_CONTROL_ID.size, _CHECKPOINT_STATE.size + 1, 4),
     RecordType.POSTCOPY_TRANSITION_END: range(1),
 }
-"""Octets that the body of each record may have. libxl has no limits; a device model's xenstore
-data is some hundred octets, its state at most some MiB."""
+"""The lengths that each record's body may have, in bytes. libxl has no limits; a device model's
+xenstore data is some hundred bytes, its state at most a few MiB."""
 
 
 def encode_header() -> bytes:
-    """The HEADER_SIZE octets in front of a little-endian stream."""
+    """Encode the HEADER_SIZE bytes in front of a little-endian stream."""
     return _HEADER.pack(IDENT, VERSION, 0)
 
 
 def decode_header(data: bytes, offset: int = 0) -> int:
-    """The options in the HEADER_SIZE octets `data`, which stand at `offset`: 0 or OPTION_LEGACY.
+    """The options in the HEADER_SIZE bytes `data` at `offset`: 0 or OPTION_LEGACY.
 
-    Raises DecodeError for another ident or version, big-endian streams and reserved options.
+    Raises DecodeError for a wrong ident or version, big-endian streams and reserved options.
     """
     what = "libxl header"
     check_size(data, HEADER_SIZE, what, offset)
@@ -119,29 +119,29 @@ def record_type(number: int, offset: int) -> RecordType | None:
 
 
 def check_length(kind: RecordType, length: int, offset: int) -> None:
-    """Raises DecodeError unless the record of this type at `offset` may have a body of `length`
-    octets. To be asked before the body is read."""
+    """Raise DecodeError unless the body of the `kind` record at `offset` may have `length` bytes.
+    Call it before reading the body."""
     allowed = LENGTHS[kind]
     if length not in allowed:
         want = f"{allowed[0]}" if len(allowed) == 1 else f"{allowed[0]} to {allowed[-1]}"
-        raise DecodeError(f"libxl {kind.name}", offset + 4, f"body of {length} octets, want {want}")
+        raise DecodeError(f"libxl {kind.name}", offset + 4, f"body of {length} bytes, want {want}")
 
 
 def encode_record(kind: RecordType, body: bytes = b"") -> bytes:
-    """A whole record with its padding. Raises ValueError for a body that it cannot have."""
+    """Encode a whole record with its padding. Raises ValueError for a body it cannot have."""
     if len(body) not in LENGTHS[kind]:
-        raise ValueError(f"libxl {kind.name} with a body of {len(body)} octets")
+        raise ValueError(f"libxl {kind.name} with a body of {len(body)} bytes")
     return records.encode_record(kind, body)
 
 
 def encode_emulator_xenstore_data(
     emulator_id: EmulatorId, index: int, entries: Iterable[tuple[bytes, bytes]]
 ) -> bytes:
-    """The body of EMULATOR_XENSTORE_DATA; `entries` are (path relative to the device model's own,
-    value). Raises ValueError for a NUL in one of them."""
+    """Encode the body of EMULATOR_XENSTORE_DATA; `entries` are (path relative to the device
+    model's own, value). Raises ValueError for a NUL in one of them."""
     strings = [string for entry in entries for string in entry]
     if any(b"\0" in string for string in strings):
-        raise ValueError("xenstore data with a NUL in it")
+        raise ValueError("xenstore data contains a NUL")
     data = b"".join(string + b"\0" for string in strings)
     return _encode_emulator(emulator_id, index) + data
 
@@ -156,7 +156,7 @@ def decode_emulator_xenstore_data(
     if not data:
         return emulator_id, index, []
     if not data.endswith(b"\0"):
-        raise DecodeError(what, offset + len(body) - 1, "the last string has no NUL at its end")
+        raise DecodeError(what, offset + len(body) - 1, "no NUL at the end of the last string")
     strings = data[:-1].split(b"\0")
     if len(strings) % 2:
         raise DecodeError(
@@ -168,7 +168,7 @@ def decode_emulator_xenstore_data(
 
 
 def encode_emulator_context(emulator_id: EmulatorId, index: int, context: bytes) -> bytes:
-    """The body of EMULATOR_CONTEXT."""
+    """Encode the body of EMULATOR_CONTEXT."""
     return _encode_emulator(emulator_id, index) + context
 
 
@@ -179,16 +179,16 @@ def decode_emulator_context(body: bytes, offset: int = 0) -> tuple[EmulatorId, i
 
 
 def encode_checkpoint_state(state: CheckpointState) -> bytes:
-    """The body of CHECKPOINT_STATE, of the 4 octets that libxl writes."""
+    """Encode the body of CHECKPOINT_STATE, the 4 bytes that libxl writes."""
     return _CONTROL_ID.pack(state)
 
 
 def decode_checkpoint_state(body: bytes, offset: int = 0) -> CheckpointState:
-    """The state in the body at `offset`, with the specification's padding or, as libxl writes it,
-    without. Raises DecodeError."""
+    """Decode the body at `offset`, with the specification's padding or, as libxl writes it, without
+    it. Raises DecodeError."""
     what = "libxl CHECKPOINT_STATE"
     if len(body) not in LENGTHS[RecordType.CHECKPOINT_STATE]:
-        raise DecodeError(what, offset, f"{len(body)} octets, want 4 or 8")
+        raise DecodeError(what, offset, f"{len(body)} bytes, want 4 or 8")
     control_id, padding = _CHECKPOINT_STATE.unpack(body.ljust(_CHECKPOINT_STATE.size, b"\0"))
     if padding:
         raise DecodeError(what, offset + 4, f"padding {padding:#x}, want 0")
@@ -202,13 +202,13 @@ def decode_checkpoint_state(body: bytes, offset: int = 0) -> CheckpointState:
 
 def _encode_emulator(emulator_id: EmulatorId, index: int) -> bytes:
     if not 0 <= index < 1 << 32:
-        raise ValueError(f"emulator index {index} is no u32")
+        raise ValueError(f"emulator index {index} is not a u32")
     return _EMULATOR.pack(emulator_id, index)
 
 
 def _decode_emulator(body: bytes, what: str, offset: int) -> tuple[EmulatorId, int]:
     if len(body) < EMULATOR_HEADER_SIZE:
-        raise DecodeError(what, offset, f"{len(body)} octets, want at least {EMULATOR_HEADER_SIZE}")
+        raise DecodeError(what, offset, f"{len(body)} bytes, want at least {EMULATOR_HEADER_SIZE}")
     number, index = _EMULATOR.unpack_from(body)
     try:
         return EmulatorId(number), index

@@ -1,8 +1,8 @@
 """The page lists of PAGE_DATA, POSTCOPY_PFNS, POSTCOPY_PAGE_DATA and POSTCOPY_FAULT.
 
 u32 count, u32 reserved, then a u64 for each page: bits 63-60 its type, 59-52 reserved, 51-0 its
-pfn. Contents, where the record has them, follow the list in its order. numpy, because a list is
-made or read for every batch of a save's hot path.
+pfn. Contents, if the record has them, follow the list in the same order. This uses numpy, because a
+list is made or read for every batch on a save's hot path.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ HEADER_SIZE: Final = 8
 ENTRY_SIZE: Final = 8
 MAX_PFN: Final = (1 << 52) - 1
 MAX_PFNS_PER_RECORD: Final = 524288
-"""Pages that a writer puts into one POSTCOPY_PFNS record (4 MiB, as the postcopy series does)."""
+"""Pages that a writer puts into one POSTCOPY_PFNS record (4 MiB, as in the postcopy series)."""
 MAX_COUNT: Final = (MAX_LENGTH - HEADER_SIZE) // ENTRY_SIZE
-"""The most that a record has room for, whoever wrote it."""
+"""The most pages that any record has room for."""
 
 _HEADER: Final = struct.Struct("<II")
 _ENTRIES: Final = np.dtype("<u8")
@@ -46,9 +46,8 @@ _LEGAL: Final = np.isin(
 
 
 def encode_page_list(pfns: NDArray[np.uint64], types: NDArray[np.uint32]) -> bytes:
-    """Count, reserved field and entries. `pfns` and `types` (PageType values) are of one length.
-
-    Raises ValueError for an empty list, a pfn above MAX_PFN and a type that is none.
+    """Encode count, reserved field and entries. `pfns` and `types` (PageType values) have the same
+    length. Raises ValueError for an empty list, a pfn above MAX_PFN and an unknown type.
     """
     if len(pfns) != len(types) or not 1 <= len(pfns) <= MAX_COUNT:
         raise ValueError(
@@ -57,15 +56,15 @@ def encode_page_list(pfns: NDArray[np.uint64], types: NDArray[np.uint32]) -> byt
     if (pfns >> _PFN_BITS).any():
         raise ValueError(f"pfn {int(pfns.max()):#x} in a page list, want at most {MAX_PFN:#x}")
     if (types & _LOW_TYPE_BITS).any() or not _LEGAL[types >> _TYPE_SHIFT].all():
-        raise ValueError("page list with a type that is no XEN_DOMCTL_PFINFO type")
+        raise ValueError("page list with an unknown type, want XEN_DOMCTL_PFINFO_*")
     entries = pfns | (types.astype(np.uint64) << _TYPE_TO_ENTRY)
     return _HEADER.pack(len(pfns), 0) + entries.astype(_ENTRIES, copy=False).tobytes()
 
 
 def decode_page_list_header(data: bytes, what: str, offset: int) -> int:
-    """The count in the HEADER_SIZE octets `data`, which stand at `offset`: 1 to MAX_COUNT.
+    """The count, 1 to MAX_COUNT, in the HEADER_SIZE bytes `data` at `offset`.
 
-    The caller compares it with the record's length before it reads the entries.
+    The caller compares it with the record's length before reading the entries.
     """
     check_size(data, HEADER_SIZE, what, offset)
     count, reserved = _HEADER.unpack(data)
@@ -79,12 +78,12 @@ def decode_page_list_header(data: bytes, what: str, offset: int) -> int:
 def decode_entries(
     data: bytes | bytearray | memoryview, what: str, offset: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """pfns and types of the entries in `data`, which stand at `offset`.
+    """The pfns and types of the entries `data` at `offset`.
 
-    Raises DecodeError for reserved bits and for types that are none.
+    Raises DecodeError for reserved bits and unknown types.
     """
     if len(data) % ENTRY_SIZE:
-        raise DecodeError(what, offset, f"{len(data)} octets of pfns, want a multiple of 8")
+        raise DecodeError(what, offset, f"{len(data)} bytes of pfns, want a multiple of 8")
     entries = np.frombuffer(data, _ENTRIES).astype(np.uint64, copy=False)
     nibbles = entries >> _NIBBLE_SHIFT
     bad = (entries & _RESERVED) != 0
@@ -103,7 +102,7 @@ def decode_entries(
 
 
 def encode_pfns(pfns: Sequence[int]) -> bytes:
-    """As `encode_page_list` of pages of type NOTAB: a short list is done before numpy begins."""
+    """Like `encode_page_list` with type NOTAB, but without numpy: faster for a short list."""
     if not 1 <= len(pfns) <= MAX_COUNT:
         raise ValueError(f"page list of {len(pfns)} pfns, want 1 to {MAX_COUNT}")
     if not 0 <= min(pfns) <= max(pfns) <= MAX_PFN:
@@ -114,9 +113,9 @@ def encode_pfns(pfns: Sequence[int]) -> bytes:
 
 
 def decode_pfns(data: bytes | bytearray | memoryview, what: str, offset: int) -> list[int]:
-    """The pfns of a short list of pages that all have contents, as `decode_entries`.
+    """Like `decode_entries`, for a short list of pages that all have contents: the pfns.
 
-    Raises DecodeError for one that has none, too.
+    Raises DecodeError also for a page without contents.
     """
     if len(data) % ENTRY_SIZE == 0:
         entries = struct.unpack(f"<{len(data) // ENTRY_SIZE}Q", data)
@@ -135,6 +134,6 @@ def decode_pfns(data: bytes | bytearray | memoryview, what: str, offset: int) ->
 
 
 def contents_mask(types: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    """For each (legal) type, whether a page of it has contents in a stream."""
+    """For each (legal) type, whether pages of that type have contents in a stream."""
     mask: NDArray[np.bool_] = types < _FIRST_WITHOUT_CONTENTS
     return mask

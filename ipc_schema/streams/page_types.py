@@ -1,4 +1,4 @@
-"""XEN_DOMCTL_PFINFO_*: what a page of a guest is, as the page lists of a stream say it."""
+"""XEN_DOMCTL_PFINFO_*: the types of a guest's pages in the page lists of a stream."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Final
 TYPE_SHIFT: Final = 28
 """XEN_DOMCTL_PFINFO_LTAB_SHIFT: a type is the top four bits of a u32."""
 LPINTAB: Final = 0x8 << TYPE_SHIFT
-"""XEN_DOMCTL_PFINFO_LPINTAB: the bit that makes a page table a pinned one."""
+"""XEN_DOMCTL_PFINFO_LPINTAB: the bit that marks a page table as pinned."""
 
 
 class PageType(IntEnum):
-    """All page types that a stream may have; a u32 with other values is none."""
+    """All page types that a stream may have, as u32 values."""
 
     NOTAB = 0x0 << TYPE_SHIFT
     L1TAB = 0x1 << TYPE_SHIFT
@@ -25,15 +25,15 @@ class PageType(IntEnum):
     L4TAB_PIN = L4TAB | LPINTAB
     BROKEN = 0xD << TYPE_SHIFT
     XALLOC = 0xE << TYPE_SHIFT
-    """Allocate only: a page that is there, with contents that do not matter."""
+    """Allocate only: the page exists, its contents do not matter."""
     XTAB = 0xF << TYPE_SHIFT
-    """Invalid: no page, or no longer."""
+    """Invalid: the page does not exist, or no longer."""
 
 
 FIRST_WITHOUT_CONTENTS: Final = PageType.BROKEN
-"""This type and those above it have no contents in a stream, all below it have."""
+"""This type and those above it have no contents in a stream; all below it do."""
 
 
 def has_contents(page_type: int) -> bool:
-    """Whether a page of this (legal) type has contents in a stream (page_type_has_stream_data)."""
+    """Whether pages of this (legal) type have contents in a stream (page_type_has_stream_data)."""
     return page_type < FIRST_WITHOUT_CONTENTS

@@ -10,7 +10,7 @@ HEADERS: Final = "headers"
 
 
 class Phase(Enum):
-    """Of a save; their order is in `helper.engine.save_phases`."""
+    """The phases of a save; `helper.engine.save_phases` has their order."""
 
     HEADERS = HEADERS
     STATIC_DATA = "static data"
@@ -30,7 +30,7 @@ class Phase(Enum):
 
 
 class Stage(Enum):
-    """Of a restore: what is being read; their order is in `helper.engine.restore_order`."""
+    """What a restore is reading; `helper.engine.restore_order` has the order."""
 
     STATIC_DATA = "static data"
     MEMORY = "memory and state"

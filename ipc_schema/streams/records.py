@@ -1,9 +1,9 @@
 """The frame of a record, which the libxl and the libxc stream share.
 
-u32 type, u32 body length, the body, zeros up to a multiple of 8 octets; little-endian. A type with
-bit 31 is optional: who does not know it skips it. Any other unknown type ends the reading.
-The specifications let a restore ignore what padding and reserved fields hold; every decoder here
-refuses other than zeros, as Xen's verify-stream-v2 does: no writer makes them, damage does.
+u32 type, u32 body length, the body, zeros up to a multiple of 8 bytes; little-endian. A type with
+bit 31 is optional: a reader that does not know it skips it. Any other unknown type is an error.
+The specifications let a restore ignore padding and reserved fields; every decoder here refuses
+anything but zeros, as Xen's verify-stream-v2 does, because only damage puts it there.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from xen_save_helper.ipc_schema.errors import DecodeError
 HEADER_SIZE: Final = 8
 ALIGNMENT: Final = 8
 MAX_LENGTH: Final = 128 << 20
-"""Octets of a body with its padding: REC_LENGTH_MAX of xg_sr_stream_format.h. libxl's stream has
-no limit of its own; its bodies stay below this one too."""
+"""Bytes in a body with its padding: REC_LENGTH_MAX of xg_sr_stream_format.h. libxl's stream has no
+limit of its own; its bodies stay below this one too."""
 OPTIONAL: Final = 0x80000000
 """REC_TYPE_OPTIONAL."""
 
@@ -26,22 +26,23 @@ HEADER: Final = struct.Struct("<II")
 
 
 def padding(length: int) -> int:
-    """Octets (0 to 7) of padding after a body of `length` octets."""
+    """Bytes of padding (0 to 7) after a body of `length` bytes."""
     return -length % ALIGNMENT
 
 
 def encode_record_header(record_type: int, length: int) -> bytes:
-    """The header of a record whose body is `length` octets. Raises ValueError above MAX_LENGTH."""
+    """Encode the header of a record whose body has `length` bytes. Raises ValueError above
+    MAX_LENGTH."""
     if not 0 <= length <= MAX_LENGTH:
-        raise ValueError(f"record body of {length} octets, want at most {MAX_LENGTH}")
+        raise ValueError(f"record body of {length} bytes, want at most {MAX_LENGTH}")
     try:
         return HEADER.pack(record_type, length)
     except struct.error:
-        raise ValueError(f"record type {record_type:#x} is no u32") from None
+        raise ValueError(f"record type {record_type:#x} is not a u32") from None
 
 
 def decode_record_header(data: bytes, what: str, offset: int) -> tuple[int, int]:
-    """Type and body length in the HEADER_SIZE octets `data`, which stand at `offset`.
+    """Type and body length in the HEADER_SIZE bytes `data` at `offset`.
 
     Raises DecodeError for a length above MAX_LENGTH. The type is any u32.
     """
@@ -51,27 +52,26 @@ def decode_record_header(data: bytes, what: str, offset: int) -> tuple[int, int]
         raise DecodeError(
             what,
             offset + 4,
-            f"body of {length} octets in a record of type {record_type:#x}, "
+            f"body of {length} bytes in a record of type {record_type:#x}, "
             f"want at most {MAX_LENGTH}",
         )
     return record_type, length
 
 
 def encode_record(record_type: int, body: bytes) -> bytes:
-    """A whole record: header, body, padding. Raises ValueError for too long a body."""
+    """Encode a whole record: header, body, padding. Raises ValueError if the body is too long."""
     return encode_record_header(record_type, len(body)) + body + bytes(padding(len(body)))
 
 
 def check_padding(data: bytes, what: str, offset: int) -> None:
-    """Raises DecodeError unless `data`, the padding of a record, which stands at `offset`, is all
-    zeros."""
+    """Raise DecodeError unless `data`, the padding of a record at `offset`, is all zeros."""
     rest = data.lstrip(b"\0")
     if rest:
         place = offset + len(data) - len(rest)
-        raise DecodeError(f"{what} padding", place, f"octet {rest[0]:#04x}, want 0")
+        raise DecodeError(f"{what} padding", place, f"byte {rest[0]:#04x}, want 0")
 
 
 def check_size(data: bytes, size: int, what: str, offset: int) -> None:
-    """Raises DecodeError unless `data` is `size` octets."""
+    """Raise DecodeError unless `data` has `size` bytes."""
     if len(data) != size:
-        raise DecodeError(what, offset, f"{len(data)} octets, want {size}")
+        raise DecodeError(what, offset, f"{len(data)} bytes, want {size}")

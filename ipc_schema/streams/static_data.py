@@ -1,7 +1,7 @@
-"""The CPU policy at the front of a libxc stream, looked for without reading on.
+"""Finds the CPU policy at the front of a libxc stream without reading on.
 
-`libxc_stream` is the codec; a save helper that leaves the stream to libxenguest does
-without what that one imports.
+`libxc_stream` is the codec; a save helper that leaves the stream to libxenguest avoids importing
+it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _X86_HVM: Final = 2
 _RECORDS: Final = _IMAGE_HEADER.size + _DOMAIN_HEADER.size
 
 _BEFORE: Final = frozenset({RecordType.X86_MSR_POLICY, RecordType.X86_PV_INFO})
-"""Records that may come before it."""
+"""Records that may come before X86_CPUID_POLICY."""
 
 
 class Policy(NamedTuple):
-    """`cpuid` are the leaves of X86_CPUID_POLICY; `hvm` is true for a PVH guest, too."""
+    """`cpuid` holds the leaves of X86_CPUID_POLICY; `hvm` is true for a PVH guest too."""
 
     hvm: bool
     cpuid: bytes
@@ -37,8 +37,8 @@ class Policy(NamedTuple):
 class Absent(Enum):
     """Why there is no policy."""
 
-    YET = "its octets have not come yet"
-    ALTOGETHER = "the stream has none, or is none"
+    YET = "its bytes have not arrived yet"
+    ALTOGETHER = "the stream has none, or is not a libxc stream"
 
 
 def policy_of(front: bytes) -> Policy | Absent:
@@ -49,7 +49,7 @@ def policy_of(front: bytes) -> Policy | Absent:
         return Absent.YET
     marker, magic, version, *_ = _IMAGE_HEADER.unpack_from(front)
     guest, *_ = _DOMAIN_HEADER.unpack_from(front, _IMAGE_HEADER.size)
-    # Version 2 has none. What is wrong with a stream, its reader will say.
+    # Version 2 has none. Errors in the stream are left to its reader.
     if (marker, magic, version) != (_MARKER, _ID, VERSION) or guest not in (_X86_PV, _X86_HVM):
         return Absent.ALTOGETHER
     try:

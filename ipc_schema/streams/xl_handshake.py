@@ -1,7 +1,6 @@
 """What `xl migrate` and `xl migrate-receive` say to each other around the stream (xl_migrate.c).
 
-When each is said, `toolstack.rules.handshake` tells. What stands in `MESSAGES` has its fault points
-by itself.
+`toolstack.rules.handshake` has the order. Fault points are derived from `MESSAGES`.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from xen_save_helper.ipc_schema.streams.records import check_size
 
 
 class HandshakeMessage(NamedTuple):
-    """`sender` is the side that says it, by what its helper does. `octets` is all of it, or what it
-    begins with; `what` names it for people."""
+    """`sender` is the side that sends it, named by its helper's operation. `octets` is the whole
+    message or its fixed beginning; `what` names it for people."""
 
     name: str
     sender: Operation
@@ -30,60 +29,60 @@ class HandshakeMessage(NamedTuple):
 BANNER: Final = HandshakeMessage(
     "banner", Operation.RESTORE, b"xl migration receiver ready, send binary domain data.\n",
     "the receiver's banner")
-"""The receiver's first message. The only fixed one that goes without its trailing NUL."""
+"""The receiver's first message, the only fixed one without a trailing NUL."""
 CONFIG: Final = HandshakeMessage(
     "config", Operation.SAVE, xl_header.MAGIC, "the configuration")
 """The xl header with the guest's configuration in it; the stream follows."""
 VERDICT: Final = HandshakeMessage(
     "verdict", Operation.RESTORE, b"xl migration receiver's verdict\0", "the receiver's verdict")
-"""Ours alone, and only where the header asks for it (`xl_header.OPTIONAL_VERDICT`): whether the
-guest can come. Followed by what `encode_verdict` makes. No stream is sent before it."""
+"""Not xl's: whether the guest can come, if the header asks for it (`xl_header.OPTIONAL_VERDICT`).
+Followed by what `encode_verdict` adds. No stream is sent before it."""
 READY: Final = HandshakeMessage(
     "ready", Operation.RESTORE, b"domain received, ready to unpause\0", "the ready message")
 GO: Final = HandshakeMessage(
     "go", Operation.SAVE, b"domain is yours, you are cleared to unpause\0", "GO")
-"""From the attempt to say it on, the destination may run the guest."""
+"""As soon as the source tries to send it, the destination may run the guest."""
 REPORT: Final = HandshakeMessage(
     "report", Operation.RESTORE, b"my copy unpause results are as follows\0",
     "the destination's report")
-"""Followed by one octet: 0 the guest runs here, else -rc (0xff for a failure without an rc)."""
+"""Followed by one byte: 0 if the guest runs here, else -rc (0xff for a failure without an rc)."""
 PERMISSION: Final = HandshakeMessage(
     "permission", Operation.RESTORE, GO.octets, "permission to have the guest back")
 """After a report of a failed start."""
 SYNC: Final = HandshakeMessage(
     "sync", Operation.RESTORE, b"postcopy migration completed successfully\0",
     "the end of postcopy")
-"""The only message behind a stream with a postcopy transition."""
+"""The only message after a stream with a postcopy transition."""
 # fmt: on
 
 MESSAGES: Final[Mapping[str, HandshakeMessage]] = {
     message.name: message
     for message in (BANNER, CONFIG, VERDICT, READY, GO, REPORT, PERMISSION, SYNC)
 }
-"""Every message by name, in the order in which they come."""
+"""Every message by name, in order."""
 
 MAX_REASON: Final = 1024
-"""Bytes of a verdict's reason."""
+"""Bytes in a verdict's reason, at most."""
 
 _VERDICT: Final = struct.Struct("<BH")
 """Code, length of the reason."""
 VERDICT_SIZE: Final = _VERDICT.size
-"""Bytes between the fixed ones of a verdict and its reason."""
+"""Bytes between the fixed beginning of a verdict and its reason."""
 
 _ACCEPTED: Final = 0
 _NO_RC: Final = 0xFF
 
 
 class Verdict(NamedTuple):
-    """`rc` is libxl's, 0 for a guest that can come; else `reason` says in one line why not."""
+    """`rc` is libxl's, 0 if the guest can come; else `reason` says in one line why not."""
 
     rc: int
     reason: str
 
 
 def encode_verdict(verdict: Verdict) -> bytes:
-    """The whole message. The code is as in a report: 0, or -rc, or 0xff for an rc that is none.
-    A reason beyond MAX_REASON bytes is cut."""
+    """Encode the whole message. The code is as in a report: 0, -rc, or 0xff if -rc does not fit a
+    byte. A reason longer than MAX_REASON bytes is cut."""
     code, reason = _ACCEPTED, b""
     if verdict.rc:
         code = -verdict.rc if 0 < -verdict.rc < _NO_RC else _NO_RC
@@ -93,9 +92,9 @@ def encode_verdict(verdict: Verdict) -> bytes:
 
 
 def decode_verdict_head(data: bytes) -> tuple[int, int]:
-    """(rc, length of the reason in bytes) from the VERDICT_SIZE bytes behind the fixed ones.
+    """(rc, length of the reason in bytes) from the VERDICT_SIZE bytes after the fixed beginning.
 
-    Raises DecodeError for a reason that is too long, missing, or given for no refusal.
+    Raises DecodeError for a reason that is too long, missing, or given without a refusal.
     """
     check_size(data, VERDICT_SIZE, VERDICT.what, len(VERDICT.octets))
     code, length = _VERDICT.unpack(data)
@@ -110,8 +109,8 @@ def decode_verdict_head(data: bytes) -> tuple[int, int]:
 
 
 def decode_reason(data: bytes) -> str:
-    """The reason for people, on one line whatever a peer sent. Raises DecodeError for bytes that
-    are not UTF-8."""
+    """The reason in one line of printable text, whatever a peer sent. Raises DecodeError for bytes
+    that are not UTF-8."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:

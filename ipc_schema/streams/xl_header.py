@@ -1,8 +1,9 @@
 """The header that `xl save` and `xl migrate` put in front of a libxl stream (tools/xl/xl.h).
 
-32 octets of magic; a byte order mark, mandatory flags, optional flags and the length of the
+32 bytes of magic; a byte order mark, mandatory flags, optional flags and the length of the
 optional data, each a u32; then the optional data: u32 length of the configuration, the
-configuration, and whatever a later xl may add. Our writers, as xl's, are on little-endian hosts.
+configuration, and anything that a later xl may add. Our writers, like xl's, run on little-endian
+hosts.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ MAGIC: Final = b"Xen saved domain, xl format\n \0 \r"
 BYTE_ORDER: Final = 0x01020304
 """SAVEFILE_BYTEORDER_VALUE."""
 MANDATORY_JSON: Final = 1 << 0
-"""The configuration is JSON of libxl_domain_config; else it is xl.cfg text."""
+"""The configuration is a libxl_domain_config as JSON; else it is xl.cfg text."""
 MANDATORY_STREAM_V2: Final = 1 << 1
-"""A libxl stream follows; else a bare libxc one of Xen 4.5 and before."""
+"""A libxl stream follows; else a bare libxc stream of Xen 4.5 or before."""
 MANDATORY_KNOWN: Final = MANDATORY_JSON | MANDATORY_STREAM_V2
 OPTIONAL_VERDICT: Final = 1 << 31
 """Ours: the sender reads a verdict (`xl_handshake.VERDICT`) before it sends the stream."""
 OPTIONAL_POSTCOPY: Final = 1 << 30
-"""Ours: the sender may ask for a postcopy transition. xl has no optional flags so far, and ignores
-those that it does not know; these two are far from those that it may come to have."""
+"""Ours: the sender may ask for a postcopy transition. xl has no optional flags so far and ignores
+unknown ones; these two are far from any it is likely to add."""
 MAX_OPTIONAL_DATA: Final = 16 << 20
-"""xl has no limit. A configuration is some KiB; firmware and device trees are not part of it."""
+"""xl has no limit. A configuration has some KiB; firmware and device trees are not part of it."""
 
 _LENGTH: Final = struct.Struct("<I")
 _HEADER: Final = struct.Struct(f"<{len(MAGIC)}sIIII")
@@ -38,7 +39,7 @@ HEADER_SIZE: Final = _HEADER.size
 
 @dataclass(frozen=True)
 class HeaderFields:
-    """`struct save_file_header` without what is always the same."""
+    """`struct save_file_header` without its constant fields."""
 
     mandatory_flags: int
     optional_flags: int
@@ -55,26 +56,26 @@ class XLHeader:
 
 
 def encode_header(config: bytes, optional_flags: int = 0) -> bytes:
-    """The header with the JSON `config` in it (save_domain_core_writeconfig), and OPTIONAL_*.
+    """Encode the header with the JSON `config` (save_domain_core_writeconfig) and OPTIONAL_* flags.
 
-    xl ends the text with a NUL and counts it; one is added where it is missing. Raises ValueError
-    for an empty configuration and one above MAX_OPTIONAL_DATA.
+    xl ends the text with a NUL and counts it; one is added if it is missing. Raises ValueError for
+    an empty configuration and one above MAX_OPTIONAL_DATA.
     """
     text = config if config.endswith(b"\0") else config + b"\0"
     length = _LENGTH.size + len(text)
     if len(text) == 1 or length > MAX_OPTIONAL_DATA:
         raise ValueError(
-            f"configuration of {len(text)} octets, want 2 to {MAX_OPTIONAL_DATA - _LENGTH.size}"
+            f"configuration of {len(text)} bytes, want 2 to {MAX_OPTIONAL_DATA - _LENGTH.size}"
         )
     header = _HEADER.pack(MAGIC, BYTE_ORDER, MANDATORY_KNOWN, optional_flags, length)
     return header + _LENGTH.pack(len(text)) + text
 
 
 def decode_header(data: bytes, offset: int = 0) -> HeaderFields:
-    """The fields in the HEADER_SIZE octets `data`, which stand at `offset`.
+    """Decode the HEADER_SIZE bytes `data` at `offset`.
 
-    Optional flags are for whoever knows them: xl refuses none. Raises DecodeError for another
-    magic or byte order, mandatory flags that nobody knows, and too much optional data.
+    Unknown optional flags are accepted, as by xl. Raises DecodeError for a wrong magic or byte
+    order, unknown mandatory flags, and too much optional data.
     """
     what = "xl header"
     check_size(data, HEADER_SIZE, what, offset)
@@ -90,38 +91,39 @@ def decode_header(data: bytes, offset: int = 0) -> HeaderFields:
         raise DecodeError(
             what,
             place + 4,
-            f"unknown mandatory flags {unknown:#x}, want no others than {MANDATORY_KNOWN:#x}",
+            f"unknown mandatory flags {unknown:#x}, want only {MANDATORY_KNOWN:#x}",
         )
     if optional_data_len > MAX_OPTIONAL_DATA:
         raise DecodeError(
             what,
             place + 12,
-            f"{optional_data_len} octets of optional data, want at most {MAX_OPTIONAL_DATA}",
+            f"{optional_data_len} bytes of optional data, want at most {MAX_OPTIONAL_DATA}",
         )
     return HeaderFields(mandatory, optional, optional_data_len)
 
 
 def decode_optional_data(fields: HeaderFields, data: bytes, offset: int = HEADER_SIZE) -> bytes:
-    """The configuration in the optional data, which stands at `offset`; b"" where there is none.
+    """The configuration in the optional data at `offset`, b"" if there is none.
 
-    What follows the configuration is skipped, as xl does. Raises DecodeError where the data or
-    the configuration is shorter than it says.
+    Anything after the configuration is skipped, as by xl. Raises DecodeError if the data or the
+    configuration is shorter than it says.
     """
     what = "xl optional data"
     check_size(data, fields.optional_data_len, what, offset)
     if not data:
         return b""
     if len(data) < _LENGTH.size:
-        raise DecodeError(what, offset, f"{len(data)} octets, want at least {_LENGTH.size}")
+        raise DecodeError(what, offset, f"{len(data)} bytes, want at least {_LENGTH.size}")
     (length,) = _LENGTH.unpack_from(data)
     room = len(data) - _LENGTH.size
     if length > room:
-        raise DecodeError(what, offset, f"configuration of {length} octets, want at most {room}")
+        raise DecodeError(what, offset, f"configuration of {length} bytes, want at most {room}")
     return data[_LENGTH.size : _LENGTH.size + length]
 
 
 def decode(data: bytes) -> XLHeader:
-    """Header and optional data in one piece, as `encode_header` makes it. Raises DecodeError."""
+    """Decode header and optional data in one piece, as `encode_header` makes it. Raises
+    DecodeError."""
     fields = decode_header(data[:HEADER_SIZE])
     config = decode_optional_data(fields, data[HEADER_SIZE:])
     return XLHeader(fields.mandatory_flags, fields.optional_flags, config)

@@ -159,7 +159,7 @@ def test_a_record_ends_on_a_boundary_of_8(body: bytes) -> None:
 
 def test_a_length_above_the_limit_is_refused() -> None:
     data = struct.pack("<II", 1, records.MAX_LENGTH + 1)
-    with pytest.raises(DecodeError, match="134217729 octets") as seen:
+    with pytest.raises(DecodeError, match="134217729 bytes") as seen:
         records.decode_record_header(data, "record", 24)
     assert seen.value.offset == 28
     with pytest.raises(ValueError, match="want at most"):

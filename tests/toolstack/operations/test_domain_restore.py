@@ -136,7 +136,7 @@ class TestStream:
                 "POSTCOPY_TRANSITION_END",
             ),
             (HEADER + b"\x77\0\0\0\0\0\0\0", "0x77"),
-            (HEADER + b"\x03\0\0\0\xff\xff\xff\xff", "4294967295 octets"),
+            (HEADER + b"\x03\0\0\0\xff\xff\xff\xff", "4294967295 bytes"),
             (
                 HEADER
                 + libxl_stream.encode_record(

@@ -123,7 +123,7 @@ _MISREAD: Final = (
 waits for more, and then its writer, too."""
 _REFUSED: Final[Mapping[actions.ActionKind, str]] = {
     actions.WRONG_NUMBER: r"unknown mandatory type",
-    actions.OVERSIZE: r"body of \d+ octets",
+    actions.OVERSIZE: r"body of \d+ bytes",
     actions.TRUNCATE: _MISREAD,
 }
 """What no reader of records may take, and its words for it."""
