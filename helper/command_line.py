@@ -42,6 +42,8 @@ else). So is a trace that cannot be written:
   XEN_SAVE_HELPER_DIALECT           {", ".join(dialect.value for dialect in Dialect)}:
                                     of libxl, where the arguments do not tell
   XEN_SAVE_HELPER_HYPERVISOR        xen (the default), or sim:DIRECTORY for a simulated host
+  XEN_SAVE_HELPER_ENGINE            own or libxenguest: what reads and writes the guest's memory.
+                                    PV guests, Remus and COLO are always libxenguest's
   XEN_SAVE_HELPER_DEVICE_MODEL      device_model_override of the HVM guests that are restored here,
                                     of which the helper is not told (unchecked: it looks at none);
                                     beside it, XEN_SAVE_HELPER_QEMU as a variable alone: what the

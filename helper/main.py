@@ -24,7 +24,11 @@ from xen_save_helper.helper.settings import ANSWER_LIMIT, PREFIX, Settings, read
 from xen_save_helper.helper.standard_streams import lost, standard_streams
 from xen_save_helper.helper.trace_file import open_trace
 from xen_save_helper.helper.watchdog import Watchdog, limit_of, wake_when_orphaned
-from xen_save_helper.ipc_schema.channel.helper_request import Engine, request_of_start
+from xen_save_helper.ipc_schema.channel.helper_request import (
+    Engine,
+    default_engine,
+    request_of_start,
+)
 from xen_save_helper.ipc_schema.channel.messages import (
     Dialect,
     Operation,
@@ -208,7 +212,7 @@ def _serve_libxl(
     answers, messages = _take_pipes()
     request = given.request._replace(
         hypervisor=settings.hypervisor,
-        engine=Engine.LIBXENGUEST if settings.hypervisor == "xen" else Engine.OWN,
+        engine=settings.engine or default_engine(settings.hypervisor),
         postcopy="postcopy_transition" in callbacks_of(given.cbflags, given.dialect)
         and given.request.back_fd >= 0,
         missing_cpu_features=settings.missing_cpu_features,

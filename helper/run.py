@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import CONTEXT, Channel, ChannelError, log_fields
+from xen_save_helper.helper.engine_choice import choose_engine
+from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.helper.job import (
     EXIT_CONTROLLER_GONE,
     EXIT_DONE,
@@ -128,9 +130,17 @@ def _with_engine(
     job: Job, channel: Channel, abort: Abort, trace: Trace, counted: Statistics
 ) -> _Outcome:
     """`counted` is kept up to date by a save of our engine."""
+    engine, reason = choose_engine(job.request)
     request = job.request
-    trace.event("engine", engine=request.engine.value, hypervisor=request.hypervisor)
-    if request.engine is Engine.LIBXENGUEST:
+    trace.event("engine", engine=engine.value, hypervisor=request.hypervisor)
+    if reason:
+        _log(channel, XentoollogLevel.INFO, f"libxenguest works on {reason}")
+    if request.hypervisor == XEN and request.operation is Operation.RESTORE:
+        from xen_save_helper.helper.hypervisors.xen import restored_model
+
+        if doubt := restored_model.check(request.domid, job.device_model):
+            _log(channel, XentoollogLevel.WARN, doubt)
+    if engine is Engine.LIBXENGUEST:
         return _with_libxenguest(job, channel, abort, trace)
 
     from xen_save_helper.helper.channels.reporter import Reporter
@@ -154,22 +164,12 @@ def _with_engine(
 
 
 def _with_libxenguest(job: Job, channel: Channel, abort: Abort, trace: Trace) -> _Outcome:
-    request = job.request
-    if request.hypervisor != "xen":
-        raise OSError(
-            errno.ENOTSUP,
-            f"engine {request.engine} works on the hypervisor xen alone, "
-            f"not on {request.hypervisor}",
-        )
-    if request.operation is Operation.SAVE:
+    if job.request.operation is Operation.SAVE:
         from xen_save_helper.helper.libxenguest import save
 
         return _Outcome(statistics=save.domain_save(job, channel, abort, trace))
-    from xen_save_helper.helper.hypervisors.xen import restored_model
     from xen_save_helper.helper.libxenguest import restore
 
-    if doubt := restored_model.check(request.domid, job.device_model):
-        _log(channel, XentoollogLevel.WARN, doubt)
     results = restore.domain_restore(job, channel, abort, trace)
     return _Outcome(results=results, statistics=results.statistics)
 

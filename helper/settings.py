@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures
 from xen_save_helper.ipc_schema.channel.waits import LONGEST_WAIT
 
@@ -45,6 +46,7 @@ class Settings(NamedTuple):
     max_downtime_ms: int | None = None
     abort_after: int | None = None
     device_model: str = ""
+    engine: Engine | None = None
     missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE
 
 
@@ -162,6 +164,13 @@ def _number_from(least: int) -> Callable[[str], int]:
     return number
 
 
+def _engine(text: str) -> Engine:
+    try:
+        return Engine(text)
+    except ValueError:
+        raise ValueError(" or ".join(Engine)) from None
+
+
 def _missing_cpu_features(text: str) -> MissingCpuFeatures:
     try:
         return MissingCpuFeatures(text)
@@ -191,5 +200,6 @@ _KINDS: Final[Mapping[str, Callable[[str], object]]] = {
     f"{PREFIX}MAX_DOWNTIME_MS": _number_from(1),
     f"{PREFIX}ABORT_AFTER": _number_from(1),
     f"{PREFIX}DEVICE_MODEL": str,
+    f"{PREFIX}ENGINE": _engine,
     f"{PREFIX}MISSING_CPU_FEATURES": _missing_cpu_features,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Final
 
 STORE_PFN: Final = 1
@@ -50,7 +50,6 @@ CLEARED: Final = frozenset({STORE_PFN, CONSOLE_PFN, IOREQ_PFN, BUFIOREQ_PFN})
 """Parameters that name a ring shared with the old host: a restore empties that page."""
 
 
-def to_save(params: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Those of `params` that a stream carries, in its order."""
-    values = dict(params)
-    return [(index, values[index]) for index in SAVED if values.get(index)]
+def to_save(get: Callable[[int], int]) -> list[tuple[int, int]]:
+    """(index, value) of those that a stream carries and that are not 0, in its order."""
+    return [(index, value) for index in SAVED if (value := get(index))]

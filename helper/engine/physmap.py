@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,14 +11,20 @@ from xen_save_helper.helper.hypervisors.interface import Domain, Pfns
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.page_types import PageType
 
+_SUPERPAGE_ORDER = 9
+_SUPERPAGE = 1 << _SUPERPAGE_ORDER
+"""Pages of 2 MiB."""
+
 _LOW_PFNS = 1 << 20
 """Below 4 GiB a guest may have pages anywhere: its special ones are just below."""
 
 
 class Physmap:
-    """Gives a domain the pages that its stream speaks of, each once.
+    """Gives a domain the pages that its stream speaks of, each once; where a record brings a whole
+    aligned 2 MiB in order, as a sender's first round does, as one superpage: a guest on pages of
+    4 KiB loses up to 15 % of its speed. (Xen 4.21 and later do so in populate_pfns.)
 
-    An octet for each possible pfn, in memory that the kernel gives as it is touched.
+    A byte for each possible pfn, in memory that the kernel gives as it is touched.
     """
 
     def __init__(self, domain: Domain) -> None:
@@ -49,9 +57,39 @@ class Physmap:
         wanted &= (types != PageType.XTAB) & (types != PageType.BROKEN)
         if wanted.any():
             new = pfns[wanted]
-            self._domain.populate_physmap_exact(new)
+            self._populate(new)
             self._populated[new] = True
             self.count += len(new)
 
     def populate_one(self, pfn: int, offset: int) -> None:
         self.populate(np.array([pfn], np.uint64), np.zeros(1, np.uint32), offset)
+
+    def _populate(self, pfns: Pfns) -> None:
+        small = np.ones(len(pfns), np.bool_)
+        for start in _superpages(pfns):
+            if self._populate_superpage(pfns[start]):
+                small[start : start + _SUPERPAGE] = False
+        if small.any():
+            self._domain.populate_physmap_exact(pfns[small])
+
+    def _populate_superpage(self, pfn: np.uint64) -> bool:
+        """Whether there was one: memory may be too fragmented."""
+        try:
+            self._domain.populate_physmap_exact(np.array([pfn], np.uint64), _SUPERPAGE_ORDER)
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.ENOMEM):
+                raise
+            return False
+        return True
+
+
+def _superpages(pfns: Pfns) -> list[int]:
+    """Where in `pfns` whole aligned superpages begin, in ascending order of their pages."""
+    aligned = np.flatnonzero(pfns % np.uint64(_SUPERPAGE) == 0)
+    starts = aligned[aligned + _SUPERPAGE <= len(pfns)]
+    rising = np.arange(_SUPERPAGE, dtype=np.uint64)
+    return [
+        start
+        for start in starts.tolist()
+        if (pfns[start : start + _SUPERPAGE] == pfns[start] + rising).all()
+    ]

@@ -291,7 +291,10 @@ class _Restore:
                 self._results.console_gfn = value
             if index in hvm_params.CLEARED:
                 self._physmap.populate_one(value, self._reader.offset)
-                self._domain.clear_page(value)
+                if index == hvm_params.CONSOLE_PFN:
+                    self._domain.console_init(value)
+                else:
+                    self._domain.clear_page(value)
                 self._cleared.add(value)
             self._domain.hvm_param_set(index, value)
 
@@ -302,6 +305,12 @@ class _Restore:
         self._domain.hvm_param_set(hvm_params.STORE_EVTCHN, self._request.store_evtchn)
         self._domain.hvm_param_set(hvm_params.CONSOLE_EVTCHN, self._request.console_evtchn)
         self._domain.hvm_setcontext(self._context)
+        self._domain.gnttab_seed(
+            console_gfn=self._results.console_gfn,
+            store_gfn=self._results.store_gfn,
+            console_domid=self._request.console_domid,
+            store_domid=self._request.store_domid,
+        )
 
     def _end(self, length: int) -> None:
         self._decoded(RecordType.END, length)

@@ -15,6 +15,7 @@ from xen_save_helper.helper.engine.precopy import Rounds, precopy_policy
 from xen_save_helper.helper.engine.save_phases import NEXT, Outcome
 from xen_save_helper.helper.engine.stream_io import StreamOutput
 from xen_save_helper.helper.hypervisors.interface import Domain, ShutdownReason
+from xen_save_helper.helper.paged_in import check_paged_in
 from xen_save_helper.ipc_schema.channel.messages import (
     PrecopyPolicy,
     StreamType,
@@ -104,6 +105,7 @@ class _Save:
                 f"domain {self._domain.domid} is PV, and our engine saves HVM and PVH domains "
                 "only; use libxenguest's",
             )
+        check_paged_in(self._domain.domid, info.paged_pages)
 
     # The phases, in the order of their table.
 
@@ -111,7 +113,9 @@ class _Save:
         live = "live" if self._live else "non-live"
         self._reporter.info(f"Saving domain {self._domain.domid}, type x86 HVM, {live}")
         header = encode_image_header(ImageHeader(version=VERSION))
-        self._out.write([header + encode_domain_header(DomainHeader())])
+        major, minor = self._domain.version()
+        domain = DomainHeader(xen_major=major, xen_minor=minor)
+        self._out.write([header + encode_domain_header(domain)])
         return Outcome.DONE
 
     def _static_data(self) -> Outcome:
@@ -172,7 +176,7 @@ class _Save:
             encode_body(RecordType.X86_TSC_INFO, self._domain.tsc_info()),
         )
         self._write_record(RecordType.HVM_CONTEXT, self._domain.hvm_getcontext())
-        params = hvm_params.to_save(self._domain.hvm_params())
+        params = hvm_params.to_save(self._domain.hvm_param_get)
         if params:
             self._write_record(RecordType.HVM_PARAMS, encode_body(RecordType.HVM_PARAMS, params))
         return Outcome.DONE

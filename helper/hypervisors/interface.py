@@ -1,9 +1,8 @@
 """What a save and a restore ask of a hypervisor, under libxc's names: a domain and its paging.
 
-A toolstack (`toolstack.hosts`) uses `ControlledDomain` alone. Not every hypervisor has the rest: on
-Xen the work on a domain's memory is libxenguest's. Failures are `OSError` with the errno that libxc
-would leave. Page sets are one-dimensional numpy arrays of pfns (uint64); bitmaps are numpy bool
-arrays with an element for each pfn below `p2m_size`.
+A toolstack (`toolstack.hosts`) uses `ControlledDomain` alone. Failures are `OSError` with the errno
+that libxc would leave. Page sets are one-dimensional numpy arrays of pfns (uint64); bitmaps are
+numpy bool arrays with an element for each pfn below `p2m_size`.
 """
 
 from __future__ import annotations
@@ -50,6 +49,8 @@ class DomainInfo:
     shutdown_reason: ShutdownReason | None
     nr_pages: int
     max_memkb: int
+    paged_pages: int = 0
+    """Pages that are evicted: a pager still has to bring them."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,9 @@ class ControlledDomain(Protocol):
 class Domain(ControlledDomain, Protocol):
     """One domain, as libxc shows it to our own engine."""
 
+    def version(self) -> tuple[int, int]:
+        """xc_version(XENVER_version): the hypervisor's release, major and minor."""
+
     def maximum_gpfn(self) -> int:
         """xc_domain_maximum_gpfn: the highest pfn; `p2m_size` is one more."""
 
@@ -132,9 +136,9 @@ class Domain(ControlledDomain, Protocol):
     def foreign_unmap(self, views: list[memoryview]) -> None:
         """Release what foreign_map gave."""
 
-    def populate_physmap_exact(self, pfns: Pfns) -> None:
-        """Give the domain pages at these pfns (those that have one keep it). Raises ENOMEM past
-        max_memkb."""
+    def populate_physmap_exact(self, pfns: Pfns, order: int = 0) -> None:
+        """Give the domain pages that it lacks: 2^order from each of `pfns` on, which are multiples
+        of that. Raises ENOMEM or EBUSY if there is not that much memory, or not in such pieces."""
 
     def hvm_getcontext(self) -> bytes:
         """xc_domain_hvm_getcontext: the registers, opaque to the engine.
@@ -143,8 +147,8 @@ class Domain(ControlledDomain, Protocol):
     def hvm_setcontext(self, context: bytes) -> None:
         """xc_domain_hvm_setcontext: what `hvm_getcontext` gave, here or at another host."""
 
-    def hvm_params(self) -> list[tuple[int, int]]:
-        """(index, value) of each HVM parameter that is not 0, as xc_hvm_param_get gives them."""
+    def hvm_param_get(self, index: int) -> int:
+        """xc_hvm_param_get."""
 
     def hvm_param_set(self, index: int, value: int) -> None:
         """xc_hvm_param_set."""
@@ -166,7 +170,16 @@ class Domain(ControlledDomain, Protocol):
         offered on this host."""
 
     def clear_page(self, pfn: int) -> None:
-        """xc_clear_domain_page: used for the xenstore and console rings on restore."""
+        """xc_clear_domain_page: empty a ring that the old host shared."""
+
+    def console_init(self, pfn: int) -> None:
+        """xc_dom_console_init: empty the console's ring, which nobody is connected to. Before Xen
+        4.21 that is a cleared page."""
+
+    def gnttab_seed(
+        self, *, console_gfn: int, store_gfn: int, console_domid: int, store_domid: int
+    ) -> None:
+        """xc_dom_gnttab_seed: let the backends map the rings. The last step of a restore."""
 
     def mem_paging_enable(self) -> Paging:
         """xc_mem_paging_enable and the ring. Raises EBUSY where it is on. The domain is paused."""

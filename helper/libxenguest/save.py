@@ -22,6 +22,7 @@ from xen_save_helper.helper.libxenguest.abi import (
 )
 from xen_save_helper.helper.libxenguest.callbacks import Callbacks
 from xen_save_helper.helper.libxenguest.octets import ThreadOctets
+from xen_save_helper.helper.paged_in import check_paged_in
 from xen_save_helper.helper.precopy_limits import limited_policy
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, StreamType, XCFlags
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
@@ -63,7 +64,9 @@ def domain_save(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Stati
         xch = stack.enter_context(Xenctrl(logger))
         abi = ABIS[abi_version()]
         library = load(versioned("libxenguest"), abi.prototypes)
-        _check_provided(request.stream_type, xch.domain_getinfo(request.domid).hvm, channel)
+        info = xch.domain_getinfo(request.domid)
+        _check_provided(request.stream_type, info.hvm, channel)
+        check_paged_in(request.domid, info.paged_pages)
 
         struct = abi.save_callbacks()
         for name in callback_names(abi.save_callbacks):

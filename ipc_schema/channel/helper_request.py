@@ -21,6 +21,11 @@ class Engine(StrEnum):
     """Xen's xc_domain_save and xc_domain_restore: real domains, without postcopy."""
 
 
+def default_engine(hypervisor: str) -> Engine:
+    """The engine for a hypervisor's URI if nobody chose one."""
+    return Engine.LIBXENGUEST if hypervisor == "xen" else Engine.OWN
+
+
 class HelperRequest(NamedTuple):
     """One save or restore; the catalogue's `start` says what its fields mean.
 

@@ -20,6 +20,7 @@ static void fill_info(struct guest *guest, struct xen_domctl_getdomaininfo *info
     info->tot_pages = domain->tot_pages;
     info->max_pages = domain->max_pages;
     info->outstanding_pages = domain->claimed_pages;
+    info->paged_pages = domain->paged_pages;
     info->shared_info_frame = ~0UL;
     info->nr_online_vcpus = 1;
     info->gpaddr_bits = 39;

@@ -1,4 +1,4 @@
-"""Save helpers on a machine: the drop-in's, as libxl starts it, with libxenguest as its engine."""
+"""Save helpers on a machine: the drop-in's, as libxl starts it, with either engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.hypercalls.machine import (
     Machine,
 )
 from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
-from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
+from xen_save_helper.ipc_schema.channel.helper_request import Engine, HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, PrecopyPolicy, XCFlags
 
 DIALECT = Dialect.SERIES
@@ -61,8 +61,14 @@ def run(libxl: Libxl, **answers: Answer) -> Done:
 
 
 @contextmanager
-def _helper(arguments: HelperArguments, release: Release, machine: Machine) -> Iterator[Libxl]:
-    environment = {**release.environment, **machine.environment}
+def _helper(
+    arguments: HelperArguments, release: Release, machine: Machine, engine: Engine
+) -> Iterator[Libxl]:
+    environment = {
+        **release.environment,
+        **machine.environment,
+        "XEN_SAVE_HELPER_ENGINE": engine.value,
+    }
     with started(arguments, "xen", loader=release.loader, **environment) as libxl:
         yield libxl
 
@@ -72,6 +78,7 @@ def save(
     domain: Domain,
     machine: Machine,
     release: Release,
+    engine: Engine = Engine.LIBXENGUEST,
     *,
     policy: Answer | None = None,
 ) -> Done:
@@ -86,7 +93,7 @@ def save(
         xcflags = XCFlags.LIVE if policy else 0
         request = HelperRequest(Operation.SAVE, domain.domid, file.fileno(), xcflags=xcflags)
         arguments = HelperArguments(request, DIALECT, cbflags(DIALECT, *names))
-        with _helper(arguments, release, machine) as libxl:
+        with _helper(arguments, release, machine, engine) as libxl:
             return run(
                 libxl,
                 suspend=suspend,
@@ -95,13 +102,19 @@ def save(
             )
 
 
-def restore(stream: Path, domain: Domain, machine: Machine, release: Release) -> Done:
+def restore(
+    stream: Path,
+    domain: Domain,
+    machine: Machine,
+    release: Release,
+    engine: Engine = Engine.LIBXENGUEST,
+) -> Done:
     with stream.open("rb") as file:
         request = HelperRequest(
             Operation.RESTORE, domain.domid, file.fileno(), store_evtchn=11, console_evtchn=13
         )
         arguments = HelperArguments(request, DIALECT, cbflags(DIALECT, "restore_results"))
-        with _helper(arguments, release, machine) as libxl:
+        with _helper(arguments, release, machine, engine) as libxl:
             return run(libxl, restore_results=lambda _fields: None)
 
 

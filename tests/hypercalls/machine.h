@@ -78,6 +78,7 @@ struct domain {
     uint64_t tot_pages;
     uint64_t max_pages;
     uint64_t claimed_pages;
+    uint64_t paged_pages;
     uint64_t repopulated;   /* pages that took the place of another */
     uint32_t flags;         /* XEN_DOMINF_* */
     uint32_t log_dirty;

@@ -98,6 +98,7 @@ class DomainStruct(ctypes.Structure):
         ("tot_pages", c_uint64),
         ("max_pages", c_uint64),
         ("claimed_pages", c_uint64),
+        ("paged_pages", c_uint64),
         ("repopulated", c_uint64),
         ("flags", c_uint32),
         ("log_dirty", c_uint32),
@@ -164,6 +165,7 @@ class Domain:
         places = _places(pfns)
         had = np.count_nonzero(np.isin(self.kinds[places], _OWN))
         self.kinds[places] = kind
+        self.state.paged_pages = np.count_nonzero(self.kinds == Kind.PAGED_OUT)
         has = len(places) if kind in _OWN else 0
         self.state.tot_pages += int(has - had)
         if len(places):

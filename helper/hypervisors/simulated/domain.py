@@ -30,6 +30,9 @@ from xen_save_helper.ipc_schema.streams.cpu_features import all_but
 PFINFO_XTAB: Final = 0xF << 28
 """XEN_DOMCTL_PFINFO_XTAB: no page."""
 
+VERSION: Final = (4, 17)
+"""The release whose stream a simulated host writes."""
+
 CHUNK: Final = 1 << 16
 """Pages looked at at a time, so that temporaries stay small whatever the guest's size."""
 
@@ -54,6 +57,9 @@ class SimulatedDomain(OpenDomain):
     def close(self) -> None:
         self._seen = None
         super().close()
+
+    def version(self) -> tuple[int, int]:
+        return VERSION
 
     def maximum_gpfn(self) -> int:
         return self.shared.domain.maximum_gpfn
@@ -135,10 +141,13 @@ class SimulatedDomain(OpenDomain):
         for view in views:
             view.release()
 
-    def populate_physmap_exact(self, pfns: Pfns) -> None:
+    def populate_physmap_exact(self, pfns: Pfns, order: int = 0) -> None:
         """Memory is taken when it is written. Raises EINVAL for a pfn past all room, ENOMEM."""
         if not len(pfns):
             return
+        if order:
+            rest: Pfns = np.arange(1 << order, dtype=np.uint64)
+            pfns = np.add.outer(pfns, rest).ravel()
         shared = self.shared
         highest = int(pfns.max())
         if highest >= len(shared.p2m):
@@ -164,6 +173,15 @@ class SimulatedDomain(OpenDomain):
         (view,) = self.foreign_map(np.array([pfn], np.uint64), writable=True)
         view[:] = bytes(PAGE_SIZE)
         self.foreign_unmap([view])
+
+    def console_init(self, pfn: int) -> None:
+        """A simulated guest has no console's backend: the page is cleared."""
+        self.clear_page(pfn)
+
+    def gnttab_seed(
+        self, *, console_gfn: int, store_gfn: int, console_domid: int, store_domid: int
+    ) -> None:
+        """A simulated host maps rings without grants."""
 
     def mem_paging_enable(self) -> Paging:
         """Raises EINVAL where the domain runs, OSError where there is no userfaultfd."""
@@ -194,16 +212,25 @@ class SimulatedDomain(OpenDomain):
         domain.context_length = len(context)
         domain.context_fresh = 1
 
+    def hvm_param_get(self, index: int) -> int:
+        """Raises EINVAL for an index that there is not."""
+        return self.shared.domain.hvm_params[self._hvm_param(index)]
+
     def hvm_params(self) -> list[tuple[int, int]]:
+        """(index, value) of each that is not 0."""
         return [
             (index, value) for index, value in enumerate(self.shared.domain.hvm_params) if value
         ]
 
     def hvm_param_set(self, index: int, value: int) -> None:
         """Raises EINVAL for an index that there is not."""
+        self.shared.domain.hvm_params[self._hvm_param(index)] = value
+
+    @staticmethod
+    def _hvm_param(index: int) -> int:
         if not 0 <= index < layout.HVM_NR_PARAMS:
             raise OSError(errno.EINVAL, f"there is no HVM parameter {index}")
-        self.shared.domain.hvm_params[index] = value
+        return index
 
     def tsc_info(self) -> TscInfo:
         domain = self.shared.domain

@@ -114,4 +114,5 @@ class OpenDomain:
             shutdown_reason=None if shutdown == RUNS else ShutdownReason(shutdown),
             nr_pages=domain.nr_pages,
             max_memkb=domain.max_memkb,
+            paged_pages=self._attached.paged_pages() if domain.paging else 0,
         )

@@ -88,6 +88,10 @@ class SharedMemory:
 
         return np.frombuffer(self._maps["p2m"], np.uint8)
 
+    def paged_pages(self) -> int:
+        """How many pages are paged out."""
+        return self._maps["p2m"][:].count(layout.P2M.PAGED_OUT)
+
     @cached_property
     def writes(self) -> NDArray[np.uint32]:
         """The vCPU's write counter of each pfn: odd while it writes."""

@@ -1,16 +1,13 @@
-"""interface.ControlledDomain of a real domain, and what libxl knows of it in xenstore."""
+"""What libxl knows of a domain: its type, its state, its directory in xenstore."""
 
 from __future__ import annotations
 
-import errno
 from typing import Final
 
-from xen_save_helper.helper.hypervisors.interface import DomainInfo, ShutdownReason
-from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl, XenDomainInfo
+from xen_save_helper.helper.hypervisors.interface import ShutdownReason
+from xen_save_helper.helper.hypervisors.xen.xenctrl import XenDomainInfo
 from xen_save_helper.helper.hypervisors.xen.xenstore import Xenstore
 from xen_save_helper.toolstack.hosts.interface import GuestState
-
-PAGE_KIB: Final = 4
 
 PV: Final = "pv"
 PVH: Final = "pvh"
@@ -39,45 +36,3 @@ def state_of(info: XenDomainInfo) -> GuestState:
             return GuestState.SHUT_DOWN
         case _:
             return GuestState.CRASHED
-
-
-class XenDomain:
-    """One domain, with a hypervisor interface of its own, for one thread at a time.
-
-    Raises ProcessLookupError where there is no such domain.
-    """
-
-    def __init__(self, domid: int) -> None:
-        self.domid = domid
-        self._xenctrl = Xenctrl()
-        try:
-            self.getinfo()
-        except BaseException:
-            self.close()
-            raise
-
-    def getinfo(self) -> DomainInfo:
-        info = self._xenctrl.domain_getinfo(self.domid)
-        reason = info.shutdown_reason
-        return DomainInfo(
-            domid=info.domid,
-            hvm=info.hvm,
-            paused=info.paused,
-            dying=info.dying,
-            shutdown_reason=None if reason is None else ShutdownReason(reason),
-            nr_pages=info.tot_pages,
-            max_memkb=info.max_pages * PAGE_KIB,
-        )
-
-    def logdirty_off(self) -> None:
-        try:
-            self._xenctrl.logdirty_off(self.domid)
-        except OSError as error:
-            # A Xen without shadow paging has no log-dirty mode for a PV domain, and refuses this
-            # too, having turned off what there was (shadow_domctl, paging_domctl).
-            refusals = {errno.EINVAL, errno.EOPNOTSUPP}
-            if error.errno not in refusals or self.getinfo().hvm:
-                raise
-
-    def close(self) -> None:
-        self._xenctrl.close()

@@ -15,6 +15,10 @@ from typing import Any, Final
 from uuid import UUID
 
 from xen_save_helper.helper.hypervisors.xen import restored_model
+from xen_save_helper.helper.hypervisors.xen.controlled_domain import (
+    PAGE_KIB,
+    XenControlledDomain,
+)
 from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl, XenDomainInfo
 from xen_save_helper.helper.hypervisors.xen.xenstore import Xenstore
 from xen_save_helper.ipc_schema.streams import xl_header
@@ -27,8 +31,6 @@ from xen_save_helper.toolstack.hosts.interface import (
 from xen_save_helper.toolstack.hosts.xen import device_model, memory, xl
 from xen_save_helper.toolstack.hosts.xen.domain import (
     HVM,
-    PAGE_KIB,
-    XenDomain,
     home,
     state_of,
     type_of,
@@ -89,8 +91,8 @@ class XenHost:
                 return row.domid
         raise ProcessLookupError(errno.ESRCH, f"there is no domain {name!r} here")
 
-    def domain(self, domid: int) -> XenDomain:
-        return XenDomain(domid)
+    def domain(self, domid: int) -> XenControlledDomain:
+        return XenControlledDomain(domid)
 
     def config(self, domid: int) -> dict[str, Any]:
         """Raises OSError (ENOTSUP) for a domain with virtual NUMA nodes, as libxl__domain_save: a
