@@ -24,6 +24,7 @@ from xen_save_helper.helper.settings import ANSWER_LIMIT, PREFIX, Settings, read
 from xen_save_helper.helper.standard_streams import lost, standard_streams
 from xen_save_helper.helper.trace_file import open_trace
 from xen_save_helper.helper.watchdog import Watchdog, limit_of, wake_when_orphaned
+from xen_save_helper.ipc_schema.causes import Cause
 from xen_save_helper.ipc_schema.channel.helper_request import (
     Engine,
     default_engine,
@@ -288,7 +289,7 @@ def _watchdog(options: Options, settings: Settings, trace: Trace) -> Watchdog:
     """It runs from here to the process's end, whatever the process comes to."""
 
     def hung(reason: str) -> NoReturn:
-        trace.event("failure", what="watchdog", error=reason)
+        trace.event("failure", what="watchdog", error=reason, cause=Cause.SILENCE)
         with contextlib.suppress(OSError):  # nobody reads it
             os.write(2, f"{CONTEXT}: {reason}\n".encode())
         os._exit(EXIT_FAILED)

@@ -24,9 +24,10 @@ from xen_save_helper.helper.job import (
     RestoreResults,
     Statistics,
 )
+from xen_save_helper.ipc_schema.causes import Cause, Why, errno_of, why
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import Operation, XentoollogLevel
-from xen_save_helper.ipc_schema.errors import DecodeError, StreamEndError
+from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.trace import Trace
 
 Streams = Callable[[Job, Abort], AbstractContextManager[None]]
@@ -58,7 +59,8 @@ def run(
         _say(channel, remarks)
         _tell(job, outcome, channel, trace)
     except ChannelError as over:
-        trace.event("failure", what="channel", errnoval=over.errno, error=over.strerror)
+        what = Why(Cause.CHANNEL, over.errno or 0)
+        trace.event("failure", what="channel", error=over.strerror, **what._asdict())
         return report_channel_error(over)
     return EXIT_FAILED if outcome.internal_error else EXIT_DONE
 
@@ -83,10 +85,10 @@ def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace, streams: St
         with streams(job, abort):
             return _with_engine(job, channel, abort, trace, counted)
     except (OSError, DecodeError, MemoryError) as bad:
-        errnoval, text = _errno_of(bad), _words_of(bad)
+        errnoval, text = errno_of(bad), _words_of(bad)
         if abort.requested:
             # It is the cause of whatever failed after it, the EBADF of the stream first of all.
-            trace.event("failure", what="aborted", error=text, errnoval=errnoval)
+            trace.event("failure", what="aborted", error=text, **why(bad)._asdict())
             errnoval, text = abort.errnoval, abort.reason
         _log(channel, XentoollogLevel.ERROR, text, errnoval)
         counts = request.operation is Operation.SAVE and request.engine is Engine.OWN
@@ -111,19 +113,6 @@ def _keep(name: str, fd: int) -> None:
 def _words_of(bad: Exception) -> str:
     """Without Python's `[Errno 32]`."""
     return (isinstance(bad, OSError) and bad.strerror) or str(bad)
-
-
-def _errno_of(bad: Exception) -> int:
-    match bad:
-        case OSError(errno=int(number)) if number:
-            return number
-        case StreamEndError():
-            return errno.ENODATA
-        case DecodeError():
-            return errno.EINVAL
-        case MemoryError():
-            return errno.ENOMEM
-    return errno.EIO
 
 
 def _with_engine(

@@ -189,10 +189,10 @@ _ROWS: Final = (
     _event("stood_still", "real seconds, str who?", _BOTH,
            "A process continues that was stopped: the writer of the line, or `who`."),
     _event("failure",
-           "str what?, str phase?, str callback?, str|null error?, int|null errnoval?, "
-           "int|null domid?, str reason?, int rc?", _BOTH,
+           "str what?, str phase?, str callback?, str|null error?, int|null domid?, "
+           "str reason?, int rc?, str cause?, int errnoval?", _BOTH,
            "Something failed. A helper names the phase, the callback, or `what` (watchdog, "
-           "channel, aborted), with `error` and `errnoval`; a controller gives a `reason`."),
+           "channel, aborted), with `error`; a controller gives a `reason`."),
     _event("fault", "str point, str action, int count, str fault", _ALL,
            "A fault strikes: `fault` as in the plan, the `count`-th time its point is reached."),
 
@@ -206,7 +206,9 @@ _ROWS: Final = (
            "The helper failed: the controller turns log-dirty mode off in its place."),
     _event("stream_write", "int domid, str part, int rc", _SOURCE,
            "A part of the libxl stream was written, or could not be."),
-    _event("save_ended", "int domid, int rc, str transitioned, bool suspended", _SOURCE,
+    _event("save_ended",
+           "int domid, int rc, str transitioned, bool suspended, str cause?, int errnoval?",
+           _SOURCE,
            "A save has ended."),
     _event("domain_created", "int domid, str name", _LIBXL, "A restore has created its domain."),
     _event("stream_read", "int|null domid, str|int record", _LIBXL,
@@ -224,7 +226,8 @@ _ROWS: Final = (
     _event("restore_program_says", "str line", _LIBXL, "It wrote a line to its stderr."),
     _event("restore_program_exited", "int|null domid, int status", _LIBXL,
            "Its process has ended; `status` is negative for a signal."),
-    _event("restore_ended", "int|null domid, int rc, bool postcopy_resumed?", _LIBXL,
+    _event("restore_ended",
+           "int|null domid, int rc, bool postcopy_resumed?, str cause?, int errnoval?", _LIBXL,
            "A restore has ended."),
 
     # What xl adds.
@@ -241,12 +244,14 @@ _ROWS: Final = (
            "The host could not be asked for the guest's state."),
     _event("recovered", "str way, str text", _SOURCE,
            "A destination on this machine was recovered after its receiver had died."),
-    _event("received", "bool started, int rc, str reason", _DESTINATION, "A receive has ended."),
+    _event("received", "bool started, int rc, str reason, str cause?, int errnoval?", _DESTINATION,
+           "A receive has ended."),
     _event("migrated",
            "str outcome, int rc, str mode, str postcopy_transitioned, int|null rounds, "
            "int|null pages_sent, int|null bytes_sent, real total_seconds, "
            "real|null downtime_seconds, real stopped_seconds, object|null postcopy, "
-           "object guest, str reason, list warnings", _SOURCE, "A migration has ended."),
+           "object guest, str reason, list warnings, str cause?, int errnoval?", _SOURCE,
+           "A migration has ended."),
 
     # In a fault run only.
     _event("link", "str direction, str error", _LINK, "One direction of the link has broken."),

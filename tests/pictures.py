@@ -238,8 +238,8 @@ def suspending() -> str:
         withdrawing = machine._withdrawing
         if withdrawing is None:
             return machine.stage.value
-        why = "limit" if withdrawing[0] == Error.GUEST_TIMEDOUT else "abort"
-        return f"{machine.stage.value}, withdrawing ({why} when {withdrawing[2].value})"
+        why = "limit" if withdrawing[0].rc == Error.GUEST_TIMEDOUT else "abort"
+        return f"{machine.stage.value}, withdrawing ({why} when {withdrawing[1].value})"
 
     events: dict[str, Callable[[suspend.SuspendRules], str]] = {
         "acknowledged": lambda m: acted(m.acknowledged()),

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import Channel
+from xen_save_helper.ipc_schema.causes import why
 from xen_save_helper.ipc_schema.channel.messages import NO_ERRNO, XentoollogLevel
 from xen_save_helper.ipc_schema.trace import Trace
 
@@ -95,9 +96,7 @@ class Reporter:
         try:
             yield
         except BaseException as error:
-            self._trace.event(
-                "failure", phase=name, error=str(error), errnoval=getattr(error, "errno", None)
-            )
+            self._trace.event("failure", phase=name, error=str(error), **why(error)._asdict())
             raise
         seconds = round(time.monotonic() - started, 6)
         self._trace.event("phase", name=name, state="end", seconds=seconds)

@@ -20,6 +20,7 @@ from xen_save_helper.helper.channels.channel import Channel
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.hypervisors.xen.toollog import Logger
 from xen_save_helper.helper.libxenguest.octets import ThreadOctets
+from xen_save_helper.ipc_schema.causes import why
 from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, XentoollogLevel
 from xen_save_helper.ipc_schema.trace import Trace
 
@@ -165,5 +166,5 @@ class Callbacks:
             "failure",
             callback=name,
             error=f"{type(error).__name__}: {error}",
-            errnoval=getattr(error, "errno", None),
+            **why(error)._asdict(),
         )

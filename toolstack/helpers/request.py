@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from xen_save_helper.helper.hypervisors.own_programs import own_program
+from xen_save_helper.ipc_schema.causes import SYSTEM, Why
 from xen_save_helper.ipc_schema.channel.messages import (
     Dialect,
 )
@@ -35,7 +36,7 @@ class HelperResult:
     `rc` is of running it (0, or the first failure's code), `retval` and `errnoval` are libxc's and
     mean something only where `completed` is true: then its work, error path included, came to its
     end. Where `completed` is false the domain is as the helper left it (log-dirty on, for one).
-    `reason` is a line for people, empty on success.
+    `reason` is a line for people, empty on success; `why` goes with it.
     """
 
     rc: int
@@ -44,6 +45,7 @@ class HelperResult:
     reason: str
     statistics: Statistics | None
     completed: bool
+    why: Why = SYSTEM
 
 
 @dataclass(frozen=True)

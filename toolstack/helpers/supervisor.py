@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
+from xen_save_helper.ipc_schema.causes import errno_of
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import (
     CATALOGUE,
@@ -130,7 +131,11 @@ class SaveHelper:
                 stood_still=self._tell_stop,
             )
         except OSError as error:
-            self._event(HelperEvent.START_FAILED, f"cannot start the save helper: {error}")
+            self._event(
+                HelperEvent.START_FAILED,
+                f"cannot start the save helper: {error}",
+                errnoval=errno_of(error),
+            )
             return
         finally:
             for fd in copies:
@@ -168,7 +173,7 @@ class SaveHelper:
         try:
             self._channel.start(self._launch.start_fields())
         except OSError as error:
-            self._event_unless_dying(HelperEvent.REPLY_FAILED, str(error))
+            self._event_unless_dying(HelperEvent.REPLY_FAILED, str(error), errno_of(error))
         except ValueError as error:
             self._event(HelperEvent.REPLY_FAILED, str(error))
 
@@ -201,7 +206,7 @@ class SaveHelper:
     def lost(self, reason: str) -> None:
         self._event_unless_dying(HelperEvent.CHANNEL_LOST, reason)
 
-    def _event_unless_dying(self, event: HelperEvent, reason: str) -> None:
+    def _event_unless_dying(self, event: HelperEvent, reason: str, errnoval: int = 0) -> None:
         """A process that dies closes its connection first; how it died is the better reason."""
         assert self._process is not None
         process, patience = self._process, Patience(self._limits.abort, self._loop.time())
@@ -212,7 +217,7 @@ class SaveHelper:
             if process.exiting() and not patience.look(self._loop.time()):
                 self._loop.call_later(_DEATH_SECONDS, decide)
             else:
-                self._event(event, reason)
+                self._event(event, reason, errnoval=errnoval)
 
         self._loop.call_later(_DEATH_SECONDS, decide)
 
@@ -248,15 +253,16 @@ class SaveHelper:
         """Raises ValueError for a value that is no answer; then it stays outstanding."""
         assert self._channel is not None
         self._trace.event("answer", name=message.name, value=value)
-        failure = ""
+        failure: OSError | None = None
         try:
             self._channel.answer(message, value)
         except OSError as error:
-            failure = str(error)
+            failure = error
         self._waiting = None
         self._clear_answer_limit()
-        if failure:
-            self._event_unless_dying(HelperEvent.REPLY_FAILED, failure)
+        if failure is not None:
+            errnoval = errno_of(failure)
+            self._event_unless_dying(HelperEvent.REPLY_FAILED, str(failure), errnoval)
 
     def _refuse(self, message: Message) -> None:
         if self._waiting is message and message.refusal is not None:
@@ -293,8 +299,10 @@ class SaveHelper:
 
     # What the rules decide
 
-    def _event(self, event: HelperEvent, reason: str = "", rc: int = 0) -> None:
-        actions = self._run.event(event, reason, rc)
+    def _event(
+        self, event: HelperEvent, reason: str = "", rc: int = 0, *, errnoval: int = 0
+    ) -> None:
+        actions = self._run.event(event, reason, rc, errnoval)
         if reason and actions:
             self._trace.event("helper_run", what=event.name.lower(), reason=reason)
         self._do(actions)
@@ -376,6 +384,7 @@ class SaveHelper:
             retval=run.retval,
             errnoval=run.errnoval,
             reason=run.reason,
+            why=run.why,
             statistics=self._statistics,
             completed=run.completed,
         )

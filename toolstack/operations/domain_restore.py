@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from xen_save_helper.ipc_schema.causes import why
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.aio import descriptors
 from xen_save_helper.toolstack.cancellation import absorb, end_in_order, not_told
@@ -91,7 +92,7 @@ async def restore_domain(ctx: Context, parameters: RestoreParameters) -> Restore
         program = ctx.host.restore_program(parameters.config, parameters.name)
     except (OSError, ValueError) as error:
         reason = f"the domain {parameters.name} cannot be restored: {message_of(error)}"
-        return RestoreResult(Error.FAIL, None, False, None, reason)
+        return RestoreResult(Error.FAIL, None, False, None, reason, why(error))
     operation: RestoreOperation | HostRestore
     if program is None:
         operation = RestoreOperation(ctx, parameters)

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from xen_save_helper.ipc_schema.causes import SYSTEM, Cause, Why, why
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.channel.waits import Patience
 from xen_save_helper.ipc_schema.errors import Error
@@ -28,6 +29,8 @@ from xen_save_helper.toolstack.standstill import tell
 
 if TYPE_CHECKING:
     from xen_save_helper.toolstack.hosts.interface import RestoreProgram
+
+_SILENCE: Final = Why(Cause.SILENCE)
 
 LOOK: Final = 1.0
 """Seconds between looks at the restore's progress."""
@@ -63,11 +66,13 @@ class HostRestore:
         try:
             self._start()
         except OSError as error:
-            self._give_up(Error.FAIL, f"cannot start {self._program.command[0]}: {error}")
+            self._give_up(
+                Error.FAIL, f"cannot start {self._program.command[0]}: {error}", why(error)
+            )
             return self._result(None)
         status = await self._wait()
         if status and not self._rc:
-            self._give_up(Error.FAIL, self._why(status))
+            self._give_up(Error.FAIL, self._why(status), Why(Cause.HELPER))
         domid = await self._find()
         if not self._rc and domid is None:
             self._give_up(Error.FAIL, f"the domain {name!r} is gone")
@@ -76,19 +81,20 @@ class HostRestore:
         return self._result(domid)
 
     def cancel(self) -> None:
-        self._give_up(Error.ABORTED, "the restore was cancelled")
+        self._give_up(Error.ABORTED, "the restore was cancelled", Why(Cause.ABORTED))
 
     def _result(self, domid: int | None) -> RestoreResult:
         rc = self._rc
         self._report.domid = domid
-        self._report.event("restore_ended", rc=rc)
-        return RestoreResult(Error(rc), domid, False, None, self._report.reason if rc else "")
+        self._report.event("restore_ended", rc=rc, **self._report.cause(rc))
+        reason = self._report.reason if rc else ""
+        return RestoreResult(Error(rc), domid, False, None, reason, self._report.why)
 
-    def _give_up(self, rc: int, reason: str) -> None:
+    def _give_up(self, rc: int, reason: str, why: Why = SYSTEM) -> None:
         """Keep the first reason, and end what is running."""
         if not self._rc:
             self._rc = rc
-            self._report.failed(reason, rc=rc)
+            self._report.failed(reason, why, rc=rc)
         if self._relay is not None:
             self._relay.stop()
         self._given_up.set()
@@ -129,7 +135,7 @@ class HostRestore:
 
     def _relayed(self, error: OSError | None) -> None:
         if error is not None:
-            self._give_up(rc_of(error), f"reading the stream: {error}")
+            self._give_up(rc_of(error), f"reading the stream: {error}", why(error))
 
     def _line(self, line: str) -> None:
         self._lines = [*self._lines[-_LINES:], line]
@@ -174,10 +180,10 @@ class HostRestore:
         limits = self._ctx.limits
         if not_begun and quiet >= limits.admission:
             what = f"{self._program.command[0]} has not begun to read the stream"
-            self._give_up(Error.TIMEDOUT, f"{what} for {limits.admission:g} s")
+            self._give_up(Error.TIMEDOUT, f"{what} for {limits.admission:g} s", _SILENCE)
         elif not not_begun and quiet >= limits.sender_silence:
-            silence = f"{limits.sender_silence:g} s"
-            self._give_up(Error.TIMEDOUT, f"neither bytes nor the end have come for {silence}")
+            reason = f"neither bytes nor the end have come for {limits.sender_silence:g} s"
+            self._give_up(Error.TIMEDOUT, reason, _SILENCE)
 
     async def _either(self, seconds: float) -> None:
         """Wait until the program ends or is given up, `seconds` at most."""
@@ -217,7 +223,7 @@ class HostRestore:
         try:
             return await blocking.call(self._ctx.limits.callback, find)
         except OSError as error:
-            self._give_up(rc_of(error), f"the host does not list its domains: {error}")
+            self._give_up(rc_of(error), f"the host does not list its domains: {error}", why(error))
             return None
 
     async def _destroy(self, domid: int) -> int | None:
@@ -226,6 +232,6 @@ class HostRestore:
         except ProcessLookupError:
             return None
         except OSError as error:
-            self._report.failed(f"the domain cannot be destroyed: {error}")
+            self._report.failed(f"the domain cannot be destroyed: {error}", why(error))
             return domid
         return None

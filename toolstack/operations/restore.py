@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from xen_save_helper.ipc_schema.causes import SYSTEM, Cause, Why, why
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.errors import DecodeError, Error
@@ -21,7 +22,6 @@ from xen_save_helper.toolstack.helpers.request import HelperResult, Statistics
 from xen_save_helper.toolstack.operations.stream_operation import (
     StreamOperation,
     has_device_model,
-    is_theirs,
     rc_of,
 )
 from xen_save_helper.toolstack.rules import postcopy_join, stream, stream_read
@@ -36,8 +36,8 @@ class RestoreResult:
 
     `rc` is `Error.OK` (0) or libxl's error code, `reason` a line for people ("" on success).
     `domid` is the new domain, None if there is none (any more). `postcopy_resumed` says whether the
-    domain was let run after a postcopy transition; it may have run even if `rc` is not 0. `theirs`
-    is `cause.Failure`'s: all we know is that the other side of the stream disconnected.
+    domain was let run after a postcopy transition; it may have run even if `rc` is not 0. `why`
+    is the cause of a failure.
     """
 
     rc: Error
@@ -45,7 +45,7 @@ class RestoreResult:
     postcopy_resumed: bool
     statistics: Statistics | None
     reason: str
-    theirs: bool = False
+    why: Why = SYSTEM
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,9 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
             rc = await self._restore()
         if rc and self._domid is not None:
             await self._destroy(self._domid)
-        self._report.event("restore_ended", rc=rc, postcopy_resumed=self._resumed)
+        self._report.event(
+            "restore_ended", rc=rc, postcopy_resumed=self._resumed, **self._report.cause(rc)
+        )
         if self._fault is not None:
             raise self._fault
         return RestoreResult(
@@ -99,7 +101,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
             self._resumed,
             self._report.statistics,
             self._report.reason if rc else "",
-            bool(rc) and self._report.theirs,
+            self._report.why,
         )
 
     async def _create(self) -> int:
@@ -109,7 +111,8 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
                 self._ctx.limits.callback, self._ctx.host.create, parameters.config, parameters.name
             )
         except (OSError, ValueError) as error:
-            self._report.failed(f"the domain {parameters.name} cannot be created: {error}")
+            text = f"the domain {parameters.name} cannot be created: {error}"
+            self._report.failed(text, why(error))
             return Error.INVAL if isinstance(error, ValueError | FileExistsError) else rc_of(error)
         self._report.event("domain_created", name=parameters.name)
         return 0
@@ -125,7 +128,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
             rc = await self._restore_emulator()
             if rc or not self._cancelled:
                 return rc
-        self._report.failed("the restore was cancelled")
+        self._report.failed("the restore was cancelled", Why(Cause.ABORTED))
         return Error.ABORTED
 
     async def _restore_emulator(self) -> int:
@@ -134,7 +137,9 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
             return 0
         if self._context is None:
             # libxl__build_device_model_args: QEMU starts from a saved state, or not at all.
-            self._report.failed("the stream has no state of the device model (EMULATOR_CONTEXT)")
+            self._report.failed(
+                "the stream has no state of the device model (EMULATOR_CONTEXT)", Why(Cause.INVALID)
+            )
             return Error.FAIL
         return await self._host_call(
             "the device model cannot be restored",
@@ -157,7 +162,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
         except ProcessLookupError:
             pass
         except OSError as error:
-            self._report.failed(f"the domain cannot be destroyed: {error}")
+            self._report.failed(f"the domain cannot be destroyed: {error}", why(error))
             return
         self._domid = None
 
@@ -210,7 +215,8 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
                     self._postcopy_transition_done(rc)
                 case stream_read.Log(problem):
                     place = self._body - records.HEADER_SIZE
-                    self._stream_failed("libxl stream", f"record at offset {place:#x}: {problem}")
+                    what = f"record at offset {place:#x}: {problem}"
+                    self._stream_failed("libxl stream", what, Why(Cause.INVALID))
                 case stream.Stopped(rc):
                     self._stream_stopped(rc)
                 case stream_read.CheckpointCallback() | stream_read.CheckpointStateCallback():
@@ -256,12 +262,12 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
         self._do(self._reader.record_done(number, body[:length]))
 
     def _read_failed(self, error: Exception) -> None:
-        self._stream_failed("reading the stream", error, theirs=is_theirs(error))
+        self._stream_failed("reading the stream", error, why(error))
         self._do(self._reader.read_failed(rc_of(error)))
 
-    def _stream_failed(self, what: str, problem: object, *, theirs: bool = False) -> None:
+    def _stream_failed(self, what: str, problem: object, why: Why) -> None:
         uncounted = " (libxc's bytes are not counted)" if self._untold else ""
-        self._report.failed(f"{what}{uncounted}: {problem}", theirs=theirs)
+        self._report.failed(f"{what}{uncounted}: {problem}", why)
 
     def _keep(self, record: RecordType, body: bytes) -> None:
         rc = 0
@@ -271,7 +277,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
             else:
                 _, _, self._context = libxl_stream.decode_emulator_context(body, self._body)
         except ValueError as error:
-            self._stream_failed(record.name, error)
+            self._stream_failed(record.name, error, why(error))
             rc = Error.FAIL
         self._do(self._reader.processed(rc))
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from xen_save_helper.ipc_schema.causes import SYSTEM, Cause, Why, why
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, XCFlags
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
@@ -21,7 +22,7 @@ from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import HelperResult, Statistics
 from xen_save_helper.toolstack.operations.settle import heal, why_not_suspend
-from xen_save_helper.toolstack.operations.stream_operation import StreamOperation, is_theirs, rc_of
+from xen_save_helper.toolstack.operations.stream_operation import StreamOperation, rc_of
 from xen_save_helper.toolstack.operations.suspend import GuestSuspension
 from xen_save_helper.toolstack.rules import stream, stream_write
 from xen_save_helper.toolstack.rules.cause import message_of
@@ -59,8 +60,8 @@ class SaveResult:
 
     `rc` is `Error.OK` (0) or libxl's error code, `reason` a line for people ("" on success).
     `suspended` says whether the domain has suspended for this save, or still may: the caller hands
-    it over or resumes it. If it is False and the save failed, there is nothing to resume. `theirs`
-    is `cause.Failure`'s: all we know is that the other side of the stream disconnected.
+    it over or resumes it. If it is False and the save failed, there is nothing to resume. `why`
+    is the cause of a failure.
     """
 
     rc: Error
@@ -68,7 +69,7 @@ class SaveResult:
     statistics: Statistics | None
     reason: str
     suspended: bool
-    theirs: bool = False
+    why: Why = SYSTEM
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         rc = await self._prepare()
         if not rc and self._cancelled:
             rc = Error.ABORTED
-            self._report.failed("the save was cancelled", rc=rc)
+            self._report.failed("the save was cancelled", Why(Cause.ABORTED), rc=rc)
         if not rc:
             self._join.started(Task.STREAM)
             self._do(self._writer.start())
@@ -134,14 +135,22 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         rules = self._suspension and self._suspension.rules
         suspended = bool(rules and rules.may_suspend)
         self._report.event(
-            "save_ended", rc=rc, transitioned=self._transitioned.value, suspended=suspended
+            "save_ended",
+            rc=rc,
+            transitioned=self._transitioned.value,
+            suspended=suspended,
+            **self._report.cause(rc),
         )
         if self._fault is not None:
             raise self._fault
         reason = self._report.reason if rc else ""
-        theirs = bool(rc) and self._report.theirs
         return SaveResult(
-            Error(rc), self._transitioned, self._report.statistics, reason, suspended, theirs
+            Error(rc),
+            self._transitioned,
+            self._report.statistics,
+            reason,
+            suspended,
+            self._report.why,
         )
 
     async def _prepare(self) -> int:
@@ -149,7 +158,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         try:
             rows = await blocking.call(self._ctx.limits.callback, self._ctx.host.domains)
         except OSError as error:
-            self._report.failed(f"the host does not list its domains: {error}")
+            self._report.failed(f"the host does not list its domains: {error}", why(error))
             return rc_of(error)
         row = next((row for row in rows if row.domid == self._domid), None)
         if row is None:
@@ -232,7 +241,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         try:
             data = await blocking.call(self._ctx.limits.callback, self._emulator_record, part)
         except (OSError, ValueError) as error:
-            self._report.failed(f"{part.value}: {error}")
+            self._report.failed(f"{part.value}: {error}", why(error))
             self._write_done(part, rc_of(error))
             return
         self._write_bytes(part, data)
@@ -256,9 +265,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         def done(error: Exception | None) -> None:
             self._write = None
             if error is not None:
-                self._report.failed(
-                    f"writing the {part.value}: {message_of(error)}", theirs=is_theirs(error)
-                )
+                self._report.failed(f"writing the {part.value}: {message_of(error)}", why(error))
             try:
                 self._write_done(part, 0 if error is None else rc_of(error))
             except Exception as fault:
@@ -312,13 +319,13 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         return callbacks
 
     def _on_precopy_policy(self, iteration: int, total_written: int, dirty_count: int) -> int:
-        answer, why = self._decisions.ask(iteration, total_written, dirty_count)
+        answer, reason = self._decisions.ask(iteration, total_written, dirty_count)
         now = asyncio.get_running_loop().time()
         if objection := self._precopy.objection(iteration, total_written, now):
-            self._fail(objection, Error.FAIL)
+            self._fail(objection, Error.FAIL, Why(Cause.PROTOCOL))
             answer = PrecopyPolicy.ABORT
         elif answer is PrecopyPolicy.ABORT:
-            self._fail(f"precopy does not converge: {why}", Error.FAIL)
+            self._fail(f"precopy does not converge: {reason}", Error.FAIL, Why(Cause.ABORTED))
         self._precopy.answered(answer)
         if dirty_count >= 0 or answer:
             self._report.event(
@@ -327,13 +334,15 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
                 total_written=total_written,
                 dirty_count=dirty_count,
                 answer=answer.name,
-                why=why,
+                why=reason,
             )
         return int(answer)
 
     def _on_suspend(self) -> None:
         if self._suspension is not None:
-            self._report.failed("the helper asked for a second suspension in a plain stream")
+            self._report.failed(
+                "the helper asked for a second suspension in a plain stream", Why(Cause.PROTOCOL)
+            )
             self._answer("suspend", 0)
             return
         self._suspension = GuestSuspension(self._ctx.host, self._domid, self._ctx.limits)
@@ -345,7 +354,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         finished = await suspension.run()
         rc = finished.rc
         if rc:
-            self._report.failed(finished.reason, rc=rc)
+            self._report.failed(finished.reason, finished.why, rc=rc)
         else:
             rc = await self._suspend_emulator()
         self._report.event("suspend_done", rc=rc)
@@ -369,7 +378,9 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         self._report.event("switch_qemu_logdirty", enable=enable)
         failure = "the device model's log-dirty mode"
         if domid != self._domid:
-            self._report.failed(f"{failure}: the helper asked for that of domain {domid}")
+            self._report.failed(
+                f"{failure}: the helper asked for that of domain {domid}", Why(Cause.PROTOCOL)
+            )
             rc: int = Error.FAIL
         else:
             limit, host = self._ctx.limits.callback, self._ctx.host

@@ -4,13 +4,13 @@ their log and their reason."""
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from xen_save_helper.ipc_schema.causes import SYSTEM, Cause, Why, why, why_errno
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import NO_ERRNO, Operation, XentoollogLevel
 from xen_save_helper.ipc_schema.errors import Error
@@ -46,15 +46,6 @@ def has_device_model(config: Mapping[str, Any]) -> bool:
 HELPER: Final = "xen-save-helper"
 """Context of our helper's own log lines, which are complete; to libxc's we add the errno."""
 
-PEER_GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENODATA})
-"""The helper's `errnoval` if the other side of its stream disconnected: libxc's at a write, our own
-engine's at a read."""
-
-
-def is_theirs(error: BaseException) -> bool:
-    """Whether all that a stream's error says is that its other side disconnected."""
-    return isinstance(error, EOFError | BrokenPipeError | ConnectionResetError)
-
 
 class OperationReport:
     """An operation's first failure, its log, and the helper's counts."""
@@ -62,8 +53,8 @@ class OperationReport:
     def __init__(self, ctx: Context, domid: int | None) -> None:
         self.domid = domid
         self.reason = ""
-        self.theirs = False
-        """Whether the first failure is one of `cause.Failure.theirs`."""
+        self.why = Why()
+        """The first failure's, as the reason is."""
         self.statistics: Statistics | None = None
         self._ctx = ctx
         self._helper_error = ""
@@ -71,13 +62,17 @@ class OperationReport:
         stderr among them, often follow from that one), or else its first."""
         self._helper_errno = False
 
-    def failed(self, reason: str, *, theirs: bool = False, **fields: object) -> None:
+    def failed(self, reason: str, why: Why = SYSTEM, **fields: object) -> None:
         """Log a failure; the first reason is the operation's."""
         text = reason if self.domid is None else f"domain {self.domid}: {reason}"
         self._ctx.say(XentoollogLevel.ERROR, "libxl", text)
-        self._ctx.trace.event("failure", domid=self.domid, reason=reason, **fields)
+        self._ctx.trace.event("failure", domid=self.domid, reason=reason, **why._asdict(), **fields)
         if not self.reason:
-            self.reason, self.theirs = reason, theirs
+            self.reason, self.why = reason, why
+
+    def cause(self, rc: int) -> dict[str, object]:
+        """The fields of the operation's last event that tell why it failed, if it did."""
+        return self.why._asdict() if rc else {}
 
     def event(self, event: str, **fields: object) -> None:
         self._ctx.trace.event(event, domid=self.domid, **fields)
@@ -97,8 +92,8 @@ class OperationReport:
         why = result.reason or self._helper_error
         if not why and result.errnoval:
             why = os.strerror(result.errnoval)
-        theirs = not result.reason and result.completed and result.errnoval in PEER_GONE
-        self.failed(f"{doing}: {why or 'the helper failed'}", theirs=theirs, rc=rc)
+        cause = result.why if result.rc else why_errno(result.errnoval)
+        self.failed(f"{doing}: {why or 'the helper failed'}", cause, rc=rc)
 
     def log_callback(self, level: int, errnoval: int, context: str, formatted: str) -> None:
         """The catalogue's `log`."""
@@ -147,7 +142,7 @@ class StreamOperation(ABC, Generic[StreamAction_co, Result]):
     def cancel(self) -> None:
         self._cancelled = True
         if self._join.running(Task.STREAM) or self._join.running(Task.HELPER):
-            self._fail(f"the {self._what} was cancelled", Error.ABORTED)
+            self._fail(f"the {self._what} was cancelled", Error.ABORTED, Why(Cause.ABORTED))
 
     async def run(self) -> Result:
         with standstill.telling(self._ctx):
@@ -175,8 +170,8 @@ class StreamOperation(ABC, Generic[StreamAction_co, Result]):
     def _helper_done(self, result: HelperResult) -> None:
         """The helper has ended."""
 
-    def _fail(self, reason: str, rc: int) -> None:
-        self._report.failed(reason, rc=rc)
+    def _fail(self, reason: str, rc: int, why: Why = SYSTEM) -> None:
+        self._report.failed(reason, why, rc=rc)
         self._do_join(self._join.fail(rc))
 
     def _do_join(self, actions: tuple[JoinAction, ...]) -> None:
@@ -231,7 +226,7 @@ class StreamOperation(ABC, Generic[StreamAction_co, Result]):
         try:
             actions = self._stream.start_postcopy_transition()
         except OutOfTurn as error:
-            self._report.failed(str(error))
+            self._report.failed(str(error), Why(Cause.PROTOCOL))
             self._answer("postcopy_transition", 0)
             return
         self._do(actions)
@@ -241,7 +236,7 @@ class StreamOperation(ABC, Generic[StreamAction_co, Result]):
         try:
             promise()
         except Exception as error:
-            self._report.failed(f"{failure}: {message_of(error)}")
+            self._report.failed(f"{failure}: {message_of(error)}", why(error))
             return rc_of(error)
         return 0
 
@@ -252,7 +247,7 @@ class StreamOperation(ABC, Generic[StreamAction_co, Result]):
         try:
             await blocking.call(limit, function, *arguments)
         except (OSError, ValueError) as error:
-            self._report.failed(f"{failure}: {error}")
+            self._report.failed(f"{failure}: {error}", why(error))
             return rc_of(error)
         return 0
 

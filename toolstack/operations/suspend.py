@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from xen_save_helper.ipc_schema.causes import why
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.aio.patience import Timer
@@ -59,7 +60,9 @@ class GuestSuspension:
         except OSError as error:
             # A call that took too long may still have its effect.
             self.rules.may_suspend = isinstance(error, TimeoutError)
-            return Finished(Error.FAIL, f"the guest cannot be asked to suspend: {error}")
+            return Finished(
+                Error.FAIL, f"the guest cannot be asked to suspend: {error}", why(error)
+            )
         try:
             return await self._wait(request)
         finally:
@@ -76,7 +79,7 @@ class GuestSuspension:
                     await self._limit(request)
         except OSError as error:
             self.rules.may_suspend = True
-            return Finished(Error.FAIL, f"the suspend request broke: {error}")
+            return Finished(Error.FAIL, f"the suspend request broke: {error}", why(error))
         finally:
             loop.remove_reader(request.fileno())
             if self._timer is not None:

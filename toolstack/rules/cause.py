@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import chain
 
+from xen_save_helper.ipc_schema.causes import SYSTEM, Cause, Why
+
 
 def message_of(error: BaseException) -> str:
     """One line for people: `strerror: file` instead of Python's `[Errno 2] ...`."""
@@ -18,13 +20,18 @@ def message_of(error: BaseException) -> str:
 class Failure:
     """A failure of an operation, or (`rc` 0) a notice that must be shown all the same.
 
-    `rc` is a libxl error code, `reason` a line for people. `theirs`: all it says is that the other
-    side of the stream failed or disconnected; that side knows the cause better.
+    `rc` is a libxl error code, `reason` a line for people.
     """
 
     rc: int
     reason: str
-    theirs: bool = False
+    why: Why = SYSTEM
+
+    @property
+    def theirs(self) -> bool:
+        """It says no more than that the other side of the stream has failed or gone, which knows
+        the cause better."""
+        return self.why.cause is Cause.PEER
 
 
 class Failures:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Final, NamedTuple
 
+from xen_save_helper.ipc_schema.causes import Cause, Why
 from xen_save_helper.ipc_schema.errors import Error
 
 
@@ -112,8 +113,18 @@ TABLE: Final[Mapping[tuple[HelperPhase, HelperEvent], Step]] = {
 """An event without a row changes nothing: it comes from something already stopped."""
 
 
+_CAUSES: Final[Mapping[HelperEvent, Cause]] = {
+    HelperEvent.VIOLATION: Cause.PROTOCOL,
+    HelperEvent.REPLY_FAILED: Cause.CHANNEL,
+    HelperEvent.CHANNEL_LOST: Cause.CHANNEL,
+    HelperEvent.LIMIT: Cause.SILENCE,
+    HelperEvent.ABORT: Cause.ABORTED,
+}
+_ENDED: Final = Why(Cause.HELPER)
+
+
 class HelperRun:
-    """One helper's run. `rc` and `reason` are those of the first failure.
+    """One helper's run. `rc`, `reason` and `why` are those of the first failure.
 
     `needs_results`: this is a restore, which must send `restore_results`.
     """
@@ -122,17 +133,21 @@ class HelperRun:
         self.phase = HelperPhase.NEW
         self.rc = 0
         self.reason = ""
+        self.why = Why()
         self.completed = False
         self.retval = 0
         self.errnoval = 0
         self._needs_results = needs_results
 
-    def event(self, event: HelperEvent, reason: str = "", rc: int = 0) -> tuple[HelperAction, ...]:
-        """The actions for `event`. `rc` is an ABORT's."""
+    def event(
+        self, event: HelperEvent, reason: str = "", rc: int = 0, errnoval: int = 0
+    ) -> tuple[HelperAction, ...]:
+        """The actions for `event`. `rc` is an ABORT's, `errnoval` that of a failed call."""
         step = TABLE.get((self.phase, event))
         if step is None:
             return ()
-        self._fail(rc if step.rc is None else step.rc, reason)
+        cause = _CAUSES.get(event, Cause.SYSTEM)
+        self._fail(rc if step.rc is None else step.rc, reason, Why(cause, errnoval))
         self.phase = step.phase
         return step.actions
 
@@ -163,6 +178,6 @@ class HelperRun:
                 self._fail(_FAIL, "the helper ended without signalling completion")
         return actions
 
-    def _fail(self, rc: int, reason: str) -> None:
+    def _fail(self, rc: int, reason: str, why: Why = _ENDED) -> None:
         if rc and not self.rc:
-            self.rc, self.reason = rc, reason
+            self.rc, self.reason, self.why = rc, reason, why

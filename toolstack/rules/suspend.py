@@ -18,12 +18,14 @@ stays suspended, and nobody knows. Here the caller learns that it may.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
+from xen_save_helper.ipc_schema.causes import Cause, Why
 from xen_save_helper.ipc_schema.errors import Error
 
+_GUEST: Final = Why(Cause.GUEST)
 PAUSED: Final = "the guest is paused, and cannot suspend: unpause it first"
 
 
@@ -49,6 +51,7 @@ class Finished:
 
     rc: int
     reason: str
+    why: Why = _GUEST
 
 
 SuspendAction = StartLimit | Withdraw | Finished
@@ -65,11 +68,11 @@ class SuspendRules:
         """Whether the guest gave any answer at all."""
         self.may_suspend = False
         """Whether the guest has suspended for the request, or still may."""
-        self._withdrawing: tuple[int, str, SuspendStage] | None = None
+        self._withdrawing: tuple[Finished, SuspendStage] | None = None
 
     def suspended(self) -> Actions:
         self.guest_responded = self.may_suspend = True
-        return self._end(0, "")
+        return self._end(Finished(0, ""))
 
     def acknowledged(self) -> Actions:
         self.guest_responded = True
@@ -80,12 +83,12 @@ class SuspendRules:
 
     def refused(self) -> Actions:
         self.guest_responded = True
-        return self._end(Error.FAIL, "the guest refuses to suspend")
+        return self._end(Finished(Error.FAIL, "the guest refuses to suspend"))
 
     def crashed(self, how: str = "the guest has crashed") -> Actions:
         """The guest can no longer suspend; `how` says what became of it."""
         self.guest_responded = True
-        return self._end(Error.FAIL, how)
+        return self._end(Finished(Error.FAIL, how))
 
     def limit(self, *, paused: bool = False) -> Actions:
         """`paused`: its vCPUs did not run, so it could not answer."""
@@ -93,38 +96,40 @@ class SuspendRules:
         reason = f"the guest did not {verb} the suspend request in time"
         if paused:
             reason = PAUSED
-        return self._withdraw(Error.GUEST_TIMEDOUT, reason)
+        return self._withdraw(Finished(Error.GUEST_TIMEDOUT, reason))
 
     def abort(self, rc: int) -> Actions:
-        return self._withdraw(rc, "the suspend request was withdrawn")
+        withdrawn = "the suspend request was withdrawn"
+        return self._withdraw(Finished(rc, withdrawn, Why(Cause.ABORTED)))
 
     def withdrawn(self, taken_back: bool) -> Actions:
         """`taken_back`: the guest will no longer suspend for the request."""
         if self.stage is SuspendStage.ENDED or self._withdrawing is None:
             return ()
-        (rc, reason, stage), self._withdrawing = self._withdrawing, None
+        (finished, stage), self._withdrawing = self._withdrawing, None
         if taken_back:
-            return self._end(rc, reason)
+            return self._end(finished)
         self.guest_responded = True
-        if stage is SuspendStage.REQUESTED and rc == Error.GUEST_TIMEDOUT:
+        if stage is SuspendStage.REQUESTED and finished.rc == Error.GUEST_TIMEDOUT:
             self.stage = SuspendStage.ACKNOWLEDGED
             return (StartLimit(),)
         self.may_suspend = True
-        return self._end(rc, f"{reason}, and may suspend after all")
+        reason = f"{finished.reason}, and may suspend after all"
+        return self._end(replace(finished, reason=reason))
 
-    def _withdraw(self, rc: int, reason: str) -> Actions:
+    def _withdraw(self, finished: Finished) -> Actions:
         if self.stage is SuspendStage.ENDED:
             return ()
         if self._withdrawing is not None:
             # The request is being withdrawn already; an abort outranks the limit.
-            if self._withdrawing[0] == Error.GUEST_TIMEDOUT:
-                self._withdrawing = (rc, reason, self.stage)
+            if self._withdrawing[0].rc == Error.GUEST_TIMEDOUT:
+                self._withdrawing = (finished, self.stage)
             return ()
-        self._withdrawing = (rc, reason, self.stage)
+        self._withdrawing = (finished, self.stage)
         return (Withdraw(),)
 
-    def _end(self, rc: int, reason: str) -> Actions:
+    def _end(self, finished: Finished) -> Actions:
         if self.stage is SuspendStage.ENDED:
             return ()
         self.stage = SuspendStage.ENDED
-        return (Finished(rc, reason),)
+        return (finished,)

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Set
 from typing import Any, Generic
 
+from xen_save_helper.ipc_schema.causes import SYSTEM, Cause, Why, why
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage
@@ -16,7 +17,7 @@ from xen_save_helper.toolstack.cancellation import spawn
 from xen_save_helper.toolstack.context import OURS, Context
 from xen_save_helper.toolstack.rules.cause import Failure, Failures, message_of
 from xen_save_helper.toolstack.rules.handshake import Event, Handshake, State
-from xen_save_helper.toolstack.xl.link import HandshakeLink, LinkClosedError
+from xen_save_helper.toolstack.xl.link import HandshakeLink
 
 Action = Callable[[], Coroutine[Any, Any, Event]]
 
@@ -46,7 +47,7 @@ async def run_handshake(
                 abort, followed = False, gives_up(state)
                 trace.event("abort", action=state.value, followed=followed)
                 if followed:
-                    failed(Failure(Error.ABORTED, "interrupted"))
+                    failed(Failure(Error.ABORTED, "interrupted", Why(Cause.ABORTED)))
                     task.cancel()
             try:
                 await asyncio.wait([task])
@@ -64,8 +65,7 @@ def _event_of(task: asyncio.Future[Event], failed: Callable[[Failure], None]) ->
     except asyncio.CancelledError:
         return Event.FAILED
     except (OSError, EOFError, ValueError) as error:
-        theirs = isinstance(error, LinkClosedError)
-        failed(Failure(Error.FAIL, message_of(error), theirs))
+        failed(Failure(Error.FAIL, message_of(error), why(error)))
         return Event.FAILED
 
 
@@ -114,8 +114,14 @@ class HandshakeSide(ABC, Generic[State]):
             return False
         return state in self.interruptible
 
-    def _fail(self, rc: int, reason: str, *, theirs: bool = False) -> None:
-        self._failures.met(Failure(rc, reason, theirs))
+    def _fail(self, rc: int, reason: str, why: Why = SYSTEM) -> None:
+        self._failures.met(Failure(rc, reason, why))
+
+    @property
+    def _cause(self) -> dict[str, object]:
+        """The fields of the last event that tell the cause; none of a success."""
+        cause = self._failures.cause
+        return {} if cause is None or not cause.rc else cause.why._asdict()
 
     def _reason(self) -> str:
         """The cause's; what came of it is for those who want to know all."""

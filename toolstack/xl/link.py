@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -35,11 +36,8 @@ _OWN: Final = "xen-toolstack: "
 
 
 class LinkError(OSError):
-    """The other side said something else, nothing, or has gone; the text says which."""
-
-
-class LinkClosedError(LinkError):
-    """The other side has gone, in order or not."""
+    """The other side said something else (EPROTO), nothing (ETIMEDOUT), or has gone (EPIPE,
+    ECONNRESET); or the link failed otherwise."""
 
 
 async def read_exactly(
@@ -51,11 +49,12 @@ async def read_exactly(
         async with patience(limit, stopped):
             return await fd_io.read_exactly(fd, size, limit=0, what=what)
     except TimeoutError:
-        raise LinkError(f"{what} did not come within {limit:g} s") from None
+        raise LinkError(errno.ETIMEDOUT, f"{what} did not come within {limit:g} s") from None
     except EOFError:
-        raise LinkClosedError(f"the other side closed the link before {what}") from None
+        text = f"the other side closed the link before {what}"
+        raise LinkError(errno.EPIPE, text) from None
     except OSError as error:
-        raise _kind_of(error)(f"cannot receive {what}: {error.strerror}") from error
+        raise LinkError(error.errno, f"cannot receive {what}: {error.strerror}") from error
 
 
 async def read_to_end(fd: int, limit: float) -> bytes:
@@ -80,7 +79,7 @@ async def read_message(
     """Read one fixed message. Raises LinkError for anything else."""
     data = await read_exactly(fd, len(message), limit, what, stopped)
     if data != message:
-        raise LinkError(f"the other side sent {data[:40]!r} instead of {what}")
+        raise LinkError(errno.EPROTO, f"the other side sent {data[:40]!r} instead of {what}")
 
 
 async def write_all(
@@ -91,14 +90,10 @@ async def write_all(
         async with patience(limit, stopped):
             await fd_io.write_all(fd, data, limit=0, what=what)
     except TimeoutError:
-        raise LinkError(f"the other side did not take {what} within {limit:g} s") from None
+        text = f"the other side did not take {what} within {limit:g} s"
+        raise LinkError(errno.ETIMEDOUT, text) from None
     except OSError as error:
-        raise _kind_of(error)(f"cannot send {what}: {error.strerror}") from error
-
-
-def _kind_of(error: OSError) -> type[LinkError]:
-    gone = isinstance(error, BrokenPipeError | ConnectionResetError)
-    return LinkClosedError if gone else LinkError
+        raise LinkError(error.errno, f"cannot send {what}: {error.strerror}") from error
 
 
 class HandshakeLink:

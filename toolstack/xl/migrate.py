@@ -6,8 +6,10 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 from xen_save_helper.helper.hypervisors import XEN
+from xen_save_helper.ipc_schema.causes import Cause, Why, errno_of, why
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.errors import DecodeError, Error
 from xen_save_helper.ipc_schema.streams import xl_handshake, xl_header
@@ -54,6 +56,8 @@ from xen_save_helper.toolstack.xl.outcome import (
     outcome_of,
 )
 from xen_save_helper.toolstack.xl.recover import recover_copy
+
+_BY_DESTINATION: Final = Why(Cause.DESTINATION)
 
 
 async def migrate(
@@ -176,7 +180,7 @@ class _Sending(HandshakeSide[Sender]):
                 stopped=self._stops.seconds,
             )
         )
-        self._ctx.trace.event("migrated", **result.as_json())
+        self._ctx.trace.event("migrated", **result.as_json(), **self._cause)
         return result
 
     def _transition_begins(self) -> None:
@@ -239,18 +243,19 @@ class _Sending(HandshakeSide[Sender]):
             return Event.OK
         try:
             verdict = await self._link.hear_verdict()
-        except link.LinkClosedError:
-            raise
         except (link.LinkError, DecodeError) as error:
-            if self._options.strategy is not MemoryStrategy.POSTCOPY:
+            gone = why(error).cause is Cause.PEER
+            if gone or self._options.strategy is not MemoryStrategy.POSTCOPY:
                 raise
             raise link.LinkError(
-                f"the receiver said nothing of postcopy: is it xl's? ({message_of(error)})"
+                errno_of(error),
+                f"the receiver said nothing of postcopy: is it xl's? ({message_of(error)})",
             ) from error
         if verdict.rc:
             # ABORTED would say that our own caller has given up.
             rc = verdict.rc if verdict.rc in set(Error) - {Error.ABORTED} else Error.FAIL
-            self._fail(rc, f"the destination refuses the guest: {verdict.reason}")
+            reason = f"the destination refuses the guest: {verdict.reason}"
+            self._fail(rc, reason, _BY_DESTINATION)
             return Event.FAILED
         return Event.OK
 
@@ -276,13 +281,13 @@ class _Sending(HandshakeSide[Sender]):
             # Whatever it is: a guest that may run at the destination is never resumed here.
             if not self._beyond:
                 raise
-            self._fail(Error.FAIL, message_of(error))
+            self._fail(Error.FAIL, message_of(error), why(error))
             return Event.FAILED_AFTER_TRANSITION
         done = saved.postcopy_transitioned is PostcopyTransitioned.DONE
         if not saved.rc:
             return Event.TRANSITIONED if done else Event.OK
-        reason = f"the other side closed the link: {saved.reason}" if saved.theirs else saved.reason
-        self._fail(saved.rc, reason, theirs=saved.theirs)
+        gone = "the other side closed the link: " if saved.why.cause is Cause.PEER else ""
+        self._fail(saved.rc, gone + saved.reason, saved.why)
         if done:
             return Event.FAILED_AFTER_TRANSITION
         if state_of(self._host, self._domid) in {None, *DEAD}:
@@ -316,7 +321,7 @@ class _Sending(HandshakeSide[Sender]):
         code = await self._link.hear_code(xl_handshake.REPORT)
         if code:
             reason = f"the destination could not start the guest (status {code})"
-            self._fail(Error.FAIL, reason, theirs=True)
+            self._fail(Error.FAIL, reason, Why(Cause.PEER))
             return Event.NOT_STARTED
         self._course.report_came_at = time.monotonic()
         return Event.OK
@@ -346,7 +351,7 @@ class _Sending(HandshakeSide[Sender]):
         try:
             self._journal.promise(Promise.BEGUN)
         except OSError as error:
-            self._fail(Error.FAIL, f"journal: {message_of(error)}")
+            self._fail(Error.FAIL, f"journal: {message_of(error)}", why(error))
         if state_of(self._host, self._domid) in {None, *DEAD}:
             return Event.GUEST_DIED
         if problem := heal(self._host, self._domid):
@@ -393,10 +398,11 @@ class _Sending(HandshakeSide[Sender]):
         gone, and nothing beyond its verdict where it has told one."""
         cause = self._failures.cause
         if status < 0:
-            self._fail(Error.FAIL, f"the receiver was killed by signal {-status}")
+            reason = f"the receiver was killed by signal {-status}"
+            self._fail(Error.FAIL, reason, _BY_DESTINATION)
         elif status and (words := receiver.last_words()):
-            self._fail(Error.FAIL, f"destination: {words}")
+            self._fail(Error.FAIL, f"destination: {words}", _BY_DESTINATION)
         elif status and isinstance(self._destination, CommandDestination):
             before = f"{cause.reason}; " if cause is not None and cause.theirs else ""
             text = f"{before}{self._destination} ended with exit status {status}"
-            self._fail(Error.FAIL, text)
+            self._fail(Error.FAIL, text, _BY_DESTINATION)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from xen_save_helper.ipc_schema.causes import why
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.errors import DecodeError, Error
 from xen_save_helper.ipc_schema.streams import xl_handshake, xl_header
@@ -145,7 +146,7 @@ class _Receiving(HandshakeSide[Receiver]):
             self._journal.close()
         cause, rc = self._failures.cause, self._failures.rc
         reason = self._reason()
-        self._ctx.trace.event("received", started=started, rc=rc, reason=reason)
+        self._ctx.trace.event("received", started=started, rc=rc, reason=reason, **self._cause)
         gone = cause is not None and cause.theirs
         return ReceiveResult(
             started, Error(rc), self._name, self._domid, reason, self._told, sender_gone=gone
@@ -255,7 +256,7 @@ class _Receiving(HandshakeSide[Receiver]):
         )
         self._domid = result.domid
         if result.rc:
-            self._fail(result.rc, result.reason, theirs=result.theirs)
+            self._fail(result.rc, result.reason, result.why)
             return Event.FAILED
         if result.postcopy_resumed:
             self._started()
@@ -313,7 +314,7 @@ class _Receiving(HandshakeSide[Receiver]):
         try:
             self._promise(Promise.STARTED)
         except OSError as error:
-            self._fail(0, f"journal: {message_of(error)}")
+            self._fail(0, f"journal: {message_of(error)}", why(error))
 
     def _made(self) -> int:
         assert self._domid is not None, "a domain is made before it is started"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from xen_save_helper.ipc_schema.causes import SYSTEM, why
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.errors import DecodeError, Error, rc_name
@@ -187,9 +188,9 @@ async def _write(
         _take_back(journal)
         state = _run_on(ctx, domid, journal, may_suspend=may_suspend)
         if isinstance(error, OSError | EOFError):
-            why = message_of(error)
+            said = message_of(error)
             now = "the guest " + ("has crashed" if state == "crashed" else f"is {state} here")
-            what = why if why.endswith(now) else f"{why}; {now}"
+            what = said if said.endswith(now) else f"{said}; {now}"
             raise SaveFileError(f"cannot save {name!r} to {path}: {what}") from error
         raise
     return result
@@ -226,7 +227,7 @@ def _run_on(ctx: Context, domid: int, journal: Journal, *, may_suspend: bool) ->
         problem = heal(ctx.host, domid)
         if problem:
             ctx.say(XentoollogLevel.ERROR, "libxl", f"domain {domid}: {problem}")
-            ctx.trace.event("failure", domid=domid, reason=problem)
+            ctx.trace.event("failure", domid=domid, reason=problem, **SYSTEM._asdict())
     state = resume_for_sure(ctx.host, domid, watch=ctx.limits.suspend if may_suspend else 0.0)
     journal.close()
     return state
@@ -288,6 +289,7 @@ async def _restore(
         except NotAStreamError as error:
             raise SaveFileError(error.advice(file, "restore")) from error
         except (DecodeError, EOFError) as error:
+            ctx.trace.event("failure", reason=str(error), **why(error)._asdict())
             raise SaveFileError(f"{path} is no whole save file of xl's: {error}") from error
         incoming = name + INCOMING
         if problem := descriptors.why_not() or ctx.host.why_not_create(config):

@@ -4,10 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xen_save_helper.ipc_schema.causes import SYSTEM, Cause, Why
 from xen_save_helper.toolstack.rules.cause import Failure, Failures
 
 OURS = Failure(-3, "the helper was killed")
-THEIRS = Failure(-3, "the other side closed the link", theirs=True)
+GONE = Why(Cause.PEER)
+THEIRS = Failure(-3, "the other side closed the link", GONE)
 NOTE = Failure(0, "verify failed for 2 pages in all")
 WORD = Failure(-3, "destination: no room")
 
@@ -36,7 +38,10 @@ def test_which_is_the_cause(met: list[Failure], cause: str, consequences: tuple[
     assert (failures.reason, failures.consequences) == (cause, consequences)
 
 
-@given(st.lists(st.builds(Failure, st.integers(-9, 0), st.sampled_from("abc"), st.booleans())))
+_WHYS = st.sampled_from([SYSTEM, GONE])
+
+
+@given(st.lists(st.builds(Failure, st.integers(-9, 0), st.sampled_from("abc"), _WHYS)))
 def test_every_reason_is_told_once(met: list[Failure]) -> None:
     failures = Failures()
     for failure in met:

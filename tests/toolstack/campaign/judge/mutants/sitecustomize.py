@@ -29,14 +29,14 @@ def mutant(module: str) -> Callable[[Break], Break]:
 
 @mutant("xen_save_helper.toolstack.rules.helper_run")
 def forgets_the_rc(module: Any) -> None:
-    module.HelperRun._fail = lambda _self, _rc, _reason: None
+    module.HelperRun._fail = lambda _self, _rc, _reason, _why=None: None
 
 
 @mutant("xen_save_helper.toolstack.rules.helper_run")
 def keeps_the_last_rc(module: Any) -> None:
-    def fail(self: Any, rc: int, reason: str) -> None:
+    def fail(self: Any, rc: int, reason: str, why: Any = module._ENDED) -> None:
         if rc:
-            self.rc, self.reason = rc, reason
+            self.rc, self.reason, self.why = rc, reason, why
 
     module.HelperRun._fail = fail
 

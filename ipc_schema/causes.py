@@ -1,0 +1,84 @@
+"""What a failure is due to, for programs: a small enum, which the trace carries beside the text.
+
+A cause follows from the errno, as libxc passes it on in `complete`, from the type of the exception,
+or from the rule that found the failure.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from xen_save_helper.ipc_schema.errors import StreamEndError
+
+
+class Cause(StrEnum):
+    SYSTEM = "system"
+    """A call of the system or of the host failed, or what is there does not allow the operation."""
+    PEER = "peer"
+    """The other side of the stream or of the link has gone: all that is known here."""
+    DESTINATION = "destination"
+    """The receiver says that it has failed or refuses the guest, or was killed. Its own trace has
+    the cause."""
+    SILENCE = "silence"
+    """A limit has passed in which nothing was said, taken or done."""
+    INVALID = "invalid"
+    """Bytes of a stream or an argument are not what they should be."""
+    PROTOCOL = "protocol"
+    """A message is unknown or malformed, or came out of turn."""
+    CHANNEL = "channel"
+    """The channel between the helper and its controller has broken."""
+    HELPER = "helper"
+    """The helper's process ended by itself: `helper_exited` has its status."""
+    GUEST = "guest"
+    """The guest did not suspend, or has crashed."""
+    ABORTED = "aborted"
+    """Somebody asked for the end: by a signal, a cancellation or an answer."""
+
+
+_BY_ERRNO: Final[Mapping[int, Cause]] = {
+    errno.EPIPE: Cause.PEER,
+    errno.ECONNRESET: Cause.PEER,
+    errno.ENODATA: Cause.PEER,
+    errno.ETIMEDOUT: Cause.SILENCE,
+    errno.EINVAL: Cause.INVALID,
+    errno.EPROTO: Cause.PROTOCOL,
+    errno.ECANCELED: Cause.ABORTED,
+}
+"""EPIPE is libxc's at a write whose reader has gone, ENODATA our own engine's at a read."""
+
+
+class Why(NamedTuple):
+    """A cause, and the errno that goes with it; 0 if none is known."""
+
+    cause: Cause = Cause.SYSTEM
+    errnoval: int = 0
+
+
+SYSTEM: Final = Why()
+
+
+def why_errno(errnoval: int) -> Why:
+    return Why(_BY_ERRNO.get(errnoval, Cause.SYSTEM), errnoval)
+
+
+def why(error: BaseException) -> Why:
+    return why_errno(errno_of(error))
+
+
+def errno_of(error: BaseException) -> int:
+    """What libxc would leave in errno for the exception; EIO for one that says nothing."""
+    match error:
+        case OSError(errno=int(number)) if number:
+            return number
+        case TimeoutError():
+            return errno.ETIMEDOUT
+        case EOFError() | StreamEndError():
+            return errno.ENODATA
+        case ValueError():
+            return errno.EINVAL
+        case MemoryError():
+            return errno.ENOMEM
+    return errno.EIO
