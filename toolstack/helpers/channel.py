@@ -1,4 +1,4 @@
-"""What a helper's run needs of the channel to it, whichever that is."""
+"""What a helper's run needs of its channel, whichever that is."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from xen_save_helper.ipc_schema.channel.messages import Message
 
 
 class HelperProcessArguments(NamedTuple):
-    """What the channel adds to the helper's command line and environment, and the descriptors that
-    it inherits; `stdin` and `stdout` are those of libxl's pipes, None for neither."""
+    """The channel's part of the helper's command line, and the descriptors that the helper inherits
+    for it; `stdin` and `stdout` are libxl's pipes, None for none."""
 
     arguments: tuple[str, ...]
     pass_fds: tuple[int, ...]
@@ -18,22 +18,22 @@ class HelperProcessArguments(NamedTuple):
 
 
 class ChannelListener(Protocol):
-    """Who hears what the channel brings. Called from the event loop."""
+    """The receiver of what the channel brings. Called from the event loop."""
 
     def hello(self) -> None:
-        """The helper is there and has shown who it is."""
+        """The helper has connected and proved who it is."""
 
     def message(self, message: Message, fields: dict[str, Any]) -> None:
-        """A message, in turn."""
+        """A message came, in turn."""
 
     def violation(self, reason: str) -> None:
-        """A message that is none, or out of turn."""
+        """A malformed message came, or one out of turn."""
 
     def lost(self, reason: str) -> None:
-        """No more will come."""
+        """The channel is broken: no more will come."""
 
     def stranger(self, reason: str) -> None:
-        """Somebody else tried to join, and was refused."""
+        """Another process tried to join, and was refused."""
 
 
 class HelperChannel(Protocol):
@@ -43,19 +43,19 @@ class HelperChannel(Protocol):
     def process_arguments(self) -> HelperProcessArguments: ...
 
     def listen(self) -> None:
-        """The process runs: take its messages."""
+        """Take messages: the process runs."""
 
     def start(self, fields: dict[str, Any]) -> None:
         """Say what to do, after `hello`. Raises OSError."""
 
     def answer(self, message: Message, value: int) -> None:
-        """Answer the callback that waits. Raises OSError."""
+        """Answer the outstanding callback. Raises OSError."""
 
     def abort(self, rc: int, reason: str) -> None:
-        """Say why SIGTERM comes, where that can be said. Raises OSError."""
+        """Say why SIGTERM comes, if the channel can. Raises OSError."""
 
-    async def heard_out(self, limit: float) -> None:
-        """After the process's end: until all that it said was taken in, or `limit` seconds."""
+    async def drain(self, limit: float) -> None:
+        """After the process's end, take in all that it sent, for at most `limit` seconds."""
 
     def stop_listening(self) -> None: ...
 

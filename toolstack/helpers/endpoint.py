@@ -1,6 +1,6 @@
-"""Where a helper finds its controller: a socket in a directory that only its owner can enter.
+"""The endpoint of a helper's controller: a socket in a directory that only its owner can enter.
 
-No ZeroMQ here: commands that start no helper clear up, too.
+Free of ZeroMQ: commands that start no helper clear up, too.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from xen_save_helper.toolstack.aio.scratch import ScratchDirectory, sweep
 _PREFIX: Final = "xen-save-helper-"
 _SOCKET: Final = "controller"
 _LONGEST_PATH: Final = 107
-"""Octets of sockaddr_un's sun_path, without the NUL."""
+"""Bytes of sockaddr_un's sun_path, without the NUL."""
 
 
 class Endpoint:
-    """One endpoint, which goes with its process. Raises OSError."""
+    """One endpoint, which disappears with its process. Raises OSError."""
 
     def __init__(self) -> None:
         self._directory = ScratchDirectory(_PREFIX, _runtime_directory())
         self.uri = f"ipc://{self._directory.path / _SOCKET}"
 
     def remove(self) -> None:
-        """Nobody finds it any more. Again: without effect."""
+        """Remove it, if that has not been done yet."""
         self._directory.remove()
 
 
@@ -37,10 +37,10 @@ def sweep_endpoints() -> None:
 
 
 def _runtime_directory() -> Path:
-    """The first of the usual directories that a socket's path has room in."""
+    """The first of the usual directories in which a socket's path is short enough."""
     usual = (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp")
     longest = _LONGEST_PATH - len(f"/{_PREFIX}12345678/{_SOCKET}")
     for path in usual:
         if os.path.isdir(path) and len(os.fsencode(path)) <= longest:
             return Path(path)
-    raise OSError(errno.ENAMETOOLONG, f"no room for a socket's path in any of {', '.join(usual)}")
+    raise OSError(errno.ENAMETOOLONG, f"a socket's path would be too long in {', '.join(usual)}")

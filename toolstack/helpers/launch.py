@@ -1,5 +1,4 @@
-"""How a helper is started, ours or libxl's: its channel, command line, environment, and what it is
-told to do."""
+"""How a helper, ours or libxl's, is started: channel, command line, environment, and request."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ OpenZmq = Callable[[Operation, frozenset[str], ChannelListener], HelperChannel]
 def open_zmq(
     operation: Operation, provided: frozenset[str], listener: ChannelListener
 ) -> HelperChannel:
-    """The channel to our helper; `provided` as for `HelperLaunch`. Raises OSError."""
+    """The channel to our helper; `provided` is `HelperLaunch`'s. Raises OSError."""
     from xen_save_helper.toolstack.helpers.zmq_controller import ZmqController
 
     return ZmqController(operation, provided, listener)
@@ -37,8 +36,8 @@ def open_zmq(
 
 @dataclass(frozen=True)
 class HelperLaunch:
-    """One start of a helper. `request` has the descriptors that the process inherits, `provided`
-    are the names of the callbacks that are there."""
+    """One start of a helper. `request` has the descriptors that the process inherits; `provided`
+    has the names of the callbacks that the caller provides."""
 
     request: HelperRequest
     provided: frozenset[str]
@@ -46,10 +45,10 @@ class HelperLaunch:
     limits: Limits
     open_zmq: OpenZmq = open_zmq
     admission: float = 0.0
-    """For how long a save's receiver may not begin with the stream; 0 where it begins at once."""
+    """Seconds for which a save's receiver may leave the stream unread; 0 if it reads at once."""
 
     def channel(self, listener: ChannelListener) -> HelperChannel:
-        """Raises OSError, with ENOTSUP for what the program's protocol cannot carry."""
+        """Open the channel. Raises OSError, with ENOTSUP for what the protocol cannot carry."""
         if isinstance(self.program, PipeHelper):
             dialect = self.program.dialect
             if self.request.bandwidth:
@@ -63,7 +62,7 @@ class HelperLaunch:
         return self.open_zmq(self.request.operation, self.provided, listener)
 
     def command(self) -> tuple[str, ...]:
-        """The program and its arguments, without those of the channel."""
+        """The program and its arguments, without the channel's."""
         if isinstance(self.program, PipeHelper):
             return (str(self.program.path),)
         command = self.program.command or (
@@ -82,7 +81,7 @@ class HelperLaunch:
         )  # fmt: skip
 
     def environment(self) -> dict[str, str]:
-        """What our helper has no argument for where libxl's command line is spoken."""
+        """What libxl's command line has no argument for, for our helper in its place."""
         if not isinstance(self.program, PipeHelper):
             return {}
         return {
@@ -99,13 +98,13 @@ class HelperLaunch:
 
     @property
     def checkpointed(self) -> bool:
-        """Whether the stream is Remus's or COLO's. Nobody may give it up for a silence: libxc takes
-        that for the other side's death, and the guest would run at both."""
+        """Whether the stream is Remus's or COLO's. Silence must not end it: libxc takes that for
+        the other side's death, and the guest would run at both ends."""
         return self.request.stream_type is not StreamType.PLAIN
 
     @property
     def _stall_limit(self) -> float:
-        """0 for none, as in all that follows."""
+        """In seconds; 0 for no limit, as in the properties below."""
         if self.checkpointed:
             return 0.0
         saving = self.request.operation is Operation.SAVE
@@ -113,21 +112,21 @@ class HelperLaunch:
 
     @property
     def _longest_stall(self) -> float:
-        """What libxl's protocol cannot tell apart."""
+        """The longer of two limits that libxl's protocol cannot tell apart."""
         return max(self._stall_limit, self.admission) if self._stall_limit else 0.0
 
     @property
     def _patience(self) -> float:
-        """An answer that has not come by then never does: we would have given up before. It is the
-        helper that finds out, where its message or our answer was lost."""
+        """Seconds after which no answer of ours comes any more: we would have given up before. The
+        helper uses it in case its message or our answer was lost."""
         if self.checkpointed:
             return 0.0
         return self.limits.callback + self.limits.abort
 
     @property
     def silence(self) -> float:
-        """For how many seconds a helper at work may show no sign of life. It is longer than what
-        it may wait for others, and than its own watchdog takes to end it (a quarter more)."""
+        """Seconds for which a helper at work may show no sign of life: longer than it may wait for
+        others, and than its own watchdog takes to end it (a quarter more)."""
         if self.checkpointed:
             return 0.0
         return 1.25 * (self._longest_stall + self._patience) + self.limits.abort

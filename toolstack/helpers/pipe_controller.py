@@ -1,4 +1,4 @@
-"""The controller's end on libxl's pipes: for libxl's own C helper, or ours in its place."""
+"""The controller's end of libxl's pipes, to libxl's own C helper or ours in its place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _READ_AT_ONCE = 1 << 16
 
 
 class PipeController:
-    """One conversation with one helper, that was given `arguments`."""
+    """The channel to one helper, which is started with `arguments`."""
 
     def __init__(
         self, arguments: HelperArguments, provided: frozenset[str], listener: ChannelListener
@@ -51,7 +51,7 @@ class PipeController:
         self._listening = True
         loop = asyncio.get_running_loop()
         loop.add_reader(self._messages, self._ready)
-        # On the pipes the helper's first message is its first callback: there is no greeting.
+        # There is no greeting on the pipes: the helper's first message is its first callback.
         loop.call_soon(self._listener.hello)
 
     def stop_listening(self) -> None:
@@ -66,13 +66,13 @@ class PipeController:
                 os.close(fd)
         self._answers_read = self._answers = self._messages = self._messages_write = -1
 
-    async def heard_out(self, limit: float) -> None:
-        """What an ended process wrote is in the pipe: nothing to wait for."""
+    async def drain(self, limit: float) -> None:
+        """All that an ended process wrote is in the pipe: there is nothing to wait for."""
         if self._listening:
             self._ready()
 
     def start(self, fields: dict[str, Any]) -> None:
-        """The command line has said it all."""
+        """Do nothing: the command line has it all."""
 
     def answer(self, message: Message, value: int) -> None:
         data = pipe_codec.encode_answer(value)
@@ -81,20 +81,20 @@ class PipeController:
             raise BlockingIOError("an answer cannot be written: the pipe is full")
 
     def abort(self, rc: int, reason: str) -> None:
-        """There is no such message on the pipes."""
+        """Do nothing: the pipes have no such message."""
 
     def _ready(self) -> None:
         while self._listening:
             try:
-                octets = os.read(self._messages, _READ_AT_ONCE)
+                data = os.read(self._messages, _READ_AT_ONCE)
             except BlockingIOError:
                 return
-            if not octets:
-                short = f" in the middle of a message ({len(self._buffer)} octets)"
+            if not data:
+                short = f" in the middle of a message ({len(self._buffer)} bytes)"
                 self._listener.lost(f"the helper closed its pipe{short if self._buffer else ''}")
                 self.stop_listening()
                 return
-            self._buffer += octets
+            self._buffer += data
             self._parse()
 
     def _parse(self) -> None:

@@ -1,4 +1,4 @@
-"""A helper's process: started, heard on stderr, signalled, reaped."""
+"""A helper's process: starting it, reading its stderr, signalling it, reaping it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from xen_save_helper.toolstack.cancellation import spawn
 from xen_save_helper.toolstack.standstill import ChildWatch, family, session_stands_still
 
 _PF_EXITING: Final = 0x4
-"""Linux's include/linux/sched.h."""
+"""From Linux's include/linux/sched.h."""
 
 _LONGEST_LINE: Final = 4096
-"""Octets of a stderr line that are passed on as one."""
+"""Bytes of stderr that are passed on as one line at most."""
 
 
 class HelperProcess:
-    """A process in a session of its own: a ^C at the terminal is the controller's to handle, which
-    ends its helper in order.
+    """A process in a session of its own: it is the controller that handles a ^C at the terminal,
+    and ends its helper in order.
 
-    `environment` is added to ours. `line` hears each line of its stderr, `ended` is awaited once
-    with its exit status (negative: the signal), when it is reaped and its stderr was read.
-    Where it is stopped it is let go on after `stopped_limit` seconds, and `stood_still` hears for
-    how long it was. `ignores_sigpipe`: it hears of a pipe that nobody reads by EPIPE, as a helper
-    does that libxl starts (its callers ignore the signal): its error path is not to be cut off.
+    `environment` is added to ours. `line` is called with each line of its stderr. `ended` is
+    awaited once, with the exit status (negative for a signal), after the process has been reaped
+    and its stderr read. If the process is stopped, it is continued after `stopped_limit` seconds,
+    and `stood_still` is called with the seconds that it was. With `ignores_sigpipe` a pipe that
+    nobody reads gives it EPIPE, as it does a helper that libxl starts (whose callers ignore the
+    signal): its error path must not be cut off.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class HelperProcess:
         stood_still: Callable[[float], object],
         ignores_sigpipe: bool = True,
     ) -> None:
-        """Start it. Raises OSError."""
+        """Start the process. Raises OSError."""
         self._line = line
         self._ended = ended
         self._process = subprocess.Popen(
@@ -55,7 +56,7 @@ class HelperProcess:
             stdout=subprocess.DEVNULL if stdout is None else stdout,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            # The interpreter ignores SIGPIPE, and what is ignored is inherited.
+            # The interpreter ignores SIGPIPE, and ignored signals are inherited.
             restore_signals=not ignores_sigpipe,
             env={**os.environ, **environment},
         )
@@ -78,7 +79,7 @@ class HelperProcess:
         self._task: asyncio.Task[None] | None = None
 
     def terminate(self) -> None:
-        """SIGTERM, and SIGCONT: a stopped process must run to hear it."""
+        """Send SIGTERM, and SIGCONT: a stopped process must run to handle it."""
         self._process.send_signal(signal.SIGTERM)
         self._process.send_signal(signal.SIGCONT)
 
@@ -86,28 +87,28 @@ class HelperProcess:
         self._process.kill()
 
     def stopped(self) -> bool:
-        """Whether a signal or a debugger has stopped it, and nothing has let it go on."""
+        """Whether it is stopped, by a signal or a debugger."""
         return self._process.returncode is None and session_stands_still(self.pid)
 
     def exiting(self) -> bool:
-        """Whether its end has begun. What it holds is closed then, long before it can be reaped
-        where the machine has much else to do."""
+        """Whether it has begun to exit. It closes its descriptors then, which on a busy machine is
+        long before it can be reaped."""
         if self._process.returncode is not None:
             return True
         with open(f"/proc/{self.pid}/stat", "rb") as file:
             flags = file.read().rpartition(b")")[2].split()[6]
         return bool(int(flags) & _PF_EXITING)
 
-    def octets(self) -> int:
-        """What it and its living descendants have read and written by system calls that have
-        returned (/proc/PID/io, proc(5)); of what the kernel does not tell, nothing."""
+    def bytes_moved(self) -> int:
+        """The bytes that it and its living descendants have read and written by system calls that
+        have returned (/proc/PID/io, proc(5)); 0 for those of which the kernel does not tell."""
         if self._process.returncode is not None:
             return 0
-        return sum(map(_octets_of, family(self.pid)))
+        return sum(map(_bytes_moved, family(self.pid)))
 
     def nudge(self) -> None:
-        """Stop it and let it go on, with what it has started: a system call that is under way
-        returns with what it has moved, or is taken up again, and nothing else happens."""
+        """Stop and continue it, with its children: a system call in progress returns what it has
+        moved, or is restarted; nothing else happens."""
         if self._process.returncode is not None:
             return
         for number in (signal.SIGSTOP, signal.SIGCONT):
@@ -126,13 +127,13 @@ class HelperProcess:
     def _read_stderr(self) -> None:
         while not self._stderr.closed:
             try:
-                octets = os.read(self._stderr.fileno(), _LONGEST_LINE)
+                data = os.read(self._stderr.fileno(), _LONGEST_LINE)
             except BlockingIOError:
                 break
-            if not octets:
+            if not data:
                 self._close_stderr()
                 break
-            self._text += octets
+            self._text += data
             *lines, self._text = self._text.split(b"\n")
             if len(self._text) > _LONGEST_LINE:
                 lines.append(self._text)
@@ -150,7 +151,7 @@ class HelperProcess:
             self._text = bytearray()
 
 
-def _octets_of(pid: int) -> int:
+def _bytes_moved(pid: int) -> int:
     try:
         with open(f"/proc/{pid}/io", "rb") as file:
             counters = dict(line.split(b": ") for line in file.read().splitlines())

@@ -1,4 +1,4 @@
-"""By which program a helper's request is done, and how it ended."""
+"""The program that carries out a helper's request, and its result."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from xen_save_helper.ipc_schema.channel.messages import (
 )
 
 DROP_IN: Final = "xen-save-helper"
-"""Our helper as a command, in place of libxl's."""
+"""The name of our helper as a command, in place of libxl's."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the stream carried, as the helper counted it: the fields of the catalogue's
-    `statistics`."""
+    """The helper's counts of its stream: the fields of the catalogue's `statistics`."""
 
     rounds: int
     pages: int
@@ -33,10 +32,10 @@ class Statistics:
 class HelperResult:
     """How a helper ended.
 
-    `rc` is of running it (0, or the first failure's code), `retval` and `errnoval` are libxc's and
-    mean something only where `completed` is true: then its work, error path included, came to its
-    end. Where `completed` is false the domain is as the helper left it (log-dirty on, for one).
-    `reason` is a line for people, empty on success; `why` goes with it.
+    `rc` is that of running it: 0, or the first failure's code. `retval` and `errnoval` are libxc's,
+    and meaningful only if `completed`: then its work, error path included, is done. If not, the
+    domain is as the helper left it (with log-dirty mode on, for example). `reason` is a line for
+    people, "" on success; `why` goes with it.
     """
 
     rc: int
@@ -56,14 +55,14 @@ class OwnHelper:
 
     @property
     def path(self) -> Path:
-        """The drop-in, for another toolstack to start. Raises FileNotFoundError that says where it
-        was looked for."""
+        """The drop-in, for another toolstack to start. Raises a FileNotFoundError that says where
+        we looked."""
         return own_program(DROP_IN)
 
 
 @dataclass(frozen=True)
 class PipeHelper:
-    """A helper that speaks libxl's pipe protocol: libxl's own C program, or ours in its place."""
+    """A helper with libxl's pipe protocol: libxl's own C program, or ours in its place."""
 
     path: Path
     dialect: Dialect
@@ -73,6 +72,6 @@ OUR_HELPER = OwnHelper()
 HelperProgram = OwnHelper | PipeHelper
 
 Callbacks = Mapping[str, Callable[..., int | None]]
-"""By catalogue name. Handlers of sync and unanswered messages are called with the fields as
-keywords and return the answer (or None); those of async messages return None, and the answer is
-given to `async_callback_done`, also from inside the handler."""
+"""Handlers by catalogue name. They are called with the message's fields as keywords. A sync
+message's returns the answer, an unanswered one's None. An async message's returns None, and the
+answer is given to `async_callback_done`, which may be called from inside the handler."""

@@ -48,10 +48,10 @@ ERROR_PATH: Final = frozenset({"switch_qemu_logdirty"})
 """Callbacks that an aborted save still makes, and that are still answered."""
 
 _DEATH_SECONDS: Final = 0.1
-"""Between the end of a dying process's connection and its own."""
+"""How long a dying process may need from the end of its connection to its own."""
 
-_HEARD_OUT_LIMIT: Final = 0.5
-"""Seconds that the last words of an ended process may need to come in."""
+_DRAIN_LIMIT: Final = 0.5
+"""Seconds that the last messages of an ended process may need to arrive."""
 
 
 class SaveHelper:
@@ -71,11 +71,12 @@ class SaveHelper:
         admission: float = 0.0,
         waits: Callable[[str], object] = lambda _line: None,
     ) -> None:
-        """`stood_still` hears for how many seconds the helper was stopped, when it goes on, `waits`
-        a line now and then while nothing moves; `admission`: see `HelperLaunch`."""
+        """`stood_still` is called with the seconds for which the helper was stopped, when it
+        continues; `waits` with a line now and then while nothing moves. For `admission` see
+        `HelperLaunch`."""
         for name in callbacks:
             if request.operation not in CATALOGUE[name].operations:
-                raise ValueError(f"{name} is no callback of a {request.operation.value}")
+                raise ValueError(f"{name} is not a callback of a {request.operation.value}")
         self._callbacks = callbacks
         self._tell_wait = waits
         provided = frozenset(callbacks)
@@ -89,7 +90,7 @@ class SaveHelper:
         self._process: HelperProcess | None = None
         self._waiting: Message | None = None
         self._limit: Timer | HelperWatch | None = None
-        """Of the phase that it is in."""
+        """The current phase's limit."""
         self._answer_limit: Timer | None = None
         self._waits_for_ever = request.stream_type is not StreamType.PLAIN
         self._tell_stop = stood_still
@@ -104,13 +105,13 @@ class SaveHelper:
         return not self._told
 
     def start(self) -> None:
-        """Start the process, unless it was aborted before. Errors arrive through `done`
-        (ERROR_FAIL), never from here."""
+        """Start the process, unless it was aborted before. Errors go to `done` (ERROR_FAIL); none
+        is raised here."""
         if self._run.phase is not HelperPhase.NEW:
             return
         copies: list[int] = []
         try:
-            # 0, 1 and 2 are the helper's own, so it gets copies with other numbers.
+            # The helper has its own 0, 1 and 2, so it gets copies with other numbers.
             request = self._launch.request
             for fd in (request.io_fd, request.back_fd):
                 copies.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) if fd >= 0 else -1)
@@ -146,21 +147,21 @@ class SaveHelper:
         self._channel.listen()
 
     def async_callback_done(self, value: int, callback: str = "") -> None:
-        """Answer the outstanding async callback (`callback`, where it is named).
+        """Answer the outstanding async callback, which must be `callback` if that is given.
 
-        Without effect where it is outstanding no more: the helper was aborted or has ended.
+        Does nothing if it is no longer outstanding: the helper was aborted or has ended.
         """
         if self._waiting is not None and callback in ("", self._waiting.name):
             self._answer(self._waiting, value)
 
     def abort(self, rc: int, reason: str = "") -> None:
-        """SIGTERM, and SIGKILL after `limits.abort`; `done` gets `rc` unless one is set. An async
-        callback that waits is answered with its refusal, so that the helper's error path runs."""
+        """Send SIGTERM, and SIGKILL after `limits.abort`; `done` gets `rc` unless one is set. An
+        outstanding async callback is refused, so that the helper's error path runs."""
         self._event(HelperEvent.ABORT, reason or f"aborted with {rc_name(rc)}", rc)
 
     def wait_for_ever(self) -> None:
-        """From here on no answer of ours is too late: what would be lost by giving up is worth any
-        wait. The helper's death and the stream's own limit still end it."""
+        """Drop the limit of our answers: what giving up would lose is worth any wait. The helper's
+        death and the stream's own limit still end the run."""
         self._waits_for_ever = True
         self._clear_answer_limit()
 
@@ -207,7 +208,8 @@ class SaveHelper:
         self._event_unless_dying(HelperEvent.CHANNEL_LOST, reason)
 
     def _event_unless_dying(self, event: HelperEvent, reason: str, errnoval: int = 0) -> None:
-        """A process that dies closes its connection first; how it died is the better reason."""
+        """Report `event`, unless the process is dying: it closes its connection first, and how it
+        died is the better reason."""
         assert self._process is not None
         process, patience = self._process, Patience(self._limits.abort, self._loop.time())
 
@@ -243,14 +245,14 @@ class SaveHelper:
             self._callback_failed(message, error)
 
     def _callback_failed(self, message: Message, error: Exception) -> None:
-        """A fault of the caller's: the save cannot go on, but it can end in order."""
+        """End in order after a bug in the caller's callback."""
         what = f"the {message.name} callback failed"
         self._loop.call_exception_handler({"message": what, "exception": error})
         self._refuse(message)
         self.abort(Error.FAIL, f"{what}: {error!r}")
 
     def _answer(self, message: Message, value: int) -> None:
-        """Raises ValueError for a value that is no answer; then it stays outstanding."""
+        """Answer `message`. Raises ValueError for an invalid answer; it stays outstanding then."""
         assert self._channel is not None
         self._trace.event("answer", name=message.name, value=value)
         failure: OSError | None = None
@@ -285,7 +287,7 @@ class SaveHelper:
         self._log(XentoollogLevel.ERROR, line)
 
     def _log(self, level: XentoollogLevel, text: str) -> None:
-        """A line of our own among the helper's."""
+        """Put a line of our own among the helper's."""
         if "log" in self._callbacks:
             fields = {"level": int(level), "errnoval": NO_ERRNO, "formatted": text}
             self._call(CATALOGUE["log"], {**fields, "context": "xen-save-helper"})
@@ -294,7 +296,7 @@ class SaveHelper:
         assert self._channel is not None
         self._reaped = True
         self._trace.event("helper_exited", status=status)
-        await self._channel.heard_out(_HEARD_OUT_LIMIT)
+        await self._channel.drain(_DRAIN_LIMIT)
         self._do(self._run.exited(status, self._last_words))
 
     # What the rules decide
@@ -358,7 +360,7 @@ class SaveHelper:
         self._limit = Timer(seconds, over, self._process.stopped)
 
     def _watch(self) -> None:
-        """From hello on."""
+        """Watch for signs of life, from hello on."""
         assert self._process is not None
         self._clear_limit()
         self._limit = HelperWatch(

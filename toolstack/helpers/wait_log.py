@@ -1,4 +1,4 @@
-"""What the log is told of a wait for the other side."""
+"""Log lines about a long wait for the other side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ READY: Final = "the receiver has not said that it is ready"
 
 
 class WaitLog:
-    """Says for how long `what` holds, and when the other side goes on (see `LongWait`)."""
+    """Says how long `what` has lasted, and when the other side goes on (see `LongWait`)."""
 
     def __init__(self, what: str, tell: Callable[[str], object]) -> None:
         def lasts(quiet: float) -> bool:
@@ -30,8 +30,8 @@ class WaitLog:
 
 @contextlib.contextmanager
 def telling_of(what: str, tell: Callable[[str], object]) -> Iterator[None]:
-    """For as long as it is entered `what` holds; it is left as soon as the other side goes on, or
-    by an exception. Needs a running asyncio loop."""
+    """Log the wait while the context lasts. Leave it as soon as the other side goes on, or by an
+    exception. Needs a running asyncio loop."""
     ticking = _Ticking(WaitLog(what, tell))
     try:
         yield

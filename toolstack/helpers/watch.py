@@ -1,8 +1,8 @@
-"""Sees that a helper at work shows a sign of life: it says something, or octets move.
+"""Watches that a helper at work shows signs of life: messages, or bytes that it moves.
 
-libxl waits for a silent helper without a limit. Whoever a helper waits for has a limit of its own
-(see `HelperLaunch.silence`); one that is stuck in itself has none. One that is stopped is not dead
-(see `standstill.ChildWatch`).
+libxl waits for a silent helper without a limit. Everything that a helper waits for has a limit (see
+`HelperLaunch.silence`), but a helper that hangs has none. One that is stopped is not dead (see
+`standstill.ChildWatch`).
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from xen_save_helper.ipc_schema.channel.waits import Patience
 from xen_save_helper.toolstack.helpers.wait_log import STREAM, WaitLog
 
 _NOTABLE: Final = 64
-"""Octets that one which gets on has moved."""
+"""Bytes that count as progress."""
 
 
 class Watched(Protocol):
-    """What is looked at: `helper_process.HelperProcess`."""
+    """The part of `process.HelperProcess` that is watched."""
 
     def stopped(self) -> bool: ...
 
-    def octets(self) -> int: ...
+    def bytes_moved(self) -> int: ...
 
     def nudge(self) -> None: ...
 
 
 class HelperWatch:
-    """Calls `over`, once, with a line for people when `process` has shown no sign of life for
-    `silence` seconds (0: it may be silent for ever) in which it was not stopped.
+    """Calls `over` once, with a line for people, when `process` has shown no sign of life for
+    `silence` seconds in which it was not stopped (0: it may be silent for ever).
 
-    While `waits` says that a callback waits for its answer the helper may be silent: the answer
-    has its own limit. What is silent for long is `told` of (see `WaitLog`).
+    The helper may be silent while `waits` says that a callback is outstanding: the answer has its
+    own limit. `told` gets a line now and then during a long silence (see `WaitLog`).
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class HelperWatch:
         self._wait_log = WaitLog(STREAM, told)
         self._loop = asyncio.get_running_loop()
         self._heard = False
-        self._octets = process.octets()
+        self._moved = process.bytes_moved()
         self._nudged = False
         self._patience = Patience(silence, self._loop.time())
         self._timer = self._loop.call_later(self._patience.wait, self._look)
 
     def heard(self) -> None:
-        """The helper has said something."""
+        """A message came from the helper."""
         self._heard = True
 
     def cancel(self) -> None:
@@ -66,12 +66,12 @@ class HelperWatch:
 
     def _look(self) -> None:
         if self._is_silent():
-            self._over(f"the helper has said nothing, and moved no octet, for {self._silence:g} s")
+            self._over(f"the helper has said nothing and moved no byte for {self._silence:g} s")
         else:
             self._timer = self._loop.call_later(self._patience.wait, self._look)
 
     def _is_silent(self) -> bool:
-        """Whether it is over."""
+        """Whether the helper has been silent for too long."""
         now = self._loop.time()
         if self._lives():
             self._nudged = False
@@ -83,18 +83,18 @@ class HelperWatch:
         if not over:
             return False
         if not self._nudged:
-            # One long write may be slow, not stuck: interrupted, it says how far it has come.
+            # One long write may be slow, not stuck: interrupted, it shows how far it has got.
             self._nudged = True
             self._process.nudge()
             return False
         return True
 
     def _lives(self) -> bool:
-        """Whether there was a sign of life since the last one."""
-        octets = self._process.octets()
-        # One of its own children that has ended takes its count away.
-        moved = abs(octets - self._octets) >= _NOTABLE
+        """Whether there has been a sign of life since the last look."""
+        total = self._process.bytes_moved()
+        # A child that has ended takes its count away.
+        moved = abs(total - self._moved) >= _NOTABLE
         if moved:
-            self._octets = octets
+            self._moved = total
         heard, self._heard = self._heard, False
         return heard or moved or self._waits()

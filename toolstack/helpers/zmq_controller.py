@@ -1,9 +1,9 @@
-"""The controller's end of the conversation with our helper, over ZeroMQ.
+"""The controller's end of the channel to our helper, over ZeroMQ.
 
-The socket stands in a directory of its own that only its owner can enter, and both are gone once
-the helper is there. Whoever connects is a stranger until its `hello` shows the secret; strangers
-are refused and reported, and do not disturb the helper. The pipe that hands the secret down is the
-helper's lifeline, too: its other end closes with this process.
+The socket is in a directory of its own that only its owner can enter, and both are removed once the
+helper has connected. A process that connects is a stranger until its `hello` proves the secret;
+strangers are refused and reported, and do not disturb the helper. The pipe that passes the secret
+is also the helper's lifeline: its other end closes with this process.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from xen_save_helper.toolstack.helpers.channel import ChannelListener, HelperPro
 from xen_save_helper.toolstack.helpers.endpoint import Endpoint
 
 _QUEUE: Final = 64
-"""Messages of one peer that are kept until they are read."""
+"""Messages of one peer that are queued until they are read."""
 _AT_ONCE: Final = 64
-"""Messages that are taken in before the event loop gets its turn."""
-# As integers: pyzmq's own are enums, which cost more than what they are for at each message.
+"""Messages that are read before the event loop gets its turn."""
+# As integers: pyzmq's enums cost more per message than the calls that they are for.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 _RCVMORE: Final = int(zmq.RCVMORE)
 _HELLO: Final = CATALOGUE["hello"]
 _STRANGERS: Final = 16
-"""Refusals that are reported; the rest are only refused."""
+"""Strangers that are reported; further ones are refused in silence."""
 
 
 class ZmqController:
-    """One conversation with one helper."""
+    """The channel to one helper."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class ZmqController:
         self._strangers = 0
         self._listening = False
         self._reading = False
-        self._heard_out = asyncio.Event()
+        self._drained = asyncio.Event()
         with contextlib.ExitStack() as undo:
             self._secret_read, self._lifeline = os.pipe()
             undo.callback(self._close_pipe)
@@ -79,14 +79,14 @@ class ZmqController:
             undo.pop_all()
 
     def _open_socket(self) -> zmq.Socket[bytes]:
-        """Raises zmq.ZMQError."""
+        """Open and bind the socket. Raises zmq.ZMQError."""
         socket = self._context.socket(zmq.ROUTER)
         for option, value in (
             (zmq.LINGER, 0),
             (zmq.MAXMSGSIZE, MAX_BODY),
             (zmq.RCVHWM, _QUEUE),
             (zmq.ROUTER_MANDATORY, 1),
-            # No clock of libzmq's ends a connection: it takes a process that was stopped for dead.
+            # libzmq's own limit must not end a connection: it takes a stopped process for dead.
             (zmq.HANDSHAKE_IVL, 0),
         ):
             socket.setsockopt(option, value)
@@ -102,14 +102,14 @@ class ZmqController:
         )
 
     def listen(self) -> None:
-        """The process runs: take its messages, from the event loop."""
+        """Take messages, from the event loop: the process runs."""
         os.close(self._secret_read)
         self._secret_read = -1
         self._listening = True
         loop = asyncio.get_running_loop()
         loop.add_reader(int(self._socket.getsockopt(zmq.FD)), self._ready)
         loop.add_reader(int(self._monitor.getsockopt(zmq.FD)), self._monitor_ready)
-        # The descriptors are edge-triggered, and tell nothing until both were asked once.
+        # The descriptors are edge-triggered, and silent until both have been read once.
         loop.call_soon(self._ready)
         loop.call_soon(self._monitor_ready)
 
@@ -117,7 +117,7 @@ class ZmqController:
         if not self._listening:
             return
         self._listening = False
-        self._heard_out.set()
+        self._drained.set()
         loop = asyncio.get_running_loop()
         loop.remove_reader(int(self._socket.getsockopt(zmq.FD)))
         loop.remove_reader(int(self._monitor.getsockopt(zmq.FD)))
@@ -131,15 +131,15 @@ class ZmqController:
         self._close_pipe()
         self._endpoint.remove()
 
-    async def heard_out(self, limit: float) -> None:
-        """After the process's end: wait until all that it said was taken in."""
+    async def drain(self, limit: float) -> None:
+        """After the process's end, wait until all that it sent has been read."""
         if self._peer_fd < 0 or not self._listening:
             return
         try:
             async with patience(limit):
-                await self._heard_out.wait()
+                await self._drained.wait()
         except TimeoutError:
-            pass  # it left its connection to another process; what it said is here
+            pass  # another process has inherited its connection; what it sent is here
         self._ready()
 
     def _close_pipe(self) -> None:
@@ -155,17 +155,17 @@ class ZmqController:
         self._send("start", {**fields, "proof": self._turns.start_proof()})
 
     def answer(self, message: Message, value: int) -> None:
-        """Answer the callback that waits. Raises OSError."""
+        """Answer the outstanding callback. Raises OSError."""
         name = "reply" if message.answer is Answer.SYNC else "async_callback_done"
         self._send(name, {"to": self._turns.waiting, "value": value})
 
     def abort(self, rc: int, reason: str) -> None:
-        """Ask the helper to give up, where it can be asked. Raises OSError."""
+        """Ask the helper to give up, if it can be asked yet. Raises OSError."""
         if self._peer:
             try:
                 self._send("abort", {"rc": rc, "reason": reason[:1000]})
             except TurnError:
-                pass  # it has not started yet, or has ended: SIGTERM says it all
+                pass  # it has not started yet, or has ended: SIGTERM will do
 
     def _send(self, name: str, fields: dict[str, Any]) -> None:
         data = msgpack_codec.encode(self._turns.next_seq, name, fields)
@@ -174,7 +174,7 @@ class ZmqController:
             self._seam_send(name, self._peer, data)
         except zmq.ZMQError as error:
             raise OSError(error.errno, f"the helper does not take {name}: {error}") from error
-        # Sending may have used up the edge that says that something came.
+        # Sending may have consumed the edge that announces a message.
         if self._listening and not self._reading:
             asyncio.get_running_loop().call_soon(self._ready)
 
@@ -204,7 +204,7 @@ class ZmqController:
         asyncio.get_running_loop().call_soon(self._ready)
 
     def _rest(self) -> list[bytes]:
-        """What follows the sender's identity. Not `recv_multipart`: see _NOBLOCK."""
+        """The frames after the sender's identity. Not `recv_multipart`: see _NOBLOCK."""
         parts = [self._socket.recv(_NOBLOCK)]
         while self._socket.get(_RCVMORE):
             parts.append(self._socket.recv(_NOBLOCK))
@@ -212,7 +212,7 @@ class ZmqController:
 
     def _take(self, identity: bytes, parts: list[bytes]) -> None:
         if identity != self._peer:
-            self._refuse(identity, "the conversation has its helper already")
+            self._refuse(identity, "this controller already has its helper")
             return
         try:
             envelope = _decode(parts)
@@ -223,7 +223,7 @@ class ZmqController:
         self._seam_heard(envelope.message, envelope.fields)
 
     def _seam_heard(self, message: Message, fields: dict[str, Any]) -> None:
-        """What is in turn goes to the listener. A seam, as `_seam_send` is."""
+        """Pass a message on to the listener. A seam, as `_seam_send` is."""
         if message is _HELLO:
             self._listener.hello()
         else:
@@ -239,17 +239,17 @@ class ZmqController:
             return
         self._peer = identity
         self._peer_fd = frames[-1].get(zmq.SRCFD)
-        # Its connection stands, and there is no second one: nobody else shall find the way in.
+        # Its connection stands, and there is no second one: nobody else shall get in.
         self._endpoint.remove()
         self._seam_heard(envelope.message, envelope.fields)
 
     def _refuse(self, identity: bytes, reason: str) -> None:
-        """To a stranger: the conversation, and its sequence, is not his."""
+        """Refuse a stranger, outside the helper's sequence of messages."""
         data = msgpack_codec.encode(1, CATALOGUE["refused"].name, {"reason": reason[:1000]})
         try:
             self._seam_send("refused", identity, data)
         except zmq.ZMQError:
-            pass  # it has gone, or does not listen
+            pass  # it has disconnected, or does not listen
         self._strangers += 1
         if self._strangers <= _STRANGERS:
             self._listener.stranger(reason)
@@ -259,7 +259,7 @@ class ZmqController:
             event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
             if self._peer_fd < 0 or event["value"] != self._peer_fd:
                 continue
-            self._heard_out.set()
+            self._drained.set()
             self._ready()
             if self._listening:
                 self._listener.lost("the helper hung up, or sent too long a message")

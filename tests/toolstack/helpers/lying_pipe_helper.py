@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A save helper on libxl's pipes that breaks the protocol in the way that LYING_HOW names."""
+"""A save helper on libxl's pipes that breaks the protocol as LYING_HOW says."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""Run save helpers, sane and lying ones, to their end."""
+"""Run save helpers, honest and lying ones, to their end."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ QUICK = Limits(helper_start=5, callback=5, abort=1)
 
 
 def scripted(*steps: str) -> OwnHelper:
-    """A helper that does these steps of `scripted_helper.Script`."""
+    """A helper that goes through these steps of `scripted_helper.Script`."""
     return OwnHelper((sys.executable, "-m", "tests.toolstack.helpers.scripted_helper", *steps))
 
 
 @dataclass
 class Run:
-    """One run: what the controller heard, and how it ended."""
+    """One run: what the controller received, and how it ended."""
 
     helper: SaveHelper
     result: HelperResult | None = None
@@ -79,8 +79,8 @@ def run_helper(
     at: dict[str, Callable[[Run], None]] | None = None,
     within: float = 20,
 ) -> Run:
-    """Run `program` to its end. `reactions` add to those of a save; `at` says what to do at an
-    event of the controller's trace, after it."""
+    """Run `program` to its end. `reactions` are added to a save's; `at` says what to do after an
+    event of the controller's trace."""
     stream = os.open(os.devnull, os.O_WRONLY)
     try:
         if request is None:

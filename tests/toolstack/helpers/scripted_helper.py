@@ -1,9 +1,9 @@
-"""A save helper that does what it is told on its command line: sane ones, and liars.
+"""A save helper, honest or lying, that does what its command line says.
 
     python -m tests.toolstack.helpers.scripted_helper STEP... ARGUMENTS OF THE CONTROLLER
 
-The steps are the functions of `Script`. It uses the real helper end of the channel for what is
-sane, and its socket for what is not.
+The steps are the functions of `Script`. The honest ones use the real helper end of the channel, the
+lies its socket.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Script:
         self.channel.call("complete", retval=0, errnoval=0)
 
     def complete_third(self) -> None:
-        """As the third that it says, and without waiting for the answer."""
+        """Complete as the third message, and do not wait for the answer."""
         self.say(3, "complete", retval=0, errnoval=0)
 
     def fail(self) -> None:
@@ -99,7 +99,7 @@ class Script:
             self.channel.call("precopy_policy", **POLICY)
 
     def endless_round(self) -> None:
-        """Ask within the first round, for ever, and send nothing."""
+        """Ask for ever within the first round, and send nothing."""
         while not self.abort.requested:
             self.channel.call("precopy_policy", iteration=0, total_written=0, dirty_count=-1)
 
@@ -112,7 +112,7 @@ class Script:
         os._exit(3)
 
     def hang(self) -> None:
-        """Do nothing, and let no signal but SIGKILL change that."""
+        """Do nothing, until SIGKILL."""
         signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals) - {signal.SIGKILL})
         while True:
             signal.sigtimedwait([], 1)
@@ -185,7 +185,7 @@ class Script:
         self.say(seq, "log", level=5, errnoval=0, context="", formatted="after the end")
 
     def raw_peer(self) -> socket.socket:
-        """A connection that has shaken hands in ZeroMQ's own protocol, and said a right hello."""
+        """A connection that has shaken hands by ZeroMQ's own protocol, and sent a valid hello."""
         peer = zmtp.connect(self.endpoint)
         peer.sendall(
             zmtp.message(msgpack_codec.encode(1, "hello", self.channel._turns.hello(os.getpid())))

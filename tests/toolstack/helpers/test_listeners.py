@@ -1,4 +1,4 @@
-"""Who hears of an operation may fail: it ends as it would have ended without."""
+"""An operation's listeners may fail: it ends as it would have ended without them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def source(host_factory: HostFactory) -> Side:
 
 
 def full_after(lines: int) -> Callable[[bytes], None]:
-    """Takes the first `lines` lines of a trace."""
+    """A trace's file that has room for `lines` lines."""
     taken: list[bytes] = []
 
     def write(line: bytes) -> None:
@@ -46,7 +46,7 @@ def gone(*_line: object) -> None:
 
 
 def save(ctx: Context, domid: int, path: str) -> tuple[SaveResult, list[BaseException]]:
-    """A save into `path`, and what the loop heard of listeners."""
+    """Save into `path`; return the result, and the listeners' errors that the loop got."""
     told: list[BaseException] = []
 
     async def bounded() -> SaveResult:
@@ -91,7 +91,7 @@ def test_the_commands_say_that_the_trace_has_ended(hosts: Hosts, tmp_path: Path)
     assert line == "xen-toolstack: events file /dev/full: No space left on device: it ends here"
 
 
-def test_the_commands_go_on_without_a_trace_that_cannot_be_had(
+def test_the_commands_go_on_without_a_trace_that_cannot_be_opened(
     hosts: Hosts, tmp_path: Path
 ) -> None:
     hosts.guest()
@@ -105,7 +105,7 @@ def test_the_commands_go_on_without_a_trace_that_cannot_be_had(
     assert line == f"xen-toolstack: events file {where}: {why}"
 
 
-def test_a_log_on_a_stderr_that_has_gone(hosts: Hosts, tmp_path: Path) -> None:
+def test_a_log_on_a_stderr_that_nobody_reads(hosts: Hosts, tmp_path: Path) -> None:
     hosts.guest()
     nobody, stderr = os.pipe()
     os.close(nobody)

@@ -1,4 +1,5 @@
-"""Peers that lie, on either side of the channel: refused, named, ended, and nothing is left."""
+"""Peers that lie, on either side of the channel: they are refused, named and ended, and leave
+nothing behind."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def assert_ended(run: Run, rc: int, what: str) -> None:
 
 
 class TestALyingHelper:
-    """What our controller does about it."""
+    """What our controller does about a helper that lies."""
 
     @pytest.mark.parametrize(
         ("steps", "what"),
@@ -72,7 +73,7 @@ class TestALyingHelper:
             ("callback_first", "wrong turn: suspend while nothing was said"),
         ],
     )
-    def test_a_helper_that_cannot_greet_is_told_so(self, step: str, what: str) -> None:
+    def test_a_helper_with_a_bad_hello_is_told_so(self, step: str, what: str) -> None:
         run = run_helper(scripted(step), within=20)
         assert_ended(run, Error.FAIL, f"the controller refused: {what}")
         assert run.event("stranger_refused")["reason"] == what
@@ -88,13 +89,13 @@ class TestALyingHelper:
     def test_half_a_message_and_silence(self) -> None:
         limits = Limits(stream_stall=0.5, callback=0.5, abort=0.3)
         run = run_helper(scripted("half_a_message_and_silence"), limits=limits, within=20)
-        assert_ended(run, Error.TIMEDOUT, "has said nothing, and moved no octet, for")
+        assert_ended(run, Error.TIMEDOUT, "has said nothing and moved no byte for")
 
     def test_half_a_greeting_and_silence(self) -> None:
         run = run_helper(scripted("half_a_greeting"), limits=Limits(helper_start=2), within=20)
         assert_ended(run, Error.TIMEDOUT, "has not come to hello in 2 s")
 
-    def test_a_message_after_complete_is_not_heard(self) -> None:
+    def test_a_message_after_complete_is_ignored(self) -> None:
         run = run_helper(scripted("start", "after_complete"), within=20)
         assert run.result is not None
         assert run.result.completed
@@ -111,7 +112,7 @@ class TestALyingHelperOnThePipes:
             ("another operation", "not part of a save"),
             ("impatient", "wrong turn: suspend while an async callback waits"),
             ("not provided", "a callback that is not provided: checkpoint"),
-            ("half a message", "in the middle of a message (4 octets)"),
+            ("half a message", "in the middle of a message (4 bytes)"),
             ("half a message at its end", "without signalling completion"),
             ("hangs up", "the helper closed its pipe"),
             ("does not complete", "without signalling completion"),
@@ -130,7 +131,7 @@ class TestALyingHelperOnThePipes:
         )
         assert_ended(run, Error.FAIL, what)
 
-    def test_it_does_not_go_away(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_does_not_exit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LYING_HOW", "completes and stays")
         program = PipeHelper(LYING_PIPE_HELPER, Dialect.MAINLINE)
         run = run_helper(program, limits=Limits(abort=0.3), within=20)
@@ -140,7 +141,7 @@ class TestALyingHelperOnThePipes:
 
 
 class TestAStranger:
-    """A second process of the same user that finds the endpoint before the helper is there."""
+    """A second process of the same user that finds the endpoint before the helper does."""
 
     def test_it_cannot_get_in_and_does_not_disturb(self, runtime_directory: Path) -> None:
         answers: list[str] = []
@@ -213,7 +214,7 @@ class TestAStranger:
         assert run.names.count("suspend") == 1
         reasons = [msgpack_codec.decode(answer).fields["reason"] for answer in answers]
         assert "not msgpack" in reasons[0]
-        assert reasons[1:] == ["the conversation has its helper already"] * 2
+        assert reasons[1:] == ["this controller already has its helper"] * 2
 
 
 def hello(**change: Any) -> bytes:
@@ -233,7 +234,7 @@ STRANGE = [
 
 
 def stranger_says(endpoint: Path, *messages: bytes) -> list[str]:
-    """What it is answered: for each message the reason of a refusal."""
+    """Send the messages; return the reason with which each is refused."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
         stranger.setsockopt(zmq.LINGER, 0)
         stranger.setsockopt(zmq.RCVTIMEO, 20000)
@@ -252,7 +253,7 @@ SECRET = bytes(range(SECRET_SIZE))
 
 @dataclass
 class Controller:
-    """The controller's end by hand, and our helper's process at the other."""
+    """The controller's end, driven by hand, and our helper's process at the other."""
 
     process: subprocess.Popen[str]
     lifeline: int
@@ -333,7 +334,7 @@ def our_helper(
 
 @contextmanager
 def controlled(directory: Path, *options: str) -> Iterator[Controller]:
-    """Our helper under a controller that speaks ZeroMQ rightly, whatever it says."""
+    """Our helper under a controller that follows ZeroMQ's protocol, whatever it sends."""
     endpoint = f"ipc://{directory}/lies"
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.setsockopt(zmq.LINGER, 1000)
@@ -357,7 +358,7 @@ def controlled(directory: Path, *options: str) -> Iterator[Controller]:
 
 
 class TestALyingController:
-    """What our helper does about it: it ends itself."""
+    """What our helper does about a controller that lies: it ends itself."""
 
     def ended(self, controller: Controller, what: str, status: int = 255) -> None:
         assert controller.exit_status() == status
@@ -466,7 +467,7 @@ class TestALyingController:
 class TestAControllerThatBreaksZeroMQ:
     @contextmanager
     def raw(self, directory: Path, *options: str) -> Iterator[tuple[Controller, socket.socket]]:
-        """Our helper and the controller's socket, once hello and a right start were said."""
+        """Our helper and the controller's socket, after hello and a valid start."""
         listener = socket.socket(socket.AF_UNIX)
         path = f"{directory}/lies"
         listener.bind(path)
@@ -498,16 +499,16 @@ class TestAControllerThatBreaksZeroMQ:
                 os.unlink(path)
 
     @pytest.mark.parametrize(
-        "octets",
+        "data",
         [
             b"\x02" + (1 << 30).to_bytes(8, "big") + b"x" * 1000,
             b"\x02" + (1 << 63).to_bytes(8, "big"),
             b"\xff" * 100,
         ],
     )
-    def test_octets_that_are_no_message(self, runtime_directory: Path, octets: bytes) -> None:
+    def test_bytes_that_are_not_a_message(self, runtime_directory: Path, data: bytes) -> None:
         with self.raw(runtime_directory) as (controller, peer):
-            peer.sendall(octets)
+            peer.sendall(data)
             assert controller.exit_status() == 254
             assert "the controller hung up" in controller.errors()
 

@@ -1,6 +1,6 @@
-"""What stands beside the catalogue and has a message's shape has all of its fields, and no other.
+"""A type beside the catalogue that has a message's shape has exactly that message's fields.
 
-One class cannot serve both sides: the helper's main program pays for no dataclasses.
+One class cannot serve both sides: the helper's main program does not pay for dataclasses.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def test_start() -> None:
     assert set(HelperRequest._fields) == set(FIELD_NAMES["start"]) - OF_THE_CHANNEL
 
 
-def test_a_field_of_start_that_the_helper_does_not_know_is_not_passed_over() -> None:
+def test_a_field_of_start_that_the_helper_does_not_know_is_an_error() -> None:
     request = HelperRequest(Operation.SAVE, 1, 3)
     launch = HelperLaunch(request, frozenset(), OwnHelper(), Limits())
     start = {**launch.start_fields(), "proof": b""}
@@ -52,7 +52,7 @@ def test_a_field_of_start_that_the_helper_does_not_know_is_not_passed_over() -> 
         _job_of_start({**start, "compression": 1}, options, settings)
 
 
-def test_each_callback_has_a_bit_of_its_own_or_needs_none() -> None:
+def test_each_callback_has_its_own_bit_or_needs_none() -> None:
     named = [row for row in CALLBACKS if row.name not in UNCONDITIONAL]
     bits = [callback_bit(row, None) for row in named]
     assert len(set(bits)) == len(named)

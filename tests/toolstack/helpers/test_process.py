@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 def sleeping(*, ignores_sigpipe: bool = True) -> tuple[HelperProcess, asyncio.Future[int]]:
-    """A process that does nothing, and what gets its exit status."""
+    """A process that does nothing, and a future for its exit status."""
     ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def end(status: int) -> None:
@@ -38,7 +38,7 @@ def sleeping(*, ignores_sigpipe: bool = True) -> tuple[HelperProcess, asyncio.Fu
 
 @pytest.mark.parametrize("ignores", [True, False])
 def test_sigpipe_is_ignored_as_under_xl(ignores: bool) -> None:
-    """A helper whose reader dies must come to its error path; other programs have the usual."""
+    """A helper whose reader dies must reach its error path; other programs get the default."""
 
     async def run() -> int:
         process, ended = sleeping(ignores_sigpipe=ignores)
@@ -53,7 +53,7 @@ def test_sigpipe_is_ignored_as_under_xl(ignores: bool) -> None:
     assert ignored is ignores
 
 
-def test_what_waits_to_be_reaped_is_exiting_and_what_runs_is_not() -> None:
+def test_a_process_is_exiting_from_its_death_on() -> None:
     async def run() -> list[bool]:
         process, ended = sleeping()
         seen = [process.exiting()]

@@ -46,14 +46,14 @@ def reaped(run: Run) -> bool:
 
 
 def failure(run: Run, rc: int = Error.FAIL, *, completed: bool = False) -> str:
-    """The reason of a run that failed with `rc`."""
+    """Return the reason of a run that failed with `rc`."""
     assert run.result is not None
     assert (run.result.rc, run.result.completed) == (rc, completed)
     assert reaped(run)
     return run.result.reason
 
 
-def test_long_paths_of_temporary_files_are_no_hindrance(
+def test_a_long_path_of_temporary_files_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long = tmp_path / ("long" * 25)
@@ -99,7 +99,7 @@ class TestAConversation:
         assert run.result is not None
         assert run.result.rc == 0
 
-    def test_an_answer_to_another_callback_is_none(self) -> None:
+    def test_an_answer_to_another_callback_is_ignored(self) -> None:
         def twice(run: Run) -> None:
             run.helper.async_callback_done(1, "switch_qemu_logdirty")
             run.helper.async_callback_done(1, "suspend")
@@ -109,12 +109,12 @@ class TestAConversation:
         assert run.result is not None
         assert run.result.rc == 0
 
-    def test_libxcs_failure_is_no_failure_of_running_it(self) -> None:
+    def test_libxcs_failure_is_not_one_of_running_it(self) -> None:
         run = run_helper(scripted("start", "fail"))
         assert run.result is not None
         assert (run.result.rc, run.result.retval, run.result.errnoval) == (0, -1, 5)
 
-    def test_a_restore_tells_its_results(self) -> None:
+    def test_a_restore_sends_its_results(self) -> None:
         request = HelperRequest(Operation.RESTORE, 1, 0, hypervisor="sim:/nonexistent")
         steps = scripted("start", "restore_results", "complete")
         run = run_helper(steps, {"restore_results": lambda _: None}, request=request)
@@ -127,7 +127,7 @@ class TestAConversation:
         run = run_helper(scripted("start", "complete"), request=request)
         assert "without providing results" in failure(run, completed=True)
 
-    def test_the_endpoint_is_gone_once_the_helper_is_there(self, runtime_directory: Path) -> None:
+    def test_the_endpoint_is_gone_once_the_helper_connects(self, runtime_directory: Path) -> None:
         left: list[list[str]] = []
 
         def look(_run: Run) -> int:
@@ -137,7 +137,7 @@ class TestAConversation:
         run_helper(scripted("start", "policy", "complete"), {"precopy_policy": look})
         assert left == [[]]
 
-    def test_what_it_says_on_stderr_is_logged(self) -> None:
+    def test_its_stderr_is_logged(self) -> None:
         run = run_helper(scripted("start", "stderr_flood", "complete"))
         lines = [fields["formatted"] for name, fields in run.heard if name == "log"]
         assert sum(map(len, lines[:-1])) == 1_000_000
@@ -154,8 +154,8 @@ class TestAConversation:
         run = run_helper(scripted("start", "policy", "complete"), {"precopy_policy": look})
         assert sessions == [run.pid]
 
-    def test_a_caller_cannot_provide_what_is_not_of_the_operation(self) -> None:
-        with pytest.raises(ValueError, match="restore_results is no callback of a save"):
+    def test_a_caller_cannot_provide_another_operations_callback(self) -> None:
+        with pytest.raises(ValueError, match="restore_results is not a callback of a save"):
             run_helper(scripted("start"), {"restore_results": lambda _: None})
 
 
@@ -167,7 +167,7 @@ class TestAHelperThatFails:
         assert "/nonexistent/helper" in run.result.reason
 
     @pytest.mark.parametrize("steps", [["exit_3"], ["start", "exit_3"], ["hello", "exit_3"]])
-    def test_its_exit_status_and_last_words_are_told(self, steps: list[str]) -> None:
+    def test_its_exit_status_and_last_words_are_reported(self, steps: list[str]) -> None:
         reason = failure(run_helper(scripted(*steps)))
         assert reason == "the helper ended with exit status 3: something went wrong"
 
@@ -175,7 +175,7 @@ class TestAHelperThatFails:
         reason = failure(run_helper(scripted("start", "exit_0")))
         assert reason == "the helper ended without signalling completion"
 
-    def test_it_completes_and_is_gone_before_anybody_hears_it(self) -> None:
+    def test_it_completes_and_is_gone_before_that_is_read(self) -> None:
         def outlive(run: Run) -> None:
             wait_for(lambda: gone(run.pid), "the helper is gone")
 
@@ -206,7 +206,7 @@ class TestAHelperThatFails:
 
 
 SILENT_SOON = Limits(helper_start=20, stream_stall=0.2, callback=0.2, abort=0.2)
-SILENT = "the helper has said nothing, and moved no octet, for 0.95 s"
+SILENT = "the helper has said nothing and moved no byte for 0.95 s"
 
 WRITES_A_LITTLE = """#!{python}
 import os, sys, time
@@ -252,8 +252,8 @@ class TestLimits:
             pytest.param(["start", "complete", "be_stopped"], id="after its work"),
         ],
     )
-    def test_one_that_is_stopped_is_let_go_on(self, steps: list[str]) -> None:
-        """Whatever its limits are, none of them is over for it."""
+    def test_one_that_is_stopped_is_continued(self, steps: list[str]) -> None:
+        """None of the limits counts the time in which it was stopped."""
         run = run_helper(scripted(*steps), limits=Limits(1, 3, stream_stall=0.2, abort=1))
         assert run.result is not None
         assert (run.result.rc, run.result.completed) == (0, True), run.result
@@ -325,7 +325,7 @@ class TestAbort:
         assert run.result.retval == -1
         assert "switch_qemu_logdirty" in run.names
 
-    def test_the_callback_that_waits_is_refused(self) -> None:
+    def test_the_outstanding_callback_is_refused(self) -> None:
         answered_late: list[bool] = []
 
         def abort(run: Run) -> None:
@@ -338,7 +338,7 @@ class TestAbort:
         failure(run, Error.ABORTED, completed=True)
         assert answered_late
 
-    def test_a_sync_callback_in_which_it_is_asked_for_is_refused_once(self) -> None:
+    def test_a_sync_callback_that_aborts_is_refused_once(self) -> None:
         faults: list[object] = []
 
         def abort(run: Run) -> int:
@@ -400,7 +400,7 @@ class TestACallerThatFails:
     @pytest.mark.parametrize("name", ["precopy_policy", "suspend", "log"])
     def test_a_handler_that_raises_ends_the_save_in_order(self, name: str) -> None:
         def fail(_run: Run) -> int:
-            raise RuntimeError("a fault of the caller's")
+            raise RuntimeError("a bug of the caller's")
 
         steps = scripted("start", "log", "policy", "suspend", "until_abort", "logdirty_off", "fail")
         run = run_helper_with_faults(steps, {name: fail})
@@ -408,7 +408,7 @@ class TestACallerThatFails:
         assert "switch_qemu_logdirty" in run.names
 
     @pytest.mark.parametrize("value", [None, 2**31, "1", 1.0])
-    def test_an_answer_that_is_none_ends_the_save_in_order(self, value: object) -> None:
+    def test_an_invalid_answer_ends_the_save_in_order(self, value: object) -> None:
         def wrong(_run: Run) -> int:
             return value
 
@@ -418,7 +418,7 @@ class TestACallerThatFails:
 
 
 def run_helper_with_faults(program: OwnHelper, reactions: dict[str, Reaction]) -> Run:
-    """As `run_helper`, where the event loop is told of a fault."""
+    """Run a helper as `run_helper` does; the event loop's handler must get the callbacks' bugs."""
     faults: list[str] = []
 
     def note(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
@@ -494,7 +494,7 @@ class TestOurHelper:
         report = host.verify(restored, 20)
         assert (report.state, report.memory_ok) == (GuestState.RUNNING, True)
 
-    def test_one_that_is_stopped_on_libxls_pipes_is_let_go_on(
+    def test_one_that_is_stopped_on_libxls_pipes_is_continued(
         self, host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("XEN_SAVE_HELPER_FAULTS", "suspend:after-send=stop")
@@ -527,7 +527,7 @@ class TestOurHelper:
         assert run.result.rc == 0
         assert run.result.retval == -1
 
-    def test_hello_comes_before_numpy(self) -> None:
+    def test_hello_is_sent_before_numpy_is_loaded(self) -> None:
         mapped: list[str] = []
 
         def look(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""What is told of a wait for the other side."""
+"""The log of a wait for the other side."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_line_each_minute_and_one_when_it_is_over() -> None:
     ]
 
 
-def test_a_short_wait_is_not_worth_a_word() -> None:
+def test_a_short_wait_is_not_logged() -> None:
     told: list[str] = []
     log = WaitLog(STREAM, told.append)
     for quiet in (0.0, 59.0, 0.0):
@@ -31,7 +31,7 @@ def test_a_short_wait_is_not_worth_a_word() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_while_something_is_waited_for(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+def test_a_wait_in_a_context(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
     monkeypatch.setattr(waits, "PERIOD", 1.0)
     told: list[str] = []
 

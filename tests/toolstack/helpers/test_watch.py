@@ -1,4 +1,4 @@
-"""What a helper's watch takes for a sign of life, by looks at a process that is made up."""
+"""What a helper's watch takes for a sign of life, shown on a fake process."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from xen_save_helper.toolstack.limits import Limits
 LIMIT = 0.16
 
 
-class MadeUp:
-    """A process; `looks` counts how often it was looked at."""
+class FakeProcess:
+    """A process that has moved `moved(n)` bytes at its n-th look; `looks` counts these."""
 
-    def __init__(self, octets: Callable[[int], int], stops: bool = False) -> None:
+    def __init__(self, moved: Callable[[int], int], stops: bool = False) -> None:
         self.looks = 0
         self.nudges = 0
-        self._octets = octets
+        self.moved = moved
         self._stops = stops
 
     def stopped(self) -> bool:
         return self._stops
 
-    def octets(self) -> int:
+    def bytes_moved(self) -> int:
         self.looks += 1
-        return self._octets(self.looks)
+        return self.moved(self.looks)
 
     def nudge(self) -> None:
         self.nudges += 1
 
 
 def watch(
-    process: MadeUp,
+    process: FakeProcess,
     *,
     looks: int = 60,
     waits: bool = False,
     speaks: bool = False,
     told: Callable[[str], object] = lambda _line: None,
 ) -> list[str]:
-    """What the watch has said after so many looks, or as soon as it has."""
+    """Return what the watch has said after `looks` looks, or as soon as it says something."""
 
     async def run() -> list[str]:
         said: list[str] = []
@@ -65,56 +65,56 @@ def watch(
     return asyncio.run(run())
 
 
-SILENT = ["the helper has said nothing, and moved no octet, for 0.16 s"]
+SILENT = ["the helper has said nothing and moved no byte for 0.16 s"]
 
 
 def test_one_that_does_nothing_is_nudged_once_before_it_is_over() -> None:
-    process = MadeUp(lambda _: 5)
+    process = FakeProcess(lambda _: 5)
     assert watch(process) == SILENT
     assert process.nudges == 1
 
 
-def test_a_few_octets_of_its_channel_are_no_sign() -> None:
-    assert watch(MadeUp(lambda look: 8 * (look % 2))) == SILENT
+def test_a_few_bytes_on_its_channel_are_not_a_sign() -> None:
+    assert watch(FakeProcess(lambda look: 8 * (look % 2))) == SILENT
 
 
 @pytest.mark.parametrize(
-    "octets",
+    "moved",
     [
         pytest.param(lambda look: 10 * look, id="few at each look"),
-        pytest.param(lambda look: 10_000 - 70 * look, id="those of children that ended are gone"),
+        pytest.param(lambda look: 10_000 - 70 * look, id="counts of children that ended are lost"),
     ],
 )
-def test_one_that_moves_octets_is_left_alone(octets: Callable[[int], int]) -> None:
-    assert watch(MadeUp(octets)) == []
+def test_one_that_moves_bytes_is_left_alone(moved: Callable[[int], int]) -> None:
+    assert watch(FakeProcess(moved)) == []
 
 
-def test_one_that_has_come_far_when_it_is_nudged_is_left_alone() -> None:
-    process = MadeUp(lambda _: 0)
-    process._octets = lambda _: 1000 * process.nudges
+def test_one_that_has_got_far_when_it_is_nudged_is_left_alone() -> None:
+    process = FakeProcess(lambda _: 0)
+    process.moved = lambda _: 1000 * process.nudges
     assert watch(process) == []
     assert process.nudges > 1
 
 
 @pytest.mark.parametrize("signs", [{"speaks": True}, {"waits": True}])
 def test_one_that_speaks_or_waits_for_an_answer_is_left_alone(signs: dict[str, Any]) -> None:
-    assert watch(MadeUp(lambda _: 0), **signs) == []
+    assert watch(FakeProcess(lambda _: 0), **signs) == []
 
 
-def test_a_wait_is_told_of_and_that_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_and_its_end_are_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waits, "PERIOD", 0.04)
     told: list[str] = []
-    assert watch(MadeUp(lambda look: 0 if look < 10 else 100 * look), told=told.append) == []
+    assert watch(FakeProcess(lambda look: 0 if look < 10 else 100 * look), told=told.append) == []
     assert told[0] == "the stream has stood still for 0 s: waiting for the other side"
     assert told[-1] == "the other side goes on after 0 s"
 
 
 def test_one_that_is_stopped_is_not_silent() -> None:
-    assert watch(MadeUp(lambda _: 0, stops=True)) == []
+    assert watch(FakeProcess(lambda _: 0, stops=True)) == []
 
 
 @pytest.mark.parametrize("operation", Operation)
-def test_the_helpers_own_watchdog_has_its_say_first(operation: Operation) -> None:
+def test_the_helpers_own_watchdog_acts_first(operation: Operation) -> None:
     launch = HelperLaunch(HelperRequest(operation, 1, 3), frozenset(), OwnHelper(), Limits())
     words = launch.command()
     given = {name: words[words.index(name) + 1] for name in ("--stream-stall", "--answer-limit")}

@@ -188,7 +188,7 @@ class Channel:
         assert reason
         self._check()
 
-    async def heard_out(self, limit: float) -> None:
+    async def drain(self, limit: float) -> None:
         assert limit > 0
         if self.unheard:
             self.broken = True  # nobody is left to take an answer
