@@ -1,4 +1,4 @@
-"""Hosts, as the toolstack sees them: by URI, this machine's Xen or a simulated one."""
+"""The hosts that the toolstack works on, by URI: this machine's Xen, or a simulated one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def open_host(uri: str) -> Host:
-    """The host that `uri` names: `xen`, or `sim:DIRECTORY`.
+    """Open the host that `uri` names: `xen`, or `sim:DIRECTORY`.
 
-    Raises OSError: ENOTSUP for an unknown hypervisor, NotADirectoryError or FileNotFoundError for a
-    directory that is not a host; as `helper.hypervisors.xen.libraries` does if this is not a Xen,
-    or not one that is supported.
+    Raises OSError: ENOTSUP for an unknown hypervisor, NotADirectoryError or FileNotFoundError if
+    the directory is not a host, and as `helper.hypervisors.xen.libraries` does if this is not a
+    Xen host, or not a supported one.
     """
     if uri == XEN:
         from xen_save_helper.toolstack.hosts.xen.host import XenHost

@@ -22,11 +22,11 @@ class GuestState(Enum):
     SUSPENDED = "suspended"
     CRASHED = "crashed"
     SHUT_DOWN = "shut down"
-    """It has powered itself off, or waits to be made anew (reboot): there is nothing to run on."""
+    """It has powered off, or is to be built again (reboot): it cannot be resumed."""
 
 
 class SuspendState(Enum):
-    """How far a request to suspend has come (control/shutdown)."""
+    """How far a suspend request has got (control/shutdown)."""
 
     REQUESTED = "requested"
     ACKNOWLEDGED = "acknowledged"
@@ -36,28 +36,28 @@ class SuspendState(Enum):
 
 
 class SuspendRequest(Protocol):
-    """A request to suspend that is under way."""
+    """A suspend request in progress."""
 
     def fileno(self) -> int:
         """Polls readable when `state` may have changed."""
 
     def state(self) -> SuspendState:
-        """Where the request stands now; does not block."""
+        """The request's state now; does not block."""
 
     def withdraw(self) -> bool:
-        """Take the request back (libxl: writes control/shutdown empty). True where the guest will
-        not suspend for it any more, False where it has suspended or is about to."""
+        """Withdraw the request (libxl: writes an empty control/shutdown). Returns True if the guest
+        will no longer suspend for it, False if it has suspended or is about to."""
 
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class DomainSummary:
-    """A row of `list`. `memory` in octets; `type` is libxl's (`pv`, `pvh`, `hvm`).
+    """A row of `list`. `memory` is in bytes, `type` is libxl's (`pv`, `pvh`, `hvm`).
 
-    `log_dirty` says whether log-dirty mode is on, None where the hypervisor does not tell.
-    `workload` and `pid` are a simulated guest's, None for others. `uuid` goes with the guest from
-    host to host, in lower case; None if its configuration has none.
+    `log_dirty` says whether log-dirty mode is on, None if the hypervisor does not say. `workload`
+    and `pid` are a simulated guest's, None for others. `uuid`, in lower case, stays with the guest
+    from host to host; None if its configuration has none.
     """
 
     domid: int
@@ -73,8 +73,8 @@ class DomainSummary:
 
 @dataclass(frozen=True)
 class GuestReport:
-    """What is known of a guest, and what it says of itself. Times are CLOCK_MONOTONIC seconds, None
-    where it never was. A guest that knows nothing of us says nothing: None in all that is its own.
+    """What is known of a guest, and what it reports itself; None for what a guest that does not
+    know of us would report. Times are CLOCK_MONOTONIC seconds, None if that never happened.
 
     `pages_checked` counts page comparisons since the domain was made; `memory_ok` is False once
     one was wrong, and `crash` says which. Latencies (of accesses to evicted pages, measured in the
@@ -97,12 +97,11 @@ class GuestReport:
 class RestoreProgram:
     """A program of the host's own toolstack that makes a domain from a libxl stream on its stdin.
 
-    `preface` are the octets that it wants ahead of the stream. Where it exits with 0, the domain is
-    there, paused. An early end of its stdin makes it give up in order: then no domain is left. It
-    starts the save helper whose path stands in the environment variable `helper_variable`.
-    `complaint` picks the line that says best why it failed from those that it wrote to stderr.
-    `environment` is for the program and its helper; `remark` is a line for people before it starts,
-    empty where there is nothing to say.
+    `preface` is what it reads ahead of the stream. If it exits with 0, the domain exists, paused.
+    If its stdin ends early it gives up in order, and no domain is left. It starts the save helper
+    whose path is in the environment variable `helper_variable`. `complaint` picks, from the lines
+    on its stderr, the one that says best why it failed. `environment` is for the program and its
+    helper; `remark` is a line for people before it starts, "" for none.
     """
 
     command: tuple[str, ...]
@@ -116,12 +115,12 @@ class RestoreProgram:
 class Host(Protocol):
     """A host's domains, as libxl sees them. Names are unique on a host.
 
-    Raises ProcessLookupError (ESRCH) for a domid that there is not, FileExistsError (EEXIST) for
-    a name that is taken, TimeoutError (ETIMEDOUT) where a domain's process does not answer.
+    Raises ProcessLookupError (ESRCH) for an unknown domid, FileExistsError (EEXIST) for a name that
+    is taken, TimeoutError (ETIMEDOUT) if a domain's process does not answer.
     """
 
     state_dir: Path
-    """A directory of the host that the toolstack keeps its journal in."""
+    """The host's directory in which the toolstack keeps its journal."""
 
     def domains(self) -> list[DomainSummary]:
         """libxl_list_domain, without the control domain."""
@@ -133,70 +132,70 @@ class Host(Protocol):
         """The domain as libxc has it; the caller closes it."""
 
     def why_not_create(self, config: Mapping[str, Any]) -> str:
-        """Why no domain of this configuration can be made here, as far as that can be known for
-        certain before it is: what it is, and free memory. "" if nothing is known."""
+        """Why a domain of this configuration cannot be made here, as far as that is certain before
+        we try: its kind, and free memory. "" if no reason is known."""
 
     def why_no_postcopy(self) -> str:
         """Why no domain can be restored by postcopy here, with the way out; "" if it can."""
 
     def restore_program(self, config: Mapping[str, Any], name: str) -> RestoreProgram | None:
-        """Where restoring is the host's own toolstack's: how it makes a domain `name` of `config`.
-        None where it is ours: `create`, a helper, `restore_emulator`. Raises OSError where it is
-        known already that this cannot be."""
+        """How the host's own toolstack restores a domain `name` of `config`; None if we restore it,
+        by `create`, a helper, and `restore_emulator`. Raises OSError if it is already certain that
+        it cannot be restored."""
 
     def create(self, config: Mapping[str, Any], name: str) -> int:
-        """A new domain for a restore: paused, no pages, no registers. `config` is as `config`
-        gives it. Raises ValueError for a configuration that cannot be."""
+        """Make a domain to be restored: paused, without pages or registers. `config` is what
+        `config()` returns. Raises ValueError for an invalid configuration."""
 
     def config(self, domid: int) -> dict[str, Any]:
-        """The stored configuration, libxl_domain_config's JSON: what goes into the xl header."""
+        """The stored configuration, libxl_domain_config's JSON, as it goes into the xl header."""
 
     def destroy(self, domid: int) -> None:
         """End the domain and all that belongs to it, whatever state it is in."""
 
     def clear_up(self) -> None:
-        """Remove what processes left that died while they made or ended a domain."""
+        """Remove what is left of processes that died while making or ending a domain."""
 
     def pause(self, domid: int) -> None:
         """libxl_domain_pause."""
 
     def unpause(self, domid: int) -> None:
-        """libxl_domain_unpause. No error where it runs."""
+        """libxl_domain_unpause. No error if it runs already."""
 
     def rename(self, domid: int, name: str) -> None:
-        """libxl_domain_rename. No error where that is its name."""
+        """libxl_domain_rename. No error if that is its name already."""
 
     def suspend_request(self, domid: int) -> SuspendRequest:
-        """Ask the domain to suspend (the first half of libxl__domain_suspend); the caller closes
+        """Ask the domain to suspend (the first half of libxl__domain_suspend). The caller closes
         the request."""
 
     def resume(self, domid: int) -> None:
-        """libxl_domain_resume: a suspended domain runs on here. No error where it never
+        """libxl_domain_resume: let a suspended domain run on here. No error if it never
         suspended."""
 
     def switch_qemu_logdirty(self, domid: int, enable: bool) -> None:
-        """libxl__domain_common_switch_qemu_logdirty. No error where it is so already; nothing to do
-        where there is no device model."""
+        """libxl__domain_common_switch_qemu_logdirty. Does nothing if the mode is as asked already,
+        or if there is no device model."""
 
     def suspend_emulator(self, domid: int, live: bool) -> None:
-        """libxl__domain_suspend_device_model: the domain has just suspended; from here on its
-        device model writes no memory of it. `live`: the domain is to go on elsewhere. `resume`
-        undoes it. Nothing to do where there is no device model."""
+        """libxl__domain_suspend_device_model: the domain has just suspended, and from here on its
+        device model does not write its memory. `live`: the domain will go on elsewhere. `resume`
+        undoes this. Does nothing if there is no device model."""
 
     def emulator_xenstore_data(self, domid: int) -> list[tuple[bytes, bytes]]:
-        """(path relative to the device model's xenstore directory, value) of each entry; empty
-        where there is no device model."""
+        """(path relative to the device model's xenstore directory, value) of each entry; none if
+        there is no device model."""
 
     def emulator_context(self, domid: int) -> bytes | None:
-        """Save the device model's state (the domain is suspended); None where there is none."""
+        """The saved state of the suspended domain's device model; None if there is none."""
 
     def restore_emulator(
         self, domid: int, xenstore: Sequence[tuple[bytes, bytes]], context: bytes | None
     ) -> None:
-        """Start the device model of a restored domain from what was saved."""
+        """Start a restored domain's device model from what was saved."""
 
     def report(self, domid: int) -> GuestReport:
-        """What is known of the guest now."""
+        """Report what is known of the guest now."""
 
     def verify(self, domid: int, timeout: float) -> GuestReport:
         """Have the guest compare every page of its memory now, and report."""

@@ -1,1 +1,1 @@
-"""Hosts that are directories, whose guests are processes."""
+"""Simulated hosts: directories, whose guests are processes."""

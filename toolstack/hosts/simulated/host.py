@@ -40,16 +40,16 @@ if TYPE_CHECKING:
 BUILD_TIMEOUT: Final = 120.0
 """Seconds for a guest to fill its memory."""
 LONGEST_NAME: Final = 150
-"""Octets of a new guest's name, as in a URL: room for what a migration puts behind it, and for the
-names of files that have it in theirs."""
+"""Bytes of a new guest's name, as in a URL: this leaves room for the suffixes of a migration, and
+for file names that contain it."""
 
 
 class SimulatedHost:
-    """The host in `directory`. `timeout` is how long, in seconds, a domain's process may take to
-    answer a request, and to start or end."""
+    """The host in `directory`. A domain's process may take `timeout` seconds to answer a request,
+    to start and to end."""
 
     def __init__(self, directory: str | os.PathLike[str], timeout: float = ANSWER_LIMIT) -> None:
-        """Raises FileNotFoundError or NotADirectoryError where that is no host."""
+        """Raises FileNotFoundError or NotADirectoryError if the directory is not a host."""
         self.directory = Path(directory).absolute()
         domain_files.check_host(self.directory)
         self.state_dir = self.directory
@@ -78,7 +78,7 @@ class SimulatedHost:
             name=config["c_info"].get("name", ""),
             memory=config["b_info"]["max_memkb"] * 1024,
             type=config["c_info"]["type"],
-            # A real guest's image has none.
+            # A real guest's configuration has none.
             workload=config.get("simulated", {}).get("workload"),
             state=state_of(domain),
             log_dirty=page is not None and bool(page.logdirty_epoch % 2 or page.qemu_logdirty),
@@ -143,11 +143,11 @@ class SimulatedHost:
 
     @property
     def memory(self) -> int | None:
-        """What the host's guests may have together, in bytes; None for a host without a bound."""
+        """The bytes that the host's guests may have together; None if there is no bound."""
         return domain_files.read_memory(self.directory)
 
     def memory_in_use(self) -> int:
-        """What its domains have, in bytes: those that stand still or have crashed, too."""
+        """The bytes that all its domains have, including suspended and crashed ones."""
         in_use = 0
         for domid in domain_files.domids(self.directory):
             try:
@@ -157,8 +157,8 @@ class SimulatedHost:
         return in_use
 
     def bound_memory(self, memory: int) -> None:
-        """Set what the host's guests may have together, in bytes. Raises OSError (EBUSY) where
-        they have more."""
+        """Set the bytes that the host's guests may have together. Raises OSError (EBUSY) if they
+        have more."""
         with domain_files.host_lock(self.directory, self.timeout):
             if (in_use := self.memory_in_use()) > memory:
                 raise OSError(
@@ -169,11 +169,11 @@ class SimulatedHost:
 
     @property
     def lacks(self) -> list[str]:
-        """The CPU features that it has not, by the names of `ipc_schema.streams.cpu_features`."""
+        """The CPU features that it lacks, by the names of `ipc_schema.streams.cpu_features`."""
         return domain_files.read_lacks(self.directory)
 
     def take_away(self, lacks: Sequence[str]) -> None:
-        """Set them. Guests that are there keep what they were offered."""
+        """Set the CPU features that it lacks. Existing guests keep what they were offered."""
         with domain_files.host_lock(self.directory, self.timeout):
             domain_files.write_lacks(self.directory, lacks)
 
@@ -190,8 +190,7 @@ class SimulatedHost:
         named = {**config, "c_info": {**config["c_info"], "name": name}}
         with domain_files.host_lock(self.directory, self.timeout):
             self._check_name_free(name)
-            # Under the lock that a domain's directory comes and goes under: what is free now is
-            # free for this one.
+            # Domains come and go under this lock, so the memory that is free now stays free.
             if problem := self._why_no_room(config):
                 raise OSError(errno.ENOMEM, problem)
             domid, path = domain_files.new_domain_directory(self.directory, named)
@@ -214,9 +213,10 @@ class SimulatedHost:
         return domid
 
     def _check_name_free(self, name: str) -> None:
-        """Raises FileExistsError, or ValueError for what is no name. The host's lock is held."""
+        """Raise FileExistsError if the name is taken, ValueError if it is not a name. The caller
+        holds the host's lock."""
         if not name or len(name) > 200 or not name.isprintable():
-            raise ValueError(f"{name!r} is no name for a domain")
+            raise ValueError(f"{name!r} is not a name for a domain")
         try:
             domid = self.find(name)
         except ProcessLookupError:
@@ -234,22 +234,22 @@ class SimulatedHost:
         behaviour: Behaviour = Behaviour.NORMAL,
         behaviour_seconds: float = 0.0,
     ) -> int:
-        """A fresh guest that runs; returns when its memory is built. `rate` is in pages a second,
-        None for the workload's own. An `hvm` guest has a device model, a `pvh` guest has none.
+        """Make a new guest and let it run; returns when its memory is built. `rate` is in pages a
+        second, None for the workload's own. An `hvm` guest has a device model, a `pvh` guest none.
 
-        Raises ValueError for what cannot be, and as `create`.
+        Raises ValueError for invalid arguments, and as `create` does.
         """
         if len(quote(name)) > LONGEST_NAME:
             raise ValueError(
-                f"{name!r} is too long a name: {LONGEST_NAME} letters are the most, others count "
-                "three to twelve times"
+                f"the name {name!r} is too long: want at most {LONGEST_NAME} characters, of which "
+                "those that are not ASCII count three to twelve times"
             )
         if workload not in NAMES:
-            raise ValueError(f"workload {workload!r} is none of {', '.join(NAMES)}")
+            raise ValueError(f"unknown workload {workload!r}; there are {', '.join(NAMES)}")
         if memory_bytes % 4096 or memory_bytes < 1 << 20:
-            raise ValueError(f"memory of {memory_bytes} octets: whole pages, at least 1 MiB")
+            raise ValueError(f"memory of {memory_bytes} bytes: want whole pages, at least 1 MiB")
         if rate is not None and not rate > 0:
-            raise ValueError(f"a rate of {rate} pages a second: more than 0, please")
+            raise ValueError(f"a rate of {rate} pages a second: want more than 0")
         simulated = {
             "workload": workload,
             "rate": rate,
@@ -276,7 +276,7 @@ class SimulatedHost:
         return domid
 
     def set_behaviour(self, domid: int, behaviour: Behaviour, seconds: float = 0.0) -> None:
-        """How the guest takes requests to suspend from now on."""
+        """Set how the guest reacts to suspend requests from now on."""
         with self._open(domid) as domain:
             page = domain.shared.domain
             page.behaviour_seconds = seconds
@@ -326,8 +326,8 @@ class SimulatedHost:
         self._ask(domid, do="pause")
 
     def unpause(self, domid: int) -> None:
-        """Raises ENOEXEC where the domain's registers are not a simulated guest's, EINVAL where it
-        has none: such a domain can be saved, and not run."""
+        """Raises ENOEXEC if the domain's registers are not a simulated guest's, EINVAL if it has
+        none: such a domain can be saved, but not run."""
         self._ask(domid, do="unpause")
 
     def suspend_request(self, domid: int) -> SimulatedSuspendRequest:
@@ -341,7 +341,7 @@ class SimulatedHost:
         return SimulatedSuspendRequest(domain, directory, self.timeout)
 
     def resume(self, domid: int) -> None:
-        """Also takes back a request to suspend that the guest has not acknowledged."""
+        """Also withdraws a suspend request that the guest has not acknowledged."""
         with self._open(domid) as domain, self._directory(domid) as fd:
             page = domain.shared.domain
             with domain_files.suspend_lock(fd, self.timeout):
@@ -349,20 +349,19 @@ class SimulatedHost:
             control.request(fd, self.timeout, do="resume")
 
     def balloon(self, domid: int, pages: int) -> int:
-        """Have the running guest give back its last `pages` pages; how many it gave."""
+        """Have the running guest give back its last `pages` pages; returns how many it gave."""
         return int(self._ask(domid, do="balloon", pages=pages)["pages"])
 
     # -- device model ---------------------------------------------------------------------------
 
     def switch_qemu_logdirty(self, domid: int, enable: bool) -> None:
-        """Nothing to do for a guest without a device model."""
         with self._open(domid) as domain:
             page = domain.shared.domain
             if page.hvm:
                 page.qemu_logdirty = int(enable)
 
     def suspend_emulator(self, domid: int, live: bool) -> None:
-        """A simulated device model writes no guest memory."""
+        """Do nothing: a simulated device model does not write guest memory."""
 
     def emulator_xenstore_data(self, domid: int) -> list[tuple[bytes, bytes]]:
         with self._directory(domid) as fd:
@@ -370,7 +369,7 @@ class SimulatedHost:
         return [] if model is None else list(model.xenstore)
 
     def emulator_context(self, domid: int) -> bytes | None:
-        """Raises EBUSY while the domain runs."""
+        """Raises EBUSY if the domain is running."""
         with self._open(domid) as domain, self._directory(domid) as fd:
             model = device_model.load(fd)
             if model is None:
@@ -383,7 +382,7 @@ class SimulatedHost:
     def restore_emulator(
         self, domid: int, xenstore: Sequence[tuple[bytes, bytes]], context: bytes | None
     ) -> None:
-        """Raises EINVAL for a domain that has no device model."""
+        """Raises EINVAL if the domain cannot have a device model."""
         with self._directory(domid) as fd:
             if domain_files.read_config(fd)["c_info"]["type"] != "hvm":
                 if xenstore or context is not None:
@@ -398,12 +397,12 @@ class SimulatedHost:
             return report_of(domain)
 
     def verify(self, domid: int, timeout: float) -> GuestReport:
-        """Raises TimeoutError; a guest that has crashed reports so at once."""
+        """Raises TimeoutError. A guest that has crashed reports that at once."""
         with self._open(domid) as domain:
             if state_of(domain) is not GuestState.CRASHED:
                 self._ask(domid, timeout, do="verify")
             return report_of(domain)
 
 
-def _mib(octets: int) -> str:
-    return f"{octets / (1 << 20):.6g} MiB"
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.6g} MiB"

@@ -19,14 +19,14 @@ _PACKAGES: Final = Path(xen_save_helper.__path__[0]).parent
 
 
 def _environment() -> dict[str, str]:
-    """That of the guest: it must find this package, wherever it was imported from."""
+    """The guest's environment: it must find this package, wherever we imported it from."""
     path = os.pathsep.join(filter(None, (str(_PACKAGES), os.environ.get("PYTHONPATH"))))
     # One thread is one vCPU: numpy's libraries need no pool of their own.
     return {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def _read_within(fd: int, timeout: float) -> bytes:
-    """What comes on `fd`, whole, each part within `timeout`. Raises TimeoutError."""
+    """Read `fd` to its end. Raises TimeoutError if a part takes longer than `timeout` seconds."""
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     data = b""
@@ -40,12 +40,12 @@ def _read_within(fd: int, timeout: float) -> bytes:
 
 
 class StartingGuest:
-    """A guest's process that is there, but ends with its maker until it is told to live on."""
+    """A guest's process that has started, but ends with its maker until it is released."""
 
     def __init__(self, domid: int, directory: int, timeout: float) -> None:
-        """Start one for the domain in `directory` (a descriptor).
+        """Start a process for the domain in `directory` (a descriptor).
 
-        Raises TimeoutError, or OSError with the guest's own words.
+        Raises TimeoutError, or OSError with the guest's own message.
         """
         ready, ready_end = os.pipe()
         try:
@@ -78,7 +78,7 @@ class StartingGuest:
             raise OSError(errno.EIO, f"the guest's process did not start: {answer}")
 
     def _await(self, process: subprocess.Popen[bytes], ready: int, timeout: float) -> str:
-        """What went wrong, as the guest tells; empty where nothing did."""
+        """The guest's account of what went wrong, "" if nothing did."""
         with process:
             try:
                 data = _read_within(ready, timeout)
@@ -87,15 +87,15 @@ class StartingGuest:
                 process.kill()
                 raise
         if not data:
-            return "it ended without a word"
+            return "it ended without saying why"
         return str(json.loads(data).get("error", ""))
 
     def release(self) -> None:
-        """Let it live on by itself. Raises OSError (EIO) where it has ended already."""
+        """Let it live on by itself. Raises OSError (EIO) if it has already ended."""
         try:
             os.write(self._go, b"g")
         except BrokenPipeError as error:
-            raise OSError(errno.EIO, "the guest's process has ended at its start") from error
+            raise OSError(errno.EIO, "the guest's process ended while it started") from error
         finally:
             os.close(self._go)
 

@@ -12,7 +12,7 @@ from xen_save_helper.toolstack.hosts.interface import GuestReport, GuestState
 
 
 def state_of(domain: OpenDomain) -> GuestState:
-    """Raises ProcessLookupError where the domain is gone."""
+    """The domain's state. Raises ProcessLookupError if it is gone."""
     info = domain.getinfo()
     if info.shutdown_reason is ShutdownReason.SUSPEND:
         return GuestState.SUSPENDED
@@ -31,8 +31,8 @@ def _quantile_us(page: DomainPage, share: float) -> float | None:
 
 
 def report_of(domain: OpenDomain) -> GuestReport:
-    """The guest's report; of a guest whose process had died before `domain` was opened, only
-    that it has crashed."""
+    """The guest's report. If its process died before `domain` was opened, all that says is that the
+    guest has crashed."""
     state = state_of(domain)
     killed = None if domain.alive() else "the guest's process is gone"
     if not domain.attached:

@@ -1,7 +1,7 @@
-"""A request to suspend that is under way (what libxl writes to control/shutdown).
+"""A suspend request in progress (what libxl writes to control/shutdown).
 
-The request is a number in the domain page, and changes hands under the suspend lock, as in a
-xenstore transaction: it stands until the guest acknowledges it, or it is withdrawn.
+The request is a number in the domain page. It is pending until the guest acknowledges it or it is
+withdrawn; either happens under the suspend lock, as in a xenstore transaction.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from xen_save_helper.toolstack.hosts.interface import SuspendState
 
 
 class SimulatedSuspendRequest:
-    """interface.SuspendRequest. Its descriptor is a connection to the guest, which tells there
-    that it has suspended; at its end the guest has crashed."""
+    """interface.SuspendRequest. Its descriptor is a connection on which the guest reports that it
+    has suspended; if the connection ends, the guest has crashed."""
 
     def __init__(self, domain: OpenDomain, directory: int, timeout: float) -> None:
-        """Makes the request, and takes over both `domain` and `directory` (a descriptor)."""
+        """Make the request. It takes over `domain` and `directory` (a descriptor)."""
         self._domain = domain
         self._directory = directory
         self._timeout = timeout
@@ -31,7 +31,7 @@ class SimulatedSuspendRequest:
         try:
             self._connection = self._request()
         except (GuestGoneError, BrokenPipeError, ConnectionResetError):
-            # The guest is dead: a descriptor at its end, and `state` say so.
+            # The guest is dead: a descriptor at end of file and `state` will show that.
             self._connection, other = socket.socketpair()
             other.close()
         except BaseException:
@@ -63,7 +63,7 @@ class SimulatedSuspendRequest:
         page = self._domain.shared.domain
         if page.shutdown == ShutdownReason.CRASH:
             return SuspendState.CRASHED
-        # In this order: the guest acknowledges a request before it takes it away.
+        # In this order: the guest acknowledges a request before it clears it.
         wanted = page.suspend_wanted == self._number
         if page.suspend_acknowledged == self._number:
             suspended = page.shutdown == ShutdownReason.SUSPEND
@@ -71,7 +71,7 @@ class SimulatedSuspendRequest:
         return SuspendState.REQUESTED if wanted else SuspendState.REFUSED
 
     def _drain(self) -> None:
-        """Take what the guest told, so that the descriptor tells of the next change alone."""
+        """Read what the guest sent, so that the descriptor is readable at the next change only."""
         if self._connection is None:
             return
         while True:

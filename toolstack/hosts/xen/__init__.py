@@ -1,1 +1,1 @@
-"""This machine's Xen, as libxl deals with it."""
+"""This machine's Xen, as libxl handles it."""

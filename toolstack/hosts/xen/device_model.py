@@ -1,4 +1,4 @@
-"""The device model of an HVM domain: QEMU, as libxl talks to it (libxl_dom_save.c,
+"""The device model of an HVM domain: QEMU, controlled as libxl does (libxl_dom_save.c,
 libxl_dom_suspend.c, libxl_qmp.c)."""
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from xen_save_helper.toolstack.hosts.xen.domain import home
 from xen_save_helper.toolstack.hosts.xen.qmp import Qmp, QmpError, monitor_path
 
 SAVE_TIMEOUT: Final = 30.0
-"""Seconds for QEMU to write its state, some hundred KiB."""
+"""Seconds for QEMU to write its state, some hundreds of KiB."""
 
 _PHYSMAP_KEYS: Final = ("start_addr", "size", "name")
 
 
 def check_supported(xenstore: Xenstore, domid: int) -> None:
-    """Raises OSError (ENOTSUP) for a device model in a domain of its own: it has no monitor that
-    can be reached from here but through libxl."""
+    """Raise OSError (ENOTSUP) if the device model is in a stub domain: only libxl can reach its
+    monitor from here."""
     stub = xenstore.text(f"{home(domid)}/image/device-model-domid")
     if stub and stub != "0":
         raise OSError(
@@ -28,10 +28,10 @@ def check_supported(xenstore: Xenstore, domid: int) -> None:
 
 
 def set_log_dirty(domid: int, enable: bool) -> None:
-    """libxl__domain_common_switch_qemu_logdirty; without effect where it is as it shall be.
+    """libxl__domain_common_switch_qemu_logdirty; does nothing if the mode is as asked already.
 
-    QEMU aborts where the mode is turned off and is off already (memory_global_dirty_log_stop), and
-    cannot be asked. So it is turned on first, which it bears at any time.
+    QEMU aborts if the mode is turned off while it is off (memory_global_dirty_log_stop), and cannot
+    be asked about it. So we turn it on first, which is harmless at any time.
     """
     with Qmp(monitor_path(domid)) as qmp:
         qmp.execute("xen-set-global-dirty-log", enable=True)
@@ -40,13 +40,13 @@ def set_log_dirty(domid: int, enable: bool) -> None:
 
 
 def suspend(domid: int, live: bool) -> bytes:
-    """libxl__qmp_suspend_save: stop it, and have it save its state, which is returned. `live` has
-    it give up the locks of its disk images, for its successor at the destination."""
+    """libxl__qmp_suspend_save: stop the device model, have it save its state, and return that. With
+    `live` it gives up the locks on its disk images, for its successor at the destination."""
     memory = os.memfd_create("qemu-save", os.MFD_CLOEXEC)
     try:
         with Qmp(monitor_path(domid), SAVE_TIMEOUT) as qmp:
             qmp.execute("stop")
-            # QEMU wants to write, and takes only a descriptor that is open for just that.
+            # QEMU takes only a descriptor that is open for writing and nothing else.
             writable = os.open(f"/proc/self/fd/{memory}", os.O_WRONLY | os.O_CLOEXEC)
             try:
                 added = qmp.execute("add-fd", writable)
@@ -69,9 +69,9 @@ def resume(domid: int) -> None:
 
 
 def xenstore_data(xenstore: Xenstore, domid: int) -> list[tuple[bytes, bytes]]:
-    """libxl__save_emulator_xenstore_data: where QEMU has mapped its memory, by (path relative to
-    its own directory, value). Newer ones leave none. Raises OSError (ENOENT) for a part of an entry
-    that is missing."""
+    """libxl__save_emulator_xenstore_data: where QEMU has mapped its memory, as (path relative to
+    its own directory, value). Newer QEMUs leave no entries. Raises OSError (ENOENT) if part of an
+    entry is missing."""
     root = f"{home(0)}/device-model/{domid}"
     entries = []
     for entry in xenstore.directory(f"{root}/physmap"):

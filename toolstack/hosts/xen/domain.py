@@ -1,4 +1,4 @@
-"""What libxl knows of a domain: its type, its state, its directory in xenstore."""
+"""What libxl knows about a domain: its type, its state, its directory in xenstore."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def home(domid: int) -> str:
 
 
 def type_of(xenstore: Xenstore, info: XenDomainInfo) -> str:
-    """libxl__domain_type: `pv`, `pvh` or `hvm`. For a domain that libxl has not made, what the
-    hypervisor knows, to which PVH is HVM."""
+    """libxl__domain_type: `pv`, `pvh` or `hvm`. For a domain that libxl did not make it is the
+    hypervisor's, to which PVH is HVM."""
     return xenstore.text(f"/libxl/{info.domid}/type") or (HVM if info.hvm else PV)
 
 
 def state_of(info: XenDomainInfo) -> GuestState:
-    """As `list` shows it. A suspended domain that is paused besides is suspended."""
+    """The state that `list` shows. A domain that is both suspended and paused is suspended."""
     match info.shutdown_reason:
         case None:
             return GuestState.PAUSED if info.paused else GuestState.RUNNING

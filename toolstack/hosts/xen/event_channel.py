@@ -24,7 +24,7 @@ _IOCTL_NOTIFY: Final = _request(4, _NOTIFY.size)
 
 
 class EventChannel:
-    """Bound to `port` of domain `domid` until it is closed. Raises OSError."""
+    """An event channel bound to `port` of domain `domid` until it is closed. Raises OSError."""
 
     def __init__(self, domid: int, port: int) -> None:
         self._fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
@@ -41,13 +41,13 @@ class EventChannel:
         self._ioctl(_IOCTL_NOTIFY, _NOTIFY.pack(self._port), "notify")
 
     def close(self) -> None:
-        """The guest's end waits for another one to bind to it."""
+        """Unbind it; the guest's end then waits for somebody else to bind to it."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def _ioctl(self, request: int, argument: bytes, what: str) -> int:
-        # With a mutable argument the result is the ioctl's, a port number.
+        # Only with a mutable argument is the result the ioctl's own, a port number.
         try:
             return int(fcntl.ioctl(self._fd, request, bytearray(argument)))
         except OSError as error:

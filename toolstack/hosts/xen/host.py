@@ -1,7 +1,7 @@
 """interface.Host of a Xen host: what the toolstack does to real domains, in the control domain.
 
-What libxl keeps to itself (configurations, devices, names) is done by `xl`; what has to be quick or
-to be waited for (states, suspension, log-dirty mode) by ourselves.
+`xl` does what libxl keeps to itself (configurations, devices, names); we do what has to be quick or
+must be waited for (states, suspension, log-dirty mode).
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from xen_save_helper.toolstack.hosts.xen.domain import (
 from xen_save_helper.toolstack.hosts.xen.suspend import XenSuspendRequest, withdraw_request
 
 STATE_DIRECTORY: Final = Path("/run/xen-save-helper")
-"""Ends with the boot, as the domains do that its journals speak of: a domid names another domain
-after the next one."""
+"""It does not outlive a boot, as its journals' domains do not: after the next one a domid names
+another domain."""
 
 CONTROL_DOMAIN: Final = 0
 
 
 class XenHost:
-    """The Xen host of this machine. Connections and interfaces are opened for each call, so that
-    any thread may make it.
+    """This machine's Xen host. Each call opens its own connections and interfaces, so that any
+    thread may make it.
 
-    Raises OSError, also here: where there is no Xen, or none that is supported.
+    Raises OSError, from the constructor on, if this is not a Xen host, or not a supported one.
     """
 
     def __init__(self) -> None:
@@ -56,12 +56,12 @@ class XenHost:
         self._emulator_contexts: dict[int, bytes] = {}
         self._suspended_at: dict[int, float] = {}
         with Xenctrl():
-            pass  # to hear at once what is missing
+            pass  # to find out at once what is missing
 
     # -- who is there ---------------------------------------------------------------------------
 
     def domains(self) -> list[DomainSummary]:
-        """Without the control domain, and those that are being destroyed."""
+        """All domains but the control domain and those that are being destroyed."""
         with Xenctrl() as xenctrl, Xenstore() as xenstore:
             return [
                 self._summary(xenstore, info)
@@ -73,13 +73,13 @@ class XenHost:
     def _summary(xenstore: Xenstore, info: XenDomainInfo) -> DomainSummary:
         return DomainSummary(
             domid=info.domid,
-            # One that is being made has none yet.
+            # A domain that is being made has no name yet.
             name=xenstore.text(f"{home(info.domid)}/name") or "",
             memory=info.tot_pages * PAGE_KIB * 1024,
             type=type_of(xenstore, info),
             workload=None,
             state=state_of(info),
-            # The hypervisor tells only by refusing to turn it on a second time.
+            # The hypervisor shows it only by refusing to turn it on a second time.
             log_dirty=None,
             pid=None,
             uuid=str(UUID(bytes=info.handle)),
@@ -95,8 +95,8 @@ class XenHost:
         return XenControlledDomain(domid)
 
     def config(self, domid: int) -> dict[str, Any]:
-        """Raises OSError (ENOTSUP) for a domain with virtual NUMA nodes, as libxl__domain_save: a
-        stream does not say which page is on which node."""
+        """Raises OSError (ENOTSUP) for a domain with virtual NUMA nodes, as libxl__domain_save
+        does: a stream does not say which page is on which node."""
         self._info(domid)
         config = xl.domain_config(domid)
         if config.get("b_info", {}).get("vnuma_nodes"):
@@ -106,7 +106,7 @@ class XenHost:
         return config
 
     def _info(self, domid: int) -> XenDomainInfo:
-        """Raises ProcessLookupError, for a domain that is being destroyed, too."""
+        """A guest's information. Raises ProcessLookupError, also if it is being destroyed."""
         with Xenctrl() as xenctrl:
             info = xenctrl.domain_getinfo(domid)
         if info.dying or domid == CONTROL_DOMAIN:
@@ -116,7 +116,7 @@ class XenHost:
     # -- making and ending ----------------------------------------------------------------------
 
     def why_not_create(self, config: Mapping[str, Any]) -> str:
-        """Of a host that does not tell its memory, nothing is known for certain."""
+        """Memory is no reason if the host does not say how much it has."""
         try:
             restored_model.choose(config)
         except OSError as error:
@@ -137,10 +137,10 @@ class XenHost:
         return "postcopy is not available on Xen yet"
 
     def restore_program(self, config: Mapping[str, Any], name: str) -> RestoreProgram:
-        """`xl restore -p`: it opens what it is told to read, so that is its stdin's other name. It
-        leaves the process behind that looks after the domain's reboots, as for any `xl restore`.
+        """`xl restore -p`. It opens the file that it is to read, so we name its stdin by path. As
+        any `xl restore`, it leaves a process behind that handles the domain's reboots.
 
-        Raises as `restored_model.choose`."""
+        Raises as `restored_model.choose` does."""
         choice = restored_model.choose({**config, "c_info": {**config["c_info"], "name": name}})
         preface = xl_header.encode_header(json.dumps(choice.config).encode())
         command = (xl.program(), "restore", "-p", "/proc/self/fd/0")
@@ -159,7 +159,7 @@ class XenHost:
         self._suspended_at.pop(domid, None)
 
     def clear_up(self) -> None:
-        """An `xl` that died has left a domain, at most, and that has a name."""
+        """There is nothing to do: a dead `xl` leaves at most a domain, which has a name."""
 
     def rename(self, domid: int, name: str) -> None:
         for row in self.domains():
@@ -179,7 +179,7 @@ class XenHost:
         xl.run("pause", str(domid))
 
     def unpause(self, domid: int) -> None:
-        """libxl_domain_unpause: its device model, which waits after a restore, first."""
+        """libxl_domain_unpause, which starts with the device model: that waits after a restore."""
         self._info(domid)
         xl.run("unpause", str(domid))
 
@@ -188,8 +188,8 @@ class XenHost:
         return XenSuspendRequest(domid)
 
     def resume(self, domid: int) -> None:
-        """With suspend_cancel, as xl does. Also takes back a request to suspend that the guest has
-        not acknowledged."""
+        """Resume with suspend_cancel, as xl does. Also withdraw a suspend request that the guest
+        has not acknowledged."""
         info = self._info(domid)
         with Xenctrl() as xenctrl, Xenstore() as xenstore:
             withdraw_request(xenstore, domid)
@@ -204,7 +204,8 @@ class XenHost:
     # -- device model ---------------------------------------------------------------------------
 
     def _has_device_model(self, domid: int) -> bool:
-        """Of which states are saved: an HVM domain's. Raises as `device_model.check_supported`."""
+        """Whether the domain has a device model whose state is saved: whether it is HVM. Raises as
+        `device_model.check_supported` does."""
         info = self._info(domid)
         with Xenstore() as xenstore:
             if type_of(xenstore, info) != HVM:
@@ -228,7 +229,7 @@ class XenHost:
             return device_model.xenstore_data(xenstore, domid)
 
     def emulator_context(self, domid: int) -> bytes | None:
-        """What `suspend_emulator` had it save. Raises EBUSY where that has not been."""
+        """The state that `suspend_emulator` had it save. Raises EBUSY if it has not been called."""
         if not self._has_device_model(domid):
             return None
         context = self._emulator_contexts.get(domid)
@@ -244,7 +245,7 @@ class XenHost:
     # -- reports --------------------------------------------------------------------------------
 
     def report(self, domid: int) -> GuestReport:
-        """A real guest says nothing of itself; its suspension was seen from here."""
+        """A real guest reports nothing itself; we know when it suspended."""
         info = self._info(domid)
         return GuestReport(
             state=state_of(info),
@@ -260,5 +261,5 @@ class XenHost:
         )
 
     def verify(self, domid: int, timeout: float) -> GuestReport:
-        """Nobody can make a real guest compare its memory: `memory_ok` is None."""
+        """A real guest cannot be made to compare its memory: `memory_ok` is None."""
         return self.report(domid)

@@ -1,7 +1,7 @@
-"""Whether a Xen host can have room for a guest: only what is certain.
+"""Whether a Xen host may have room for a guest, as far as that is certain.
 
 xl makes room by taking memory from the control domain (libxl_set_memory_target, `autoballoon`), and
-how far that goes nobody else knows. What other guests have, it never takes.
+only xl knows how far it can go. It never takes memory from other guests.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ _TOTAL: Final = re.compile(rb"^total_memory\s*:\s*(\d+)\s*$", re.MULTILINE)
 
 
 def total_kib() -> int:
-    """The host's memory. Raises OSError as `xl.run`, and (EPROTO) for an answer without it."""
+    """The host's memory in KiB. Raises OSError as `xl.run` does, and (EPROTO) if `xl info` does not
+    have it."""
     found = _TOTAL.search(xl.run("info"))
     if found is None:
-        raise OSError(errno.EPROTO, "`xl info` tells no total_memory")
+        raise OSError(errno.EPROTO, "`xl info` shows no total_memory")
     return int(found[1]) * 1024
 
 
 def needed_kib(config: Mapping[str, Any]) -> int:
-    """What a guest of this configuration takes at the least; 0 if it does not say. With
+    """The least memory that a guest of this configuration takes, in KiB; 0 if it does not say. With
     populate-on-demand that is `target_memkb`."""
     b_info = config.get("b_info")
     if not isinstance(b_info, Mapping):
@@ -35,7 +36,7 @@ def needed_kib(config: Mapping[str, Any]) -> int:
 
 
 def why_no_room(needed: int, total: int, others: int) -> str:
-    """In KiB; `others` is what guests have. "" where there may be room."""
+    """Why there is no room for `needed` KiB if other guests have `others`; "" if there may be."""
     if needed <= total - others:
         return ""
     return (

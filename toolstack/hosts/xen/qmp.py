@@ -1,7 +1,7 @@
-"""QEMU's monitor protocol: a few commands in one short conversation, with an end to each wait.
+"""QEMU's monitor protocol: a few commands in one short session, with a limit to each wait.
 
-libxl keeps a monitor of its own for such conversations (`qmp-libxl-DOMID`); QEMU serves one client
-at a time there and lets the next one wait, so a conversation is short, and may have to wait.
+libxl has a monitor of its own for such sessions (`qmp-libxl-DOMID`). QEMU serves one client at a
+time there and makes the next one wait, so ours is short, and may have to wait.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 from xen_save_helper.ipc_schema.channel.waits import Patience
 
 TIMEOUT: Final = 10.0
-"""Seconds for one command, as libxl gives QEMU to switch its log-dirty mode."""
+"""Seconds for one command, as many as libxl gives QEMU to switch its log-dirty mode."""
 
 MAX_MESSAGE: Final = 1 << 20
 """QMP_MAX_SIZE_RX_BUF."""
@@ -30,14 +30,14 @@ def monitor_path(domid: int) -> str:
 
 
 class QmpError(OSError):
-    """QEMU refuses a command, or does not speak as it should; errno is EIO or EPROTO."""
+    """QEMU refused a command (EIO), or broke the protocol (EPROTO)."""
 
 
 class Qmp:
-    """A conversation with the QEMU that listens at `path`, its capabilities negotiated.
+    """A session with the QEMU that listens at `path`, with capabilities negotiated.
 
-    Raises OSError where there is none, TimeoutError where it does not answer within `timeout`
-    seconds, QmpError.
+    Raises OSError if there is no QEMU, TimeoutError if it does not answer within `timeout` seconds,
+    and QmpError.
     """
 
     def __init__(self, path: str, timeout: float = TIMEOUT) -> None:
@@ -56,7 +56,7 @@ class Qmp:
                 ) from error
             greeting = self._receive(Patience(timeout, time.monotonic()), "its greeting")
             if "QMP" not in greeting:
-                raise QmpError(errno.EPROTO, f"{path}: no QMP greeting: {str(greeting)[:200]}")
+                raise QmpError(errno.EPROTO, f"{path}: not a QMP greeting: {str(greeting)[:200]}")
             self.execute("qmp_capabilities")
         except BaseException:
             self._socket.close()
@@ -69,7 +69,7 @@ class Qmp:
         self._socket.close()
 
     def execute(self, command: str, fd: int = -1, /, **arguments: object) -> Any:
-        """Carry out one command and return what it returns; `fd` goes with it (`add-fd`)."""
+        """Carry out one command and return its result; `fd` is passed along (`add-fd`)."""
         self._last_id += 1
         request: dict[str, object] = {"execute": command, "id": self._last_id}
         if arguments:
@@ -96,28 +96,29 @@ class Qmp:
             return answer.get("return")
 
     def _receive(self, patience: Patience, what: str) -> dict[str, Any]:
-        """The next message, an object in one line."""
+        """Receive the next message, a JSON object on one line."""
         while b"\n" not in self._input:
             if len(self._input) > MAX_MESSAGE:
-                raise QmpError(errno.EPROTO, f"{self._path}: over {MAX_MESSAGE} octets of message")
+                raise QmpError(errno.EPROTO, f"{self._path}: message of over {MAX_MESSAGE} bytes")
             if patience.look(time.monotonic()):
                 raise self._late(what)
             try:
                 self._socket.settimeout(patience.wait)
-                octets = self._socket.recv(1 << 16)
+                data = self._socket.recv(1 << 16)
             except TimeoutError:
                 continue
-            if not octets:
+            if not data:
                 raise self._gone(what)
-            self._input += octets
+            self._input += data
         line, _, rest = self._input.partition(b"\n")
         self._input = rest
         try:
             message = json.loads(line)
         except ValueError as error:
-            raise QmpError(errno.EPROTO, f"{self._path}: no JSON: {bytes(line[:200])!r}") from error
+            text = f"{self._path}: not JSON: {bytes(line[:200])!r}"
+            raise QmpError(errno.EPROTO, text) from error
         if not isinstance(message, dict):
-            raise QmpError(errno.EPROTO, f"{self._path}: no object: {bytes(line[:200])!r}")
+            raise QmpError(errno.EPROTO, f"{self._path}: not an object: {bytes(line[:200])!r}")
         return message
 
     def _gone(self, what: str) -> ConnectionResetError:

@@ -1,15 +1,15 @@
-"""A request to suspend that is under way (libxl_dom_suspend.c).
+"""A suspend request in progress (libxl_dom_suspend.c).
 
 | the domain                           | is asked through                | has acknowledged      |
 |--------------------------------------|---------------------------------|-----------------------|
 | in S0, device/suspend/event-channel  | that event channel              | when it has suspended |
 | HVM, without PV drivers or not in S0 | xc_domain_shutdown: not at all  | at once               |
 | any other                            | control/shutdown                | when it changes that  |
-| is suspended already                 | not at all                      | at once               |
+| already suspended                    | not at all                      | at once               |
 
-S0 is HVM_PARAM_ACPI_S_STATE 0; PV drivers are there where HVM_PARAM_CALLBACK_IRQ is set. In all
-ways @releaseDomain tells that the domain has suspended (or crashed); libxl waits for an event
-on the channel instead, for which it has to subscribe.
+S0 means that HVM_PARAM_ACPI_S_STATE is 0; there are PV drivers if HVM_PARAM_CALLBACK_IRQ is set.
+Whichever way it was asked, @releaseDomain fires when the domain has suspended (or crashed); libxl
+waits for an event on the channel instead, to which it has to subscribe.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ HVM_PARAM_ACPI_S_STATE: Final = 14
 REQUEST: Final = b"suspend"
 
 
-class Way(Enum):
-    """How a domain is asked."""
+class RequestMethod(Enum):
+    """How a domain is asked to suspend."""
 
     EVENT_CHANNEL = "event channel"
     SHUTDOWN = "xc_domain_shutdown"
     CONTROL_NODE = "control/shutdown"
-    NOT_NEEDED = "suspended already"
+    NOT_NEEDED = "already suspended"
 
 
-def way_for(kind: str, *, has_channel: bool, pv_drivers: bool, s_state: int) -> Way:
-    """The table above for a domain that is not suspended; `kind` is its type."""
+def method_for(kind: str, *, has_channel: bool, pv_drivers: bool, s_state: int) -> RequestMethod:
+    """The table above, for a domain of type `kind` that is not suspended."""
     if has_channel and not s_state:
-        return Way.EVENT_CHANNEL
+        return RequestMethod.EVENT_CHANNEL
     if kind == HVM and (s_state or not pv_drivers):
-        return Way.SHUTDOWN
-    return Way.CONTROL_NODE
+        return RequestMethod.SHUTDOWN
+    return RequestMethod.CONTROL_NODE
 
 
 def control_node(domid: int) -> str:
@@ -55,9 +55,9 @@ def control_node(domid: int) -> str:
 
 
 def withdraw_request(xenstore: Xenstore, domid: int) -> bool:
-    """Empty the control node if a request to suspend stands in it. False where none does: the guest
-    has acknowledged it, or it was never made. In a transaction: the guest may be at it right now.
-    """
+    """Empty the control node if it holds a suspend request. Returns False if it does not: the guest
+    has acknowledged the request, or it was never made. This takes a transaction, since the guest
+    may be acknowledging it right now."""
     node = control_node(domid)
 
     def withdraw(transaction: int) -> bool:
@@ -72,7 +72,7 @@ def withdraw_request(xenstore: Xenstore, domid: int) -> bool:
 class XenSuspendRequest:
     """interface.SuspendRequest. Its descriptor is a connection to xenstored, with its watches.
 
-    Raises ProcessLookupError where there is no such domain, OSError where it cannot be asked.
+    Raises ProcessLookupError if there is no such domain, OSError if it cannot be asked.
     """
 
     def __init__(self, domid: int) -> None:
@@ -85,36 +85,36 @@ class XenSuspendRequest:
             self._xenctrl.close()
             raise
         try:
-            self._way = self._ask()
+            self._method = self._ask()
         except BaseException:
             self.close()
             raise
 
-    def _ask(self) -> Way:
+    def _ask(self) -> RequestMethod:
         domid, xenctrl, xenstore = self._domid, self._xenctrl, self._xenstore
         info = xenctrl.domain_getinfo(domid)
         if state_of(info) is GuestState.SUSPENDED:
-            return Way.NOT_NEEDED
+            return RequestMethod.NOT_NEEDED
         kind = type_of(xenstore, info)
         port = xenstore.text(f"{home(domid)}/device/suspend/event-channel")
-        way = way_for(
+        method = method_for(
             kind,
             has_channel=bool(port),
             pv_drivers=bool(self._hvm_param(kind, HVM_PARAM_CALLBACK_IRQ)),
             s_state=self._hvm_param(kind, HVM_PARAM_ACPI_S_STATE),
         )
-        # First to listen, then to ask.
+        # Listen first, then ask.
         xenstore.watch("@releaseDomain", "release")
-        match way:
-            case Way.EVENT_CHANNEL:
+        match method:
+            case RequestMethod.EVENT_CHANNEL:
                 self._channel = EventChannel(domid, _port(port))
                 self._channel.notify()
-            case Way.SHUTDOWN:
+            case RequestMethod.SHUTDOWN:
                 xenctrl.domain_shutdown(domid, ShutdownReason.SUSPEND)
-            case Way.CONTROL_NODE:
+            case RequestMethod.CONTROL_NODE:
                 xenstore.watch(control_node(domid), "control")
                 xenstore.write(control_node(domid), REQUEST)
-        return way
+        return method
 
     def _hvm_param(self, kind: str, index: int) -> int:
         return 0 if kind == PV else self._xenctrl.hvm_param_get(self._domid, index)
@@ -123,14 +123,14 @@ class XenSuspendRequest:
         return self._xenstore.fileno()
 
     def state(self) -> SuspendState:
-        """Asks xenstored, within its time limit, and the hypervisor.
+        """Ask xenstored, within its time limit, and the hypervisor.
 
-        In this order: a watch that fires while xenstored is asked is taken off the descriptor, and
-        what it tells of must be seen here.
+        A watch that fires while xenstored is being asked no longer makes the descriptor readable,
+        so the change behind it must be seen here: hence the loop.
         """
         while True:
             self._xenstore.take_events()
-            heard = self._heard()
+            acknowledged = self._acknowledged()
             state = self._guest_state()
             if not self._xenstore.take_events():
                 break
@@ -138,22 +138,22 @@ class XenSuspendRequest:
             case GuestState.SUSPENDED:
                 return SuspendState.SUSPENDED
             case GuestState.RUNNING | GuestState.PAUSED:
-                return SuspendState.ACKNOWLEDGED if heard else SuspendState.REQUESTED
+                return SuspendState.ACKNOWLEDGED if acknowledged else SuspendState.REQUESTED
             case _:
                 return SuspendState.CRASHED
 
-    def _heard(self) -> bool:
-        """domain_suspend_pvcontrol_acked: anything but the request, nothing among it."""
-        match self._way:
-            case Way.EVENT_CHANNEL:
+    def _acknowledged(self) -> bool:
+        """domain_suspend_pvcontrol_acked: the node holds anything but the request, or nothing."""
+        match self._method:
+            case RequestMethod.EVENT_CHANNEL:
                 return False
-            case Way.SHUTDOWN | Way.NOT_NEEDED:
+            case RequestMethod.SHUTDOWN | RequestMethod.NOT_NEEDED:
                 return True
-            case Way.CONTROL_NODE:
+            case RequestMethod.CONTROL_NODE:
                 return self._xenstore.read(control_node(self._domid)) != REQUEST
 
     def _guest_state(self) -> GuestState | None:
-        """None where the domain is gone, or about to be."""
+        """The domain's state; None if it is gone, or about to be."""
         try:
             info = self._xenctrl.domain_getinfo(self._domid)
         except ProcessLookupError:
@@ -161,10 +161,13 @@ class XenSuspendRequest:
         return None if info.dying else state_of(info)
 
     def withdraw(self) -> bool:
-        """What the hypervisor does, and an event that was sent, cannot be taken back."""
+        """Only a request in the control node can be withdrawn: not an event that was sent, nor what
+        the hypervisor does."""
         if self._guest_state() is None:
             return True
-        return self._way is Way.CONTROL_NODE and withdraw_request(self._xenstore, self._domid)
+        return self._method is RequestMethod.CONTROL_NODE and withdraw_request(
+            self._xenstore, self._domid
+        )
 
     def close(self) -> None:
         if self._channel is not None:
@@ -175,5 +178,5 @@ class XenSuspendRequest:
 
 def _port(text: str | None) -> int:
     if text is None or not text.isdecimal():
-        raise OSError(errno.EPROTO, f"device/suspend/event-channel holds {text!r}, no port")
+        raise OSError(errno.EPROTO, f"device/suspend/event-channel holds {text!r}, want a port")
     return int(text)

@@ -1,4 +1,4 @@
-"""The command `xl`: what the host's own toolstack does for us, each with an end to the wait."""
+"""The command `xl`: what the host's own toolstack does for us, within limits of time."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from xen_save_helper.helper.hypervisors.xen.libraries import abi_version
 from xen_save_helper.helper.hypervisors.xen.programs import run_patiently
 
 TIMEOUT: Final = 60.0
-"""Seconds for one command; the end of an HVM domain with its devices takes the longest."""
+"""Seconds for one command; destroying an HVM domain with its devices takes the longest."""
 
 HELPER_VARIABLE: Final = "LIBXL_SAVE_HELPER"
-"""Where libxl looks for the path of its save helper."""
+"""The environment variable with the path of libxl's save helper."""
 
 _ADMINISTRATORS: Final = ("/usr/sbin", "/sbin")
-"""Where `xl` is; that may not be on the path of a service."""
+"""Where `xl` is installed; a service's path may not have them."""
 
 _ERROR: Final = re.compile(r"^[\w-]+: error: (?:[\w./-]+:\d+:\w+: )?")
-"""How an error begins that libxl, libxc or a save helper has logged."""
+"""How an error that libxl, libxc or a save helper has logged begins."""
 
 
 def program() -> str:
@@ -40,8 +40,8 @@ def program() -> str:
 
 
 def run(*arguments: str, timeout: float = TIMEOUT) -> bytes:
-    """What `xl ARGUMENTS` prints. Raises OSError (EIO) with its complaint where it fails,
-    TimeoutError where it takes longer than `timeout` seconds: then it was killed."""
+    """Run `xl ARGUMENTS` and return what it prints. Raises OSError (EIO) with its complaint if it
+    fails, TimeoutError if it takes longer than `timeout` seconds, and was killed."""
     what = f"xl {' '.join(arguments)}"
     try:
         ended = run_patiently([program(), *arguments], timeout)
@@ -55,16 +55,16 @@ def run(*arguments: str, timeout: float = TIMEOUT) -> bytes:
 
 def complaint(lines: Sequence[str]) -> str:
     """The line that says best why an `xl` failed: the first error that was logged (the others
-    follow from it), or the last line; empty without any."""
+    follow from it), or else the last line; "" if there is none."""
     errors = [line for line in lines if _ERROR.match(line)]
     best = errors[:1] or [line for line in lines if line.strip()][-1:]
     return _ERROR.sub("", best[0]).strip() if best else ""
 
 
 def domain_config(domid: int) -> dict[str, Any]:
-    """libxl_retrieve_domain_configuration: libxl_domain_config's JSON, as `xl save` writes it into
-    its header: without the domid, which is this host's alone. Raises as `run`, and OSError (EPROTO)
-    for an answer that is none."""
+    """libxl_retrieve_domain_configuration: libxl_domain_config's JSON as `xl save` writes it into
+    its header, without the domid, which only this host has. Raises as `run` does, and OSError
+    (EPROTO) for an answer that is not a configuration."""
     answer = run("list", "-l", str(domid))
     try:
         (domain,) = json.loads(answer)
@@ -79,8 +79,8 @@ def domain_config(domid: int) -> dict[str, Any]:
 
 
 def save_helper() -> Path:
-    """libxl's own save helper, of the running Xen. Raises FileNotFoundError that says where it was
-    looked for."""
+    """The path of the running Xen's own save helper. Raises a FileNotFoundError that says where we
+    looked."""
     candidates = [
         Path(f"/usr/lib/xen-{abi_version()}/bin/libxl-save-helper"),
         Path("/usr/lib/xen/bin/libxl-save-helper"),

@@ -74,7 +74,7 @@ def test_hosts_are_opened_by_uri(host: SimulatedHost) -> None:
 
 
 def test_without_xen_a_real_host_says_what_is_missing() -> None:
-    # In a process of its own: other tests load a libxenguest into this one.
+    # In a separate process: other tests load a libxenguest into this one.
     ended = subprocess.run(
         [
             sys.executable,
@@ -96,7 +96,7 @@ def test_our_engine_has_no_real_domains() -> None:
 
 def test_domids_are_never_used_again_and_names_are_unique(host: SimulatedHost) -> None:
     first = host.create(BLANK, "g")
-    with pytest.raises(FileExistsError, match="'g' already"):
+    with pytest.raises(FileExistsError, match="already a domain 'g'"):
         host.create(BLANK, "g")
     host.destroy(first)
     second = host.create(BLANK, "g")
@@ -110,7 +110,7 @@ def test_domids_are_never_used_again_and_names_are_unique(host: SimulatedHost) -
     with pytest.raises(ProcessLookupError, match="no domain 'h'"):
         host.find("h")
     for name in ("", "a\nb", "x" * 201):
-        with pytest.raises(ValueError, match="no name"):
+        with pytest.raises(ValueError, match="not a name"):
             host.rename(third, name)
 
 
@@ -147,7 +147,7 @@ def test_a_very_long_directory_will_do(host_factory: HostFactory) -> None:
     steps_on(host, domid)
 
 
-def test_a_guest_outlives_its_maker_and_holds_nothing_of_his(host_factory: HostFactory) -> None:
+def test_a_guest_outlives_its_maker_and_inherits_nothing(host_factory: HostFactory) -> None:
     host = host_factory("host")
     program = (
         "import os, sys; from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost;"
@@ -319,7 +319,7 @@ def test_a_killed_guest_is_crashed_until_it_is_destroyed(host: SimulatedHost) ->
     assert host.domains() == []
 
 
-def test_a_stopped_guest_holds_nobody_up(host: SimulatedHost) -> None:
+def test_a_stopped_guest_does_not_block_others(host: SimulatedHost) -> None:
     domid = host.create_guest("g", 2 * MIB, "idle")
     quick = SimulatedHost(host.directory, timeout=0.2)
     pid = host.domains()[0].pid
@@ -471,11 +471,11 @@ def test_a_pvh_guest_has_no_device_model(host: SimulatedHost) -> None:
     ("memory", "workload", "rate", "problem"),
     [
         (100, "idle", None, "whole pages"),
-        (2 * MIB, "odd", None, "none of idle"),
+        (2 * MIB, "odd", None, "there are idle"),
         (2 * MIB, "random", 0.0, "a rate of 0.0"),
     ],
 )
-def test_guests_that_cannot_be(
+def test_impossible_guests(
     host: SimulatedHost, memory: int, workload: str, rate: float | None, problem: str
 ) -> None:
     with pytest.raises(ValueError, match=problem):
@@ -500,7 +500,7 @@ def test_a_light_workload_keeps_its_rate_and_leaves_the_machine_alone(
     assert low * 0.2 <= pages <= high * LIMIT
 
 
-# -- what goes wrong while one is made ----------------------------------------------------------
+# -- failures while a guest is made -------------------------------------------------------------
 
 
 def test_a_guest_that_dies_at_its_start_leaves_nothing(
@@ -516,7 +516,7 @@ def test_a_guest_that_dies_at_its_start_leaves_nothing(
         release(starting)
 
     monkeypatch.setattr(StartingGuest, "release", too_late)
-    with pytest.raises(OSError, match="ended at its start"):
+    with pytest.raises(OSError, match="ended while it started"):
         host.create(BLANK, "g")
     assert host.domains() == []
     monkeypatch.undo()
@@ -527,7 +527,7 @@ def test_a_guest_that_dies_at_its_start_leaves_nothing(
 def test_a_name_leaves_room_for_what_a_migration_puts_behind_it(
     host: SimulatedHost, name: str
 ) -> None:
-    with pytest.raises(ValueError, match="too long a name"):
+    with pytest.raises(ValueError, match="is too long: want at most 150 characters"):
         host.create_guest(name, MIB, "idle")
     host.create_guest(name[:-1], MIB, "idle")
     host.rename(host.find(name[:-1]), f"{name[:-1]}--postcopy-inconsistent")

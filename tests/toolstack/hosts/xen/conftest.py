@@ -11,7 +11,7 @@ from tests.toolstack.hosts.xen.scripted_server import serving
 
 @pytest.fixture
 def start_monitor(tmp_path: Path) -> Iterator[Start]:
-    """Starts servers in the place of QEMU's monitor, which end with the test."""
+    """Start servers in place of QEMU's monitor, which end with the test."""
     running = []
 
     def start(serve: Serve) -> str:

@@ -1,4 +1,4 @@
-"""A server in the place of QEMU's monitor."""
+"""A server in place of QEMU's monitor."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Monitor:
         self._connection.sendall(json.dumps(message).encode() + b"\r\n")
 
     def hear_or_end(self) -> dict[str, Any] | None:
-        """The next request, None where the client has gone."""
+        """The next request; None if the client has disconnected."""
         data, fds, _, _ = socket.recv_fds(self._connection, 65536, 1)
         self.fds += fds
         return json.loads(data) if data else None
 
     def hear(self) -> dict[str, Any]:
         request = self.hear_or_end()
-        assert request is not None, "the client has gone"
+        assert request is not None, "the client has disconnected"
         return request
 
     def open(self) -> None:
-        """The greeting, and the negotiation that every client begins with."""
+        """Greet the client, and answer the negotiation with which every client begins."""
         self.say(GREETING)
         request = self.hear()
         assert request["execute"] == "qmp_capabilities"
@@ -39,4 +39,4 @@ class Monitor:
 
 Serve = Callable[[Monitor], None]
 Start = Callable[[Serve], str]
-"""Starts a server; the path that it listens at."""
+"""Starts a server and returns the path at which it listens."""

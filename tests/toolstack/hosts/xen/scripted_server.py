@@ -1,4 +1,4 @@
-"""A Unix socket server that a test writes as a function of the connection."""
+"""A Unix socket server that a test writes as a function of its connection."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ LIMIT = 10.0
 
 @contextmanager
 def serving(path: Path, serve: Callable[[socket.socket], None]) -> Iterator[None]:
-    """One connection to `path` is given to `serve`, in a thread; what it raises, the test fails
-    with. The connection ends with it."""
+    """Pass one connection to `path` to `serve`, in a thread. The connection is closed when it
+    returns; if it raises, the test fails."""
     failures: list[BaseException] = []
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.settimeout(LIMIT)
@@ -44,7 +44,7 @@ def serving(path: Path, serve: Callable[[socket.socket], None]) -> Iterator[None
 def read_exactly(connection: socket.socket, size: int) -> bytes:
     data = b""
     while len(data) < size:
-        octets = connection.recv(size - len(data))
-        assert octets, "the client has gone"
-        data += octets
+        part = connection.recv(size - len(data))
+        assert part, "the client has disconnected"
+        data += part
     return data

@@ -1,4 +1,4 @@
-"""What a device model is told, in which order."""
+"""The commands that a device model gets, in order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Told = list[tuple[str, dict[str, Any]]]
 
 @pytest.fixture
 def told(start_monitor: Start, monkeypatch: pytest.MonkeyPatch) -> Told:
-    """A device model that does all that it is told, and saves what its test expects."""
+    """The commands that a device model got; it obeys all of them, and saves `the state`."""
     heard: Told = []
 
     def serve(monitor: Monitor) -> None:
@@ -35,8 +35,8 @@ def told(start_monitor: Start, monkeypatch: pytest.MonkeyPatch) -> Told:
     return heard
 
 
-def test_log_dirty_mode_is_never_turned_off_where_it_is_off(told: Told) -> None:
-    """QEMU aborts then; turning it on where it is on does nothing."""
+def test_log_dirty_mode_is_never_turned_off_while_it_is_off(told: Told) -> None:
+    """QEMU would abort; turning it on while it is on does nothing."""
     device_model.set_log_dirty(7, False)
     name = "xen-set-global-dirty-log"
     assert told == [(name, {"enable": True}), (name, {"enable": False})]
@@ -57,6 +57,6 @@ def test_it_is_stopped_before_it_saves_its_state(told: Told, live: bool) -> None
     ]
 
 
-def test_it_is_let_run_on(told: Told) -> None:
+def test_it_is_resumed(told: Told) -> None:
     device_model.resume(7)
     assert told == [("cont", {})]

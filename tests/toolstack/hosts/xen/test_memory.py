@@ -24,16 +24,16 @@ GIB = 1 << 20
         (None, 0),
     ],
 )
-def test_what_a_guest_takes_at_the_least(b_info: Any, needed: int) -> None:
+def test_the_least_that_a_guest_takes(b_info: Any, needed: int) -> None:
     assert needed_kib({"b_info": b_info}) == needed
 
 
-def test_what_the_control_domain_has_may_be_had() -> None:
+def test_the_control_domains_memory_may_be_taken() -> None:
     assert why_no_room(12 * GIB, 16 * GIB, 4 * GIB) == ""
     assert why_no_room(0, 16 * GIB, 16 * GIB) == ""
 
 
-def test_what_other_guests_have_may_not() -> None:
+def test_other_guests_memory_may_not_be_taken() -> None:
     told = why_no_room(13 * GIB, 16 * GIB, 4 * GIB)
     assert told == (
         "there is no room for 13312 MiB: of this host's 16384 MiB, other guests have 4096 MiB"

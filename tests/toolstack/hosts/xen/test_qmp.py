@@ -1,4 +1,4 @@
-"""The QMP client, against a server that speaks as QEMU does, well and badly."""
+"""The QMP client, against a server in QEMU's place that behaves well or badly."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_refusal_says_why(start_monitor: Start) -> None:
     assert no.value.errno == errno.EIO
 
 
-def test_a_device_model_that_serves_another_client_is_not_waited_for_without_end(
+def test_the_wait_for_a_device_model_that_serves_another_client_has_a_limit(
     start_monitor: Start,
 ) -> None:
     over = threading.Event()
@@ -76,13 +76,13 @@ def test_a_device_model_that_serves_another_client_is_not_waited_for_without_end
 
 
 @pytest.mark.parametrize("greeting", [{"return": {}}, [], "text"])
-def test_what_is_no_qmp_is_refused(start_monitor: Start, greeting: object) -> None:
+def test_a_bad_greeting_is_refused(start_monitor: Start, greeting: object) -> None:
     with pytest.raises(QmpError) as no:
         Qmp(start_monitor(lambda monitor: monitor.say(greeting)), timeout=5)
     assert no.value.errno == errno.EPROTO
 
 
-def test_its_end_is_told_at_once(start_monitor: Start) -> None:
+def test_its_end_is_reported_at_once(start_monitor: Start) -> None:
     def serve(monitor: Monitor) -> None:
         monitor.open()
         monitor.hear()
@@ -94,6 +94,6 @@ def test_its_end_is_told_at_once(start_monitor: Start) -> None:
         qmp.execute("stop")
 
 
-def test_no_device_model_is_named(tmp_path: Path) -> None:
+def test_the_error_names_the_missing_device_model(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"no device model at {tmp_path}/none"):
         Qmp(str(tmp_path / "none"))

@@ -1,5 +1,5 @@
-"""What is known before the first page of how libxl will start a restored domain's device model;
-here QEMU is a script that tells a version."""
+"""What we know, before the first page, of how libxl will start a restored domain's device model.
+QEMU is a script here that prints a version."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Qemu = Callable[[str, str], str]
 
 @pytest.fixture
 def qemu_is(tmp_path: Path) -> Qemu:
-    """Makes a program that tells a version; its path."""
+    """Makes a program that prints a version, and returns its path."""
 
     def make(version: str, name: str = "qemu-system-i386") -> str:
         program = tmp_path / name
@@ -43,7 +43,7 @@ def qemu_is(tmp_path: Path) -> Qemu:
 
 @pytest.fixture
 def packaged_is(qemu_is: Qemu, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Makes a QEMU that libxl starts without being told of any."""
+    """Makes the QEMU that libxl starts if it is not told which."""
 
     def make(version: str) -> str:
         path = qemu_is(version, "packaged-qemu")
@@ -54,7 +54,7 @@ def packaged_is(qemu_is: Qemu, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
 
 
 def config(kind: str = "hvm", **build: Any) -> dict[str, Any]:
-    """As `xl list -l` has it."""
+    """A configuration as `xl list -l` prints it."""
     described = {"max_memkb": 131072, "device_model_version": "qemu_xen", **build}
     return {"c_info": {"type": kind, "name": "g"}, "b_info": described}
 
@@ -79,10 +79,10 @@ def test_nowhere_else(packaged_is: Callable[[str], str], given: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("version", [OLD, NEW])
-def test_a_configuration_that_has_the_wrapper_keeps_it_where_it_is_needed(
+def test_a_configuration_that_has_the_wrapper_keeps_it_if_needed(
     packaged_is: Callable[[str], str], version: str
 ) -> None:
-    """Also that of another host, which stands elsewhere."""
+    """The wrapper may be another host's, with another path."""
     packaged_is(version)
     for path in (WRAPPER, "/opt/bin/xen-save-helper-qemu"):
         choice = choose(config(device_model=path))
@@ -104,7 +104,7 @@ def test_a_wrapper_in_the_packaged_ones_place_will_do(
     assert checked(tmp_path, monkeypatch) == ""
 
 
-def test_another_qemu_of_the_configurations_own_is_looked_at(
+def test_a_qemu_that_the_configuration_names_is_examined(
     packaged_is: Callable[[str], str], qemu_is: Qemu
 ) -> None:
     packaged_is(NEW)
@@ -126,7 +126,7 @@ def test_another_qemu_of_the_configurations_own_is_looked_at(
         {"device_model": "/bin/true"},
     ],
 )
-def test_what_is_no_packaged_qemu_is_left_to_libxl(
+def test_anything_but_a_packaged_qemu_is_left_to_libxl(
     packaged_is: Callable[[str], str], build: dict[str, Any]
 ) -> None:
     packaged_is(NEW)
@@ -160,7 +160,7 @@ def checked(
     kind: str = "hvm",
     model: str | None = "qemu_xen",
 ) -> str:
-    """What the helper makes of domain 7, of which xenstore knows so much."""
+    """Run the helper's check of domain 7, of which xenstore has `kind` and `model`."""
     path = tmp_path / "xenstored"
     path.unlink(missing_ok=True)
     monkeypatch.setenv("XENSTORED_PATH", str(path))
@@ -169,7 +169,7 @@ def checked(
         return check(7, named)
 
 
-def test_the_drop_in_refuses_before_the_first_page_and_tells_the_way_out(
+def test_the_drop_in_refuses_before_the_first_page_and_says_what_to_do(
     packaged_is: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = packaged_is(NEW)
@@ -182,7 +182,7 @@ def test_the_drop_in_refuses_before_the_first_page_and_tells_the_way_out(
     )
 
 
-def test_the_drop_in_goes_on_where_a_wrapper_is_in_use_or_none_is_needed(
+def test_the_drop_in_goes_on_if_a_wrapper_is_in_use_or_none_is_needed(
     packaged_is: Callable[[str], str],
     qemu_is: Qemu,
     tmp_path: Path,
@@ -200,7 +200,7 @@ def test_the_drop_in_goes_on_where_a_wrapper_is_in_use_or_none_is_needed(
         checked(tmp_path, monkeypatch, qemu_is(NEW, "own-qemu"))
 
 
-def test_what_cannot_be_known_is_a_doubt_for_the_log(
+def test_what_cannot_be_known_is_logged(
     packaged_is: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packaged_is(NEW)

@@ -1,5 +1,5 @@
-"""The xenstore client, against a daemon that speaks the wire protocol by the header's definition
-(struct xsd_sockmsg), well and badly."""
+"""The xenstore client, against a daemon that follows the wire protocol as the header defines it
+(struct xsd_sockmsg), or breaks it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DIRECTORY, READ, WATCH, START, END, WRITE, WATCH_EVENT, ERROR, RESUME = (
 
 
 class Daemon:
-    """A conversation as xenstored has it."""
+    """xenstored's end of a connection."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -59,7 +59,7 @@ Start = Callable[..., Xenstore]
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Starts a daemon; the client that is connected to it."""
+    """Starts a daemon, and returns the client that is connected to it."""
     path = tmp_path / "socket"
     monkeypatch.setenv("XENSTORED_PATH", str(path))
     running = []
@@ -140,7 +140,7 @@ def test_watches_fire_between_answers_and_wake_a_poll(start: Start) -> None:
     over.set()
 
 
-def test_a_transaction_that_another_one_spoils_is_done_again(start: Start) -> None:
+def test_a_transaction_that_another_one_spoils_is_retried(start: Start) -> None:
     heard = []
 
     def serve(daemon: Daemon) -> None:
@@ -158,7 +158,7 @@ def test_a_transaction_that_another_one_spoils_is_done_again(start: Start) -> No
     assert heard == once + [(kind, 8 if t else 0, payload) for kind, t, payload in once]
 
 
-def test_a_failure_gives_the_transaction_up(start: Start) -> None:
+def test_a_failure_ends_the_transaction(start: Start) -> None:
     heard = []
 
     def serve(daemon: Daemon) -> None:
@@ -226,7 +226,9 @@ def test_a_daemon_that_breaks_the_protocol(start: Start, answer: Serve, number: 
     assert caught.value.errno == number
 
 
-def test_no_daemon_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_the_missing_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XENSTORED_PATH", str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError, match=f"no xenstored at {tmp_path}/none"):
         Xenstore()

@@ -1,4 +1,4 @@
-"""What we make of `xl`: here a script with its name."""
+"""How we use `xl`, which is a script here."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ echo '[{"domid": 7, "config": {"c_info": {"name": "g", "domid": 4294967295}, "b_
 
 
 @pytest.mark.parametrize("answer", ["", "[]", "no JSON", '[{"domid": 7}]', '{"domid": 7}', "[1]"])
-def test_no_configuration_is_an_error(xl_is: Callable[[str], None], answer: str) -> None:
+def test_an_answer_that_is_not_a_configuration_is_an_error(
+    xl_is: Callable[[str], None], answer: str
+) -> None:
     xl_is(f"echo '{answer}'")
     with pytest.raises(OSError, match="gives no configuration") as caught:
         xl.domain_config(7)
