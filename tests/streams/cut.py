@@ -25,7 +25,7 @@ from xen_save_helper.ipc_schema.streams import page_lists
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
 from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
 from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE, encode_record_header, padding
-from xen_save_helper.toolstack.inspect.walk import Entry, inspect
+from xen_save_helper.toolstack.inspect.walk import StreamEntry, inspect
 
 PAGE_SIZE = 4096
 MOST_SENT = 5
@@ -48,7 +48,7 @@ def main(whole_path: Path, cut_path: Path) -> None:
                 cut.write(piece)
 
 
-def most_sent(whole: IO[bytes], entries: list[Entry]) -> NDArray[np.uint64]:
+def most_sent(whole: IO[bytes], entries: list[StreamEntry]) -> NDArray[np.uint64]:
     """The pfns that came with contents most often."""
     sent: Counter[int] = Counter()
     for entry in entries:
@@ -58,7 +58,9 @@ def most_sent(whole: IO[bytes], entries: list[Entry]) -> NDArray[np.uint64]:
     return np.array([pfn for pfn, _times in sent.most_common(MOST_SENT)], np.uint64)
 
 
-def pieces(whole: IO[bytes], entries: list[Entry], followed: NDArray[np.uint64]) -> Iterator[bytes]:
+def pieces(
+    whole: IO[bytes], entries: list[StreamEntry], followed: NDArray[np.uint64]
+) -> Iterator[bytes]:
     """The octets of the cut."""
     kept: Counter[tuple[int, int]] = Counter()
     for entry in entries:
@@ -74,7 +76,7 @@ def pieces(whole: IO[bytes], entries: list[Entry], followed: NDArray[np.uint64])
 
 def cut_pages(
     whole: IO[bytes],
-    entry: Entry,
+    entry: StreamEntry,
     followed: NDArray[np.uint64],
     kept: Counter[tuple[int, int]],
 ) -> bytes:
@@ -100,7 +102,9 @@ def cut_pages(
     return encode_record_header(RecordType.PAGE_DATA, len(record)) + bytes(record)
 
 
-def page_list(whole: IO[bytes], entry: Entry) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+def page_list(
+    whole: IO[bytes], entry: StreamEntry
+) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
     """pfns and types of a PAGE_DATA record."""
     whole.seek(entry.offset + HEADER_SIZE)
     count = page_lists.decode_page_list_header(whole.read(8), entry.name, entry.offset)

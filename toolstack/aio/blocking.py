@@ -1,4 +1,4 @@
-"""Blocking calls beside the event loop, with an end to each wait."""
+"""Blocking calls beside the event loop, with a limit to each wait."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _T = TypeVar("_T")
 
 
 async def call(limit: float, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """`function(*args, **kwargs)` in a thread of its own. Raises what it raises, and TimeoutError
-    once `limit` seconds (0: no limit) have passed.
+    """Call `function(*args, **kwargs)` in a thread of its own. Raises what it raises, and
+    TimeoutError after `limit` seconds (0: no limit).
 
-    A call cannot be taken back: after a timeout or cancellation it may still have its effect. Its
-    thread is a daemon, unlike those of `asyncio.to_thread`, so a call that never returns does not
-    keep the process from ending.
+    The call cannot be undone: it may still have its effect after a timeout or cancellation. Unlike
+    those of `asyncio.to_thread` its thread is a daemon, so a call that never returns does not keep
+    the process alive.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()

@@ -1,7 +1,7 @@
-"""The descriptors that an operation is given, checked before anything is begun, and those that it
-will open (RLIMIT_NOFILE).
+"""Checks of the descriptors that an operation is given, made before anything is begun, and of the
+limit on those that it will open (RLIMIT_NOFILE).
 
-Raises as `toolstack.rules.arguments`.
+Raises as `toolstack.rules.arguments` does.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final
 
 NEEDED: Final = 32
-"""Descriptors that a restore opens at once beside those that are open already, in the controller or
-in a helper, which starts with fewer: sockets, pipes and their watches, the guest's memory and
-paging."""
+"""Descriptors that a restore has open at once, beside those that are open before it, in the
+controller or in a helper (which starts with fewer): sockets, pipes and their watches, the guest's
+memory and paging."""
 
 
 def why_not() -> str:
@@ -34,24 +34,24 @@ def why_not() -> str:
 
 
 def readable(name: str, value: object) -> int:
-    """A descriptor to read from."""
+    """Return `value` if it is a descriptor to read from."""
     return _descriptor(name, value, "reading", os.O_WRONLY)
 
 
 def writable(name: str, value: object) -> int:
-    """A descriptor to write to."""
+    """Return `value` if it is a descriptor to write to."""
     return _descriptor(name, value, "writing", os.O_RDONLY)
 
 
 def _descriptor(name: str, value: object, purpose: str, unfit: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(
-            f"{name}: want a descriptor's number, as fileno() has it, not a {type(value).__name__}"
+            f"{name}: want a descriptor's number, as fileno() returns, not a {type(value).__name__}"
         )
     try:
         mode = fcntl.fcntl(value, fcntl.F_GETFL)
     except (OSError, ValueError, OverflowError):
-        raise ValueError(f"{name}: {value} is no open descriptor") from None
+        raise ValueError(f"{name}: {value} is not an open descriptor") from None
     if mode & os.O_ACCMODE == unfit or mode & os.O_PATH:
         raise ValueError(f"{name}: descriptor {value} is not open for {purpose}")
     if stat.S_ISDIR(os.fstat(value).st_mode):
@@ -60,9 +60,9 @@ def _descriptor(name: str, value: object, purpose: str, unfit: int) -> int:
 
 
 def file(value: object) -> Path | int:
-    """A `file`: a path, or the number of a descriptor."""
+    """Return `value` if it is a path or a descriptor's number, a path as a Path."""
     if isinstance(value, bool) or not isinstance(value, int | str | os.PathLike):
         raise TypeError(
-            f"file: want a path, or a descriptor's number as fileno() has it, not {value!r}"
+            f"file: want a path, or a descriptor's number as fileno() returns, not {value!r}"
         )
     return value if isinstance(value, int) else Path(value)

@@ -1,4 +1,4 @@
-"""Room on a disk for what is about to be written, and what the kernel says of files there."""
+"""Room on a disk for what is about to be written, and what the kernel says about files there."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from typing import Final
 
 _FALLOC_FL_KEEP_SIZE: Final = 1
 _RESERVED_AT_ONCE: Final = 1 << 30
-"""A memory filesystem takes the pages there and then, which costs time."""
+"""Bytes: a filesystem in memory allocates the pages there and then, which takes time."""
 
 _FS_IOC_GETFLAGS: Final = 0x80086601
 _FS_APPEND_FL: Final = 0x20
 
 _CANNOT_RESERVE: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-"""From a filesystem, or a kernel, that has no fallocate(2) for this."""
+"""Errors of a filesystem, or a kernel, that does not have fallocate(2) for this."""
 
 
 def check(fd: int, need: int) -> None:
-    """Whether `need` bytes can be written to the file or block device `fd` from its position on,
-    as far as can be told; says nothing of other kinds.
+    """Check, as far as possible, that `need` bytes can be written to the file or block device `fd`
+    from its position on. Other kinds always pass.
 
-    Raises OSError: EFBIG beyond the process's limit (RLIMIT_FSIZE), ENOSPC where the filesystem
-    has not as much free.
+    Raises OSError: EFBIG beyond the process's limit (RLIMIT_FSIZE), ENOSPC if the filesystem has
+    less free.
     """
     status = os.fstat(fd)
     if stat.S_ISBLK(status.st_mode):
@@ -50,7 +50,7 @@ def check(fd: int, need: int) -> None:
         )
     there = max(0, status.st_blocks * 512 - position)
     filesystem = os.fstatvfs(fd)
-    if filesystem.f_blocks:  # some say nothing
+    if filesystem.f_blocks:  # some do not say
         blocks = filesystem.f_bfree if os.geteuid() == 0 else filesystem.f_bavail
         _enough(need - min(need, there), blocks * filesystem.f_frsize, "its filesystem has")
 
@@ -65,13 +65,13 @@ def _enough(need: int, free: int, who: str) -> None:
 
 
 def mebibytes(size: int) -> str:
-    """`size` bytes, for people."""
+    """Format `size` bytes for people."""
     return f"{size / (1 << 20):,.1f} MiB"
 
 
 async def reserve(fd: int, need: int) -> None:
-    """Take `need` bytes of the filesystem for the file `fd`, which stays as long as it is, so that
-    neither quotas nor other writers come between. A filesystem that cannot do so says nothing.
+    """Reserve `need` bytes of the filesystem for the file `fd`, whose length stays, so that neither
+    quotas nor other writers get in the way. Does nothing on a filesystem that cannot do so.
 
     Raises OSError: ENOSPC, EDQUOT, …
     """
@@ -100,7 +100,7 @@ def mount_points() -> set[bytes]:
 
 
 def append_only(path: Path) -> bool:
-    """Whether `chattr +a` was done to it; False where it cannot be read, or has no such flags."""
+    """Whether the file has the flag of `chattr +a`; False if it cannot be read, or has no flags."""
     flags = bytearray(8)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -1,10 +1,10 @@
-"""Bounded asyncio reads and writes on descriptors that belong to others too.
+"""asyncio reads and writes, with limits, on descriptors that others use too.
 
 A stream's descriptor is inherited and shared: with the helper, with `xl`, with a shell. O_NONBLOCK
-belongs to the open file, not to the descriptor, so setting it would change the descriptor of
-everybody. So the loop polls, and each call takes what can be had without blocking: MSG_DONTWAIT on
-a socket, at most PIPE_BUF into a pipe that polls writable. What cannot be polled (regular files,
-/dev/null) is read and written straight on.
+belongs to the open file, not to the descriptor, so setting it would change everybody's descriptor.
+So the loop polls, and each call transfers what it can without blocking: MSG_DONTWAIT on a socket,
+at most PIPE_BUF into a pipe that polls writable. Files that cannot be polled (regular files,
+/dev/null) are simply read and written.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Final
 from xen_save_helper.toolstack.aio.patience import Timer
 
 _CHUNK: Final = 1 << 20
-"""Octets that one call takes from, or gives to, a file or socket at most."""
+"""Bytes that one call reads from, or writes to, a file or socket at most."""
 
 
 class UnexpectedEnd(EOFError):
-    """The stream ended before all that was asked for had been read."""
+    """The stream ended before all the bytes that were asked for."""
 
 
 class _Descriptor:
-    """One descriptor, in the way that its kind can be used without blocking."""
+    """One descriptor, used as its kind can be without blocking."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -38,7 +38,7 @@ class _Descriptor:
         self.pollable = not (stat.S_ISREG(mode) or stat.S_ISBLK(mode))
 
     def read(self, size: int) -> bytes:
-        """What there is, at most `size` octets; none at the end. Raises BlockingIOError on a
+        """Read what there is, at most `size` bytes; b"" at the end. Raises BlockingIOError on a
         socket that has nothing after all."""
         size = min(size, _CHUNK)
         if not self._socket:
@@ -50,7 +50,8 @@ class _Descriptor:
             borrowed.detach()
 
     def write(self, data: memoryview) -> int:
-        """The number of octets taken. Raises BlockingIOError on a socket that takes none."""
+        """Write what fits; returns the number of bytes. Raises BlockingIOError on a socket that
+        takes none."""
         data = data[: self._chunk]
         if not self._socket:
             return os.write(self.fd, data)
@@ -63,10 +64,10 @@ class _Descriptor:
 
 class Transfer:
     """Calls `step` whenever the descriptor is ready, until it returns True or raises OSError or
-    EOFError; then `done` once, with the error if there was one. `done` is called from the same
-    turn of the loop as the last step: nothing comes between the last octet and its report.
+    EOFError; then `done` once, with the error if there was one. `done` is called in the same turn
+    of the loop as the last step, so nothing comes between the last byte and its report.
 
-    `limit`: for how long no step may be possible (seconds, 0 for no limit); then `done` gets
+    `limit` is how long, in seconds, no step may be possible (0: no limit); after that `done` gets a
     TimeoutError.
     """
 
@@ -96,7 +97,7 @@ class Transfer:
             self._soon = self._loop.call_soon(self._step)
 
     def cancel(self) -> None:
-        """Stop; `done` is not called any more. What was transferred stays transferred."""
+        """Stop; `done` is no longer called. What was transferred stays transferred."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -113,7 +114,7 @@ class Transfer:
         try:
             add(self._descriptor.fd, self._step)
         except PermissionError:
-            return False  # epoll takes no descriptor that is always ready, such as /dev/null
+            return False  # epoll refuses descriptors that are always ready, such as /dev/null
         return True
 
     def _restart_timer(self) -> None:
@@ -156,7 +157,7 @@ def start_write(
     limit: float,
     what: str = "stream",
 ) -> Transfer:
-    """Write all of `data` (not empty); then `done(None)`, or `done(error)` with an OSError."""
+    """Write all of `data` (not empty), then call `done(None)`, or `done(error)` with an OSError."""
     descriptor = _Descriptor(fd)
     left = memoryview(data)
 
@@ -176,17 +177,15 @@ def start_read(
     limit: float,
     what: str = "stream",
 ) -> Transfer:
-    """Read `size` octets (above 0) and none beyond; then `done(data, None)`, or what there was
-    and an OSError or UnexpectedEnd. Memory is taken as the octets come."""
+    """Read exactly `size` bytes (above 0), then call `done(data, None)`, or `done` with what there
+    was and an OSError or UnexpectedEnd. Memory is allocated as the bytes come."""
     descriptor = _Descriptor(fd)
     data = bytearray()
 
     def step() -> bool:
         some = descriptor.read(size - len(data))
         if not some:
-            raise UnexpectedEnd(
-                f"{what}: the stream ends after {len(data)} octets, where {size} were to come"
-            )
+            raise UnexpectedEnd(f"{what}: the stream ends after {len(data)} bytes, want {size}")
         data.extend(some)
         return len(data) == size
 
@@ -197,8 +196,8 @@ def start_read(
 
 
 async def write_all(fd: int, data: bytes, *, limit: float, what: str = "stream") -> None:
-    """Write all of `data`. Raises OSError; TimeoutError once nothing is taken for `limit`
-    seconds. A cancellation stops it at once."""
+    """Write all of `data`. Raises OSError, TimeoutError if nothing is taken for `limit` seconds. A
+    cancellation stops it at once."""
     if not data:
         return
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -219,8 +218,8 @@ async def write_all(fd: int, data: bytes, *, limit: float, what: str = "stream")
 
 
 async def read_exactly(fd: int, size: int, *, limit: float, what: str = "stream") -> bytes:
-    """Read `size` octets and none beyond. Raises UnexpectedEnd where the stream ends before, and
-    OSError; TimeoutError once nothing comes for `limit` seconds."""
+    """Read exactly `size` bytes. Raises UnexpectedEnd if the stream ends before, OSError, and
+    TimeoutError if nothing comes for `limit` seconds."""
     if not size:
         return b""
     future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()

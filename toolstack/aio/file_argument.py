@@ -1,8 +1,8 @@
-"""What a FILE on the command line means: a path, or a descriptor that is open already.
+"""The meaning of a FILE on the command line: a path, or a descriptor that is already open.
 
-`-` is stdin or stdout. `/dev/stdin`, `/dev/stdout`, `/dev/fd/N`, `/proc/self/fd/N` and whatever
-links there are the descriptor itself, at its position: to open such a path would open its file anew
-on Linux, at the start and without O_APPEND, and a socket not at all.
+`-` is stdin or stdout. `/dev/stdin`, `/dev/stdout`, `/dev/fd/N`, `/proc/self/fd/N` and any link to
+one of them mean the descriptor itself, at its position: opening such a path on Linux would open its
+file again, at the start and without O_APPEND, and would fail for a socket.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ STDOUT: Final = 1
 
 _NAMES: Final = {STDIN: "stdin", STDOUT: "stdout", 2: "stderr"}
 _MOST_LINKS: Final = 40
-"""As many symbolic links as the kernel follows."""
+"""The number of symbolic links that the kernel follows."""
 _LOWEST_DUPLICATE: Final = 3
-"""0, 1 and 2 are for the standard streams alone."""
+"""0, 1 and 2 are for the standard streams only."""
 
 
 def file_of(text: str, standard: int) -> Path | int:
-    """The path, or the number of the descriptor, that `text` names; `-` is `standard`.
+    """Return the path or the descriptor that `text` names; `-` is `standard`.
 
     Raises ValueError for an empty name, IsADirectoryError for one that ends in a slash, OSError
-    (EBADF) for a descriptor that was not given to this process.
+    (EBADF) for a descriptor that this process was not given.
     """
     if not text:
-        raise ValueError(f"the FILE has no name; `-` is {_NAMES[standard]}")
+        raise ValueError(f"FILE is empty; `-` is {_NAMES[standard]}")
     if text.endswith("/"):
         raise IsADirectoryError(
-            errno.EISDIR, "a name that ends in / is a directory's; name a file", text
+            errno.EISDIR, "a name that ends in / is a directory; name a file", text
         )
     number = standard if text == "-" else _descriptor(text)
     if number is None:
@@ -45,12 +45,12 @@ def file_of(text: str, standard: int) -> Path | int:
 
 
 def name_of(file: Path | int) -> str:
-    """`file` as people know it."""
+    """The name by which people know `file`."""
     return _NAMES.get(file, f"/dev/fd/{file}") if isinstance(file, int) else str(file)
 
 
 def check_direction(fd: int, *, writing: bool) -> None:
-    """Raises OSError (EBADF) where `fd` is not open for this direction."""
+    """Raise OSError (EBADF) if `fd` is not open for this direction."""
     mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
     if mode == (os.O_RDONLY if writing else os.O_WRONLY):
         way = "writing" if writing else "reading"
@@ -58,20 +58,20 @@ def check_direction(fd: int, *, writing: bool) -> None:
 
 
 def refuse_terminal(fd: int, *, writing: bool) -> None:
-    """A stream is not for a terminal. Raises OSError (EINVAL)."""
+    """Raise OSError (EINVAL) if `fd` is a terminal: a stream is not for one."""
     if os.isatty(fd):
         way = "redirect or pipe it" if writing else "redirect or pipe a stream into it"
         raise OSError(errno.EINVAL, f"it is a terminal; {way}, or name a file")
 
 
 def duplicate(fd: int) -> int:
-    """Another descriptor of the same open file, which the caller closes."""
+    """Return another descriptor of the same open file; the caller closes it."""
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_DUPLICATE)
 
 
 def _given(fd: int) -> bool:
-    """Whether it was open when this process began: what it has opened itself since would not
-    survive an exec(2)."""
+    """Whether it was open when this process started: what the process opens itself is not
+    inheritable."""
     try:
         return os.get_inheritable(fd)
     except OSError:
@@ -87,5 +87,5 @@ def _descriptor(path: str) -> int | None:
         try:
             path = os.path.join(directory, os.readlink(path))
         except OSError:
-            return None  # no link
+            return None  # not a link
     return None

@@ -1,4 +1,5 @@
-"""Limits of waits in the event loop, in time in which this process ran (`channel.waits`)."""
+"""Limits of waits in the event loop, counting only time in which this process ran
+(`channel.waits`)."""
 
 from __future__ import annotations
 
@@ -10,13 +11,13 @@ from xen_save_helper.ipc_schema.channel.waits import Patience
 
 
 def never() -> bool:
-    """Of whom nobody can say whether he stands still."""
+    """Nobody can say whether the other side is stopped."""
     return False
 
 
 class Timer:
-    """Calls `over` once, when `limit` seconds have passed in which this process ran and `stopped`
-    did not say that whoever is waited for stands still himself."""
+    """Calls `over` once, after `limit` seconds in which this process ran and `stopped` did not say
+    that the process it waits for is stopped itself."""
 
     def __init__(
         self, limit: float, over: Callable[[], object], stopped: Callable[[], bool] = never
@@ -31,7 +32,7 @@ class Timer:
         self._handle.cancel()
 
     def restart(self) -> None:
-        """From the limit's beginning."""
+        """Count from zero again."""
         self._handle.cancel()
         self._patience.restart(self._loop.time())
         self._handle = self._loop.call_later(self._patience.wait, self._look)
@@ -45,7 +46,7 @@ class Timer:
 
 @contextlib.asynccontextmanager
 async def patience(limit: float, stopped: Callable[[], bool] = never) -> AsyncIterator[None]:
-    """As `asyncio.timeout`, with the time of a `Timer`. Raises TimeoutError."""
+    """`asyncio.timeout` that counts time as a `Timer` does. Raises TimeoutError."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(None) as scope:
         timer = Timer(limit, lambda: scope.reschedule(loop.time()), stopped)

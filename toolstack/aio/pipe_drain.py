@@ -1,4 +1,4 @@
-"""Whether the reader of a pipe has taken all that was written to it."""
+"""Wait until the reader of a pipe has read all that was written to it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import Final
 from xen_save_helper.ipc_schema.channel.waits import Patience
 
 _POLL: Final = 0.01
-"""Seconds: nothing tells the writer of a pipe that it is empty."""
+"""Seconds between looks: nothing tells the writer of a pipe that it is empty."""
 
 
 async def drained(fd: int, limit: float, name: str) -> None:
-    """Wait until a pipe or socket holds nothing that its reader has not taken; other kinds are
-    passed by. What a reader does with it afterwards is not known here.
+    """Wait until the reader of a pipe or socket has read all that is in it; other kinds return at
+    once. What the reader does with it afterwards is unknown here.
 
-    Raises BrokenPipeError where the reader has gone before, TimeoutError once it has taken nothing
-    for `limit` seconds.
+    Raises BrokenPipeError if the reader disconnects before, TimeoutError if it reads nothing for
+    `limit` seconds.
     """
     mode = os.fstat(fd).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
@@ -40,7 +40,7 @@ async def drained(fd: int, limit: float, name: str) -> None:
             return
         if gone:
             raise BrokenPipeError(
-                errno.EPIPE, f"the reader of {name} has gone with {left} bytes unread"
+                errno.EPIPE, f"the reader of {name} disconnected with {left} bytes unread"
             )
         if left != before:
             before = left
@@ -51,7 +51,7 @@ async def drained(fd: int, limit: float, name: str) -> None:
 
 
 def _count(fd: int, request: int) -> int:
-    """Bytes under way; 0 for a socket that does not tell."""
+    """The bytes that are not read yet; 0 for a socket that does not say."""
     try:
         return int(struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))[0])
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Directories that go with the process that made them, also where that was killed.
+"""Temporary directories that disappear with their process, even if it was killed.
 
-Each is locked for as long as it is needed. What a killed process left is unlocked, and the next
-one that makes such a directory takes it away.
+Each is locked as long as it is in use. One that a killed process left is unlocked, and the next
+process that makes such a directory removes it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Self
 
 
 def _nothing(_path: Path) -> None:
-    """There is nothing but files."""
+    """Clear nothing: the directory has only files."""
 
 
 class ScratchDirectory:
-    """A new directory in `parent` (by default that for temporary files) that only its owner can
-    enter. `clear` ends what a dead process's directory stands for, before it is removed.
+    """A new directory in `parent` (by default, the directory for temporary files) that only its
+    owner can enter. `clear` ends what belongs to a dead process's directory before that is removed.
 
     Raises OSError.
     """
@@ -42,7 +42,7 @@ class ScratchDirectory:
         self.remove()
 
     def remove(self) -> None:
-        """Take the directory away, with all that is in it. Again: without effect."""
+        """Remove the directory and all that is in it, if that has not been done yet."""
         if self._lock >= 0:
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._lock)
@@ -57,7 +57,7 @@ def sweep(
         try:
             lock = _lock(path)
         except OSError:
-            continue  # another user's, in use, or gone by now
+            continue  # another user's, in use, or already gone
         try:
             clear(path)
             shutil.rmtree(path, ignore_errors=True)
@@ -71,14 +71,14 @@ def _make_locked(prefix: str, parent: Path) -> tuple[Path, int]:
         try:
             return path, _lock(path)
         except (BlockingIOError, FileNotFoundError):
-            continue  # another's sweep took it for a dead one's before it was locked
+            continue  # another process swept it before it was locked
 
 
 def _lock(path: Path) -> int:
-    """The descriptor that holds the lock of directory `path`.
+    """Lock the directory `path`; returns the descriptor that holds the lock.
 
-    Raises BlockingIOError where it is held, FileNotFoundError where the directory is gone,
-    PermissionError for another user's.
+    Raises BlockingIOError if it is locked, FileNotFoundError if it is gone, PermissionError if it
+    is another user's.
     """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

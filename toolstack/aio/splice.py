@@ -1,8 +1,8 @@
-"""Move the octets of a stream from one descriptor into a pipe (splice(2)).
+"""Move a stream from a descriptor into a pipe (splice(2)).
 
-The source may belong to others too, so it is polled and never made non-blocking, as in `fd_io`; the
-pipe is ours alone. What follows the part that the pipe's reader wants stays in the source, as long
-as the other side sends it only when it is asked.
+Others may use the source too, so it is polled and never made non-blocking, as in `fd_io`; the pipe
+is ours alone. What follows the part that the pipe's reader wants stays in the source, provided that
+the other side sends it only when asked.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from collections.abc import Callable
 from typing import Final
 
 _AT_ONCE: Final = 1 << 20
-"""Octets that one call moves at most."""
+"""Bytes that one call moves at most."""
 
 PIPE_SIZE: Final = 1 << 20
-"""Octets that the pipe may hold, where the system lets us choose."""
+"""Bytes that the pipe may hold, if the system lets us choose."""
 
 _FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
 class StreamRelay:
-    """Writes `preface` and moves the source's octets behind it, until the source ends, the pipe
+    """Writes `preface` and moves the source's bytes after it, until the source ends, the pipe
     breaks, something fails, or `stop` is called. Needs a running asyncio loop.
 
-    `pipe` is the writing end of a pipe; it is closed in the end. Then `done` is called with the
-    OSError that ended it, or None; not after `stop`. A pipe that breaks is no failure of the
-    relay's: its reader knows why. `moved` counts the source's octets.
+    `pipe` is the writing end of a pipe, and is closed at the end. `done` is then called with the
+    OSError that ended the relay, or None; it is not called after `stop`. A broken pipe is not a
+    failure of the relay: its reader knows why. `moved` counts the source's bytes.
 
-    Raises OSError for a source that is no descriptor; `pipe` is closed then, too.
+    Raises OSError if the source is not a descriptor; `pipe` is closed then, too.
     """
 
     def __init__(
@@ -56,15 +56,15 @@ class StreamRelay:
 
     @property
     def taken(self) -> int:
-        """How many of the source's octets the pipe's reader has taken: none, as long as it has not
-        got behind the preface."""
+        """The number of the source's bytes that the pipe's reader has read; 0 until it is past the
+        preface."""
         if self._pipe < 0:
             return self.moved
         unread = fcntl.ioctl(self._pipe, termios.FIONREAD, bytes(4))
         return max(0, self.moved - int.from_bytes(unread, sys.byteorder))
 
     def stop(self) -> None:
-        """Close the pipe now, wherever the stream stands."""
+        """Close the pipe now, wherever in the stream we are."""
         if self._pipe >= 0:
             self._loop.remove_writer(self._pipe)
             if self._pollable:
@@ -93,7 +93,7 @@ class StreamRelay:
                 self._loop.add_reader(self._source, self._source_ready)
 
     def _move(self) -> bool:
-        """True at the source's end."""
+        """Move some bytes. Returns True at the source's end."""
         if self._preface:
             self._preface = self._preface[os.write(self._pipe, self._preface) :]
             return False
@@ -107,10 +107,10 @@ class StreamRelay:
 
 
 def make_pipe() -> tuple[int, int]:
-    """A pipe for a relay: its reading and its writing end."""
+    """Make a pipe for a relay; returns its reading and its writing end."""
     reader, writer = os.pipe()
     try:
         fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     except PermissionError:
-        pass  # an unprivileged user has had enough of them; the usual size does, too
+        pass  # an unprivileged user's quota is used up; the default size will do
     return reader, writer

@@ -15,7 +15,7 @@ from xen_save_helper.toolstack.aio.file_argument import STDIN, file_of, name_of
 from xen_save_helper.toolstack.commands.common import complain, show
 from xen_save_helper.toolstack.inspect.foreign_formats import NotAStreamError
 from xen_save_helper.toolstack.inspect.summary import Summary
-from xen_save_helper.toolstack.inspect.walk import Entry
+from xen_save_helper.toolstack.inspect.walk import StreamEntry
 from xen_save_helper.toolstack.inspect.walk import inspect as walk
 from xen_save_helper.toolstack.xl.outcome import ExitCode
 from xen_save_helper.toolstack.xl.stream_input import open_stream
@@ -37,7 +37,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     one is shown, too."""
     named = file_of(arguments.file, STDIN)
     summary = Summary()
-    entries: list[Entry] = []
+    entries: list[StreamEntry] = []
     table = _Table()
     problem = ""
     with open(open_stream(named), "rb") as file:
@@ -71,7 +71,7 @@ class _Table:
         self._round = 1
         self._width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
-    def show(self, entry: Entry) -> None:
+    def show(self, entry: StreamEntry) -> None:
         if not self._begun:
             self._begun = True
             self._print("OFFSET", "LAYER", "RECORD", "LENGTH", "CONTENTS")
@@ -113,7 +113,7 @@ class _Table:
             print(before + part.replace("\xa0", " "))
 
 
-def text(entry: Entry) -> str:
+def text(entry: StreamEntry) -> str:
     """What is in an entry, for people; sizes are left out, since they can see its length."""
     summary = {name: value for name, value in entry.summary.items() if name not in _SIZES}
     summary.pop("round", None)

@@ -1,1 +1,1 @@
-"""Streams taken apart for people."""
+"""Take streams apart, for people."""

@@ -1,4 +1,4 @@
-"""Files that people take for a save file and that are none: named, with what to do."""
+"""Files that people mistake for a save file: what they are, and what to do."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.toolstack.aio import file_argument
 
 LONGEST: Final = 512
-"""So many bytes of a file tell what it is."""
+"""Bytes from a file's start that are enough to recognise it."""
 
 _ET_CORE: Final = 4
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """What a file is, and what to do with it; `unpacker` is the command that prints what is in a
-    compressed one."""
+    """What a file is, and what to do with it; `unpacker` is the command that prints the contents
+    of a compressed one."""
 
     what: str
     way: str = ""
@@ -27,14 +27,14 @@ class Foreign:
 
 
 class NotAStreamError(DecodeError):
-    """What was to be a stream is something else: `foreign`."""
+    """The file is not a stream, but `foreign`."""
 
     def __init__(self, foreign: Foreign) -> None:
         super().__init__("stream", 0, f"is {foreign.what}; {foreign.way or foreign.unpacker}")
         self.foreign = foreign
 
     def advice(self, file: Path | int, command: str) -> str:
-        """For people who gave `file` to `command`: what it is, and how to go on."""
+        """Tell people who gave `file` to `command` what it is, and how to go on."""
         way = self.foreign.way
         if self.foreign.unpacker:
             before = "…" if isinstance(file, int) else f"{self.foreign.unpacker} {_quoted(file)}"
@@ -107,8 +107,7 @@ _BEGINNINGS: Final = {
 
 
 def foreign(start: bytes) -> Foreign | None:
-    """What a file is that begins with `start` (LONGEST bytes, or all of it); None where that is
-    none of what is known here."""
+    """Recognise a file by its `start` (LONGEST bytes, or all of it); None if it is unknown."""
     if start[257:262] == b"ustar":
         return Foreign("a tar archive", "one of `xe vm-export` (.xva) is for `xe vm-import`")
     for beginning, found in _BEGINNINGS.items():

@@ -1,4 +1,4 @@
-"""Records with page lists, of a stream that is looked at: lists are read, contents passed by."""
+"""The page lists of an inspected stream's records: lists are read, contents skipped."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PAGE_LISTS: Final = WITH_CONTENTS | {RecordType.POSTCOPY_PFNS}
 """The records that `read_pages` takes."""
 
 _LIST_CHUNK: Final = 1 << 16
-"""Entries that are looked at together: a list can be as long as a record, 128 MiB."""
+"""Entries that are processed together: a list can be as long as a record, 128 MiB."""
 
 
 def read_pages(source: Source, kind: RecordType, length: int, summary: Summary) -> dict[str, Any]:
-    """Read the body, of `length` octets, at which `source` stands, into `summary`; returns what
-    its entry says. Raises DecodeError."""
+    """Read a record's body of `length` bytes from `source` into `summary`; returns its entry's
+    summary. Raises DecodeError."""
     what = f"libxc {kind.name}"
     start = source.offset
     header = source.read(page_lists.HEADER_SIZE, what)
@@ -55,7 +55,7 @@ def read_pages(source: Source, kind: RecordType, length: int, summary: Summary) 
         raise DecodeError(
             f"{what} length",
             start - 4,
-            f"body of {length} octets, want {listed + contents} for {count} pfns, {present} of "
+            f"body of {length} bytes, want {listed + contents} for {count} pfns, {present} of "
             "them with contents",
         )
     source.skip(contents, f"{what} contents")
@@ -72,7 +72,7 @@ def _count_types(types: NDArray[np.uint32]) -> Counter[str]:
 
 
 def _check_all_present(types: NDArray[np.uint32], first: int, what: str, offset: int) -> None:
-    """After the transition only pages with contents travel (process_postcopy_page_data)."""
+    """After the transition only pages with contents are sent (process_postcopy_page_data)."""
     mask = contents_mask(types)
     if not mask.all():
         index = int(np.argmin(mask))

@@ -1,4 +1,4 @@
-"""Octets of a stream that is looked at: counted, bounded, with or without seeking."""
+"""The bytes of an inspected stream, counted and bounded, with or without seeking."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams import records
 
 CHUNK: Final = 1 << 20
-"""The most octets that are asked for at once."""
+"""Bytes that are read at once, at most."""
 
 
 class Source:
-    """Reads `file` from where it stands; `offset` counts from there.
+    """Reads `file` from its position on; `offset` counts from there.
 
-    Works on pipes. Memory is taken as octets arrive, never on the word of a length field.
+    It works on pipes. Memory is allocated as bytes arrive, never because a length field says so.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -24,7 +24,7 @@ class Source:
         self._base = file.tell() if file.seekable() else None
 
     def read_some(self, size: int) -> bytes:
-        """Up to `size` octets, fewer only at the end of the stream."""
+        """Read up to `size` bytes, fewer only at the end of the stream."""
         gathered = bytearray()
         while len(gathered) < size:
             chunk = self._file.read(min(size - len(gathered), CHUNK))
@@ -35,16 +35,16 @@ class Source:
         return bytes(gathered)
 
     def read(self, size: int, what: str) -> bytes:
-        """Exactly `size` octets of `what`. Raises DecodeError where the stream ends before."""
+        """Read exactly `size` bytes of `what`. Raises DecodeError if the stream ends before."""
         data = self.read_some(size)
         if len(data) < size:
             raise self._ends(what, size - len(data))
         return data
 
     def skip(self, size: int, what: str) -> None:
-        """Pass `size` octets of `what` by. Raises DecodeError where the stream ends before."""
+        """Skip `size` bytes of `what`. Raises DecodeError if the stream ends before."""
         if self._base is not None and size > CHUNK:
-            # Seeking past the end is no error, so the last octet is read.
+            # Seeking past the end is not an error, so the last byte is read.
             end = self.offset + size
             self._file.seek(self._base + end - 1)
             if self._file.read(1):
@@ -59,7 +59,7 @@ class Source:
             size -= len(chunk)
 
     def skip_rest(self) -> None:
-        """Pass all by that there is."""
+        """Skip all that is left."""
         if self._base is not None:
             self.offset = self._file.seek(0, io.SEEK_END) - self._base
             return
@@ -67,12 +67,12 @@ class Source:
             pass
 
     def finish_record(self, length: int, what: str) -> None:
-        """Read and check the padding of a record whose body was `length` octets."""
+        """Read and check the padding of a record with a body of `length` bytes."""
         offset = self.offset
         padding = self.read(records.padding(length), f"{what} padding")
         records.check_padding(padding, what, offset)
 
     def _ends(self, what: str, missing: int) -> DecodeError:
         return DecodeError(
-            what, self.offset, f"the stream ends here, want at least {missing} octets more"
+            what, self.offset, f"the stream ends here, want at least {missing} bytes more"
         )

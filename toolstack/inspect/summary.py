@@ -1,4 +1,4 @@
-"""What is in a migration stream, in figures."""
+"""A migration stream in figures."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
 _BLOCK_BITS: Final = 12
 _BLOCK: Final = 1 << _BLOCK_BITS
 _MAX_BLOCKS: Final = 1 << 17
-"""Blocks of 4096 pfns that a set keeps: those of a guest of 2 TiB, in 64 MiB of memory."""
+"""Blocks of 4096 pfns that a set can hold: a guest of 2 TiB, in 64 MiB of memory."""
 _EMPTY: Final = bytes(_BLOCK // 8)
 
 
 class PfnSet:
-    """A set of pfns in bounded memory, as bitmaps of those blocks that have any."""
+    """A set of pfns in bounded memory: bitmaps of the blocks that are not empty."""
 
     def __init__(self) -> None:
         self.count = 0
         self.overflowed = False
-        """The pfns lie too far apart for the memory that a set may have: it no longer grows."""
+        """Whether the pfns are too far apart for the memory that a set may use: it has stopped
+        growing."""
         self._blocks: dict[int, bytes] = {}
 
     def add(self, pfns: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Add `pfns`, sorted and each once among them; returns those that were in it before."""
+        """Add `pfns`, sorted and without duplicates; returns those that were in the set before."""
         known = np.zeros(len(pfns), np.bool_)
         places = (pfns & np.uint64(_BLOCK - 1)).astype(np.intp)
         numbers, starts = np.unique(pfns >> np.uint64(_BLOCK_BITS), return_index=True)
@@ -53,24 +54,24 @@ class PfnSet:
 
 @dataclass
 class Summary:
-    """Figures of one stream, filled by `toolstack.inspect.walk.inspect`.
+    """One stream's figures, filled in by `toolstack.inspect.walk.inspect`.
 
-    A round is a pass over the guest's memory: libxc sends the pages of a round in the order of
-    their pfns, so a PAGE_DATA record whose first pfn is below the last one of the record before
-    begins a new round, as does the first one after CHECKPOINT and VERIFY. A round that begins above
-    the end of the one before is not seen, so there may be more.
+    libxc sends the pages of a round in the order of their pfns. So a PAGE_DATA record begins a new
+    round if its first pfn is below the last one of the record before, or if it is the first one
+    after CHECKPOINT or VERIFY. A round that begins above the end of the one before goes unnoticed,
+    so there may be more rounds.
     """
 
     records: Counter[str] = field(default_factory=Counter)
-    """Records by layer and name, as `libxc PAGE_DATA`."""
+    """Records by layer and name, such as `libxc PAGE_DATA`."""
     octets: int = 0
     rounds: int = 0
     pages_with_contents: int = 0
-    """Entries of PAGE_DATA with contents: a page that was sent twice counts twice."""
+    """Entries of PAGE_DATA with contents; a page that was sent twice counts twice."""
     pages_without_contents: int = 0
     """Entries of PAGE_DATA of types BROKEN, XALLOC and XTAB."""
     postcopy_pfns: int = 0
-    """Pages that were left for postcopy (POSTCOPY_PFNS)."""
+    """Pages left for postcopy (POSTCOPY_PFNS)."""
     postcopy_pages: int = 0
     """Pages that came after the postcopy transition (POSTCOPY_PAGE_DATA)."""
     _listed: PfnSet = field(default_factory=PfnSet, repr=False)
@@ -80,37 +81,37 @@ class Summary:
 
     @property
     def distinct_pfns(self) -> int | None:
-        """pfns in PAGE_DATA and POSTCOPY_PAGE_DATA, each counted once; None where they lie too far
+        """pfns in PAGE_DATA and POSTCOPY_PAGE_DATA, each counted once; None if they are too far
         apart to be counted in bounded memory."""
         return _counted(self._listed)
 
     @property
     def distinct_pages(self) -> int | None:
-        """Those that came with contents at least once."""
+        """pfns that came with contents at least once."""
         return _counted(self._present)
 
     @property
     def repeated_pfns(self) -> int | None:
-        """Those that came more than once."""
+        """pfns that came more than once."""
         return None if self._listed.overflowed else _counted(self._repeated)
 
     def add_record(self, layer: str, name: str) -> None:
-        """A record, or a header, was read to its end."""
+        """Count a record, or a header, that was read to its end."""
         self.records[f"{layer} {name}"] += 1
 
     def begin_page_data(self, kind: RecordType, first_pfn: int) -> None:
-        """A record with page contents begins; its pages follow through `add_pages`."""
+        """Begin a record with page contents; its pages follow by `add_pages`."""
         if kind is RecordType.PAGE_DATA and (self._last_pfn is None or first_pfn < self._last_pfn):
             self.rounds += 1
 
     def end_round(self) -> None:
-        """The next PAGE_DATA begins a round, wherever it begins."""
+        """Have the next PAGE_DATA begin a round, whatever its pfns."""
         self._last_pfn = None
 
     def add_pages(
         self, kind: RecordType, pfns: NDArray[np.uint64], types: NDArray[np.uint32]
     ) -> None:
-        """Pages of a PAGE_DATA, POSTCOPY_PAGE_DATA or POSTCOPY_PFNS record, at least one."""
+        """Add pages, at least one, of a PAGE_DATA, POSTCOPY_PAGE_DATA or POSTCOPY_PFNS record."""
         if kind is RecordType.POSTCOPY_PFNS:
             self.postcopy_pfns += len(pfns)
             return
@@ -127,7 +128,7 @@ class Summary:
         self._present.add(np.unique(pfns[mask]))
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The figures, fit for JSON."""
         return {
             "octets": self.octets,
             "records": dict(self.records),

@@ -1,10 +1,10 @@
-"""Walk a stream, record by record: an xl file, one of `virsh save`, a libxl stream or a bare libxc
+"""Walk a stream record by record: an xl file, one of `virsh save`, a libxl stream or a bare libxc
 stream.
 
 The layers hand the stream to one another as they do in Xen: LIBXC_CONTEXT gives it to libxc until
 its END; CHECKPOINT and POSTCOPY_TRANSITION give it back to libxl until CHECKPOINT_END and
-POSTCOPY_TRANSITION_END. COLO's streams, which only both directions together explain, are not
-followed past their first checkpoint.
+POSTCOPY_TRANSITION_END. COLO's streams make sense only with both directions, and are not followed
+past their first checkpoint.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from xen_save_helper.toolstack.inspect.source import Source
 from xen_save_helper.toolstack.inspect.summary import Summary
 
 TRAILING_SHOWN: Final = 256
-"""Octets after the stream's end that an entry shows."""
+"""Bytes after the stream's end that an entry shows."""
 
 _VCPU_CHECKED: Final = libxc_bodies.VCPU_HEADER_SIZE + 16
 _LEAVES_READ: Final = 1 << 16
-"""Octets of the longest CPU policy that is looked at; Xen's have a tenth of that."""
+"""Bytes of the longest CPU policy that is read; Xen's have a tenth of that."""
 _START_SIZE: Final = 8
 _LIBXC_START: Final = b"\xff" * _START_SIZE
 _STARTS: Final = {
@@ -59,11 +59,11 @@ _STARTS: Final = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class StreamEntry:
     """A header, a record, or what follows the stream.
 
-    `offset` is where it stands, counted from the start of the stream; `length` is the octets of a
-    record's body, and of anything else as a whole. `summary` says what is in it, fit for JSON.
+    `offset` counts from the start of the stream; `length` is in bytes, of a record's body or of
+    anything else as a whole. `summary` says what is in it, fit for JSON.
     """
 
     offset: int
@@ -74,19 +74,19 @@ class Entry:
     summary: Mapping[str, Any] = field(default_factory=dict)
 
 
-def inspect(file: BinaryIO, summary: Summary | None = None) -> Iterator[Entry]:
-    """The entries of the stream in `file`, from where it stands to its end, in bounded memory.
+def inspect(file: BinaryIO, summary: Summary | None = None) -> Iterator[StreamEntry]:
+    """The entries of the stream in `file`, from its position to its end, in bounded memory.
 
-    Page contents are passed by, with seeks where `file` has them; pipes do. `summary` is filled
-    on the way. Raises DecodeError, with the offset, where the stream breaks: what came before has
-    been given by then. What follows END (`xl migrate` goes on with its handshake) is one last
-    entry, TRAILING. Raises OSError as reading does.
+    Page contents are skipped, by seeking if `file` can; pipes will do. `summary` is filled in on
+    the way. Raises DecodeError, with the offset, at the place where the stream breaks, after the
+    entries before it; and OSError as reading does. Anything after END (`xl migrate` goes on with
+    its handshake) is one last entry, TRAILING.
     """
     return _Walker(Source(file), summary if summary is not None else Summary()).walk()
 
 
 class _Phase(Enum):
-    """Who the libxl records are for. The value is the record that ends the phase."""
+    """What the libxl records belong to. The value is the record that ends the phase."""
 
     NORMAL = Xl.END
     CHECKPOINT = Xl.CHECKPOINT_END
@@ -107,9 +107,9 @@ _PLACES: Final[Mapping[Xl, frozenset[_Phase]]] = {
 _BACK_CHANNEL: Final = frozenset(
     {Xc.CHECKPOINT_DIRTY_PFN_LIST, Xc.POSTCOPY_FAULT, Xc.POSTCOPY_COMPLETE}
 )
-"""Records that only the receiver sends."""
+"""Records that the receiver sends."""
 _AFTER_STATIC_DATA: Final = frozenset({Xc.PAGE_DATA, Xc.X86_PV_P2M_FRAMES})
-"""In version 3, STATIC_DATA_END comes before them."""
+"""Records that come after STATIC_DATA_END in version 3."""
 _SMALL: Final = frozenset({Xc.X86_PV_INFO, Xc.X86_PV_P2M_FRAMES, Xc.X86_TSC_INFO, Xc.HVM_PARAMS})
 _VCPU: Final = frozenset(
     {
@@ -131,13 +131,13 @@ class _Walker:
         self._transitioned = False
         self._context_seen = False
 
-    def walk(self) -> Iterator[Entry]:
+    def walk(self) -> Iterator[StreamEntry]:
         for entry in self._stream():
             self._summary.octets = self._source.offset
             self._summary.add_record(entry.layer, entry.name)
             yield entry
 
-    def _stream(self) -> Iterator[Entry]:
+    def _stream(self) -> Iterator[StreamEntry]:
         start = self._source.read_some(_START_SIZE)
         if start == _STARTS["xl"]:
             outermost = "xl"
@@ -173,18 +173,18 @@ class _Walker:
             )
         yield from self._trailing(outermost)
 
-    def _trailing(self, layer: str) -> Iterator[Entry]:
+    def _trailing(self, layer: str) -> Iterator[StreamEntry]:
         offset = self._source.offset
         shown = self._source.read_some(TRAILING_SHOWN)
         if shown:
             self._source.skip_rest()
-            yield Entry(
+            yield StreamEntry(
                 offset, layer, "TRAILING", self._source.offset - offset, _what_follows(shown)
             )
 
     # xl
 
-    def _xl_header(self, start: bytes) -> tuple[xl_header.HeaderFields, Entry]:
+    def _xl_header(self, start: bytes) -> tuple[xl_header.HeaderFields, StreamEntry]:
         offset = self._source.offset - len(start)
         rest = self._source.read(xl_header.HEADER_SIZE - len(start), "xl header")
         fields = xl_header.decode_header(start + rest, offset)
@@ -195,11 +195,11 @@ class _Walker:
         if config and fields.mandatory_flags & xl_header.MANDATORY_JSON:
             summary |= _named(config, place)
         length = xl_header.HEADER_SIZE + fields.optional_data_len
-        return fields, Entry(offset, "xl", "HEADER", length, summary)
+        return fields, StreamEntry(offset, "xl", "HEADER", length, summary)
 
     # libvirt
 
-    def _libvirt_header(self, start: bytes) -> tuple[int, Entry]:
+    def _libvirt_header(self, start: bytes) -> tuple[int, StreamEntry]:
         offset = self._source.offset - len(start)
         rest = self._source.read(libvirt_header.HEADER_SIZE - len(start), "libvirt header")
         header = libvirt_header.decode_header(start + rest, offset)
@@ -207,11 +207,11 @@ class _Walker:
         xml = self._source.read(header.xml_len, "libvirt XML")
         summary = {"xml": header.xml_len, **libvirt_header.describe(xml, place)}
         length = libvirt_header.HEADER_SIZE + header.xml_len
-        return header.version, Entry(offset, "libvirt", "HEADER", length, summary)
+        return header.version, StreamEntry(offset, "libvirt", "HEADER", length, summary)
 
     # libxl
 
-    def _libxl(self, start: bytes) -> Iterator[Entry]:
+    def _libxl(self, start: bytes) -> Iterator[StreamEntry]:
         self._in_libxl = True
         offset = self._source.offset - len(start)
         rest = self._source.read(libxl_stream.HEADER_SIZE - len(start), "libxl header")
@@ -220,10 +220,10 @@ class _Walker:
             "version": libxl_stream.VERSION,
             "legacy": bool(options & libxl_stream.OPTION_LEGACY),
         }
-        yield Entry(offset, "libxl", "HEADER", libxl_stream.HEADER_SIZE, summary)
+        yield StreamEntry(offset, "libxl", "HEADER", libxl_stream.HEADER_SIZE, summary)
         yield from self._libxl_records(_Phase.NORMAL)
 
-    def _libxl_records(self, phase: _Phase) -> Iterator[Entry]:
+    def _libxl_records(self, phase: _Phase) -> Iterator[StreamEntry]:
         """The records up to the one that ends `phase`, and the libxc stream within them."""
         while True:
             offset = self._source.offset
@@ -237,7 +237,7 @@ class _Walker:
             what = f"libxl {kind.name}"
             summary = self._libxl_body(kind, length, what)
             self._source.finish_record(length, what)
-            yield Entry(offset, "libxl", kind.name, length, summary)
+            yield StreamEntry(offset, "libxl", kind.name, length, summary)
             if kind is phase.value:
                 return
             if kind is Xl.LIBXC_CONTEXT:
@@ -275,23 +275,23 @@ class _Walker:
 
     # libxc
 
-    def _libxc(self, start: bytes) -> Iterator[Entry]:
+    def _libxc(self, start: bytes) -> Iterator[StreamEntry]:
         offset = self._source.offset - len(start)
         size = libxc_stream.IMAGE_HEADER_SIZE
         rest = self._source.read(size - len(start), "libxc image header")
         image = libxc_stream.decode_image_header(start + rest, offset)
         self._version = image.version
-        yield Entry(offset, "libxc", "IMAGE_HEADER", size, {"version": image.version})
+        yield StreamEntry(offset, "libxc", "IMAGE_HEADER", size, {"version": image.version})
         offset = self._source.offset
         size = libxc_stream.DOMAIN_HEADER_SIZE
         data = self._source.read(size, "libxc domain header")
         domain = libxc_stream.decode_domain_header(data, offset)
         xen = f"{domain.xen_major}.{domain.xen_minor}"
         summary = {"type": domain.type.name, "xen": xen}
-        yield Entry(offset, "libxc", "DOMAIN_HEADER", size, summary)
+        yield StreamEntry(offset, "libxc", "DOMAIN_HEADER", size, summary)
         yield from self._libxc_records()
 
-    def _libxc_records(self) -> Iterator[Entry]:
+    def _libxc_records(self) -> Iterator[StreamEntry]:
         while True:
             offset = self._source.offset
             number, length = self._record_header("libxc record")
@@ -304,7 +304,7 @@ class _Walker:
             what = f"libxc {kind.name}"
             summary = self._libxc_body(kind, length, what)
             self._source.finish_record(length, what)
-            yield Entry(offset, "libxc", kind.name, length, summary)
+            yield StreamEntry(offset, "libxc", kind.name, length, summary)
             if kind is Xc.END:
                 return
             yield from self._after(kind)
@@ -320,8 +320,8 @@ class _Walker:
         if kind is Xc.POSTCOPY_PAGE_DATA and not self._transitioned:
             raise DecodeError(what, offset, "before POSTCOPY_TRANSITION, want that first")
 
-    def _after(self, kind: Xc) -> Iterator[Entry]:
-        """What a record of this type changes for those after it."""
+    def _after(self, kind: Xc) -> Iterator[StreamEntry]:
+        """Apply what a record of this type changes for those after it."""
         if kind is Xc.STATIC_DATA_END:
             self._static_data_ended = True
         elif kind is Xc.VERIFY:
@@ -353,7 +353,7 @@ class _Walker:
 
     def _vcpu(self, kind: Xc, length: int, what: str) -> dict[str, Any]:
         offset = self._source.offset
-        # The context itself is checked only by its length: its first octets do for that.
+        # Only the context's length is checked, for which its first bytes will do.
         body = self._source.read(min(length, _VCPU_CHECKED), what)
         vcpu = libxc_records.decode_body(kind, body, offset, self._version)
         assert isinstance(vcpu, libxc_bodies.VcpuContext)
@@ -367,16 +367,16 @@ class _Walker:
         header = self._source.read(records.HEADER_SIZE, f"{what} header")
         return records.decode_record_header(header, what, offset)
 
-    def _unknown(self, offset: int, layer: str, number: int, length: int) -> Entry:
-        """Pass an optional record by."""
+    def _unknown(self, offset: int, layer: str, number: int, length: int) -> StreamEntry:
+        """Skip an optional record."""
         name = f"OPTIONAL_{number:#x}"
         self._source.skip(length, f"{layer} {name}")
         self._source.finish_record(length, f"{layer} {name}")
-        return Entry(offset, layer, name, length, {})
+        return StreamEntry(offset, layer, name, length, {})
 
 
 def _what_follows(shown: bytes) -> dict[str, str]:
-    """What stands behind a stream: text of a handshake, or another stream."""
+    """What follows a stream: a handshake's text, or another stream."""
     for layer, magic in _STARTS.items():
         if shown.startswith(magic):
             return {"another_stream": layer}
@@ -384,7 +384,7 @@ def _what_follows(shown: bytes) -> dict[str, str]:
 
 
 def _named(config: bytes, offset: int) -> dict[str, Any]:
-    """Name and type of the guest, where a configuration has them."""
+    """The guest's name and type, if the configuration has them."""
     try:
         c_info = json.loads(config.rstrip(b"\0"))["c_info"]
         return {key: c_info[key] for key in ("name", "type") if key in c_info}

@@ -1,4 +1,4 @@
-"""Bounded reads and writes on descriptors that others use too."""
+"""Reads and writes, with limits, on descriptors that others use too."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ def test_a_stream_that_ends_early_says_after_how_much(pair: Pair) -> None:
     read, write = pair
     os.write(write, b"123")
     os.close(write)
-    with pytest.raises(fd_io.UnexpectedEnd, match=r"my header: .* after 3 octets, where 8"):
+    with pytest.raises(fd_io.UnexpectedEnd, match=r"my header: .* after 3 bytes, want 8"):
         run(fd_io.read_exactly(read, 8, limit=LIMIT, what="my header"))
 
 
-def test_a_reader_that_goes_away_is_an_error_and_no_signal(pair: Pair) -> None:
+def test_a_reader_that_disconnects_is_an_error_not_a_signal(pair: Pair) -> None:
     read, write = pair
     os.close(read)
     with pytest.raises(BrokenPipeError):
@@ -129,9 +129,9 @@ def test_a_cancelled_write_reports_nothing_and_sends_no_more(pair: Pair) -> None
     assert reports == []
 
 
-def test_the_report_comes_with_the_last_octet(pair: Pair) -> None:
-    """Who sees all of a record at the other side may know that its writer has been told: here,
-    that the report is made before the loop does anything else."""
+def test_the_report_comes_with_the_last_byte(pair: Pair) -> None:
+    """The report is made before the loop does anything else: whoever reads a whole record at the
+    other side may rely on its writer knowing that."""
     read, write = pair
     order: list[str] = []
 
@@ -171,6 +171,6 @@ def test_dev_null_and_a_full_device(no_leaks: None) -> None:
         run(fd_io.write_all(full.fileno(), b"12345678", limit=LIMIT))
 
 
-def test_a_descriptor_that_is_none() -> None:
+def test_a_descriptor_that_is_not_open() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         run(fd_io.write_all(9999, b"1", limit=LIMIT))

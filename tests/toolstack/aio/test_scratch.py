@@ -1,4 +1,4 @@
-"""Directories that go with their process."""
+"""Temporary directories that disappear with their process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_only_its_owner_can_enter(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_goes_with_the_next(tmp_path: Path) -> None:
+def test_the_next_process_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys, pathlib\n"
         "from xen_save_helper.toolstack.aio.scratch import ScratchDirectory\n"
@@ -46,7 +46,7 @@ def test_what_a_killed_process_left_goes_with_the_next(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == [scratch.path]
 
 
-def test_one_in_use_and_others_things_stay(tmp_path: Path) -> None:
+def test_directories_in_use_and_other_files_stay(tmp_path: Path) -> None:
     (tmp_path / f"{PREFIX}file").touch()
     (tmp_path / "other").mkdir()
     with ScratchDirectory(PREFIX, tmp_path):
@@ -64,7 +64,7 @@ def test_many_at_once_leave_each_other_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_demos_guests_end_with_the_next_demo(
+def test_the_next_demo_ends_the_guests_of_a_killed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))

@@ -1,4 +1,4 @@
-"""A stream that is moved into a pipe: nothing lost, nothing taken that was not asked for."""
+"""Moving a stream into a pipe: nothing is lost, and nothing more is read than was asked for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Ended = list[OSError | None]
 def relay_to_end(
     source: int, reader: Callable[[int], None], preface: bytes = b""
 ) -> tuple[Ended, int]:
-    """Run a relay whose pipe `reader` reads, in a thread; how it ended, and what it moved."""
+    """Run a relay whose pipe `reader` reads in a thread; return how it ended and what it moved."""
 
     async def run() -> tuple[Ended, int]:
         reading_end, writing_end = make_pipe()
@@ -57,7 +57,7 @@ class Everything:
 
 
 @pytest.mark.parametrize("kind", ["file", "pipe", "socket"])
-def test_all_of_it_behind_the_preface(kind: str, tmp_path: Path) -> None:
+def test_all_of_it_after_the_preface(kind: str, tmp_path: Path) -> None:
     reader = Everything()
     preface = os.urandom(300_000)
     if kind == "file":
@@ -84,7 +84,7 @@ def test_all_of_it_behind_the_preface(kind: str, tmp_path: Path) -> None:
     assert reader.data == preface + DATA
 
 
-def test_a_reader_that_goes_ends_it(tmp_path: Path) -> None:
+def test_a_reader_that_disconnects_ends_it(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(bytes(50 << 20))
     with path.open("rb", buffering=0) as file:
@@ -93,14 +93,14 @@ def test_a_reader_that_goes_ends_it(tmp_path: Path) -> None:
     assert moved < 50 << 20
 
 
-def test_a_source_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "data"
     with path.open("wb", buffering=0) as file:
         ended, _ = relay_to_end(file.fileno(), Everything())
     assert isinstance(ended[0], OSError)
 
 
-def test_what_comes_after_it_was_stopped_stays_in_the_source() -> None:
+def test_what_comes_after_a_stop_stays_in_the_source() -> None:
     ours, theirs = socket.socketpair()
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""Files that are taken for save files: named as what they are, with what to do."""
+"""Files that are mistaken for save files: what they are, and what to do."""
 
 from __future__ import annotations
 
@@ -94,11 +94,11 @@ FOREIGN = {
     ),
     "disk": (b"QFI\xfb\0\0\0\3" + bytes(60), "a disk image (qcow2)", "give a file of `xl save`"),
 }
-"""Data, what it is, and the way out with `{file}` and `{command}` to be put in."""
+"""Data, what it is, and the way out, in which `{file}` and `{command}` are to be put."""
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_named_as_what_they_are(name: str) -> None:
+def test_the_error_says_what_a_file_is(name: str) -> None:
     data, what, _ = FOREIGN[name]
     with pytest.raises(NotAStreamError) as seen:
         list(inspect(io.BytesIO(data)))
@@ -106,8 +106,7 @@ def test_named_as_what_they_are(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", range(20))
-def test_a_beginning_is_never_taken_for_more(size: int) -> None:
-    """Short files do no harm."""
+def test_short_files_do_no_harm(size: int) -> None:
     for data, _, _ in FOREIGN.values():
         with pytest.raises(ValueError, match=r"stream|header"):
             list(inspect(io.BytesIO(data[:size])))

@@ -1,4 +1,4 @@
-"""Octets of a stream that is looked at, from a file and from a pipe."""
+"""The bytes of an inspected stream, from a file and from a pipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xen_save_helper.toolstack.inspect.source import CHUNK, Source
 
 
 class Pipe(io.BytesIO):
-    """Octets that cannot be sought in."""
+    """Bytes in which one cannot seek."""
 
     def seekable(self) -> bool:
         return False
@@ -25,7 +25,7 @@ def test_a_skip_past_the_end_says_where_and_how_much_is_missing(
 ) -> None:
     source = Source(kind(b"head" + bytes(there)))
     assert source.read(4, "head") == b"head"
-    with pytest.raises(DecodeError, match=f"want at least {more} octets more") as refused:
+    with pytest.raises(DecodeError, match=f"want at least {more} bytes more") as refused:
         source.skip(there + more, "body")
     assert (refused.value.what, refused.value.offset) == ("body", 4 + there)
 

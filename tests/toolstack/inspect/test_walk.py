@@ -1,4 +1,4 @@
-"""`inspect` on cuts of real streams and on streams made here."""
+"""`inspect` on cuts of real streams, and on streams made here."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from xen_save_helper.ipc_schema.streams.page_lists import encode_page_list
 from xen_save_helper.ipc_schema.streams.page_types import PageType, has_contents
 from xen_save_helper.ipc_schema.streams.records import encode_record, encode_record_header
 from xen_save_helper.toolstack.inspect.summary import PfnSet, Summary
-from xen_save_helper.toolstack.inspect.walk import Entry, inspect
+from xen_save_helper.toolstack.inspect.walk import StreamEntry, inspect
 
 PAGE_SIZE = 4096
 CUT_DATA = {name: read_cut(name) for name in CUTS}
@@ -54,7 +54,7 @@ class Pipe(io.RawIOBase):
         return self._data.read(min(size, 1000))
 
 
-def entries_of(data: bytes) -> list[Entry]:
+def entries_of(data: bytes) -> list[StreamEntry]:
     return list(inspect(io.BytesIO(data)))
 
 
@@ -251,7 +251,7 @@ def test_a_round_begins_where_pfns_go_back() -> None:
     assert rounds == [1, 1, 2, 2]
 
 
-def test_unknown_optional_records_are_passed_by() -> None:
+def test_unknown_optional_records_are_skipped() -> None:
     odd = encode_record(0x80000123, b"abc")
     names = names_of(
         libxl_stream.encode_header()
@@ -287,13 +287,13 @@ def test_a_file_of_virsh_save() -> None:
         (b"", "want 1 to"),
     ],
 )
-def test_an_xml_that_is_none(xml: bytes, problem: str) -> None:
+def test_a_bad_xml(xml: bytes, problem: str) -> None:
     with pytest.raises(DecodeError, match=problem):
         entries_of(libvirt_header.encode(xml) + libxl_head())
 
 
 @pytest.mark.parametrize("version", [0, 3])
-def test_a_version_of_libvirt_that_is_not_known(version: int) -> None:
+def test_an_unknown_version_of_libvirt(version: int) -> None:
     with pytest.raises(DecodeError, match="want 1 or 2") as seen:
         entries_of(libvirt_header.encode(VIRSH_XML, version))
     assert seen.value.offset == 16
@@ -351,7 +351,7 @@ def test_after_a_postcopy_transition_only_end_may_follow() -> None:
 
 
 @pytest.mark.parametrize("config", [b"[]", b"{", b"[" * 100_000, b'{"c_info": 1}'])
-def test_a_configuration_that_is_none(config: bytes) -> None:
+def test_a_bad_configuration(config: bytes) -> None:
     with pytest.raises(DecodeError, match="libxl_domain_config"):
         entries_of(xl_header.encode_header(config))
 
@@ -379,7 +379,7 @@ def test_truncated_at_each_offset(as_pipe: bool, of: str) -> None:
 
 @given(st.data())
 @settings(max_examples=400)
-def test_a_damaged_stream_is_refused_or_read_never_worse(data: st.DataObject) -> None:
+def test_a_damaged_stream_is_refused_or_read_and_nothing_worse(data: st.DataObject) -> None:
     damaged = bytearray(small_stream() if data.draw(st.booleans()) else postcopy(3)[:2000])
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, len(damaged) - 1))

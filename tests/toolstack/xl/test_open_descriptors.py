@@ -174,7 +174,7 @@ def test_a_reader_that_goes_before_it_has_read_the_end(hosts: Hosts, tmp_path: P
         process.stdout.close()
         complaint = process.stderr.read().decode()
     assert process.returncode == 1
-    assert "the reader of stdout has gone with" in complaint
+    assert "the reader of stdout disconnected with" in complaint
     assert "the guest is running here" in complaint
     assert hosts.states(hosts.at_source) == {"g": "running"}
 

@@ -71,7 +71,7 @@ def test_a_mount_point(hosts: Hosts, tmp_path: Path) -> None:
     [
         (".", ["it is a directory; name a file in it"]),
         ("new/", ["name a file: ", "new/"]),
-        ("", ["the FILE has no name; `-` is stdout"]),
+        ("", ["FILE is empty; `-` is stdout"]),
         ("no/m.sav", ["there is no directory ", "/no; make it first"]),
         ("file/m.sav", ["Not a directory"]),
     ],

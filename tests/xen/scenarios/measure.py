@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.xen.dom0.guest import Guest
     from tests.xen.dom0.lab import Lab
     from xen_save_helper.toolstack.helpers.request import HelperProgram, HelperResult
-    from xen_save_helper.toolstack.inspect.walk import Entry
+    from xen_save_helper.toolstack.inspect.walk import StreamEntry
 
 SUSPEND_SECONDS: Final = 60
 PAIRS: Final = 5
@@ -129,7 +129,7 @@ def differing_fields(one: Path, other: Path) -> Iterator[str]:
                 yield _field(entry, first, offset)
 
 
-def _field(entry: Entry, stream: bytes, offset: int) -> str:
+def _field(entry: StreamEntry, stream: bytes, offset: int) -> str:
     body = entry.offset + _RECORD_HEADER
     kind, at = 0, body
     if entry.name == "HVM_CONTEXT" and offset >= body:
