@@ -1,8 +1,8 @@
 """Surroundings of a save or restore that do what a test says, when it says so.
 
-What is driven are the edges alone: the clock, octets in and out of descriptors, calls beside the
-loop, the helper's process and what it says, the host. All between them is the real thing: the
-operation, its machines and the join, the supervision of the helper, the suspension of the guest.
+Only the edges are driven: the clock, bytes in and out of descriptors, calls beside the loop, the
+helper's process and its messages, the host. Everything between them is real: the operation, its
+machines and the join, the supervision of the helper, the suspension of the guest.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from xen_save_helper.toolstack.helpers.channel import ChannelListener, HelperPro
 from xen_save_helper.toolstack.helpers.launch import HelperLaunch
 
 _TURNS = 16
-"""Of the loop, after which nothing is left that could happen by itself."""
+"""Turns of the loop after which nothing is left that could happen by itself."""
 
 
 class Time(asyncio.SelectorEventLoop):
-    """A loop whose clock goes on when it is told to, and that never waits."""
+    """A loop that never waits, and whose clock advances when it is told to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Time(asyncio.SelectorEventLoop):
         return self.now
 
     def settle(self) -> None:
-        """All that can happen now has happened afterwards."""
+        """Let everything happen that can happen now."""
         for _ in range(_TURNS):
             self.call_soon(self.stop)
             self.run_forever()
@@ -54,13 +54,13 @@ class Time(asyncio.SelectorEventLoop):
         self.settle()
 
     def descriptors(self) -> int:
-        """How many are watched."""
-        # Its own is one.
+        """The number of descriptors that the loop watches for others."""
+        # One is its own.
         return len(self._selector.get_map()) - 1  # type: ignore[attr-defined]
 
 
 class Waiting:
-    """Something that was begun. It ends by `succeed` or `fail`, by its limit, or is cancelled."""
+    """Something that was begun. It ends by `succeed` or `fail`, by its limit, or by `cancel`."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Waiting:
         self._world.waiting.remove(self)
 
     def succeed(self) -> None:
-        """It takes its effect, which may be an error, too."""
+        """Let it take its effect, which may be an error."""
         self._over()
         try:
             self.action()
@@ -104,8 +104,8 @@ class Waiting:
             self._world.broke(self)
 
 
-class Process:
-    """HelperProcess: lives until `exits`."""
+class DrivenProcess:
+    """HelperProcess that lives until `exits`."""
 
     def __init__(
         self, world: World, ended: Callable[[int], Coroutine[Any, Any, None]], **_more: object
@@ -132,8 +132,8 @@ class Process:
     def exiting(self) -> bool:
         return self.dying or not self.alive
 
-    def octets(self) -> int:
-        """It is never silent: it moves one in each millisecond."""
+    def bytes_moved(self) -> int:
+        """It is never silent: it moves one byte per millisecond."""
         return int(1000 * self._world.loop.now)
 
     def nudge(self) -> None:
@@ -145,18 +145,18 @@ class Process:
         self._world.tasks.append(self._world.loop.create_task(self._ended(status)))
 
 
-class Channel:
+class DrivenChannel:
     """HelperChannel, with the turns of libxl's pipes. `broken`: no answer can be written.
-    `unheard`: what the helper has said, and nobody hears before its end."""
+    `unread`: messages of the helper that are read only after its end."""
 
     def __init__(self, launch: HelperLaunch, listener: ChannelListener) -> None:
         self.listening = False
         self.closed = False
         self.broken = False
-        self.unheard: list[tuple[str, Mapping[str, Any]]] = []
+        self.unread: list[tuple[str, Mapping[str, Any]]] = []
         self.answers: list[tuple[str, int]] = []
         self.waiting = ""
-        """The callback that the helper has no answer to yet."""
+        """The callback that is not answered yet."""
         self._listener = listener
         self._turns = PipeControllerEnd(launch.request.operation, launch.provided)
 
@@ -190,9 +190,9 @@ class Channel:
 
     async def drain(self, limit: float) -> None:
         assert limit > 0
-        if self.unheard:
+        if self.unread:
             self.broken = True  # nobody is left to take an answer
-            for name, fields in self.unheard:
+            for name, fields in self.unread:
                 self.says(name, fields)
             await asyncio.sleep(limit)
 
@@ -211,7 +211,7 @@ class Channel:
         self._listener.hello()
 
     def says(self, name: str, fields: Mapping[str, Any]) -> None:
-        """A message; one that is out of turn breaks the protocol, as it does on every channel."""
+        """Send a message; one out of turn breaks the protocol, as it does on every channel."""
         message = CATALOGUE[name]
         try:
             self._turns.received(message, dict(fields))
@@ -230,16 +230,16 @@ class Channel:
 
 
 class World:
-    """Everything around one operation. `close` puts back what was replaced."""
+    """Everything around one operation. `close` restores what was replaced."""
 
     def __init__(self) -> None:
         self.loop = Time()
         self.waiting: list[Waiting] = []
-        """Transfers and calls that are under way."""
+        """Transfers and calls in progress."""
         self.broken: list[str] = []
-        """Those that were cut off: cancelled, failed or too slow."""
-        self.processes: list[Process] = []
-        self.channels: list[Channel] = []
+        """The ones that were cut off: cancelled, failed or too slow."""
+        self.processes: list[DrivenProcess] = []
+        self.channels: list[DrivenChannel] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.faults: list[str] = []
         self.trace: list[dict[str, Any]] = []
@@ -247,24 +247,24 @@ class World:
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.loop.set_exception_handler(self._fault)
         self._patch = pytest.MonkeyPatch()
-        # Its clock goes on by leaps, in which it does run.
+        # The clock advances in leaps, in which the process does run.
         self._patch.setattr(waits, "_COUNTED", math.inf)
         self._patch.setattr(blocking, "call", self._call)
         self._patch.setattr(fd_io, "start_write", self._start_write)
         self._patch.setattr(fd_io, "read_exactly", self._read_exactly)
         self._patch.setattr(save_helper, "HelperProcess", self._process)
 
-        def channel(launch: HelperLaunch, listener: ChannelListener) -> Channel:
-            self.channels.append(Channel(launch, listener))
+        def channel(launch: HelperLaunch, listener: ChannelListener) -> DrivenChannel:
+            self.channels.append(DrivenChannel(launch, listener))
             return self.channels[-1]
 
         self._patch.setattr(HelperLaunch, "channel", channel)
         self.on_write: Callable[[bytes], None] = lambda _data: None
-        """A write of these octets begins."""
+        """A write of these bytes begins."""
         self.written: Callable[[bytes], None] = lambda _data: None
-        """They are out, whole."""
-        self.octets: Callable[[int], bytes] = lambda _size: b""
-        """The next so many of a stream that is read."""
+        """All of these bytes are out."""
+        self.next_bytes: Callable[[int], bytes] = lambda _size: b""
+        """The next bytes, of the given number, of a stream that is read."""
 
     def close(self) -> None:
         self._patch.undo()
@@ -278,7 +278,7 @@ class World:
         self.faults.append(f"{context['message']}: {context.get('exception')!r}")
 
     def must(self, holds: bool, what: str) -> None:
-        """An assertion, where what is tested would take an exception for a failure of an edge."""
+        """Assert, in a place where an exception would pass for a failure of an edge."""
         if not holds:
             self.faults.append(what)
 
@@ -294,7 +294,7 @@ class World:
         return [event for event in self.trace if event["event"] == name]
 
     def do(self, act: Callable[[], object]) -> None:
-        """`act` happens on the loop, and what follows from it."""
+        """Call `act` on the loop, and let happen what follows from it."""
         self.loop.call_soon(act)
         self.loop.settle()
 
@@ -357,15 +357,15 @@ class World:
             await result
         finally:
             waiting.cancel()
-        return self.octets(size)
+        return self.next_bytes(size)
 
-    def _process(self, _command: Sequence[str], **more: Any) -> Process:
+    def _process(self, _command: Sequence[str], **more: Any) -> DrivenProcess:
         if self.cannot_start:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory")
-        self.processes.append(Process(self, **more))
+        self.processes.append(DrivenProcess(self, **more))
         return self.processes[-1]
 
     @property
-    def alive(self) -> Process | None:
-        """The helper's process, while it lives."""
+    def alive(self) -> DrivenProcess | None:
+        """The helper's process, if it is alive."""
         return next((process for process in self.processes if process.alive), None)

@@ -21,10 +21,10 @@ DOMID = 7
 PID = 4711
 
 
-class Request:
-    """SuspendRequest of the world's guest."""
+class DrivenRequest:
+    """SuspendRequest of the driven guest."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: DrivenGuest) -> None:
         self._guest = guest
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.closed = False
@@ -43,7 +43,7 @@ class Request:
         os.eventfd_write(self._event, 1)
 
     def withdraw(self) -> bool:
-        """A guest that has acknowledged may suspend after all, or not: `Guest.obstinate`."""
+        """A guest that has acknowledged may suspend after all: `DrivenGuest.obstinate`."""
         guest = self._guest
         if guest.state is SuspendState.REQUESTED or (
             guest.state is SuspendState.ACKNOWLEDGED and not guest.obstinate
@@ -58,14 +58,14 @@ class Request:
         os.close(self._event)
 
 
-class Guest:
-    """How far it has come with a request to suspend; `asked` while it knows of one."""
+class DrivenGuest:
+    """How far the guest has got with a suspend request; `asked` while it knows of one."""
 
     def __init__(self) -> None:
         self.state = SuspendState.REQUESTED
         self.asked = False
         self.obstinate = False
-        self.request: Request | None = None
+        self.request: DrivenRequest | None = None
 
     def goes_to(self, state: SuspendState) -> None:
         self.state = state
@@ -103,7 +103,7 @@ class DrivenHost:
     def __init__(self, *, exists: bool, device_model: bool) -> None:
         self.exists = exists
         self.device_model = device_model
-        self.guest = Guest()
+        self.guest = DrivenGuest()
         self.logdirty = False
         self.unpaused = 0
         self.restored: list[object] = []
@@ -133,11 +133,11 @@ class DrivenHost:
         self._need(domid)
         self.unpaused += 1
 
-    def suspend_request(self, domid: int) -> Request:
+    def suspend_request(self, domid: int) -> DrivenRequest:
         self._need(domid)
         assert self.guest.request is None, "asked twice"
         self.guest.asked = True
-        self.guest.request = Request(self.guest)
+        self.guest.request = DrivenRequest(self.guest)
         return self.guest.request
 
     def switch_qemu_logdirty(self, domid: int, enable: bool) -> None:
@@ -159,7 +159,7 @@ class DrivenHost:
         self._need(domid)
         self.restored.append((list(xenstore), context))
 
-    # What no save and no restore may ask for
+    # What neither a save nor a restore may ask for
 
     def find(self, name: str) -> int:
         raise AssertionError

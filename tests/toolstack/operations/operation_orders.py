@@ -1,6 +1,5 @@
 """What a save and a restore have in common, as a hypothesis machine: the helper, the caller, the
-clock, and what must hold whatever they do. Only the edges are driven (`driven`).
-"""
+clock, and what must hold whatever they do. Only the edges are driven (`driven`)."""
 
 from __future__ import annotations
 
@@ -13,17 +12,17 @@ from typing import Any, ClassVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.toolstack.operations.driven import Channel, Waiting, World
+from tests.toolstack.operations.driven import DrivenChannel, Waiting, World
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.operations.stream_operation import StreamOperation
 
 LONG = 1000.0
-"""Seconds, more than any limit."""
+"""Seconds: longer than any limit."""
 
 
 class OperationOrders(RuleBasedStateMachine):
-    """`ENDED` names the trace's event of the end, `TRANSFERS` begins the names of what goes over
-    the operation's own stream, `MESSAGES` are what a helper may say, rightly or not."""
+    """`ENDED` names the trace's event of the end, `TRANSFERS` is the prefix of the transfers on the
+    operation's own stream, `MESSAGES` are those that a helper may send, rightly or not."""
 
     ENDED: ClassVar[str]
     TRANSFERS: ClassVar[str]
@@ -37,7 +36,7 @@ class OperationOrders(RuleBasedStateMachine):
         self.result: Any = None
         self.first_rc = 0
         self.trouble = 0
-        """How much has happened that may end it badly."""
+        """The number of events so far that may end it badly."""
         self.faults_left = 0
         self.given_up = True
 
@@ -54,12 +53,12 @@ class OperationOrders(RuleBasedStateMachine):
         return [w for w in self.world.waiting if w.what.startswith(self.TRANSFERS)]
 
     @property
-    def channel(self) -> Channel | None:
+    def channel(self) -> DrivenChannel | None:
         return self.world.channels[-1] if self.world.channels else None
 
     @property
     def waits_for(self) -> str:
-        """The callback that a helper which is heard has no answer to."""
+        """The outstanding callback of a helper that is listened to."""
         return self.channel.waiting if self.channel is not None and self.hears() else ""
 
     @property
@@ -76,7 +75,7 @@ class OperationOrders(RuleBasedStateMachine):
         return self.hears() and self.greeted() and not self.waits_for
 
     def said(self, name: str) -> list[dict[str, Any]]:
-        """The messages of this name that were heard."""
+        """The messages of this name that were received."""
         return [event for event in self.world.events("callback") if event["name"] == name]
 
     def says(self, name: str, fields: dict[str, Any]) -> None:
@@ -84,7 +83,7 @@ class OperationOrders(RuleBasedStateMachine):
         self.world.do(partial(self.channel.says, name, fields))
 
     def fault(self) -> None:
-        """What happens now may end the operation badly."""
+        """Note that what happens now may end the operation badly."""
         self.trouble += 1
         self.faults_left -= 1
 
@@ -139,7 +138,8 @@ class OperationOrders(RuleBasedStateMachine):
 
     @rule()
     def a_moment_passes(self) -> None:
-        """Longer than a dying process keeps its connection, shorter than any limit."""
+        """A moment is longer than a dying process keeps its connection, and shorter than any
+        limit."""
         self.world.loop.passes(0.2)
 
     @precondition(lambda self: self.faults_left > 0)
@@ -155,7 +155,7 @@ class OperationOrders(RuleBasedStateMachine):
         self.world.do(self.operation.cancel)
 
     def the_helper_goes_on(self) -> None:
-        """As well as it still can."""
+        """Have the helper go on as well as it still can."""
         process = self.world.alive
         if process is not None and (process.killed or process.terminated or self.said("complete")):
             self.the_helper_exits(0)
@@ -163,7 +163,7 @@ class OperationOrders(RuleBasedStateMachine):
             self.the_helper_greets()
 
     def faults_now(self) -> dict[str, Callable[[], object]]:
-        """What can go wrong now, by name."""
+        """The faults that can happen now, by name."""
         world, channel = self.world, self.channel
 
         def does(act: Callable[[], object]) -> Callable[[], object]:
@@ -192,7 +192,7 @@ class OperationOrders(RuleBasedStateMachine):
         return found
 
     def one_fault(self, name: str) -> None:
-        """The one of `faults_now`; then all goes on as well as it can, to the end."""
+        """Have this one of `faults_now` happen; then all goes on as well as it can, to the end."""
         self.trouble += 1
         self.faults_now()[name]()
         self.nothing_went_wrong_in_between()
@@ -203,15 +203,15 @@ class OperationOrders(RuleBasedStateMachine):
 
     @abstractmethod
     def all_goes_on(self) -> None:
-        """As well as it still can, to the end."""
+        """Have all go on as well as it still can, to the end."""
 
     @abstractmethod
     def transition_done(self) -> bool:
-        """The postcopy transition was made, and told to the helper."""
+        """Whether the postcopy transition was made, and the helper told so."""
 
     @abstractmethod
     def judge(self) -> None:
-        """What must hold of the `result`, once, at the end."""
+        """Check the `result`, once, at the end."""
 
     # What must hold
 
@@ -245,11 +245,11 @@ class OperationOrders(RuleBasedStateMachine):
         assert len(self.world.processes) <= 1
         assert self.world.alive is None, "a process is left behind"
         assert all(channel.closed for channel in self.world.channels)
-        assert self.world.waiting == [], "something is left under way"
+        assert self.world.waiting == [], "something is left in progress"
         assert self.world.loop.descriptors() == 0
 
     def judge_answer(self) -> None:
-        """A transition that failed is not told to libxc as one that was made."""
+        """libxc is not told that a failed transition was made."""
         if any(event["rc"] for event in self.world.events("postcopy_transition_done")):
             assert ("postcopy_transition", 1) not in self.answers
 
@@ -264,20 +264,20 @@ class OperationOrders(RuleBasedStateMachine):
             (complete,) = self.said("complete")
             assert complete["retval"] == 0, "the helper had failed"
             (ended,) = self.world.events("helper_exited")
-            # Past the transition all is there once it is told.
+            # Past the transition, all is there once `complete` has been received.
             assert ended["status"] == 0 or self.transition_done(), "the helper had failed"
         if self.first_rc:
             assert result.rc == self.first_rc
 
     def teardown(self) -> None:
-        """Nobody helps any more: the helper does not even die by itself, the other side says
-        nothing. Whoever waits has a limit, but for a call that lets a guest run which is lost
-        otherwise: it returns."""
+        """From here on nobody helps: the helper does not even die by itself, and the other side
+        sends nothing. Every wait has a limit, except for a call that lets a guest run which would
+        be lost otherwise; that call returns."""
         try:
             if hasattr(self, "task"):
                 if not self.given_up:
                     self.all_goes_on()
-                self.an_answer_does_not_stay_out()
+                self.every_callback_is_answered_in_time()
                 self.world.do(self.operation.cancel)
                 for _ in range(12):
                     for waiting in self.world.waiting.copy():
@@ -288,7 +288,7 @@ class OperationOrders(RuleBasedStateMachine):
                         self.world.do(partial(process.exits, -9))
                     self.trouble += 1
                     self.world.loop.passes(LONG)
-                assert self.task.done(), "it does not come to its end"
+                assert self.task.done(), "it does not end"
                 self.nothing_went_wrong_in_between()
                 self.the_first_failure_is_kept()
                 self.after_a_failure_nothing_is_transferred()
@@ -297,12 +297,12 @@ class OperationOrders(RuleBasedStateMachine):
         finally:
             self.world.close()
 
-    def an_answer_does_not_stay_out(self) -> None:
-        """Nobody gives up, and still a helper that waits for its answer is given one, or ended."""
+    def every_callback_is_answered_in_time(self) -> None:
+        """Even if nobody gives up, a helper that waits for an answer gets one, or is ended."""
         process = self.world.alive
         if process is not None and self.waits_for:
             self.trouble += 1
-            for _ in range(2):  # what is begun when a limit has passed has its own
+            for _ in range(2):  # what begins when a limit has passed has a limit of its own
                 self.world.loop.passes(LONG)
             assert not self.waits_for or process.terminated or process.killed
 

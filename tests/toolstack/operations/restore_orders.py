@@ -1,6 +1,5 @@
 """The surroundings of a whole restore, as a hypothesis machine: what can happen, and what must hold
-whatever does. Only the edges are driven (`tests.toolstack.operations.driven`).
-"""
+whatever does. Only the edges are driven (`tests.toolstack.operations.driven`)."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ MESSAGES: dict[str, dict[str, Any]] = {
     "complete": {"retval": 0, "errnoval": 0},
     "suspend": {},
 }
-"""What a helper says, and the last what it must not."""
+"""Messages of a helper; the last one is not a restore's."""
 USUAL = sorted(MESSAGES.keys() - {"suspend"})
 
 QEMU = EmulatorId.QEMU_UPSTREAM
@@ -85,14 +84,14 @@ class RestoreOrders(OperationOrders):
         faults: int = 0,
         given_up: bool = True,
     ) -> None:
-        """It goes well for so many `steps`; then anything may come, and so many faults. In the end
-        it is given up, or all goes on as well as it still can."""
+        """The first `steps` go well; then anything may happen, with at most so many `faults`. In
+        the end it is given up, or all goes on as well as it still can."""
         self.faults_left = faults
         self.given_up = given_up
         self.postcopy = postcopy
         self.device_model = device_model
         self.host = DrivenHost(exists=False, device_model=device_model)
-        self.world.octets = self.octets
+        self.world.next_bytes = self.next_bytes
         null = self.world.null
         config = {
             "c_info": {"type": "hvm"},
@@ -107,7 +106,7 @@ class RestoreOrders(OperationOrders):
             step()
 
     def good_steps(self) -> list[Callable[[], None]]:
-        """A restore that nothing happens to."""
+        """The steps of a restore that meets no trouble."""
         brings = self.the_stream_brings
         emulator = ["EMULATOR_XENSTORE_DATA", "EMULATOR_CONTEXT"] if self.device_model else []
         state = [partial(brings, name) for name in emulator]
@@ -135,10 +134,10 @@ class RestoreOrders(OperationOrders):
 
     # What is seen
 
-    def octets(self, size: int) -> bytes:
-        octets, self.coming = self.coming[:size], self.coming[size:]
-        assert len(octets) == size, "more is read than the record has"
-        return octets
+    def next_bytes(self, size: int) -> bytes:
+        data, self.coming = self.coming[:size], self.coming[size:]
+        assert len(data) == size, "more is read than the record has"
+        return data
 
     def on_resume(self) -> None:
         must, join = self.world.must, self.operation._join
@@ -153,7 +152,7 @@ class RestoreOrders(OperationOrders):
         self.resumed += 1
 
     def unpauses(self) -> bool:
-        """Whether the domain is being let run, or was."""
+        """Whether the domain is being unpaused, or was."""
         asked = any(waiting.what == "call unpause" for waiting in self.world.waiting)
         return bool(asked or self.host.unpaused)
 
@@ -222,7 +221,7 @@ class RestoreOrders(OperationOrders):
         self.says(name, MESSAGES[name])
 
     def all_goes_on(self) -> None:
-        """As well as it still can."""
+        """Have all go on as well as it still can."""
         for _ in range(12):
             self.calls_succeed()
             self.the_helper_goes_on()
@@ -261,7 +260,7 @@ class RestoreOrders(OperationOrders):
 
     @invariant()
     def no_wait_without_an_end(self) -> None:
-        """What is begun has a limit; a helper is heard, or has one; or it is all over."""
+        """Something is in progress, or the helper lives (both within limits); or all is over."""
         if hasattr(self, "task") and not self.task.done():
             assert self.world.waiting or self.world.alive
 
@@ -286,7 +285,7 @@ class RestoreOrders(OperationOrders):
             self.judge_success()
 
     def judge_domain(self, result: RestoreResult) -> None:
-        """It is there after a success, and after nothing else."""
+        """There is a domain after a success, and only then."""
         assert (result.domid is not None) == self.host.exists
         if result.rc:
             assert not self.host.exists or "call destroy" in self.world.broken
@@ -297,7 +296,7 @@ class RestoreOrders(OperationOrders):
     def judge_success(self) -> None:
         assert self.said("restore_results")
         read, transitioned = self.read(), self.transition_done()
-        # Behind the transition nothing else that comes by the stream matters once all is there.
+        # Past the transition, once all is there, nothing more in the stream matters.
         troubled = transitioned and self.world.events("failure")
         assert read[-1] == "END" or troubled
         assert self.host.unpaused == transitioned, "let run, and not by postcopy"

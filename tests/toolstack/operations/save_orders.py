@@ -1,6 +1,5 @@
 """The surroundings of a whole save, as a hypothesis machine: what can happen, and what must hold
-whatever does. Only the edges are driven (`tests.toolstack.operations.driven`).
-"""
+whatever does. Only the edges are driven (`tests.toolstack.operations.driven`)."""
 
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ MESSAGES: dict[str, dict[str, Any]] = {
     "complete": {"retval": 0, "errnoval": 0},
     "restore_results": {"store_gfn": 1, "console_gfn": 2},
 }
-"""What a helper says, and the last what it must not."""
+"""Messages of a helper; the last one is not a save's."""
 USUAL = sorted(MESSAGES.keys() - {"restore_results"})
 REPEATED = frozenset({"log", "progress", "switch_qemu_logdirty"})
 TRANSITION_END = libxl_stream.encode_record(RecordType.POSTCOPY_TRANSITION_END)
@@ -47,7 +46,7 @@ EMULATOR = {RecordType.EMULATOR_XENSTORE_DATA, RecordType.EMULATOR_CONTEXT}
 
 
 def libxl_records(stream: bytes) -> list[RecordType]:
-    """The records that stand in a stream without libxc's part. Raises DecodeError."""
+    """The records in a stream without libxc's part. Raises DecodeError."""
     libxl_stream.decode_header(stream[: libxl_stream.HEADER_SIZE])
     offset = libxl_stream.HEADER_SIZE
     found = []
@@ -91,8 +90,8 @@ class SaveOrders(OperationOrders):
         faults: int = 0,
         given_up: bool = True,
     ) -> None:
-        """It goes well for so many `steps`; then anything may come, and so many faults. In the end
-        it is given up, or all goes on as well as it still can."""
+        """The first `steps` go well; then anything may happen, with at most so many `faults`. In
+        the end it is given up, or all goes on as well as it still can."""
         self.faults_left = faults
         self.given_up = given_up
         self.host = DrivenHost(exists=True, device_model=device_model)
@@ -120,7 +119,7 @@ class SaveOrders(OperationOrders):
             step()
 
     def good_steps(self) -> list[Callable[[], None]]:
-        """A save that nothing happens to."""
+        """The steps of a save that meets no trouble."""
         says = [partial(self.the_helper_says, name) for name in ("precopy_policy", "suspend")]
         more = [partial(self.the_helper_says, "postcopy_transition")] if self.postcopy else []
         return [
@@ -165,7 +164,7 @@ class SaveOrders(OperationOrders):
         self.stream += data
 
     def torn(self) -> bool:
-        """Whether a write was cut off, and may be out in part."""
+        """Whether a write was cut off, so that only part of it may be out."""
         return any(what.startswith("write") for what in self.world.broken)
 
     # What happens
@@ -218,7 +217,7 @@ class SaveOrders(OperationOrders):
             self.world.do(partial(guest.goes_to, state))
 
     def all_goes_on(self) -> None:
-        """As well as it still can."""
+        """Have all go on as well as it still can."""
         guest = self.host.guest
         for _ in range(12):
             self.all_succeeds()
@@ -233,7 +232,7 @@ class SaveOrders(OperationOrders):
 
     @invariant()
     def no_wait_without_an_end(self) -> None:
-        """What is begun has a limit; a helper is heard, or has one; or it is all over."""
+        """Something is in progress, or the helper lives (both within limits); or all is over."""
         if hasattr(self, "task") and not self.task.done():
             assert self.world.waiting or self.world.alive or self.host.guest.asked
 
@@ -252,7 +251,7 @@ class SaveOrders(OperationOrders):
         return found
 
     def judge_guest(self, result: SaveResult) -> None:
-        """Who knows not that a guest is suspended, or will be, does not resume it."""
+        """The caller must know that a guest is suspended, or will be, to resume it."""
         assert result.suspended or not self.host.guest.may_suspend
         if self.world.processes and not self.said("complete"):
             assert self.world.events("logdirty_off"), "log-dirty mode was left on"

@@ -42,11 +42,11 @@ class TestLock:
             with pytest.raises(DomainBusyError, match=said), domain_lock(tmp_path, 7, "save"):
                 pass
             with pytest.raises(DomainBusyError), domain_lock(tmp_path, 7, "save"):
-                pytest.fail("the first refusal has given it up")
+                pytest.fail("the first refusal has released it")
         with domain_lock(tmp_path, 7, "save"):
             pass
 
-    def test_in_another_which_is_killed(self, tmp_path: Path) -> None:
+    def test_in_another_process_that_is_killed(self, tmp_path: Path) -> None:
         with subprocess.Popen(
             [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE
         ) as holder:
@@ -60,7 +60,7 @@ class TestLock:
             with domain_lock(tmp_path, 7, "save"):
                 pass
 
-    def test_who_died_is_not_named_as_the_holder(self, tmp_path: Path) -> None:
+    def test_a_dead_process_is_not_named_as_the_holder(self, tmp_path: Path) -> None:
         (tmp_path / "operations.lock").write_bytes(b"4711 save".ljust(32, b"\0") * 8)
         with (
             domain_lock(tmp_path, 7, "source"),
@@ -71,7 +71,7 @@ class TestLock:
 
 
 class Saving:
-    """A save of the guest by the API, of which nobody reads; in a thread of its own."""
+    """A save of the guest by the API, in a thread of its own, of which nobody reads the stream."""
 
     def __init__(self, side: Side, domid: int) -> None:
         self.side = side
@@ -125,7 +125,7 @@ class TestTwice:
                 asyncio.run(migrate(others, domid, CommandDestination("true"), MigrateOptions()))
             assert hosts.journals() == []
             assert not (tmp_path / "file").exists()
-            # It was left alone: whoever ends a save turns this off.
+            # The first save was left alone: whoever ends one turns this off.
             assert hosts.at_source.domains()[0].log_dirty
         side.at_rest(domid)
 
@@ -152,7 +152,7 @@ class TestTwice:
             assert hosts.at_source.domains()[0].log_dirty
         side.at_rest(domid)
 
-    def test_by_the_api_while_a_command_is_at_work(self, hosts: Hosts, tmp_path: Path) -> None:
+    def test_by_the_api_while_a_command_is_running(self, hosts: Hosts, tmp_path: Path) -> None:
         domid = hosts.guest()
         fifo = tmp_path / "fifo"
         os.mkfifo(fifo)

@@ -1,4 +1,4 @@
-"""Restores with real helpers and real guests: whatever fails, no domain is left."""
+"""Restores with real helpers and real guests: no domain is left, whatever fails."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def restore_from(
 
 
 def failed(result: RestoreResult, destination: Side, rc: int = Error.FAIL) -> str:
-    """The restore failed so, and left nothing; its reason."""
+    """Check that the restore failed with `rc` and left nothing; return its reason."""
     assert result.rc == rc, result
     assert result.domid is None
     assert not result.postcopy_resumed
@@ -120,16 +120,16 @@ class TestThrough:
 
 
 class TestStream:
-    """What stands in it."""
+    """The contents of a stream."""
 
     @pytest.mark.parametrize(
         ("stream", "reason"),
         [
-            (b"", "ends after 0 octets"),
-            (HEADER[:9], "ends after 9 octets"),
+            (b"", "ends after 0 bytes"),
+            (HEADER[:9], "ends after 9 bytes"),
             (b"GET / HTTP/1.1\r\n\r\n", "ident"),
-            (HEADER, "ends after 0 octets"),
-            (HEADER + END, "no domain in it"),
+            (HEADER, "ends after 0 bytes"),
+            (HEADER + END, "no domain in the stream"),
             (HEADER + libxl_stream.encode_record(RecordType.CHECKPOINT_END), "CHECKPOINT_END"),
             (
                 HEADER + libxl_stream.encode_record(RecordType.POSTCOPY_TRANSITION_END),
@@ -153,7 +153,7 @@ class TestStream:
     ) -> None:
         assert reason in failed(restore_from(destination, config, stream), destination)
 
-    def test_a_bad_record_behind_the_helpers_part_is_named_with_its_offset(
+    def test_a_bad_record_after_the_helpers_part_is_named_with_its_offset(
         self, destination: Side, saved: Saved
     ) -> None:
         path, config = saved
@@ -166,7 +166,7 @@ class TestStream:
         reason = failed(restore_from(destination, config, path), destination)
         assert f"libxl EMULATOR_CONTEXT at offset {body:#x}: emulator 255" in reason
 
-    def test_without_the_device_models_state_an_hvm_guest_is_none(
+    def test_an_hvm_guest_needs_its_device_models_state(
         self, destination: Side, saved: Saved
     ) -> None:
         path, config = saved
@@ -196,7 +196,7 @@ class TestStream:
         os.truncate(path, int(path.stat().st_size * part))
         failed(restore_from(destination, config, path), destination)
 
-    def test_a_file_that_lacks_its_last_octet(self, destination: Side, saved: Saved) -> None:
+    def test_a_file_that_lacks_its_last_byte(self, destination: Side, saved: Saved) -> None:
         path, config = saved
         os.truncate(path, path.stat().st_size - 1)
         assert "ends after" in failed(restore_from(destination, config, path), destination)
@@ -218,7 +218,7 @@ class TestDomain:
         assert result.domid is None
         assert destination.state() is GuestState.RUNNING
 
-    def test_a_configuration_that_cannot_be(self, destination: Side, saved: Saved) -> None:
+    def test_an_invalid_configuration(self, destination: Side, saved: Saved) -> None:
         path, _ = saved
         failed(restore_from(destination, {"c_info": 1}, path), destination, Error.INVAL)
 
@@ -301,7 +301,7 @@ class TestPostcopy:
         assert restored.domid is not None
         assert destination.host.verify(restored.domid, 30).memory_ok
 
-    def test_a_resumption_that_fails_aborts_the_stream_and_is_told(
+    def test_a_resumption_that_fails_aborts_the_stream_and_is_reported(
         self, source: Side, destination: Side
     ) -> None:
         def refuse() -> None:

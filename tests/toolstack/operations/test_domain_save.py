@@ -1,4 +1,4 @@
-"""Saves with real helpers and real guests: the ways through, and every rule of ending."""
+"""Saves with real helpers and real guests: how they succeed, and every rule of ending."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NEVER, FAILED, DONE = PostcopyTransitioned
 ENDLESS = PrecopyLimits(dirty_threshold=0, max_rounds=1 << 30)
 """Precopy that a test ends."""
 SLOW = 1 << 20
-"""Octets a second: the first round takes seconds, and a test ends the save in it."""
+"""Bytes a second: the first round takes seconds, in which a test ends the save."""
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -54,13 +54,13 @@ def domid(source: Side) -> int:
 
 
 class Drain:
-    """A peer that takes all and looks at nothing, until it hangs up."""
+    """A peer that takes all and ignores it, until it hangs up."""
 
     def __init__(self) -> None:
         self._ours, self._theirs = socket.socketpair()
 
     def fd(self) -> int:
-        """Our end; to be asked for where the loop runs."""
+        """Our end. Needs a running loop."""
         asyncio.get_running_loop().add_reader(self._theirs, self._take)
         return self._ours.fileno()
 
@@ -229,7 +229,7 @@ class TestHelper:
         assert "logdirty_off" not in source.happenings.names()
         source.at_rest(domid)
 
-    def test_stopped_it_is_let_go_on(self, source: Side, domid: int, drain: Drain) -> None:
+    def test_stopped_it_is_continued(self, source: Side, domid: int, drain: Drain) -> None:
         source.limited(stopped=2)
         source.happenings.at("callback precopy_policy", kill_helper("save", signal.SIGSTOP))
         result = run(precopy(source, domid, drain))
@@ -259,7 +259,7 @@ class TestGuest:
 
 
 class TestStream:
-    def test_the_other_side_is_gone_at_the_header(self, source: Side, domid: int) -> None:
+    def test_the_other_side_disconnects_before_the_header(self, source: Side, domid: int) -> None:
         ours, theirs = socket.socketpair()
         theirs.close()
         with ours:
@@ -275,8 +275,10 @@ class TestStream:
         assert "No space left" in result.reason
         source.at_rest(domid)
 
-    def test_the_other_side_goes_in_precopy(self, source: Side, domid: int, drain: Drain) -> None:
-        """The guest was never asked, let alone answered: GUEST_TIMEDOUT, as in libxl."""
+    def test_the_other_side_disconnects_in_precopy(
+        self, source: Side, domid: int, drain: Drain
+    ) -> None:
+        """The guest was never asked, so it never answered: GUEST_TIMEDOUT, as in libxl."""
         source.happenings.at("callback precopy_policy", drain.hang_up)
         result = run(precopy_for_ever(source, domid, drain))
         assert result.rc == Error.GUEST_TIMEDOUT
@@ -284,7 +286,9 @@ class TestStream:
         assert not result.suspended
         source.at_rest(domid)
 
-    def test_the_other_side_goes_after_the_suspension(self, source: Side, domid: int) -> None:
+    def test_the_other_side_disconnects_after_the_suspension(
+        self, source: Side, domid: int
+    ) -> None:
         ours, theirs = socket.socketpair()
         source.happenings.at("suspend_done", theirs.close)
         with ours:
@@ -296,7 +300,7 @@ class TestStream:
     def test_a_receiver_that_does_not_begin_is_waited_for(
         self, source: Side, domid: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As xl's, which waits for its lock while another guest comes in."""
+        """xl's does not while it waits for its lock, because another guest comes in."""
         monkeypatch.setattr(waits, "PERIOD", 1.0)
         source.limited(stream_stall=0.5, admission=60)
         ours, theirs = socket.socketpair()
@@ -367,7 +371,7 @@ class TestCancellation:
         assert result.postcopy_transitioned is NEVER
         source.at_rest(domid)
 
-    def test_while_the_guest_is_asked_the_request_is_taken_back(
+    def test_while_the_guest_is_asked_the_request_is_withdrawn(
         self, source: Side, drain: Drain
     ) -> None:
         domid = source.host.create_guest("g", MEMORY, "random", behaviour=Behaviour.REFUSE)

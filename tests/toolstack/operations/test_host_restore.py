@@ -1,4 +1,4 @@
-"""Restores by a host's own toolstack: here `xen-toolstack restore` itself, for a simulated host."""
+"""Restores by a host's own toolstack, which is `xen-toolstack restore` here."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_the_domain_is_there_and_paused(
     destination.at_rest(result.domid)
 
 
-def test_what_the_sender_says_after_the_stream_is_still_to_be_read(
+def test_what_the_sender_says_after_the_stream_is_left_to_be_read(
     destination: Side, saved: tuple[Path, dict[str, Any]]
 ) -> None:
     path, config = saved
@@ -120,7 +120,7 @@ def test_what_the_sender_says_after_the_stream_is_still_to_be_read(
     assert result.rc == 0, result
 
 
-def test_half_a_stream_leaves_nothing_and_the_programs_word(
+def test_half_a_stream_leaves_nothing_but_the_programs_complaint(
     destination: Side, saved: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     path, config = saved
@@ -149,8 +149,8 @@ def test_a_sender_that_falls_silent_is_given_up(
 
 @pytest.fixture
 def lock(destination: Side, tmp_path: Path) -> Path:
-    """A FIFO; the host's program begins with the stream when it is opened, as xl does when it has
-    its lock."""
+    """A FIFO: the host's program begins to read the stream when that is opened, as xl does when it
+    has its lock."""
     path = tmp_path / "lock"
     os.mkfifo(path)
     command = [*RESTORE, "--host", str(destination.host.directory)]

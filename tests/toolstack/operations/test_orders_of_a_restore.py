@@ -1,7 +1,6 @@
-"""Every order of events in a whole restore, faults included: stream reader, join, the join with a
-postcopy domain's resumption, the helper's run, and what joins them, as `RestoreOperation` and
-`SaveHelper` have it. Only the edges are driven (`tests.toolstack.operations.driven`).
-"""
+"""Every order of events in a whole restore, faults included: stream reader, join, postcopy join,
+helper's run, and `RestoreOperation` and `SaveHelper`, which connect them. Only the edges are driven
+(`tests.toolstack.operations.driven`)."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ TestRestore = RestoreOrders.TestCase
 @pytest.mark.parametrize("postcopy", [False, True])
 @pytest.mark.parametrize("device_model", [False, True])
 def test_a_restore_that_goes_well_is_one_of_the_orders(postcopy: bool, device_model: bool) -> None:
-    """Else nothing of what is judged at a good end was."""
+    """Otherwise nothing that is judged at a good end would be tested."""
     restore = RestoreOrders()
     restore.begin(postcopy=postcopy, device_model=device_model, steps=100)
     restore.the_end_is_one()
@@ -50,8 +49,8 @@ def test_the_first_failure_is_kept_though_the_resumption_ends_before_the_stream(
 @pytest.mark.parametrize("device_model", [False, True])
 @pytest.mark.parametrize("steps", range(15))
 def test_every_single_fault_at_every_step(postcopy: bool, device_model: bool, steps: int) -> None:
-    """And all goes on afterwards, as well as it still can. (That chance finds each of these is
-    likely, not certain.)"""
+    """After it, all goes on as well as it still can. (The random orders are likely to have each of
+    these, but not certain to.)"""
 
     def begun() -> RestoreOrders:
         restore = RestoreOrders()

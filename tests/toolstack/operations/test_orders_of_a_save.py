@@ -1,7 +1,6 @@
-"""Every order of events in a whole save, faults included: stream writer, join, helper's run, the
-suspension and what joins them, as `SaveOperation` and `SaveHelper` have it. Only the edges are
-driven (`tests.toolstack.operations.driven`).
-"""
+"""Every order of events in a whole save, faults included: stream writer, join, helper's run,
+suspension, and `SaveOperation` and `SaveHelper`, which connect them. Only the edges are driven
+(`tests.toolstack.operations.driven`)."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ TestSave = SaveOrders.TestCase
 @pytest.mark.parametrize("postcopy", [False, True])
 @pytest.mark.parametrize("device_model", [False, True])
 def test_a_save_that_goes_well_is_one_of_the_orders(postcopy: bool, device_model: bool) -> None:
-    """Else nothing of what is judged at a good end was."""
+    """Otherwise nothing that is judged at a good end would be tested."""
     save = SaveOrders()
     save.begin(live=True, postcopy=postcopy, device_model=device_model, steps=100)
     save.the_end_is_one()
@@ -29,14 +28,14 @@ def test_a_save_that_goes_well_is_one_of_the_orders(postcopy: bool, device_model
     save.teardown()
 
 
-def test_success_that_is_heard_only_after_the_helpers_end_is_success() -> None:
-    """That the answer finds nobody any more is no failure."""
+def test_success_that_is_read_only_after_the_helpers_end_is_success() -> None:
+    """It is not a failure that nobody is left to take the answer."""
     save = SaveOrders()
     save.begin(live=True, postcopy=False, device_model=False)
     for step in save.good_steps()[:-3]:
         step()
     assert save.channel is not None
-    save.channel.unheard.append(("complete", save.MESSAGES["complete"]))
+    save.channel.unread.append(("complete", save.MESSAGES["complete"]))
     save.the_helper_exits(0)
     save.a_moment_passes()
     save.a_moment_passes()
@@ -48,8 +47,8 @@ def test_success_that_is_heard_only_after_the_helpers_end_is_success() -> None:
     save.teardown()
 
 
-def test_a_helper_that_takes_its_time_to_die_is_told_to_have_died() -> None:
-    """Not to have hung up."""
+def test_a_helper_that_is_slow_to_die_is_reported_as_dead() -> None:
+    """Not as one that hung up."""
     save = SaveOrders()
     save.begin(live=True, postcopy=False, device_model=False, steps=6)
     assert save.channel is not None
@@ -73,8 +72,8 @@ def test_a_helper_that_takes_its_time_to_die_is_told_to_have_died() -> None:
 @pytest.mark.parametrize("device_model", [False, True])
 @pytest.mark.parametrize("steps", range(15))
 def test_every_single_fault_at_every_step(postcopy: bool, device_model: bool, steps: int) -> None:
-    """And all goes on afterwards, as well as it still can. (That chance finds each of these is
-    likely, not certain.)"""
+    """After it, all goes on as well as it still can. (The random orders are likely to have each of
+    these, but not certain to.)"""
 
     def begun() -> SaveOrders:
         save = SaveOrders()

@@ -1,5 +1,5 @@
-"""An operation's stream is its own: the caller may close his descriptors, or use their numbers
-anew, and a failure shuts it."""
+"""An operation's stream is its own: the caller may close its descriptors or reuse their numbers,
+and a failure shuts it."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ class Sink:
     """Reads a socket to its end, in a thread."""
 
     def __init__(self, socket_: socket.socket) -> None:
-        self.octets = b""
+        self.data = b""
         self._socket = socket_
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
 
     def _read(self) -> None:
         while some := self._socket.recv(1 << 20):
-            self.octets += some
+            self.data += some
 
     def end(self) -> bytes:
         self._thread.join(30)
         assert not self._thread.is_alive(), "the stream does not end"
-        return self.octets
+        return self.data
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def replaced_by(path: Path, fd: int) -> Callable[[], None]:
-    """The caller closes his descriptor, and its number becomes that of another file."""
+    """The caller closes its descriptor, and another file gets its number."""
 
     def replace() -> None:
         other = os.open(path, os.O_RDWR | os.O_CREAT)
@@ -117,7 +117,7 @@ def test_a_restore_whose_descriptor_becomes_another(
 def test_they_are_closed_before_the_first_turn_is_over(
     source: Side, pair: tuple[socket.socket, socket.socket]
 ) -> None:
-    """The task has begun: that is all that a caller has to wait for."""
+    """A caller has to wait for nothing but the task's start."""
     ours, theirs = pair
     domid = source.host.create_guest("g", MEMORY, "random")
     sink = Sink(theirs)
@@ -134,7 +134,7 @@ def test_they_are_closed_before_the_first_turn_is_over(
 
 
 class TestFailure:
-    """The other side sees the end at once, though the caller holds his descriptors open."""
+    """The other side sees the end at once, though the caller keeps its descriptors open."""
 
     def test_of_a_save(self, source: Side, pair: tuple[socket.socket, socket.socket]) -> None:
         ours, theirs = pair
@@ -168,7 +168,7 @@ class TestFailure:
     def test_a_success_leaves_it_open(
         self, source: Side, pair: tuple[socket.socket, socket.socket]
     ) -> None:
-        """What is said over it next is the caller's."""
+        """The caller may go on using it."""
         ours, theirs = pair
         domid = source.host.create_guest("g", MEMORY, "random")
         sink = Sink(theirs)

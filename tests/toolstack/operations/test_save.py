@@ -1,4 +1,4 @@
-"""What only a save's operation can get wrong: whose answer is whose, and a fault of the program."""
+"""What only a save's operation can get wrong: whose answer is whose, and bugs."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 class SlowDeviceModel(SimulatedHost):
-    """Its device models turn their log-dirty mode off only when the guest has suspended, and a
-    moment later."""
+    """Its device models turn their log-dirty mode off only a moment after the guest has
+    suspended."""
 
     def switch_qemu_logdirty(self, domid: int, enable: bool) -> None:
         end = time.monotonic() + 10
@@ -69,7 +69,7 @@ def test_an_aborted_suspension_does_not_answer_another_callback(host_factory: Ho
     assert answers[-3:] == [("suspend", 0), ("switch_qemu_logdirty", 0), ("complete", 0)]
     names = source.happenings.names()
     last_answer = [e for e in events if e.get("name") == "switch_qemu_logdirty"][-1]
-    assert names.index("suspend_done") < events.index(last_answer), "the test's own premise"
+    assert names.index("suspend_done") < events.index(last_answer), "this test's premise"
     assert result.suspended
     source.at_rest(domid)
 
@@ -87,18 +87,15 @@ def test_a_helper_that_only_asks_is_ended(host_factory: HostFactory) -> None:
     source.at_rest(domid)
 
 
-def test_a_fault_of_the_program_ends_it_and_is_raised(
+def test_a_bug_ends_it_and_is_raised(
     host_factory: HostFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fault(_helper: SaveHelper) -> None:
-        raise LookupError("a fault of the program")
+        raise LookupError("a bug")
 
     source = Side(host_factory("source"))
     domid = source.host.create_guest("g", MEMORY, "idle")
     monkeypatch.setattr(SaveHelper, "start", fault)
-    with (
-        open("/dev/null", "wb") as file,
-        pytest.raises(LookupError, match="a fault of the program"),
-    ):
+    with open("/dev/null", "wb") as file, pytest.raises(LookupError, match="a bug"):
         run(domain_suspend(source.ctx, domid, file.fileno()))
     source.at_rest(domid)

@@ -1,5 +1,5 @@
-"""A guest comes to rest although something of its log-dirty mode does not; or it is told that it
-does not come to rest."""
+"""A guest comes to rest even if its log-dirty mode cannot be turned off; if it does not come to
+rest, that is reported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from xen_save_helper.toolstack.xl.outcome import Outcome
 
 
 class DeafDeviceModel(SimulatedHost):
-    """Its device models do not turn their log-dirty mode off."""
+    """Its device models refuse to turn their log-dirty mode off."""
 
     def switch_qemu_logdirty(self, domid: int, enable: bool) -> None:
         if not enable:
@@ -48,7 +48,7 @@ def test_a_failed_save_resumes_the_guest_all_the_same(source: Side, tmp_path: Pa
     assert [name for name in os.listdir(source.host.state_dir) if "journal" in name] == []
 
 
-def test_a_failed_migration_does_so_too_and_says_it(source: Side) -> None:
+def test_a_failed_migration_does_so_too_and_warns(source: Side) -> None:
     domid = source.host.create_guest("g", MEMORY, "random", type="hvm")
     banner = r"printf 'xl migration receiver ready, send binary domain data.\n'"
     accepted = xl_handshake.encode_verdict(Verdict(0, "")).decode().replace("\0", r"\0")
@@ -61,7 +61,7 @@ def test_a_failed_migration_does_so_too_and_says_it(source: Side) -> None:
 
 class Unresumable(SimulatedHost):
     def resume(self, domid: int) -> None:
-        """Says that it did."""
+        """Claim to have done it."""
 
 
 def test_a_guest_that_stays_suspended_is_not_resumed_for_ever(host_factory: HostFactory) -> None:
