@@ -1,10 +1,10 @@
-"""Measure everything that the project promises of its speed, and print it.
+"""Measure everything that the project promises about its speed, and print it.
 
     python -m tests.benchmarks [--json] [--quick]
 
-Each figure is measured in turn with its limit, several times, so that a drift of the machine
-meets both. What is held against the ratio to reach is the median of the ratios; the least and the
-greatest stand beside it. The exit code is 0 if all were reached.
+Each figure is measured alternately with its limit, several times, so that a drift of the machine
+affects both. The median of the ratios is compared with the ratio to reach; the least and the
+greatest are shown beside it. The exit code is 0 if all were reached.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from xen_save_helper.helper.hypervisors.simulated.domain_files import create_hos
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 FAULT_BANDWIDTH = "200M"
-"""Octets a second of background pages while faults are timed: far below what the link can do, so
-that it is drained when a fault comes."""
+"""Bytes a second of background pages while faults are timed: far below what the link can do, so
+that it is empty when a fault comes."""
 
 
 Pair = tuple[float, float]
@@ -37,8 +37,8 @@ Pair = tuple[float, float]
 
 @dataclass(frozen=True)
 class Line:
-    """A row. The figures' and limits' unit is `unit`; the ratio `reach` is to be reached, None
-    where the row is there to be looked at."""
+    """A row. `unit` is the unit of figures and limits; `reach` is the ratio to reach, None if the
+    row is for information only."""
 
     what: str
     unit: str
@@ -117,7 +117,7 @@ def throughputs(memory: int, runs: int) -> Iterator[Line]:
             )
             memory_beyond = max(run.helper_memory for run in watched) - throughput.idle_memory()
             yield Line(
-                "helper's memory beyond an idle Python, live saves too", "octets",
+                "helper's memory beyond an idle Python, live saves too", "bytes",
                 [(memory_beyond, memory / 4096)], "guest pages", 16,
             )  # fmt: skip
         finally:
@@ -125,7 +125,7 @@ def throughputs(memory: int, runs: int) -> Iterator[Line]:
 
 
 def round_trips(runs: int) -> Iterator[Line]:
-    """The p50 of each run's callbacks."""
+    """Compare the p50 of each run's callbacks."""
     pairs: dict[str, list[Pair]] = {"sync": [], "async": []}
     for _ in range(runs):
         ping = limits.percentile(limits.pipe_ping_pong(1000), 50) * MICRO
@@ -147,7 +147,7 @@ def starts(runs: int) -> Iterator[Line]:
 
 
 def faults(memory: str, runs: int) -> Iterator[Line]:
-    """The p50 and p99 of each migration's faults."""
+    """Compare the p50 and p99 of each migration's faults."""
     pairs: dict[int, list[Pair]] = {50: [], 99: []}
     for _ in range(runs):
         ping = limits.percentile(limits.socket_ping_pong(4000), 50) * MICRO
@@ -207,7 +207,7 @@ def main() -> int:
         print(json.dumps([asdict(line) | {"ratio": line.ratio} for line in lines]))
     else:
         show(lines)
-        print(f"The machine below took {1000 * stolen:.1f} ms of processor time in each second.")
+        print(f"The hypervisor below took {1000 * stolen:.1f} ms of processor time a second.")
     return 0 if all(line.reached for line in lines) else 1
 
 

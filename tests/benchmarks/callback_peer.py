@@ -1,4 +1,4 @@
-"""A save helper that does nothing but call back: the real channel's real helper end, timed."""
+"""A save helper that only makes callbacks: the helper's end of the real channel, timed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a callback costs, and how soon a helper is there."""
+"""What a callback costs, and how soon a helper is ready."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from xen_save_helper.toolstack.limits import Limits
 
 
 async def _run_helper(program: OwnHelper, trace: Trace) -> HelperResult:
-    """Run a helper whose callbacks are all answered at once."""
+    """Run a helper, and answer all its callbacks at once."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[HelperResult] = loop.create_future()
     null = os.open(os.devnull, os.O_WRONLY)
@@ -45,7 +45,7 @@ async def _run_helper(program: OwnHelper, trace: Trace) -> HelperResult:
 
 
 def round_trips() -> dict[str, list[float]]:
-    """Seconds of each callback, `sync` and `async`, between our helper's and controller's ends."""
+    """Seconds of each `sync` and `async` callback between our helper's end and controller's."""
     with tempfile.TemporaryDirectory() as directory:
         result = Path(directory, "times")
         peer = ("-m", "tests.benchmarks.callback_peer", str(result), str(limits.FAR))

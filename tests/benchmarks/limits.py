@@ -1,10 +1,10 @@
-"""What the machine can do: the loops that our own figures are held against.
+"""What the machine can do: the loops with which our own figures are compared.
 
 Each is the plainest program for its job, so that a ratio says what our work costs on top.
 
-A round trip between two processes costs one fifth where the scheduler happens to keep both on one
-processor. So that a ratio compares like with like, round trips are measured with one side `on` the
-first processor and the other on the second, the limits' and our own.
+A round trip between two processes costs a fifth if the scheduler happens to keep both on one
+processor. To compare like with like, round trips, the limits' and our own, are measured with one
+side `on` the first processor and the other on the second.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NEAR, FAR = sorted(os.sched_getaffinity(0))[:2]
 
 @contextmanager
 def child(work: Callable[[], None]) -> Iterator[None]:
-    """Run `work` in a forked process for the length of the block; it must end by itself then."""
+    """Run `work` in a forked process during the block; it must end by itself after that."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -54,7 +54,7 @@ def on(processor: int) -> Iterator[None]:
 
 
 def patterned_memory(size: int) -> tuple[int, mmap.mmap]:
-    """A memfd full of octets that are not zero, and its mapping."""
+    """A memfd full of bytes, most of which are not zero, and its mapping."""
     fd = os.memfd_create("benchmark")
     os.ftruncate(fd, size)
     memory = mmap.mmap(fd, size)
@@ -65,14 +65,14 @@ def patterned_memory(size: int) -> tuple[int, mmap.mmap]:
 
 
 def drain(sock: socket.socket) -> None:
-    """Read and forget until the other end closes."""
+    """Read and discard until the other end closes."""
     buffer = bytearray(1 << 20)
     while sock.recv_into(buffer):
         pass
 
 
 def write_loop(size: int) -> float:
-    """Seconds to write `size` octets of mapped memory into a socket that is drained."""
+    """Seconds to write `size` bytes of mapped memory into a socket that is drained."""
     fd, memory = patterned_memory(size)
     near, far = socket.socketpair()
     with memory, far:
@@ -94,8 +94,8 @@ def write_loop(size: int) -> float:
 
 
 def recv_loop(size: int, memory_size: int) -> float:
-    """Seconds to receive `size` octets into fresh shared memory of `memory_size`, over and over
-    where that is less."""
+    """Seconds to receive `size` bytes into `memory_size` bytes of fresh shared memory, which are
+    reused if they are fewer."""
     near, far = socket.socketpair()
 
     def peer() -> None:
@@ -121,15 +121,15 @@ def recv_loop(size: int, memory_size: int) -> float:
 
 
 def pipe_ping_pong(rounds: int) -> list[float]:
-    """Seconds of each round trip of 8 octets over two pipes between two processes."""
+    """Seconds of each round trip of 8 bytes over two pipes between two processes."""
     there_read, there_write = os.pipe()
     back_read, back_write = os.pipe()
 
     def peer() -> None:
         os.sched_setaffinity(0, {FAR})
         os.close(there_write)
-        while octets := os.read(there_read, 8):
-            os.write(back_write, octets)
+        while data := os.read(there_read, 8):
+            os.write(back_write, data)
 
     with child(peer), on(NEAR):
         times = []
@@ -145,14 +145,14 @@ def pipe_ping_pong(rounds: int) -> list[float]:
 
 
 def socket_ping_pong(rounds: int) -> list[float]:
-    """The same over a socket pair."""
+    """Seconds of each such round trip over a socket pair."""
     near, far = socket.socketpair()
 
     def peer() -> None:
         os.sched_setaffinity(0, {FAR})
         near.close()
-        while octets := far.recv(8):
-            far.send(octets)
+        while data := far.recv(8):
+            far.send(data)
 
     with child(peer), on(NEAR):
         far.close()
@@ -174,14 +174,14 @@ def python_start() -> float:
 
 
 def stolen_seconds() -> float:
-    """What the hypervisor below this machine has taken of its processors since boot: time that a
-    process wanted, and that no scheduler here can account for."""
+    """Seconds of processor time that the hypervisor below this machine has taken since boot: time
+    that a process wanted, and that no scheduler here can account for."""
     with open("/proc/stat", encoding="ascii") as file:
         return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
 
 
 def percentile(values: list[float], percent: float) -> float:
-    """The value that `percent` of all are not above."""
+    """The value that `percent` of all do not exceed."""
     if percent == 50:
         return statistics.median(values)
     ordered = sorted(values)

@@ -1,4 +1,4 @@
-"""Whole migrations: how long the guest stands still, and how long a fault takes."""
+"""Whole migrations: how long the guest is stopped, and how long a fault takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def demo(mode: str, memory: str, workload: str, *more: str) -> dict[str, Any]:
-    """One `xen-toolstack demo`; the object that it prints."""
+    """Run one `xen-toolstack demo`; return the object that it prints."""
     done = subprocess.run(
         [
             sys.executable, "-m", "xen_save_helper.toolstack.commands.main", "demo", "--json",

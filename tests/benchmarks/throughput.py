@@ -1,4 +1,5 @@
-"""A save into a socket and a restore from one, held against plain loops over the same octets."""
+"""A save into a socket and a restore from one, for comparison with plain loops over the same
+bytes."""
 
 from __future__ import annotations
 
@@ -22,25 +23,25 @@ from xen_save_helper.toolstack.operations.domain_restore import domain_create_re
 from xen_save_helper.toolstack.operations.domain_save import domain_suspend
 
 WARM_UP = 4 << 20
-"""Octets of a stream before the clock starts: by then the helper is up and at its pages."""
+"""Bytes of a stream before the clock starts: by then the helper is up and at its pages."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Octets after the warm-up, the seconds that they took, and the helper's largest RssAnon, 0
-    where it was not watched: that takes time of its own."""
+    """Bytes after the warm-up, the seconds that they took, and the helper's largest RssAnon in
+    bytes, 0 if it was not watched, which takes time of its own."""
 
-    octets: int
+    size: int
     seconds: float
     helper_memory: int
 
     @property
     def rate(self) -> float:
-        return self.octets / self.seconds
+        return self.size / self.seconds
 
 
-def _report(fd: int, octets: int, seconds: float) -> None:
-    os.write(fd, struct.pack("<Qd", octets, seconds))
+def _report(fd: int, size: int, seconds: float) -> None:
+    os.write(fd, struct.pack("<Qd", size, seconds))
 
 
 def _timed_drain(sock: socket.socket, report: int) -> None:
@@ -63,12 +64,12 @@ def _timed_feed(sock: socket.socket, file: Path, report: int) -> None:
             total += os.sendfile(sock.fileno(), stream.fileno(), total, limits.CHUNK)
             if not started and total >= WARM_UP:
                 started, before = time.perf_counter(), total
-    select.select([sock], [], [])  # the other side has read all, and hangs up
+    select.select([sock], [], [])  # the other side hangs up when it has read all
     _report(report, total - before, time.perf_counter() - started)
 
 
 def _anonymous_memory(pid: int) -> int:
-    """RssAnon of a process in octets, 0 where it is gone."""
+    """RssAnon of a process in bytes, 0 if it is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -126,11 +127,11 @@ def _measure(
         try:
             asyncio.run(watched())
         finally:
-            near.close()  # the peer ends by it
-    octets, seconds = struct.unpack("<Qd", os.read(report_read, 16))
+            near.close()  # which ends the peer
+    size, seconds = struct.unpack("<Qd", os.read(report_read, 16))
     os.close(report_read)
     os.close(report_write)
-    return Measured(octets, seconds, most[0])
+    return Measured(size, seconds, most[0])
 
 
 def save(host: SimulatedHost, domid: int, *, live: bool = False, watch: bool = False) -> Measured:
@@ -149,7 +150,7 @@ def save(host: SimulatedHost, domid: int, *, live: bool = False, watch: bool = F
 
 
 def save_to_file(host: SimulatedHost, domid: int, file: Path) -> None:
-    """A stream for `restore`."""
+    """Make a stream for `restore`."""
     context = Context(host, f"sim:{host.directory}")
     with file.open("wb") as stream:
         result = asyncio.run(domain_suspend(context, domid, stream.fileno()))
@@ -159,7 +160,7 @@ def save_to_file(host: SimulatedHost, domid: int, file: Path) -> None:
 
 
 def restore(host: SimulatedHost, domid: int, file: Path, *, watch: bool = False) -> Measured:
-    """Restore the stream in `file`, saved of `domid`, through a socket; the new domain goes."""
+    """Restore the stream in `file`, a save of `domid`, through a socket; destroy the new domain."""
     context = Context(host, f"sim:{host.directory}")
     config = host.config(domid)
 
@@ -175,7 +176,7 @@ def restore(host: SimulatedHost, domid: int, file: Path, *, watch: bool = False)
 
 
 def idle_memory() -> int:
-    """RssAnon of a Python that has imported what a saving helper has."""
+    """RssAnon of a Python that has imported what a saving helper imports."""
     ours = "main", "channels.zmq_channel", "engine.save", "hypervisors.simulated.domain"
     modules = ", ".join(f"xen_save_helper.helper.{name}" for name in ours)
     with subprocess.Popen(

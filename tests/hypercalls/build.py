@@ -1,4 +1,4 @@
-"""Builds the stand-in, and puts Debian's own libxenctrl and libxenguest on it, for each release."""
+"""Build the stand-in, and put Debian's own libxenctrl and libxenguest on it, for each release."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ STANDS_IN_FOR: Final = (
     "libxenforeignmemory.so.1",
     "libxengnttab.so.1",
 )
-"""One library under five names; the loader takes it for one."""
+"""One library under five names, which the loader loads once."""
 
 _LIBRARIES: Final = Path("usr/lib/x86_64-linux-gnu")
 _TRIXIES_LIBC: Final = (2, 38)
-"""What the libraries of trixie need. Where this machine's is older they get trixie's own."""
+"""The libc that trixie's libraries need. If this machine's is older they get trixie's own."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """`directory` has its libraries. `loader` comes before the command of a process that uses
-    them: Python on another release's libc, or nothing."""
+    """A release whose libraries are in `directory`. `loader`, which may be empty, goes before the
+    command of a process that uses them: it runs Python on another release's libc."""
 
     version: str
     directory: Path
@@ -49,8 +49,8 @@ class Release:
 
 
 def built(directory: Path, version: str) -> Release:
-    """The stand-in for this release, in `directory`, which is made. The compiler's errors are the
-    test's. Raises PackageUnavailableError without Debian's packages."""
+    """Build the stand-in for this release in a new `directory`. The compiler's errors fail the
+    test. Raises PackageUnavailableError without Debian's packages."""
     headers, xen, toollog, *libc = _packages(version)
     directory.mkdir()
     check = directory / "layout_check.h"

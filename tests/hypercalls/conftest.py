@@ -16,7 +16,7 @@ Releases = Callable[[str], Release]
 
 @pytest.fixture(scope="session")
 def releases(tmp_path_factory: pytest.TempPathFactory) -> Releases:
-    """The stand-in with Debian's libraries of a version."""
+    """The stand-in with one version of Debian's libraries."""
     made: dict[str, Release] = {}
 
     def release(version: str) -> Release:
@@ -38,12 +38,12 @@ def release(request: pytest.FixtureRequest, releases: Releases) -> Release:
 
 @pytest.fixture
 def machine(tmp_path: Path, release: Release) -> Iterator[Machine]:
-    """A machine on which nothing may be left behind, nor asked for that it does not know."""
+    """A machine on which nothing may be left behind, and nothing unknown be called."""
     directory = tmp_path / "machine"
     directory.mkdir()
     made = Machine(directory, release.version)
     yield made
-    # Memory would stay for as long as pytest keeps its directories.
+    # The memory would stay as long as pytest keeps its directories.
     shutil.rmtree(directory)
     assert made.complaints() == []
     assert made.unmet() == []

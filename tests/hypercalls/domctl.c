@@ -1,4 +1,4 @@
-/* domctl and sysctl: what a save and a restore ask of a domain and of the system. */
+/* domctl and sysctl: what a save and a restore ask about a domain and about the system. */
 #define _GNU_SOURCE
 #include "machine.h"
 
@@ -73,7 +73,7 @@ static long log_dirty_off(struct guest *guest, void *argument, uint32_t short_by
     return 0;
 }
 
-/* Eight pfns a step: a byte each in, a bit each out. Whoever dirties a page meanwhile is told of
+/* Eight pfns at a time: a byte each in, a bit each out. A page that is dirtied meanwhile is reported
  * now or the next time. */
 static long log_dirty_bitmap(struct guest *guest, struct xen_domctl_shadow_op *op, bool clean,
                              uint32_t short_by)
@@ -168,7 +168,8 @@ static long settscinfo(struct guest *guest, void *argument, uint32_t short_by)
 _Static_assert(sizeof(struct leaf) == sizeof(xen_cpuid_leaf_t), "a leaf is Xen's");
 _Static_assert(sizeof(struct msr) == sizeof(xen_msr_entry_t), "an MSR is Xen's");
 
-/* One list of a policy. Too little room is ENOBUFS; with none, the most that a list can have. */
+/* Copies one list of a policy. Too little room is ENOBUFS; without a buffer, it returns the most
+ * that a list can have. */
 static long give(void *to, uint32_t *room, const void *from, uint32_t n, uint32_t most,
                  size_t bytes)
 {
@@ -258,7 +259,7 @@ long do_domctl(void *argument)
         return -error;
     struct guest *guest = guest_of(op->domain);
 #if XEN_DOMCTL_INTERFACE_VERSION < 0x16
-    /* Up to 4.17 it is asked for this domain or the next. */
+    /* Up to 4.17 it returns this domain or the next. */
     if (!guest && known->answer == getdomaininfo)
         guest = guest_from(op->domain);
 #endif

@@ -1,9 +1,9 @@
 /* libxenforeignmemory: guests' pages, mapped from the file that is their memory.
  *
- * As privcmd does it: one contiguous area, all its pages there at once, an error for each page that
- * cannot be had (touching it is SIGBUS, or EFAULT in a system call), and no child inherits it. Not
- * as privcmd does it: splice, vmsplice, sendfile and O_DIRECT work here, and on Xen they do not.
- * Pages in a row cost about what they cost on Xen; for scattered ones see struct machine's copies. */
+ * As with privcmd, the area is contiguous, all its pages are there at once, each page that cannot be
+ * mapped has an error (touching it is SIGBUS, or EFAULT in a system call), and no child inherits it.
+ * Unlike with privcmd, splice, vmsplice, sendfile and O_DIRECT work here. Pages in a row cost about
+ * what they cost on Xen; for scattered ones see struct machine's copies. */
 #define _GNU_SOURCE
 #include "machine.h"
 
@@ -48,8 +48,8 @@ int xenforeignmemory_close(xenforeignmemory_handle *fmem)
     return 0;
 }
 
-/* The errno of mapping this page, as privcmd has it. libxenforeignmemory would try an ENOENT again
- * until a pager has brought the page; that loop belongs here once there is paging. */
+/* The error of mapping this page, as privcmd returns it. libxenforeignmemory would retry after an
+ * ENOENT until a pager has brought the page; that loop belongs here once there is paging. */
 static int refused(const struct guest *guest, xen_pfn_t pfn)
 {
     if (pfn >= guest->domain->capacity)
@@ -67,8 +67,8 @@ static int refused(const struct guest *guest, xen_pfn_t pfn)
     }
 }
 
-/* Maps runs of pfns that follow each other at once. Returns the number of pages that were refused,
- * or -1 with errno. */
+/* Maps each run of consecutive pfns at once. Returns the number of pages that were refused, or -1
+ * with errno. */
 static long map_runs(const struct guest *guest, uint8_t *area, int prot, size_t n,
                      const xen_pfn_t pfns[], int errors[])
 {
@@ -97,13 +97,13 @@ static long map_runs(const struct guest *guest, uint8_t *area, int prot, size_t 
     return bad;
 }
 
-/* Areas whose pages are copies: those that are mapped, and some to be used again, which saves the
- * kernel's zeroing of each page. */
+/* Areas whose pages are copies: mapped ones, and some spare ones to be reused, which saves the kernel
+ * from zeroing each page. */
 struct copied {
     struct copied *next;
     uint8_t *area;
     size_t n;
-    bool whole; /* no page was refused: it can be used again */
+    bool whole; /* no page was refused: it can be reused */
 };
 #define SPARE_AREAS 8
 static struct copied *copied, *spare;
@@ -111,7 +111,7 @@ static unsigned int nr_spare;
 static pthread_mutex_t copied_lock = PTHREAD_MUTEX_INITIALIZER;
 unsigned int copied_areas;
 
-/* Whether there are more runs than one for every eight pages. */
+/* Whether there is more than one run for every eight pages. */
 static bool scattered(size_t n, const xen_pfn_t pfns[])
 {
     size_t runs = 1;
@@ -146,7 +146,7 @@ static struct copied *new_area(size_t n)
     return NULL;
 }
 
-/* As a mapping, of pages that nobody will write through it. */
+/* Like a mapping, for pages that nobody will write through it. */
 static void *map_copies(struct guest *guest, size_t n, const xen_pfn_t pfns[], int errors[])
 {
     const uint8_t *memory = guest_memory(guest);
@@ -173,7 +173,7 @@ static void *map_copies(struct guest *guest, size_t n, const xen_pfn_t pfns[], i
     return one->area;
 }
 
-/* Whether this was an area of copies, all of which goes. */
+/* Unmaps all of an area of copies. Returns whether it was one. */
 static bool unmap_copies(void *area)
 {
     struct copied **at = &copied, *one;
@@ -243,7 +243,7 @@ int xenforeignmemory_restrict(xenforeignmemory_handle *fmem, domid_t domid)
     return -1;
 }
 
-/* The grant table's first page is all that is to be had. */
+/* The only resource is the grant table's first page. */
 xenforeignmemory_resource_handle *xenforeignmemory_map_resource(
     xenforeignmemory_handle *fmem, domid_t domid, unsigned int type, unsigned int id,
     unsigned long frame, unsigned long nr_frames, void **paddr, int prot, int flags)

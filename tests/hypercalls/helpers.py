@@ -1,4 +1,4 @@
-"""Save helpers on a machine: the drop-in's, as libxl starts it, with either engine."""
+"""Run the drop-in on a machine, as libxl starts it, with either engine."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from xen_save_helper.ipc_schema.channel.helper_request import Engine, HelperRequ
 from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, PrecopyPolicy, XCFlags
 
 DIALECT = Dialect.SERIES
-"""The one that has precopy_policy."""
+"""The dialect that has precopy_policy."""
 
 
 @dataclass
 class Done:
-    """How a helper's work ended, and what it said on the way."""
+    """How a helper's work ended, and its messages on the way."""
 
     retval: int = -1
     errnoval: int = 0
@@ -44,7 +44,7 @@ Answer = Callable[[dict[str, Any]], int | None]
 
 
 def run(libxl: Libxl, **answers: Answer) -> Done:
-    """Answer each callback until the helper is complete. None is no answer."""
+    """Answer each callback until the helper is complete; None leaves one unanswered."""
     done = Done()
     while True:
         lines, (name, fields) = libxl.hear_logs()
@@ -82,7 +82,7 @@ def save(
     *,
     policy: Answer | None = None,
 ) -> Done:
-    """Save into a file; live if there is a policy."""
+    """Save into a file, live if there is a policy."""
     names = ["suspend", "switch_qemu_logdirty", *(["precopy_policy"] if policy else [])]
 
     def suspend(_fields: dict[str, Any]) -> int:
@@ -119,7 +119,7 @@ def restore(
 
 
 def guest(machine: Machine, domid: int, ram: Sequence[range], version: int = 0) -> Domain:
-    """A guest that runs: RAM with contents, xenstore's and the console's rings, a context."""
+    """Make a running guest: RAM with contents, xenstore's and the console's rings, a context."""
     domain = machine.domain(domid)
     rings = (SPECIAL_PFNS + 1, SPECIAL_PFNS + 2)
     for pfns in (*ram, rings):

@@ -8,7 +8,7 @@
 
 _Static_assert(HVM_NR_PARAMS <= MAX_PARAMS, "struct domain has room for all of them");
 
-/* Whether it is one that Xen has no longer. */
+/* Whether Xen no longer has this parameter. */
 static bool deprecated(uint32_t index)
 {
     switch (index) {

@@ -62,7 +62,7 @@ bool machine_get(void)
         size_t bytes;
 
         if (!named || !realpath(named, directory)) {
-            fprintf(stderr, "hypercalls: HYPERCALLS_MACHINE names no directory\n");
+            fprintf(stderr, "hypercalls: HYPERCALLS_MACHINE does not name a directory\n");
             errno = ENOENT;
             there = false;
         } else {
@@ -79,8 +79,8 @@ bool machine_get(void)
     return there;
 }
 
-/* How many mappings of guests' memory this process has, as the kernel sees it: whoever maps may
- * unmap with a plain munmap. */
+/* The number of mappings of guests' memory that this process has, by the kernel's account: they may
+ * be unmapped with a plain munmap. */
 static unsigned int mappings(void)
 {
     char line[PATH_MAX + 128];
@@ -133,7 +133,7 @@ void machine_put(void)
     pthread_mutex_unlock(&lock);
 }
 
-/* A process that ends with its handles open is asked as well. */
+/* A process that ends with its handles open is counted as well. */
 static void __attribute__((destructor)) at_exit(void)
 {
     if (users)
@@ -179,7 +179,7 @@ struct guest *guest_from(uint32_t domid)
 {
     struct guest *guest = NULL;
 
-    /* Tests number their domains from 1 on, by hand. */
+    /* Tests number their domains by hand, from 1 on. */
     for (; domid < 1024 && !guest; domid++)
         guest = guest_of(domid);
     return guest;
@@ -249,7 +249,7 @@ int refuse(const char *format, ...)
     va_start(arguments, format);
     vsnprintf(name, sizeof(name), format, arguments);
     va_end(arguments);
-    fprintf(stderr, "hypercalls: %s is not known here: ENOSYS\n", name);
+    fprintf(stderr, "hypercalls: %s is unknown here: ENOSYS\n", name);
     if (machine) {
         struct tally *row = tally_of(name);
 

@@ -1,11 +1,11 @@
 /* A machine without a hypervisor: the state that the stand-ins of Xen's libraries share.
  *
  * A machine is a directory, named by HYPERCALLS_MACHINE. All processes map its files:
- *   machine      struct machine: what was asked for how often, what is to fail, what is still held
- *   domain-N     struct domain, then one byte a pfn of its kind, then one byte a pfn: dirty
+ *   machine      struct machine: what was called how often, what is to fail, what is still held
+ *   domain-N     struct domain, then a byte for each pfn's kind, then a byte for each: dirty
  *   memory-N     the guest's memory: the page of a pfn is at pfn * 4096
  *   grants-N     the first page of its grant table
- * tests/hypercalls/machine.py makes them; its structures are checked against these by build.py.
+ * tests/hypercalls/machine.py makes them; build.py checks its structures against these.
  */
 #ifndef HYPERCALLS_MACHINE_H
 #define HYPERCALLS_MACHINE_H
@@ -25,18 +25,18 @@
 #define MAX_PARAMS 64
 #define MAX_ORDER 32
 
-/* What stands at a pfn. */
+/* What is at a pfn. */
 enum kind {
     HOLE,       /* nothing: XTAB, cannot be mapped */
     RAM,
-    SPECIAL,    /* Xen's own page, as shared_info is: XTAB, but can be mapped */
-    PAGED_OUT,  /* XTAB; mapping it says ENOENT */
+    SPECIAL,    /* a page of Xen's own, such as shared_info: XTAB, but can be mapped */
+    PAGED_OUT,  /* XTAB; mapping it fails with ENOENT */
     BROKEN,     /* its own type; cannot be mapped */
     UNMAPPABLE, /* RAM that cannot be mapped: EFAULT */
 };
 
-/* One kind of hypercall or library call, by name. Its calls number fail_from to fail_to (from 1)
- * fail with fail_errno, or are told to do less by short_by. */
+/* One kind of hypercall or library call, by name. Calls fail_from to fail_to, counted from 1, fail
+ * with fail_errno, or do less by short_by. */
 struct tally {
     char name[56];
     uint64_t count;
@@ -44,7 +44,7 @@ struct tally {
     uint64_t fail_to;
     int32_t fail_errno;
     uint32_t short_by;
-    uint32_t unknown; /* nobody knows how to answer it */
+    uint32_t unknown; /* there is no answer to it */
     uint32_t pad;
 };
 
@@ -59,14 +59,14 @@ struct msr {
 
 struct machine {
     uint32_t nr_tallies;
-    uint32_t lock;          /* of adding a tally */
+    uint32_t lock;          /* held while a tally is added */
     uint32_t version;       /* Xen's: major << 16 | minor */
-    uint32_t nr_leaves;     /* of the system's CPU policies, all alike */
+    uint32_t nr_leaves;     /* of the system's CPU policies, which are all the same */
     uint32_t nr_msrs;
-    uint32_t copies;        /* scattered pages that are mapped to be read are copied */
+    uint32_t copies;        /* scattered pages that are mapped for reading are copied */
     int64_t buffers_held;   /* hypercall buffers that are allocated now */
     int64_t handles_open;   /* of libraries, now */
-    int64_t mappings_left;  /* of guests' memory, when a process had closed its last handle */
+    int64_t mappings_left;  /* of guests' memory, after a process closed its last handle */
     struct leaf leaves[MAX_LEAVES];
     struct msr msrs[MAX_MSRS];
     struct tally tallies[MAX_TALLIES];
@@ -79,7 +79,7 @@ struct domain {
     uint64_t max_pages;
     uint64_t claimed_pages;
     uint64_t paged_pages;
-    uint64_t repopulated;   /* pages that took the place of another */
+    uint64_t repopulated;   /* pages that replaced another */
     uint32_t flags;         /* XEN_DOMINF_* */
     uint32_t log_dirty;
     uint32_t garbage;       /* fresh pages are full of it */
@@ -92,13 +92,13 @@ struct domain {
     uint32_t context_bytes;
     uint32_t nr_leaves;
     uint32_t nr_msrs;
-    uint32_t started;       /* it has run: its CPU policy is what it is */
+    uint32_t started;       /* it has run: its CPU policy can no longer be set */
     struct leaf leaves[MAX_LEAVES];
     struct msr msrs[MAX_MSRS];
     uint8_t context[MAX_CONTEXT];
 };
 
-/* A domain as this process has it. */
+/* A domain, as mapped by this process. */
 struct guest {
     struct guest *next;
     domid_t domid;
@@ -107,20 +107,20 @@ struct guest {
     uint8_t *dirty;
     int memory_fd;
     int grants_fd;
-    uint8_t *memory;        /* all of it, or NULL until it is asked for */
+    uint8_t *memory;        /* all of it, or NULL until it is needed */
     size_t state_bytes;
 };
 
 extern struct machine *machine;
 
-/* The machine's files are there from the first handle to the last. Returns false with errno. */
+/* The machine's files are open from the first handle to the last. Returns false with errno. */
 bool machine_get(void);
 void machine_put(void);
 
 /* Areas of copied pages that this process has now (foreignmemory.c). */
 extern unsigned int copied_areas;
 
-/* A file without contents: what is mapped from it is SIGBUS. */
+/* An empty file: touching a mapping of it is SIGBUS. */
 int void_fd(void);
 
 /* NULL if there is no such domain. */
@@ -128,15 +128,15 @@ struct guest *guest_of(uint32_t domid);
 struct guest *guest_from(uint32_t domid); /* it, or the next */
 uint8_t *guest_memory(struct guest *guest); /* NULL with errno */
 
-/* Counts a call. Returns the errno it is to fail with, or 0; then `short_by` may say how much less
- * it is to do. */
+/* Counts a call. Returns the errno it is to fail with, or 0; `short_by` then says how much less it
+ * is to do. */
 int tally(const char *name, uint32_t *short_by);
 
-/* Counts a call that nobody knows, and says so on stderr. Returns ENOSYS. */
+/* Counts an unknown call, and reports it on stderr. Returns ENOSYS. */
 int refuse(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* Whether these bytes are in a living hypercall buffer; if not, it is said on stderr. A privcmd that
- * was handed other memory might find it paged out: EFAULT, sometimes. */
+/* Whether these bytes are in an allocated hypercall buffer; if not, says so on stderr. A privcmd that
+ * is handed other memory may find it paged out, which is EFAULT, sometimes. */
 bool in_buffer(const void *start, size_t bytes, const char *what);
 
 /* A hypercall's number in its family, its name, and what answers it: the hypercall's result. */

@@ -1,4 +1,4 @@
-"""A machine without a hypervisor, as tests see it: domains, what fails, and what was asked for.
+"""A machine without a hypervisor, as tests see it: its domains, what fails, and what was called.
 
 The state is in files that every process on the machine maps (machine.h says which). The structures
 here are those of machine.h; build.py has the C compiler compare them.
@@ -40,14 +40,14 @@ _Struct = TypeVar("_Struct", bound=ctypes.Structure)
 
 
 class Kind(IntEnum):
-    """What stands at a pfn: `enum kind`."""
+    """What is at a pfn: `enum kind`."""
 
     HOLE = 0
     RAM = 1
     SPECIAL = 2
-    """Xen's own page, as shared_info is: XTAB, but can be mapped."""
+    """A page of Xen's own, such as shared_info: XTAB, but it can be mapped."""
     PAGED_OUT = 3
-    """XTAB; mapping it says ENOENT."""
+    """XTAB; mapping it fails with ENOENT."""
     BROKEN = 4
     UNMAPPABLE = 5
     """RAM that cannot be mapped: EFAULT."""
@@ -126,7 +126,7 @@ STRUCTS: Final[dict[str, type[ctypes.Structure]]] = {
     "machine": MachineStruct,
     "domain": DomainStruct,
 }
-"""By their names in machine.h."""
+"""The structures, by their names in machine.h."""
 
 LEAVES: Final = (
     (0, 0xFFFFFFFF, 1, 0x756E6547, 0x6C65746E, 0x49656E69),
@@ -139,13 +139,13 @@ LEAVES: Final = (
 """A CPU policy with the leaves that libxenguest always serialises: an Intel processor."""
 
 SPECIAL_PFNS: Final = 0xFEFF8
-"""From here on libxl puts an HVM or PVH guest's rings."""
+"""The pfn from which on libxl puts an HVM or PVH guest's rings."""
 PARAM_STORE_PFN: Final = 1
 PARAM_CONSOLE_PFN: Final = 17
 
 
 class Domain:
-    """A domain of a machine. Its pages are of 4 KiB; a pfn without a page is a hole."""
+    """A domain of a machine. Pages are 4 KiB; a pfn without a page is a hole."""
 
     def __init__(self, directory: Path, domid: int) -> None:
         self.domid = domid
@@ -157,11 +157,11 @@ class Domain:
         self.memory: NDArray[np.uint8] = np.frombuffer(
             _mapped(directory / f"memory-{domid}"), np.uint8
         ).reshape(-1, PAGE)
-        """A row a pfn. Who writes here marks nothing dirty: see `write`."""
+        """A row for each pfn. Writing here marks nothing dirty: see `write`."""
         self.grants = _mapped(directory / f"grants-{domid}")
 
     def set_kind(self, pfns: Pfns, kind: Kind = Kind.RAM) -> None:
-        """Put pages of a kind, of zeros where they are RAM for the first time, at these pfns."""
+        """Put pages of a kind at these pfns; a page that is RAM for the first time is zeroed."""
         places = _places(pfns)
         had = np.count_nonzero(np.isin(self.kinds[places], _OWN))
         self.kinds[places] = kind
@@ -172,7 +172,7 @@ class Domain:
             self.state.maximum_gpfn = max(self.state.maximum_gpfn, int(places.max()))
 
     def fill(self, pfns: Pfns, version: int = 0) -> None:
-        """Write to each of these pages what only it holds, and only in this version."""
+        """Fill each of these pages with contents that no other page or version has."""
         places = _places(pfns)
         self._mark(places)
         words = self.memory.view(np.uint64)
@@ -180,7 +180,7 @@ class Domain:
         words[places] = numbers[:, None] + np.arange(PAGE // 8, dtype=np.uint64)
 
     def write(self, pfn: int, data: bytes, offset: int = 0) -> None:
-        """As a vCPU writes: what is logged as dirty is logged before it is written."""
+        """Write as a vCPU does: a page is logged as dirty before it is written."""
         self._mark(np.array([pfn]))
         self.memory[pfn, offset : offset + len(data)] = np.frombuffer(data, np.uint8)
 
@@ -188,12 +188,11 @@ class Domain:
         return bytes(self.memory[pfn])
 
     def pages(self, *kinds: Kind) -> NDArray[np.intp]:
-        """The pfns that have a page of one of these kinds; of RAM if none is named."""
+        """The pfns that have a page of one of these kinds (by default RAM)."""
         return np.flatnonzero(np.isin(self.kinds, kinds or (Kind.RAM,)))
 
     def differences(self, other: Domain) -> list[int]:
-        """The pfns at which this guest's RAM and the other's are not the same, in place or in
-        contents."""
+        """The pfns at which this guest's RAM differs from the other's, in place or in contents."""
         here, there = self.pages(), other.pages()
         both = np.intersect1d(here, there)
         unlike = [
@@ -222,7 +221,7 @@ class Domain:
 
     @property
     def params(self) -> dict[int, int]:
-        """The HVM parameters that are not 0, by their numbers."""
+        """The HVM parameters that are not 0, by number."""
         return {index: value for index, value in enumerate(self.state.params) if value}
 
     @property
@@ -242,8 +241,7 @@ class Domain:
 
     @property
     def populated(self) -> dict[int, int]:
-        """How many extents were populated through hypercalls, by their order: 0 is 4 KiB, 9 is
-        2 MiB."""
+        """The number of extents populated by hypercalls, by order: 0 is 4 KiB, 9 is 2 MiB."""
         return {order: count for order, count in enumerate(self.state.extents) if count}
 
     def _mark(self, places: NDArray[np.intp]) -> None:
@@ -252,10 +250,10 @@ class Domain:
 
 
 class Machine:
-    """A machine in an empty directory. For benchmarks let it be one in /dev/shm, and say `copies`:
-    an mmap for each of a thousand scattered pages costs ten times what privcmd's one call does, so
-    those that are mapped to be read are copied instead. What the guest writes to them meanwhile is
-    then not seen, which matters to who maps a page before its dirty bit is cleaned.
+    """A machine in an empty directory. For benchmarks use a directory in /dev/shm, and `copies`: an
+    mmap for each of a thousand scattered pages costs ten times what privcmd's one call does, so
+    scattered pages that are mapped for reading are copied instead. What the guest writes to them
+    meanwhile is not seen then, which matters if a page is mapped before its dirty bit is cleaned.
     """
 
     def __init__(self, directory: Path, version: str = "4.17", *, copies: bool = False) -> None:
@@ -271,7 +269,7 @@ class Machine:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a process on this machine."""
+        """What a process on this machine needs in its environment."""
         return {"HYPERCALLS_MACHINE": str(self.directory)}
 
     def domain(
@@ -282,9 +280,9 @@ class Machine:
         max_pages: int | None = None,
         garbage: bool = True,
     ) -> Domain:
-        """An HVM domain without pages that has not run yet, with room for pfns up to `capacity` and
-        for `max_pages` pages. Fresh pages that a hypercall populates are full of garbage, unless
-        told otherwise; what a test puts there is not."""
+        """Make an HVM domain that has no pages and has not run, with room for pfns up to `capacity`
+        and for `max_pages` pages. With `garbage`, pages that a hypercall populates are full of it;
+        those that a test puts there are not."""
         whole = -(-ctypes.sizeof(DomainStruct) // PAGE) * PAGE
         _made(self.directory / f"memory-{domid}", capacity * PAGE)
         _made(self.directory / f"grants-{domid}", PAGE)
@@ -300,9 +298,9 @@ class Machine:
     def fail(
         self, name: str, errnoval: int = 0, nth: int = 1, times: int = 1, *, short_by: int = 0
     ) -> None:
-        """The `nth` call of this name from now on, and the next if `times` says so, fails with
-        `errnoval`. With `short_by` it succeeds and does so many items less: extents of a populate,
-        pages of a dirty bitmap.
+        """Have `times` calls of this name, from the `nth` from now on, fail with `errnoval`. With
+        `short_by` they succeed, but do so many items less: extents of a populate, pages of a dirty
+        bitmap.
 
         The names are those of the hypercalls (XENMEM_populate_physmap,
         XEN_DOMCTL_getdomaininfo, XEN_DOMCTL_SHADOW_OP_CLEAN, HVMOP_get_param, XENVER_version) and
@@ -321,23 +319,23 @@ class Machine:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How often each was called, by the names that `fail` knows."""
+        """The number of calls, by the names that `fail` knows."""
         return {row.name.decode(): row.count for row in self._tallies() if row.count}
 
     def unmet(self) -> list[str]:
-        """The failures that were asked for and never came."""
+        """The names of the failures that were asked for and never happened."""
         return [row.name.decode() for row in self._tallies() if row.count < row.fail_from]
 
     def complaints(self) -> list[str]:
-        """What processes that are done should not have left, or not have asked for."""
+        """What processes that have ended should not have left, or not have called."""
         state = self.state
         found = [f"asked for {row.name.decode()}" for row in self._tallies() if row.unknown]
         if state.buffers_held:
-            found.append(f"{state.buffers_held} hypercall buffers are held")
+            found.append(f"{state.buffers_held} hypercall buffers are still held")
         if state.mappings_left:
             found.append(f"{state.mappings_left} mappings of guests' memory were left")
         if state.handles_open:
-            found.append(f"{state.handles_open} handles are open")
+            found.append(f"{state.handles_open} handles are still open")
         for domid, domain in self.domains.items():
             if domain.state.log_dirty:
                 found.append(f"domain {domid} is in log-dirty mode")
@@ -348,7 +346,7 @@ class Machine:
 
 
 _OWN: Final = (Kind.RAM, Kind.UNMAPPABLE)
-"""Pages that count as the domain's."""
+"""Kinds of pages that count as the domain's."""
 
 
 def _places(pfns: Pfns) -> NDArray[np.intp]:
@@ -356,7 +354,7 @@ def _places(pfns: Pfns) -> NDArray[np.intp]:
 
 
 def _made(path: Path, size: int, capacity: int | None = None) -> None:
-    """A file of zeros; of a domain, with its capacity in front, before anybody can see it."""
+    """Make a file of zeros. A domain's has its capacity at the start before anybody can see it."""
     scratch = path.with_suffix(".new")
     with scratch.open("wb") as file:
         file.truncate(size)

@@ -1,7 +1,7 @@
 /* memory_op: a guest's pages come and go.
  *
  * Memory paging (XENMEM_paging_op, in multicalls of many) belongs here, too: nominate and evict make
- * RAM PAGED_OUT, and load makes it RAM again; what asks for a PAGED_OUT page puts a request into the
+ * RAM PAGED_OUT, and load makes it RAM again; an access to a PAGED_OUT page puts a request into the
  * ring at HVM parameter 27 and notifies the pager's port (ports.c). */
 #define _GNU_SOURCE
 #include "machine.h"
@@ -41,7 +41,7 @@ static bool populate(struct guest *guest, xen_pfn_t pfn, uint64_t n)
         if (domain->log_dirty)
             guest->dirty[i] = 1;
     }
-    /* A page that lost its place to another still belongs to the domain. */
+    /* A page that was replaced by another still belongs to the domain. */
     domain->tot_pages += n;
     if (pfn + n - 1 > domain->maximum_gpfn)
         domain->maximum_gpfn = pfn + n - 1;
@@ -67,7 +67,7 @@ static bool give_back(struct guest *guest, xen_pfn_t pfn, uint64_t n)
     return true;
 }
 
-/* The result is the number of extents that were done. Whatever is wrong, it is no error: none. */
+/* Returns the number of extents that were done: 0, not an error, whatever is wrong. */
 static long each_extent(struct guest *guest, struct xen_memory_reservation *op, uint32_t short_by,
                         bool (*done)(struct guest *, xen_pfn_t, uint64_t))
 {

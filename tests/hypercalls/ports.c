@@ -1,8 +1,8 @@
 /* libxendevicemodel, libxenevtchn and libxengnttab: libxenctrl opens a device model's handle and
- * closes it. All else is refused.
+ * closes it. Everything else is refused.
  *
- * A pager's event channel belongs here: xenevtchn_bind_interdomain makes an eventfd of the domain's
- * port, xenevtchn_fd gives it, and memory_op.c writes to it. */
+ * A pager's event channel belongs here: xenevtchn_bind_interdomain makes an eventfd for the domain's
+ * port, xenevtchn_fd returns it, and memory_op.c writes to it. */
 #include "machine.h"
 
 #include <errno.h>

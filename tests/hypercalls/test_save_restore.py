@@ -30,7 +30,7 @@ from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 from xen_save_helper.toolstack.inspect.walk import inspect
 
 RAM: Final = (range(0xA0), range(0x100, 0x900), range(0x1000, 0x1403))
-"""With holes in between, and runs longer than one of libxc's batches of 1,024."""
+"""Runs of pages with holes in between, some longer than libxc's batches of 1,024."""
 
 ROUNDS: Final = 3
 
@@ -66,7 +66,7 @@ def stream(tmp_path: Path) -> Iterator[Path]:
 
 
 def assert_same(source: Domain, destination: Domain) -> None:
-    """Memory whole, but for the rings, which a restore clears."""
+    """All memory is the same except for the rings, which a restore clears."""
     rings = [source.params[PARAM_STORE_PFN], source.params[PARAM_CONSOLE_PFN]]
     assert source.differences(destination) == rings
     assert [destination.page(ring) for ring in rings] == [bytes(PAGE)] * 2
@@ -81,7 +81,7 @@ def records(stream: Path) -> list[str]:
 
 
 def pages_by_order(pfns: NDArray[np.intp]) -> dict[int, int]:
-    """How many superpages of 2 MiB and how many pages of 4 KiB these pages make."""
+    """The numbers of 2 MiB superpages and of single pages that these pages make, by order."""
     whole = np.bincount(pfns // SUPERPAGE) == SUPERPAGE
     superpages = int(np.count_nonzero(whole))
     return {0: len(pfns) - superpages * SUPERPAGE, 9: superpages}
@@ -90,7 +90,7 @@ def pages_by_order(pfns: NDArray[np.intp]) -> dict[int, int]:
 def saved_live(
     stream: Path, source: Domain, machine: Machine, release: Release, engine: Engine
 ) -> Done:
-    """In each round the guest writes to 100 pages more than in the one before."""
+    """Save live; in each round the guest writes to 100 more pages than in the one before."""
     began: set[int] = set()
 
     def policy(stats: dict[str, Any]) -> int:
@@ -213,7 +213,7 @@ def test_a_running_guest_whose_scattered_pages_are_copied(
     assert_same(source, destination)
 
 
-def test_what_is_no_ram_travels_as_its_type_and_is_not_populated(
+def test_pages_other_than_ram_travel_as_their_type_and_are_not_populated(
     release: Release,
     machine: Machine,
     source: Domain,

@@ -59,7 +59,7 @@ def domain(complained: Machine) -> Domain:
 
 
 def ran(code: str, release: Release, machine: Machine) -> tuple[str, str]:
-    """What this code said on the standard output and error, after SETUP."""
+    """Run this code after SETUP; return its standard output and error."""
     done = subprocess.run(
         [*release.python, "-c", SETUP % release.version + code],
         env={**release.environment, **machine.environment},
@@ -71,7 +71,7 @@ def ran(code: str, release: Release, machine: Machine) -> tuple[str, str]:
     return done.stdout.strip(), done.stderr.strip()
 
 
-def test_pages_are_mapped_where_they_are_asked_for(
+def test_pages_are_mapped_in_the_order_asked_for(
     release: Release, complained: Machine, domain: Domain
 ) -> None:
     code = """
@@ -147,7 +147,10 @@ def test_handles_and_buffers_that_are_left_are_complained_about(
 ) -> None:
     ran("call.xencall_alloc_buffer(xcall, 100)", release, complained)
     # xencall, two of foreign memory, xencall of libxenctrl's, a device model's
-    assert complained.complaints() == ["1 hypercall buffers are held", "5 handles are open"]
+    assert complained.complaints() == [
+        "1 hypercall buffers are still held",
+        "5 handles are still open",
+    ]
 
 
 def test_log_dirty_mode_that_is_left_on_is_complained_about(
@@ -158,16 +161,16 @@ def test_log_dirty_mode_that_is_left_on_is_complained_about(
     assert complained.complaints() == ["domain 1 is in log-dirty mode"]
 
 
-def test_a_hypercall_that_is_not_known_is_told_by_number(
+def test_an_unknown_hypercall_is_reported_by_number(
     release: Release, complained: Machine, domain: Domain
 ) -> None:
     code = "print(xc.xc_domain_pause(xch, 1), ctypes.get_errno())\nclose()"
-    said = "hypercalls: domctl 3 is not known here: ENOSYS"
+    said = "hypercalls: domctl 3 is unknown here: ENOSYS"
     assert ran(code, release, complained) == ("-1 38", said)
     assert complained.complaints() == ["asked for domctl 3"]
 
 
-def test_what_is_no_hypercall_buffer_faults(
+def test_memory_outside_a_hypercall_buffer_faults(
     release: Release, complained: Machine, domain: Domain
 ) -> None:
     code = """
@@ -177,7 +180,7 @@ close()
 """
     said, complaint = ran(code, release, complained)
     assert said == "-1 14"
-    assert "is in no hypercall buffer: EFAULT" in complaint
+    assert "is not in a hypercall buffer: EFAULT" in complaint
 
 
 def test_a_populate_of_2_mib_is_counted_as_one(
@@ -208,7 +211,7 @@ close()
     assert ran(code, release, complained) == ("0 0\n-1 7", "")
 
 
-def test_a_domain_that_is_not_there(release: Release, complained: Machine, domain: Domain) -> None:
+def test_an_unknown_domain(release: Release, complained: Machine, domain: Domain) -> None:
     code = """
 pfns = (c_ulong * 1)(0x400)
 get = xc.xc_hvm_param_get
@@ -225,7 +228,7 @@ close()
     assert ran("import errno\n" + code, release, complained) == (said, "")
 
 
-def test_hvm_parameters_that_are_set_once_or_are_gone(
+def test_hvm_parameters_that_are_set_once_or_deprecated(
     release: Release, complained: Machine, domain: Domain
 ) -> None:
     code = """

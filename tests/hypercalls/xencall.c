@@ -1,4 +1,4 @@
-/* libxencall: hypercall buffers, and which family of hypercalls a call goes to. */
+/* libxencall: hypercall buffers, and the dispatch of a call to its family. */
 #define _GNU_SOURCE
 #include "machine.h"
 
@@ -16,7 +16,7 @@ struct xencall_handle {
     int unused;
 };
 
-/* Buffers that live: {start, bytes}. There are a handful at a time. */
+/* Allocated buffers: {start, bytes}. There are a handful at a time. */
 #define MAX_BUFFERS 256
 static struct {
     uint8_t *start;
@@ -64,7 +64,7 @@ static void buffer_free(void *buffer)
         }
     pthread_mutex_unlock(&lock);
     if (!found) {
-        fprintf(stderr, "hypercalls: %p is freed, and is no hypercall buffer\n", buffer);
+        fprintf(stderr, "hypercalls: %p is freed, but is not a hypercall buffer\n", buffer);
         abort();
     }
     __atomic_sub_fetch(&machine->buffers_held, 1, __ATOMIC_RELAXED);
@@ -85,7 +85,7 @@ bool in_buffer(const void *start, size_t bytes, const char *what)
     }
     pthread_mutex_unlock(&lock);
     if (!found)
-        fprintf(stderr, "hypercalls: %s, %zu bytes at %p, is in no hypercall buffer: EFAULT\n",
+        fprintf(stderr, "hypercalls: %s, %zu bytes at %p, is not in a hypercall buffer: EFAULT\n",
                 what, bytes, start);
     return found;
 }
@@ -154,7 +154,7 @@ static long do_xen_version(unsigned int command, void *argument)
 
 static long dispatch(uint64_t op, const uint64_t arguments[5]);
 
-/* libxenctrl makes each memory_op a multicall of one, for a result that is wider than an int. */
+/* libxenctrl makes each memory_op a multicall of one, to get a result wider than an int. */
 static long do_multicall(struct multicall_entry *calls, uint64_t n)
 {
     if (!in_buffer(calls, n * sizeof(*calls), "a multicall's list"))

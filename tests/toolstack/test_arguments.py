@@ -101,7 +101,7 @@ CASES: list[tuple[Callable[[Given], Any], type[Exception], str]] = [
     (lambda g: g.suspend(fd=g.closed), ValueError, r"fd: \d+ is not an open descriptor"),
     (lambda g: g.suspend(fd=g.reads), ValueError, r"fd: descriptor \d+ is not open for writing"),
     (lambda g: g.suspend(fd=g.nowhere), ValueError, r"fd: descriptor \d+ is not open for writing"),
-    (lambda g: g.suspend(flags=0x80), ValueError, "flags: .*SUSPEND_LIVE.*, but no 0x80"),
+    (lambda g: g.suspend(flags=0x80), ValueError, "flags: .*SUSPEND_LIVE.*, not 0x80"),
     (lambda g: g.suspend(flags="live"), TypeError, "flags: want a whole number, not 'live'"),
     (lambda g: g.suspend(bandwidth=-1), ValueError, "bandwidth is -1: want 0 to .* bytes"),
     (lambda g: g.suspend(bandwidth=2**64), ValueError, "bandwidth"),
@@ -124,7 +124,7 @@ CASES: list[tuple[Callable[[Given], Any], type[Exception], str]] = [
     (lambda g: g.restore(name=""), ValueError, "name"),
     (lambda g: g.restore(restore_fd=g.writes), ValueError, "restore_fd: .* not open for reading"),
     (lambda g: g.restore(restore_fd=g.directory), ValueError, "restore_fd: .* is a directory"),
-    (lambda g: g.restore(restore_fd=g.closed), ValueError, "restore_fd: .* no open descriptor"),
+    (lambda g: g.restore(restore_fd=g.closed), ValueError, "restore_fd: .* not an open descriptor"),
     (lambda g: g.restore(send_back_fd=g.reads), ValueError, "send_back_fd: .* open for writing"),
     (lambda g: g.restore(on_resume=0), TypeError, "on_resume"),
     (lambda g: g.receive(stream_fd=g.writes), ValueError, "stream_fd"),
@@ -135,7 +135,7 @@ CASES: list[tuple[Callable[[Given], Any], type[Exception], str]] = [
     (lambda g: g.save(domid="web"), TypeError, "domid"),
     (lambda g: g.save(bandwidth=-1), ValueError, "bandwidth"),
     (lambda g: g.save(file=True), TypeError, "file: want a path, or a descriptor's number"),
-    (lambda g: g.save(file=g.file), TypeError, "file: want a path, .* as fileno.. has it"),
+    (lambda g: g.save(file=g.file), TypeError, "file: want a path, .* as fileno.. returns"),
     (lambda g: save_file.restore(g.ctx, None), TypeError, "file: want a path"),
 ]
 
