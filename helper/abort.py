@@ -29,13 +29,14 @@ _INTERRUPT = signal.SIGUSR1
 """Wakes the saving thread out of a blocked system call; its handler does nothing."""
 
 _NOTABLE = 64
-"""Octets that a stream which gets on has moved; the octet that tells of a signal counts too."""
+"""Bytes that count as progress of a stream; fewer may be the one that reports a signal."""
 
 _NUDGES = 4
-"""A write that takes longer than this part of the stall limit is asked how far it has come."""
+"""A write that takes longer than this part of the stall limit is interrupted, to see how far it has
+come."""
 
 SAVE_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-"""What asks a save to give up. A restore keeps the default dispositions: signals kill it."""
+"""Signals that ask a save to give up. A restore keeps the default dispositions: they kill it."""
 
 
 def _nothing(_signum: int, _frame: object) -> None:
@@ -46,10 +47,10 @@ class Abort:
     """Watches, from a thread of its own, for reasons to give up: a signal, the controller's death
     (the other end of `lifeline` closed), a stream that stands still, and `watch`ed descriptors.
 
-    Made and entered in the main thread, before any other thread is started: while it is entered,
-    `signals` are blocked in all threads but the watcher. `stall_limit` in seconds, 0 for none;
-    `admission` (0: none) holds in its place until a receiver has begun with the stream. The
-    `watchdog` asks for the abort, too, and hears of all that is done.
+    Make and enter it in the main thread, before any other thread starts: while it is entered,
+    `signals` are blocked in all threads but the watcher. `stall_limit` is in seconds, 0 for none;
+    `admission` (0: none) replaces it until a receiver has begun to take the stream. The `watchdog`
+    may ask for the abort too, and is told of all that is done.
     """
 
     def __init__(
@@ -81,9 +82,9 @@ class Abort:
         """How often there was progress; None while the stall clock stands still."""
         self._times = 0
         self._moved: Callable[[], int] | None = None
-        self._octets = 0
+        self._moved_so_far = 0
         self._patience = Patience(stall_limit, time.monotonic())
-        """Counts what passes without an octet; how much of it is too much, `_limit` says."""
+        """Counts the time without progress; `_limit` says how much is too much."""
         self._since: int | None = None
         self._nudged = False
         self._tell: Callable[[XentoollogLevel, str], bool] | None = None
@@ -95,7 +96,7 @@ class Abort:
 
     def __enter__(self) -> Self:
         self._saver = threading.get_ident()
-        # Before there are handlers: one that ran now would tell nobody.
+        # Blocked before there are handlers: nobody would see one that ran now.
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         self._old_handlers = {s: signal.signal(s, _nothing) for s in (*self._signals, _INTERRUPT)}
         self._old_wakeup = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
@@ -122,11 +123,11 @@ class Abort:
         return self.errnoval != 0
 
     def fileno(self) -> int:
-        """Polls readable from the abort on."""
+        """A descriptor that polls readable once there is an abort."""
         return self._requested
 
     def check(self) -> None:
-        """Raises OSError with the abort's errno (ECANCELED, ETIMEDOUT, EPIPE) once there is one."""
+        """Raise OSError with the abort's errno (ECANCELED, ETIMEDOUT, EPIPE) once there is one."""
         if self.errnoval:
             raise OSError(self.errnoval, self.reason)
 
@@ -149,12 +150,12 @@ class Abort:
     def guard_stream(
         self, fd: int, *, reading: bool = False, moved: Callable[[], int] | None = None
     ) -> None:
-        """Register the descriptor that an abort makes unusable: for writing, or for `reading` in a
-        restore. Starts the stall clock. An abort that came before takes effect at once.
+        """Register the descriptor that an abort makes unusable, for writing or (`reading`, in a
+        restore) for reading. Starts the stall clock. An earlier abort takes effect at once.
 
-        `moved` is for a stream that is worked on where nobody can say `progress`: how many octets
-        the finished system calls have moved, asked from the watcher's thread while the stream is
-        guarded.
+        `moved` is for work on the stream that cannot always call `progress`: it returns how many
+        bytes the finished system calls have moved, and is called from the watcher's thread while
+        the stream is guarded.
         """
         with self._lock:
             self._reading = reading
@@ -170,19 +171,19 @@ class Abort:
         self._wake()
 
     def tell_of_waits(self, tell: Callable[[XentoollogLevel, str], bool]) -> None:
-        """Have a stream that stands still told of: `tell(level, text)`, from the watcher's thread,
-        says whether it could be. Before a stream is guarded."""
+        """Report a stream that stands still by `tell(level, text)`, from the watcher's thread; it
+        returns whether that was possible. To be called before a stream is guarded."""
         self._tell = tell
 
     def without_stall_limit(self) -> None:
-        """For a stream of which nobody can tell how far it has come; before it is guarded. The
-        watchdog, which would see nothing done either, is ended too."""
+        """Drop the limit, for a stream whose progress cannot be seen; to be called before it is
+        guarded. This stops the watchdog too, which would see nothing done either."""
         self._stall_limit = 0.0
         if self._watchdog is not None:
             self._watchdog.stop()
 
     def release_stream(self) -> None:
-        """The stream is written (or read) to its end; an abort leaves it alone from here on."""
+        """Leave the stream alone from here on: it is written (or read) to its end."""
         with self._lock:
             self._stream = -1
             self._moved = None
@@ -191,30 +192,30 @@ class Abort:
                 self._unusable = -1
 
     def progress(self) -> None:
-        """A write (or read) of the stream was completed: the stall clock starts anew."""
+        """Restart the stall clock: a write (or read) of the stream was completed."""
         self._times += 1
         self._progressed, self._nudged = self._times, False
         self.alive()
 
     def idle(self) -> None:
-        """The stream is not at work (a callback is waiting for its answer): the stall clock stands
-        still until the next `progress`."""
+        """Stop the stall clock until the next `progress`: the stream is not in use (a callback
+        waits for its answer)."""
         self._progressed = None
         self.alive()
 
     def alive(self) -> None:
-        """Something was done, for the stream or not."""
+        """Show the watchdog that something was done, for the stream or not."""
         if self._watchdog is not None:
             self._watchdog.alive()
 
     def take_stood_still(self) -> float:
-        """For how many seconds the process has stood still since this was asked last."""
+        """The seconds that the process was stopped since the last call."""
         return 0.0 if self._watchdog is None else self._watchdog.take_stood_still()
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         """Have the watcher thread call `ready` once at its start, and whenever `fd` polls readable
-        (ZeroMQ's descriptors are edge-triggered, and mute until they were asked). Before entering.
-        """
+        (ZeroMQ's descriptors are edge-triggered, and silent until first asked). To be called before
+        entering."""
         self._watched[fd] = ready
 
     def _wake(self) -> None:
@@ -227,7 +228,7 @@ class Abort:
         try:
             self._look_out()
         except BaseException as bug:
-            # From here on nobody hears a signal, or sees a stream that stands still.
+            # Without the watcher nobody sees a signal, or a stream that stands still.
             traceback.print_exc()
             self.request(errno.EIO, f"the abort watcher failed: {bug!r}")
 
@@ -239,7 +240,7 @@ class Abort:
             poll.register(fd, select.POLLIN)
             ready()
         if self._lifeline >= 0:
-            poll.register(self._lifeline, 0)  # POLLHUP alone: what it carries is not for us
+            poll.register(self._lifeline, 0)  # POLLHUP only: what it carries is not for us
         while not self._stopping:
             for fd, events in poll.poll(self._poll_milliseconds()):
                 if events & select.POLLNVAL:
@@ -265,30 +266,30 @@ class Abort:
         return max(self._patience.wait, 0.01) * 1000
 
     def _has_begun(self) -> bool:
-        """Whether the receiver has taken of the stream what no buffers on the way can hold."""
-        return not self._admission or self._octets > BUFFERED
+        """Whether the receiver has taken more of the stream than buffers on the way can hold."""
+        return not self._admission or self._moved_so_far > BUFFERED
 
     def _limit(self) -> float:
-        """Seconds for which the stream may stand still where it stands; 0 for ever."""
+        """Seconds that the stream may stand still at this point; 0 for ever."""
         if not self._stall_limit:
             return 0.0
         return self._stall_limit if self._has_begun() else self._admission
 
     def _soonest_limit(self) -> float:
-        """Seconds after which a stream that stands still is given up, or told of by us or by our
+        """Seconds after which a stream that stands still is given up, or reported by us or by our
         controller; 0 for never."""
         limit = 0.0 if self.errnoval else self._limit()
         limits = (limit, waits.PERIOD if limit or self._wait_log is not None else 0.0)
         return min(filter(None, limits), default=0.0)
 
-    def _octets_moved(self) -> bool:
+    def _has_moved(self) -> bool:
         with self._lock:
             if self._moved is None:
                 return False
-            octets = self._moved()
-        if octets - self._octets < _NOTABLE:
+            moved = self._moved()
+        if moved - self._moved_so_far < _NOTABLE:
             return False
-        self._octets, self._nudged = octets, False
+        self._moved_so_far, self._nudged = moved, False
         self.alive()
         return True
 
@@ -298,7 +299,7 @@ class Abort:
         if stream < 0 or not soonest:
             return
         now = time.monotonic()
-        if since is None or self._octets_moved() or since != self._since:
+        if since is None or self._has_moved() or since != self._since:
             self._since = since
             self._patience.restart(now)
         self._patience.look(now)
@@ -316,7 +317,7 @@ class Abort:
         limit = self._limit()
         if not limit or quiet < limit:
             return
-        # A stream that is ready was not kept by its peer: then it is we who are slow.
+        # If the stream is ready, its peer did not hold it up: we are the slow ones.
         if not self._is_ready(stream) and self._progressed == since:
             what = "received" if self._reading else "taken by the other side"
             reason = f"the stream stands still: nothing {what} for {limit} s"

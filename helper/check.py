@@ -1,4 +1,4 @@
-"""`xen-save-helper --check`: what holds of the settings, and what is wrong with which way out."""
+"""`xen-save-helper --check`: which settings are in force, what is wrong, and how to fix it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _UNSET: Final = "not set"
 
 
 def check(environ: Mapping[str, str]) -> int:
-    """Print it for the settings of `environ` and of its file; 0 if all of it holds."""
+    """Check the settings of `environ` and of its file, and print them; 0 if nothing is wrong."""
     found = read_settings(environ)
     wrong = list(found.problems)
     print(f"{CONTEXT} {version()}")
@@ -44,13 +44,13 @@ def check(environ: Mapping[str, str]) -> int:
             print(f"{xen_here()}: {', '.join(_libraries())}")
         except OSError as bad:
             wrong.append(bad.strerror or str(bad))
-    print(f"settings, of this environment and of {environ.get(CONFIG) or DEFAULT_CONFIG}:")
+    print(f"settings, from this environment and {environ.get(CONFIG) or DEFAULT_CONFIG}:")
     width = max(len(PREFIX + name) for name in Settings._fields)
     for name, value, where in _rows(found):
         print(f"  {name:{width}}  {value}  ({where})")
     wrong += _wrong_values(found)
     if not wrong:
-        print("all of it holds")
+        print("no problems found")
         return 0
     for problem in wrong:
         print(f"wrong: {problem}")
@@ -67,7 +67,7 @@ def _rows(found: Found) -> Iterator[tuple[str, str, str]]:
 
 
 def _wrong_values(found: Found) -> Iterator[str]:
-    """What only the use of a setting tells."""
+    """Problems that show only when a setting is used."""
     settings = found.settings
 
     def line(field: str, problem: str) -> str:
@@ -84,7 +84,7 @@ def _wrong_values(found: Found) -> Iterator[str]:
     if settings.device_model not in ("", UNCHECKED) and not os.access(
         settings.device_model, os.X_OK
     ):
-        yield line("device_model", f"want a program's path, or {UNCHECKED}: libxl starts no such")
+        yield line("device_model", f"want a program's path, or {UNCHECKED}: libxl cannot start it")
     directory = settings.hypervisor.removeprefix("sim:")
     if settings.hypervisor != "xen" and (
         directory == settings.hypervisor or not os.path.isdir(directory)
@@ -93,8 +93,8 @@ def _wrong_values(found: Found) -> Iterator[str]:
 
 
 def _events_problem(path: str) -> str:
-    """Why the file cannot be appended to; empty where it can. One that was not there is not left
-    behind."""
+    """Why the file cannot be appended to; empty if it can. If it did not exist, it is removed
+    again."""
     was_there = os.path.lexists(path)
     try:
         os.close(open_for_trace(path))

@@ -1,4 +1,4 @@
-"""The command line of `xen-save-helper`, and what it says to somebody who runs it by hand."""
+"""The command line of `xen-save-helper`, and its help for people who run it by hand."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ USAGE: Final = f"""\
                               [--admission S] [--start-limit S]
                                            started by xen-toolstack; speaks over ZeroMQ
   {CONTEXT} --check                      says what each setting is, where it comes from, and
-                                           what is wrong; exit status 1 where anything is
-  {CONTEXT} --help | --version           this, and what is found of Xen here
+                                           what is wrong; exit status 1 if anything is
+  {CONTEXT} --help | --version           this text or the version, and which Xen is found
 
   --events FILE: append a JSON line for each event.
-  --faults PLAN|@FILE: inject faults, as suspend:before-answer=kill (xen-toolstack faults list).
-  --operation save|restore: what the controller will ask for, for the faults before it does.
+  --faults PLAN|@FILE: inject faults, e.g. suspend:before-answer=kill (xen-toolstack faults list).
+  --operation save|restore: what the controller will ask for, for faults that strike before it does
 
 Settings, from the environment or as lines NAME=VALUE of {DEFAULT_CONFIG}
-(another file: XEN_SAVE_HELPER_CONFIG); the environment comes first. One that is wrong is passed
-over, and the log says so (but for FAULTS, DIALECT, HYPERVISOR: without these it would do something
-else). So is a trace that cannot be written:
+(another file: XEN_SAVE_HELPER_CONFIG); the environment comes first. A wrong setting is ignored with
+a warning in the log, as is a trace that cannot be written (a wrong FAULTS, DIALECT or HYPERVISOR is
+an error: without it something else would be done):
   XEN_SAVE_HELPER_EVENTS            as --events
   XEN_SAVE_HELPER_FAULTS            as --faults
-  XEN_SAVE_HELPER_STREAM_STALL      seconds after which a stream that stands still is given up;
-                                    else it is waited for, as by libxl's helper, and the log says so
-                                    each minute
+  XEN_SAVE_HELPER_STREAM_STALL      seconds after which a stream that stands still is given up; by
+                                    default the helper waits, as libxl's does, and logs it every
+                                    minute
   XEN_SAVE_HELPER_ANSWER_LIMIT      seconds that a callback may stay unanswered ({ANSWER_LIMIT:g};
-                                    0: for ever); with a STREAM_STALL, both together are how long
+                                    0: for ever); with a STREAM_STALL, the sum of both is how long
                                     the helper itself may do nothing
-  Neither holds for a checkpointed stream (Remus, COLO).
+  Neither applies to a checkpointed stream (Remus, COLO).
   XEN_SAVE_HELPER_DIALECT           {", ".join(dialect.value for dialect in Dialect)}:
-                                    of libxl, where the arguments do not tell
+                                    libxl's, if the arguments do not tell
   XEN_SAVE_HELPER_HYPERVISOR        xen (the default), or sim:DIRECTORY for a simulated host
   XEN_SAVE_HELPER_ENGINE            own or libxenguest: what reads and writes the guest's memory.
                                     PV guests, Remus and COLO are always libxenguest's
   XEN_SAVE_HELPER_DEVICE_MODEL      device_model_override of the HVM guests that are restored here,
-                                    of which the helper is not told (unchecked: it looks at none);
-                                    beside it, XEN_SAVE_HELPER_QEMU as a variable alone: what the
-                                    device model xen-save-helper-qemu starts
+                                    which libxl does not pass on (unchecked: skip the check); and,
+                                    as an environment variable only, XEN_SAVE_HELPER_QEMU: the QEMU
+                                    that the device model xen-save-helper-qemu starts
   XEN_SAVE_HELPER_MISSING_CPU_FEATURES
-                                    {MissingCpuFeatures.IGNORE}: restore a guest also where the host
-                                    lacks CPU features that it was offered (else:
+                                    {MissingCpuFeatures.IGNORE}: restore a guest even if the host
+                                    lacks CPU features that it was offered (default:
                                     {MissingCpuFeatures.REFUSE}, before its first page)
-The precopy policy of a live migration, where the toolstack has none (libxl has none) and any of
-these is set; libxenguest's own is 5 rounds or fewer than 50 dirty pages:
+The precopy policy of a live migration, if the toolstack has none (libxl has none) and any of these
+is set; libxenguest's own is 5 rounds or fewer than 50 dirty pages:
   XEN_SAVE_HELPER_MAX_ITERATIONS    rounds before the guest is stopped (5)
-  XEN_SAVE_HELPER_DIRTY_THRESHOLD   it is stopped earlier with at most so many dirty pages (49),
-  XEN_SAVE_HELPER_MAX_DOWNTIME_MS   or where these take no longer to send, as fast as the last round
+  XEN_SAVE_HELPER_DIRTY_THRESHOLD   stop it earlier, with at most this many dirty pages (49),
+  XEN_SAVE_HELPER_MAX_DOWNTIME_MS   or if these take no longer to send, at the last round's rate
   XEN_SAVE_HELPER_ABORT_AFTER       in place of MAX_ITERATIONS: rounds after which the migration
                                     is given up, and the guest runs on where it is
 
-Exit status: 0 the result was told, 254 the controller is gone, 255 any error of its own.
+Exit status: 0 the result was reported, 254 the controller is gone, 255 any error of its own.
 """
 
 
@@ -69,9 +69,9 @@ class UsageError(Exception):
 
 
 class Options(NamedTuple):
-    """Times in seconds. `libxl` is libxl's part of the command line, empty where it did not start
-    us; `stream_stall` and `answer_limit` are None where they are not given, and texts are empty.
-    `admission` (0: none) holds in place of the former until the receiver has begun (`Abort`)."""
+    """Times are in seconds. `libxl` is libxl's part of the command line, empty if it did not start
+    us. `stream_stall` and `answer_limit` are None if not given, texts empty. `admission` (0: none)
+    replaces `stream_stall` until the receiver has begun (`Abort`)."""
 
     connect: str = ""
     secret_fd: int = -1
@@ -100,14 +100,14 @@ _MODES: Final = ("--save-domain", "--restore-domain")
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """Read the command line without the program's name. Raises UsageError."""
+    """Parse the command line without the program's name. Raises UsageError."""
     given: dict[str, Any] = {}
     rest = list(arguments)
     while rest and rest[0] not in _MODES:
         option = rest.pop(0)
         name = option.removeprefix("--").replace("-", "_")
         if not option.startswith("--") or name not in _OPTIONS:
-            raise UsageError(f"{option!r} is no option")
+            raise UsageError(f"unknown option {option!r}")
         if not rest:
             raise UsageError(f"{option} needs a value")
         given[name] = _value(option, rest.pop(0), _OPTIONS[name])
@@ -122,7 +122,7 @@ def parse(arguments: Sequence[str]) -> Options:
 
 
 def here() -> str:
-    """A line on what is found of Xen."""
+    """A line on which Xen is found, or what is missing."""
     try:
         return xen_here()
     except OSError as bad:
@@ -130,7 +130,7 @@ def here() -> str:
 
 
 def xen_here() -> str:
-    """Raises OSError that says what is missing."""
+    """A line on which Xen is found. Raises OSError that says what is missing."""
     from xen_save_helper.helper.hypervisors.xen.libraries import abi_version, load, versioned
 
     version = abi_version()

@@ -1,7 +1,7 @@
-"""Whether this host has what a guest's CPU policy offered it, before anything of it is taken.
+"""Checks that this host has the CPU features that a guest was offered, before taking its memory.
 
-Xen takes a policy that offers more than its CPUs have, without a word: it hides the rest from the
-guest, and refuses its registers at the end where they show that it uses some of that.
+Xen silently accepts a policy that offers more than its CPUs have: it hides the rest from the guest,
+and refuses the guest's registers at the end if they show that it uses any of that.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _WAY_OUT: Final = (
 def check_features(
     wanted: bytes, offered: bytes, choice: MissingCpuFeatures, reporter: Reporter
 ) -> None:
-    """`wanted` and `offered` are CPUID leaves, of the guest's policy and of all that a guest of its
-    kind may have here. Raises OSError(ENOTSUP) that names what is missing, unless that is to be
-    ignored: then the log has it."""
+    """Compare CPUID leaves: those `wanted` by the guest's policy, and all that are `offered` to a
+    guest of its kind here. Raises OSError(ENOTSUP) that names what is missing; if it is to be
+    ignored, logs it instead."""
     lacking = missing(wanted, offered)
     if not lacking:
         return
     text = f"this host lacks CPU features that the guest was offered: {', '.join(lacking)}"
     if choice is MissingCpuFeatures.IGNORE:
-        reporter.log(XentoollogLevel.WARN, f"{text}; it is restored all the same, as was asked for")
+        reporter.log(XentoollogLevel.WARN, f"{text}; it is restored anyway, as requested")
         return
     raise OSError(
         errno.ENOTSUP,
         f"{text}. A guest that uses none of them can be restored with {_WAY_OUT}; one that was "
-        "created with `cpuid` without them can come here",
+        "created with a `cpuid` option that masks them can come here",
     )

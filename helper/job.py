@@ -1,6 +1,6 @@
-"""What the helper's process is to do, what comes of it, and with which status it exits.
+"""What the helper is to do, its results, and its exit statuses.
 
-No numpy here, and no dataclasses: the main program loads this before it does anything.
+No numpy here, and no dataclasses: the main program loads this first.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 
 EXIT_DONE: Final = 0
-"""`complete` was told and answered, whatever libxc's result."""
+"""`complete` was sent and answered, whatever libxc's result."""
 EXIT_CONTROLLER_GONE: Final = 254
 EXIT_FAILED: Final = 255
-"""The helper's own errors: it was not started rightly, or the protocol was broken."""
+"""The helper's own errors: it was started wrongly, or the protocol was broken."""
 
 
 class Job(NamedTuple):
-    """The request, by `start` or by libxl's command line, and what the process itself was told."""
+    """The request, from `start` or libxl's command line, and the process's own settings."""
 
     request: HelperRequest
     stall_limit: float = 0.0
@@ -26,19 +26,19 @@ class Job(NamedTuple):
     admission: float = 0.0
     """See `Abort`."""
     limits: PrecopyLimits | None = None
-    """The precopy policy of the environment, for a controller that has none; None for
+    """The precopy policy from the settings, for a controller that has none; None for
     libxenguest's."""
     device_model: str = ""
-    """Of the environment: see `helper.hypervisors.xen.restored_model`."""
+    """From the settings: see `helper.hypervisors.xen.restored_model`."""
 
 
 class Statistics:
     """What a stream carried: the fields of the catalogue's `statistics`.
 
-    `rounds` counts passes over the memory that sent any of it, the stop-and-copy one included;
-    `pages` counts pages with contents before the guest's hand-over, a page once for each time it
-    went; `bytes` counts every octet of the stream; `postcopy_pages` and `postcopy_faults` what went
-    after the postcopy transition, and for how many of these a vCPU waited.
+    `rounds` counts the rounds that sent any page, stop-and-copy included; `pages` counts pages with
+    contents up to the postcopy transition, each as often as it was sent; `bytes` is the length of
+    the stream; `postcopy_pages` counts the pages sent after the transition, and `postcopy_faults`
+    those of them that a vCPU waited for.
     """
 
     __slots__ = ("bytes", "pages", "postcopy_faults", "postcopy_pages", "rounds")
@@ -56,7 +56,7 @@ class Statistics:
 
 
 class RestoreResults:
-    """Where the restored guest has its rings (0: nowhere), and what the stream carried."""
+    """The restored guest's rings (0 for none), and what the stream carried."""
 
     def __init__(
         self, store_gfn: int = 0, console_gfn: int = 0, statistics: Statistics | None = None

@@ -1,7 +1,7 @@
 """The command `xen-save-helper`: the process that runs one save or one restore.
 
-Nothing here may cost start-up time that `hello` does not need; the two channels and the engine
-are imported once it is known which of them is wanted.
+Nothing here may cost start-up time that `hello` does not need: the two channels and the engine are
+imported once it is known which of them is wanted.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def main() -> int:
 
 
 def _main() -> int:
-    # numpy's library of linear algebra, which nothing here calls, would start a thread for each
-    # processor, and they spin: beside a save they take what the other end of its stream needs.
+    # numpy's linear algebra library, which nothing here calls, would start a thread for each
+    # processor, and they spin: they would take time that the other end of the stream needs.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arguments = sys.argv[1:]
     if arguments in (["--help"], ["-h"]):
@@ -76,7 +76,7 @@ def _main() -> int:
             _serve_libxl(options, settings, trace, watchdog, seams, remarks)
         _serve_zmq(options, settings, trace, watchdog, seams, remarks)
     except UsageError as wrong:
-        # The last line is what a controller repeats.
+        # A controller repeats the last line.
         print(f"{USAGE}\n{here()}\n\n{CONTEXT}: {wrong}", file=sys.stderr)
         return EXIT_FAILED
     except ChannelError as over:
@@ -84,7 +84,7 @@ def _main() -> int:
 
 
 def _printed() -> int:
-    """The exit status of what only prints."""
+    """The exit status of an option that only prints."""
     if error := lost(sys.stdout):
         print(f"{CONTEXT}: stdout: {error.strerror}", file=sys.stderr)
         return EXIT_FAILED
@@ -92,14 +92,14 @@ def _printed() -> int:
 
 
 def _operation(options: Options) -> str:
-    """What the command line says of it; empty where only the controller will."""
+    """The operation, if the command line says it; empty if only the controller will."""
     if options.libxl:
         return options.libxl[0].removeprefix("--").removesuffix("-domain")
     return options.operation
 
 
 def _seams(options: Options, settings: Settings, trace: Trace) -> Seams:
-    """With the faults of the plan that is given, if one is."""
+    """Seams with the faults of the given plan, if there is one."""
     given = options.faults or settings.faults
     if not given:
         return Seams()
@@ -110,8 +110,8 @@ def _seams(options: Options, settings: Settings, trace: Trace) -> Seams:
 
 
 def _exit(status: int, seams: Seams) -> NoReturn:
-    """End the process while the abort watcher still has the signals: in the interpreter's own
-    teardown a late SIGTERM would turn a save that is told as done into a killed one."""
+    """End the process while the abort watcher still has the signals: during the interpreter's own
+    teardown a late SIGTERM would kill a helper whose save was reported as done."""
     seams.milestone("exit")
     sys.stdout.flush()
     sys.stderr.flush()
@@ -137,7 +137,7 @@ def _serve_zmq(
     except OSError as bad:
         raise UsageError(f"--secret-fd {options.secret_fd}: {bad.strerror}") from None
     if len(secret) != SECRET_SIZE:
-        raise UsageError(f"--secret-fd: {len(secret)} octets, want {SECRET_SIZE}")
+        raise UsageError(f"--secret-fd: {len(secret)} bytes, want {SECRET_SIZE}")
 
     channel = seams.zmq_channel(options.connect, secret, _answer_limit(options, settings))
     try:
@@ -200,7 +200,7 @@ def _serve_libxl(
     answer_limit = _answer_limit(options, settings)
     stream_type = given.request.stream_type
     if stream_type is not StreamType.PLAIN:
-        # libxc takes one that is given up for the other side's death: the guest would run at both.
+        # libxc would take giving up for the other side's death, and the guest would run at both.
         remarks += _limits_that_do_not_hold(settings, stream_type)
         stall_limit = answer_limit = 0.0
         watchdog.stop()
@@ -244,12 +244,12 @@ def _serve_libxl(
 
 
 def _limits_that_do_not_hold(settings: Settings, stream_type: StreamType) -> Iterator[str]:
-    """A line for each limit that is set, and must not end a checkpointed stream."""
+    """A line for each limit that is set but must not end a checkpointed stream."""
     for name in ("stream_stall", "answer_limit"):
         if getattr(settings, name) is not None:
             yield (
-                f"{PREFIX}{name.upper()} does not hold for a {stream_type.name} stream: to give it "
-                "up would be taken for the other side's death, and two guests would run"
+                f"{PREFIX}{name.upper()} is ignored for a {stream_type.name} stream: giving it up "
+                "would be taken for the other side's death, and two guests would run"
             )
 
 
@@ -262,7 +262,7 @@ def _dialect(name: str) -> Dialect:
 
 
 def _stall_limit(options: Options, settings: Settings) -> float:
-    """None but what is set: to wait for the other side is no failure."""
+    """No limit unless one is set: waiting for the other side is not a failure."""
     given = settings.stream_stall if options.stream_stall is None else options.stream_stall
     return given or 0.0
 
@@ -274,7 +274,7 @@ def _answer_limit(options: Options, settings: Settings) -> float:
 
 
 def _limits(settings: Settings) -> PrecopyLimits | None:
-    """None where nothing of it is set: the engine's own policy is in force then."""
+    """The precopy policy of the settings; None if they have none, for the engine's own."""
     figures = {
         "dirty_threshold": settings.dirty_threshold,
         "max_rounds": settings.max_iterations,
@@ -286,7 +286,7 @@ def _limits(settings: Settings) -> PrecopyLimits | None:
 
 
 def _watchdog(options: Options, settings: Settings, trace: Trace) -> Watchdog:
-    """It runs from here to the process's end, whatever the process comes to."""
+    """Start the watchdog, which runs until the process ends."""
 
     def hung(reason: str) -> NoReturn:
         trace.event("failure", what="watchdog", error=reason, cause=Cause.SILENCE)
@@ -307,7 +307,7 @@ def _abort(job: Job, lifeline: int, watchdog: Watchdog) -> Abort:
     if job.request.operation is Operation.SAVE:
         signals = SAVE_SIGNALS
     else:
-        # As libxl's setup_signals: whoever started us may have ignored it, or blocked it.
+        # As in libxl's setup_signals: the parent may have ignored it, or blocked it.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         # Python's own handler of SIGINT would wait for libxc to come back.
@@ -322,8 +322,8 @@ def _abort(job: Job, lifeline: int, watchdog: Watchdog) -> Abort:
 
 
 def _take_pipes() -> tuple[int, int]:
-    """stdin and stdout, moved away from where a stray print would write into the conversation:
-    what is printed from here on goes to stderr."""
+    """Move stdin and stdout to descriptors that no stray print can reach; anything printed from
+    here on goes to stderr."""
     try:
         answers, messages = os.dup(0), os.dup(1)
     except OSError as bad:

@@ -1,5 +1,5 @@
-"""Limits of waits in a thread, in time in which this process ran (`ipc_schema.channel.waits`), and
-in which whoever is waited for was not stopped."""
+"""Waits with a limit in a thread; only time in which this process ran counts
+(`ipc_schema.channel.waits`), and in which the other process was not stopped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Poll(Protocol):
 
 
 def poll_milliseconds(seconds: float) -> float:
-    """A timeout for `poll`: whole milliseconds, rounded up so that no wait turns into a spin."""
+    """A timeout for `poll`: whole milliseconds, rounded up so that a wait never becomes a spin."""
     return -(-seconds * 1000 // 1) if seconds > 0 else 0
 
 
@@ -33,9 +33,9 @@ def poll_patiently(
     look: Callable[[], object] = lambda: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Ready:
-    """As `poll.poll`, for at most `limit` seconds (0: ever) in which this process ran, and in which
-    `stopped` did not say that whoever is waited for stands still himself. `look` is called now and
-    then."""
+    """Like `poll.poll`, for at most `limit` seconds (0: for ever), not counting time in which this
+    process did not run, or in which `stopped` said that the other one was stopped. `look` is called
+    now and then."""
     patience = Patience(limit, time.monotonic())
     while not (ready := poll.poll(poll_milliseconds(patience.wait))):
         look()
@@ -45,11 +45,11 @@ def poll_patiently(
 
 
 def controller_stands_still() -> bool:
-    """Whether the process that has started us, a toolstack, is stopped: it is not dead, and what it
-    owes us it owes when it goes on. Not to be asked where no limit hangs on it: the octets that are
-    read here look like work to whoever watches us."""
+    """Whether the toolstack that started us is stopped: it is not dead, and will do what it owes us
+    once it continues. Ask only if a limit depends on it: the bytes that are read here look like
+    work to whoever watches us."""
     try:
         with open(f"/proc/{_PARENT}/stat", "rb") as file:
             return is_stopped(file.read())
     except OSError:
-        return False  # it has gone
+        return False  # it is dead

@@ -1,5 +1,5 @@
-"""The precopy policy of whoever runs the drop-in, for a toolstack that has none of its own:
-mainline libxl hands over none."""
+"""The precopy policy from the drop-in's settings, for a toolstack that has none: mainline libxl
+provides no callback for it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _LEVELS: Final = {
 
 
 def limited_policy(
-    limits: PrecopyLimits, octets: Callable[[], int], reporter: Reporter
+    limits: PrecopyLimits, sent: Callable[[], int], reporter: Reporter
 ) -> Callable[[int, int, int], PrecopyPolicy]:
     """A precopy policy (of iteration, total_written, dirty_count) that traces and logs what it
-    decided and why, once for each round and for what is known of it."""
-    rounds = PrecopyRounds(limits, octets, time.monotonic)
+    decided and why, once for each round and dirty count."""
+    rounds = PrecopyRounds(limits, sent, time.monotonic)
     told: tuple[int, int] | None = None
 
     def policy(iteration: int, total_written: int, dirty_count: int) -> PrecopyPolicy:

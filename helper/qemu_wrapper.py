@@ -1,8 +1,8 @@
-"""The command `xen-save-helper-qemu`: libxl's device model for HVM guests on a host whose QEMU
-refuses the state of a restored one as libxl gives it (`helper.hypervisors.xen.qemu`).
+"""The command `xen-save-helper-qemu`: a device model for HVM guests on a host whose QEMU refuses
+the state of a restored guest in the form in which libxl passes it (`helper.hypervisors.xen.qemu`).
 
-It takes QEMU's arguments, changes `-incoming fd:N` to `-incoming file:/proc/self/fd/N` where N is a
-regular file and QEMU wants it so, and becomes QEMU: the same process, the same descriptors.
+It takes QEMU's arguments, changes `-incoming fd:N` to `-incoming file:/proc/self/fd/N` if N is a
+regular file and QEMU needs it so, and becomes QEMU: the same process, the same descriptors.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Final
 from xen_save_helper.helper.hypervisors.xen import qemu
 
 EXIT_NO_QEMU: Final = 127
-"""As a shell has it."""
+"""As in a shell."""
 
 _INCOMING: Final = ("-incoming", "--incoming")
 _BY_DESCRIPTOR: Final = "fd:"
 
 
 def main() -> int:
-    """Does not return where there is a QEMU."""
+    """Run as a process; does not return if there is a QEMU."""
     try:
         program = qemu.started_by_wrapper(os.environ)
         arguments = _arguments(sys.argv[1:], program)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
-            # Python ignores them, which QEMU would inherit.
+            # Python ignores them, and QEMU would inherit that.
             signal.signal(number, signal.SIG_DFL)
         try:
             os.execv(program, [program, *arguments])
@@ -41,15 +41,15 @@ def main() -> int:
 
 
 def _arguments(given: Sequence[str], program: str) -> list[str]:
-    """What this QEMU is to be started with."""
+    """The arguments for this QEMU."""
     changed = with_state_by_name(given)
     if changed == list(given):
         return changed
     try:
         version = qemu.version_of(program)
     except OSError as bad:
-        # Which has its word in the device model's log; what becomes of the state QEMU will tell.
-        _say(f"the state is handed on as it came: {bad.strerror}")
+        # This goes into the device model's log; QEMU will say whether it accepts the state.
+        _say(f"the state is passed on unchanged: {bad.strerror}")
         return list(given)
     return list(given) if qemu.takes_files(version) else changed
 
@@ -67,7 +67,7 @@ def with_state_by_name(given: Sequence[str]) -> list[str]:
 
 
 def _is_regular(fd: int) -> bool:
-    """False, too, of what is not open: QEMU says so in its own words."""
+    """Also false if it is not open: QEMU reports that itself."""
     try:
         return stat.S_ISREG(os.fstat(fd).st_mode)
     except OSError:

@@ -1,6 +1,6 @@
 """One save or restore, from the request to `complete` (libxl_save_helper.c's main).
 
-The engine is imported here and not before: it brings numpy, and the helper says hello first.
+The engine is imported here and not before: it loads numpy, and the helper says hello first.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def run(
     streams: Streams,
     remarks: list[str],
 ) -> int:
-    """Do the job and tell the controller how it ended; the process's exit status. `streams`
-    surrounds the work on the job's streams. `remarks` are warnings for the controller's log, now
-    and before its end."""
+    """Do the job and tell the controller how it ended; returns the exit status. `streams` surrounds
+    the work on the job's streams. `remarks` are warnings for the controller's log, sent now and
+    before the end."""
     try:
         _log(channel, XentoollogLevel.DEBUG, f"starting {job.request.operation.value}")
         _say(channel, remarks)
@@ -71,7 +71,7 @@ def _say(channel: Channel, remarks: list[str]) -> None:
 
 
 def report_channel_error(over: ChannelError) -> int:
-    """Say on stderr why there is nobody to talk to; the exit status."""
+    """Say on stderr why the controller cannot be told; returns the exit status."""
     print(f"{CONTEXT}: {over.strerror}", file=sys.stderr)
     return EXIT_CONTROLLER_GONE if over.errno == errno.EPIPE else EXIT_FAILED
 
@@ -87,7 +87,7 @@ def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace, streams: St
     except (OSError, DecodeError, MemoryError) as bad:
         errnoval, text = errno_of(bad), _words_of(bad)
         if abort.requested:
-            # It is the cause of whatever failed after it, the EBADF of the stream first of all.
+            # The abort caused everything that failed after it, above all the stream's EBADF.
             trace.event("failure", what="aborted", error=text, **why(bad)._asdict())
             errnoval, text = abort.errnoval, abort.reason
         _log(channel, XentoollogLevel.ERROR, text, errnoval)
@@ -103,7 +103,7 @@ def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace, streams: St
 
 
 def _keep(name: str, fd: int) -> None:
-    """Keep an inherited descriptor to ourselves. Raises OSError that names it."""
+    """Stop an inherited descriptor from being inherited further. Raises OSError that names it."""
     try:
         os.set_inheritable(fd, False)
     except OSError as bad:
@@ -111,7 +111,7 @@ def _keep(name: str, fd: int) -> None:
 
 
 def _words_of(bad: Exception) -> str:
-    """Without Python's `[Errno 32]`."""
+    """The message without Python's `[Errno 32]`."""
     return (isinstance(bad, OSError) and bad.strerror) or str(bad)
 
 

@@ -1,4 +1,5 @@
-"""Where faults get into a helper. Here none do; those of a plan are `helper.faults.seams`."""
+"""The places where faults can be injected into a helper. `helper.faults.seams` injects a plan's;
+here nothing is injected."""
 
 from __future__ import annotations
 
@@ -16,23 +17,23 @@ if TYPE_CHECKING:
 
 
 class Seams:
-    """What `main` and `run` do at each place where a plan may have faults.
+    """What `main` and `run` do wherever a plan may have faults.
 
-    A channel is imported when it is opened: a process needs one of the two.
+    A channel is imported when it is opened, since a process needs only one of the two.
     """
 
     def milestone(self, name: str) -> None:
-        """The process has come to `start`, `hello` or `exit`."""
+        """Called when the process reaches `start`, `hello` or `exit`."""
 
     def begin(self, job: Job) -> None:
-        """The job is known."""
+        """Called once the job is known."""
 
     def traced(self, trace: Trace) -> Trace:
-        """The trace that the engine gets."""
+        """The trace for the engine."""
         return trace
 
     def streams(self, job: Job, abort: Abort) -> AbstractContextManager[None]:
-        """Surrounds the engine's work on the job's streams."""
+        """A context around the engine's work on the job's streams."""
         del job, abort
         return nullcontext()
 

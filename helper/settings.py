@@ -1,7 +1,7 @@
-"""What whoever runs the drop-in may choose, and libxl has no argument for.
+"""Settings for people who run the drop-in; libxl passes no arguments for them.
 
-Each setting is an environment variable, or a line `NAME=VALUE` of a file for those who cannot
-reach the environment (libvirt's daemon starts us). The environment comes before the file.
+Each setting is an environment variable, or a line `NAME=VALUE` of a file for those who cannot set
+the environment (libvirt's daemon starts us). The environment takes precedence.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ PREFIX: Final = "XEN_SAVE_HELPER_"
 CONFIG: Final = f"{PREFIX}CONFIG"
 DEFAULT_CONFIG: Final = "/etc/xen/save-helper.conf"
 ENVIRONMENT: Final = "environment"
-"""Where a setting stands that is a variable."""
+"""The source of a setting that is an environment variable."""
 
 _FAMILY: Final = "XEN_SAVE"
-"""With this begins what is meant for us, be it misspelt."""
+"""The beginning of variables that are meant for us, even if misspelt."""
 
 _OTHERS: Final = (CONFIG, f"{PREFIX}QEMU")
-"""Variables that are no settings: where these are, and one of `helper.qemu_wrapper`."""
+"""Variables that are not settings: the settings file, and one of `helper.qemu_wrapper`."""
 
 ANSWER_LIMIT: Final = 600.0
-"""Seconds that a callback may stay unanswered where nothing else is set."""
+"""Seconds that a callback may stay unanswered by default."""
 
 
 class Settings(NamedTuple):
-    """`stream_stall` (else none) and `answer_limit` (else ANSWER_LIMIT) in seconds, 0 for no limit;
-    `max_iterations` to `abort_after` are `PrecopyLimits`; all of these None where they are not set,
-    and texts empty. `device_model`: see `helper.hypervisors.xen.restored_model`;
-    `missing_cpu_features`: see `helper.cpu_check`."""
+    """`stream_stall` (by default no limit) and `answer_limit` (by default ANSWER_LIMIT) are in
+    seconds, 0 for no limit; `max_iterations` to `abort_after` are `PrecopyLimits`. All of these are
+    None if not set, and texts are empty. For `device_model` see
+    `helper.hypervisors.xen.restored_model`, for `missing_cpu_features` `helper.cpu_check`."""
 
     events: str = ""
     faults: str = ""
@@ -51,15 +51,15 @@ class Settings(NamedTuple):
 
 
 class Given(NamedTuple):
-    """The text of a setting, and where it stands."""
+    """The text of a setting, and where it was found."""
 
     where: str
     text: str
 
 
 class Found(NamedTuple):
-    """What was found: `given` by name, where it is given and holds; `problems` are lines for
-    people on what does not, and what holds in its place."""
+    """`given` has, by name, the settings that are set and valid; `problems` are lines for people
+    about the others."""
 
     settings: Settings
     given: Mapping[str, Given]
@@ -67,11 +67,11 @@ class Found(NamedTuple):
 
 
 def read_settings(environ: Mapping[str, str]) -> Found:
-    """The settings of `environ` and of the file that it names, else of the default file where
-    there is one.
+    """Read the settings of `environ` and of the file that it names, or of the default file if there
+    is one.
 
-    What is wrong in it is passed over and told. A save must not fail for a wrong line on how it is
-    to be done: where a host shuts down, its guests' state would be lost for it.
+    Wrong settings are ignored and reported. They must not make a save fail: when a host shuts down,
+    its guests' state would be lost.
     """
     problems: list[str] = []
     path = environ.get(CONFIG, "")
@@ -82,7 +82,7 @@ def read_settings(environ: Mapping[str, str]) -> Found:
         try:
             values[name] = _KINDS[name](text)
         except ValueError as bad:
-            problems.append(f"{where}: {name}={text!r}: want {bad}; it is passed over")
+            problems.append(f"{where}: {name}={text!r}: want {bad}; ignored")
             del given[name]
     _choose_one(given, values, problems)
     fields = {name.removeprefix(PREFIX).lower(): value for name, value in values.items()}
@@ -105,10 +105,10 @@ def _of_file(path: str, problems: list[str], *, must_exist: bool) -> dict[str, G
             lines = file.read().splitlines()
     except FileNotFoundError:
         if must_exist:
-            problems.append(f"{CONFIG}={path}: there is no such file")
+            problems.append(f"{CONFIG}={path}: no such file")
         return {}
     except OSError as bad:
-        problems.append(f"{path}: {bad.strerror}: none of its lines hold")
+        problems.append(f"{path}: {bad.strerror}: all of it is ignored")
         return {}
     given = {}
     for number, line in enumerate(lines, 1):
@@ -118,7 +118,7 @@ def _of_file(path: str, problems: list[str], *, must_exist: bool) -> dict[str, G
         name, equals, value = (part.strip() for part in text.partition("="))
         where = f"{path}, line {number}"
         if not equals:
-            problems.append(f"{where}: {text!r}: want NAME=VALUE; it is passed over")
+            problems.append(f"{where}: {text!r}: want NAME=VALUE; ignored")
         elif name not in _KINDS:
             problems.append(_unknown(where, name))
         elif value:
@@ -127,7 +127,7 @@ def _of_file(path: str, problems: list[str], *, must_exist: bool) -> dict[str, G
 
 
 def _unknown(where: str, name: str) -> str:
-    # Not before: it costs time that the start of a save feels.
+    # Imported late: it would slow down every helper's start.
     from difflib import get_close_matches
 
     upper = name.upper()
@@ -138,19 +138,19 @@ def _unknown(where: str, name: str) -> str:
         near = [known.removeprefix(PREFIX) for known in get_close_matches(upper, ends.values(), 1)]
     near = near or [known for known in ends if upper.removeprefix(PREFIX) in known]
     hint = f"did you mean {ends[near[0]]}?" if near else f"there are {', '.join(_KINDS)}"
-    return f"{where}: {name!r} is no setting, and passed over; {hint}"
+    return f"{where}: unknown setting {name!r}, ignored; {hint}"
 
 
 def _choose_one(given: dict[str, Given], values: dict[str, Any], problems: list[str]) -> None:
-    """Precopy has one end: that of the environment, or else the one that spares the guest."""
+    """Precopy can end in one way only: the environment's, or else the one that spares the guest."""
     stop, abort = f"{PREFIX}MAX_ITERATIONS", f"{PREFIX}ABORT_AFTER"
     if stop not in values or abort not in values:
         return
     nearer = given[stop].where == ENVIRONMENT != given[abort].where
     kept, dropped = (stop, abort) if nearer else (abort, stop)
     problems.append(
-        f"{given[dropped].where}: {dropped} is passed over for {kept} ({given[kept].where}): after "
-        "so many rounds the guest is stopped and copied, or the migration is given up"
+        f"{given[dropped].where}: {dropped} is ignored in favour of {kept} ({given[kept].where}): "
+        "after so many rounds the guest is either stopped or the migration given up"
     )
     del given[dropped], values[dropped]
 

@@ -1,8 +1,8 @@
 """stdin, stdout and stderr of a process whose exit status says what it has done.
 
-What cannot be printed (no room, a reader or a terminal that has gone, a descriptor that was closed
-before the start) is lost, and raises nothing: not in `print`, and not in the interpreter's flush at
-the exit, which would turn the status into another.
+Output that cannot be printed (no room, a reader or terminal that is gone, a descriptor that was
+closed before the start) is lost without an exception: neither from `print` nor from the
+interpreter's flush at exit, which would change the exit status.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from collections.abc import Iterator
 from typing import Final, TextIO, cast
 
 _AT_ONCE: Final = select.PIPE_BUF
-"""So much a pipe takes without blocking once it polls writable."""
+"""Bytes that a pipe takes without blocking once it polls writable."""
 
 _LOOK_MILLISECONDS: Final = 100
-"""How soon a stream that waits sees that it is `hurried`."""
+"""How soon a waiting stream notices that it is `hurried`."""
 
 _GATHERED: Final = 1 << 13
 _KEPT: Final = 1 << 20
-"""What a stream that may not be waited for keeps for later, at the most."""
+"""Bytes that a hurried stream keeps for later, at most."""
 
 
 class Output(io.TextIOBase):
-    """A text stream onto the descriptor `fd`. `error` is what ended it: all that is written to it
-    from then on is lost. With `hurried` set, at any time, nothing waits for a reader or a terminal
-    that takes nothing at the moment: what it does not take is kept for a later write or flush.
+    """A text stream onto the descriptor `fd`. `error` is what ended it; anything written after that
+    is lost. Once `hurried` is set, which may be done at any time, nothing waits for a reader or
+    terminal that takes nothing at the moment: the output is kept for a later write or flush.
 
-    Threads may write to it at once, and so may a signal's handler in the middle of a write."""
+    Threads may write to it concurrently, and so may a signal handler in the middle of a write."""
 
     def __init__(self, fd: int, encoding: str) -> None:
         self.error: OSError | None = None
@@ -72,8 +72,8 @@ class Output(io.TextIOBase):
         return len(text)
 
     def show_status(self, text: str) -> None:
-        """Have `text`, which is one line, as the last one of the terminal, in place of what was
-        shown so; empty takes it away. Skipped where the terminal takes nothing at the moment."""
+        """Show `text`, one line, as the terminal's last line, in place of the previous status; an
+        empty text removes it. Skipped if the terminal takes nothing at the moment."""
         with self._lock:
             self._status = text
             self._paint()
@@ -89,11 +89,11 @@ class Output(io.TextIOBase):
             self._drain()
 
     def takes(self) -> bool:
-        """Whether it would take something now, with nothing waiting before it."""
+        """Whether it would take something now, with nothing pending."""
         return self.error is None and not self._pending and bool(self._poll(0))
 
     def lost(self) -> OSError | None:
-        """`error`; what is still pending is lost too."""
+        """Give up anything pending; returns `error`."""
         if self._pending and self.error is None:
             self._give_up(OSError(errno.EINTR, os.strerror(errno.EINTR)))
         return self.error
@@ -104,7 +104,7 @@ class Output(io.TextIOBase):
 
     def _drain(self, *, whole_lines: bool = False) -> None:
         if self._draining:
-            return  # by the writer that a signal's handler interrupts: it goes on with what is new
+            return  # a signal handler has interrupted the writer, which will write this too
         self._draining = True
         try:
             while self.error is None:
@@ -123,7 +123,7 @@ class Output(io.TextIOBase):
         try:
             written = os.write(self._fd, self._pending[:size])
         except BlockingIOError:
-            return  # whoever shares it has made it non-blocking
+            return  # another process has made it non-blocking
         except OSError as error:
             self._give_up(error)
             return
@@ -136,20 +136,20 @@ class Output(io.TextIOBase):
 
 
 def open_missing() -> None:
-    """Open those of 0, 1 and 2 that are closed, for the direction in which nobody uses them: what
-    is opened later must not land there and be taken for a standard stream."""
+    """Open those of 0, 1 and 2 that are closed, in the direction in which nobody uses them: a file
+    that is opened later must not land there and be taken for a standard stream."""
     for fd, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
         try:
             os.fstat(fd)
         except OSError:
-            # The lowest that is free is this one. Programs that we start inherit it.
+            # This is the lowest free descriptor. Programs that we start inherit it.
             os.set_inheritable(os.open(os.devnull, mode), True)
 
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Put an `Output` in the place of stdout and of stderr for as long as the context lasts. One
-    that somebody has replaced already stays as it is."""
+    """Replace stdout and stderr by an `Output` each for as long as the context lasts. One that has
+    been replaced already stays as it is."""
     open_missing()
     before = sys.stdout, sys.stderr
     if sys.stdout is sys.__stdout__:
@@ -171,7 +171,7 @@ def _output(fd: int, of_the_interpreter: TextIO | None) -> TextIO:
 
 @contextlib.contextmanager
 def hurried(stream: TextIO) -> Iterator[None]:
-    """Nothing waits for what is printed to a standard stream, for as long as the context lasts."""
+    """Have nothing wait for output to a standard stream for as long as the context lasts."""
     if not isinstance(stream, Output):
         yield
         return
@@ -183,13 +183,13 @@ def hurried(stream: TextIO) -> Iterator[None]:
 
 
 def hurry(stream: TextIO) -> None:
-    """From here on nothing waits for what is printed to a standard stream: somebody has waited long
-    enough. To be called at any time, from a signal's handler too."""
+    """Have nothing wait for output to a standard stream from here on. May be called at any time,
+    also from a signal handler."""
     if isinstance(stream, Output):
         stream.hurried = True
 
 
 def lost(stream: TextIO) -> OSError | None:
-    """Why what was written to a standard stream is lost; None where it is not."""
+    """Why output to a standard stream was lost; None if it was not."""
     stream.flush()
     return stream.lost() if isinstance(stream, Output) else None

@@ -1,4 +1,4 @@
-"""The trace into a file. Whatever becomes of it, the save goes on, and its log says so once."""
+"""A trace in a file. If it cannot be written, the save goes on, and its log says so once."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from xen_save_helper.ipc_schema.trace import Trace
 
 
 def open_for_trace(path: str) -> int:
-    """The file, to be appended to. Raises OSError, also where it is a FIFO that nobody reads."""
+    """Open the file for appending. Raises OSError, also for a FIFO that nobody reads."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
-    # Of a FIFO: neither to be opened nor to be written is waited for.
+    # O_NONBLOCK for a FIFO: neither opening it nor writing to it may wait.
     return os.open(path, flags | os.O_NONBLOCK, 0o600)
 
 
 def open_trace(path: str, process: str, problem: Callable[[str], object]) -> Trace:
-    """The trace of `process`, appended to the file at `path`, none where that is empty. `problem`
-    is told, at most once, of a file that cannot be had or takes no more."""
+    """The trace of `process`, appended to the file at `path`; none if that is empty. `problem` is
+    called, at most once, if the file cannot be opened or written."""
     if not path:
         return Trace(process)
     try:
@@ -27,6 +27,6 @@ def open_trace(path: str, process: str, problem: Callable[[str], object]) -> Tra
         return Trace(process)
 
     def ended(error: OSError) -> None:
-        problem(f"events file {path}: {error.strerror}: it ends here")
+        problem(f"events file {path}: {error.strerror}: the trace ends here")
 
     return Trace(process, lambda line: os.write(fd, line), ended)

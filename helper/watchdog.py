@@ -1,8 +1,8 @@
-"""An end to a helper that does nothing any more.
+"""Ends a helper that does nothing any more.
 
-Whoever the helper waits for has a limit: the other end of the stream, and the controller's answer.
-A helper that is stuck in itself (a hypercall that never returns, a lock, a fault of its own) would
-still wait for ever, as libxl does for it.
+Its waits for others have limits: for the other end of the stream, and for the controller's answer.
+A helper that is itself stuck (a hypercall that never returns, a lock, a bug) would still hang for
+ever, and libxl would wait for it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,21 @@ from xen_save_helper.ipc_schema.channel.waits import LOOK, Patience, stood_still
 _PR_SET_PDEATHSIG: Final = 1
 
 _LAST_PART: Final = 4
-"""After the abort the error path has this part of the limit to show that it runs."""
+"""The part of the limit that the error path has after the abort to show that it runs."""
 
 
 def limit_of(stream_stall: float, answer_limit: float) -> float:
-    """The limit that goes with those of the two waits for others (in seconds, 0 for none): longer
-    than either, so that the one that is over has its own say first."""
+    """The watchdog's limit, given those of the two waits for others (in seconds, 0 for none):
+    longer than either, so that a wait that is too long is reported as such."""
     return stream_stall + answer_limit if stream_stall and answer_limit else 0.0
 
 
 class Watchdog:
-    """Looks, from a thread of its own, whether the helper shows that it is `alive`.
+    """Checks, in a thread of its own, that the helper shows itself `alive`.
 
-    After `limit` seconds without a sign it does what it was told to do `when_quiet`, if it was told
-    yet; if that is followed by none either, `hung` is called with a line for people, in the thread.
-    A `limit` of 0 is none. A process that was stopped is not blamed for that time, of which
-    `take_stood_still` tells.
+    After `limit` seconds (0: no limit) without a sign it calls what `when_quiet` registered, if
+    anything; if still no sign follows, it calls `hung`, in the thread, with a line for people. Time
+    in which the process was stopped does not count; `take_stood_still` has it.
     """
 
     def __init__(self, limit: float, hung: Callable[[str], object]) -> None:
@@ -48,7 +47,7 @@ class Watchdog:
         self._over = threading.Event()
 
     def start(self) -> None:
-        """From the main thread; no signal is handled in the watchdog's."""
+        """Start the thread, in which no signal is handled; to be called in the main thread."""
         old = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -56,15 +55,15 @@ class Watchdog:
             signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
     def when_quiet(self, give_up: Callable[[int, str], object]) -> None:
-        """Have `give_up` called, in the thread, with ETIMEDOUT and a line for people."""
+        """Have `give_up` called, in the thread, with ETIMEDOUT and a line for people, first."""
         self._quiet = give_up
 
     def alive(self) -> None:
-        """Something was done: from any thread."""
+        """Show that something was done; may be called from any thread."""
         self._signs += 1
 
     def take_stood_still(self) -> float:
-        """For how many seconds the process has stood still since this was asked last."""
+        """The seconds that the process was stopped since the last call."""
         seconds, self._stood_still = self._stood_still, 0.0
         return seconds
 
@@ -75,7 +74,7 @@ class Watchdog:
         try:
             self._look_out()
         except BaseException as bug:
-            # Nothing else would end a helper that is stuck.
+            # Nothing else would end a stuck helper.
             self._hung(f"the watchdog failed: {bug!r}")
 
     def _look_out(self) -> None:
@@ -97,9 +96,9 @@ class Watchdog:
 
 
 def wake_when_orphaned() -> None:
-    """Have the kernel send SIGCONT when the parent dies (prctl(2), PR_SET_PDEATHSIG): a helper that
-    is stopped then goes on, sees that its controller has gone, and ends; nobody else would end it.
-    To one that runs, SIGCONT does nothing. Raises OSError."""
+    """Have the kernel send SIGCONT when the parent dies (prctl(2), PR_SET_PDEATHSIG): a stopped
+    helper then continues, sees that its controller is gone, and ends; nobody else would end it. A
+    running one ignores SIGCONT. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGCONT), 0, 0, 0):
         errnoval = ctypes.get_errno()

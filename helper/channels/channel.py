@@ -1,4 +1,4 @@
-"""What a save or restore may say to its controller, whichever channel carries it."""
+"""The helper's channel to its controller, whatever carries it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final, Protocol
 from xen_save_helper.ipc_schema.channel.messages import NO_ERRNO, XentoollogLevel
 
 CONTEXT: Final = "xen-save-helper"
-"""Whose log lines they are, where they are not libxc's."""
+"""The context of log lines that are not libxc's."""
 
 _LONGEST_TEXT = 8192
 
@@ -15,16 +15,16 @@ _LONGEST_TEXT = 8192
 class ChannelError(OSError):
     """The conversation with the controller is over: it died, or broke the protocol.
 
-    Every later call raises it too, so an error path that still has callbacks to make gets through
-    the rest of its work.
+    Every later call raises it too, so that an error path which still has callbacks to make does the
+    rest of its work.
     """
 
 
 class Channel(Protocol):
-    """The helper's end of the callbacks; fields are those of the catalogue, by keyword.
+    """The helper's end of the callbacks; fields are the catalogue's, as keywords.
 
-    One callback is outstanding at a time, so a channel belongs to one thread. Raises ValueError
-    for a message or field that the catalogue does not have: that is a fault of the caller.
+    One callback is outstanding at a time, so a channel belongs to one thread. Its methods raise
+    ValueError for a message or field that is not in the catalogue: that is the caller's bug.
     """
 
     def provides(self, name: str) -> bool:
@@ -33,20 +33,19 @@ class Channel(Protocol):
     def call(self, name: str, **fields: int | str) -> int:
         """Send a sync or async callback and wait for its answer. Raises ChannelError.
 
-        A call that waits when an abort is asked for goes on waiting: the controller answers it
-        with the message's `refusal`.
+        An abort does not end the wait: the controller answers with the message's `refusal`.
         """
 
     def wait_for_ever(self) -> None:
-        """From here on no answer has a limit: only the controller's death ends the wait for one.
-        For what would be lost by giving up."""
+        """Drop the limit for answers from here on, because giving up would lose the guest: only the
+        controller's death ends a wait."""
 
     def tell(self, name: str, **fields: int | str) -> None:
         """Send a message that has no answer. Raises ChannelError."""
 
 
 def log_fields(level: XentoollogLevel, text: str, errnoval: int = 0) -> dict[str, int | str]:
-    """A log line of the helper's own; an `errnoval` of 0 is none."""
+    """The fields of a log line of the helper's own; an `errnoval` of 0 means none."""
     return {
         "level": int(level),
         "errnoval": errnoval or NO_ERRNO,
@@ -56,8 +55,8 @@ def log_fields(level: XentoollogLevel, text: str, errnoval: int = 0) -> dict[str
 
 
 def printable(fields: dict[str, int | str]) -> dict[str, int | str]:
-    """The fields with texts that any channel can carry: a log line quotes what others named (a
-    file that is no UTF-8, with a NUL), and must not be lost for it. Long texts are cut."""
+    """The fields with texts that any channel can carry: a log line may quote names that are not
+    UTF-8 or contain a NUL, and must not be lost for that. Long texts are cut."""
     return {
         name: _printable(value) if isinstance(value, str) else value
         for name, value in fields.items()

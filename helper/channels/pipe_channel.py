@@ -1,6 +1,6 @@
 """The helper's end of libxl's own channel: messages on stdout, answers on stdin.
 
-See `ipc_schema.channel.pipe_codec` for the octets and libxl_save_helper.c for the conversation.
+See `ipc_schema.channel.pipe_codec` for the encoding and libxl_save_helper.c for the conversation.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from xen_save_helper.ipc_schema.channel.messages import (
 
 
 class PipeChannel:
-    """`Channel` over a pair of pipe descriptors, which stay the caller's. `answer_limit` in seconds
-    for each callback's answer, and for room in a pipe that nobody reads; 0 for none."""
+    """`Channel` over a pair of pipe descriptors, which stay the caller's. `answer_limit`, in
+    seconds (0: none), applies to each callback's answer, and to writing into a pipe that nobody
+    reads."""
 
     def __init__(
         self,
@@ -69,8 +70,8 @@ class PipeChannel:
         self._send(name, printable(fields))
 
     def remark(self, level: XentoollogLevel, text: str) -> bool:
-        """A short log line, from any thread, where it can be told at once: not in the middle of a
-        message, nor into a pipe that is full. Whether it was told."""
+        """Send a short log line, from any thread, if that is possible at once: not in the middle of
+        a message, nor into a full pipe. Returns whether it was sent."""
         fields = log_fields(level, text)
         data = pipe_codec.encode_message(self._dialect, "log", printable(fields))
         if len(data) > select.PIPE_BUF:
@@ -82,7 +83,7 @@ class PipeChannel:
                 return False
             os.write(self._messages, data)
         except OSError:
-            return False  # libxl has gone, as the saving thread will find out
+            return False  # libxl is gone, as the saving thread will find out
         finally:
             self._sending.release()
         return True
@@ -95,20 +96,20 @@ class PipeChannel:
             self._seam_send(name, data)
 
     def _seam_send(self, name: str, data: bytes) -> None:
-        """Write the message `name`, all of it. A seam: `FaultyPipeChannel` puts faults in here."""
+        """Write all of the message `name`. A seam: `FaultyPipeChannel` injects faults here."""
         pending = memoryview(data)
         while pending:
             if not self._wait(self._writable):
                 reason = f"nothing was taken for {self._answer_limit} s"
                 self._fail(errno.ETIMEDOUT, f"{name} cannot be told: {reason}")
             try:
-                # So much a pipe takes without blocking once it polls writable.
+                # A pipe takes this much without blocking once it polls writable.
                 pending = pending[os.write(self._messages, pending[: select.PIPE_BUF]) :]
             except OSError as bad:
                 self._fail(bad.errno or errno.EIO, f"{name} cannot be told: {bad.strerror}")
 
     def _seam_receive(self, size: int, name: str) -> bytes:
-        """Read the answer to `name`, of `size` bytes. A seam, as `_seam_send` is."""
+        """Read the answer to `name`, of `size` bytes. A seam, like `_seam_send`."""
         data = b""
         while len(data) < size:
             if not self._wait(self._answered):
@@ -123,7 +124,7 @@ class PipeChannel:
         return data
 
     def _wait(self, poll: Poll) -> Ready:
-        """For an answer, or for room, within the limit; the wait shows life."""
+        """Wait for an answer, or for room, within the limit; the wait counts as activity."""
         return poll_patiently(
             poll, self._answer_limit, look=self._abort.alive, stopped=controller_stands_still
         )

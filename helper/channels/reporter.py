@@ -1,4 +1,4 @@
-"""How the engine talks: callbacks that are timed, log lines, progress at a bounded rate, trace."""
+"""How the engine talks: timed callbacks, log lines, progress at a bounded rate, and the trace."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Reporter:
         return self._channel.provides(name)
 
     def call(self, name: str, **fields: int | str) -> int:
-        """Make the callback `name`; the stream's stall clock stands still meanwhile.
+        """Make the callback `name`; the stream's stall clock is stopped meanwhile.
 
-        Raises ChannelError, and OSError(EINVAL) where the controller does not provide `name`.
+        Raises ChannelError, and OSError(EINVAL) if the controller does not provide `name`.
         """
         if not self._channel.provides(name):
             raise OSError(errno.EINVAL, f"the controller provides no {name} callback")
@@ -45,8 +45,8 @@ class Reporter:
         return value
 
     def transition(self) -> bool:
-        """Make the callback `postcopy_transition`: whether it succeeded. The guest's newest state
-        may be at the other side from the moment in which the controller hears of it."""
+        """Make the callback `postcopy_transition`; returns whether it succeeded. As soon as the
+        controller has it, the guest's newest state may be at the other side."""
         self._channel.wait_for_ever()
         return self.call("postcopy_transition") == 1
 
@@ -69,7 +69,7 @@ class Reporter:
         self.log(XentoollogLevel.DETAIL, text)
 
     def progress(self, doing_what: str, done: int, total: int) -> None:
-        """Tell how far it is; silent where the last word is fresh, unless it is the end."""
+        """Report progress, unless the last report is recent and this is not the end."""
         self._abort.alive()
         now = time.monotonic()
         if now < self._next_progress and done < total:

@@ -1,8 +1,8 @@
 """The helper's end of the conversation with our controller, over ZeroMQ.
 
-When the connection breaks, the socket's monitor tells the abort watcher, and the helper ends itself
-through its error path. Nothing here ends it by a clock of libzmq's: its heartbeats, and its limit
-for a greeting, take a process that was stopped for one that is dead.
+If the connection breaks, the socket's monitor tells the abort watcher, and the helper ends through
+its error path. None of libzmq's own timeouts is used: its heartbeats and its handshake limit take a
+stopped process for a dead one.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from xen_save_helper.ipc_schema.channel.waits import Patience
 from xen_save_helper.ipc_schema.errors import DecodeError
 
 _LOOK_UP_MILLISECONDS: Final = 100
-"""How often a wait for an answer looks up whether the controller is gone."""
+"""How often a wait for an answer checks whether the controller is gone."""
 _EAGER_SECONDS: Final = 0.0003
-"""For how long an answer is waited for with open eyes: to be woken takes longer than a sync answer
-does at the other end."""
-# As integers: pyzmq's own are enums, which cost more than what they are for at each message.
+"""How long to wait busily for an answer: waking up takes longer than the other end needs for a sync
+answer."""
+# As integers: pyzmq's own are enums, which cost more than their use at each message.
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 _RCVMORE: Final = int(zmq.RCVMORE)
 _FAREWELL_MILLISECONDS: Final = 1000
-"""For how long the last words may take to leave."""
+"""How long the last messages may take to leave."""
 
 
 class ZmqChannel:
-    """`Channel` over a DEALER socket. `answer_limit` in seconds for each callback's answer, and for
-    a controller that takes no messages; 0 for none."""
+    """`Channel` over a DEALER socket. `answer_limit`, in seconds (0: none), applies to each
+    callback's answer, and to a controller that takes no messages."""
 
     def __init__(self, endpoint: str, secret: bytes, answer_limit: float = 0.0) -> None:
         self._turns = HelperEnd(secret, os.urandom(NONCE_SIZE))
@@ -63,7 +63,7 @@ class ZmqChannel:
             (zmq.RCVTIMEO, _LOOK_UP_MILLISECONDS),
             (zmq.SNDTIMEO, _LOOK_UP_MILLISECONDS),
             (zmq.HANDSHAKE_IVL, 0),
-            # One connection is the whole conversation: a new one would not be the same peer's.
+            # The conversation is one connection: a new one would not be to the same peer.
             (zmq.RECONNECT_IVL, -1),
         ):
             self._socket.setsockopt(option, value)
@@ -77,13 +77,13 @@ class ZmqChannel:
         self._send("hello", self._turns.hello(os.getpid()))
 
     def wait_for_start(self, lifeline: int, limit: float) -> dict[str, Any]:
-        """The fields of `start`.
+        """Wait for `start`; returns its fields.
 
-        Raises ChannelError: ETIMEDOUT after `limit` seconds, EPIPE when the controller died.
+        Raises ChannelError: ETIMEDOUT after `limit` seconds, EPIPE if the controller dies.
         """
         over = _limit(limit)
         poll = select.poll()
-        poll.register(lifeline, 0)  # POLLHUP alone
+        poll.register(lifeline, 0)  # POLLHUP only
         while True:
             received = self._receive()
             if received is not None:
@@ -99,7 +99,7 @@ class ZmqChannel:
         return fields
 
     def attend(self, abort: Abort) -> None:
-        """Tell `abort` when the controller falls silent. Before `abort` is entered."""
+        """Tell `abort` if the controller disconnects. To be called before `abort` is entered."""
         self._abort = abort
         abort.watch(self._monitor_fd, self._monitor_ready)
 
@@ -126,7 +126,7 @@ class ZmqChannel:
         self._send(name, printable(fields))
 
     def close(self) -> None:
-        """Send what is still to be sent, within a second, and give up the socket."""
+        """Send what is still unsent, within a second, and close the socket."""
         lost = self._abort is not None and self._abort.lost
         with self._monitor_lock:
             self._monitored = False
@@ -145,8 +145,8 @@ class ZmqChannel:
         self._seam_send(name, data)
 
     def _seam_send(self, name: str, data: bytes) -> None:
-        """Hand the message `name` to the socket. A seam: `FaultyZmqChannel` puts faults in here,
-        and needs the name for it."""
+        """Hand the message `name` to the socket. A seam: `FaultyZmqChannel` injects faults here,
+        and needs the name for that."""
         over = self._answer_over()
         while True:
             try:
@@ -158,8 +158,8 @@ class ZmqChannel:
                     self._fail(errno.ETIMEDOUT, reason)
 
     def _answer_over(self) -> Callable[[], bool]:
-        """To be asked at each look whether the answer's limit is over; the wait shows life. Raises
-        ChannelError where the controller is gone."""
+        """A function that says whether the answer's limit is used up. Calling it counts as
+        activity. It raises ChannelError if the controller is gone."""
         over = _limit(self._answer_limit)
 
         def look() -> bool:
@@ -174,11 +174,11 @@ class ZmqChannel:
     def _wait_eagerly(self) -> None:
         until = time.monotonic() + _EAGER_SECONDS
         while not int(self._socket.get(_EVENTS)) & _POLLIN and time.monotonic() < until:
-            # libzmq's own thread, which brings the answer, may have to run on this processor.
+            # libzmq's own thread, which receives the answer, may have to run on this processor.
             os.sched_yield()
 
     def _receive(self) -> tuple[Turn, dict[str, Any]] | None:
-        """The next message that the caller must act on; None after a moment without one."""
+        """The next message; None after a moment without one."""
         try:
             data = self._seam_receive()
         except zmq.Again:
@@ -197,8 +197,8 @@ class ZmqChannel:
         return turn, envelope.fields
 
     def _seam_receive(self) -> bytes:
-        """The next message. Raises zmq.Again after a moment without one. A seam, as `_seam_send`
-        is."""
+        """The next message as bytes. Raises zmq.Again after a moment without one. A seam, like
+        `_seam_send`."""
         return self._socket.recv()
 
     def _fail(self, errnoval: int, reason: str) -> NoReturn:
@@ -208,18 +208,18 @@ class ZmqChannel:
         raise self._over
 
     def _monitor_ready(self) -> None:
-        """On the watcher's thread, which alone uses the monitor socket until it is closed."""
+        """Runs in the watcher's thread, the only user of the monitor socket until it is closed."""
         with self._monitor_lock:
             while self._monitored and self._monitor.poll(0, zmq.POLLIN):
-                # Not by zmq.utils.monitor, which loads asyncio: all that comes is DISCONNECTED.
+                # Without zmq.utils.monitor, which loads asyncio: only DISCONNECTED can come.
                 self._monitor.recv_multipart(zmq.NOBLOCK)
                 if self._abort is not None:
                     self._abort.request(errno.EPIPE, "the controller hung up", lost=True)
 
 
 def _limit(seconds: float) -> Callable[[], bool]:
-    """To be asked at each look whether so many `seconds` (0: no limit) are over, in which this
-    process ran and the controller was not stopped."""
+    """A function that says whether `seconds` (0: no limit) are over, counting only time in which
+    this process ran and the controller was not stopped."""
     if not seconds:
         return lambda: False
     patience = Patience(seconds, time.monotonic())

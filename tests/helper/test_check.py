@@ -36,7 +36,7 @@ def test_each_setting_is_told_with_where_it_comes_from(tmp_path: Path) -> None:
     status, lines = check(**simulated(tmp_path), ABORT_AFTER="7", FAULTS="suspend:after-send=kill")
     assert status == 0, lines
     assert lines[0] == f"xen-save-helper {version()}"
-    assert lines[-1] == "all of it holds"
+    assert lines[-1] == "no problems found"
     assert row(lines, "EVENTS") == f"{events} ({conf}, line 2)"
     assert row(lines, "ABORT_AFTER") == "7 (environment)"
     assert row(lines, "FAULTS") == "suspend:after-send=kill (environment)"
@@ -57,7 +57,7 @@ def test_an_events_file_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "problem"),
     [
-        ("EVNTS", "x", "is no setting, and passed over; did you mean XEN_SAVE_HELPER_EVENTS?"),
+        ("EVNTS", "x", "'XEN_SAVE_HELPER_EVNTS', ignored; did you mean XEN_SAVE_HELPER_EVENTS?"),
         ("STREAM_STALL", "1m", "want seconds, at most 2000000"),
         ("EVENTS", "/nonexistent/e", "No such file or directory: saves go on without a trace"),
         ("FAULTS", "herd=kill", "there is no point 'herd'"),
@@ -65,7 +65,7 @@ def test_an_events_file_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
         ("DIALECT", "klingon", "want one of mainline"),
         ("HYPERVISOR", "kvm", "want xen, or sim: and a host's directory: every save fails"),
         ("DEVICE_MODEL", "/nonexistent/qemu", "want a program's path, or unchecked"),
-        ("CONFIG", "/nonexistent/conf", "there is no such file"),
+        ("CONFIG", "/nonexistent/conf", "no such file"),
     ],
 )
 def test_what_is_wrong_is_told_with_the_way_out(

@@ -49,14 +49,14 @@ def by_hand(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     ("arguments", "what"),
     [
         ([], "--save-domain, --restore-domain or --connect is missing"),
-        (["nonsense"], "'nonsense' is no option"),
-        (["--nonsense", "1"], "'--nonsense' is no option"),
+        (["nonsense"], "unknown option 'nonsense'"),
+        (["--nonsense", "1"], "unknown option '--nonsense'"),
         (["--connect"], "--connect needs a value"),
         (["--connect", "ipc:///nonexistent/controller"], "--secret-fd is missing"),
         (["--connect", "ipc:///nonexistent", "--secret-fd", "0"], "want ipc:// and the path"),
         (["--connect", "tcp://127.0.0.1:1", "--secret-fd", "0"], "want ipc:// and the path"),
         (["--connect", "ipc:///dev/null", "--secret-fd", "99"], "--secret-fd 99: Bad file"),
-        (["--connect", "ipc:///dev/null", "--secret-fd", "0"], "--secret-fd: 0 octets, want 32"),
+        (["--connect", "ipc:///dev/null", "--secret-fd", "0"], "--secret-fd: 0 bytes, want 32"),
         (["--secret-fd", "x", "--connect", "ipc:///dev/null"], "--secret-fd 'x': want a number"),
         (["--start-limit", "-1", "--save-domain"], "--start-limit '-1': want a number"),
         (["--stream-stall", "1e9", "--save-domain"], "want a number from 0 to 2000000"),
@@ -400,7 +400,7 @@ def warnings(lines: list[tuple[int, str]]) -> list[str]:
         ("no directory", "No such file or directory: there is no trace"),
         ("a directory", "Is a directory: there is no trace"),
         ("a FIFO that nobody reads", "No such device or address: there is no trace"),
-        ("full", "No space left on device: it ends here"),
+        ("full", "No space left on device: the trace ends here"),
     ],
 )
 def test_a_trace_that_cannot_be_had_fails_nothing(tmp_path: Path, kind: str, why: str) -> None:
@@ -425,7 +425,7 @@ def test_what_is_wrong_in_the_settings_is_told_in_libxls_log_and_fails_nothing(
     lines = logged_of_a_save(XEN_SAVE_HELPER_CONFIG=str(conf), XEN_SAVE_HELPER_EVNTS="/tmp/e")
     first, second, third = warnings(lines)
     assert first.startswith(f"{conf}, line 2: 'nonsense': want NAME=VALUE")
-    assert second.startswith("environment: 'XEN_SAVE_HELPER_EVNTS' is no setting")
+    assert second.startswith("environment: unknown setting 'XEN_SAVE_HELPER_EVNTS'")
     assert third.startswith(f"{conf}, line 1: XEN_SAVE_HELPER_MAX_ITERATIONS='five'")
 
 

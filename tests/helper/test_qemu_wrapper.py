@@ -153,7 +153,7 @@ def test_without_a_version_the_state_is_handed_on_and_the_log_says_so(
     ended = start("-incoming", f"fd:{state}", keep=(state,))
     assert ended.told["word"] == ["-incoming", f"fd:{state}"]
     assert ended.stderr == (
-        "xen-save-helper-qemu: the state is handed on as it came: "
+        "xen-save-helper-qemu: the state is passed on unchanged: "
         f"{program} --version tells no version: no such library\n"
     )
 

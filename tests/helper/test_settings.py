@@ -79,7 +79,7 @@ def test_a_value_that_cannot_be_is_named_and_passed_over(name: str, value: str, 
     found = found_in(**{name: value, "ANSWER_LIMIT": "9"})
     assert found.settings == Settings(answer_limit=9.0)
     assert found.problems == (
-        f"environment: XEN_SAVE_HELPER_{name}={value!r}: want {want}; it is passed over",
+        f"environment: XEN_SAVE_HELPER_{name}={value!r}: want {want}; ignored",
     )
     assert found.given == {"XEN_SAVE_HELPER_ANSWER_LIMIT": Given("environment", "9")}
 
@@ -89,13 +89,13 @@ def test_a_value_that_cannot_be_is_named_and_passed_over(name: str, value: str, 
     [
         (
             "XEN_SAVE_HELPER_MAX_ITERATION=3",
-            "'XEN_SAVE_HELPER_MAX_ITERATION' is no setting, and passed over; "
+            "unknown setting 'XEN_SAVE_HELPER_MAX_ITERATION', ignored; "
             "did you mean XEN_SAVE_HELPER_MAX_ITERATIONS?",
         ),
-        ("XEN_SAVE_HELPER_CONFIG=/tmp/other", "'XEN_SAVE_HELPER_CONFIG' is no setting"),
+        ("XEN_SAVE_HELPER_CONFIG=/tmp/other", "unknown setting 'XEN_SAVE_HELPER_CONFIG'"),
         ("MAX_ITERATIONS=3", "did you mean XEN_SAVE_HELPER_MAX_ITERATIONS?"),
         ("XENSAVE_HELPER_EVENTS=/tmp/e", "did you mean XEN_SAVE_HELPER_EVENTS?"),
-        ("colour=blue", "'colour' is no setting, and passed over; there are XEN_SAVE_HELPER_"),
+        ("colour=blue", "unknown setting 'colour', ignored; there are XEN_SAVE_HELPER_"),
         ("XEN_SAVE_HELPER_MAX_ITERATIONS", "want NAME=VALUE"),
         ("XEN_SAVE_HELPER_MAX_ITERATIONS=x", "XEN_SAVE_HELPER_MAX_ITERATIONS='x': want a whole"),
     ],
@@ -127,7 +127,7 @@ def test_a_misspelt_variable_is_told_of(name: str, near: str) -> None:
     found = read_settings({name: "1", "XEN_TOOLSTACK_HOST": "/tmp/h", "LIBXL_SAVE_HELPER": "/x"})
     assert found.settings == Settings()
     assert found.problems == (
-        f"environment: {name!r} is no setting, and passed over; did you mean {near}?",
+        f"environment: unknown setting {name!r}, ignored; did you mean {near}?",
     )
 
 
@@ -141,11 +141,9 @@ def test_a_misspelt_variable_that_is_empty_is_none() -> None:
 
 def test_a_file_that_is_named_and_cannot_be_read_is_told_of(tmp_path: Path) -> None:
     none = tmp_path / "none"
-    assert found_in(CONFIG=str(none)).problems == (
-        f"XEN_SAVE_HELPER_CONFIG={none}: there is no such file",
-    )
+    assert found_in(CONFIG=str(none)).problems == (f"XEN_SAVE_HELPER_CONFIG={none}: no such file",)
     found = found_in(CONFIG=str(tmp_path), MAX_ITERATIONS="9")
-    assert found.problems == (f"{tmp_path}: Is a directory: none of its lines hold",)
+    assert found.problems == (f"{tmp_path}: Is a directory: all of it is ignored",)
     assert found.settings == Settings(max_iterations=9)
 
 
@@ -154,7 +152,8 @@ def test_of_two_ends_of_precopy_the_one_that_spares_the_guest_holds() -> None:
     assert found.settings == Settings(abort_after=4)
     (told,) = found.problems
     assert told.startswith(
-        "environment: XEN_SAVE_HELPER_MAX_ITERATIONS is passed over for XEN_SAVE_HELPER_ABORT_AFTER"
+        "environment: XEN_SAVE_HELPER_MAX_ITERATIONS is ignored in favour of "
+        "XEN_SAVE_HELPER_ABORT_AFTER"
     )
 
 
@@ -164,4 +163,4 @@ def test_of_two_ends_of_precopy_the_environments_comes_first(tmp_path: Path) -> 
     found = found_in(CONFIG=str(conf), MAX_ITERATIONS="3")
     assert found.settings == Settings(max_iterations=3)
     (told,) = found.problems
-    assert told.startswith(f"{conf}, line 1: XEN_SAVE_HELPER_ABORT_AFTER is passed over for")
+    assert told.startswith(f"{conf}, line 1: XEN_SAVE_HELPER_ABORT_AFTER is ignored in favour of")

@@ -60,7 +60,7 @@ def test_where_the_other_side_could_go_on_it_is_not_blamed() -> None:
     log = Log()
     WaitLog(log, reading=False).look(60, lambda: True)
     assert log.taken() == [
-        "WARN: the save helper does nothing for 60 s, and its stream is ready: "
+        "WARN: the save helper has done nothing for 60 s, and its stream is ready: "
         "a call into Xen or the kernel does not return"
     ]
 

@@ -59,7 +59,9 @@ def open_trace(arguments: argparse.Namespace, process: str) -> Trace:
         problem(error, "there is no trace")
         return Trace(process)
     os.environ[EVENTS_VARIABLE] = str(path)
-    return Trace(process, lambda line: os.write(file, line), lambda e: problem(e, "it ends here"))
+    return Trace(
+        process, lambda line: os.write(file, line), lambda e: problem(e, "the trace ends here")
+    )
 
 
 def context_of(

@@ -88,7 +88,9 @@ def test_the_commands_say_that_the_trace_has_ended(hosts: Hosts, tmp_path: Path)
     assert ended.code == 0, ended
     assert json.loads(ended.out)["state"] is None
     (line,) = ended.err.splitlines()
-    assert line == "xen-toolstack: events file /dev/full: No space left on device: it ends here"
+    assert (
+        line == "xen-toolstack: events file /dev/full: No space left on device: the trace ends here"
+    )
 
 
 def test_the_commands_go_on_without_a_trace_that_cannot_be_opened(
