@@ -7,9 +7,10 @@ NUL at its end, and a libxl stream. In version 1 a legacy libxc stream follows i
 from __future__ import annotations
 
 import re
-import struct
 from dataclasses import dataclass
 from typing import Final
+
+from construct import Bytes, Int32ul, Struct
 
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.records import check_size
@@ -20,9 +21,10 @@ VERSION: Final = 2
 MAX_XML: Final = 1 << 20
 """libvirt has no limit. A domain's XML is some KiB."""
 
-_HEADER: Final = struct.Struct(f"<{len(MAGIC)}sII40x")
-"""Magic, version, length of the XML."""
-HEADER_SIZE: Final = _HEADER.size
+_HEADER: Final = Struct(
+    "magic" / Bytes(len(MAGIC)), "version" / Int32ul, "xml_len" / Int32ul, "unused" / Bytes(40)
+)
+HEADER_SIZE: Final[int] = _HEADER.sizeof()
 
 _TYPES: Final = {"hvm": "hvm", "xenpvh": "pvh", "xen": "pv", "linux": "pv"}
 """libxl_domain_type by the XML's os/type."""
@@ -38,7 +40,8 @@ class LibvirtHeader:
 
 def encode(xml: bytes, version: int = VERSION) -> bytes:
     """Encode the header followed by `xml`, which ends with a NUL."""
-    return _HEADER.pack(MAGIC, version, len(xml)) + xml
+    header = {"magic": MAGIC, "version": version, "xml_len": len(xml), "unused": bytes(40)}
+    return bytes(_HEADER.build(header)) + xml
 
 
 def decode_header(data: bytes, offset: int = 0) -> LibvirtHeader:
@@ -48,15 +51,15 @@ def decode_header(data: bytes, offset: int = 0) -> LibvirtHeader:
     """
     what = "libvirt header"
     check_size(data, HEADER_SIZE, what, offset)
-    magic, version, xml_len = _HEADER.unpack(data)
-    if magic != MAGIC:
-        raise DecodeError(what, offset, f"magic {magic!r}, want {MAGIC!r}")
+    fields = _HEADER.parse(data)
+    if fields.magic != MAGIC:
+        raise DecodeError(what, offset, f"magic {fields.magic!r}, want {MAGIC!r}")
     place = offset + len(MAGIC)
-    if not 1 <= version <= VERSION:
-        raise DecodeError(what, place, f"version {version}, want 1 or {VERSION}")
-    if not 1 <= xml_len <= MAX_XML:
-        raise DecodeError(what, place + 4, f"XML of {xml_len} bytes, want 1 to {MAX_XML}")
-    return LibvirtHeader(version, xml_len)
+    if not 1 <= fields.version <= VERSION:
+        raise DecodeError(what, place, f"version {fields.version}, want 1 or {VERSION}")
+    if not 1 <= fields.xml_len <= MAX_XML:
+        raise DecodeError(what, place + 4, f"XML of {fields.xml_len} bytes, want 1 to {MAX_XML}")
+    return LibvirtHeader(fields.version, fields.xml_len)
 
 
 def describe(xml: bytes, offset: int = HEADER_SIZE) -> dict[str, str]:

@@ -1,19 +1,28 @@
 """The contents of the libxc stream's record bodies, and a codec for each.
 
-An encoder raises ValueError, struct.error, AttributeError or TypeError for what a body cannot hold;
-a decoder is given a body of a length that the record may have (`libxc_records`), the record's name
-and the body's offset, and raises DecodeError. The checks are those of xg_sr_restore*.c and of Xen's
-verify-stream-v2, whichever is stricter; what depends on the guest (its number of vCPUs, its highest
-pfn) is left to the reader of the stream.
+An encoder raises ValueError, construct's error, AttributeError or TypeError for what a body cannot
+hold; a decoder is given a body of a length that the record may have (`libxc_records`), the record's
+name and the body's offset, and raises DecodeError. The checks are those of xg_sr_restore*.c and of
+Xen's verify-stream-v2, whichever is stricter; what depends on the guest (its number of vCPUs, its
+highest pfn) is left to the reader of the stream.
 """
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
+from construct import (
+    Array,
+    GreedyBytes,
+    Int8ul,
+    Int16ul,
+    Int32ul,
+    Int64ul,
+    Struct,
+    this,
+)
 from numpy.typing import NDArray
 
 from xen_save_helper.ipc_schema.errors import DecodeError
@@ -33,7 +42,8 @@ MAX_HVM_PARAMS: Final = 1024
 """HVM_NR_PARAMS is 39 in Xen 4.20."""
 
 _PV_MODES: Final = ((8, 4), (4, 3))
-"""Guest width and page table levels."""
+"""Guest width and levels of page tables."""
+VCPU_HEADER_SIZE: Final = 8
 _PTES_PER_FRAME: Final = (512, 1024)
 """Entries in a p2m frame of a 64-bit and of a 32-bit guest."""
 
@@ -108,19 +118,23 @@ Body = (
 """The content of a body: None for records without one, bytes for opaque ones, an array of pfns for
 CHECKPOINT_DIRTY_PFN_LIST, a list of (index, value) for HVM_PARAMS."""
 
-_PV_INFO: Final = struct.Struct("<BBHI")
-"""Guest width, levels of page tables, and two reserved fields."""
-_P2M_FRAMES: Final = struct.Struct("<II")
-"""First and last pfn."""
-_VCPU: Final = struct.Struct("<II")
-"""vCPU id and a reserved field; the context follows."""
-VCPU_HEADER_SIZE: Final = _VCPU.size
-_TSC_INFO: Final = struct.Struct("<IIQII")
-"""Mode, kHz, nsec, incarnation and a reserved field."""
-_HVM_PARAMS: Final = struct.Struct("<II")
-"""Count and a reserved field; the parameters follow."""
-_HVM_PARAM: Final = struct.Struct("<QQ")
-"""Index, value."""
+_PV_INFO: Final = Struct(
+    "guest_width" / Int8ul, "pt_levels" / Int8ul, "reserved" / Int16ul, "reserved2" / Int32ul
+)
+_P2M_FRAMES: Final = Struct("start_pfn" / Int32ul, "end_pfn" / Int32ul)
+_VCPU: Final = Struct("vcpu_id" / Int32ul, "reserved" / Int32ul, "context" / GreedyBytes)
+_TSC_INFO: Final = Struct(
+    "mode" / Int32ul,
+    "khz" / Int32ul,
+    "nsec" / Int64ul,
+    "incarnation" / Int32ul,
+    "reserved" / Int32ul,
+)
+_HVM_PARAM: Final = Struct("index" / Int64ul, "value" / Int64ul)
+_HVM_PARAMS_HEADER: Final = Struct("count" / Int32ul, "reserved" / Int32ul)
+_HVM_PARAMS: Final = Struct(
+    "header" / _HVM_PARAMS_HEADER, "params" / Array(this.header.count, _HVM_PARAM)
+)
 
 
 def _zero(value: int, what: str, offset: int) -> None:
@@ -151,17 +165,19 @@ def decode_bytes(body: bytes, what: str, offset: int) -> bytes:
 def encode_pv_info(info: PvInfo) -> bytes:
     if (info.guest_width, info.pt_levels) not in _PV_MODES:
         raise ValueError(f"X86_PV_INFO: width {info.guest_width} with {info.pt_levels} levels")
-    return _PV_INFO.pack(info.guest_width, info.pt_levels, 0, 0)
+    fields = {"guest_width": info.guest_width, "pt_levels": info.pt_levels}
+    return bytes(_PV_INFO.build({**fields, "reserved": 0, "reserved2": 0}))
 
 
 def decode_pv_info(body: bytes, what: str, offset: int) -> PvInfo:
-    *mode, reserved, reserved2 = _PV_INFO.unpack(body)
-    if tuple(mode) not in _PV_MODES:
+    fields = _PV_INFO.parse(body)
+    mode = (fields.guest_width, fields.pt_levels)
+    if mode not in _PV_MODES:
         raise DecodeError(
             what, offset, f"guest width {mode[0]} with {mode[1]} levels, want 8 with 4 or 4 with 3"
         )
-    _zero(reserved, what, offset + 2)
-    _zero(reserved2, what, offset + 4)
+    _zero(fields.reserved, what, offset + 2)
+    _zero(fields.reserved2, what, offset + 4)
     return PvInfo(*mode)
 
 
@@ -171,14 +187,16 @@ def encode_p2m_frames(frames: P2mFrames) -> bytes:
             f"X86_PV_P2M_FRAMES: {len(frames.p2m_pfns)} frames for pfns {frames.start_pfn:#x} "
             f"to {frames.end_pfn:#x}"
         )
-    return _P2M_FRAMES.pack(frames.start_pfn, frames.end_pfn) + encode_pfns(frames.p2m_pfns)
+    head = _P2M_FRAMES.build({"start_pfn": frames.start_pfn, "end_pfn": frames.end_pfn})
+    return bytes(head) + encode_pfns(frames.p2m_pfns)
 
 
 def decode_p2m_frames(body: bytes, what: str, offset: int) -> P2mFrames:
-    start, end = _P2M_FRAMES.unpack_from(body)
+    fields = _P2M_FRAMES.parse(body)
+    start, end = int(fields.start_pfn), int(fields.end_pfn)
     if start > end:
         raise DecodeError(what, offset, f"start pfn {start:#x}, want at most end pfn {end:#x}")
-    pfns = decode_pfns(body[_P2M_FRAMES.size :], what, offset + 8)
+    pfns = decode_pfns(body[_P2M_FRAMES.sizeof() :], what, offset + 8)
     counts = _p2m_counts(start, end)
     if len(pfns) not in counts:
         raise DecodeError(
@@ -195,17 +213,25 @@ def _p2m_counts(start: int, end: int) -> tuple[int, ...]:
 
 
 def encode_vcpu(vcpu: VcpuContext) -> bytes:
-    return _VCPU.pack(vcpu.vcpu_id, 0) + vcpu.context
+    fields = {"vcpu_id": vcpu.vcpu_id, "reserved": 0, "context": vcpu.context}
+    return bytes(_VCPU.build(fields))
 
 
 def decode_vcpu(body: bytes, what: str, offset: int) -> VcpuContext:
-    vcpu_id, reserved = _VCPU.unpack_from(body)
-    _zero(reserved, what, offset + 4)
-    return VcpuContext(vcpu_id, body[_VCPU.size :])
+    fields = _VCPU.parse(body)
+    _zero(fields.reserved, what, offset + 4)
+    return VcpuContext(int(fields.vcpu_id), bytes(fields.context))
 
 
 def encode_tsc_info(info: TscFields) -> bytes:
-    return _TSC_INFO.pack(info.mode, info.khz, info.nsec, info.incarnation, 0)
+    fields = {
+        "mode": info.mode,
+        "khz": info.khz,
+        "nsec": info.nsec,
+        "incarnation": info.incarnation,
+        "reserved": 0,
+    }
+    return bytes(_TSC_INFO.build(fields))
 
 
 def decode_xsave(body: bytes, what: str, offset: int) -> VcpuContext:
@@ -220,24 +246,24 @@ def decode_xsave(body: bytes, what: str, offset: int) -> VcpuContext:
 
 
 def decode_tsc_info(body: bytes, what: str, offset: int) -> TscInfo:
-    *fields, reserved = _TSC_INFO.unpack(body)
-    _zero(reserved, what, offset + 20)
-    return TscInfo(*fields)
+    fields = _TSC_INFO.parse(body)
+    _zero(fields.reserved, what, offset + 20)
+    return TscInfo(fields.mode, fields.khz, fields.nsec, fields.incarnation)
 
 
 def encode_hvm_params(params: list[tuple[int, int]]) -> bytes:
-    entries = b"".join(_HVM_PARAM.pack(index, value) for index, value in params)
-    return _HVM_PARAMS.pack(len(params), 0) + entries
+    fields = [{"index": index, "value": value} for index, value in params]
+    header = {"count": len(params), "reserved": 0}
+    return bytes(_HVM_PARAMS.build({"header": header, "params": fields}))
 
 
 def decode_hvm_params(body: bytes, what: str, offset: int) -> list[tuple[int, int]]:
-    count, reserved = _HVM_PARAMS.unpack_from(body)
-    _zero(reserved, what, offset + 4)
-    entries = body[_HVM_PARAMS.size :]
-    room = len(entries) // _HVM_PARAM.size
-    if count != room:
-        raise DecodeError(what, offset, f"count {count}, want {room} to fill the record")
-    return [(index, value) for index, value in _HVM_PARAM.iter_unpack(entries)]
+    header = _HVM_PARAMS_HEADER.parse(body)
+    _zero(header.reserved, what, offset + 4)
+    room = (len(body) - _HVM_PARAMS_HEADER.sizeof()) // _HVM_PARAM.sizeof()
+    if header.count != room:
+        raise DecodeError(what, offset, f"count {header.count}, want {room} to fill the record")
+    return [(int(param.index), int(param.value)) for param in _HVM_PARAMS.parse(body).params]
 
 
 def encode_pfns(pfns: NDArray[np.uint64]) -> bytes:

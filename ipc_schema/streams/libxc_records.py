@@ -5,10 +5,11 @@ PAGE_DATA and POSTCOPY_PAGE_DATA are not in it: page contents are handled elsewh
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+
+from construct import ConstructError
 
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.libxc_bodies import (
@@ -118,8 +119,8 @@ def encode_body(kind: RecordType, value: Body | TscFields = None) -> bytes:
     for records with page contents."""
     try:
         body = _format(kind).encode(value)
-    except struct.error as bad:
-        raise ValueError(f"{kind.name}: {bad}") from None
+    except ConstructError as bad:
+        raise ValueError(f"{kind.name}: {str(bad).splitlines()[-1]}") from None
     except (AttributeError, TypeError):
         raise ValueError(f"{kind.name}: {type(value).__name__} is not what it holds") from None
     if len(body) not in BODIES[kind].lengths:

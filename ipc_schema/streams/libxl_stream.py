@@ -7,10 +7,11 @@ without a frame of its own.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import Final
+
+from construct import Int32ub, Int32ul, Int64ub, Struct
 
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams import records
@@ -22,16 +23,13 @@ OPTION_BIG_ENDIAN: Final = 1 << 0
 OPTION_LEGACY: Final = 1 << 1
 """The stream was converted from Xen 4.5 or before."""
 
-_HEADER: Final = struct.Struct(">QII")
-"""Ident, version, options."""
-HEADER_SIZE: Final = _HEADER.size
+_HEADER: Final = Struct("ident" / Int64ub, "version" / Int32ub, "options" / Int32ub)
+HEADER_SIZE: Final[int] = _HEADER.sizeof()
 
-_EMULATOR: Final = struct.Struct("<II")
-"""Emulator id, index."""
-EMULATOR_HEADER_SIZE: Final = _EMULATOR.size
-_CHECKPOINT_STATE: Final = struct.Struct("<II")
-"""Control id, padding."""
-_CONTROL_ID: Final = struct.Struct("<I")
+_EMULATOR: Final = Struct("emulator_id" / Int32ul, "index" / Int32ul)
+EMULATOR_HEADER_SIZE: Final[int] = _EMULATOR.sizeof()
+_CHECKPOINT_STATE: Final = Struct("control_id" / Int32ul, "padding" / Int32ul)
+_CHECKPOINT_STATE_SIZE: Final[int] = _CHECKPOINT_STATE.sizeof()
 
 
 class RecordType(IntEnum):
@@ -69,8 +67,8 @@ LENGTHS: Final[Mapping[RecordType, range]] = {
     RecordType.EMULATOR_XENSTORE_DATA: range(EMULATOR_HEADER_SIZE, (1 << 20) + 1),
     RecordType.EMULATOR_CONTEXT: range(EMULATOR_HEADER_SIZE, records.MAX_LENGTH + 1),
     RecordType.CHECKPOINT_END: range(1),
-    # libxl writes its struct of 4 bytes; the specification counts the padding too, 8.
-    RecordType.CHECKPOINT_STATE: range(_CONTROL_ID.size, _CHECKPOINT_STATE.size + 1, 4),
+    # libxl writes its structure of 4 bytes; the specification counts the padding: 8.
+    RecordType.CHECKPOINT_STATE: range(4, _CHECKPOINT_STATE_SIZE + 1, 4),
     RecordType.POSTCOPY_TRANSITION_END: range(1),
 }
 """The lengths that each record's body may have, in bytes. libxl has no limits; a device model's
@@ -79,7 +77,7 @@ xenstore data is some hundred bytes, its state at most a few MiB."""
 
 def encode_header() -> bytes:
     """Encode the HEADER_SIZE bytes in front of a little-endian stream."""
-    return _HEADER.pack(IDENT, VERSION, 0)
+    return bytes(_HEADER.build({"ident": IDENT, "version": VERSION, "options": 0}))
 
 
 def decode_header(data: bytes, offset: int = 0) -> int:
@@ -89,16 +87,16 @@ def decode_header(data: bytes, offset: int = 0) -> int:
     """
     what = "libxl header"
     check_size(data, HEADER_SIZE, what, offset)
-    ident, version, options = _HEADER.unpack(data)
-    if ident != IDENT:
-        raise DecodeError(what, offset, f"ident {ident:#018x}, want {IDENT:#018x}")
-    if version != VERSION:
-        raise DecodeError(what, offset + 8, f"version {version}, want {VERSION}")
-    if options & OPTION_BIG_ENDIAN:
+    fields = _HEADER.parse(data)
+    if fields.ident != IDENT:
+        raise DecodeError(what, offset, f"ident {fields.ident:#018x}, want {IDENT:#018x}")
+    if fields.version != VERSION:
+        raise DecodeError(what, offset + 8, f"version {fields.version}, want {VERSION}")
+    if fields.options & OPTION_BIG_ENDIAN:
         raise DecodeError(what, offset + 12, "a big-endian stream, want a little-endian one")
-    if reserved := options & ~OPTION_LEGACY:
+    if reserved := fields.options & ~OPTION_LEGACY:
         raise DecodeError(what, offset + 12, f"reserved options {reserved:#x}, want 0")
-    return int(options)
+    return int(fields.options)
 
 
 def record_type(number: int, offset: int) -> RecordType | None:
@@ -180,7 +178,7 @@ def decode_emulator_context(body: bytes, offset: int = 0) -> tuple[EmulatorId, i
 
 def encode_checkpoint_state(state: CheckpointState) -> bytes:
     """Encode the body of CHECKPOINT_STATE, the 4 bytes that libxl writes."""
-    return _CONTROL_ID.pack(state)
+    return bytes(Int32ul.build(state))
 
 
 def decode_checkpoint_state(body: bytes, offset: int = 0) -> CheckpointState:
@@ -189,28 +187,30 @@ def decode_checkpoint_state(body: bytes, offset: int = 0) -> CheckpointState:
     what = "libxl CHECKPOINT_STATE"
     if len(body) not in LENGTHS[RecordType.CHECKPOINT_STATE]:
         raise DecodeError(what, offset, f"{len(body)} bytes, want 4 or 8")
-    control_id, padding = _CHECKPOINT_STATE.unpack(body.ljust(_CHECKPOINT_STATE.size, b"\0"))
-    if padding:
-        raise DecodeError(what, offset + 4, f"padding {padding:#x}, want 0")
+    fields = _CHECKPOINT_STATE.parse(body.ljust(_CHECKPOINT_STATE_SIZE, b"\0"))
+    if fields.padding:
+        raise DecodeError(what, offset + 4, f"padding {fields.padding:#x}, want 0")
     try:
-        return CheckpointState(control_id)
+        return CheckpointState(fields.control_id)
     except ValueError:
         raise DecodeError(
-            what, offset, f"state {control_id}, want 0 to {max(CheckpointState)}"
+            what, offset, f"state {fields.control_id}, want 0 to {max(CheckpointState)}"
         ) from None
 
 
 def _encode_emulator(emulator_id: EmulatorId, index: int) -> bytes:
     if not 0 <= index < 1 << 32:
         raise ValueError(f"emulator index {index} is not a u32")
-    return _EMULATOR.pack(emulator_id, index)
+    return bytes(_EMULATOR.build({"emulator_id": emulator_id, "index": index}))
 
 
 def _decode_emulator(body: bytes, what: str, offset: int) -> tuple[EmulatorId, int]:
     if len(body) < EMULATOR_HEADER_SIZE:
         raise DecodeError(what, offset, f"{len(body)} bytes, want at least {EMULATOR_HEADER_SIZE}")
-    number, index = _EMULATOR.unpack_from(body)
+    fields = _EMULATOR.parse(body[:EMULATOR_HEADER_SIZE])
     try:
-        return EmulatorId(number), index
+        return EmulatorId(fields.emulator_id), int(fields.index)
     except ValueError:
-        raise DecodeError(what, offset, f"emulator {number}, want 0 to {max(EmulatorId)}") from None
+        raise DecodeError(
+            what, offset, f"emulator {fields.emulator_id}, want 0 to {max(EmulatorId)}"
+        ) from None

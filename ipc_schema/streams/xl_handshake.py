@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from typing import Final, NamedTuple
+
+from construct import Int8ub, Int16ul, Struct
 
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.errors import DecodeError, Error
@@ -64,10 +65,9 @@ MESSAGES: Final[Mapping[str, HandshakeMessage]] = {
 MAX_REASON: Final = 1024
 """Bytes in a verdict's reason, at most."""
 
-_VERDICT: Final = struct.Struct("<BH")
-"""Code, length of the reason."""
-VERDICT_SIZE: Final = _VERDICT.size
-"""Bytes between the fixed beginning of a verdict and its reason."""
+_VERDICT: Final = Struct("code" / Int8ub, "length" / Int16ul)
+VERDICT_SIZE: Final[int] = _VERDICT.sizeof()
+"""Bytes between the fixed ones of a verdict and its reason."""
 
 _ACCEPTED: Final = 0
 _NO_RC: Final = 0xFF
@@ -88,7 +88,8 @@ def encode_verdict(verdict: Verdict) -> bytes:
         code = -verdict.rc if 0 < -verdict.rc < _NO_RC else _NO_RC
         reason = verdict.reason.encode(errors="replace")[:MAX_REASON]
         reason = reason.decode(errors="ignore").encode()
-    return VERDICT.octets + _VERDICT.pack(code, len(reason)) + reason
+    head = bytes(_VERDICT.build({"code": code, "length": len(reason)}))
+    return VERDICT.octets + head + reason
 
 
 def decode_verdict_head(data: bytes) -> tuple[int, int]:
@@ -97,15 +98,15 @@ def decode_verdict_head(data: bytes) -> tuple[int, int]:
     Raises DecodeError for a reason that is too long, missing, or given without a refusal.
     """
     check_size(data, VERDICT_SIZE, VERDICT.what, len(VERDICT.octets))
-    code, length = _VERDICT.unpack(data)
-    least, most = (0, 0) if code == _ACCEPTED else (1, MAX_REASON)
-    if not least <= length <= most:
+    head = _VERDICT.parse(data)
+    least, most = (0, 0) if head.code == _ACCEPTED else (1, MAX_REASON)
+    if not least <= head.length <= most:
         raise DecodeError(
             VERDICT.what,
             len(VERDICT.octets) + 1,
-            f"code {code} with a reason of {length} bytes, want {least} to {most}",
+            f"code {head.code} with a reason of {head.length} bytes, want {least} to {most}",
         )
-    return (int(Error.FAIL) if code == _NO_RC else -code), length
+    return (int(Error.FAIL) if head.code == _NO_RC else -head.code), head.length
 
 
 def decode_reason(data: bytes) -> str:

@@ -8,9 +8,11 @@ hosts.
 
 from __future__ import annotations
 
-import struct
+import io
 from dataclasses import dataclass
 from typing import Final
+
+from construct import Bytes, Int32ul, Struct
 
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.records import check_size
@@ -31,10 +33,15 @@ unknown ones; these two are far from any it is likely to add."""
 MAX_OPTIONAL_DATA: Final = 16 << 20
 """xl has no limit. A configuration has some KiB; firmware and device trees are not part of it."""
 
-_LENGTH: Final = struct.Struct("<I")
-_HEADER: Final = struct.Struct(f"<{len(MAGIC)}sIIII")
-"""Magic, byte order, mandatory flags, optional flags, length of the optional data."""
-HEADER_SIZE: Final = _HEADER.size
+_LENGTH_SIZE: Final = 4
+_HEADER: Final = Struct(
+    "magic" / Bytes(len(MAGIC)),
+    "byte_order" / Int32ul,
+    "mandatory_flags" / Int32ul,
+    "optional_flags" / Int32ul,
+    "optional_data_len" / Int32ul,
+)
+HEADER_SIZE: Final[int] = _HEADER.sizeof()
 
 
 @dataclass(frozen=True)
@@ -62,13 +69,21 @@ def encode_header(config: bytes, optional_flags: int = 0) -> bytes:
     an empty configuration and one above MAX_OPTIONAL_DATA.
     """
     text = config if config.endswith(b"\0") else config + b"\0"
-    length = _LENGTH.size + len(text)
+    length = _LENGTH_SIZE + len(text)
     if len(text) == 1 or length > MAX_OPTIONAL_DATA:
         raise ValueError(
-            f"configuration of {len(text)} bytes, want 2 to {MAX_OPTIONAL_DATA - _LENGTH.size}"
+            f"configuration of {len(text)} bytes, want 2 to {MAX_OPTIONAL_DATA - _LENGTH_SIZE}"
         )
-    header = _HEADER.pack(MAGIC, BYTE_ORDER, MANDATORY_KNOWN, optional_flags, length)
-    return header + _LENGTH.pack(len(text)) + text
+    header = _HEADER.build(
+        {
+            "magic": MAGIC,
+            "byte_order": BYTE_ORDER,
+            "mandatory_flags": MANDATORY_KNOWN,
+            "optional_flags": optional_flags,
+            "optional_data_len": length,
+        }
+    )
+    return bytes(header) + bytes(Int32ul.build(len(text))) + text
 
 
 def decode_header(data: bytes, offset: int = 0) -> HeaderFields:
@@ -79,27 +94,27 @@ def decode_header(data: bytes, offset: int = 0) -> HeaderFields:
     """
     what = "xl header"
     check_size(data, HEADER_SIZE, what, offset)
-    magic, byte_order, mandatory, optional, optional_data_len = _HEADER.unpack(data)
-    if magic != MAGIC:
-        raise DecodeError(what, offset, f"magic {magic!r}, want {MAGIC!r}")
+    fields = _HEADER.parse(data)
+    if fields.magic != MAGIC:
+        raise DecodeError(what, offset, f"magic {fields.magic!r}, want {MAGIC!r}")
     place = offset + len(MAGIC)
-    if byte_order != BYTE_ORDER:
+    if fields.byte_order != BYTE_ORDER:
         raise DecodeError(
-            what, place, f"byte order mark {byte_order:#010x}, want {BYTE_ORDER:#010x}"
+            what, place, f"byte order mark {fields.byte_order:#010x}, want {BYTE_ORDER:#010x}"
         )
-    if unknown := mandatory & ~MANDATORY_KNOWN:
+    if unknown := fields.mandatory_flags & ~MANDATORY_KNOWN:
         raise DecodeError(
             what,
             place + 4,
             f"unknown mandatory flags {unknown:#x}, want only {MANDATORY_KNOWN:#x}",
         )
-    if optional_data_len > MAX_OPTIONAL_DATA:
+    if fields.optional_data_len > MAX_OPTIONAL_DATA:
         raise DecodeError(
             what,
             place + 12,
-            f"{optional_data_len} bytes of optional data, want at most {MAX_OPTIONAL_DATA}",
+            f"{fields.optional_data_len} bytes of optional data, want at most {MAX_OPTIONAL_DATA}",
         )
-    return HeaderFields(mandatory, optional, optional_data_len)
+    return HeaderFields(fields.mandatory_flags, fields.optional_flags, fields.optional_data_len)
 
 
 def decode_optional_data(fields: HeaderFields, data: bytes, offset: int = HEADER_SIZE) -> bytes:
@@ -112,13 +127,14 @@ def decode_optional_data(fields: HeaderFields, data: bytes, offset: int = HEADER
     check_size(data, fields.optional_data_len, what, offset)
     if not data:
         return b""
-    if len(data) < _LENGTH.size:
-        raise DecodeError(what, offset, f"{len(data)} bytes, want at least {_LENGTH.size}")
-    (length,) = _LENGTH.unpack_from(data)
-    room = len(data) - _LENGTH.size
+    if len(data) < _LENGTH_SIZE:
+        raise DecodeError(what, offset, f"{len(data)} bytes, want at least {_LENGTH_SIZE}")
+    stream = io.BytesIO(data)
+    length = int(Int32ul.parse_stream(stream))
+    room = len(data) - _LENGTH_SIZE
     if length > room:
         raise DecodeError(what, offset, f"configuration of {length} bytes, want at most {room}")
-    return data[_LENGTH.size : _LENGTH.size + length]
+    return stream.read(length)
 
 
 def decode(data: bytes) -> XLHeader:

@@ -374,7 +374,9 @@ def test_the_drop_in_loads_little() -> None:
         reader.join()
     loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in errors[0].splitlines()}
     assert "xen_save_helper" in loaded
-    assert loaded & {"zmq", "rich", "msgpack", "numpy", "asyncio", "dataclasses"} == set()
+    assert (
+        loaded & {"zmq", "rich", "msgpack", "numpy", "asyncio", "construct", "dataclasses"} == set()
+    )
 
 
 def logged_of_a_save(**environment: str) -> list[tuple[int, str]]:

@@ -175,7 +175,7 @@ def test_it_never_starts_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_it_needs_nothing_that_takes_long_to_import() -> None:
-    slow = ("subprocess", "numpy", "asyncio", "zmq", "ctypes", "json")
+    slow = ("subprocess", "numpy", "construct", "asyncio", "zmq", "ctypes", "json")
     script = "import sys, xen_save_helper.helper.qemu_wrapper; "
     script += f"print([n for n in {slow} if n in sys.modules])"
     done = subprocess.run(

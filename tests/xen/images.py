@@ -30,7 +30,7 @@ _COMMON: Final = (
     *("linux-image-amd64", "kmod", "procps", "psmisc", "iproute2"),
     *("xenstore-utils", "qemu-system-xen", "seabios"),
     *("python3", "python3-pip"),
-    *("python3-zmq", "python3-msgpack", "python3-numpy", "python3-rich"),
+    *("python3-zmq", "python3-msgpack", "python3-construct", "python3-numpy", "python3-rich"),
 )
 _LIBVIRT: Final = ("libvirt-daemon", "libvirt-daemon-driver-xen", "libvirt-clients")
 _INITRAMFS_TOOLS: Final = ("initramfs-tools",)

@@ -449,7 +449,7 @@ def test_a_gate_holds_and_no_terminal_ends_it(tmp_path: Path) -> None:
 
 
 def test_no_scenario_pays_for_what_only_one_needs() -> None:
-    slow = ("numpy", "asyncio", "zmq", "rich")
+    slow = ("numpy", "construct", "asyncio", "zmq", "rich")
     script = f"import sys, tests.xen.dom0.child; print([n for n in {slow} if n in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY

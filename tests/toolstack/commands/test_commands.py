@@ -139,7 +139,7 @@ def test_no_command_pays_for_another() -> None:
         "import sys; from xen_save_helper.toolstack.commands.main import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "print([n for n in ('rich', 'numpy', 'zmq', 'asyncio') if n in sys.modules])"
+        "print([n for n in ('rich', 'numpy', 'zmq', 'construct', 'asyncio') if n in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
