@@ -33,6 +33,16 @@ def choose_engine(request: HelperRequest) -> tuple[Engine, str]:
     return engine, reason
 
 
+def what_works_on_what(engine: Engine) -> str:
+    """A line on which guests of a real Xen each engine works, `engine` being the one to use."""
+    if engine is Engine.LIBXENGUEST:
+        return "libxenguest saves and restores all guests"
+    return (
+        "its own engine saves and restores HVM and PVH guests, libxenguest PV guests and the "
+        "streams of Remus and COLO"
+    )
+
+
 def _beyond_own(request: HelperRequest) -> str:
     """What our own engine does not do on Xen; empty for what it does."""
     if request.stream_type is not StreamType.PLAIN:

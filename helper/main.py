@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from xen_save_helper.helper.abort import SAVE_SIGNALS, Abort
 from xen_save_helper.helper.channels.channel import CONTEXT, ChannelError
 from xen_save_helper.helper.command_line import USAGE, Options, UsageError, here, parse
+from xen_save_helper.helper.engine_choice import what_works_on_what
 from xen_save_helper.helper.job import EXIT_DONE, EXIT_FAILED, Job
 from xen_save_helper.helper.run import report_channel_error, run
 from xen_save_helper.helper.seams import Seams
@@ -57,7 +58,8 @@ def _main() -> int:
         print(f"{USAGE}\n{here()}")
         return _printed()
     if arguments == ["--version"]:
-        print(f"{CONTEXT} {version()}; {here()}")
+        engine = read_settings(os.environ).settings.engine or default_engine("xen")
+        print(f"{CONTEXT} {version()}; {here()}; {what_works_on_what(engine)}")
         return _printed()
     if arguments == ["--check"]:
         from xen_save_helper.helper.check import check

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec
 
 from xen_save_helper.helper.hypervisors import SIMULATED, XEN
-from xen_save_helper.ipc_schema.channel.helper_request import Engine
+from xen_save_helper.ipc_schema.channel.helper_request import Engine, default_engine
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, XentoollogLevel
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.helpers.request import HelperProgram, OwnHelper
@@ -66,11 +66,16 @@ class Context:
     program: HelperProgram = field(default_factory=OwnHelper)
     seams: Seams = field(default_factory=Seams)
     missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE
+    engine_choice: Engine | None = None
 
     def __post_init__(self) -> None:
         check_uri("hypervisor", self.hypervisor)
         arguments.instance("limits", self.limits, Limits)
         arguments.instance("missing_cpu_features", self.missing_cpu_features, MissingCpuFeatures)
+        if self.engine_choice is not None:
+            arguments.instance("engine", self.engine_choice, Engine)
+        if self.engine_choice is Engine.LIBXENGUEST and self.hypervisor != XEN:
+            raise ValueError(f"engine: {self.engine_choice} works on {XEN} alone")
 
     @classmethod
     def open(
@@ -83,6 +88,7 @@ class Context:
         trace: Trace | None = None,
         program: HelperProgram | None = None,
         missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE,
+        engine: Engine | None = None,
     ) -> Context:
         """The context of the host that `uri` names: `xen` or `sim:DIRECTORY`.
 
@@ -99,6 +105,7 @@ class Context:
             progress,
             program or OwnHelper(),
             missing_cpu_features=missing_cpu_features,
+            engine_choice=engine,
         )
 
     def say(self, level: int, context: str, text: str) -> None:
@@ -115,8 +122,9 @@ class Context:
 
     @property
     def engine(self) -> Engine:
-        """The engine of our helper that works on this hypervisor."""
-        return Engine.LIBXENGUEST if self.hypervisor == XEN else Engine.OWN
+        """The engine that our helper is asked to use. On Xen it leaves PV domains to libxenguest
+        whatever this is."""
+        return self.engine_choice or default_engine(self.hypervisor)
 
 
 def check_uri(name: str, uri: str) -> None:

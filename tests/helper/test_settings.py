@@ -43,6 +43,7 @@ def test_each_setting_is_a_variable() -> None:
     assert read(ABORT_AFTER="3").abort_after == 3
     assert read(DEVICE_MODEL="/usr/bin/qemu").device_model == "/usr/bin/qemu"
     assert read(MISSING_CPU_FEATURES="ignore").missing_cpu_features == "ignore"
+    assert read(ENGINE="own").engine == "own"
 
 
 def test_an_empty_variable_is_none() -> None:

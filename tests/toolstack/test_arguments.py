@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import Side
+from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.toolstack import (
     Context,
     Limits,
@@ -178,4 +179,8 @@ def test_of_a_context(given: Given) -> None:
         replace(given.ctx, limits=60)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="missing_cpu_features: want a MissingCpuFeatures"):
         replace(given.ctx, missing_cpu_features="ignore")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"engine: want an? Engine"):
+        replace(given.ctx, engine_choice="own")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="engine: libxenguest works on xen alone"):
+        Context.open(given.ctx.hypervisor, engine=Engine.LIBXENGUEST)
     assert Context.open(given.ctx.hypervisor).host.domains() == []

@@ -116,6 +116,15 @@ def _add_helper(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine",
+        choices=("own", "libxenguest"),
+        help="what reads or writes a real guest's memory: our own engine, or Xen's libxenguest "
+        "(the default; PV guests are always libxenguest's)",
+    )
+
+
 def _add_missing_cpu_features(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--missing-cpu-features",
@@ -133,12 +142,13 @@ _ADD_SHARED: Final[Mapping[str, Callable[[argparse.ArgumentParser], None]]] = {
     "events": _add_events,
     "verbose": _add_verbose,
     "helper": _add_helper,
+    "engine": _add_engine,
     "missing_cpu_features": _add_missing_cpu_features,
 }
 
 _QUICK: Final = ("host", "json")
 """Of the commands that are done at once: nothing to wait for, nothing to follow."""
-_WORK: Final = ("host", "json", "limit", "events", "verbose", "helper")
+_WORK: Final = ("host", "json", "limit", "events", "verbose", "helper", "engine")
 """Of the commands that run a save helper."""
 
 _SHARED: Final[Mapping[str, Sequence[str]]] = {
@@ -154,7 +164,7 @@ _SHARED: Final[Mapping[str, Sequence[str]]] = {
     "inspect": ("json",),
     "migrate": (*_WORK, "missing_cpu_features"),
     # Its stdout is the link.
-    "receive": ("host", "limit", "events", "verbose", "helper", "missing_cpu_features"),
+    "receive": ("host", "limit", "events", "verbose", "helper", "engine", "missing_cpu_features"),
     "recover": _QUICK,
     "demo": ("json", "limit", "events"),
 }

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.helper.standard_streams import hurried, hurry
+from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import Dialect, MissingCpuFeatures, XentoollogLevel
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.commands.common import (
@@ -75,6 +76,7 @@ def context_of(
     hypervisor = hypervisor_of(arguments)
     trace = open_trace(arguments, process)
     program = _program_of(arguments.helper, hypervisor)
+    engine = _engine_of(arguments, hypervisor)
     return Context(
         host=host_of(arguments),
         hypervisor=hypervisor,
@@ -85,7 +87,19 @@ def context_of(
         program=program,
         seams=_seams(trace, program),
         missing_cpu_features=_missing_cpu_features(arguments),
+        engine_choice=engine,
     )
+
+
+def _engine_of(arguments: argparse.Namespace, hypervisor: str) -> Engine | None:
+    """`--engine`. Raises UsageError for one that would do nothing."""
+    if arguments.engine is None:
+        return None
+    if arguments.helper is not None:
+        raise UsageError("--engine is of our own helper; leave out --helper")
+    if hypervisor != XEN and arguments.engine == Engine.LIBXENGUEST:
+        raise UsageError(f"--engine {Engine.LIBXENGUEST}: libxenguest works on real domains only")
+    return Engine(arguments.engine)
 
 
 def _missing_cpu_features(arguments: argparse.Namespace) -> MissingCpuFeatures:

@@ -87,6 +87,7 @@ class HelperLaunch:
         return {
             "XEN_SAVE_HELPER_DIALECT": self.program.dialect.value,
             "XEN_SAVE_HELPER_HYPERVISOR": self.request.hypervisor,
+            "XEN_SAVE_HELPER_ENGINE": self.request.engine.value,
             "XEN_SAVE_HELPER_STREAM_STALL": str(self._longest_stall),
             "XEN_SAVE_HELPER_ANSWER_LIMIT": str(self._patience),
             "XEN_SAVE_HELPER_MISSING_CPU_FEATURES": self.request.missing_cpu_features.value,

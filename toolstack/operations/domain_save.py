@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.ipc_schema.channel.helper_request import Engine, HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, Operation, XCFlags
 from xen_save_helper.ipc_schema.channel.precopy_rule import LIBXL_PRECOPY, PrecopyLimits
@@ -197,12 +198,11 @@ async def save_domain(ctx: Context, parameters: SaveParameters) -> SaveResult:
 def beyond_helper(ctx: Context, *, postcopy: bool, bandwidth: int, precopy: PrecopyLimits) -> str:
     """What the helper cannot do of what is asked for; "" if it can do it all. A refusal is better
     than leaving something undone in silence."""
-    program, engine = ctx.program, ctx.engine
-    if engine is Engine.LIBXENGUEST:
-        if postcopy:
-            return "libxenguest has no postcopy"
-        if bandwidth:
-            return "libxenguest has no bandwidth limit"
+    program = ctx.program
+    if postcopy and ctx.hypervisor == XEN:
+        return "a real guest cannot be migrated by postcopy"
+    if bandwidth and ctx.engine is Engine.LIBXENGUEST:
+        return f"libxenguest has no bandwidth limit; the engine {Engine.OWN} has one"
     if (
         isinstance(program, PipeHelper)
         and program.dialect not in CATALOGUE["precopy_policy"].numbers

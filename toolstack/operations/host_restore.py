@@ -107,6 +107,7 @@ class HostRestore:
             **self._program.environment,
             self._program.helper_variable: str(self._ctx.program.path),
             "XEN_SAVE_HELPER_STREAM_STALL": str(self._ctx.limits.sender_silence),
+            "XEN_SAVE_HELPER_ENGINE": self._ctx.engine.value,
             "XEN_SAVE_HELPER_MISSING_CPU_FEATURES": self._ctx.missing_cpu_features.value,
         }
         reader, writer = make_pipe()

@@ -303,6 +303,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
             parameters.restore_fd,
             back_fd=parameters.send_back_fd,
             hypervisor=self._ctx.hypervisor,
+            engine=self._ctx.engine,
             postcopy=parameters.send_back_fd >= 0,
             missing_cpu_features=self._ctx.missing_cpu_features,
         )

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.ipc_schema.causes import SYSTEM, why
-from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.errors import DecodeError, Error, rc_name
 from xen_save_helper.ipc_schema.streams import xl_header
@@ -200,7 +200,7 @@ def _room_for(ctx: Context, domid: int) -> int:
     """Bytes that a save of the domain takes at most: each page that it has is written."""
     domain = ctx.host.domain(domid)
     try:
-        absent = _ABSENT_PFNS if ctx.engine is Engine.LIBXENGUEST else 0
+        absent = _ABSENT_PFNS if ctx.hypervisor == XEN else 0
         return domain.getinfo().nr_pages * _PER_PAGE + absent + _BESIDE_PAGES
     finally:
         domain.close()

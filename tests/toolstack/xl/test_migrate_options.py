@@ -168,6 +168,7 @@ OPTIONS = {
     "--events=/nowhere/events": [*HELPERS, "demo"],
     "-v": [*HELPERS],
     "--helper=libxl": [*HELPERS],
+    "--engine=own": [*HELPERS],
     "--missing-cpu-features=ignore": ["restore", "migrate", "receive"],
 }
 
