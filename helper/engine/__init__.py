@@ -1,1 +1,1 @@
-"""Our own engine: what xc_domain_save and xc_domain_restore do, and postcopy besides."""
+"""Our own engine: xc_domain_save and xc_domain_restore, and postcopy."""

@@ -1,4 +1,4 @@
-"""What every part of the engine works with, beside the domain and the stream."""
+"""What every part of the engine needs besides the domain and the stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xen_save_helper.helper.job import Job, Statistics
 
 
 class Environment(NamedTuple):
-    """`statistics` are kept up to date, also by a save or restore that fails."""
+    """`statistics` are kept up to date even if the save or restore fails."""
 
     job: Job
     reporter: Reporter

@@ -1,7 +1,7 @@
-"""The back channel of a postcopy migration: which pages the guest waits for, and that it has all.
+"""The back channel of a postcopy migration: pages that the guest waits for, and that it has all.
 
-POSTCOPY_FAULT has the shape of PAGE_DATA without contents; POSTCOPY_COMPLETE ends what the engine
-says there, and the channel belongs to the toolstack again: not an octet more is read from it.
+POSTCOPY_FAULT has the shape of PAGE_DATA without contents; POSTCOPY_COMPLETE is the engine's last
+record, after which the channel belongs to the toolstack again: not a byte more is read from it.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _WHAT = "back channel"
 _MAX_BODY = LIST_HEADER_SIZE + ENTRY_SIZE * 65_536
 """More faults than any guest has vCPUs."""
 _UNSENT = 1 << 16
-"""Octets that may wait in a TCP socket to be sent: as much as a pipe holds."""
+"""Bytes that may wait in a TCP socket to be sent: as many as a pipe holds."""
 
 
 def carry_at_once(fd: int) -> None:
-    """Have what is written to `fd` leave soon. A TCP socket would keep the end of a page until
-    the last one is acknowledged, and would take megabytes of pages ahead of a faulted one; pipes
-    and Unix sockets do neither."""
+    """Make writes to `fd` leave soon. A TCP socket would hold back the end of a page until the
+    previous one is acknowledged, and queue megabytes of pages ahead of a faulted one; pipes and
+    Unix sockets do neither."""
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         return
     with socket.socket(fileno=os.dup(fd)) as sock:
@@ -57,13 +57,13 @@ def carry_at_once(fd: int) -> None:
 
 
 class FaultReader:
-    """The sender's end: takes records as they come, and never blocks. `version` numbers them; the
-    guest's pfns are below `p2m_size`."""
+    """The sender's end: takes records as they arrive, and never blocks. Record numbers are those of
+    `version`; the guest's pfns are below `p2m_size`."""
 
     def __init__(self, fd: int, version: int, p2m_size: int = MAX_PFN + 1) -> None:
         self.fd = fd
         self.complete = False
-        """POSTCOPY_COMPLETE has come: nothing is read any more."""
+        """POSTCOPY_COMPLETE has arrived: nothing more is read."""
         self._version = version
         self._p2m_size = p2m_size
         self._offset = 0
@@ -74,27 +74,27 @@ class FaultReader:
     def take(self) -> list[int]:
         """The pfns of all POSTCOPY_FAULTs that have arrived.
 
-        Raises DecodeError for anything but the two records, OSError of the channel, ECONNRESET at
-        its end.
+        Raises DecodeError for any other record, and OSError from the channel, ECONNRESET at its
+        end.
         """
         faults: list[int] = []
         while not self.complete and self._poll.poll(0):
             try:
-                octets = os.read(self.fd, self._wanted())
+                data = os.read(self.fd, self._wanted())
             except OSError as error:
                 raise OSError(error.errno, f"{_WHAT}: {error.strerror}") from error
-            if not octets:
+            if not data:
                 raise OSError(
                     errno.ECONNRESET,
                     f"{_WHAT}: the receiver closed it before POSTCOPY_COMPLETE",
                 )
-            self._buffer += octets
+            self._buffer += data
             self._parse(faults)
         return faults
 
     def _wanted(self) -> int:
-        """Octets that may be read: to the end of this record, and the next record's header where
-        a next one must come."""
+        """Bytes that may be read: to the end of this record, and the next record's header, since
+        another one must follow."""
         if len(self._buffer) < HEADER_SIZE:
             return HEADER_SIZE - len(self._buffer)
         _number, length = decode_record_header(
@@ -110,13 +110,13 @@ class FaultReader:
             kind = record_type(number, self._version, self._offset)
             if kind is RecordType.POSTCOPY_COMPLETE:
                 if length:
-                    raise DecodeError(_WHAT, self._offset, f"POSTCOPY_COMPLETE of {length} octets")
+                    raise DecodeError(_WHAT, self._offset, f"POSTCOPY_COMPLETE of {length} bytes")
                 self.complete = True
                 return
             if kind is not RecordType.POSTCOPY_FAULT and kind is not None:
-                raise DecodeError(_WHAT, self._offset, f"{kind.name} has no place here")
+                raise DecodeError(_WHAT, self._offset, f"{kind.name} may not come here")
             if length > _MAX_BODY:
-                raise DecodeError(_WHAT, self._offset, f"a body of {length} octets is too long")
+                raise DecodeError(_WHAT, self._offset, f"a body of {length} bytes is too long")
             end = HEADER_SIZE + length
             padded = end + padding(length)
             if len(self._buffer) < padded:
@@ -131,10 +131,10 @@ class FaultReader:
         offset = self._offset + HEADER_SIZE
         what = f"{_WHAT}, POSTCOPY_FAULT"
         if len(body) < LIST_HEADER_SIZE:
-            raise DecodeError(what, offset, f"{len(body)} octets are too short for a page list")
+            raise DecodeError(what, offset, f"{len(body)} bytes are too short for a page list")
         count = decode_page_list_header(body[:LIST_HEADER_SIZE], what, offset)
         if len(body) != LIST_HEADER_SIZE + count * ENTRY_SIZE:
-            raise DecodeError(what, offset, f"{len(body)} octets do not hold {count} pfns")
+            raise DecodeError(what, offset, f"{len(body)} bytes do not hold {count} pfns")
         offset += LIST_HEADER_SIZE
         pfns = decode_pfns(body[LIST_HEADER_SIZE:], what, offset)
         for index, pfn in enumerate(pfns):
@@ -145,7 +145,8 @@ class FaultReader:
 
 
 class FaultWriter:
-    """The receiver's end. A write waits at most `stall_limit` seconds for the sender (0: ever)."""
+    """The receiver's end. A write waits at most `stall_limit` seconds for the sender (0: for
+    ever)."""
 
     def __init__(self, fd: int, version: int, abort: Abort, stall_limit: float) -> None:
         self._fd = fd
@@ -157,19 +158,19 @@ class FaultWriter:
         carry_at_once(fd)
 
     def fault(self, pfns: Sequence[int]) -> None:
-        """POSTCOPY_FAULT: a vCPU waits for each of these."""
+        """Send POSTCOPY_FAULT: a vCPU waits for each of `pfns`."""
         self._write(RecordType.POSTCOPY_FAULT, encode_pfns(pfns))
 
     def complete(self) -> None:
-        """POSTCOPY_COMPLETE: no page is missing any more."""
+        """Send POSTCOPY_COMPLETE: no page is missing any more."""
         self._write(RecordType.POSTCOPY_COMPLETE, b"")
 
     def _write(self, kind: RecordType, body: bytes) -> None:
-        octets = encode_record_header(record_number(kind, self._version), len(body)) + body
-        while octets:
+        data = encode_record_header(record_number(kind, self._version), len(body)) + body
+        while data:
             if not self._poll.poll(0):
                 wait_for(self._fd, select.POLLOUT, self._abort, self._stall_limit, _WHAT)
             try:
-                octets = octets[os.write(self._fd, octets[: select.PIPE_BUF]) :]
+                data = data[os.write(self._fd, data[: select.PIPE_BUF]) :]
             except OSError as error:
                 raise OSError(error.errno, f"{_WHAT}, {kind.name}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""HVM_PARAM_* (xen/include/public/hvm/params.h): those that a stream carries or a restore sets."""
+"""The HVM_PARAM_* (xen/include/public/hvm/params.h) that a stream carries or a restore sets."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ SAVED: Final = (
     X87_FIP_WIDTH,
     MCA_CAP,
 )
-"""What an HVM_PARAMS record holds, in the order of libxc's write_hvm_params. Event channels are
-not in it: each host has its own."""
+"""The parameters in an HVM_PARAMS record, in the order of libxc's write_hvm_params. Event channels
+are not among them: each host has its own."""
 
 CLEARED: Final = frozenset({STORE_PFN, CONSOLE_PFN, IOREQ_PFN, BUFIOREQ_PFN})
 """Parameters that name a ring shared with the old host: a restore empties that page."""
 
 
 def to_save(get: Callable[[int], int]) -> list[tuple[int, int]]:
-    """(index, value) of those that a stream carries and that are not 0, in its order."""
+    """(index, value) of the parameters that a stream carries and that are not 0, in its order."""
     return [(index, value) for index in SAVED if (value := get(index))]

@@ -1,7 +1,8 @@
-"""POSTCOPY_PAGE_DATA records as they trickle in: pages are handed on as soon as they are whole.
+"""Assembles POSTCOPY_PAGE_DATA records as they trickle in: pages are ready as soon as they are
+whole.
 
-No I/O: it says where the next octets go and is told how many came. A vCPU may wait for the first
-page of a record, so that one must not wait for the others.
+No I/O: it says where the next bytes go and is told how many came. A vCPU may wait for the first
+page of a record, so that page must not wait for the others.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from xen_save_helper.ipc_schema.streams.page_lists import HEADER_SIZE as LIST_HE
 from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE, decode_record_header
 
 RING = 128
-"""Pages that are held at a time: all that can be on the way ahead of a page that a vCPU waits for,
-so that it can be reached before the others are put in place."""
+"""Pages held at a time: as many as can be on the way ahead of a page that a vCPU waits for, so that
+it can be reached before the others are loaded."""
 
 _NO_PAGE = -1
 
 
 class PageAssembler:
-    """`offset` is the stream's, of the next octet. Pages are held until they are taken; what was
-    taken is valid until the next octets are read."""
+    """`offset` is that of the next byte in the stream. Pages are held until they are taken; their
+    contents are valid until the next read."""
 
     def __init__(self, version: int, offset: int) -> None:
         self.ended = False
@@ -39,32 +40,32 @@ class PageAssembler:
         self._list_filled = 0
         self._pfns: list[int] = []
         self._count = 0
-        """Pages of the record under way; 0 between records."""
+        """Pages in the current record; 0 between records."""
         self._arrived = 0
-        """Those of them that are whole."""
+        """How many of them are whole."""
         self._ring = memoryview(bytearray(RING * PAGE_SIZE))
         self._place = 0
-        """Of the page that comes next, in the ring."""
+        """The place of the next page in the ring."""
         self._partial = 0
-        """Octets of it that are there."""
+        """Bytes of that page which have arrived."""
         self._held = [_NO_PAGE] * RING
         """The pfn of the page at each place in the ring."""
         self._oldest = 0
-        """Place of the first that is not free."""
+        """The first place in use."""
         self._used = 0
 
     @property
     def room(self) -> int:
-        """Pages that can come before one has to be taken."""
+        """Pages that can arrive before one has to be taken."""
         return RING - self._used
 
     @property
     def held(self) -> int:
-        """Pages that have come and whose place is not free yet."""
+        """Pages that have arrived and whose place is not free yet."""
         return self._used
 
     def take(self, pfn: int) -> memoryview | None:
-        """The contents of a page, before its turn; None where it is not held."""
+        """Take a page out of turn; None if it is not held."""
         try:
             place = self._held.index(pfn)
         except ValueError:
@@ -73,8 +74,8 @@ class PageAssembler:
         return self._contents(place, 1)
 
     def take_oldest(self, limit: int) -> tuple[int, memoryview] | None:
-        """The first pfn and the contents of the pages that came first: neighbours, at most `limit`;
-        None where all that are held have been taken."""
+        """Take the oldest page and its neighbours, at most `limit`: the first pfn, and the
+        contents. None if all pages have been taken."""
         first, pages, place = _NO_PAGE, 0, self._oldest
         while self._used and pages < limit:
             at = self._oldest
@@ -94,8 +95,8 @@ class PageAssembler:
         return self._ring[place * PAGE_SIZE : (place + pages) * PAGE_SIZE]
 
     def views(self) -> list[memoryview]:
-        """Where the next octets of the stream go, in this order: never beyond the header after
-        the record that is under way. To be asked only where there is `room`."""
+        """Buffers for the next bytes of the stream, in order, never beyond the header after the
+        current record. To be called only if there is `room`."""
         if not self._count:
             return [memoryview(self._header)[self._header_filled :]]
         views = []
@@ -105,31 +106,31 @@ class PageAssembler:
         start = self._place * PAGE_SIZE
         views.append(self._ring[start + self._partial : start + pages * PAGE_SIZE])
         if pages == self._count - self._arrived:
-            views.append(memoryview(self._header))  # there is a next record: at the least, END
+            views.append(memoryview(self._header))  # another record must follow: END, at least
         return views
 
     def _piece(self) -> int:
         """Pages of this record that can be read in one piece."""
         return min(self._count - self._arrived, RING - self._place, self.room)
 
-    def filled(self, octets: int) -> list[int]:
-        """`octets` have gone into `views`; returns the pfns of the pages that became whole, which
-        are held from now on.
+    def filled(self, size: int) -> list[int]:
+        """Note that `size` bytes went into `views`; returns the pfns of the pages that became
+        whole, which are held from now on.
 
         Raises DecodeError for anything but POSTCOPY_PAGE_DATA, END and unknown optional records
         without a body.
         """
-        self._offset += octets
+        self._offset += size
         pfns: list[int] = []
         if self._count:
-            part = min(octets, len(self._list) - self._list_filled)
+            part = min(size, len(self._list) - self._list_filled)
             if part:
                 self._list_filled += part
-                octets -= part
+                size -= part
                 if self._list_filled == len(self._list):
-                    self._read_list(self._offset - octets)
-            part = min(octets, self._piece() * PAGE_SIZE - self._partial)
-            octets -= part
+                    self._read_list(self._offset - size)
+            part = min(size, self._piece() * PAGE_SIZE - self._partial)
+            size -= part
             whole, self._partial = divmod(self._partial + part, PAGE_SIZE)
             if whole:
                 pfns = self._pfns[self._arrived : self._arrived + whole]
@@ -140,8 +141,8 @@ class PageAssembler:
             if self._arrived == self._count:
                 self._count = 0
                 self._header_filled = 0
-        if not self._count and octets:
-            self._header_filled += octets
+        if not self._count and size:
+            self._header_filled += size
             if self._header_filled == HEADER_SIZE:
                 self._read_header()
         return pfns
@@ -155,18 +156,18 @@ class PageAssembler:
             self._begin_pages(length, start)
         elif length:
             name = "unknown optional record" if kind is None else kind.name
-            raise DecodeError(name, start, f"{length} octets may not come among postcopy pages")
+            raise DecodeError(name, start, f"{length} bytes may not come among postcopy pages")
         elif kind is RecordType.END:
             self.ended = True
         elif kind is not None:
             raise DecodeError(kind.name, start, "may not come among postcopy pages")
 
     def _begin_pages(self, length: int, start: int) -> None:
-        # Every page listed has contents, so the length alone says how many there are.
+        # Every page listed has contents, so the length alone tells how many there are.
         count, rest = divmod(length - LIST_HEADER_SIZE, ENTRY_SIZE + PAGE_SIZE)
         if count < 1 or rest:
             raise DecodeError(
-                "POSTCOPY_PAGE_DATA", start, f"{length} octets hold no whole number of pages"
+                "POSTCOPY_PAGE_DATA", start, f"{length} bytes are not a whole number of pages"
             )
         self._count = count
         self._list = bytearray(LIST_HEADER_SIZE + count * ENTRY_SIZE)
@@ -176,8 +177,8 @@ class PageAssembler:
     def _read_list(self, end: int) -> None:
         start = end - len(self._list)
         what = "POSTCOPY_PAGE_DATA"
-        octets = bytes(self._list)
-        count = decode_page_list_header(octets[:LIST_HEADER_SIZE], what, start)
+        data = bytes(self._list)
+        count = decode_page_list_header(data[:LIST_HEADER_SIZE], what, start)
         if count != self._count:
-            raise DecodeError(what, start, f"{count} pfns, but octets for {self._count} pages")
-        self._pfns = decode_pfns(octets[LIST_HEADER_SIZE:], what, start + LIST_HEADER_SIZE)
+            raise DecodeError(what, start, f"{count} pfns, but bytes for {self._count} pages")
+        self._pfns = decode_pfns(data[LIST_HEADER_SIZE:], what, start + LIST_HEADER_SIZE)

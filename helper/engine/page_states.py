@@ -4,8 +4,8 @@
                         outstanding --arrived--> ready
                         outstanding --released-> dropped
 
-The rest of the table is what can happen besides: several vCPUs wait for one page, a request was on
-its way while the page came, a page arrives that the guest has given back. All else is an error.
+The other rows: several vCPUs wait for one page, a request crosses the page, or a page arrives that
+the guest has given back. Anything else is an error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PageState(IntEnum):
     """Not part of the postcopy phase."""
     OUTSTANDING = 1
     REQUESTED = 2
-    """A vCPU waits for it, and the sender has been told."""
+    """A vCPU waits for it, and the sender knows."""
     READY = 3
     DROPPED = 4
 
@@ -46,7 +46,7 @@ TRANSITIONS: Final[Mapping[tuple[PageState, PageEvent], PageState]] = {
     (_S.OUTSTANDING, _E.RELEASED): _S.DROPPED,
     (_S.REQUESTED, _E.FAULTED): _S.REQUESTED,
     (_S.REQUESTED, _E.ARRIVED): _S.READY,
-    # One vCPU gives back what another waits for: the page will come, and both go on.
+    # One vCPU gives back what another waits for: the page will come, and both continue.
     (_S.REQUESTED, _E.RELEASED): _S.REQUESTED,
     (_S.READY, _E.FAULTED): _S.READY,
     (_S.READY, _E.RELEASED): _S.READY,
@@ -75,12 +75,12 @@ class PageStateError(ValueError):
 
 
 class PageStates:
-    """The state of every pfn below `size`, an octet each. `pending` pages are still to come."""
+    """The state of every pfn below `size`, a byte each. `pending` pages are still to come."""
 
     def __init__(self, size: int) -> None:
         self._states = bytearray(size)
         self._array = np.frombuffer(self._states, np.uint8)
-        """The same octets, for many pages at once."""
+        """The same bytes, for many pages at once."""
         self.pending = 0
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ class PageStates:
         return _STATES[self._states[pfn]]
 
     def happens_to(self, event: PageEvent, pfn: int) -> PageState:
-        """`event` to one page; returns the state that it was in. Raises PageStateError."""
+        """Apply `event` to one page; returns its previous state. Raises PageStateError."""
         if pfn >= len(self._states):
             raise PageStateError(pfn, PageState.INVALID, event)
         before = self._states[pfn]
@@ -103,10 +103,10 @@ class PageStates:
         return _STATES[before]
 
     def happens(self, event: PageEvent, pfns: Pfns) -> NDArray[np.uint8]:
-        """`event` to each of `pfns` at once; returns the states that they were in.
+        """Apply `event` to each of `pfns` at once; returns their previous states.
 
-        Raises PageStateError for the first that it may not happen to (out of range counts as
-        invalid) and for one that is there twice, and then nothing has happened to any.
+        Raises PageStateError, with no state changed, for the first page that it may not happen to
+        (out of range counts as invalid) and for a page that is listed twice.
         """
         if len(pfns) and int(pfns.max()) >= len(self._states):
             raise PageStateError(int(pfns.max()), PageState.INVALID, event)

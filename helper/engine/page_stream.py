@@ -1,6 +1,6 @@
-"""The hot path: guest memory into a stream and out of it, without a copy of ours between.
+"""The hot path: guest memory to a stream and back, without copying.
 
-PAGE_DATA, POSTCOPY_PFNS and POSTCOPY_PAGE_DATA have one shape: count, page list, contents. A
+PAGE_DATA, POSTCOPY_PFNS and POSTCOPY_PAGE_DATA have the same shape: count, page list, contents. A
 sender writes header, list and the mapped runs of pages with one writev; a receiver reads contents
 with readv into the mapped pages.
 """
@@ -30,17 +30,18 @@ from xen_save_helper.ipc_schema.streams.page_lists import (
 from xen_save_helper.ipc_schema.streams.records import encode_record_header
 
 MAX_BATCH_SIZE = 1024
-"""Pages of a PAGE_DATA record (MAX_BATCH_SIZE, and the limit of the type query's hypercall)."""
+"""Pages in a PAGE_DATA record (libxc's MAX_BATCH_SIZE, and the limit of the hypercall that queries
+types)."""
 
 _MAX_WINDOW = 1 << 16
 
 
 def set_bits(bitmap: Bitmap, start: int, limit: int) -> tuple[Pfns, int]:
-    """The first `limit` set pfns of `bitmap` from `start` on, and the pfn after the last that was
-    looked at: the bitmap's size where there were fewer."""
+    """The first `limit` pfns set in `bitmap` from `start` on, and the pfn after the last one looked
+    at: the bitmap's size if there were fewer."""
     found: list[Pfns] = []
     count = 0
-    size = limit  # enough where all are set; where few are, larger windows come soon
+    size = limit  # enough if all are set; if few are, the windows soon grow
     while start < len(bitmap):
         window = np.flatnonzero(bitmap[start : start + size])[: limit - count]
         if len(window):
@@ -56,7 +57,8 @@ def set_bits(bitmap: Bitmap, start: int, limit: int) -> tuple[Pfns, int]:
 
 @dataclass(frozen=True)
 class Batch:
-    """A record that is ready to go: `head` is all before the contents, `views` are mapped pages."""
+    """A record ready to be sent: `head` is everything before the contents, `views` are mapped
+    pages."""
 
     pfns: Pfns
     head: bytes
@@ -73,8 +75,8 @@ class PageWriter:
         self._out = out
 
     def prepare(self, record: int, pfns: Pfns) -> Batch:
-        """A record of number `record` with these pages and their types, at most MAX_BATCH_SIZE: ask
-        for the types, map the pages. The batch is to be sent or released."""
+        """Make a record of number `record` with at most MAX_BATCH_SIZE pages: query their types and
+        map them. The batch must be sent or released."""
         types = self._domain.get_pfn_type_batch(pfns)
         while True:
             mask = contents_mask(types)
@@ -83,7 +85,7 @@ class PageWriter:
                 views = self._domain.foreign_map(present) if len(present) else []
                 break
             except OSError as error:
-                # A guest that runs may have given a page back since; then its type says so.
+                # A running guest may have given a page back since; then its type says so.
                 now = self._domain.get_pfn_type_batch(pfns)
                 if error.errno != errno.EINVAL or (now == types).all():
                     raise
@@ -93,7 +95,7 @@ class PageWriter:
         return Batch(pfns, head, views, len(present))
 
     def send(self, batch: Batch) -> None:
-        """Write a batch, and release it whatever becomes of that."""
+        """Write a batch and release it, even if writing fails."""
         try:
             self._out.write([batch.head, *batch.views])
         finally:
@@ -104,12 +106,12 @@ class PageWriter:
 
 
 class MapAhead:
-    """The batches of a round, a few of them made ready while one is written: finding and mapping
+    """The batches of a round, a few of them prepared while another is written: finding and mapping
     the pages takes about a third of the time.
 
-    A thread of its own walks `dirty` from its start to its end; behind it, bits may be cleared.
-    The domain is that thread's for as long as the block lasts. Batches that were made ready and
-    not taken are released at its end.
+    A thread walks `dirty` from start to end; bits behind it may be cleared. The domain belongs to
+    that thread while the context lasts. Batches that were prepared but not taken are released at
+    its end.
     """
 
     _DEPTH = 4
@@ -142,7 +144,8 @@ class MapAhead:
                 self._pages.release(batch)
 
     def more(self) -> bool:
-        """Wait for the next batch; False after the last. Raises what went wrong with it."""
+        """Wait for the next batch; False after the last. Raises the exception that preparing it
+        raised."""
         if self._next is None:
             upcoming = self._ready.get()
             if isinstance(upcoming, Exception):
@@ -151,7 +154,7 @@ class MapAhead:
         return self._next is not None
 
     def take(self) -> Batch:
-        """The batch that `more` has seen; it is the caller's to send."""
+        """The batch that `more` waited for; the caller must send it."""
         assert self._next is not None
         batch, self._next = self._next, None
         self._room.put(None)
@@ -175,14 +178,14 @@ class MapAhead:
 def read_page_list(
     reader: StreamInput, length: int, what: str
 ) -> tuple[Pfns, NDArray[np.uint32], int]:
-    """The page list of a record with contents whose body is `length` octets: pfns, types, and how
-    many pages of contents follow. Raises DecodeError where list and length do not agree."""
+    """Read the page list of a record with contents whose body has `length` bytes: pfns, types, and
+    how many pages of contents follow. Raises DecodeError if list and length do not agree."""
     start = reader.offset
     if length < HEADER_SIZE + ENTRY_SIZE:
-        raise DecodeError(what, start, f"{length} octets are too short for a page list")
+        raise DecodeError(what, start, f"{length} bytes are too short for a page list")
     count = decode_page_list_header(reader.read(HEADER_SIZE, what), what, start)
     if HEADER_SIZE + count * ENTRY_SIZE > length:
-        raise DecodeError(what, start, f"{length} octets are too short for a list of {count} pfns")
+        raise DecodeError(what, start, f"{length} bytes are too short for a list of {count} pfns")
     entries = reader.read(count * ENTRY_SIZE, what)
     pfns, types = decode_entries(entries, what, start + HEADER_SIZE)
     pages = int(np.count_nonzero(contents_mask(types)))
@@ -191,6 +194,6 @@ def read_page_list(
         raise DecodeError(
             what,
             start,
-            f"{length} octets, but {count} pfns, {pages} of them with contents, take {expected}",
+            f"{length} bytes, but {count} pfns, {pages} of them with contents, take {expected}",
         )
     return pfns, types, pages

@@ -1,4 +1,4 @@
-"""Which pages a domain under restore has been given (populate_pfns of xg_sr_restore.c)."""
+"""The pages that a domain under restore has been given (populate_pfns of xg_sr_restore.c)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SUPERPAGE = 1 << _SUPERPAGE_ORDER
 """Pages of 2 MiB."""
 
 _LOW_PFNS = 1 << 20
-"""Below 4 GiB a guest may have pages anywhere: its special ones are just below."""
+"""Below 4 GiB a guest may have pages anywhere: its special pages are just below."""
 
 
 class Physmap:
-    """Gives a domain the pages that its stream speaks of, each once; where a record brings a whole
-    aligned 2 MiB in order, as a sender's first round does, as one superpage: a guest on pages of
-    4 KiB loses up to 15 % of its speed. (Xen 4.21 and later do so in populate_pfns.)
+    """Gives a domain the pages that its stream names, each once. If a record has a whole aligned
+    2 MiB in order, as in a sender's first round, they become one superpage: a guest on 4 KiB pages
+    loses up to 15 % of its speed. (Xen 4.21 and later do this in populate_pfns.)
 
     A byte for each possible pfn, in memory that the kernel gives as it is touched.
     """
@@ -32,13 +32,13 @@ class Physmap:
         self.memory = domain.getinfo().max_memkb // 4
         """The pages of the domain's memory."""
         self.limit = _LOW_PFNS + self.memory
-        """All pfns are below: memory that does not fit under 4 GiB is moved above."""
+        """All pfns are below this: memory that does not fit under 4 GiB is moved above it."""
         self._populated = np.zeros(self.limit, np.bool_)
         self.count = 0
-        """How many pages it has been given."""
+        """Pages that the domain has been given."""
 
     def check(self, pfns: Pfns, offset: int) -> None:
-        """Raises DecodeError for a pfn that this domain cannot have."""
+        """Raise DecodeError for a pfn that this domain cannot have."""
         highest = int(pfns.max())
         if highest >= self.limit:
             raise DecodeError(
@@ -48,7 +48,7 @@ class Physmap:
             )
 
     def populate(self, pfns: Pfns, types: NDArray[np.uint32], offset: int) -> None:
-        """Give the domain those of `pfns` that it lacks and whose type is of a page that exists.
+        """Give the domain those of `pfns` that it lacks and whose type says that they exist.
 
         Raises DecodeError, and OSError(ENOMEM) beyond the domain's memory.
         """
@@ -73,7 +73,7 @@ class Physmap:
             self._domain.populate_physmap_exact(pfns[small])
 
     def _populate_superpage(self, pfn: np.uint64) -> bool:
-        """Whether there was one: memory may be too fragmented."""
+        """Populate one superpage; False if memory is too fragmented."""
         try:
             self._domain.populate_physmap_exact(np.array([pfn], np.uint64), _SUPERPAGE_ORDER)
         except OSError as error:
@@ -84,7 +84,7 @@ class Physmap:
 
 
 def _superpages(pfns: Pfns) -> list[int]:
-    """Where in `pfns` whole aligned superpages begin, in ascending order of their pages."""
+    """The indices in `pfns` at which a whole aligned superpage starts, its pages in order."""
     aligned = np.flatnonzero(pfns % np.uint64(_SUPERPAGE) == 0)
     starts = aligned[aligned + _SUPERPAGE <= len(pfns)]
     rising = np.arange(_SUPERPAGE, dtype=np.uint64)

@@ -11,15 +11,15 @@ from xen_save_helper.helper.engine.page_stream import set_bits
 from xen_save_helper.helper.hypervisors.interface import Bitmap, Pfns
 
 POSTCOPY_BATCH = 16
-"""Background pages of a POSTCOPY_PAGE_DATA record: few, since a fault waits for the record under
-way."""
+"""Background pages in a POSTCOPY_PAGE_DATA record: few, since a fault has to wait for the current
+record."""
 
 
 class PostcopyPages:
-    """The pages that are still to go, each exactly once: faulted ones first, in the order of their
+    """The pages still to be sent, each exactly once: faulted ones first, in the order of their
     faults, then the others from the last fault on (the guest's next access is likely near it).
 
-    Takes `bitmap` over; true is a page to send.
+    Takes over `bitmap`, in which true is a page to send.
     """
 
     def __init__(self, bitmap: Bitmap) -> None:
@@ -35,7 +35,7 @@ class PostcopyPages:
         return len(self._urgent)
 
     def fault(self, pfns: Sequence[int]) -> int:
-        """The guest waits for these; returns how many were still to be sent.
+        """Note that the guest waits for `pfns`; returns how many of them were still to be sent.
 
         Raises ValueError for a pfn that the guest cannot have.
         """
@@ -52,12 +52,12 @@ class PostcopyPages:
         return new
 
     def take_urgent(self) -> int:
-        """The page that a vCPU has waited for longest, of those that have not been taken."""
+        """Take the page that a vCPU has waited for longest."""
         self.remaining -= 1
         return self._urgent.popleft()
 
     def take_background(self, limit: int = POSTCOPY_BATCH) -> Pfns:
-        """The next pages that nobody waits for, at most `limit`."""
+        """Take the next pages that nobody waits for, at most `limit`."""
         pfns, self._next = set_bits(self._bitmap, self._next, limit)
         if not len(pfns):
             pfns, self._next = set_bits(self._bitmap, 0, limit)

@@ -1,4 +1,4 @@
-"""The receiver's part of postcopy: the guest runs here while its pages come
+"""The receiver's side of postcopy: the guest runs here while its pages arrive
 (postcopy_paging_setup, handle_postcopy_pfns and postcopy_restore of the postcopy series)."""
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from xen_save_helper.ipc_schema.streams.page_types import PageType
 _LISTED_AT_ONCE = 1 << 14
 
 _BUSY_SECONDS = 0.0005
-"""After a fault, or the page for one, the next event is this near."""
+"""How soon the next event is expected after a fault, or after the page for one."""
 _LOADED_AT_ONCE = 4
-"""Pages that are put in place before the descriptors are looked at again."""
+"""Pages that are loaded before the descriptors are polled again."""
 _READ_AHEAD = 32
-"""Pages that are read before they can be put in place, while no vCPU waits: more are left to the
-sender, which then sees that it is ahead."""
+"""Pages that are read before they can be loaded, while no vCPU waits: more are left to the sender,
+which then notices that it is ahead."""
 
 
 class PostcopyReceiver:
-    """One postcopy phase, from POSTCOPY_PFNS_BEGIN to END. Making it switches paging on; `close`
-    switches it off."""
+    """One postcopy phase, from POSTCOPY_PFNS_BEGIN to END. The constructor turns paging on, `close`
+    turns it off."""
 
     def __init__(
         self, domain: Domain, reader: StreamInput, version: int, environment: Environment
@@ -61,7 +61,7 @@ class PostcopyReceiver:
         self._states = PageStates(0)
         self._total = 0
         self._requested = 0
-        """Pages that vCPUs wait for and that have not come."""
+        """Pages that vCPUs wait for and that have not arrived."""
         self._paging = domain.mem_paging_enable()
 
     def close(self) -> None:
@@ -71,15 +71,15 @@ class PostcopyReceiver:
         """Read the body of a POSTCOPY_PFNS record and evict its pages, a part at a time.
 
         Pages in `cleared` have their new contents already (rings that a restore empties): they
-        count as dropped, or the old host's ring would come over the new one's.
+        count as dropped, or the old host's ring would overwrite the new one.
         """
         what = "POSTCOPY_PFNS"
         start = self._reader.offset
         if length < HEADER_SIZE:
-            raise DecodeError(what, start, f"{length} octets are too short for a page list")
+            raise DecodeError(what, start, f"{length} bytes are too short for a page list")
         count = decode_page_list_header(self._reader.read(HEADER_SIZE, what), what, start)
         if length != HEADER_SIZE + count * ENTRY_SIZE:
-            raise DecodeError(what, start, f"{length} octets do not hold {count} pfns")
+            raise DecodeError(what, start, f"{length} bytes do not hold {count} pfns")
         if not len(self._states):
             self._states = PageStates(physmap.limit)
         while count:
@@ -104,11 +104,11 @@ class PostcopyReceiver:
         self._total = self._states.pending
 
     def receive(self) -> None:
-        """Take pages and serve faults until END. Raises DecodeError for pages that may not come
-        and OSError(ETIMEDOUT) where nothing does.
+        """Take pages and serve faults until END. Raises DecodeError for unexpected pages and
+        OSError(ETIMEDOUT) if nothing arrives.
 
-        Once no page is missing any more the guest is whole here, and may be so here alone: a sender
-        that has gone, or says no END, changes nothing then.
+        Once no page is missing the guest is whole here, and perhaps only here: a sender that then
+        disconnects, or never sends END, changes nothing.
         """
         self._assembler = PageAssembler(self._version, self._reader.offset)
         self._reporter.detail(f"{self._states.pending} pages are to come")
@@ -134,8 +134,8 @@ class PostcopyReceiver:
                 self._goes_without("nothing has come")
                 return
             self._abort.check()
-            # Requests first: to read pages takes longer, and a page that is asked for while it is
-            # on its way comes once all the same.
+            # Requests first: reading pages takes longer, and a page that is requested while it is
+            # on its way still comes only once.
             if paging in ready:
                 self._serve_requests()
             elif stream in ready and self._wants_more():
@@ -171,12 +171,12 @@ class PostcopyReceiver:
         self._reporter.event("without_the_sender", error=why)
         self._reporter.log(
             XentoollogLevel.WARN,
-            f"no page is missing; the guest needs its sender no more: {why}",
+            f"no page is missing; the guest no longer needs its sender: {why}",
         )
 
     def _wait(self) -> float:
-        """Seconds to wait before pages are put in place that no vCPU is known to wait for. It is
-        done while one waits for another page, and while no fault is expected."""
+        """Seconds to wait before loading pages that no vCPU is known to wait for. They are loaded
+        while a vCPU waits for another page, and while no fault is expected."""
         if self._assembler.held:
             return 0.0 if self._requested else self._poll.busy
         return self._patience.wait
@@ -210,7 +210,7 @@ class PostcopyReceiver:
             self._statistics.postcopy_pages += 1
 
     def _load_oldest(self) -> None:
-        """Put the oldest pages in place that are still waiting for that."""
+        """Load the oldest pages that are still held."""
         run = self._assembler.take_oldest(_LOADED_AT_ONCE)
         if run is not None:
             self._paging.load(*run)
@@ -219,8 +219,8 @@ class PostcopyReceiver:
         self._reporter.progress(doing_what, in_place, self._total)
 
     def _serve_requests(self) -> None:
-        """Tell the sender of first faults; let vCPUs go on that have nothing to wait for. Those
-        that wait for a page go on when it is loaded."""
+        """Report first faults to the sender, and resume vCPUs that need not wait. The others
+        continue when their page is loaded."""
         wanted: list[int] = []
         answered: list[PagingRequest] = []
         for request in self._paging.take_requests():
@@ -234,7 +234,7 @@ class PostcopyReceiver:
             elif before is PageState.OUTSTANDING:
                 wanted.append(request.pfn)
             elif before is not PageState.REQUESTED:
-                # It is there, or has come and waits for its turn, or nobody needs it any more.
+                # It is loaded, or held and waiting for its turn, or nobody needs it any more.
                 data = self._assembler.take(request.pfn)
                 if data is None:
                     answered.append(request)

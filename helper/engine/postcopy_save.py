@@ -1,4 +1,4 @@
-"""The sender's part of postcopy, from the list of pages to the receiver's last word
+"""The sender's side of postcopy, from the list of pages to the receiver's last record
 (send_postcopy_pfns and postcopy_domain_memory of the postcopy series)."""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from xen_save_helper.ipc_schema.streams.page_lists import (
 from xen_save_helper.ipc_schema.streams.records import encode_record_header
 
 _BUSY_SECONDS = 0.0005
-"""After a fault the next one is this near."""
+"""How soon the next fault is expected after one."""
 
 _LISTED_AT_ONCE = 1 << 14
 
@@ -43,8 +43,8 @@ class PostcopySender:
         self._stall_limit = job.stall_limit
 
     def send_pfns(self, dirty: Bitmap) -> Outcome:
-        """List the pages of `dirty`, which is taken over: those without contents are told of here
-        and drop out of it."""
+        """List the pages of `dirty`, and take it over. Pages without contents are done with once
+        they are listed, and drop out of it."""
         self._write_header(RecordType.POSTCOPY_PFNS_BEGIN, 0)
         left = int(np.count_nonzero(dirty))
         position = 0
@@ -67,9 +67,9 @@ class PostcopySender:
         return Outcome.DONE
 
     def send_pages(self) -> Outcome:
-        """Send every page once, those first that the guest waits for.
+        """Send every page once, those that the guest waits for first.
 
-        COMPLETE where the receiver had enough before the last one went.
+        Returns COMPLETE if the receiver had all it needs before the last page was sent.
         """
         self._faults = FaultReader(self._recv_fd, VERSION, self._p2m_size)
         self._record = record_number(RecordType.POSTCOPY_PAGE_DATA, VERSION)
@@ -85,7 +85,7 @@ class PostcopySender:
         while pages.remaining:
             if pages.urgent:
                 self._send(np.array([pages.take_urgent()], np.uint64))
-                # Right behind a faulted page others hold nobody up: the guest runs now.
+                # Right after a faulted page others hold nobody up: the guest runs now.
                 background = not pages.urgent and not self._out.pacer.delay() and self._look(0)
             else:
                 background = self._wait()
@@ -98,10 +98,10 @@ class PostcopySender:
         return Outcome.DONE
 
     def _wait(self) -> bool:
-        """Until there is a fault, or (True) pages may go that nobody waits for: they are due, the
-        next fault is not near, and the stream takes them.
+        """Wait for a fault, or (returning True) until background pages may be sent: they are due,
+        no fault is expected, and the stream takes them.
 
-        A wait for the stream ends by the abort watcher's stall clock.
+        The abort watcher's stall clock ends a wait for the stream.
         """
         if quiet := max(self._out.pacer.delay(), self._calm.busy):
             faults = self._calm.poll(quiet)
@@ -111,7 +111,7 @@ class PostcopySender:
         return self._look(None)
 
     def _look(self, milliseconds: int | None) -> bool:
-        """Whether the stream takes pages, and no fault is there."""
+        """Whether the stream takes pages and no fault has arrived."""
         ready = self._stream.poll(milliseconds)
         self._abort.check()
         return bool(ready) and not any(events & select.POLLIN for _fd, events in ready)

@@ -1,7 +1,7 @@
-"""The rounds of a save: sending what is dirty, and when to stop.
+"""The precopy rounds of a save: sending dirty pages, and when to stop.
 
-`send_dirty_pages` and `send_memory_live` of the postcopy series (xc_sr_save.c), which ask the
-policy before every batch, so that a slow round can be left in its middle.
+This is `send_dirty_pages` and `send_memory_live` of the postcopy series (xc_sr_save.c), which ask
+the policy before every batch, so that a slow round can be left early.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from xen_save_helper.ipc_schema.channel.precopy_rule import (
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 
 UNKNOWN = -1
-"""A dirty count that is not known while a round is under way."""
+"""The dirty count during a round."""
 
 Policy = Callable[[int, int, int], PrecopyPolicy]
-"""(iteration, total_written, dirty_count) to what shall be done."""
+"""From (iteration, total_written, dirty_count) to a decision."""
 
 _U32 = 2**32 - 1
 
 
 def simple_precopy_policy(iteration: int, total_written: int, dirty_count: int) -> PrecopyPolicy:
-    """libxenguest's own, where the controller has none: few pages are dirty, or enough rounds."""
+    """libxenguest's own policy, for a controller that has none."""
     del total_written
     return decide(LIBXENGUEST_PRECOPY, iteration, dirty_count, None).policy
 
 
 def precopy_policy(
-    reporter: Reporter, limits: PrecopyLimits | None, octets: Callable[[], int]
+    reporter: Reporter, limits: PrecopyLimits | None, sent: Callable[[], int]
 ) -> Policy:
-    """The controller's policy where it has one, else that of `limits`, else libxenguest's.
-    `octets` counts the stream's."""
+    """The controller's policy if it has one, else that of `limits`, else libxenguest's. `sent`
+    counts the stream's bytes."""
     if not reporter.provides("precopy_policy"):
         if limits is None:
             return simple_precopy_policy
-        return limited_policy(limits, octets, reporter)
+        return limited_policy(limits, sent, reporter)
 
     def ask(iteration: int, total_written: int, dirty_count: int) -> PrecopyPolicy:
         answer = reporter.call(
@@ -61,14 +61,14 @@ def precopy_policy(
             return PrecopyPolicy(answer)
         except ValueError:
             raise OSError(
-                errno.EINVAL, f"precopy_policy answered {answer}, which is no decision"
+                errno.EINVAL, f"precopy_policy answered {answer}, which is not a decision"
             ) from None
 
     return ask
 
 
 class Rounds:
-    """What is dirty, what was left for later, and the sending of it. Bitmaps have an element for
+    """Sends the dirty pages, and keeps track of those left for later. Bitmaps have an element for
     each pfn below the domain's p2m_size."""
 
     def __init__(self, domain: Domain, pages: PageWriter, environment: Environment) -> None:
@@ -84,17 +84,17 @@ class Rounds:
         self._page_data = record_number(RecordType.PAGE_DATA, VERSION)
 
     def send_all_pages(self, doing_what: str) -> None:
-        """All pages of a domain that stands still."""
+        """Send all pages of a suspended domain."""
         self.dirty[:] = True
         self._round(doing_what, self.p2m_size, None)
 
     def send_final(self, doing_what: str) -> None:
-        """What `dirty` says, of a domain that stands still."""
+        """Send the dirty pages of a suspended domain."""
         self._round(doing_what, int(np.count_nonzero(self.dirty)), None)
 
     def send_memory_live(self, policy: Policy) -> PrecopyPolicy:
-        """The precopy rounds, with log-dirty on, until the policy has enough: STOP_AND_COPY or
-        POSTCOPY. Raises OSError(ECANCELED) where it wants an abort."""
+        """Send precopy rounds, with log-dirty mode on, until the policy decides on STOP_AND_COPY or
+        POSTCOPY. Raises OSError(ECANCELED) if it decides on ABORT."""
         self.dirty[:] = True
         dirty_count = self.p2m_size
         while True:
@@ -109,7 +109,8 @@ class Rounds:
                 return decision
 
     def gather_final(self) -> int:
-        """The domain stands still now: what is dirty, with all that was deferred."""
+        """Read the dirty bitmap of the suspended domain, and add all pages that were deferred;
+        returns how many there are."""
         self._domain.logdirty_clean(self.dirty)
         self.dirty |= self._deferred
         self._deferred[:] = False
@@ -124,8 +125,8 @@ class Rounds:
         return decision
 
     def _round(self, doing_what: str, entries: int, policy: Policy | None) -> PrecopyPolicy:
-        """Send the dirty pages batch by batch. A policy that does not want to go on leaves the
-        rest to the next phase."""
+        """Send the dirty pages batch by batch. If the policy ends the round early, the rest is left
+        to the next phase."""
         started = time.monotonic()
         decision = PrecopyPolicy.CONTINUE_PRECOPY
         written = 0

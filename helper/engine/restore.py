@@ -49,12 +49,12 @@ _MISMATCHES_LOGGED = 16
 
 
 def domain_restore(domain: Domain, environment: Environment) -> RestoreResults:
-    """Restore `domain`, which is new and has no memory, whatever domid the request has. Reads up to
-    the END record, and not an octet more.
+    """Restore `domain`, which is new and has no memory, whatever the request's domid is. Reads up
+    to the END record, and not a byte more.
 
-    Raises DecodeError for a stream that is not right, with the offset in the libxc stream; OSError
-    of the hypervisor, the stream or the abort, with EOPNOTSUPP for a stream that is not for us,
-    EIO for a callback that failed; ChannelError where the controller is gone.
+    Raises DecodeError for a bad stream, with the offset in the libxc stream; OSError from the
+    hypervisor, the stream or the abort, with EOPNOTSUPP for a stream that we do not support, EIO
+    for a failed callback; ChannelError if the controller is gone.
     """
     return _Restore(domain, environment).run()
 
@@ -82,7 +82,7 @@ class _Restore:
             name = self._request.stream_type.name
             raise OSError(
                 errno.EOPNOTSUPP,
-                f"our engine reads no checkpointed stream ({name}); use libxenguest's",
+                f"our engine cannot read a checkpointed stream ({name}); use libxenguest's",
             )
         self._abort.guard_stream(self._request.io_fd, reading=True)
         try:
@@ -115,17 +115,17 @@ class _Restore:
         if not hvm:
             raise OSError(
                 errno.EOPNOTSUPP,
-                "the stream is of a PV domain, and our engine restores HVM and PVH domains only; "
-                "use libxenguest's",
+                "this is the stream of a PV domain, and our engine restores only HVM and PVH "
+                "domains; use libxenguest's",
             )
         if not info.hvm:
             raise OSError(
                 errno.EINVAL,
-                f"the stream is of an HVM domain, and domain {self._domain.domid} is PV",
+                f"this is the stream of an HVM domain, and domain {self._domain.domid} is PV",
             )
 
     def _records(self) -> None:
-        """Records until END: each stage of the stream is a phase of the trace."""
+        """Handle records until END; each stage of the stream is a phase in the trace."""
         handlers: dict[RecordType, Callable[[int], None]] = {
             RecordType.PAGE_DATA: self._page_data,
             RecordType.X86_CPUID_POLICY: self._cpuid_policy,
@@ -152,7 +152,8 @@ class _Restore:
                         handlers[record[0]](record[1])
 
     def _next_record(self) -> tuple[RecordType, int] | None:
-        """Type and length of the next record that is for us; its place in the order is checked."""
+        """Type and length of the next record, after checking its place in the order; None for an
+        optional record that was skipped."""
         offset = self._reader.offset
         number, length = decode_record_header(
             self._reader.read(HEADER_SIZE, "record header"), "record", offset
@@ -164,9 +165,9 @@ class _Restore:
             self._padding(length, "optional record")
             return None
         if kind is RecordType.CHECKPOINT:
-            raise DecodeError(kind.name, offset, "a checkpoint in a stream that has none")
+            raise DecodeError(kind.name, offset, "a checkpoint in a plain stream")
         if kind in POSTCOPY_RECORDS and not self._request.postcopy:
-            raise DecodeError(kind.name, offset, "postcopy was not agreed upon for this restore")
+            raise DecodeError(kind.name, offset, "postcopy was not agreed on for this restore")
         if kind in POSTCOPY_RECORDS and self._request.back_fd < 0:
             raise DecodeError(kind.name, offset, "postcopy needs a back channel, and there is none")
         if self._order.record(kind, offset):
@@ -180,7 +181,7 @@ class _Restore:
         return body
 
     def _padding(self, length: int, what: str) -> None:
-        """Read and check what follows a body of `length` octets."""
+        """Read and check the padding after a body of `length` bytes."""
         offset = self._reader.offset
         check_padding(self._reader.read(padding(length), what), what, offset)
 
@@ -234,19 +235,19 @@ class _Restore:
         self._tell_progress()
 
     def _tell_progress(self) -> None:
-        """How much of its memory the domain has been given; rounds of a live migration that bring
-        no new page are not measured."""
+        """Report how much of its memory the domain has been given; rounds of a live migration that
+        bring no new page are not reported."""
         if self._physmap.count != self._given:
             self._given = self._physmap.count
             self._reporter.progress("Frames", self._given, self._physmap.memory)
 
     def _verify(self, length: int) -> None:
         self._decoded(RecordType.VERIFY, length)
-        self._reporter.info("Verify mode: comparing what comes with what is there")
+        self._reporter.info("Verify mode: comparing the stream with memory")
 
     def _compare(self, pfns: Pfns, views: list[memoryview]) -> None:
-        """Contents of the stream against the memory in `views`. As in libxc a difference is told,
-        and is no failure."""
+        """Compare the stream's contents with the memory in `views`. As in libxc, a difference is
+        logged but is not a failure."""
         scratch = memoryview(bytearray(_VERIFIED_AT_ONCE * PAGE_SIZE))
         first = 0
         for view in views:
@@ -284,7 +285,7 @@ class _Restore:
         assert isinstance(params, list)
         for index, value in params:
             if index == hvm_params.PAE_ENABLED:
-                continue  # only ever carried data into xc_cpuid_apply_policy, in old streams
+                continue  # only for xc_cpuid_apply_policy, in old streams
             if index == hvm_params.STORE_PFN:
                 self._results.store_gfn = value
             elif index == hvm_params.CONSOLE_PFN:
@@ -299,7 +300,7 @@ class _Restore:
             self._domain.hvm_param_set(index, value)
 
     def _stream_complete(self) -> None:
-        """x86_hvm_stream_complete: what is left once all state is there."""
+        """x86_hvm_stream_complete: what remains to do once all state has arrived."""
         if self._context is None:
             raise DecodeError("HVM_CONTEXT", self._reader.offset, "missing from the stream")
         self._domain.hvm_param_set(hvm_params.STORE_EVTCHN, self._request.store_evtchn)
@@ -352,6 +353,6 @@ class _Restore:
         self._order.record(RecordType.END, self._reader.offset)
 
     def _receiver(self) -> PostcopyReceiver:
-        # The order of records sees to it: pages are listed after POSTCOPY_PFNS_BEGIN only.
+        # The order of records ensures this: pages are listed only after POSTCOPY_PFNS_BEGIN.
         assert self._postcopy is not None
         return self._postcopy

@@ -1,8 +1,8 @@
-"""Which record may come when in a stream of an HVM guest: the whole grammar of a restore.
+"""Which record may come when in the stream of an HVM guest: the whole grammar of a restore.
 
-The libxc stream specification, with what it leaves open filled in as libxc's own sender has it,
-and the postcopy series' records. A version 2 stream has no STATIC_DATA_END: its first record that
-is not static data says it.
+This is the libxc stream specification, its gaps filled in from libxc's own sender, and the postcopy
+series' records. A version 2 stream has no STATIC_DATA_END: its first record that is not static data
+implies it.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class RecordOrder:
         self._version = version
 
     def record(self, kind: RecordType, offset: int) -> bool:
-        """A record `kind` stands at `offset`; says whether it tells, in passing, that the static
-        data is complete. Raises DecodeError for one that may not come now."""
+        """Take the record `kind` at `offset`; returns whether it implies that the static data is
+        complete. Raises DecodeError if it may not come now."""
         stage = self.stage
         implied = self._version < 3 and stage is Stage.STATIC_DATA and kind not in _STATIC_ONLY
         if implied:

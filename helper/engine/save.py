@@ -1,5 +1,5 @@
-"""`xc_domain_save`: our engine's save of a domain, live or not, with a postcopy phase where the
-policy asks for one (xg_sr_save.c and xg_sr_save_x86_hvm.c; xc_sr_save.c of the postcopy series)."""
+"""`xc_domain_save`: our engine's save of a domain, live or not, with a postcopy phase if the policy
+asks for one (xg_sr_save.c and xg_sr_save_x86_hvm.c; xc_sr_save.c of the postcopy series)."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from xen_save_helper.ipc_schema.streams.records import encode_record
 
 
 def domain_save(domain: Domain, environment: Environment) -> None:
-    """Save `domain`, whatever domid the request has.
+    """Save `domain`, whatever the request's domid is.
 
-    Raises OSError: of the hypervisor, the stream, the abort, or with EINVAL, EOPNOTSUPP and
-    ECANCELED for what callbacks answered and callers asked; ChannelError where the controller is
-    gone; DecodeError for a back channel that makes no sense. Log-dirty mode is off at its end,
-    however it ends, and the stream descriptor is no longer guarded.
+    Raises OSError from the hypervisor, the stream or the abort, or with EINVAL, EOPNOTSUPP and
+    ECANCELED for a callback's answer or the caller's request; ChannelError if the controller is
+    gone; DecodeError for bad records on the back channel. However it ends, log-dirty mode is off
+    and the stream descriptor is no longer guarded.
     """
     _Save(domain, environment).run()
 
@@ -77,7 +77,7 @@ class _Save:
             Phase.POSTCOPY_DRAIN: self._postcopy.drain,
             Phase.END: self._end,
         }
-        self._abort.guard_stream(self._request.io_fd, moved=lambda: self._out.octets)
+        self._abort.guard_stream(self._request.io_fd, moved=lambda: self._out.sent)
         try:
             self._enable_qemu_logdirty()
             phase = Phase.HEADERS
@@ -86,17 +86,17 @@ class _Save:
                     outcome = phases[phase]()
                 phase = NEXT[phase, outcome]
         finally:
-            self._statistics.bytes = self._out.octets
+            self._statistics.bytes = self._out.sent
             self._abort.release_stream()
             self._cleanup()
 
     def _check(self) -> None:
-        """Refuse what we do not do, before anything has happened."""
+        """Refuse what we do not support, before anything has happened."""
         if self._request.stream_type is not StreamType.PLAIN:
             name = self._request.stream_type.name
             raise OSError(
                 errno.EOPNOTSUPP,
-                f"our engine writes no checkpointed stream ({name}); use libxenguest's",
+                f"our engine cannot write a checkpointed stream ({name}); use libxenguest's",
             )
         info = self._domain.getinfo()
         if not info.hvm:
@@ -129,14 +129,14 @@ class _Save:
 
     def _precopy(self) -> Outcome:
         self._enable_logdirty()
-        policy = precopy_policy(self._reporter, self._job.limits, lambda: self._out.octets)
+        policy = precopy_policy(self._reporter, self._job.limits, lambda: self._out.sent)
         decision = self._rounds.send_memory_live(policy)
         if decision is not PrecopyPolicy.POSTCOPY:
             return Outcome.STOP_AND_COPY
         if not self._request.postcopy or self._request.back_fd < 0:
-            lacks = "back channel" if self._request.back_fd < 0 else "leave to do so"
+            why = "has no back channel" if self._request.back_fd < 0 else "must not use it"
             raise OSError(
-                errno.EOPNOTSUPP, f"precopy policy asked for postcopy, and this save has no {lacks}"
+                errno.EOPNOTSUPP, f"precopy policy asked for postcopy, but this save {why}"
             )
         return Outcome.POSTCOPY
 
@@ -195,14 +195,14 @@ class _Save:
         self._write_record(RecordType.END)
         self._reporter.info(
             f"Save successful: {self._statistics.pages} pages in {self._statistics.rounds} rounds, "
-            f"{self._statistics.postcopy_pages} by postcopy, {self._out.octets} octets"
+            f"{self._statistics.postcopy_pages} by postcopy, {self._out.sent} bytes"
         )
         return Outcome.DONE
 
     def _write_record(self, kind: RecordType, body: bytes = b"") -> None:
         self._out.write([encode_record(record_number(kind, VERSION), body)])
 
-    # Log-dirty: on before the first page, off whatever happens.
+    # Log-dirty mode: on before the first page, off whatever happens.
 
     def _enable_logdirty(self) -> None:
         self._logdirty = True
@@ -211,7 +211,7 @@ class _Save:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            # It is on for another purpose (VRAM tracking), or a helper died without its error path.
+            # It is on for VRAM tracking, or because a helper died without its error path.
             self._domain.logdirty_off()
             self._domain.logdirty_enable()
 
@@ -223,7 +223,7 @@ class _Save:
         self._qemu_logdirty = True
 
     def _cleanup(self) -> None:
-        """Every step is tried; none of them turns what the save came to into something else."""
+        """Try every step; none of them changes the result of the save."""
         if self._logdirty:
             try:
                 self._domain.logdirty_off()
@@ -245,4 +245,4 @@ class _Save:
         try:
             self._reporter.log(XentoollogLevel.ERROR, text)
         except ChannelError:
-            pass  # nobody is there to be told; the trace has it
+            pass  # nobody is left to tell; the trace has it

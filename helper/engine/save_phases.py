@@ -1,7 +1,7 @@
-"""The phases of a save: all that decides what is done next stands in this table.
+"""The phases of a save: this table alone decides what is done next.
 
-xc_domain_save's order (xg_sr_save.c), with the postcopy series' branch. Each phase does its work
-and ends with an outcome; a failure ends the save from any phase.
+It has xc_domain_save's order (xg_sr_save.c), with the postcopy series' branch. Each phase does its
+work and ends with an outcome; a failure ends the save from any phase.
 """
 
 from __future__ import annotations

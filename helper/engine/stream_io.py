@@ -1,8 +1,8 @@
-"""Octets in and out of a stream: whole, counted, paced, and never in a wait without an end.
+"""Reading and writing a stream: completely, counted, paced, and never waiting without an end.
 
-Descriptors are inherited and their file status flags are shared with whoever gave them, so none
-is made non-blocking. A wait on the main stream ends by the abort watcher, which puts a useless
-descriptor in its place (see `helper.abort`); any other wait is a `poll` with a limit.
+Descriptors are inherited and share their file status flags with the parent's, so none is made
+non-blocking. The abort watcher ends a wait on the main stream by putting an unusable descriptor in
+its place (see `helper.abort`); any other wait is a `poll` with a limit.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from xen_save_helper.helper.patience import poll_milliseconds, poll_patiently
 from xen_save_helper.ipc_schema.errors import StreamEndError
 
 IOV_MAX = os.sysconf("SC_IOV_MAX")
-"""Buffers that one writev or readv takes."""
+"""The most buffers that one writev or readv takes."""
 
 Buffer = bytes | bytearray | memoryview
 
 _PACE_SECONDS = 0.01
-"""How much a pacer lets go at once, and how late it may be without losing its turn."""
+"""How many seconds' worth of bytes may go at once, and how late a write may be without losing its
+turn."""
 
 _READ_CHUNK = 1 << 20
 
 
 class Pacer:
-    """Says when the next octets may go, so that not more than `bandwidth` a second do (0: all)."""
+    """Says when the next bytes may go, so that at most `bandwidth` a second do (0: no limit)."""
 
     def __init__(self, bandwidth: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._bandwidth = bandwidth
@@ -39,26 +40,26 @@ class Pacer:
 
     @property
     def quantum(self) -> int:
-        """Octets to hand over at once; 0 for any number."""
+        """Bytes to write at once; 0 for any number."""
         return max(4096, int(self._bandwidth * _PACE_SECONDS)) if self._bandwidth else 0
 
     def delay(self) -> float:
-        """Seconds until the next octets are due; 0 where they are."""
+        """Seconds until the next bytes are due; 0 if they are."""
         return max(0.0, self._due - self._clock()) if self._bandwidth else 0.0
 
-    def charge(self, octets: int) -> None:
-        """These went."""
+    def charge(self, size: int) -> None:
+        """Count `size` bytes as sent."""
         if self._bandwidth:
             earliest = self._clock() - _PACE_SECONDS
-            self._due = max(self._due, earliest) + octets / self._bandwidth
+            self._due = max(self._due, earliest) + size / self._bandwidth
 
 
 class BusyPoll:
-    """A `poll` that goes on looking for a moment before it lets the processor go.
+    """A `poll` that spins for a moment before it gives up the processor.
 
-    Waking up costs more than all else that a fault's way takes, and while faults come the next one
-    is near. `expect` says that something is due: until `seconds` later, waits are busy ones, and
-    give way to whoever else wants this processor: it may be the guest that was just woken.
+    Waking up costs more than the rest of a fault's round trip, and while faults come the next one
+    is near. `expect` says that something is due: waits are then busy for `seconds`, but yield to
+    anything else that wants this processor, which may be the guest that was just woken.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -74,11 +75,11 @@ class BusyPoll:
 
     @property
     def busy(self) -> float:
-        """Seconds for which waits are busy ones from now on."""
+        """Seconds for which waits stay busy."""
         return max(0.0, self._busy_until - time.monotonic())
 
     def poll(self, seconds: float | None) -> list[tuple[int, int]]:
-        """As `select.poll.poll`, for at most `seconds` (None: ever), busily first."""
+        """Like `select.poll.poll`, for at most `seconds` (None: for ever), at first busily."""
         end = math.inf if seconds is None else time.monotonic() + seconds
         busy_until = min(end, self._busy_until)
         while not (ready := self._poll.poll(0)):
@@ -92,9 +93,9 @@ class BusyPoll:
 
 
 def wait_for(fd: int, events: int, abort: Abort, limit: float, what: str) -> None:
-    """Wait until `fd` has one of `events` (or an error to tell).
+    """Wait until `fd` has one of `events` (or an error).
 
-    Raises what the abort says, or OSError(ETIMEDOUT) after `limit` seconds (0: never).
+    Raises the abort's error, or OSError(ETIMEDOUT) after `limit` seconds (0: never).
     """
     poll = select.poll()
     poll.register(fd, events)
@@ -105,36 +106,36 @@ def wait_for(fd: int, events: int, abort: Abort, limit: float, what: str) -> Non
         raise OSError(errno.ETIMEDOUT, f"{what}: no sign of life for {limit} s")
 
 
-def advance(buffers: Sequence[Buffer], octets: int) -> list[Buffer]:
-    """What is left of `buffers` once their first `octets` are done with; nothing is copied."""
+def advance(buffers: Sequence[Buffer], size: int) -> list[Buffer]:
+    """The rest of `buffers` after their first `size` bytes; nothing is copied."""
     for index, buffer in enumerate(buffers):
-        if octets < len(buffer):
+        if size < len(buffer):
             rest = list(buffers[index:])
-            if octets:
-                rest[0] = memoryview(buffer)[octets:]
+            if size:
+                rest[0] = memoryview(buffer)[size:]
             return rest
-        octets -= len(buffer)
+        size -= len(buffer)
     return []
 
 
-def take(buffers: Sequence[Buffer], octets: int) -> list[Buffer]:
-    """The first `octets` of `buffers`; nothing is copied."""
+def take(buffers: Sequence[Buffer], size: int) -> list[Buffer]:
+    """The first `size` bytes of `buffers`; nothing is copied."""
     taken: list[Buffer] = []
     for buffer in buffers:
-        if octets <= len(buffer):
-            taken.append(memoryview(buffer)[:octets])
+        if size <= len(buffer):
+            taken.append(memoryview(buffer)[:size])
             return taken
         taken.append(buffer)
-        octets -= len(buffer)
+        size -= len(buffer)
     return taken
 
 
 class StreamOutput:
-    """The sending end. `octets` counts what went, all of it."""
+    """The sending end. `sent` counts the bytes written."""
 
     def __init__(self, fd: int, abort: Abort, bandwidth: int = 0, what: str = "stream") -> None:
         self.fd = fd
-        self.octets = 0
+        self.sent = 0
         self.pacer = Pacer(bandwidth)
         self._abort = abort
         self._what = what
@@ -142,8 +143,8 @@ class StreamOutput:
     def write(self, buffers: Sequence[Buffer]) -> None:
         """Write all of `buffers`, at the stream's pace.
 
-        Raises the abort's error where there is an abort, else the write's (EPIPE, ENOSPC, ...)
-        with the offset of the failure.
+        Raises the abort's error if there is one, else the write's (EPIPE, ENOSPC, ...) with the
+        offset of the failure.
         """
         quantum = self.pacer.quantum
         if not quantum:
@@ -157,7 +158,7 @@ class StreamOutput:
             pending = advance(pending, quantum)
 
     def write_now(self, buffers: Sequence[Buffer]) -> None:
-        """Write all of `buffers` whatever the pace; later writes make up for it."""
+        """Write all of `buffers` regardless of the pace; later writes make up for it."""
         pending: Sequence[Buffer] = buffers
         while pending:
             self._abort.check()
@@ -169,9 +170,9 @@ class StreamOutput:
             except OSError as error:
                 self._abort.check()
                 raise OSError(
-                    error.errno, f"{self._what}, write at offset {self.octets:#x}: {error.strerror}"
+                    error.errno, f"{self._what}, write at offset {self.sent:#x}: {error.strerror}"
                 ) from error
-            self.octets += written
+            self.sent += written
             self.pacer.charge(written)
             self._abort.progress()
             pending = advance(pending, written)
@@ -185,7 +186,7 @@ class StreamOutput:
 
 
 class StreamInput:
-    """The receiving end. `offset` counts what came, so it is where the next octet stands."""
+    """The receiving end. `offset` is that of the next byte in the stream."""
 
     def __init__(self, fd: int, abort: Abort, what: str = "stream") -> None:
         self.fd = fd
@@ -194,9 +195,9 @@ class StreamInput:
         self._what = what
 
     def read(self, size: int, what: str) -> bytes:
-        """Exactly `size` octets of `what`. Raises StreamEndError where the stream ends before.
+        """Read exactly `size` bytes of `what`. Raises StreamEndError if the stream ends before.
 
-        Memory is taken as octets arrive, not on the word of `size`.
+        Memory is allocated as bytes arrive, since `size` may be a lie.
         """
         if size <= _READ_CHUNK:
             buffer = bytearray(size)
@@ -208,7 +209,7 @@ class StreamInput:
         return bytes(gathered)
 
     def skip(self, size: int, what: str) -> None:
-        """Read and forget `size` octets."""
+        """Read and discard `size` bytes."""
         scratch = memoryview(bytearray(min(size, _READ_CHUNK)))
         while size:
             part = scratch[: min(size, len(scratch))]
@@ -216,20 +217,20 @@ class StreamInput:
             size -= len(part)
 
     def readinto(self, views: Sequence[memoryview], what: str) -> None:
-        """Fill `views`. Raises StreamEndError where the stream ends before, and OSError."""
-        # An empty view would take a read that gives nothing, as the end of the stream does.
+        """Fill `views`. Raises StreamEndError if the stream ends before, and OSError."""
+        # Reading into an empty view alone would return 0, which looks like the end of the stream.
         pending: Sequence[Buffer] = [view for view in views if len(view)]
         while pending:
             taken = self.read_some(pending, what)
             if taken == 0:
                 missing = sum(len(view) for view in pending)
                 raise StreamEndError(
-                    what, self.offset, f"the stream ends, {missing} octets are missing"
+                    what, self.offset, f"the stream ends, {missing} bytes are missing"
                 )
             pending = advance(pending, taken)
 
     def read_some(self, views: Sequence[Buffer], what: str) -> int:
-        """One read: the number of octets that came, 0 at the stream's end."""
+        """Read once; returns the number of bytes read, 0 at the end of the stream."""
         self._abort.check()
         while True:
             try:

@@ -127,8 +127,8 @@ def test_a_page_is_taken_once_at_its_turn_or_before() -> None:
 @pytest.mark.parametrize(
     ("stream", "problem"),
     [
-        (encode_record(0x40000014, bytes(8)), "hold no whole number of pages"),
-        (encode_record(0x40000014, bytes(8 + 8 + PAGE - 8)), "hold no whole number of pages"),
+        (encode_record(0x40000014, bytes(8)), "are not a whole number of pages"),
+        (encode_record(0x40000014, bytes(8 + 8 + PAGE - 8)), "are not a whole number of pages"),
         (struct.pack("<II", 0x40000014, 2**31), "bytes"),
         (struct.pack("<IIII", 0x40000014, 8 + 8 + PAGE, 2, 0) + bytes(8 + PAGE), "pfns"),
         (page_data([4], type_nibble=0xF), "pfn 0x4 has no contents"),

@@ -300,7 +300,7 @@ def test_what_a_sender_may_not_do(host_factory: HostFactory, stream: bytes, prob
 
 
 def test_postcopy_that_was_not_agreed_upon(host_factory: HostFactory) -> None:
-    with pytest.raises(DecodeError, match="not agreed upon"):
+    with pytest.raises(DecodeError, match="not agreed on"):
         receive_raw(host_factory, START, postcopy=False)
 
 

@@ -73,7 +73,7 @@ def test_more_buffers_than_one_call_takes(
     near.shutdown(socket.SHUT_WR)
     thread.join()
     assert got == b"".join(buffers)
-    assert out.octets == len(got)
+    assert out.sent == len(got)
 
 
 def test_the_offset_of_a_broken_write(
@@ -173,7 +173,7 @@ def test_a_stream_that_ends_too_early(
     reader = StreamInput(near.fileno(), abort)
     assert reader.read(4, "first") == b"0123"
     with pytest.raises(
-        DecodeError, match="second at offset 0xa: the stream ends, 2 octets are missing"
+        DecodeError, match="second at offset 0xa: the stream ends, 2 bytes are missing"
     ):
         reader.read(8, "second")
 
