@@ -43,10 +43,10 @@ class Statistics:
 
     __slots__ = ("bytes", "pages", "postcopy_faults", "postcopy_pages", "rounds")
 
-    def __init__(self, rounds: int = 0, pages: int = 0, octets: int = 0) -> None:
+    def __init__(self, rounds: int = 0, pages: int = 0, size: int = 0) -> None:
         self.rounds = rounds
         self.pages = pages
-        self.bytes = octets
+        self.bytes = size
         self.postcopy_pages = 0
         self.postcopy_faults = 0
 

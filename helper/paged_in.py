@@ -1,7 +1,6 @@
-"""Whether all of a guest's memory is here: a page that is paged out would be missing from its copy.
+"""Refuses to save a guest that is still being paged in: the copy would lack the missing pages.
 
-Xen gives such a page the type of a hole. A save that takes its word for it succeeds, and what is
-restored from it dies.
+Xen reports such a page as a hole, so the save would succeed, and the restored guest would die.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import errno
 
 
 def check_paged_in(domid: int, paged_pages: int) -> None:
-    """Raises OSError(EBUSY) unless `paged_pages` of the domain is 0."""
+    """Raise OSError(EBUSY) unless `paged_pages` of the domain is 0."""
     if paged_pages:
         raise OSError(
             errno.EBUSY,

@@ -35,7 +35,7 @@ def open_domain(uri: str, domid: int) -> Domain:
 
 
 def unknown(uri: str) -> OSError:
-    """What there is to say of a URI that names none of them."""
+    """The error for a URI that names neither hypervisor."""
     return OSError(
         errno.ENOTSUP, f"hypervisor {uri!r} is not supported; use {XEN} or {SIMULATED}DIRECTORY"
     )

@@ -1,6 +1,6 @@
-"""What a save and a restore ask of a hypervisor, under libxc's names: a domain and its paging.
+"""What save and restore need from a hypervisor, under libxc's names: a domain and its paging.
 
-A toolstack (`toolstack.hosts`) uses `ControlledDomain` alone. Failures are `OSError` with the errno
+A toolstack (`toolstack.hosts`) uses only `ControlledDomain`. Failures are `OSError` with the errno
 that libxc would leave. Page sets are one-dimensional numpy arrays of pfns (uint64); bitmaps are
 numpy bool arrays with an element for each pfn below `p2m_size`.
 """
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     Pfns = NDArray[np.uint64]
     Bitmap = NDArray[np.bool_]
 else:
-    # For annotations alone: numpy is loaded by those who calculate with them. A toolstack that
-    # leaves a domain's memory to others needs none of it.
+    # For annotations only: a toolstack that does not touch a domain's memory need not load numpy.
     Pfns = Bitmap = Any
 
 PAGE_SIZE = 4096
@@ -50,7 +49,7 @@ class DomainInfo:
     nr_pages: int
     max_memkb: int
     paged_pages: int = 0
-    """Pages that are evicted: a pager still has to bring them."""
+    """Evicted pages, which a pager still has to load."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,15 @@ class Paging(Protocol):
         """All requests that wait, without blocking; a page can be requested more than once."""
 
     def load(self, first: int, data: memoryview) -> None:
-        """Put the contents of evicted pages in place, atomically for the guest, and wake vCPUs
-        that wait for them: pfn `first` and its next ones, PAGE_SIZE octets of `data` for each."""
+        """Load the contents of evicted pages, atomically for the guest, and wake vCPUs that wait
+        for them: from pfn `first` on, PAGE_SIZE bytes of `data` for each."""
 
     def resume(self, requests: Sequence[PagingRequest]) -> None:
-        """Let the vCPUs of requests go on that no load has answered (dropped pages, duplicates)."""
+        """Resume the vCPUs of requests that no load has answered (dropped pages, duplicates)."""
 
     def close(self) -> None:
-        """Paging off. Pages that are still evicted stay so: the guest cannot run without them."""
+        """Turn paging off. Pages that are still evicted stay so: the guest cannot run without
+        them."""
 
 
 class ControlledDomain(Protocol):
@@ -101,13 +101,13 @@ class ControlledDomain(Protocol):
     domid: int
 
     def getinfo(self) -> DomainInfo:
-        """xc_domain_getinfo_single. Raises ESRCH where the domain is gone."""
+        """xc_domain_getinfo_single. Raises ESRCH if the domain is gone."""
 
     def logdirty_off(self) -> None:
-        """XEN_DOMCTL_SHADOW_OP_OFF. No error where it is off already."""
+        """XEN_DOMCTL_SHADOW_OP_OFF. It is not an error if the mode is off already."""
 
     def close(self) -> None:
-        """Give up every mapping; the domain goes on."""
+        """Release every mapping; the domain goes on."""
 
 
 class Domain(ControlledDomain, Protocol):
@@ -120,32 +120,32 @@ class Domain(ControlledDomain, Protocol):
         """xc_domain_maximum_gpfn: the highest pfn; `p2m_size` is one more."""
 
     def logdirty_enable(self) -> None:
-        """XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY. Raises EINVAL where it is on already."""
+        """XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY. Raises EINVAL if it is on already."""
 
     def logdirty_clean(self, dirty: Bitmap) -> int:
-        """XEN_DOMCTL_SHADOW_OP_CLEAN: fill `dirty`, start anew; returns the number of dirty pages.
+        """XEN_DOMCTL_SHADOW_OP_CLEAN: fill `dirty`, start over; returns the number of dirty pages.
         A page written at any time after the previous clean is in this one or in the next."""
 
     def get_pfn_type_batch(self, pfns: Pfns) -> NDArray[np.uint32]:
-        """XEN_DOMCTL_PFINFO_* of each: 0 (NOTAB) or 0xD/0xE/0xF << 28 where there is no content."""
+        """XEN_DOMCTL_PFINFO_* of each: 0 (NOTAB), or 0xD/0xE/0xF << 28 if it has no contents."""
 
     def foreign_map(self, pfns: Pfns, *, writable: bool = False) -> list[memoryview]:
         """xenforeignmemory_map: the pages in the order given, runs of neighbours as one view.
-        Raises EINVAL for a pfn without a page. The views hold until `foreign_unmap`."""
+        Raises EINVAL for a pfn without a page. The views are valid until `foreign_unmap`."""
 
     def foreign_unmap(self, views: list[memoryview]) -> None:
-        """Release what foreign_map gave."""
+        """Release the views of a foreign_map."""
 
     def populate_physmap_exact(self, pfns: Pfns, order: int = 0) -> None:
         """Give the domain pages that it lacks: 2^order from each of `pfns` on, which are multiples
-        of that. Raises ENOMEM or EBUSY if there is not that much memory, or not in such pieces."""
+        of that. Raises ENOMEM or EBUSY if there is not enough memory, or not in such pieces."""
 
     def hvm_getcontext(self) -> bytes:
-        """xc_domain_hvm_getcontext: the registers, opaque to the engine.
-        The domain stands still."""
+        """xc_domain_hvm_getcontext: the registers, opaque to the engine. The domain must be paused
+        or suspended."""
 
     def hvm_setcontext(self, context: bytes) -> None:
-        """xc_domain_hvm_setcontext: what `hvm_getcontext` gave, here or at another host."""
+        """xc_domain_hvm_setcontext: a context from `hvm_getcontext`, here or at another host."""
 
     def hvm_param_get(self, index: int) -> int:
         """xc_hvm_param_get."""
@@ -160,21 +160,21 @@ class Domain(ControlledDomain, Protocol):
         """xc_domain_set_tsc_info."""
 
     def cpu_policy(self) -> tuple[bytes, bytes]:
-        """xc_get_cpu_policy: the CPUID leaves and the MSR entries, as their records carry them."""
+        """xc_get_cpu_policy: the CPUID leaves and the MSR entries, as in their records."""
 
     def set_cpu_policy(self, cpuid: bytes, msr: bytes) -> None:
-        """xc_set_domain_cpu_policy; either may be empty: the stream had no such record."""
+        """xc_set_domain_cpu_policy; either is empty if the stream had no such record."""
 
     def system_cpu_policy(self) -> bytes:
-        """xc_get_system_cpu_policy: the CPUID leaves of all that a guest of its kind may be
+        """xc_get_system_cpu_policy: the CPUID leaves of everything that a guest of its kind may be
         offered on this host."""
 
     def clear_page(self, pfn: int) -> None:
         """xc_clear_domain_page: empty a ring that the old host shared."""
 
     def console_init(self, pfn: int) -> None:
-        """xc_dom_console_init: empty the console's ring, which nobody is connected to. Before Xen
-        4.21 that is a cleared page."""
+        """xc_dom_console_init: initialise the console's ring, to which nobody is connected. Before
+        Xen 4.21 that is a cleared page."""
 
     def gnttab_seed(
         self, *, console_gfn: int, store_gfn: int, console_domid: int, store_domid: int
@@ -182,4 +182,5 @@ class Domain(ControlledDomain, Protocol):
         """xc_dom_gnttab_seed: let the backends map the rings. The last step of a restore."""
 
     def mem_paging_enable(self) -> Paging:
-        """xc_mem_paging_enable and the ring. Raises EBUSY where it is on. The domain is paused."""
+        """xc_mem_paging_enable and the ring. Raises EBUSY if paging is on. The domain must be
+        paused."""

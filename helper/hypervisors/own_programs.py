@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def own_program(command: str) -> Path:
-    """The program's path. Raises FileNotFoundError that says where it was looked for."""
+    """The program's path. Raises FileNotFoundError that names the directories searched."""
     directories = dict.fromkeys(
         (
             str(Path(sys.argv[0]).resolve().parent),

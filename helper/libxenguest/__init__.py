@@ -1,4 +1,4 @@
-"""The engine `libxenguest`: libxc's own save and restore, of real domains.
+"""The engine `libxenguest`: libxc's own save and restore of real domains.
 
-`save.domain_save` and `restore.domain_restore` have the contract of our own engine's.
+`save.domain_save` and `restore.domain_restore` have the same contract as our own engine's.
 """

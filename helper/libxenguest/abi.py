@@ -1,8 +1,8 @@
 """libxenguest's ABI for save and restore, by release (xenguest.h).
 
-A release gets its row when its header was compared with what stands here. What differs between
-them: `total_written` of the precopy statistics, which are handed over by value, is an `unsigned
-int` in 4.14, and `xc_domain_restore` has a 13th parameter since 4.22.
+A release gets a row once its header has been compared with this module. They differ in two places:
+`total_written` of the precopy statistics, which are passed by value, is an `unsigned int` in 4.14,
+and `xc_domain_restore` has a 13th parameter since 4.22.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _GFN = ctypes.c_ulong
 
 
 class PrecopyStats(ctypes.Structure):
-    """`struct precopy_stats` since 4.15; `dirty_count` is -1 where it is not known."""
+    """`struct precopy_stats` since 4.15; `dirty_count` is -1 if it is not known."""
 
     _fields_ = [
         ("iteration", ctypes.c_uint),
@@ -39,8 +39,7 @@ class PrecopyStats4_14(ctypes.Structure):
     ]
 
 
-# use_errno: an errno that a callback sets (ctypes.set_errno) is what libxc finds, and one that it
-# does not set stays as libxc left it.
+# use_errno: libxc sees an errno that a callback sets (ctypes.set_errno), and otherwise its own.
 _PLAIN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, use_errno=True)
 _POLICY = ctypes.CFUNCTYPE(ctypes.c_int, PrecopyStats, ctypes.c_void_p, use_errno=True)
 _POLICY_4_14 = ctypes.CFUNCTYPE(ctypes.c_int, PrecopyStats4_14, ctypes.c_void_p, use_errno=True)
@@ -91,7 +90,7 @@ class RestoreCallbacks(ctypes.Structure):
 
 class Abi(NamedTuple):
     """The structs of one release, and the declarations of its functions. `restore_tail` are the
-    arguments of `xc_domain_restore` after `send_back_fd`: what libxl's helper gives there."""
+    arguments of `xc_domain_restore` after `send_back_fd`, as libxl's helper passes them."""
 
     save_callbacks: type[SaveCallbacks] | type[SaveCallbacks4_14]
     restore_callbacks: type[RestoreCallbacks]
@@ -143,7 +142,7 @@ _4_14: Final = Abi(SaveCallbacks4_14, RestoreCallbacks, _prototypes(SaveCallback
 _4_15: Final = Abi(SaveCallbacks, RestoreCallbacks, _prototypes(SaveCallbacks), ())
 _4_22: Final = _4_15._replace(
     prototypes=_prototypes(SaveCallbacks, (ctypes.c_uint,)),
-    # memflags: XENMEMF_* for all memory that is populated.
+    # memflags: XENMEMF_* for all populated memory.
     restore_tail=(0,),
 )
 
@@ -158,15 +157,15 @@ ABIS: Final[Mapping[str, Abi]] = {
     "4.21": _4_15,
     "4.22": _4_22,
 }
-"""By release, one for each in `libraries.SUPPORTED`."""
+"""The ABI of each release in `libraries.SUPPORTED`."""
 
 
 def callback_names(struct: type[ctypes.Structure]) -> tuple[str, ...]:
-    """The struct's callbacks: its fields but `data`."""
+    """The struct's callbacks: all fields but `data`."""
     return tuple(field[0] for field in struct._fields_ if field[0] != "data")
 
 
 def provide(struct: ctypes.Structure, name: str, function: Callable[..., int | None]) -> None:
-    """Put `function` in the place of the null pointer; the struct keeps it alive."""
+    """Set the callback `name` to `function`; the struct keeps it alive."""
     types = {field[0]: field[1] for field in struct._fields_}
     setattr(struct, name, types[name](function))

@@ -1,8 +1,8 @@
-"""Python functions that C calls: no exception gets through, and none is lost.
+"""Python functions that C calls: no exception escapes into C, and none is lost.
 
-One that is raised in a callback fails that callback, which takes libxc into its error path; one
-that is raised where there is nothing to fail (a log line) asks for the abort, to the same end. The
-first is kept for the engine to raise once libxc is back.
+An exception in a callback fails that callback, which takes libxc into its error path; one in a
+function that cannot fail (a log line) asks for an abort, to the same end. The first is kept for the
+engine to raise once libxc has returned.
 """
 
 from __future__ import annotations
@@ -19,50 +19,51 @@ from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import Channel
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.hypervisors.xen.toollog import Logger
-from xen_save_helper.helper.libxenguest.octets import ThreadOctets
+from xen_save_helper.helper.libxenguest.thread_meter import ThreadMeter
 from xen_save_helper.ipc_schema.causes import why
 from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, XentoollogLevel
 from xen_save_helper.ipc_schema.trace import Trace
 
 _U32: Final = 2**32 - 1
 _FRAMES: Final = "Frames"
-"""What libxc's progress calls a pass over the guest's memory: `Frames iteration 0`, …"""
+"""How libxc's progress names a round over the guest's memory: `Frames iteration 0`, …"""
 _VERIFY: Final = "Frames verify"
 
 
 class Callbacks:
-    """What libxc calls during one save or restore, through `channel`.
+    """The functions that libxc calls during one save or restore, through `channel`.
 
-    `octets` is told what is written in here, so that it counts the stream's alone; None where
-    nobody asks it for that.
+    `meter` is told about the bytes moved in here, so that it counts the stream's only; None if
+    nobody needs that count.
     """
 
     def __init__(
-        self, channel: Channel, abort: Abort, trace: Trace, octets: ThreadOctets | None
+        self, channel: Channel, abort: Abort, trace: Trace, meter: ThreadMeter | None
     ) -> None:
         self.error: BaseException | None = None
-        """The first exception, with what it is about in its notes."""
+        """The first exception, with the callback's name in its notes."""
         self.complaint = ""
-        """The first line that libxc logged as an error: what came of it follows."""
+        """The first line that libxc logged as an error; later ones are its consequences."""
         self.rounds = 0
         self.frames = 0
-        """Passes over the memory that libxc completed, and pfns that it went over in them."""
+        """Rounds over the memory that libxc completed, and pfns that it covered in them."""
         self._channel = channel
         self.reporter = Reporter(channel, abort, trace)
         self._abort = abort
         self._trace = trace
-        self._octets = octets
+        self._meter = meter
         self._round_began = time.monotonic()
 
-    def guard_stream(self, fd: int, meter: ThreadOctets, *, reading: bool = False) -> None:
-        """Have the abort guard the stream, and see by `meter` whether it stands still; where that
-        cannot be seen, a stream that is slow must not be taken for one that does."""
+    def guard_stream(self, fd: int, meter: ThreadMeter, *, reading: bool = False) -> None:
+        """Have the abort guard the stream, and see by `meter` whether it stands still. If that
+        cannot be seen there is no limit, since a slow stream must not be taken for a stalled
+        one."""
         if not meter.counts:
             self.reporter.log(
                 XentoollogLevel.WARN,
                 "this kernel does not count what a thread reads and writes "
                 "(CONFIG_TASK_IO_ACCOUNTING): a stream that stands still is not noticed, and its "
-                "rate is not known",
+                "rate is unknown",
             )
             self._abort.without_stall_limit()
         self._abort.guard_stream(fd, reading=reading, moved=meter.moved)
@@ -71,7 +72,8 @@ class Callbacks:
         return Logger(self._log, self._progress, self._failed_to_tell)
 
     def ask(self, name: str) -> Callable[..., int]:
-        """The catalogue's callback `name`: its arguments in C are its fields and `data`."""
+        """A C function for the callback `name`: its arguments are the catalogue's fields, and
+        `data`."""
         message = CATALOGUE[name]
         names = [field.name for field in message.fields]
         refusal = message.refusal or 0
@@ -82,7 +84,7 @@ class Callbacks:
         return self.guard(name, callback, refusal)
 
     def tell(self, name: str) -> Callable[..., None]:
-        """The catalogue's message `name`, which has no answer."""
+        """A C function for the message `name`, which has no answer."""
         names = [field.name for field in CATALOGUE[name].fields]
 
         def callback(*arguments: Any) -> None:
@@ -95,8 +97,8 @@ class Callbacks:
         return callback
 
     def guard(self, name: str, body: Callable[..., int], refusal: int) -> Callable[..., int]:
-        """`body` as C may call it: it answers `refusal` where it raises, and the error's errno is
-        what libxc finds then."""
+        """Wrap `body` for C: if it raises, the answer is `refusal`, and libxc finds the error's
+        errno."""
 
         def callback(*arguments: Any) -> int:
             try:
@@ -110,14 +112,13 @@ class Callbacks:
         return callback
 
     def check(self, function: str, retval: int, errnoval: int) -> None:
-        """libxc is back: raise what a callback raised, or OSError for what libxc says, and for an
-        abort that was asked for, whatever libxc says: it takes a checkpointed stream that breaks
-        off for the primary's death, and one that was made unusable after its last octet for whole.
-        """
+        """Check libxc's result: raise what a callback raised, or OSError for a failure, or for an
+        abort even if libxc succeeded: it takes a broken checkpointed stream for the primary's
+        death, and one that became unusable after its last byte for complete."""
         if self.error is not None:
             raise self.error
         if self._abort.requested and not retval:
-            raise OSError(self._abort.errnoval, f"{function} came to an end all the same")
+            raise OSError(self._abort.errnoval, f"{function} finished in spite of the abort")
         if retval:
             what = self.complaint or os.strerror(errnoval)
             raise OSError(errnoval or errno.EIO, f"{function} failed: {what}")
@@ -152,7 +153,7 @@ class Callbacks:
         self._trace.event("round", doing_what=doing_what, frames=frames, seconds=seconds)
 
     def _aside(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._octets is None else self._octets.aside()
+        return nullcontext() if self._meter is None else self._meter.aside()
 
     def _failed_to_tell(self, name: str, error: BaseException) -> None:
         self._keep(name, error)

@@ -1,4 +1,4 @@
-"""A look at the front of a stream that libxenguest will read: it leaves all of it where it is."""
+"""Looks at the front of a stream that libxenguest will read, without consuming any of it."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from xen_save_helper.helper.patience import poll_milliseconds
 from xen_save_helper.ipc_schema.streams.static_data import Absent, Policy, policy_of
 
 _MOST: Final = 1 << 15
-"""Octets that are looked at. Xen's longest policies have a tenth of that; a pipe holds more."""
+"""Bytes to look at, at most. Xen's longest policies have a tenth of that; a pipe holds more."""
 _PAUSE: Final = 0.01
-"""Seconds until octets that are there are looked at again: poll(2) would not wait for more."""
+"""Seconds until the next look: while some bytes are there, poll(2) does not wait for more."""
 _PATIENCE: Final = 10.0
-"""Seconds that the rest of the front may take to come."""
+"""Seconds that the rest of the front may take to arrive."""
 
 _SPLICE_F_NONBLOCK: Final = 2
 
 
 def peek_policy(fd: int, abort: Abort) -> Policy | Absent:
-    """The CPU policy of the stream that is about to be read from `fd`; waits for its octets. YET
-    where they do not come to an end; ALTOGETHER where `fd` cannot be looked into, too.
+    """The CPU policy of the stream that is about to be read from `fd`; waits for its bytes. YET if
+    they do not all arrive; ALTOGETHER also if `fd` cannot be looked into.
 
-    Raises what the abort says, and OSError.
+    Raises the abort's error, and OSError.
     """
     with ExitStack() as stack:
         mode = os.fstat(fd).st_mode
@@ -60,7 +60,7 @@ def peek_policy(fd: int, abort: Abort) -> Policy | Absent:
 
 
 def _looker(fd: int, mode: int, stack: ExitStack) -> Callable[[int], bytes] | None:
-    """What gives the next octets that are there, at most so many, and takes none."""
+    """A function that returns the next available bytes, at most so many, and consumes none."""
     if stat.S_ISSOCK(mode):
         own = stack.enter_context(socket.socket(fileno=os.dup(fd)))
         return lambda most: own.recv(most, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -73,7 +73,7 @@ def _looker(fd: int, mode: int, stack: ExitStack) -> Callable[[int], bytes] | No
 
 
 def _teed(fd: int, reader: int, writer: int, most: int) -> bytes:
-    """By tee(2), which Python has not."""
+    """Peek into a pipe by tee(2), which Python lacks."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.tee.restype = ctypes.c_ssize_t
     libc.tee.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint)

@@ -17,8 +17,8 @@ from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
 from xen_save_helper.helper.job import Job, RestoreResults, Statistics
 from xen_save_helper.helper.libxenguest.abi import ABIS, callback_names, provide
 from xen_save_helper.helper.libxenguest.callbacks import Callbacks
-from xen_save_helper.helper.libxenguest.octets import ThreadOctets
 from xen_save_helper.helper.libxenguest.peek import peek_policy
+from xen_save_helper.helper.libxenguest.thread_meter import ThreadMeter
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import (
     CATALOGUE,
@@ -34,14 +34,14 @@ _NEEDED: Final[dict[StreamType, tuple[str, ...]]] = {
     StreamType.REMUS: ("checkpoint",),
     StreamType.COLO: ("checkpoint", "suspend", "postcopy", "wait_checkpoint", "restore_results"),
 }
-"""The callbacks that xc_domain_restore asserts."""
+"""The callbacks that xc_domain_restore asserts to be provided."""
 
 
 def domain_restore(job: Job, channel: Channel, abort: Abort, trace: Trace) -> RestoreResults:
-    """Restore into the domain that libxl has made.
+    """Restore into the domain that libxl has created.
 
-    Raises OSError with libxc's errno (also of finding and opening the libraries), ChannelError
-    where the controller is gone, and whatever a callback raised.
+    Raises OSError with libxc's errno (also for finding and opening the libraries), ChannelError if
+    the controller is gone, and anything that a callback raised.
     """
     request = job.request
     missing = [name for name in _NEEDED[request.stream_type] if not channel.provides(name)]
@@ -52,7 +52,7 @@ def domain_restore(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Re
             f"stream type {request.stream_type.name}",
         )
     with ExitStack() as stack:
-        meter = ThreadOctets(reading=True)
+        meter = ThreadMeter(reading=True)
         stack.callback(meter.close)
         counted = meter if channel.provides("statistics") else None
         callbacks = Callbacks(channel, abort, trace, counted)
@@ -91,22 +91,22 @@ def domain_restore(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Re
         return RestoreResults(
             store_gfn=store_gfn.value,
             console_gfn=console_gfn.value,
-            statistics=Statistics(octets=meter.of_stream()),
+            statistics=Statistics(size=meter.of_stream()),
         )
 
 
 def _check_cpu(request: HelperRequest, xch: Xenctrl, abort: Abort, reporter: Reporter) -> None:
-    """Raises OSError(ENOTSUP) where the host lacks what the stream's CPU policy offers, unless that
-    is to be ignored."""
+    """Raise OSError(ENOTSUP) if the host lacks what the stream's CPU policy offers, unless that is
+    to be ignored."""
     policy = peek_policy(request.io_fd, abort)
     if policy is Absent.ALTOGETHER:
         return
     try:
         if policy is Absent.YET:
-            raise OSError(errno.ETIMEDOUT, "the front of the stream does not come")
+            raise OSError(errno.ETIMEDOUT, "the front of the stream does not arrive")
         offered = system_cpu_policy(xch, hvm=policy.hvm)
     except OSError as bad:
-        text = f"whether this host has the guest's CPU features is not known: {bad.strerror}"
+        text = f"cannot check that this host has the guest's CPU features: {bad.strerror}"
         reporter.log(XentoollogLevel.WARN, text)
         return
     check_features(policy.cpuid, offered, request.missing_cpu_features, reporter)

@@ -21,7 +21,7 @@ from xen_save_helper.helper.libxenguest.abi import (
     provide,
 )
 from xen_save_helper.helper.libxenguest.callbacks import Callbacks
-from xen_save_helper.helper.libxenguest.octets import ThreadOctets
+from xen_save_helper.helper.libxenguest.thread_meter import ThreadMeter
 from xen_save_helper.helper.paged_in import check_paged_in
 from xen_save_helper.helper.precopy_limits import limited_policy
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, StreamType, XCFlags
@@ -30,10 +30,10 @@ from xen_save_helper.ipc_schema.trace import Trace
 
 _U32: Final = 2**32 - 1
 _INT: Final = 2**31 - 1
-_PFN_OCTETS: Final = 8
+_PFN_BYTES: Final = 8
 _BATCH: Final = 1024
-_BATCH_OCTETS: Final = 16
-"""A PAGE_DATA record of libxc lists up to 1024 pfns, after 16 octets of headers."""
+_BATCH_BYTES: Final = 16
+"""libxc's PAGE_DATA records list up to 1024 pfns each, after 16 bytes of headers."""
 _PAGE: Final = 4096
 
 _NEEDED: Final = {
@@ -41,7 +41,7 @@ _NEEDED: Final = {
     StreamType.REMUS: ("suspend", "checkpoint", "postcopy"),
     StreamType.COLO: ("suspend", "checkpoint", "postcopy", "wait_checkpoint"),
 }
-"""The callbacks that xc_domain_save calls without looking, or asserts."""
+"""The callbacks that xc_domain_save calls unchecked, or asserts to be provided."""
 
 
 _Stats = PrecopyStats | PrecopyStats4_14
@@ -50,12 +50,12 @@ _Stats = PrecopyStats | PrecopyStats4_14
 def domain_save(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Statistics:
     """Save the domain.
 
-    Raises OSError with libxc's errno (also of finding and opening the libraries), ChannelError
-    where the controller is gone, and whatever a callback raised.
+    Raises OSError with libxc's errno (also for finding and opening the libraries), ChannelError if
+    the controller is gone, and anything that a callback raised.
     """
     request, limits = job.request, job.limits
     with ExitStack() as stack:
-        meter = ThreadOctets(reading=False)
+        meter = ThreadMeter(reading=False)
         stack.callback(meter.close)
         own_policy = limits is not None and not channel.provides("precopy_policy")
         counted = own_policy or channel.provides("statistics")
@@ -89,16 +89,13 @@ def domain_save(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Stati
             request.back_fd,
         )
         callbacks.check("xc_domain_save", retval, ctypes.get_errno())
-        octets = meter.of_stream()
-        return Statistics(
-            rounds=callbacks.rounds,
-            pages=_pages(octets, callbacks.frames),
-            octets=octets,
-        )
+        size = meter.of_stream()
+        return Statistics(rounds=callbacks.rounds, pages=_pages(size, callbacks.frames), size=size)
 
 
 def _check_provided(stream_type: StreamType, hvm: bool, channel: Channel) -> None:
-    """libxc would call a null pointer, or end the process by an assertion."""
+    """Raise OSError(EINVAL) for a missing callback: libxc would call a null pointer, or fail an
+    assertion."""
     needed = _NEEDED[stream_type] + (("switch_qemu_logdirty",) if hvm else ())
     missing = [name for name in needed if not channel.provides(name)]
     if missing:
@@ -109,10 +106,10 @@ def _check_provided(stream_type: StreamType, hvm: bool, channel: Channel) -> Non
 
 
 def _policy(
-    callbacks: Callbacks, channel: Channel, limits: PrecopyLimits | None, meter: ThreadOctets
+    callbacks: Callbacks, channel: Channel, limits: PrecopyLimits | None, meter: ThreadMeter
 ) -> Callable[[_Stats, int], int] | None:
-    """What decides after each round: the controller, the limits of whoever runs us, or (None)
-    libxenguest itself."""
+    """The policy that decides after each round: the controller's, the settings', or (None)
+    libxenguest's own."""
     if channel.provides("precopy_policy"):
         return callbacks.guard(
             "precopy_policy", _ask_controller(callbacks), int(PrecopyPolicy.ABORT)
@@ -144,10 +141,12 @@ def _ask_controller(callbacks: Callbacks) -> Callable[[_Stats, int], int]:
         if answer == PrecopyPolicy.POSTCOPY:
             raise OSError(
                 errno.EOPNOTSUPP,
-                "precopy policy asked for postcopy, which the engine libxenguest has not",
+                "precopy policy asked for postcopy, which the engine libxenguest cannot do",
             )
         if answer not in _DECISIONS:
-            raise OSError(errno.EINVAL, f"precopy_policy answered {answer}, which is no decision")
+            raise OSError(
+                errno.EINVAL, f"precopy_policy answered {answer}, which is not a decision"
+            )
         if answer == PrecopyPolicy.ABORT:
             ctypes.set_errno(errno.ECANCELED)
         return answer
@@ -155,8 +154,8 @@ def _ask_controller(callbacks: Callbacks) -> Callable[[_Stats, int], int]:
     return ask
 
 
-def _pages(octets: int, frames: int) -> int:
-    """How many pages went with their contents: what is left of the stream without the lists of
-    pfns, in whole pages (all other records together are shorter than one, or a few)."""
-    lists = frames * _PFN_OCTETS + -(-frames // _BATCH) * _BATCH_OCTETS
-    return max(0, (octets - lists) // _PAGE)
+def _pages(size: int, frames: int) -> int:
+    """How many pages were sent with contents: the stream without its lists of pfns, in whole pages
+    (all other records together are shorter than one, or a few)."""
+    lists = frames * _PFN_BYTES + -(-frames // _BATCH) * _BATCH_BYTES
+    return max(0, (size - lists) // _PAGE)

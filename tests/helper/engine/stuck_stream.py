@@ -18,7 +18,7 @@ import select
 import sys
 
 from xen_save_helper.helper.abort import SAVE_SIGNALS, Abort
-from xen_save_helper.helper.libxenguest.octets import ThreadOctets
+from xen_save_helper.helper.libxenguest.thread_meter import ThreadMeter
 
 BLOCK = b"x" * 65536
 
@@ -69,7 +69,7 @@ def main() -> None:
     how, fd, lifeline, stall, admission = sys.argv[1:]
     reading = how == "read"
     signals = frozenset() if reading else SAVE_SIGNALS
-    meter = ThreadOctets(reading=False) if float(admission) else None
+    meter = ThreadMeter(reading=False) if float(admission) else None
     limits = {"stall_limit": float(stall), "admission": float(admission)}
     with Abort(lifeline=int(lifeline), signals=signals, **limits) as abort:
         print("ready", flush=True)

@@ -120,7 +120,7 @@ def test_an_exception_where_there_is_nothing_to_fail_asks_for_the_abort(engine: 
 def test_an_abort_is_a_failure_whatever_libxc_comes_to(engine: Engine) -> None:
     engine.abort.request(errno.ETIMEDOUT, "the stream stands still")
     assert engine.save("suspend")[0] == 0
-    with pytest.raises(OSError, match="xc_domain_save came to an end all the same") as raised:
+    with pytest.raises(OSError, match="xc_domain_save finished in spite of the abort") as raised:
         engine.callbacks.check("xc_domain_save", 0, errno.EDOM)
     assert raised.value.errno == errno.ETIMEDOUT
 

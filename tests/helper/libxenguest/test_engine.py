@@ -119,7 +119,8 @@ def test_on_a_kernel_that_counts_nothing_a_save_goes_without_what_is_measured(
     xen: str, stream: tuple[socket.socket, socket.socket], tmp_path: Path
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "from xen_save_helper.helper.libxenguest import octets\noctets._COUNTERS = '/nonexistent'\n"
+        "from xen_save_helper.helper.libxenguest import thread_meter\n"
+        "thread_meter._COUNTERS = '/nonexistent'\n"
     )
     near, far = stream
     with on_xen(save_of(near.fileno(), DOMID), xen, PYTHONPATH=str(tmp_path)) as libxl:
@@ -372,7 +373,7 @@ def test_a_xen_that_does_not_tell_its_policy_restores_with_a_warning(
     with on_xen(restoring(near.fileno(), "static_data_done"), xen) as libxl:
         far.sendall(real_stream("pvh-save-xen-4.17"))
         lines, said = libxl.hear_logs()
-        assert any("CPU features is not known: xc_cpu_policy_serialise" in t for t in texts(lines))
+        assert any("CPU features: xc_cpu_policy_serialise" in t for t in texts(lines))
         assert said[0] == "static_data_done"
         libxl.answer(0)
         completes(libxl)
@@ -763,8 +764,8 @@ def test_a_file_in_place_of_the_environment(
     [
         (1, 0, "precopy ends after 0 rounds"),
         (-1, errno.ECANCELED, "Abort precopy loop"),
-        (2, errno.EOPNOTSUPP, "postcopy, which the engine libxenguest has not"),
-        (7, errno.EINVAL, "precopy_policy answered 7, which is no decision"),
+        (2, errno.EOPNOTSUPP, "postcopy, which the engine libxenguest cannot do"),
+        (7, errno.EINVAL, "precopy_policy answered 7, which is not a decision"),
     ],
 )
 def test_a_toolstacks_own_policy_comes_first(

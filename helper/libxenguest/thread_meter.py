@@ -1,4 +1,4 @@
-"""How much libxc has moved: it does not say, but most kernels count it for each thread."""
+"""Measures how many bytes libxc has moved: it does not say, but most kernels count per thread."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _COUNTERS: Final = "/proc/thread-self/io"
 _LONGEST: Final = 512
 
 
-class ThreadOctets:
-    """Octets that the thread which makes this has read or written since then, by its system calls
-    that have returned (`/proc/thread-self/io`, proc(5)); any thread may ask. A kernel without
-    CONFIG_TASK_IO_ACCOUNTING does not count: then `counts` is false, and all is 0.
+class ThreadMeter:
+    """Bytes that the constructing thread has read or written since, in system calls that have
+    returned (`/proc/thread-self/io`, proc(5)); any thread may ask. A kernel without
+    CONFIG_TASK_IO_ACCOUNTING does not count: then `counts` is false, and all figures are 0.
     """
 
     def __init__(self, *, reading: bool) -> None:
@@ -23,7 +23,7 @@ class ThreadOctets:
         try:
             self._fd = os.open(_COUNTERS, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            pass  # The caller makes do without.
+            pass  # see `counts`
         self._aside = 0
         self._start = self._count()
 
@@ -36,16 +36,16 @@ class ThreadOctets:
             os.close(self._fd)
 
     def moved(self) -> int:
-        """All of them; grows whenever the thread has got on."""
+        """All bytes; this grows whenever the thread makes progress."""
         return self._count() - self._start
 
     def of_stream(self) -> int:
-        """Those of the stream: without what went `aside`. For the thread itself."""
+        """The stream's bytes: all but those moved `aside`. Only for the thread itself."""
         return self.moved() - self._aside
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """What the thread moves in here is not the stream's."""
+        """Do not count what the thread moves in here as the stream's."""
         before = self._count()
         try:
             yield
