@@ -6,6 +6,6 @@
     domains/<domid>/process.json  ---> domain page: four memfds     <--- through /proc/PID/fd
     domains/<domid>/vcpu (socket) ---> pause, suspend, paging, ...  <--- paging only
 
-All that a hypervisor knows of a domain lies in the shared memory, so asking and mapping never
-need the guest's cooperation; a guest that is stopped, or waits for a page, holds up nobody.
+Everything that a hypervisor knows about a domain is in the shared memory, so queries and mappings
+never need the guest's cooperation; a guest that is stopped, or waits for a page, holds up nobody.
 """

@@ -1,4 +1,4 @@
-"""What a domain is made of: its defaults, its first registers, its special pages."""
+"""How a domain is built: its defaults, its first registers, its special pages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPECIAL_PAGES: Final = (
     HvmParam.IOREQ_PFN,
     HvmParam.BUFIOREQ_PFN,
 )
-"""HVM parameters that name a page. A fresh guest has these pages right behind its memory."""
+"""HVM parameters that name a page. A fresh guest has these pages right after its memory."""
 
 _NO_SUBLEAF: Final = 0xFFFFFFFF
 
@@ -44,8 +44,8 @@ def build_domain(
     capacity: int,
     lacks: Collection[str],
 ) -> None:
-    """A domain page as xc_domain_create leaves it: paused, no pages, no registers. It is offered
-    no CPU feature that its host `lacks`."""
+    """Set up a domain page as xc_domain_create leaves it: paused, no pages, no registers. The
+    domain is not offered CPU features that its host `lacks`."""
     domain: DomainPage = shared.domain
     build_info = config["b_info"]
     domain.domid = domid
@@ -66,7 +66,7 @@ def build_domain(
 
 
 def fresh_registers(request: Mapping[str, Any]) -> Registers:
-    """Those of a guest that starts its life; `request` is what "build" asks for."""
+    """The registers of a new guest, as the `request` "build" asks for."""
     kind = NAMES[request["workload"]]
     rate = request["rate"]
     return Registers(
@@ -85,7 +85,7 @@ def fresh_registers(request: Mapping[str, Any]) -> Registers:
 
 
 def add_special_pages(shared: SharedMemory, first: int) -> None:
-    """Give a fresh guest of `first` pages its special ones, and the parameters that name them."""
+    """Give a fresh guest of `first` pages its special pages, and the parameters that name them."""
     domain = shared.domain
     special = range(first, first + len(SPECIAL_PAGES))
     shared.p2m[special.start : special.stop] = layout.P2M.POPULATED

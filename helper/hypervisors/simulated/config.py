@@ -1,4 +1,4 @@
-"""A domain's configuration: what a domain of a simulated host can be."""
+"""Checks a domain's configuration against what a simulated host supports."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ TYPES: Final = ("pvh", "hvm")
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Raises ValueError for a configuration that no domain of this host can have. It may come from
-    a peer or a file, so that whatever is read of it later is checked here."""
+    """Raise ValueError for a configuration that a domain of this host cannot have. It may come from
+    a peer or a file, so everything that is read later is checked here."""
     c_info, b_info = _part(config, "c_info"), _part(config, "b_info")
     kind = c_info.get("type")
     if not isinstance(kind, str) or kind not in TYPES:
         known = " and ".join(TYPES)
         raise ValueError(f"c_info.type is {_seen(kind)}: a simulated host has only {known} guests")
     _check_number("max_memkb", b_info.get("max_memkb"), 4)
-    # libxl has -1 for a size that is still to be chosen.
+    # libxl uses -1 for a size that is still to be chosen.
     _check_number("video_memkb", b_info.get("video_memkb", 0), -1)
     if "simulated" not in config:
         return  # a real guest's
     workload = _part(config, "simulated").get("workload")
     if not isinstance(workload, str) or workload not in NAMES:
-        raise ValueError(f"workload {_seen(workload)} is none of {', '.join(NAMES)}")
+        raise ValueError(f"unknown workload {_seen(workload)}, want one of {', '.join(NAMES)}")
 
 
 def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -51,15 +51,15 @@ def _check_number(name: str, value: object, least: int) -> None:
 
 
 def _seen(value: object) -> str:
-    """A value as an error names it: on one line, and not a long one."""
+    """A value as shown in an error: on one short line."""
     if value is None:
         return "missing"
     return f"{value!r:.40}" if isinstance(value, str | int | float) else type(value).__name__
 
 
 def memory_of(config: Mapping[str, Any]) -> int:
-    """What a domain of the host's memory has, in bytes, from its making to its end: what it may
-    populate, but for its few special pages."""
+    """The part of the host's memory, in bytes, that a domain has from its creation to its end: what
+    it may populate, without its few special pages."""
     b_info = config["b_info"]
     kib: int = b_info["max_memkb"] + max(0, b_info.get("video_memkb", 0))
     return kib * 1024

@@ -1,7 +1,7 @@
-"""The domain's socket: what the toolstack and the pager ask of a vCPU.
+"""The domain's socket, for requests of the toolstack and the pager to a vCPU.
 
-A request and its answer are one SOCK_SEQPACKET message each, a JSON object; descriptors go with
-SCM_RIGHTS. The request names what to do in `do`; the answer has `errno` and `error` where it
+A request and its answer are one SOCK_SEQPACKET message each, a JSON object; descriptors are passed
+with SCM_RIGHTS. The request says what to do in `do`; the answer has `errno` and `error` if that
 failed.
 """
 
@@ -21,7 +21,7 @@ Message = dict[str, Any]
 
 
 def _path(directory: int) -> str:
-    """The socket's path through the directory's descriptor: sun_path has 108 octets."""
+    """The socket's path through the directory's descriptor, since sun_path has only 108 bytes."""
     return f"/proc/self/fd/{directory}/{SOCKET}"
 
 
@@ -44,7 +44,7 @@ def send(
 def receive(connection: socket.socket) -> tuple[Message | None, list[int]]:
     """The next message, None at the end, and the descriptors that came with it.
 
-    Raises ValueError for what is no message.
+    Raises ValueError for anything but a message.
     """
     data, fds, _, _ = socket.recv_fds(connection, MAX_MESSAGE, 4, socket.MSG_CMSG_CLOEXEC)
     if not data:
@@ -58,7 +58,7 @@ def receive(connection: socket.socket) -> tuple[Message | None, list[int]]:
 def connect(directory: int, timeout: float) -> socket.socket:
     """A connection to the vCPU, with `timeout` for each operation.
 
-    Raises GuestGoneError where nobody listens, TimeoutError where too many wait already.
+    Raises GuestGoneError if nobody listens, TimeoutError if too many wait already.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.settimeout(timeout)
@@ -79,7 +79,7 @@ def connect(directory: int, timeout: float) -> socket.socket:
 def ask(connection: socket.socket, message: Message) -> tuple[Message, list[int]]:
     """Send a request and wait for the answer, no longer than the connection's time limit.
 
-    Raises TimeoutError, GuestGoneError where the guest ends, OSError as the guest answers.
+    Raises TimeoutError, GuestGoneError if the guest ends, and the OSError that the guest answers.
     """
     what = message["do"]
     try:
@@ -100,7 +100,7 @@ def ask(connection: socket.socket, message: Message) -> tuple[Message, list[int]
 
 
 def request(directory: int, timeout: float, **message: Any) -> Message:
-    """One request on a connection of its own; raises as `connect` and `ask`."""
+    """Make one request on its own connection; raises the errors of `connect` and `ask`."""
     with connect(directory, timeout) as connection:
         answer, _ = ask(connection, message)
     return answer

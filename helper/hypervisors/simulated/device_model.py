@@ -1,9 +1,9 @@
 """The emulated device model of an HVM guest: its xenstore entries and its saved state.
 
-It is a file in the domain's directory. What a simulated device model saves has a token and the
-guest's step count, which the guest compares with its registers when it starts from them: state of
-another guest, or of another moment, crashes it. A saved state that is not of a simulated device
-model (a real QEMU's) is kept, and given back as it came.
+It is a file in the domain's directory. The saved state has a token and the guest's step count,
+which the guest compares with its registers when it starts from them: the state of another guest, or
+of another moment, crashes it. A state that is not a simulated device model's (but a real QEMU's) is
+kept and returned unchanged.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ DEFAULT_XENSTORE: Final = (
     (b"physmap/f0000000/size", b"800000"),
     (b"physmap/f0000000/name", b"vga.vram"),
 )
-"""What QEMU leaves in xenstore for libxl to save, where it has a VGA card."""
+"""What a QEMU with a VGA card leaves in xenstore for libxl to save."""
 
 
 @dataclass(frozen=True)
 class DeviceModel:
-    """`context` is what it was restored from, None for one that started with its guest."""
+    """`context` is what it was restored from, None if it started with its guest."""
 
     token: bytes
     xenstore: tuple[tuple[bytes, bytes], ...] = DEFAULT_XENSTORE
     context: bytes | None = None
 
     def save(self, steps: int) -> bytes:
-        """Its state now that the guest has made `steps` steps."""
+        """Its state after the guest's `steps` steps."""
         if self.context is not None and not self.context.startswith(_MAGIC):
             return self.context
         return _FORMAT.pack(_MAGIC, self.token, steps)
@@ -52,11 +52,12 @@ class DeviceModel:
         return cls(token, tuple(xenstore), context)
 
     def mismatch(self, token: bytes, steps: int) -> str | None:
-        """What is wrong for a guest that starts from registers with `token` and `steps`."""
+        """Why a guest whose registers have `token` and `steps` cannot start with it; None if it
+        can."""
         if self.context is None:
             return "the device model was not restored"
         if len(self.context) != _FORMAT.size or not self.context.startswith(_MAGIC):
-            return f"the device model's state ({len(self.context)} octets) is not a simulated one"
+            return f"the device model's state ({len(self.context)} bytes) is not a simulated one"
         _, own_token, own_steps = _FORMAT.unpack(self.context)
         if own_token != token:
             return "the device model's state is that of another guest"
@@ -70,7 +71,7 @@ def _text(data: bytes) -> str:
 
 
 def store(directory: int, model: DeviceModel) -> None:
-    """Write the device model of the domain whose directory the descriptor is."""
+    """Write the device model into the domain's directory, a descriptor."""
     record = {
         "token": _text(model.token),
         "xenstore": [[_text(path), _text(value)] for path, value in model.xenstore],
@@ -84,7 +85,7 @@ def store(directory: int, model: DeviceModel) -> None:
 
 
 def load(directory: int) -> DeviceModel | None:
-    """The domain's device model, None where it has none."""
+    """The domain's device model, None if it has none."""
     try:
         fd = os.open(_FILE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""interface.Domain of a simulated host: what the helper does to a domain."""
+"""interface.Domain for a simulated host."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ PFINFO_XTAB: Final = 0xF << 28
 """XEN_DOMCTL_PFINFO_XTAB: no page."""
 
 VERSION: Final = (4, 17)
-"""The release whose stream a simulated host writes."""
+"""The Xen release that a simulated host's streams name."""
 
 CHUNK: Final = 1 << 16
-"""Pages looked at at a time, so that temporaries stay small whatever the guest's size."""
+"""Pages handled at a time, so that temporaries stay small whatever the guest's size."""
 
 
 def open_on_host(host: Path, domid: int) -> SimulatedDomain:
@@ -48,7 +48,7 @@ class SimulatedDomain(OpenDomain):
     """One domain with the operations on its log-dirty mode, its memory and its registers."""
 
     def __init__(self, path: Path, domid: int, timeout: float) -> None:
-        """As OpenDomain."""
+        """See OpenDomain."""
         self._host = path.parent.parent
         self._seen: NDArray[np.uint32] | None = None
         self._logdirty_epoch = 0
@@ -80,7 +80,8 @@ class SimulatedDomain(OpenDomain):
         self._seen = None
 
     def logdirty_clean(self, dirty: Bitmap) -> int:
-        """Raises EINVAL where this object has not turned log-dirty on, or another turned it off."""
+        """Raises EINVAL if this object has not turned log-dirty mode on, or another turned it
+        off."""
         shared = self.shared
         if self._seen is None or shared.domain.logdirty_epoch != self._logdirty_epoch:
             raise OSError(errno.EINVAL, f"log-dirty mode of domain {self.domid} is off")
@@ -93,7 +94,7 @@ class SimulatedDomain(OpenDomain):
             part = slice(start, min(start + CHUNK, len(dirty)))
             now = shared.writes[part].copy()
             changed = now != self._seen[part]
-            # Odd: being written at this moment.
+            # Odd: being written right now.
             changed |= (now & np.uint32(1)).astype(np.bool_)
             self._seen[part] = now
             dirty[part] = changed
@@ -103,7 +104,7 @@ class SimulatedDomain(OpenDomain):
     # -- memory ---------------------------------------------------------------------------------
 
     def _states(self, pfns: Pfns) -> NDArray[np.uint8]:
-        """The layout.P2M of each."""
+        """The layout.P2M value of each."""
         p2m = self.shared.p2m
         if len(pfns) and int(pfns.max()) >= len(p2m):
             states = np.zeros(len(pfns), np.uint8)
@@ -119,7 +120,7 @@ class SimulatedDomain(OpenDomain):
         return bool((self._states(pfns) == P2M.POPULATED).all())
 
     def get_pfn_type_batch(self, pfns: Pfns) -> NDArray[np.uint32]:
-        """NOTAB for a page, paged out or not; XTAB where there is none."""
+        """NOTAB for a page, paged out or not; XTAB if there is none."""
         return np.where(self._states(pfns) == P2M.ABSENT, PFINFO_XTAB, 0).astype(np.uint32)
 
     def foreign_map(self, pfns: Pfns, *, writable: bool = False) -> list[memoryview]:
@@ -142,7 +143,7 @@ class SimulatedDomain(OpenDomain):
             view.release()
 
     def populate_physmap_exact(self, pfns: Pfns, order: int = 0) -> None:
-        """Memory is taken when it is written. Raises EINVAL for a pfn past all room, ENOMEM."""
+        """Memory is taken when it is written. Raises EINVAL for a pfn that does not fit, ENOMEM."""
         if not len(pfns):
             return
         if order:
@@ -169,13 +170,13 @@ class SimulatedDomain(OpenDomain):
         domain.maximum_gpfn = max(domain.maximum_gpfn, highest)
 
     def clear_page(self, pfn: int) -> None:
-        """Raises EINVAL where there is no page."""
+        """Raises EINVAL if there is no page."""
         (view,) = self.foreign_map(np.array([pfn], np.uint64), writable=True)
         view[:] = bytes(PAGE_SIZE)
         self.foreign_unmap([view])
 
     def console_init(self, pfn: int) -> None:
-        """A simulated guest has no console's backend: the page is cleared."""
+        """A simulated guest has no console backend: the page is cleared."""
         self.clear_page(pfn)
 
     def gnttab_seed(
@@ -184,7 +185,7 @@ class SimulatedDomain(OpenDomain):
         """A simulated host maps rings without grants."""
 
     def mem_paging_enable(self) -> Paging:
-        """Raises EINVAL where the domain runs, OSError where there is no userfaultfd."""
+        """Raises EINVAL if the domain runs, OSError if there is no userfaultfd."""
         shared = self.shared
         if shared.domain.paging:
             raise OSError(errno.EBUSY, f"paging of domain {self.domid} is on already")
@@ -193,7 +194,7 @@ class SimulatedDomain(OpenDomain):
     # -- registers and the rest -----------------------------------------------------------------
 
     def hvm_getcontext(self) -> bytes:
-        """Raises EBUSY while the vCPU runs, ENODATA where it never had registers."""
+        """Raises EBUSY while the vCPU runs, ENODATA if it never had registers."""
         domain = self.shared.domain
         if not domain.stands_still:
             raise OSError(errno.EBUSY, f"domain {self.domid} runs; pause or suspend it first")
@@ -202,10 +203,10 @@ class SimulatedDomain(OpenDomain):
         return self.shared.read_area(layout.CONTEXT_OFFSET, domain.context_length)
 
     def hvm_setcontext(self, context: bytes) -> None:
-        """Raises EINVAL for one of no octets or too many, EBUSY while the domain runs."""
+        """Raises EINVAL for an empty or too long one, EBUSY while the domain runs."""
         domain = self.shared.domain
         if not 0 < len(context) <= layout.CONTEXT_AREA:
-            raise OSError(errno.EINVAL, f"an HVM context of {len(context)} octets")
+            raise OSError(errno.EINVAL, f"an HVM context of {len(context)} bytes")
         if not domain.stands_still:
             raise OSError(errno.EBUSY, f"domain {self.domid} runs; pause or suspend it first")
         self.shared.write_area(layout.CONTEXT_OFFSET, context)
@@ -213,17 +214,17 @@ class SimulatedDomain(OpenDomain):
         domain.context_fresh = 1
 
     def hvm_param_get(self, index: int) -> int:
-        """Raises EINVAL for an index that there is not."""
+        """Raises EINVAL for an unknown index."""
         return self.shared.domain.hvm_params[self._hvm_param(index)]
 
     def hvm_params(self) -> list[tuple[int, int]]:
-        """(index, value) of each that is not 0."""
+        """(index, value) of each parameter that is not 0."""
         return [
             (index, value) for index, value in enumerate(self.shared.domain.hvm_params) if value
         ]
 
     def hvm_param_set(self, index: int, value: int) -> None:
-        """Raises EINVAL for an index that there is not."""
+        """Raises EINVAL for an unknown index."""
         self.shared.domain.hvm_params[self._hvm_param(index)] = value
 
     @staticmethod
@@ -252,8 +253,8 @@ class SimulatedDomain(OpenDomain):
         return all_but(read_lacks(self._host))
 
     def set_cpu_policy(self, cpuid: bytes, msr: bytes) -> None:
-        """Raises EINVAL for one that is no array of its entries, or too long."""
+        """Raises EINVAL for one that is not an array of entries, or too long."""
         for data, entry, what in ((cpuid, 24, "CPUID leaves"), (msr, 16, "MSR entries")):
             if len(data) % entry or len(data) > layout.POLICY_AREA:
-                raise OSError(errno.EINVAL, f"{len(data)} octets of {what} of {entry} each")
+                raise OSError(errno.EINVAL, f"{len(data)} bytes of {what} of {entry} each")
         self.shared.store_policy(cpuid, msr)

@@ -1,4 +1,4 @@
-"""The files of a host and of its domains: who is there, under which name and number."""
+"""The files of a host and its domains: which domains exist, by name and number."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _CONFIG: Final = "config.json"
 _UNFINISHED: Final = ".new-"
 _GOING: Final = ".gone-"
 _POLL: Final = 0.005
-"""Seconds between two tries to get a lock; flock(2) has no time limit of its own."""
+"""Seconds between two attempts to take a lock; flock(2) has no time limit of its own."""
 
 
 def create_host(
     directory: str | os.PathLike[str], memory: int | None = None, lacks: Sequence[str] = ()
 ) -> None:
-    """Make `directory` (its parents, too) a host, where it is not one. `memory` is what its guests
-    may have, in bytes; None for as much as they ask for. Its CPU has every feature of
-    `ipc_schema.streams.cpu_features` but those that it `lacks`. A host that is there keeps what
-    it has.
+    """Make `directory` a host unless it is one, and its parents if needed. `memory` is what its
+    guests may have, in bytes; None for as much as they ask for. Its CPU has every feature of
+    `ipc_schema.streams.cpu_features` except those that it `lacks`. An existing host is left as it
+    is.
 
     Raises FileExistsError for a directory with other things in it, NotADirectoryError for a file.
     """
@@ -45,7 +45,7 @@ def create_host(
         return
     if any(path.iterdir()):
         raise FileExistsError(
-            f"{path} is not empty and no host: name a directory that is new or empty"
+            f"{path} is not empty and not a host: name a directory that is new or empty"
         )
     (path / DOMAINS).mkdir()
     (path / _LOCK).touch()
@@ -54,13 +54,13 @@ def create_host(
 
 
 def read_lacks(host: Path) -> list[str]:
-    """The CPU features that the host has not, by name."""
+    """The names of the CPU features that the host lacks."""
     lacks: list[str] = json.loads((host / MARKER).read_text()).get(_LACKS, [])
     return lacks
 
 
 def lacks_around(directory: int) -> list[str]:
-    """Those of the host whose domain's directory that descriptor is."""
+    """As `read_lacks`, given the descriptor of a domain's directory."""
     fd = os.open(f"../../{MARKER}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     with open(fd) as file:
         lacks: list[str] = json.load(file).get(_LACKS, [])
@@ -68,25 +68,25 @@ def lacks_around(directory: int) -> list[str]:
 
 
 def write_lacks(host: Path, lacks: Sequence[str]) -> None:
-    """Set them. The host's lock is held."""
+    """Set the CPU features that the host lacks. The host's lock must be held."""
     marker = json.loads((host / MARKER).read_text())
     _write_json(host / MARKER, {**marker, _LACKS: list(lacks)})
 
 
 def read_memory(host: Path) -> int | None:
-    """What the host's guests may have together, in bytes; None for a host without a bound."""
+    """What the host's guests may have together, in bytes; None if there is no limit."""
     memory: int | None = json.loads((host / MARKER).read_text()).get(_MEMORY)
     return memory
 
 
 def write_memory(host: Path, memory: int) -> None:
-    """Set that bound. The host's lock is held."""
+    """Set that limit. The host's lock must be held."""
     marker = json.loads((host / MARKER).read_text())
     _write_json(host / MARKER, {**marker, _MEMORY: memory})
 
 
 def check_host(path: Path) -> None:
-    """Raises FileNotFoundError or NotADirectoryError where `path` is no host."""
+    """Raise FileNotFoundError or NotADirectoryError if `path` is not a host."""
     if not path.exists():
         raise FileNotFoundError(f"there is no host directory {path}")
     try:
@@ -101,14 +101,14 @@ def check_host(path: Path) -> None:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    """Replace the file whole. Raises OSError that names it."""
+    """Replace the file atomically. Raises OSError that names it."""
     temporary = path.with_name(path.name + ".new")
     try:
         temporary.write_text(json.dumps(value, indent=1))
         temporary.rename(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        # Where a disk is full, nothing else would say which.
+        # If a disk is full, nothing else would say which.
         error.filename = str(path)
         raise
 
@@ -124,19 +124,19 @@ def _locked(fd: int, timeout: float, what: str) -> Iterator[None]:
                 break
             except BlockingIOError as error:
                 if patience.look(time.monotonic()):
-                    raise TimeoutError(f"{what} was not to be had within {timeout} s") from error
+                    raise TimeoutError(f"could not take {what} within {timeout} s") from error
                 time.sleep(_POLL)
         yield
 
 
 def host_lock(host: Path, timeout: float) -> Any:
-    """Context manager: nobody else makes, renames or removes domains of the host."""
+    """A context in which nobody else creates, renames or removes domains of the host."""
     fd = os.open(host / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     return _locked(fd, timeout, f"the lock of host {host}")
 
 
 def suspend_lock(directory: int, timeout: float) -> Any:
-    """Context manager: requests to suspend do not change but by us (a xenstore transaction)."""
+    """A context in which only we change requests to suspend (a xenstore transaction)."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     fd = os.open(_SUSPEND_LOCK, flags, 0o600, dir_fd=directory)
     return _locked(fd, timeout, "the lock of the domain's suspend request")
@@ -144,7 +144,7 @@ def suspend_lock(directory: int, timeout: float) -> Any:
 
 @contextmanager
 def try_suspend_lock(directory: int) -> Iterator[bool]:
-    """As `suspend_lock`, without waiting: says whether it was to be had."""
+    """Like `suspend_lock`, without waiting: yields whether it could be taken."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     with open(os.open(_SUSPEND_LOCK, flags, 0o600, dir_fd=directory)) as file:
         try:
@@ -156,9 +156,9 @@ def try_suspend_lock(directory: int) -> Iterator[bool]:
 
 
 def read_config(directory: int) -> dict[str, Any]:
-    """The configuration of the domain whose directory the descriptor is.
+    """The configuration of the domain in `directory`, a descriptor.
 
-    Raises FileNotFoundError where the domain is gone.
+    Raises FileNotFoundError if the domain is gone.
     """
     fd = os.open(_CONFIG, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     with open(fd) as file:
@@ -175,14 +175,14 @@ def domain_path(host: Path, domid: int) -> Path:
 
 
 def domids(host: Path) -> list[int]:
-    """Of the domains that there are, in order."""
+    """The domids of the host's domains, in order."""
     return sorted(int(path.name) for path in (host / DOMAINS).iterdir() if path.name.isdecimal())
 
 
 def new_domain_directory(host: Path, config: Mapping[str, Any]) -> tuple[int, Path]:
     """A domid that was never used, and a directory with its configuration, not yet in place.
 
-    The host's lock is held.
+    The host's lock must be held.
     """
     clear_up(host)
     marker = json.loads((host / MARKER).read_text())
@@ -195,16 +195,17 @@ def new_domain_directory(host: Path, config: Mapping[str, Any]) -> tuple[int, Pa
 
 
 def remove_domain(host: Path, domid: int) -> None:
-    """Remove a domain's directory, in one step for whoever looks. The host's lock is held.
+    """Remove a domain's directory, atomically for others. The host's lock must be held.
 
-    Raises FileNotFoundError where another has removed it.
+    Raises FileNotFoundError if somebody else has removed it.
     """
     domain_path(host, domid).rename(host / DOMAINS / f"{_GOING}{domid}")
     clear_up(host)
 
 
 def clear_up(host: Path) -> None:
-    """Remove what those left who died while they made or removed a domain. The lock is held."""
+    """Remove what processes left that died while creating or removing a domain. The host's lock
+    must be held."""
     for prefix in (_UNFINISHED, _GOING):
         for path in (host / DOMAINS).glob(prefix + "*"):
             remove_tree(path)

@@ -2,9 +2,9 @@
 
     python -m xen_save_helper.helper.hypervisors.simulated.guest DOMID DIRECTORY_FD READY_FD GO_FD
 
-It goes into the background on its own, so it outlives the command that made the domain. One line
-of JSON on READY_FD says that it is there, or why not; an octet on GO_FD lets it live on: without
-it, the maker has died or given up, and the domain's directory goes away again. It ends by SIGKILL
+It goes into the background on its own, so it outlives the command that created the domain. One line
+of JSON on READY_FD says that it is ready, or why not. A byte on GO_FD lets it live on; without it,
+the creator has died or given up, and the domain's directory is removed again. It ends by SIGKILL
 (destroy), or by itself when its directory is gone.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 
 def _into_background() -> None:
-    """Be nobody's child, in a session of its own, with no descriptor of the maker's terminal."""
+    """Detach from the parent, into a session of its own, without the creator's terminal."""
     if os.fork():
         os._exit(0)
     os.setsid()
@@ -30,7 +30,7 @@ def _into_background() -> None:
 
 
 def _log_to(directory: int) -> None:
-    """Errors that are the simulation's own fault go to a file of the domain."""
+    """Send errors of the simulation itself to a file of the domain."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     fd = os.open("guest.log", flags, 0o600, dir_fd=directory)
     os.dup2(fd, 2)

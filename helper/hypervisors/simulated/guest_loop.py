@@ -1,4 +1,4 @@
-"""What a guest's process does: its vCPU's steps, and between them the requests on its socket."""
+"""The main loop of a guest's process: its vCPU's steps, and between them requests on its socket."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from xen_save_helper.helper.hypervisors.simulated.shared import (
 from xen_save_helper.helper.hypervisors.simulated.vcpu import FILL, VCPU, Crash
 
 _LOOK_AFTER: Final = 1.0
-"""Seconds between two looks whether the domain's directory is still there."""
+"""Seconds between two checks that the domain's directory still exists."""
 
 
 class GuestLoop:
@@ -48,7 +48,7 @@ class GuestLoop:
         config = read_config(directory)
         capacity = capacity_for(config)
         fds = create_areas(capacity)
-        # The other processes open these by their number, so they stay open.
+        # Other processes open these by number, so they stay open.
         kept = {name: os.dup(fd) for name, fd in fds.items()}
         self._shared = SharedMemory(fds)
         self._domain = self._shared.domain
@@ -78,7 +78,7 @@ class GuestLoop:
     # -- the loop -------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Until the domain's directory is gone."""
+        """Run until the domain's directory is gone."""
         while self._directory_there():
             self._handle(self._wait())
             if self._vcpu.runs:
@@ -105,11 +105,11 @@ class GuestLoop:
         return True
 
     def _handle(self, seconds: float) -> None:
-        # Rounded up to milliseconds: waking too early would only turn the loop.
+        # Rounded up to milliseconds: waking too early would only spin.
         timeout = -(-seconds * 1000 // 1)
         ready = [fd for fd, _ in self._poller.poll(timeout)]
         for fd in ready:
-            # One that was served before it may have had it dropped.
+            # Serving an earlier one may have dropped it.
             if fd in self._connections:
                 self._serve(fd)
         # Last: a new connection may get the number of a dropped one.
@@ -155,14 +155,14 @@ class GuestLoop:
             self._tell(fd, answer)
 
     def _tell(self, fd: int, message: Message) -> None:
-        """Answer; whoever does not take it is cut off, the guest does not wait for him."""
+        """Answer; a peer that does not take the answer is cut off, since the guest cannot wait."""
         try:
             control.send(self._connections[fd], message)
         except (BrokenPipeError, ConnectionResetError, BlockingIOError):
             self._drop(fd)
 
     def _guarded(self, action: Callable[[], Any]) -> None:
-        """Do what may find the guest's memory wrong: that ends the guest there and then."""
+        """Run `action`; if it finds the guest's memory wrong, the guest crashes at once."""
         try:
             action()
         except Crash as crash:
@@ -204,7 +204,7 @@ class GuestLoop:
         return {}
 
     def _save_registers(self) -> None:
-        """The vCPU stops: its registers go where hvm_getcontext finds them.
+        """Store the registers of the stopped vCPU for hvm_getcontext.
 
         Registers that it has not taken yet stay as they are.
         """
@@ -214,7 +214,7 @@ class GuestLoop:
             self._domain.context_length = len(context)
 
     def _load_registers(self) -> None:
-        """The vCPU takes registers that hvm_setcontext left, if any."""
+        """Load registers that hvm_setcontext left, if any."""
         domain = self._domain
         if domain.context_fresh:
             context = self._shared.read_area(layout.CONTEXT_OFFSET, domain.context_length)
@@ -231,7 +231,7 @@ class GuestLoop:
             raise OSError(errno.EINVAL, "the domain cannot run: it has no registers")
 
     def _compare_device_model(self) -> None:
-        """A guest that starts from restored registers finds its device model as it left it."""
+        """Crash a guest that starts from restored registers without the matching device model."""
         registers = self._vcpu.registers
         model = device_model.load(self._directory)
         if registers is None or model is None:
@@ -244,7 +244,7 @@ class GuestLoop:
     # -- suspend --------------------------------------------------------------------------------
 
     def _watch_suspend(self, connection: socket.socket, _message: Message) -> None:
-        """The request itself stands in the domain page; this one wants to hear of its end."""
+        """Answer when the suspend request, which is in the domain page, has ended."""
         self._watchers.add(connection.fileno())
         if self._domain.shutdown != RUNS:
             self._tell(connection.fileno(), {})
@@ -277,7 +277,7 @@ class GuestLoop:
     # -- memory ---------------------------------------------------------------------------------
 
     def _build(self, _connection: socket.socket, message: Message) -> Message:
-        """Fill memory, and be ready to run."""
+        """Fill memory, and get ready to run."""
         registers = fresh_registers(message)
         for first in range(0, registers.pages, FILL):
             self._vcpu.fill(registers, first, min(FILL, registers.pages - first))
@@ -289,7 +289,7 @@ class GuestLoop:
         return {}
 
     def _verify(self, connection: socket.socket, _message: Message) -> Message | None:
-        """Compare every page now; given up when the one who asked has gone."""
+        """Compare every page now; stops if the peer disconnects."""
         if self._domain.shutdown == ShutdownReason.CRASH:
             return {}
         if self._vcpu.registers is None or self._domain.context_fresh:
@@ -317,7 +317,7 @@ class GuestLoop:
         """Hand the pager a userfaultfd for all memory; paging lasts as long as the connection."""
         domain = self._domain
         if not domain.stands_still:
-            raise OSError(errno.EINVAL, "paging is for a domain that is paused")
+            raise OSError(errno.EINVAL, "paging can be turned on only for a paused domain")
         if domain.paging:
             raise OSError(errno.EBUSY, "paging is on already")
         address = self._vcpu.memory_address

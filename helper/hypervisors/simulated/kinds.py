@@ -1,4 +1,4 @@
-"""The kinds of workload that there are, by name and rate. What they write: `workload`."""
+"""The kinds of workload, by name and rate; `workload` has what they write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES: Final = {
     "random": Kind.RANDOM,
     "write-heavy": Kind.WRITE_HEAVY,
 }
-"""Workloads as commands and configurations name them."""
+"""Workloads as named by commands and configurations."""
 
 UNLIMITED: Final = math.inf
 

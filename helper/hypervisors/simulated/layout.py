@@ -1,7 +1,7 @@
-"""What lies where in a domain's shared memory: the domain page and the areas behind it.
+"""The layout of a domain's shared memory: the domain page and the areas after it.
 
-Each word has one writer at a time, and is written with one aligned store. The vCPU writes what it
-says of itself; the toolstack and the helper write what they would tell a hypervisor.
+Each word has one writer at a time, and is written with one aligned store. The vCPU writes its own
+state; the toolstack and the helper write what they would tell a hypervisor.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ MIN_CAPACITY: Final = 1 << 20
 
 CONTEXT_AREA: Final = 1 << 20
 POLICY_AREA: Final = 1 << 16
-"""Octets that an HVM context, and each of the two CPU policies, can have."""
+"""Bytes that an HVM context, and each of the two CPU policies, can have."""
 
 HVM_NR_PARAMS: Final = 64
 """Xen 4.17 has 39."""
 
 BUCKETS_PER_OCTAVE: Final = 8
 FAULT_BUCKETS: Final = 40 * BUCKETS_PER_OCTAVE
-"""Of the histogram of fault latencies: nanoseconds, 2**(1/8) wide, so half of 9 % off at most."""
+"""Buckets of the histogram of fault latencies in nanoseconds, each 2**(1/8) wide: at most 4.5 %
+off."""
 
 RUNS: Final = -1
 """`shutdown` of a domain that is not shut down; else a ShutdownReason."""
 
 
 class P2M(IntEnum):
-    """What a pfn holds."""
+    """The state of a pfn."""
 
     ABSENT = 0
     POPULATED = 1
@@ -42,19 +43,19 @@ class P2M(IntEnum):
 
 
 class Behaviour(IntEnum):
-    """How a guest takes a request to suspend."""
+    """How a guest reacts to a request to suspend."""
 
     NORMAL = 0
     REFUSE = 1
-    """Never looks at it."""
+    """It never acknowledges it."""
     LATE = 2
-    """Acknowledges it, and suspends, after `behaviour_seconds`."""
+    """It acknowledges it, and suspends, after `behaviour_seconds`."""
     DIE = 3
     """Crashes."""
 
 
 class HvmParam(IntEnum):
-    """HVM_PARAM_*, those that the simulation gives a value."""
+    """The HVM_PARAM_* that the simulation sets."""
 
     STORE_PFN = 1
     STORE_EVTCHN = 2
@@ -83,13 +84,13 @@ class DomainPage(ctypes.Structure):
     behaviour_seconds: float
 
     logdirty_epoch: int
-    """Counts switches of log-dirty mode: on while odd."""
+    """Counts switches of log-dirty mode, which is on while this is odd."""
     qemu_logdirty: int
     paging: int
 
     context_length: int
     context_fresh: int
-    """Registers that the vCPU has not taken yet (hvm_setcontext)."""
+    """Whether hvm_setcontext left registers that the vCPU has not taken yet."""
     cpuid_length: int
     msr_length: int
     tsc_mode: int
@@ -99,9 +100,9 @@ class DomainPage(ctypes.Structure):
     hvm_params: ctypes.Array[ctypes.c_uint64]
 
     suspend_wanted: int
-    """Number of the request to suspend that stands, 0 for none. Changes under the suspend lock."""
+    """Number of the pending request to suspend, 0 for none. Changes under the suspend lock."""
     suspend_acknowledged: int
-    """Number of the request that the guest acts on, or acted on last. Under the suspend lock."""
+    """Number of the request that the guest acted on last. Under the suspend lock."""
     suspend_count: int
     """Requests ever made. Under the suspend lock."""
 
@@ -161,6 +162,6 @@ CONTEXT_OFFSET: Final = 2 * PAGE_SIZE
 CPUID_OFFSET: Final = CONTEXT_OFFSET + CONTEXT_AREA
 MSR_OFFSET: Final = CPUID_OFFSET + POLICY_AREA
 DOMAIN_SIZE: Final = MSR_OFFSET + POLICY_AREA
-"""Octets of the memfd that holds the domain page and the areas."""
+"""Bytes in the memfd that holds the domain page and the areas."""
 
 assert ctypes.sizeof(DomainPage) <= CONTEXT_OFFSET

@@ -1,6 +1,6 @@
-"""A domain as any process of the host may have it: is it there, how it is, its shared memory.
+"""A domain as seen from any process of the host: whether it exists, its state, its shared memory.
 
-It needs no numpy, which takes longer to import than most commands of a toolstack take to run.
+It needs no numpy, which takes longer to import than most toolstack commands take to run.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ ANSWER_LIMIT: Final = 10.0
 
 
 class OpenDomain:
-    """One domain. A domain whose process died is crashed: there is nothing to look at any more."""
+    """One domain. If its process died, it has crashed, and there is nothing left to look at."""
 
     def __init__(self, path: Path, domid: int, timeout: float) -> None:
-        """`path` is the domain's directory. Raises ProcessLookupError where there is none."""
+        """`path` is the domain's directory. Raises ProcessLookupError if there is none."""
         self.domid = domid
         self._timeout = timeout
         try:
@@ -41,7 +41,7 @@ class OpenDomain:
             self._process = GuestProcess.open(self._directory)
             self._attached = self._process.open_memory()
         except GuestGoneError:
-            # The guest is dead: getinfo says so.
+            # The guest is dead, and getinfo says so.
             self._detach()
         except BaseException:
             self.close()
@@ -71,7 +71,7 @@ class OpenDomain:
 
     @property
     def shared(self) -> SharedMemory:
-        """Raises ESRCH where the guest had died before this object was made."""
+        """Raises ESRCH if the guest had died before this object was made."""
         if self._attached is None:
             raise ProcessLookupError(
                 errno.ESRCH, f"domain {self.domid} has crashed: its process is gone"
@@ -85,7 +85,7 @@ class OpenDomain:
 
     @property
     def pid(self) -> int | None:
-        """Of the guest's process, while it lives."""
+        """The pid of the guest's process; None if it is dead."""
         return self._process.pid if self._process is not None and self.alive() else None
 
     def alive(self) -> bool:
@@ -93,7 +93,7 @@ class OpenDomain:
         return self._process is not None and self._process.alive()
 
     def config(self) -> dict[str, Any]:
-        """Raises ProcessLookupError where the domain is gone."""
+        """Raises ProcessLookupError if the domain is gone."""
         try:
             return read_config(self._directory)
         except FileNotFoundError as error:

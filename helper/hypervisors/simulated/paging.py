@@ -1,7 +1,7 @@
-"""The pager's end of a domain's paging: a userfaultfd of the guest's memory.
+"""The pager's end of a domain's paging: a userfaultfd on the guest's memory.
 
-A page is paged out when its place in the memfd is a hole: the guest's access then waits in the
-kernel until the page is put there, whole, or for ever.
+A page is paged out if its place in the memfd is a hole: the guest's access then waits in the kernel
+until the whole page is put there, or for ever.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def _punch_hole(fd: int, offset: int, length: int) -> None:
-    """fallocate(2) with PUNCH_HOLE, which Python's os module does not have."""
+    """fallocate(2) with PUNCH_HOLE, which Python's os module lacks."""
     mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
     if _LIBC.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
         code = ctypes.get_errno()
@@ -47,14 +47,14 @@ class SimulatedPaging:
     def __init__(
         self, shared: SharedMemory, connection: socket.socket, userfault_fd: int, address: int
     ) -> None:
-        """Takes over the connection and the descriptor; `address` is the guest's of pfn 0."""
+        """Takes over the connection and the descriptor; `address` is that of pfn 0 in the guest."""
         self._shared = shared
         self._p2m = shared.p2m.data
         self._connection = connection
         self._fd = userfault_fd
         self._address = address
         self._kept: list[PagingRequest] = []
-        """Requests that were read while a page was loaded."""
+        """Requests that were read while a page was being loaded."""
         self._signalled = False
         """Whether the descriptor polls readable for `_kept`."""
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -71,7 +71,7 @@ class SimulatedPaging:
         if not (states == P2M.POPULATED).all():
             pfn = int(pfns[states != P2M.POPULATED][0])
             raise OSError(errno.EINVAL, f"pfn {pfn:#x} has no page that could be paged out")
-        # First the state: a guest that runs must not take the hole for a page.
+        # The state first: a running guest must not take the hole for a page.
         self._shared.p2m[pfns] = P2M.PAGED_OUT
         for first, count, _ in runs_of(pfns):
             _punch_hole(self._shared.memory_fd, first * PAGE_SIZE, count * PAGE_SIZE)
@@ -85,7 +85,7 @@ class SimulatedPaging:
         return requests
 
     def _read_events(self) -> None:
-        """Add what waits to `_kept`; faults of pages that were never paged out get their zeros."""
+        """Add pending events to `_kept`; faults on pages that were never paged out get zeros."""
         p2m = self._shared.p2m
         for event in userfault.read_events(self._fd):
             if isinstance(event, Fault):
@@ -102,7 +102,7 @@ class SimulatedPaging:
                 self._kept += [PagingRequest(pfn, 0, dropped=True) for pfn in gone.tolist()]
 
     def _fill_with_zeros(self, pfn: int) -> None:
-        """Answer a fault of a page that is there but was never written, or came meanwhile."""
+        """Answer a fault on a page that exists but was never written, or arrived meanwhile."""
         address = self._address + pfn * PAGE_SIZE
         try:
             userfault.zero(self._fd, address, PAGE_SIZE)
@@ -110,11 +110,11 @@ class SimulatedPaging:
             userfault.wake(self._fd, address, PAGE_SIZE)
 
     def load(self, first: int, data: memoryview) -> None:
-        """Dropped pages are passed over. Raises EINVAL for a page that is not paged out, or a part
-        of a page."""
+        """Dropped pages are skipped. Raises EINVAL for a page that is not paged out, or a partial
+        page."""
         count, rest = divmod(data.nbytes, PAGE_SIZE)
         if rest:
-            raise OSError(errno.EINVAL, f"{data.nbytes} octets are no whole pages")
+            raise OSError(errno.EINVAL, f"{data.nbytes} bytes are not whole pages")
         source = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
         p2m = self._p2m
         pfn, end = first, first + count
@@ -132,7 +132,7 @@ class SimulatedPaging:
             p2m[pfn : pfn + copied] = _POPULATED * copied
             pfn += copied
             if copied < pages:
-                # The guest is giving memory back, and waits until that is read.
+                # The guest is giving memory back, and waits until that event is read.
                 self._read_events()
                 if self._kept and not self._signalled:
                     os.eventfd_write(self._wakeup, 1)
@@ -143,7 +143,7 @@ class SimulatedPaging:
             userfault.wake(self._fd, self._address + request.pfn * PAGE_SIZE, PAGE_SIZE)
 
     def close(self) -> None:
-        """A guest that waits for a page now, or accesses one later, crashes."""
+        """Turn paging off: a guest that waits for a page now, or accesses one later, crashes."""
         if self._fd < 0:
             return
         self._shared.domain.paging = 0
@@ -156,7 +156,7 @@ class SimulatedPaging:
 
 
 def open_paging(shared: SharedMemory, connection: socket.socket) -> SimulatedPaging:
-    """Turn paging on; the connection is a fresh one to the guest, and is taken over."""
+    """Turn paging on; takes over the connection, a fresh one to the guest."""
     try:
         answer, fds = control.ask(connection, {"do": "paging"})
     except BaseException:

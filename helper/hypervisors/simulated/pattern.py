@@ -1,4 +1,4 @@
-"""What a page holds: a pattern of all its 4096 octets that says which write it is.
+"""The contents of a page: a pattern of all its 4096 bytes that tells which write it is.
 
 Word `j` of a page is `base(seed, pfn, write number) ^ TABLE[j]`. Another page, another write,
 another place within the page, or a mixture of two writes, shows in every word that is wrong.
@@ -32,7 +32,7 @@ TABLE: Final = _mix(np.arange(1, WORDS_PER_PAGE + 1, dtype=np.uint64) * _GOLDEN)
 
 
 def bases(seed: int, pfns: Words, writes: Words) -> Words:
-    """The base of each page `pfns` after its write `writes`."""
+    """The base of each of the pages `pfns` after its write `writes`."""
     with np.errstate(over="ignore"):
         return _mix(_mix(pfns * _GOLDEN + np.uint64(seed)) + writes * _STRIDE)
 
@@ -46,7 +46,7 @@ def _is_run(pfns: Words) -> bool:
 
 
 def write(memory: Words, seed: int, pfns: Words, writes: Words) -> None:
-    """Put each page's pattern into `memory`, which has a row for each pfn."""
+    """Write each page's pattern into `memory`, which has a row for each pfn."""
     for part in _chunks(pfns):
         some = pfns[part]
         base = bases(seed, some, writes[part])[:, np.newaxis]
@@ -58,7 +58,7 @@ def write(memory: Words, seed: int, pfns: Words, writes: Words) -> None:
 
 
 def first_wrong(memory: Words, seed: int, pfns: Words, writes: Words) -> int | None:
-    """The index in `pfns` of the first page that is not at its write, comparing whole pages."""
+    """The index in `pfns` of the first page that is not at its write; compares whole pages."""
     for part in _chunks(pfns):
         some = pfns[part]
         base = bases(seed, some, writes[part])[:, np.newaxis]
@@ -71,7 +71,7 @@ def first_wrong(memory: Words, seed: int, pfns: Words, writes: Words) -> int | N
 
 
 def describe(page: Words, seed: int, pfn: int, expected: int) -> str:
-    """What `page` holds where write `expected` of `pfn` should be, for a person."""
+    """Describe, for a person, what `page` holds in place of write `expected` of `pfn`."""
     if not page.any():
         return "only zeros"
     found = page ^ TABLE

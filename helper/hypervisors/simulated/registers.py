@@ -1,7 +1,7 @@
 """A simulated guest's registers, and the HVM context that carries them.
 
-The context is opaque to all but the guest. It has all that a guest must remember of its memory:
-what it writes, and how many writes it has made.
+The context is opaque to everyone but the guest. It has all that a guest must remember about its
+memory: what it writes, and how many writes it has made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FORMAT: Final = struct.Struct("<16sII Q d QQ QQQQ 16s I4x")
 
 
 class ForeignContextError(ValueError):
-    """A context that is not of a simulated guest, or not whole."""
+    """A context that is damaged, or not a simulated guest's."""
 
 
 @dataclass
@@ -35,9 +35,9 @@ class Registers:
     steps: int
     pages_checked: int
     sweep: int
-    """The page that the guest compares next on its way round its memory."""
+    """The page that the guest compares next in its sweep over memory."""
     token: bytes
-    """What the guest's device model must show: 16 octets, empty (zeros) for a PVH guest."""
+    """The token of the guest's device model: 16 bytes, empty (zeros) for a PVH guest."""
 
     def workload(self) -> Workload:
         return Workload(self.kind, self.pages, self.seed)
@@ -54,7 +54,7 @@ class Registers:
         """Raises ForeignContextError."""
         if len(context) != _FORMAT.size or not context.startswith(_MAGIC):
             raise ForeignContextError(
-                f"its HVM context ({len(context)} octets) is not that of a simulated guest"
+                f"its HVM context ({len(context)} bytes) is not that of a simulated guest"
             )
         if context[-8:] != struct.pack("<I4x", zlib.crc32(context[:-8])):
             raise ForeignContextError("its HVM context is damaged: the checksum differs")

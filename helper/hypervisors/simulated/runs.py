@@ -10,11 +10,11 @@ import numpy as np
 from xen_save_helper.helper.hypervisors.interface import Pfns
 
 _SHORT: Final = 64
-"""Up to here a look at each pfn takes less time than numpy needs to begin."""
+"""Up to this many, a loop over the pfns is faster than numpy."""
 
 
 def runs_of(pfns: Pfns) -> Iterator[tuple[int, int, int]]:
-    """(first pfn, count, place in `pfns` of the first) of each run of neighbours, in order."""
+    """(first pfn, count, index of the first in `pfns`) of each run of neighbours, in order."""
     if len(pfns) > _SHORT:
         breaks = np.flatnonzero(np.diff(pfns.astype(np.int64)) != 1) + 1
         starts = np.concatenate(([0], breaks))

@@ -1,4 +1,4 @@
-"""A domain's shared memory: made by its guest, opened by every other process of the host."""
+"""A domain's shared memory: created by its guest, opened by every other process of the host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PROCESS_FILE: Final = "process.json"
-"""In the domain's directory: the guest's pid, its start time, and its memfds by name."""
+"""A file in the domain's directory: the guest's pid, its start time, and its memfds by name."""
 
 AREAS: Final = ("domain", "p2m", "writes", "memory")
 
@@ -29,14 +29,14 @@ _MADV_POPULATE_READ: Final = 22
 _MADV_POPULATE_WRITE: Final = 23
 """Since Linux 5.14; not in Python 3.11's mmap module."""
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
-"""Python 3.11's own madvise keeps other threads from running meanwhile."""
+"""Python 3.11's own madvise does not let other threads run meanwhile."""
 _LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 _HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage")
 
 
 class GuestGoneError(ProcessLookupError):
-    """The domain has no process any more (or not yet)."""
+    """The domain has no process, or not any more."""
 
 
 def _size(name: str, capacity: int) -> int:
@@ -60,8 +60,8 @@ def create_areas(capacity: int) -> dict[str, int]:
 class SharedMemory:
     """The mappings of a domain's memory in this process.
 
-    `memory` is the guest's pages, `domain` what libxc would tell. The arrays are made when they are
-    first asked for: who looks at `domain` alone loads no numpy.
+    `memory` has the guest's pages, `domain` what libxc would tell. The arrays are made on first
+    use, so that numpy is not loaded for `domain` alone.
     """
 
     def __init__(self, fds: dict[str, int]) -> None:
@@ -78,7 +78,7 @@ class SharedMemory:
         self.memory = maps["memory"]
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         if _HUGE_PAGES.exists():
-            # A page must be able to go alone: a hole in a huge page may only be zeroed.
+            # It must be possible to evict a single page: a hole in a huge page may only be zeroed.
             self.memory.madvise(mmap.MADV_NOHUGEPAGE)
 
     @cached_property
@@ -89,12 +89,12 @@ class SharedMemory:
         return np.frombuffer(self._maps["p2m"], np.uint8)
 
     def paged_pages(self) -> int:
-        """How many pages are paged out."""
+        """The number of pages that are paged out."""
         return self._maps["p2m"][:].count(layout.P2M.PAGED_OUT)
 
     @cached_property
     def writes(self) -> NDArray[np.uint32]:
-        """The vCPU's write counter of each pfn: odd while it writes."""
+        """The vCPU's write counter for each pfn, odd while it writes."""
         import numpy as np
 
         return np.frombuffer(self._maps["writes"], np.uint32)
@@ -106,21 +106,21 @@ class SharedMemory:
         self._maps["domain"][offset : offset + len(data)] = data
 
     def store_policy(self, cpuid: bytes, msr: bytes) -> None:
-        """Keep the CPUID leaves and MSR entries of the domain."""
+        """Store the CPUID leaves and MSR entries of the domain."""
         self.write_area(layout.CPUID_OFFSET, cpuid)
         self.domain.cpuid_length = len(cpuid)
         self.write_area(layout.MSR_OFFSET, msr)
         self.domain.msr_length = len(msr)
 
     def words(self) -> NDArray[np.uint64]:
-        """The memory as a row of 512 words for each pfn."""
+        """The memory as one row of 512 words for each pfn."""
         import numpy as np
 
         return np.frombuffer(self.memory, np.uint64).reshape(-1, layout.PAGE_SIZE // 8)
 
     def make_ready(self, offset: int, length: int, *, writable: bool) -> None:
-        """Have memory for these octets, and this process's page tables for it, at once: much
-        faster than a page fault for each page. Raises ENOSYS before Linux 5.14, ENOMEM."""
+        """Populate these bytes, and this process's page tables for them, at once: much faster than
+        a page fault for each page. Raises ENOSYS before Linux 5.14, ENOMEM."""
         advice = _MADV_POPULATE_WRITE if writable else _MADV_POPULATE_READ
         if _LIBC.madvise(self._address + offset, length, advice):
             errnoval = ctypes.get_errno()
@@ -129,7 +129,7 @@ class SharedMemory:
             raise OSError(errnoval, f"the guest's memory: {os.strerror(errnoval)}")
 
     def close(self) -> None:
-        """Close the descriptor and let go of the mappings; they end with their last user."""
+        """Close the descriptor and drop the mappings; they end with their last user."""
         if self.memory_fd >= 0:
             os.close(self.memory_fd)
             self.memory_fd = -1
@@ -139,7 +139,8 @@ class SharedMemory:
 
 
 def start_time(pid: int) -> int:
-    """When a process started, in clock ticks: with its pid, who it is. Raises GuestGoneError."""
+    """When a process started, in clock ticks: with its pid, this identifies it. Raises
+    GuestGoneError."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read().rpartition(b")")[2].split()[19])
@@ -148,7 +149,7 @@ def start_time(pid: int) -> int:
 
 
 def write_process_file(directory: int, fds: dict[str, int]) -> None:
-    """Tell who this guest is; `directory` is a descriptor of the domain's."""
+    """Write the process file; `directory` is a descriptor of the domain's directory."""
     pid = os.getpid()
     record = {"pid": pid, "start_time": start_time(pid), "fds": fds}
     temporary = PROCESS_FILE + ".new"
@@ -160,7 +161,7 @@ def write_process_file(directory: int, fds: dict[str, int]) -> None:
 
 @dataclass(frozen=True)
 class GuestProcess:
-    """The guest's process, held by a pidfd, so that its pid cannot come to mean another one."""
+    """The guest's process, held by a pidfd, so that its pid cannot be reused unnoticed."""
 
     pid: int
     pidfd: int
@@ -193,7 +194,7 @@ class GuestProcess:
         return not self.wait_end(0)
 
     def wait_end(self, seconds: float) -> bool:
-        """Wait for the process to end; False where it did not in time."""
+        """Wait for the process to end; False if it did not in time."""
         poller = select.poll()
         poller.register(self.pidfd, select.POLLIN)
         return bool(poller.poll(seconds * 1000))

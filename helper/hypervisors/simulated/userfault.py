@@ -1,4 +1,4 @@
-"""userfaultfd(2) through ctypes: both its user (the guest) and its server (the pager)."""
+"""userfaultfd(2) through ctypes, for the guest (its user) and the pager (its server)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _READ: Final = 64 * _MESSAGE.size
 
 
 def is_resident(address: int) -> bool:
-    """Whether the page of shared memory at `address` is there: its access does not fault."""
+    """Whether the page of shared memory at `address` is present: accessing it does not fault."""
     vector = ctypes.c_ubyte()
     if _LIBC.mincore(ctypes.c_void_p(address), ctypes.c_size_t(4096), ctypes.byref(vector)):
         code = ctypes.get_errno()
@@ -50,14 +50,14 @@ class Fault:
 
 @dataclass(frozen=True)
 class Removed:
-    """The process gave this range back; it waits until the event is read."""
+    """The process gave this range back, and waits until the event is read."""
 
     start: int
     end: int
 
 
 def _open() -> int:
-    """A userfaultfd of user-mode faults only, which any user may have. Raises OSError with the way
+    """A userfaultfd for user-mode faults only, which any user may open. Raises OSError with the way
     out in its text."""
     machine = os.uname().machine
     if machine not in _SYSCALL:
@@ -70,7 +70,7 @@ def _open() -> int:
 
 
 def _way_out(code: int) -> str:
-    """Who refuses the system call, and what to do about it."""
+    """What refuses the system call, and what to do about it."""
     if code == errno.EPERM:
         if _of_status("Seccomp") == "2":
             return (
@@ -97,7 +97,7 @@ def _of_status(name: str) -> str:
 
 
 def _unprivileged() -> str:
-    """vm.unprivileged_userfaultfd; "" where the kernel has no such setting."""
+    """vm.unprivileged_userfaultfd; "" if the kernel has no such setting."""
     try:
         return Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip()
     except OSError:
@@ -139,7 +139,7 @@ def open_and_register(address: int, length: int) -> int:
 
 
 def read_events(fd: int) -> list[Fault | Removed]:
-    """All events that wait, without blocking."""
+    """All pending events, without blocking."""
     events: list[Fault | Removed] = []
     while True:
         try:
@@ -158,7 +158,7 @@ def read_events(fd: int) -> list[Fault | Removed]:
 
 
 def _transfer(fd: int, operation: int, argument: bytearray, done_at: int, length: int) -> int:
-    """Octets done, less than `length` where the kernel asks to come again (EAGAIN)."""
+    """Bytes done, fewer than `length` if the kernel says EAGAIN."""
     try:
         fcntl.ioctl(fd, operation, argument)
     except BlockingIOError:
@@ -168,16 +168,16 @@ def _transfer(fd: int, operation: int, argument: bytearray, done_at: int, length
 
 
 def copy(fd: int, address: int, source: int, length: int) -> int:
-    """Put pages in place and wake who waits for them; octets done, which may be fewer.
+    """Put pages in place and wake those who wait for them; bytes done, which may be fewer.
 
-    Raises FileExistsError for a page that is there.
+    Raises FileExistsError for a page that is present.
     """
     argument = bytearray(struct.pack("<QQQQq", address, source, length, 0, 0))
     return _transfer(fd, _COPY, argument, 32, length)
 
 
 def zero(fd: int, address: int, length: int) -> int:
-    """As `copy`, with zeros."""
+    """Like `copy`, with zeros."""
     argument = bytearray(struct.pack("<QQQq", address, length, 0, 0))
     return _transfer(fd, _ZEROPAGE, argument, 24, length)
 

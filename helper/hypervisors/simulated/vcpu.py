@@ -1,7 +1,7 @@
 """The simulated vCPU: it writes pages by its workload, and checks what it reads.
 
-Memory is only ever touched by numpy, in user mode: an access to a page that is paged out is a real
-page fault of this process, and stops it until the page is there.
+Memory is only ever accessed by numpy, in user mode: an access to a page that is paged out is a real
+page fault of this process, and stops it until the page arrives.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ STEP: Final = 0.005
 IDLE_STEP: Final = 0.01
 
 SWEEP: Final = 16
-"""Pages of its round through all memory that the guest compares in a step."""
+"""Pages of its sweep over all memory that the guest compares in a step."""
 
 BATCH: Final = 512
 """Pages written in a step at most. A vCPU that fell behind its rate does not catch up."""
 
 CHECKED_BEFORE_WRITE: Final = 64
-"""Pages of a batch that are compared before they are written. The rest of a large batch is
-written without a look; the way round memory comes to those, too."""
+"""Pages of a batch that are compared before they are written. The rest of a large batch is written
+unchecked; the sweep over memory covers those too."""
 
 FILL: Final = 4096
-"""Pages built or verified between two looks at the sockets."""
+"""Pages built or verified before the sockets are served again."""
 
 
 class Crash(Exception):
@@ -51,21 +51,21 @@ class Crash(Exception):
 
 
 class VCPU:
-    """One guest's vCPU. `registers` is None until it has any."""
+    """A guest's vCPU. `registers` is None until it has any."""
 
     def __init__(self, shared: SharedMemory) -> None:
         self._shared = shared
         self._domain = shared.domain
         self._words = shared.words()
         self.memory_address = int(self._words.ctypes.data)
-        """Where pfn 0 is in this process."""
+        """The address of pfn 0 in this process."""
         self.registers: Registers | None = None
         self._written_until = 0.0
 
     # -- building and starting ------------------------------------------------------------------
 
     def fill(self, registers: Registers, first: int, count: int) -> None:
-        """Build pages `first` on: write 0 of each."""
+        """Build pages from `first` on: write 0 of each."""
         shared = self._shared
         pfns = np.arange(first, first + count, dtype=np.uint64)
         shared.make_ready(first * PAGE_SIZE, count * PAGE_SIZE, writable=True)
@@ -73,7 +73,7 @@ class VCPU:
         shared.p2m[first : first + count] = P2M.POPULATED
 
     def start(self) -> None:
-        """Begin to run from the registers as they are, with a step at once."""
+        """Start running from the current registers, with a step at once."""
         self._written_until = time.monotonic() - self._interval(self._running())
         self._domain.first_step_at = 0.0
 
@@ -87,7 +87,7 @@ class VCPU:
         return max(STEP, 1 / registers.rate)
 
     def next_step(self) -> float:
-        """CLOCK_MONOTONIC time of the next step; in the past where the vCPU does not wait."""
+        """CLOCK_MONOTONIC time of the next step; in the past if the vCPU does not wait."""
         registers = self._running()
         if registers.kind is not Kind.IDLE and registers.rate == UNLIMITED:
             return 0.0
@@ -115,7 +115,7 @@ class VCPU:
         domain.steps = registers.steps
 
     def _due(self, registers: Registers, now: float) -> int:
-        """How many pages to write in the step that begins now."""
+        """The number of pages to write in this step."""
         if registers.kind is Kind.IDLE or registers.rate == UNLIMITED:
             self._written_until = now
             return BATCH
@@ -131,8 +131,8 @@ class VCPU:
             return
         self._bring_in(pfns[CHECKED_BEFORE_WRITE:])
         counters = self._shared.writes
-        # Odd while the page changes, and changed at the end: whoever looks at any moment sees
-        # that this page is not what it was (Linux/x86 keeps the order of these stores).
+        # Odd while the page changes, and different at the end: a reader sees at any moment that the
+        # page is not what it was (Linux/x86 keeps the order of these stores).
         counters[pfns] += np.uint32(1)
         pattern.write(self._words, registers.seed, pfns, writes)
         counters[pfns] += np.uint32(1)
@@ -140,7 +140,7 @@ class VCPU:
     # -- comparing ------------------------------------------------------------------------------
 
     def check(self, pfns: Words) -> None:
-        """Compare these pages whole with what the registers say. Raises Crash."""
+        """Compare these whole pages with what the registers say. Raises Crash."""
         if not len(pfns):
             return
         registers, domain = self._running(), self._domain
@@ -161,9 +161,9 @@ class VCPU:
     def _bring_in(self, pfns: Words) -> None:
         """Touch those of `pfns` that are paged out, one by one, and measure how long each takes.
 
-        Raises Crash for a page that cannot come.
+        Raises Crash for a page that cannot arrive.
         """
-        # In this order: what a pager has brought before it went is seen.
+        # In this order, so that pages which a pager loaded before it ended are seen.
         paging = self._domain.paging
         states = self._shared.p2m[pfns]
         if (states == P2M.POPULATED).all():
@@ -171,7 +171,7 @@ class VCPU:
         if paging:
             for pfn in pfns[states == P2M.PAGED_OUT].tolist():
                 if userfault.is_resident(self.memory_address + pfn * PAGE_SIZE):
-                    # It has just come; the pager is about to say so.
+                    # It has just arrived; the pager is about to say so.
                     continue
                 before = time.perf_counter_ns()
                 int(self._words[pfn, 0])
@@ -192,7 +192,7 @@ class VCPU:
     # -- giving memory back ---------------------------------------------------------------------
 
     def release(self, count: int) -> int:
-        """Give the last `count` pages back (XENMEM_decrease_reservation); how many there were."""
+        """Give back the last `count` pages (XENMEM_decrease_reservation); how many it had."""
         registers = self._running()
         count = min(count, registers.present)
         if not count:
@@ -202,10 +202,10 @@ class VCPU:
         first = registers.present
         shared = self._shared
         held = int(np.count_nonzero(shared.p2m[first : first + count]))
-        # A page that is gone is news to log-dirty as well.
+        # A released page counts as dirty too.
         shared.writes[first : first + count] += np.uint32(2)
-        # While paging is on, this waits until the pager has read of it. The state of pages that
-        # are paged out is his to change: by it he knows which ones he need not bring any more.
+        # While paging is on, this waits until the pager has read the event. Only the pager changes
+        # the state of pages that are paged out: it shows which ones need not be loaded any more.
         shared.memory.madvise(mmap.MADV_REMOVE, first * PAGE_SIZE, count * PAGE_SIZE)
         if self._domain.paging:
             states = shared.p2m[first : first + count]
@@ -216,7 +216,7 @@ class VCPU:
         return count
 
     def forget_released(self) -> None:
-        """Mark all that the guest has given back as absent: no pager will do it (any more)."""
+        """Mark all pages that the guest has given back as absent, since no pager will."""
         if self.registers is not None:
             self._shared.p2m[self.registers.present : self.registers.pages] = P2M.ABSENT
 
@@ -228,7 +228,7 @@ class VCPU:
         return self.registers
 
     def crash(self, reason: str) -> None:
-        """Stop for good."""
+        """Stop for good; `reason` says why."""
         self._domain.crash = reason.encode("utf-8", "replace")[:511]
         self._domain.shutdown = ShutdownReason.CRASH
 

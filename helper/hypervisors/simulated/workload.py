@@ -1,8 +1,8 @@
 """What a guest writes, in closed form.
 
 Write number `i` of a guest (from 0) goes to a page that follows from the workload alone, so a guest
-that knows how many writes it has made knows which write every page must hold; no page of it has to
-be remembered. A page that was never written is at write 0, as the guest was built.
+that knows how many writes it has made knows which write every page must hold, without remembering
+any page. A page that was never written is at write 0, as the guest was built.
 
 Writes go in passes over the workload's pages, each page once a pass.
 """
@@ -20,10 +20,10 @@ from xen_save_helper.helper.hypervisors.simulated.kinds import Kind
 from xen_save_helper.helper.hypervisors.simulated.pattern import Words
 
 _ORDERS: Final = 16
-"""Different orders that the passes of a random workload take in turn."""
+"""Different orders that the passes of a random workload use in turn."""
 
 HOT_SHARE: Final = 8
-"""The hot set of a random workload is one page in so many, spread over all memory."""
+"""The hot set of a random workload is one page in this many, spread over all memory."""
 
 
 def _coprime(wanted: int, modulus: int) -> int:
@@ -44,7 +44,7 @@ class Workload:
 
     @cached_property
     def set_size(self) -> int:
-        """Pages that are ever written."""
+        """The number of pages that are ever written."""
         return max(1, self.pages // HOT_SHARE) if self.kind is Kind.RANDOM else self.pages
 
     @cached_property
@@ -62,7 +62,7 @@ class Workload:
 
     def targets(self, done: int, count: int) -> tuple[Words, Words]:
         """Pfns and write numbers of the next writes after `done`: `count` of them, fewer at the
-        end of a pass, so that none is there twice."""
+        end of a pass, so that no pfn occurs twice."""
         if self.kind is Kind.IDLE:
             return np.empty(0, np.uint64), np.empty(0, np.uint64)
         number, position = divmod(done, self.set_size)

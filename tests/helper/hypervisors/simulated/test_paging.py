@@ -156,7 +156,7 @@ def test_evicted_pages_cannot_be_mapped_nor_evicted_again(host_factory: HostFact
             assert caught.value.errno == errno.EINVAL
         with pytest.raises(OSError, match="0x63 is not paged out"):
             there.load(99)
-        with pytest.raises(OSError, match="5 octets are no whole pages"):
+        with pytest.raises(OSError, match="5 bytes are not whole pages"):
             there.paging.load(100, memoryview(b"short"))
         with pytest.raises(OSError, match="on already") as caught:
             there.domain.mem_paging_enable()
