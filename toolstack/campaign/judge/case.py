@@ -10,13 +10,13 @@ from typing import Final
 from xen_save_helper.ipc_schema.faults.plan import Fault, Plan
 from xen_save_helper.ipc_schema.faults.points import Kind, Side, Who
 from xen_save_helper.toolstack.campaign.evidence import Ended, Evidence, Mode
-from xen_save_helper.toolstack.campaign.judge.effects import (
+from xen_save_helper.toolstack.campaign.judge.effects import expectation
+from xen_save_helper.toolstack.campaign.judge.expectation import (
     GUEST_TIMEDOUT,
     OF_A_PEER,
     Effect,
     Expectation,
     Spoils,
-    expectation,
 )
 from xen_save_helper.toolstack.campaign.judge.progress import Stages, is_go
 from xen_save_helper.toolstack.faults.guest import of_guest
@@ -139,8 +139,8 @@ class Case:
         told = side is HERE and self.stages.told_failure
         unanswered = told and (not self.stages.guest_asked or self._guest_silent)
         if unanswered and not self.stages.helper_failed:
-            return frozenset({GUEST_TIMEDOUT})
-        found: set[int] = {GUEST_TIMEDOUT} if unanswered else set()
+            return GUEST_TIMEDOUT
+        found = set(GUEST_TIMEDOUT) if unanswered else set()
         for one in self.fired:
             if one.what.effect is Effect.NONE:
                 continue
@@ -160,8 +160,7 @@ class Case:
     def _guest_silent(self) -> bool:
         """The guest does not answer the request to suspend in time."""
         return any(
-            one.what.effect is Effect.FAILS and one.what.rcs == {GUEST_TIMEDOUT}
-            for one in self.fired
+            one.what.effect is Effect.FAILS and one.what.rcs == GUEST_TIMEDOUT for one in self.fired
         )
 
     @property

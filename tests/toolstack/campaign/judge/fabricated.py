@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from xen_save_helper.ipc_schema.causes import Cause
 from xen_save_helper.ipc_schema.faults.points import Side
 from xen_save_helper.toolstack.campaign.evidence import (
     Again,
@@ -70,8 +71,16 @@ def fault(text: str, pid: int = HELPER, at: float = 2.0) -> Event:
     return event(pid, "fault", at, fault=text)
 
 
-def source(rc: int, *between: Event, status: int = 0, retval: int | None = None) -> list[Event]:
-    """The trace of the source; `retval` is that of the helper's `complete`, None without one."""
+def source(
+    rc: int,
+    *between: Event,
+    status: int = 0,
+    retval: int | None = None,
+    cause: Cause = Cause.HELPER,
+) -> list[Event]:
+    """The trace of the source; `retval` is that of the helper's `complete`, None without one.
+    `cause` is why it failed, if it did."""
+    why = {"cause": cause} if rc else {}
     told = [] if retval is None else [event(HELPER, "complete", 7.9, retval=retval)]
     return [
         event(CONTROLLER, "save", 1.0),
@@ -80,20 +89,29 @@ def source(rc: int, *between: Event, status: int = 0, retval: int | None = None)
         *told,
         event(CONTROLLER, "helper_exited", 8.0, status=status),
         event(CONTROLLER, "helper_result", 8.1, rc=rc),
-        event(CONTROLLER, "save_ended", 8.2, rc=rc),
+        event(CONTROLLER, "save_ended", 8.2, rc=rc, **why),
     ]
 
 
 def destination(rc: int, *between: Event, status: int = 0, started: bool = False) -> list[Event]:
     """The trace of the receiver and its helper, and the source's word of how it exited."""
+    why = {"cause": Cause.HELPER if status else Cause.PEER} if rc else {}
     return [
         event(RECEIVER, "domain_created", 1.2),
         event(RECEIVER, "helper_started", 1.3, helper=ITS_HELPER),
         *between,
         event(RECEIVER, "helper_exited", 8.0, status=status),
         event(RECEIVER, "helper_result", 8.1, rc=rc),
-        event(RECEIVER, "restore_ended", 8.2, rc=rc),
-        event(RECEIVER, "received", 8.3, started=started, rc=rc, reason="it failed" if rc else ""),
+        event(RECEIVER, "restore_ended", 8.2, rc=rc, **why),
+        event(
+            RECEIVER,
+            "received",
+            8.3,
+            started=started,
+            rc=rc,
+            reason="it failed" if rc else "",
+            **why,
+        ),
         event(CONTROLLER, "receiver_exited", 8.4, status=int(not started)),
     ]
 
@@ -172,6 +190,7 @@ REPORT_LOST_RUN = evidence(
         *source(0),
         event(CONTROLLER, "handshake", 8.25, action=GO),
         fault(REPORT_LOST, LINK, 8.3),
+        event(CONTROLLER, "migrated", 8.9, cause=Cause.PEER),
         *destination(0, started=True),
     ],
     scene([waiting("g--migratedaway")], [guest()], here_files=["g.journal"]),
@@ -186,7 +205,10 @@ LATE_RUN = evidence(
     migrate(
         1, "running-at-source", "the guest did not acknowledge the suspend request in time", rc=-8
     ),
-    [*source(-8, event(CONTROLLER, "suspend_request", 2.0), retval=-1), *destination(-3)],
+    [
+        *source(-8, event(CONTROLLER, "suspend_request", 2.0), retval=-1, cause=Cause.GUEST),
+        *destination(-3),
+    ],
     HERE,
 )
 """The guest suspends later than the limit is."""
@@ -214,6 +236,7 @@ TRANSITIONED_RUN = evidence(
             event(CONTROLLER, "suspend_request", 1.9),
             fault(TRANSITIONED, at=3.0),
             retval=-1,
+            cause=Cause.PEER,
         ),
         *destination(-3, event(RECEIVER, "stream_read", 2.2, record="POSTCOPY_TRANSITION_END")),
     ],

@@ -90,6 +90,12 @@ def also(*events: Any) -> Spoil:
     return lambda evidence: replace(evidence, events=(*evidence.events, *events))
 
 
+def untold(evidence: Evidence) -> Evidence:
+    """Nothing tells a cause."""
+    events = [{k: v for k, v in one.items() if k != "cause"} for one in evidence.events]
+    return replace(evidence, events=tuple(events))
+
+
 def again(code: int, *guests: Any) -> Spoil:
     tried = Again(Ended("restore", 9, code, "", "", 1.0), guests)
     return lambda evidence: replace(evidence, restored_again=tried)
@@ -161,10 +167,38 @@ SPOILT: list[tuple[str, str, Spoil, str]] = [
     ),
     ("no reason is said", made.KILLED, said(reason=""), r"says no reason"),
     (
-        "the error does not name the cause",
+        "the cause is another one",
         made.KILLED,
-        command(err="xen-toolstack: banana\n"),
-        r"does not name the cause",
+        traced(C, "save_ended", cause="silence"),
+        r"the cause at the source is silence .*; right is helper \(status -9\)",
+    ),
+    (
+        "the helper ended in another way",
+        made.KILLED,
+        traced(C, "helper_exited", status=-11),
+        r"the cause at the source is helper -11; right is helper \(status -9\)",
+    ),
+    (
+        "no cause is told",
+        made.KILLED,
+        untold,
+        r"no cause is told at the source",
+    ),
+    (
+        "the reason lacks the helper's last words",
+        made.KILLED,
+        also(
+            event(C, "helper_stderr", 7.0, line="xen-save-helper: reply: malformed"),
+            event(C, "helper_exited", 7.1, status=255),
+            event(C, "failure", 7.2, cause="helper", reason="the helper ended"),
+        ),
+        r"the reason does not name the cause, 'xen-save-helper: reply: malformed'",
+    ),
+    (
+        "no line of ours is on stderr",
+        made.KILLED,
+        command(err="banana\n"),
+        r"migrate failed, and said nothing",
     ),
     (
         "the operation completes twice",
