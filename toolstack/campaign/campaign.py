@@ -1,7 +1,8 @@
-"""Many runs: so many at once, each verdict kept as soon as it is there, to be gone on with later.
+"""Many runs, several at once: each verdict is kept as soon as it is known, so that a campaign can
+be resumed.
 
-A file of JSON lines is the state: what was selected, then a line for each verdict. Whatever ends a
-campaign, the lines that are there stand, and `resume` runs what is missing.
+The state is a file of JSON lines: the selection, then a line for each verdict. Whatever ends a
+campaign, its lines stay valid, and `resume` runs what is missing.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ from xen_save_helper.toolstack.limits import Limits
 USUAL_GUEST: Final = Guest(4 << 20, "random")
 
 RUN_LIMIT: Final = 300.0
-"""Seconds for one run, each of whose waits has its end: what the slowest take, several times."""
+"""Seconds for one run, several times what the slowest take: each of its waits has a limit."""
 
 _TRIES: Final = 3
 
 _END_LIMIT: Final = 30.0
-"""Seconds for a process that has nothing more to do."""
+"""Seconds for a process that has nothing left to do to end."""
 
 _LONGEST_LINE: Final = 64 << 20
-"""Octets of a verdict with its trace."""
+"""Bytes of a verdict with its trace."""
 
 
 @dataclass(frozen=True)
 class Selection:
     """What a campaign runs. `random` is a number of plans of two faults, 0 for the matrix; `short`
-    its part that touches everything. `seed` is that of the random plans."""
+    is the part of the matrix that touches everything. `seed` is that of the random plans."""
 
     modes: tuple[str, ...]
     points: str = "*"
@@ -54,7 +55,7 @@ class Selection:
     limits: Limits = FAULT_LIMITS
 
     def cells(self) -> list[Cell]:
-        """Raises ValueError where that selects nothing."""
+        """Raises ValueError if that selects nothing."""
         modes = [Mode(mode) for mode in self.modes]
         if self.random:
             return matrix.at_random(self.random, self.seed, modes, self.points)
@@ -83,18 +84,16 @@ class Selection:
 
 
 class StateError(Exception):
-    """A file that is no campaign's, or another's; the text names it and says what to do."""
+    """The file belongs to another campaign or to none; the text names it and says what to do."""
 
 
 class State:
-    """The file. `selection` is what it is about (None: it is not begun), `version` that of the
-    program that began it, `verdicts` those that it has, by the cell's text. Their traces stay in
-    the file: `trace` reads one."""
+    """The file. `selection` is None before `begin`, `version` is that of the program that began it,
+    `verdicts` are by the cell's text. Their traces stay in the file: `trace` reads one."""
 
     def __init__(self, path: Path) -> None:
-        """Read the file, where there is one. A last line that is not whole was being written when
-        the campaign was killed: it is cut off, and its cell runs again. Raises StateError, OSError.
-        """
+        """Read the file if there is one. A last line that is incomplete was being written when the
+        campaign was killed: it is cut off, and its cell runs again. Raises StateError, OSError."""
         self._path = path
         self._places: dict[tuple[str, str], int] = {}
         self.selection: Selection | None = None
@@ -118,8 +117,8 @@ class State:
                     self._keep(fields.pop("cell"), Verdict.from_json(fields), place)
             except (ValueError, KeyError, TypeError, AttributeError) as bad:
                 raise StateError(
-                    f"{self._path}, line {number}: no campaign wrote that ({bad!r}); name another "
-                    "directory"
+                    f"{self._path}, line {number}: not written by a campaign ({bad!r}); "
+                    "name another directory"
                 ) from None
             place += len(line)
 
@@ -134,7 +133,7 @@ class State:
         self._keep(str(cell), verdict, place)
 
     def trace(self, verdict: Verdict) -> tuple[dict[str, Any], ...]:
-        """The events of the run that a verdict of `verdicts` is on. Raises OSError."""
+        """The events of the run of a verdict in `verdicts`. Raises OSError."""
         with open(self._path, "rb") as file:
             file.seek(self._places[verdict.mode, verdict.plan])
             return tuple(json.loads(file.readline())["events"])
@@ -144,7 +143,7 @@ class State:
         self._places[verdict.mode, verdict.plan] = place
 
     def _append(self, fields: Mapping[str, Any]) -> int:
-        """Returns where the line begins."""
+        """Append a line, and return its offset."""
         line = json.dumps(fields, default=str).encode() + b"\n"
         with open(self._path, "ab", buffering=0) as file:
             place = file.tell()
@@ -158,9 +157,9 @@ Heard = Callable[[Cell, Verdict], None]
 async def run_cells(
     cells: Sequence[Cell], selection: Selection, jobs: int, heard: Heard, stop: asyncio.Event
 ) -> None:
-    """Run `cells`, `jobs` at once, and tell each verdict as it comes. When `stop` is set, what runs
-    comes to its end and nothing new begins. A cancellation kills what runs. Raises OSError, and
-    what `heard` raises."""
+    """Run `cells`, `jobs` at once, and tell `heard` each verdict. Once `stop` is set, what runs
+    ends and nothing new begins. A cancellation kills what runs. Raises OSError, and what `heard`
+    raises."""
     waiting = iter(cells)
     workers = [_work(waiting, selection, heard, stop) for _ in range(min(jobs, len(cells)))]
     try:
@@ -170,7 +169,7 @@ async def run_cells(
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     finally:
-        # What a process has left that had to be killed.
+        # Remove what a process that had to be killed has left.
         await asyncio.to_thread(sweep, PREFIX, None, end_all_in)
 
 
@@ -186,8 +185,8 @@ async def _work(
 
 
 async def _verdict(worker: _Worker, cell: Cell, *, must_fire: bool) -> Verdict:
-    """`must_fire`: of a cell of the matrix, nothing is shown by a run that does not come to what it
-    aims at. Such a run is made again: whether a guest touches a page in time is up to it."""
+    """`must_fire`: a run of the matrix shows nothing if the fault that it aims at does not fire.
+    Such a run is repeated: it is up to the guest whether it touches a page in time."""
     for _ in range(_TRIES):
         verdict = await worker.run(cell)
         if verdict.problems or not must_fire or str(cell.aim) in verdict.fired:
@@ -196,14 +195,14 @@ async def _verdict(worker: _Worker, cell: Cell, *, must_fire: bool) -> Verdict:
 
 
 class _Worker:
-    """A process that makes runs, one after another; a new one after it had to be killed."""
+    """A process that makes runs, one after another; it is replaced if it had to be killed."""
 
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
         self._process: asyncio.subprocess.Process | None = None
 
     async def run(self, cell: Cell) -> Verdict:
-        """Raises OSError where the process cannot start."""
+        """Raises OSError if the process cannot start."""
         if self._process is None:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "xen_save_helper.toolstack.campaign.worker"),
@@ -234,7 +233,7 @@ class _Worker:
         return unjudged(mode, plan, problem)
 
     async def _ask(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Raises ConnectionError where there is no answer, ValueError where it is none."""
+        """Raises ConnectionError without an answer, ValueError for an answer that is not JSON."""
         process = self._process
         assert process is not None
         assert process.stdin is not None
@@ -243,12 +242,12 @@ class _Worker:
         await process.stdin.drain()
         line = await process.stdout.readline()
         if not line.endswith(b"\n"):
-            raise ConnectionError(f"its end, with exit status {await process.wait()}")
+            raise ConnectionError(f"it ended with exit status {await process.wait()}")
         fields: dict[str, Any] = json.loads(line)
         return fields
 
     async def end(self) -> None:
-        """In order: it has nothing to do."""
+        """End the process in order once it has nothing to do."""
         if self._process is None:
             return
         assert self._process.stdin is not None
@@ -270,7 +269,7 @@ class _Worker:
 
 @contextlib.contextmanager
 def stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
-    """SIGINT sets `stop`. Again, or SIGTERM: the task is cancelled."""
+    """Let SIGINT set `stop`, and a second SIGINT or a SIGTERM cancel the task."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None

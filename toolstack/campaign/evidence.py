@@ -1,6 +1,6 @@
 """What is seen of a run from the outside: how the commands ended, the trace, the guests, the rest.
 
-Nothing here judges; `oracle` does.
+The judgement is left to `judge.oracle`.
 """
 
 from __future__ import annotations
@@ -8,16 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from xen_save_helper.ipc_schema.faults.points import Side
+
+NAME: Final = "g"
+"""The name of the guest."""
 
 Event = Mapping[str, Any]
 """A line of the trace."""
 
 
 class Mode(Enum):
-    """What the guest goes through; `SAVE` is a save into a file and, where that succeeds, a restore
+    """What the guest goes through; `SAVE` is a save into a file and, if that succeeds, a restore
     from it at the destination."""
 
     SAVE = "save"
@@ -28,7 +31,7 @@ class Mode(Enum):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command of ours ended. `code` is its exit status, negative for a signal; `late` says
+    """How one of our commands ended. `code` is its exit status, negative for a signal; `late` says
     that it had to be killed."""
 
     command: str
@@ -42,8 +45,8 @@ class Ended:
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest at a host. `memory_ok` is what it says of its memory once it has compared all of
-    it: None where it does not run, and cannot be asked. `descriptors` as `processes.descriptors`.
+    """A guest at a host. `memory_ok` is what it says of its memory after it has checked all of it,
+    None if it does not run and cannot be asked. `descriptors` as in `processes.descriptors`.
     """
 
     name: str
@@ -63,7 +66,7 @@ class Guest:
 
 @dataclass(frozen=True)
 class Place:
-    """A host: its guests, and the names of files that are no guest's and not the host's own."""
+    """A host: its guests, and the names of files that belong neither to a guest nor to the host."""
 
     guests: tuple[Guest, ...]
     files: tuple[str, ...]
@@ -81,16 +84,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Scene:
-    """Both hosts at one time, and what else is there: processes of the run that are no guests, and
-    names in its directory for temporary files."""
+    """Both hosts at one time, the processes of the run that are not guests, and the names in its
+    directory for temporary files."""
 
     places: Mapping[Side, Place]
     processes: tuple[str, ...]
     temporary: tuple[str, ...]
     saved: bool = False
-    """The save file is there."""
+    """Whether the save file exists."""
     lingered: float = 0.0
-    """Seconds that the processes took to end which had not when the scene was looked at."""
+    """Seconds that processes which still ran took to end."""
 
     def running(self) -> list[Guest]:
         return [guest for guest in self.guests() if guest.runs]
@@ -102,7 +105,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Again:
-    """A restore without faults, and the guests that were there after it."""
+    """A restore without faults, and the guests that exist after it."""
 
     command: Ended
     guests: tuple[Guest, ...]
@@ -113,11 +116,11 @@ class Again:
 
 @dataclass(frozen=True)
 class Evidence:
-    """One run. `command` is the one under test at the source, `restore` that at the destination
-    (`Mode.SAVE` alone). `ends` are the scenes right after each of them, `recovered` that after
-    `recover` at each host where a journal was left, `last` that after a person has looked, and
-    chosen as `recover` proposed; each is the one before where there was nothing to do. Where a
-    command left temporary files and no journal, `recover` is the next command all the same."""
+    """One run. `command` is the command under test at the source, `restore` the one at the
+    destination (`Mode.SAVE` only). `ends` are the scenes right after each of them, `recovered` is
+    that after `recover` at each host with a journal, `last` that after a person has looked and
+    chosen as `recover` proposed; each is the scene before if there was nothing to do. `recover` is
+    also the next command if temporary files but no journal were left."""
 
     mode: Mode
     command: Ended
@@ -129,15 +132,15 @@ class Evidence:
     recovered: Scene
     last: Scene
     restored_again: Again | None
-    """From the save file, where the restore with faults has left no guest."""
+    """A restore from the save file, if the one with faults has left no guest."""
     events: tuple[Event, ...]
     descriptors_before: Mapping[int, str]
-    """Of the guest's process at the source, before anything."""
+    """Those of the guest's process at the source before the run."""
     limit: float
     """Seconds within which each command had to end."""
 
     def of(self, side: Side) -> set[int]:
-        """The pids of our controllers and helpers at a side, by who started whom."""
+        """The pids of our controllers and of the helpers that they started at a side."""
         controllers = self.controllers(side)
         return controllers | {
             int(event["helper"])

@@ -1,7 +1,7 @@
 """The cells that a campaign runs: every point with every action, in every mode and at each side.
 
-Made from the tables of ipc_schema, with the arguments that are worth a try. Pure: the same
-selection gives the same cells in the same order.
+They are made from the tables of ipc_schema, with the arguments that are worth trying. The same
+selection always gives the same cells in the same order.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from xen_save_helper.toolstack.campaign import reach
 from xen_save_helper.toolstack.campaign.evidence import Mode
 
 MODES: Final = (Mode.SAVE, Mode.LIVE, Mode.POSTCOPY)
-"""The whole matrix's. Stop-and-copy passes nothing that live does not."""
+"""The modes of the whole matrix. Stop-and-copy passes no point that live does not."""
 
 
 class Guest(NamedTuple):
-    """Of `memory` octets; `workload` is a simulated guest's."""
+    """A guest of `memory` bytes; `workload` is one of a simulated guest."""
 
     memory: int
     workload: str
 
 
 _FAULTING: Final = Guest(16 << 20, "write-heavy")
-"""Touches pages after the transition before they come by themselves."""
+"""A guest that touches pages after the transition before they arrive by themselves."""
 
 
 class Cell(NamedTuple):
-    """One run to be made. `aim` is the last fault of the plan: that for which it is made, behind
-    what must go wrong first (`reach.PRIMERS`)."""
+    """One run. `aim` is the last fault of the plan, for which the run is made; what must go wrong
+    first (`reach.PRIMERS`) comes before it."""
 
     mode: Mode
     plan: Plan
@@ -59,14 +59,14 @@ class Cell(NamedTuple):
 
     @property
     def seeded(self) -> Plan:
-        """The plan, with a seed of its own text where it has none: each run of the matrix is the
-        same one again."""
+        """The plan; if it has no seed, one made from its text, so that each run of the matrix is
+        repeatable."""
         seed = zlib.crc32(str(self.plan).encode()) if self.plan.seed is None else self.plan.seed
         return self.plan._replace(seed=seed)
 
     @property
     def key(self) -> tuple[str, str]:
-        """Of the mode and the faults, without the seed: what tells a cell from all others."""
+        """The mode and the faults without the seed, which identify a cell."""
         return self.mode.value, str(self.plan._replace(seed=None))
 
     def __str__(self) -> str:
@@ -74,18 +74,17 @@ class Cell(NamedTuple):
 
 
 def guest_for(plan: Plan, usual: Guest) -> Guest:
-    """The guest with which the points of a plan are passed: the usual one, but where it takes
-    one that touches pages which have not come."""
+    """The guest with which the points of a plan are passed: the usual one, unless they need one
+    that touches pages which have not arrived."""
     if any(fault.point.of == "POSTCOPY_FAULT" for fault in plan.faults):
         return Guest(max(usual.memory, _FAULTING.memory), _FAULTING.workload)
     return usual
 
 
 _LITTLE: Final = 0.3
-"""Seconds that nobody's limit ends."""
+"""Seconds that exceed no limit."""
 _A_WHILE: Final = 2.5
-"""Seconds for which a process may be stopped, though no limit but those of the streams would
-outlast it."""
+"""Seconds that a process may be stopped, which only the limits of the streams exceed."""
 _LONG: Final = 6.0
 """Seconds beyond the limit of a suspend (`run.FAULT_LIMITS`)."""
 
@@ -102,10 +101,10 @@ _ARGUMENTS: Final[Mapping[ActionKind, Sequence[Value | None]]] = {
     actions.SHORT_WRITES: (1000,),
     actions.LATE: (_LITTLE, _LONG),
 }
-"""Of the actions that take one, but for `answer`."""
+"""Arguments of the actions that take one, except `answer`."""
 
 _STRANGE_ANSWER: Final = 77
-"""No callback knows it."""
+"""An answer that no callback knows."""
 
 _PLACES: Final[Mapping[tuple[Who, str], Sequence[int]]] = {
     (Who.HELPER, "stream"): (17, 300_007),  # in the header; in a page
@@ -158,12 +157,12 @@ def _plans(mode: Mode, point: Point, kind: ActionKind) -> Iterator[Plan]:
 
 
 def _sides(mode: Mode, point: Point, kind: ActionKind) -> list[Side | None]:
-    """In the order of `Side`; None alone for the link."""
+    """The sides in the order of `Side`; None alone for the link."""
     where: list[Side | None] = [side for side in Side if side in sides(point, kind)]
     return [side for side in where or [None] if mode in reach.modes(point, side)]
 
 
-# A part that touches everything.
+# A part that touches everything
 
 
 def short(of: Sequence[Cell]) -> list[Cell]:
@@ -176,7 +175,7 @@ def short(of: Sequence[Cell]) -> list[Cell]:
     used: Counter[object] = Counter()
 
     def worth(index: int) -> tuple[int, int, int]:
-        """Of those that touch as much, one of which little is chosen yet."""
+        """Among cells that touch equally much, prefer an action and a mode that are rare so far."""
         cell = of[index]
         return (
             (touched[index] & missing).bit_count(),
@@ -193,7 +192,8 @@ def short(of: Sequence[Cell]) -> list[Cell]:
 
 
 def _touches(cell: Cell) -> set[Hashable]:
-    """Its point, its action at this kind of point and in this mode, and the side of the mode."""
+    """The point of a cell, its action at this kind of point and in this mode, and the mode's
+    side."""
     point, action, side, *_ = cell.aim
     done = str(action) if action.kind is actions.DIE else action.kind.name
     return {
@@ -204,12 +204,12 @@ def _touches(cell: Cell) -> set[Hashable]:
     }
 
 
-# Chance.
+# Chance
 
 
 def at_random(number: int, seed: int, modes: Sequence[Mode] = MODES, glob: str = "*") -> list[Cell]:
     """`number` plans of two faults, each with its own seed. The n-th is the same whatever the
-    number; raises ValueError where `glob` leaves no two cells in a mode."""
+    number; raises ValueError if `glob` leaves no two cells in a mode."""
     by_mode = {mode: _by_point(cells([mode], glob)) for mode in modes}
     for mode, points in by_mode.items():
         if sum(map(len, points)) < 2:
@@ -228,7 +228,7 @@ def _by_point(of: Iterable[Cell]) -> list[list[Fault]]:
 
 
 def _pair(random: Random, mode: Mode, points: Sequence[Sequence[Fault]]) -> Cell:
-    """A point is drawn first: else those with many actions would be nearly all there is."""
+    """Draw a point first, or points with many actions would be nearly all that is drawn."""
     faults: list[Fault] = []
     while len(faults) < 2:
         fault = random.choice(random.choice(points))
@@ -247,18 +247,18 @@ def _place(random: Random, fault: Fault) -> int | None:
 
 
 _FAR: Final = 500_000
-"""Octets that every stream has; a pfn beyond the guest's is never passed."""
+"""Bytes that every stream has; a pfn beyond the guest's memory is never passed."""
 _SHORT: Final[Mapping[tuple[Who, str], int]] = {
-    # At least that all pages are there.
+    # At least the record that says that all pages have arrived.
     (Who.HELPER, "back"): HEADER_SIZE,
     (Who.LINK, "back"): len(BANNER.octets + VERDICT.octets)
     + VERDICT_SIZE
     + min(len(READY.octets + REPORT.octets), HEADER_SIZE + len(SYNC.octets)),
 }
-"""Octets that go back in each run."""
+"""Bytes that go back in each run."""
 
 _WAITING: Final = frozenset({actions.STOP, actions.DELAY, actions.STALL, actions.LATE})
-"""Done each time, they would take minutes."""
+"""Actions that would take minutes if they were done each time."""
 
 
 def _times(random: Random, fault: Fault) -> Times:

@@ -21,6 +21,7 @@ from xen_save_helper.ipc_schema.faults.plan import Plan
 from xen_save_helper.ipc_schema.faults.points import Side, Who
 from xen_save_helper.toolstack.campaign import processes
 from xen_save_helper.toolstack.campaign.evidence import (
+    NAME,
     Again,
     Ended,
     Event,
@@ -35,9 +36,6 @@ from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.limits import Limits
 
-NAME: Final = "g"
-"""The guest's."""
-
 PLAN_VARIABLE: Final = "XEN_SAVE_HELPER_FAULTS"
 _COMMAND: Final = (sys.executable, "-m", "xen_save_helper.toolstack.commands.main")
 _LINK: Final = (sys.executable, "-m", "xen_save_helper.toolstack.faults.link")
@@ -49,16 +47,16 @@ _MODE_OPTIONS: Final[Mapping[Mode, tuple[str, ...]]] = {
 }
 _HOST_FILES: Final = frozenset({"domains", "lock", "operations.lock", "xen-host.json"})
 _LONGEST_DIRECTORY: Final = 64
-"""Octets of a directory's path that leave room for a socket's name in it."""
+"""Bytes of a directory's path that leave room for the name of a socket."""
 _RATES: Final = {"random": 4_000.0}
-"""Pages a second that a guest writes, where its workload's own rate would take a third of all
-processor time of a run: each page that it ever writes is still written many times in a round."""
+"""Pages a second that a guest writes if its workload's own rate would take a third of the processor
+time of a run: each page is still written many times in a round."""
 _SETTLE_SECONDS: Final = 2.0
 _VERIFY_SECONDS: Final = 20.0
 _START_UP_SECONDS: Final = 20.0
-"""For the interpreters of a run to start, on a machine with much else to do."""
+"""Seconds for the interpreters of a run to start on a busy machine."""
 _CLEAN_SECONDS: Final = 60.0
-"""For a command without faults."""
+"""The limit of a command without faults."""
 _TIMES: Final = frozenset(
     {
         fault_actions.STOP.name,
@@ -74,7 +72,7 @@ def time_limit(plan: Plan, limits: Limits) -> float:
     """Seconds within which a command must end, however many of its limits it runs into."""
     each: float = sum(asdict(limits).values())
     waits = sum(
-        # The controller itself nobody limits; whatever else is late ends at a limit.
+        # Nobody limits the controller itself; everything else that is late ends at a limit.
         seconds if fault.point.who is Who.CONTROLLER else min(seconds, each)
         for fault in plan.faults
         if fault.action.kind.name in _TIMES
@@ -84,7 +82,7 @@ def time_limit(plan: Plan, limits: Limits) -> float:
 
 
 def need_room(directory: Path) -> None:
-    """Raises ValueError where the path is too long for a run."""
+    """Raises ValueError if the path is too long for a run."""
     if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:
         raise ValueError(
             f"{directory}: no room for a socket's path in it; set TMPDIR to a shorter one"
@@ -92,7 +90,7 @@ def need_room(directory: Path) -> None:
 
 
 class Stage:
-    """See `run.FaultRun`. As a context: what was started is ended."""
+    """The stage of a `run.FaultRun`. As a context it ends what was started."""
 
     def __init__(
         self, plan: Plan, mode: Mode, memory: int, workload: str, directory: Path, limits: Limits
@@ -137,8 +135,8 @@ class Stage:
         processes.kill(processes.marked(self._token))
 
     def play(self) -> Evidence:
-        """Everything, to the end."""
-        # A receiver's parent lets it go on first.
+        """Play the run to its end."""
+        # A receiver's parent continues it first.
         patience = max(self._longest_stop(), self._limits.stopped) + 2.0
         with processes.ending_stopped_controllers(self._token, patience):
             return self._play()
@@ -197,7 +195,7 @@ class Stage:
         return ["--host", directory, "--events", str(self._events), *limits]
 
     def _receiver(self) -> str:
-        """What `migrate --to` gets: the host, or the link with its faults in front of it."""
+        """The argument of `migrate --to`: the host, or the link with its faults in front of it."""
         plan = self._plan._replace(faults=self._plan.of(Who.LINK))
         if not plan.faults:
             return str(self._destination.directory)
@@ -227,7 +225,7 @@ class Stage:
 
     @contextlib.contextmanager
     def _command(self, arguments: Sequence[str], *, faults: bool) -> Iterator[_Command]:
-        """What it writes goes into files: what it leaves behind may hold them open."""
+        """Its output goes into files, which processes that it leaves behind may hold open."""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             process = subprocess.Popen(
                 [*_COMMAND, *arguments],
@@ -241,26 +239,31 @@ class Stage:
                 try:
                     yield _Command(process, out, err)
                 except BaseException:
-                    # An interrupted run waits for nothing that may have no end.
+                    # An interrupted run does not wait for what may never end.
                     processes.kill(processes.marked(self._token))
                     process.kill()
                     raise
 
-    def _run(self, *arguments: str, host: Side) -> Ended:
-        """One command with the plan in force, to its end, or to the end of the limit."""
+    def _run(self, *arguments: str, host: Side, faults: bool = True) -> Ended:
+        """One command to its end, or to the end of its limit; with the plan in force, or clean."""
         name, *rest = arguments
         started = time.monotonic()
-        given = [name, *rest, "--json", *self._arguments(host)]
-        with self._command(given, faults=True) as command:
+        if faults:
+            given, limit = [name, *rest, "--json", *self._arguments(host)], self._limit
+        else:
+            given = [name, *rest, "--host", str(self._hosts[host].directory)]
+            limit = _CLEAN_SECONDS
+        with self._command(given, faults=faults) as command:
             late = False
             try:
-                command.process.wait(self._limit)
+                command.process.wait(limit)
             except subprocess.TimeoutExpired:
                 late = True
-                processes.kill(processes.marked(self._token))
+                if faults:
+                    processes.kill(processes.marked(self._token))
+                command.process.kill()
                 command.process.wait()
-            seconds = time.monotonic() - started
-            return command.ended(name, seconds, late=late)
+            return command.ended(name, time.monotonic() - started, late=late)
 
     def _longest_stop(self) -> float:
         return max(
@@ -272,41 +275,26 @@ class Stage:
             default=0.0,
         )
 
-    def _clean(self, *arguments: str, host: Side) -> Ended:
-        """One command without faults."""
-        started = time.monotonic()
-        name, *rest = arguments
-        directory = str(self._hosts[host].directory)
-        with self._command([name, *rest, "--host", directory], faults=False) as command:
-            late = False
-            try:
-                command.process.wait(_CLEAN_SECONDS)
-            except subprocess.TimeoutExpired:
-                late = True
-                command.process.kill()
-                command.process.wait()
-            return command.ended(name, time.monotonic() - started, late=late)
-
     def _recover(self, scene: Scene) -> list[Ended]:
-        """`recover` where a journal was left, the destination first; it sweeps, too, so it is the
-        next command also where nothing but temporary files was left."""
+        """Run `recover` at each host with a journal, the destination first. It also sweeps, so it
+        is the next command even if only temporary files were left."""
         sides = [side for side in (Side.DESTINATION, Side.SOURCE) if scene.places[side].journals]
         if scene.temporary:
             sides = sides or [Side.SOURCE]
-        return [self._clean("recover", NAME, host=side) for side in sides]
+        return [self._run("recover", NAME, host=side, faults=False) for side in sides]
 
     def _look(self, scene: Scene) -> list[Ended]:
-        """What a person does where `recover` at the source has refused: looks at the destination,
-        and says where the guest is to be."""
+        """Do what a person does after `recover` at the source has refused: look at the destination
+        and say where the guest is to be."""
         if not scene.places[Side.SOURCE].journals:
             return []
         there = scene.places[Side.DESTINATION].guest(NAME)
         way = "--destroy" if there is not None and there.runs else "--resume"
-        return [self._clean("recover", NAME, way, host=Side.SOURCE)]
+        return [self._run("recover", NAME, way, host=Side.SOURCE, faults=False)]
 
     def _restore_again(self) -> Again:
-        """The file must be as good as it was."""
-        command = self._clean("restore", str(self._file), host=Side.DESTINATION)
+        """Restore from the file without faults: it must be as good as it was."""
+        command = self._run("restore", str(self._file), host=Side.DESTINATION, faults=False)
         return Again(command, self._guests(self._destination, verify=True))
 
     # -- what is there --------------------------------------------------------------------------
@@ -331,8 +319,8 @@ class Stage:
 
     @property
     def _patience(self) -> float:
-        """For those to end whose controller has: a helper notices at once, a receiver
-        ends its helper first."""
+        """Seconds for processes to end whose controller has ended: a helper notices at once, a
+        receiver ends its helper first."""
         limits = self._limits
         return limits.sender_silence + 4 * limits.abort + 2
 
@@ -340,12 +328,12 @@ class Stage:
         return {row.pid for host in self._hosts.values() for row in host.domains() if row.pid}
 
     def _guests(self, host: SimulatedHost, *, verify: bool) -> tuple[Guest, ...]:
-        # What a guest at the destination has is compared with nothing.
+        # Nothing is compared with the descriptors of a guest at the destination.
         most = self._descriptors if host is self._source else sys.maxsize
         return tuple(_guest(host, row, most, verify=verify) for row in host.domains())
 
     def _trace(self) -> Iterator[Event]:
-        """Whole lines only; none where nothing began."""
+        """Yield the whole lines; none if nothing has begun."""
         if not self._events.exists():
             return
         text = self._events.read_text()
@@ -372,7 +360,7 @@ def _text(file: IO[bytes]) -> str:
 
 
 def _guest(host: SimulatedHost, row: DomainSummary, most: int, *, verify: bool) -> Guest:
-    """`most`: descriptors that its process should have."""
+    """`most` is the number of descriptors that its process should have."""
     memory_ok: bool | None = None
     crash: str | None = None
     state = row.state

@@ -1,4 +1,4 @@
-"""The processes of one run, told from all others by a mark in their environment (/proc)."""
+"""The processes of one run, which have a mark in their environment (/proc)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def marked(token: str) -> list[Process]:
     for name in os.listdir("/proc"):
         if not name.isdecimal():
             continue
-        # Another user's, or gone in this moment.
+        # It is another user's, or has just gone.
         with contextlib.suppress(PermissionError, FileNotFoundError, ProcessLookupError):
             if wanted in _read(name, "environ").split(b"\0"):
                 command = _read(name, "cmdline").decode(errors="replace").split("\0")
@@ -62,7 +62,7 @@ def _read(pid: str, name: str) -> bytes:
 
 
 def descriptors(pid: int) -> dict[int, str]:
-    """What each descriptor of a process is; empty where it is gone."""
+    """What each descriptor of a process is; empty if it has gone."""
     found = {}
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for name in os.listdir(f"/proc/{pid}/fd"):
@@ -72,8 +72,8 @@ def descriptors(pid: int) -> dict[int, str]:
 
 
 def settled_descriptors(pid: int, most: int, limit: float) -> dict[int, str]:
-    """`descriptors`, once there are no more than `most`, or after `limit` seconds: a process takes
-    its time to see that the other end of a connection is gone."""
+    """`descriptors` once there are no more than `most`, or after `limit` seconds: a process takes
+    time to notice that the other end of a connection has gone."""
     end = time.monotonic() + limit
     while len(found := descriptors(pid)) > most and time.monotonic() < end:
         time.sleep(POLL)
@@ -81,10 +81,10 @@ def settled_descriptors(pid: int, most: int, limit: float) -> dict[int, str]:
 
 
 def left_over(token: str, guests: Callable[[], Collection[int]], limit: float) -> list[Process]:
-    """The processes of a run that are no guests and have not ended after `limit` seconds."""
+    """The processes of a run, other than guests, that have not ended after `limit` seconds."""
     end = time.monotonic() + limit
     while True:
-        # The guests last: one that was made in between is no leftover.
+        # List the guests last: one that was made in between is not a leftover.
         there = marked(token)
         known = guests()
         left = [process for process in there if process.pid not in known]
@@ -101,8 +101,8 @@ def kill(processes: Collection[Process]) -> None:
 
 @contextlib.contextmanager
 def ending_stopped_controllers(token: str, patience: float) -> Iterator[None]:
-    """A controller that a fault has stopped for ever is killed by a person in the end: once it has
-    stood still for `patience` seconds."""
+    """Kill a controller that a fault has stopped for ever, as a person would in the end: once it
+    has been stopped for `patience` seconds."""
     over = threading.Event()
 
     def watch() -> None:

@@ -1,7 +1,8 @@
-"""Which points a run passes, by its mode, at which side, and what it takes; why the others are not.
+"""Which points a run passes, by its mode and the side, what must go wrong first, and why the others
+are not passed.
 
-What the tables of ipc_schema gain is taken to be passed in every mode, until it is said here that
-it is not: a point that is then not passed shows as a fault that did not fire.
+A new row in the tables of ipc_schema counts as passed in every mode until it says otherwise here: a
+point that is not passed shows as a fault that did not fire.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ NOT_PASSED: Final[Mapping[str, str]] = {
     Phase.VERIFY.value: _DEBUG,
     Stage.VERIFY.value: _DEBUG,
 }
-"""What no run passes, by the message, record or phase, and why."""
+"""Messages, records and phases that no run passes, and why."""
 
 _ALL: Final = frozenset(Mode)
 _MIGRATIONS: Final = _ALL - {Mode.SAVE}
@@ -48,11 +49,11 @@ _OF_MESSAGES: Final[Mapping[str, frozenset[Mode]]] = {
     "precopy_policy": _MIGRATIONS,
     "postcopy_transition": _POSTCOPY,
 }
-"""Those that are not here are in every mode; as those of the tables that follow."""
+"""A message that is not listed is in every mode, as in the tables that follow."""
 
 _OF_MESSAGES_AT_DESTINATION: Final[Mapping[str, frozenset[Mode]]] = {
     "suspend": _NEVER,  # COLO's
-    # What answers an async callback; a restore has none but postcopy_transition.
+    # The answer to an async callback; a restore only has postcopy_transition.
     "async_callback_done": _POSTCOPY,
 }
 
@@ -63,7 +64,7 @@ _OF_HANDSHAKE: Final[Mapping[str, frozenset[Mode]]] = {
     "permission": _MIGRATIONS - _POSTCOPY,
     "sync": _POSTCOPY,
 }
-"""Those that are not here are in every migration."""
+"""A message that is not listed is in every migration."""
 
 _OF_PHASES: Final[Mapping[str, frozenset[Mode]]] = {
     Phase.PRECOPY.value: _MIGRATIONS,
@@ -85,12 +86,12 @@ PRIMERS: Final[Mapping[str, str]] = {
     "refused": "{side}/hello:before-send=garbage",
     "permission": "destination.controller/handshake.go:heard=fail(EIO)",
 }
-"""Messages that are sent only where something has gone wrong before: by which fault. `{side}` is
-the message's."""
+"""The faults after which messages are sent that need something to go wrong first. `{side}` is the
+message's."""
 
 
 def primed(fault: Fault) -> tuple[Fault, ...]:
-    """The fault, behind what must go wrong first."""
+    """The fault, after the one that must go wrong first."""
     primer = PRIMERS.get(fault.point.of)
     if primer is None:
         return (fault,)
@@ -106,7 +107,7 @@ class Unreached(NamedTuple):
 
 
 def modes(point: Point, side: Side | None) -> frozenset[Mode]:
-    """The modes in which a run passes `point` at `side` (None: of the link)."""
+    """The modes in which a run passes `point` at `side`, None for the link."""
     if point.of in NOT_PASSED:
         return _NEVER
     match point.kind:
@@ -134,7 +135,7 @@ def _of_message(point: Point, side: Side | None) -> frozenset[Mode]:
 
 
 def unreached(points: Mapping[tuple[Who, str], Point]) -> list[Unreached]:
-    """Those of `points` that are in no cell of the matrix."""
+    """The points of `points` that no cell of the matrix has."""
     return [
         Unreached(point, NOT_PASSED[point.of])
         for point in points.values()

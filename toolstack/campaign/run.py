@@ -26,13 +26,13 @@ FAULT_LIMITS: Final = Limits(
     handshake=8,
     ready=8,
 )
-"""Seconds, not minutes, until something that stands still is noticed."""
+"""Limits of seconds, not minutes, until something that stands still is noticed."""
 
 
 @dataclass(frozen=True)
 class FaultRun:
-    """What is to be run. `memory` of the guest in octets; `workload` is a simulated guest's;
-    `directory` is empty, and the run's alone: it keeps what a person may want to look at."""
+    """What to run. `memory` is the guest's in bytes, `workload` one of a simulated guest.
+    `directory` is empty and belongs to the run: it keeps what a person may want to look at."""
 
     plan: Plan
     mode: Mode
@@ -43,9 +43,9 @@ class FaultRun:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a run. `plan` has its seed. `fired` are the faults that struck, in order;
-    `problems` what is wrong, a line for each; `expected` what would be right, `seen` what was.
-    """
+    """How a run ended. `plan` has its seed. `fired` are the faults that struck, in order;
+    `problems` has a line for each thing that is wrong; `expected` is what would be right, `seen`
+    what was."""
 
     plan: str
     mode: str
@@ -60,7 +60,7 @@ class Verdict:
 
     @property
     def kind(self) -> str:
-        """`holds`, `fails`, or `did not fire`: then nothing was tried, and nothing wrong seen."""
+        """`holds`, `fails`, or `did not fire`: then nothing was tried, and nothing went wrong."""
         if self.holds:
             return "holds"
         return "fails" if self.problems else "did not fire"
@@ -70,7 +70,7 @@ class Verdict:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Raises TypeError for what `as_json` has not made."""
+        """Raises TypeError for fields that `as_json` has not made."""
         listed = {name: tuple(fields[name]) for name in ("fired", "problems", "events")}
         return cls(**{**fields, **listed})
 
@@ -79,11 +79,11 @@ class Verdict:
 
 
 def run_fault(run: FaultRun, *, limits: Limits = FAULT_LIMITS) -> Verdict:
-    """Carry `run` out and judge it; each wait has an end. What it has started is gone at the end.
+    """Carry out `run` and judge it; each wait has a limit, and nothing that it starts stays.
 
-    A plan without a seed gets one, and the verdict has it: all that is by chance in the run, the
-    guest's memory too, comes of it. Raises ValueError where the directory's path is too long for
-    sockets, and OSError where the run cannot begin.
+    A plan without a seed gets one, which the verdict has: all chance in the run comes from it, the
+    guest's memory included. Raises ValueError if the directory's path is too long for sockets, and
+    OSError if the run cannot begin.
     """
     started = time.monotonic()
     plan = run.plan.seeded()

@@ -1,6 +1,6 @@
-"""A process of a campaign: for each run that a line of its stdin asks for, a line with the verdict.
+"""A worker process of a campaign: it reads a line for each run from stdin and writes its verdict.
 
-What is asked is `{"mode": ..., "plan": ..., "memory": ..., "workload": ..., "limits": {...}}`.
+A request is `{"mode": ..., "plan": ..., "memory": ..., "workload": ..., "limits": {...}}`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ PREFIX: Final = "xen-campaign-"
 
 
 def longest_directory(runs: int) -> Path:
-    """A path as long as that of any run of a worker that makes so many."""
+    """A path as long as that of any run of a worker that makes `runs`."""
     return Path(tempfile.gettempdir(), f"{PREFIX}{'x' * 8}", str(runs))
 
 
 def main() -> None:
-    # What happens at the terminal is the campaign's to handle.
+    # The campaign handles what is typed at the terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with ScratchDirectory(PREFIX, clear=end_all_in) as scratch:
         for number, line in enumerate(sys.stdin):
@@ -53,7 +53,7 @@ def _tell(verdict: Verdict) -> None:
 
 
 def verdict_on(asked: dict[str, Any], directory: Path) -> Verdict:
-    """Also where the run could not be made: then that is the problem."""
+    """The verdict on a run; if the run could not be made, that is the problem."""
     try:
         plan, mode = parse(asked["plan"]), Mode(asked["mode"])
         run = FaultRun(plan, mode, asked["memory"], asked["workload"], directory)
@@ -64,7 +64,7 @@ def verdict_on(asked: dict[str, Any], directory: Path) -> Verdict:
 
 
 def unjudged(mode: str, plan: str, problem: str, seen: str = "") -> Verdict:
-    """The verdict on a run of which nothing can be said."""
+    """The verdict on a run that cannot be judged."""
     return Verdict(
         plan=plan,
         mode=mode,
@@ -80,7 +80,7 @@ def unjudged(mode: str, plan: str, problem: str, seen: str = "") -> Verdict:
 
 
 def end_all_in(scratch: Path) -> None:
-    """End what the runs of a dead worker have left: guests, and processes that are stopped."""
+    """End what the runs of a dead worker have left: guests and stopped processes."""
     for directory in scratch.iterdir():
         for side in Side:
             with contextlib.suppress(NotADirectoryError, FileNotFoundError):
@@ -90,7 +90,7 @@ def end_all_in(scratch: Path) -> None:
     mark = f"TMPDIR={scratch}/".encode()
     for name in os.listdir("/proc"):
         if name.isdecimal():
-            # Another user's, or gone in this moment.
+            # It is another user's, or has just gone.
             with contextlib.suppress(PermissionError, FileNotFoundError, ProcessLookupError):
                 environment = Path("/proc", name, "environ").read_bytes()
                 if any(one.startswith(mark) for one in environment.split(b"\0")):

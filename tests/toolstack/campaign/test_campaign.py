@@ -264,7 +264,7 @@ class TestState:
     )
     def test_another_file_is_refused_and_left_alone(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "state").write_text(text)
-        with pytest.raises(StateError, match=r"state, line 1: no campaign wrote that"):
+        with pytest.raises(StateError, match=r"state, line 1: not written by a campaign"):
             State(tmp_path / "state")
         assert (tmp_path / "state").read_text() == text
 

@@ -1,4 +1,4 @@
-"""What is judged: a run's evidence, what struck in it, and which ends would be right."""
+"""What is judged: the evidence of a run, the faults that struck, and which ends would be right."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ HERE: Final = Side.SOURCE
 THERE: Final = Side.DESTINATION
 
 _MARGIN: Final = 12.0
-"""Seconds for what has no limit of its own, on a machine with much else to do."""
+"""Seconds for everything without a limit of its own, on a busy machine."""
 
 
 @dataclass(frozen=True)
 class Fired:
-    """A fault that struck, and what it must do. `side` is None for the link."""
+    """A fault that struck, and what it must lead to. `side` is None for the link."""
 
     fault: Fault
     side: Side | None
     what: Expectation
     after_go: bool
-    """It struck when the destination may have been let go, or nobody knows when."""
+    """Whether it may have struck after the source had said GO."""
     at: float
-    """When, on the clock of the trace."""
+    """When it struck, on the clock of the trace."""
 
     def __str__(self) -> str:
-        """As it is typed, with the side where it struck."""
+        """The fault as it is typed, with the side at which it struck."""
         text = str(self.fault)
         if self.side is None or self.fault.side is not None:
             return text
@@ -50,7 +50,7 @@ class Fired:
 
 
 def find_fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[Fired]:
-    """In the order in which they struck."""
+    """Yield the faults in the order in which they struck."""
     by_text = {str(fault): fault for fault in plan.faults}
     after_go = False
     for event in evidence.events:
@@ -64,13 +64,14 @@ def find_fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[Fired
             what = expectation(fault, limits, side, alone=alone)
             yield Fired(fault, side, what, late, event["t"])
         elif event["event"] == "suspend_request":
-            # A guest behaves in one way: the last that it was told.
+            # A guest behaves in one way only: the last that it was told.
             for fault in of_guest(plan)[-1:]:
                 yield Fired(fault, HERE, expectation(fault, limits), after_go, event["t"])
 
 
 def effect_of(fired: Sequence[Fired]) -> Effect:
-    """Of several: those behind the first that fails may have struck a corpse, so it counts."""
+    """The effect of several faults. Those after the first that fails the operation may have
+    struck a dead process, so one is enough."""
     effects = {one.what.effect for one in fired}
     for effect in (Effect.FAILS, Effect.EITHER):
         if effect in effects:
@@ -79,19 +80,19 @@ def effect_of(fired: Sequence[Fired]) -> Effect:
 
 
 def _breaks_the_handshake(fired: Fired) -> bool:
-    """Surely, and not by chance or too late."""
+    """Whether it certainly breaks the handshake, neither by chance nor too late."""
     return fired.fault.point.kind is Kind.HANDSHAKE and fired.what.effect is Effect.FAILS
 
 
 def ways(effect: Effect, failures: set[int]) -> set[int]:
-    """The exit codes that an effect leaves, `failures` being those of a failure."""
+    """The exit codes that an effect allows; `failures` are those of a failure."""
     if effect is Effect.NONE:
         return {0}
     return failures if effect is Effect.FAILS else {0, *failures}
 
 
 class Case:
-    """A run, as the laws see it."""
+    """A run as the laws see it."""
 
     def __init__(self, evidence: Evidence, fired: Sequence[Fired], limits: Limits) -> None:
         self.evidence = evidence
@@ -102,8 +103,8 @@ class Case:
         self.stages = Stages(evidence)
 
     def spoils(self, side: Side, *what: Spoils) -> bool:
-        """One of these of the guest at a side may be wrong. A stream does nothing to the guest
-        that it is of."""
+        """Whether one of these may be wrong with the guest at a side. A stream does nothing to the
+        guest that it is made from."""
         return side is THERE and any(one.what.spoils in what for one in self.fired)
 
     def may_crash(self, side: Side) -> bool:
@@ -111,31 +112,31 @@ class Case:
 
     @property
     def file_corrupted(self) -> bool:
-        """What nothing protects in a save file may be such that no guest can be made of it."""
+        """Whether the save file may be damaged so that no guest can be restored from it."""
         return any(one.side is HERE for one in self.corrupting)
 
     @property
     def crashed_there(self) -> bool:
-        """A guest that was made of what was corrupted has crashed."""
+        """Whether a guest that was restored from a corrupted stream has crashed."""
         guests = self.evidence.recovered.places[THERE].guests
         return self.may_crash(THERE) and any(guest.state == "crashed" for guest in guests)
 
     @cached_property
     def restore_allowed(self) -> set[int]:
-        """The exit codes of a restore that may be."""
+        """The exit codes that a restore may have."""
         mine = [one for one in self.fired if one.side is THERE or one.what.corrupts]
         return ways(effect_of(mine), {1})
 
     @property
     def commands(self) -> list[Ended]:
-        """Those under test, in the order of the sides."""
+        """The commands under test, in the order of the sides."""
         restore = self.evidence.restore
         return [self.evidence.command, *([] if restore is None else [restore])]
 
     def rcs(self, side: Side) -> frozenset[int]:
         """The codes that a failed operation at a side may have: that of the first fault that must
-        fail it, or of one before it; empty where all may be. A fault that is seen only after a
-        time may be overtaken by the next one, and by the other side's end of the matter."""
+        fail it, or of one before it; empty for any. A fault that is noticed only after a time may
+        be overtaken by the next one, or by the failure of the other side."""
         told = side is HERE and self.stages.told_failure
         unanswered = told and (not self.stages.guest_asked or self._guest_silent)
         if unanswered and not self.stages.helper_failed:
@@ -158,14 +159,14 @@ class Case:
 
     @property
     def _guest_silent(self) -> bool:
-        """The guest does not answer the request to suspend in time."""
+        """Whether the guest does not answer the suspend request in time."""
         return any(
             one.what.effect is Effect.FAILS and one.what.rcs == GUEST_TIMEDOUT for one in self.fired
         )
 
     @property
     def patience(self) -> float:
-        """Seconds for a command to end after the first fault that must fail it."""
+        """Seconds that a command may take to end after the first fault that must fail it."""
         each = asdict(self.limits)
         waits = sum(
             sum(each.values()) if one.what.waits is None else sum(each[n] for n in one.what.waits)
@@ -176,26 +177,26 @@ class Case:
 
     @property
     def _closing(self) -> float:
-        """Seconds for two helpers and a receiver to end, while the guest is watched."""
+        """Seconds that two helpers and a receiver may take to end while the guest is watched."""
         return 5 * self.limits.abort + self.limits.suspend + _MARGIN
 
     def of(self, side: Side) -> list[Fired]:
-        """The faults that the command at a side may have met: in a migration, all."""
+        """The faults that the command at a side may have met; all of them in a migration."""
         if self.evidence.mode is not Mode.SAVE:
             return list(self.fired)
         return [one for one in self.fired if one.side is side and not one.what.corrupts]
 
     @property
     def somebody_dies(self) -> bool:
-        """A fault has ended a controller."""
+        """Whether a fault has ended a controller."""
         return any(one.what.controller_dies for one in self.fired)
 
     def dead(self, side: Side) -> bool:
-        """A fault has ended the controller at a side."""
+        """Whether a fault has ended the controller at a side."""
         return any(one.what.controller_dies and one.side is side for one in self.fired)
 
     def killed(self, side: Side) -> bool:
-        """The controller at a side may have been ended from outside: by its peer, or by us."""
+        """Whether the controller at a side may have been ended by its peer, or by us."""
         if any(one.late for one in self.commands):
             return True
         ended = self.evidence.named("receiver_exited", HERE)
@@ -204,7 +205,7 @@ class Case:
 
     @cached_property
     def allowed(self) -> set[int]:
-        """The exit codes of the command at the source that may be."""
+        """The exit codes that the command at the source may have."""
         if self.evidence.mode is Mode.SAVE:
             return ways(effect_of(self.of(HERE)), {1})
         effect = effect_of(self.fired)

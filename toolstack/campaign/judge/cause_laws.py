@@ -13,11 +13,11 @@ from xen_save_helper.toolstack.campaign.judge.case import HERE, THERE, Case, Fir
 from xen_save_helper.toolstack.campaign.judge.expectation import Effect
 
 _OWN_STATUSES: Final = frozenset({0, 254, 255})
-"""With which a helper ends by itself: its work is done, its controller has gone, it has failed."""
+"""A helper's own exit statuses: its work is done, its controller has gone, it has failed."""
 
 
 def caused(case: Case) -> Iterator[str]:
-    """What is wrong, a line for each."""
+    """Yield a line for each thing that is wrong."""
     for one, side in zip(case.commands, (HERE, THERE), strict=False):
         if one.code > 0 and not (case.dead(side) or one.late):
             yield from _cause(case, side)
@@ -77,7 +77,7 @@ def _right(fired: Fired) -> str:
 
 
 def _last_words(case: Case, side: Side) -> Iterator[str]:
-    """A helper that failed says why on its stderr, and the failure repeats that."""
+    """A helper that failed says why on its stderr, and the reason repeats that."""
     for pid in case.evidence.controllers(side):
         line, status = "", 0
         for event in (one for one in case.evidence.events if one["pid"] == pid):

@@ -1,5 +1,5 @@
-"""What must be true of every run: an end in time, with a right exit code and a word of the cause;
-one guest at one place; one end of each helper; and nothing left behind."""
+"""What must be true of every run: an end in time with the right exit code and a line that says why;
+one guest in one place; and nothing left behind."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from xen_save_helper.ipc_schema.faults.points import Side
-from xen_save_helper.toolstack.campaign.evidence import Again, Ended, Guest, Scene
+from xen_save_helper.toolstack.campaign.evidence import NAME, Again, Ended, Guest, Scene
 from xen_save_helper.toolstack.campaign.judge.case import HERE, THERE, Case
 from xen_save_helper.toolstack.campaign.judge.expectation import Effect, Spoils
 
-NAME: Final = "g"
-"""The guest's."""
 AWAY: Final = f"{NAME}--migratedaway"
 INCONSISTENT: Final = f"{NAME}--postcopy-inconsistent"
 WAITING: Final = frozenset({AWAY, INCONSISTENT})
-"""Names under which a suspended guest waits for a person, who looks at the other side."""
+"""Names under which a suspended guest waits for a person to look at the other side."""
 _PATIENCE: Final = 2.0
-"""Seconds for the processes of a command to end after it."""
+"""Seconds that the processes of a command may take to end after it."""
 
 
 def general(case: Case) -> Iterator[str]:
-    """What is wrong, a line for each."""
+    """Yield a line for each thing that is wrong."""
     yield from _in_time(case)
     yield from _exit_codes(case)
     yield from _one_place(case)
@@ -43,7 +41,7 @@ def _in_time(case: Case) -> Iterator[str]:
 
 
 def _at_once(case: Case) -> Iterator[str]:
-    """What fails, ends when the limits are over by which that is seen, and not later."""
+    """A command that fails ends once the limits have passed after which the failure is noticed."""
     for one, side in zip(case.commands, (HERE, THERE), strict=False):
         fails = [fired.at for fired in case.of(side) if fired.what.effect is Effect.FAILS]
         began = [event["t"] for event in case.evidence.events if event["pid"] == one.pid]
@@ -67,7 +65,7 @@ def _exit_codes(case: Case) -> Iterator[str]:
 def _one_place(case: Case) -> Iterator[str]:
     evidence = case.evidence
     for scene in evidence.ends:
-        # What a dead controller leaves is `recover`'s to mend; two that run, nobody can.
+        # `recover` mends what a dead controller leaves; nobody can mend two guests that run.
         yield from (f"at the command's end {what}" for what in _two_run(scene))
         if not case.somebody_dies:
             for guest in scene.guests():
@@ -93,7 +91,7 @@ def _two_run(scene: Scene) -> Iterator[str]:
 
 
 def _half_done(guest: Guest) -> Iterator[str]:
-    """What is in the middle of an operation, that is, and waits for nobody who could know."""
+    """The guest is left in the middle of an operation, and not for a person to decide."""
     if guest.log_dirty:
         yield f"{guest} is in log-dirty mode"
     if guest.name.endswith("--incoming"):
@@ -104,7 +102,7 @@ def _half_done(guest: Guest) -> Iterator[str]:
 
 
 def _unsound(case: Case, guest: Guest, side: Side) -> Iterator[str]:
-    """What is wrong with a guest at a side."""
+    """Yield what is wrong with a guest at a side."""
     bad = guest.memory_ok is not True or guest.crash
     if guest.runs and bad and not case.spoils(side, Spoils.MEMORY):
         yield f"the memory of {guest} is wrong: {guest.crash or 'unverified'}"
@@ -113,8 +111,8 @@ def _unsound(case: Case, guest: Guest, side: Side) -> Iterator[str]:
 
 
 def _both_ran(case: Case) -> Iterator[str]:
-    """A guest that has run at the destination is another one than that at the source; that it has
-    not, nobody at the source can know once it is promised."""
+    """A guest that has run at the destination differs from that at the source. Once it is promised,
+    nobody at the source can know that it has not run."""
     here = case.evidence.recovered.places[HERE].guest(NAME)
     if here is None or not here.runs:
         return
@@ -125,7 +123,7 @@ def _both_ran(case: Case) -> Iterator[str]:
 
 
 def _given_up(case: Case) -> Iterator[str]:
-    """A guest that was whole at the destination stays there, whoever dies."""
+    """A guest that was whole at the destination stays there, whichever process dies."""
     last = case.evidence.last
     there = last.places[THERE]
     if case.stages.whole_there and not (there.guests or case.guest_dies or case.crashed_there):
@@ -143,7 +141,7 @@ def _lost(case: Case) -> Iterator[str]:
 
 
 def _whole(again: Again | None) -> bool:
-    """A restore without faults has the guest as it was."""
+    """Whether a restore without faults has brought the guest back as it was."""
     if again is None or again.command.code or len(again.guests) != 1:
         return False
     (guest,) = again.guests
@@ -156,7 +154,7 @@ def _nothing_left(case: Case) -> Iterator[str]:
     for when, scene in scenes:
         for process in scene.processes:
             yield f"a process was left after {when}: {process}"
-    # What a killed controller leaves is swept by the next command.
+    # The next command sweeps what a killed controller leaves.
     if not case.somebody_dies:
         for name in (name for scene in evidence.ends for name in scene.temporary):
             yield f"a temporary file was left: {name}"
@@ -185,7 +183,7 @@ def _journals(case: Case) -> bool:
 
 
 def _descriptors(case: Case) -> Iterator[str]:
-    """Of a guest that runs on at the source: nothing of a helper's is still connected to it."""
+    """If the guest runs on at the source, no helper is still connected to it."""
     guest = case.evidence.last.places[HERE].guest(NAME)
     if guest is None:
         return
@@ -204,11 +202,11 @@ def _descriptors(case: Case) -> Iterator[str]:
 def _documents(case: Case) -> Iterator[str]:
     for one in case.commands:
         if one.out and document(one) is None:
-            yield f"{one.command} printed other than one JSON document: {one.out[:80]!r}"
+            yield f"{one.command} printed something other than one JSON document: {one.out[:80]!r}"
 
 
 def words(case: Case) -> Iterator[str]:
-    """What is wrong with the lines that the commands say."""
+    """Yield what is wrong with the lines that the commands print on stderr."""
     for one in (*case.commands, *case.evidence.recoveries, *case.evidence.persons):
         if "Traceback" in one.err:
             yield f"{one.command} ended in a traceback: {one.err.strip().splitlines()[-1]}"

@@ -1,9 +1,8 @@
-"""The oracle: what must be true at the end of a run for the faults that struck, and what is not.
+"""The oracle: what must be true at the end of a run, given the faults that struck.
 
 It looks at the evidence alone: exit codes, the process table, the guests, the files, and the trace.
-What a controller says of itself (its JSON, its error) is only compared with that. The rules are
-those of toolstack/rules/teardown.md, with one guest in one place above all; no table of the
-controller's is read here.
+What a controller says of itself in its JSON is only compared with that. The rules are those of
+toolstack/rules/teardown.md, one guest in one place above all; no table of the controller is read.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def _expected(case: Case) -> str:
         codes = listed(case.allowed)
         if case.evidence.restore is not None:
             codes += f", the restore's {listed(case.restore_allowed)}"
-    return f"exit code {codes or 'of none'}; the guest at one place, whole; nothing left behind"
+    return f"exit code {codes or 'none'}; the guest at one place, whole; nothing left behind"
 
 
 def _seen(evidence: Evidence) -> dict[str, object]:

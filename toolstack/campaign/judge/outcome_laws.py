@@ -1,16 +1,15 @@
-"""What must be true of a migration, and of a save with its restore, for how each has ended."""
+"""What must be true of a migration, or of a save and its restore, by how it has ended."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from xen_save_helper.toolstack.campaign.evidence import Guest
+from xen_save_helper.toolstack.campaign.evidence import NAME, Guest
 from xen_save_helper.toolstack.campaign.judge.case import HERE, THERE, Case
 from xen_save_helper.toolstack.campaign.judge.laws import (
     AWAY,
     INCONSISTENT,
-    NAME,
     WAITING,
     document,
     listed,
@@ -27,7 +26,7 @@ OUTCOMES: Final = {
 
 
 def migrated(case: Case) -> Iterator[str]:
-    """What is wrong with a migration, a line for each."""
+    """Yield a line for each thing that is wrong with a migration."""
     if case.dead(HERE):
         yield from _after_death(case)
         return
@@ -43,7 +42,7 @@ def migrated(case: Case) -> Iterator[str]:
 
 
 def _after_death(case: Case) -> Iterator[str]:
-    """The controller died: `recover` has it rightly."""
+    """The controller died: `recover` must have got it right."""
     scene = case.evidence.recovered
     here = scene.places[HERE]
     stages = case.stages
@@ -59,7 +58,7 @@ def _after_death(case: Case) -> Iterator[str]:
 
 
 def _told(case: Case) -> Iterator[str]:
-    """What the command says of itself is what was seen."""
+    """What the command says of itself must be what was seen."""
     command = case.evidence.command
     said = document(command)
     if said is None or "outcome" not in said:
@@ -79,7 +78,7 @@ def _told(case: Case) -> Iterator[str]:
 
 
 def _rc(case: Case, rc: int) -> Iterator[str]:
-    """The operation's code where it has failed; else that of what followed it."""
+    """The code is that of the operation if that has failed, or else of what followed it."""
     codes = [event["rc"] for event in case.evidence.named("save_ended", HERE) if event["rc"]]
     if codes and rc != codes[0] and not (rc == 0 and case.stages.whole_there):
         yield f"it says rc {rc}, and the save's was {codes[0]}"
@@ -89,7 +88,7 @@ def _rc(case: Case, rc: int) -> Iterator[str]:
 
 
 def saved(case: Case) -> Iterator[str]:
-    """What is wrong with a save and its restore, a line for each."""
+    """Yield a line for each thing that is wrong with a save and its restore."""
     evidence = case.evidence
     after = evidence.after_save
     assert after is not None, "each save has a scene after it"
@@ -157,4 +156,4 @@ _LAWS: Final[Mapping[int, Callable[[Case, Find, Find], Iterator[tuple[str, bool]
     4: _undefined,
     5: _guest_died,
 }
-"""Where the guest is, by the exit code of a migration."""
+"""The laws on where the guest is, by the exit code of a migration."""

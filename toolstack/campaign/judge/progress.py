@@ -1,4 +1,4 @@
-"""How far a migration came, by the trace."""
+"""How far a migration came, according to the trace."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from xen_save_helper.toolstack.campaign.evidence import Evidence, Mode
 _SAYS_GO: Final = "give the destination permission to start"
 _GIVES_BACK: Final = "permit the sender to have the guest back"
 _TRANSITIONED: Final = ("postcopy transition end record", 0)
-"""The part of the libxl stream, and the rc of writing it."""
+"""The part of the libxl stream that was written, and the rc."""
 
 
 class Stages:
-    """By the words of both sides, so that no side can hide
-    what the other has heard."""
+    """The stages that a migration came to, as told by both sides: neither can hide what the other
+    has heard."""
 
     def __init__(self, evidence: Evidence) -> None:
         self._postcopy = evidence.mode is Mode.POSTCOPY
@@ -24,10 +24,10 @@ class Stages:
         self.transition_begun = self.transition_heard = self.go_said = self.ran_there = False
         self.transition_written = False
         self.whole_there = False
-        """Every page of a guest that runs at the destination has come, by its helper's word."""
+        """The destination's helper says that every page of a guest that runs there has arrived."""
         self.told_failure = self.guest_asked = self.helper_failed = False
         self.given_back = False
-        """The destination has said that it did not start the guest, and will not."""
+        """The destination has said that it did not start the guest and will not."""
         for event in evidence.events:
             at, what = event["pid"], event["event"]
             if at in here:
@@ -60,12 +60,12 @@ class Stages:
 
     @property
     def promised(self) -> bool:
-        """The guest may run at the destination, for all that the source can know."""
+        """Whether the guest may run at the destination, as far as the source can know."""
         transitioned = self.transition_heard or self.transition_written
         return transitioned or (self.go_said and not self.given_back)
 
     def transitioned(self, code: int) -> set[str]:
-        """The values of `postcopy_transitioned` that are right for an exit code."""
+        """The right values of `postcopy_transitioned` for an exit code."""
         if not self._postcopy or not self.transition_begun:
             return {"never"}
         if code in {0, 3}:
@@ -74,5 +74,5 @@ class Stages:
 
 
 def is_go(event: Mapping[str, Any]) -> bool:
-    """The source is about to say GO."""
+    """Whether the source is about to say GO."""
     return (event["event"], event.get("action")) == ("handshake", _SAYS_GO)

@@ -1,5 +1,5 @@
-"""What the trace must show of each operation: one end of its helper, one completion, and the code
-of the first failure; and that a receiver says of itself what is there."""
+"""What the trace must show of each operation: one end of its helper, one completion, the code of
+the first failure, and a receiver that says what is there."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from xen_save_helper.ipc_schema.faults.points import Side
-from xen_save_helper.toolstack.campaign.evidence import Event, Mode
+from xen_save_helper.toolstack.campaign.evidence import NAME, Event, Mode
 from xen_save_helper.toolstack.campaign.judge.case import HERE, THERE, Case
-from xen_save_helper.toolstack.campaign.judge.laws import NAME, listed, places
+from xen_save_helper.toolstack.campaign.judge.laws import listed, places
 
 _ENDS: Final = {HERE: "save_ended", THERE: "restore_ended"}
 _SAYS_STARTED: Final = frozenset({"report the start", "tell the end of postcopy"})
 
 
 def traced(case: Case) -> Iterator[str]:
-    """What is wrong, a line for each."""
+    """Yield a line for each thing that is wrong."""
     yield from _completions(case)
     for side in Side:
         if not case.dead(side):
@@ -26,7 +26,7 @@ def traced(case: Case) -> Iterator[str]:
 
 
 def _completions(case: Case) -> Iterator[str]:
-    """Each helper that was started has ended, and was told of once."""
+    """Each helper that was started has ended once, and so has each operation."""
     evidence = case.evidence
     for side in Side:
         if case.dead(side):
@@ -55,13 +55,13 @@ def _completions(case: Case) -> Iterator[str]:
 
 
 def _codes(case: Case, side: Side) -> Iterator[str]:
-    """Of the operation at a side: the code is that of its first failure."""
+    """The code of the operation at a side is that of its first failure."""
     right = case.rcs(side)
     for event in case.evidence.named(_ENDS[side], side):
         rc = event["rc"]
         if rc and right and rc not in right:
             yield f"rc {rc} at the {side.value}; right is {listed(right)}"
-        # The destination's own word counts, whatever went wrong here when it had all.
+        # Once the destination has everything, its word counts, whatever goes wrong here.
         excused = case.stages.whole_there
         if rc and side is HERE and case.evidence.command.code == 0 and not excused:
             yield f"{case.evidence.command.command} exited with 0, though rc is {rc}"
@@ -96,7 +96,7 @@ def _said(case: Case, event: Event, status: int) -> Iterator[str]:
 
 
 def _unsaid(case: Case) -> bool:
-    """Whether the receiver had a guest that runs, and could not say so any more."""
+    """Whether the receiver could no longer say that its guest runs."""
     return any(
         event["action"] in _SAYS_STARTED and event.get("result") == "failed"
         for event in case.evidence.named("handshake", THERE)
