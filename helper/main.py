@@ -106,9 +106,8 @@ def _seams(options: Options, settings: Settings, trace: Trace) -> Seams:
     if not given:
         return Seams()
     from xen_save_helper.helper.faults.seams import FaultySeams
-    from xen_save_helper.helper.faults.session import open_session
 
-    return FaultySeams(open_session(given, _operation(options), trace, pipe=bool(options.libxl)))
+    return FaultySeams(given, _operation(options), trace, pipe=bool(options.libxl))
 
 
 def _exit(status: int, seams: Seams) -> NoReturn:

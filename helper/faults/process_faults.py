@@ -1,4 +1,4 @@
-"""What a fault does to the whole process."""
+"""What a fault does to its whole process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xen_save_helper.ipc_schema.faults.actions import Action
 
 
 def carry_out(action: Action) -> None:
-    """One of `fault_actions.PROCESS`; from any thread."""
+    """Do one of `fault_actions.PROCESS`; from any thread."""
     _DOES[action.kind.name](action.value)
 
 
@@ -26,14 +26,14 @@ def exit_at_once(code: int) -> NoReturn:
 
 def die(name: str) -> None:
     """Die by the signal, whatever handles or blocks it, and leave no core file. Returns where the
-    signal's default is not to end a process."""
+    signal does not end a process by default."""
     signum = signal.Signals[f"SIG{name}"]
-    # 1, not 0: a core_pattern that is a program is not run for it either (core(5)).
+    # 1, not 0: then a core_pattern that is a program is not run either (core(5)).
     soft = 1
     hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
     if hard == resource.RLIM_INFINITY or hard >= soft:
         resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
-    # The interpreter lets its main thread alone do that.
+    # signal.signal works in the main thread only.
     ctypes.CDLL(None).signal(ctypes.c_int(signum), None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signum})
     os.kill(os.getpid(), signum)
@@ -43,14 +43,14 @@ def die(name: str) -> None:
 
 
 def stop(seconds: float | None) -> None:
-    """SIGSTOP. With `seconds`, the kernel continues the process after them."""
+    """Stop the process (SIGSTOP). After `seconds`, if given, the kernel continues it."""
     if seconds is not None:
         _continue_after(seconds)
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def send(name: str) -> None:
-    """The signal, for whoever handles it."""
+    """Send the process a signal that it may handle."""
     os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
 
 
@@ -80,7 +80,7 @@ _CLOCK_MONOTONIC: Final = 1
 
 
 class _Sigevent(ctypes.Structure):
-    """struct sigevent: a signal to the process."""
+    """struct sigevent of a signal to the process."""
 
     _fields_ = (
         ("sigev_value", ctypes.c_void_p),
@@ -100,15 +100,12 @@ class _Itimerspec(ctypes.Structure):
 
 
 def _continue_after(seconds: float) -> None:
-    """A timer of the kernel's, so that nobody else need stay to send SIGCONT. Raises OSError."""
+    """Set a timer in the kernel, so that no other process has to send SIGCONT. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     event = _Sigevent(sigev_signo=signal.SIGCONT, sigev_notify=0)
     timer = ctypes.c_void_p()
-    whole = int(seconds)
-    # A timer of 0 would be none.
-    nanoseconds = (
-        max(1, int((seconds - whole) * 1e9)) if not whole else int((seconds - whole) * 1e9)
-    )
+    # A timer of 0 would be disarmed.
+    whole, nanoseconds = divmod(max(1, int(seconds * 1e9)), 10**9)
     due = _Itimerspec(it_value_sec=whole, it_value_nsec=nanoseconds)
     if libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer)) or (
         libc.timer_settime(timer, 0, ctypes.byref(due), None)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.channel import CONTEXT
+from xen_save_helper.helper.faults.given import read_plan
+from xen_save_helper.helper.faults.injector import Strike
 from xen_save_helper.helper.faults.session import Session
-from xen_save_helper.helper.job import Job
+from xen_save_helper.helper.job import EXIT_FAILED, Job
 from xen_save_helper.helper.seams import Seams
-from xen_save_helper.ipc_schema.channel.messages import Dialect
+from xen_save_helper.ipc_schema.channel.helper_request import Engine
+from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation
+from xen_save_helper.ipc_schema.faults.actions import FAIL
+from xen_save_helper.ipc_schema.faults.plan import PlanError
+from xen_save_helper.ipc_schema.faults.points import SIDES, Kind, phase_point
 from xen_save_helper.ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
@@ -18,19 +26,37 @@ if TYPE_CHECKING:
 
 
 class FaultySeams(Seams):
-    """`session` strikes at each of them."""
+    """The seams of a process with the plan that is `given` (see `read_plan`).
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    `operation` is "" if it becomes known later, `pipe` is for libxl's channel. A wrong plan ends
+    the process: what it says about the plan is its last line.
+    """
+
+    def __init__(self, given: str, operation: str, trace: Trace, *, pipe: bool) -> None:
+        try:
+            if operation and operation not in {one.value for one in Operation}:
+                known = " or ".join(one.value for one in Operation)
+                raise PlanError(f"--operation {operation!r}: want {known}")
+            side = SIDES[Operation(operation)] if operation else None
+            self._session = Session(read_plan(given), trace, pipe=pipe, side=side)
+        except PlanError as wrong:
+            _refuse(str(wrong))
 
     def milestone(self, name: str) -> None:
-        self._session.milestone(name)
+        """Only the process can be struck at a milestone."""
+        for firing in self._session.strike(name):
+            raise AssertionError(firing)
 
     def begin(self, job: Job) -> None:
-        self._session.begin(job)
+        """Ends the process if a fault cannot fire in the job."""
+        self._session.injector.side = SIDES[job.request.operation]
+        for fault in self._session.injector.faults:
+            if fault.point.kind is Kind.PHASE and job.request.engine is Engine.LIBXENGUEST:
+                _refuse(f"'{fault}': the engine {job.request.engine.value} has no phases")
 
     def traced(self, trace: Trace) -> Trace:
-        return self._session.traced(trace)
+        """`trace` with the points of the phases in it."""
+        return _PhaseTrace(trace, self._session.strike)
 
     def streams(self, job: Job, abort: Abort) -> AbstractContextManager[None]:
         from xen_save_helper.helper.faults.streams import relayed
@@ -56,3 +82,23 @@ class FaultySeams(Seams):
         return FaultyPipeChannel(
             self._session, answers, messages, dialect, cbflags, abort, answer_limit
         )
+
+
+def _refuse(reason: str) -> NoReturn:
+    print(f"{CONTEXT}: faults: {reason}", file=sys.stderr)
+    sys.exit(EXIT_FAILED)
+
+
+class _PhaseTrace(Trace):
+    def __init__(self, inner: Trace, strike: Strike) -> None:
+        super().__init__("helper")
+        self._inner = inner
+        self._strike = strike
+
+    def event(self, event: str, **fields: object) -> None:
+        """Raises OSError at the beginning of a phase that is to fail."""
+        self._inner.event(event, **fields)
+        if event == "phase" and fields.get("state") == "begin":
+            for firing in self._strike(phase_point(str(fields["name"]))):
+                assert firing.fault.action.kind is FAIL
+                raise firing.error()

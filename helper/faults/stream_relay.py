@@ -118,7 +118,9 @@ class StreamRelay(threading.Thread):
         (0: never)."""
         patience = Patience(limit, time.monotonic())
         with self._at_rest:
-            while not self._ended and not (self._idle and _unread(self._source) == 0):
+            while not self._ended and not (
+                self._idle and _count(self._source, termios.FIONREAD) == 0
+            ):
                 self._at_rest.wait(_LOOK_UP_SECONDS)
                 if patience.look(time.monotonic()):
                     abort.request(errno.ETIMEDOUT, f"the stream stands still for {limit} s")
@@ -285,7 +287,7 @@ class StreamRelay(threading.Thread):
             assert ident is not None
             signal.pthread_kill(ident, signal.SIGUSR1)
             return
-        while _unsent(self._ends.ours.fileno()):
+        while _count(self._ends.ours.fileno(), termios.TIOCOUTQ):
             time.sleep(0.0001)
 
     def _break(self, broken: BrokenError) -> None:
@@ -324,15 +326,8 @@ def _kind(number: int, versions: tuple[int, ...]) -> RecordType | None:
     return None
 
 
-def _unread(fd: int) -> int:
-    return _count(fd, termios.FIONREAD)
-
-
-def _unsent(fd: int) -> int:
-    return _count(fd, termios.TIOCOUTQ)
-
-
 def _count(fd: int, request: int) -> int:
+    """Bytes of a socket that are unread (FIONREAD) or not yet taken by its other end (TIOCOUTQ)."""
     value = array("i", [0])
     fcntl.ioctl(fd, request, value)
     return value[0]

@@ -22,7 +22,7 @@ from xen_save_helper.ipc_schema.trace_events import (
 from xen_save_helper.toolstack.xl.outcome import MigrationResult
 
 SOURCES = Path(catalogue.__file__).parent.parent
-FORWARDERS = frozenset({"helper/channels/reporter.py", "helper/faults/session.py"}) | {
+FORWARDERS = frozenset({"helper/channels/reporter.py", "helper/faults/seams.py"}) | {
     "toolstack/operations/stream_operation.py"
 }
 """They hand events on whose names come from their callers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import zmq
@@ -41,66 +42,65 @@ class FaultyZmqController(ZmqController):
 
     def answer(self, message: Message, value: int) -> None:
         self._of_answer = []
-        for firing in self._striker.strike(message_point(message.name, Moment.BEFORE_ANSWER)):
-            kind = firing.fault.action.kind
-            if kind is ANSWER:
+        for firing in self._strike(message.name, Moment.BEFORE_ANSWER, Firing.error):
+            if firing.fault.action.kind is ANSWER:
                 value = int(firing.fault.action.value or 0)
-            elif kind is FAIL:
-                raise firing.error()
-            elif kind is HANG_UP:
-                self._hang_up()
             else:
                 self._of_answer.append(firing)
         try:
             super().answer(message, value)
         finally:
             self._of_answer = []
-        self._strike_after(message.name, Moment.AFTER_ANSWER)
+        self._struck(message.name, Moment.AFTER_ANSWER)
 
     def _seam_send(self, name: str, peer: bytes, data: bytes) -> None:
-        left = []
-        for firing in (
-            *self._of_answer,
-            *self._striker.strike(message_point(name, Moment.BEFORE_SEND)),
-        ):
-            kind = firing.fault.action.kind
-            if kind is FAIL:
-                raise zmq.ZMQError(firing.errnoval, f"fault: {firing.fault}")
-            if kind is HANG_UP:
-                self._hang_up()
-            else:
-                left.append(firing)
-        going = self._outgoing.instead((name, peer), data, left)
+        firings = [*self._of_answer, *self._strike(name, Moment.BEFORE_SEND, _zmq_error)]
+        going = self._outgoing.instead((name, peer), data, firings)
         if going is None:
             return
         for (its_name, its_peer), message in going:
             super()._seam_send(its_name, its_peer, message)
         if self._striker.has(message_point(name, Moment.AFTER_SEND)):
             self._echo.wait()
-        self._strike_after(name, Moment.AFTER_SEND)
-
-    def _strike_after(self, name: str, moment: Moment) -> None:
-        for firing in self._striker.strike(message_point(name, moment)):
-            assert firing.fault.action.kind is HANG_UP
-            self._hang_up()
+        self._struck(name, Moment.AFTER_SEND)
 
     # What the helper says
 
     def _seam_heard(self, message: Message, fields: dict[str, Any]) -> None:
-        passed_on = True
-        for firing in self._striker.strike(message_point(message.name, Moment.HEARD)):
+        if not self._struck(message.name, Moment.HEARD):
+            super()._seam_heard(message, fields)
+
+    def _struck(self, name: str, moment: Moment) -> bool:
+        """Whether anything fires at a point where nothing can fail or be changed."""
+        struck = False
+        for firing in self._striker.strike(message_point(name, moment)):
             if firing.fault.action.kind is HANG_UP:
                 self._hang_up()
             else:
                 assert firing.fault.action.kind is DROP
-            passed_on = False
-        if passed_on:
-            super()._seam_heard(message, fields)
+            struck = True
+        return struck
+
+    def _strike(
+        self, name: str, moment: Moment, error: Callable[[Firing], Exception]
+    ) -> Iterator[Firing]:
+        """Hang up, or raise the `error` of a firing that is to fail; yield the others."""
+        for firing in self._striker.strike(message_point(name, moment)):
+            if firing.fault.action.kind is FAIL:
+                raise error(firing)
+            if firing.fault.action.kind is HANG_UP:
+                self._hang_up()
+            else:
+                yield firing
 
     def _hang_up(self) -> None:
-        """Break the connection to the helper. ZeroMQ tells both ends, as if the other had."""
+        """Break the connection to the helper. ZeroMQ tells both ends that the other has."""
         if self._peer_fd < 0 or self._hung_up:
             return
         self._hung_up = True
-        # If the helper has gone already, ZeroMQ may have closed its end, too.
+        # If the helper has gone already, ZeroMQ may have closed its end as well.
         shut(self._peer_fd)
+
+
+def _zmq_error(firing: Firing) -> zmq.ZMQError:
+    return zmq.ZMQError(firing.errnoval, f"fault: {firing.fault}")
