@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# msgpack.packb(1) makes one byte. To make it, it takes memory for a whole megabyte and gives it back,
-# at each call: packb makes a Packer, and a Packer takes its buffer when it is made, however little will
-# be packed. msgpack 1.1 takes a quarter of that. A Packer that is kept takes it once; from 1.1 on it can
-# be told to take less (buf_size), and packb hands that on.
-# Ends with 0 if it is still so.
+# msgpack.packb(1) makes one byte, but allocates and frees a whole megabyte for it, at each call: packb
+# makes a Packer, and a Packer allocates its buffer at once, however little will be packed. msgpack 1.1
+# allocates a quarter of that. A Packer that is kept allocates it once; since 1.1 it can be told to take
+# less (buf_size), which packb passes on.
+# Exits with 0 if it is still so.
 set -euo pipefail
 
 work=$(mktemp -d)
@@ -20,7 +20,7 @@ wanted = int(sys.argv[1])
 
 
 def taken(call):
-    """Bytes beyond what was held before, at the most."""
+    """The most bytes allocated beyond those held before."""
     call()
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()

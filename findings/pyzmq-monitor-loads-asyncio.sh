@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# zmq.utils.monitor looks like a few lines that take a monitor's two frames apart. It loads asyncio for
-# them, with ssl, logging and concurrent.futures, which costs a process that speaks ZeroMQ from plain
-# threads more than the rest of pyzmq does. The same in pyzmq 24 and 27. A socket's monitor itself
-# needs none of it: its frames can be had by recv_multipart.
-# Ends with 0 if it is still so.
+# zmq.utils.monitor looks like a few lines that parse a monitor's two frames. For that it loads asyncio,
+# with ssl, logging and concurrent.futures, which costs a process that uses ZeroMQ from plain threads more
+# than the rest of pyzmq. pyzmq 24 and 27 do the same. A socket's monitor itself needs none of that:
+# recv_multipart returns its frames.
+# Exits with 0 if it is still so.
 set -euo pipefail
 
 work=$(mktemp -d)

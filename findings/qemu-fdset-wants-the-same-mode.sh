@@ -1,17 +1,16 @@
 #!/usr/bin/env bash
-# A descriptor that is open for reading and writing should do wherever one for writing is wanted. In a
-# descriptor set of QEMU's (add-fd, then a file called /dev/fdset/N) it does not: QEMU wants to write,
-# looks for a descriptor whose mode is just that, and finds none. QEMU 7.2 says "Permission denied" to
-# that, 11.1 that no flags match. A descriptor that is opened anew for writing alone (/proc/self/fd/N) is
-# taken. And not every command knows these names: pmemsave takes a file name, too, and looks for a
-# directory /dev/fdset.
-# As root, with mmdebstrap; ends with 0 if it is still so.
+# A descriptor that is open for reading and writing should do for writing. In one of QEMU's descriptor
+# sets (add-fd, then a file called /dev/fdset/N) it does not: QEMU wants to write, looks for a descriptor
+# with exactly that mode, and finds none. QEMU 7.2 then says "Permission denied", 11.1 that no flags match.
+# A descriptor that is reopened for writing only (/proc/self/fd/N) is accepted. And not every command knows
+# these names: pmemsave, which takes a file name too, looks for a directory /dev/fdset.
+# Needs root and mmdebstrap; exits with 0 if it is still so.
 set -euo pipefail
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# SUITE VERSION: Debian's QEMU in a directory of its own.
+# SUITE VERSION: unpack Debian's QEMU into its own directory.
 unpack() {
     mmdebstrap --quiet --variant=extract --aptopt='Acquire::Check-Valid-Until "false"' \
         --include="base-files,coreutils,dash,qemu-system-x86=$2" "$1" "$work/$1"

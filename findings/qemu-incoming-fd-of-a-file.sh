@@ -1,29 +1,29 @@
 #!/usr/bin/env bash
-# `-incoming fd:N` is known to take any descriptor that can be read, and libxl gives QEMU a regular file
-# in it for each HVM guest that it restores. QEMU 11 refuses that, also where the file holds a state that
-# it has saved itself: it takes pipes and sockets, and the same file by its name, for which
-# `file:/proc/self/fd/N` will do. QEMU 7.2 takes the file.
-# As root, with mmdebstrap; ends with 0 if it is still so.
+# `-incoming fd:N` is supposed to take any readable descriptor, and libxl passes QEMU a regular file in it
+# for each HVM guest that it restores. QEMU 11 refuses that, even if the file holds a state that it has
+# saved itself: it accepts pipes and sockets, and the same file by name, for which `file:/proc/self/fd/N`
+# will do. QEMU 7.2 accepts the file.
+# Needs root and mmdebstrap; exits with 0 if it is still so.
 set -euo pipefail
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# SUITE VERSION: Debian's QEMU in a directory of its own.
+# SUITE VERSION: unpack Debian's QEMU into its own directory.
 unpack() {
     mmdebstrap --quiet --variant=extract --aptopt='Acquire::Check-Valid-Until "false"' \
         --include="base-files,coreutils,dash,qemu-system-x86=$2" "$1" "$work/$1"
     mkdir -p "$work/$1/proc"
 }
 
-# SUITE ARGUMENT...: that QEMU, with a small machine that does not run; stdin has its monitor's commands.
+# SUITE ARGUMENT...: run that QEMU with a small, stopped machine; stdin has its monitor's commands.
 qemu() {
     timeout 120 unshare --mount --pid --fork --kill-child \
         sh -c 'mount -t proc proc "$0/proc" && exec chroot "$0" qemu-system-x86_64 "$@"' "$work/$1" \
         -machine pc,accel=tcg -m 16 -nodefaults -display none -S -monitor stdio "${@:2}" 2>&1
 }
 
-# Asks, until it is told to go, how the machine is: a state that comes in takes a moment.
+# Ask for the machine's status repeatedly, then quit: loading a state takes a moment.
 ask() {
     for _ in {1..40}; do
         echo 'info status'
@@ -32,7 +32,7 @@ ask() {
     echo quit
 }
 
-# WHAT WANTED SUITE URI: what QEMU makes of the state in descriptor 9.
+# WHAT WANTED SUITE URI: load the state in descriptor 9, and print what QEMU says.
 try() {
     local said
     said=$( (trap '' PIPE; ask 2>/dev/null) | qemu "$3" -incoming "$4" || true)

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# An editable install is known as a line in a .pth file that puts a directory on sys.path. setuptools
-# does that only if one directory maps to the whole. If package-dir names a package's own place, which a
-# layout without a src/ needs for an import name that the checkout does not have, each start of the
-# interpreter, also one that never imports the package, runs an import hook's module, with pathlib and
-# what that loads. A directory of symbolic links (import name -> folder) gets the plain path line, since
+# An editable install is usually a line in a .pth file that puts a directory on sys.path. setuptools does
+# that only if one directory maps to everything. If package-dir names a package's own directory, which a
+# layout without src/ needs for an import name that the checkout does not have, every start of the
+# interpreter, even one that never imports the package, runs an import hook's module, with pathlib and all
+# that it loads. A directory of symbolic links (import name -> folder) gets the plain path line, because
 # setuptools follows links when it looks for packages.
-# Ends with 0 if it is still so.
+# Exits with 0 if it is still so.
 set -euo pipefail
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# NAME PACKAGE_DIR PACKAGES: a project whose package `outer.inner` is the folder `inner`.
+# NAME PACKAGE_DIR PACKAGES: make a project whose package `outer.inner` is the folder `inner`.
 make() {
     mkdir -p "$work/$1/inner" "$work/$1/linked/outer"
     touch "$work/$1/inner/__init__.py" "$work/$1/linked/outer/__init__.py"
@@ -29,7 +29,7 @@ $3
 TOML
 }
 
-# NAME HOOK: how a start looks after the editable install; HOOK is whether it has the hook.
+# NAME HOOK: show how a start looks after the editable install; HOOK is whether it has the hook.
 look() {
     python3.11 -m venv "$work/venv-$1"
     local python=$work/venv-$1/bin/python

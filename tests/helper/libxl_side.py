@@ -21,14 +21,14 @@ HELPER = [sys.executable, "-P", "-m", "xen_save_helper.helper.main"]
 
 @dataclass
 class Libxl:
-    """The pipes to a helper that was started as libxl starts it."""
+    """The pipes to a helper started as libxl starts it."""
 
     process: subprocess.Popen[bytes]
     dialect: Dialect
     operation: Operation
 
     def hear(self) -> tuple[str, dict[str, Any]]:
-        """The next message that is no log or progress line."""
+        """The next message that is not a log or progress line."""
         while True:
             name, fields = self.hear_any()
             if name not in ("log", "progress"):
@@ -42,7 +42,7 @@ class Libxl:
         return message.name, fields
 
     def hear_logs(self) -> tuple[list[dict[str, Any]], tuple[str, dict[str, Any]]]:
-        """The log lines up to the next message that is no log or progress line, and that one."""
+        """The log lines up to the next message that is not a log or progress line, and that one."""
         lines = []
         while True:
             name, fields = self.hear_any()

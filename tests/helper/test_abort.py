@@ -23,7 +23,7 @@ from xen_save_helper.ipc_schema.channel.waits import BUFFERED
 
 @dataclass
 class Stuck:
-    """A running `stuck_stream`, and this process's ends of what it holds."""
+    """A running `stuck_stream`, and our ends of its descriptors."""
 
     process: subprocess.Popen[str]
     stream: socket.socket
@@ -31,7 +31,7 @@ class Stuck:
     lifeline: int
 
     def end(self) -> dict[str, Any]:
-        """What it says at its end."""
+        """What it prints at its end."""
         out, _err = self.process.communicate(timeout=30)
         result: dict[str, Any] = json.loads(out.splitlines()[-1])
         return result
@@ -154,12 +154,12 @@ def test_a_receiver_that_has_begun_has_the_streams_limit(start: Start) -> None:
     assert ended["reason"] == "the stream stands still: nothing taken by the other side for 0.4 s"
 
 
-@pytest.mark.parametrize(("how", "octets"), [("write", 1 << 22), ("write-much", 1 << 16)])
-def test_a_slow_stream_is_not_given_up(start: Start, how: str, octets: int) -> None:
+@pytest.mark.parametrize(("how", "size"), [("write", 1 << 22), ("write-much", 1 << 16)])
+def test_a_slow_stream_is_not_given_up(start: Start, how: str, size: int) -> None:
     stuck = start(how, stall_limit=2)
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
-        assert stuck.peer.recv(octets)
+        assert stuck.peer.recv(size)
         assert stuck.process.poll() is None
         select.select([], [], [], 0.1)
 
@@ -219,7 +219,7 @@ def test_it_leaves_signals_and_descriptors_as_they_were(no_leaks: None) -> None:
 
 
 def test_a_watcher_that_fails_is_an_abort(capsys: pytest.CaptureFixture[str]) -> None:
-    """From there on it would see nothing, and nobody would know."""
+    """Otherwise it would see nothing more, and nobody would know."""
     abort = Abort()
 
     def fail() -> None:

@@ -10,7 +10,7 @@ from xen_save_helper.ipc_schema.version import version
 
 
 def check(**variables: str) -> tuple[int, list[str]]:
-    """Exit status and lines."""
+    """Run `--check`: its exit status, and the lines it prints."""
     done = by_hand("--check", **{f"XEN_SAVE_HELPER_{name}": v for name, v in variables.items()})
     assert done.stderr == ""
     return done.returncode, done.stdout.splitlines()
@@ -25,7 +25,7 @@ def wrong(lines: list[str]) -> list[str]:
 
 
 def row(lines: list[str], name: str) -> str:
-    """What is said of a setting: its value, and where it comes from."""
+    """What it says about a setting: its value, and where it comes from."""
     (found,) = (line for line in lines if line.split()[:1] == [f"XEN_SAVE_HELPER_{name}"])
     return " ".join(found.split()[1:])
 

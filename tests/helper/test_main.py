@@ -110,7 +110,7 @@ def test_a_descriptor_that_is_not_open_is_named() -> None:
 
 
 def save_to_the_end(host: SimulatedHost, domid: int, libxl: Libxl) -> None:
-    """Answer a save's callbacks as libxl does, up to its end."""
+    """Answer a save's callbacks as libxl does, until it ends."""
     while True:
         match libxl.hear():
             case ("suspend", _):
@@ -222,7 +222,7 @@ def test_sigterm_in_a_blocked_write_is_the_error_path(
 
 
 def at_rest(host: SimulatedHost, domid: int) -> None:
-    """The guest runs on and is not log-dirty."""
+    """Whether the guest runs on and is not in log-dirty mode."""
     (row,) = (row for row in host.domains() if row.domid == domid)
     assert not row.log_dirty
     assert row.state is GuestState.RUNNING
@@ -380,7 +380,7 @@ def test_the_drop_in_loads_little() -> None:
 
 
 def logged_of_a_save(**environment: str) -> list[tuple[int, str]]:
-    """Level and text of what a save logs that comes to its own end."""
+    """Level and text of the lines that a successful save logs."""
     lines = []
     with open(os.devnull, "wb") as null, started(save_of(null.fileno(), 1), **environment) as libxl:
         while (said := libxl.hear_any())[0] == "log":

@@ -108,19 +108,19 @@ def test_nothing_dirty_is_the_end(limits: PrecopyLimits, iteration: int) -> None
 
 
 class Link:
-    """What a stream has taken, and when."""
+    """A stream and a clock: the bytes that it has taken, and the time."""
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.octets = 12345
+        self.sent = 12345
 
-    def send(self, octets: int, seconds: float) -> None:
-        self.octets += octets
+    def send(self, size: int, seconds: float) -> None:
+        self.sent += size
         self.now += seconds
 
 
 def rounds_on(link: Link, **limits: int) -> PrecopyRounds:
-    return PrecopyRounds(chosen(**limits), lambda: link.octets, lambda: link.now)
+    return PrecopyRounds(chosen(**limits), lambda: link.sent, lambda: link.now)
 
 
 def test_the_rate_is_that_of_the_last_round() -> None:
@@ -131,7 +131,7 @@ def test_the_rate_is_that_of_the_last_round() -> None:
     link.send(400_000_000, 4.0)
     assert rounds.ask(1, UNKNOWN).policy is GO_ON
     assert rounds.bytes_per_second == 100_000_000
-    link.now += 50.0  # what lies between the rounds is not the link's
+    link.now += 50.0  # time between rounds does not count
     decision = rounds.ask(1, 30_000)
     assert (decision.policy, decision.why) == (GO_ON, "1 rounds, dirty: 30000 pages")
     link.send(100_000_000, 0.5)

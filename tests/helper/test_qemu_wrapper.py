@@ -1,5 +1,5 @@
-"""The wrapper, started as libxl starts a device model: here QEMU is a script that says what it is
-given."""
+"""The wrapper, started as libxl starts a device model; QEMU is a script that prints its
+arguments."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MakeQemu = Callable[[str], Path]
 
 @pytest.fixture
 def make_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeQemu:
-    """A QEMU that the wrapper is told of, and that answers `--version` by a shell command."""
+    """A QEMU configured for the wrapper, which answers `--version` by a shell command."""
 
     def make(version: str) -> Path:
         program = tmp_path / "qemu-system-i386"
@@ -53,7 +53,7 @@ def make_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeQemu:
 
 @dataclass(frozen=True)
 class Ended:
-    """`told` are the lines of QEMU by their first word, `pid` that of the process started."""
+    """`told` has QEMU's lines by first word, `pid` is that of the process started."""
 
     status: int
     told: dict[str, list[str]]
@@ -80,8 +80,7 @@ def start(*arguments: str, keep: tuple[int, ...] = ()) -> Ended:
 
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[int]:
-    """A descriptor as libxl has it: of a file, from its front, and the file has no name any more
-    when QEMU looks."""
+    """A descriptor like libxl's, at the start of a file that is unlinked before QEMU looks."""
     path = tmp_path / "qemu-resume"
     path.write_text(STATE)
     fd = os.open(path, os.O_RDONLY)
@@ -130,7 +129,7 @@ def test_what_is_no_file_is_left_alone(make_qemu: MakeQemu) -> None:
 def test_a_new_guests_device_model_is_started_with_what_libxl_gives(
     make_qemu: MakeQemu, arguments: tuple[str, ...]
 ) -> None:
-    """And its version is not asked for: that would be seen as a failure."""
+    """Its version is not queried either, which would show as a failure."""
     make_qemu("exit 9")
     ended = start(*arguments)
     assert ended.told.get("word", []) == list(arguments)
@@ -138,7 +137,7 @@ def test_a_new_guests_device_model_is_started_with_what_libxl_gives(
 
 
 def test_it_becomes_qemu_and_has_it_ignore_no_more_signals(make_qemu: MakeQemu) -> None:
-    """libxl starts a device model with SIGPIPE's default; Python ignores it."""
+    """libxl starts a device model with SIGPIPE's default disposition; Python ignores SIGPIPE."""
     make_qemu("echo QEMU emulator version 11.1.3")
     ended = start("-S")
     assert ended.told["pid"] == [str(ended.pid)]

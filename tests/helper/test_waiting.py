@@ -9,7 +9,7 @@ from xen_save_helper.ipc_schema.channel.waits import PERIOD
 
 
 class Log:
-    """What was told; nothing can be while it is `busy`."""
+    """Collects log lines; refuses them while `busy`."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[XentoollogLevel, str]] = []

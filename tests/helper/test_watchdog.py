@@ -15,7 +15,7 @@ LIMIT = 0.4
 
 
 class Barks:
-    """What a watchdog has said, and when it has."""
+    """Collects what a watchdog says, and when."""
 
     def __init__(self) -> None:
         self.reasons: list[str] = []

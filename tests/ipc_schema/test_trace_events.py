@@ -1,5 +1,5 @@
-"""The catalogue of trace events against the sources: every event that is written is in it, with
-all of its fields, and every name that a reader of traces looks for."""
+"""The catalogue of trace events against the sources: it has every event that is written, with all
+of its fields, and every name that a reader of traces looks for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SOURCES = Path(catalogue.__file__).parent.parent
 FORWARDERS = frozenset({"helper/channels/reporter.py", "helper/faults/seams.py"}) | {
     "toolstack/operations/stream_operation.py"
 }
-"""They hand events on whose names come from their callers."""
+"""Functions that pass on events named by their callers."""
 READERS = ("toolstack/campaign", "toolstack/commands")
 LIBXL = frozenset({Writer.CONTROLLER, Writer.RECEIVER})
 
@@ -34,7 +34,7 @@ class Written(NamedTuple):
     place: str
     name: str
     given: frozenset[str]
-    """The fields that stand at the call."""
+    """The fields given at the call."""
 
 
 def trees(*folders: str) -> Iterator[tuple[str, ast.Module]]:
@@ -44,12 +44,12 @@ def trees(*folders: str) -> Iterator[tuple[str, ast.Module]]:
 
 
 def text(node: ast.AST) -> str | None:
-    """Of a literal."""
+    """The value of a string literal."""
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
 def texts(node: ast.AST) -> Iterator[str]:
-    """Those in a literal, or in a literal set, list or tuple."""
+    """The strings in a literal, or in a literal set, list or tuple."""
     for each in node.elts if isinstance(node, ast.Set | ast.List | ast.Tuple) else [node]:
         if (found := text(each)) is not None:
             yield found
@@ -90,7 +90,7 @@ def test_all_that_is_in_it_is_written() -> None:
 
 
 def test_names_stand_where_events_are_written() -> None:
-    """So that nothing but what this module sees gets into a trace."""
+    """Otherwise an event that this module does not see could get into a trace."""
     unseen = {
         place
         for place, tree in trees("helper", "toolstack")
@@ -98,7 +98,7 @@ def test_names_stand_where_events_are_written() -> None:
         if called == "event"
         and call.args
         and text(call.args[0]) is None
-        # `rules.helper_run` has events of its own, of an enum.
+        # `rules.helper_run` has its own events, members of an enum.
         and "_run.event" not in ast.unparse(call)
         and not ast.unparse(call.args[0]).startswith("HelperEvent.")
     }
@@ -144,7 +144,7 @@ def test_a_field_is_told_once_and_hides_none_of_every_line(name: str) -> None:
 
 
 def test_the_end_of_a_migration_is_what_it_prints() -> None:
-    """And its cause, for programs."""
+    """Its cause too, for programs."""
     printed = {field.name for field in fields(MigrationResult)}
     assert TRACE_EVENTS["migrated"].field_names == printed | {"cause", "errnoval"}
 

@@ -1,5 +1,5 @@
-"""What the engine's tests share: a controller in the engine's own process, and engines in
-processes of their own."""
+"""Shared by the engine's tests: a controller in the engine's own process, and engines in child
+processes."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ LIMIT = 60.0
 def save_job(
     *, live: bool = False, debug: bool = False, stall_limit: float = LIMIT, **fields: Any
 ) -> Job:
-    """Domain and descriptors are `save`'s to fill in."""
+    """A job for `save`, which fills in domain and descriptors."""
     xcflags = XCFlags.LIVE * live | XCFlags.DEBUG * debug
     return Job(HelperRequest(Operation.SAVE, -1, -1, xcflags=xcflags, **fields), stall_limit)
 
 
 def restore_job(*, stall_limit: float = LIMIT, **fields: Any) -> Job:
-    """Domain and descriptors are `restore`'s to fill in."""
+    """A job for `restore`, which fills in domain and descriptors."""
     return Job(HelperRequest(Operation.RESTORE, -1, -1, **fields), stall_limit)
 
 
@@ -53,7 +53,7 @@ PLAIN_RESTORE = restore_job()
 
 @dataclass
 class Controller:
-    """A `Channel`: answers callbacks by `answers`, keeps what was said."""
+    """A `Channel` that answers callbacks from `answers` and records all messages."""
 
     answers: Mapping[str, Answer]
     calls: list[tuple[str, dict[str, int | str]]] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Controller:
         return answer(**fields) if callable(answer) else answer
 
     def wait_for_ever(self) -> None:
-        """All answers are there at once."""
+        """Do nothing: answers come at once."""
 
     def tell(self, name: str, **fields: int | str) -> None:
         self.told.append((name, fields))
@@ -81,7 +81,7 @@ class Controller:
 
 
 def suspend(host: Host, domid: int) -> int:
-    """The suspend callback: 1 where the guest suspended within a limit."""
+    """The suspend callback: 1 if the guest suspended in time."""
     request = host.suspend_request(domid)
     try:
         poll = select.poll()
@@ -123,7 +123,7 @@ def save(
     *,
     stall_limit: float = LIMIT,
 ) -> Statistics:
-    """domain_save in this process, whose main thread it must be."""
+    """Run domain_save in this process, in its main thread."""
     from xen_save_helper.helper.engine.save import domain_save
 
     controller = controller or saving(host, domid)
@@ -149,7 +149,7 @@ def restore(
     *,
     stall_limit: float = LIMIT,
 ) -> RestoreResults:
-    """domain_restore in this process, whose main thread it must be."""
+    """Run domain_restore in this process, in its main thread."""
     from xen_save_helper.helper.engine.restore import domain_restore
 
     controller = controller or Controller({"static_data_done": 0})
@@ -164,9 +164,9 @@ def restore(
 
 
 class Process:
-    """`work` in a forked process; `result` gives what it returned, or raises what it raised.
+    """Runs `work` in a forked process; `result` returns its value, or raises its exception.
 
-    The descriptors in `drop` are closed there, so that the ends of sockets are seen.
+    The descriptors in `drop` are closed there, so that sockets end when they should.
     """
 
     def __init__(self, work: Callable[[], Any], drop: tuple[int, ...] = ()) -> None:
@@ -223,7 +223,7 @@ class Process:
 
 
 def restore_emulator(source: Host, domid: int, target: Host, new: int) -> None:
-    """What libxl's own records carry."""
+    """Transfer the contents of libxl's own records."""
     target.restore_emulator(
         new, source.emulator_xenstore_data(domid), source.emulator_context(domid)
     )
@@ -291,7 +291,7 @@ def migration(
     memory: int = 8 << 20,
     **guest: Any,
 ) -> Iterator[Migration]:
-    """A running guest of `memory` octets, ready to go. `hosts` makes a host by its name."""
+    """A running guest with `memory` bytes, ready to migrate. `hosts` makes a host by name."""
     source, target = hosts("source"), hosts("target")
     domid = source.create_guest("guest", memory, workload, **guest)
     new = target.create(source.config(domid), "guest")

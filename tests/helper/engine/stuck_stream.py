@@ -1,11 +1,11 @@
-"""A process that writes (or reads) a stream under an `Abort` until that ends it.
+"""A process that writes (or reads) a stream under an `Abort` until that stops it.
 
     python -m tests.helper.engine.stuck_stream HOW FD LIFELINE STALL_LIMIT ADMISSION
 
-HOW is `write`, `write-much` (each write takes long), `read`, `libc` (write, as libxc does it: in
-C, retried when interrupted) or `idle` (writes once, then has nothing to write). Says `ready` when
-it is about to start, and at its end one JSON line: what the Abort says and what the system call
-did.
+HOW is `write`, `write-much` (each write takes long), `read`, `libc` (write as libxc does: in C,
+retried if interrupted) or `idle` (writes once, then has nothing to write). It prints `ready` when
+it is about to start, and at its end one JSON line: the Abort's reason, and the result of the system
+call.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def test_what_follows_an_optional_record_must_be_zeros() -> None:
     assert refused.value.offset == 2 * len(good) - 1
 
 
-def test_a_record_in_single_octets() -> None:
+def test_a_record_in_single_bytes() -> None:
     record = encode_record(
         record_number(RecordType.POSTCOPY_FAULT, 3), struct.pack("<IIQ", 1, 0, 77)
     )
@@ -87,7 +87,7 @@ def test_the_channel_ends_too_early() -> None:
 
 
 @pytest.mark.parametrize(
-    ("octets", "problem"),
+    ("data", "problem"),
     [
         (encode_record(0x0, b""), "END may not come here"),
         (encode_record(0x40000016, bytes(8)), "POSTCOPY_COMPLETE of 8 bytes"),
@@ -100,9 +100,9 @@ def test_the_channel_ends_too_early() -> None:
         (struct.pack("<II", 0x77777, 0), "unknown mandatory"),
     ],
 )
-def test_what_may_not_come(octets: bytes, problem: str) -> None:
+def test_what_may_not_come(data: bytes, problem: str) -> None:
     with channel() as (near, reader):
-        near.send(octets)
+        near.send(data)
         with pytest.raises(DecodeError, match=problem):
             reader.take()
 
@@ -121,7 +121,7 @@ def test_a_sender_that_takes_no_faults() -> None:
 
 
 _SIOCOUTQNSD = 0x894B
-"""Octets that wait in a TCP socket and were not sent yet (linux/sockios.h)."""
+"""The ioctl for the unsent bytes in a TCP socket (linux/sockios.h)."""
 
 
 def test_a_tcp_socket_takes_little_ahead_of_a_faulted_page() -> None:

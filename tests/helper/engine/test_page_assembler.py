@@ -28,8 +28,8 @@ def page_data(pfns: list[int], version: int = 3, type_nibble: int = 0) -> bytes:
 
 
 def feed(assembler: PageAssembler, stream: bytes, pieces: list[int]) -> tuple[list[int], int]:
-    """The pfns that came, in order, with contents checked; and how much of `stream` was taken.
-    Each read brings as many octets as the next of `pieces` says."""
+    """Feed `stream` in reads of `pieces` bytes: the pfns that arrived, in order, their contents
+    checked, and how much of `stream` was taken."""
     came: list[int] = []
     at = 0
     turn = 0
@@ -85,7 +85,7 @@ def test_a_page_is_given_before_those_behind_it_are_there() -> None:
 
 
 def fill(assembler: PageAssembler, stream: bytes) -> None:
-    """Read on until there is no room, or no more."""
+    """Read until there is no room, or nothing left."""
     at = 0
     while assembler.room and at < len(stream):
         taken = 0

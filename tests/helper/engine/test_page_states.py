@@ -23,7 +23,7 @@ def pages(*values: int) -> np.ndarray:
 
 
 def in_state(state: PageState) -> PageStates:
-    """Page 3 is in `state`."""
+    """States with page 3 in `state`."""
     states = PageStates(SIZE)
     ways = {
         PageState.INVALID: [],

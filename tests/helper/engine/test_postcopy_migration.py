@@ -1,4 +1,4 @@
-"""Postcopy, end to end: a guest that runs at the destination while its memory comes."""
+"""Postcopy, end to end: a guest that runs at the destination while its memory arrives."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_transition_that_fails_fails_the_save(host_factory: HostFactory) -> No
         assert raised.value.errno == errno.EIO
         assert not log_dirty(guest.source, guest.domid)
         guest.near.close()
-        # The end of the stream, or of the back channel where a fault is to be told just then.
+        # The stream ends, or the back channel if a fault is about to be sent.
         with pytest.raises((DecodeError, OSError), match=r"pages are missing|Broken pipe"):
             guest.received()
 
@@ -172,7 +172,7 @@ def test_a_receiver_that_dies_in_the_middle(host_factory: HostFactory) -> None:
 
 
 def test_a_receiver_that_says_nothing(host_factory: HostFactory) -> None:
-    """All pages are taken, and POSTCOPY_COMPLETE never comes."""
+    """It takes all pages, and never sends POSTCOPY_COMPLETE."""
     with migration(host_factory, "idle", 2 << 20) as guest:
         drain = Process(lambda: drained(guest.far), drop=(guest.near.fileno(),))
         try:
@@ -221,7 +221,7 @@ START = HEADERS + STATIC + BEGIN + STATE + PFNS_BEGIN
 
 
 def receive_raw(hosts: HostFactory, stream: bytes, **parameters: Any) -> tuple[Any, bytes]:
-    """Restore from a stream made by hand; the results, and what went over the back channel."""
+    """Restore from a handmade stream: the results, and what was sent over the back channel."""
     host = hosts("target")
     domid = host.create(
         {

@@ -21,7 +21,7 @@ LIMIT = 5.0
 
 
 class SaysItHasAll(Controller):
-    """Its receiver has all pages as soon as the last one is sent."""
+    """A controller whose receiver has all pages as soon as the last one is sent."""
 
     def __init__(self, receiver: socket.socket) -> None:
         super().__init__({})

@@ -1,4 +1,4 @@
-"""Restores into simulated domains: whole streams, damaged ones, and real ones of Xen's own."""
+"""Restores into simulated domains: whole streams, damaged ones, and streams of a real Xen."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PARAMETERS = restore_job(store_evtchn=3, console_evtchn=4)
 
 
 def in_memory(work: Callable[[int], Any], content: bytes = b"") -> bytes:
-    """Call `work` with a file that has `content`, at its start; what is in it after."""
+    """Call `work` with a file that has `content`, at its start; returns its content afterwards."""
     fd = os.memfd_create("stream")
     try:
         os.write(fd, content)
@@ -91,13 +91,13 @@ def joined(stream: bytes, body: list[tuple[int, int, bytes]]) -> bytes:
 
 @cache
 def small_stream() -> list[bytes]:
-    """Filled by the first test that needs it: a stream is made once for all."""
+    """Filled by the first test that needs it, so that the stream is made only once."""
     return []
 
 
 @pytest.fixture
 def small(host: SimulatedHost) -> bytes:
-    """A small guest's stream, version 3, whole. The guest is gone."""
+    """A whole stream of a small guest, version 3. The guest is gone."""
     kept = small_stream()
     if not kept:
         domid = host.create_guest("source", MEMORY, "random", type="pvh")
@@ -108,7 +108,7 @@ def small(host: SimulatedHost) -> bytes:
 
 @pytest.fixture
 def empty(host: SimulatedHost) -> int:
-    """A new domain, as large as `small`'s."""
+    """A new domain, as large as that of `small`."""
     return new_domain(host, "empty", MEMORY)
 
 
@@ -208,8 +208,8 @@ def without(kind: RecordType) -> Callable[[bytes], bytes]:
     return lambda stream: joined(stream, [row for row in records(stream) if row[1] != kind])
 
 
-def at(offset: int, octets: bytes) -> Callable[[bytes], bytes]:
-    return lambda stream: stream[:offset] + octets + stream[offset + len(octets) :]
+def at(offset: int, data: bytes) -> Callable[[bytes], bytes]:
+    return lambda stream: stream[:offset] + data + stream[offset + len(data) :]
 
 
 def pages(*entries: tuple[int, int]) -> bytes:

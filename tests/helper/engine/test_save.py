@@ -30,13 +30,13 @@ CONTINUE, STOP, POSTCOPY, ABORT = 0, 1, 2, -1
 
 
 def drained(work: Callable[[int], Any]) -> tuple[Any, bytearray]:
-    """Call `work` with a socket whose other end is read; its value, and all that was read."""
+    """Call `work` with a socket whose other end is read: its result, and all that was read."""
     near, far = socket.socketpair()
     got = bytearray()
 
     def drain() -> None:
-        while octets := far.recv(1 << 20):
-            got.extend(octets)
+        while data := far.recv(1 << 20):
+            got.extend(data)
 
     thread = threading.Thread(target=drain)
     with far:

@@ -1,4 +1,4 @@
-"""Octets in and out, over real descriptors."""
+"""Reading and writing streams, over real descriptors."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def drain(sock: socket.socket, into: bytearray) -> threading.Thread:
     def work() -> None:
-        while octets := sock.recv(1 << 16):
-            into.extend(octets)
+        while data := sock.recv(1 << 16):
+            into.extend(data)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -53,10 +53,10 @@ def drain(sock: socket.socket, into: bytearray) -> threading.Thread:
 
 
 @given(st.lists(st.binary(max_size=5), max_size=6), st.integers(0, 40))
-def test_advance_and_take_part_the_octets(buffers: list[bytes], octets: int) -> None:
+def test_advance_and_take_part_the_bytes(buffers: list[bytes], size: int) -> None:
     whole = b"".join(buffers)
-    assert b"".join(take(buffers, octets)) == whole[:octets]
-    assert b"".join(advance(buffers, octets)) == whole[octets:]
+    assert b"".join(take(buffers, size)) == whole[:size]
+    assert b"".join(advance(buffers, size)) == whole[size:]
 
 
 @pytest.mark.parametrize("blocking", [True, False])
@@ -91,7 +91,7 @@ def test_a_full_disk(abort: Abort) -> None:
     fd = os.open("/dev/full", os.O_WRONLY)
     try:
         with pytest.raises(OSError, match="offset 0x0: No space left") as raised:
-            StreamOutput(fd, abort).write([b"octets"])
+            StreamOutput(fd, abort).write([b"bytes"])
     finally:
         os.close(fd)
     assert raised.value.errno == errno.ENOSPC
@@ -150,11 +150,11 @@ def test_a_pacer_lets_no_more_through(turns: list[tuple[int, float]]) -> None:
     now = 100.0
     pacer = Pacer(50_000, lambda: now)
     went = 0
-    for octets, pause in turns:
+    for size, pause in turns:
         now += pacer.delay()
-        pacer.charge(octets)
-        went += octets
-        assert went - octets <= 50_000 * (now - 100.0 + 0.02)
+        pacer.charge(size)
+        went += size
+        assert went - size <= 50_000 * (now - 100.0 + 0.02)
         now += pause
 
 

@@ -1,1 +1,1 @@
-"""Tests of the engine libxenguest, with a C library in the place of Xen's."""
+"""Tests of the engine libxenguest, with a C library in place of Xen's."""

@@ -1,4 +1,4 @@
-"""Builds `xen_peer.c`, the C library in the place of Xen's, for each release."""
+"""Builds `xen_peer.c`, the C library in place of Xen's, for each release."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ SOURCE = Path(__file__).parent / "xen_peer.c"
 HEADERS = "libxen-dev"
 """Debian's package of Xen's headers."""
 HEADERS_OF = "4.17"
-"""The release that bookworm's are of."""
+"""The release of bookworm's headers."""
 
 
 def compiled(source: Path, output: Path, *options: str | Path) -> Path:
-    """The compiler's errors are the test's."""
+    """Compile `source`; the compiler's errors fail the test."""
     subprocess.run(
         ["gcc", "-Wall", "-Werror", source, "-o", output, *options], check=True, timeout=60
     )
@@ -24,7 +24,7 @@ def compiled(source: Path, output: Path, *options: str | Path) -> Path:
 
 
 def with_xens_headers() -> tuple[str | Path, ...]:
-    """Options of the compiler. Raises PackageUnavailableError without the headers."""
+    """Compiler options. Raises PackageUnavailableError without the headers."""
     return ("-DXEN_HEADERS", "-isystem", unpacked(HEADERS) / "usr" / "include")
 
 

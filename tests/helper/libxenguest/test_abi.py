@@ -14,13 +14,13 @@ from xen_save_helper.helper.hypervisors.xen.xenctrl_abi import XENCTRL_ABIS
 from xen_save_helper.helper.libxenguest.abi import ABIS
 
 IN_ARCH_CONFIG = ("emulation_flags", "misc_flags")
-"""The last two fields of `xc_domaininfo_t` are in a struct of its."""
+"""The last two fields of `xc_domaininfo_t`, which are in a nested struct."""
 
 STATS = {
     "4.14": {"iteration": 0, "total_written": 4, "dirty_count": 8, "": 16},
     "4.15": {"iteration": 0, "total_written": 8, "dirty_count": 16, "": 24},
 }
-"""`struct precopy_stats`, from this release on: offsets of fields, and the size, on x86-64."""
+"""`struct precopy_stats` from each release on: offsets of fields, and the size, on x86-64."""
 CALLBACKS = {
     "save_callbacks": {
         "suspend": 0,
@@ -43,12 +43,12 @@ CALLBACKS = {
         "": 56,
     },
 }
-"""Of every release."""
+"""The same in every release."""
 DOMAIN_INFO = {
     "4.14": {"domain": 0, "tot_pages": 8, "cpu_time": 56, "handle": 76, "cpupool": 92, "": 104},
     "4.16": {"domain": 0, "tot_pages": 8, "cpu_time": 56, "handle": 76, "cpupool": 92, "": 112},
 }
-"""`xc_domaininfo_t`, from this release on."""
+"""`xc_domaininfo_t` from each release on."""
 
 
 def layout(struct: type[ctypes.Structure], names: list[str] | None = None) -> dict[str, int]:
@@ -57,7 +57,7 @@ def layout(struct: type[ctypes.Structure], names: list[str] | None = None) -> di
 
 
 def row(table: dict[str, dict[str, int]], version: str) -> dict[str, int]:
-    """That of the newest release that is not newer."""
+    """The row for `version`: that of the newest release not newer than it."""
     return table[max(release for release in table if release <= version)]
 
 

@@ -26,7 +26,7 @@ PV_DOMID = 2
 
 @dataclass
 class Engine:
-    """xc_domain_save of the peer, with these callbacks."""
+    """The peer's xc_domain_save, with our callbacks."""
 
     library: ctypes.CDLL
     controller: Controller
@@ -35,7 +35,7 @@ class Engine:
     events: list[bytes]
 
     def save(self, *names: str) -> tuple[int, int]:
-        """retval and errno."""
+        """Save with the callbacks `names`; returns retval and errno."""
         struct = ABIS[VERSION].save_callbacks()
         for name in names:
             provide(struct, name, self.callbacks.ask(name))

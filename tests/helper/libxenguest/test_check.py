@@ -1,4 +1,4 @@
-"""What `--check` says of Xen's libraries."""
+"""What `--check` says about Xen's libraries."""
 
 from __future__ import annotations
 

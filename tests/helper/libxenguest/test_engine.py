@@ -1,4 +1,4 @@
-"""The helper as a process, started as libxl starts it, on a C library in the place of Xen's."""
+"""The helper as a process, started as libxl starts it, with a C library in place of Xen's."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def texts(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def completes(libxl: Libxl, retval: int = 0, errnoval: int = 0) -> list[str]:
-    """The save (or restore) ends so; what was logged until then."""
+    """Expect the save (or restore) to end like this; returns what was logged until then."""
     lines, said = libxl.hear_logs()
     assert said == ("complete", {"retval": retval, "errnoval": errnoval}), texts(lines)
     libxl.answer(0)
@@ -303,7 +303,7 @@ LACKS = "this host lacks CPU features that the guest was offered"
 
 @pytest.fixture
 def cpu(tmp_path: Path) -> Callable[..., str]:
-    """Gives Xen's system policies: PV max and HVM max."""
+    """Sets Xen's system policies: PV max and HVM max."""
 
     def system(pv: bytes, hvm: bytes) -> str:
         (tmp_path / "2").write_bytes(pv)
@@ -351,7 +351,7 @@ def test_what_a_cpu_lacks_may_be_ignored(
 def test_a_guest_of_the_same_cpu_is_restored(
     xen: str, stream: tuple[socket.socket, socket.socket], cpu: Callable[..., str], name: str
 ) -> None:
-    """Each kind of guest is held against what its own kind may have."""
+    """Each kind of guest is compared with what its own kind may have."""
     near, far = stream
     front = real_stream(name)
     offered = policy_in(front)
@@ -526,7 +526,7 @@ def test_a_stream_that_stands_still_is_given_up(
 
 @pytest.fixture
 def soon(tmp_path: Path) -> dict[str, str]:
-    """The environment of a helper that speaks of a wait after 0.3 s already."""
+    """The environment of a helper that reports a wait after only 0.3 s."""
     patch = "from xen_save_helper.ipc_schema.channel import waits\nwaits.PERIOD = 0.3\n"
     (tmp_path / "sitecustomize.py").write_text(patch)
     return {"PYTHONPATH": str(tmp_path)}
@@ -586,7 +586,7 @@ def test_a_helper_that_is_stuck_in_itself_is_told_of(
 def test_a_checkpointed_stream_stands_still_for_as_long_as_its_primary_lives(
     xen: str, stream: tuple[socket.socket, socket.socket], stream_type: StreamType
 ) -> None:
-    """libxc takes a stream that is given up for the primary's death, and two guests would run."""
+    """libxc takes giving up the stream for the primary's death, and two guests would run."""
     near, far = stream
     names = ("suspend", "postcopy", "checkpoint", "wait_checkpoint", "restore_results")
     arguments = restoring(near.fileno(), *names, stream_type=stream_type)
@@ -656,7 +656,7 @@ def test_a_slow_stream_is_not_given_up(
 def rounds(
     xen: str, near: socket.socket, dirty: str, tmp_path: Path, **settings: str
 ) -> tuple[list[str], list[dict[str, Any]]]:
-    """Save with these settings up to libxc's end; what was logged, and the decisions' trace."""
+    """Save with these settings until libxc returns: what was logged, and the decisions traced."""
     events = tmp_path / "events"
     environment = {f"XEN_SAVE_HELPER_{name}": value for name, value in settings.items()}
     arguments = save_of(near.fileno(), PV_DOMID, xcflags=1)._replace(

@@ -1,4 +1,4 @@
-"""The look at a stream's front, through each kind of descriptor that a stream comes by."""
+"""Peeking at the front of a stream, through each kind of descriptor that a stream may use."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_the_engine_needs_xen(xen: str, tmp_path: Path) -> None:
 def test_a_checkpointed_stream_stands_still_for_as_long_as_its_primary_lives(
     xen: str, tmp_path: Path
 ) -> None:
-    """No limit of ours makes libxc take a primary that is silent for one that has died."""
+    """None of our limits makes libxc take a silent primary for a dead one."""
     near, far = socket.socketpair()
     limits = Limits(stream_stall=0.1, suspend=0.1, callback=0.1, abort=0.1, helper_start=20)
     checkpoints = 0

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for what the catalogue allows."""
+"""Hypothesis strategies for the messages that the catalogue allows."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ VALUES: dict[Kind, st.SearchStrategy[Any]] = {
 
 
 def fields_of(message: Message) -> st.SearchStrategy[dict[str, Any]]:
-    """The fields of a message, with any values that it may carry."""
+    """The fields of a message, with any values they may have."""
     return st.fixed_dictionaries({field.name: VALUES[field.kind] for field in message.fields})

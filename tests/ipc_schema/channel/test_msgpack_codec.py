@@ -36,7 +36,7 @@ def test_what_is_encoded_is_decoded(data: st.DataObject, message: Message, seq: 
 @example(b"\x81\x01\x02")
 @example(b"\xc1")
 @example(b"\xd6\xff\x00\x00\x00\x00")
-def test_octets_that_are_no_message_are_a_decode_error(data: bytes) -> None:
+def test_bytes_that_are_not_a_message_are_a_decode_error(data: bytes) -> None:
     with pytest.raises(DecodeError):
         decode(data)
 
@@ -45,14 +45,14 @@ def test_octets_that_are_no_message_are_a_decode_error(data: bytes) -> None:
 def test_a_changed_message_is_refused_or_says_exactly_what_it_is(
     data: st.DataObject, message: Message
 ) -> None:
-    octets = bytearray(encode(7, message.name, data.draw(fields_of(message))))
-    index = data.draw(st.integers(0, len(octets) - 1))
-    octets[index] = data.draw(st.integers(0, 255))
+    changed = bytearray(encode(7, message.name, data.draw(fields_of(message))))
+    index = data.draw(st.integers(0, len(changed) - 1))
+    changed[index] = data.draw(st.integers(0, 255))
     try:
-        seq, decoded, fields = decode(bytes(octets))
+        seq, decoded, fields = decode(bytes(changed))
     except DecodeError:
         return
-    assert encode(seq, decoded.name, fields) == octets
+    assert encode(seq, decoded.name, fields) == changed
 
 
 @pytest.mark.parametrize("cut", range(len(REPLY)))
@@ -91,7 +91,7 @@ def test_the_error_names_what_is_wrong(values: list[Any], what: str) -> None:
     "data",
     [
         REPLY + b"\x00",
-        b"\xdc\x00\x04" + REPLY[1:],  # array 16 where a fixarray does
+        b"\xdc\x00\x04" + REPLY[1:],  # array 16 where a fixarray would do
         REPLY[:-1] + b"\xd1\xff\xff",  # int 16 for -1
         msgpack.packb({1: 2}),
         msgpack.packb("reply"),

@@ -40,14 +40,14 @@ def any_operation(message: Message) -> Operation:
 def test_what_is_encoded_is_decoded(data: st.DataObject, dialect: Dialect) -> None:
     message = data.draw(a_message(dialect))
     fields = data.draw(fields_of(message))
-    octets = encode_message(dialect, message.name, fields)
-    assert decode_header(octets[:HEADER_SIZE]) == len(octets) - HEADER_SIZE
-    decoded = decode_body(dialect, any_operation(message), octets[HEADER_SIZE:])
+    data = encode_message(dialect, message.name, fields)
+    assert decode_header(data[:HEADER_SIZE]) == len(data) - HEADER_SIZE
+    decoded = decode_body(dialect, any_operation(message), data[HEADER_SIZE:])
     assert decoded == (message, fields)
 
 
 @pytest.mark.parametrize(
-    ("dialect", "name", "fields", "octets"),
+    ("dialect", "name", "fields", "data"),
     [
         (Dialect.MAINLINE, "suspend", {}, struct.pack("=HH", 2, 3)),
         (
@@ -88,10 +88,10 @@ def test_what_is_encoded_is_decoded(data: st.DataObject, dialect: Dialect) -> No
         ),
     ],
 )
-def test_the_octets_are_libxls(
-    dialect: Dialect, name: str, fields: dict[str, object], octets: bytes
+def test_the_bytes_are_libxls(
+    dialect: Dialect, name: str, fields: dict[str, object], data: bytes
 ) -> None:
-    assert encode_message(dialect, name, fields) == octets
+    assert encode_message(dialect, name, fields) == data
 
 
 @given(DIALECTS, st.sampled_from(list(Operation)), st.binary(max_size=100))

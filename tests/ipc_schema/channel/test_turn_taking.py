@@ -45,7 +45,7 @@ CONTROLLER_NAMES = ["start", "reply", "async_callback_done", "abort", "refused"]
 
 
 def plain_fields(message: Message) -> dict[str, Any]:
-    """Fields of the right types, whatever they say."""
+    """Fields of the right types, with arbitrary values."""
     simple: dict[Kind, Any] = {Kind.STRING: "", Kind.BYTES: b"", Kind.BOOL: False}
     return {
         field.name: 0 if field.kind in INTEGER_RANGES else simple[field.kind]
@@ -75,10 +75,10 @@ def greeted() -> tuple[HelperEnd, ControllerEnd]:
 
 
 class Conversation(RuleBasedStateMachine):
-    """Both ends, joined by two queues, with each message tried at each moment.
+    """Both ends, joined by two queues, with every message tried at every moment.
 
-    The rules of who may speak are stated again here, in the plainest way: `stage` and `asked` are
-    what the helper has said, and `answer_due` what the controller has heard.
+    The rules of who may speak are stated again here in the plainest way: `stage` and `asked` are
+    what the helper has said, and `answer_due` is what the controller has heard.
     """
 
     def __init__(self) -> None:
@@ -224,7 +224,7 @@ class Conversation(RuleBasedStateMachine):
         assert bool(self.helper.waiting) == bool(self.asked)
 
     def teardown(self) -> None:
-        """From wherever it is, the conversation can come to its end: completed, or refused."""
+        """From any state, the conversation can end: completed or refused."""
         ends = {"completed", "refused"}
         for _ in range(4):
             while self.to_controller and self.heard != "refused":

@@ -1,4 +1,4 @@
-"""What of a time counts, and what does not."""
+"""Which time counts towards a limit, and which does not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_one_that_looks_in_time_waits_for_as_long_as_its_limit(limit: float) -> 
 
 @given(LIMITS, st.floats(0, 1e9), st.integers(0, 12))
 def test_one_stop_ends_no_limit(limit: float, stop: float, looks: int) -> None:
-    """However long it lasts, and whenever it comes."""
+    """However long it lasts, and whenever it happens."""
     patience, now = Patience(limit, 0.0), 0.0
     for _ in range(looks):
         now += patience.wait

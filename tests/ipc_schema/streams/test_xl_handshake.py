@@ -1,4 +1,4 @@
-"""A receiver's verdict: what is said is read so, and a peer that lies is held to the bounds."""
+"""A receiver's verdict: it is read as it was sent, and a lying peer is held to the limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the simulated hypervisor share."""
+"""Shared by the tests of the simulated hypervisor."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def write_pages(domain: SimulatedDomain, pfns: Pfns, data: bytes) -> None:
 
 
 def copy_rest(source: SimulatedHost, domid: int, target: SimulatedHost, new: int) -> None:
-    """All but the memory of a suspended domain to a new one."""
+    """Copy everything but the memory of a suspended domain to a new one."""
     with source.domain(domid) as old, target.domain(new) as domain:
         domain.hvm_setcontext(old.hvm_getcontext())
         for index, value in old.hvm_params():
@@ -90,7 +90,7 @@ def copy_rest(source: SimulatedHost, domid: int, target: SimulatedHost, new: int
 
 
 def clone(source: SimulatedHost, domid: int, target: SimulatedHost, name: str) -> int:
-    """A paused copy of a suspended domain, whole."""
+    """A complete, paused copy of a suspended domain."""
     new = target.create(source.config(domid), name)
     with source.domain(domid) as old, target.domain(new) as domain:
         pfns = populated(old)

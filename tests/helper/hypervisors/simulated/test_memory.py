@@ -39,8 +39,8 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 def test_rounds_by_log_dirty_assemble_the_suspended_memory(
     host: SimulatedHost, workload: str, rate: float | None
 ) -> None:
-    """What precopy stands on: nothing but log-dirty says what to copy, and pages are read while
-    they are written; one page missed is one page wrong."""
+    """Precopy depends on this: log-dirty mode alone says what to copy, and pages are read while
+    they are written; a page missed is a page wrong."""
     domid = host.create_guest("g", 8 * MIB, workload, rate=rate)
     chance = np.random.default_rng(5)
     with host.domain(domid) as domain:
@@ -171,7 +171,7 @@ def test_a_page_can_be_cleared(host: SimulatedHost) -> None:
 
 
 def crashed(host: SimulatedHost, domid: int) -> str:
-    """Wait for the crash; its reason."""
+    """Wait for the crash; returns its reason."""
     wait_for(lambda: host.report(domid).state is GuestState.CRASHED, "the guest crashes")
     report = host.report(domid)
     assert report.crash
@@ -233,7 +233,7 @@ def test_a_stale_page_crashes_the_restored_guest(host_factory: HostFactory) -> N
         write_pages(domain, pfns_of(77), stale)
     report = target.verify(new, 10)
     assert (report.state, report.memory_ok) == (GuestState.CRASHED, False)
-    # How often it was written before the stale copy was taken is the guest's affair.
+    # How often it was written before the stale copy was taken is up to the guest.
     told = re.search(
         r"pfn 0x4d is wrong: expected write (\d+), found write (\d+) in 512", str(report.crash)
     )

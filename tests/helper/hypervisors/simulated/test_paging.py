@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 @dataclass
 class Receiver:
-    """A paused copy of a guest, some of whose pages are paged out (`out`), and the pager."""
+    """A paused copy of a guest, some of its pages paged out (`out`), and the pager."""
 
     host: SimulatedHost
     domid: int
@@ -52,7 +52,7 @@ class Receiver:
         return memoryview(self.contents)[pfn * PAGE : (pfn + 1) * PAGE]
 
     def requests(self, limit: float = LIMIT) -> list[PagingRequest]:
-        """Wait on the descriptor, then take what is there."""
+        """Wait on the descriptor, then take all requests."""
         poller = select.poll()
         poller.register(self.paging.fileno(), select.POLLIN)
         assert poller.poll(limit * 1000), "no request came"
@@ -64,8 +64,8 @@ class Receiver:
         self.out.difference_update(pfns)
 
     def serve_all(self) -> int:
-        """From the first fault on answer faults first, and push the rest meanwhile; how many
-        pages were asked for."""
+        """From the first fault on, answer faults first, and push the rest meanwhile; returns how
+        many pages were requested."""
         faults = 0
         requests = self.requests()
         while self.out:
@@ -121,7 +121,7 @@ def test_the_guest_waits_for_the_page_it_needs_and_for_no_other(host_factory: Ho
         there.host.unpause(there.domid)
         (request,) = there.requests()
         assert not request.dropped
-        # What the toolstack asks does not wait for the guest.
+        # The toolstack's requests do not wait for the guest.
         assert there.host.domains()[0].state is GuestState.RUNNING
         assert there.domain.getinfo().shutdown_reason is None
         others = sorted(there.out - {request.pfn})[:100]
@@ -182,7 +182,7 @@ def test_a_page_that_the_guest_gives_back_is_dropped(host_factory: HostFactory) 
         requests = there.requests()
         assert giving.result(LIMIT) == 20
         assert {request.pfn for request in requests if request.dropped} == given
-        # Their contents come all the same, and go nowhere.
+        # Their contents still arrive, and are dropped.
         there.load(*given)
         assert set(there.domain.get_pfn_type_batch(pfns_of(*given)).tolist()) == {0xF << 28}
         there.load(*there.out - given)

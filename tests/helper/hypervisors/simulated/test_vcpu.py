@@ -1,4 +1,4 @@
-"""A vCPU alone, between what others do to its domain."""
+"""A vCPU by itself, while others change its domain."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def shared() -> Iterator[SharedMemory]:
 
 @pytest.fixture
 def vcpu(shared: SharedMemory) -> VCPU:
-    """It runs, but for page OUT."""
+    """A running vCPU whose page OUT is paged out."""
     made = VCPU(shared)
     made.registers = fresh_registers({"workload": "idle", "rate": None, "seed": 7, "pages": PAGES})
     made.fill(made.registers, 0, PAGES)
@@ -43,7 +43,7 @@ def test_the_last_page_comes_and_the_pager_goes_while_it_looks(
     vcpu: VCPU, shared: SharedMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Domain:
-        """The domain's page; whoever asks for the pager comes just too late."""
+        """A domain page whose pager has ended, having loaded the page just before."""
 
         pages_checked = 0
 
