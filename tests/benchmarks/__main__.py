@@ -1,6 +1,9 @@
 """Measure everything that the project promises about its speed, and print it.
 
-    python -m tests.benchmarks [--json] [--quick]
+    python -m tests.benchmarks [--json] [--quick] [beside-c | simulated]
+
+`beside-c` has C's save helper, Debian's own, on the stand-in for the hypervisor, as the limit of
+ours; `simulated`, the simulated hypervisor, plain loops. Without a name both are measured.
 
 Each figure is measured alternately with its limit, several times, so that a drift of the machine
 affects both. The median of the ratios is compared with the ratio to reach; the least and the
@@ -11,63 +14,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from tests.benchmarks import callbacks, limits, migrations, throughput
+from tests.benchmarks.beside_c_lines import beside_c
+from tests.benchmarks.line import Line, Pair, show
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 FAULT_BANDWIDTH = "200M"
 """Bytes a second of background pages while faults are timed: far below what the link can do, so
 that it is empty when a fault comes."""
-
-
-Pair = tuple[float, float]
-"""A figure and its limit, measured one after the other, in the same unit."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row. `unit` is the unit of figures and limits; `reach` is the ratio to reach, None if the
-    row is for information only."""
-
-    what: str
-    unit: str
-    pairs: Sequence[Pair]
-    limit_is: str
-    reach: float | None
-    at_least: bool = False
-
-    @property
-    def ratios(self) -> list[float]:
-        return sorted(figure / limit for figure, limit in self.pairs)
-
-    @property
-    def ratio(self) -> float:
-        return statistics.median(self.ratios)
-
-    @property
-    def figure(self) -> float:
-        return statistics.median(figure for figure, _ in self.pairs)
-
-    @property
-    def limit(self) -> float:
-        return statistics.median(limit for _, limit in self.pairs)
-
-    @property
-    def reached(self) -> bool:
-        if self.reach is None:
-            return True
-        return self.ratio >= self.reach if self.at_least else self.ratio <= self.reach
 
 
 GIB = 1 << 30
@@ -172,42 +135,35 @@ def downtime(memory: str) -> Iterator[Line]:
     )  # fmt: skip
 
 
-def show(lines: list[Line]) -> None:
-    table = Table("what", "figure", "limit", "", "ratio", "least…greatest", "to reach", "")
-    for line in lines:
-        table.add_row(
-            line.what,
-            f"{line.figure:,.2f} {line.unit}",
-            f"{line.limit:,.2f}",
-            line.limit_is,
-            f"{line.ratio:.2f}",
-            f"{line.ratios[0]:.2f}…{line.ratios[-1]:.2f}" if len(line.pairs) > 1 else "",
-            "" if line.reach is None else f"{'≥' if line.at_least else '≤'} {line.reach:g}",
-            "" if line.reach is None else "yes" if line.reached else "NO",
-        )
-    Console(width=None if sys.stdout.isatty() else 165).print(table)
+def simulated(memory: int, runs: int, large: str) -> Iterator[Line]:
+    yield from throughputs(memory, runs)
+    yield from round_trips(runs)
+    yield from starts(runs)
+    yield from faults("256M", runs)
+    yield from downtime(large)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
     parser.add_argument("--quick", action="store_true", help="small guests, one run of each")
+    groups = ("all", "beside-c", "simulated")
+    parser.add_argument("group", nargs="?", choices=groups, default="all")
     arguments = parser.parse_args()
     memory, runs, large = (GIB, 11, "2G") if not arguments.quick else (GIB // 8, 1, "128M")
     stolen, started = limits.stolen_seconds(), time.monotonic()
-    lines = [
-        *throughputs(memory, runs),
-        *round_trips(runs),
-        *starts(runs),
-        *faults("256M", runs),
-        *downtime(large),
-    ]
+    lines: list[Line] = []
+    if arguments.group != "simulated":
+        lines += beside_c(memory, -(-runs // 2))
+    if arguments.group != "beside-c":
+        lines += simulated(memory, runs, large)
     stolen = (limits.stolen_seconds() - stolen) / (time.monotonic() - started)
     if arguments.json:
         print(json.dumps([asdict(line) | {"ratio": line.ratio} for line in lines]))
     else:
         show(lines)
         print(f"The hypervisor below took {1000 * stolen:.1f} ms of processor time a second.")
+        print(f"The load is {os.getloadavg()[0]:.1f} for the last minute.")
     return 0 if all(line.reached for line in lines) else 1
 
 

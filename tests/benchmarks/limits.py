@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import socket
 import statistics
 import subprocess
@@ -43,10 +44,10 @@ def child(work: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def on(processor: int) -> Iterator[None]:
-    """Keep this thread, and those that it starts, on `processor`."""
+def on(*processors: int) -> Iterator[None]:
+    """Keep this thread, and the threads and processes that it starts, on `processors`."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {processor})
+    os.sched_setaffinity(0, processors)
     try:
         yield
     finally:
@@ -178,6 +179,26 @@ def stolen_seconds() -> float:
     that a process wanted, and that no scheduler here can account for."""
     with open("/proc/stat", encoding="ascii") as file:
         return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
+
+
+class Others:
+    """What processes other than this one and its children, once they are waited for, use of the
+    processors from now on."""
+
+    def __init__(self) -> None:
+        self._began, self._used = time.monotonic(), _others_seconds()
+
+    def processors(self) -> float:
+        """How many of them, on average."""
+        return (_others_seconds() - self._used) / (time.monotonic() - self._began)
+
+
+def _others_seconds() -> float:
+    with open("/proc/stat", encoding="ascii") as file:
+        user, nice, system, _idle, _iowait, irq, softirq, *_ = map(int, file.readline().split()[1:])
+    own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    all_ = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    return all_ - sum(usage.ru_utime + usage.ru_stime for usage in own)
 
 
 def percentile(values: list[float], percent: float) -> float:

@@ -68,7 +68,7 @@ def _timed_feed(sock: socket.socket, file: Path, report: int) -> None:
     _report(report, total - before, time.perf_counter() - started)
 
 
-def _anonymous_memory(pid: int) -> int:
+def anonymous_memory(pid: int) -> int:
     """RssAnon of a process in bytes, 0 if it is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
@@ -96,7 +96,7 @@ async def _watch_memory(most: list[int]) -> None:
     while True:
         pid = _helper_of_this_process()
         if pid is not None:
-            most[0] = max(most[0], _anonymous_memory(pid))
+            most[0] = max(most[0], anonymous_memory(pid))
         await asyncio.sleep(0.005)
 
 
@@ -190,4 +190,4 @@ def idle_memory() -> int:
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        return _anonymous_memory(process.pid)
+        return anonymous_memory(process.pid)

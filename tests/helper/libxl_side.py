@@ -74,10 +74,12 @@ def started(
     hypervisor: str = "xen",
     *options: str,
     loader: Sequence[str] = (),
+    command: Sequence[str] = HELPER,
     **environment: str,
 ) -> Iterator[Libxl]:
+    """Start the helper, or another one by its `command`. `options` are Python's own."""
     process = subprocess.Popen(
-        [*loader, *HELPER[:2], *options, *HELPER[2:], *build(arguments)],
+        [*loader, *command[:2], *options, *command[2:], *build(arguments)],
         env={**os.environ, "XEN_SAVE_HELPER_HYPERVISOR": hypervisor, **environment},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

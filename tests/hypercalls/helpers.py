@@ -44,7 +44,14 @@ Answer = Callable[[dict[str, Any]], int | None]
 
 
 def run(libxl: Libxl, **answers: Answer) -> Done:
-    """Answer each callback until the helper is complete; None leaves one unanswered."""
+    """Answer each callback until the helper is complete, and see it exit."""
+    done = answered(libxl, **answers)
+    assert libxl.exit_status() == 0, libxl.errors()
+    return done
+
+
+def answered(libxl: Libxl, **answers: Answer) -> Done:
+    """Answer each callback, `complete` too; None leaves one unanswered."""
     done = Done()
     while True:
         lines, (name, fields) = libxl.hear_logs()
@@ -52,7 +59,6 @@ def run(libxl: Libxl, **answers: Answer) -> Done:
         if name == "complete":
             done.retval, done.errnoval = fields["retval"], fields["errnoval"]
             libxl.answer(0)
-            assert libxl.exit_status() == 0, libxl.errors()
             return done
         done.said.append((name, fields))
         answer = answers[name](fields)

@@ -93,6 +93,8 @@ struct domain {
     uint32_t nr_leaves;
     uint32_t nr_msrs;
     uint32_t started;       /* it has run: its CPU policy can no longer be set */
+    uint32_t writes;        /* one page of so many is dirty again as soon as it is clean; 0: none */
+    uint32_t pad;
     struct leaf leaves[MAX_LEAVES];
     struct msr msrs[MAX_MSRS];
     uint8_t context[MAX_CONTEXT];

@@ -113,6 +113,8 @@ class DomainStruct(ctypes.Structure):
         ("nr_leaves", c_uint32),
         ("nr_msrs", c_uint32),
         ("started", c_uint32),
+        ("writes", c_uint32),
+        ("pad", c_uint32),
         ("leaves", LeafStruct * MAX_LEAVES),
         ("msrs", MsrStruct * MAX_MSRS),
         ("context", c_uint8 * MAX_CONTEXT),
@@ -205,6 +207,11 @@ class Domain:
         shut_down = _DOMINF_SHUTDOWN | _SHUTDOWN_SUSPEND << _DOMINF_SHUTDOWNSHIFT
         self.state.flags = _DOMINF_HVM_GUEST | shut_down
 
+    def keep_writing(self, one_in: int) -> None:
+        """While dirty pages are logged, one of so many, always the same ones, is dirty again as
+        soon as it has been cleaned. Its contents stay."""
+        self.state.writes = one_in
+
     def resume(self) -> None:
         """Run, for the first time or again."""
         self.state.flags = _DOMINF_HVM_GUEST | _DOMINF_RUNNING
@@ -279,12 +286,15 @@ class Machine:
         *,
         max_pages: int | None = None,
         garbage: bool = True,
+        used: bool = False,
     ) -> Domain:
         """Make an HVM domain that has no pages and has not run, with room for pfns up to `capacity`
         and for `max_pages` pages. With `garbage`, pages that a hypercall populates are full of it;
-        those that a test puts there are not."""
+        those that a test puts there are not. With `used`, its memory is that of the last domain of
+        this number, so that Linux need not find and zero its pages, as Xen need not either."""
         whole = -(-ctypes.sizeof(DomainStruct) // PAGE) * PAGE
-        _made(self.directory / f"memory-{domid}", capacity * PAGE)
+        if not used:
+            _made(self.directory / f"memory-{domid}", capacity * PAGE)
         _made(self.directory / f"grants-{domid}", PAGE)
         _made(self.directory / f"domain-{domid}", whole + 2 * capacity, capacity)
         domain = self.domains[domid] = Domain(self.directory, domid)
