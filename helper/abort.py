@@ -50,7 +50,7 @@ class Abort:
     Make and enter it in the main thread, before any other thread starts: while it is entered,
     `signals` are blocked in all threads but the watcher. `stall_limit` is in seconds, 0 for none;
     `admission` (0: none) replaces it until a receiver has begun to take the stream. The `watchdog`
-    may ask for the abort too, and is told of all that is done.
+    may ask for the abort too, and is told of all activity.
     """
 
     def __init__(

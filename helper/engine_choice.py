@@ -1,4 +1,4 @@
-"""Which engine does a job: the one that was asked for, or libxenguest for what only it can do."""
+"""Chooses the engine for a job: the requested one, or libxenguest if only that can do it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from xen_save_helper.ipc_schema.channel.messages import StreamType
 
 
 def choose_engine(request: HelperRequest) -> tuple[Engine, str]:
-    """The engine, and the reason why it is not the one that was asked for; empty if it is.
+    """The engine, and why it is not the requested one; empty if it is.
 
-    Raises OSError: ENOTSUP for an engine that does not work on the hypervisor, EOPNOTSUPP for what
-    was asked for and the engine lacks, and what Xen says of the domain.
+    Raises OSError: ENOTSUP for an engine that does not work on the hypervisor, EOPNOTSUPP for a
+    request that the engine cannot fulfil, and what Xen says about the domain.
     """
     if request.hypervisor != XEN:
         if request.engine is Engine.LIBXENGUEST:
             raise OSError(
                 errno.ENOTSUP,
-                f"engine {request.engine} works on the hypervisor {XEN} alone, not on "
+                f"engine {request.engine} works on the hypervisor {XEN} only, not on "
                 f"{request.hypervisor}",
             )
         return request.engine, ""
@@ -34,7 +34,7 @@ def choose_engine(request: HelperRequest) -> tuple[Engine, str]:
 
 
 def what_works_on_what(engine: Engine) -> str:
-    """A line on which guests of a real Xen each engine works, `engine` being the one to use."""
+    """A line about which engine handles which guests of a real Xen, if `engine` is chosen."""
     if engine is Engine.LIBXENGUEST:
         return "libxenguest saves and restores all guests"
     return (
@@ -44,7 +44,7 @@ def what_works_on_what(engine: Engine) -> str:
 
 
 def _beyond_own(request: HelperRequest) -> str:
-    """What our own engine does not do on Xen; empty for what it does."""
+    """What our own engine cannot do on Xen; empty if it can."""
     if request.stream_type is not StreamType.PLAIN:
         return f"a {request.stream_type.name} stream"
     from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl

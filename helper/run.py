@@ -71,7 +71,7 @@ def _say(channel: Channel, remarks: list[str]) -> None:
 
 
 def report_channel_error(over: ChannelError) -> int:
-    """Say on stderr why the controller cannot be told; returns the exit status."""
+    """Print why the conversation is over; returns the exit status."""
     print(f"{CONTEXT}: {over.strerror}", file=sys.stderr)
     return EXIT_CONTROLLER_GONE if over.errno == errno.EPIPE else EXIT_FAILED
 

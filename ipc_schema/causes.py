@@ -1,4 +1,4 @@
-"""What a failure is due to, for programs: a small enum, which the trace carries beside the text.
+"""The cause of a failure, for programs: a small enum, which the trace has besides the text.
 
 A cause follows from the errno, as libxc passes it on in `complete`, from the type of the exception,
 or from the rule that found the failure.
@@ -16,14 +16,14 @@ from xen_save_helper.ipc_schema.errors import StreamEndError
 
 class Cause(StrEnum):
     SYSTEM = "system"
-    """A call of the system or of the host failed, or what is there does not allow the operation."""
+    """A call to the system or the host failed, or its state does not allow the operation."""
     PEER = "peer"
-    """The other side of the stream or of the link has gone: all that is known here."""
+    """The other side of the stream or the link disconnected; no more is known here."""
     DESTINATION = "destination"
-    """The receiver says that it has failed or refuses the guest, or was killed. Its own trace has
-    the cause."""
+    """The receiver reports a failure, refuses the guest, or was killed. Its own trace has the
+    cause."""
     SILENCE = "silence"
-    """A limit has passed in which nothing was said, taken or done."""
+    """A limit passed in which nothing was said, taken or done."""
     INVALID = "invalid"
     """Bytes of a stream or an argument are not what they should be."""
     PROTOCOL = "protocol"
@@ -31,11 +31,11 @@ class Cause(StrEnum):
     CHANNEL = "channel"
     """The channel between the helper and its controller has broken."""
     HELPER = "helper"
-    """The helper's process ended by itself: `helper_exited` has its status."""
+    """The helper's process ended unexpectedly: `helper_exited` has its status."""
     GUEST = "guest"
     """The guest did not suspend, or has crashed."""
     ABORTED = "aborted"
-    """Somebody asked for the end: by a signal, a cancellation or an answer."""
+    """An abort was requested: by a signal, a cancellation or an answer."""
 
 
 _BY_ERRNO: Final[Mapping[int, Cause]] = {
@@ -47,11 +47,11 @@ _BY_ERRNO: Final[Mapping[int, Cause]] = {
     errno.EPROTO: Cause.PROTOCOL,
     errno.ECANCELED: Cause.ABORTED,
 }
-"""EPIPE is libxc's at a write whose reader has gone, ENODATA our own engine's at a read."""
+"""libxc says EPIPE for a write whose reader is gone, our own engine ENODATA for such a read."""
 
 
 class Why(NamedTuple):
-    """A cause, and the errno that goes with it; 0 if none is known."""
+    """A cause, and its errno; 0 if none is known."""
 
     cause: Cause = Cause.SYSTEM
     errnoval: int = 0
@@ -69,7 +69,7 @@ def why(error: BaseException) -> Why:
 
 
 def errno_of(error: BaseException) -> int:
-    """What libxc would leave in errno for the exception; EIO for one that says nothing."""
+    """The errno that libxc would leave for the exception; EIO if it does not tell."""
     match error:
         case OSError(errno=int(number)) if number:
             return number

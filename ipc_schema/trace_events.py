@@ -239,7 +239,7 @@ _ROWS: Final = (
            "The receiver's process has ended; `status` is negative for a signal."),
     _event("consequence", "str reason", _LIBXL, "Something failed after the first failure."),
     _event("no_report", "str reason, int domid?", _SOURCE,
-           "The guest's own report could not be had."),
+           "The guest's own report could not be read."),
     _event("no_state", "int domid, str reason", _SOURCE,
            "The host could not be asked for the guest's state."),
     _event("recovered", "str way, str text", _SOURCE,

@@ -133,7 +133,7 @@ def messages() -> str:
         ),
     )
     channel = table(
-        ("on ZeroMQ alone", "arguments", "what it says", "sent by"),
+        ("on ZeroMQ only", "arguments", "what it says", "sent by"),
         ((*text(row), row.sender.value) for row in CHANNEL_MESSAGES),
     )
     return f"{callbacks}\n\n{channel}"

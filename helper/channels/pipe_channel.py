@@ -101,12 +101,12 @@ class PipeChannel:
         while pending:
             if not self._wait(self._writable):
                 reason = f"nothing was taken for {self._answer_limit} s"
-                self._fail(errno.ETIMEDOUT, f"{name} cannot be told: {reason}")
+                self._fail(errno.ETIMEDOUT, f"cannot send {name}: {reason}")
             try:
                 # A pipe takes this much without blocking once it polls writable.
                 pending = pending[os.write(self._messages, pending[: select.PIPE_BUF]) :]
             except OSError as bad:
-                self._fail(bad.errno or errno.EIO, f"{name} cannot be told: {bad.strerror}")
+                self._fail(bad.errno or errno.EIO, f"cannot send {name}: {bad.strerror}")
 
     def _seam_receive(self, size: int, name: str) -> bytes:
         """Read the answer to `name`, of `size` bytes. A seam, like `_seam_send`."""

@@ -92,9 +92,9 @@ class ZmqChannel:
                     break
                 continue
             if poll.poll(0):
-                self._fail(errno.EPIPE, "the controller died before it said start")
+                self._fail(errno.EPIPE, "the controller died before it sent start")
             if over():
-                self._fail(errno.ETIMEDOUT, f"the controller did not say start within {limit} s")
+                self._fail(errno.ETIMEDOUT, f"the controller did not send start within {limit} s")
         self._provided = callbacks_of(fields["cbflags"], None) | ALWAYS_PROVIDED
         return fields
 

@@ -95,7 +95,9 @@ def parse(arguments: Sequence[str], dialect: Dialect | None = None) -> HelperArg
             for layout in _LAYOUTS[operation]
             if dialect in (None, layout.dialect)
         )
-        raise ValueError(f"{arguments[0]} with {len(texts)} numbers that fit no libxl: {known}")
+        raise ValueError(
+            f"{arguments[0]} with {len(texts)} numbers matches no known libxl: {known}"
+        )
     if len(fits) > 1:
         choice = " or ".join(layout.dialect.value for layout, _values in fits)
         raise ValueError(f"{arguments[0]}: the numbers fit dialects {choice}; one must be named")

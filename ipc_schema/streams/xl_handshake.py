@@ -17,12 +17,12 @@ from xen_save_helper.ipc_schema.streams.records import check_size
 
 
 class HandshakeMessage(NamedTuple):
-    """`sender` is the side that sends it, named by its helper's operation. `octets` is the whole
+    """`sender` is the side that sends it, named by its helper's operation. `data` is the whole
     message or its fixed beginning; `what` names it for people."""
 
     name: str
     sender: Operation
-    octets: bytes
+    data: bytes
     what: str
 
 
@@ -48,7 +48,7 @@ REPORT: Final = HandshakeMessage(
     "the destination's report")
 """Followed by one byte: 0 if the guest runs here, else -rc (0xff for a failure without an rc)."""
 PERMISSION: Final = HandshakeMessage(
-    "permission", Operation.RESTORE, GO.octets, "permission to have the guest back")
+    "permission", Operation.RESTORE, GO.data, "permission to have the guest back")
 """After a report of a failed start."""
 SYNC: Final = HandshakeMessage(
     "sync", Operation.RESTORE, b"postcopy migration completed successfully\0",
@@ -89,7 +89,7 @@ def encode_verdict(verdict: Verdict) -> bytes:
         reason = verdict.reason.encode(errors="replace")[:MAX_REASON]
         reason = reason.decode(errors="ignore").encode()
     head = bytes(_VERDICT.build({"code": code, "length": len(reason)}))
-    return VERDICT.octets + head + reason
+    return VERDICT.data + head + reason
 
 
 def decode_verdict_head(data: bytes) -> tuple[int, int]:
@@ -97,13 +97,13 @@ def decode_verdict_head(data: bytes) -> tuple[int, int]:
 
     Raises DecodeError for a reason that is too long, missing, or given without a refusal.
     """
-    check_size(data, VERDICT_SIZE, VERDICT.what, len(VERDICT.octets))
+    check_size(data, VERDICT_SIZE, VERDICT.what, len(VERDICT.data))
     head = _VERDICT.parse(data)
     least, most = (0, 0) if head.code == _ACCEPTED else (1, MAX_REASON)
     if not least <= head.length <= most:
         raise DecodeError(
             VERDICT.what,
-            len(VERDICT.octets) + 1,
+            len(VERDICT.data) + 1,
             f"code {head.code} with a reason of {head.length} bytes, want {least} to {most}",
         )
     return (int(Error.FAIL) if head.code == _NO_RC else -head.code), head.length
@@ -115,6 +115,6 @@ def decode_reason(data: bytes) -> str:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        offset = len(VERDICT.octets) + VERDICT_SIZE
+        offset = len(VERDICT.data) + VERDICT_SIZE
         raise DecodeError(VERDICT.what, offset, f"the reason is not UTF-8: {error}") from error
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -285,19 +285,19 @@ def _verdict_target() -> Target:
             (-5, "é" * 300),
         )
     ]
-    fixed = len(xl_handshake.VERDICT.octets)
+    fixed = len(xl_handshake.VERDICT.data)
     bodies = [Seed(seed.data[fixed:]) for seed in seeds]
 
     def inside(chance: Random) -> bytes:
-        return xl_handshake.VERDICT.octets + mutate(chance, bodies)
+        return xl_handshake.VERDICT.data + mutate(chance, bodies)
 
     return Target("verdict", seeds, _verdict, 4, inside=inside)
 
 
 def _verdict(data: bytes, _chance: Random) -> str:
     """As `toolstack.xl.link` reads it, behind the fixed bytes."""
-    place = len(xl_handshake.VERDICT.octets)
-    if not data.startswith(xl_handshake.VERDICT.octets):
+    place = len(xl_handshake.VERDICT.data)
+    if not data.startswith(xl_handshake.VERDICT.data):
         return "other bytes"
     end = place + xl_handshake.VERDICT_SIZE
     rc, length = xl_handshake.decode_verdict_head(data[place:end])

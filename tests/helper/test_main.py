@@ -60,8 +60,8 @@ def by_hand(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         (["--secret-fd", "x", "--connect", "ipc:///dev/null"], "--secret-fd 'x': want a number"),
         (["--start-limit", "-1", "--save-domain"], "--start-limit '-1': want a number"),
         (["--stream-stall", "1e9", "--save-domain"], "want a number from 0 to 2000000"),
-        (["--save-domain"], "--save-domain with 0 numbers that fit no libxl"),
-        (["--save-domain", "1", "2", "3"], "with 3 numbers that fit no libxl"),
+        (["--save-domain"], "--save-domain with 0 numbers matches no known libxl"),
+        (["--save-domain", "1", "2", "3"], "with 3 numbers matches no known libxl"),
         (["--connect", "x", "--save-domain"], "exclude each other"),
     ],
 )

@@ -251,9 +251,9 @@ _FAR: Final = 500_000
 _SHORT: Final[Mapping[tuple[Who, str], int]] = {
     # At least the record that says that all pages have arrived.
     (Who.HELPER, "back"): HEADER_SIZE,
-    (Who.LINK, "back"): len(BANNER.octets + VERDICT.octets)
+    (Who.LINK, "back"): len(BANNER.data + VERDICT.data)
     + VERDICT_SIZE
-    + min(len(READY.octets + REPORT.octets), HEADER_SIZE + len(SYNC.octets)),
+    + min(len(READY.data + REPORT.data), HEADER_SIZE + len(SYNC.data)),
 }
 """Bytes that go back in each run."""
 

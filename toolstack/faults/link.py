@@ -68,7 +68,7 @@ class Direction(threading.Thread):
         self._faults = faults_of(name, plan)
         self._outlet = Outlet(self._strike, self._write, writing=True)
         self._unheard = {
-            index: MESSAGES[fault.point.of].octets
+            index: MESSAGES[fault.point.of].data
             for index, fault in enumerate(self._faults)
             if fault.at is None
         }

@@ -120,7 +120,7 @@ class HandshakeLink:
     async def say(self, message: HandshakeMessage, data: bytes | None = None) -> None:
         """`data` where the message is more than its fixed octets."""
         write = partial(self._write, message.what)
-        octets = message.octets if data is None else data
+        octets = message.data if data is None else data
         await self._seam.say((self._hears, self._says), message, octets, write)
 
     async def hear(self, message: HandshakeMessage, limit: float | None = None) -> None:
@@ -157,7 +157,7 @@ class HandshakeLink:
 
     async def _read(self, message: HandshakeMessage, limit: float | None = None) -> None:
         await read_message(
-            self._hears, message.octets, limit or self._limit, message.what, self._stopped
+            self._hears, message.data, limit or self._limit, message.what, self._stopped
         )
 
     async def _write(self, what: str, octets: bytes) -> None:

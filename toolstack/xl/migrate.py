@@ -336,7 +336,7 @@ class _Sending(HandshakeSide[Sender]):
         ours = self._child
         ours.end_sending()
         said = await link.read_to_end(ours.recv_fd, self._ctx.limits.handshake)
-        if not said.endswith(xl_handshake.SYNC.octets):
+        if not said.endswith(xl_handshake.SYNC.data):
             return Event.FAILED
         self._course.report_came_at = time.monotonic()
         return Event.OK

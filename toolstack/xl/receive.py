@@ -174,7 +174,7 @@ class _Receiving(HandshakeSide[Receiver]):
         return self._name + handshake.INCOMING
 
     async def _report(self, code: bytes) -> Event:
-        await self._link.say(xl_handshake.REPORT, xl_handshake.REPORT.octets + code)
+        await self._link.say(xl_handshake.REPORT, xl_handshake.REPORT.data + code)
         return Event.OK
 
     async def _read_config(self) -> Event:

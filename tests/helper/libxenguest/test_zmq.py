@@ -105,7 +105,7 @@ def test_the_engine_needs_xen(xen: str, tmp_path: Path) -> None:
     done = run(xen, tmp_path / "stream", "plain", 7, hypervisor=f"sim:{tmp_path}")
     assert done.result is not None
     assert (done.result.retval, done.result.errnoval) == (-1, errno.ENOTSUP)
-    assert "engine libxenguest works on the hypervisor xen alone" in logged(done)
+    assert "engine libxenguest works on the hypervisor xen only" in logged(done)
 
 
 def test_a_checkpointed_stream_stands_still_for_as_long_as_its_primary_lives(

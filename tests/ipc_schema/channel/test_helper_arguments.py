@@ -110,11 +110,11 @@ def test_what_is_built_is_parsed(
     [
         ("", "no arguments: want --save-domain or --restore-domain"),
         ("--help", "'--help' first: want --save-domain"),
-        ("--save-domain", "0 numbers that fit no libxl: 6 \\(4.14 and later\\): io_fd"),
+        ("--save-domain", "0 numbers matches no known libxl: 6 \\(4.14 and later\\): io_fd"),
         ("--save-domain 8 9 5 1 0 0 0", "fit dialects mainline-4.7 or postcopy-series"),
-        ("--save-domain 8 -1 5 1 136 3", "fit no libxl"),
-        ("--save-domain 8 -1 5 5 136 0", "fit no libxl"),
-        ("--save-domain 8 -1 5 37 1 136 0", "fit no libxl"),
+        ("--save-domain 8 -1 5 1 136 3", "matches no known libxl"),
+        ("--save-domain 8 -1 5 5 136 0", "matches no known libxl"),
+        ("--save-domain 8 -1 5 37 1 136 0", "matches no known libxl"),
         ("--save-domain 8 -1 x 1 136 0", "domid 'x': want a decimal number"),
         ("--save-domain 8 -2 5 1 136 0", "back_fd '-2'"),
         ("--save-domain 8 -1 -1 1 136 0", "domid '-1'"),
@@ -134,5 +134,5 @@ def test_a_named_dialect_settles_what_is_ambiguous() -> None:
 
 
 def test_a_named_dialect_does_not_take_the_line_of_another() -> None:
-    with pytest.raises(ValueError, match="fit no libxl"):
+    with pytest.raises(ValueError, match="matches no known libxl"):
         parse(["--save-domain", "8", "-1", "5", "1", "136", "0"], Dialect.SERIES)

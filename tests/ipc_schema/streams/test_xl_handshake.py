@@ -22,17 +22,17 @@ from xen_save_helper.ipc_schema.streams.xl_handshake import (
 
 
 def decode(data: bytes) -> Verdict:
-    assert data.startswith(VERDICT.octets)
-    place = len(VERDICT.octets)
+    assert data.startswith(VERDICT.data)
+    place = len(VERDICT.data)
     rc, length = decode_verdict_head(data[place : place + VERDICT_SIZE])
     assert len(data) == place + VERDICT_SIZE + length
     return Verdict(rc, decode_reason(data[place + VERDICT_SIZE :]))
 
 
 def test_the_bytes_of_a_refusal() -> None:
-    assert encode_verdict(Verdict(-5, "no room")) == VERDICT.octets + b"\5" + b"\7\0" + b"no room"
-    assert encode_verdict(Verdict(0, "")) == VERDICT.octets + b"\0\0\0"
-    assert VERDICT.octets.endswith(b"\0")
+    assert encode_verdict(Verdict(-5, "no room")) == VERDICT.data + b"\5" + b"\7\0" + b"no room"
+    assert encode_verdict(Verdict(0, "")) == VERDICT.data + b"\0\0\0"
+    assert VERDICT.data.endswith(b"\0")
 
 
 LINE = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=200)

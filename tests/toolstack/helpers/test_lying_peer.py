@@ -440,7 +440,7 @@ class TestALyingController:
     def test_silence(self, runtime_directory: Path) -> None:
         with controlled(runtime_directory, "--start-limit", "0.5") as controller:
             controller.greet()
-            self.ended(controller, "did not say start within 0.5 s")
+            self.ended(controller, "did not send start within 0.5 s")
 
     def test_an_answer_that_is_lost(self, runtime_directory: Path) -> None:
         with controlled(runtime_directory, "--answer-limit", "0.5") as controller:

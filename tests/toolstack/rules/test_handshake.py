@@ -36,15 +36,15 @@ def run_receiver(*events: Event) -> list[Receiver]:
 
 def test_messages_are_xls() -> None:
     # sizeof(banner) - 1, sizeof of the others: xl.h and migrate_read_fixedmessage's callers.
-    assert len(xl_handshake.BANNER.octets) == 54
-    assert xl_handshake.BANNER.octets.endswith(b".\n")
+    assert len(xl_handshake.BANNER.data) == 54
+    assert xl_handshake.BANNER.data.endswith(b".\n")
     assert [
         len(message)
         for message in (
-            xl_handshake.READY.octets,
-            xl_handshake.GO.octets,
-            xl_handshake.REPORT.octets,
-            xl_handshake.SYNC.octets,
+            xl_handshake.READY.data,
+            xl_handshake.GO.data,
+            xl_handshake.REPORT.data,
+            xl_handshake.SYNC.data,
         )
     ] == [34, 44, 39, 42]
 

@@ -184,7 +184,7 @@ FAKE = """
 import os, sys
 from xen_save_helper.ipc_schema.streams import xl_handshake
 from xen_save_helper.toolstack.inspect.walk import inspect
-os.write(1, xl_handshake.BANNER.octets)
+os.write(1, xl_handshake.BANNER.data)
 with open(0, "rb", buffering=0, closefd=False) as stream:
     entries = inspect(stream)
     next(entry for entry in entries if entry.layer == "xl")
@@ -192,7 +192,7 @@ with open(0, "rb", buffering=0, closefd=False) as stream:
     next(entry for entry in entries if (entry.layer, entry.name) == ("libxl", "END"))
 os.write(1, {said!r})
 if {go!r}:
-    assert os.read(0, 1000) == xl_handshake.GO.octets
+    assert os.read(0, 1000) == xl_handshake.GO.data
     os.write(1, {after_go!r})
 if {stay!r}:
     os.read(0, 1)
@@ -208,7 +208,7 @@ def fake_receiver(
     return f"exec env PYTHONPATH={os.getcwd()} {sys.executable} {script}"
 
 
-READY, REPORT = xl_handshake.READY.octets, xl_handshake.REPORT.octets
+READY, REPORT = xl_handshake.READY.data, xl_handshake.REPORT.data
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ READY, REPORT = xl_handshake.READY.octets, xl_handshake.REPORT.octets
         pytest.param({"said": READY, "go": True, "after_go": REPORT + b"\1"}, 4,
                      "g--migratedaway", "suspended", id="not started, no permission"),
         pytest.param({"said": READY, "go": True,
-                      "after_go": REPORT + b"\1" + xl_handshake.PERMISSION.octets}, 1,
+                      "after_go": REPORT + b"\1" + xl_handshake.PERMISSION.data}, 1,
                      "g", "running", id="not started, permission"),
     ],
 )  # fmt: skip

@@ -45,7 +45,7 @@ async def send(side: Side, link: socket.socket, strategy: MemoryStrategy) -> byt
 
     domid = side.host.find("g")
     with link:
-        banner, ready = xl_handshake.BANNER.octets, xl_handshake.READY.octets
+        banner, ready = xl_handshake.BANNER.data, xl_handshake.READY.data
         assert await take(len(banner)) == banner
         config = json.dumps(side.host.config(domid)).encode() + b"\0"
         await fd_io.write_all(link.fileno(), xl_header.encode_header(config), limit=20)
@@ -54,7 +54,7 @@ async def send(side: Side, link: socket.socket, strategy: MemoryStrategy) -> byt
         assert saved.rc == 0, saved
         if strategy is MemoryStrategy.DEFAULT:
             assert await take(len(ready)) == ready
-            await fd_io.write_all(fd, xl_handshake.GO.octets, limit=20)
+            await fd_io.write_all(fd, xl_handshake.GO.data, limit=20)
         said = b""
         try:
             while True:
@@ -84,8 +84,8 @@ def journals(side: Side) -> list[str]:
 @pytest.mark.parametrize(
     ("strategy", "said"),
     [
-        (MemoryStrategy.DEFAULT, xl_handshake.REPORT.octets + b"\0"),
-        (MemoryStrategy.POSTCOPY, xl_handshake.SYNC.octets),
+        (MemoryStrategy.DEFAULT, xl_handshake.REPORT.data + b"\0"),
+        (MemoryStrategy.POSTCOPY, xl_handshake.SYNC.data),
     ],
 )
 def test_a_guest_that_runs_is_kept_though_the_journal_cannot_say_so(
@@ -156,7 +156,7 @@ def test_a_copy_that_is_gone_is_given_back(source: Side, destination: Side) -> N
     """Nothing of it can run here, and the sender may let the guest run on."""
     destination = Side(DestroyedAfterGo(destination.host.directory))
     told, result = migrate(source, destination)
-    assert told == xl_handshake.REPORT.octets + b"\3" + xl_handshake.PERMISSION.octets
+    assert told == xl_handshake.REPORT.data + b"\3" + xl_handshake.PERMISSION.data
     assert not result.started
     assert "there is no domain" in result.reason
     assert journals(destination) == []
@@ -181,7 +181,7 @@ def test_a_copy_that_is_given_up_has_the_name_that_its_journal_knows(
 
     monkeypatch.setattr(Journal, "promise", noted)
     told, result = migrate(source, destination)
-    assert told == xl_handshake.REPORT.octets + b"\3" + xl_handshake.PERMISSION.octets
+    assert told == xl_handshake.REPORT.data + b"\3" + xl_handshake.PERMISSION.data
     assert not result.started
     assert names[Promise.RECEIVING] == ["g--incoming"]
     assert destination.host.domains() == []

@@ -16,7 +16,7 @@ from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, toolstack
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.streams.xl_handshake import BANNER, VERDICT, Verdict, encode_verdict
 
-BANNER_SAID = f"printf '{BANNER.octets.decode().strip()}\\n'"
+BANNER_SAID = f"printf '{BANNER.data.decode().strip()}\\n'"
 
 SECCOMP = """
 import ctypes, errno, os, struct, sys
@@ -122,7 +122,7 @@ def test_a_receiver_that_knows_nothing_of_postcopy(hosts: Hosts, said: str, word
 def test_a_receiver_that_lies(hosts: Hosts, tmp_path: Path, body: bytes, words: str) -> None:
     hosts.guest()
     verdict = tmp_path / "verdict"
-    verdict.write_bytes(VERDICT.octets + body)
+    verdict.write_bytes(VERDICT.data + body)
     command = f"{BANNER_SAID}; head -c 64 >/dev/null; cat {verdict}"
     refused(hosts, migrate(hosts, to=command), words)
 
