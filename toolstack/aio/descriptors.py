@@ -1,7 +1,7 @@
-"""Checks of the descriptors that an operation is given, made before anything is begun, and of the
-limit on those that it will open (RLIMIT_NOFILE).
+"""The descriptors that an operation is given, checked before anything is begun, and the limit on
+those that it will open (RLIMIT_NOFILE).
 
-Raises as `toolstack.rules.arguments` does.
+The checks raise as those of `toolstack.rules.arguments` do.
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ def why_not() -> str:
         f"this process may have {soft} descriptors and has {opened}; a restore needs {NEEDED} "
         "more: raise the limit (ulimit -n)"
     )
+
+
+def duplicate(fd: int) -> int:
+    """Return another descriptor of the same open file, which the caller closes; -1 for -1. It is
+    above 2: those are for the standard streams only."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) if fd >= 0 else -1
 
 
 def readable(name: str, value: object) -> int:

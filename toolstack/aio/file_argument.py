@@ -20,8 +20,6 @@ STDOUT: Final = 1
 _NAMES: Final = {STDIN: "stdin", STDOUT: "stdout", 2: "stderr"}
 _MOST_LINKS: Final = 40
 """The number of symbolic links that the kernel follows."""
-_LOWEST_DUPLICATE: Final = 3
-"""0, 1 and 2 are for the standard streams only."""
 
 
 def file_of(text: str, standard: int) -> Path | int:
@@ -62,11 +60,6 @@ def refuse_terminal(fd: int, *, writing: bool) -> None:
     if os.isatty(fd):
         way = "redirect or pipe it" if writing else "redirect or pipe a stream into it"
         raise OSError(errno.EINVAL, f"it is a terminal; {way}, or name a file")
-
-
-def duplicate(fd: int) -> int:
-    """Return another descriptor of the same open file; the caller closes it."""
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_DUPLICATE)
 
 
 def _given(fd: int) -> bool:

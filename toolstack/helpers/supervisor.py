@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +23,7 @@ from xen_save_helper.ipc_schema.channel.messages import (
 from xen_save_helper.ipc_schema.channel.waits import Patience
 from xen_save_helper.ipc_schema.errors import Error, rc_name
 from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.aio import descriptors
 from xen_save_helper.toolstack.aio.patience import Timer
 from xen_save_helper.toolstack.helpers.channel import HelperChannel
 from xen_save_helper.toolstack.helpers.launch import HelperLaunch, OpenZmq, open_zmq
@@ -114,7 +114,7 @@ class SaveHelper:
             # The helper has its own 0, 1 and 2, so it gets copies with other numbers.
             request = self._launch.request
             for fd in (request.io_fd, request.back_fd):
-                copies.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) if fd >= 0 else -1)
+                copies.append(descriptors.duplicate(fd))
             io_fd, back_fd = copies
             request = request._replace(io_fd=io_fd, back_fd=back_fd)
             self._launch = replace(self._launch, request=request)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import stat
 from types import TracebackType
 from typing import Self
+
+from xen_save_helper.toolstack.aio import descriptors
 
 
 class OwnStream:
@@ -20,9 +21,9 @@ class OwnStream:
 
     def __init__(self, stream_fd: int, back_fd: int = -1) -> None:
         """Raises OSError."""
-        self.stream_fd = _duplicate(stream_fd)
+        self.stream_fd = descriptors.duplicate(stream_fd)
         try:
-            self.back_fd = _duplicate(back_fd)
+            self.back_fd = descriptors.duplicate(back_fd)
         except BaseException:
             os.close(self.stream_fd)
             raise
@@ -36,7 +37,7 @@ class OwnStream:
             try:
                 borrowed.shutdown(socket.SHUT_RDWR)
             except OSError:
-                pass  # the other side has gone already (ENOTCONN)
+                pass  # the other side has disconnected (ENOTCONN)
             finally:
                 borrowed.detach()
 
@@ -52,7 +53,3 @@ class OwnStream:
         for fd in (self.stream_fd, self.back_fd):
             if fd >= 0:
                 os.close(fd)
-
-
-def _duplicate(fd: int) -> int:
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) if fd >= 0 else -1

@@ -54,7 +54,7 @@ class OperationReport:
         self.domid = domid
         self.reason = ""
         self.why = Why()
-        """The first failure's, as the reason is."""
+        """The first failure's, as `reason` is."""
         self.statistics: Statistics | None = None
         self._ctx = ctx
         self._helper_error = ""

@@ -29,8 +29,8 @@ class Failure:
 
     @property
     def theirs(self) -> bool:
-        """It says no more than that the other side of the stream has failed or gone, which knows
-        the cause better."""
+        """Whether all it says is that the other side of the stream failed or disconnected; that
+        side knows the cause better."""
         return self.why.cause is Cause.PEER
 
 

@@ -17,7 +17,7 @@ import stat
 from pathlib import Path
 from typing import Final, Self
 
-from xen_save_helper.toolstack.aio import disk_room, file_argument
+from xen_save_helper.toolstack.aio import descriptors, disk_room, file_argument
 from xen_save_helper.toolstack.aio.file_argument import name_of
 from xen_save_helper.toolstack.aio.patience import patience
 from xen_save_helper.toolstack.aio.pipe_drain import drained
@@ -92,7 +92,7 @@ class _Direct(SaveTarget):
 
     async def open(self, need: int, limit: float) -> None:
         if isinstance(self._file, int):
-            self.fd = file_argument.duplicate(self._file)
+            self.fd = descriptors.duplicate(self._file)
         else:
             self.fd = await _open_existing(self._file, limit)
             file_argument.refuse_terminal(self.fd, writing=True)

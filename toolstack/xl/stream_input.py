@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from xen_save_helper.ipc_schema.streams import libvirt_header, xl_header
-from xen_save_helper.toolstack.aio import fd_io, file_argument
+from xen_save_helper.toolstack.aio import descriptors, fd_io, file_argument
 from xen_save_helper.toolstack.aio.file_argument import name_of
 from xen_save_helper.toolstack.aio.patience import patience
 from xen_save_helper.toolstack.inspect.foreign_formats import (
@@ -28,7 +28,7 @@ def open_stream(file: Path | int, flags: int = 0) -> int:
     """A descriptor to read a stream from, of `file`: a path, or a descriptor that is open. Raises
     OSError, also for a directory and a terminal."""
     if isinstance(file, int):
-        fd = file_argument.duplicate(file)
+        fd = descriptors.duplicate(file)
     else:
         fd = os.open(file, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC | flags)
     try:

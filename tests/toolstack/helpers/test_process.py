@@ -1,4 +1,4 @@
-"""How a helper's process is started."""
+"""Starting and ending a helper's process."""
 
 from __future__ import annotations
 

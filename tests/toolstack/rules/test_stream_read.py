@@ -279,7 +279,7 @@ class EveryOrder(RuleBasedStateMachine):
         assert not self.stopped, "no action after the end"
         match action:
             case ReadHeader() | ReadRecord():
-                assert self.read is None, "at most one read under way"
+                assert self.read is None, "at most one read in progress"
                 assert self.helper != "running" or self.waiting, "libxc has the stream"
                 self.read = "header" if isinstance(action, ReadHeader) else "record"
             case CancelRead():
