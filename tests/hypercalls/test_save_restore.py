@@ -1,5 +1,5 @@
-"""Our own engine and Debian's libxenguest, unmodified, save and restore on the stand-in, each what
-the other has saved."""
+"""Our own engine and Debian's unmodified libxenguest save and restore on the stand-in, and restore
+what the other has saved."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SUPERPAGE: Final = 512
 
 @pytest.fixture(params=Engine)
 def engine(request: pytest.FixtureRequest) -> Engine:
-    """What saves, or what fails."""
+    """The engine that saves, or that fails."""
     return Engine(request.param)
 
 
@@ -131,7 +131,8 @@ def test_a_suspended_guest(
 
 
 def assert_populated(source: Domain, destination: Domain, restorer: Engine) -> None:
-    """Each page once, and in superpages by our own engine; libxenguest does so from 4.21 on."""
+    """Each page is populated once, and in superpages by our own engine; libxenguest does so from
+    4.21 on."""
     pages = source.pages()
     own = restorer is Engine.OWN
     assert destination.populated == (pages_by_order(pages) if own else {0: len(pages)})
@@ -151,7 +152,7 @@ def test_a_running_guest(
     assert done.result == (0, 0), done.logged
     asked = [fields for name, fields in done.said if name == "precopy_policy"]
     told = [fields["dirty_count"] for fields in asked if 0 <= fields["dirty_count"] < 0x1000]
-    # Our own engine asks before each batch, and so has begun a round more.
+    # Our own engine asks before each batch, so it has begun one round more.
     assert told == [100, 200, 300][: 3 if engine is Engine.OWN else 2]
     assert machine.counts["XEN_DOMCTL_SHADOW_OP_CLEAN"] == len(told) + 1
 
@@ -164,7 +165,7 @@ def test_a_running_guest(
 def test_both_engines_write_the_same_stream(
     release: Release, machine: Machine, source: Domain, stream: Path
 ) -> None:
-    """Of a suspended guest, from the first byte to the last."""
+    """The streams of a suspended guest are the same, from the first byte to the last."""
     source.set_kind([0x310], Kind.BROKEN)
     digests = set()
     for engine in Engine:
@@ -177,7 +178,7 @@ def test_both_engines_write_the_same_stream(
 def test_a_guest_is_nearly_all_superpages(
     release: Release, machine: Machine, destination: Domain, stream: Path, engine: Engine
 ) -> None:
-    """64 MiB as libxl lays a PVH guest out, and written to while it is saved live."""
+    """A guest of 64 MiB, laid out as libxl does a PVH guest, and written to while it is saved."""
     source = guest(machine, 1, [range(64 << 20 >> 12)])
     assert saved_live(stream, source, machine, release, engine).result == (0, 0)
     done = restore(stream, destination, machine, release, Engine.OWN)
@@ -235,7 +236,7 @@ def test_pages_other_than_ram_travel_as_their_type_and_are_not_populated(
 def test_a_guest_that_is_still_being_paged_in_is_refused(
     release: Release, machine: Machine, source: Domain, stream: Path, engine: Engine
 ) -> None:
-    """Its missing pages look like holes."""
+    """The guest's missing pages look like holes."""
     source.set_kind(range(0x300, 0x303), Kind.PAGED_OUT)
     done = save(stream, source, machine, release, engine)
     assert done.result == (-1, errno.EBUSY)
@@ -374,7 +375,7 @@ def test_a_call_of_a_save_fails(
     machine.fail(name, errno.EXDEV, times=BY_A_SAVE[engine][name])
     done = saved_live(stream, source, machine, release, engine)
     if name == "XEN_DOMCTL_SHADOW_OP_OFF":
-        # The guest is whole all the same.
+        # The guest is complete all the same.
         assert done.result == (0, 0)
         assert machine.complaints() == ["domain 1 is in log-dirty mode"]
         source.state.log_dirty = 0

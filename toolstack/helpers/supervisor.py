@@ -97,12 +97,12 @@ class SaveHelper:
         self._last_words = ""
         self._reaped = False
         self._statistics: Statistics | None = None
-        self._told = False
+        self._done_called = False
 
     @property
     def running(self) -> bool:
         """Whether `done` is still to come."""
-        return not self._told
+        return not self._done_called
 
     def start(self) -> None:
         """Start the process, unless it was aborted before. Errors go to `done` (ERROR_FAIL); none
@@ -390,6 +390,6 @@ class SaveHelper:
             statistics=self._statistics,
             completed=run.completed,
         )
-        self._told = True
+        self._done_called = True
         # Never on top of the caller's start or abort.
         self._loop.call_soon(self._done, result)

@@ -64,8 +64,8 @@ READING: Final[Mapping[ReadPhase, Reading]] = {
 }
 
 
-class Does(Enum):
-    """The effect of a record."""
+class RecordEffect(Enum):
+    """What a record does."""
 
     STOP = "the stream stops, rc 0"
     HELPER = "start the helper; reading goes on when it has ended"
@@ -76,22 +76,28 @@ class Does(Enum):
 _DATA_PHASES: Final = frozenset(ReadPhase) - {ReadPhase.CHECKPOINT_STATE}
 
 # fmt: off
-RECORDS: Final[Mapping[RecordType, tuple[Does, frozenset[ReadPhase]]]] = {
-    RecordType.END:                     (Does.STOP, frozenset({ReadPhase.NORMAL})),
-    RecordType.LIBXC_CONTEXT:           (Does.HELPER, frozenset({ReadPhase.NORMAL})),
-    RecordType.EMULATOR_XENSTORE_DATA:  (Does.KEEP, _DATA_PHASES),
-    RecordType.EMULATOR_CONTEXT:        (Does.KEEP, _DATA_PHASES),
+RECORDS: Final[Mapping[RecordType, tuple[RecordEffect, frozenset[ReadPhase]]]] = {
+    RecordType.END:
+        (RecordEffect.STOP, frozenset({ReadPhase.NORMAL})),
+    RecordType.LIBXC_CONTEXT:
+        (RecordEffect.HELPER, frozenset({ReadPhase.NORMAL})),
+    RecordType.EMULATOR_XENSTORE_DATA:
+        (RecordEffect.KEEP, _DATA_PHASES),
+    RecordType.EMULATOR_CONTEXT:
+        (RecordEffect.KEEP, _DATA_PHASES),
     RecordType.CHECKPOINT_END:
-        (Does.CALLBACK, frozenset({ReadPhase.CHECKPOINT_UNBUFFERING})),
-    RecordType.CHECKPOINT_STATE:        (Does.CALLBACK, frozenset({ReadPhase.CHECKPOINT_STATE})),
-    RecordType.POSTCOPY_TRANSITION_END: (Does.CALLBACK, frozenset({ReadPhase.POSTCOPY_TRANSITION})),
+        (RecordEffect.CALLBACK, frozenset({ReadPhase.CHECKPOINT_UNBUFFERING})),
+    RecordType.CHECKPOINT_STATE:
+        (RecordEffect.CALLBACK, frozenset({ReadPhase.CHECKPOINT_STATE})),
+    RecordType.POSTCOPY_TRANSITION_END:
+        (RecordEffect.CALLBACK, frozenset({ReadPhase.POSTCOPY_TRANSITION})),
 }
 """What each record does, and the phases in which it may be processed. Besides, only END may follow
 a postcopy transition, and the emulator's records may come only if a device model is expected."""
 
 
-class Told(Enum):
-    """Who is told of a failure."""
+class FailureReport(Enum):
+    """How a failure is reported, and to whom."""
 
     JOIN = "the stream stops with the rc"
     FAILOVER = "checkpoint callback, XGR_CHECKPOINT_FAILOVER: what was queued is dropped"
@@ -100,12 +106,12 @@ class Told(Enum):
     POSTCOPY_TRANSITION = "postcopy transition callback, the rc"
 
 
-ON_FAILURE: Final[Mapping[ReadPhase, Told]] = {
-    ReadPhase.NORMAL: Told.JOIN,
-    ReadPhase.CHECKPOINT_BUFFERING: Told.FAILOVER,
-    ReadPhase.CHECKPOINT_UNBUFFERING: Told.ERROR,
-    ReadPhase.CHECKPOINT_STATE: Told.CHECKPOINT_STATE,
-    ReadPhase.POSTCOPY_TRANSITION: Told.POSTCOPY_TRANSITION,
+ON_FAILURE: Final[Mapping[ReadPhase, FailureReport]] = {
+    ReadPhase.NORMAL: FailureReport.JOIN,
+    ReadPhase.CHECKPOINT_BUFFERING: FailureReport.FAILOVER,
+    ReadPhase.CHECKPOINT_UNBUFFERING: FailureReport.ERROR,
+    ReadPhase.CHECKPOINT_STATE: FailureReport.CHECKPOINT_STATE,
+    ReadPhase.POSTCOPY_TRANSITION: FailureReport.POSTCOPY_TRANSITION,
 }
 """`stream_complete(rc)`: in all phases but NORMAL the failure is libxc's answer, and it comes back
 through the helper's end."""
@@ -328,15 +334,15 @@ class StreamReader:
 
     def _do(self, record: RecordType, body: bytes) -> Actions:
         match RECORDS[record][0]:
-            case Does.STOP:
+            case RecordEffect.STOP:
                 return self._stop(0)
-            case Does.HELPER:
+            case RecordEffect.HELPER:
                 self._helper_started = self._helper_running = True
                 return (StartHelper(),)
-            case Does.KEEP:
+            case RecordEffect.KEEP:
                 self.processing = True
                 return (Keep(record, body),)
-            case Does.CALLBACK:
+            case RecordEffect.CALLBACK:
                 return self._end_phase(body)
 
     def _problem(self, number: int) -> str | None:
@@ -344,16 +350,16 @@ class StreamReader:
             record = RecordType(number)
         except ValueError:
             return f"unrecognised record {number:#010x}"
-        does, phases = RECORDS[record]
+        effect, phases = RECORDS[record]
         if self.postcopy_transitioned and record is not RecordType.END:
             return f"{record.name} after the postcopy transition, where only END may follow"
         if self.phase not in phases:
             return f"unexpected {record.name} in the phase {self.phase.value}"
-        if does is Does.HELPER and self._helper_started:
+        if effect is RecordEffect.HELPER and self._helper_started:
             return f"a second {record.name}"
-        if does is Does.STOP and not self._helper_started:
+        if effect is RecordEffect.STOP and not self._helper_started:
             return f"{record.name} before LIBXC_CONTEXT: there is no domain in the stream"
-        if does is Does.KEEP and not self._device_model:
+        if effect is RecordEffect.KEEP and not self._device_model:
             return f"{record.name}, but the domain has no device model"
         return None
 
@@ -369,21 +375,21 @@ class StreamReader:
                 return (CheckpointCallback(CheckpointResult.SUCCESS),)
 
     def _failed(self, rc: int) -> Actions:
-        told = ON_FAILURE[self.phase]
+        report = ON_FAILURE[self.phase]
         self.phase = ReadPhase.NORMAL
         self._queue.clear()
-        if told is not Told.JOIN:
+        if report is not FailureReport.JOIN:
             self._broken = rc
-        match told:
-            case Told.JOIN:
+        match report:
+            case FailureReport.JOIN:
                 return self._stop(rc)
-            case Told.FAILOVER:
+            case FailureReport.FAILOVER:
                 return (CheckpointCallback(CheckpointResult.FAILOVER),)
-            case Told.ERROR:
+            case FailureReport.ERROR:
                 return (CheckpointCallback(CheckpointResult.ERROR),)
-            case Told.CHECKPOINT_STATE:
+            case FailureReport.CHECKPOINT_STATE:
                 return (CheckpointStateCallback(rc, b""),)
-            case Told.POSTCOPY_TRANSITION:
+            case FailureReport.POSTCOPY_TRANSITION:
                 self.postcopy_transitioned = True
                 return (PostcopyTransitionCallback(rc),)
 
