@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from xen_save_helper.ipc_schema.causes import why
 from xen_save_helper.ipc_schema.errors import Error
@@ -22,6 +22,9 @@ from xen_save_helper.toolstack.rules.suspend import (
 if TYPE_CHECKING:
     from xen_save_helper.toolstack.hosts.interface import Host, SuspendRequest
     from xen_save_helper.toolstack.limits import Limits
+
+
+_GONE: Final = "the guest was destroyed"
 
 
 class GuestSuspension:
@@ -56,7 +59,7 @@ class GuestSuspension:
                 self._limits.callback, self._host.suspend_request, self._domid
             )
         except ProcessLookupError:
-            return Finished(Error.FAIL, self._gone())
+            return Finished(Error.FAIL, _GONE)
         except OSError as error:
             # A call that took too long may still have its effect.
             self.rules.may_suspend = isinstance(error, TimeoutError)
@@ -116,13 +119,10 @@ class GuestSuspension:
             actions += self.rules.abort(self._abort_rc)
         return actions
 
-    def _gone(self) -> str:
-        return f"domain {self._domid} is gone: it was destroyed"
-
     def _how_it_ended(self) -> str:
         match state_of(self._host, self._domid):
             case None:
-                return self._gone()
+                return _GONE
             case "shut down":
                 return "the guest has shut itself down"
         return "the guest has crashed"

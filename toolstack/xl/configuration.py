@@ -1,7 +1,7 @@
-"""A guest's configuration in a file, for `-C FILE`: JSON of libxl_domain_config.
+"""Reads the configuration of a guest from a file (`-C FILE`): libxl_domain_config as JSON.
 
-It is what `xl list -l NAME` prints, with or without what that puts around it (`domid`, a list), and
-what `xl save` writes into its header.
+`xl list -l NAME` prints it, in a list and with a `domid`, which may be there or not; `xl save`
+writes it into its header.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _WANTED: Final = "libxl's JSON, as `xl list -l NAME` or `xl create -q -n FILE.cf
 
 
 class ConfigurationError(ValueError):
-    """A file that holds no configuration; the text names the file and what is wanted."""
+    """A file without a configuration; the text names the file and what it should hold."""
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
-    """The configuration in `path`: an object with `c_info` (`name`, `type`) and `b_info`
-    (`max_memkb`), whose parts have the types that libxl gives them, without the domid.
+    """Read the configuration in `path`: an object with `c_info` (`name`, `type`) and `b_info`
+    (`max_memkb`), of the types that libxl gives them, without the domid.
 
-    Raises ConfigurationError for a file that holds none, OSError where it cannot be read.
+    Raises ConfigurationError if the file holds none, OSError if it cannot be read.
     """
     with path.open("rb") as file:
         text = file.read(MAX_OPTIONAL_DATA + 1)
@@ -43,18 +43,18 @@ def read_configuration(path: Path) -> dict[str, Any]:
 
 
 def _json(text: bytes) -> object:
-    """Raises ValueError that says where it is none."""
+    """Decode JSON. Raises ValueError, which says where it breaks."""
     text = text.rstrip(b"\0")
     if text.lstrip()[:1] not in {b"{", b"["}:
-        raise ValueError(f"is no JSON; want {_WANTED}")
+        raise ValueError(f"is not JSON; want {_WANTED}")
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"line {error.lineno}, column {error.colno}: {error.msg}") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"is no JSON, but has octet {text[error.start]:#04x}") from None
+        raise ValueError(f"is not JSON: has the byte {text[error.start]:#04x}") from None
     except RecursionError:
-        raise ValueError("is nested too deep") from None
+        raise ValueError("is nested too deeply") from None
 
 
 def _unwrapped(value: object) -> dict[str, Any]:
@@ -83,11 +83,11 @@ def _check(config: Mapping[str, Any]) -> None:
 def _part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     part = config.get(name)
     if not isinstance(part, dict):
-        raise ValueError(f"{name} is {_seen(part)}, want an object; want {_WANTED}")
+        raise ValueError(f"{name} is {_seen(part)}, want an object of {_WANTED}")
     return part
 
 
 def _seen(value: object) -> str:
-    """As an error names it: in JSON's words, and not at length."""
+    """A value as an error shows it: in JSON's words, cut short."""
     kinds = {dict: "an object", list: "a list", type(None): "missing"}
     return kinds.get(type(value)) or f"{json.dumps(value):.40}"

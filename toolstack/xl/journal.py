@@ -1,8 +1,8 @@
-"""What an operation has promised about a guest, kept where `recover` finds it after a crash.
+"""Journals: what each operation has promised about its guest, for `recover` to find after a crash.
 
-One small JSON file for each guest and end of an operation, in the host's state directory. A
-promise is written before it is made, atomically (temporary file, fsync, rename, fsync of the
-directory), so what stands here is never less than what the other side may have been told.
+A journal is a small JSON file in the host's state directory, one for each guest and end of an
+operation. A promise is written down before it is made, atomically (temporary file, fsync, rename,
+fsync of the directory), so the other side has never been promised more than the journal says.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ SUFFIX: Final = ".journal"
 VERSION: Final = 1
 
 _TEMPORARY: Final = ".journal-"
-"""Followed by the writer's pid, a hyphen, and what makes it unique."""
+"""The prefix of a temporary file; the writer's pid, a hyphen and a unique part follow."""
 
 _LOCK_LIMIT: Final = 10.0
-"""Seconds to wait for others who begin or end an operation."""
+"""Seconds to wait for other processes that begin or end an operation."""
 _LOCK_POLL: Final = 0.005
-"""flock(2) has no time limit of its own."""
+"""Seconds between attempts: flock(2) has no time limit of its own."""
 
 
 class Role(Enum):
-    """Which end of what the guest is at, here."""
+    """The end of an operation that this host is."""
 
     SOURCE = "source"
     DESTINATION = "destination"
@@ -46,24 +46,25 @@ class Role(Enum):
 
 
 class Promise(Enum):
-    """How far an operation has bound itself; each role has its own."""
+    """How far an operation has committed itself; each role has its own promises."""
 
     BEGUN = "begun"
-    """SOURCE, SAVE: nothing promised, the guest is ours. Again so after the destination gave the
-    guest back."""
+    """SOURCE, SAVE: nothing is promised, and the guest is ours; again so once the destination has
+    given it back."""
     GO = "go"
     """SOURCE: the destination may have been told to start the guest."""
     TRANSITION = "transition"
     """SOURCE: the postcopy transition may have reached the destination."""
     DONE = "done"
-    """SOURCE: the destination has said that the guest runs there. SAVE: the file is whole, and the
-    guest was to end. What is left here is to be destroyed."""
+    """SOURCE: the destination has reported that the guest runs there. SAVE: the file is whole, and
+    the guest was to end. What is left here must be destroyed."""
     RECEIVING = "receiving"
-    """DESTINATION, RESTORE: nothing promised, our copy is partial or was given up."""
+    """DESTINATION, RESTORE: nothing is promised; our copy is partial or was given up."""
     GO_RECEIVED = "go-received"
-    """DESTINATION: the sender has let go; RESTORE: the file is read. To be started here."""
+    """DESTINATION: the sender has let the guest go. RESTORE: the file has been read. The guest must
+    be started here."""
     RESUMED = "resumed"
-    """DESTINATION: postcopy; the guest may have run here, with part of its memory."""
+    """DESTINATION: the guest may have run here with part of its memory (postcopy)."""
     STARTED = "started"
     """DESTINATION: the guest has all its memory and was started."""
 
@@ -79,17 +80,17 @@ PROMISES: Final = {
     Role.SAVE: (Promise.BEGUN, Promise.DONE),
     Role.RESTORE: (Promise.RECEIVING, Promise.GO_RECEIVED, Promise.STARTED),
 }
-"""The promises that each role can make; the first is where it begins."""
+"""The promises of each role; it begins with the first."""
 
 
 class JournalError(OSError):
-    """A journal that is in the way, cannot be read or cannot be written; the text says what to
+    """A journal that forbids an operation, or cannot be read or written; the text says what to
     do."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process, told from a later one with the same pid by its start time and the boot."""
+    """A process; start time and boot distinguish it from a later one with the same pid."""
 
     pid: int
     start_time: int
@@ -105,9 +106,9 @@ class Process:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a journal file holds. `peer` is the other side (`--to`'s argument, or the file);
-    `partial` is a temporary file that goes when the operation is ended for it; `uuid` is the
-    guest's, which no other guest has that a person gives the same name."""
+    """The contents of a journal. `peer` is the other side: the argument of `--to`, or the file.
+    `partial` is a temporary file, which `recover` removes. `uuid` tells the guest from another one
+    that was given the same name."""
 
     name: str
     role: Role
@@ -121,8 +122,8 @@ class Entry:
 
     @property
     def copy_names(self) -> tuple[str, ...]:
-        """The names that a domain which is received may have; none for the sending roles, which
-        know the domid."""
+        """The names that a received domain may have; none for the sending roles, which know the
+        domid."""
         if self.role not in {Role.DESTINATION, Role.RESTORE}:
             return ()
         if self.promise in {Promise.GO_RECEIVED, Promise.STARTED}:
@@ -130,12 +131,12 @@ class Entry:
         return (self.domain_name,)
 
     def may_be(self, uuid: str | None) -> bool:
-        """Whether a domain with this uuid can be the one of the journal."""
+        """Whether a domain with this uuid can be the journal's."""
         return self.uuid is None or uuid is None or self.uuid == uuid
 
 
 class Journal:
-    """The journal of one running operation. Made by `begin`, ended by `close`."""
+    """The journal of a running operation, from `begin` to `close`."""
 
     def __init__(self, path: Path, entry: Entry) -> None:
         self._path = path
@@ -154,7 +155,8 @@ class Journal:
         partial: str | None = None,
         uuid: str | None = None,
     ) -> Journal:
-        """Start a journal with the role's first promise. Raises JournalError where one stands."""
+        """Start a journal with the role's first promise. Raises JournalError if there is one for
+        the same guest or domain."""
         promise, process = PROMISES[role][0], Process.current()
         entry = Entry(name, role, promise, domid, domain_name, peer, process, partial, uuid)
         path = _path(state_dir, name, role)
@@ -169,8 +171,8 @@ class Journal:
         return cls(path, entry)
 
     def promise(self, promise: Promise) -> None:
-        """Write down a promise that is about to be made. Raises ValueError for one that the role
-        cannot make, OSError where it cannot be written: then it must not be made."""
+        """Write down a promise that is about to be made. Raises ValueError if the role has no such
+        promise, OSError if it cannot be written: then it must not be made."""
         if promise not in PROMISES[self.entry.role]:
             raise ValueError(f"{self.entry.role} does not promise {promise}")
         entry = replace(self.entry, promise=promise)
@@ -179,8 +181,8 @@ class Journal:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """The domain is this operation's alone while the context lasts, also to those that keep no
-        journal. Raises JournalError where it is another's; the journal is closed then."""
+        """Keep all other operations off the domain while the context lasts, those without a journal
+        included. Closes the journal and raises JournalError if another has the domain."""
         assert self.entry.domid is not None, "the operation begins with a domain"
         with ExitStack() as held:
             try:
@@ -193,12 +195,12 @@ class Journal:
             yield
 
     def close(self) -> None:
-        """The operation is over, and nothing is left to do here."""
+        """Remove the journal: nothing is left to do here."""
         remove(self._path.parent, self.entry)
 
 
 def entries(state_dir: Path) -> list[Entry]:
-    """All journals of a host, by name. Raises JournalError for one that cannot be read."""
+    """The journals of a host, sorted by name. Raises JournalError if one cannot be read."""
     if not state_dir.is_dir():
         return []
     found: list[Entry] = []
@@ -206,21 +208,21 @@ def entries(state_dir: Path) -> list[Entry]:
         try:
             found.append(_read(path))
         except FileNotFoundError:
-            continue  # ended in this moment
+            continue  # it was closed just now
     return found
 
 
 def remove(state_dir: Path, entry: Entry) -> None:
-    """Take a journal away. No error where it is gone already."""
+    """Remove a journal, if it still exists."""
     _path(state_dir, entry.name, entry.role).unlink(missing_ok=True)
     _sync_directory(state_dir)
 
 
 @contextmanager
 def taken_over(state_dir: Path, entry: Entry) -> Iterator[None]:
-    """Of what a dead process left: to the others it is this process's while the context lasts.
+    """Make a dead process's journal this process's while the context lasts.
 
-    Raises JournalError where it is not what it was, or another process has taken it over.
+    Raises JournalError if the journal has changed or another process has taken it over.
     """
     path = _path(state_dir, entry.name, entry.role)
     ours = replace(entry, process=Process.current())
@@ -236,7 +238,7 @@ def taken_over(state_dir: Path, entry: Entry) -> Iterator[None]:
 
 
 def _expect(path: Path, entry: Entry) -> None:
-    """Raises JournalError where another one stands there, or none."""
+    """Raise JournalError unless the journal at `path` is `entry`."""
     try:
         standing = _read(path)
     except FileNotFoundError:
@@ -245,12 +247,12 @@ def _expect(path: Path, entry: Entry) -> None:
         return
     if standing is not None and standing.process.alive():
         raise _in_the_way(standing)
-    raise JournalError(f"guest {entry.name!r}: its journal has changed meanwhile; look again")
+    raise JournalError(f"guest {entry.name!r}: its journal has just changed; try again")
 
 
 @contextmanager
 def _locked(state_dir: Path) -> Iterator[None]:
-    """Nobody else begins, takes over or gives back an operation. Raises JournalError."""
+    """Keep others from beginning, taking over or giving back an operation. Raises JournalError."""
     patience = Patience(_LOCK_LIMIT, time.monotonic())
     descriptor = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -261,7 +263,7 @@ def _locked(state_dir: Path) -> Iterator[None]:
             except BlockingIOError:
                 if patience.look(time.monotonic()):
                     raise JournalError(
-                        f"another process holds {state_dir} for over {_LOCK_LIMIT:g} s; end it"
+                        f"another process has held {state_dir} for over {_LOCK_LIMIT:g} s; end it"
                     ) from None
             time.sleep(_LOCK_POLL)
         yield
@@ -270,7 +272,7 @@ def _locked(state_dir: Path) -> Iterator[None]:
 
 
 def sweep(state_dir: Path) -> None:
-    """Take away what writers left that were killed while they wrote."""
+    """Remove the temporary files of writers that were killed."""
     for path in state_dir.glob(f"{_TEMPORARY}*"):
         pid = path.name.removeprefix(_TEMPORARY).partition("-")[0]
         if pid.isdecimal() and _start_time(int(pid)) is None:
@@ -283,7 +285,7 @@ def _path(state_dir: Path, name: str, role: Role) -> Path:
 
 def _same_domain(standing: Entry, new: Entry) -> bool:
     if new.domid is None:
-        return False  # there is none yet
+        return False  # it does not exist yet
     if standing.domid is not None:
         return standing.domid == new.domid
     return new.domain_name in standing.copy_names and standing.may_be(new.uuid)
@@ -297,12 +299,12 @@ def _in_the_way(entry: Entry) -> JournalError:
         )
     if entry.promise is Promise.STARTED:
         return JournalError(
-            f"guest {entry.name!r} has come as {entry.domain_name!r}, and has not its own name; "
-            f"run `xen-toolstack recover {entry.name}` first"
+            f"guest {entry.name!r} was received, but is still called {entry.domain_name!r}; run "
+            f"`xen-toolstack recover {entry.name}` first"
         )
     return JournalError(
         f"guest {entry.name!r} was left in the middle of an operation ({entry.role.value}) by a "
-        f"process that is gone; run `xen-toolstack recover {entry.name}` first"
+        f"process that has ended; run `xen-toolstack recover {entry.name}` first"
     )
 
 
@@ -329,7 +331,8 @@ def _read(path: Path) -> Entry:
 
 
 def _write(path: Path, entry: Entry) -> None:
-    """Put the entry at `path`, whole, and on the disk. Raises JournalError, OSError."""
+    """Write the entry to `path` and to the disk, whole or not at all. Raises JournalError,
+    OSError."""
     fields = asdict(entry) | {
         "version": VERSION,
         "role": entry.role.value,
@@ -361,7 +364,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _start_time(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat; None where there is no such process, or only its zombie."""
+    """Field 22 of /proc/PID/stat; None if there is no such process, or only its zombie."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

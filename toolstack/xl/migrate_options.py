@@ -1,4 +1,4 @@
-"""Where to a guest is migrated, and how."""
+"""The destination of a migration, and its options."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class HostDestination:
 
 @dataclass(frozen=True)
 class CommandDestination:
-    """A command that talks to a receiver through its stdin and stdout, as `ssh` does."""
+    """A command whose stdin and stdout lead to a receiver, as those of `ssh` do."""
 
     command: str
 
@@ -42,11 +42,11 @@ Destination = HostDestination | CommandDestination
 
 @dataclass(frozen=True)
 class MigrateOptions:
-    """How to migrate; `bandwidth` in bytes a second, 0 for no limit. `paused`: the guest stays
-    paused at the destination. `config`: what is sent in the place of the domain's own
-    configuration. `debug`: SUSPEND_DEBUG, all memory is sent again and compared.
+    """How to migrate. `bandwidth`: bytes per second at most, 0 for no limit. `paused`: the guest
+    stays paused at the destination. `config`: sent instead of the domain's own configuration.
+    `debug`: SUSPEND_DEBUG, all memory is sent again and compared.
 
-    Raises TypeError and ValueError for what cannot be, and cannot be together.
+    Raises TypeError and ValueError for invalid options and combinations.
     """
 
     strategy: MemoryStrategy = MemoryStrategy.DEFAULT
@@ -65,12 +65,12 @@ class MigrateOptions:
         if self.strategy is not MemoryStrategy.POSTCOPY:
             return
         for name, given, why in (
-            ("paused", self.paused, "a guest runs before all its memory is there"),
-            ("debug", self.debug, "a guest that runs has other memory already"),
-            ("abort_after", self.precopy.abort_after is not None, "it ends always"),
+            ("paused", self.paused, "the guest runs before all its memory is there"),
+            ("debug", self.debug, "the guest runs, and changes the memory to compare"),
+            ("abort_after", self.precopy.abort_after is not None, "postcopy always converges"),
         ):
             if given:
-                raise ValueError(f"postcopy cannot be with {name}: {why}")
+                raise ValueError(f"postcopy excludes {name}: {why}")
 
     @property
     def mode(self) -> str:

@@ -1,4 +1,4 @@
-"""How a migration ended: the four outcomes of `xl migrate`, and a fifth; exit codes; the JSON."""
+"""Outcomes of a migration: the four of `xl migrate` and a fifth, their exit codes and JSON."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from xen_save_helper.toolstack.rules.handshake import Sender
 
 
 class ExitCode(IntEnum):
-    """What the commands exit with. All but migrate and demo use the first three only."""
+    """Exit codes of the commands; all but migrate and demo use the first three only."""
 
     SUCCESS = 0
     FAILED = 1
-    """Failed; for migrate and demo: and the guest runs at the source."""
+    """Failed; after migrate and demo, the guest runs at the source."""
     USAGE = 2
     POSTCOPY_FAILED = 3
-    """Failed after the postcopy transition: suspended at the source, never resumed."""
+    """Failed after the postcopy transition: the guest is left suspended at the source."""
     UNDEFINED = 4
     """The link was lost after GO: the guest is suspended at the source and may run at the
     destination."""
     GUEST_DIED = 5
-    """The guest itself crashed or its process ended: it runs nowhere, and no migration rule can
-    bring it back."""
+    """The guest itself crashed, shut down or was destroyed: it runs nowhere, and no rule of
+    migration can bring it back."""
 
 
 class Outcome(Enum):
@@ -44,16 +44,34 @@ EXIT_CODES: Final = {
 }
 
 
+def where_guest_is(state: str | None, place: str) -> str:
+    """What has become of a guest, as a clause. `state` is that of `settle.state_of`, `place` a word
+    for its host."""
+    match state:
+        case None:
+            return "the guest was destroyed"
+        case "crashed":
+            return "the guest has crashed"
+        case "shut down":
+            return "the guest has shut itself down"
+    return f"the guest is {state} {place}"
+
+
+def told_once(reason: str, now: str) -> str:
+    """A failure and what has become of the guest, which the reason may have said already."""
+    return reason if now in reason else f"{reason}; {now}"
+
+
 def outcome_of(end: Sender) -> Outcome:
-    """The outcome that an end of the sender's machine stands for."""
+    """The outcome for an end of the sender's machine."""
     return Outcome(end.value)
 
 
 @dataclass(frozen=True)
 class PostcopyResult:
-    """`pages` sent after the transition, `faults` among them that the guest waited for, and how
-    long it waited (measured in the guest; None where the destination is out of our sight). As for
-    None of the first two, see MigrationResult."""
+    """`pages` sent after the transition, the `faults` among them that the guest waited for, and how
+    long it waited for one, in microseconds (measured in the guest; None if the destination is out
+    of sight). The first two may be None as in MigrationResult."""
 
     pages: int | None
     faults: int | None
@@ -63,7 +81,7 @@ class PostcopyResult:
 
 @dataclass(frozen=True)
 class GuestResult:
-    """Where the guest is now and what it says of itself; None where that is out of sight."""
+    """Where the guest is now and what it reports of itself; None if that is out of sight."""
 
     host: str | None
     state: str | None
@@ -77,11 +95,12 @@ class MigrationResult:
     """What `migrate` returns, and prints with --json.
 
     `total_seconds` runs from the start of the receiver to the end of the handshake.
-    `downtime_seconds` is from the guest's last step at the source to its first at the destination;
-    where the destination is out of sight, from its suspension to the destination's report; None
-    where it never stood still. `stopped_seconds`: for how long our own processes on this machine
-    were stopped on the way, 0 where that was not worth a word. The three that the helper counts
-    are None where it did not live to tell, or speaks libxl's protocol, which has no word for them.
+    `downtime_seconds` runs from the guest's last step at the source to its first at the
+    destination, or, if the destination is out of sight, from its suspension to the destination's
+    report; None if it never stood still. `stopped_seconds` is how long our own processes on this
+    machine were stopped meanwhile, 0 if not worth mentioning. The helper counts `rounds`,
+    `pages_sent` and `bytes_sent`; they are None if it died first, or speaks libxl's protocol, which
+    cannot tell them.
     """
 
     outcome: Outcome
@@ -98,7 +117,7 @@ class MigrationResult:
     guest: GuestResult
     reason: str
     warnings: tuple[str, ...] = ()
-    """What a person should know of a migration that succeeded, a line for each."""
+    """What a person should know about a migration that succeeded, a line each."""
 
     @property
     def exit_code(self) -> ExitCode:

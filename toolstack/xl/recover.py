@@ -1,6 +1,6 @@
-"""End what a dead controller left in the middle: by what it had promised, never by guesswork.
+"""Finishes what a dead controller left in the middle, by what it had promised, never by guesswork.
 
-`WAYS` says for each role and promise what is right; the state of the domain only narrows it. A
+`WAYS` says what is right for each role and promise; the state of the domain only narrows it. A
 guest that may run elsewhere is never resumed here: `recover` then says what to look at, and a
 person who has looked can choose `WayOut.RESUME` or `WayOut.DESTROY`.
 """
@@ -27,30 +27,30 @@ if TYPE_CHECKING:
     from xen_save_helper.toolstack.hosts.interface import DomainSummary, Host
 
 VERIFY_LIMIT: Final = 60.0
-"""Seconds that a guest resumed by postcopy has to compare all its memory."""
+"""Seconds for a guest resumed by postcopy to compare all its memory."""
 
 LATE_SUSPEND: Final = 0.5
-"""Seconds for a guest to suspend on a request that a dead controller has left. A guest that
-acknowledged it and takes longer suspends after all: `recover` then resumes it."""
+"""Seconds to wait for a guest to suspend on a dead controller's request. One that takes longer
+suspends after all, and has to be resumed by another `recover`."""
 
 
 class Way(Enum):
-    """How an operation is ended."""
+    """How `recover` ends an operation."""
 
     RESUME = "resume"
-    """Nothing was promised: the guest runs on here, under its name, log-dirty mode off."""
+    """Nothing was promised: let the guest run on here, under its name, log-dirty mode off."""
     DESTROY = "destroy"
-    """What is here is partial, or no longer the guest."""
+    """Destroy what is here: it is partial, or no longer the guest."""
     START = "start"
     """The sender has let go: give it its name and start it."""
     FINISH = "finish"
-    """It runs: give it its name."""
+    """The guest runs: give it its name."""
     FINISH_IF_WHOLE = "finish if whole"
-    """It may have run with part of its memory: keep it only if it can compare all of it."""
+    """The guest may have run with part of its memory: keep it only if it can compare all of it."""
     REFUSE = "refuse"
-    """It may run at the other side."""
+    """The guest may run at the other side: leave the choice to a person."""
     FORGET = "forget"
-    """Nothing is left to do here but to take the journal away."""
+    """Only remove the journal: nothing else is left to do here."""
 
 
 WAYS: Final = {
@@ -76,28 +76,28 @@ OPERATIONS: Final = {
     Role.SAVE: "save",
     Role.RESTORE: "restore",
 }
-"""What people call the operation of each role."""
+"""Each role's operation, for people."""
 
 
 _LEFT: Final = {
     (Role.SOURCE, Promise.BEGUN): "its migration was left in the middle",
     (Role.SOURCE, Promise.DONE): "it runs at {entry.peer}; what is left here goes",
     (Role.DESTINATION, Promise.RECEIVING): "only partly received",
-    (Role.DESTINATION, Promise.GO_RECEIVED): "received whole, and not started yet",
+    (Role.DESTINATION, Promise.GO_RECEIVED): "received whole, but not started yet",
     (Role.DESTINATION, Promise.RESUMED): "it may have run with part of its memory",
     (Role.DESTINATION, Promise.STARTED): "it was received and started; its name is {entry.name!r}",
     (Role.SAVE, Promise.BEGUN): "its save was left in the middle",
     (Role.SAVE, Promise.DONE): "it is whole in {entry.peer}; what is left here goes",
     (Role.RESTORE, Promise.RECEIVING): "only partly restored",
-    (Role.RESTORE, Promise.GO_RECEIVED): "restored whole, and not started yet",
+    (Role.RESTORE, Promise.GO_RECEIVED): "restored whole, but not started yet",
     (Role.RESTORE, Promise.STARTED): "it was restored; its name is {entry.name!r}",
 }
-"""What an operation whose process has ended has left, for people; of those that `WAYS` refuses,
-`waits_for` says more."""
+"""What an operation whose process has ended left behind, for people; `waits_for` has a text of its
+own for those that `WAYS` refuses."""
 
 
 class WayOut(Enum):
-    """What a person may choose where `recover` refuses."""
+    """What a person may choose if `recover` refuses."""
 
     RESUME = "resume"
     DESTROY = "destroy"
@@ -106,8 +106,8 @@ class WayOut(Enum):
 @dataclass(frozen=True)
 class Recovery:
     """What became of one journal entry, or of a suspended guest without one (`role` and `promise`
-    are None). `done` is False where it was refused or the guest is lost; `way` is what was carried
-    out, `text` a line for people."""
+    are None). `way` was carried out; `done` is False if it was refused or the guest is lost; `text`
+    is a line for people."""
 
     name: str
     role: Role | None
@@ -125,24 +125,24 @@ def decide(role: Role, promise: Promise, state: str | None) -> Way:
     if way is Way.REFUSE and state == "running":
         return Way.FORGET  # a person has resumed it since
     if (role, promise, state) == (Role.SAVE, Promise.DONE, "running"):
-        return Way.FORGET  # its controller, which could not take the promise back, has resumed it
+        return Way.FORGET  # its controller has resumed it, but could not take the promise back
     if state in DEAD and way in {Way.RESUME, Way.START, Way.FINISH}:
         return Way.FORGET
     return way
 
 
 def domain_of(host: Host, entry: Entry) -> DomainSummary | None:
-    """The domain that a journal speaks of, None where it is gone. A name alone says nothing: a
-    person may have given it to another guest.
+    """The domain that a journal is about, None if it is gone. A name alone proves nothing: a person
+    may have given it to another guest.
 
-    The sending roles know the domid; the receiving ones know the name of the copy they made, which
-    it keeps until it is given the guest's own.
+    The sending roles know the domid; the receiving ones know the name of the copy that they made,
+    which keeps it until it is given the guest's own.
     """
     rows = [row for row in host.domains() if entry.may_be(row.uuid)]
     if entry.role in {Role.SOURCE, Role.SAVE}:
         for row in rows:
             known = entry.uuid is not None and entry.uuid == row.uuid
-            # On Xen, a domid may come again after many others.
+            # Xen reuses domids in the end.
             if row.domid == entry.domid and (known or row.name in _names(entry)):
                 return row
         return None
@@ -150,7 +150,7 @@ def domain_of(host: Host, entry: Entry) -> DomainSummary | None:
 
 
 def _names(entry: Entry) -> tuple[str, ...]:
-    """Every name that its operation may have given a domain of the journal."""
+    """The names that the operation may have given its domain."""
     if entry.role in {Role.SOURCE, Role.SAVE}:
         suffixes = MIGRATED_AWAY, POSTCOPY_INCONSISTENT
         return (entry.name, *(entry.name + suffix for suffix in suffixes))
@@ -158,7 +158,7 @@ def _names(entry: Entry) -> tuple[str, ...]:
 
 
 def operations_on(host: Host, row: DomainSummary) -> list[Entry]:
-    """What the journals here say of this domain: mostly nothing, or one operation."""
+    """The journals that are about this domain: usually none or one."""
     found = []
     for entry in journal.entries(host.state_dir):
         domain = domain_of(host, entry)
@@ -168,23 +168,26 @@ def operations_on(host: Host, row: DomainSummary) -> list[Entry]:
 
 
 def waits_for(entry: Entry) -> str:
-    """What a guest with this journal waits for: the last column of `list`."""
+    """What a guest with this journal waits for, as `list` shows it."""
     if entry.process.alive():
-        return f"{entry.role.value} of process {entry.process.pid}, {entry.promise.value}"
+        return (
+            f"its {OPERATIONS[entry.role]} to end (process {entry.process.pid}, "
+            f"{entry.promise.value})"
+        )
     if WAYS[entry.role, entry.promise] is Way.REFUSE:
-        return f"a person: may run at {entry.peer}; see `recover {entry.name}`"
+        return f"a person: it may run at {entry.peer}; see `recover {entry.name}`"
     return f"`recover {entry.name}` ({_LEFT[entry.role, entry.promise].format(entry=entry)})"
 
 
 def recover(
     host: Host, name: str, way_out: WayOut | None = None, *, role: Role | None = None
 ) -> list[Recovery]:
-    """End all that was left in the middle for guest `name`, as a journal or its domain has it, or
-    what one `role` of it left; empty where nothing was. A guest that is suspended without a journal
-    is resumed only by `way_out`.
+    """Finish every operation on guest `name`, or those of one `role`, whose controller is dead;
+    `name` is the guest's or its domain's. Returns an empty list if there were none. A guest that is
+    suspended without a journal is resumed only by `way_out`.
 
-    Raises JournalError while a controller of it is alive, and for a journal that cannot be read;
-    OSError where the host cannot do what is needed (the journal then stays).
+    Raises JournalError if a controller is still alive or a journal cannot be read, OSError if the
+    host cannot do what is needed (the journal then stays).
     """
     journal.sweep(host.state_dir)
     host.clear_up()
@@ -196,10 +199,10 @@ def recover(
         if entry.process.alive():
             raise JournalError(
                 f"guest {entry.name!r}: process {entry.process.pid} is still at work on it "
-                f"({entry.role.value}); wait for it, or end it with SIGTERM "
-                "(SIGKILL where it stands still)"
+                f"({entry.role.value}); wait for it to end, or end it with SIGTERM (SIGKILL if it "
+                "does not move)"
             )
-    # The receiving end first: with both on one host it frees the name for the sending one.
+    # The receiving end first: if both are on this host, it frees the name for the sending one.
     found.sort(key=lambda entry: entry.role is not Role.DESTINATION)
     if found or role is not None:
         return [_recover(host, entry, way_out) for entry in found]
@@ -211,7 +214,7 @@ def recover(
 
 
 def _found(host: Host, name: str) -> list[Entry]:
-    """The journals that are meant by a name: their guest's, or that of their domain."""
+    """The journals whose guest, or whose domain, has this name."""
     standing = journal.entries(host.state_dir)
     found = []
     for entry in standing:
@@ -224,11 +227,11 @@ def _found(host: Host, name: str) -> list[Entry]:
 
 
 def _recover_unexplained(host: Host, row: DomainSummary, way_out: WayOut | None) -> Recovery:
-    """A guest that suspended after `recover` had ended its operation, or for another toolstack."""
+    """Deal with a guest that suspended for another toolstack, or after an earlier `recover`."""
     way, done = Way.REFUSE, False
     text = (
-        f"{row.name!r} is suspended, and no journal here says for what. If it runs nowhere else "
-        f"and nobody is saving it: `recover {row.name} --resume`"
+        f"{row.name!r} is suspended, and no journal here says why. If it runs nowhere else and "
+        f"nobody is saving it: `recover {row.name} --resume`"
     )
     if way_out is WayOut.RESUME:
         heal(host, row.domid)
@@ -246,7 +249,8 @@ def _recover(host: Host, entry: Entry, way_out: WayOut | None) -> Recovery:
 
 
 def _alone(host: Host, domid: int | None) -> AbstractContextManager[None]:
-    """Nobody is at work on the domain, with a journal or without. Raises DomainBusyError."""
+    """Keep other operations off the domain, those without a journal included. Raises
+    DomainBusyError."""
     if domid is None:
         return nullcontext()
     return domain_lock(host.state_dir, domid, "recover")
@@ -268,12 +272,13 @@ def _end(host: Host, entry: Entry, way_out: WayOut | None) -> Recovery:
 def _carry_out(host: Host, entry: Entry, row: DomainSummary | None, way: Way) -> tuple[bool, str]:
     """Returns whether the guest is where it should be, and a line for people."""
     if row is None:
-        return True, f"no domain of the {entry.role.value} is left here; nothing to do"
+        operation = OPERATIONS[entry.role]
+        return True, f"no domain is left here from the {operation} of {entry.name!r}"
     match way:
         case Way.FORGET if row.state.value in DEAD:
             return False, f"{row.name!r} {_dead(row.state.value)}, then `destroy {row.name}`"
         case Way.FORGET if entry.role is Role.SAVE:
-            return True, f"{row.name!r} runs here, and was saved into {entry.peer} as it was"
+            return True, f"{row.name!r} runs here; {entry.peer} holds it as it was when saved"
         case Way.FORGET:
             return True, (
                 f"{row.name!r} runs here already; make sure that it does not run at {entry.peer}"
@@ -302,7 +307,7 @@ def _carry_out(host: Host, entry: Entry, row: DomainSummary | None, way: Way) ->
 
 
 def _finish_if_whole(host: Host, entry: Entry, row: DomainSummary) -> tuple[bool, str]:
-    """Raises TimeoutError where it cannot be told in time: it may be the only whole copy."""
+    """Raises TimeoutError if the guest does not answer in time: it may be the only whole copy."""
     try:
         report = host.verify(row.domid, VERIFY_LIMIT)
         whole = report.memory_ok is True and report.crash is None
@@ -320,8 +325,8 @@ def _finish_if_whole(host: Host, entry: Entry, row: DomainSummary) -> tuple[bool
         return True, f"{entry.name!r} has all its memory and runs here"
     host.destroy(row.domid)
     return True, (
-        f"{row.name!r} had only part of its memory and could not run on: destroyed; at the source "
-        f"it is {entry.name + POSTCOPY_INCONSISTENT!r}, for a person to decide"
+        f"{row.name!r} had only part of its memory and could not run on: destroyed; a person must "
+        f"decide about {entry.name + POSTCOPY_INCONSISTENT!r} at the source"
     )
 
 
@@ -344,7 +349,7 @@ def _refusal(host: Host, entry: Entry, row: DomainSummary) -> str:
         _rename(host, row, name)
         said = "the postcopy transition has begun"
     else:
-        said = "GO has been said"
+        said = "the destination may have been told to start it"
     problem = heal(host, row.domid) if row.state.value not in DEAD else ""
     look = (
         f"xen-toolstack list --host {entry.peer}"
@@ -361,21 +366,21 @@ def _refusal(host: Host, entry: Entry, row: DomainSummary) -> str:
 
 
 def _rename(host: Host, row: DomainSummary, name: str) -> None:
-    """Raises FileExistsError with the way out where another guest has the name."""
+    """Raises FileExistsError, with the way out, if another guest has the name."""
     if row.name == name:
         return
     try:
         host.rename(row.domid, name)
     except FileExistsError as error:
         raise FileExistsError(
-            f"{row.name!r} cannot have its name, since there is another guest {name!r}: destroy "
-            f"or rename one of them (`xen-toolstack rename {name} NEW`), then recover again"
+            f"{row.name!r} cannot have its name back, since there is another guest {name!r}: "
+            f"destroy or rename one of them (`xen-toolstack rename {name} NEW`), then recover again"
         ) from error
 
 
 def recover_copy(host: Host, name: str, trace: Trace) -> list[str]:
-    """What a killed receiver has left of the guest `name` is ended; a line for people for each
-    thing that could not be."""
+    """Finish what a killed receiver left of the guest `name`. Returns a line for people for each
+    thing that cannot be finished."""
     warnings = []
     try:
         for recovery in recover(host, name, role=Role.DESTINATION):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -37,26 +38,27 @@ from xen_save_helper.toolstack.rules import arguments
 from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.rules.handshake import INCOMING
 from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
+from xen_save_helper.toolstack.xl.outcome import told_once, where_guest_is
 from xen_save_helper.toolstack.xl.receive import name_of, parse_config, uuid_of
 from xen_save_helper.toolstack.xl.save_target import SaveTarget, save_target
 from xen_save_helper.toolstack.xl.stream_input import end_of_stream, opened, read_preface
 
 _PER_PAGE: Final = 4096 + 9
-"""Bytes of a page in the stream, with its entry in the list of pfns and its part of a header."""
+"""Bytes of a page in the stream, with its entry in the list of pfns and its share of a header."""
 _BESIDE_PAGES: Final = 1 << 20
-"""Bytes for all that a stream has but for pages: headers, contexts, policies."""
+"""Bytes for everything else in the stream: headers, contexts, policies."""
 _ABSENT_PFNS: Final = 8 << 20
-"""Bytes for the pfns without a page that libxc lists, too: below 4 GiB a PVH or HVM guest can have
-up to 2^20 of them."""
+"""Bytes for the pfns without a page, which libxc lists as well: a PVH or HVM guest can have up to
+2^20 of them below 4 GiB."""
 
 
 class SaveFileError(OSError):
-    """A save or restore that failed; the text says what has become of the guest."""
+    """A save or restore failed; the text says what has become of the guest."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """`state`: the guest's state now, None where it was destroyed (its place is the file)."""
+    """`state`: the guest's state now, None if it was destroyed and lives in the file."""
 
     name: str
     file: str
@@ -82,17 +84,17 @@ async def save(
     bandwidth: int = 0,
     on_end: Callable[[Saved], object] = not_told,
 ) -> Saved:
-    """Save a domain into `file`, a path or a descriptor that is open for writing, then destroy it;
+    """Save a domain into `file`, a path or a descriptor open for writing, then destroy it;
     `checkpoint` lets it run on, `leave_paused` leaves it here, paused.
 
-    Raises TypeError and ValueError for arguments that cannot be. Raises ProcessLookupError where
-    there is no such domain, GuestStateError for a guest that cannot suspend (paused, crashed, …):
-    nothing is touched then. Raises SaveFileError, JournalError, OSError: then the guest runs on
-    here, and a path is what it was before, unless it is the journal that cannot say that the file
-    is whole.
+    Raises TypeError and ValueError for invalid arguments, ProcessLookupError if there is no such
+    domain, GuestStateError for a guest that cannot suspend (paused, crashed, …): nothing is touched
+    then. Raises SaveFileError, JournalError and OSError if the save fails: the guest then runs on
+    here, and the file at a path is what it was before, unless only the journal could not be
+    written.
 
-    A cancellation ends it in the same way, and is raised then, with the error as its cause; where
-    it came too late, `on_end` has been called with what would have been returned.
+    A cancellation ends the save in the same way, and is then raised with the error as its cause; if
+    it came too late, `on_end` is called first, with what would have been returned.
     """
     arguments.instance("ctx", ctx, Context)
     arguments.domain_number(domid)
@@ -117,7 +119,7 @@ async def _save(
     leave_paused: bool,
     bandwidth: int,
 ) -> Saved:
-    """A cancellation ends the save, and is gone."""
+    """Save without `end_in_order`: a cancellation ends the save as a SaveFileError."""
     row = row_of_domain(ctx.host, domid)
     name = row.name
     config = json.dumps(ctx.host.config(domid)).encode() + b"\0"
@@ -165,7 +167,8 @@ async def _write(
     *,
     keep: bool,
 ) -> SaveResult:
-    """Save the domain; it is suspended then. `keep`: it is not to end. Raises as `save`."""
+    """Save the domain, and leave it suspended. `keep`: it is not destroyed afterwards. Raises as
+    `save`."""
     name, path = journal.entry.name, journal.entry.peer
     may_suspend = False
     try:
@@ -180,7 +183,7 @@ async def _write(
             result = await save_domain(ctx, suspend_parameters(ctx, domid, target.fd, 0, bandwidth))
             may_suspend = result.suspended
             if result.rc:
-                raise SaveFileError(_reason(result))
+                raise SaveFileError(result.reason or rc_name(result.rc))
             await target.finish(ctx.limits.stream_stall)
         if not keep:
             journal.promise(Promise.DONE)
@@ -189,15 +192,17 @@ async def _write(
         state = _run_on(ctx, domid, journal, may_suspend=may_suspend)
         if isinstance(error, OSError | EOFError):
             said = message_of(error)
-            now = "the guest " + ("has crashed" if state == "crashed" else f"is {state} here")
-            what = said if said.endswith(now) else f"{said}; {now}"
-            raise SaveFileError(f"cannot save {name!r} to {path}: {what}") from error
-        raise
+        elif isinstance(error, asyncio.CancelledError):
+            said = "the save was cancelled"
+        else:
+            raise
+        what = told_once(said, where_guest_is(state, "here"))
+        raise SaveFileError(f"cannot save {name!r} to {path}: {what}") from error
     return result
 
 
 def _room_for(ctx: Context, domid: int) -> int:
-    """Bytes that a save of the domain takes at most: each page that it has is written."""
+    """Bytes that a save of the domain takes at most, with every page that it has."""
     domain = ctx.host.domain(domid)
     try:
         absent = _ABSENT_PFNS if ctx.hypervisor == XEN else 0
@@ -206,29 +211,26 @@ def _room_for(ctx: Context, domid: int) -> int:
         domain.close()
 
 
-def _reason(result: SaveResult) -> str:
-    why = result.reason or rc_name(result.rc)
-    if result.rc == Error.GUEST_TIMEDOUT:
-        # libxl's code for whatever fails before the guest has answered, too: the cause is not it.
-        return f"the guest did not suspend ({rc_name(result.rc)}): {why}"
-    return why
-
-
 def _take_back(journal: Journal) -> None:
-    """No promise stands any more, also where it was just written and then failed. What cannot be
-    said does not keep the guest from running on: `recover` destroys none that runs."""
+    """Take back any promise, one whose writing just failed included. A journal that cannot be
+    written does not keep the guest from running on: `recover` destroys none that runs."""
     with contextlib.suppress(OSError):
         journal.promise(Promise.BEGUN)
 
 
-def _run_on(ctx: Context, domid: int, journal: Journal, *, may_suspend: bool) -> str:
-    """Bring the guest to run here again; the journal ends once it does."""
-    if all(row.domid != domid or row.state.value not in DEAD for row in ctx.host.domains()):
-        problem = heal(ctx.host, domid)
-        if problem:
-            ctx.say(XentoollogLevel.ERROR, "libxl", f"domain {domid}: {problem}")
-            ctx.trace.event("failure", domid=domid, reason=problem, **SYSTEM._asdict())
-    state = resume_for_sure(ctx.host, domid, watch=ctx.limits.suspend if may_suspend else 0.0)
+def _run_on(ctx: Context, domid: int, journal: Journal, *, may_suspend: bool) -> str | None:
+    """Let the guest run here again, then close the journal. Returns its state, None if it is
+    gone."""
+    try:
+        if state_of(ctx.host, domid) not in DEAD:
+            problem = heal(ctx.host, domid)
+            if problem:
+                ctx.say(XentoollogLevel.ERROR, "libxl", f"domain {domid}: {problem}")
+                ctx.trace.event("failure", domid=domid, reason=problem, **SYSTEM._asdict())
+        watch = ctx.limits.suspend if may_suspend else 0.0
+        state = resume_for_sure(ctx.host, domid, watch=watch)
+    except ProcessLookupError:
+        state = None
     journal.close()
     return state
 
@@ -242,17 +244,17 @@ async def restore(
     config: Mapping[str, Any] | None = None,
     on_end: Callable[[Restored], object] = not_told,
 ) -> Restored:
-    """Restore a guest from `file`, a path or a descriptor that is open for reading, and let it run.
-    `config` takes the place of the configuration in the file, `name` that of its name. Until it is
-    whole it has another name (`handshake.INCOMING`): a copy that was given up is told by it from
-    any other guest. A descriptor of a regular file stands behind the stream in the end.
+    """Restore a guest from `file`, a path or a descriptor open for reading, and let it run.
+    `config` replaces the configuration in the file, `name` the name in it. Until the guest is whole
+    it has another name (`handshake.INCOMING`), which tells a copy that was given up from any other
+    guest. A descriptor of a regular file is left positioned behind the stream.
 
-    Raises SaveFileError, also for what is no whole xl save file (a regular file is looked through
-    before anything is built), FileExistsError, OSError: then nothing of it is left here, or the
-    journal stands, by which `recover` ends it. TypeError and ValueError for arguments that cannot
-    be.
+    Raises SaveFileError, also for a file that is not a whole xl save file (a regular file is looked
+    through before anything is built), FileExistsError and OSError: then nothing of the guest is
+    left here, or a journal is, by which `recover` finishes it. Raises TypeError and ValueError for
+    invalid arguments.
 
-    A cancellation ends it in the same way, and is raised as that of `save` is.
+    A cancellation ends the restore in the same way, and is raised as that of `save` is.
     """
     arguments.instance("ctx", ctx, Context)
     if name is not None:
@@ -273,7 +275,23 @@ async def _restore(
     name: str | None,
     config: Mapping[str, Any] | None,
 ) -> Restored:
-    """A cancellation ends the restore, and is gone."""
+    """Restore without `end_in_order`: a cancellation ends the restore as a SaveFileError."""
+    try:
+        return await _restore_from(ctx, file, leave_paused, name, config)
+    except asyncio.CancelledError as error:
+        raise SaveFileError(
+            f"cannot restore from {file_argument.name_of(file)}: the restore was cancelled; "
+            "nothing of it is left here"
+        ) from error
+
+
+async def _restore_from(
+    ctx: Context,
+    file: Path | int,
+    leave_paused: bool,
+    name: str | None,
+    config: Mapping[str, Any] | None,
+) -> Restored:
     path = file_argument.name_of(file)
     if name is not None or config is not None:
         _check_free(ctx, name or name_of(dict(config or {})))
@@ -290,7 +308,7 @@ async def _restore(
             raise SaveFileError(error.advice(file, "restore")) from error
         except (DecodeError, EOFError) as error:
             ctx.trace.event("failure", reason=str(error), **why(error)._asdict())
-            raise SaveFileError(f"{path} is no whole save file of xl's: {error}") from error
+            raise SaveFileError(f"{path} is not a whole save file of xl: {error}") from error
         incoming = name + INCOMING
         if problem := descriptors.why_not() or ctx.host.why_not_create(config):
             raise SaveFileError(f"cannot restore {name!r} from {path}: {problem}")
@@ -315,7 +333,8 @@ async def _restore(
                     f"{problem}; a part of it is left: `xen-toolstack recover {name}`"
                 )
             journal.close()
-            raise SaveFileError(problem)
+            nothing = "; nothing of it is left here" if result.rc == Error.ABORTED else ""
+            raise SaveFileError(f"{problem}{nothing}")
         journal.promise(Promise.GO_RECEIVED)
         try:
             ctx.host.rename(result.domid, name)
@@ -336,10 +355,10 @@ async def _restore(
 
 
 def _check_free(ctx: Context, name: str) -> None:
-    """Raises FileExistsError for a name that is taken."""
+    """Raise FileExistsError if a name is taken."""
     for taken in {row.name for row in ctx.host.domains()} & {name, name + INCOMING}:
         raise FileExistsError(
-            f"there is a guest {taken!r} on this host already; restore under another name (--name)"
+            f"there is already a guest {taken!r} on this host; restore under another name (--name)"
         )
 
 
@@ -350,12 +369,12 @@ def _configuration(
     config: Mapping[str, Any] | None,
     name: str | None,
 ) -> dict[str, Any]:
-    """What the guest is to be: `config`, or the one in the file's `preface`, called `name` if that
-    is given. Raises DecodeError for a preface that is none, SaveFileError where there is none."""
+    """The guest's configuration: `config`, or the one in the file's `preface`, with `name` if that
+    is given. Raises DecodeError for a broken preface, SaveFileError if there is none."""
     if config is None:
         if preface is None:
             raise SaveFileError(
-                f"{path} was saved by libvirt, and has no configuration of libxl's: use `virsh "
+                f"{path} was saved by libvirt, without a configuration for libxl: use `virsh "
                 "restore`, or give one with -C"
             )
         config = parse_config(preface)
@@ -364,17 +383,17 @@ def _configuration(
     if changed["name"] != ours and uuid_of(dict(config)) in {
         row.uuid for row in ctx.host.domains()
     }:
-        # Beside the guest that was saved, it is another one.
+        # The guest that was saved is still here: this is another one.
         changed["uuid"] = str(uuid.uuid4())
     return {**config, "c_info": changed}
 
 
 def _not_started(ctx: Context, domid: int, fd: int, journal: Journal, error: OSError) -> str:
-    """What has become of a restored guest that cannot be started, in words. It goes where it has
-    surely not run and its file has it still; or its journal stands."""
+    """Destroy a restored guest that cannot be started, if it has certainly not run and its file
+    still holds it; else leave it and its journal. Returns what was done, for people."""
     late = isinstance(error, TimeoutError)  # it may have heard, and start yet
     if late or not stat.S_ISREG(os.fstat(fd).st_mode) or state_of(ctx.host, domid) != "paused":
-        return f"it is left here: `xen-toolstack recover {journal.entry.name}`"
+        return f"it is left here; run `xen-toolstack recover {journal.entry.name}`"
     ctx.host.destroy(domid)
     journal.close()
-    return "its file still has it"
+    return "its file still holds it"

@@ -1,10 +1,10 @@
-"""Where a save is written, and what can be known of that before the guest is suspended.
+"""The target of a save, and all that can be known of it before the guest is suspended.
 
-A file appears under its name only when it is whole: it is written beside it, brought to the disk
-and renamed over it. It takes on the mode, owner and extended attributes of the file that it
-replaces; a symbolic link stays, and its target is replaced; another hard link of the file that is
-replaced keeps what it had. What cannot be renamed over (a pipe, a device, a descriptor that is open
-already) is written straight on.
+A file appears under its name only when it is whole: a temporary file beside it is written, brought
+to the disk and renamed. It takes on the mode, owner and extended attributes of the file that it
+replaces; a symbolic link stays, and its target is replaced; another hard link to the replaced file
+keeps the old contents. What cannot be replaced (a pipe, a device, an open descriptor) is written to
+directly.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ OPEN_POLL: Final = 0.05
 
 _SPECIAL: Final = ("/dev", "/proc")
 _LONGEST_KEPT: Final = 200
-"""Bytes of a file's name that its partial file's has, too: with the rest at most 255."""
+"""Bytes of a file's name that its partial file's name keeps: with the rest, at most 255."""
 _NOT_OURS: Final = frozenset({"security.capability", "security.evm", "security.ima"})
-"""Extended attributes that say something of a file's contents."""
+"""Extended attributes about a file's contents."""
 
 
 class SaveTarget:
-    """`fd` is to be written to once it is open. `partial` is the temporary file, None for what is
-    written straight on. As a context it closes, and takes away what is not whole."""
+    """The target of a save, to be written to through `fd` once it is open. `partial` is the
+    temporary file, None if there is none. As a context it closes, and removes what is not whole."""
 
     def __init__(self, name: str, partial: Path | None) -> None:
         self.name = name
@@ -50,19 +50,22 @@ class SaveTarget:
             self.partial.unlink(missing_ok=True)
 
     async def open(self, need: int, limit: float) -> None:
-        """Open it, with room for `need` bytes. Raises OSError, which says what is in the way;
-        TimeoutError for a FIFO that nobody reads from within `limit` seconds."""
+        """Open it, with room for `need` bytes. Raises OSError, which says what is in the way, and
+        TimeoutError if nobody opens a FIFO for reading within `limit` seconds."""
         raise NotImplementedError
 
     async def finish(self, limit: float) -> None:
-        """All is written: bring it to where it stays. Raises OSError; TimeoutError where the reader
-        of a pipe takes nothing of the rest for `limit` seconds."""
+        """Bring all that was written to where it stays. Raises OSError, and TimeoutError if the
+        reader of a pipe takes nothing for `limit` seconds."""
         raise NotImplementedError
 
 
 def save_target(file: Path | int) -> SaveTarget:
-    """Nothing is touched before its `open`. Raises OSError for what can be seen not to do: a
-    directory, a mount point, a directory that cannot be written, a terminal, …"""
+    """The target for a path or an open descriptor; nothing is touched before its `open`.
+
+    Raises OSError for what is seen not to work: a directory, a socket, a mount point, a directory
+    that cannot be written, a terminal, …
+    """
     if isinstance(file, int):
         file_argument.check_direction(file, writing=True)
         file_argument.refuse_terminal(file, writing=True)
@@ -74,7 +77,18 @@ def save_target(file: Path | int) -> SaveTarget:
     path = file.resolve()
     if stat.S_ISDIR(mode):
         raise OSError(errno.EISDIR, "it is a directory; name a file in it")
-    if not stat.S_ISREG(mode) or _among_devices(path):
+    if stat.S_ISSOCK(mode):
+        raise OSError(
+            errno.ENXIO,
+            "it is a socket; pipe the save into a program that connects to it: `save NAME - | …`",
+        )
+    if _among_devices(path):
+        if not path.exists():
+            raise OSError(
+                errno.ENOENT, f"it does not exist, and {path.parent} is not for new files"
+            )
+        return _Direct(file)
+    if not stat.S_ISREG(mode):
         return _Direct(file)
     _check_directory(path.parent)
     if path.exists():
@@ -83,8 +97,7 @@ def save_target(file: Path | int) -> SaveTarget:
 
 
 class _Direct(SaveTarget):
-    """A pipe, a device, or a descriptor that was given to us: then it is ours as well, at its
-    position."""
+    """A pipe, a device, or a descriptor that we were given, at its position."""
 
     def __init__(self, file: Path | int) -> None:
         super().__init__(name_of(file), None)
@@ -107,7 +120,7 @@ class _Direct(SaveTarget):
 
 
 class _Replacing(SaveTarget):
-    """A file that is new, or replaces the one that is there."""
+    """A file that is new, or replaces an existing one."""
 
     def __init__(self, file: Path, path: Path) -> None:
         kept = os.fsdecode(os.fsencode(path.name)[:_LONGEST_KEPT])
@@ -124,7 +137,12 @@ class _Replacing(SaveTarget):
     async def open(self, need: int, limit: float) -> None:
         assert self.partial is not None
         self._directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        self.fd = os.open(self.partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            self.fd = os.open(self.partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise OSError(
+                error.errno, f"no file can be made in {self._path.parent}: {error.strerror}"
+            ) from error
         if self._path.exists():
             _take_after(self.fd, self._path)
         disk_room.check(self.fd, need)
@@ -132,7 +150,7 @@ class _Replacing(SaveTarget):
 
     async def finish(self, limit: float) -> None:
         assert self.partial is not None
-        # What was reserved beyond the end goes back.
+        # Give back what was reserved beyond the end.
         os.ftruncate(self.fd, os.fstat(self.fd).st_size)
         os.fsync(self.fd)
         self.partial.replace(self._path)
@@ -141,8 +159,8 @@ class _Replacing(SaveTarget):
 
 
 def _among_devices(path: Path) -> bool:
-    """Whether it is in /dev or /proc itself, not in another filesystem there such as /dev/shm: no
-    file is made there."""
+    """Whether it is on the filesystem of /dev or /proc, where no file is made; another one below
+    them, such as /dev/shm, does not count."""
     try:
         device = path.parent.stat().st_dev
     except OSError:
@@ -154,11 +172,11 @@ def _among_devices(path: Path) -> bool:
 
 
 def _check_directory(directory: Path) -> None:
-    """Whether a file can be made there, as far as can be told. Raises OSError."""
+    """Raise OSError if it is seen that no file can be made in `directory`."""
     if not directory.exists():
         raise OSError(errno.ENOENT, f"there is no directory {directory}; make it first")
     if not directory.is_dir():
-        raise OSError(errno.ENOTDIR, f"{directory} is no directory")
+        raise OSError(errno.ENOTDIR, f"{directory} is not a directory")
     if os.statvfs(directory).f_flag & os.ST_RDONLY:
         raise OSError(
             errno.EROFS, f"{directory} is on a filesystem that is mounted read-only; save elsewhere"
@@ -172,13 +190,12 @@ def _check_directory(directory: Path) -> None:
 
 
 def _check_replaceable(path: Path) -> None:
-    """Whether rename(2) can put another file in the place of `path`, as far as can be told. Raises
-    OSError."""
+    """Raise OSError if it is seen that rename(2) cannot put another file in the place of `path`."""
     file, directory = path.stat(), path.parent.stat()
     if os.fsencode(path) in disk_room.mount_points():
         raise OSError(
             errno.EBUSY,
-            f"it is a mount point, which cannot be replaced; save to another name, or onto what is "
+            "it is a mount point, which cannot be replaced; save to another name, or into what is "
             f"mounted there: `save NAME - >{path}`",
         )
     if not os.access(path, os.W_OK, effective_ids=True):
@@ -190,20 +207,20 @@ def _check_replaceable(path: Path) -> None:
     if sticky and os.geteuid() not in {0, file.st_uid, directory.st_uid}:
         raise OSError(
             errno.EPERM,
-            f"user {file.st_uid} alone may replace it, since {path.parent} has its sticky bit set; "
+            f"only user {file.st_uid} may replace it, since {path.parent} has its sticky bit set; "
             "save to another name",
         )
     if disk_room.append_only(path) or disk_room.append_only(path.parent):
         raise OSError(
             errno.EPERM,
-            "it cannot be replaced while it or its directory is append-only (chattr -a); save to "
-            "another name",
+            "it cannot be replaced, since it or its directory is append-only; `chattr -a` ends "
+            "that, or save to another name",
         )
 
 
 def _take_after(fd: int, path: Path) -> None:
     """Give the new file `fd` the owner, mode and extended attributes (ACL, label) of `path`. Raises
-    OSError where that cannot be."""
+    OSError if that fails."""
     old, new = path.stat(), os.fstat(fd)
     try:
         if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
@@ -217,8 +234,8 @@ def _take_after(fd: int, path: Path) -> None:
         raise OSError(
             error.errno,
             f"{os.strerror(error.errno or 0)}: the new file cannot have the owner "
-            f"({old.st_uid}:{old.st_gid}), mode and attributes of the one that is there; remove "
-            "that first, or save to another name",
+            f"({old.st_uid}:{old.st_gid}), mode and attributes of the old one; remove that first, "
+            "or save to another name",
         ) from error
 
 
@@ -232,7 +249,7 @@ def _attributes(file: Path | int) -> list[str]:
 
 
 async def _open_existing(path: Path, limit: float) -> int:
-    """Open for writing; a FIFO waits for its reader. The descriptor blocks in the end."""
+    """Open for writing; a FIFO waits for its reader. The descriptor is blocking."""
     try:
         async with patience(limit):
             while True:
@@ -246,4 +263,4 @@ async def _open_existing(path: Path, limit: float) -> int:
                     os.set_blocking(fd, True)
                     return fd
     except TimeoutError:
-        raise TimeoutError(f"{path}: nobody reads from it within {limit:g} s") from None
+        raise TimeoutError(f"nobody has opened the pipe for reading within {limit:g} s") from None

@@ -1,4 +1,4 @@
-"""Where a restore reads from: opened, its preface decoded, and looked through beforehand."""
+"""The file that a restore reads: opens it, decodes its preface, and looks it through beforehand."""
 
 from __future__ import annotations
 
@@ -25,12 +25,18 @@ from xen_save_helper.toolstack.inspect.foreign_formats import (
 
 
 def open_stream(file: Path | int, flags: int = 0) -> int:
-    """A descriptor to read a stream from, of `file`: a path, or a descriptor that is open. Raises
-    OSError, also for a directory and a terminal."""
+    """A new descriptor to read a stream from `file`, a path or an open descriptor. Raises OSError,
+    also for a directory, a socket and a terminal."""
     if isinstance(file, int):
         fd = descriptors.duplicate(file)
     else:
-        fd = os.open(file, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC | flags)
+        try:
+            fd = os.open(file, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC | flags)
+        except OSError as error:
+            if error.errno == errno.ENXIO and file.is_socket():
+                text = f"cannot read {file}: it is a socket; pipe what comes from it into `-`"
+                raise OSError(errno.ENXIO, text) from None
+            raise
     try:
         if stat.S_ISDIR(os.fstat(fd).st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
@@ -47,8 +53,8 @@ def open_stream(file: Path | int, flags: int = 0) -> int:
 
 @contextlib.asynccontextmanager
 async def opened(file: Path | int, limit: float) -> AsyncIterator[int]:
-    """As `open_stream`, closed in the end; a path's descriptor blocks. Raises TimeoutError for a
-    FIFO that nobody writes to within `limit` seconds."""
+    """A context with the descriptor of `open_stream`; a path's is blocking. Raises TimeoutError if
+    nobody writes to a FIFO within `limit` seconds."""
     fd = open_stream(file, os.O_NONBLOCK)
     try:
         if not isinstance(file, int):
@@ -61,7 +67,7 @@ async def opened(file: Path | int, limit: float) -> AsyncIterator[int]:
 
 
 async def _readable(fd: int, path: Path, limit: float) -> None:
-    """Wait for the writer of a FIFO: for its first byte, or its end."""
+    """Wait for the first byte from the writer of a FIFO, or its end."""
     loop = asyncio.get_running_loop()
     came = asyncio.Event()
     loop.add_reader(fd, came.set)
@@ -69,24 +75,24 @@ async def _readable(fd: int, path: Path, limit: float) -> None:
         async with patience(limit):
             await came.wait()
     except TimeoutError:
-        raise TimeoutError(f"{path}: nobody writes to it within {limit:g} s") from None
+        raise TimeoutError(f"{path}: nobody has written to it within {limit:g} s") from None
     finally:
         loop.remove_reader(fd)
 
 
 async def read_preface(fd: int, file: Path | int, limit: float) -> bytes | None:
-    """Read what stands in front of the libxl stream: the configuration in the xl header, or None
-    for the XML of a file of `virsh save`.
+    """Read all before the libxl stream: the configuration in the xl header, or None for the XML in
+    a file of `virsh save`.
 
-    Raises DecodeError (NotAStreamError for what is known to be something else), EOFError, OSError;
-    TimeoutError once nothing comes for `limit` seconds.
+    Raises DecodeError (NotAStreamError for a known other format), EOFError, OSError, and
+    TimeoutError if nothing comes for `limit` seconds.
     """
 
     async def read(size: int) -> bytes:
         return await fd_io.read_exactly(fd, size, limit=limit, what=name_of(file))
 
     if stat.S_ISREG(os.fstat(fd).st_mode):
-        # What is something else may be shorter than a header.
+        # A file of another format may be shorter than a header.
         _refuse_foreign(os.pread(fd, LONGEST, os.lseek(fd, 0, os.SEEK_CUR)))
     start = await read(xl_header.HEADER_SIZE)
     if start.startswith(libvirt_header.MAGIC):
@@ -112,9 +118,9 @@ def _refuse_foreign(front: bytes) -> None:
 
 
 def end_of_stream(fd: int, start: int) -> int:
-    """The position behind the whole stream that begins at `start` of the regular file `fd`, whose
-    own position stays. Raises DecodeError where it is not whole, with offsets from `start`."""
-    # It brings numpy, and no save needs it.
+    """The end of the stream that begins at position `start` of the regular file `fd`, whose own
+    position stays. Raises DecodeError, with offsets from `start`, if the stream is not whole."""
+    # It imports numpy, which a save does not need.
     from xen_save_helper.toolstack.inspect.summary import Summary
     from xen_save_helper.toolstack.inspect.walk import inspect
 

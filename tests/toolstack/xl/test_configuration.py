@@ -40,12 +40,15 @@ def with_(part: str, **values: object) -> bytes:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        (b"", r"is no JSON; want libxl's JSON, as `xl list -l NAME` or `xl create -q -n FILE.cfg`"),
-        (b"name = 'web'\nmemory = 96\n", "is no JSON; want libxl's JSON"),
+        (
+            b"",
+            r"is not JSON; want libxl's JSON, as `xl list -l NAME` or `xl create -q -n FILE.cfg`",
+        ),
+        (b"name = 'web'\nmemory = 96\n", "is not JSON; want libxl's JSON"),
         (b'{"c_info": {"name": "web",}}', r"line 1, column \d+: "),
         (b'{"c_info":\n {"name" "web"}}', "line 2, column 10: Expecting ':' delimiter"),
-        (b'{"c_info": "\xff"}', "is no JSON, but has octet 0xff"),
-        (b"[" * 100_000, "nested too deep"),
+        (b'{"c_info": "\xff"}', "is not JSON: has the byte 0xff"),
+        (b"[" * 100_000, "nested too deeply"),
         (b"[]", r"has 0 configurations, want one: `xl list -l NAME`"),
         (json.dumps([{"config": WEB}] * 2).encode(), "has 2 configurations, want one"),
         (b"[3]", "holds 3, want libxl's JSON"),
@@ -60,7 +63,7 @@ def with_(part: str, **values: object) -> bytes:
         (b" " * (16 << 20) + b"{}", "is longer than 16 MiB"),
     ],
 )
-def test_what_is_none(tmp_path: Path, text: bytes, problem: str) -> None:
+def test_no_configuration(tmp_path: Path, text: bytes, problem: str) -> None:
     file = tmp_path / "web.json"
     file.write_bytes(text)
     with pytest.raises(ConfigurationError, match=problem) as refused:

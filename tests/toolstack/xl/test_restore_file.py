@@ -83,7 +83,7 @@ def test_by_another_configuration(hosts: Hosts, file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name = 'g'", "is no JSON; want libxl's JSON, as `xl list -l NAME`"),
+        ("name = 'g'", "is not JSON; want libxl's JSON, as `xl list -l NAME`"),
         ('{"c_info": {}}', "c_info.name is missing"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -95,6 +96,29 @@ def test_a_read_only_filesystem(hosts: Hosts, tmp_path: Path) -> None:
     mounts = f"mount --bind '{place}' '{place}'; mount -o remount,ro,bind '{place}'"
     ended = in_mounts(hosts, mounts, "g", place / "m.sav")
     refused(hosts, ended, f"{place} is on a filesystem that is mounted read-only; save elsewhere")
+
+
+def test_a_filesystem_that_makes_no_files(hosts: Hosts) -> None:
+    """Its directory's mode says that they can be made."""
+    hosts.guest(megabytes=2)
+    ended = toolstack("save", "g", "/sys/m.sav", "--host", hosts.source)
+    assert (ended.code, hosts.journals()) == (1, [])
+    assert "cannot save 'g' to /sys/m.sav: " in ended.line
+    assert "/sys" in ended.line.split("/sys/m.sav")[1]
+    assert ".partial" not in ended.line
+
+
+def test_a_socket(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.guest(megabytes=2)
+    name = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(name)
+        listening.listen()
+        saved = toolstack("save", "g", name, "--host", hosts.source)
+        restored = toolstack("restore", name, "--host", hosts.destination)
+    refused(hosts, saved, f"{name}: it is a socket; pipe the save into a program that connects")
+    assert restored.code == 1
+    assert f"cannot read {name}: it is a socket; " in restored.line
 
 
 @pytest.mark.parametrize("forbidden", ["the directory", "the file"])
@@ -258,5 +282,5 @@ def test_a_filesystem_within_dev(hosts: Hosts) -> None:
 def test_no_file_is_made_among_the_devices(hosts: Hosts) -> None:
     hosts.guest(megabytes=2)
     ended = toolstack("save", "g", "/dev/no-such-disk", "--host", hosts.source)
-    refused(hosts, ended, "No such file or directory: /dev/no-such-disk")
+    refused(hosts, ended, "/dev/no-such-disk: it does not exist, and /dev is not for new files")
     assert not Path("/dev/no-such-disk").exists()
