@@ -16,8 +16,9 @@ from typing import Final
 
 STDIN: Final = 0
 STDOUT: Final = 1
+STDERR: Final = 2
 
-_NAMES: Final = {STDIN: "stdin", STDOUT: "stdout", 2: "stderr"}
+_NAMES: Final = {STDIN: "stdin", STDOUT: "stdout", STDERR: "stderr"}
 _MOST_LINKS: Final = 40
 """The number of symbolic links that the kernel follows."""
 

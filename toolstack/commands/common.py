@@ -1,4 +1,4 @@
-"""What every command needs: its host, its way to print and to fail. Cheap to import."""
+"""Common parts of the commands: the host, printing, errors, types of arguments. Cheap to import."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from xen_save_helper.toolstack.hosts.interface import DomainSummary, Host
 
 PROGRAM: Final = "xen-toolstack"
-"""Who speaks in the lines on stderr."""
+"""The prefix of our lines on stderr."""
 
 ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -34,7 +34,7 @@ _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class CommandError(Exception):
-    """A command cannot do what was asked; the text is its one line, `code` what it exits with."""
+    """A command cannot do what was asked; the text is one line, `code` the exit code."""
 
     def __init__(self, text: str, code: ExitCode = ExitCode.FAILED) -> None:
         super().__init__(text)
@@ -46,64 +46,66 @@ class Interrupted(Exception):
 
 
 class UsageError(Exception):
-    """A command that cannot be meant as it stands; the text is its one line."""
+    """A command line is wrong; the text is one line."""
 
 
 def size(text: str) -> int:
-    """Octets from `256M`; units are powers of 1024. For argparse."""
+    """Bytes from a text such as `256M`; units are powers of 1024. For argparse."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; want a number and K, M, G or T")
-    octets = int(float(match[1]) * _UNITS[match[2].upper()])
-    if octets <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: want more than 0")
-    return octets
+        raise argparse.ArgumentTypeError(f"invalid size {text!r}: want a number and K, M, G or T")
+    number = int(float(match[1]) * _UNITS[match[2].upper()])
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"invalid size {text!r}: want more than 0")
+    return number
 
 
 def guest_size(text: str) -> int:
-    """As `size`, for a simulated guest's memory. For argparse."""
-    octets = size(text)
-    if octets < _SMALLEST_GUEST or octets % _PAGE:
-        raise argparse.ArgumentTypeError(f"{text!r}: want whole pages of 4 KiB, at least 1M")
-    return octets
+    """As `size`, for a simulated guest's memory."""
+    number = size(text)
+    if number < _SMALLEST_GUEST or number % _PAGE:
+        raise argparse.ArgumentTypeError(
+            f"invalid size {text!r}: want whole pages of 4 KiB, at least 1M"
+        )
+    return number
 
 
 def positive(text: str) -> int:
     """A whole number, 1 or more. For argparse."""
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: want a whole number, 1 or more")
+        raise argparse.ArgumentTypeError(f"invalid number {text!r}: want a whole one, 1 or more")
     return int(text)
 
 
 def count(text: str) -> int:
     """A whole number, 0 or more. For argparse."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: want a whole number, 0 or more")
+        raise argparse.ArgumentTypeError(f"invalid number {text!r}: want a whole one, 0 or more")
     return int(text)
 
 
 def trace_file(text: str) -> str:
-    """A file that a trace is appended to. For argparse."""
+    """The name of a file to append a trace to. For argparse."""
     if text == "-":
         raise argparse.ArgumentTypeError(
-            "want a file's name; /dev/stderr shows the trace, ./- is a file called so"
+            "invalid file '-': want a name; /dev/stderr shows the trace, and ./- is a file called -"
         )
     return text
 
 
 def directory_of(arguments: argparse.Namespace) -> Path:
-    """The directory of a simulated host. Raises UsageError where none is named."""
+    """The directory of a simulated host. Raises UsageError if none is named."""
     if arguments.host is None:
-        raise UsageError(f"which host? Give --host DIR or set {HOST_VARIABLE}")
+        raise UsageError(f"no host is named; give --host DIR or set {HOST_VARIABLE}")
     if arguments.host == XEN:
-        raise UsageError("this is for simulated hosts; on Xen, xl does it")
+        raise UsageError("this command is for simulated hosts; on Xen, use xl")
     return Path(arguments.host)
 
 
 def hypervisor_of(arguments: argparse.Namespace) -> str:
-    """The hypervisor's URI: of the host that is named, or else the Xen that this runs on.
+    """The URI of the hypervisor: the host that is named, or else the Xen that this runs on.
 
-    Raises UsageError where none is named and this is no Xen host's control domain.
+    Raises UsageError if no host is named and this is not the control domain of a Xen host.
     """
     if arguments.host is None and in_control_domain():
         return XEN
@@ -113,8 +115,8 @@ def hypervisor_of(arguments: argparse.Namespace) -> str:
 
 
 def host_of(arguments: argparse.Namespace) -> Host:
-    """Open the host that `hypervisor_of` tells. Raises as that, and as `host_at`; OSError where it
-    is a Xen that cannot be used."""
+    """Open the host of `hypervisor_of`. Raises as that and `host_at`, and OSError for a Xen that
+    cannot be used."""
     hypervisor = hypervisor_of(arguments)
     if hypervisor == XEN:
         return open_host(hypervisor)
@@ -122,18 +124,16 @@ def host_of(arguments: argparse.Namespace) -> Host:
 
 
 def host_at(directory: Path) -> Host:
-    """Open a simulated host. Raises CommandError for a directory that is none."""
+    """Open a simulated host. Raises CommandError if the directory is not one."""
     try:
         return open_host(f"{SIMULATED}{directory}")
     except (NotADirectoryError, FileNotFoundError) as error:
-        raise CommandError(
-            f"{directory} is not a host ({error}); `xen-toolstack init {directory}` makes one"
-        ) from error
+        raise CommandError(f"{error}; `xen-toolstack init {directory}` makes a host") from error
 
 
 def guest_of(host: Host, text: str) -> DomainSummary:
-    """The guest that `text` names: digits alone are a domid, anything else a name
-    (libxl_domain_qualifier_to_domid). Raises CommandError for a guest that there is not."""
+    """The guest that `text` names: digits alone are a domid, anything else is a name
+    (libxl_domain_qualifier_to_domid). Raises CommandError if there is no such guest."""
     rows = host.domains()
     by_domid = is_domid(text)
     for row in rows:
@@ -145,16 +145,16 @@ def guest_of(host: Host, text: str) -> DomainSummary:
 
 
 def is_domid(text: str) -> bool:
-    """Whether a guest's name, as it is typed, is a domid."""
+    """Whether a guest named so on the command line is named by its domid."""
     return text.isascii() and text.isdigit()
 
 
 def check_new_name(text: str) -> None:
-    """Raises UsageError for what no new guest can be called."""
+    """Raise UsageError if no guest can be given this name."""
     if not text:
         raise UsageError("the guest's name is empty")
     if is_domid(text):
-        raise UsageError(f"{text!r}: a name of digits alone would be taken for a domid")
+        raise UsageError(f"invalid name {text!r}: digits alone would be taken for a domid")
 
 
 def show(
@@ -163,8 +163,8 @@ def show(
     human: Callable[[], None],
     code: ExitCode = ExitCode.SUCCESS,
 ) -> ExitCode:
-    """Print `value` as JSON with --json, else what `human` prints. Returns `code`, which says what
-    was done, whatever becomes of the printing."""
+    """Print `value` as JSON with --json, else call `human` to print. Returns `code`, which says
+    what was done, even if it cannot be printed."""
     try:
         if arguments.json:
             print(json.dumps(value))
@@ -172,14 +172,14 @@ def show(
             human()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        # Nobody reads it, and somebody has waited long enough.
+        # Nobody reads it, and a person has lost patience.
         hurry(sys.stdout)
     return code
 
 
 def complain(arguments: argparse.Namespace, text: str) -> None:
-    """A failure's one line, on stderr; where that cannot be, on stdout, unless a JSON document is
-    there, which says it too."""
+    """Print the one line of a failure to stderr; if that fails, to stdout, unless that is for JSON,
+    which holds the line as well."""
     line = f"{PROGRAM}: {' '.join(text.split())}"
     print(line, file=sys.stderr)
     if lost(sys.stderr) and not arguments.json:

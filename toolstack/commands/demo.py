@@ -1,4 +1,4 @@
-"""demo: two hosts in a temporary directory, a running guest, and one migration that is checked."""
+"""The command demo: migrates a running guest between two hosts made for it, and checks it there."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 GUEST: Final = "demo"
 VERIFY_LIMIT: Final = 300.0
-"""Seconds for the guest to compare all its memory: what 2 GiB takes on a slow machine, and more."""
+"""Seconds for the guest to compare all its memory: more than 2 GiB takes on a slow machine."""
 
 RUN_ON_LIMIT: Final = 10.0
 """Seconds for a guest to take a step."""
@@ -53,8 +53,8 @@ MODES: Final = {
 @dataclass(frozen=True)
 class DemoResult:
     """`verified`: the guest compared every page of its memory at the destination, all were right,
-    and it ran on. `first_step_lead_seconds`: in postcopy, how long before the end of the stream
-    the guest took its first step at the destination."""
+    and it ran on. `first_step_lead_seconds`: in postcopy, how long before the last page was in
+    place the guest took its first step at the destination."""
 
     migration: MigrationResult
     verified: bool
@@ -63,8 +63,8 @@ class DemoResult:
 
 @contextlib.contextmanager
 def two_hosts() -> Iterator[tuple[Path, Path]]:
-    """The directories of two new hosts; all their guests end, and all goes, with the context, or
-    with the next demo where this one is killed."""
+    """The directories of two new hosts. Their guests are destroyed and the directories removed with
+    the context, or by the next demo if this one is killed."""
     from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 
     with ScratchDirectory("xen-toolstack-demo-", clear=destroy_all) as scratch:
@@ -78,7 +78,7 @@ def two_hosts() -> Iterator[tuple[Path, Path]]:
 
 
 def destroy_all(hosts: Path) -> None:
-    """End all guests of the hosts whose directories are in `hosts`."""
+    """Destroy all guests of the hosts whose directories are in `hosts`."""
     from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
     for directory in hosts.iterdir():
@@ -100,13 +100,13 @@ async def play(
     receiver_arguments: Sequence[str],
     progress: ProgressLine,
 ) -> DemoResult:
-    """Migrate a guest of `memory` octets between two hosts of its own, in the way of `MODES`.
+    """Migrate a guest of `memory` bytes between two new hosts, as `MODES` says.
 
-    `events` is where both sides append their trace. Returns also where the migration failed.
+    Both sides append their trace to `events`. Returns even if the migration failed.
     """
-    before = events.stat().st_size if events.is_file() else 0
     from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
+    before = events.stat().st_size if events.is_file() else 0
     strategy, precopy = MODES[mode]
     with two_hosts() as (source, destination):
         host = SimulatedHost(source)
@@ -130,23 +130,23 @@ async def play(
 async def look_at(
     host: SimulatedHost, result: MigrationResult, complete: float | None
 ) -> DemoResult:
-    """Have the guest compare all its memory at the destination, and see that it runs on. A guest
-    that does not has died of its migration, whatever that came to. `complete`: when its last page
+    """Have the guest compare all its memory at the destination, and check that it runs on. If not,
+    it has died of its migration, whatever the outcome of that was. `complete`: when its last page
     was in place."""
     domid = host.find(GUEST)
     problem = ""
     try:
         verified = await blocking.call(2 * VERIFY_LIMIT, host.verify, domid, VERIFY_LIMIT)
     except OSError as error:
-        problem = f"the guest does not compare its memory there: {message_of(error)}"
+        problem = f"the guest cannot compare its memory at the destination: {message_of(error)}"
         verified = host.report(domid)
     last = await _report_after(host, domid, _steps(verified))
     if last.crash:
-        problem = f"the guest died there: {last.crash}"
+        problem = f"the guest died at the destination: {last.crash}"
     elif last.memory_ok is not True:
-        problem = "the guest's memory is not right there"
+        problem = "the guest's memory is wrong at the destination"
     elif _steps(last) <= _steps(verified):
-        problem = problem or "the guest stands still there"
+        problem = problem or "the guest stands still at the destination"
     guest = GuestResult(
         host=result.guest.host,
         state=last.state.value,
@@ -169,7 +169,7 @@ def _steps(report: GuestReport) -> int:
 
 
 async def _report_after(host: SimulatedHost, domid: int, steps: int) -> GuestReport:
-    """The guest's report once it has run beyond `steps`, or when it has had time enough to."""
+    """The guest's report once it has run beyond `steps`, or has had enough time to."""
     patience = Patience(RUN_ON_LIMIT, time.monotonic())
     while True:
         report = host.report(domid)
@@ -179,9 +179,9 @@ async def _report_after(host: SimulatedHost, domid: int, steps: int) -> GuestRep
 
 
 def postcopy_complete_at(events: Path, before: int) -> float | None:
-    """When the receiving helper had put the last page in place, by its trace: what stands in
-    `events` behind the `before` octets that are another run's, or no trace. None for what is no
-    file, and cannot be read again."""
+    """When the receiving helper had put the last page in place, by its trace in `events` after the
+    first `before` bytes, which are another run's or not a trace. None if `events` is not a file,
+    and so cannot be read again."""
     if not events.is_file():
         return None
     with events.open("rb") as lines:
@@ -197,8 +197,8 @@ def postcopy_complete_at(events: Path, before: int) -> float | None:
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """The events are read to say what happened, so without --events they go to a file that ends
-    with the demo."""
+    """Play, and report. The trace is read to say what happened, so without --events it goes to a
+    temporary file."""
     with ScratchDirectory("xen-toolstack-events-") as scratch:
         if arguments.events is None:
             arguments.events = str(scratch.path / "events")

@@ -1,4 +1,4 @@
-"""Tables for people; it loads rich, so it is imported only to show them."""
+"""Tables for people. It loads rich, so it is imported only to show them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STATE_COLOURS: Final = {
     "shut down": "red",
 }
 _UNFOLDED: Final = 10_000
-"""Columns, more than any row has."""
+"""More columns than any row takes."""
 
 HEADLINES: Final = {
     Outcome.SUCCESS: ("green", "migrated: the guest runs at the destination"),
@@ -33,7 +33,7 @@ HEADLINES: Final = {
 }
 
 
-def octets(number: float) -> str:
+def binary_size(number: float) -> str:
     """`1.5 GiB` for 1610612736."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if number < 1024:
@@ -43,14 +43,14 @@ def octets(number: float) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """In the unit that reads best; `-` for None."""
+    """`12.3 ms` or `1.23 s`; `-` for None."""
     if value is None:
         return "-"
     return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
 
 
 def guests(rows: Sequence[dict[str, Any]]) -> None:
-    """The table of `list`."""
+    """Print the table of `list`."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     simulated = any(row["workload"] for row in rows)
     what = "Workload" if simulated else "Type"
@@ -64,14 +64,14 @@ def guests(rows: Sequence[dict[str, Any]]) -> None:
         state = Text(row["state"], style=STATE_COLOURS.get(row["state"], ""))
         kind = (row["workload"] or "-") if simulated else (row["type"] or "-").upper()
         domid = "-" if row["domid"] is None else str(row["domid"])
-        memory = "-" if row["memory"] is None else octets(row["memory"])
+        memory = "-" if row["memory"] is None else binary_size(row["memory"])
         cells = [row["name"], domid, memory, kind, state]
         table.add_row(*cells, *([row["waits"] or ""] if waiting else []))
     _console().print(table)
 
 
 def migration(result: MigrationResult, extra: Sequence[tuple[str, str]] = ()) -> None:
-    """The summary of a migration; `extra` rows come last."""
+    """Print the summary of a migration; `extra` rows come last."""
     colour, headline = HEADLINES[result.outcome]
     if result.outcome is Outcome.SUCCESS and result.guest.state == "paused":
         headline = "migrated: the guest is paused at the destination"
@@ -92,8 +92,8 @@ def migration(result: MigrationResult, extra: Sequence[tuple[str, str]] = ()) ->
 
 
 def _console() -> Console:
-    """For stdout: the terminal, in its width. A file or a pipe has none, and its lines are for
-    other programs, so each row is one."""
+    """A console on stdout: a terminal has a width; in a file or pipe, which other programs read,
+    each row is one line."""
     console = Console()
     return console if console.is_terminal else Console(width=_UNFOLDED)
 
@@ -102,13 +102,13 @@ def _figures(result: MigrationResult) -> Iterator[tuple[str, str]]:
     yield "mode", result.mode
     took = seconds(result.total_seconds)
     if result.bytes_sent is None:
-        yield "sent", "unknown: the helper has not told"
+        yield "sent", "unknown: the helper did not report it"
         yield "took", took
     else:
-        sent = f"{result.pages_sent} pages, {octets(result.bytes_sent)}, {result.rounds} rounds"
-        yield "sent", sent
+        rounds = "1 round" if result.rounds == 1 else f"{result.rounds} rounds"
+        yield "sent", f"{result.pages_sent} pages, {binary_size(result.bytes_sent)}, {rounds}"
         rate = result.bytes_sent / result.total_seconds if result.total_seconds else 0.0
-        yield "took", f"{took} ({octets(int(rate))}/s)"
+        yield "took", f"{took} ({binary_size(int(rate))}/s)"
     if result.downtime_seconds is not None:
         yield "stood still", seconds(result.downtime_seconds)
     if result.stopped_seconds:

@@ -1,4 +1,4 @@
-"""faults campaign."""
+"""The command faults campaign."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ JUNIT: Final = "junit.xml"
 PAGE: Final = "report.html"
 
 _SELECTING: Final = ("modes", "points", "short", "random", "seed", "memory", "workload", "limit")
-"""Options that a campaign keeps when it is resumed."""
+"""Options that a resumed campaign keeps."""
 
 
 def campaign(arguments: argparse.Namespace) -> int:
-    """Run what is selected, or what is missing of it; then the reports on all that is there, also
-    when it was interrupted."""
+    """Run what is selected, or what is still missing of it; then write the reports on all verdicts,
+    even if it was interrupted."""
     directory = Path(arguments.out)
     state, selection = _begin(arguments, directory)
     try:
@@ -65,7 +65,7 @@ def campaign(arguments: argparse.Namespace) -> int:
         if (verdict := state.verdicts.get(str(cell))) is None
         or (again and report.is_wrong(verdict, must_fire=must_fire))
     ]
-    _say(f"{selection.title}: {len(missing)} of {len(cells)} runs to make; into {directory}")
+    _say(f"{selection.title}: {len(missing)} of {len(cells)} runs to do; into {directory}")
     try:
         interrupted = asyncio.run(_run(arguments, state, selection, missing))
     except asyncio.CancelledError:
@@ -88,9 +88,9 @@ def campaign(arguments: argparse.Namespace) -> int:
 
     show(arguments, {**found.as_json(), "directory": str(directory)}, human)
     if interrupted:
-        _say(f"interrupted; `--resume --out {directory}` goes on")
+        _say(f"interrupted; `--resume --out {directory}` continues")
     elif not found.all_hold:
-        _say(f"`--resume --again --out {directory}` runs again what does not hold")
+        _say(f"`--resume --again --out {directory}` repeats the runs that do not hold")
     return ExitCode.SUCCESS if found.all_hold else ExitCode.FAILED
 
 
@@ -102,38 +102,38 @@ def _begin(arguments: argparse.Namespace, directory: Path) -> tuple[State, Selec
         raise CommandError(str(error)) from error
     if not arguments.resume:
         if arguments.again:
-            raise UsageError("--again: goes with --resume")
+            raise UsageError("--again needs --resume")
         if state.selection is not None:
             raise CommandError(
-                f"{directory} has a campaign already: `--resume` goes on with it, `--out` names "
+                f"{directory} has a campaign already: `--resume` continues it, `--out` names "
                 "another directory"
             )
         return state, _selection(arguments)
     if state.selection is None:
-        raise CommandError(f"{directory} has no campaign to go on with")
+        raise CommandError(f"{directory} has no campaign to resume")
     if state.version != version():
         raise CommandError(
-            f"{directory} has a campaign of version {state.version}, and this is {version()}: what "
-            "they find does not belong together; `--out` names another directory"
+            f"{directory} has a campaign of version {state.version}, and this is {version()}: the "
+            "verdicts of both cannot be mixed; `--out` names another directory"
         )
     for name in _SELECTING:
         given = getattr(arguments, name)
         if given is not None and given is not False and given != []:
-            raise UsageError(f"--{name}: a campaign that is resumed has what it was begun with")
+            raise UsageError(f"--{name}: a resumed campaign keeps what it was begun with")
     return state, state.selection
 
 
 def _selection(arguments: argparse.Namespace) -> Selection:
-    """Raises UsageError."""
+    """The selection of the command line. Raises UsageError."""
     if arguments.seed is not None and not arguments.random:
-        raise UsageError("--seed is for --random N; the matrix needs none")
+        raise UsageError("--seed needs --random N; the matrix is not random")
     modes = tuple(mode.value for mode in MODES)
     if arguments.modes is not None:
         modes = tuple(arguments.modes.split(","))
     known = [mode.value for mode in Mode]
     for mode in modes:
         if mode not in known:
-            raise UsageError(f"--modes: there is no mode {mode!r}; want {', '.join(known)}")
+            raise UsageError(f"--modes: unknown mode {mode!r}; want {', '.join(known)}")
     return Selection(
         modes=tuple(dict.fromkeys(modes)),
         points="*" if arguments.points is None else arguments.points,
@@ -150,7 +150,7 @@ def _selection(arguments: argparse.Namespace) -> Selection:
 async def _run(
     arguments: argparse.Namespace, state: State, selection: Selection, cells: Sequence[Cell]
 ) -> bool:
-    """Says whether it was interrupted."""
+    """Run the cells. Returns whether it was interrupted."""
     stop = asyncio.Event()
     jobs = arguments.jobs or os.cpu_count() or 1
     with stopped_by_signals(stop), _progress(arguments, len(cells)) as told:
@@ -168,8 +168,8 @@ Told = Callable[[Cell, Verdict], None]
 
 @contextlib.contextmanager
 def _progress(arguments: argparse.Namespace, number: int) -> Iterator[Told]:
-    """On stderr: a bar on a terminal, elsewhere a line now and then; and what does not hold at
-    once."""
+    """Progress on stderr: a bar on a terminal, else a line now and then; a verdict that does not
+    hold is shown at once."""
     if not sys.stderr.isatty():
         done = 0
 

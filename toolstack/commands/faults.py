@@ -1,4 +1,4 @@
-"""faults list, faults run."""
+"""The commands faults list and faults run."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from xen_save_helper.toolstack.xl.outcome import ExitCode
 
 PREFIX: Final = "xen-faults-"
 AROUND: Final = 8
-"""Lines of the trace that are shown before and after each fault."""
+"""Lines of the trace to show before and after each fault."""
 _SHOWN: Final = 110
-"""Columns of a trace line's fields."""
+"""Columns for the fields of a trace line."""
 _HEADLINES: Final = {
-    "holds": "holds: what had to be true is",
+    "holds": "holds: all that must be true is true",
     "fails": "FAILS",
     "did not fire": "did not fire: the run never came to the fault, so nothing is known",
 }
 
 
 def show_points(arguments: argparse.Namespace) -> int:
-    """Each point with the actions that it admits, and what is not there at each side or channel."""
+    """Show each point with the actions that it admits, and which sides and channels lack some."""
     rows = [
         {
             "point": str(point),
@@ -76,7 +76,7 @@ def _admitted() -> Iterator[tuple[Point, Sequence[ActionKind]]]:
 
 
 def _limits_of(point: Point, kind: ActionKind | None = None) -> list[str]:
-    """Where a point is not; where an action is not, of all where its point is."""
+    """The sides and channels that lack a point, or an action that the point has elsewhere."""
     where = point.sides if kind is None else sides(point, kind)
     everywhere = frozenset(Side) if kind is None else point.sides
     there = point.on_pipe if kind is None else on_pipe(point, kind)
@@ -93,11 +93,11 @@ def _names(where: frozenset[Side]) -> list[str]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """One run of a plan, judged."""
+    """Run a plan once, and show the verdict."""
     plan = plan_of(arguments.plan)
     limits = fault_limits(arguments)
     with contextlib.ExitStack() as stack:
-        # Before the run: afterwards it would be for nothing.
+        # Before the run: an error afterwards would waste it.
         events = arguments.events and stack.enter_context(open(arguments.events, "a"))
         stack.enter_context(_ended_in_order())
         scratch = stack.enter_context(ScratchDirectory(PREFIX, clear=end_all_in))
@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _ended_in_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP end what runs first, as SIGINT does."""
+    """Have SIGTERM and SIGHUP clean up before they end the process, as SIGINT does."""
 
     def end(signum: int, _frame: object) -> NoReturn:
         name = signal.Signals(signum).name
@@ -132,7 +132,7 @@ def _ended_in_order() -> Iterator[None]:
 
 
 def plan_of(text: str) -> Plan:
-    """A plan as it is typed, or of the file behind an `@`. Raises UsageError."""
+    """The plan that was typed, or that is in the file after an `@`. Raises UsageError."""
     try:
         return parse(Path(text[1:]).read_text() if text.startswith("@") else text)
     except (PlanError, OSError, UnicodeDecodeError) as error:
@@ -140,15 +140,15 @@ def plan_of(text: str) -> Plan:
 
 
 def fault_limits(arguments: argparse.Namespace) -> Limits:
-    """Short ones, but where `--limit` says otherwise. Raises UsageError."""
+    """Short limits, except those that `--limit` sets. Raises UsageError."""
     given = limits_of(arguments)
     names = {setting.partition("=")[0] for setting in arguments.limit}
     return replace(FAULT_LIMITS, **{name: getattr(given, name) for name in names})
 
 
 def text_of(verdict: Verdict) -> Iterator[str]:
-    """A verdict for people: what is wrong, what was to be, what was seen, and the trace around the
-    faults."""
+    """A verdict for people: what was expected, what was seen, what is wrong, and the trace around
+    the faults."""
     yield f"{_HEADLINES[verdict.kind]} ({verdict.seconds:.1f} s)"
     rows = {
         "plan": verdict.plan,
@@ -167,13 +167,14 @@ def text_of(verdict: Verdict) -> Iterator[str]:
 
 
 def _idle(verdict: Verdict) -> dict[str, str]:
-    """Which of several faults the run never came to."""
+    """Those of several faults that the run never came to."""
     idle = not_fired(verdict)
     return {"did not fire": ", ".join(idle)} if idle and verdict.fired else {}
 
 
 def trace_text(events: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The lines around each fault, with times from the first event; without a fault, the last."""
+    """The lines around each fault, or the last lines if there is none; times are from the first
+    event."""
     struck = [index for index, event in enumerate(events) if event["event"] == "fault"]
     shown = sorted(
         {
@@ -200,7 +201,7 @@ def trace_text(events: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _helpers(events: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    """Whose helper a process is."""
+    """The helpers' pids, with the names to show."""
     return {
         event["helper"]: f"{event['process']}'s helper"
         for event in events

@@ -1,4 +1,4 @@
-"""init, create, list, destroy, pause, unpause, rename."""
+"""The commands init, create, list, destroy, pause, unpause and rename."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from xen_save_helper.toolstack.xl.recover import OPERATIONS, domain_of, operatio
 _COLUMNS: Final = (
     "name", "domid", "memory", "type", "workload", "state", "log_dirty", "pid", "waits"
 )  # fmt: skip
-"""The keys of a row of `list`."""
+"""The keys of a row that `list` prints."""
 
 if TYPE_CHECKING:
     from xen_save_helper.toolstack.hosts.interface import DomainSummary, Host
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 
 def init(arguments: argparse.Namespace) -> int:
-    """Make a directory a host. One that is a host already stays as it is, but for its memory and
-    what its CPU lacks; one with anything else in it is refused."""
+    """Make a directory a host. If it is one already, only its memory and the features that its CPU
+    lacks are changed; a directory with anything else in it is refused."""
     from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 
     lacks = None if arguments.lacks is None else _features(arguments.lacks)
@@ -55,7 +55,7 @@ def init(arguments: argparse.Namespace) -> int:
 
 
 def _features(text: str) -> list[str]:
-    """Names of CPU features, between commas. Raises UsageError for what is none."""
+    """Names of CPU features, separated by commas. Raises UsageError for an unknown one."""
     from xen_save_helper.ipc_schema.streams.cpu_features import all_but, features
 
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -65,8 +65,8 @@ def _features(text: str) -> list[str]:
             from difflib import get_close_matches
 
             near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "`inspect` of a saved guest names some"
-            raise UsageError(f"--lacks: {name!r} is no CPU feature; {hint}")
+            hint = f"did you mean {near[0]}?" if near else "`inspect` of a saved guest lists some"
+            raise UsageError(f"--lacks: unknown CPU feature {name!r}; {hint}")
     return names
 
 
@@ -81,8 +81,8 @@ def create(arguments: argparse.Namespace) -> int:
 
 
 def create_guest(host: Host, arguments: argparse.Namespace) -> int:
-    """Start a new simulated guest; returns its domid. Raises CommandError for a name in use,
-    UsageError for what no guest can be."""
+    """Start a new simulated guest; returns its domid. Raises CommandError if the name is taken,
+    UsageError if no guest can be like that."""
     from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
 
     check_new_name(arguments.name)
@@ -106,16 +106,16 @@ def create_guest(host: Host, arguments: argparse.Namespace) -> int:
             behaviour_seconds=seconds,
         )
     except FileExistsError:
-        raise CommandError(f"there is a guest {arguments.name!r} on this host already") from None
+        raise CommandError(f"there is already a guest {arguments.name!r} on this host") from None
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
 def show_list(arguments: argparse.Namespace) -> int:
-    """`memory` in octets; `workload` and `pid` of simulated guests, null for others; `log_dirty`
-    null where the hypervisor does not tell; `waits`: what a guest in the middle of an operation
-    waits for, or null. What a guest that is gone has left has a row, too, with the state `gone` and
-    what to do; all else is null in it."""
+    """Show the guests. In JSON, `memory` is in bytes; `workload` and `pid` are null unless the
+    guest is simulated, `log_dirty` if the hypervisor does not tell; `waits` is what a guest in the
+    middle of an operation waits for, or null. A journal whose guest is gone has a row as well: the
+    state is `gone`, `waits` says what to do, and the rest is null."""
     host = host_of(arguments)
     waits: dict[int, str] = {}
     left: list[dict[str, Any]] = []
@@ -124,7 +124,7 @@ def show_list(arguments: argparse.Namespace) -> int:
         if row is not None:
             waits[row.domid] = waits_for(entry)
         elif not entry.process.alive():
-            text = f"`recover {entry.name}` (of its {OPERATIONS[entry.role]}, a journal is left)"
+            text = f"`recover {entry.name}` (its {OPERATIONS[entry.role]} left a journal)"
             left.append({**dict.fromkeys(_COLUMNS), "name": entry.name, "state": "gone",
                          "waits": text})  # fmt: skip
     domains = host.domains()
@@ -166,28 +166,26 @@ def destroy(arguments: argparse.Namespace) -> int:
 
 
 def _check_not_dead(guest: DomainSummary) -> None:
-    """Raises CommandError for a guest that will never run again."""
+    """Raise CommandError if the guest will never run again."""
     if guest.state.value in ("crashed", "shut down"):
         raise CommandError(why_not_suspend(guest))
 
 
 def pause(arguments: argparse.Namespace) -> int:
-    """Refused while a save or migration of the guest is under way: it could not suspend."""
+    """Pause a guest. Refused during a save or migration of it: it could not suspend then."""
     host = host_of(arguments)
     guest = guest_of(host, arguments.name)
     for entry in operations_on(host, guest):
         if entry.process.alive():
-            raise CommandError(
-                f"{guest.name!r} is not paused: a {OPERATIONS[entry.role]} of it is under way "
-                f"(process {entry.process.pid}); wait for its end"
-            )
+            raise CommandError(f"{guest.name!r} cannot be paused: it waits for {waits_for(entry)}")
     _check_not_dead(guest)
     host.pause(guest.domid)
     return _done(arguments, guest, "paused")
 
 
 def unpause(arguments: argparse.Namespace) -> int:
-    """Refused for a copy that is not whole or not let go yet, and for a suspended guest."""
+    """Let a paused guest run. Refused for a suspended guest, and for a copy that is not whole or
+    that the source has not let go yet."""
     host = host_of(arguments)
     guest = guest_of(host, arguments.name)
     partial = {Promise.RECEIVING, Promise.GO_RECEIVED, Promise.RESUMED}
@@ -200,8 +198,9 @@ def unpause(arguments: argparse.Namespace) -> int:
 
 
 def rename(arguments: argparse.Namespace) -> int:
-    """Refused while an operation on the guest is under way or left in the middle: its journal knows
-    it by its name. A guest that was received whole, whose own name was taken, keeps the new one."""
+    """Give a guest another name. Refused if an operation on it is under way or was left in the
+    middle: its journal knows it by name. A guest that was received whole, but whose own name was
+    taken, keeps the new one."""
     check_new_name(arguments.new)
     host = host_of(arguments)
     guest = guest_of(host, arguments.name)
@@ -215,7 +214,7 @@ def rename(arguments: argparse.Namespace) -> int:
     return show(
         arguments,
         {"name": arguments.new, "domid": guest.domid},
-        lambda: print(f"{guest.name} is called {arguments.new}"),
+        lambda: print(f"{guest.name} is now called {arguments.new}"),
     )
 
 

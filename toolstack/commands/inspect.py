@@ -1,4 +1,4 @@
-"""inspect: what is in a stream, as a table for people or as JSON."""
+"""The command inspect: shows a stream as a table for people or as JSON."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ from xen_save_helper.toolstack.xl.stream_input import open_stream
 _OFFSET: Final = 12
 _LAYER: Final = 5
 _RECORD: Final = 28
-"""Columns for a record's name and length together: no name comes near a long body's length."""
+"""Columns for a record's name and length together: a long name never has a long body."""
 _INDENT: Final = _OFFSET + 1 + _LAYER + 1 + _RECORD + 2
 _SIZES: Final = frozenset({"octets", "config", "xml"})
 _LIST_INDENT: Final = " " * (_OFFSET + 1 + _LAYER + 1)
 _LIST_WIDTH: Final = 100
 _NARROWEST: Final = 20
-"""Columns for the contents, however narrow the terminal is."""
+"""The fewest columns for the contents, however narrow the terminal is."""
 
 
 def inspect(arguments: argparse.Namespace) -> int:
-    """One line (or, with --json, one object in a list) for each record; what came before a broken
-    one is shown, too."""
+    """Show one line (with --json, one object in a list) for each record, up to a broken one."""
     named = file_of(arguments.file, STDIN)
     summary = Summary()
     entries: list[StreamEntry] = []
@@ -64,7 +63,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 
 class _Table:
-    """Prints a line for each entry, under a head; on a terminal long ones go on below."""
+    """Prints a head, and a line for each entry; on a terminal long lines are wrapped."""
 
     def __init__(self) -> None:
         self._begun = False
@@ -87,7 +86,7 @@ class _Table:
                 self._list(value)
 
     def _list(self, values: Sequence[object]) -> None:
-        """Under its entry, in lines that fit."""
+        """Print a list under its entry, wrapped."""
         for line in textwrap.wrap(
             _printable(" ".join(map(str, values))),
             self._width or _LIST_WIDTH,
@@ -98,14 +97,14 @@ class _Table:
             print(line)
 
     def _print(self, offset: str, layer: str, record: str, length: str, contents: str) -> None:
-        # A layer that is longer, which few entries have, takes of the record's columns.
+        # The rare layer with a longer name takes columns from the record.
         left = f"{layer:{_LAYER}} {record} "
         left += length.rjust(_LAYER + 1 + _RECORD - len(left))
         line = f"{offset:{_OFFSET}} {left}"
         if self._width is None or len(line) + 2 + len(contents) <= self._width:
             print(f"{line}  {contents}".rstrip())
             return
-        # What stands between commas stays together.
+        # Break lines only after commas.
         items = contents.replace(" ", "\xa0").replace(",\xa0", ", ")
         parts = textwrap.wrap(items, max(_NARROWEST, self._width - _INDENT))
         for index, part in enumerate(parts):
@@ -114,7 +113,7 @@ class _Table:
 
 
 def text(entry: StreamEntry) -> str:
-    """What is in an entry, for people; sizes are left out, since they can see its length."""
+    """The contents of an entry, for people; its sizes are left out, since the length is shown."""
     summary = {name: value for name, value in entry.summary.items() if name not in _SIZES}
     summary.pop("round", None)
     if "types" in summary:
@@ -138,12 +137,12 @@ def _value(value: object) -> str:
     if isinstance(value, Mapping):
         return "(" + ", ".join(f"{name} {_value(inner)}" for name, inner in value.items()) + ")"
     if isinstance(value, list):
-        return str(len(value))  # they follow below
+        return str(len(value))  # the values follow below
     return str(value)
 
 
 def _printable(line: str) -> str:
-    """Names in a stream may be anybody's, and what controls a terminal is not for it."""
+    """A line without control characters: anybody may have chosen the names in a stream."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in line
@@ -151,7 +150,7 @@ def _printable(line: str) -> str:
 
 
 def _show_summary(summary: Summary) -> None:
-    """Figures of what was seen; nothing where there is none."""
+    """Print the figures, if there were any records."""
     if not summary.records:
         return
     print()

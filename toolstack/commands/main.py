@@ -1,7 +1,7 @@
 """`xen-toolstack`: the command line.
 
-Each command names the function that carries it out; its module is imported only then, so that no
-command pays for what another needs.
+Each command names the function that carries it out; only its module is imported, so that no command
+pays for what another one needs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.xl.outcome import ExitCode
 
 PRINTING: Final = frozenset({"guests:show_list", "inspect:inspect", "faults:show_points"})
-"""What runs the commands that do nothing but print: they fail where they cannot."""
+"""The commands that do nothing but print: they fail if they cannot."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _told(arguments, _run(arguments))
         finally:
             if argv is None:
-                # All is said: a signal would only make the exit of the process one by it.
+                # All is said: a signal would only change the exit status.
                 signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
             else:
                 for number, handler in handlers.items():
@@ -86,8 +86,8 @@ def _complain(arguments: argparse.Namespace, text: str) -> None:
 
 
 def _told(arguments: argparse.Namespace, code: int) -> int:
-    """Says on stderr where stdout could not be printed to. The code stays, but that of a command
-    whose work was to print; whoever has gone, or sent a signal, has read enough of it."""
+    """Say on stderr if stdout could not be printed to. The code stays, unless the command's work
+    was to print; a reader that has gone, or a signal, has read enough and is told nothing."""
     error = lost(sys.stdout)
     if error is None:
         return code
@@ -95,7 +95,7 @@ def _told(arguments: argparse.Namespace, code: int) -> int:
         if error.errno not in {errno.EPIPE, errno.EINTR}:
             print(f"{PROGRAM}: stdout: {message_of(error)}", file=sys.stderr)
         return code or ExitCode.FAILED
-    text = f"stdout: {message_of(error)}; what was done stands: exit code {int(code)}"
+    text = f"stdout: {message_of(error)}; exit code {int(code)} says what was done"
     print(f"{PROGRAM}: {text}", file=sys.stderr)
     return code
 

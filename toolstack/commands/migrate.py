@@ -1,4 +1,4 @@
-"""migrate."""
+"""The command migrate, and how migrate and demo report."""
 
 from __future__ import annotations
 
@@ -35,7 +35,13 @@ from xen_save_helper.toolstack.xl.migrate_options import (
     HostDestination,
     MigrateOptions,
 )
-from xen_save_helper.toolstack.xl.outcome import ExitCode, MigrationResult, Outcome
+from xen_save_helper.toolstack.xl.outcome import (
+    ExitCode,
+    MigrationResult,
+    Outcome,
+    told_once,
+    where_guest_is,
+)
 
 
 def migrate(arguments: argparse.Namespace) -> int:
@@ -54,7 +60,8 @@ def migrate(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> MigrateOptions:
-    """Raises UsageError for what cannot be together, CommandError for no configuration, OSError."""
+    """The options of a migration. Raises UsageError for options that exclude each other,
+    CommandError for a file without a configuration, and OSError."""
     config = None
     if arguments.config is not None:
         try:
@@ -85,8 +92,8 @@ def report(
     rows: Sequence[tuple[str, str]] = (),
     extra: Mapping[str, object] = MappingProxyType({}),
 ) -> int:
-    """Print how a migration ended, with more `rows` for people and `extra` in the JSON; a failure's
-    one line goes to stderr. Returns the exit code."""
+    """Print how a migration ended, with more `rows` for people and `extra` fields in JSON; the one
+    line of a failure goes to stderr. Returns the exit code."""
 
     def human() -> None:
         from xen_save_helper.toolstack.commands.display import migration
@@ -95,26 +102,29 @@ def report(
 
     show(arguments, {**result.as_json(), **extra}, human)
     if result.outcome is not Outcome.SUCCESS:
-        complain(arguments, f"{result.reason}; {where_now(result)}")
+        complain(arguments, told_once(result.reason, where_now(result)))
     return result.exit_code
 
 
 def where_now(result: MigrationResult) -> str:
-    """What has become of a guest that did not migrate."""
+    """What has become of a guest that did not migrate, as a clause."""
+    state = result.guest.state
     match result.outcome:
+        case Outcome.POSTCOPY_FAILED if state is None:
+            return "the suspended guest is no longer at the source"
         case Outcome.POSTCOPY_FAILED:
             return "the guest is left suspended at the source"
         case Outcome.UNDEFINED:
             return "the guest is suspended at the source and may run at the destination: look there"
         case Outcome.GUEST_DIED:
-            return "the guest itself has died"
-    if result.guest.state in {None, "running"}:
+            return where_guest_is(state, f"at {result.guest.host}")
+    if state in {None, "running"}:
         return "the guest runs on at the source"
-    return f"the guest is {result.guest.state} at the source"
+    return where_guest_is(state, "at the source")
 
 
 def receiver_arguments(arguments: argparse.Namespace) -> list[str]:
-    """What a receiver on this machine is given of our own options."""
+    """The options of ours that a receiver on this machine is given."""
     given = [f"--limit={setting}" for setting in arguments.limit]
     if arguments.events is not None:
         given.append(f"--events={Path(arguments.events).absolute()}")
@@ -124,21 +134,21 @@ def receiver_arguments(arguments: argparse.Namespace) -> list[str]:
 
 
 def destination_of(arguments: argparse.Namespace) -> Destination:
-    """A directory is a simulated host on this machine; all else is a command, as for
-    `xl migrate -s`.
+    """The destination that --to names: a directory is a simulated host on this machine, anything
+    else is a command, as for `xl migrate -s`.
 
-    Raises CommandError for a directory that is no host, for a simulated host where the guest is a
-    real one, and for what looks like a path and is neither a directory nor a program; UsageError
-    for no command, and for what a command's receiver is not told.
+    Raises CommandError for a directory that is not a host, for a simulated host if the guest is a
+    real one, and for what looks like a path but is neither a directory nor a program; UsageError
+    for an empty command, and for options that do not reach a command's receiver.
     """
     text: str = arguments.to
-    # A command may be longer than a name can be.
+    # os.path: pathlib fails for a command that is longer than a name can be.
     if os.path.isdir(text):
         path = Path(text)
         if hypervisor_of(arguments) == XEN:
             raise CommandError(
-                f"{text} is a directory, and no simulated host can run a real guest; --to wants a "
-                "command, such as `ssh there xl migrate-receive`"
+                f"{text} is a directory, and a simulated host cannot run a real guest; --to wants "
+                "a command, such as `ssh there xl migrate-receive`"
             )
         return HostDestination(path.absolute(), host_at(path), receiver_arguments(arguments))
     if "/" in text and not text.split()[1:] and shutil.which(text) is None:
@@ -150,8 +160,8 @@ def destination_of(arguments: argparse.Namespace) -> Destination:
         raise UsageError("--to: want a host's directory or a command")
     if arguments.missing_cpu_features != MissingCpuFeatures.REFUSE:
         raise UsageError(
-            "--missing-cpu-features holds for a receiver on this machine; one that a command "
-            "starts is told by the command: `... xen-toolstack receive --missing-cpu-features "
+            "--missing-cpu-features only reaches a receiver on this machine; give it to the "
+            "receiver in the command: `... xen-toolstack receive --missing-cpu-features "
             f"{arguments.missing_cpu_features}`"
         )
     return CommandDestination(text)

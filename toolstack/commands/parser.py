@@ -1,6 +1,6 @@
 """The command line of `xen-toolstack`: its commands, and the options of each.
 
-A command names the function that carries it out (`module:function`), which `main` imports.
+Each command names the function that carries it out (`module:function`), which `main` imports.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from xen_save_helper.toolstack.commands.common import (
 )
 
 EXIT_CODES_TEXT: Final = """\
-exit codes: 0 success; 1 failed (migrate, demo: and the guest runs at the source); 2 usage;
+exit codes: 0 success; 1 failed (after migrate and demo, the guest runs at the source); 2 usage;
 3 failed after the postcopy transition: the guest is left suspended at the source;
 4 undefined: the link was lost after GO, look at both ends; 5 the guest itself died"""
 
@@ -33,7 +33,8 @@ WORKLOADS: Final = ("idle", "sequential", "random", "write-heavy")
 
 
 class _Version(argparse.Action):
-    """argparse's own wants the text beforehand, which would cost each command its time."""
+    """Prints the version. argparse's own action needs it beforehand, which costs every command
+    time."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         print(f"{parser.prog} {version()}")
@@ -41,21 +42,21 @@ class _Version(argparse.Action):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line; all that a command can do is for --help."""
+    """Reports a usage error in one line; argparse prints the usage as well."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` tells how it is used\n")
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Of all commands; `arguments.run` then names the one that was given."""
+    """The parser of all commands; `arguments.run` names the one that was given."""
     parser = _Parser(
         prog="xen-toolstack",
         description="Run, save, restore and migrate guests.",
         epilog=EXIT_CODES_TEXT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="name it and exit")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print it and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
@@ -82,18 +83,18 @@ def _add_limit(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=SECONDS",
         action="append",
         default=[],
-        help="how long a wait may last: helper_start, stopped, callback, suspend, abort, "
-        "stream_stall, admission, handshake, ready",
+        help="how long a wait may last; NAME is helper_start, stopped, callback, suspend, abort, "
+        "stream_stall, admission, handshake or ready",
     )
 
 
 def _add_verbose(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-v", "--verbose", action="store_true", help="log lines on stderr")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print the log to stderr")
 
 
 def _add_events(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--events", metavar="FILE", type=trace_file, help="append the trace, as JSON lines"
+        "--events", metavar="FILE", type=trace_file, help="append the trace to FILE, as JSON lines"
     )
 
 
@@ -130,8 +131,8 @@ def _add_missing_cpu_features(parser: argparse.ArgumentParser) -> None:
         "--missing-cpu-features",
         choices=("refuse", "ignore"),
         default="refuse",
-        help="what becomes of a guest that was offered CPU features which the host lacks: it is "
-        "refused before its first page (the default), or restored all the same",
+        help="what to do with a guest that was offered CPU features which the host lacks: refuse "
+        "it before its first page (the default), or restore it all the same",
     )
 
 
@@ -147,9 +148,9 @@ _ADD_SHARED: Final[Mapping[str, Callable[[argparse.ArgumentParser], None]]] = {
 }
 
 _QUICK: Final = ("host", "json")
-"""Of the commands that are done at once: nothing to wait for, nothing to follow."""
+"""The options of commands that are done at once."""
 _WORK: Final = ("host", "json", "limit", "events", "verbose", "helper", "engine")
-"""Of the commands that run a save helper."""
+"""The options of commands that run a save helper."""
 
 _SHARED: Final[Mapping[str, Sequence[str]]] = {
     "init": _QUICK,
@@ -168,19 +169,19 @@ _SHARED: Final[Mapping[str, Sequence[str]]] = {
     "recover": _QUICK,
     "demo": ("json", "limit", "events"),
 }
-"""The options that several commands have: each stands only where it does something."""
+"""The shared options of each command: those that have an effect on it."""
 
 
 def _add_guest_commands(command: Adder) -> None:
     init = command("init", "guests:init", "make a directory a simulated host, with no guests")
-    init.add_argument("directory", nargs="?", metavar="DIR", help="in place of --host")
+    init.add_argument("directory", nargs="?", metavar="DIR", help="instead of --host")
     init.add_argument(
         "--memory", type=guest_size, metavar="SIZE", help="what its guests may have together"
     )
     init.add_argument(
         "--lacks",
         metavar="FEATURE,...",
-        help="CPU features that it has not, as `inspect` names them",
+        help="CPU features that it does not have, as `inspect` names them",
     )
 
     create = command("create", "guests:create", "start a new simulated guest")
@@ -189,12 +190,12 @@ def _add_guest_commands(command: Adder) -> None:
         "--memory", type=size, default=256 << 20, metavar="SIZE", help="default: 256M"
     )
     create.add_argument("--workload", choices=WORKLOADS, default="random")
-    create.add_argument("--rate", type=count, metavar="N", help="pages written a second")
+    create.add_argument("--rate", type=count, metavar="N", help="pages written per second")
     create.add_argument("--type", choices=("pvh", "hvm"), default="pvh")
     create.add_argument(
         "--behaviour",
         metavar="HOW",
-        help="when asked to suspend: normal, refuse, late:SECONDS, die",
+        help="what it does when asked to suspend: normal, refuse, late:SECONDS or die",
     )
 
     command("list", "guests:show_list", "show the host's guests")
@@ -219,16 +220,16 @@ def _add_file_commands(command: Adder) -> None:
     restore = command("restore", "files:restore", "restore a guest from a file")
     restore.add_argument("file", metavar="FILE", help="`-` is stdin")
     restore.add_argument("-p", "--paused", action="store_true", help="do not let it run yet")
-    restore.add_argument("--name", metavar="NAME", help="in place of the one in the file")
+    restore.add_argument("--name", metavar="NAME", help="instead of the one in the file")
     restore.add_argument(
         "-C",
         dest="config",
         metavar="CONFIG",
-        help="the guest's configuration in place of the one in the file: JSON, as `xl list -l` "
-        "prints it",
+        help="a configuration to use instead of the one in the file: JSON, as `xl list -l` prints "
+        "it",
     )
 
-    inspect = command("inspect", "inspect:inspect", "what is in a stream, record by record")
+    inspect = command("inspect", "inspect:inspect", "show what is in a stream, record by record")
     inspect.add_argument("file", metavar="FILE", help="`-` is stdin")
 
 
@@ -242,74 +243,85 @@ def _add_migration_commands(command: Adder) -> None:
         help="a simulated host's directory, or a command that talks to a receiver, such as "
         "`ssh there xl migrate-receive` or `ssh there xen-toolstack receive`",
     )
-    migrate.add_argument("--postcopy", action="store_true", help="let it run before all is there")
+    migrate.add_argument(
+        "--postcopy", action="store_true", help="let the guest run before all its memory is there"
+    )
     rounds = migrate.add_mutually_exclusive_group()
     rounds.add_argument(
         "--max-rounds",
         type=count,
         default=5,
         metavar="N",
-        help="precopy rounds at most (5); 0: none",
+        help="at most N rounds of precopy (default: 5)",
     )
     rounds.add_argument(
         "--abort-after",
         type=positive,
         metavar="ROUNDS",
-        help="give up after so many rounds that do not converge; the guest runs on here",
+        help="give up after so many rounds without convergence; the guest runs on here",
     )
     migrate.add_argument(
         "--max-downtime",
         type=count,
         metavar="MS",
-        help="end precopy once what is left takes no longer, at the rate that was measured",
+        help="end precopy once what is left takes no longer than this, at the measured rate",
     )
     migrate.add_argument(
         "--dirty-threshold",
         type=count,
         default=50,
         metavar="N",
-        help="dirty pages that end precopy (50)",
+        help="end precopy at N dirty pages (default: 50)",
     )
+    _add_bandwidth(migrate)
     migrate.add_argument(
-        "--bandwidth", type=size, default=0, metavar="SIZE", help="octets a second at most"
-    )
-
-    migrate.add_argument(
-        "-p", "--paused", action="store_true", help="it stays paused at the destination"
+        "-p", "--paused", action="store_true", help="leave the guest paused at the destination"
     )
     migrate.add_argument(
         "-C",
         dest="config",
         metavar="FILE",
-        help="the configuration to send in place of the guest's own: libxl's JSON",
+        help="a configuration to send instead of the guest's own: libxl's JSON",
     )
     migrate.add_argument(
-        "--debug", action="store_true", help="send all memory again in the end, and compare it"
+        "--debug", action="store_true", help="send all memory again at the end, and compare it"
     )
 
     receive = command("receive", "receive:receive", "receive a guest on stdin and stdout")
     receive.add_argument("-p", "--paused", action="store_true", help="do not let it run yet")
-    receive.add_argument("--from", dest="source", metavar="TEXT", default="the sender")
+    receive.add_argument(
+        "--from", dest="source", metavar="TEXT", default="the sender", help="a name for the sender"
+    )
 
-    recover = command("recover", "recover:recover", "end what a dead controller left")
+    recover = command(
+        "recover", "recover:recover", "finish what a dead controller left in the middle"
+    )
     recover.add_argument("name", metavar="NAME")
     way = recover.add_mutually_exclusive_group()
-    way.add_argument("--resume", action="store_true", help="it runs nowhere else, I have looked")
-    way.add_argument("--destroy", action="store_true", help="it runs elsewhere, I have looked")
+    way.add_argument(
+        "--resume", action="store_true", help="resume it: I have looked, and it runs nowhere else"
+    )
+    way.add_argument(
+        "--destroy", action="store_true", help="destroy it: I have looked, and it runs elsewhere"
+    )
 
-    demo = command("demo", "demo:demo", "two hosts, a running guest, one migration")
+    demo = command("demo", "demo:demo", "migrate a running guest between two hosts made for it")
     demo.add_argument("--mode", choices=("stop-and-copy", "precopy", "postcopy"), default="precopy")
     demo.add_argument("--memory", type=guest_size, default=256 << 20, metavar="SIZE")
     demo.add_argument("--workload", choices=WORKLOADS, default="random")
-    demo.add_argument(
-        "--bandwidth", type=size, default=0, metavar="SIZE", help="octets a second at most"
+    _add_bandwidth(demo)
+
+
+def _add_bandwidth(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--bandwidth", type=size, default=0, metavar="SIZE", help="bytes per second at most"
     )
 
 
 def _add_fault_commands(
     commands: argparse._SubParsersAction[_Parser],
 ) -> None:
-    """They make their own hosts, so that none is named."""
+    """Add the commands of `faults`; they make their own hosts, so there is no --host."""
     text = "provoke faults in a save or migration, and judge how it ends"
     faults = commands.add_parser("faults", help=text, description=text)
     those = faults.add_subparsers(metavar="WHAT", required=True)
@@ -320,13 +332,13 @@ def _add_fault_commands(
         _add_json(added)
         return added
 
-    command("list", "faults:show_points", "every point, and what can be done there")
+    command("list", "faults:show_points", "show every point, and what can be done there")
 
-    run = command("run", "faults:run", "one run of a plan on two simulated hosts, and a verdict")
+    run = command("run", "faults:run", "run a plan once on two simulated hosts, and judge it")
     run.add_argument(
         "plan",
         metavar="PLAN|@FILE",
-        help="as `postcopy_transition:before-answer=kill`; `faults list` tells how to write one",
+        help="such as `postcopy_transition:before-answer=kill`; `faults list` explains plans",
     )
     _add_limit(run)
     _add_events(run)
@@ -337,33 +349,40 @@ def _add_fault_commands(
     run.add_argument("--workload", choices=WORKLOADS, default="write-heavy")
 
     campaign = command(
-        "campaign", "fault_campaign:campaign", "every point with every action, or a sample; reports"
+        "campaign",
+        "fault_campaign:campaign",
+        "run every point with every action, or a sample, and write reports",
     )
     _add_limit(campaign)
     campaign.add_argument("-v", "--verbose", action="store_true", help="show all runs")
     campaign.add_argument(
-        "--modes", metavar="MODE,...", help=f"of {', '.join(FAULT_MODES)} (save,live,postcopy)"
+        "--modes",
+        metavar="MODE,...",
+        help=f"some of {', '.join(FAULT_MODES)} (default: save,live,postcopy)",
     )
     campaign.add_argument(
-        "--points", metavar="GLOB", help="only such points, as 'suspend:*' or 'controller/*'"
+        "--points", metavar="GLOB", help="only these points, e.g. 'suspend:*' or 'controller/*'"
     )
     part = campaign.add_mutually_exclusive_group()
     part.add_argument(
         "--short", action="store_true", help="a fixed part that touches each point and action"
     )
-    part.add_argument(
-        "--random", type=positive, metavar="N", help="N plans of two faults by chance"
-    )
-    campaign.add_argument("--seed", type=count, metavar="S", help="what repeats the chance")
+    part.add_argument("--random", type=positive, metavar="N", help="N random plans of two faults")
+    campaign.add_argument("--seed", type=count, metavar="S", help="repeats the plans of --random")
     campaign.add_argument(
-        "--jobs", type=positive, metavar="J", help="runs at once (one for each processor)"
+        "--jobs", type=positive, metavar="J", help="runs at once (default: one per processor)"
     )
     campaign.add_argument(
-        "--out", metavar="DIR", default="fault-campaign", help="for the reports (fault-campaign)"
+        "--out",
+        metavar="DIR",
+        default="fault-campaign",
+        help="directory of the reports (default: fault-campaign)",
     )
-    campaign.add_argument("--resume", action="store_true", help="go on with the campaign in DIR")
+    campaign.add_argument("--resume", action="store_true", help="continue the campaign in DIR")
     campaign.add_argument(
-        "--again", action="store_true", help="with --resume: what did not hold runs again, too"
+        "--again", action="store_true", help="with --resume: also repeat runs that did not hold"
     )
-    campaign.add_argument("--memory", type=guest_size, metavar="SIZE", help="of the guests (4M)")
+    campaign.add_argument(
+        "--memory", type=guest_size, metavar="SIZE", help="memory of the guests (default: 4M)"
+    )
     campaign.add_argument("--workload", choices=WORKLOADS)

@@ -1,5 +1,5 @@
-"""One line at the foot of a terminal that says what an operation does, how far it is and how long
-that takes."""
+"""A progress line at the foot of a terminal: what an operation does, how far it is, and how long
+that will take."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xen_save_helper.toolstack.context import ProgressLine
 _PAGE: Final = 4096
 _UNITS: Final = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))
 _WINDOW_SECONDS: Final = 5.0
-"""The rate is that of so much time."""
+"""Seconds over which the rate is measured."""
 _MEASURABLE_SECONDS: Final = 0.5
 _REPAINT_SECONDS: Final = 0.25
 _SHORTEST_BAR: Final = 10
@@ -32,7 +32,7 @@ _LIBXC: Final[tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...]
     (re.compile(r"Final precopy iteration"), lambda _: "last round"),
     (re.compile(r"Frames verify"), lambda _: "verifying"),
 )
-"""What libxc calls what it does, for people; anything else is shown as it is."""
+"""libxc's names for what it does, in words for people; any other is shown as it is."""
 
 
 def in_words(doing_what: str) -> str:
@@ -44,17 +44,17 @@ def in_words(doing_what: str) -> str:
 
 
 def amount(done: float, total: float) -> str:
-    """`41 MiB of 256`, in the unit of the whole."""
+    """`41 MiB of 256`, in the unit of `total`, both in bytes."""
     size, unit = next(one for one in _UNITS if total >= one[0] or one[0] == 1)
     digits = 1 if total / size < 10 and size > 1 else 0
     return f"{done / size:.{digits}f} {unit} of {total / size:.{digits}f}"
 
 
-def rate_of(octets_per_second: float) -> str:
+def rate_of(bytes_per_second: float) -> str:
     """`212 MiB/s`."""
-    size, unit = next(one for one in _UNITS if octets_per_second >= one[0] or one[0] == 1)
-    digits = 1 if octets_per_second / size < 10 and size > 1 else 0
-    return f"{octets_per_second / size:.{digits}f} {unit}/s"
+    size, unit = next(one for one in _UNITS if bytes_per_second >= one[0] or one[0] == 1)
+    digits = 1 if bytes_per_second / size < 10 and size > 1 else 0
+    return f"{bytes_per_second / size:.{digits}f} {unit}/s"
 
 
 def clock(seconds: float) -> str:
@@ -65,9 +65,9 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """What is known of an operation's progress, as a line. The bar is one for the whole: the part
-    of the guest's memory that is where it shall be, which a round of a live migration takes a step
-    back from by what the guest wrote meanwhile."""
+    """The progress of an operation, as a line. There is one bar for the whole operation: the share
+    of the guest's memory that has arrived. Each round of a live migration takes it back by what the
+    guest has written meanwhile."""
 
     def __init__(self, title: str, now: Callable[[], float] = time.monotonic) -> None:
         self._title = title
@@ -78,7 +78,7 @@ class Progress:
         self._seen: deque[tuple[float, int]] = deque()
 
     def update(self, doing_what: str, done: int, total: int) -> None:
-        """As `context.ProgressLine`."""
+        """See `context.ProgressLine`."""
         now, what = self._now(), in_words(doing_what)
         if what.partition(":")[0] != self._what.partition(":")[0]:
             self._since = now
@@ -90,8 +90,7 @@ class Progress:
             self._seen.popleft()
 
     def line(self, columns: int) -> str:
-        """The line, in no more than so many columns: of a long title its middle goes first, then
-        the bar."""
+        """The line, in at most `columns`: a long title loses its middle, then there is no bar."""
         text = ", ".join(self._parts())
         title = self._title
         room = max(_SHORTEST_TITLE, columns - len(text) - 2)
@@ -125,7 +124,7 @@ class Progress:
 
 @contextlib.contextmanager
 def progress_line(title: str) -> Iterator[ProgressLine]:
-    """Show it on stderr while the context lasts. It never waits for the terminal."""
+    """Show progress on stderr while the context lasts, without ever waiting for the terminal."""
     progress = Progress(title)
     terminal = sys.stderr
     timer: asyncio.TimerHandle | None = None

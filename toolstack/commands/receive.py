@@ -1,4 +1,4 @@
-"""receive."""
+"""The command receive."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xen_save_helper.toolstack.xl.outcome import ExitCode
 def receive(arguments: argparse.Namespace) -> int:
     """Serve one migration on stdin and stdout.
 
-    They are moved away from 0 and 1 first: no helper and no stray print may touch the stream.
+    The stream is moved away from 0 and 1 first: no helper and no stray print may touch it.
     """
     ctx = context_of(arguments, "receiver")
     of_a_sender = all(_is_of_another_process(fd) for fd in (0, 1))
@@ -40,7 +40,7 @@ def receive(arguments: argparse.Namespace) -> int:
         os.close(stream)
         os.close(back)
     reason = result.reason or ("" if result.started else "not started")
-    # The sender tells what it was told, and why it has gone.
+    # The sender reports what it was told, and why it has gone.
     heard = result.told or (result.sender_gone and of_a_sender)
     if reason and (not heard or arguments.verbose):
         complain(arguments, reason)

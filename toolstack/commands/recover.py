@@ -1,4 +1,4 @@
-"""recover."""
+"""The command recover."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def recover(arguments: argparse.Namespace) -> int:
     recoveries = recover_guest(host, name, way_out)
     if not recoveries:
         guest_of(host, name)
-        text = f"nothing was left in the middle for {name!r}"
+        text = f"nothing is left to recover for {name!r}"
         return show(arguments, [], lambda: print(text))
     rows = [
         {
@@ -53,8 +53,8 @@ def recover(arguments: argparse.Namespace) -> int:
 
 
 def _name(host: Host, text: str) -> str:
-    """The name of the guest that `text` names; its domain may be gone, where a journal knows it.
-    Raises CommandError for a domid that neither has."""
+    """The name of the guest that `text` names, by its name or a domid; a journal may know the domid
+    of a domain that is gone. Raises CommandError for an unknown domid."""
     if not is_domid(text):
         return text
     domid = int(text)

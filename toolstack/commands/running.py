@@ -1,4 +1,4 @@
-"""What a command needs that runs helpers: a context, a trace, and an orderly end by signals."""
+"""Common parts of the commands that run helpers: a context, a trace, an orderly end by signals."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from xen_save_helper.toolstack.seams import Seams
 T = TypeVar("T")
 
 LIBXL: Final = "libxl"
-"""`--helper libxl`: libxl's own helper."""
+"""The `--helper` that stands for libxl's own."""
 
 EVENTS_VARIABLE: Final = "XEN_SAVE_HELPER_EVENTS"
-"""Where the helpers look for the trace's file."""
+"""Tells the helpers the file of the trace."""
 
 FAULTS_VARIABLE: Final = "XEN_SAVE_HELPER_FAULTS"
 
 
 def open_trace(arguments: argparse.Namespace, process: str) -> Trace:
-    """The trace into `--events FILE`, which the helpers that we start write to as well. One that
-    cannot be had is no reason for what it would tell of to fail."""
+    """A trace into `--events FILE`, which the helpers that we start write to as well. A file that
+    cannot be written does not fail the operation."""
     if arguments.events is None:
         return Trace(process)
     path = Path(arguments.events).absolute()
@@ -54,7 +54,7 @@ def open_trace(arguments: argparse.Namespace, process: str) -> Trace:
 
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
     try:
-        # A FIFO is not waited for, neither to be opened nor to be written.
+        # O_NONBLOCK: a FIFO is not waited for, neither to open nor to write.
         file = os.open(path, flags | os.O_NONBLOCK, 0o644)
     except OSError as error:
         problem(error, "there is no trace")
@@ -71,8 +71,8 @@ def context_of(
     *,
     progress: ProgressLine = no_progress,
 ) -> Context:
-    """The context for the command's host, with its `--helper`. Raises UsageError, CommandError,
-    OSError."""
+    """The context of a command, by its --host, --helper, --limit and other options. Raises
+    UsageError, CommandError, OSError."""
     hypervisor = hypervisor_of(arguments)
     trace = open_trace(arguments, process)
     program = _program_of(arguments.helper, hypervisor)
@@ -103,13 +103,13 @@ def _engine_of(arguments: argparse.Namespace, hypervisor: str) -> Engine | None:
 
 
 def _missing_cpu_features(arguments: argparse.Namespace) -> MissingCpuFeatures:
-    """A command that restores nothing here has no such option."""
+    """The option's value; a command that restores nothing here has no such option."""
     return MissingCpuFeatures(getattr(arguments, "missing_cpu_features", MissingCpuFeatures.REFUSE))
 
 
 def _seams(trace: Trace, program: HelperProgram) -> Seams:
-    """Those of the environment's plan, if it has anything for us. The helpers and the receiver that
-    we start read it as well, with the seed that we have drawn. Raises UsageError."""
+    """The seams of the environment's fault plan, if it has anything for us. The helpers and the
+    receiver that we start read it as well, with the seed that we drew. Raises UsageError."""
     given = os.environ.get(FAULTS_VARIABLE)
     if not given:
         return Seams()
@@ -127,15 +127,15 @@ def _seams(trace: Trace, program: HelperProgram) -> Seams:
         print(f"{OURS}: faults: seed={plan.seed}", file=sys.stderr, flush=True)
     if isinstance(program, PipeHelper) and faults.of_messages:
         raise UsageError(
-            f"{FAULTS_VARIABLE}: '{faults.of_messages[0]}': the controller has no such point where "
+            f"{FAULTS_VARIABLE}: '{faults.of_messages[0]}': the controller has no such point when "
             "it speaks libxl's protocol (--helper)"
         )
     return Seams() if faults.idle else faults
 
 
 def _program_of(text: str | None, hypervisor: str) -> HelperProgram:
-    """`--helper`: ours where it is not given, libxl's own for `libxl`, or the program at a path,
-    which speaks libxl's protocol."""
+    """The helper for `--helper`: ours by default, libxl's own for `libxl`, else the program at a
+    path, which speaks libxl's protocol."""
     if text is None:
         return OwnHelper()
     if text == LIBXL:
@@ -151,7 +151,7 @@ def _program_of(text: str | None, hypervisor: str) -> HelperProgram:
 
 
 def limits_of(arguments: argparse.Namespace) -> Limits:
-    """Raises UsageError for a limit that there is not."""
+    """The limits of `--limit`. Raises UsageError for an unknown or invalid one."""
     try:
         return Limits.parse(arguments.limit)
     except ValueError as error:
@@ -168,11 +168,11 @@ def _log_ours(level: int, context: str, text: str) -> None:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` in a loop; SIGINT, SIGTERM and SIGHUP cancel it, which ends it in order. Where
-    SIGHUP is ignored (nohup) it stays so. No line on stderr holds it up. What was done is done:
-    signals that come afterwards only end the printing of it.
+    """Run `work` in a loop; SIGINT, SIGTERM and SIGHUP cancel it, which ends it in order. A SIGHUP
+    that was ignored (nohup) stays so. No line on stderr holds `work` up. Once it is done, signals
+    only end the printing of what was done.
 
-    Raises Interrupted where `work` does not say itself what such an end came to.
+    Raises Interrupted if `work` was cancelled and does not say itself what came of it.
     """
     ending = [
         number
@@ -188,7 +188,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         try:
             return await task
         finally:
-            # The loop's end gives them back what they did before.
+            # The end of the loop restores the old handlers.
             signal.pthread_sigmask(signal.SIG_BLOCK, ending)
 
     try:
@@ -209,7 +209,7 @@ def _end_printing(*_: object) -> None:
 
 @contextlib.contextmanager
 def progress_for(arguments: argparse.Namespace, title: str) -> Iterator[ProgressLine]:
-    """A line of progress on stderr where that is a terminal that can show one; else nothing."""
+    """A progress line on stderr, if that is a terminal that can show one."""
     if arguments.json or not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         yield no_progress
         return

@@ -73,7 +73,7 @@ class TestTheCommand:
         ended = run(*GUEST, "--jobs", 3, "--out", tmp_path / "out")
         assert ended.code == 0, ended
         assert ended.out.splitlines()[-2] == "all 4 hold"
-        assert "at guest/*: 4 of 4 runs to make" in ended.err
+        assert "at guest/*: 4 of 4 runs to do" in ended.err
         lines = lines_of(tmp_path / "out")
         assert len({line["cell"] for line in lines}) == 4
         assert all(line["holds"] for line in lines)
@@ -140,14 +140,14 @@ class TestTheCommand:
     @pytest.mark.parametrize(
         ("arguments", "code", "words"),
         [
-            (("--modes", "safe"), 2, "there is no mode 'safe'; want save, "),
+            (("--modes", "safe"), 2, "unknown mode 'safe'; want save, "),
             (("--points", "nothing"), 2, "no point of these modes is like 'nothing'"),
             (("--random", "3", "--points", "nothing"), 2, "'nothing' leaves no two faults"),
             (("--seed", "3"), 2, "--seed is for --random"),
-            (("--modes", ""), 2, "there is no mode ''; want save, "),
+            (("--modes", ""), 2, "unknown mode ''; want save, "),
             (("--points", ""), 2, "no point of these modes is like ''"),
-            (("--resume",), 1, "has no campaign to go on with"),
-            (("--again",), 2, "--again: goes with --resume"),
+            (("--resume",), 1, "has no campaign to resume"),
+            (("--again",), 2, "--again needs --resume"),
             (("--limit", "suspend=0"), 2, "suspend=0"),
         ],
     )
@@ -212,11 +212,11 @@ class TestTheCommand:
             state.add(cell, verdict(str(cell.plan), "save"))
         resumed = run("--resume", "--out", tmp_path)
         assert resumed.code == 1
-        assert "0 of 4 runs to make" in resumed.err
+        assert "0 of 4 runs to do" in resumed.err
         assert "`--resume --again" in resumed.err
         again = run("--resume", "--again", "--out", tmp_path)
         assert again.code == 0, again
-        assert "1 of 4 runs to make" in again.err
+        assert "1 of 4 runs to do" in again.err
 
     def test_of_plans_by_chance_one_that_did_not_fire_is_not_wrong(self, tmp_path: Path) -> None:
         selection = Selection(("save",), "guest/*", random=1)
@@ -226,7 +226,7 @@ class TestTheCommand:
         state.add(cell, verdict(str(cell.plan), "save", "did not fire"))
         again = run("--resume", "--again", "--out", tmp_path)
         assert again.code == 0, again
-        assert "0 of 1 runs to make" in again.err
+        assert "0 of 1 runs to do" in again.err
 
 
 class TestState:

@@ -61,14 +61,14 @@ def test_list_cuts_no_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("list",), 2, "which host"),
+        (("list",), 2, "no host is named"),
         (("list", "--host", "/nowhere"), 1, "init /nowhere"),
-        (("list", "--host", "/etc"), 1, "not a host"),
+        (("list", "--host", "/etc"), 1, "a simulated host"),
         (("destroy", "nobody", "--host", "SOURCE"), 1, "no guest 'nobody'"),
         (("pause", "nobody", "--host", "SOURCE"), 1, "no guest 'nobody'"),
         (("save", "nobody", "f", "--host", "SOURCE"), 1, "no guest 'nobody'"),
         (("migrate", "nobody", "--to", "SOURCE", "--host", "SOURCE"), 1, "no guest 'nobody'"),
-        (("migrate", "g", "--to", "/etc", "--host", "SOURCE"), 1, "not a host"),
+        (("migrate", "g", "--to", "/etc", "--host", "SOURCE"), 1, "a simulated host"),
         (("migrate", "g", "--to", "/no/where", "--host", "SOURCE"), 1, "neither"),
         (("migrate", "g", "--to", "SOURCE", "--host", "SOURCE", "--limit", "x=1"), 2, "no such"),
         (
@@ -114,7 +114,7 @@ def test_usage(arguments: tuple[str, ...]) -> None:
     ended = toolstack(*arguments)
     assert ended.code == 2
     (line,) = ended.err.splitlines()
-    assert line.endswith("--help` tells how it is used")
+    assert line.endswith("--help`")
 
 
 def test_where_nothing_more_can_be_written_it_says_where(tmp_path: Path) -> None:

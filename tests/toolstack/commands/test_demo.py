@@ -69,13 +69,16 @@ def test_a_guest_that_runs_on() -> None:
     [
         (
             MadeUp(replace(WELL, memory_ok=False), [replace(WELL, memory_ok=False, steps=11)]),
-            "the guest's memory is not right there",
+            "the guest's memory is wrong at the destination",
         ),
-        (MadeUp(WELL, [replace(WELL, crash="page 5 is stale")]), "died there: page 5 is stale"),
-        (MadeUp(WELL, [WELL]), "the guest stands still there"),
+        (
+            MadeUp(WELL, [replace(WELL, crash="page 5 is stale")]),
+            "died at the destination: page 5 is stale",
+        ),
+        (MadeUp(WELL, [WELL]), "the guest stands still at the destination"),
         (
             MadeUp(TimeoutError("no answer"), [WELL, replace(WELL, steps=11)]),
-            "does not compare its memory there: no answer",
+            "cannot compare its memory at the destination: no answer",
         ),
     ],
 )

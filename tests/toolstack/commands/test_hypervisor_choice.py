@@ -23,7 +23,7 @@ from xen_save_helper.toolstack.xl.outcome import ExitCode
 def test_without_xen_a_host_must_be_named(command: tuple[str, ...]) -> None:
     ended = toolstack(*command)
     assert ended.code == ExitCode.USAGE
-    assert "which host? Give --host DIR" in ended.line
+    assert "no host is named; give --host DIR" in ended.line
 
 
 @pytest.mark.parametrize("command", [("list",), ("save", "g", "f"), ("recover", "g")])

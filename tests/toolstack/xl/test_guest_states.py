@@ -120,7 +120,7 @@ def test_a_guest_that_migrates_is_not_paused(hosts: Hosts, tmp_path: Path) -> No
     wait_for(lambda: has(events, "phase"), "the helper is at work")
     refused = toolstack("pause", "g", "--host", hosts.source)
     assert refused.code == 1
-    assert "a migration of it is under way" in refused.line
+    assert "cannot be paused: it waits for its migration to end (process " in refused.line
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert json.loads(out)["outcome"] == "success"
@@ -157,12 +157,16 @@ def test_a_guest_that_is_paused_when_it_was_asked_goes_on_by_unpause(
     assert process.returncode == 0, err
 
 
-def test_a_guest_that_dies_of_its_save_is_told_once(hosts: Hosts, tmp_path: Path) -> None:
+def test_a_guest_that_dies_of_its_suspension_is_told_once(hosts: Hosts, tmp_path: Path) -> None:
     hosts.guest(behaviour=Behaviour.DIE)
     file = tmp_path / "image"
     ended = save(hosts, file)
     assert ended.code == 1
     assert ended.line == f"xen-toolstack: cannot save 'g' to {file}: the guest has crashed"
+    assert toolstack("destroy", "g", "--host", hosts.source).code == 0
+    hosts.guest(behaviour=Behaviour.DIE)
+    ended = migrate(hosts)
+    assert (ended.code, ended.line) == (5, "xen-toolstack: the guest has crashed")
 
 
 def test_a_guest_that_dies_on_the_way_is_told_as_that(hosts: Hosts, tmp_path: Path) -> None:
@@ -200,7 +204,7 @@ def test_digits_are_a_domid(hosts: Hosts, tmp_path: Path) -> None:
     assert toolstack("save", domid, file, "-c", "--host", hosts.source).code == 0
     assert file.exists()
     ended = toolstack("recover", domid, "--host", hosts.source)
-    assert (ended.code, ended.out) == (0, "nothing was left in the middle for 'g'\n")
+    assert (ended.code, ended.out) == (0, "nothing is left to recover for 'g'\n")
     assert migrate(hosts, domid).code == 0
     missing = migrate(hosts, domid)
     assert missing.code == 1
@@ -219,7 +223,7 @@ def test_a_name_says_nothing(hosts: Hosts, tmp_path: Path, suffix: str) -> None:
     hosts.guest(name)
     hosts.guest("web")
     recovered = toolstack("recover", name, "--host", hosts.source)
-    assert recovered.out == f"nothing was left in the middle for {name!r}\n"
+    assert recovered.out == f"nothing is left to recover for {name!r}\n"
     ended = migrate(hosts, name, "--json")
     assert ended.code == 0, ended
     assert hosts.states(hosts.at_destination) == {name: "running"}

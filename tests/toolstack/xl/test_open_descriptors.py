@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import pty
+import socket
 import struct
 import subprocess
 import termios
@@ -177,6 +178,45 @@ def test_a_reader_that_goes_before_it_has_read_the_end(hosts: Hosts, tmp_path: P
     assert "the reader of stdout disconnected with" in complaint
     assert "the guest is running here" in complaint
     assert hosts.states(hosts.at_source) == {"g": "running"}
+
+
+@pytest.mark.parametrize("name", ["/dev/stderr", "/dev/stdout", "-", "/dev/fd/2"])
+@pytest.mark.parametrize("into", ["a file", "a pipe", "a socket"])
+def test_no_stream_into_the_messages(hosts: Hosts, tmp_path: Path, name: str, into: str) -> None:
+    """A warning in the middle would spoil the stream, and the guest would be gone."""
+    hosts.guest(megabytes=2)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, (tmp_path / "file").open("w+b") as file:
+        to = {"a file": file, "a pipe": subprocess.PIPE, "a socket": theirs}[into]
+        done = subprocess.Popen(
+            [*TOOLSTACK, "save", "g", name, "--host", str(hosts.source)],
+            stdout=to,
+            stderr=subprocess.STDOUT,
+        )
+        said, _ = done.communicate(timeout=60)
+        theirs.close()
+        if into == "a socket":
+            said = ours.recv(1 << 20)
+        elif into == "a file":
+            said = (tmp_path / "file").read_bytes()
+    assert done.returncode == 1
+    assert said.startswith(b"xen-toolstack: a save into std")
+    assert b"would be mixed with the messages on stderr; redirect stderr, or name" in said
+    assert hosts.states(hosts.at_source) == {"g": "running"}
+
+
+def test_a_socket_that_is_open_already(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.guest(megabytes=2)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, (tmp_path / "file").open("wb") as file:
+        process = subprocess.Popen(
+            [*TOOLSTACK, "save", "g", "/dev/stdout", "--host", str(hosts.source)], stdout=theirs
+        )
+        theirs.close()
+        while data := ours.recv(1 << 20):
+            file.write(data)
+        assert process.wait(60) == 0
+    assert toolstack("restore", tmp_path / "file", "--host", hosts.destination).code == 0
 
 
 def test_on_the_disk_before_the_guest_ends(

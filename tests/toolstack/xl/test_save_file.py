@@ -262,16 +262,6 @@ def test_a_guest_that_is_destroyed_while_it_is_saved(hosts: Hosts, tmp_path: Pat
     assert hosts.journals() == []
 
 
-def test_a_guest_that_crashes_while_it_is_saved(hosts: Hosts, tmp_path: Path) -> None:
-    from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
-
-    hosts.guest(behaviour=Behaviour.DIE)
-    ended = toolstack("save", "g", tmp_path / "f", "--host", hosts.source)
-    assert (
-        ended.line == f"xen-toolstack: cannot save 'g' to {tmp_path / 'f'}: the guest has crashed"
-    )
-
-
 def test_a_pipe_that_nobody_writes_to(hosts: Hosts, tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
