@@ -1,5 +1,4 @@
-"""Carry out the actions of a handshake, one after another, until it has ended; and what sender and
-receiver do alike."""
+"""Carries out the actions of a handshake to its end; common parts of sender and receiver."""
 
 from __future__ import annotations
 
@@ -30,12 +29,12 @@ async def run_handshake(
     failed: Callable[[Failure], None],
     trace: Trace,
 ) -> None:
-    """Step `machine` to its end. `failed` hears of each action that raised OSError, EOFError or
-    ValueError (a failure of the other side or of the host), and of an abort.
+    """Step `machine` to its end. `failed` is called for each action that raises OSError, EOFError
+    or ValueError (a failure of the other side or of the host), and for an abort.
 
-    A cancellation cancels the action that runs, if its state `gives_up`; the machine then goes on
-    to what follows from that failure. Elsewhere it is put off for ever: all actions have limits.
-    One that comes in the moment in which an action ends is the next one's.
+    A cancellation cancels the running action if its state `gives_up`; the machine then goes on as
+    after any failure. In other states it has no effect: all actions have limits. One that comes as
+    an action ends goes to the next action.
     """
     abort = False
     while not machine.ended:
@@ -70,26 +69,26 @@ def _event_of(task: asyncio.Future[Event], failed: Callable[[Failure], None]) ->
 
 
 class HandshakeSide(ABC, Generic[State]):
-    """The sender or the receiver. `past_return`: what a person is told who interrupts it while the
-    stream runs (`streaming`) and the guest's newest state may be at the destination alone."""
+    """The sender or the receiver. `past_return` is what it tells a person who interrupts it in the
+    state `streaming` when only the destination may have the guest's newest state."""
 
     past_return: str
     streaming: State
     interruptible: Set[State]
-    """The states in which an interruption is followed."""
+    """The states in which an interruption has an effect."""
 
     def __init__(self, ctx: Context, machine: Handshake[State]) -> None:
         self._ctx = ctx
         self._machine = machine
         self._failures = Failures()
         self._beyond = False
-        """The guest's newest state may be at the destination alone."""
+        """Only the destination may have the guest's newest state."""
         self._warned = False
 
     @property
     @abstractmethod
     def _actions(self) -> Mapping[State, Action]:
-        """What is done in each state."""
+        """The action of each state."""
 
     @property
     @abstractmethod
@@ -109,7 +108,8 @@ class HandshakeSide(ABC, Generic[State]):
         if self._beyond and state is self.streaming and not self._warned:
             self._warned = True
             self._ctx.warn(
-                f"{self.past_return}, so the migration goes on; interrupt it again to give that up"
+                f"{self.past_return}, so the migration goes on; interrupt it again to stop it "
+                "all the same"
             )
             return False
         return state in self.interruptible
@@ -124,7 +124,7 @@ class HandshakeSide(ABC, Generic[State]):
         return {} if cause is None or not cause.rc else cause.why._asdict()
 
     def _reason(self) -> str:
-        """The cause's; what came of it is for those who want to know all."""
+        """The reason of the cause. Its consequences go to the trace and the verbose log."""
         for consequence in self._failures.consequences:
             self._ctx.trace.event("consequence", reason=consequence)
             self._ctx.say(XentoollogLevel.NOTICE, OURS, f"after that: {consequence}")

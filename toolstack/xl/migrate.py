@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.ipc_schema.causes import Cause, Why, errno_of, why
-from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.errors import DecodeError, Error
 from xen_save_helper.ipc_schema.streams import xl_handshake, xl_header
 from xen_save_helper.toolstack import standstill
@@ -44,17 +42,13 @@ from xen_save_helper.toolstack.xl import link
 from xen_save_helper.toolstack.xl.conduct import Action, HandshakeSide
 from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
 from xen_save_helper.toolstack.xl.migrate_options import (
-    CommandDestination,
     Destination,
     HostDestination,
     MigrateOptions,
 )
 from xen_save_helper.toolstack.xl.migrate_result import Course, Migration, ResultMaker
-from xen_save_helper.toolstack.xl.outcome import (
-    MigrationResult,
-    Outcome,
-    outcome_of,
-)
+from xen_save_helper.toolstack.xl.outcome import MigrationResult, Outcome, outcome_of
+from xen_save_helper.toolstack.xl.receiver_process import RunningReceiver
 from xen_save_helper.toolstack.xl.recover import recover_copy
 
 _BY_DESTINATION: Final = Why(Cause.DESTINATION)
@@ -68,16 +62,18 @@ async def migrate(
     *,
     on_end: Callable[[MigrationResult], object] = not_told,
 ) -> MigrationResult:
-    """Migrate a domain. A cancellation aborts it in order as long as the guest is surely here
-    (`handshake.SENDER_INTERRUPTIBLE`), and is put off to the end of the handshake after that. Past
-    the postcopy transition the first one only warns (`Context.log`): a second one gives the guest
-    up. When the migration has ended, whatever it came to, the cancellation is raised; `on_end` is
-    called with the result in any case, before.
+    """Migrate a domain.
 
-    Returns in all other cases once an operation has begun. Raises TypeError and ValueError for
-    arguments that cannot be, JournalError if another operation on the guest is under way or was
-    left in the middle, GuestStateError for a guest that cannot suspend (paused, crashed, …),
-    ProcessLookupError without such a domain.
+    A cancellation aborts the migration in order while the guest is certainly here
+    (`handshake.SENDER_INTERRUPTIBLE`), and is put off to the end of the handshake after that. Past
+    the postcopy transition the first one only warns (`Context.log`), and a second one gives the
+    guest up. However the migration ends, `on_end` is called with the result, then the cancellation
+    is raised.
+
+    Otherwise returns once the operation has begun. Before that it raises TypeError and ValueError
+    for invalid arguments, ProcessLookupError if there is no such domain, JournalError if another
+    operation on the guest is under way or was left in the middle, and GuestStateError for a guest
+    that cannot suspend (paused, crashed, …).
     """
     arguments.instance("ctx", ctx, Context)
     arguments.domain_number(domid)
@@ -92,7 +88,7 @@ async def migrate(
 async def _migrate(
     ctx: Context, domid: int, destination: Destination, options: MigrateOptions
 ) -> MigrationResult:
-    """A cancellation is followed by the rules above, and is gone."""
+    """Migrate without `end_in_order`: a cancellation only shows in the result."""
     row = row_of_domain(ctx.host, domid)
     name = row.name
     journal = Journal.begin(
@@ -127,9 +123,7 @@ class _Sending(HandshakeSide[Sender]):
         self._destination = migration.destination
         self._options = migration.options
         self._journal = migration.journal
-        self._receiver: link.ReceiverProcess | None = None
-        self._receiver_watch: standstill.ChildWatch | None = None
-        self._to_receiver: link.HandshakeLink | None = None
+        self._receiver: RunningReceiver | None = None
 
     @property
     def _actions(self) -> dict[Sender, Action]:
@@ -161,7 +155,7 @@ class _Sending(HandshakeSide[Sender]):
         try:
             await self._run_handshake()
         except BaseException:
-            # A fault of the program; the receiver is not to outlive it.
+            # A bug of ours; the receiver must not outlive us.
             await uninterrupted(self._end_receiver(Outcome.UNDEFINED))
             raise
         total = time.monotonic() - started
@@ -188,14 +182,13 @@ class _Sending(HandshakeSide[Sender]):
         self._beyond = True
 
     @property
-    def _child(self) -> link.ReceiverProcess:
+    def _there(self) -> RunningReceiver:
         assert self._receiver is not None, "the receiver is started before all else"
         return self._receiver
 
     @property
     def _link(self) -> link.HandshakeLink:
-        assert self._to_receiver is not None, "the receiver is started before all else"
-        return self._to_receiver
+        return self._there.link
 
     async def _read_banner(self) -> Event:
         self._ctx.say_progress("waiting for the destination", 0, 0)
@@ -204,22 +197,10 @@ class _Sending(HandshakeSide[Sender]):
         if problem := beyond_helper(
             self._ctx, postcopy=postcopy, bandwidth=options.bandwidth, precopy=options.precopy
         ):
-            # Before anybody at the destination hears of it.
+            # Before the destination is asked.
             self._fail(Error.INVAL, problem)
             return Event.FAILED
-        self._receiver = link.start_receiver(self._destination, paused=options.paused)
-        self._to_receiver = link.HandshakeLink(
-            self._ctx,
-            Operation.SAVE,
-            self._receiver.recv_fd,
-            self._receiver.send_fd,
-            self._receiver.stopped,
-        )
-        self._receiver_watch = standstill.ChildWatch(
-            self._receiver.process.pid,
-            self._ctx.limits.stopped,
-            partial(standstill.tell, self._ctx, standstill.RECEIVER),
-        )
+        self._receiver = RunningReceiver(self._ctx, self._destination, paused=options.paused)
         return await self._hear(xl_handshake.BANNER)
 
     async def _write_config(self) -> Event:
@@ -232,8 +213,8 @@ class _Sending(HandshakeSide[Sender]):
         return Event.OK
 
     def _optional_flags(self) -> int:
-        """A verdict is asked for where the receiver is certainly ours, since xl's says none: only
-        ours can take a simulated guest, or do postcopy."""
+        """Ask for a verdict if the receiver must be ours: only ours takes a simulated guest or does
+        postcopy. xl's sends no verdict."""
         if self._options.strategy is MemoryStrategy.POSTCOPY:
             return xl_header.OPTIONAL_VERDICT | xl_header.OPTIONAL_POSTCOPY
         return 0 if self._ctx.hypervisor == XEN else xl_header.OPTIONAL_VERDICT
@@ -249,10 +230,11 @@ class _Sending(HandshakeSide[Sender]):
                 raise
             raise link.LinkError(
                 errno_of(error),
-                f"the receiver said nothing of postcopy: is it xl's? ({message_of(error)})",
+                "the receiver did not say whether it can do postcopy; xl's cannot "
+                f"({message_of(error)})",
             ) from error
         if verdict.rc:
-            # ABORTED would say that our own caller has given up.
+            # ABORTED would say that our own caller gave up.
             rc = verdict.rc if verdict.rc in set(Error) - {Error.ABORTED} else Error.FAIL
             reason = f"the destination refuses the guest: {verdict.reason}"
             self._fail(rc, reason, _BY_DESTINATION)
@@ -267,9 +249,9 @@ class _Sending(HandshakeSide[Sender]):
                 live_migrate_parameters(
                     self._ctx,
                     self._domid,
-                    self._child.send_fd,
+                    self._there.process.send_fd,
                     SUSPEND_LIVE | (SUSPEND_DEBUG if self._options.debug else 0),
-                    self._child.recv_fd,
+                    self._there.process.recv_fd,
                     self._options.strategy,
                     precopy=self._options.precopy,
                     bandwidth=self._options.bandwidth,
@@ -278,7 +260,7 @@ class _Sending(HandshakeSide[Sender]):
                 ),
             )
         except Exception as error:
-            # Whatever it is: a guest that may run at the destination is never resumed here.
+            # Whatever the error: a guest that may run at the destination is never resumed here.
             if not self._beyond:
                 raise
             self._fail(Error.FAIL, message_of(error), why(error))
@@ -298,7 +280,7 @@ class _Sending(HandshakeSide[Sender]):
 
     @property
     def _admitted(self) -> bool:
-        """The receiver has said that it begins with the stream at once."""
+        """Whether the receiver has said that it will read the stream at once."""
         return bool(self._optional_flags())
 
     async def _read_ready(self) -> Event:
@@ -306,7 +288,7 @@ class _Sending(HandshakeSide[Sender]):
         limits, saved = self._ctx.limits, self._course.saved
         limit = limits.ready
         if not self._admitted and not has_begun(saved.statistics if saved else None):
-            # All of the stream may lie in buffers.
+            # The whole stream may still lie in buffers.
             limit += limits.admission
         with telling_of(READY, self._ctx.warn):
             await self._link.hear(xl_handshake.READY, limit)
@@ -332,8 +314,8 @@ class _Sending(HandshakeSide[Sender]):
         return Event.OK
 
     async def _look_for_sync(self) -> Event:
-        """The receiver, which hears no more from us, says it last or not at all."""
-        ours = self._child
+        """Look for SYNC at the end of what the receiver sends, once it hears no more from us."""
+        ours = self._there.process
         ours.end_sending()
         said = await link.read_to_end(ours.recv_fd, self._ctx.limits.handshake)
         if not said.endswith(xl_handshake.SYNC.data):
@@ -346,8 +328,8 @@ class _Sending(HandshakeSide[Sender]):
         return Event.OK
 
     async def _resume(self) -> Event:
-        """Bring the guest to run here; a journal that cannot be written does not keep it from
-        that, since nothing is promised any more."""
+        """Let the guest run here, even if the journal cannot be written: nothing is promised any
+        more."""
         try:
             self._journal.promise(Promise.BEGUN)
         except OSError as error:
@@ -374,35 +356,16 @@ class _Sending(HandshakeSide[Sender]):
         return Event.OK
 
     async def _end_receiver(self, outcome: Outcome) -> None:
-        """Wait for the receiver's end; on our own machine, end what a killed one has left."""
+        """Wait for the receiver to end; on this machine, finish what a killed one left."""
         if self._receiver is None:
             return
-        try:
-            status = await self._receiver.end(self._ctx.limits.abort)
-            self._ctx.trace.event("receiver_exited", status=status)
-            if outcome is Outcome.SUCCESS:
-                self._course.receiver_lines = self._receiver.words()
-            elif not self._receiver.ended_by_us:
-                self._receiver_ended(self._receiver, status)
-        finally:
-            self._receiver.dispose()
-            if self._receiver_watch is not None:
-                self._receiver_watch.cancel()
-        if status < 0 and isinstance(self._destination, HostDestination):
+        end = await self._receiver.end()
+        self._ctx.trace.event("receiver_exited", status=end.status)
+        if outcome is Outcome.SUCCESS:
+            self._course.receiver_lines = [*end.lines]
+        elif reason := end.failure(self._destination, self._failures.cause):
+            self._fail(Error.FAIL, reason, _BY_DESTINATION)
+        if end.status < 0 and isinstance(self._destination, HostDestination):
             self._course.warnings += recover_copy(
                 self._destination.host, self._migration.name_there, self._ctx.trace
             )
-
-    def _receiver_ended(self, receiver: link.ReceiverProcess, status: int) -> None:
-        """What its end says of its failure. Ours says nothing where it knows only that we have
-        gone, and nothing beyond its verdict where it has told one."""
-        cause = self._failures.cause
-        if status < 0:
-            reason = f"the receiver was killed by signal {-status}"
-            self._fail(Error.FAIL, reason, _BY_DESTINATION)
-        elif status and (words := receiver.last_words()):
-            self._fail(Error.FAIL, f"destination: {words}", _BY_DESTINATION)
-        elif status and isinstance(self._destination, CommandDestination):
-            before = f"{cause.reason}; " if cause is not None and cause.theirs else ""
-            text = f"{before}{self._destination} ended with exit status {status}"
-            self._fail(Error.FAIL, text, _BY_DESTINATION)

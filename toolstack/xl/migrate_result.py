@@ -1,5 +1,4 @@
-"""What a migration came to, as far as its sender can tell: what it has seen, and what the guest
-says of itself, as a `MigrationResult`."""
+"""Makes a `MigrationResult` from what the sender has seen and what the guest reports."""
 
 from __future__ import annotations
 
@@ -35,14 +34,14 @@ if TYPE_CHECKING:
     from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestReport, Host
 
 LONG_DOWNTIME = 1.0
-"""Seconds of standing still that a person is told of."""
+"""Seconds of downtime above which there is a warning."""
 FIRST_STEP_LIMIT = 10.0
-"""Seconds after its start for a guest to take its first step, and be asked about it."""
+"""Seconds to wait for the guest's first step at the destination."""
 
 
 @dataclass(frozen=True)
 class Migration:
-    """What is migrated, where to and how; `name` is the guest's here."""
+    """The guest to migrate, its destination and the options; `name` is its name here."""
 
     ctx: Context
     domid: int
@@ -53,12 +52,12 @@ class Migration:
 
     @property
     def name_there(self) -> str:
-        """What the guest is to be called at the destination."""
+        """The guest's name at the destination."""
         config = self.options.config
         return self.name if config is None else str(config["c_info"]["name"])
 
     def report(self, host: Host, domid: int) -> GuestReport | None:
-        """What a guest says of itself; None, and a line in the trace, if it does not."""
+        """A guest's report of itself; None, and an event in the trace, if there is none."""
         try:
             return host.report(domid)
         except OSError as error:
@@ -72,20 +71,20 @@ class Course:
 
     saved: SaveResult | None = None
     streaming: bool = False
-    """The stream has begun."""
+    """Whether the stream has begun."""
     source_report: GuestReport | None = None
-    """What the guest said of itself here before it was destroyed."""
+    """The guest's last report here, before it was destroyed."""
     left_over: bool = False
-    """The guest runs there, and what is left of it here was not destroyed."""
+    """Whether the guest runs there, but was not destroyed here."""
     report_came_at: float | None = None
-    """When the destination said that the guest runs."""
+    """When the destination reported that the guest runs."""
     receiver_lines: list[str] = field(default_factory=list)
-    """What the receiver said of a migration that succeeded."""
+    """What the receiver printed about a migration that succeeded."""
     warnings: list[str] = field(default_factory=list)
 
 
 class ResultMaker:
-    """Asks the guest, wherever it is."""
+    """Makes the result, asking the guest wherever it is."""
 
     def __init__(self, migration: Migration, course: Course) -> None:
         self._migration = migration
@@ -172,7 +171,7 @@ class ResultMaker:
                 row = self._find_there(host)
                 report, state = self._migration.report(host, row.domid), row.state.value
             except OSError as error:
-                # It ran, by the destination's word; others may have moved it on since.
+                # It ran, says the destination; others may have moved it on since.
                 self._ctx.trace.event("no_report", reason=message_of(error))
                 return _guest_result(place, None, None), None
             stepped = report is not None and report.first_step_at is not None
@@ -181,7 +180,7 @@ class ResultMaker:
             await asyncio.sleep(0.01)
 
     def _find_there(self, host: Host) -> DomainSummary:
-        """The guest at the destination: it keeps the name of a copy where its own was taken."""
+        """The guest at the destination; it is still called a copy if its own name was taken."""
         any_uuid = self._migration.options.config is not None
         entry = self._migration.journal.entry
         for name in (self._migration.name_there + handshake.INCOMING, self._migration.name_there):
@@ -192,7 +191,7 @@ class ResultMaker:
 
 
 def _place(ctx: Context) -> str:
-    """A host as people name it: a simulated one's directory, the name of a machine."""
+    """A host's name for people: a simulated one's directory, or the name of the machine."""
     directory = ctx.hypervisor.removeprefix("sim:")
     return platform.node() if directory == ctx.hypervisor else directory
 

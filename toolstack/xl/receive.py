@@ -30,14 +30,14 @@ from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
 from xen_save_helper.toolstack.xl.link import HandshakeLink
 
 _VERIFY_FAILED = ("verify failed", "verify pfn")
-"""How our engine and libxc begin what they say of a page that is not as it was sent."""
+"""How our engine and libxc begin the log line for a page that differs from what was sent."""
 
 
 @dataclass(frozen=True)
 class ReceiveResult:
-    """How a receive ended. `name` and `domid` are the guest's where it runs here. `reason` is a
-    line for people, empty where nothing failed; `told`: the sender has it, as our verdict.
-    `sender_gone`: all that is known is that the sender has gone, or has ended its stream."""
+    """How a receive ended. `name` and `domid` are the guest's if it runs here. `reason` is a line
+    for people, empty if nothing failed; `told`: the sender has it in our verdict. `sender_gone`:
+    all that is known is that the sender has gone or ended its stream."""
 
     started: bool
     rc: Error
@@ -57,16 +57,14 @@ async def receive(
     leave_paused: bool = False,
     on_end: Callable[[ReceiveResult], object] = not_told,
 ) -> ReceiveResult:
-    """Serve one migration: stream from `stream_fd`, messages and faults to `back_fd`. Works on
-    duplicates of them, and shuts them where no guest was started (`domain_suspend`).
-    `leave_paused`: the guest is ours in the end, and does not run yet.
+    """Receive one guest: the stream comes from `stream_fd`, messages and page faults go to
+    `back_fd`. Works on duplicates of these, and shuts them if no guest was started
+    (`domain_suspend`). `leave_paused`: the guest is ours in the end, but does not run yet.
 
-    A cancellation ends it in order, up to the moment from which the guest may run here: the copy is
-    destroyed. When it has ended, whatever it came to, the cancellation is raised; `on_end` is
-    called with the result in any case, before.
+    A cancellation destroys the copy in order, unless the guest may run here already. However the
+    receive ends, `on_end` is called with the result, then the cancellation is raised.
 
-    Raises TypeError and ValueError for arguments that cannot be; returns in all other cases but a
-    fault of the program.
+    Raises TypeError and ValueError for invalid arguments; otherwise it returns.
     """
     arguments.instance("ctx", ctx, Context)
     descriptors.readable("stream_fd", stream_fd)
@@ -101,7 +99,7 @@ class _Receiving(HandshakeSide[Receiver]):
         self._journal: Journal | None = None
         self._config: dict[str, Any] = {}
         self._flags = 0
-        """The header's optional ones."""
+        """The optional flags of the xl header."""
         self._told = False
         self._name = ""
         self._domid: int | None = None
@@ -137,7 +135,7 @@ class _Receiving(HandshakeSide[Receiver]):
             with telling(self._ctx):
                 await self._run_handshake()
         except BaseException:
-            # A fault of the program. Where it has left nothing, there is nothing to recover.
+            # A bug of ours. If it left nothing, there is nothing to recover.
             if self._journal is not None and self._domid is None and not self._is_here():
                 self._journal.close()
             raise
@@ -153,20 +151,20 @@ class _Receiving(HandshakeSide[Receiver]):
         )
 
     def _log(self, level: int, context: str, text: str) -> None:
-        """What a verify pass finds (SUSPEND_DEBUG) fails nothing, and has to be told all the
-        same."""
+        """Log, and note what a verify pass finds (SUSPEND_DEBUG): it fails nothing, but the sender
+        must be told."""
         if text.startswith(_VERIFY_FAILED):
             self._fail(0, text)
         self._log_line(level, context, text)
 
     def _over(self) -> bool:
-        """Whether nothing of the copy is left but a guest that was started."""
+        """Whether nothing is left of the copy, except for a guest that was started."""
         if self._machine.state is Receiver.STARTED:
             return not self._is_here()
         return self._domid is None
 
     def _is_here(self) -> bool:
-        """Whether there is a copy that has not been given its name."""
+        """Whether there is a copy that does not have the guest's name yet."""
         return any(row.name == self._incoming for row in self._ctx.host.domains())
 
     @property
@@ -186,10 +184,10 @@ class _Receiving(HandshakeSide[Receiver]):
         return Event.OK
 
     async def _examine(self) -> Event:
-        """Whatever can be known of the guest's coming is looked at before its first page comes."""
+        """Check beforehand all that would keep the guest from running here."""
         taken = {row.name: row.domid for row in self._ctx.host.domains()}
         if self._incoming in taken:
-            raise FileExistsError(f"there is a {self._incoming!r} here already")
+            raise FileExistsError(f"there is a guest {self._incoming!r} here already")
         if self._name in taken and not self._is_the_guest(taken[self._name]):
             raise FileExistsError(f"there is another guest {self._name!r} here already")
         problem = descriptors.why_not() or await blocking.call(
@@ -210,18 +208,19 @@ class _Receiving(HandshakeSide[Receiver]):
         return Event.OK
 
     def _objection(self) -> str:
-        """What speaks against the guest at this host; "" if nothing is known to."""
+        """Why this host cannot take the guest; "" if nothing is known to keep it from that."""
         host = self._ctx.host
         if problem := host.why_not_create(self._config):
             return f"the domain {self._incoming} cannot be created: {problem}"
         if not self._flags & xl_header.OPTIONAL_POSTCOPY:
             return ""
         if self._leave_paused:
-            return "a guest that comes by postcopy runs at once, and cannot stay paused"
+            return "a guest that comes by postcopy runs at once and cannot stay paused"
         return host.why_no_postcopy()
 
     async def _say_verdict(self, verdict: Verdict) -> Event:
-        """A sender that did not ask for it, such as xl, would take it for something else."""
+        """Send a verdict, if asked for: to another sender, such as xl, it would be a wrong
+        message."""
         if self._flags & xl_header.OPTIONAL_VERDICT:
             message = xl_handshake.VERDICT
             await self._link.say(message, xl_handshake.encode_verdict(verdict))
@@ -235,8 +234,8 @@ class _Receiving(HandshakeSide[Receiver]):
         return event
 
     def _is_the_guest(self, domid: int) -> bool:
-        """Whether a domain is the very guest that is sent, within one host; also where there is no
-        telling, since xl takes it then."""
+        """Whether a domain is the guest that is being sent, within one host; True as well if that
+        cannot be told, since xl accepts it then."""
         ours, theirs = (
             config.get("c_info", {}).get("uuid")
             for config in (self._config, self._ctx.host.config(domid))
@@ -278,8 +277,8 @@ class _Receiving(HandshakeSide[Receiver]):
         except FileExistsError as error:
             raise FileExistsError(
                 f"the guest runs here as {self._incoming!r}, since there is another {self._name!r}:"
-                f" `xen-toolstack rename {self._incoming} NEW` gives it a name, `recover "
-                f"{self._name}` its own once that is free"
+                f" `xen-toolstack rename {self._incoming} NEW` gives it a new name, `recover "
+                f"{self._name}` its own one once that is free"
             ) from error
 
     async def _unpause(self) -> Event:
@@ -289,8 +288,8 @@ class _Receiving(HandshakeSide[Receiver]):
         return Event.OK
 
     async def _report_failed(self) -> Event:
-        # Our copy is given up from here on, whoever ends it: under the name that the journal has.
-        # One that is gone, destroyed by somebody else, cannot run here under any.
+        # From here on our copy is given up, under the name that `recover` knows it by. A copy that
+        # somebody else has destroyed needs no name.
         with contextlib.suppress(ProcessLookupError):
             self._ctx.host.rename(self._made(), self._incoming)
         self._promise(Promise.RECEIVING)
@@ -309,8 +308,8 @@ class _Receiving(HandshakeSide[Receiver]):
         self._beyond = True
 
     def _started(self) -> None:
-        """The guest runs, so it is not to be taken back for a journal that cannot say so: the
-        promise that stands there lets `recover` find out."""
+        """Note that the guest runs. A journal that cannot be written does not take that back: its
+        last promise lets `recover` find out."""
         try:
             self._promise(Promise.STARTED)
         except OSError as error:
@@ -326,9 +325,9 @@ class _Receiving(HandshakeSide[Receiver]):
 
 
 async def read_config(fd: int, limit: float) -> tuple[dict[str, Any], int]:
-    """Read the xl header: the configuration in it, and its optional flags.
+    """Read the xl header; returns the configuration in it and its optional flags.
 
-    Raises DecodeError for what is no such header, LinkError where it ends early or does not come.
+    Raises DecodeError for anything else, LinkError if it ends early or does not come.
     """
     header = await link.read_exactly(fd, xl_header.HEADER_SIZE, limit, "the xl header")
     decoded = xl_header.decode_header(header)
@@ -340,7 +339,7 @@ async def read_config(fd: int, limit: float) -> tuple[dict[str, Any], int]:
 
 
 def parse_config(text: bytes) -> dict[str, Any]:
-    """The configuration as `Host.config` gave it. Raises DecodeError for other than JSON."""
+    """Decode the configuration that `Host.config` gave. Raises DecodeError unless it is JSON."""
     if not text:
         raise DecodeError("xl configuration", xl_header.HEADER_SIZE, "is empty, want JSON")
     try:
@@ -353,7 +352,7 @@ def parse_config(text: bytes) -> dict[str, Any]:
 
 
 def name_of(config: dict[str, Any]) -> str:
-    """The guest's name: `c_info.name` of libxl_domain_config. Raises DecodeError without one."""
+    """The guest's name, `c_info.name` of libxl_domain_config. Raises DecodeError without one."""
     c_info = config.get("c_info")
     name = c_info.get("name") if isinstance(c_info, dict) else None
     if not isinstance(name, str) or not name:
@@ -362,6 +361,6 @@ def name_of(config: dict[str, Any]) -> str:
 
 
 def uuid_of(config: dict[str, Any]) -> str | None:
-    """`c_info.uuid` in lower case; None for a configuration that has none."""
+    """`c_info.uuid` in lower case, None if it is missing."""
     uuid = config["c_info"].get("uuid")
     return uuid.lower() if isinstance(uuid, str) else None

@@ -27,8 +27,8 @@ from xen_save_helper.toolstack.helpers.request import (
 from xen_save_helper.toolstack.helpers.supervisor import SaveHelper
 from xen_save_helper.toolstack.limits import Limits
 from xen_save_helper.toolstack.operations.domain_save import domain_suspend
-from xen_save_helper.toolstack.xl import link
 from xen_save_helper.toolstack.xl.migrate_options import CommandDestination
+from xen_save_helper.toolstack.xl.receiver_process import start_receiver
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -106,7 +106,7 @@ def test_a_receiver_that_cannot_be_reached_does_not_run(monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patched, contextlib.suppress(OSError):
         patched.setattr(os, "dup", none_left)
-        receiver = link.start_receiver(CommandDestination("exec cat"), paused=False)
+        receiver = start_receiver(CommandDestination("exec cat"), paused=False)
         receiver.dispose()
         receiver.process.wait(10)
     assert [child.name() for child in psutil.Process().children()] == []

@@ -106,7 +106,7 @@ def test_a_receiver_that_knows_nothing_of_postcopy(hosts: Hosts, said: str, word
     started = time.monotonic()
     ended = migrate(hosts, "--postcopy", "--limit=handshake=1", to=f"{BANNER_SAID}; {said}")
     assert time.monotonic() - started < 20
-    refused(hosts, ended, "the receiver said nothing of postcopy: is it xl's?", words)
+    refused(hosts, ended, "the receiver did not say whether it can do postcopy; xl's cannot", words)
 
 
 @pytest.mark.parametrize(
