@@ -327,7 +327,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
         rc = 0 if self._is_whole else result.rc
         if not rc and not self._has_all:
             rc = Error.FAIL
-        self._report.helper_ended(result, rc, "restoring the domain")
+        self._report.helper_ended(result, rc, "restoring the domain", "restored")
         if result.statistics is not None:
             self._offset += result.statistics.bytes
             self._untold = False

@@ -413,7 +413,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
             guest_responded=bool(rules and rules.guest_responded),
             earlier_rc=self._earlier_rc,
         )
-        self._report.helper_ended(result, rc, "saving the domain")
+        self._report.helper_ended(result, rc, "saving the domain", "saved")
         if self._suspension is not None and rc:
             self._suspension.abort(rc)
         self._helper_stopped(rc)

@@ -56,6 +56,16 @@ def state_of(host: Host, domid: int) -> str | None:
     return next((row.state.value for row in host.domains() if row.domid == domid), None)
 
 
+def how_guest_ended(state: str | None) -> str:
+    """What became of a guest in one of `DEAD`, or whose domain is gone (None), as a clause."""
+    match state:
+        case None:
+            return "the guest was destroyed"
+        case "shut down":
+            return "the guest has shut itself down"
+    return "the guest has crashed"
+
+
 def row_of_domain(host: Host, domid: int) -> DomainSummary:
     """The domain's row of `Host.domains`. Raises ProcessLookupError if there is no such domain."""
     row = next((row for row in host.domains() if row.domid == domid), None)

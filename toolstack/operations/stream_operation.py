@@ -4,6 +4,7 @@ their log and their reason."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
@@ -20,6 +21,7 @@ from xen_save_helper.toolstack.cancellation import spawn
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import HelperResult, Statistics
 from xen_save_helper.toolstack.helpers.supervisor import SaveHelper
+from xen_save_helper.toolstack.operations.settle import DEAD, how_guest_ended, state_of
 from xen_save_helper.toolstack.rules import join
 from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.rules.join import Join, JoinAction, Task
@@ -77,8 +79,9 @@ class OperationReport:
     def event(self, event: str, **fields: object) -> None:
         self._ctx.trace.event(event, domid=self.domid, **fields)
 
-    def helper_ended(self, result: HelperResult, rc: int, doing: str) -> None:
-        """Note the helper's end, with the rc that it means."""
+    def helper_ended(self, result: HelperResult, rc: int, doing: str, done: str) -> None:
+        """Note the helper's end, with the rc that it means. `doing` and `done` say what the helper
+        was to do, and what was to be done to the guest."""
         self.statistics = result.statistics
         self.event(
             "helper_result",
@@ -89,11 +92,23 @@ class OperationReport:
         )
         if not rc:
             return
+        if result.errnoval == errno.ESRCH and (end := self._end_of_guest()):
+            self.failed(f"{end} while being {done}", Why(Cause.GUEST, errno.ESRCH), rc=rc)
+            return
         why = result.reason or self._helper_error
         if not why and result.errnoval:
             why = os.strerror(result.errnoval)
         cause = result.why if result.rc else why_errno(result.errnoval)
         self.failed(f"{doing}: {why or 'the helper failed'}", cause, rc=rc)
+
+    def _end_of_guest(self) -> str:
+        """How the guest has ended, as a clause; "" if it has not, or that cannot be told."""
+        assert self.domid is not None, "the helper works on a domain"
+        try:
+            state = state_of(self._ctx.host, self.domid)
+        except OSError:
+            return ""
+        return how_guest_ended(state) if state is None or state in DEAD else ""
 
     def log_callback(self, level: int, errnoval: int, context: str, formatted: str) -> None:
         """The catalogue's `log`."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from xen_save_helper.ipc_schema.causes import why
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.aio.patience import Timer
-from xen_save_helper.toolstack.operations.settle import state_of
+from xen_save_helper.toolstack.operations.settle import how_guest_ended, state_of
 from xen_save_helper.toolstack.rules.suspend import (
     PAUSED,
     Actions,
@@ -22,9 +22,6 @@ from xen_save_helper.toolstack.rules.suspend import (
 if TYPE_CHECKING:
     from xen_save_helper.toolstack.hosts.interface import Host, SuspendRequest
     from xen_save_helper.toolstack.limits import Limits
-
-
-_GONE: Final = "the guest was destroyed"
 
 
 class GuestSuspension:
@@ -59,7 +56,7 @@ class GuestSuspension:
                 self._limits.callback, self._host.suspend_request, self._domid
             )
         except ProcessLookupError:
-            return Finished(Error.FAIL, _GONE)
+            return Finished(Error.FAIL, how_guest_ended(None))
         except OSError as error:
             # A call that took too long may still have its effect.
             self.rules.may_suspend = isinstance(error, TimeoutError)
@@ -114,18 +111,10 @@ class GuestSuspension:
             case SuspendState.REFUSED:
                 actions = self.rules.refused()
             case SuspendState.CRASHED:
-                actions = self.rules.crashed(self._how_it_ended())
+                actions = self.rules.crashed(how_guest_ended(state_of(self._host, self._domid)))
         if self._abort_rc:
             actions += self.rules.abort(self._abort_rc)
         return actions
-
-    def _how_it_ended(self) -> str:
-        match state_of(self._host, self._domid):
-            case None:
-                return _GONE
-            case "shut down":
-                return "the guest has shut itself down"
-        return "the guest has crashed"
 
     async def _wait_for_change(self) -> bool:
         """Returns False once the limit has passed."""

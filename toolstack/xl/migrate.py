@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -351,7 +352,8 @@ class _Sending(HandshakeSide[Sender]):
         self._course.left_over = True
         self._journal.promise(Promise.DONE)
         self._course.source_report = self._migration.report(self._host, self._domid)
-        self._host.destroy(self._domid)
+        with contextlib.suppress(ProcessLookupError):  # somebody else has destroyed it
+            self._host.destroy(self._domid)
         self._course.left_over = False
         return Event.OK
 

@@ -7,6 +7,7 @@ from enum import Enum, IntEnum
 from typing import Any, Final
 
 from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.toolstack.operations.settle import DEAD, how_guest_ended
 from xen_save_helper.toolstack.rules.handshake import Sender
 
 
@@ -47,13 +48,8 @@ EXIT_CODES: Final = {
 def where_guest_is(state: str | None, place: str) -> str:
     """What has become of a guest, as a clause. `state` is that of `settle.state_of`, `place` a word
     for its host."""
-    match state:
-        case None:
-            return "the guest was destroyed"
-        case "crashed":
-            return "the guest has crashed"
-        case "shut down":
-            return "the guest has shut itself down"
+    if state is None or state in DEAD:
+        return how_guest_ended(state)
     return f"the guest is {state} {place}"
 
 

@@ -19,6 +19,7 @@ from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.operations.domain_save import domain_live_migrate
 from xen_save_helper.toolstack.xl import journal
 from xen_save_helper.toolstack.xl.journal import Role
+from xen_save_helper.toolstack.xl.recover import waits_for
 
 AT_ONCE = 10.0
 """Seconds, on a busy machine; the limit of a suspension is 60."""
@@ -104,6 +105,9 @@ def test_the_library_refuses_a_paused_guest_before_any_page(hosts: Hosts, tmp_pa
 def started(hosts: Hosts, events: Path, *more: object) -> tuple[object, ...]:
     return ("migrate", "g", "--host", hosts.source, "--to", hosts.destination, "--json",
             "--events", events, *more)  # fmt: skip
+
+
+SLOW_POSTCOPY = ("--postcopy", "--max-rounds=0", "--bandwidth=4M")
 
 
 def has(events: Path, event: str) -> bool:
@@ -192,6 +196,41 @@ def test_a_guest_that_is_destroyed_on_the_way_is_told_as_that(hosts: Hosts, tmp_
     assert process.returncode == 5, err
     assert "destroyed" in json.loads(out)["reason"]
     assert hosts.states(hosts.at_source) == hosts.states(hosts.at_destination) == {}
+    assert hosts.journals() == []
+
+
+@pytest.mark.parametrize("how", ["destroyed", "crashed"])
+def test_a_guest_that_ends_at_the_destination(hosts: Hosts, tmp_path: Path, how: str) -> None:
+    hosts.guest(megabytes=32)
+    events = tmp_path / "events"
+    process = hosts.start(*started(hosts, events, *SLOW_POSTCOPY))
+    wait_for(lambda: has(events, "postcopy_resume_done"), "it runs there")
+    if how == "destroyed":
+        hosts.at_destination.destroy(hosts.at_destination.find("g--incoming"))
+    else:
+        pid = next(row.pid for row in hosts.at_destination.domains())
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    ended = {"destroyed": "was destroyed", "crashed": "has crashed"}[how]
+    assert json.loads(out)["reason"] == (f"destination: the guest {ended} while being restored")
+
+
+def test_a_suspended_guest_that_is_destroyed_at_the_source(hosts: Hosts, tmp_path: Path) -> None:
+    """It runs at the destination; nothing is left to be said or done."""
+    domid = hosts.guest(megabytes=32)
+    events = tmp_path / "events"
+    process = hosts.start(*started(hosts, events, *SLOW_POSTCOPY))
+    wait_for(lambda: has(events, "postcopy_resume_done"), "it runs there")
+    (entry,) = journal.entries(hosts.source)
+    assert waits_for(entry) == f"its migration to end (process {process.pid}, transition)"
+    hosts.at_source.destroy(domid)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    result = json.loads(out)
+    assert (result["reason"], result["warnings"]) == ("", [])
+    assert hosts.states(hosts.at_destination) == {"g": "running"}
     assert hosts.journals() == []
 
 
