@@ -25,15 +25,14 @@ The API, importable from here; nothing is loaded before it is used:
             )
         return saved, restored
 
-On a Xen host it is `Context.open("xen")`, and the domains are real ones; libxenguest, which does
-the work there, has no postcopy.
+On a Xen host, `Context.open("xen")` gives real domains; libxenguest, which does the work there, has
+no postcopy.
 
-Both come to their end whatever happens, within the context's `limits`, and tell it by an `rc` (an
-`Error`). What follows is the caller's: to destroy the source's domain, resume it, or keep it
-suspended, as `rc`, `suspended` and `postcopy_transitioned` allow. `xen-toolstack migrate` does that
-with a handshake.
+Both operations always end, within the context's `limits`, with an `rc` (an `Error`). What follows
+is up to the caller: to destroy the source's domain, resume it, or keep it suspended, as `rc`,
+`suspended` and `postcopy_transitioned` allow. `xen-toolstack migrate` does that with a handshake.
 
-A cancellation ends an operation in order, and is raised then; `on_end` hears how it ended.
+A cancellation ends an operation in order and is then raised; `on_end` is told how it ended.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ _HOMES = {
     "SaveResult": "toolstack.operations.save",
     "domain_create_restore": "toolstack.operations.domain_restore",
 }
-"""The modules of the names; the others are in `domain_save`."""
+"""The module of each name; the names that are not here are in `domain_save`."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,9 @@
-"""What an operation makes of a cancellation: it ends in order, and only then it goes on.
+"""Cancellation of an operation: it ends in order, and only then raises CancelledError.
 
 asyncio's contract is that a cancelled call raises CancelledError in the end, and that each
-`Task.cancel` stays counted (`Task.cancelling`) for whoever made it: `asyncio.timeout`, a TaskGroup,
-`asyncio.run` after a ^C. So the exception that is raised is the one that came, of asyncio's own
-class: Python 3.11's `asyncio.timeout` takes no subclass for its own.
+`Task.cancel` stays counted (`Task.cancelling`) for its caller: `asyncio.timeout`, a TaskGroup,
+`asyncio.run` after a ^C. So the very exception that came is raised: the `asyncio.timeout` of Python
+3.11 does not accept a subclass.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _T = TypeVar("_T")
 
 
 def not_told(_result: object) -> None:
-    """For a caller that does not want to know."""
+    """The default `on_end`, which does nothing."""
 
 
 class OperationTask(asyncio.Task[_T]):
-    """A task within an operation, which nothing but the operation cancels.
+    """A task within an operation, which only the operation cancels.
 
-    The end of `asyncio.run`, and what is like it, cancels all tasks there are, while the loop
-    stands. The caller's is among them: through that one the operation learns of it, and ends its
-    own in their order.
+    At its end `asyncio.run`, like others, cancels all tasks while the loop does not run. The
+    caller's is among them: through that one the operation learns of it, and ends its own tasks in
+    order.
     """
 
     def cancel(self, msg: Any | None = None) -> bool:
@@ -39,8 +39,8 @@ def spawn(work: Coroutine[Any, Any, _T]) -> OperationTask[_T]:
 
 
 async def absorb(work: Coroutine[Any, Any, _T], abort: Callable[[], object]) -> _T:
-    """What `work` returns or raises. A cancellation does not reach it: each calls `abort`, which
-    must have it come to its end or lead it there, and is gone then."""
+    """Return or raise what `work` does. A cancellation does not reach `work`, and is not raised:
+    each one calls `abort`, which must make `work` end."""
     task = spawn(work)
     while not task.done():
         try:
@@ -53,12 +53,13 @@ async def absorb(work: Coroutine[Any, Any, _T], abort: Callable[[], object]) -> 
 async def end_in_order(
     work: Coroutine[Any, Any, _T], on_end: Callable[[_T], object] = not_told
 ) -> _T:
-    """What `work` returns. Each cancellation cancels `work`, which makes of it what it must, and
-    is waited for; the first one goes on then, also where `work` came to a good end.
+    """Return what `work` returns. Each cancellation cancels `work`, which deals with it and is
+    waited for; then the first one is raised, even if `work` has succeeded.
 
-    `on_end` is called with what `work` returns. An error that it raises is the cause of the
-    CancelledError where it tells of an end (OSError, EOFError, ValueError); any other is a fault of
-    the program, and outranks it. Raises TypeError before `work` begins for what is no function.
+    `on_end` is called with the result of `work`. If `work` was cancelled and raises OSError,
+    EOFError or ValueError, that error is the cause of the CancelledError; any other exception is a
+    bug, and is raised instead. Raises TypeError, before `work` begins, if `on_end` is not a
+    function.
     """
     try:
         arguments.function("on_end", on_end)
@@ -86,8 +87,8 @@ async def end_in_order(
 
 
 async def told(operation: Callable[..., Coroutine[Any, Any, _T]]) -> _T:
-    """What a public operation, whose arguments but `on_end` are bound, returns or raises by itself,
-    where it was cancelled, too: for a caller that has nothing left to do but to say so."""
+    """Return or raise what a public operation would without the cancellation at its end, for a
+    caller that only has to report it. All its arguments but `on_end` are bound."""
     ended: list[_T] = []
     try:
         return await operation(on_end=ended.append)
@@ -100,5 +101,5 @@ async def told(operation: Callable[..., Coroutine[Any, Any, _T]]) -> _T:
 
 
 async def uninterrupted(work: Coroutine[Any, Any, _T]) -> _T:
-    """Await `work` to its end, whatever cancellation comes meanwhile; it must have limits."""
+    """Await `work` to its end and ignore cancellations; it must have limits."""
     return await absorb(work, lambda: None)

@@ -1,4 +1,4 @@
-"""What every operation of the toolstack is given: libxl's `libxl_ctx`."""
+"""The context of an operation, as libxl's `libxl_ctx`."""
 
 from __future__ import annotations
 
@@ -25,36 +25,35 @@ P = ParamSpec("P")
 
 LogLine = Callable[[int, str, str], None]
 """(level, context, text): a line of the helper's or the toolstack's log; `level` is a
-`XentoollogLevel`, `context` names who speaks (`libxl`, `xc`)."""
+`XentoollogLevel`, `context` names its author (`libxl`, `xc`)."""
 
 ProgressLine = Callable[[str, int, int], None]
-"""(doing_what, done, total): how far the operation is with what it does, in pages; `total` is 0 for
-what has no measure. `doing_what` is libxc's name for it, or one for people."""
+"""(doing_what, done, total): progress of a part of the operation, in pages; `total` is 0 if it
+cannot be measured. `doing_what` is libxc's name for that part, or one for people."""
 
 
 OURS: Final = "xen-toolstack"
-"""The context of our own lines."""
+"""The context of our own log lines."""
 
 
 def no_log(_level: int, _context: str, _text: str) -> None:
-    """For a caller that does not listen."""
+    """The default `log`, which does nothing."""
 
 
 def no_progress(_doing_what: str, _done: int, _total: int) -> None:
-    """For a caller that does not listen."""
+    """The default `progress`, which does nothing."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """A host, how the helper reaches it (`hypervisor`: `xen` or `sim:DIRECTORY`), how long anything
-    may take, who hears of it, which helper does the work, where faults may strike (`seams`), and
-    what a restore does with a guest that was offered CPU features which the host lacks. `open`
-    makes one by the host's URI alone.
+    """The context of an operation; `open` makes one from a URI. It holds the host, the URI by which
+    the helper reaches it (`hypervisor`: `xen` or `sim:DIRECTORY`), time limits, listeners, the
+    helper's program and its engine (None for the hypervisor's default), the places of faults
+    (`seams`), and what a restore does with a guest that was offered CPU features which the host
+    lacks.
 
-    Raises TypeError and ValueError for what cannot be.
-
-    A `log` or `progress` that raises is told to the loop's exception handler; the operation goes
-    on.
+    Raises TypeError and ValueError for invalid arguments. An exception from `log` or `progress`
+    goes to the loop's exception handler; the operation goes on.
     """
 
     host: Host
@@ -92,7 +91,7 @@ class Context:
     ) -> Context:
         """The context of the host that `uri` names: `xen` or `sim:DIRECTORY`.
 
-        Raises TypeError and ValueError for what cannot be; OSError where there is no such host, or
+        Raises TypeError and ValueError for invalid arguments, OSError if there is no such host or
         it cannot be used (`toolstack.hosts.open_host`).
         """
         check_uri("uri", uri)
@@ -109,35 +108,35 @@ class Context:
         )
 
     def say(self, level: int, context: str, text: str) -> None:
-        """A line to whoever listens, from the event loop; raises nothing."""
+        """Log a line, from the event loop; raises nothing."""
         _tell(self.log, level, context, text)
 
     def warn(self, text: str) -> None:
-        """A line of our own that a person should see."""
+        """Log a line of our own that a person should see."""
         self.say(XentoollogLevel.WARN, OURS, text)
 
     def say_progress(self, doing_what: str, done: int, total: int) -> None:
-        """How far it is, to whoever listens, from the event loop; raises nothing."""
+        """Report progress, from the event loop; raises nothing."""
         _tell(self.progress, doing_what, done, total)
 
     @property
     def engine(self) -> Engine:
-        """The engine that our helper is asked to use. On Xen it leaves PV domains to libxenguest
-        whatever this is."""
+        """The engine that our helper is asked to use. On Xen it leaves PV domains to libxenguest in
+        any case."""
         return self.engine_choice or default_engine(self.hypervisor)
 
 
 def check_uri(name: str, uri: str) -> None:
-    """Raises TypeError and ValueError for what names no hypervisor."""
+    """Raise TypeError or ValueError unless `uri` names a hypervisor."""
     if arguments.instance(name, uri, str) != XEN and not uri.startswith(SIMULATED):
-        raise ValueError(f"{name}: {uri!r} names no hypervisor; want {XEN} or {SIMULATED}DIRECTORY")
+        raise ValueError(f"{name}: unknown hypervisor {uri!r}, want {XEN} or {SIMULATED}DIRECTORY")
 
 
 def _tell(listener: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
     try:
         listener(*args, **kwargs)
     except Exception as error:
-        # A guest must not suffer for a terminal that has gone.
+        # A broken terminal must not fail the operation.
         asyncio.get_running_loop().call_exception_handler(
             {"message": "a listener of the operation failed", "exception": error}
         )

@@ -1,5 +1,5 @@
-"""How long each wait may last, in time in which the process that waits has run. libxl waits for
-ever in several of these places."""
+"""Limits for every wait, in seconds; time in which the waiting process itself is stopped does not
+count. libxl waits forever in several of these places."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from xen_save_helper.ipc_schema.channel.waits import LONGEST_LIMIT
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits in seconds; `--limit NAME=SECONDS` sets one by its name here.
+    """Limits in seconds; `--limit NAME=SECONDS` sets the one of that name.
 
-    Raises TypeError and ValueError for one that is no number of seconds above 0.
+    Raises TypeError and ValueError for anything but a number of seconds above 0.
     """
 
     helper_start: float = 10.0
     """From a helper's start to its `hello`."""
     stopped: float = 20.0
-    """For how long a helper, or a receiver on this machine, may be stopped by a signal: it is let
-    go on then."""
+    """How long a helper, or a receiver on this machine, may be stopped by a signal; after that, it
+    is continued (SIGCONT)."""
     callback: float = 120.0
-    """For how long an async callback may stay without its answer."""
+    """How long the answer of an async callback may take."""
     suspend: float = 60.0
     """From the suspend request to the suspended guest."""
     abort: float = 10.0
     """From SIGTERM to SIGKILL, and from `complete` to the helper's exit."""
     stream_stall: float = 60.0
-    """For how long the other side of a stream may take (or send) nothing, and for how long a helper
-    may ask how precopy goes on without sending a page."""
+    """How long the other side of a stream may take (or send) nothing, and how long a helper may go
+    on asking `precopy_policy` without sending a page."""
     admission: float = 3600.0
-    """For how long a receiver that has said nothing of itself may leave the stream unread before it
-    has begun with it: xl's waits for its global lock while another guest comes in."""
+    """How long a receiver that has not sent a verdict may take to begin reading the stream: xl's
+    waits for its global lock while another guest comes in."""
     handshake: float = 60.0
     """For each message of the migration handshake but READY."""
     ready: float = 180.0
-    """From the stream's end to READY: the receiver starts the guest's devices meanwhile, for which
-    libxl gives its device model, disks and networks so long."""
+    """From the stream's end to READY: meanwhile the receiver starts the guest's devices, and libxl
+    allows its device model, disks and networks this long."""
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -54,14 +54,14 @@ class Limits:
 
     @property
     def sender_silence(self) -> float:
-        """For how long a stream that is received may bring nothing: its sender is silent while its
-        guest acknowledges a request to suspend, and again while it suspends (libxl_dom_suspend.c).
+        """How long a received stream may bring nothing: the sender is silent while its guest
+        acknowledges the request to suspend, and again while it suspends (libxl_dom_suspend.c).
         """
         return self.stream_stall + 2 * self.suspend
 
     @classmethod
     def parse(cls, settings: Iterable[str]) -> Self:
-        """Limits from texts like `suspend=5`. Raises ValueError that says what would be right."""
+        """Limits from texts such as `suspend=5`. Raises ValueError, which says what is wanted."""
         names = [field.name for field in fields(cls)]
         changed: dict[str, float] = {}
         for setting in settings:
@@ -69,7 +69,9 @@ class Limits:
             if not equals:
                 raise ValueError(f"limit {setting!r}: want NAME=SECONDS, as in suspend=5")
             if name not in names:
-                raise ValueError(f"limit {setting!r}: no such limit; there are {', '.join(names)}")
+                raise ValueError(
+                    f"limit {setting!r}: no such limit, want one of {', '.join(names)}"
+                )
             try:
                 seconds = float(text)
             except ValueError:

@@ -1,5 +1,5 @@
-"""Where faults get into libxl's side. Here none do; those of a plan are
-`toolstack.faults.controller`."""
+"""The places where faults get into libxl's side. These have none; `toolstack.faults.controller` has
+those of a plan."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ T = TypeVar("T")
 
 
 class Transfer(Protocol):
-    """A write under way."""
+    """A write that is under way."""
 
     def cancel(self) -> None:
-        """Stop; nobody hears of it any more."""
+        """Stop it, without calling `done`."""
 
 
 class StreamSeam:
-    """libxl's stream: its header, and each of its records by one write, or by one read of the
-    record's header and one of its padded body."""
+    """The libxl stream: its header, then for each record one write, or one read of its header and
+    one of its padded body."""
 
     def start_write(
         self,
@@ -45,7 +45,7 @@ class StreamSeam:
 
 
 class HandshakeSeam:
-    """What two controllers say to each other. `ends` are our descriptors of the link."""
+    """The handshake of two controllers. `ends` are our descriptors of the link."""
 
     async def say(
         self,
@@ -68,13 +68,13 @@ class HandshakeSeam:
 
 
 class Seams:
-    """What an operation does at each place where a plan may have faults."""
+    """The seams of an operation, at all places where a plan may have faults."""
 
     stream = StreamSeam()
     handshake = HandshakeSeam()
 
     def begin(self, operation: Operation) -> None:
-        """This process is about to do its side of `operation`."""
+        """Note that this process is about to do its side of `operation`."""
 
     def open_zmq(
         self, operation: Operation, provided: frozenset[str], listener: ChannelListener

@@ -1,7 +1,7 @@
-"""Processes of ours that were stopped: seen, told of when they go on, and let go on.
+"""Watches for processes of ours that are stopped: reports and continues them.
 
-Nothing is given up because a process stood still: what of its time counts,
-`ipc_schema.channel.waits` says. Here is what a person hears of it.
+Nothing is given up because a process stood still: `ipc_schema.channel.waits` says which time counts
+for a limit. This module tells people about it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xen_save_helper.ipc_schema.trace import Trace
 
 
 class Listener(Protocol):
-    """What is asked of an operation's `Context`."""
+    """The part of a `Context` that is needed here."""
 
     @property
     def trace(self) -> Trace: ...
@@ -30,7 +30,7 @@ class Listener(Protocol):
 
 
 def family(pid: int) -> Iterator[int]:
-    """`pid` and its descendants; a program may have been started by a script of its name."""
+    """`pid` and its descendants: a script may have started the program."""
     yield pid
     try:
         for task in os.listdir(f"/proc/{pid}/task"):
@@ -43,7 +43,7 @@ def family(pid: int) -> Iterator[int]:
 
 
 def stands_still(pid: int) -> bool:
-    """Whether a signal or a debugger has stopped a process; one that has gone does not stand."""
+    """Whether a signal or a debugger has stopped a process; False if it has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return is_stopped(file.read())
@@ -52,8 +52,8 @@ def stands_still(pid: int) -> bool:
 
 
 def session_stands_still(leader: int) -> bool:
-    """Whether a process of the session that a child of ours leads is stopped. A session below has
-    its own watch."""
+    """Whether a process is stopped in the session that a child of ours leads. A session below that
+    has a watch of its own."""
     for pid in family(leader):
         with contextlib.suppress(ProcessLookupError):
             if os.getsid(pid) == leader and stands_still(pid):
@@ -62,15 +62,15 @@ def session_stands_still(leader: int) -> bool:
 
 
 def let_go_on(leader: int) -> None:
-    """SIGCONT, to the group that a child of ours leads."""
+    """Send SIGCONT to the process group that a child of ours leads."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGCONT)
 
 
 class ChildWatch:
-    """Looks whether a child of ours, which leads a session, is stopped. After `limit` seconds it is
-    let go on: somebody on another machine may wait for it, who cannot see why it is silent. `told`
-    hears for how long it stood still, where that is worth a word. Needs a running asyncio loop."""
+    """Watches a child of ours that leads a session. If it is stopped for `limit` seconds, it is
+    continued: somebody on another machine may wait for it, and cannot see why it is silent. `told`
+    is called with the seconds of a stop that is worth mentioning. Needs a running asyncio loop."""
 
     def __init__(self, leader: int, limit: float, told: Callable[[float], object]) -> None:
         self._leader = leader
@@ -83,7 +83,7 @@ class ChildWatch:
         self._timer = self._loop.call_later(self._step, self._look)
 
     def cancel(self) -> None:
-        """It has ended, and its number may be another's."""
+        """Stop watching: it has ended, and its pid may be reused."""
         self._timer.cancel()
         self._goes_on()
 
@@ -106,7 +106,7 @@ class ChildWatch:
 
 
 class Stops:
-    """What an operation's processes have stood still, in seconds, altogether."""
+    """The total time for which an operation's processes stood still, in seconds."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -116,7 +116,8 @@ _stops: ContextVar[Stops | None] = ContextVar("stops", default=None)
 
 
 def tell(ctx: Listener, who: str, seconds: float) -> None:
-    """`who`, a process of ours, stood still: to the trace, the log, and the operation's result."""
+    """Report to the trace, the log and the operation's result that `who`, a process of ours, stood
+    still."""
     ctx.trace.event("stood_still", who=who, seconds=round(seconds, 3))
     ctx.warn(f"{who} stood still for {seconds:.0f} s")
     if (stops := _stops.get()) is not None:
@@ -130,8 +131,8 @@ RECEIVER: Final = "the receiver"
 
 @contextlib.contextmanager
 def telling(ctx: Listener) -> Iterator[Stops]:
-    """While it is entered, each stop of this process is told; what is told within is summed up. One
-    within another is the other. Needs a running asyncio loop."""
+    """Report each stop of this process while the context lasts, and sum up all that are reported.
+    An inner context is the outer one. Needs a running asyncio loop."""
     outer = _stops.get()
     if outer is not None:
         yield outer
@@ -141,7 +142,7 @@ def telling(ctx: Listener) -> Iterator[Stops]:
     here = copy_context()
 
     def watch() -> None:
-        # In a thread: a loop that is busy does not stand still.
+        # In a thread: a busy loop does not count as standing still.
         looked = time.monotonic()
         while not over.wait(LOOK):
             now = time.monotonic()

@@ -155,7 +155,7 @@ def test_of_an_operation(
 @pytest.mark.parametrize(
     ("make", "kind", "says"),
     [
-        (lambda: Context.open("kvm:/x"), ValueError, "uri: 'kvm:/x' names no hypervisor; want xen"),
+        (lambda: Context.open("kvm:/x"), ValueError, "uri: unknown hypervisor 'kvm:/x', want xen"),
         (lambda: Context.open(Path("/x")), TypeError, "uri: want a str"),  # type: ignore[arg-type]
         (lambda: PrecopyLimits(max_rounds=-1), ValueError, "max_rounds is -1: want 0 to"),
         (lambda: PrecopyLimits("9"), TypeError, "dirty_threshold"),  # type: ignore[arg-type]
@@ -173,7 +173,7 @@ def test_of_a_setting(make: Callable[[], object], kind: type[Exception], says: s
 
 
 def test_of_a_context(given: Given) -> None:
-    with pytest.raises(ValueError, match="hypervisor: 'qemu' names no hypervisor"):
+    with pytest.raises(ValueError, match="hypervisor: unknown hypervisor 'qemu'"):
         replace(given.ctx, hypervisor="qemu")
     with pytest.raises(TypeError, match="limits: want a Limits"):
         replace(given.ctx, limits=60)  # type: ignore[arg-type]

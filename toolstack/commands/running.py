@@ -92,11 +92,11 @@ def context_of(
 
 
 def _engine_of(arguments: argparse.Namespace, hypervisor: str) -> Engine | None:
-    """`--engine`. Raises UsageError for one that would do nothing."""
+    """The engine of `--engine`. Raises UsageError if it would have no effect."""
     if arguments.engine is None:
         return None
     if arguments.helper is not None:
-        raise UsageError("--engine is of our own helper; leave out --helper")
+        raise UsageError("--engine is for our own helper; leave out --helper")
     if hypervisor != XEN and arguments.engine == Engine.LIBXENGUEST:
         raise UsageError(f"--engine {Engine.LIBXENGUEST}: libxenguest works on real domains only")
     return Engine(arguments.engine)
