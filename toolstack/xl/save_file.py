@@ -148,11 +148,13 @@ async def _save(
             raise
         result = await _write(ctx, domid, target, config, journal, bandwidth, keep=keep)
         if not keep:
-            ctx.host.destroy(domid)
+            with contextlib.suppress(ProcessLookupError):  # somebody else has destroyed it
+                ctx.host.destroy(domid)
             journal.close()
             return Saved(name, target.name, None, result.statistics)
         if leave_paused:
-            ctx.host.pause(domid)
+            with contextlib.suppress(ProcessLookupError):
+                ctx.host.pause(domid)
         state = _run_on(ctx, domid, journal, may_suspend=True)
     return Saved(name, target.name, state, result.statistics)
 
