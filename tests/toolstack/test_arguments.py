@@ -24,7 +24,7 @@ from xen_save_helper.toolstack import (
     domain_live_migrate,
     domain_suspend,
 )
-from xen_save_helper.toolstack.xl import save_file
+from xen_save_helper.toolstack.xl import restore_file, save_file
 from xen_save_helper.toolstack.xl.migrate import migrate
 from xen_save_helper.toolstack.xl.migrate_options import CommandDestination, MigrateOptions
 from xen_save_helper.toolstack.xl.receive import receive
@@ -137,7 +137,7 @@ CASES: list[tuple[Callable[[Given], Any], type[Exception], str]] = [
     (lambda g: g.save(bandwidth=-1), ValueError, "bandwidth"),
     (lambda g: g.save(file=True), TypeError, "file: want a path, or a descriptor's number"),
     (lambda g: g.save(file=g.file), TypeError, "file: want a path, .* as fileno.. returns"),
-    (lambda g: save_file.restore(g.ctx, None), TypeError, "file: want a path"),
+    (lambda g: restore_file.restore(g.ctx, None), TypeError, "file: want a path"),
 ]
 
 

@@ -14,7 +14,7 @@ from xen_save_helper.toolstack.aio.file_argument import STDERR, STDIN, STDOUT, f
 from xen_save_helper.toolstack.cancellation import told
 from xen_save_helper.toolstack.commands.common import CommandError, check_new_name, guest_of, show
 from xen_save_helper.toolstack.commands.running import context_of, progress_for, run
-from xen_save_helper.toolstack.xl import save_file
+from xen_save_helper.toolstack.xl import restore_file, save_file
 from xen_save_helper.toolstack.xl.configuration import read_configuration
 
 
@@ -72,7 +72,7 @@ def restore(arguments: argparse.Namespace) -> int:
         restored = run(
             told(
                 partial(
-                    save_file.restore,
+                    restore_file.restore,
                     ctx,
                     file,
                     leave_paused=arguments.paused,

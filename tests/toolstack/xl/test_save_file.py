@@ -24,7 +24,7 @@ from tests.waiting import wait_for
 from xen_save_helper.ipc_schema.streams import xl_header
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.inspect import walk as inspect
-from xen_save_helper.toolstack.xl import journal, save_file
+from xen_save_helper.toolstack.xl import journal, restore_file, save_file
 from xen_save_helper.toolstack.xl.recover import domain_of
 
 
@@ -408,8 +408,8 @@ def test_a_restored_guest_whose_name_was_taken_meanwhile_is_left_to_its_file(
     file = tmp_path / "file"
     file.write_bytes(saved)
     side = Side(Contested(hosts.destination))
-    with pytest.raises(save_file.SaveFileError, match="its file still has it"):
-        run(save_file.restore(side.ctx, file))
+    with pytest.raises(save_file.SaveFileError, match="its file still holds it"):
+        run(restore_file.restore(side.ctx, file))
     assert [row.workload for row in side.host.domains()] == ["idle"]
     assert hosts.journals() == []
 
@@ -423,7 +423,7 @@ def test_what_a_failed_restore_cannot_take_away_is_left_to_recover(
     feeder = threading.Thread(target=fifo.write_bytes, args=(saved[: len(saved) // 2],))
     feeder.start()
     with pytest.raises(save_file.SaveFileError, match=r"a part of it is left.*recover g`"):
-        run(save_file.restore(side.ctx, fifo))
+        run(restore_file.restore(side.ctx, fifo))
     feeder.join(20)
     (entry,) = journal.entries(side.host.state_dir)
     assert (entry.role, entry.promise) == (journal.Role.RESTORE, journal.Promise.RECEIVING)

@@ -105,7 +105,7 @@ def leaves_a_process_for_some_seconds(module: Any) -> None:
     module._tell = told
 
 
-@mutant("xen_save_helper.toolstack.xl.save_file")
+@mutant("xen_save_helper.toolstack.xl.restore_file")
 def spoils_the_file_that_it_restores(module: Any) -> None:
     restore = module.restore_domain
 
