@@ -320,11 +320,11 @@ class SaveHelper:
                     assert self._process is not None
                     self._process.kill()
                 case HelperAction.LIMIT_START:
-                    self._set_limit(self._limits.helper_start, "hello")
+                    self._set_limit(self._limits.helper_start, "say hello")
                 case HelperAction.LIMIT_SILENCE:
                     self._watch()
                 case HelperAction.LIMIT_ABORT:
-                    self._set_limit(self._limits.abort, "its end")
+                    self._set_limit(self._limits.abort, "end")
                 case HelperAction.NO_LIMIT:
                     self._clear_limit()
                 case HelperAction.DONE:
@@ -355,7 +355,7 @@ class SaveHelper:
     def _set_limit(self, seconds: float, what: str) -> None:
         assert self._process is not None
         self._clear_limit()
-        reason = f"the helper has not come to {what} in {seconds} s"
+        reason = f"the helper did not {what} within {seconds} s"
         over = partial(self._event, HelperEvent.LIMIT, reason)
         self._limit = Timer(seconds, over, self._process.stopped)
 

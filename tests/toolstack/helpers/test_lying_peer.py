@@ -93,7 +93,7 @@ class TestALyingHelper:
 
     def test_half_a_greeting_and_silence(self) -> None:
         run = run_helper(scripted("half_a_greeting"), limits=Limits(helper_start=2), within=20)
-        assert_ended(run, Error.TIMEDOUT, "has not come to hello in 2 s")
+        assert_ended(run, Error.TIMEDOUT, "did not say hello within 2 s")
 
     def test_a_message_after_complete_is_ignored(self) -> None:
         run = run_helper(scripted("start", "after_complete"), within=20)
@@ -135,7 +135,7 @@ class TestALyingHelperOnThePipes:
         monkeypatch.setenv("LYING_HOW", "completes and stays")
         program = PipeHelper(LYING_PIPE_HELPER, Dialect.MAINLINE)
         run = run_helper(program, limits=Limits(abort=0.3), within=20)
-        assert_ended(run, Error.TIMEDOUT, "has not come to its end in 0.3 s")
+        assert_ended(run, Error.TIMEDOUT, "did not end within 0.3 s")
         assert run.result is not None
         assert run.result.completed
 

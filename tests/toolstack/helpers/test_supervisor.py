@@ -242,7 +242,7 @@ def pipe_helper(tmp_path: Path, script: str) -> PipeHelper:
 class TestLimits:
     def test_no_hello(self) -> None:
         run = run_helper(scripted("hang"), limits=Limits(helper_start=0.5))
-        assert "has not come to hello in 0.5 s" in failure(run, Error.TIMEDOUT)
+        assert "did not say hello within 0.5 s" in failure(run, Error.TIMEDOUT)
 
     @pytest.mark.parametrize(
         "steps",
@@ -300,7 +300,7 @@ class TestLimits:
 
     def test_no_end_after_complete(self) -> None:
         run = run_helper(scripted("start", "complete", "hang"), limits=Limits(abort=0.3))
-        assert "has not come to its end in 0.3 s" in failure(run, Error.TIMEDOUT, completed=True)
+        assert "did not end within 0.3 s" in failure(run, Error.TIMEDOUT, completed=True)
 
     def test_no_end_after_an_abort(self) -> None:
         run = run_helper(
