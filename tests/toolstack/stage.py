@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 from tests.waiting import wait_for
+from xen_save_helper.toolstack.commands.main import main
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
-__all__ = ["TOOLSTACK", "Ended", "Hosts", "toolstack", "wait_for"]
+__all__ = ["TOOLSTACK", "Ended", "Hosts", "called", "toolstack", "wait_for"]
 
 TOOLSTACK = [sys.executable, "-m", "xen_save_helper.toolstack.commands.main"]
 
@@ -48,6 +53,18 @@ def toolstack(*arguments: object, timeout: float = 60, **more: Any) -> Ended:
         **more,
     )
     return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def called(*arguments: object) -> Ended:
+    """Run a command to its end in this process: for what it prints and exits with, not how it
+    starts, what signals do to it, or what its streams are. It costs a tenth of `toolstack`."""
+    out, err = io.StringIO(), io.StringIO()
+    with mock.patch.dict(os.environ), redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main([*map(str, arguments)])
+        except SystemExit as usage:
+            code = usage.code
+    return Ended(code, out.getvalue(), err.getvalue())
 
 
 class Hosts:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toolstack.stage import Hosts, toolstack
+from tests.toolstack.stage import Hosts, called, toolstack
 
 MIGRATION_KEYS = {
     "outcome", "rc", "mode", "postcopy_transitioned", "rounds", "pages_sent", "bytes_sent",
@@ -85,12 +85,13 @@ def test_list_cuts_no_name(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes(hosts: Hosts, arguments: tuple[str, ...], code: int, words: str) -> None:
-    hosts.guest()
+    if "SOURCE" in arguments:
+        hosts.guest()
     given = [str(hosts.source) if word == "SOURCE" else word for word in arguments]
-    ended = toolstack(*given)
+    ended = called(*given)
     assert ended.code == code, ended
     assert words in ended.line
-    spoken = toolstack(*given, "--json")
+    spoken = called(*given, "--json")
     assert spoken.code == code
     assert spoken.json["error"] or spoken.json["entries"] == []
 
@@ -111,7 +112,7 @@ def test_mistakes(hosts: Hosts, arguments: tuple[str, ...], code: int, words: st
     ],
 )
 def test_usage(arguments: tuple[str, ...]) -> None:
-    ended = toolstack(*arguments)
+    ended = called(*arguments)
     assert ended.code == 2
     (line,) = ended.err.splitlines()
     assert line.endswith("--help`")

@@ -12,7 +12,7 @@ import pytest
 from tests.streams import CUTS, read_cut
 from tests.toolstack.inspect.test_foreign_formats import FOREIGN
 from tests.toolstack.inspect.test_walk import libxc_head, libxl_head, pages, xc, xl
-from tests.toolstack.stage import TOOLSTACK, toolstack
+from tests.toolstack.stage import TOOLSTACK, called
 from xen_save_helper.ipc_schema.streams import libvirt_header, xl_header
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType as Xc
 from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType as Xl
@@ -28,7 +28,7 @@ def stream(*libxc: bytes, head: bytes = b"") -> bytes:
 def test_columns_have_heads(tmp_path: Path, name: str) -> None:
     file = tmp_path / "stream"
     file.write_bytes(read_cut(name))
-    ended = toolstack("inspect", file)
+    ended = called("inspect", file)
     assert ended.code == 0, ended
     table, _, figures = ended.out.partition("\n\n")
     head, *lines = table.splitlines()
@@ -49,7 +49,7 @@ def test_columns_have_heads(tmp_path: Path, name: str) -> None:
 def test_a_round_has_a_line(tmp_path: Path) -> None:
     file = tmp_path / "stream"
     file.write_bytes(stream(pages([1, 3]), pages([2, 3]), pages([1])))
-    lines = toolstack("inspect", file).out.splitlines()
+    lines = called("inspect", file).out.splitlines()
     assert [line.strip() for line in lines if "round" in line] == [
         "round 2",
         "round 3",
@@ -62,7 +62,7 @@ def test_a_round_has_a_line(tmp_path: Path) -> None:
 def test_what_is_nought_is_not_in_the_summary(tmp_path: Path) -> None:
     file = tmp_path / "stream"
     file.write_bytes(stream(pages([1, 2])))
-    figures = toolstack("inspect", file).out.partition("\n\n")[2].splitlines()
+    figures = called("inspect", file).out.partition("\n\n")[2].splitlines()
     assert [line.split(maxsplit=1)[1] for line in figures] == [
         "OF",
         "bytes",
@@ -77,7 +77,7 @@ def test_what_is_nought_is_not_in_the_summary(tmp_path: Path) -> None:
 def test_nothing_is_printed_of_what_is_no_stream(tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "file"
     file.write_bytes(data)
-    ended = toolstack("inspect", file)
+    ended = called("inspect", file)
     assert (ended.code, ended.out) == (1, "")
     assert str(file) in ended.line
 
@@ -87,7 +87,7 @@ def test_what_is_something_else(tmp_path: Path, name: str) -> None:
     data, what, way = FOREIGN[name]
     file = tmp_path / "g.save"
     file.write_bytes(data)
-    ended = toolstack("inspect", file)
+    ended = called("inspect", file)
     assert ended.code == 1
     want = f"{file} is {what}; {way.format(file=file, command='inspect')}"
     assert ended.line == f"xen-toolstack: {want}"
@@ -96,14 +96,14 @@ def test_what_is_something_else(tmp_path: Path, name: str) -> None:
 def test_a_file_of_virsh_save(tmp_path: Path) -> None:
     file = tmp_path / "g.save"
     file.write_bytes(stream(pages([1]), head=libvirt_header.encode(XML)))
-    ended = toolstack("inspect", file)
+    ended = called("inspect", file)
     assert ended.code == 0, ended
     line = ended.out.splitlines()[1]
     assert line.split() == [
         "0x0000000000", "libvirt", "HEADER", str(64 + len(XML)),
         "guest", "web,", "type", "pvh",
     ]  # fmt: skip
-    entry = toolstack("inspect", "--json", file).json["entries"][0]
+    entry = called("inspect", "--json", file).json["entries"][0]
     assert (entry["layer"], entry["summary"]) == (
         "libvirt",
         {"xml": len(XML), "name": "web", "type": "pvh"},
@@ -130,7 +130,7 @@ def test_a_terminal_is_not_too_narrow(tmp_path: Path, columns: int) -> None:
     os.close(ours)
     lines = text.decode().splitlines()
     assert max(map(len, lines)) <= max(columns, 72)
-    words = toolstack("inspect", file).out.split()
+    words = called("inspect", file).out.split()
     assert " ".join(text.decode().split()) == " ".join(words)
 
 
@@ -138,6 +138,6 @@ def test_a_name_does_not_reach_the_terminal_s_controls(tmp_path: Path) -> None:
     file = tmp_path / "stream"
     config = b'{"c_info": {"name": "a\\u001b[31mb\\n", "type": "pvh"}}'
     file.write_bytes(stream(pages([1]), head=xl_header.encode_header(config)))
-    ended = toolstack("inspect", file)
+    ended = called("inspect", file)
     assert "guest a\\x1b[31mb\\n, type pvh" in ended.out
     assert "\x1b" not in ended.out
