@@ -89,6 +89,9 @@ class Stage:
         """The events so far, whole lines only."""
         return trace_lines.read(self.events)
 
+    def trace_length(self) -> int:
+        return trace_lines.length(self.events)
+
 
 def descendants(pid: int) -> Iterator[psutil.Process]:
     try:

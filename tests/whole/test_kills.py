@@ -31,7 +31,7 @@ from tests.whole.stage import Stage, command_of, descendants, send, toolstack
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
-from xen_save_helper.toolstack.rules.handshake import Receiver
+from xen_save_helper.toolstack.rules.handshake import Receiver, Sender
 
 RUNS = int(os.environ.get("XEN_KILL_RUNS", "100"))
 SEED = int(os.environ.get("XEN_KILL_SEED", "20170315"))
@@ -47,7 +47,8 @@ CELLS = list(product(MODES, ROLES, SIGNALS))
 random.Random(SEED).shuffle(CELLS)
 """What the runs go through in turn."""
 ATTEMPTS = 8
-"""Moments that a run tries until the process is there to be struck: not each is for all of it."""
+"""Moments that a run tries until the process is there to be struck: it may end earlier than in the
+run that the moments are drawn from."""
 MEMORY = 32 << 20
 COMMAND_LIMIT = 45
 """Seconds within which the command must end, however many of its limits it runs into."""
@@ -95,14 +96,31 @@ def one_of(role: str, controller: int, stage: Stage, source_pid: int) -> int | N
 def moment(stage: Stage, events: int, process: subprocess.Popen[str]) -> None:
     """Return once the trace has `events` lines, or the command has ended."""
     wait_for(
-        lambda: process.poll() is not None or len(stage.trace()) >= events,
+        lambda: process.poll() is not None or stage.trace_length() >= events,
         f"{events} events",
         COMMAND_LIMIT,
     )
 
 
-def lines_of(mode: str, directory: Path) -> int:
-    """How many lines the trace of an undisturbed run has."""
+LAST_LINES: dict[str, tuple[str, str, str | None]] = {
+    "helper": ("controller", "helper_exited", None),
+    "receiver": ("controller", "receiver_exited", None),
+    "receiver's helper": ("receiver", "helper_exited", None),
+    "guest": ("controller", "handshake", Sender.DESTROY.value),
+}
+"""Process, event and action of the line that says that a role's process is gone, or about to be;
+the other roles' last as long as the trace."""
+
+
+def moments_of(trace: list[dict[str, Any]]) -> dict[str, int]:
+    """How many lines an undisturbed run's trace has while each role's process is there."""
+    lines = [(line["process"], line["event"], line.get("action")) for line in trace]
+    ends = {role: lines.index(last) + 1 for role, last in LAST_LINES.items()}
+    return {role: ends.get(role, len(lines)) for role in ROLES}
+
+
+def undisturbed(mode: str, directory: Path) -> dict[str, int]:
+    """`moments_of` a migration in which nothing is struck."""
 
     def make_host(name: str) -> SimulatedHost:
         create_host(directory / name)
@@ -114,7 +132,7 @@ def lines_of(mode: str, directory: Path) -> int:
             stage.migrate_arguments(*MODES[mode]), capture_output=True, check=False, timeout=60
         )
         assert done.returncode == 0, done
-        return len(stage.trace())
+        return moments_of(stage.trace())
     finally:
         for host in stage.hosts:
             for row in host.domains():
@@ -122,9 +140,9 @@ def lines_of(mode: str, directory: Path) -> int:
 
 
 @pytest.fixture(scope="session")
-def lines_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
-    """By mode; see lines_of."""
-    return {mode: lines_of(mode, tmp_path_factory.mktemp("undisturbed")) for mode in MODES}
+def moments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
+    """By mode and role; see moments_of."""
+    return {mode: undisturbed(mode, tmp_path_factory.mktemp("undisturbed")) for mode in MODES}
 
 
 def settle(stage: Stage) -> None:
@@ -284,12 +302,12 @@ def nothing_left_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
 @pytest.mark.parametrize("run", list(runs_by_cost()))
 @pytest.mark.timeout(300)
 def test_one_guest_one_place(
-    run: int, host_factory: HostFactory, lines_of_a_run: dict[str, int]
+    run: int, host_factory: HostFactory, moments: dict[str, dict[str, int]]
 ) -> None:
     mode, role, number = CELLS[run % len(CELLS)]
     draw = random.Random(SEED * 1_000 + run)
     for attempt in range(ATTEMPTS):
-        after = draw.randrange(lines_of_a_run[mode])
+        after = draw.randrange(moments[mode][role])
         delay = draw.random() * 0.005
         print(f"{mode}: {number.name} to the {role} after line {after} and {delay:.4f} s")
         stage = Stage(lambda name, n=attempt: host_factory(f"{n}/{name}"), MEMORY, "random")

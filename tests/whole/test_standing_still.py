@@ -47,9 +47,19 @@ class Command:
         return trace_lines.read(self.trace)
 
     def until(self, what: Callable[[dict[str, Any]], bool]) -> None:
-        wait_for(
-            lambda: self.process.poll() is not None or any(map(what, self.events())), "the moment"
-        )
+        seen = 0
+
+        def has_come() -> bool:
+            nonlocal seen
+            if self.process.poll() is not None:
+                return True
+            # To read all of it at each look would take a processor from what is looked at.
+            if (length := trace_lines.length(self.trace)) == seen:
+                return False
+            seen = length
+            return any(map(what, self.events()))
+
+        wait_for(has_come, "the moment")
         assert self.process.poll() is None, self.process.communicate()
 
     def family(self) -> dict[str, psutil.Process]:
