@@ -13,9 +13,9 @@ import errno
 import os
 import select
 import signal
+import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import Self
 
@@ -229,7 +229,7 @@ class Abort:
             self._look_out()
         except BaseException as bug:
             # Without the watcher nobody sees a signal, or a stream that stands still.
-            traceback.print_exc()
+            sys.excepthook(type(bug), bug, bug.__traceback__)
             self.request(errno.EIO, f"the abort watcher failed: {bug!r}")
 
     def _look_out(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -28,6 +27,9 @@ def open_domain(uri: str, domid: int) -> Domain:
 
         return XenDomain(domid)
     if uri.startswith(SIMULATED):
+        # On Xen no helper needs it.
+        from pathlib import Path
+
         from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 
         return open_on_host(Path(uri.removeprefix(SIMULATED)), domid)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from pathlib import Path
 
 
@@ -51,7 +50,7 @@ def main(arguments: list[str]) -> None:
     except Exception as error:
         # The log last: the disk may be full.
         os.write(ready, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
-        traceback.print_exc()
+        sys.excepthook(type(error), error, error.__traceback__)
         return
     os.write(ready, b"{}")
     os.close(ready)
