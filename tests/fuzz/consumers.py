@@ -24,7 +24,7 @@ from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.restore import domain_restore
-from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain
+from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain, open_on_host
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.helper.hypervisors.simulated.layout import P2M
 from xen_save_helper.helper.job import Job, Statistics
@@ -211,7 +211,8 @@ class _Host:
                 "c_info": {"type": "pvh", "name": "fuzzed"},
                 "b_info": {"max_vcpus": 1, "max_memkb": MEMORY >> 10, "target_memkb": MEMORY >> 10},
             }
-            self._domain = self.simulated.domain(self.simulated.create(config, "fuzzed"))
+            domid = self.simulated.create(config, "fuzzed")
+            self._domain = open_on_host(self.simulated.directory, domid)
             self._left = _RENEW
         self._left -= 1
         shared = self._domain.shared

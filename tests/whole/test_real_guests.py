@@ -14,6 +14,7 @@ import pytest
 from tests.helper.engine.test_restore import new_domain, records, restored, stream_of_standing
 from tests.streams import parameters
 from tests.streams import whole as whole_stream
+from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
@@ -50,7 +51,7 @@ def test_a_real_guest_and_back(packed: Path | None, host: SimulatedHost) -> None
     domid = new_domain(host, "real", 96 << 20)
     restored(host, domid, libxc[: records(libxc)[-1][0] + 8])
 
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         cleared = {value for index, value in domain.hvm_params() if index in {1, 17}}
         memory = memoryview(domain.shared.memory)
         wrong = [

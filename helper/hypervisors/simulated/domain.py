@@ -75,8 +75,7 @@ class SimulatedDomain(OpenDomain):
         domain.logdirty_epoch = self._logdirty_epoch
 
     def logdirty_off(self) -> None:
-        if self._attached is not None and self._attached.domain.logdirty_epoch % 2:
-            self._attached.domain.logdirty_epoch += 1
+        super().logdirty_off()
         self._seen = None
 
     def logdirty_clean(self, dirty: Bitmap) -> int:

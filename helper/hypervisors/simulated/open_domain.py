@@ -116,3 +116,7 @@ class OpenDomain:
             max_memkb=domain.max_memkb,
             paged_pages=self._attached.paged_pages() if domain.paging else 0,
         )
+
+    def logdirty_off(self) -> None:
+        if self._attached is not None and self._attached.domain.logdirty_epoch % 2:
+            self._attached.domain.logdirty_epoch += 1

@@ -17,6 +17,7 @@ from typing import Any
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.engine.environment import Environment
+from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 from xen_save_helper.helper.job import Job, RestoreResults, Statistics
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags
@@ -128,7 +129,7 @@ def save(
 
     controller = controller or saving(host, domid)
     with Abort(stall_limit=stall_limit) as abort:
-        domain = host.domain(domid)
+        domain = open_on_host(host.directory, domid)
         try:
             statistics = Statistics()
             wanted = job_on(job, domid, io_fd, recv_fd)
@@ -154,7 +155,7 @@ def restore(
 
     controller = controller or Controller({"static_data_done": 0})
     with Abort(signals=frozenset(), stall_limit=stall_limit) as abort:
-        domain = host.domain(domid)
+        domain = open_on_host(host.directory, domid)
         try:
             wanted = job_on(job, domid, io_fd, back_fd)
             reporter = Reporter(controller, abort, Trace("helper"))

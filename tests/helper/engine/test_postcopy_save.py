@@ -11,6 +11,7 @@ from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.postcopy_save import PostcopySender
 from xen_save_helper.helper.engine.save_phases import Outcome
 from xen_save_helper.helper.engine.stream_io import StreamOutput
+from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 from xen_save_helper.helper.job import Statistics
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
 from xen_save_helper.ipc_schema.streams.records import encode_record
@@ -37,7 +38,7 @@ def test_the_drain_is_entered_also_where_the_receiver_has_all_with_the_last_page
     host: SimulatedHost,
 ) -> None:
     domid = host.create_guest("g", 1 << 20, "idle")
-    domain = host.domain(domid)
+    domain = open_on_host(host.directory, domid)
     ours, theirs = socket.socketpair()
     with ours, theirs, Abort(signals=frozenset()) as abort:
         reporter = Reporter(SaysItHasAll(theirs), abort, Trace("helper"))

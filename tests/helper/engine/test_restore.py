@@ -21,6 +21,7 @@ from tests.helper.engine.running import Controller, restore, restore_job, save, 
 from tests.helper.hypervisors.simulated.guests import populated, read_pages
 from tests.streams import read_cut
 from xen_save_helper.helper.engine.restore_order import NEXT, RecordOrder
+from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.helper.job import Job, RestoreResults
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, StreamType
@@ -139,7 +140,7 @@ def test_saving_what_was_restored_gives_the_same_stream(
 
 def stream_of_standing(host: SimulatedHost, domid: int) -> bytes:
     """The stream of a domain that never ran here: it counts as suspended."""
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         domain.shared.domain.shutdown = 2
     return in_memory(
         lambda fd: save(
@@ -170,7 +171,7 @@ def test_version_2_has_no_static_data(host: SimulatedHost, small: bytes, empty: 
     controller = Controller({"static_data_done": 0})
     restored(host, empty, old, controller)
     assert controller.called("static_data_done") == [{"missing": 3}]
-    with host.domain(empty) as domain:
+    with open_on_host(host.directory, empty) as domain:
         assert domain.hvm_getcontext()
 
 
@@ -285,7 +286,7 @@ def test_pages_of_every_type(host: SimulatedHost, small: bytes, empty: int) -> N
     body = pages((1, 0), (2, 0xE), (3, 0xF), (4, 0xD), (5, 0x1)) + b"\x11" * PAGE + b"\x55" * PAGE
     rows.insert(first, (0, RecordType.PAGE_DATA, body))
     restored(host, empty, joined(small, rows))
-    with host.domain(empty) as domain:
+    with open_on_host(host.directory, empty) as domain:
         there = populated(domain)
         assert set(there.tolist()) >= {1, 2, 5}
         assert not set(there.tolist()) & {3, 4}
@@ -347,7 +348,7 @@ def test_a_guest_of_another_cpu_is_refused_before_its_first_page(tmp_path: Path,
         with pytest.raises(OSError, match=r"offered: xsave, pku\. ") as raised:
             restored(older, domid, libxc_part(name))
         assert raised.value.errno == errno.ENOTSUP
-        with older.domain(domid) as domain:
+        with open_on_host(older.directory, domid) as domain:
             assert domain.getinfo().nr_pages == 0
         ignoring = restore_job(
             missing_cpu_features=MissingCpuFeatures.IGNORE, store_evtchn=3, console_evtchn=4
@@ -403,7 +404,7 @@ def test_a_real_stream_and_back(host: SimulatedHost, name: str) -> None:
     ]
     second = new_domain(host, "second", 160 << 20)
     restored(host, second, again)
-    with host.domain(first) as one, host.domain(second) as other:
+    with open_on_host(host.directory, first) as one, open_on_host(host.directory, second) as other:
         assert (populated(one) == populated(other)).all()
         assert read_pages(one, populated(one)) == read_pages(other, populated(other))
         assert one.hvm_params() == other.hvm_params()

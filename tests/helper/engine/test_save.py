@@ -16,6 +16,7 @@ from tests.conftest import HostFactory
 from tests.helper.engine.running import log_dirty, migration, save, save_job, saving
 from xen_save_helper.helper.engine.precopy import simple_precopy_policy
 from xen_save_helper.helper.engine.save_phases import NEXT, Outcome
+from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
 from xen_save_helper.helper.job import Job
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, StreamType
@@ -98,7 +99,7 @@ def test_the_policy_is_asked_before_every_batch_and_at_each_rounds_end(
     def policy(iteration: int, total_written: int, dirty_count: int) -> int:
         return STOP if iteration == 2 else CONTINUE
 
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         p2m_size = domain.maximum_gpfn() + 1
     _, controller, _ = saved(host, domid, save_job(live=True), precopy_policy=policy)
     asked = [
@@ -191,7 +192,7 @@ def test_a_guest_that_dies_when_it_is_to_suspend(host: SimulatedHost) -> None:
 
 def test_log_dirty_that_was_left_on_is_no_obstacle(host: SimulatedHost) -> None:
     domid = host.create_guest("guest", MEMORY, "random")
-    with host.domain(domid) as left:
+    with open_on_host(host.directory, domid) as left:
         left.logdirty_enable()
     saved(host, domid, save_job(live=True))
     assert not log_dirty(host, domid)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.toolstack.stage import Hosts, called, toolstack
+from tests.toolstack.stage import TOOLSTACK, Hosts, called, toolstack
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 MIGRATION_KEYS = {
     "outcome", "rc", "mode", "postcopy_transitioned", "rounds", "pages_sent", "bytes_sent",
@@ -146,6 +147,27 @@ def test_no_command_pays_for_another() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def modules_of(*arguments: object) -> set[str]:
+    """What a command's own process has imported by its end, without submodules."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *TOOLSTACK[1:], *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+
+
+def test_a_command_loads_what_it_needs(host: SimulatedHost, tmp_path: Path) -> None:
+    host.create_guest("g", 1 << 20, "idle")
+    listed = modules_of("list", "--host", host.directory)
+    assert "xen_save_helper" in listed
+    assert listed & {"asyncio", "email", "msgpack", "numpy", "ssl", "zipfile", "zmq"} == set()
+    saved = modules_of("save", "g", tmp_path / "image", "--host", host.directory)
+    assert "zmq" in saved
+    assert saved & {"email", "numpy", "rich", "zipfile"} == set()
 
 
 @pytest.mark.parametrize("module", ["files", "migrate"])

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import HostFactory
 from tests.toolstack.two_hosts import MEMORY, Side, cancelled, kill_helper, live_migrate, run
+from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
 from xen_save_helper.ipc_schema.channel import waits
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
@@ -173,14 +174,14 @@ class TestRefused:
         assert not result.suspended
 
     def test_a_domain_that_is_log_dirty_already(self, source: Side, domid: int) -> None:
-        with source.host.domain(domid) as domain:
+        with open_on_host(source.host.directory, domid) as domain:
             domain.logdirty_enable()
         with open("/dev/null", "r+b", buffering=0) as null:
             fd = null.fileno()
             result = run(domain_live_migrate(source.ctx, domid, fd, 0, fd))
         assert result.rc == Error.FAIL
         assert "log-dirty" in result.reason
-        with source.host.domain(domid) as domain:
+        with open_on_host(source.host.directory, domid) as domain:
             domain.logdirty_off()
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from tests.toolstack.helpers.running_helpers import Run, run_helper
 from tests.waiting import until_blocked
+from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags
 from xen_save_helper.ipc_schema.errors import Error
@@ -79,7 +80,7 @@ def saving(
 def own_log_dirty(host: SimulatedHost, domid: int) -> bool:
     """Whether the domain's own log-dirty mode is on. The device model's is the controller's to
     switch, and after its death `recover`'s."""
-    domain = host.domain(domid)
+    domain = open_on_host(host.directory, domid)
     try:
         domain.logdirty_enable()
     except OSError as error:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.toolstack.stage import Hosts, toolstack
 from tests.waiting import wait_for
+from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 from xen_save_helper.toolstack.hosts.interface import SuspendState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.xl import journal
@@ -72,7 +73,7 @@ def test_begun_resumes(hosts: Hosts, role: Role) -> None:
     host = hosts.at_source
     domid = hosts.guest(type="hvm")
     suspend(host, domid)
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         domain.logdirty_enable()
     host.switch_qemu_logdirty(domid, True)
     host.rename(domid, "g--migratedaway")
@@ -110,7 +111,7 @@ def test_refused_until_a_person_decides(hosts: Hosts, promise: Promise, name: st
     domid = hosts.guest()
     suspend(host, domid)
     host.rename(domid, "g--migratedaway")
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         domain.logdirty_enable()
     left(host, Role.SOURCE, promise, domid=domid)
 

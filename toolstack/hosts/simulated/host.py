@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from xen_save_helper.helper.hypervisors.simulated import (
@@ -33,9 +33,6 @@ from xen_save_helper.toolstack.hosts.interface import (
 from xen_save_helper.toolstack.hosts.simulated.process import StartingGuest
 from xen_save_helper.toolstack.hosts.simulated.reports import report_of, state_of
 from xen_save_helper.toolstack.hosts.simulated.suspend import SimulatedSuspendRequest
-
-if TYPE_CHECKING:
-    from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain
 
 BUILD_TIMEOUT: Final = 120.0
 """Seconds for a guest to fill its memory."""
@@ -61,7 +58,7 @@ class SimulatedHost:
         rows = []
         for domid in domain_files.domids(self.directory):
             try:
-                with self._open(domid) as domain:
+                with self.domain(domid) as domain:
                     rows.append(self._summary(domain))
             except ProcessLookupError:
                 # Destroyed while we looked.
@@ -95,13 +92,7 @@ class SimulatedHost:
                 continue
         raise ProcessLookupError(errno.ESRCH, f"there is no domain {name!r} on {self.directory}")
 
-    def domain(self, domid: int) -> SimulatedDomain:
-        from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain
-
-        path = domain_files.domain_path(self.directory, domid)
-        return SimulatedDomain(path, domid, self.timeout)
-
-    def _open(self, domid: int) -> OpenDomain:
+    def domain(self, domid: int) -> OpenDomain:
         path = domain_files.domain_path(self.directory, domid)
         return OpenDomain(path, domid, self.timeout)
 
@@ -277,7 +268,7 @@ class SimulatedHost:
 
     def set_behaviour(self, domid: int, behaviour: Behaviour, seconds: float = 0.0) -> None:
         """Set how the guest reacts to suspend requests from now on."""
-        with self._open(domid) as domain:
+        with self.domain(domid) as domain:
             page = domain.shared.domain
             page.behaviour_seconds = seconds
             page.behaviour = behaviour
@@ -331,7 +322,7 @@ class SimulatedHost:
         self._ask(domid, do="unpause")
 
     def suspend_request(self, domid: int) -> SimulatedSuspendRequest:
-        domain = self._open(domid)
+        domain = self.domain(domid)
         try:
             with self._directory(domid) as fd:
                 directory = os.dup(fd)
@@ -342,7 +333,7 @@ class SimulatedHost:
 
     def resume(self, domid: int) -> None:
         """Also withdraws a suspend request that the guest has not acknowledged."""
-        with self._open(domid) as domain, self._directory(domid) as fd:
+        with self.domain(domid) as domain, self._directory(domid) as fd:
             page = domain.shared.domain
             with domain_files.suspend_lock(fd, self.timeout):
                 page.suspend_wanted = 0
@@ -355,7 +346,7 @@ class SimulatedHost:
     # -- device model ---------------------------------------------------------------------------
 
     def switch_qemu_logdirty(self, domid: int, enable: bool) -> None:
-        with self._open(domid) as domain:
+        with self.domain(domid) as domain:
             page = domain.shared.domain
             if page.hvm:
                 page.qemu_logdirty = int(enable)
@@ -370,7 +361,7 @@ class SimulatedHost:
 
     def emulator_context(self, domid: int) -> bytes | None:
         """Raises EBUSY if the domain is running."""
-        with self._open(domid) as domain, self._directory(domid) as fd:
+        with self.domain(domid) as domain, self._directory(domid) as fd:
             model = device_model.load(fd)
             if model is None:
                 return None
@@ -393,12 +384,12 @@ class SimulatedHost:
     # -- reports --------------------------------------------------------------------------------
 
     def report(self, domid: int) -> GuestReport:
-        with self._open(domid) as domain:
+        with self.domain(domid) as domain:
             return report_of(domain)
 
     def verify(self, domid: int, timeout: float) -> GuestReport:
         """Raises TimeoutError. A guest that has crashed reports that at once."""
-        with self._open(domid) as domain:
+        with self.domain(domid) as domain:
             if state_of(domain) is not GuestState.CRASHED:
                 self._ask(domid, timeout, do="verify")
             return report_of(domain)

@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.waiting import wait_for
 from xen_save_helper.helper.hypervisors.interface import Pfns
-from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain
+from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain, open_on_host
 from xen_save_helper.toolstack.hosts.interface import GuestReport, SuspendRequest, SuspendState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
@@ -78,7 +78,10 @@ def write_pages(domain: SimulatedDomain, pfns: Pfns, data: bytes) -> None:
 
 def copy_rest(source: SimulatedHost, domid: int, target: SimulatedHost, new: int) -> None:
     """Copy everything but the memory of a suspended domain to a new one."""
-    with source.domain(domid) as old, target.domain(new) as domain:
+    with (
+        open_on_host(source.directory, domid) as old,
+        open_on_host(target.directory, new) as domain,
+    ):
         domain.hvm_setcontext(old.hvm_getcontext())
         for index, value in old.hvm_params():
             domain.hvm_param_set(index, value)
@@ -92,7 +95,10 @@ def copy_rest(source: SimulatedHost, domid: int, target: SimulatedHost, new: int
 def clone(source: SimulatedHost, domid: int, target: SimulatedHost, name: str) -> int:
     """A complete, paused copy of a suspended domain."""
     new = target.create(source.config(domid), name)
-    with source.domain(domid) as old, target.domain(new) as domain:
+    with (
+        open_on_host(source.directory, domid) as old,
+        open_on_host(target.directory, new) as domain,
+    ):
         pfns = populated(old)
         domain.populate_physmap_exact(pfns)
         write_pages(domain, pfns, read_pages(old, pfns))

@@ -27,6 +27,7 @@ from tests.helper.hypervisors.simulated.guests import (
 )
 from tests.waiting import wait_for
 from xen_save_helper.helper.hypervisors.simulated import control
+from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 from xen_save_helper.toolstack.hosts.interface import GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
@@ -43,7 +44,7 @@ def test_rounds_by_log_dirty_assemble_the_suspended_memory(
     they are written; a page missed is a page wrong."""
     domid = host.create_guest("g", 8 * MIB, workload, rate=rate)
     chance = np.random.default_rng(5)
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         everything = populated(domain)
         dirty = np.zeros(domain.maximum_gpfn() + 1, np.bool_)
         pending = np.zeros(domain.maximum_gpfn() + 1, np.bool_)
@@ -66,7 +67,7 @@ def test_rounds_by_log_dirty_assemble_the_suspended_memory(
 
 def test_an_idle_guest_dirties_nothing(host: SimulatedHost) -> None:
     domid = host.create_guest("g", 4 * MIB, "idle")
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         domain.logdirty_enable()
         steps_on(host, domid)
         assert domain.logdirty_clean(np.zeros(domain.maximum_gpfn() + 1, np.bool_)) == 0
@@ -75,7 +76,10 @@ def test_an_idle_guest_dirties_nothing(host: SimulatedHost) -> None:
 
 def test_log_dirty_mode_is_one_and_shows(host: SimulatedHost) -> None:
     domid = host.create_guest("g", 4 * MIB, "idle")
-    with host.domain(domid) as domain, host.domain(domid) as other:
+    with (
+        open_on_host(host.directory, domid) as domain,
+        open_on_host(host.directory, domid) as other,
+    ):
         dirty = np.zeros(domain.maximum_gpfn() + 1, np.bool_)
         domain.logdirty_enable()
         assert host.domains()[0].log_dirty
@@ -94,10 +98,10 @@ def test_log_dirty_mode_is_one_and_shows(host: SimulatedHost) -> None:
 
 def test_log_dirty_of_a_process_that_died_can_be_turned_off(host: SimulatedHost) -> None:
     domid = host.create_guest("g", 4 * MIB, "idle")
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         domain.logdirty_enable()
     assert host.domains()[0].log_dirty
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         domain.logdirty_off()
     assert not host.domains()[0].log_dirty
 
@@ -114,7 +118,7 @@ def test_the_device_models_log_dirty_shows_too(host: SimulatedHost) -> None:
 
 def test_views_come_in_the_order_asked_for_as_runs(host: SimulatedHost) -> None:
     domid = host.create_guest("g", 4 * MIB, "idle")
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         pfns = pfns_of(5, 6, 7, 100, 3, 4)
         views = domain.foreign_map(pfns)
         assert [len(view) // PAGE for view in views] == [3, 1, 2]
@@ -128,7 +132,7 @@ def test_views_come_in_the_order_asked_for_as_runs(host: SimulatedHost) -> None:
 @pytest.mark.parametrize("pfn", [1028, (1 << 20) - 1, 1 << 40])
 def test_a_pfn_without_a_page_cannot_be_mapped(host: SimulatedHost, pfn: int) -> None:
     domid = host.create_guest("g", 4 * MIB, "idle")
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         assert domain.maximum_gpfn() == 1027
         assert domain.get_pfn_type_batch(pfns_of(0, pfn)).tolist() == [0, 0xF << 28]
         with pytest.raises(OSError, match=hex(pfn)) as caught:
@@ -139,7 +143,7 @@ def test_a_pfn_without_a_page_cannot_be_mapped(host: SimulatedHost, pfn: int) ->
 def test_a_new_domain_takes_pages_up_to_its_limit(host: SimulatedHost) -> None:
     config = {"c_info": {"type": "pvh"}, "b_info": {"max_memkb": 4096}}
     domid = host.create(config, "r")
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         info = domain.getinfo()
         assert (info.nr_pages, info.paused, info.shutdown_reason) == (0, True, None)
         high = np.arange(0xFEFF8, 0xFF000, dtype=np.uint64)
@@ -161,7 +165,7 @@ def test_a_new_domain_takes_pages_up_to_its_limit(host: SimulatedHost) -> None:
 
 def test_a_page_can_be_cleared(host: SimulatedHost) -> None:
     domid = host.create({"c_info": {"type": "hvm"}, "b_info": {"max_memkb": 4096}}, "r")
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         domain.populate_physmap_exact(pfns_of(9))
         write_pages(domain, pfns_of(9), b"x" * PAGE)
         domain.clear_page(9)
@@ -181,7 +185,7 @@ def crashed(host: SimulatedHost, domid: int) -> str:
 @pytest.mark.parametrize("workload", ["idle", "sequential", "random", "write-heavy"])
 def test_one_wrong_octet_crashes_a_running_guest(host: SimulatedHost, workload: str) -> None:
     domid = host.create_guest("g", 2 * MIB, workload, rate=None if workload == "idle" else 500)
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         page = bytearray(read_pages(domain, pfns_of(300)))
         page[1234] ^= 0x10
         write_pages(domain, pfns_of(300), bytes(page))
@@ -208,7 +212,7 @@ def test_a_crashed_guest_still_answers_though_who_watched_it_left_in_that_moment
         control.send(watcher, {"do": "suspend"})
         for _ in range(2):  # it has heard the watcher by the end of the second round
             control.ask(asker, {"do": "pause"})
-        with host.domain(domid) as domain:
+        with open_on_host(host.directory, domid) as domain:
             write_pages(domain, pfns_of(300), b"x" * PAGE)
         os.kill(row.pid, signal.SIGSTOP)
         stat = Path(f"/proc/{row.pid}/stat")
@@ -224,12 +228,12 @@ def test_a_crashed_guest_still_answers_though_who_watched_it_left_in_that_moment
 def test_a_stale_page_crashes_the_restored_guest(host_factory: HostFactory) -> None:
     source, target = host_factory("a"), host_factory("b")
     domid = source.create_guest("g", 2 * MIB, "sequential", rate=20_000)
-    with source.domain(domid) as domain:
+    with open_on_host(source.directory, domid) as domain:
         stale = read_pages(domain, pfns_of(77))
         wait_for(lambda: read_pages(domain, pfns_of(77)) != stale, "the page is written")
     suspend(source, domid)
     new = clone(source, domid, target, "g")
-    with target.domain(new) as domain:
+    with open_on_host(target.directory, new) as domain:
         write_pages(domain, pfns_of(77), stale)
     report = target.verify(new, 10)
     assert (report.state, report.memory_ok) == (GuestState.CRASHED, False)
@@ -246,13 +250,16 @@ def test_a_lost_page_crashes_the_restored_guest(host_factory: HostFactory) -> No
     domid = source.create_guest("g", 2 * MIB, "idle")
     suspend(source, domid)
     new = target.create(source.config(domid), "g")
-    with source.domain(domid) as old, target.domain(new) as domain:
+    with (
+        open_on_host(source.directory, domid) as old,
+        open_on_host(target.directory, new) as domain,
+    ):
         pfns = populated(old)
         pfns = pfns[pfns != 200]
         domain.populate_physmap_exact(pfns)
         write_pages(domain, pfns, read_pages(old, pfns))
     host = target
-    with source.domain(domid) as old, host.domain(new) as domain:
+    with open_on_host(source.directory, domid) as old, open_on_host(host.directory, new) as domain:
         domain.hvm_setcontext(old.hvm_getcontext())
     host.restore_emulator(new, [], source.emulator_context(domid))
     host.unpause(new)
@@ -261,7 +268,7 @@ def test_a_lost_page_crashes_the_restored_guest(host_factory: HostFactory) -> No
 
 def test_memory_given_back_is_gone_and_the_guest_runs_on(host: SimulatedHost) -> None:
     domid = host.create_guest("g", 4 * MIB, "random", rate=50_000)
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         domain.logdirty_enable()
         assert host.balloon(domid, 100) == 100
         gone = np.arange(924, 1024, dtype=np.uint64)

@@ -30,7 +30,7 @@ from tests.helper.hypervisors.simulated.guests import (
 )
 from tests.waiting import wait_for
 from xen_save_helper.helper.hypervisors.interface import Paging, PagingRequest
-from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain
+from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain, open_on_host
 from xen_save_helper.toolstack.hosts.interface import GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
@@ -86,7 +86,10 @@ def receiver(
     steps_on(source, domid)
     suspend(source, domid)
     new = target.create(source.config(domid), "g")
-    with source.domain(domid) as old, target.domain(new) as domain:
+    with (
+        open_on_host(source.directory, domid) as old,
+        open_on_host(target.directory, new) as domain,
+    ):
         pfns = populated(old)
         contents = read_pages(old, pfns)
         domain.populate_physmap_exact(pfns)
@@ -165,7 +168,7 @@ def test_evicted_pages_cannot_be_mapped_nor_evicted_again(host_factory: HostFact
 
 def test_paging_is_for_a_domain_that_stands_still(host: SimulatedHost) -> None:
     domid = host.create_guest("g", 4 * MIB, "idle")
-    with host.domain(domid) as domain, pytest.raises(OSError, match="paused"):
+    with open_on_host(host.directory, domid) as domain, pytest.raises(OSError, match="paused"):
         domain.mem_paging_enable()
 
 
@@ -218,10 +221,11 @@ def test_a_guest_that_waits_for_a_page_can_be_destroyed(host_factory: HostFactor
 
 
 PAGER = """
+import pathlib
 import sys
 import numpy as np
-from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
-domain = SimulatedHost(sys.argv[1]).domain(int(sys.argv[2]))
+from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
+domain = open_on_host(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
 paging = domain.mem_paging_enable()
 paging.evict(np.arange(1024, dtype=np.uint64))
 print("out", flush=True)
@@ -258,7 +262,7 @@ def test_a_guest_without_evicted_pages_outlives_its_pager(host_factory: HostFact
         there.paging.close()
         steps_on(there.host, there.domid)
         there.host.pause(there.domid)
-        with there.host.domain(there.domid) as domain:
+        with open_on_host(there.host.directory, there.domid) as domain:
             domain.mem_paging_enable().close()
         there.host.unpause(there.domid)
         steps_on(there.host, there.domid)

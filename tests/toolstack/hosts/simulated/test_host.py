@@ -25,6 +25,7 @@ from tests.helper.hypervisors.simulated.guests import (
 from tests.waiting import gone, wait_for
 from xen_save_helper.helper.hypervisors import open_domain
 from xen_save_helper.helper.hypervisors.interface import ShutdownReason, TscInfo
+from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
 from xen_save_helper.toolstack.hosts import open_host
@@ -230,7 +231,7 @@ def test_a_guest_suspends_and_resumes(host: SimulatedHost) -> None:
     assert report.suspended_at is not None
     assert report.first_step_at is not None
     assert report.first_step_at < report.suspended_at
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         assert domain.getinfo().shutdown_reason is ShutdownReason.SUSPEND
         assert domain.hvm_getcontext()
     host.resume(domid)
@@ -311,7 +312,7 @@ def test_a_killed_guest_is_crashed_until_it_is_destroyed(host: SimulatedHost) ->
         assert domain.getinfo().shutdown_reason is ShutdownReason.CRASH
         domain.logdirty_off()
         with pytest.raises(ProcessLookupError, match="crashed"):
-            domain.maximum_gpfn()
+            _ = domain.shared
     for action in (host.pause, host.unpause, host.resume):
         with pytest.raises(ProcessLookupError, match=r"gone|crashed"):
             action(domid)
@@ -351,7 +352,10 @@ def test_a_restored_guest_runs_on_from_its_registers(host_factory: HostFactory) 
         steps_on(source, domid)
         suspend(source, domid)
         new = clone(source, domid, target, name)
-        with source.domain(domid) as old, target.domain(new) as domain:
+        with (
+            open_on_host(source.directory, domid) as old,
+            open_on_host(target.directory, new) as domain,
+        ):
             assert domain.hvm_getcontext() == old.hvm_getcontext()
             assert domain.hvm_params() == old.hvm_params()
             assert domain.cpu_policy() == old.cpu_policy()
@@ -372,14 +376,17 @@ def test_a_domain_without_registers_does_not_run(host: SimulatedHost) -> None:
     with pytest.raises(OSError, match="no registers") as caught:
         host.unpause(domid)
     assert caught.value.errno == errno.EINVAL
-    with host.domain(domid) as domain, pytest.raises(OSError, match="no registers"):
+    with (
+        open_on_host(host.directory, domid) as domain,
+        pytest.raises(OSError, match="no registers"),
+    ):
         domain.hvm_getcontext()
 
 
 def test_real_registers_are_kept_but_do_not_run(host: SimulatedHost) -> None:
     domid = host.create(BLANK, "g")
     real = bytes(range(256)) * 40
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         domain.hvm_setcontext(real)
         with pytest.raises(OSError, match="not that of a simulated guest") as caught:
             host.unpause(domid)
@@ -394,7 +401,7 @@ def test_real_registers_are_kept_but_do_not_run(host: SimulatedHost) -> None:
 
 def test_registers_are_for_a_guest_that_stands_still(host: SimulatedHost) -> None:
     domid = host.create_guest("g", 2 * MIB, "idle")
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         with pytest.raises(OSError, match="runs"):
             domain.hvm_getcontext()
         with pytest.raises(OSError, match="runs"):
@@ -406,11 +413,11 @@ def test_registers_are_for_a_guest_that_stands_still(host: SimulatedHost) -> Non
 def test_parameters_and_policies_are_kept(host: SimulatedHost) -> None:
     domid = host.create(BLANK, "g")
     info = TscInfo(2, 3_000_000, 2**63, 7)
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         domain.hvm_param_set(1, 0xFEFFC)
         domain.set_tsc_info(info)
         domain.set_cpu_policy(b"c" * 48, b"m" * 32)
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         assert (1, 0xFEFFC) in domain.hvm_params()
         assert domain.tsc_info() == info
         assert domain.cpu_policy() == (b"c" * 48, b"m" * 32)
@@ -495,7 +502,7 @@ def test_a_light_workload_keeps_its_rate_and_leaves_the_machine_alone(
     wait_for(lambda: host.report(domid).steps >= begin.steps + 80, "80 steps")
     taken = sum(process.cpu_times()[:2]) - used
     assert taken < 0.3
-    with host.domain(domid) as domain:
+    with open_on_host(host.directory, domid) as domain:
         pages = int(domain.shared.writes.sum()) // 2
     assert low * 0.2 <= pages <= high * LIMIT
 

@@ -279,7 +279,7 @@ def harms_the_source(module: Any) -> None:
 
     async def scribble(self: Any) -> Any:
         with self._host.domain(self._domid) as domain:
-            for begin in range(0, 4096 * domain.maximum_gpfn(), 4096):
+            for begin in range(0, 4096 * domain.shared.domain.maximum_gpfn, 4096):
                 domain.shared.memory[begin : begin + 8] = bytes(8 * [255])
         return await resume(self)
 
