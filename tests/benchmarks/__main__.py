@@ -34,6 +34,8 @@ that it is empty when a fault comes."""
 
 
 GIB = 1 << 30
+SMALL = 4 << 20
+"""Bytes of a guest whose save is little more than its helper's start."""
 MICRO = 1e6
 MILLI = 1e3
 
@@ -107,6 +109,21 @@ def starts(runs: int) -> Iterator[Line]:
         [(callbacks.helper_start() * MILLI, limits.python_start() * MILLI) for _ in range(runs)],
         "python -c pass", 6,
     )  # fmt: skip
+    with tempfile.TemporaryDirectory() as directory:
+        create_host(Path(directory, "host"))
+        host = SimulatedHost(Path(directory, "host"))
+        domid = host.create_guest("benchmark", SMALL, "idle", type="pvh")
+        try:
+            yield Line(
+                "helper from its start to its exit, save of 4 MiB", "ms",
+                [
+                    (throughput.helper_run(host, domid) * MILLI, limits.python_start() * MILLI)
+                    for _ in range(runs)
+                ],
+                "python -c pass", 12,
+            )  # fmt: skip
+        finally:
+            host.destroy(domid)
 
 
 def faults(memory: str, runs: int) -> Iterator[Line]:

@@ -4,6 +4,7 @@ bytes."""
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import select
 import socket
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from tests.benchmarks import limits
 from xen_save_helper.ipc_schema.channel.messages import XCFlags
+from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.operations.domain_restore import domain_create_restore
@@ -147,6 +149,24 @@ def save(host: SimulatedHost, domid: int, *, live: bool = False, watch: bool = F
         return _measure(_timed_drain, work, watch)
     finally:
         host.resume(domid)
+
+
+def helper_run(host: SimulatedHost, domid: int) -> float:
+    """Seconds from a helper's start to its exit in a save of the guest, which runs on."""
+    ended: list[float] = []
+
+    def note(line: bytes) -> None:
+        if json.loads(line)["event"] == "helper_exited":
+            ended.append(time.perf_counter())
+
+    context = Context(host, f"sim:{host.directory}", trace=Trace("controller", note))
+    with open(os.devnull, "wb") as null:
+        started = time.perf_counter()
+        result = asyncio.run(domain_suspend(context, domid, null.fileno()))
+    host.resume(domid)
+    if result.rc:
+        raise RuntimeError(f"the save failed: {result.reason}")
+    return ended[0] - started
 
 
 def save_to_file(host: SimulatedHost, domid: int, file: Path) -> None:
