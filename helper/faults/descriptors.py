@@ -1,4 +1,4 @@
-"""What faults do to descriptors. A number stays in use whatever is done: its owner closes it."""
+"""What faults do to descriptors. A descriptor's number stays in use: its owner closes it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _GONE: Final = frozenset({errno.ENOTCONN, errno.EBADF})
 
 
 def shut(fd: int, how: int = socket.SHUT_RDWR) -> bool:
-    """Show the other side the end, if `fd` is a socket whose other side has not gone already.
-    Returns whether it is a socket."""
+    """Shut down `fd` if it is a socket whose other side has not gone already. Returns whether it is
+    a socket."""
     try:
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             return False
@@ -36,15 +36,15 @@ def hollow(fd: int) -> None:
 
 
 def reset_at_end(fd: int) -> None:
-    """Have a TCP connection reset when it is closed; others have no such thing."""
+    """Have a TCP connection reset when it is closed; other sockets cannot be."""
     if stat.S_ISSOCK(os.fstat(fd).st_mode):
         with socket.socket(fileno=os.dup(fd)) as copy:
             copy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def fails_to_write(errnoval: int) -> int:
-    """A descriptor whose next write fails with ENOSPC, ECONNRESET or EPIPE, in C, too; with EPIPE
-    for anything else. Raises OSError where this machine cannot do that."""
+    """A descriptor whose next write fails, in C as well, with ENOSPC, ECONNRESET or EPIPE; with
+    EPIPE for any other errno. Raises OSError if this machine cannot do that."""
     if errnoval == errno.ENOSPC:
         return os.open("/dev/full", os.O_WRONLY | os.O_CLOEXEC)
     if errnoval == errno.ECONNRESET:
@@ -55,7 +55,8 @@ def fails_to_write(errnoval: int) -> int:
 
 
 def _was_reset() -> int:
-    """A TCP connection that its other end has reset: a UNIX socket tells its writer EPIPE."""
+    """A TCP connection that its other end has reset; the writer of a UNIX socket would see
+    EPIPE."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ours = socket.create_connection(listener.getsockname())
         theirs, _address = listener.accept()

@@ -8,10 +8,10 @@ import zmq
 
 
 class Echo:
-    """Tells when what was sent before is in the kernel: libzmq's own thread writes it, some time
-    after it was told to, and a process that ends in between has said nothing.
+    """Waits until what was sent before is in the kernel. libzmq's own thread writes it some time
+    later, and a process that ends in between has sent nothing.
 
-    For a `context` with one such thread (ZMQ_IO_THREADS), as it is by default.
+    `context` has one such thread (ZMQ_IO_THREADS), which is the default.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
@@ -19,8 +19,8 @@ class Echo:
         self._sockets: list[zmq.Socket[bytes]] = []
 
     def wait(self) -> None:
-        """A message to ourselves follows what was sent: it comes back only once the thread has
-        been around its loop, and has written before whatever the other end leaves room for."""
+        """Send a message to ourselves: it comes back only after the thread has been around its
+        loop, and has written whatever the other end has room for."""
         if not self._sockets:
             self._sockets = [self._context.socket(kind) for kind in (zmq.PUSH, zmq.PULL)]
             out, back = self._sockets
@@ -32,6 +32,6 @@ class Echo:
         back.recv()
 
     def close(self) -> None:
-        """Before the context is ended."""
+        """Call it before the context is terminated."""
         for socket in self._sockets:
             socket.close(linger=0)

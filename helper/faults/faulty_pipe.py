@@ -1,4 +1,4 @@
-"""libxl's pipes with the points of the messages in them."""
+"""libxl's pipes, with the points of their messages."""
 
 from __future__ import annotations
 

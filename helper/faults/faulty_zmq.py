@@ -1,4 +1,4 @@
-"""Our controller's channel with the points of the messages in it."""
+"""Our controller's channel, with the points of its messages."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class FaultyZmqChannel(ZmqChannel):
         self._fail(errnoval, reason)
 
     def hang_up(self, reason: str) -> NoReturn:
-        """Break the connection; what was sent still goes."""
+        """Break the connection; what was sent still goes out."""
         self._socket.setsockopt(zmq.LINGER, _FAREWELL_MILLISECONDS)
         self._socket.disconnect(self._endpoint)
         self._fail(errno.EPIPE, reason)

@@ -9,7 +9,7 @@ from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError, parse
 
 
 def read_plan(given: str) -> Plan:
-    """The plan in `given`, or in the file that it names behind an `@`. Raises PlanError."""
+    """The plan in `given`, or in the file that it names after an `@`. Raises PlanError."""
     if not given.startswith("@"):
         return parse(given)
     try:

@@ -1,4 +1,4 @@
-"""Which faults fire when: counts and chance, no I/O."""
+"""Which faults fire when: counts and chance, without I/O."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from xen_save_helper.ipc_schema.faults.points import Side
 
 
 class Firing(NamedTuple):
-    """A fault that fires at the `nth` time that its point is passed; `random` is its own, the
-    same in each run of the plan with the same seed."""
+    """A fault that fires the `nth` time that its point is passed. `random` is its own, and the same
+    in each run of the plan with the same seed."""
 
     fault: Fault
     nth: int
@@ -22,32 +22,32 @@ class Firing(NamedTuple):
 
     @property
     def errnoval(self) -> int:
-        """Of a `fail`."""
+        """The errno of a `fail`."""
         return int(getattr(errno, str(self.fault.action.value)))
 
     def error(self) -> OSError:
-        """What a `fail` raises."""
+        """The exception of a `fail`."""
         return OSError(self.errnoval, f"fault: {self.fault}")
 
 
 class Strike(Protocol):
-    """A point is passed: carries out what is done to the process, and gives the rest of what
-    fires, in order, to the caller to do."""
+    """Called when a point is passed: does what is to be done to the process, and yields the other
+    firings, in order, for the caller to carry out."""
 
     def __call__(self, point: str, at: int | None = None) -> Iterator[Firing]: ...
 
 
 class Counts(Protocol):
-    """Where all the processes of a plan count: `shared_counts.SharedCounts`."""
+    """The counts of all processes of a plan: `shared_counts.SharedCounts`."""
 
     def next(self, fault: str) -> int: ...
 
 
 class Injector:
-    """Counts how often each fault's point is passed, from any thread; those of all processes in
-    `counts`, which must be there where `faults` have any.
+    """Counts how often each fault's point is passed, from any thread. Times of all processes are
+    counted in `counts`, which is needed if any of `faults` has them.
 
-    While `side` is not known, only those faults fire that may at either side.
+    While `side` is unknown, only faults fire that may fire at either side.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class Injector:
         self._lock = threading.Lock()
 
     def passes(self, point: str, at: int | None = None) -> list[Firing]:
-        """The point `point` (a name, with the offset or pfn of those that have one) is passed:
-        what fires, in the plan's order."""
+        """What fires, in the plan's order, when the point with the name `point` is passed; `at` is
+        the offset or pfn of a point that has one."""
         indices = self._by_point.get(point)
         if indices is None:
             return []
@@ -110,7 +110,7 @@ class Injector:
         return passed >= times.nth if times.onwards else passed == times.nth
 
     def _name(self, index: int) -> str:
-        """The fault as all processes call it: as it is typed, and which of those that are alike."""
+        """The fault's name for all processes: its text, and its number among equal ones."""
         fault = self.faults[index]
         earlier = self.faults[:index].count(fault)
         return f"{fault} ({earlier + 1})" if earlier else str(fault)

@@ -1,6 +1,6 @@
 """What a fault does to an encoded message on its way out: pure functions for each encoding.
 
-Each takes a message's octets and gives those that go in their place, as a list of messages.
+Each takes a message's bytes and returns the messages that go in its place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Mangle = Callable[[bytes, Random], list[bytes]]
 _NO_SUCH_NAME: Final = "no_such_message"
 _NO_SUCH_NUMBER: Final = 0xFFFF
 _NEVER_USED: Final = b"\xc1"
-"""The one octet that begins nothing in msgpack."""
+"""The one byte that begins nothing in msgpack."""
 _U16: Final = Struct("=H")
 
 
@@ -56,7 +56,7 @@ ON_LINK: Final[Mapping[str, Mangle]] = {
     **_ANY,
     actions.GARBAGE.name: lambda data, random: [random.randbytes(len(data))],
 }
-"""The handshake's messages. By the action's name, as the others."""
+"""The actions on messages of the handshake, by name, as in the other tables."""
 
 ON_ZMQ: Final[Mapping[str, Mangle]] = {
     **_ANY,
@@ -69,7 +69,7 @@ ON_ZMQ: Final[Mapping[str, Mangle]] = {
 
 ON_PIPE: Final[Mapping[str, Mangle]] = {
     **_ANY,
-    # A number that there is not, so that chance does not make it a message.
+    # An unknown number, so that chance does not make a message of it.
     actions.GARBAGE.name: lambda data, random: _pipe(
         _U16.pack(_NO_SUCH_NUMBER) + random.randbytes(len(_body(data)) - _U16.size)
     ),
@@ -78,20 +78,20 @@ ON_PIPE: Final[Mapping[str, Mangle]] = {
         _U16.pack(_NO_SUCH_NUMBER) + _body(data)[_U16.size :]
     ),
 }
-"""libxl's pipes: the frame stays whole in all but `truncate`. `oversize` is as long as a frame can
-be, which no message is."""
+"""The actions on libxl's pipes: only `truncate` breaks the frame. `oversize` is as long as a frame
+can be, which no message is."""
 
 
 def mangled(
     mangles: Mapping[str, Mangle], messages: Sequence[bytes], firing: Firing
 ) -> list[bytes]:
-    """What goes in the place of `messages`."""
+    """The messages that go in the place of `messages`."""
     mangle = mangles[firing.fault.action.kind.name]
     return [made for one in messages for made in mangle(one, firing.random)]
 
 
 class Outgoing(Generic[T]):
-    """The messages of one channel on their way out; `T` is what the channel knows of each."""
+    """The outgoing messages of one channel; `T` is what the channel knows of each."""
 
     def __init__(self, mangles: Mapping[str, Mangle]) -> None:
         self._mangles = mangles
@@ -100,7 +100,7 @@ class Outgoing(Generic[T]):
     def instead(
         self, known: T, data: bytes, firings: Sequence[Firing]
     ) -> list[tuple[T, bytes]] | None:
-        """What goes out in the place of the message `data`, in order; None if it is held until the
+        """What goes out, in order, in the place of the message `data`; None if it is held until the
         next one has gone."""
         messages, held = [data], False
         for firing in firings:

@@ -1,4 +1,4 @@
-"""The points of the messages that both channels have in common: what is sent, and answered."""
+"""The points of messages that both channels share: what is sent, and what is answered."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Ends(Protocol):
 
 
 class MessagePoints:
-    """For one channel; `mangles` are of its encoding."""
+    """The points of one channel; `mangles` belong to its encoding."""
 
     def __init__(self, session: Session, mangles: Mapping[str, Mangle], ends: Ends) -> None:
         self._session = session
@@ -39,12 +39,11 @@ class MessagePoints:
             raise AssertionError(firing)
 
     def calling(self, name: str) -> None:
-        """The callback `name` is about to be made. Raises OSError where the streams do not get so
-        far."""
+        """The callback `name` is about to be made. Raises OSError if the streams fail before."""
         self._session.calling(name)
 
     def answer(self, name: str, value: int) -> int | None:
-        """The answer `value` to `name` has come: what to take in its place, None for nothing."""
+        """What to take in the place of the answer `value` to `name`; None for nothing."""
         taken: int | None = value
         for firing in self._strike(name, Moment.BEFORE_ANSWER):
             if firing.fault.action.kind is DROP:
@@ -54,7 +53,7 @@ class MessagePoints:
         return taken
 
     def taken(self, name: str) -> None:
-        """The answer to `name` is taken. Raises OSError where the callback is to fail."""
+        """The answer to `name` is taken. Raises OSError if the callback is to fail."""
         self._session.answered(name)
         for firing in self._session.strike(message_point(name, Moment.AFTER_ANSWER)):
             if firing.fault.action.kind is HANG_UP:
@@ -62,7 +61,7 @@ class MessagePoints:
             raise firing.error()
 
     def _strike(self, name: str, moment: Moment) -> list[Firing]:
-        """What is left to do once the channel's own end is seen to."""
+        """The firings other than those that end the channel, which are carried out."""
         left = []
         for firing in self._session.strike(message_point(name, moment)):
             reason = f"fault: {firing.fault}"

@@ -1,4 +1,4 @@
-"""Where the bytes of a stream go out: faults at places, and what they do to it."""
+"""The outgoing end of a stream, with faults at places in it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from xen_save_helper.ipc_schema.faults import actions
 from xen_save_helper.ipc_schema.faults.actions import Action
 
 Divert = Callable[[bytes], bytes]
-"""Sees octets that pass, and gives those that go in their place."""
+"""Takes bytes that pass, and returns those that go in their place."""
 
 _PIECES_A_SECOND: Final = 50
-"""Of a stream that trickles."""
+"""Pieces of a stream that trickles."""
 
 
 class BrokenError(Exception):
-    """A fault ends the stream. `errnoval` is what its writer or reader sees, 0 for its end;
-    `both`: the stream's other direction ends, too."""
+    """A fault ends the stream. `errnoval` is what its writer or reader sees, 0 for end of file;
+    `both`: the other direction ends as well."""
 
     def __init__(self, errnoval: int, *, shut: bool, both: bool = False) -> None:
         super().__init__(errno.errorcode.get(errnoval, "end"))
@@ -32,7 +32,7 @@ class BrokenError(Exception):
 
 
 def ending(action: Action, *, writing: bool) -> BrokenError:
-    """What an action that ends a stream comes to for whoever writes or reads it."""
+    """How an action that ends a stream looks to its writer or reader."""
     kind = action.kind
     if kind is actions.CUT:
         return BrokenError(errno.EPIPE if writing else 0, shut=True)
@@ -42,7 +42,7 @@ def ending(action: Action, *, writing: bool) -> BrokenError:
 
 
 class Pace:
-    """In what pieces a stream passes, and how slowly."""
+    """The size of the pieces in which a stream passes, and its rate."""
 
     def __init__(self) -> None:
         self.most = 0
@@ -51,11 +51,11 @@ class Pace:
 
     @property
     def free(self) -> bool:
-        """It was never changed."""
+        """Whether it was never changed."""
         return not (self.most or self._rate)
 
     def take(self, action: Action) -> bool:
-        """Whether the action is one that changes it."""
+        """Take an action that changes the pace. Returns whether it is one."""
         if action.kind is actions.TRICKLE:
             self._rate = int(action.value or 1)
         elif action.kind is actions.SHORT_WRITES:
@@ -65,7 +65,7 @@ class Pace:
         return True
 
     def pieces(self, data: bytes) -> Iterator[tuple[bytes, float]]:
-        """Each piece, and for how many seconds nothing follows it."""
+        """Yield each piece and the seconds to wait after it."""
         step = self.most or len(data)
         if self._rate:
             step = min(step, max(1, self._rate // _PIECES_A_SECOND))
@@ -75,10 +75,10 @@ class Pace:
 
 
 class Outlet:
-    """Passes octets on to `write`, which takes all that it is given; `passed` is called after each
-    piece of a stream with short writes.
+    """Passes bytes on to `write`, which takes all of them; `passed` is called after each piece of a
+    stream with short writes.
 
-    `offset` counts the octets of the stream as it came, whatever becomes of them.
+    `offset` counts the bytes of the stream as it came, whatever happens to them.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Outlet:
         self._flip = 0
 
     def place(self, offset: int, point: str, at: int | None) -> None:
-        """The point (see `Injector.passes`) is passed before the octet at `offset`."""
+        """The point (see `Injector.passes`) is passed before the byte at `offset`."""
         heapq.heappush(self._places, (offset, point, at))
 
     def pass_on(self, data: bytes) -> None:
@@ -116,7 +116,7 @@ class Outlet:
         self._pass(data)
 
     def do(self, firing: Firing) -> None:
-        """One of `fault_actions.STREAM`. Raises BrokenError for those that end the stream."""
+        """Do one of `fault_actions.STREAM`. Raises BrokenError for those that end the stream."""
         action = firing.fault.action
         kind, value = action
         if kind is actions.FLIP:
@@ -127,7 +127,7 @@ class Outlet:
             raise ending(action, writing=self._writing)
 
     def put(self, data: bytes) -> None:
-        """Let octets out that are none of the stream's own."""
+        """Write bytes that do not belong to the stream as it came."""
         for piece, pause in self.pace.pieces(data):
             self._write(piece)
             if self.pace.most:

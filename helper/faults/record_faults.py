@@ -1,4 +1,4 @@
-"""What a fault makes of one record that passes."""
+"""What faults make of a record that passes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from xen_save_helper.ipc_schema.faults import actions
 from xen_save_helper.ipc_schema.streams.records import HEADER, MAX_LENGTH
 
 _NO_SUCH_TYPE: Final = 0x7FFFFF00
-"""Bit 31 is clear: nobody may skip it."""
+"""An unknown type that nobody may skip: bit 31 is clear."""
 _MOST_KEPT: Final = 32 << 20
-"""Octets of a record that can be sent twice or later."""
+"""Bytes of a record that can be sent twice or later."""
 
 
 class RecordFaults:
-    """For the records of one stream, which pass `outlet`."""
+    """The faults in the records of one stream, which pass `outlet`."""
 
     def __init__(self, outlet: Outlet) -> None:
         self._outlet = outlet
@@ -27,8 +27,8 @@ class RecordFaults:
         self._kept = b""
 
     def begin(self, firings: list[Firing], header: bytes, size: int) -> bytes:
-        """A record of `size` octets, header and padding included, is about to pass: the header
-        that passes in place of `header`."""
+        """A record of `size` bytes, header and padding included, is about to pass. Returns the
+        header that passes in the place of `header`."""
         for firing in firings:
             header = self._one(firing, header, size)
         return header
@@ -44,7 +44,7 @@ class RecordFaults:
             self._outlet.put(earlier)
 
     def finish(self) -> None:
-        """No more records come."""
+        """There are no more records."""
         if self._kept:
             self._outlet.put(self._kept)
 
@@ -70,7 +70,7 @@ class RecordFaults:
         else:
             if size > _MOST_KEPT:
                 raise OSError(
-                    errno.ENOBUFS, f"'{firing.fault}': {size} octets, and {_MOST_KEPT} can be kept"
+                    errno.ENOBUFS, f"'{firing.fault}': {size} bytes, and {_MOST_KEPT} can be kept"
                 )
             kept = bytearray()
             diverts.append(_Keep(kept, passes=kind is actions.DUPLICATE))
@@ -82,7 +82,7 @@ class RecordFaults:
 
 
 class _First:
-    """Lets the first `left` octets through."""
+    """Lets the first `left` bytes through."""
 
     def __init__(self, left: int) -> None:
         self._left = left
@@ -93,7 +93,7 @@ class _First:
 
 
 class _Garbage:
-    """Lets `left` octets through, and then as many as come, at random."""
+    """Lets `left` bytes through, and replaces the others by random ones."""
 
     def __init__(self, left: int, random: Random) -> None:
         self._first = _First(left)

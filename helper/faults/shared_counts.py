@@ -1,8 +1,7 @@
-"""How often the points of faults were passed in all the processes that carry a plan out.
+"""How often the points of faults were passed in all processes that carry out a plan.
 
-A file holds them, a JSON object by fault; who counts locks it for that moment. Who wants to begin
-anew removes it.
-"""
+A file holds the counts as a JSON object by fault, and is locked while one is changed. To begin
+anew, remove it."""
 
 from __future__ import annotations
 
@@ -14,13 +13,13 @@ from typing import Final
 from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError
 
 _LONGEST: Final = 1 << 20
-"""Bytes of the file that are read: far more than the counts of any plan."""
+"""Bytes of the file that are read, far more than any plan needs."""
 
 
 class SharedCounts:
-    """The counts in the file at `path`, which is made where there is none.
+    """The counts in the file at `path`, which is created if it is missing.
 
-    Raises PlanError where it cannot be, or holds something else.
+    Raises PlanError if it cannot be created or holds something else.
     """
 
     def __init__(self, path: str) -> None:
@@ -32,8 +31,8 @@ class SharedCounts:
             raise PlanError(f"counts={path}: {why}") from None
 
     def next(self, fault: str) -> int:
-        """The point of `fault` is passed: for the how manyth time. Raises OSError, and ValueError
-        where somebody has put something else there meanwhile."""
+        """Count that the point of `fault` is passed, and return how often it has been. Raises
+        OSError, and ValueError if the file has been changed to something else."""
         return self._add(fault, 1)
 
     def _add(self, fault: str, times: int) -> int:
@@ -43,11 +42,11 @@ class SharedCounts:
             text = os.pread(fd, _LONGEST, 0)
             counts = json.loads(text) if text else {}
             if not isinstance(counts, dict) or set(map(type, counts.values())) - {int}:
-                raise ValueError("no object of counts")
+                raise ValueError("not an object of counts")
             count: int = counts.get(fault, 0) + times
             if times:
-                # It never gets shorter, and takes one call: a process that is killed here has
-                # counted, or has not.
+                # The text never gets shorter, and one call writes it: a process that is killed
+                # here has counted or has not.
                 os.pwrite(fd, json.dumps({**counts, fault: count}).encode(), 0)
         finally:
             os.close(fd)
@@ -55,7 +54,7 @@ class SharedCounts:
 
 
 def counts_of(plan: Plan) -> SharedCounts | None:
-    """Those of a plan that counts over all processes; None for another. Raises PlanError."""
+    """The counts of a plan that counts over all processes; None for others. Raises PlanError."""
     for fault in plan.faults:
         if fault.times.of_all:
             if plan.counts is None:

@@ -1,8 +1,8 @@
 """A thread between the engine and a stream that was inherited, which sees the records pass.
 
-The engine, ours or libxc, reads or writes one end of a socket pair in the stream's place, under the
-stream's number. Memory is bounded, and never is an octet read from the stream that belongs to the
-other side of the toolstack: not beyond END, nor beyond a record whose callback reads the stream.
+The engine, ours or libxc, reads or writes one end of a socket pair, which has the stream's number.
+Memory is bounded. Bytes that belong to the toolstack are never read from the stream: neither beyond
+END nor beyond a record whose callback reads the stream.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ CALLBACKS: Final = {
     RecordType.POSTCOPY_TRANSITION: "postcopy_transition",
     RecordType.CHECKPOINT: "checkpoint",
 }
-"""Records behind which the stream is the toolstack's until the callback is answered."""
+"""Records after which the stream is the toolstack's until the callback is answered."""
 _LOOK_UP_SECONDS: Final = 0.05
 
 
 class Ends(NamedTuple):
     """`engine` is the number that the engine knows, `ours` the other end of its socket pair, `real`
-    the stream itself; the latter two are the relay's to close."""
+    the stream itself. The relay closes the latter two."""
 
     engine: int
     ours: socket.socket
@@ -65,17 +65,17 @@ class Ends(NamedTuple):
 
 
 class _EndedError(Exception):
-    """The source of the octets has ended."""
+    """The source of the bytes has ended."""
 
 
 class StreamRelay(threading.Thread):
     """`name` is that of the stream's points: `stream` or `back`. `writing`: the engine writes.
-    `injector` says at which places there are faults, `strike` has them done.
+    `injector` knows the places of faults, `strike` carries them out.
 
-    A fault that ends a back channel is an `abort`'s reason, too: its writer may have written the
-    last that it has to write, and waits for what follows from it.
+    A fault that ends a back channel also requests the `abort`: its writer may have nothing left to
+    write, and wait for the other side.
 
-    A reading relay starts with its `turn` set, or waits for it to be set.
+    A reading relay waits until its `turn` is set.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class StreamRelay(threading.Thread):
             self._ends.ours.close()
             os.close(self._ends.real)
         except BaseException:
-            # No plan is carried out by half.
+            # A plan is carried out completely or not at all.
             print(f"{CONTEXT}: a fault cannot be carried out", file=sys.stderr)
             traceback.print_exc()
             os._exit(EXIT_FAILED)
@@ -201,8 +201,8 @@ class StreamRelay(threading.Thread):
         self._records.end()
 
     def _page_list(self, kind: RecordType | None, left: int) -> int:
-        """Pass a page list on, and say at which place each page is that a fault waits for. The
-        octets that passed."""
+        """Pass on a page list, and place the points of the pages in it that faults wait for.
+        Returns the number of bytes that passed."""
         if left < HEADER_SIZE:
             return 0
         head = self._exactly(HEADER_SIZE)
@@ -224,17 +224,17 @@ class StreamRelay(threading.Thread):
         return HEADER_SIZE + count * _ENTRY_SIZE
 
     def _last(self) -> NoReturn:
-        """The stream's last record has passed: what else an engine writes, passes, too."""
+        """The stream's last record has passed; whatever else an engine writes passes as well."""
         if not self.writing:
             raise _EndedError
         self._raw()
 
     def _raw(self) -> NoReturn:
-        """What is no libxc stream: its reader will say so."""
+        """Pass on what is not a libxc stream: its reader will say so."""
         while True:
             self._outlet.pass_on(self._some(_AT_ONCE, between=True))
 
-    # Octets in
+    # Bytes in
 
     def _exactly(self, size: int, *, between: bool = False) -> bytes:
         data = b""
@@ -247,7 +247,7 @@ class StreamRelay(threading.Thread):
         return data
 
     def _some(self, size: int, *, between: bool = False) -> bytes:
-        """Up to `size` octets; `between` records everything has passed that came."""
+        """Read up to `size` bytes; `between` records, everything that came has passed."""
         size = min(size, self._outlet.pace.most or _AT_ONCE)
         while True:
             if between:
@@ -267,7 +267,7 @@ class StreamRelay(threading.Thread):
                 raise _EndedError
             return data
 
-    # Octets out
+    # Bytes out
 
     def _write(self, data: bytes) -> None:
         while data:
@@ -281,7 +281,7 @@ class StreamRelay(threading.Thread):
                 raise BrokenError(bad.errno or errno.EIO, shut=False) from bad
 
     def _piece_passed(self) -> None:
-        """Let the engine see it: a blocked write ends short, a read gets this piece alone."""
+        """Show the piece to the engine: a blocked write ends short, a read gets this piece only."""
         if self.writing:
             ident = threading.main_thread().ident
             assert ident is not None
@@ -291,7 +291,7 @@ class StreamRelay(threading.Thread):
             time.sleep(0.0001)
 
     def _break(self, broken: BrokenError) -> None:
-        """The engine's next system call says so; the other side sees the end."""
+        """Let the engine's next system call fail, and the other side see the end."""
         if broken.shut:
             one_way = socket.SHUT_WR if self.writing else socket.SHUT_RD
             shut(self._ends.real, socket.SHUT_RDWR if broken.both else one_way)
@@ -304,13 +304,13 @@ class StreamRelay(threading.Thread):
                 what = f"back channel: {os.strerror(broken.errnoval)}"
                 self._abort.request(broken.errnoval, what)
             self._end()
-            # A write that is under way comes to its end; the next one meets the replacement.
+            # A write in progress ends; the next one meets the replacement.
             while self._ends.ours.recv(_AT_ONCE):
                 pass
         elif broken.errnoval in (0, errno.EPIPE):
             self._ends.ours.shutdown(socket.SHUT_WR)
         else:
-            # A UNIX socket that is closed with something unread in it resets its other end.
+            # A UNIX socket that is closed with unread bytes resets its other end.
             os.write(self._ends.engine, b"\0")
             self._ends.ours.close()
 

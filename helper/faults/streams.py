@@ -1,4 +1,4 @@
-"""Putting relays in the place of a job's streams."""
+"""Put relays in the place of a job's streams."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from xen_save_helper.ipc_schema.faults.points import BACK_RECORDS, FIRST_BYTE, M
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
 
 _LEAD = 4096
-"""Octets that an engine may be ahead of what has passed: the least that the system allows."""
+"""Bytes that an engine may be ahead of what has passed, the least that the system allows."""
 
 
 class Relays:
-    """The relays of one job: `session.Streams`."""
+    """The relays of one job, as `session.Streams`."""
 
     def __init__(self, relays: list[StreamRelay], abort: Abort, limit: float) -> None:
         self._relays = relays
@@ -45,8 +45,8 @@ class Relays:
 
 @contextmanager
 def relayed(session: Session, job: Job, abort: Abort) -> Iterator[None]:
-    """The job's streams pass relays in here, those for which the plan has faults. Raises OSError
-    at its end where the engine's last octets did not pass."""
+    """Let the job's streams pass relays if the plan has faults for them. Raises OSError at the end
+    if the engine's last bytes did not pass."""
     request = job.request
     saving = request.operation is Operation.SAVE
     main = _has(session.injector, back=False)
@@ -87,7 +87,7 @@ def _has(injector: Injector, *, back: bool) -> bool:
 
 
 def _interpose(fds: list[int]) -> list[Ends]:
-    """For each of `fds`, some of which may be the same: one socket pair serves both directions."""
+    """The ends for each of `fds`. If both are the same, one socket pair serves both directions."""
     made: dict[int, Ends] = {}
     for fd in fds:
         if fd in made:

@@ -1,4 +1,4 @@
-"""A plan at work in a process: where its points are passed."""
+"""A plan at work in a process: what happens when a point is passed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xen_save_helper.ipc_schema.trace import Trace
 
 
 def tell(trace: Trace, firing: Firing) -> None:
-    """The event `fault`."""
+    """Write the event `fault`."""
     fault, nth, _random = firing
     place = "" if fault.at is None else f"@{fault.at}"
     trace.event(
@@ -25,7 +25,7 @@ def tell(trace: Trace, firing: Firing) -> None:
 
 
 class Striker:
-    """Tells what fires in `trace` and on stderr, in lines that begin with `prefix`."""
+    """Tells what fires in `trace` and on stderr, in lines that start with `prefix`."""
 
     def __init__(self, injector: Injector, trace: Trace, prefix: str = "") -> None:
         self.injector = injector
@@ -36,7 +36,7 @@ class Striker:
         """See `injector.Strike`."""
         for firing in self.injector.passes(point, at):
             tell(self._trace, firing)
-            # With its end in one piece: threads tell of theirs at the same time.
+            # One write for the line and its end: other threads write at the same time.
             text = f"{self._prefix}fault: {firing.fault}, time {firing.nth}\n"
             print(text, end="", file=sys.stderr, flush=True)
             if firing.fault.action.kind in PROCESS:
@@ -45,5 +45,5 @@ class Striker:
                 yield firing
 
     def has(self, point: str) -> bool:
-        """Whether anything may fire at the point."""
+        """Whether any fault may fire at the point."""
         return self.injector.has((point,))

@@ -16,7 +16,7 @@ Value = int | float | str
 
 
 class Argument(NamedTuple):
-    """What may stand in an action's parentheses. `read` raises ValueError for anything else."""
+    """The argument in an action's parentheses. `read` raises ValueError for an invalid one."""
 
     name: str
     want: str
@@ -24,7 +24,7 @@ class Argument(NamedTuple):
 
 
 class ActionKind(NamedTuple):
-    """`argument` is None for an action without one; `optional` says that it may be left out."""
+    """A kind of action. `argument` is None if it takes none; `optional`: it may be left out."""
 
     name: str
     argument: Argument | None
@@ -32,7 +32,7 @@ class ActionKind(NamedTuple):
     doc: str
 
     def __str__(self) -> str:
-        """As it is listed: `exit(CODE)`, `stop[(SECONDS)]`."""
+        """The kind as it is listed: `exit(CODE)`, `stop[(SECONDS)]`."""
         if self.argument is None:
             return self.name
         shown = f"({self.argument.name})"
@@ -40,13 +40,13 @@ class ActionKind(NamedTuple):
 
 
 class Action(NamedTuple):
-    """`value` is None where none was given."""
+    """An action with its argument; `value` is None if none was given."""
 
     kind: ActionKind
     value: Value | None = None
 
     def __str__(self) -> str:
-        """As it is typed."""
+        """The action as it is typed."""
         if self.value is None:
             return self.kind.name
         return f"{self.kind.name}({text_of(self.value)})"
@@ -101,8 +101,8 @@ _VALUE: Final = Argument(
     "VALUE", "a whole number from -2147483648 to 2147483647", _integer(-(2**31), 2**31 - 1)
 )
 _ERRNO: Final = Argument("ERRNO", "an errno's name, as EIO", _errno)
-_OCTETS: Final = Argument("OCTETS", "octets, from 1 on", _integer(1, 2**31 - 1))
-_RATE: Final = Argument("OCTETS_PER_SECOND", "octets a second, from 1 on", _integer(1, 2**31 - 1))
+_BYTES: Final = Argument("BYTES", "bytes, 1 or more", _integer(1, 2**31 - 1))
+_RATE: Final = Argument("BYTES_PER_SECOND", "bytes a second, 1 or more", _integer(1, 2**31 - 1))
 _BIT: Final = Argument("BIT", "a bit from 0 (the least) to 7", _integer(0, 7))
 
 # fmt: off
@@ -120,12 +120,11 @@ HANG_UP = ActionKind("hang-up", None, False, "the process closes the channel, an
 DROP = ActionKind("drop", None, False, "it is not passed on")
 DUPLICATE = ActionKind("duplicate", None, False, "it is passed on twice")
 REORDER = ActionKind("reorder", None, False, "it is passed on after the next one")
-GARBAGE = ActionKind("garbage", None, False, "octets at random take the place of what it says")
-TRUNCATE = ActionKind("truncate", None, False, "the second half of its octets is missing")
+GARBAGE = ActionKind("garbage", None, False, "random bytes take the place of its contents")
+TRUNCATE = ActionKind("truncate", None, False, "the second half of its bytes is missing")
 OVERSIZE = ActionKind("oversize", None, False, "it is, or says that it is, longer than allowed")
 WRONG_SEQUENCE = ActionKind("wrong-sequence", None, False, "its sequence number is one too high")
-WRONG_NUMBER = ActionKind("wrong-number", None, False, "its name, number or type is one that "
-                          "there is not")
+WRONG_NUMBER = ActionKind("wrong-number", None, False, "its name, number or type is unknown")
 _MANGLE: Final = (DROP, DUPLICATE, GARBAGE, TRUNCATE, OVERSIZE, WRONG_NUMBER)
 MESSAGE: Final = (*_MANGLE, REORDER, WRONG_SEQUENCE)
 RECORD: Final = (*_MANGLE, REORDER)
@@ -134,7 +133,7 @@ CUT = ActionKind("cut", None, False, "the stream ends here, for both ends")
 FLIP = ActionKind("flip", _BIT, True, "a bit of the next octet (the lowest) is turned over")
 STALL = ActionKind("stall", _SECONDS, True, "nothing passes any more, for ever or for a time")
 TRICKLE = ActionKind("trickle", _RATE, False, "from here on it passes slowly")
-SHORT_WRITES = ActionKind("short-writes", _OCTETS, False, "from here on, at most so many octets "
+SHORT_WRITES = ActionKind("short-writes", _BYTES, False, "from here on, at most so many bytes "
                           "pass at once")
 EPIPE = ActionKind("epipe", None, False, "the next write fails with EPIPE, nothing passes")
 ENOSPC = ActionKind("enospc", None, False, "the next write fails with ENOSPC, nothing passes")
@@ -155,11 +154,11 @@ ACTIONS: Final[Mapping[str, ActionKind]] = {
 """Every action, by name."""
 
 DEATHS: Final[Mapping[str, str]] = {"kill": "KILL", "abort": "ABRT"}
-"""What is typed for die(SIGNAL): of a person's SIGKILL, and of an assertion in a library."""
+"""Short forms of die(SIGNAL): a person's SIGKILL, and a failed assertion in a library."""
 
 
 def admitted(point: Point) -> tuple[ActionKind, ...]:
-    """What can be done at `point`, at one side or channel at least."""
+    """What can be done at `point`, at one side or on one channel at least."""
     return _ADMITTED[point.kind](point)
 
 
@@ -172,8 +171,8 @@ def sides(point: Point, kind: ActionKind) -> frozenset[Side]:
 
 
 def on_pipe(point: Point, kind: ActionKind) -> bool:
-    """Whether `kind` can be done at `point` where libxl's pipes are spoken: their messages have
-    no sequence numbers."""
+    """Whether `kind` can be done at `point` on libxl's pipes, whose messages have no sequence
+    numbers."""
     return point.on_pipe and kind is not WRONG_SEQUENCE
 
 
@@ -183,12 +182,12 @@ def _of_message(point: Point) -> tuple[ActionKind, ...]:
     kinds = rows[point.moment]
     without: set[ActionKind] = set() if _is_followed(point.of) else {REORDER}
     if point.of == "complete" and point.moment is Moment.AFTER_ANSWER:
-        without.add(FAIL)  # there is nothing any more that could fail
+        without.add(FAIL)  # nothing is left that could fail
     return tuple(kind for kind in kinds if kind not in without)
 
 
 def _is_followed(name: str) -> bool:
-    """Whether a message may be followed by another of its sender before anybody answers it."""
+    """Whether the sender of a message may send another before it is answered."""
     message = CATALOGUE[name]
     if message.sender is Sender.CONTROLLER:
         return name == "abort"

@@ -2,17 +2,17 @@
 
     [[SIDE.]WHO/]POINT[TIMES]=ACTION[(ARGUMENT)]
 
-one a line, or several in a line with `;` between. A line that begins with `#` is a comment.
-`seed=N` makes chance repeatable: the same choices, wherever the plan is carried out; without it,
-whoever reads the plan first draws one, says it, and hands it on to all that it starts. SIDE is
-`source` or `destination`; WHO is `helper` (the default), `controller`, `link` or `guest`; one of
-them may stand alone. TIMES is `#3` (the third time alone), `#3+` (from the third on), `#*` (each
-time) or `#30%` (each time with that probability); without it, the first time alone.
+on a line each, or several on a line with `;` between. A line that starts with `#` is a comment.
+`seed=N` makes chance repeatable: the same choices wherever the plan is carried out. Without it,
+whoever reads the plan first draws one, prints it, and passes it on to all processes that it starts.
+SIDE is `source` or `destination`; WHO is `helper` (the default), `controller`, `link` or `guest`;
+one of them may stand alone. TIMES is `#3` (the third time alone), `#3+` (from the third on), `#*`
+(each time) or `#30%` (each time with that probability); without it, the first time alone.
 
 Each process counts for itself: `#1` strikes in each helper that is started. `#1 of all` and
-`#3+ of all` count over all the processes that carry the plan out, as in "the first try fails, the
+`#3+ of all` count over all processes that carry out the plan, as in "the first try fails, the
 second succeeds". They count in a file, which `counts=FILE` names (an absolute path; a plan that is
-read from `@FILE` has FILE.counts, where it names none); to begin anew, remove it. Examples:
+read from `@FILE` and names none has FILE.counts); to begin anew, remove it. Examples:
 
     postcopy_transition:before-answer=kill
     source/log:before-send#30%=drop; seed=7
@@ -49,18 +49,17 @@ MAX_SEED: Final = 2**63 - 1
 _MAX_TIMES: Final = 10**9
 _MAX_AT: Final = 2**63 - 1
 _CLOSE: Final = 4
-"""Names that are shown of those close to what was typed."""
+"""How many names close to what was typed are shown."""
 
 
 class PlanError(ValueError):
-    """A plan that cannot be. The text says which fault, what is wrong with it and what would be
-    right."""
+    """An invalid plan. The text names the fault, what is wrong with it and what would be right."""
 
 
 class Times(NamedTuple):
-    """When a fault fires, of all the times that its point is passed: the `nth`; with `onwards` all
-    from then on; with `percent` (above 0, at most 100) each of them by chance. `of_all`: the times
-    are those of all processes that carry the plan out, not of each."""
+    """When a fault fires, of all the times that its point is passed: the `nth` time; with `onwards`
+    from then on; with `percent` (above 0, at most 100) each time by chance. `of_all`: count over
+    all processes that carry out the plan, not in each."""
 
     nth: int = 1
     onwards: bool = False
@@ -69,7 +68,8 @@ class Times(NamedTuple):
 
     @property
     def is_first(self) -> bool:
-        """Whether it can fire at the first time alone: in a process, too, where it counts more."""
+        """Whether it can fire only the first time, which `of_all` does not change for one
+        process."""
         return self.nth == 1 and not self.onwards and self.percent is None
 
     def __str__(self) -> str:
@@ -88,7 +88,7 @@ _STAGED: Final = frozenset({Who.LINK, Who.GUEST})
 
 
 class Fault(NamedTuple):
-    """`at` is the offset or pfn of a point that has one; `side` is None for either."""
+    """A fault. `at` is the offset or pfn of a point that has one; `side` is None for either."""
 
     point: Point
     action: Action
@@ -98,12 +98,12 @@ class Fault(NamedTuple):
 
     @property
     def sides(self) -> frozenset[Side]:
-        """Where it can fire; empty for the link."""
+        """The sides at which it can fire; empty for the link."""
         possible = sides(self.point, self.action.kind)
         return possible if self.side is None else possible & {self.side}
 
     def __str__(self) -> str:
-        """As it is typed; what is the default is left out."""
+        """The fault as it is typed, without defaults."""
         who = "" if self.point.who is Who.HELPER else self.point.who.value
         where = ".".join(part for part in (self.side.value if self.side else "", who) if part)
         place = (
@@ -119,15 +119,16 @@ class Fault(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """`seed` None: whoever is given the plan draws one (`seeded`). `counts` is the file of what
-    counts over all processes; None: whoever has a place for one names it (`counting_in`)."""
+    """A plan. If `seed` is None, whoever is given the plan draws one (`seeded`). `counts` is the
+    file of the counts over all processes; if None, whoever has a place for it names it
+    (`counting_in`)."""
 
     faults: tuple[Fault, ...]
     seed: int | None = None
     counts: str | None = None
 
     def of(self, who: Who, side: Side | None = None) -> tuple[Fault, ...]:
-        """The faults that `who` carries out; at `side`, where it has one."""
+        """The faults that `who` carries out, at `side` if it is given."""
         return tuple(
             fault
             for fault in self.faults
@@ -136,11 +137,12 @@ class Plan(NamedTuple):
 
     @property
     def staged(self) -> tuple[Fault, ...]:
-        """Those that no helper and no controller carries out: the link's and the guest's."""
+        """The faults that neither a helper nor a controller carries out: the link's and the
+        guest's."""
         return tuple(fault for fault in self.faults if fault.point.who in _STAGED)
 
     def without_staged(self) -> Plan:
-        """What is left for helpers and controllers, who fire as by the whole plan."""
+        """The part for helpers and controllers, which fires as in the whole plan."""
         left = tuple(fault for fault in self.faults if fault.point.who not in _STAGED)
         return self._replace(faults=left)
 
@@ -152,17 +154,18 @@ class Plan(NamedTuple):
         )
 
     def seeded(self) -> Plan:
-        """With a seed, drawn where it has none."""
+        """The plan with a seed, which is drawn if it has none."""
         return self if self.seed is not None else self._replace(seed=secrets.randbelow(1 << 32))
 
     def counting_in(self, path: str) -> Plan:
-        """With a file for its counts, where it needs one and names none. Raises PlanError."""
+        """The plan with `path` for its counts if it needs a file and names none. Raises
+        PlanError."""
         if self.counts is not None or not any(fault.times.of_all for fault in self.faults):
             return self
         return self._replace(counts=_file(path))
 
     def __str__(self) -> str:
-        """One line that `parse` reads as this plan."""
+        """One line from which `parse` reads this plan."""
         parts = [str(fault) for fault in self.faults]
         if self.seed is not None:
             parts.append(f"{_SEED}={self.seed}")
@@ -210,7 +213,7 @@ def _parts(text: str) -> Iterable[str]:
             yield from (part for one in line.split(";") if (part := one.strip()))
 
 
-# What stands before the equals sign.
+# Before the equals sign
 
 _TIMES: Final = re.compile(
     r"""(?P<place>.*?)\s*
@@ -254,8 +257,8 @@ def _where(name: str) -> tuple[Side | None, Who | None, str]:
         else:
             known = (*_SIDES, *_WHOS)
             raise PlanError(
-                f"{prefix!r} says not where; {_close(word, known)}want SIDE/, WHO/ or SIDE.WHO/ "
-                f"with SIDE {' or '.join(_SIDES)}, and WHO {', '.join(_WHOS)}"
+                f"{prefix!r} does not say where; {_close(word, known)}want SIDE/, WHO/ or "
+                f"SIDE.WHO/ with SIDE {' or '.join(_SIDES)}, and WHO {', '.join(_WHOS)}"
             )
     return side, who, rest.strip()
 
@@ -299,7 +302,7 @@ def _no_point(name: str, side: Side | None, who: Who | None) -> str:
 
 
 def _close_point(name: str, names: Sequence[str]) -> str:
-    """By all its letters, or else by one of its words."""
+    """Names close to `name` by all its letters, or else by one of its words."""
     if close := _close(name, names):
         return close
     from difflib import get_close_matches
@@ -315,7 +318,7 @@ def _words(name: str) -> list[str]:
 
 
 def _forms(points: Iterable[Point]) -> str:
-    """What there is, in a line: the points that stand alone, and one of each family."""
+    """The points in a line: those that stand alone, and one of each family."""
     families: dict[str, str] = {}
     alone = []
     for point in points:
@@ -332,9 +335,10 @@ def _forms(points: Iterable[Point]) -> str:
 
 
 def _moments(name: str, names: list[str]) -> str | None:
-    """For the name of a message or record with a wrong moment, or none."""
+    """What is wrong with the name of a message or record without a valid moment; None for
+    others."""
     base, _, moment = name.partition(":")
-    # The helper and the controller have some by the same name.
+    # Some points of the helper and the controller have the same name.
     own = list(dict.fromkeys(one for one in names if one.startswith(f"{base}:")))
     if not own:
         return None
@@ -348,7 +352,7 @@ def _moments(name: str, names: list[str]) -> str | None:
 def _times(match: re.Match[str], point: Point) -> Times:
     of_all = bool(match["of_all"])
     if of_all and not match["nth"]:
-        raise PlanError("`of all` stands behind a number of times, as in #1 of all, #3+ of all")
+        raise PlanError("`of all` follows a number of times, as in #1 of all, #3+ of all")
     if of_all and point.who in _STAGED:
         raise PlanError(f"{point} is passed by one process alone; leave `of all` out")
     if match["percent"]:
@@ -374,7 +378,7 @@ def _is_passed_once(point: Point) -> bool:
     return point.kind in {Kind.MILESTONE, Kind.HANDSHAKE}
 
 
-# What stands behind it.
+# After it
 
 _ACTION: Final = re.compile(r"(?P<name>[^()\s]*)\s*(?:\(\s*(?P<argument>[^()]*?)\s*\))?")
 
@@ -382,7 +386,7 @@ _ACTION: Final = re.compile(r"(?P<name>[^()\s]*)\s*(?:\(\s*(?P<argument>[^()]*?)
 def _action(text: str, point: Point) -> Action:
     match = _ACTION.fullmatch(text)
     if match is None:
-        raise PlanError(f"{text!r} is no action; want NAME or NAME(ARGUMENT), as exit(3)")
+        raise PlanError(f"{text!r} is not an action; want NAME or NAME(ARGUMENT), as exit(3)")
     name, argument = match["name"], match["argument"]
     if name in DEATHS:
         if argument is not None:

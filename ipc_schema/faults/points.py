@@ -1,9 +1,9 @@
 """Where a fault can be injected: every message, phase and record of the tables, at each moment.
 
-A point is typed as its name, behind who carries the fault out where that is not the helper:
+A point is typed as its name, after who carries out the fault unless that is the helper:
 `suspend:before-answer`, `phase.precopy`, `record.libxc.HVM_CONTEXT:write`, `stream@4096`,
 `controller/suspend:heard`, `controller/handshake.go:before-send`, `link/handshake.report`,
-`link/stream@4096`, `guest/suspend`. What the tables gain has its points by itself.
+`link/stream@4096`, `guest/suspend`. A new row of a table has its points by itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage
 
 
 class Who(Enum):
-    """Who carries a fault out."""
+    """Who carries out a fault."""
 
     HELPER = "helper"
     CONTROLLER = "controller"
@@ -34,7 +34,7 @@ class Who(Enum):
 
 
 class Side(Enum):
-    """Which end of a save and restore: a save to a file is the source, too."""
+    """An end of a save and restore: a save to a file is the source as well."""
 
     SOURCE = "source"
     DESTINATION = "destination"
@@ -47,7 +47,7 @@ SIDES: Final[Mapping[Operation, Side]] = {
 
 
 class Kind(Enum):
-    """Of what a point is a moment; decides, with the moment, what can be done there."""
+    """What a point belongs to; with the moment it decides what can be done there."""
 
     MESSAGE = "message"
     HANDSHAKE = "handshake"
@@ -59,25 +59,25 @@ class Kind(Enum):
 
 
 class Moment(Enum):
-    """When, for messages (the helper's and the handshake's) and records."""
+    """The moments of messages (the helper's and the handshake's) and of records."""
 
     BEFORE_SEND = "before-send"
     AFTER_SEND = "after-send"
     HEARD = "heard"
-    """A message of the other end has come; nothing was done about it."""
+    """A message of the other end has arrived; nothing was done about it yet."""
     BEFORE_ANSWER = "before-answer"
-    """Of the helper: the answer has come, and is not taken yet. Of the controller: the answer is
-    there, and not sent yet."""
+    """The helper has received the answer and not taken it yet; the controller has the answer and
+    has not sent it yet."""
     AFTER_ANSWER = "after-answer"
     WRITE = "write"
-    """Before the record's first octet goes."""
+    """Before the record's first byte is written."""
     READ = "read"
-    """Before the record's first octet is given to its reader."""
+    """Before the record's first byte is given to its reader."""
 
 
 class Point(NamedTuple):
-    """`of` is the name of the message, phase or record; `sides` is empty for what belongs to no
-    side (the link)."""
+    """A point. `of` is the name of its message, phase or record; `sides` is empty for the link,
+    which belongs to no side."""
 
     who: Who
     name: str
@@ -89,19 +89,19 @@ class Point(NamedTuple):
 
     @property
     def at(self) -> str:
-        """What stands behind the `@` that the point must have: `OFFSET` or `PFN`; "" for none."""
+        """What follows the `@` that the point needs, `OFFSET` or `PFN`; "" if it takes none."""
         return _AT.get(self.name, "") if self.kind is Kind.STREAM else ""
 
     @property
     def on_pipe(self) -> bool:
-        """Whether the point exists where libxl's pipes are spoken: of the messages on them, the
-        helper's end alone has any."""
+        """Whether the point exists on libxl's pipes; only the helper's end of their messages has
+        points."""
         if self.kind is not Kind.MESSAGE:
             return True
         return self.who is Who.HELPER and CATALOGUE[self.of].on_pipe
 
     def __str__(self) -> str:
-        """As it is listed: with who, and what must follow."""
+        """The point as it is listed: with who carries it out, and what must follow."""
         who = "" if self.who is Who.HELPER else f"{self.who.value}/"
         return f"{who}{self.name}{self.at and f'@{self.at}'}"
 
@@ -122,10 +122,10 @@ BACK_RECORDS: Final = frozenset(
         libxc_record_types.RecordType.POSTCOPY_COMPLETE,
     }
 )
-"""Records of the libxc stream that go over the back channel, from the destination to the source."""
+"""Records of the libxc stream that go over the back channel, to the source."""
 
 _NOT_RELAYED: Final = frozenset({libxc_record_types.RecordType.CHECKPOINT_DIRTY_PFN_LIST})
-"""COLO's back channel: between checkpoints it is libxl's, and no relay knows whose turn it is."""
+"""COLO's back channel is libxl's between checkpoints, and no relay knows whose turn it is."""
 
 _MESSAGE_DOCS: Final[Mapping[tuple[Who, Moment], str]] = {
     (Who.HELPER, Moment.BEFORE_SEND): "the helper is about to send {}",
@@ -150,7 +150,7 @@ def message_point(message: str, moment: Moment) -> str:
 
 
 def handshake_point(message: str, moment: Moment | None = None) -> str:
-    """Without a moment, the link's."""
+    """The name of a point of the handshake; without a moment, of the link."""
     return f"handshake.{message}:{moment.value}" if moment else f"handshake.{message}"
 
 
@@ -187,7 +187,7 @@ def _message(who: Who, message: Message, moment: Moment) -> Point:
 
 
 def _handshake() -> Iterator[Point]:
-    """Each side passes the points of what it says, and of what it hears; the link passes all."""
+    """Each side passes the points of what it says and of what it hears; the link passes all."""
     for message in xl_handshake.MESSAGES.values():
         says = SIDES[message.sender]
         (hears,) = _BOTH - {says}
@@ -198,7 +198,7 @@ def _handshake() -> Iterator[Point]:
         ):
             doc = _MESSAGE_DOCS[Who.CONTROLLER, moment].format(message.what)
             yield _of_handshake(Who.CONTROLLER, message, moment, frozenset({side}), doc)
-        doc = f"before the first octet of {message.what} passes the link"
+        doc = f"before the first byte of {message.what} passes the link"
         yield _of_handshake(Who.LINK, message, None, frozenset(), doc)
 
 
@@ -251,14 +251,14 @@ def _record(who: Who, stream: str, record: str, *, back: bool) -> Iterator[Point
 def _streams() -> Iterator[Point]:
     for name, doc in (
         (FIRST_BYTE, "before the first octet of the helper's part of the stream"),
-        ("stream", "before the octet at this offset of the helper's part of the stream"),
-        ("back", "before the octet at this offset of the helper's part of the back channel"),
-        ("page", "before the contents of this page (its entry in a list, where it has none)"),
+        ("stream", "before the byte at this offset of the helper's part of the stream"),
+        ("back", "before the byte at this offset of the helper's part of the back channel"),
+        ("page", "before the contents of this page (its entry in a list if it has none)"),
     ):
         yield Point(Who.HELPER, name, Kind.STREAM, _BOTH, doc, name)
     for name, doc in (
-        ("stream", "before the octet at this offset of all that goes to the destination"),
-        ("back", "before the octet at this offset of all that comes back from it"),
+        ("stream", "before the byte at this offset of all that goes to the destination"),
+        ("back", "before the byte at this offset of all that comes back from it"),
     ):
         yield Point(Who.LINK, name, Kind.STREAM, frozenset(), doc, name)
 
@@ -286,7 +286,7 @@ POINTS: Final[Mapping[tuple[Who, str], Point]] = {
 
 
 def find(name: str, who: Who | None = None) -> Point | None:
-    """The point `name` of `who`; without `who` of the helper, or else of the controller."""
+    """The point `name` of `who`; without `who` that of the helper, or else of the controller."""
     for one in (Who.HELPER, Who.CONTROLLER) if who is None else (who,):
         if (point := POINTS.get((one, name))) is not None:
             return point

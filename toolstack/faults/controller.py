@@ -1,4 +1,4 @@
-"""The controller's own part of a plan at work in this process."""
+"""The controller's part of a plan at work in this process."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 
 class ControllerFaults(Seams):
-    """Strikes where the controller passes a point. Its side is known once an operation begins."""
+    """The faults of a plan at the controller's seams. The side is known once an operation
+    begins."""
 
     def __init__(self, plan: Plan, trace: Trace) -> None:
-        """`plan` has a seed. Raises PlanError for faults that nobody here would carry out."""
+        """`plan` has a seed. Raises PlanError for faults that neither we nor a helper carry out."""
         assert plan.seed is not None, "whoever reads a plan draws its seed"
         for fault in plan.staged:
             raise PlanError(
@@ -38,12 +39,12 @@ class ControllerFaults(Seams):
 
     @property
     def idle(self) -> bool:
-        """The plan has nothing for a controller."""
+        """Whether the plan has no faults for a controller."""
         return not self._injector.faults
 
     @property
     def of_messages(self) -> list[str]:
-        """Those at messages, which our own helper's channel alone has."""
+        """The faults at messages, which only our own helper's channel has."""
         faults = self._injector.faults
         return [str(fault) for fault in faults if fault.point.kind is Kind.MESSAGE]
 

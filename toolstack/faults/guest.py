@@ -1,4 +1,4 @@
-"""Faults that the guest carries out: how a simulated one takes its request to suspend."""
+"""Faults that a simulated guest carries out when it is asked to suspend."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BEHAVIOURS: Final[Mapping[str, Behaviour]] = {
 
 
 def of_guest(plan: Plan) -> list[Fault]:
-    """Those that strike where the guest is asked: it is asked once."""
+    """The faults that strike when the guest is asked, which happens once."""
     return [
         fault
         for index, fault in enumerate(plan.of(Who.GUEST))
@@ -33,7 +33,7 @@ def of_guest(plan: Plan) -> list[Fault]:
 
 
 def arm(host: SimulatedHost, domid: int, plan: Plan) -> None:
-    """Of several, the last has it: a guest behaves in one way."""
+    """Have the guest carry out its faults; the last one wins, since a guest behaves in one way."""
     for fault in of_guest(plan):
         seconds = float(fault.action.value or 0)
         host.set_behaviour(domid, _BEHAVIOURS[fault.action.kind.name], seconds)

@@ -1,4 +1,4 @@
-"""Faults in what the controllers of a migration say to each other around the stream."""
+"""Faults in the messages of a migration's handshake."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ class HandshakeFaults(HandshakeSeam):
     async def hear(
         self, ends: tuple[int, int], message: HandshakeMessage, read: Callable[[], Awaitable[T]]
     ) -> T:
-        """Raises what `read` raises in the place of a message that is dropped, too, since nobody
-        says it again."""
+        """After a dropped message, raises what `read` raises for the next: nobody repeats it."""
         while True:
             heard = await read()
             dropped = False
@@ -54,7 +53,7 @@ class HandshakeFaults(HandshakeSeam):
 
 
 def _ended(message: HandshakeMessage, firing: Firing, ends: Sequence[int]) -> bool:
-    """Whether it was the link's end. Raises OSError for one that is to fail."""
+    """Whether the firing has ended the link. Raises OSError for a message that is to fail."""
     kind = firing.fault.action.kind
     if kind is actions.FAIL:
         text = f"{message.what}: {os.strerror(firing.errnoval)} (fault: {firing.fault})"
@@ -62,7 +61,7 @@ def _ended(message: HandshakeMessage, firing: Firing, ends: Sequence[int]) -> bo
     if kind is not actions.HANG_UP:
         return False
     for fd in ends:
-        # What was written can still be read there.
+        # The other side can still read what was written.
         if not shut(fd):
             hollow(fd)
     return True

@@ -22,7 +22,7 @@ _FAULTS: Final = "XEN_SAVE_HELPER_FAULTS"
 
 
 def helper_plan(text: str) -> Plan:
-    """A plan of which the helper carries out every fault. Raises PlanError."""
+    """A plan with faults of the helper only. Raises PlanError."""
     plan = parse(text)
     for fault in plan.faults:
         who = fault.point.who
@@ -35,10 +35,10 @@ def helper_plan(text: str) -> Plan:
 
 
 class FaultyHelper:
-    """Our helper with `plan` (None: without faults), which draws a seed where it has none.
+    """Our helper with `plan`, or without faults for None; a plan without a seed gets one.
 
     Everything that it needs is in `directory`, which must exist and be empty, and stays the
-    caller's. The helpers that were started go with `kill`.
+    caller's. `kill` ends the helpers that were started.
     """
 
     def __init__(self, directory: Path, plan: Plan | None = None) -> None:
@@ -58,12 +58,13 @@ class FaultyHelper:
 
     @property
     def program(self) -> HelperProgram:
-        """For a `Context` of our API."""
+        """The helper for a `Context` of our API."""
         return OwnHelper((str(self._program),))
 
     @property
     def executable(self) -> Path:
-        """For LIBXL_SAVE_HELPER, or `xen-toolstack --helper`: it speaks libxl's protocol.
+        """The helper for LIBXL_SAVE_HELPER, or `xen-toolstack --helper`: it speaks libxl's
+        protocol.
 
         Raises PlanError for a fault that cannot be on libxl's pipes.
         """
@@ -83,12 +84,12 @@ class FaultyHelper:
 
     @property
     def fired(self) -> list[str]:
-        """The faults that have fired so far, as they are typed, once for each time."""
+        """The faults that have fired so far, as they are typed, in order."""
         return [event["fault"] for event in self.events if event["event"] == "fault"]
 
     def with_plan(self, text: str) -> FaultyHelper:
-        """Another helper, with this plan: for the other side, or the next step of a test. Raises
-        PlanError, OSError."""
+        """Another helper with the plan `text`, for the other side or the next step of a test.
+        Raises PlanError, OSError."""
         plan = helper_plan(text)
         directory = self.directory / f"other-{len(self._others)}"
         directory.mkdir()
@@ -96,7 +97,7 @@ class FaultyHelper:
         return self._others[-1]
 
     def kill(self) -> None:
-        """SIGKILL for helpers that are still there: a stopped one would stay for ever."""
+        """Send SIGKILL to helpers that still exist: a stopped one would stay for ever."""
         for pid in {int(event["pid"]) for event in self.events}:
             with self._ours(pid) as pidfd:
                 if pidfd >= 0:
@@ -106,8 +107,8 @@ class FaultyHelper:
 
     @contextlib.contextmanager
     def _ours(self, pid: int) -> Iterator[int]:
-        """A descriptor of the process, if it is one of our helpers and no other that has got its
-        number since; else -1."""
+        """A descriptor of the process if it is one of our helpers, and not another process that has
+        got its number since; else -1."""
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:

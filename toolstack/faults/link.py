@@ -2,11 +2,11 @@
 
     python -m xen_save_helper.toolstack.faults.link PLAN EVENTS COMMAND...
 
-It stands where `ssh` would: what comes on its stdin goes to COMMAND's, and COMMAND's stdout to its
-own; EVENTS is the trace's file. Its exit status is COMMAND's.
+It stands in the place of `ssh`: what comes on its stdin goes to COMMAND's, and COMMAND's stdout
+goes to its own. EVENTS is the trace's file. Its exit status is COMMAND's.
 
-A message of the handshake is known by its octets. They come whole: each is written at once, and
-most of them when all that went before has been read.
+A message of the handshake is recognised by its bytes. They arrive together: each message is written
+at once, and mostly after everything before it has been read.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from xen_save_helper.ipc_schema.trace import Trace
 
 _AT_ONCE: Final = 1 << 16
 _DIRECTIONS: Final[Mapping[Side, str]] = {Side.SOURCE: "stream", Side.DESTINATION: "back"}
-"""The direction of what a side says."""
+"""The direction in which a side speaks."""
 
 
 def faults_of(direction: str, plan: Plan) -> list[Fault]:
-    """Those that strike in a direction. Each is passed once, so there is nothing to count; chance
-    is the seed's."""
+    """The faults that strike in a direction. Each point is passed once, so there is nothing to
+    count; chance comes from the seed."""
     return [
         fault
         for index, fault in enumerate(plan.of(Who.LINK))
@@ -55,7 +55,7 @@ def _direction_of(fault: Fault) -> str:
 
 
 class Direction(threading.Thread):
-    """Passes octets from `source` to `sink`, through the faults of the direction `name`."""
+    """Passes bytes from `source` to `sink`, through the faults of the direction `name`."""
 
     def __init__(
         self, name: str, source: int, sink: int, plan: Plan, trace: Trace, cut: _Cut
@@ -72,13 +72,13 @@ class Direction(threading.Thread):
             for index, fault in enumerate(self._faults)
             if fault.at is None
         }
-        """The messages that faults wait for, by the fault's index."""
+        """The messages that faults wait for, by the index of the fault."""
         for index, fault in enumerate(self._faults):
             if fault.at is not None:
                 self._outlet.place(fault.at, name, index)
 
     def run(self) -> None:
-        """Until the source ends, or the sink, or a fault cuts it."""
+        """Pass bytes on until the source or the sink ends, or a fault cuts the direction."""
         try:
             while data := os.read(self._source, _AT_ONCE):
                 self._find_messages(data)
@@ -87,7 +87,7 @@ class Direction(threading.Thread):
             self._cut.all(reset=broken.both)
             return
         except OSError as bad:
-            # One of the two ends has gone: its other direction will say so.
+            # One of the two ends has gone; the other direction will say so.
             self._trace.event("link", direction=self.name, error=str(bad))
         self._cut.end(self._sink)
 
@@ -98,7 +98,7 @@ class Direction(threading.Thread):
                 del self._unheard[index]
 
     def _strike(self, point: str, at: int | None = None) -> Iterator[Firing]:
-        """The point is this direction, `at` the index of the fault that strikes."""
+        """Strike the fault with the index `at`; the point is this direction."""
         del point
         assert at is not None
         firing = Firing(self._faults[at], 1, Random())
@@ -111,7 +111,7 @@ class Direction(threading.Thread):
 
 
 class _Cut:
-    """Ends the link, for one direction or for all."""
+    """Ends the link, in one direction or in both."""
 
     def __init__(self, ends: Sequence[int]) -> None:
         """`ends`: our descriptors of both sides."""
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str]) -> int:
     back = Direction("back", from_it, 1, plan, trace, cut)
     back.start()
     status = process.wait()
-    # What it has written is here; a direction that stalls must not keep us.
+    # All that it has written has arrived; a direction that stalls must not delay us.
     back.join(timeout=1.0)
     return status if status >= 0 else 128 - status
 

@@ -9,8 +9,8 @@ our API, its `executable` for LIBXL_SAVE_HELPER and so for any user of libxl.
         ...
         assert xen_save_helper.fired == ["phase.stop-and-copy=kill"]
 
-The nearest marker counts: a function's before its class's. Without one, the helper has no faults.
-A plan that cannot be is an error of the collection.
+The nearest marker counts: a function's before its class's. Without a marker the helper has no
+faults. An invalid plan is an error of the collection.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-# Loaded at each start of pytest wherever the package is installed: all else comes when it is used.
+# pytest loads this at each start wherever the package is installed; all else is imported when used.
 import pytest
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For the markers that `pytest_generate_tests` does not see: those of parameters."""
+    """Check the markers of parameters, which `pytest_generate_tests` does not see."""
     wrong = [
         f"{item.nodeid}: {reason}"
         for item in items
@@ -60,14 +60,14 @@ def xen_save_helper(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[FaultyHelper]:
     """Our save helper with the faults of the test's marker `xen_faults`. Its processes end with
-    the test, also stopped ones."""
+    the test, even if they are stopped."""
     from xen_save_helper.toolstack.faults.helper_program import FaultyHelper
 
     marker = request.node.get_closest_marker(MARKER)
     plan = None if marker is None else _plan_of(marker)
     helper = FaultyHelper(tmp_path_factory.mktemp("xen-save-helper"), plan)
     if helper.plan is not None:
-        # With the seed that was drawn: a failure is repeated from its report.
+        # The plan has the seed that was drawn, so that its report is enough to repeat a failure.
         request.node.add_report_section("setup", MARKER, str(helper.plan))
     yield helper
     helper.kill()

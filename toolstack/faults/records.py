@@ -1,7 +1,7 @@
 """Faults in the records of the libxl stream, which the controller writes and reads.
 
-They do not pass a relay, as libxc's do: the helper works on the same descriptor in between, and a
-write that fails is that of a record, the last one, too, behind which there is no other.
+They do not pass a relay as libxc's do: the helper works on the same descriptor in between, and a
+write that fails belongs to a record, even to the last one, which no other follows.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from xen_save_helper.toolstack.seams import StreamSeam, Transfer
 Done = Callable[[Exception | None], None]
 
 _LONGEST: Final = 1 << 24
-"""Bytes of a body that is still taken in whole."""
+"""Bytes of the longest body that is read as a whole."""
 _MANGLE: Final = (*actions.RECORD, actions.FLIP)
 
 
 class _Work:
-    """A write that takes its time."""
+    """A write that takes time."""
 
     def __init__(self, work: Coroutine[Any, Any, None], done: Done) -> None:
         self._done = done
@@ -91,7 +91,7 @@ class RecordSeam(StreamSeam):
         return data
 
     async def _record(self, fd: int, limit: float, what: str) -> bytes:
-        """A record whole, or what faults make of it; empty for one that is dropped."""
+        """A whole record, or what faults make of it; empty if it is dropped."""
         header = await fd_io.read_exactly(fd, HEADER_SIZE, limit=limit, what=what)
         kind, length = _begins(header)
         if kind is None or length > _LONGEST:
@@ -115,7 +115,7 @@ class RecordSeam(StreamSeam):
         return self._mangled(data, mangling)
 
     def _mangled(self, data: bytes, firings: list[Firing]) -> bytes:
-        """What passes for the record `data`."""
+        """What passes in the place of the record `data`."""
         header = self._records.begin(firings, data[:HEADER_SIZE], len(data))
         self._outlet.pass_on(header + data[HEADER_SIZE:])
         self._records.end()
@@ -125,7 +125,7 @@ class RecordSeam(StreamSeam):
 
 
 def _begins(data: bytes) -> tuple[RecordType | None, int]:
-    """The type (None for what is none) and the body's length that `data` begins with."""
+    """The type (None if unknown) and the body's length in the header that `data` begins with."""
     number, length = HEADER.unpack_from(data)
     return (RecordType(number) if number in set(RecordType) else None), length
 
@@ -140,7 +140,7 @@ async def _write(fd: int, data: bytes, pace: Pace, after: float, limit: float, w
 
 
 async def _stall(value: float | int | str | None, limit: float, what: str) -> None:
-    """Raises TimeoutError as a read does where nothing comes."""
+    """Raises TimeoutError, as a read does, if the stall exceeds the limit."""
     seconds = None if value is None else float(value)
     await asyncio.sleep(limit if seconds is None else min(seconds, limit))
     if seconds is None or seconds > limit:

@@ -1,4 +1,4 @@
-"""The controller's end of the conversation with our helper, with the points of its messages."""
+"""The controller's end of the channel to our helper, with the points of its messages."""
 
 from __future__ import annotations
 

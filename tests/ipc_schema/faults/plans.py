@@ -17,8 +17,8 @@ _VALUES: dict[str, st.SearchStrategy[Value]] = {
     "SECONDS": st.floats(0, 1e6),
     "VALUE": st.integers(-(2**31), 2**31 - 1),
     "ERRNO": st.sampled_from(sorted(errno.errorcode.values())),
-    "OCTETS": st.integers(1, 2**31 - 1),
-    "OCTETS_PER_SECOND": st.integers(1, 2**31 - 1),
+    "BYTES": st.integers(1, 2**31 - 1),
+    "BYTES_PER_SECOND": st.integers(1, 2**31 - 1),
     "BIT": st.integers(0, 7),
 }
 
