@@ -52,7 +52,7 @@ def test_a_real_guest_and_back(packed: Path | None, host: SimulatedHost) -> None
     restored(host, domid, libxc[: records(libxc)[-1][0] + 8])
 
     with open_on_host(host.directory, domid) as domain:
-        cleared = {value for index, value in domain.hvm_params() if index in {1, 17}}
+        cleared = {domain.hvm_param_get(1), domain.hvm_param_get(17)}
         memory = memoryview(domain.shared.memory)
         wrong = [
             pfn

@@ -216,12 +216,6 @@ class SimulatedDomain(OpenDomain):
         """Raises EINVAL for an unknown index."""
         return self.shared.domain.hvm_params[self._hvm_param(index)]
 
-    def hvm_params(self) -> list[tuple[int, int]]:
-        """(index, value) of each parameter that is not 0."""
-        return [
-            (index, value) for index, value in enumerate(self.shared.domain.hvm_params) if value
-        ]
-
     def hvm_param_set(self, index: int, value: int) -> None:
         """Raises EINVAL for an unknown index."""
         self.shared.domain.hvm_params[self._hvm_param(index)] = value

@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import HostFactory
 from tests.helper.engine.running import Controller, restore, restore_job, save, save_job, saving
-from tests.helper.hypervisors.simulated.guests import populated, read_pages
+from tests.helper.hypervisors.simulated.guests import hvm_params, populated, read_pages
 from tests.streams import read_cut
 from xen_save_helper.helper.engine.restore_order import NEXT, RecordOrder
 from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
@@ -407,7 +407,7 @@ def test_a_real_stream_and_back(host: SimulatedHost, name: str) -> None:
     with open_on_host(host.directory, first) as one, open_on_host(host.directory, second) as other:
         assert (populated(one) == populated(other)).all()
         assert read_pages(one, populated(one)) == read_pages(other, populated(other))
-        assert one.hvm_params() == other.hvm_params()
+        assert hvm_params(one) == hvm_params(other)
         assert one.tsc_info() == other.tsc_info()
     assert records(stream_of_standing(host, second)) == records(again)
 

@@ -76,6 +76,11 @@ def write_pages(domain: SimulatedDomain, pfns: Pfns, data: bytes) -> None:
     assert done == len(data)
 
 
+def hvm_params(domain: SimulatedDomain) -> list[tuple[int, int]]:
+    """(index, value) of each parameter that is not 0."""
+    return [(index, value) for index, value in enumerate(domain.shared.domain.hvm_params) if value]
+
+
 def copy_rest(source: SimulatedHost, domid: int, target: SimulatedHost, new: int) -> None:
     """Copy everything but the memory of a suspended domain to a new one."""
     with (
@@ -83,7 +88,7 @@ def copy_rest(source: SimulatedHost, domid: int, target: SimulatedHost, new: int
         open_on_host(target.directory, new) as domain,
     ):
         domain.hvm_setcontext(old.hvm_getcontext())
-        for index, value in old.hvm_params():
+        for index, value in hvm_params(old):
             domain.hvm_param_set(index, value)
         domain.set_tsc_info(old.tsc_info())
         domain.set_cpu_policy(*old.cpu_policy())
