@@ -20,13 +20,13 @@ FAILS: Final = "fails"
 IDLE: Final = "did not fire"
 
 _SHOWN: Final = 40
-"""Verdicts that a table shows of those that do not hold."""
+"""How many of the verdicts that do not hold a table shows."""
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Numbers of verdicts; `whole` are the runs that came to every fault of their plan, whatever
-    became of them; `seconds` is of all runs together, however many there were at once."""
+    """Numbers of verdicts. `whole` counts the runs in which every fault of the plan fired, however
+    they ended; `seconds` is the sum over all runs."""
 
     holds: int = 0
     fails: int = 0
@@ -57,13 +57,13 @@ def tally(verdicts: Iterable[Verdict]) -> Tally:
 
 
 def is_wrong(verdict: Verdict, *, must_fire: bool) -> bool:
-    """What makes a campaign wrong; `must_fire` as in `Report`."""
+    """Whether the verdict makes the campaign fail; `must_fire` as in `Report`."""
     return verdict.kind == FAILS or (must_fire and verdict.kind == IDLE)
 
 
 def value_text(name: str, value: object) -> str:
-    """A value of a trace's line or of a verdict as people read it: no errno is -1, as in libxl,
-    and a list has `;` between its items."""
+    """A value from a trace or a verdict as people read it: a missing errno is -1, as in libxl, and
+    a list has `;` between its items."""
     if name == "errnoval" and value == NO_ERRNO:
         return "-1"
     if isinstance(value, list | tuple):
@@ -72,7 +72,7 @@ def value_text(name: str, value: object) -> str:
 
 
 def not_fired(verdict: Verdict) -> list[str]:
-    """The faults of the plan that the run never came to, as they are typed."""
+    """The faults of the plan that did not fire, as they are typed."""
     return [
         str(fault)
         for fault in parse(verdict.plan).faults
@@ -81,18 +81,17 @@ def not_fired(verdict: Verdict) -> list[str]:
 
 
 def _at_each_side(fault: Fault) -> Iterator[str]:
-    """As what fired is told: with the side where it did."""
+    """Yield the fault as it would be told at each side."""
     for side in Side:
         yield f"{side.value}{'/' if fault.point.who is Who.HELPER else '.'}{fault}"
 
 
 @dataclass(frozen=True)
 class Report:
-    """`verdicts` of a campaign of `cells` cells, in their order, without their traces, which
-    `trace` tells one by one: all of them at once would be too much. `guest` is the usual one, and
-    `version` the program's.
-    `must_fire`: each cell was chosen because a run passes its points (the matrix); of plans by
-    chance, some never fire."""
+    """What a campaign of `cells` cells found. `verdicts` are in the order of the cells and without
+    their traces, which `trace` returns one by one, since all of them would be too much. `guest` is
+    the usual one, `version` the program's. `must_fire`: each cell was chosen because a run passes
+    its points (the matrix); some plans by chance never fire."""
 
     title: str
     version: str
@@ -104,12 +103,12 @@ class Report:
 
     @property
     def missing(self) -> int:
-        """Cells that were not run."""
+        """The number of cells that were not run."""
         return self.cells - len(self.verdicts)
 
     @property
     def all_hold(self) -> bool:
-        """Of a campaign that is complete."""
+        """Whether the campaign is complete and all its verdicts hold."""
         return not self.missing and not any(map(self.is_wrong, self.verdicts))
 
     def is_wrong(self, verdict: Verdict) -> bool:
@@ -176,7 +175,7 @@ def rows(report: Report) -> list[tuple[str, ...]]:
 
 
 def headline(report: Report) -> str:
-    """One line: whether all hold."""
+    """Whether all verdicts hold, in one line."""
     wrong = sum(map(report.is_wrong, report.verdicts))
     parts = [f"{wrong} of {len(report.verdicts)} do not hold" if wrong else ""]
     if report.missing:
@@ -185,15 +184,15 @@ def headline(report: Report) -> str:
 
 
 def why(verdict: Verdict) -> str:
-    """In one line, what is wrong with it."""
-    return "; ".join(verdict.problems) or "the run never came to the fault"
+    """What is wrong with the verdict, in one line."""
+    return "; ".join(verdict.problems) or "the fault did not fire"
 
 
 _COLUMNS: Final = ("Mode", "Runs", "Hold", "Fail", "Did not fire", "All fired", "s a run")
 
 
 def show(report: Report) -> None:
-    """On stdout: in colour and in columns on a terminal, in plain lines elsewhere."""
+    """Print the report on stdout: in columns and in colour on a terminal, else in plain lines."""
     wrong = [verdict for verdict in report.verdicts if report.is_wrong(verdict)]
     if sys.stdout.isatty():
         _show_in_colour(report, wrong)

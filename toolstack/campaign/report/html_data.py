@@ -1,5 +1,5 @@
-"""The data of a campaign's page, of which report.js makes all that is seen: its figures, verdicts,
-points and actions, and the traces, compressed a row of the matrix at a time."""
+"""The data of a campaign's page, from which report.js makes all that is shown: figures, verdicts,
+points and actions, and the traces, each row of the matrix compressed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from xen_save_helper.toolstack.campaign.report.lanes import LANES, lanes
 from xen_save_helper.toolstack.campaign.run import Verdict
 
 _CLASSES: Final[Mapping[str, str]] = {HOLDS: "holds", FAILS: "fails", IDLE: "idle"}
-"""Of the style sheet, by a verdict's kind."""
+"""Classes of the style sheet, by the kind of a verdict."""
 
 _KINDS: Final[Mapping[Kind, str]] = {
     Kind.MILESTONE: "milestones",
@@ -49,7 +49,7 @@ _GROUPS: Final[tuple[tuple[str, tuple[ActionKind, ...]], ...]] = (
 """The columns of a matrix."""
 
 _SHOWN_OF_TEXT: Final = 2000
-"""Characters of a field of an event."""
+"""Characters that are kept of a field of an event."""
 
 
 class Entry(NamedTuple):
@@ -66,12 +66,12 @@ class Entry(NamedTuple):
 
     @property
     def in_matrix(self) -> bool:
-        """It is one of the matrix's own: two faults by chance are no cell, whatever the second."""
+        """Whether it belongs to the matrix: a plan of two faults by chance does not."""
         return self.faults == reach.primed(self.aim)
 
 
 def entries_of(report: Report) -> tuple[list[Entry], list[str]]:
-    """Verdicts of the same point and mode share a block: their traces are much alike."""
+    """Verdicts of the same point and mode share a block, since their traces are alike."""
     rows: dict[tuple[str, Who, str], list[Entry]] = {}
     entries = []
     for number, verdict in enumerate(report.verdicts):
@@ -86,7 +86,7 @@ def entries_of(report: Report) -> tuple[list[Entry], list[str]]:
 
 
 def index_of(report: Report, entries: Sequence[Entry]) -> dict[str, object]:
-    """What the page's script knows without unpacking anything. A verdict is a list: its block,
+    """What the script knows without unpacking anything. A verdict is a list: its block,
     class, mode, plan, seconds, what is wrong, and its cell (None outside a matrix): the place of
     its point in `points`, its action, and the death that it is by."""
     total = tally(report.verdicts)
@@ -136,7 +136,7 @@ def _cell(aim: Fault, places: Mapping[Point, int]) -> list[object]:
 
 
 def _in_sections(points: Iterable[Point]) -> list[Point]:
-    """Each once, by who passes it and by its kind, then as in POINTS."""
+    """Each point once, by who passes it and by kind, then as in POINTS."""
     whos, kinds, wanted = list(Who), list(_KINDS), set(points)
     found = [point for point in POINTS.values() if point in wanted]
     return sorted(found, key=lambda point: (whos.index(point.who), kinds.index(point.kind)))
@@ -147,8 +147,8 @@ def _section(point: Point) -> str:
 
 
 def _pack(content: object) -> str:
-    octets = gzip.compress(json.dumps(content, default=str).encode(), compresslevel=6, mtime=0)
-    return base64.b64encode(octets).decode()
+    data = gzip.compress(json.dumps(content, default=str).encode(), compresslevel=6, mtime=0)
+    return base64.b64encode(data).decode()
 
 
 def _details(report: Report, entry: Entry) -> dict[str, object]:
@@ -171,7 +171,7 @@ def _details(report: Report, entry: Entry) -> dict[str, object]:
 
 
 def _zero(events: Sequence[Mapping[str, Any]]) -> float:
-    """The first fault's time, or else the first event's."""
+    """The time of the first fault, or else of the first event."""
     times = [float(event["t"]) for event in events if event["event"] == "fault"]
     return min(times, default=float(events[0]["t"]) if events else 0.0)
 

@@ -1,9 +1,8 @@
 """A campaign as one HTML page that needs nothing else: no network, no other file.
 
-For each mode a matrix of points and actions; a cell opens what was expected, what was seen, and
-the trace as a timeline of both sides. What is written here is a frame with the data; report.js
-makes the page of it, and unpacks the traces when they are looked at.
-"""
+For each mode a matrix of points and actions; a cell shows what was expected, what was seen, and the
+trace as a timeline of both sides. This module writes a frame with the data; report.js renders it,
+and unpacks a trace when it is opened."""
 
 from __future__ import annotations
 
@@ -59,8 +58,8 @@ def page(report: Report) -> str:
 
 
 def _resource(name: str) -> str:
-    """A `script` or `style`, whose content HTML does not unescape. Raises ValueError for content
-    that would end it."""
+    """A `script` or `style`, in which HTML unescapes nothing. Raises ValueError for content that
+    would end it."""
     content = (files(__package__) / name).read_text(encoding="utf-8")
     if "</" in content or "<!--" in content:
         raise ValueError(f"{name}: what ends it in a page")

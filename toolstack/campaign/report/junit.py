@@ -1,9 +1,9 @@
-"""A campaign as JUnit XML, in the form that Jenkins, GitLab and their like read: with what Jenkins'
-schema knows (junit-10.xsd of its xUnit plugin), and nothing else.
+"""A campaign as JUnit XML, as Jenkins, GitLab and others read it: only with what Jenkins' schema
+has (junit-10.xsd of its xUnit plugin).
 
-A test suite for each mode, a test case for each run: a failure where it does not hold, an error
-where the fault was to fire and did not, and skipped where it only might have. A campaign that is
-not complete has an error of its own, so that nobody takes it for one that is.
+There is a test suite for each mode and a test case for each run: a failure if it does not hold, an
+error if its fault had to fire and did not, and skipped if it only might have fired. An incomplete
+campaign has an error of its own, so that nobody takes it for a complete one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def write(report: Report, path: Path) -> None:
 
 def document(report: Report) -> Xml.Element:
     figures = _figures(report, report.verdicts, _SUITE)
-    del figures["skipped"]  # of a suite alone
+    del figures["skipped"]  # only a suite has it
     suites = Xml.Element("testsuites", figures)
     for mode in report.modes:
         verdicts = report.of(mode)
@@ -92,7 +92,7 @@ def _case(report: Report, verdict: Verdict) -> Xml.Element:
 
 
 def _point(verdict: Verdict) -> str:
-    """A dot would be a package's."""
+    """The name without dots, which would separate packages."""
     return str(parse(verdict.plan).faults[-1].point).replace(".", "_")
 
 

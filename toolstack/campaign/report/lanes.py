@@ -1,4 +1,4 @@
-"""Who an event of a trace belongs to: a lane of a timeline of both sides."""
+"""The lane of each event of a trace in a timeline of both sides."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LANES: Final = (
     "destination helper",
     "destination controller",
 )
-"""From the source to the destination, as what is sent goes."""
+"""The lanes, from the source to the destination."""
 
 _CONTROLLER: Final = {Side.SOURCE: 0, Side.DESTINATION: 4}
 _HELPER: Final = {Side.SOURCE: 1, Side.DESTINATION: 3}
@@ -23,8 +23,8 @@ _LINK: Final = 2
 
 
 def lanes(events: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The lane of each event, by who started whom: the receiver is the destination's controller,
-    and so is the one whose helper restores."""
+    """The lane of each event, by who started whom: the destination's controller is the receiver, or
+    the one whose helper restores."""
     sides = _sides(events)
     controller_of = {event["helper"]: event["pid"] for event in _named(events, "helper_started")}
     found = []
@@ -35,7 +35,7 @@ def lanes(events: Sequence[Mapping[str, Any]]) -> list[int]:
         elif pid in controller_of:
             found.append(_HELPER[sides[controller_of[pid]]])
         elif event["process"] == "helper":
-            # Its controller had no time to tell that it had started it.
+            # Its controller ended before it could tell that it had started the helper.
             found.append(_HELPER[sides.get(pid, Side.SOURCE)])
         else:
             found.append(_CONTROLLER[sides[pid]])
@@ -43,7 +43,7 @@ def lanes(events: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def _sides(events: Sequence[Mapping[str, Any]]) -> dict[int, Side]:
-    """The side of each controller, and of the helpers that say it."""
+    """The side of each controller, and of the helpers that tell it."""
     sides: dict[int, Side] = {}
     for event in _named(events, "start"):
         if event["process"] == "helper":
@@ -57,7 +57,7 @@ def _sides(events: Sequence[Mapping[str, Any]]) -> dict[int, Side]:
         if event["process"] == "receiver":
             sides[pid] = Side.DESTINATION
         else:
-            # A save comes before its restore, which may never have got a helper.
+            # A save comes before its restore, which may never have started a helper.
             told = sides.get(started.get(pid, -1))
             sides[pid] = told or (Side.DESTINATION if before else Side.SOURCE)
             before = True
