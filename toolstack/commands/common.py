@@ -15,6 +15,7 @@ from xen_save_helper.helper.hypervisors import SIMULATED, XEN
 from xen_save_helper.helper.standard_streams import hurry, lost
 from xen_save_helper.toolstack.hosts import open_host
 from xen_save_helper.toolstack.hosts.xen.presence import in_control_domain
+from xen_save_helper.toolstack.operations.settle import why_not_listed
 from xen_save_helper.toolstack.xl.outcome import ExitCode
 
 if TYPE_CHECKING:
@@ -140,8 +141,8 @@ def guest_of(host: Host, text: str) -> DomainSummary:
         if row.domid == int(text) if by_domid else row.name == text:
             return row
     names = ", ".join(row.name for row in rows) or "none"
-    what = f"domain {text}" if by_domid else f"guest {text!r}"
-    raise CommandError(f"no {what} on this host; there are: {names}")
+    what = why_not_listed(host, int(text)) if by_domid else f"there is no guest {text!r}"
+    raise CommandError(f"{what}; guests on this host: {names}")
 
 
 def is_domid(text: str) -> bool:

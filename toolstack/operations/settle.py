@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from typing import TYPE_CHECKING, Final
@@ -67,11 +68,20 @@ def how_guest_ended(state: str | None) -> str:
 
 
 def row_of_domain(host: Host, domid: int) -> DomainSummary:
-    """The domain's row of `Host.domains`. Raises ProcessLookupError if there is no such domain."""
+    """The summary of a domain. Raises ProcessLookupError if there is no such domain."""
     row = next((row for row in host.domains() if row.domid == domid), None)
     if row is None:
-        raise ProcessLookupError(errno.ESRCH, f"there is no domain {domid}")
+        raise ProcessLookupError(errno.ESRCH, why_not_listed(host, domid))
     return row
+
+
+def why_not_listed(host: Host, domid: int) -> str:
+    """Why a host does not list a domain. Xen keeps one that is being destroyed for as long as
+    somebody maps its pages."""
+    with contextlib.suppress(OSError), contextlib.closing(host.domain(domid)) as domain:
+        if domain.getinfo().dying:
+            return f"domain {domid} is being destroyed"
+    return f"there is no domain {domid}"
 
 
 def heal(host: Host, domid: int) -> str:

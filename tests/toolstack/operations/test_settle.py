@@ -13,11 +13,13 @@ import pytest
 from tests.conftest import HostFactory
 from tests.helper.hypervisors.simulated.guests import suspended
 from tests.toolstack.two_hosts import MEMORY, Side, run
+from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain
 from xen_save_helper.ipc_schema.streams import xl_handshake
 from xen_save_helper.ipc_schema.streams.xl_handshake import Verdict
-from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.commands.common import CommandError, guest_of
+from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
-from xen_save_helper.toolstack.operations.settle import resume_for_sure
+from xen_save_helper.toolstack.operations.settle import resume_for_sure, row_of_domain
 from xen_save_helper.toolstack.xl import save_file
 from xen_save_helper.toolstack.xl.migrate import migrate
 from xen_save_helper.toolstack.xl.migrate_options import CommandDestination, MigrateOptions
@@ -74,3 +76,29 @@ def test_a_guest_that_stays_suspended_is_not_resumed_for_ever(host_factory: Host
         request.close()
     with pytest.raises(OSError, match=f"domain {domid} is still suspended"):
         resume_for_sure(host, domid, watch=1.0)
+
+
+class Destroying(SimulatedHost):
+    """Its domains are being destroyed, as on Xen while somebody maps their pages."""
+
+    def domains(self) -> list[DomainSummary]:
+        return []
+
+    def domain(self, domid: int) -> SimulatedDomain:
+        domain = super().domain(domid)
+        info = replace(domain.getinfo(), dying=True)
+        domain.getinfo = lambda: info  # type: ignore[method-assign]
+        return domain
+
+
+def test_a_domain_that_is_being_destroyed_is_not_unknown(host: SimulatedHost) -> None:
+    domid = host.create_guest("g", MEMORY, "idle")
+    destroying = Destroying(host.directory)
+    with pytest.raises(ProcessLookupError, match=f"domain {domid} is being destroyed"):
+        row_of_domain(destroying, domid)
+    with pytest.raises(
+        CommandError, match=f"domain {domid} is being destroyed; guests on this host"
+    ):
+        guest_of(destroying, str(domid))
+    with pytest.raises(CommandError, match="there is no domain 77; guests on this host: none"):
+        guest_of(destroying, "77")

@@ -247,7 +247,7 @@ def test_digits_are_a_domid(hosts: Hosts, tmp_path: Path) -> None:
     assert migrate(hosts, domid).code == 0
     missing = migrate(hosts, domid)
     assert missing.code == 1
-    assert f"no domain {domid} on this host" in missing.line
+    assert f"there is no domain {domid}; guests on this host" in missing.line
     there = hosts.at_destination.find("g")
     assert toolstack("destroy", there, "--host", hosts.destination).code == 0
     refused = toolstack("create", "17", "--memory", "8M", "--host", hosts.source)
