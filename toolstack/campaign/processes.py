@@ -10,7 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
+
+from xen_save_helper.toolstack.faults.environments import having
 
 MARK: Final = "XEN_TOOLSTACK_FAULT_RUN"
 """The environment variable that all processes of a run inherit, with the run's token."""
@@ -41,24 +44,14 @@ class Process:
 
 def marked(token: str) -> list[Process]:
     """The live processes of a run."""
-    wanted = f"{MARK}={token}".encode()
     found = []
-    for name in os.listdir("/proc"):
-        if not name.isdecimal():
-            continue
-        # It is another user's, or has just gone.
-        with contextlib.suppress(PermissionError, FileNotFoundError, ProcessLookupError):
-            if wanted in _read(name, "environ").split(b"\0"):
-                command = _read(name, "cmdline").decode(errors="replace").split("\0")
-                state = _read(name, "stat").rpartition(b")")[2].split()[0].decode()
-                if state not in "ZX":
-                    found.append(Process(int(name), state, tuple(command[:-1])))
+    for pid in having(f"{MARK}={token}"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+            state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
+            if state not in "ZX":
+                found.append(Process(pid, state, tuple(command[:-1])))
     return found
-
-
-def _read(pid: str, name: str) -> bytes:
-    with open(f"/proc/{pid}/{name}", "rb") as file:
-        return file.read()
 
 
 def descriptors(pid: int) -> dict[int, str]:

@@ -21,6 +21,7 @@ from xen_save_helper.ipc_schema.faults.points import Side
 from xen_save_helper.toolstack.aio.scratch import ScratchDirectory
 from xen_save_helper.toolstack.campaign.evidence import Mode
 from xen_save_helper.toolstack.campaign.run import FaultRun, Verdict, run_fault
+from xen_save_helper.toolstack.faults.environments import having
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.limits import Limits
 
@@ -87,14 +88,9 @@ def end_all_in(scratch: Path) -> None:
                 host = SimulatedHost(directory / side.value)
                 for row in host.domains():
                     host.destroy(row.domid)
-    mark = f"TMPDIR={scratch}/".encode()
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            # It is another user's, or has just gone.
-            with contextlib.suppress(PermissionError, FileNotFoundError, ProcessLookupError):
-                environment = Path("/proc", name, "environ").read_bytes()
-                if any(one.startswith(mark) for one in environment.split(b"\0")):
-                    os.kill(int(name), signal.SIGKILL)
+    for pid in having(f"TMPDIR={scratch}/"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

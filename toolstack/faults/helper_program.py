@@ -8,13 +8,13 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from xen_save_helper.ipc_schema.faults.actions import on_pipe
 from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError, parse
 from xen_save_helper.ipc_schema.faults.points import Who
+from xen_save_helper.toolstack.faults.environments import having
 from xen_save_helper.toolstack.helpers.request import HelperProgram, OwnHelper
 
 _EVENTS: Final = "XEN_SAVE_HELPER_EVENTS"
@@ -98,33 +98,11 @@ class FaultyHelper:
 
     def kill(self) -> None:
         """Send SIGKILL to helpers that still exist: a stopped one would stay for ever."""
-        for pid in {int(event["pid"]) for event in self.events}:
-            with self._ours(pid) as pidfd:
-                if pidfd >= 0:
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        for pid in having(f"{_EVENTS}={self._events}"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for other in self._others:
             other.kill()
-
-    @contextlib.contextmanager
-    def _ours(self, pid: int) -> Iterator[int]:
-        """A descriptor of the process if it is one of our helpers, and not another process that has
-        got its number since; else -1."""
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            yield -1
-            return
-        try:
-            yield pidfd if self._started(pid) else -1
-        finally:
-            os.close(pidfd)
-
-    def _started(self, pid: int) -> bool:
-        try:
-            environment = Path(f"/proc/{pid}/environ").read_bytes()
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            return False
-        return f"{_EVENTS}={self._events}".encode() in environment.split(b"\0")
 
 
 def _export(name: str, value: str) -> str:

@@ -52,16 +52,14 @@ def _leads_to(case: Case, fired: Fired, told: Event, side: Side) -> bool:
     what = fired.what
     if not what.causes:
         return True
-    if told["cause"] not in what.causes:
+    ended = _OWN_STATUSES if what.status is None else {what.status}
+    if told["cause"] == Cause.HELPER and _status(case, side) not in ended:
         return False
-    if told["cause"] == Cause.HELPER:
-        right = _OWN_STATUSES if what.status is None else {what.status}
-        return _status(case, side) in right
-    here = None if fired.side is None else case.evidence.of(fired.side)
-    return not what.errnoval or any(
-        one.get("errnoval") == what.errnoval and (here is None or one["pid"] in here)
-        for one in case.evidence.events
-    )
+    pids = None if fired.side is None else case.evidence.of(fired.side)
+    errnos = {
+        one.get("errnoval") for one in case.evidence.events if pids is None or one["pid"] in pids
+    }
+    return told["cause"] in what.causes and (not what.errnoval or what.errnoval in errnos)
 
 
 def _status(case: Case, side: Side) -> int | None:
@@ -71,9 +69,9 @@ def _status(case: Case, side: Side) -> int | None:
 
 def _right(fired: Fired) -> str:
     what = fired.what
-    causes = "/".join(sorted(what.causes)) or "any"
-    details = {"status": what.status, "errno": what.errnoval or None}
-    return " ".join([causes, *(f"({k} {v})" for k, v in details.items() if v is not None)])
+    status = "" if what.status is None else f" (status {what.status})"
+    number = f" (errno {what.errnoval})" if what.errnoval else ""
+    return "/".join(sorted(what.causes)) + status + number
 
 
 def _last_words(case: Case, side: Side) -> Iterator[str]:
