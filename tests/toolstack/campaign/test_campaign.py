@@ -143,7 +143,7 @@ class TestTheCommand:
             (("--modes", "safe"), 2, "unknown mode 'safe'; want save, "),
             (("--points", "nothing"), 2, "no point of these modes is like 'nothing'"),
             (("--random", "3", "--points", "nothing"), 2, "'nothing' leaves no two faults"),
-            (("--seed", "3"), 2, "--seed is for --random"),
+            (("--seed", "3"), 2, "--seed needs --random N"),
             (("--modes", ""), 2, "unknown mode ''; want save, "),
             (("--points", ""), 2, "no point of these modes is like ''"),
             (("--resume",), 1, "has no campaign to resume"),
