@@ -309,7 +309,9 @@ def _with_errno(fault: Fault) -> Expectation:
     undoes = fault.point.of in {"switch_qemu_logdirty", "abort", "refused", "log", "progress"}
     later = undoes and not fault.times.is_first
     effect = Effect.EITHER if later else Effect.FAILS
-    causes = frozenset({why_errno(number).cause, Cause.CHANNEL, Cause.HELPER})
+    causes = frozenset({why_errno(number).cause})
+    if fault.point.kind is Kind.MESSAGE:
+        causes |= {Cause.CHANNEL, Cause.HELPER}
     return Expectation(effect, causes, LATE, errnoval=number, waits=())
 
 
