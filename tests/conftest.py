@@ -1,4 +1,4 @@
-"""Fixtures for tests with real guests: hosts, and the proof that nothing of them is left."""
+"""Fixtures for tests with real guests: hosts, and checks that nothing of them is left."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.left_out import leave_out
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
-# How long an example takes is the machine's affair; a hang has pytest-timeout's limit. The rest is
-# said because hypothesis has other defaults where CI is set: each run tries examples of its own.
+# No deadline: a slow machine is no failure, and a hang has pytest-timeout's limit. The rest is set
+# because hypothesis has other defaults if CI is set: each run tries examples of its own.
 hypothesis.settings.register_profile(
     "ours",
     deadline=None,
@@ -35,7 +35,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Of `-n auto`: many tests wait for a limit, or for a guest, more than they compute."""
+    """The workers for `-n auto`: many tests wait for a limit or a guest more than they compute."""
     return 2 * (os.cpu_count() or 1)
 
 
@@ -62,11 +62,11 @@ OURS = (
     "xen_save_helper.helper.main",
     "xen_save_helper.toolstack.commands.main",
 )
-"""Modules that our processes run."""
+"""The modules that our processes run."""
 
 
 def open_descriptors() -> set[str]:
-    """What each descriptor of this process is, with its number."""
+    """The descriptors of this process, with what each one is."""
     found = set()
     for fd in os.listdir("/proc/self/fd"):
         try:
@@ -77,7 +77,7 @@ def open_descriptors() -> set[str]:
 
 
 def processes_under(directory: Path) -> list[str]:
-    """Our live processes that hold a descriptor of `directory` or something in it."""
+    """Our live processes with a descriptor of `directory` or something in it."""
     found = []
     for process in psutil.process_iter(["pid", "cmdline", "status"]):
         command = process.info["cmdline"] or []
@@ -103,8 +103,8 @@ def sockets_under(directory: Path) -> list[str]:
 
 @pytest.fixture
 def host_factory(tmp_path: Path) -> Iterator[HostFactory]:
-    """Makes hosts by name. At the end all their guests are destroyed, and nothing may be left:
-    no process, no socket, no domain's directory."""
+    """Makes hosts by name. At the end all guests are destroyed, and nothing may be left: no
+    process, no socket, no directory of a domain."""
     hosts: list[SimulatedHost] = []
 
     def make(name: str) -> SimulatedHost:
@@ -129,10 +129,10 @@ def host(host_factory: HostFactory) -> SimulatedHost:
 
 @pytest.fixture
 def no_leaks() -> Iterator[None]:
-    """The test leaves this process with the descriptors it had. Shared memory of ours has no name
-    (memfd), so a descriptor is all that could keep it; /dev/shm is other programs' affair."""
+    """Checks that the test leaves no new descriptor in this process. Our shared memory has no name
+    (memfd), so only a descriptor could keep it; /dev/shm is for other programs."""
     descriptors = open_descriptors()
     yield
-    # What only a caught exception still holds is no leak.
+    # What only a caught exception still holds is not a leak.
     gc.collect()
     assert open_descriptors() - descriptors == set()

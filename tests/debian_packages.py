@@ -1,4 +1,4 @@
-"""Debian packages that tests read from, fetched with apt-get and never installed."""
+"""Debian packages for tests to read, fetched with apt-get and never installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PackageUnavailableError(RuntimeError):
 
 
 def unpacked(package: str) -> Path:
-    """The directory of the unpacked package, fetched where it is not there yet."""
+    """The directory of the unpacked package, fetched if it is not there yet."""
     directory = CACHE / package
     if not directory.is_dir():
         _need_apt(package)
@@ -33,8 +33,8 @@ def unpacked(package: str) -> Path:
 
 
 def unpacked_from(suite: str, *packages: str) -> list[Path]:
-    """The directories of the unpacked packages of another Debian release than this machine's. Its
-    list of packages is fetched along with those that are not there yet, by a process at a time."""
+    """The directories of unpacked packages of another Debian release. Those that are missing are
+    fetched, with that release's list of packages, by one process at a time."""
     directories = {package: CACHE / suite / package for package in packages}
     if not all(directory.is_dir() for directory in directories.values()):
         _need_apt(packages[0])

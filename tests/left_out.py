@@ -1,4 +1,4 @@
-"""Tests that take so long that they run only where they are asked for."""
+"""Leaves out tests that take long, unless they are asked for."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 AskedFor = Callable[[pytest.Item, Sequence[Path]], bool]
-"""Whether an item is asked for by the paths that the command line names."""
+"""Whether the paths on the command line ask for an item."""
 
 
 def leave_out(
     config: pytest.Config, items: list[pytest.Item], marker: str, asked_for: AskedFor
 ) -> None:
-    """Take those with the marker away that are not asked for."""
+    """Deselect the items with the marker that are not asked for."""
     named = [Path(argument.partition("::")[0]).absolute() for argument in config.args]
     left_out = {
         item for item in items if item.get_closest_marker(marker) and not asked_for(item, named)

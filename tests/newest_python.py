@@ -1,7 +1,7 @@
-"""Run tests on the newest Python that Debian has: `python -m tests.newest_python [pytest's words]`.
+"""Run tests on Debian's newest Python: `python -m tests.newest_python [arguments of pytest]`.
 
-Debian unstable's Python stands in a tree of its own, made once, with our wheel and what it needs in
-an environment there; this machine's Python has no part in it. As root, with mmdebstrap.
+Debian unstable's Python lives in a tree of its own, made once, with our wheel and its dependencies
+in an environment there; this machine's Python is not used. Needs root and mmdebstrap.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def main(words: list[str]) -> int:
 
 def _make(tree: Path) -> None:
     host_tools.need("mmdebstrap")
-    host_tools.need_root("the tree of the other Python is made, and entered, by root")
+    host_tools.need_root("only root can make and enter the tree of the other Python")
     options = ["--quiet", "--variant=minbase", "--mode=root", "--format=directory"]
     options += ["--include=python3,python3-venv"]
-    # Unstable's lists may be older than they say that they are good for.
+    # Unstable's lists may have expired.
     settings = [*host_tools.apt_fetch_settings(), 'Acquire::Check-Valid-Until "false";']
     options += [f"--aptopt={line}" for line in settings]
     with scratch(_NAME) as parts:
@@ -70,7 +70,7 @@ def _make(tree: Path) -> None:
 
 
 def _bring_wheels(directory: Path, version: str) -> None:
-    """Ours, and what it needs: fetched by this machine's pip, which knows where from."""
+    """Fetch our wheel and its dependencies, with this machine's pip, which knows where from."""
     shutil.rmtree(directory, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:"]
     command += ["--python-version", version, "-d", str(directory), f"{wheel()}[dev]"]

@@ -1,7 +1,7 @@
-"""Writes what the pages show of the tables: `python -m tests.pictures` rewrites it in place.
+"""Makes the parts of the pages that show tables; `python -m tests.pictures` rewrites them in place.
 
-A page marks the place with `<!-- made by tests/pictures.py: NAME -->` and `<!-- end -->`; between
-them stands what `MAKERS[NAME]` makes from the tables themselves.
+A page marks a place with `<!-- made by tests/pictures.py: NAME -->` and `<!-- end -->`; between
+them goes what `MAKERS[NAME]` makes from the tables themselves.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ _PLACE: Final = re.compile(
     r"(?<=<!-- made by tests/pictures\.py: )(\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL
 )
 Edge = tuple[str, str, str]
-"""From, to, and what stands on the arrow."""
+"""From, to, and the label of the arrow."""
 
 
 def with_pictures(page: str) -> str:
-    """The text of a page, with all that is made for it made anew. Raises KeyError."""
+    """The text of a page, with every made part made again. Raises KeyError."""
     return _PLACE.sub(lambda place: f"{place[1]}{place[2]}{MAKERS[place[1]]()}\n", page)
 
 
 def diagram(edges: Iterable[Edge], ends: Iterable[str] = ()) -> str:
-    """A Mermaid state diagram. Events with the same way and the same actions share an arrow."""
+    """A Mermaid state diagram. Events with the same ends and actions share an arrow."""
     events: dict[Edge, list[str]] = {}
     for source, target, label in edges:
         event, _, actions = label.partition(" / ")
@@ -83,7 +83,7 @@ def explored(
 ) -> list[Edge]:
     """Every step of a machine whose table is its code: each event in each state that it reaches.
 
-    What `events` return (actions) stands on the arrow; a RuntimeError is an event that cannot come.
+    What `events` return (actions) labels the arrow; a RuntimeError means that it cannot come.
     """
     edges: list[Edge] = []
     known, left = {name(start)}, [start]
@@ -140,7 +140,7 @@ def messages() -> str:
 
 
 def conversation() -> str:
-    """`turn_taking.CONVERSATION`. The controller's own turn-breakers are told in a line."""
+    """`turn_taking.CONVERSATION`; the messages that the controller sends out of turn get a line."""
     told: dict[str, list[str]] = {}
     edges = []
     for (before, turn), after in turn_taking.CONVERSATION.items():
@@ -310,7 +310,7 @@ def events() -> str:
 
 
 def program(name: str) -> str:
-    """An example, without what it says of itself."""
+    """The code of an example, without its docstring."""
     text = (REPOSITORY / "tests/examples" / name).read_text()
     _, _, code = text.partition('"""\n\n')
     return f"```python\n{code}```"

@@ -1,4 +1,4 @@
-"""The pages of the repository lead to where they say."""
+"""The links of the repository's pages lead where they say."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]*))?\)")
 
 
 def headings(page: Path) -> set[str]:
-    """Of a page, as GitHub names them in links."""
+    """The headings of a page, as GitHub names them in links."""
     found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in found}
 

@@ -1,4 +1,4 @@
-"""What the pages show of the tables is what the tables say."""
+"""The pages show what the tables say."""
 
 from __future__ import annotations
 

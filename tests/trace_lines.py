@@ -1,4 +1,4 @@
-"""Traces of runs, held against the catalogue."""
+"""Reads traces of runs, and checks them against the catalogue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xen_save_helper.ipc_schema.trace_events import why_not_catalogued
 
 
 def check(lines: Iterable[Mapping[str, Any]]) -> None:
-    """Raises AssertionError if a line is not one of the catalogue's."""
+    """Raise AssertionError if the catalogue does not have a line."""
     problems = {problem for line in lines for problem in why_not_catalogued(line)}
     assert not problems, sorted(problems)
 
@@ -22,7 +22,7 @@ def length(file: Path) -> int:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The lines of a trace so far, whole ones only; none if nothing has begun. Checks them."""
+    """Read and check the whole lines of a trace so far; none if there is no file yet."""
     text = file.read_text() if file.exists() else ""
     lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     check(lines)

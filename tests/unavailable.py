@@ -1,4 +1,4 @@
-"""What a machine does not have that some tests need: skipped there, but never in CI."""
+"""Skips tests that need something which the machine does not have, but never in CI."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def unavailable(reason: str) -> NoReturn:
-    """Skip the test; where CI is set, fail it. `reason` says how to get what is missing."""
+    """Skip the test, or fail it if CI is set. `reason` says how to get what is missing."""
     if "CI" in os.environ:
         pytest.fail(reason)
     pytest.skip(reason)

@@ -1,8 +1,8 @@
-"""Xen's own verify-stream-v2, out of Debian's package xen-utils-4.17, which is never installed.
+"""Runs Xen's own verify-stream-v2 from Debian's package xen-utils-4.17, without installing that.
 
-It is written in Python and needs only the package's `xen.util` and `xen.migration`. Under
-Python 3 it takes no EMULATOR_XENSTORE_DATA record with anything in it: it compares an octet with
-a string, and says that the data has no NUL at its end. It knows no postcopy records.
+It is written in Python and needs only the package's `xen.util` and `xen.migration`. Under Python 3
+it rejects every EMULATOR_XENSTORE_DATA record that is not empty: it compares a byte with a string,
+and says that the data does not end in NUL. It knows no postcopy records.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def fetch() -> Path:
 
 
 def verify(stream: Path, layer: str) -> subprocess.CompletedProcess[str]:
-    """Run it on `stream`, which begins as `layer` does: `xl`, `libxl` or `libxc`.
+    """Run it on `stream`, which begins as `layer` says: `xl`, `libxl` or `libxc`.
 
-    returncode 0: accepted; else stderr says why not. stdout names the records.
+    A returncode of 0 means accepted, else stderr says why not. stdout names the records.
     """
     root = fetch() / _TREE
     program = root / "bin" / "verify-stream-v2"

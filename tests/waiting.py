@@ -1,4 +1,4 @@
-"""How tests wait for what no descriptor tells: each time with a limit, and a word for what."""
+"""Waits, each with a limit, for what no descriptor tells."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import psutil
 
 
 def wait_for(condition: Callable[[], Any], what: str, limit: float = 30.0) -> Any:
-    """Poll `condition` until it is true, and return what it gave; AssertionError that names `what`
-    after `limit` seconds."""
+    """Poll `condition` until it is true, and return its value. Raises AssertionError, which names
+    `what`, after `limit` seconds."""
     end = time.monotonic() + limit
     while not (value := condition()):
         assert time.monotonic() < end, f"not within {limit} s: {what}"
@@ -22,7 +22,7 @@ def wait_for(condition: Callable[[], Any], what: str, limit: float = 30.0) -> An
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended, be it that nobody has asked for its status yet."""
+    """Whether a process has ended, even if nobody has asked for its status yet."""
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -30,5 +30,5 @@ def gone(pid: int) -> bool:
 
 
 def until_blocked(stream: socket.socket) -> None:
-    """Wait until the stream takes no more: its writer is blocked, or about to be."""
+    """Wait until the stream takes no more, so that its writer is blocked, or about to be."""
     wait_for(lambda: not select.select([], [stream], [], 0)[1], "the stream is full")

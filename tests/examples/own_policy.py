@@ -22,9 +22,9 @@ from xen_save_helper.toolstack import (
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 BANDWIDTH = 100 << 20
-"""Bytes a second that the link may carry."""
+"""Bytes per second that the link may carry."""
 CONVERGES = PrecopyLimits(dirty_threshold=50, max_downtime_ms=5, abort_after=3)
-"""What is left may take 5 ms to send; after three rounds that do not get there, give up."""
+"""The rest may take 5 ms to send; give up after three rounds that do not get there."""
 ONE_ROUND = PrecopyLimits(max_rounds=1)
 
 
@@ -49,7 +49,7 @@ async def attempt(
 
 
 async def migrate(source: Context, destination: Context, name: str) -> str:
-    """Which way the guest went. Raises RuntimeError if it did not go."""
+    """Migrate the guest; returns the way it went. Raises RuntimeError if it did not go."""
     domid = source.host.find(name)
     way = MemoryStrategy.DEFAULT
     saved, restored = await attempt(source, destination, name, way, CONVERGES)

@@ -13,7 +13,7 @@ from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 
 async def save_and_restore(here: str, there: str, name: str, file: Path) -> int:
-    """The guest's domid on the host `there`."""
+    """Returns the guest's domid on the host `there`."""
     source, destination = Context.open(here), Context.open(there)
     domid = source.host.find(name)
     config = source.host.config(domid)

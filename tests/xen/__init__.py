@@ -1,4 +1,4 @@
-"""The project on a real Xen, which QEMU's software emulation boots on any x86-64 machine.
+"""Runs the project on a real Xen, booted by QEMU's software emulation on any x86-64 machine.
 
     python -m tests.xen                               every scenario, and a table of how they went
     python -m tests.xen --list                        their names
@@ -19,13 +19,13 @@ gcc, make, bison, flex, libelf-dev and dpkg-dev. dom0 images and that Xen are ma
 `~/.cache/xen-save-helper/rig`. The package is the checkout's, built as a wheel and installed by pip
 in dom0 at each boot, on Debian's own Python libraries.
 
-To try something: boot, run a script in dom0, see what it says as it comes:
+To try something out: boot, run a script in dom0, and see its output as it comes:
 
     python -m tests.xen --script try.py [--suite trixie] [--hvm] [--limit 300] [--keep DIRECTORY]
 
-The script is a Python program, or with any other ending than .py one for bash. It runs as root
-in /tmp with Xen's programs in PATH, `xen-save-helper` and `xen-toolstack` installed, and the rig's
-own library at hand:
+The script is a Python program if its name ends in .py, else one for bash. It runs as root in /tmp
+with Xen's programs in PATH, `xen-save-helper` and `xen-toolstack` installed, and the rig's own
+library at hand:
 
     from pathlib import Path
     from tests.xen.dom0.lab import LIBXL, OURS, Lab
@@ -35,9 +35,9 @@ own library at hand:
     lab.restore(guest, Path("/tmp/saved"), LIBXL)
     lab.migrate(guest, sender=OURS, receiver=LIBXL, capture=Path("/host/results/1/stream"))
 
-All machines have a disk that forgets, and a shared directory of their own; several run side by
-side (`--jobs`), one more than there are processors, 4 GiB of memory each (6 with --hvm).
+Each machine has a disk whose changes are discarded, and a shared directory; several run at once
+(`--jobs`), one more than there are processors, with 4 GiB of memory each (6 with --hvm).
 
-`scenarios` says how to add one. What runs where: `dom0` inside, all else outside; `machine` boots
-and talks to it, `runner` decides what boots when and what is run again.
+`scenarios` says how to add one. `dom0` runs inside, everything else outside; `machine` boots and
+talks to it, `runner` decides what boots when and what is run again.
 """

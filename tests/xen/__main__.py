@@ -14,7 +14,7 @@ from tests.xen.scenarios import SCENARIOS
 
 
 def main() -> int:
-    """0 if all passed, 1 if not, 2 for usage."""
+    """Returns 0 if all passed, 1 if not, 2 for a usage error."""
     options = _parse()
     if options.list:
         for scenario in SCENARIOS:
@@ -41,21 +41,21 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.xen", description=__doc__)
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="all where none is named")
-    parser.add_argument("--list", action="store_true", help="name them")
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="default: all")
+    parser.add_argument("--list", action="store_true", help="list their names")
     parser.add_argument("--suite", choices=SUITES, help="this Debian only")
     parser.add_argument(
         "--jobs",
         type=int,
         default=slots(),
-        help="machines at once (as many as this computer carries: %(default)s)",
+        help="machines at once (default: as many as this computer carries, %(default)s)",
     )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep consoles and results here")
-    script = parser.add_argument_group("in place of scenarios")
+    script = parser.add_argument_group("instead of scenarios")
     script.add_argument("--script", type=Path, help="run a Python or bash script in dom0")
     script.add_argument("--shadow", action="store_true", help="on a Xen with shadow paging")
     script.add_argument("--hvm", action="store_true", help="with memory for HVM guests")
-    script.add_argument("--limit", type=float, default=600, help="its seconds (600)")
+    script.add_argument("--limit", type=float, default=600, help="seconds for it (default: 600)")
     options = parser.parse_args()
     unknown = set(options.scenarios) - {scenario.name for scenario in SCENARIOS}
     if unknown:

@@ -1,5 +1,5 @@
-"""Where the rig keeps what takes long to make, for all checkouts of a user; one maker of a thing
-at a time, and not more machines at once than this computer carries."""
+"""The cache for what takes the rig long to make, shared by all checkouts of a user, with one maker
+of a thing at a time; and slots, so that no more machines run than this computer carries."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ REPOSITORY: Final = Path(__file__).parents[2]
 _USERS_CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 CACHE: Final = _USERS_CACHE / "xen-save-helper" / "rig"
 
-_MACHINE_OCTETS: Final = 7 << 30
+_MACHINE_BYTES: Final = 7 << 30
 
 
 @contextmanager
 def exclusive(name: str) -> Iterator[None]:
-    """Hold the lock `name`; others wait for it. The makers that take it have time limits, so this
-    wait has an end."""
+    """Hold the lock `name`, after waiting for it; that ends, since all makers have time limits."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -32,8 +31,8 @@ def exclusive(name: str) -> Iterator[None]:
 
 @contextmanager
 def scratch(name: str) -> Iterator[Path]:
-    """A directory to make something in, for who holds the lock `name`. What a maker that was killed
-    has left is removed first."""
+    """A directory to make something in, for the holder of the lock `name`. The directories of
+    killed makers are removed first."""
     prefix = f"building-{name}-"
     for stale in CACHE.glob(f"{prefix}*"):
         shutil.rmtree(stale)
@@ -42,11 +41,11 @@ def scratch(name: str) -> Iterator[Path]:
 
 
 class Slot:
-    """The right to run a machine: this computer carries only so many at once, from whichever
-    checkout they are started. `release` it."""
+    """The right to run a machine, of which this computer carries a few at once from all checkouts.
+    To be released by `release`."""
 
     def __init__(self, limit: float = 7200) -> None:
-        """Waits up to `limit` seconds for a free one; TimeoutError then."""
+        """Waits for a free slot. Raises TimeoutError after `limit` seconds."""
         CACHE.mkdir(parents=True, exist_ok=True)
         end = time.monotonic() + limit
         told = False
@@ -64,10 +63,10 @@ class Slot:
 
 
 def slots() -> int:
-    """How many machines this computer carries, 7 GiB each: one more than it has processors, since
-    one of them mostly waits."""
+    """How many machines this computer carries, of 7 GiB each: one more than it has processors,
+    since one of them mostly waits."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min((os.cpu_count() or 1) + 1, memory // _MACHINE_OCTETS))
+    return max(1, min((os.cpu_count() or 1) + 1, memory // _MACHINE_BYTES))
 
 
 def _free_slot() -> IO[str] | None:

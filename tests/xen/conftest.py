@@ -1,4 +1,4 @@
-"""Real Xen only where it is asked for: `pytest tests/xen`, or a file or test in it."""
+"""Runs tests on a real Xen only if asked for: `pytest tests/xen`, or a file or test in it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def machines() -> Iterator[Machines]:
-    """Boots what a scenario needs, and keeps it for the next ones."""
+    """Machines, booted when a scenario needs one and kept for the next ones."""
     with tempfile.TemporaryDirectory(prefix="xen-rig-") as directory:
         made = Machines(Path(directory))
         yield made

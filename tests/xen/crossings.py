@@ -1,5 +1,5 @@
 """The table of guests that were saved on one release of Xen and restored on another: its rows, and
-how they are written."""
+their formats."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Final
 
 RESULTS_NAME: Final = "cross-release.json"
-"""Among a scenario's results, and of a whole run: a list of rows."""
+"""The file among the results of a scenario or a whole run: a list of rows."""
 PAGE_NAME: Final = "cross-release.md"
 
 
 @dataclass(frozen=True)
 class Crossing:
     """A guest of `kind` (pv, pvh, hvm), saved on `source`, restored on `destination` (releases of
-    Xen and QEMU) by `command` with `helper`. `ended`: what it does there, or why it cannot be."""
+    Xen and QEMU) by `command` with `helper`. `ended`: what it does there, or why it was refused."""
 
     kind: str
     source: str
@@ -32,12 +32,12 @@ HEADINGS: Final = ("guest", "saved on", "restored on", "by", "save helper", "the
 
 
 def write(rows: Iterable[Crossing], path: Path) -> None:
-    """As JSON."""
+    """Write the rows as JSON."""
     path.write_text(json.dumps([asdict(row) for row in rows], indent=1))
 
 
 def read(path: Path) -> list[Crossing]:
-    """What `write` wrote; none where there is no file."""
+    """Read what `write` wrote; no rows if there is no file."""
     return [Crossing(**row) for row in json.loads(path.read_text())] if path.exists() else []
 
 
@@ -46,7 +46,7 @@ def markdown(rows: Sequence[Crossing]) -> str:
     lines = [
         "# Guests that go to another release of Xen",
         "",
-        "Each counts on, with its memory looked after, or Xen's own toolstack refuses it as ours "
+        "Each guest counts on, with its memory checked, or Xen's own toolstack refuses it as ours "
         "does. Made by `python -m tests.xen cross-release-back --keep DIR`.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
@@ -57,7 +57,7 @@ def markdown(rows: Sequence[Crossing]) -> str:
 
 
 def text(rows: Sequence[Crossing]) -> str:
-    """For a terminal."""
+    """The table for a terminal."""
     table = [HEADINGS, *(_cells(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     padded = (zip(row, widths, strict=True) for row in table)

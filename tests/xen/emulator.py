@@ -1,4 +1,4 @@
-"""QEMU with Xen and a dom0 in it, and how it is told that the emulator, not Xen, stands still."""
+"""Runs QEMU with Xen and a dom0 in it, and notices if the emulator, not Xen, stands still."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MEMORY_MIB: Final = 4096
 HVM_MEMORY_MIB: Final = 6000
 
 _CPU: Final = "max,-rdtscp,-cx16,-xsave,-xsaveopt,-avx,-avx2,-fma,-f16c,-pku,-pks"
-"""A PVH guest dies where there is RDTSCP; without AVX and XSAVE the emulation is steadiest.
+"""A PVH guest dies if there is RDTSCP; without AVX and XSAVE the emulation is steadiest.
 
 QEMU 7.2's CMPXCHG16B takes the flags from an earlier instruction's operand. A kernel that is
 interrupted at the instruction after it (Linux's allocators use it all the time) goes on with bits
@@ -29,19 +29,19 @@ _XEN_OPTIONS: Final = (
 _DOM0_OPTIONS: Final = (
     "root=/dev/vda rw console=hvc0 init=/sbin/rig-init mitigations=off init_on_alloc=0"
 )
-"""What guards a real processor's speculation only costs time on an emulated one, and so does a
-kernel that clears all memory before anybody uses it."""
+"""Mitigations for speculation only cost time on an emulated processor, and so does clearing all
+memory before it is used."""
 
 SILENCE_SECONDS: Final = 20.0
-"""So long without dom0's heartbeat, and as long idle, is frozen."""
+"""Seconds without dom0's heartbeat, and idle, that mean frozen."""
 IDLE_SHARE: Final = 0.2
-"""Of one processor: a QEMU that wanted less did nothing."""
+"""The share of one processor below which QEMU is idle."""
 _END_SECONDS: Final = 20
 
 
 def seconds_wanted(pid: int) -> float:
-    """What a process's threads have used of processors, and waited for one, since they began: what
-    has to wait is not idle. Raises FileNotFoundError for one that is gone."""
+    """Seconds for which a process's threads have used or waited for a processor: one that has to
+    wait is not idle. Raises FileNotFoundError if the process is gone."""
     nanoseconds = 0
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -51,17 +51,17 @@ def seconds_wanted(pid: int) -> float:
 
 
 def is_frozen(silence: float, wanted: float) -> bool:
-    """dom0 has shown no life for `silence` seconds; of a processor, QEMU `wanted` so many of them.
+    """Whether QEMU is frozen, after `silence` seconds without a sign of life from dom0, in which it
+    `wanted` so many seconds of a processor.
 
-    A busy QEMU with a silent dom0 is slow or hangs in a loop of dom0's or Xen's own: that is for
-    the time limits to tell.
+    A busy QEMU with a silent dom0 is slow, or loops in dom0 or Xen: the time limits deal with that.
     """
     return silence >= SILENCE_SECONDS and wanted < IDLE_SHARE * silence
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is booted: the image, a hypervisor in place of the image's own, memory for HVM."""
+    """What to boot: the image, a hypervisor instead of the image's own, and memory for HVM."""
 
     image: Image
     xen: Path
@@ -69,7 +69,7 @@ class Setup:
 
 
 class Emulator:
-    """A running QEMU. `share` is seen in dom0 by the 9p tag `host`; the disk forgets."""
+    """A running QEMU. dom0 has `share` by the 9p tag `host`; the disk's changes are discarded."""
 
     def __init__(self, setup: Setup, share: Path, console: Path) -> None:
         self._console = console
@@ -94,7 +94,7 @@ class Emulator:
         return self._process.poll()
 
     def frozen(self) -> bool:
-        """To be asked every second or so."""
+        """Whether QEMU is frozen; to be called every second or so."""
         try:
             wanted = seconds_wanted(self._process.pid)
         except FileNotFoundError:
@@ -124,7 +124,7 @@ class Emulator:
 def _command(setup: Setup, share: Path) -> list[str]:
     image = setup.image
     return [
-        # Whatever ends us, it does not run on.
+        # It ends with us, whatever ends us.
         *("setpriv", "--pdeathsig", "KILL"),
         "qemu-system-x86_64",
         *("-accel", "tcg,thread=multi"),

@@ -1,4 +1,4 @@
-"""The table of what `xl` made of each fault: its rows, and how they are written."""
+"""The table of how `xl` dealt with each fault: its rows, and their formats."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 RESULTS_NAME: Final = "xl-faults.json"
-"""Among a scenario's results, and of a whole run: a list of rows."""
+"""The file among the results of a scenario or a whole run: a list of rows."""
 PAGE_NAME: Final = "xl-faults.md"
 
 
@@ -18,10 +18,9 @@ class FaultRow:
     """One fault under one command, on Xen `xen`.
 
     `plan` is what XEN_SAVE_HELPER_FAULTS held; `rule` what has to happen; `status` xl's exit status
-    (negative: the signal that it died by, None: it did not end); `message` the most telling line of
-    `output`, which is all that was said; `ended` what ended xl; `guest` where it was afterwards;
-    `left` what had to be cleared away; `wrongs` where libxl does not do what is right; `broken`
-    what this project promises and did not keep.
+    (negative: the signal that killed it, None: it did not end); `message` the most telling line of
+    all its `output`; `ended` what ended xl; `guest` where the guest was afterwards; `left` what had
+    to be cleared away; `wrongs` what libxl did wrong; `broken` the promises that we broke.
     """
 
     xen: str
@@ -44,7 +43,7 @@ class FaultRow:
         return f"{judged}; OURS BROKEN: {'; '.join(self.broken)}" if self.broken else judged
 
     def cells(self) -> tuple[str, ...]:
-        """In the order of HEADINGS."""
+        """The cells in the order of HEADINGS."""
         return (
             self.operation,
             self.plan,
@@ -72,12 +71,12 @@ HEADINGS: Final = (
 
 
 def write(rows: Iterable[FaultRow], path: Path) -> None:
-    """As JSON, everything."""
+    """Write the rows as JSON, with everything in them."""
     path.write_text(json.dumps([asdict(row) | {"verdict": row.verdict} for row in rows], indent=1))
 
 
 def read(path: Path) -> list[FaultRow]:
-    """What `write` wrote; none where there is no file."""
+    """Read what `write` wrote; no rows if there is no file."""
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = json.loads(path.read_text())
@@ -87,7 +86,7 @@ def read(path: Path) -> list[FaultRow]:
 
 
 def summary(rows: Sequence[FaultRow]) -> str:
-    """In how many rows what was right."""
+    """How many rows were right, and how many wrong."""
     wrong = sum(bool(row.wrongs) for row in rows)
     broken = sum(bool(row.broken) for row in rows)
     return (
@@ -118,7 +117,7 @@ def markdown(rows: Sequence[FaultRow]) -> str:
 
 
 def text(rows: Sequence[FaultRow]) -> str:
-    """For a terminal: some lines for each row, because the cells are long."""
+    """The table for a terminal: some lines for each row, because the cells are long."""
     lines = []
     for number, row in enumerate(rows, 1):
         status = "did not end" if row.status is None else f"exit {row.status}"

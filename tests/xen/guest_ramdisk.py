@@ -15,8 +15,8 @@ _APPLETS: Final = ("sh", "mount", "dd", "md5sum", "sleep", "cat", "poweroff")
 
 
 def build(target: Path) -> None:
-    """Write the guest's initramfs to `target`; raises host_tools.MissingToolsError where there is
-    no statically linked busybox."""
+    """Write the guest's initramfs to `target`. Raises host_tools.MissingToolsError if there is no
+    statically linked busybox."""
     host_tools.need("busybox", "cpio")
     busybox = Path(shutil.which("busybox") or "")
     if b"/ld-linux" in busybox.read_bytes():

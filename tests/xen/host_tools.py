@@ -25,7 +25,7 @@ BUILD_PACKAGES: Final = {
     "flex": "flex",
     "dpkg-source": "dpkg-dev",
 }
-"""What building a hypervisor takes besides, and the library libelf-dev."""
+"""Debian's packages for building a hypervisor; libelf-dev is needed as well."""
 
 _APT_SETTINGS: Final = (
     "Acquire::Check-Valid-Until",
@@ -43,16 +43,16 @@ In namespaces of its own its processes and mounts end with it, and it ends with 
 
 
 class MissingToolsError(RuntimeError):
-    """Says what to install, or who to be."""
+    """A program or root is missing; the text says what to do."""
 
 
 def need(*programs: str) -> None:
-    """Raises MissingToolsError where one of `programs` (keys of PACKAGES) is not there."""
+    """Raise MissingToolsError if one of `programs` (keys of PACKAGES) is missing."""
     _need({program: PACKAGES[program] for program in programs}, tuple(PACKAGES.values()))
 
 
 def need_to_build() -> None:
-    """Raises MissingToolsError where a hypervisor cannot be built."""
+    """Raise MissingToolsError if a hypervisor cannot be built."""
     _need(BUILD_PACKAGES, (*BUILD_PACKAGES.values(), "libelf-dev"))
 
 
@@ -67,14 +67,14 @@ def _need(packages: Mapping[str, str], install: Sequence[str]) -> None:
 
 
 def need_root(why: str) -> None:
-    """Raises MissingToolsError for anybody else."""
+    """Raise MissingToolsError unless this process is root's."""
     if os.geteuid() != 0:
         raise MissingToolsError(f"the real-Xen tests must be run as root: {why}")
 
 
 def apt_fetch_settings() -> list[str]:
-    """How this machine's apt is told to fetch (a proxy, a clock that is off), as apt.conf lines,
-    for an apt that reads none of its configuration."""
+    """This machine's settings for fetching (a proxy, a clock that is off), as lines of apt.conf,
+    for an apt that does not read them itself."""
     dump = subprocess.run(
         ["apt-config", "dump", *_APT_SETTINGS], check=True, capture_output=True, text=True
     ).stdout
@@ -82,8 +82,8 @@ def apt_fetch_settings() -> list[str]:
 
 
 def debian_archive() -> str:
-    """The URI of the archive from which this machine's apt has Debian's packages; all releases are
-    in it. Raises MissingToolsError where its settings name none, or it has fetched no lists yet."""
+    """The URI of the Debian archive that this machine's apt uses, which has all releases. Raises
+    MissingToolsError if its settings name none, or it has not fetched any lists yet."""
     targets = ("Created-By: Packages", "Origin: Debian", "Label: Debian", "Component: main")
     told = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI)", *targets],
@@ -93,7 +93,7 @@ def debian_archive() -> str:
     ).stdout.split()
     if not told:
         raise MissingToolsError(
-            "the real-Xen tests need Debian's archive, and this machine's apt knows none: "
+            "the real-Xen tests need Debian's archive, which this machine's apt does not know: "
             "name it in /etc/apt/sources.list.d, then apt-get update"
         )
     return told[0]

@@ -1,10 +1,10 @@
 """dom0 images: Debian with Xen in an ext4 file, and what QEMU's multiboot loader needs beside it.
 
 Debian's kernel is unpacked here, once, by this computer's own processor: the emulated one would do
-it at each boot, and in each `xl create`, which takes a second without it and five with it.
+it at each boot and in each `xl create`, which then takes five seconds instead of one.
 
-An image is made once and kept in `cache.CACHE`, under a name that holds the hash of its recipe:
-whoever changes the recipe gets a new image. Our package is not in it (see `tests.xen.wheel`).
+An image is made once and kept in `cache.CACHE`, under a name with the hash of its recipe: another
+recipe makes a new image. Our package is not in it (see `tests.xen.wheel`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.xen import host_tools
 from tests.xen.cache import CACHE, exclusive, scratch
 
 INIT: Final = Path(__file__).with_name("dom0") / "rig-init"
-"""What the kernel starts in dom0; all the rest comes over 9p at boot."""
+"""The init of dom0; everything else comes over 9p at boot."""
 
 _COMMON: Final = (
     *("linux-image-amd64", "kmod", "procps", "psmisc", "iproute2"),
@@ -34,27 +34,26 @@ _COMMON: Final = (
 )
 _LIBVIRT: Final = ("libvirt-daemon", "libvirt-daemon-driver-xen", "libvirt-clients")
 _INITRAMFS_TOOLS: Final = ("initramfs-tools",)
-"""In the place of dracut, which puts a systemd into the initrd: the emulated processor would take a
-minute for it."""
+"""Instead of dracut, which puts systemd into the initrd: that takes the emulated processor a
+minute."""
 _LEFT_OUT: Final = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*")
 _INITRD_SETTINGS: Final = {
     "etc/initramfs-tools/conf.d/rig": "MODULES=list\n",
     "usr/share/initramfs-tools/modules.d/rig": "virtio_pci\nvirtio_blk\next4\n",
 }
-"""Of all modules only what finds the root: the rest would be packed here, and unpacked by the
-emulated processor at each boot."""
+"""Only the modules that find the root: the emulated processor would unpack all at each boot."""
 _KERNEL: Final = "vmlinux"
 _IMAGE_SIZE: Final = "3G"
 _SETUP_SECTORS: Final = 0x1F1
 _PAYLOAD: Final = 0x248
-"""Offsets in a bzImage: of `setup_sects`, and of `payload_offset` and `payload_length`."""
+"""Offsets of `setup_sects`, and of `payload_offset` and `payload_length`, in a bzImage."""
 _BUILD_SECONDS: Final = 900
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A Debian release and the Xen in it; `more` packages than all have. `rolling`: what is in it
-    changes from day to day, so it is for those who ask for it."""
+    """A Debian release and its Xen; `more` are packages besides the common ones. `rolling`: its
+    contents change from day to day, so it is used only if asked for."""
 
     name: str
     xen: str
@@ -73,7 +72,7 @@ SUITES: Final = {
 }
 
 ORDINARY: Final = tuple(name for name, suite in SUITES.items() if not suite.rolling)
-"""What is run where no suite is named."""
+"""The suites to run by default."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,10 @@ class Image:
 
 
 def image(suite: Suite) -> Image:
-    """The suite's image, made now (one to three minutes, as root) where there is none.
+    """The suite's image, made now (in one to three minutes, as root) if there is none.
 
-    Raises host_tools.MissingToolsError, subprocess.CalledProcessError; ValueError of a kernel that
-    cannot be unpacked.
+    Raises host_tools.MissingToolsError, subprocess.CalledProcessError, and ValueError for a kernel
+    that cannot be unpacked.
     """
     options = [suite.packages, _LEFT_OUT, _INITRD_SETTINGS, _KERNEL, _IMAGE_SIZE]
     recipe = json.dumps([*options, INIT.read_text()])
@@ -147,16 +146,16 @@ def _build(suite: Suite, directory: Path) -> None:
         made.rename(directory)
     for old in CACHE.glob(f"{suite.name}-????????????"):
         if old != directory:
-            # A running QEMU keeps the files that it has open.
+            # A running QEMU keeps its open files.
             shutil.rmtree(old)
 
 
 def unpacked(bzimage: bytes) -> bytes:
-    """The ELF image in a bzImage, as Linux' boot protocol has it: from `payload_offset` on in what
-    follows the set-up code.
+    """The ELF image in a bzImage, by Linux's boot protocol: it begins at `payload_offset` after the
+    set-up code.
 
-    Raises ValueError where it is packed otherwise than Debian packs it, and
-    subprocess.CalledProcessError where zstd finds it damaged.
+    Raises ValueError if it is not packed as Debian packs it, and subprocess.CalledProcessError if
+    zstd finds it damaged.
     """
     start = (bzimage[_SETUP_SECTORS] + 1) * 512
     offset, length = struct.unpack_from("<II", bzimage, _PAYLOAD)
@@ -164,7 +163,7 @@ def unpacked(bzimage: bytes) -> bytes:
     if payload.startswith(b"\xfd7zXZ\0"):
         image = lzma.LZMADecompressor().decompress(payload)
     elif payload.startswith(b"\x28\xb5\x2f\xfd"):
-        # After it comes how long the image is, in four octets.
+        # The last four bytes are the image's length.
         command = ["zstd", "--decompress", "--stdout", "--quiet"]
         image = subprocess.run(command, input=payload[:-4], check=True, capture_output=True).stdout
     else:
@@ -176,7 +175,7 @@ def unpacked(bzimage: bytes) -> bytes:
 
 def _mmdebstrap_options(suite: Suite, settings: Path) -> list[str]:
     options = ["--quiet", "--variant=minbase", "--mode=root", "--format=directory"]
-    # Before any package is there: the kernel's makes the initrd.
+    # Before any package is installed: the kernel's makes the initrd.
     options += [f"--setup-hook=copy-in {settings}/etc {settings}/usr /"]
     options += [f"--include={','.join(suite.packages)}"]
     options += [f"--dpkgopt=path-exclude={path}" for path in _LEFT_OUT]

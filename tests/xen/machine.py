@@ -1,6 +1,6 @@
-"""A booted dom0: run a scenario or a script in it, and get back how that went.
+"""A booted dom0, which runs scenarios and scripts and returns their outcomes.
 
-The share's layout is told in `tests.xen.dom0.agent`, the other end.
+`tests.xen.dom0.agent`, the other end, describes the layout of the share.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.xen.fault_table import FaultRow
 
 BOOT_SECONDS: Final = 420
 AFTER_LIMIT_SECONDS: Final = 120
-"""The agent ends what takes too long, and clears up; beyond that it hangs itself."""
+"""Seconds for the agent to end what takes too long, and to clear up; after that the agent hangs."""
 _POLL_SECONDS: Final = 0.2
 _FREEZE_POLL_SECONDS: Final = 2.0
 _LOG_LINES: Final = 15
@@ -33,21 +33,20 @@ Listener = Callable[[str], None]
 
 
 class EmulatorError(Exception):
-    """The emulator froze, or crashed a program that is not ours: nothing is proved by it."""
+    """The emulator froze, or crashed a program that is not ours: this proves nothing."""
 
 
 class MachineError(Exception):
-    """dom0 did not come up or went away; says what its console said last."""
+    """dom0 did not come up, or went down; the text has the last lines of its console."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one request went. `outcome`: passed, failed, timeout. `faults` are the kernel's lines on
-    programs that crashed, `kernel` all that dom0's kernel said, `left_over` what could not be
-    cleared away, `table` what a scenario about faults has to tell of each, `crossings` one about
-    guests that go to another release of Xen. Where it did not pass,
-    `logs` are the ends of what guests, Xen and our helpers have logged, by name, and where it
-    took too long, of dom0's console."""
+    """How one request went. `outcome`: passed, failed, timeout. `faults` are the kernel's lines
+    about programs that crashed, `kernel` all lines of dom0's kernel, `left_over` what could not be
+    cleared away, `table` the rows of a scenario about faults, `crossings` those of one about guests
+    that go to another release of Xen. If it did not pass, `logs` are the ends of the logs of
+    guests, Xen and our helpers, by name; if it took too long, that of dom0's console as well."""
 
     outcome: str
     seconds: float
@@ -62,7 +61,7 @@ class Outcome:
 
 
 class Machine:
-    """Boots when made; `close` it."""
+    """A machine, booted by the constructor and ended by `close`."""
 
     def __init__(self, setup: Setup, wheel: Path, directory: Path) -> None:
         """`directory` (new or empty) gets the console and all results.
@@ -101,7 +100,7 @@ class Machine:
         self.install_seconds: float = ready["install_seconds"]
 
     def run_scenario(self, name: str, limit: float, given: Path | None = None) -> Outcome:
-        """`given` is what an earlier one has handed over, on any machine."""
+        """Run a scenario; `given` is what an earlier one has handed over, on any machine."""
         there = self._share / GIVEN.name
         shutil.rmtree(there, ignore_errors=True)
         if given is not None:
@@ -110,14 +109,14 @@ class Machine:
         return self._run({"scenario": name, "limit": limit}, limit, None)
 
     def hand_over(self, target: Path) -> None:
-        """Move what the last scenario has handed over to `target`, if it has, for later ones."""
+        """Move what the last scenario has handed over, if anything, to `target` for later ones."""
         handed = self.results() / HANDED_OVER
         if handed.is_dir():
             target.parent.mkdir(exist_ok=True)
             handed.rename(target)
 
     def run_script(self, script: Path, limit: float, listener: Listener) -> Outcome:
-        """`listener` hears its output as it comes."""
+        """Run a script; `listener` is called with its output as it comes."""
         copy = self._share / "rig" / "scripts" / script.name
         copy.parent.mkdir(exist_ok=True)
         shutil.copy(script, copy)
@@ -125,7 +124,7 @@ class Machine:
         return self._run({"script": path, "limit": limit}, limit, listener)
 
     def results(self) -> Path:
-        """Of the last request: its output, logs, and what it put there itself."""
+        """The directory of the last request: its output, logs, and what it put there itself."""
         return self._share / "results" / str(self._requests)
 
     def close(self) -> None:
@@ -134,7 +133,7 @@ class Machine:
         self._slot.release()
 
     def _run(self, request: dict[str, Any], limit: float, listener: Listener | None) -> Outcome:
-        """Raises EmulatorError, MachineError; the machine is then of no more use."""
+        """Run a request. Raises EmulatorError and MachineError; the machine is then unusable."""
         self._requests += 1
         requests = self._share / "requests"
         scratch = requests / "next"
@@ -214,7 +213,7 @@ def _tell(output: Path, heard: int, listener: Listener) -> int:
 
 
 def _ends_of_logs(results: Path) -> dict[str, str]:
-    """What somebody needs who has nothing but the output of the whole run."""
+    """The ends of the logs, for a reader who has only the output of the whole run."""
     paths = [results / "events", *sorted((results / "logs").glob("*"))]
     lines = {
         path.name: path.read_text(errors="replace").replace("\r", "").splitlines()
@@ -225,7 +224,7 @@ def _ends_of_logs(results: Path) -> dict[str, str]:
 
 
 def _installed(setup: Setup, wheel: Path) -> Path:
-    """Beside the wheel, and goes with it."""
+    """The installed package, kept beside its wheel and removed with it."""
     return wheel.parent / f"{setup.image.directory.name}.tar"
 
 

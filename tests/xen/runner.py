@@ -1,5 +1,5 @@
-"""Which machine runs what, and what is run again: never a scenario that failed, at most twice one
-that the emulator spoiled."""
+"""Runs scenarios on machines. One that failed is not run again, one that the emulator spoiled at
+most twice."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.xen.shadow_xen import shadow_xen
 from tests.xen.wheel import wheel
 
 SCENARIOS_PER_BOOT: Final = 10
-"""A boot costs half a minute; a fresh one every now and then keeps a fault from spreading."""
+"""A boot costs half a minute; a fresh one now and then keeps a fault from spreading."""
 RETRIES: Final = 2
 HANDED_OVER: Final = "handed-over"
-"""In a run's directory: by scenario, what it has left for those that come after it."""
+"""The directory, in that of a run, with what each scenario has left for later ones."""
 
 
 def setup_of(suite: str, shadow: bool, hvm: bool) -> Setup:
-    """The machine for a scenario; makes image and hypervisor where there are none."""
+    """The machine for a scenario; makes an image and a hypervisor if there are none."""
     made = image(SUITES[suite])
     return Setup(made, shadow_xen(made.suite) if shadow else made.xen, hvm)
 
@@ -40,8 +40,8 @@ class Machines:
     """One machine at a time: booted when needed, kept for some scenarios of the same setup."""
 
     def __init__(self, directory: Path) -> None:
-        """`directory` (there) gets a directory for each boot, and what scenarios hand over to later
-        ones; several may have the same."""
+        """`directory`, which exists, gets a directory for each boot, and what scenarios hand over
+        to later ones; several may share it."""
         self.boots = 0
         self.spoiled: list[str] = []
         self._directory = directory
@@ -51,9 +51,9 @@ class Machines:
         self._failed: set[Case] = set()
 
     def run(self, case: Case) -> Outcome:
-        """Runs what has to come before it, where that has not been. Raises EmulatorError where the
-        emulator spoiled it three times; MachineError where dom0 went down under it, or what comes
-        before it did not pass; TimeoutError where this computer carries no further machine."""
+        """Run a case, after those that have to come before it. Raises EmulatorError if the emulator
+        spoiled it three times, MachineError if dom0 went down or a case before it did not pass,
+        TimeoutError if this computer carries no further machine."""
         given = self._given(case)
         scenario = case.scenario
         setup = setup_of(case.suite, scenario.shadow, scenario.hvm)
@@ -154,8 +154,8 @@ class Plan:
         self._changed = threading.Condition()
 
     def take(self, setup: SetupKey | None) -> Case | None:
-        """The next one for a machine that was booted for `setup`, which says by `ended` how it
-        went; None where there is none, or none yet."""
+        """The next case for a machine that was booted for `setup`, which reports its end by
+        `ended`; None if there is none, or none yet."""
         with self._changed:
             if setup is None or not self._ready(setup):
                 setup = self._next_setup()
@@ -167,7 +167,7 @@ class Plan:
             return case
 
     def ended(self, case: Case, passed: bool) -> None:
-        """What comes after one that did not pass is not run."""
+        """Note the end of a case; those that come after one that did not pass are not run."""
         with self._changed:
             self._running.discard(case)
             if passed:
@@ -175,7 +175,7 @@ class Plan:
             self._changed.notify_all()
 
     def wait(self) -> bool:
-        """Until there is a case to take; False where there will be none."""
+        """Wait until there is a case to take; False if there will be none."""
         with self._changed:
             while not (ready := any(map(self._ready, self._left))) and self._running:
                 self._changed.wait()
@@ -186,8 +186,8 @@ class Plan:
         return [case for case in left if case.before is None or case.before in self._passed]
 
     def _next_setup(self) -> SetupKey | None:
-        """One that no machine has begun; first of the suite that the fewest have, for its image may
-        have to be made. Else the one of which most is left."""
+        """A setup that no machine has begun, first of the suite that the fewest have, whose image
+        may have to be made; else the one with the most left."""
         untouched = [setup for setup in self._untouched if self._ready(setup)]
         if untouched:
             chosen = min(untouched, key=lambda key: (self._begun[key[0]], self._size(key)))
@@ -203,7 +203,7 @@ class Plan:
 
 @dataclass
 class _Done:
-    """What one machine after the other, in one thread, has come to."""
+    """The results of the machines that one thread has run, one after the other."""
 
     rows: dict[Case, Row] = field(default_factory=dict)
     boots: int = 0
@@ -221,7 +221,7 @@ def _work(plan: Plan, directory: Path) -> _Done:
             try:
                 done.rows[case] = _run_one(machines, case)
             except TimeoutError as full:
-                # Others of this computer's users have all machines; no use in asking again.
+                # Other users of this computer have all machines: it is no use asking again.
                 print(f"tests.xen: {case.scenario.name}: {full}", flush=True)
                 break
             finally:
@@ -233,7 +233,7 @@ def _work(plan: Plan, directory: Path) -> _Done:
 
 
 def _not_run(case: Case, rows: Mapping[Case, Row]) -> Row:
-    """There was no machine for it, or what comes before it did not pass."""
+    """The row of a case without a machine, or after one that did not pass."""
     before = None if case.before is None else rows.get(case.before)
     why = "no machine" if before is None or before.passed else "not run"
     return Row(case.suite, case.scenario.name, why, 0.0, {})
@@ -242,7 +242,7 @@ def _not_run(case: Case, rows: Mapping[Case, Row]) -> Row:
 def run_script(
     script: Path, suite: str, shadow: bool, hvm: bool, limit: float, keep: Path | None
 ) -> int:
-    """Boot, run a script, print what it says; 0 if it ended with 0.
+    """Boot, run a script, and print its output. Returns 0 if it exited with 0, else 1.
 
     Raises EmulatorError, MachineError.
     """
@@ -285,8 +285,8 @@ def _run_one(machines: Machines, case: Case) -> Row:
 
 
 def explained(outcome: Outcome) -> str:
-    """What a scenario that did not pass has said, dom0's kernel while it ran, and how the logs
-    end."""
+    """The output of a scenario that did not pass, the lines of dom0's kernel meanwhile, and the
+    ends of the logs."""
     lines = [outcome.output.rstrip(), *(f"dom0 kernel: {line}" for line in outcome.kernel[-15:])]
     lines += [f"could not be cleared away: {what}" for what in outcome.left_over]
     for name, end in outcome.logs.items():

@@ -1,8 +1,8 @@
-"""A Xen with shadow paging and memory paging, which Debian leaves out of its own.
+"""Builds a Xen with shadow paging and memory paging, which Debian's lacks.
 
-Debian's source package of the release, with nothing changed but these options: a PV guest's dirty
-pages can only be logged with shadow paging. Only the hypervisor is built; the image's tools work
-with it, as they do with any of the release.
+Only these options of the release's source package are changed: a PV guest's dirty pages can only be
+logged with shadow paging. Only the hypervisor is built; the image's tools work with any of the
+release.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BUILD_SECONDS: Final = 1200
 
 
 def shadow_xen(suite: Suite) -> Path:
-    """The hypervisor as QEMU boots it; built now (one to two minutes) where there is none.
+    """The hypervisor as QEMU boots it; built now (in one to two minutes) if there is none.
 
     Raises host_tools.MissingToolsError, subprocess.CalledProcessError.
     """
@@ -60,12 +60,12 @@ def _build(suite: Suite, parts: Path, kept: Path) -> None:
             if done.returncode:
                 print(log.read_text()[-3000:], flush=True)
                 done.check_returncode()
-    # A name that is there is a hypervisor that is whole.
+    # Moved at the end: what has the name is whole.
     shutil.move(source / "xen", kept)
 
 
 def _source(suite: Suite, scratch: Path) -> Path:
-    """The hypervisor's part of the unpacked source package."""
+    """Unpack the source package; returns the hypervisor's part."""
     (scratch / "lists" / "partial").mkdir(parents=True)
     sources = scratch / "sources.list"
     archive = host_tools.debian_archive()

@@ -10,7 +10,7 @@ from tests.xen.runner import RETRIES, Machines, explained
 from tests.xen.scenarios import Case, cases
 
 MAKING_SECONDS = 2400
-"""An image and a hypervisor, where there are none yet."""
+"""Seconds to make an image and a hypervisor if there are none yet."""
 
 
 def _parameter(case: Case) -> object:

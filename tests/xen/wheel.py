@@ -1,4 +1,4 @@
-"""Our package as a user gets it: a wheel of the checkout, as it stands now."""
+"""Builds our package as a user gets it: a wheel of the checkout in its present state."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _KEPT: Final = 5
 
 
 def wheel() -> Path:
-    """The checkout's wheel; built now where its sources are not those of a kept one.
+    """The checkout's wheel; built now unless one of the same sources is kept.
 
     Raises subprocess.CalledProcessError.
     """
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="wheel-") as scratch:
-        # A copy, because the build writes beside the sources, and picks up what it finds there.
+        # A copy, because the build writes beside the sources and picks up whatever it finds there.
         source = Path(scratch, "source")
         copy_sources(_SOURCES, source)
         kept = CACHE / "wheels" / _digest(source)
@@ -39,7 +39,7 @@ def wheel() -> Path:
 
 
 def copy_sources(names: Iterable[str], directory: Path) -> None:
-    """Files and folders of the checkout, into a new directory."""
+    """Copy files and folders of the checkout into a new directory."""
     directory.mkdir()
     for name in names:
         if (REPOSITORY / name).is_dir():
