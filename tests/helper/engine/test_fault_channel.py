@@ -96,7 +96,7 @@ def test_the_channel_ends_too_early() -> None:
         (encode_record(0x40000015, bytes(4)), "too short"),
         (struct.pack("<II", 0x40000015, 1 << 26), "too long"),
         (struct.pack("<II", 0x40000015, 1 << 30), "want at most"),
-        (struct.pack("<II", 0x7, 0), "SHARED_INFO has no place"),
+        (struct.pack("<II", 0x7, 0), "SHARED_INFO may not come here"),
         (struct.pack("<II", 0x77777, 0), "unknown mandatory"),
     ],
 )

@@ -373,7 +373,7 @@ def test_a_xen_that_does_not_tell_its_policy_restores_with_a_warning(
     with on_xen(restoring(near.fileno(), "static_data_done"), xen) as libxl:
         far.sendall(real_stream("pvh-save-xen-4.17"))
         lines, said = libxl.hear_logs()
-        assert any("CPU features: xc_cpu_policy_serialise" in t for t in texts(lines))
+        assert any("CPU features: xc_cpu_policy_serialise" in t for t in texts(lines)), texts(lines)
         assert said[0] == "static_data_done"
         libxl.answer(0)
         completes(libxl)
@@ -613,7 +613,7 @@ def test_a_checkpointed_stream_stands_still_for_as_long_as_its_primary_lives(
         assert libxl.hear()[0] == "restore_results"
         completes(libxl)
     for name in limits:
-        assert any(f"{name} does not hold" in text for text in logged), logged
+        assert any(f"{name} is ignored" in text for text in logged), logged
 
 
 def test_a_checkpointed_save_waits_for_its_secondary(
@@ -630,7 +630,7 @@ def test_a_checkpointed_save_waits_for_its_secondary(
             libxl.process.wait(1)
         libxl.process.send_signal(signal.SIGTERM)
         logged = completes(libxl, -1, errno.ECANCELED)
-    assert any("XEN_SAVE_HELPER_STREAM_STALL does not hold" in text for text in logged)
+    assert any("XEN_SAVE_HELPER_STREAM_STALL is ignored" in text for text in logged)
 
 
 def test_a_slow_stream_is_not_given_up(

@@ -165,16 +165,22 @@ int xc_domain_restore(xc_interface *, int io_fd, uint32_t domid, unsigned int st
                       unsigned long *console_mfn, uint32_t console_domid, xc_stream_type_t,
                       struct restore_callbacks *, int send_back_fd RESTORE_TAIL);
 
+int xc_set_domain_cpu_policy(xc_interface *, uint32_t domid, uint32_t nr_leaves,
+                             xen_cpuid_leaf_t *, uint32_t nr_msrs, xen_msr_entry_t *,
+                             uint32_t *err_leaf, uint32_t *err_subleaf, uint32_t *err_msr);
 #if XEN_RELEASE >= 416
 int xc_cpu_policy_get_size(xc_interface *, uint32_t *nr_leaves, uint32_t *nr_msrs);
 xc_cpu_policy_t *xc_cpu_policy_init(void);
 void xc_cpu_policy_destroy(xc_cpu_policy_t *);
 int xc_cpu_policy_get_system(xc_interface *, unsigned int index, xc_cpu_policy_t *);
+int xc_cpu_policy_get_domain(xc_interface *, uint32_t domid, xc_cpu_policy_t *);
 int xc_cpu_policy_serialise(xc_interface *, const xc_cpu_policy_t *, xen_cpuid_leaf_t *,
                             uint32_t *nr_leaves, xen_msr_entry_t *, uint32_t *nr_msrs);
 #else
 int xc_get_cpu_policy_size(xc_interface *, uint32_t *nr_leaves, uint32_t *nr_msrs);
 int xc_get_system_cpu_policy(xc_interface *, uint32_t index, uint32_t *nr_leaves,
+                             xen_cpuid_leaf_t *, uint32_t *nr_msrs, xen_msr_entry_t *);
+int xc_get_domain_cpu_policy(xc_interface *, uint32_t domid, uint32_t *nr_leaves,
                              xen_cpuid_leaf_t *, uint32_t *nr_msrs, xen_msr_entry_t *);
 #endif
 

@@ -85,7 +85,7 @@ int xc_domain_getinfolist(xc_interface *xch, uint32_t first, unsigned int most,
             info[count].domain = first;
             info[count].tot_pages = 100 + first;
             info[count].max_pages = 200 + first;
-            info[count].paged_pages = 3;
+            info[count].paged_pages = first == 300 ? 3 : 0;
             info[count].shared_info_frame = 4;
             info[count].cpu_time = 5;
             info[count].nr_online_vcpus = 6;
@@ -409,6 +409,13 @@ static int policy_size(uint32_t *nr_leaves, uint32_t *nr_msrs)
     return 0;
 }
 
+int xc_set_domain_cpu_policy(xc_interface *xch, uint32_t domid, uint32_t nr_leaves,
+                             xen_cpuid_leaf_t *leaves, uint32_t nr_msrs, xen_msr_entry_t *msrs,
+                             uint32_t *err_leaf, uint32_t *err_subleaf, uint32_t *err_msr)
+{
+    return of_domain(domid);
+}
+
 #if XEN_RELEASE >= 416
 
 struct xc_cpu_policy {
@@ -429,6 +436,12 @@ int xc_cpu_policy_get_system(xc_interface *xch, unsigned int index, xc_cpu_polic
     return 0;
 }
 
+int xc_cpu_policy_get_domain(xc_interface *xch, uint32_t domid, xc_cpu_policy_t *policy)
+{
+    policy->index = 0;
+    return of_domain(domid);
+}
+
 int xc_cpu_policy_serialise(xc_interface *xch, const xc_cpu_policy_t *policy,
                             xen_cpuid_leaf_t *leaves, uint32_t *nr_leaves, xen_msr_entry_t *msrs,
                             uint32_t *nr_msrs)
@@ -447,6 +460,12 @@ int xc_get_system_cpu_policy(xc_interface *xch, uint32_t index, uint32_t *nr_lea
                              xen_cpuid_leaf_t *leaves, uint32_t *nr_msrs, xen_msr_entry_t *msrs)
 {
     return system_policy(index, leaves, nr_leaves, msrs, nr_msrs);
+}
+
+int xc_get_domain_cpu_policy(xc_interface *xch, uint32_t domid, uint32_t *nr_leaves,
+                             xen_cpuid_leaf_t *leaves, uint32_t *nr_msrs, xen_msr_entry_t *msrs)
+{
+    return of_domain(domid) || system_policy(0, leaves, nr_leaves, msrs, nr_msrs);
 }
 
 #endif
