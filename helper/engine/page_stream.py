@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Self
@@ -16,7 +17,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from xen_save_helper.helper.engine.stream_io import StreamInput, StreamOutput
+from xen_save_helper.helper.engine.stream_io import (
+    Buffer,
+    StreamInput,
+    StreamOutput,
+    advance,
+    take,
+)
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, Pfns
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.page_lists import (
@@ -25,13 +32,21 @@ from xen_save_helper.ipc_schema.streams.page_lists import (
     contents_mask,
     decode_entries,
     decode_page_list_header,
-    encode_page_list,
+    encode_entries,
+    encode_page_list_header,
 )
 from xen_save_helper.ipc_schema.streams.records import encode_record_header
 
 MAX_BATCH_SIZE = 1024
 """Pages in a PAGE_DATA record (libxc's MAX_BATCH_SIZE, and the limit of the hypercall that queries
 types)."""
+
+MAPPED_AT_ONCE = 2 * MAX_BATCH_SIZE
+"""Pages that are mapped with one call: each call costs, and more at a time would gain little."""
+
+_LISTED_AT_ONCE = 16 * MAX_BATCH_SIZE
+"""Pages of records written at once if none has contents. A small guest has a million of them: its
+special pages are below 4 GiB, and most pfns before them have no page."""
 
 _MAX_WINDOW = 1 << 16
 
@@ -57,11 +72,10 @@ def set_bits(bitmap: Bitmap, start: int, limit: int) -> tuple[Pfns, int]:
 
 @dataclass(frozen=True)
 class Batch:
-    """A record ready to be sent: `head` is everything before the contents, `views` are mapped
-    pages."""
+    """Records ready to be sent: `buffers` are their bytes, `views` the mapped pages among them."""
 
     pfns: Pfns
-    head: bytes
+    buffers: list[Buffer]
     views: list[memoryview]
     pages: int
     """How many of `pfns` have contents."""
@@ -75,11 +89,19 @@ class PageWriter:
         self._out = out
 
     def prepare(self, record: int, pfns: Pfns) -> Batch:
-        """Make a record of number `record` with at most MAX_BATCH_SIZE pages: query their types and
-        map them. The batch must be sent or released."""
+        """Make records of number `record`, each of MAX_BATCH_SIZE pages but for the last: query the
+        pages' types and map them. The batch must be sent or released.
+
+        It is for the first of `pfns` only if some have contents: at most MAPPED_AT_ONCE, or those
+        of the records before the first that has contents.
+        """
         types = self._domain.get_pfn_type_batch(pfns)
+        mask = contents_mask(types)
+        if len(pfns) > MAPPED_AT_ONCE and mask.any():
+            empty_records = int(mask.argmax()) // MAX_BATCH_SIZE
+            count = empty_records * MAX_BATCH_SIZE or MAPPED_AT_ONCE
+            pfns, types, mask = pfns[:count], types[:count], mask[:count]
         while True:
-            mask = contents_mask(types)
             present = pfns if mask.all() else pfns[mask]
             try:
                 views = self._domain.foreign_map(present) if len(present) else []
@@ -90,19 +112,40 @@ class PageWriter:
                 if error.errno != errno.EINVAL or (now == types).all():
                     raise
                 types = now
-        listed = encode_page_list(pfns, types)
-        head = encode_record_header(record, len(listed) + len(present) * PAGE_SIZE) + listed
-        return Batch(pfns, head, views, len(present))
+                mask = contents_mask(types)
+        buffers = _records(record, encode_entries(pfns, types), mask, views)
+        return Batch(pfns, buffers, views, len(present))
 
     def send(self, batch: Batch) -> None:
         """Write a batch and release it, even if writing fails."""
         try:
-            self._out.write([batch.head, *batch.views])
+            self._out.write(batch.buffers)
         finally:
             self.release(batch)
 
     def release(self, batch: Batch) -> None:
         self._domain.foreign_unmap(batch.views)
+
+
+def _records(
+    record: int, entries: NDArray[np.uint64], mask: NDArray[np.bool_], views: list[memoryview]
+) -> list[Buffer]:
+    """The buffers of records with these entries. Those that `mask` says have their contents in
+    `views`."""
+    listed = entries.data.cast("B")
+    contents: Sequence[Buffer] = views
+    buffers: list[Buffer] = []
+    for start in range(0, len(entries), MAX_BATCH_SIZE):
+        end = min(start + MAX_BATCH_SIZE, len(entries))
+        list_header = encode_page_list_header(end - start)
+        list_size = len(list_header) + (end - start) * ENTRY_SIZE
+        size = int(np.count_nonzero(mask[start:end])) * PAGE_SIZE
+        buffers.append(encode_record_header(record, list_size + size) + list_header)
+        buffers.append(listed[start * ENTRY_SIZE : end * ENTRY_SIZE])
+        if size:
+            buffers += take(contents, size)
+            contents = advance(contents, size)
+    return buffers
 
 
 class MapAhead:
@@ -114,11 +157,16 @@ class MapAhead:
     its end.
     """
 
-    _DEPTH = 4
+    _DEPTH = 2
 
-    def __init__(self, pages: PageWriter, record: int, dirty: Bitmap) -> None:
+    def __init__(
+        self, pages: PageWriter, record: int, dirty: Bitmap, *, single: bool = False
+    ) -> None:
+        """With `single` a batch is one record."""
         self._pages = pages
         self._record = record
+        self._mapped_at_once = MAX_BATCH_SIZE if single else MAPPED_AT_ONCE
+        self._listed_at_once = MAX_BATCH_SIZE if single else _LISTED_AT_ONCE
         self._dirty = dirty
         self._stopping = False
         self._room: SimpleQueue[None] = SimpleQueue()
@@ -162,13 +210,18 @@ class MapAhead:
 
     def _prepare_all(self) -> None:
         try:
-            pfns, position = set_bits(self._dirty, 0, MAX_BATCH_SIZE)
-            while len(pfns):
+            position, at_once = 0, self._mapped_at_once
+            while True:
+                pfns, _position = set_bits(self._dirty, position, at_once)
+                if not len(pfns):
+                    break
                 self._room.get()
                 if self._stopping:
                     break
-                self._ready.put(self._pages.prepare(self._record, pfns))
-                pfns, position = set_bits(self._dirty, position, MAX_BATCH_SIZE)
+                batch = self._pages.prepare(self._record, pfns)
+                position = int(batch.pfns[-1]) + 1
+                at_once = self._mapped_at_once if batch.pages else self._listed_at_once
+                self._ready.put(batch)
         except Exception as error:
             self._ready.put(error)
         else:

@@ -131,7 +131,9 @@ class Rounds:
         decision = PrecopyPolicy.CONTINUE_PRECOPY
         written = 0
         contents = 0
-        with MapAhead(self._pages, self._page_data, self.dirty) as ahead:
+        # A controller is asked before every record; our own rules need not look so often.
+        single = policy is not None and self._reporter.provides("precopy_policy")
+        with MapAhead(self._pages, self._page_data, self.dirty, single=single) as ahead:
             while ahead.more():
                 if policy is not None:
                     decision = self._ask(policy, UNKNOWN)
@@ -140,7 +142,7 @@ class Rounds:
                         break
                 batch = ahead.take()
                 self._pages.send(batch)
-                self.dirty[batch.pfns] = False
+                self.dirty[int(batch.pfns[0]) : int(batch.pfns[-1]) + 1] = False
                 written += len(batch.pfns)
                 contents += batch.pages
                 self._total_written += len(batch.pfns)

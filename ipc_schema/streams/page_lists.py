@@ -40,9 +40,9 @@ _TYPE_SHIFT: Final = np.uint32(TYPE_SHIFT)
 _TYPE_TO_ENTRY: Final = np.uint64(32)
 _LOW_TYPE_BITS: Final = np.uint32((1 << TYPE_SHIFT) - 1)
 _FIRST_WITHOUT_CONTENTS: Final = np.uint32(FIRST_WITHOUT_CONTENTS)
-_LEGAL: Final = np.isin(
-    np.arange(16), np.array([page_type >> TYPE_SHIFT for page_type in PageType])
-)
+_LEGAL: Final = np.uint32(sum(1 << (page_type >> TYPE_SHIFT) for page_type in PageType))
+"""A bit for each of the sixteen types."""
+_LOWEST_BIT: Final = np.uint32(1)
 
 
 def encode_page_list(pfns: NDArray[np.uint64], types: NDArray[np.uint32]) -> bytes:
@@ -53,12 +53,25 @@ def encode_page_list(pfns: NDArray[np.uint64], types: NDArray[np.uint32]) -> byt
         raise ValueError(
             f"page list of {len(pfns)} pfns and {len(types)} types, want 1 to {MAX_COUNT} of each"
         )
+    return encode_page_list_header(len(pfns)) + encode_entries(pfns, types).tobytes()
+
+
+def encode_page_list_header(count: int) -> bytes:
+    """Encode count, 1 to MAX_COUNT, and reserved field."""
+    return _HEADER.pack(count, 0)
+
+
+def encode_entries(pfns: NDArray[np.uint64], types: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """Encode the entries of `encode_page_list`, an element each, of as many lists as they are for.
+    Raises ValueError for a pfn above MAX_PFN and an unknown type."""
     if (pfns >> _PFN_BITS).any():
         raise ValueError(f"pfn {int(pfns.max()):#x} in a page list, want at most {MAX_PFN:#x}")
-    if (types & _LOW_TYPE_BITS).any() or not _LEGAL[types >> _TYPE_SHIFT].all():
+    if (types & _LOW_TYPE_BITS).any() or not _legal(types >> _TYPE_SHIFT).all():
         raise ValueError("page list with an unknown type, want XEN_DOMCTL_PFINFO_*")
-    entries = pfns | (types.astype(np.uint64) << _TYPE_TO_ENTRY)
-    return _HEADER.pack(len(pfns), 0) + entries.astype(_ENTRIES, copy=False).tobytes()
+    entries = types.astype(_ENTRIES)
+    entries <<= _TYPE_TO_ENTRY
+    entries |= pfns
+    return entries
 
 
 def decode_page_list_header(data: bytes, what: str, offset: int) -> int:
@@ -85,9 +98,9 @@ def decode_entries(
     if len(data) % ENTRY_SIZE:
         raise DecodeError(what, offset, f"{len(data)} bytes of pfns, want a multiple of 8")
     entries = np.frombuffer(data, _ENTRIES).astype(np.uint64, copy=False)
-    nibbles = entries >> _NIBBLE_SHIFT
+    nibbles = (entries >> _NIBBLE_SHIFT).astype(np.uint32)
     bad = (entries & _RESERVED) != 0
-    bad |= ~_LEGAL[nibbles]
+    bad |= ~_legal(nibbles)
     if bad.any():
         index = int(bad.argmax())
         entry = int(entries[index])
@@ -98,7 +111,7 @@ def decode_entries(
             else f"{entry:#018x} has type {entry >> 60:#x}, want 0-4 or 9-0xf"
         )
         raise DecodeError(f"{what} pfn[{index}]", offset + index * ENTRY_SIZE, problem)
-    return entries & _PFN_MASK, nibbles.astype(np.uint32) << _TYPE_SHIFT
+    return entries & _PFN_MASK, nibbles << _TYPE_SHIFT
 
 
 def encode_pfns(pfns: Sequence[int]) -> bytes:
@@ -137,3 +150,8 @@ def contents_mask(types: NDArray[np.uint32]) -> NDArray[np.bool_]:
     """For each (legal) type, whether pages of that type have contents in a stream."""
     mask: NDArray[np.bool_] = types < _FIRST_WITHOUT_CONTENTS
     return mask
+
+
+def _legal(nibbles: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Whether each of these, 0 to 15, is a type."""
+    return (_LEGAL >> nibbles & _LOWEST_BIT).astype(np.bool_)
