@@ -36,8 +36,8 @@ def _cause(case: Case, side: Side) -> Iterator[str]:
     struck = [one for one in case.fired if one.what.effect is not Effect.NONE]
     if struck and not any(_leads_to(case, one, told, side) for one in struck):
         right = " or ".join(map(_right, struck))
-        status = _status(case, side) if told["cause"] == Cause.HELPER else ""
-        yield f"the cause at the {side.value} is {told['cause']} {status}; right is {right}"
+        status = f" (status {_status(case, side)})" if told["cause"] == Cause.HELPER else ""
+        yield f"the cause at the {side.value} is {told['cause']}{status}; right is {right}"
 
 
 def _told(case: Case, side: Side) -> Event | None:

@@ -170,13 +170,13 @@ SPOILT: list[tuple[str, str, Spoil, str]] = [
         "the cause is another one",
         made.KILLED,
         traced(C, "save_ended", cause="silence"),
-        r"the cause at the source is silence .*; right is helper \(status -9\)",
+        r"the cause at the source is silence; right is helper \(status -9\)",
     ),
     (
         "the helper ended in another way",
         made.KILLED,
         traced(C, "helper_exited", status=-11),
-        r"the cause at the source is helper -11; right is helper \(status -9\)",
+        r"the cause at the source is helper \(status -11\); right is helper \(status -9\)",
     ),
     (
         "no cause is told",
