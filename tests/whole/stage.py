@@ -108,7 +108,7 @@ def command_of(process: psutil.Process) -> str:
 
 
 def send(pid: int, number: signal.Signals) -> bool:
-    """Signal a process; False where it is gone."""
+    """Signal a process; returns False if it is gone."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:

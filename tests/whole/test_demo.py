@@ -1,4 +1,4 @@
-"""The demo in every way: the guest never stops checking its memory, finds no wrong page, and runs
+"""The demo in every mode: the guest never stops checking its memory, finds no wrong page, and runs
 on at the destination; at the end all its memory has been compared."""
 
 from __future__ import annotations

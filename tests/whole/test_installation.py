@@ -1,4 +1,4 @@
-"""What is installed, in a project that has folders of its own called as ours are."""
+"""The installed package, in a project with folders of the same names as ours."""
 
 from __future__ import annotations
 

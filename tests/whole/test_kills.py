@@ -75,7 +75,7 @@ class Died(Enum):
 
 
 def one_of(role: str, controller: int, stage: Stage, source_pid: int) -> int | None:
-    """The pid of the process that plays `role`, None where it is not there (yet)."""
+    """The pid of the process that plays `role`, None if there is none (yet)."""
     if role == "controller":
         return controller
     if role == "guest":
@@ -154,8 +154,8 @@ def settle(stage: Stage) -> None:
 
 
 def check(stage: Stage, code: int | None, died: Died, stopped_here: bool) -> None:
-    """The rule of teardown.md, one guest, one place; `code` None where the controller died,
-    `stopped_here` where the guest at the source was stopped for the whole time."""
+    """Check the rule of teardown.md: one guest, one place. `code` is None if the controller died;
+    `stopped_here`: the guest at the source was stopped all the time."""
     if code == 4 and stopped_here and "g" in stage.guests(stage.source):
         # It could not be seen to run again; its journal stands for that.
         assert journals(stage)
@@ -224,7 +224,7 @@ def strike(
     stage: Stage, mode: str, role: str, number: signal.Signals, after: int, delay: float
 ) -> Struck | None:
     """Migrate, and signal the process that plays `role` at the given moment, or as soon as it is
-    there. None where it was not there any more."""
+    there. Returns None if it was already gone."""
     source_pid = stage.guests(stage.source)["g"].pid
     assert source_pid is not None
     process = subprocess.Popen(

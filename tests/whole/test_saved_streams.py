@@ -1,4 +1,4 @@
-"""What our commands save, as Xen's own verify-stream-v2 and our `inspect` see it."""
+"""Streams that our commands save, checked by Xen's own verify-stream-v2 and our `inspect`."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_a_stream_with_a_device_model_is_accepted(
     names = [entry.name for entry in entries]
     index = names.index("EMULATOR_XENSTORE_DATA")
     assert names[index + 1] == "EMULATOR_CONTEXT"
-    octets = file.read_bytes()
-    file.write_bytes(octets[: entries[index].offset] + octets[entries[index + 1].offset :])
+    data = file.read_bytes()
+    file.write_bytes(data[: entries[index].offset] + data[entries[index + 1].offset :])
     result = verify(file, "libxl")
     assert result.returncode == 0, result.stderr
     assert "Libxl Record: Emulator context" in result.stdout

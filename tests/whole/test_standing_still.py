@@ -1,4 +1,4 @@
-"""Processes that are stopped and go on: nothing is given up for it, and it is told."""
+"""Processes that are stopped and continued: nothing is given up, and the stop is reported."""
 
 from __future__ import annotations
 

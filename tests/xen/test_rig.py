@@ -81,7 +81,7 @@ def test_crashed_programs_are_found_in_the_kernel_log() -> None:
 
 
 def bzimage(payload: bytes) -> bytes:
-    """As much of Linux' boot protocol as tells where the payload is."""
+    """A bzImage with as much of Linux's boot protocol as is needed to find the payload."""
     setup_sectors, offset = 2, 100
     image = bytearray((1 + setup_sectors) * 512 + offset)
     image[0x1F1] = setup_sectors

@@ -1,4 +1,4 @@
-"""The command line: shapes of its JSON, exit codes, one clear line for each mistake."""
+"""The command line: the shape of its JSON, exit codes, one clear line for each mistake."""
 
 from __future__ import annotations
 

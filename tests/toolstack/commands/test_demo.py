@@ -1,4 +1,4 @@
-"""The demo's look at what a migration came to, with a host that is made up."""
+"""The demo's check of a migrated guest, on a made-up host."""
 
 from __future__ import annotations
 

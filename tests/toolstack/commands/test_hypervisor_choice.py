@@ -1,4 +1,4 @@
-"""Which hypervisor and which helper a command works with, and what it says where that cannot be."""
+"""The choice of hypervisor and helper for a command, and the errors for bad choices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`inspect` as people see it: heads, columns, rounds, and a summary of what there is."""
+"""`inspect` as people see it: heads, columns, rounds, and a summary."""
 
 from __future__ import annotations
 

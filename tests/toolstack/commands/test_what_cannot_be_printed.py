@@ -1,4 +1,4 @@
-"""The exit code says what was done, whatever becomes of what is printed."""
+"""The exit code says what was done, even if that cannot be printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A host of bounded memory: what has no room is refused, before anything of it has come."""
+"""A host with bounded memory refuses a guest without room before any of it has come."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A handshake that is run: an abort is followed, or put off for ever; never lost, nor told and not
-followed."""
+"""Running a handshake: an abort has its effect or none at all; it is never lost, nor reported
+without effect."""
 
 from __future__ import annotations
 

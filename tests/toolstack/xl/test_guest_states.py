@@ -1,5 +1,5 @@
-"""A guest that cannot suspend is refused at once, with its state; one that is paused or dies on the
-way is told as what it is; and what an operation needs to run is not paused under it."""
+"""A guest that cannot suspend is refused at once, with its state. What happens to one on the way is
+reported as what it is, and a guest that an operation needs to run is not paused."""
 
 from __future__ import annotations
 

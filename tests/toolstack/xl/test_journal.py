@@ -1,4 +1,4 @@
-"""The journal: what it holds survives, one operation a guest, the living told from the dead."""
+"""The journal survives, allows one operation per guest, and tells the living from the dead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an operation leaves is told with what to do: in the result, by `list`, and by `recover`."""
+"""The result, `list` and `recover` say what an operation has left, and what to do about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""migrate and receive, as real processes: each ending, and each end killed at each promise."""
+"""migrate and receive as real processes: each outcome, and each end killed at each promise."""
 
 from __future__ import annotations
 
@@ -350,7 +350,7 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 WAITS_FOR_GO = "wait for permission to start"
-"""There is no such wait in postcopy."""
+"""Postcopy does not wait for this."""
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -1,5 +1,4 @@
-"""What users of xl, libvirt and QEMU look for in `migrate`; and that an option stands only where it
-does something."""
+"""Options of `migrate` that users of xl, libvirt and QEMU look for; each one has an effect."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """A destination whose CPU lacks what a guest was offered: refused by name before any of its memory
-is there, unless whoever starts the restore says that it may go on."""
+is there, unless the restore was started with leave to go on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a descriptor is not to be had, an operation fails in order, and nothing stays open."""
+"""Without a free descriptor, an operation fails in order, and nothing stays open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A failure is told by its first cause, once, whichever side it began at; the rest is for -v."""
+"""A failure is reported once, with its first cause, whichever side has it; -v adds the rest."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ RELAY = """
 import os, subprocess, sys
 left = int(sys.argv[1])
 with subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE, bufsize=0) as receiver:
-    while left and (octets := os.read(0, min(left, 65536))):
-        receiver.stdin.write(octets)
-        left -= len(octets)
+    while left and (data := os.read(0, min(left, 65536))):
+        receiver.stdin.write(data)
+        left -= len(data)
     os.close(0)
     os.close(1)
 """

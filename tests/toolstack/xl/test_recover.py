@@ -1,4 +1,4 @@
-"""recover: what is decided for each role and promise, and that it is so on a real host."""
+"""recover: the decision for each role and promise, and its effect on a real host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""restore under another name, by another configuration, and from what is no save file of xl's."""
+"""restore under another name, by another configuration, and from files of other formats."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_under_another_name(hosts: Hosts, file: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["--name", "g"], ["--name", "g", "-C", "config"]])
 def test_a_name_that_is_taken(hosts: Hosts, file: Path, arguments: list[str]) -> None:
-    """At once: also where the file is broken, or nobody writes into the pipe."""
+    """At once, even if the file is broken or nobody writes to the pipe."""
     (file.parent / "config").write_text(json.dumps(parts(file)[0]))
     ended = toolstack("restore", file, *arguments, "--host", hosts.source, cwd=file.parent)
     assert ended.code == 1

@@ -1,4 +1,4 @@
-"""save and restore: what comes back, and that no half-written file is taken for a whole one."""
+"""save and restore: the guest comes back, and no half-written file is taken for a whole one."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def test_a_pipe_that_nobody_reads(hosts: Hosts, tmp_path: Path) -> None:
     assert "nobody has opened the pipe for reading" in ended.line
 
 
-def no_room(octets: int = 3 << 20) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (octets, octets))
+def no_room(size: int = 3 << 20) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 

@@ -1,4 +1,4 @@
-"""Where a save is written: what can be known beforehand is; a replaced file keeps what it has."""
+"""The target of a save is checked beforehand; a replaced file keeps its mode, owner, attributes."""
 
 from __future__ import annotations
 

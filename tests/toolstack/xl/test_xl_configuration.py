@@ -1,4 +1,4 @@
-"""The configuration in front of a stream: read, or refused with its place."""
+"""The configuration before a stream is read, or refused with the offset of what is wrong."""
 
 from __future__ import annotations
 
