@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.toolstack.campaign.judge.verdicts import verdict
-from tests.toolstack.stage import TOOLSTACK, Ended, toolstack, wait_for
+from tests.toolstack.stage import TOOLSTACK, Ended, called, wait_for
 from xen_save_helper.ipc_schema.faults.plan import parse
 from xen_save_helper.toolstack.campaign import campaign
 from xen_save_helper.toolstack.campaign.campaign import Selection, State, StateError, run_cells
@@ -65,7 +65,7 @@ def lines_of(directory: Path) -> list[dict[str, Any]]:
 
 
 def run(*arguments: object) -> Ended:
-    return toolstack("faults", "campaign", *arguments)
+    return called("faults", "campaign", *arguments)
 
 
 class TestTheCommand:
