@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 from unittest import mock
 
 from tests.waiting import wait_for
+from xen_save_helper.helper.standard_streams import Output
 from xen_save_helper.toolstack.commands.main import main
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
@@ -55,16 +57,34 @@ def toolstack(*arguments: object, timeout: float = 60, **more: Any) -> Ended:
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
+@contextmanager
+def _written_to(fd: int) -> Iterator[IO[bytes]]:
+    """What this process and those that it starts write to `fd`, as a file."""
+    before = os.dup(fd)
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.dup2(file.fileno(), fd)
+            yield file
+    finally:
+        os.dup2(before, fd)
+        os.close(before)
+
+
 def called(*arguments: object) -> Ended:
-    """Run a command to its end in this process: for what it prints and exits with, not how it
-    starts, what signals do to it, or what its streams are. It costs a tenth of `toolstack`."""
-    out, err = io.StringIO(), io.StringIO()
-    with mock.patch.dict(os.environ), redirect_stdout(out), redirect_stderr(err):
-        try:
-            code = main([*map(str, arguments)])
-        except SystemExit as usage:
-            code = usage.code
-    return Ended(code, out.getvalue(), err.getvalue())
+    """Run a command to its end in this process: for what it does, prints and exits with, not how it
+    starts, what signals do to it, or what its streams are. An interpreter's start is saved."""
+    with _written_to(1) as out, _written_to(2) as err:
+        streams = Output(1, "utf-8"), Output(2, "utf-8")
+        with mock.patch.dict(os.environ), redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+            try:
+                code = main([*map(str, arguments)])
+            except SystemExit as usage:
+                code = usage.code
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode())
+    return Ended(code, *texts)
 
 
 class Hosts:

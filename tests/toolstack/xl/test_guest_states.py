@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toolstack.stage import Ended, Hosts, toolstack
+from tests.toolstack.stage import Ended, Hosts, called
 from tests.toolstack.two_hosts import Side, run
 from tests.waiting import wait_for
 from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
@@ -26,11 +26,11 @@ AT_ONCE = 10.0
 
 
 def migrate(hosts: Hosts, name: object = "g", *more: object) -> Ended:
-    return toolstack("migrate", name, "--host", hosts.source, "--to", hosts.destination, *more)
+    return called("migrate", name, "--host", hosts.source, "--to", hosts.destination, *more)
 
 
 def save(hosts: Hosts, file: Path, *more: object) -> Ended:
-    return toolstack("save", "g", file, "--host", hosts.source, *more)
+    return called("save", "g", file, "--host", hosts.source, *more)
 
 
 def kill(host: SimulatedHost, name: str = "g") -> None:
@@ -43,7 +43,7 @@ def kill(host: SimulatedHost, name: str = "g") -> None:
 @pytest.mark.parametrize("more", [(), ("-c",), ("-p",)])
 def test_a_paused_guest_is_not_saved(hosts: Hosts, tmp_path: Path, more: tuple[str, ...]) -> None:
     hosts.guest()
-    toolstack("pause", "g", "--host", hosts.source)
+    called("pause", "g", "--host", hosts.source)
     file = tmp_path / "image"
     ended = save(hosts, file, *more)
     assert (ended.code, ended.out) == (1, "")
@@ -55,7 +55,7 @@ def test_a_paused_guest_is_not_saved(hosts: Hosts, tmp_path: Path, more: tuple[s
 
 def test_a_paused_guest_is_not_migrated(hosts: Hosts) -> None:
     domid = hosts.guest()
-    toolstack("pause", "g", "--host", hosts.source)
+    called("pause", "g", "--host", hosts.source)
     started = time.monotonic()
     ended = migrate(hosts)
     assert time.monotonic() - started < AT_ONCE
@@ -64,7 +64,7 @@ def test_a_paused_guest_is_not_migrated(hosts: Hosts) -> None:
     assert hosts.states(hosts.at_source) == {"g": "paused"}
     assert hosts.states(hosts.at_destination) == {}
     assert hosts.journals() == []
-    assert toolstack("unpause", domid, "--host", hosts.source).code == 0
+    assert called("unpause", domid, "--host", hosts.source).code == 0
     assert migrate(hosts).code == 0
 
 
@@ -86,7 +86,7 @@ def test_a_guest_that_has_crashed_is_told_as_that(
 def test_a_guest_that_has_crashed_is_not_paused(hosts: Hosts, command: str) -> None:
     hosts.guest()
     kill(hosts.at_source)
-    ended = toolstack(command, "g", "--host", hosts.source)
+    ended = called(command, "g", "--host", hosts.source)
     assert ended.code == 1
     assert ended.line == "xen-toolstack: 'g' has crashed: examine it, then destroy it"
 
@@ -122,7 +122,7 @@ def test_a_guest_that_migrates_is_not_paused(hosts: Hosts, tmp_path: Path) -> No
     events = tmp_path / "events"
     process = hosts.start(*started(hosts, events, "--bandwidth=16M"))
     wait_for(lambda: has(events, "phase"), "the helper is at work")
-    refused = toolstack("pause", "g", "--host", hosts.source)
+    refused = called("pause", "g", "--host", hosts.source)
     assert refused.code == 1
     assert "cannot be paused: it waits for its migration to end (process " in refused.line
     out, err = process.communicate(timeout=60)
@@ -144,7 +144,7 @@ def test_a_guest_that_is_paused_on_the_way_is_told_as_that(hosts: Hosts, tmp_pat
     assert "acknowledge" not in result["reason"]
     assert result["guest"]["state"] == "paused"
     assert hosts.states(hosts.at_source) == {"g": "paused"}
-    assert toolstack("unpause", "g", "--host", hosts.source).code == 0
+    assert called("unpause", "g", "--host", hosts.source).code == 0
 
 
 def test_a_guest_that_is_paused_when_it_was_asked_goes_on_by_unpause(
@@ -156,7 +156,7 @@ def test_a_guest_that_is_paused_when_it_was_asked_goes_on_by_unpause(
     process = hosts.start(*started(hosts, events, "--bandwidth=8M"))
     wait_for(lambda: has(events, "phase"), "the helper is at work")
     hosts.at_source.pause(domid)
-    assert toolstack("unpause", "g", "--host", hosts.source).code == 0
+    assert called("unpause", "g", "--host", hosts.source).code == 0
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
 
@@ -167,7 +167,7 @@ def test_a_guest_that_dies_of_its_suspension_is_told_once(hosts: Hosts, tmp_path
     ended = save(hosts, file)
     assert ended.code == 1
     assert ended.line == f"xen-toolstack: cannot save 'g' to {file}: the guest has crashed"
-    assert toolstack("destroy", "g", "--host", hosts.source).code == 0
+    assert called("destroy", "g", "--host", hosts.source).code == 0
     hosts.guest(behaviour=Behaviour.DIE)
     ended = migrate(hosts)
     assert (ended.code, ended.line) == (5, "xen-toolstack: the guest has crashed")
@@ -191,7 +191,7 @@ def test_a_guest_that_is_destroyed_on_the_way_is_told_as_that(hosts: Hosts, tmp_
     events = tmp_path / "events"
     process = hosts.start(*started(hosts, events, "--bandwidth=8M"))
     wait_for(lambda: has(events, "phase"), "the helper is at work")
-    assert toolstack("destroy", "g", "--host", hosts.source).code == 0
+    assert called("destroy", "g", "--host", hosts.source).code == 0
     out, err = process.communicate(timeout=60)
     assert process.returncode == 5, err
     assert "destroyed" in json.loads(out)["reason"]
@@ -237,20 +237,20 @@ def test_a_suspended_guest_that_is_destroyed_at_the_source(hosts: Hosts, tmp_pat
 def test_digits_are_a_domid(hosts: Hosts, tmp_path: Path) -> None:
     domid = hosts.guest()
     for command, state in (("pause", "paused"), ("unpause", "running")):
-        ended = toolstack(command, domid, "--host", hosts.source, "--json")
+        ended = called(command, domid, "--host", hosts.source, "--json")
         assert ended.json == {"name": "g", "state": state}
     file = tmp_path / "image"
-    assert toolstack("save", domid, file, "-c", "--host", hosts.source).code == 0
+    assert called("save", domid, file, "-c", "--host", hosts.source).code == 0
     assert file.exists()
-    ended = toolstack("recover", domid, "--host", hosts.source)
+    ended = called("recover", domid, "--host", hosts.source)
     assert (ended.code, ended.out) == (0, "nothing is left to recover for 'g'\n")
     assert migrate(hosts, domid).code == 0
     missing = migrate(hosts, domid)
     assert missing.code == 1
     assert f"there is no domain {domid}; guests on this host" in missing.line
     there = hosts.at_destination.find("g")
-    assert toolstack("destroy", there, "--host", hosts.destination).code == 0
-    refused = toolstack("create", "17", "--memory", "8M", "--host", hosts.source)
+    assert called("destroy", there, "--host", hosts.destination).code == 0
+    refused = called("create", "17", "--memory", "8M", "--host", hosts.source)
     assert refused.code == 2
     assert "domid" in refused.line
 
@@ -261,15 +261,15 @@ def test_a_name_says_nothing(hosts: Hosts, tmp_path: Path, suffix: str) -> None:
     name = f"web{suffix}"
     hosts.guest(name)
     hosts.guest("web")
-    recovered = toolstack("recover", name, "--host", hosts.source)
+    recovered = called("recover", name, "--host", hosts.source)
     assert recovered.out == f"nothing is left to recover for {name!r}\n"
     ended = migrate(hosts, name, "--json")
     assert ended.code == 0, ended
     assert hosts.states(hosts.at_destination) == {name: "running"}
     file = tmp_path / "image"
-    saved = toolstack("save", name, file, "--host", hosts.destination)
+    saved = called("save", name, file, "--host", hosts.destination)
     assert saved.code == 0, saved
-    restored = toolstack("restore", file, "--host", hosts.source, "--json")
+    restored = called("restore", file, "--host", hosts.source, "--json")
     assert restored.json["name"] == name
     assert hosts.states(hosts.at_source) == {"web": "running", name: "running"}
     assert hosts.journals() == []
@@ -287,9 +287,9 @@ def test_recover_leaves_a_guest_alone_that_has_the_name_of_a_lost_copy(hosts: Ho
         os._exit(0)
     os.waitpid(pid, 0)
     host.create_guest("web--incoming", 4 << 20, "idle")
-    (row,) = toolstack("list", "--host", hosts.destination, "--json").json[:1]
+    (row,) = called("list", "--host", hosts.destination, "--json").json[:1]
     assert (row["name"], row["waits"]) == ("web--incoming", None)
-    recovered = toolstack("recover", "web", "--host", hosts.destination)
+    recovered = called("recover", "web", "--host", hosts.destination)
     assert recovered.code == 0
     assert hosts.states(host) == {"web--incoming": "running"}
     assert hosts.journals() == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, toolstack
+from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, called, toolstack
 from tests.toolstack.two_hosts import Side, run
 from xen_save_helper.toolstack import (
     Context,
@@ -29,22 +29,22 @@ BY_VARIABLE = {"XEN_SAVE_HELPER_MISSING_CPU_FEATURES": "ignore"}
 @pytest.fixture
 def older(hosts: Hosts) -> Hosts:
     """The destination lacks two features."""
-    assert toolstack("init", hosts.destination, "--lacks", "xsave,rdtscp").code == 0
+    assert called("init", hosts.destination, "--lacks", "xsave,rdtscp").code == 0
     return hosts
 
 
 def migrate(hosts: Hosts, *more: object, to: object = None) -> Ended:
     arguments = ("migrate", "g", "--host", hosts.source, "--to", to or hosts.destination)
-    return toolstack(*arguments, *more)
+    return called(*arguments, *more)
 
 
 def test_a_host_may_lack_features(tmp_path: Path) -> None:
     host = tmp_path / "host"
-    made = toolstack("init", host, "--lacks", "pku, xsave", "--json")
+    made = called("init", host, "--lacks", "pku, xsave", "--json")
     assert made.json == {"host": str(host), "lacks": ["pku", "xsave"]}
-    assert toolstack("init", host, "--json").json == made.json
-    assert "without xsave" in toolstack("init", host, "--lacks", "xsave").out
-    refused = toolstack("init", host, "--lacks", "xsave,xsvae")
+    assert called("init", host, "--json").json == made.json
+    assert "without xsave" in called("init", host, "--lacks", "xsave").out
+    refused = called("init", host, "--lacks", "xsave,xsvae")
     assert refused.code == 2
     assert "unknown CPU feature 'xsvae'" in refused.line
     assert "xsave" in refused.line.partition("did you mean")[2]
@@ -54,9 +54,9 @@ def test_a_host_may_lack_features(tmp_path: Path) -> None:
 def test_a_guest_is_offered_what_its_host_has(older: Hosts, tmp_path: Path) -> None:
     older.at_destination.create_guest("there", 2 << 20, "idle")
     file = tmp_path / "file"
-    assert toolstack("save", "there", file, "--host", older.destination).code == 0
-    assert "xsave" not in toolstack("inspect", file).out
-    assert toolstack("restore", file, "--host", older.destination).code == 0
+    assert called("save", "there", file, "--host", older.destination).code == 0
+    assert "xsave" not in called("inspect", file).out
+    assert called("restore", file, "--host", older.destination).code == 0
 
 
 @pytest.mark.parametrize("more", [(), ("--postcopy",)])
@@ -100,7 +100,7 @@ def test_a_receiver_that_a_command_starts_has_its_own_setting(older: Hosts) -> N
 def test_a_restore(older: Hosts, tmp_path: Path) -> None:
     older.guest()
     file = tmp_path / "file"
-    assert toolstack("save", "g", file, "--host", older.source).code == 0
+    assert called("save", "g", file, "--host", older.source).code == 0
     restore = ("restore", file, "--host", older.destination)
     # What the drop-in is told under xl does not decide for our own commands.
     for environ in ({}, BY_VARIABLE):
@@ -108,8 +108,8 @@ def test_a_restore(older: Hosts, tmp_path: Path) -> None:
         assert refused.code == 1
         assert f"{LACKS}: xsave, rdtscp." in refused.line
         assert older.states(older.at_destination) == {}
-    assert toolstack(*restore, "--missing-cpu-features", "perhaps").code == 2
-    restored = toolstack(*restore, *IGNORE, "-v")
+    assert called(*restore, "--missing-cpu-features", "perhaps").code == 2
+    restored = called(*restore, *IGNORE, "-v")
     assert restored.code == 0
     assert f"{LACKS}: xsave, rdtscp; " in restored.err
     assert older.states(older.at_destination) == {"g": "running"}
@@ -119,7 +119,7 @@ def test_a_restore_by_a_program_that_speaks_libxls_protocol(older: Hosts, tmp_pa
     """It is told by what such a program can be told by."""
     older.guest()
     file, program = tmp_path / "file", tmp_path / "helper"
-    assert toolstack("save", "g", file, "--host", older.source).code == 0
+    assert called("save", "g", file, "--host", older.source).code == 0
     helper = " ".join([TOOLSTACK[0], "-m", "xen_save_helper.helper.main"])
     program.write_text(f'#!/bin/sh\nexec {helper} "$@"\n')
     program.chmod(0o755)
@@ -127,7 +127,7 @@ def test_a_restore_by_a_program_that_speaks_libxls_protocol(older: Hosts, tmp_pa
     refused = toolstack(*restore, env=BY_VARIABLE)
     assert refused.code == 1
     assert f"{LACKS}: xsave, rdtscp." in refused.line
-    assert toolstack(*restore, *IGNORE).code == 0
+    assert called(*restore, *IGNORE).code == 0
 
 
 @pytest.mark.parametrize("choice", MissingCpuFeatures)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toolstack.stage import Hosts, toolstack
+from tests.toolstack.stage import Hosts, called
 from tests.waiting import wait_for
 from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 from xen_save_helper.toolstack.hosts.interface import SuspendState
@@ -115,17 +115,17 @@ def test_refused_until_a_person_decides(hosts: Hosts, promise: Promise, name: st
         domain.logdirty_enable()
     left(host, Role.SOURCE, promise, domid=domid)
 
-    ended = toolstack("recover", "g", "--host", hosts.source)
+    ended = called("recover", "g", "--host", hosts.source)
     assert ended.code == 1
     assert "/there" in ended.line
     assert "--resume" in ended.line
     assert "--destroy" in ended.line
     assert states(host) == {name: "suspended"}
     assert not host.domains()[0].log_dirty
-    (row,) = toolstack("list", "--json", "--host", hosts.source).json
+    (row,) = called("list", "--json", "--host", hosts.source).json
     assert "/there" in row["waits"]
 
-    assert toolstack("recover", "g", "--resume", "--host", hosts.source).code == 0
+    assert called("recover", "g", "--resume", "--host", hosts.source).code == 0
     assert states(host) == {"g": "running"}
     assert hosts.journals() == []
 
@@ -279,7 +279,7 @@ def test_not_while_the_controller_lives(hosts: Hosts) -> None:
     )
     with pytest.raises(JournalError, match="still at work"):
         recover(hosts.at_source, "g")
-    ended = toolstack("recover", "g", "--host", hosts.source)
+    ended = called("recover", "g", "--host", hosts.source)
     assert ended.code == 1
     assert "still at work" in ended.line
     held.close()
@@ -315,21 +315,21 @@ def test_another_domain_with_the_same_number_is_not_touched(hosts: Hosts) -> Non
 
 def test_nothing_left(hosts: Hosts) -> None:
     hosts.guest()
-    assert toolstack("recover", "g", "--host", hosts.source, "--json").json == []
-    ended = toolstack("recover", "nobody", "--host", hosts.source)
+    assert called("recover", "g", "--host", hosts.source, "--json").json == []
+    ended = called("recover", "nobody", "--host", hosts.source)
     assert ended.code == 1
     assert "no guest 'nobody'" in ended.line
 
 
 def test_a_suspended_guest_without_a_journal_is_resumed_on_demand(hosts: Hosts) -> None:
     suspend(hosts.at_source, hosts.guest())
-    (row,) = toolstack("list", "--host", hosts.source, "--json").json
+    (row,) = called("list", "--host", hosts.source, "--json").json
     assert row["waits"] == "a person: see `recover g`"
-    refused = toolstack("recover", "g", "--host", hosts.source)
+    refused = called("recover", "g", "--host", hosts.source)
     assert refused.code == 1
     assert "`recover g --resume`" in refused.line
     assert states(hosts.at_source) == {"g": "suspended"}
-    ended = toolstack("recover", "g", "--resume", "--host", hosts.source, "--json")
+    ended = called("recover", "g", "--resume", "--host", hosts.source, "--json")
     assert (ended.code, ended.json[0]["way"], ended.json[0]["role"]) == (0, "resume", None)
     assert states(hosts.at_source) == {"g": "running"}
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.toolstack.inspect.test_foreign_formats import FOREIGN
-from tests.toolstack.stage import Hosts, toolstack
+from tests.toolstack.stage import Hosts, called, toolstack
 from xen_save_helper.ipc_schema.streams import libvirt_header, xl_header
 
 XML = b"<domain type='xen'><name>g</name><os><type>xenpvh</type></os></domain>\0"
@@ -21,7 +21,7 @@ def file(hosts: Hosts, tmp_path: Path) -> Path:
     """A guest `g` of 2 MiB, saved, and still running at the source."""
     hosts.guest(megabytes=2)
     path = tmp_path / "g.save"
-    assert toolstack("save", "-c", "g", path, "--host", hosts.source).code == 0
+    assert called("save", "-c", "g", path, "--host", hosts.source).code == 0
     return path
 
 
@@ -34,7 +34,7 @@ def parts(file: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def test_under_another_name(hosts: Hosts, file: Path) -> None:
-    ended = toolstack("restore", file, "--name", "copy", "--host", hosts.source, "--json")
+    ended = called("restore", file, "--name", "copy", "--host", hosts.source, "--json")
     assert ended.code == 0, ended
     assert ended.json["name"] == "copy"
     assert hosts.states(hosts.at_source) == {"g": "running", "copy": "running"}
@@ -60,7 +60,7 @@ def test_a_name_that_is_taken(hosts: Hosts, file: Path, arguments: list[str]) ->
 
 @pytest.mark.parametrize(("name", "words"), [("7", "taken for a domid"), ("", "is empty")])
 def test_names_that_cannot_be(hosts: Hosts, file: Path, name: str, words: str) -> None:
-    ended = toolstack("restore", file, "--name", name, "--host", hosts.destination)
+    ended = called("restore", file, "--name", name, "--host", hosts.destination)
     assert ended.code == 2
     assert words in ended.line
 
@@ -70,7 +70,7 @@ def test_by_another_configuration(hosts: Hosts, file: Path) -> None:
     config["c_info"]["name"] = "other"
     config["on_crash"] = "preserve"
     (file.parent / "config").write_text(json.dumps([{"domid": 3, "config": config}]))
-    ended = toolstack(
+    ended = called(
         "restore", file, "-C", file.parent / "config", "--host", hosts.destination, "--json"
     )
     assert ended.code == 0, ended
@@ -102,12 +102,12 @@ def test_a_file_of_virsh_save(hosts: Hosts, file: Path) -> None:
     config, stream = parts(file)
     saved = file.parent / "virsh.save"
     saved.write_bytes(libvirt_header.encode(XML) + stream)
-    ended = toolstack("restore", saved, "--host", hosts.destination)
+    ended = called("restore", saved, "--host", hosts.destination)
     assert ended.code == 1
     assert "was saved by libvirt" in ended.line
     assert "`virsh restore`, or give one with -C" in ended.line
     (file.parent / "config").write_text(json.dumps(config))
-    ended = toolstack("restore", saved, "-C", file.parent / "config", "--host", hosts.destination)
+    ended = called("restore", saved, "-C", file.parent / "config", "--host", hosts.destination)
     assert ended.code == 0, ended
     assert hosts.states(hosts.at_destination) == {"g": "running"}
 
@@ -117,7 +117,7 @@ def test_what_is_something_else(hosts: Hosts, tmp_path: Path, name: str) -> None
     data, what, way = FOREIGN[name]
     file = tmp_path / "g save"
     file.write_bytes(data)
-    ended = toolstack("restore", file, "--host", hosts.destination)
+    ended = called("restore", file, "--host", hosts.destination)
     assert ended.code == 1
     want = f"{file} is {what}; {way.format(file=repr(str(file)), command='restore')}"
     assert ended.line == f"xen-toolstack: {want}"

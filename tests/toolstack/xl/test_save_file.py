@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from tests.conftest import processes_under
-from tests.toolstack.stage import TOOLSTACK, Hosts, toolstack
+from tests.toolstack.stage import TOOLSTACK, Hosts, called, toolstack
 from tests.toolstack.two_hosts import Side, run
 from tests.waiting import wait_for
 from xen_save_helper.ipc_schema.streams import xl_header
@@ -29,7 +29,7 @@ from xen_save_helper.toolstack.xl.recover import domain_of
 
 
 def save(hosts: Hosts, *arguments: object) -> object:
-    ended = toolstack("save", "g", *arguments, "--host", hosts.source, "--json")
+    ended = called("save", "g", *arguments, "--host", hosts.source, "--json")
     assert ended.code == 0, ended
     return ended.json
 
@@ -45,7 +45,7 @@ def test_there_and_back(hosts: Hosts, tmp_path: Path, kind: str) -> None:
         names = [entry.name for entry in inspect.inspect(stream)]
     assert names[-1] == "END"
 
-    ended = toolstack("restore", file, "--host", hosts.destination, "--json")
+    ended = called("restore", file, "--host", hosts.destination, "--json")
     assert ended.code == 0, ended
     assert ended.json["name"] == "g"
     report = hosts.at_destination.verify(hosts.at_destination.find("g"), 30)
@@ -60,7 +60,7 @@ def test_the_guest_stays(hosts: Hosts, tmp_path: Path, option: str, state: str) 
     hosts.guest()
     save(hosts, option, tmp_path / "g.save")
     assert hosts.states(hosts.at_source) == {"g": state}
-    ended = toolstack("restore", tmp_path / "g.save", "-p", "--host", hosts.destination)
+    ended = called("restore", tmp_path / "g.save", "-p", "--host", hosts.destination)
     assert ended.code == 0, ended
     assert hosts.states(hosts.at_destination) == {"g": "paused"}
 
@@ -68,7 +68,7 @@ def test_the_guest_stays(hosts: Hosts, tmp_path: Path, option: str, state: str) 
 def test_restore_where_the_guest_is(hosts: Hosts, tmp_path: Path) -> None:
     hosts.guest()
     save(hosts, "-c", tmp_path / "g.save")
-    ended = toolstack("restore", tmp_path / "g.save", "--host", hosts.source)
+    ended = called("restore", tmp_path / "g.save", "--host", hosts.source)
     assert ended.code == 1
     assert "already" in ended.line
     assert hosts.states(hosts.at_source) == {"g": "running"}
@@ -82,14 +82,14 @@ def test_into_a_pipe(hosts: Hosts, tmp_path: Path) -> None:
     read.start()
     save(hosts, fifo)
     read.join(20)
-    assert toolstack("restore", tmp_path / "out", "--host", hosts.destination).code == 0
+    assert called("restore", tmp_path / "out", "--host", hosts.destination).code == 0
     assert fifo.is_fifo()
 
 
 def test_a_pipe_that_nobody_reads(hosts: Hosts, tmp_path: Path) -> None:
     hosts.guest()
     os.mkfifo(tmp_path / "fifo")
-    ended = toolstack(
+    ended = called(
         "save", "g", tmp_path / "fifo", "--limit", "handshake=0.3", "--host", hosts.source
     )
     assert ended.code == 1
@@ -126,7 +126,7 @@ def test_a_guest_that_refuses(hosts: Hosts, tmp_path: Path) -> None:
     from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
 
     hosts.guest(behaviour=Behaviour.REFUSE)
-    ended = toolstack("save", "g", tmp_path / "f", "--limit", "suspend=0.3", "--host", hosts.source)
+    ended = called("save", "g", tmp_path / "f", "--limit", "suspend=0.3", "--host", hosts.source)
     assert ended.code == 1
     assert ended.line == (
         f"xen-toolstack: cannot save 'g' to {tmp_path / 'f'}: the guest did not acknowledge the "
@@ -167,7 +167,7 @@ def test_truncated_anywhere(hosts: Hosts, tmp_path: Path, saved: bytes) -> None:
     for size in (0, 10, xl_header.HEADER_SIZE + 3, 2000, len(saved) // 2, len(saved) - 1):
         cut = tmp_path / "cut"
         cut.write_bytes(saved[:size])
-        ended = toolstack("restore", cut, "--host", hosts.destination)
+        ended = called("restore", cut, "--host", hosts.destination)
         assert ended.code == 1
         assert str(cut) in ended.line
         assert hosts.states(hosts.at_destination) == {}
@@ -181,7 +181,7 @@ def test_a_configuration_that_cannot_be(hosts: Hosts, tmp_path: Path, saved: byt
     stream = saved[end:]
     file = tmp_path / "other"
     file.write_bytes(xl_header.encode_header(json.dumps(config).encode()) + stream)
-    ended = toolstack("restore", file, "--host", hosts.destination)
+    ended = called("restore", file, "--host", hosts.destination)
     assert ended.code == 1
     assert "simulated is list, not an object" in ended.line
     assert hosts.states(hosts.at_destination) == {}
@@ -208,7 +208,7 @@ def test_no_stream(hosts: Hosts) -> None:
         (sys.executable, "is an ELF program"),
         ("/nowhere", "No such"),
     ):
-        ended = toolstack("restore", path, "--host", hosts.destination)
+        ended = called("restore", path, "--host", hosts.destination)
         assert ended.code == 1
         assert words in ended.line
 
@@ -226,7 +226,7 @@ def test_a_controller_that_is_killed_leaves_nothing_after_recover(
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate(timeout=30)
-    assert toolstack("recover", "g", "--host", hosts.source).code == 0
+    assert called("recover", "g", "--host", hosts.source).code == 0
     assert hosts.states(hosts.at_source) == {"g": "running"}
     assert list(tmp_path.glob(".f.*.partial")) == []
     assert hosts.journals() == []
@@ -256,7 +256,7 @@ def test_a_guest_that_is_destroyed_while_it_is_saved(hosts: Hosts, tmp_path: Pat
     process = hosts.start("save", "g", fifo, "--host", hosts.source)
     with open(fifo, "rb", buffering=0) as stream:
         wait_for(lambda: stream.read(1), "the save has begun")
-        assert toolstack("destroy", "g", "--host", hosts.source).code == 0
+        assert called("destroy", "g", "--host", hosts.source).code == 0
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err.count("the guest was destroyed") == 1, err
@@ -299,19 +299,19 @@ def test_a_guest_that_is_destroyed_when_its_file_is_whole(
     )
     assert saved.state is None
     assert hosts.journals() == []
-    assert toolstack("restore", tmp_path / "f", "--host", hosts.destination).code == 0
+    assert called("restore", tmp_path / "f", "--host", hosts.destination).code == 0
 
 
 def test_a_pipe_that_nobody_writes_to(hosts: Hosts, tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    ended = toolstack("restore", fifo, "--limit", "handshake=0.3", "--host", hosts.destination)
+    ended = called("restore", fifo, "--limit", "handshake=0.3", "--host", hosts.destination)
     assert ended.code == 1
     assert f"{fifo}: nobody has written to it within 0.3 s" in ended.line
 
 
 def test_a_directory_is_no_save_file(hosts: Hosts, tmp_path: Path) -> None:
-    ended = toolstack("restore", tmp_path, "--host", hosts.destination)
+    ended = called("restore", tmp_path, "--host", hosts.destination)
     assert ended.code == 1
     assert ended.line == f"xen-toolstack: Is a directory: {tmp_path}"
 
@@ -391,7 +391,7 @@ def test_a_killed_restore_is_not_taken_for_a_guest_that_has_come_since(
         "its helper, which may just have been starting, sees that it is alone",
     )
     hosts.at_destination.create_guest("g", 2 << 20, "idle")
-    ended = toolstack("recover", "g", "--host", hosts.destination)
+    ended = called("recover", "g", "--host", hosts.destination)
     assert ended.code == 0, ended
     assert hosts.states(hosts.at_destination) == {"g": "running"}
     assert hosts.journals() == []
