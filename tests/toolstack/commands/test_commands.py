@@ -43,7 +43,9 @@ def test_life_of_a_guest(tmp_path: Path) -> None:
         assert toolstack(command, "g", "--host", host).code == 0
         assert toolstack("list", "--host", host, "--json").json[0]["state"] == state
     assert "running" in toolstack("list", env={"XEN_TOOLSTACK_HOST": str(host)}).out
-    assert toolstack("create", "g", "--memory", "8M", "--host", host).line.endswith("already")
+    assert toolstack("create", "g", "--memory", "8M", "--host", host).line.endswith(
+        "already a guest 'g' on this host"
+    )
     assert toolstack("destroy", "g", "--host", host).code == 0
     assert toolstack("list", "--host", host, "--json").json == []
 

@@ -37,7 +37,7 @@ def test_xen_by_name_says_what_is_missing(command: tuple[str, ...]) -> None:
 def test_what_only_simulated_hosts_have(command: tuple[str, ...]) -> None:
     ended = toolstack(*command, "--host", "xen")
     assert ended.code == ExitCode.USAGE
-    assert "this is for simulated hosts; on Xen, xl does it" in ended.line
+    assert "this command is for simulated hosts; on Xen, use xl" in ended.line
 
 
 def test_another_helper_does_the_work(hosts: Hosts, tmp_path: Path) -> None:
