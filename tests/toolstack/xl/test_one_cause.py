@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import trace_lines
 from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, toolstack, wait_for
 
 CONSEQUENCES = (
@@ -42,6 +43,13 @@ def migrate(hosts: Hosts, plan: str = "", *more: object, to: str = "") -> Ended:
     return toolstack(*given, env={**os.environ, "XEN_SAVE_HELPER_FAULTS": plan})
 
 
+def causes(events: Path) -> dict[str, str]:
+    """The cause that each side tells at its end."""
+    ends = {"migrated": "here", "received": "there"}
+    lines = trace_lines.read(events)
+    return {ends[line["event"]]: line["cause"] for line in lines if line["event"] in ends}
+
+
 def receiver(hosts: Hosts) -> str:
     """As it is started over ssh: what it writes to stderr is seen, too."""
     return shlex.join([*TOOLSTACK, "receive", "--host", str(hosts.destination)])
@@ -49,20 +57,23 @@ def receiver(hosts: Hosts) -> str:
 
 @pytest.mark.parametrize("over", ["host", "command"])
 @pytest.mark.parametrize(
-    ("plan", "cause"),
+    ("plan", "cause", "kind"),
     [
-        ("source/record.libxc.PAGE_DATA:write#2=kill", "the helper was killed by signal 9"),
-        ("source/record.libxc.PAGE_DATA:write#2=enospc", "No space left on device"),
-        ("source/suspend:before-send=exit(3)", "exit status 3"),
-        ("source/record.libxc.PAGE_DATA:write#2=signal(TERM)", "SIGTERM received"),
+        ("source/record.libxc.PAGE_DATA:write#2=kill", "helper was killed by signal 9", "helper"),
+        ("source/record.libxc.PAGE_DATA:write#2=enospc", "No space left on device", "system"),
+        ("source/suspend:before-send=exit(3)", "exit status 3", "helper"),
+        ("source/record.libxc.PAGE_DATA:write#2=signal(TERM)", "SIGTERM received", "aborted"),
     ],
 )
 def test_what_fails_here_is_not_what_the_destination_sees_of_it(
-    hosts: Hosts, plan: str, cause: str, over: str
+    hosts: Hosts, tmp_path: Path, plan: str, cause: str, kind: str, over: str
 ) -> None:
     hosts.guest()
-    ended = migrate(hosts, plan, to=receiver(hosts) if over == "command" else "")
+    events = tmp_path / "events"
+    to = receiver(hosts) if over == "command" else ""
+    ended = migrate(hosts, plan, "--events", events, to=to)
     assert ended.code == 1
+    assert causes(events)["here"] == kind
     assert cause in ended.line
     assert ended.line.endswith("; the guest runs on at the source")
     assert "destination" not in ended.line
@@ -71,17 +82,22 @@ def test_what_fails_here_is_not_what_the_destination_sees_of_it(
 
 
 @pytest.mark.parametrize(
-    ("plan", "cause"),
+    ("plan", "cause", "kind"),
     [
-        ("destination/record.libxc.PAGE_DATA:read#2=kill", "the helper was killed by signal 9"),
-        ("destination/record.libxc.END:read=wrong-number", "unknown mandatory type"),
-        ("destination.controller/handshake.ready:before-send=kill", "the receiver was killed"),
+        ("destination/record.libxc.PAGE_DATA:read#2=kill", "killed by signal 9", "helper"),
+        ("destination/record.libxc.END:read=wrong-number", "unknown mandatory type", "invalid"),
+        ("destination.controller/handshake.ready:before-send=kill", "receiver was killed", None),
     ],
 )
-def test_what_fails_there_is_not_what_we_see_of_it(hosts: Hosts, plan: str, cause: str) -> None:
+def test_what_fails_there_is_not_what_we_see_of_it(
+    hosts: Hosts, tmp_path: Path, plan: str, cause: str, kind: str | None
+) -> None:
     hosts.guest()
-    ended = migrate(hosts, plan)
+    events = tmp_path / "events"
+    ended = migrate(hosts, plan, "--events", events)
     assert ended.code == 1
+    told = causes(events)
+    assert (told["here"], told.get("there")) == ("destination", kind)
     assert cause in ended.line
     assert ended.line.endswith("; the guest runs on at the source")
     for consequence in ("Broken pipe", "reset by peer", "closed the link", "partly received"):
