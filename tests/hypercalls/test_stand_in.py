@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.hypercalls.build import Release
-from tests.hypercalls.helpers import guest
+from tests.hypercalls.helpers import guest, save
 from tests.hypercalls.machine import Domain, Kind, Machine
+from xen_save_helper.ipc_schema.channel.helper_request import Engine
+from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 
 SETUP = """
 import ctypes, mmap, os, signal, sys
@@ -159,6 +161,24 @@ def test_log_dirty_mode_that_is_left_on_is_complained_about(
     code = "print(xc.xc_shadow_control(xch, 1, 2, None, 0))\nclose()"
     assert ran(code, release, complained) == ("0", "")
     assert complained.complaints() == ["domain 1 is in log-dirty mode"]
+
+
+def test_a_guest_that_keeps_writing_has_the_same_pages_dirty_after_each_round(
+    release: Release, complained: Machine, domain: Domain, tmp_path: Path
+) -> None:
+    domain.keep_writing(10)
+    told = []
+
+    def policy(stats: dict[str, int]) -> int:
+        if stats["dirty_count"] >= 0:
+            told.append(stats["dirty_count"])
+        stop = stats["iteration"] == 3
+        return PrecopyPolicy.STOP_AND_COPY if stop else PrecopyPolicy.CONTINUE_PRECOPY
+
+    done = save(tmp_path / "stream", domain, complained, release, Engine.OWN, policy=policy)
+    assert done.result == (0, 0), done.logged
+    assert told == [told[0]] * 3
+    assert 1 / 20 < told[0] / len(domain.pages()) < 1 / 5
 
 
 def test_an_unknown_hypercall_is_reported_by_number(
