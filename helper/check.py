@@ -30,6 +30,7 @@ _DEFAULTS: Final = {
     "answer_limit": f"{ANSWER_LIMIT:g}",
     "hypervisor": "xen",
     "engine": default_engine("xen"),
+    "sparse": "0",
     "missing_cpu_features": MissingCpuFeatures.REFUSE,
 }
 _UNSET: Final = "not set"

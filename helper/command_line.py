@@ -44,6 +44,8 @@ an error: without it something else would be done):
   XEN_SAVE_HELPER_HYPERVISOR        xen (the default), or sim:DIRECTORY for a simulated host
   XEN_SAVE_HELPER_ENGINE            own or libxenguest: what reads and writes the guest's memory.
                                     PV guests, Remus and COLO are always libxenguest's
+  XEN_SAVE_HELPER_SPARSE            1: pages of zeros are left out, by our own engine. Only it can
+                                    read such a stream; libxl's own helper refuses it at once
   XEN_SAVE_HELPER_DEVICE_MODEL      device_model_override of the HVM guests that are restored here,
                                     which libxl does not pass on (unchecked: skip the check); and,
                                     as an environment variable only, XEN_SAVE_HELPER_QEMU: the QEMU

@@ -218,6 +218,7 @@ def _serve_libxl(
         postcopy="postcopy_transition" in callbacks_of(given.cbflags, given.dialect)
         and given.request.back_fd >= 0,
         missing_cpu_features=settings.missing_cpu_features,
+        sparse=settings.sparse and given.request.operation is Operation.SAVE,
     )
     job = Job(
         request,

@@ -124,6 +124,8 @@ def _with_engine(
     trace.event("engine", engine=engine.value, hypervisor=request.hypervisor)
     if reason:
         _log(channel, XentoollogLevel.INFO, f"libxenguest works on {reason}")
+    if request.sparse and engine is Engine.LIBXENGUEST:
+        _log(channel, XentoollogLevel.WARN, "libxenguest does not leave out pages of zeros")
     if request.hypervisor == XEN and request.operation is Operation.RESTORE:
         from xen_save_helper.helper.hypervisors.xen import restored_model
 

@@ -47,6 +47,7 @@ class Settings(NamedTuple):
     abort_after: int | None = None
     device_model: str = ""
     engine: Engine | None = None
+    sparse: bool = False
     missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE
 
 
@@ -164,6 +165,12 @@ def _number_from(least: int) -> Callable[[str], int]:
     return number
 
 
+def _flag(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError("1, or 0")
+    return text == "1"
+
+
 def _engine(text: str) -> Engine:
     try:
         return Engine(text)
@@ -201,5 +208,6 @@ _KINDS: Final[Mapping[str, Callable[[str], object]]] = {
     f"{PREFIX}ABORT_AFTER": _number_from(1),
     f"{PREFIX}DEVICE_MODEL": str,
     f"{PREFIX}ENGINE": _engine,
+    f"{PREFIX}SPARSE": _flag,
     f"{PREFIX}MISSING_CPU_FEATURES": _missing_cpu_features,
 }

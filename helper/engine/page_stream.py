@@ -24,6 +24,7 @@ from xen_save_helper.helper.engine.stream_io import (
     advance,
     take,
 )
+from xen_save_helper.helper.engine.zero_pages import find_zero_pages, without
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, Pfns
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.page_lists import (
@@ -35,6 +36,7 @@ from xen_save_helper.ipc_schema.streams.page_lists import (
     encode_entries,
     encode_page_list_header,
 )
+from xen_save_helper.ipc_schema.streams.page_types import PageType
 from xen_save_helper.ipc_schema.streams.records import encode_record_header
 
 MAX_BATCH_SIZE = 1024
@@ -88,9 +90,10 @@ class PageWriter:
         self._domain = domain
         self._out = out
 
-    def prepare(self, record: int, pfns: Pfns) -> Batch:
+    def prepare(self, record: int, pfns: Pfns, *, sparse: bool = False) -> Batch:
         """Make records of number `record`, each of MAX_BATCH_SIZE pages but for the last: query the
-        pages' types and map them. The batch must be sent or released.
+        pages' types and map them. `sparse`: pages of zeros are XALLOC. The batch must be sent or
+        released.
 
         It is for the first of `pfns` only if some have contents: at most MAPPED_AT_ONCE, or those
         of the records before the first that has contents.
@@ -113,8 +116,14 @@ class PageWriter:
                     raise
                 types = now
                 mask = contents_mask(types)
-        buffers = _records(record, encode_entries(pfns, types), mask, views)
-        return Batch(pfns, buffers, views, len(present))
+        contents = views
+        if sparse and views:
+            zero = find_zero_pages(views)
+            contents = without(views, zero)
+            types[np.flatnonzero(mask)[zero]] = PageType.XALLOC
+            mask = contents_mask(types)
+        buffers = _records(record, encode_entries(pfns, types), mask, contents)
+        return Batch(pfns, buffers, views, int(np.count_nonzero(mask)))
 
     def send(self, batch: Batch) -> None:
         """Write a batch and release it, even if writing fails."""
@@ -160,7 +169,13 @@ class MapAhead:
     _DEPTH = 2
 
     def __init__(
-        self, pages: PageWriter, record: int, dirty: Bitmap, *, single: bool = False
+        self,
+        pages: PageWriter,
+        record: int,
+        dirty: Bitmap,
+        *,
+        single: bool = False,
+        sparse: bool = False,
     ) -> None:
         """With `single` a batch is one record."""
         self._pages = pages
@@ -168,6 +183,7 @@ class MapAhead:
         self._mapped_at_once = MAX_BATCH_SIZE if single else MAPPED_AT_ONCE
         self._listed_at_once = MAX_BATCH_SIZE if single else _LISTED_AT_ONCE
         self._dirty = dirty
+        self._sparse = sparse
         self._stopping = False
         self._room: SimpleQueue[None] = SimpleQueue()
         self._ready: SimpleQueue[Batch | Exception | None] = SimpleQueue()
@@ -218,7 +234,7 @@ class MapAhead:
                 self._room.get()
                 if self._stopping:
                     break
-                batch = self._pages.prepare(self._record, pfns)
+                batch = self._pages.prepare(self._record, pfns, sparse=self._sparse)
                 position = int(batch.pfns[-1]) + 1
                 at_once = self._mapped_at_once if batch.pages else self._listed_at_once
                 self._ready.put(batch)

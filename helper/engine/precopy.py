@@ -79,14 +79,16 @@ class Rounds:
         self._pages = pages
         self._reporter = environment.reporter
         self._statistics = environment.statistics
+        self._sparse = environment.job.request.sparse
         self._iteration = 0
         self._total_written = 0
         self._page_data = record_number(RecordType.PAGE_DATA, VERSION)
 
-    def send_all_pages(self, doing_what: str) -> None:
-        """Send all pages of a suspended domain."""
+    def send_all_pages(self, doing_what: str, *, sparse: bool = False) -> None:
+        """Send all pages of a suspended domain; `sparse`: those of zeros without contents, if this
+        stream has not carried them before."""
         self.dirty[:] = True
-        self._round(doing_what, self.p2m_size, None)
+        self._round(doing_what, self.p2m_size, None, sparse=sparse)
 
     def send_final(self, doing_what: str) -> None:
         """Send the dirty pages of a suspended domain."""
@@ -98,7 +100,9 @@ class Rounds:
         self.dirty[:] = True
         dirty_count = self.p2m_size
         while True:
-            decision = self._round(f"Frames iteration {self._iteration}", dirty_count, policy)
+            doing_what = f"Frames iteration {self._iteration}"
+            sparse = self._sparse and not self._iteration
+            decision = self._round(doing_what, dirty_count, policy, sparse=sparse)
             if decision is not PrecopyPolicy.CONTINUE_PRECOPY:
                 return decision
             self._iteration += 1
@@ -124,7 +128,9 @@ class Rounds:
             )
         return decision
 
-    def _round(self, doing_what: str, entries: int, policy: Policy | None) -> PrecopyPolicy:
+    def _round(
+        self, doing_what: str, entries: int, policy: Policy | None, *, sparse: bool = False
+    ) -> PrecopyPolicy:
         """Send the dirty pages batch by batch. If the policy ends the round early, the rest is left
         to the next phase."""
         started = time.monotonic()
@@ -133,7 +139,9 @@ class Rounds:
         contents = 0
         # A controller is asked before every record; our own rules need not look so often.
         single = policy is not None and self._reporter.provides("precopy_policy")
-        with MapAhead(self._pages, self._page_data, self.dirty, single=single) as ahead:
+        with MapAhead(
+            self._pages, self._page_data, self.dirty, single=single, sparse=sparse
+        ) as ahead:
             while ahead.more():
                 if policy is not None:
                     decision = self._ask(policy, UNKNOWN)

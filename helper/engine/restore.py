@@ -18,6 +18,7 @@ from xen_save_helper.helper.engine.restore_order import POSTCOPY_RECORDS, Record
 from xen_save_helper.helper.engine.stream_io import StreamInput
 from xen_save_helper.helper.hypervisors import interface
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Domain, Pfns
+from xen_save_helper.helper.hypervisors.runs import runs_of
 from xen_save_helper.helper.job import RestoreResults
 from xen_save_helper.ipc_schema.channel.messages import StreamType, XentoollogLevel
 from xen_save_helper.ipc_schema.errors import DecodeError
@@ -32,6 +33,7 @@ from xen_save_helper.ipc_schema.streams.libxc_stream import (
     decode_image_header,
 )
 from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
+from xen_save_helper.ipc_schema.streams.page_types import PageType
 from xen_save_helper.ipc_schema.streams.phases import HEADERS, Stage
 from xen_save_helper.ipc_schema.streams.records import (
     HEADER_SIZE,
@@ -73,6 +75,7 @@ class _Restore:
         self._msr = b""
         self._context: bytes | None = None
         self._cleared: set[int] = set()
+        self._sparse = False
         self._mismatches = 0
         self._given = 0
         self._postcopy: PostcopyReceiver | None = None
@@ -130,6 +133,7 @@ class _Restore:
             RecordType.PAGE_DATA: self._page_data,
             RecordType.X86_CPUID_POLICY: self._cpuid_policy,
             RecordType.X86_MSR_POLICY: self._msr_policy,
+            RecordType.SPARSE: self._sparse_begins,
             RecordType.STATIC_DATA_END: self._static_data_end,
             RecordType.X86_TSC_INFO: self._tsc_info,
             RecordType.HVM_CONTEXT: self._hvm_context,
@@ -197,6 +201,10 @@ class _Restore:
     def _msr_policy(self, length: int) -> None:
         self._msr = self._body(RecordType.X86_MSR_POLICY, length)
 
+    def _sparse_begins(self, length: int) -> None:
+        self._decoded(RecordType.SPARSE, length)
+        self._sparse = True
+
     def _static_data_end(self, length: int) -> None:
         self._decoded(RecordType.STATIC_DATA_END, length)
         self._static_data_complete()
@@ -220,6 +228,9 @@ class _Restore:
     def _page_data(self, length: int) -> None:
         pfns, types, pages = read_page_list(self._reader, length, "PAGE_DATA")
         self._physmap.populate(pfns, types, self._reader.offset)
+        if self._sparse:
+            for first, count, _ in runs_of(pfns[types == PageType.XALLOC]):
+                self._domain.clear_pages(first, count)
         present = pfns if pages == len(pfns) else pfns[contents_mask(types)]
         if not pages:
             return
@@ -295,7 +306,7 @@ class _Restore:
                 if index == hvm_params.CONSOLE_PFN:
                     self._domain.console_init(value)
                 else:
-                    self._domain.clear_page(value)
+                    self._domain.clear_pages(value)
                 self._cleared.add(value)
             self._domain.hvm_param_set(index, value)
 

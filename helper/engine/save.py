@@ -124,6 +124,8 @@ class _Save:
             self._write_record(RecordType.X86_CPUID_POLICY, cpuid)
         if msr:
             self._write_record(RecordType.X86_MSR_POLICY, msr)
+        if self._request.sparse:
+            self._write_record(RecordType.SPARSE)
         self._write_record(RecordType.STATIC_DATA_END)
         return Outcome.LIVE if self._live else Outcome.NON_LIVE
 
@@ -159,7 +161,7 @@ class _Save:
 
     def _stop_and_copy(self) -> Outcome:
         if not self._live:
-            self._rounds.send_all_pages("Frames")
+            self._rounds.send_all_pages("Frames", sparse=self._request.sparse)
             return Outcome.DONE
         self._rounds.send_final("Final precopy iteration")
         return Outcome.DEBUG if self._request.xcflags & XCFlags.DEBUG else Outcome.DONE

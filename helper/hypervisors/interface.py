@@ -169,8 +169,8 @@ class Domain(ControlledDomain, Protocol):
         """xc_get_system_cpu_policy: the CPUID leaves of everything that a guest of its kind may be
         offered on this host."""
 
-    def clear_page(self, pfn: int) -> None:
-        """xc_clear_domain_page: empty a ring that the old host shared."""
+    def clear_pages(self, pfn: int, count: int = 1) -> None:
+        """xc_clear_domain_pages: fill `count` pages from `pfn` on with zeros."""
 
     def console_init(self, pfn: int) -> None:
         """xc_dom_console_init: initialise the console's ring, to which nobody is connected. Before

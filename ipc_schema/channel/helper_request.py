@@ -48,6 +48,7 @@ class HelperRequest(NamedTuple):
     bandwidth: int = 0
     postcopy: bool = False
     missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE
+    sparse: bool = False
 
 
 OF_THE_CHANNEL = frozenset({"proof", "cbflags"})

@@ -188,12 +188,14 @@ _ROWS: Final = (
              "STRING operation, bytes proof, int io_fd, int back_fd, u32 domid, unsigned xcflags, "
              "unsigned long cbflags, unsigned stream_type, u32 store_evtchn, u32 store_domid, "
              "u32 console_evtchn, u32 console_domid, STRING hypervisor, STRING engine, "
-             "unsigned long bandwidth, bool postcopy, STRING missing_cpu_features",
+             "unsigned long bandwidth, bool postcopy, STRING missing_cpu_features, "
+             "bool sparse",
              Sender.CONTROLLER, _BOTH,
              "What to do; the fields of libxl's command line, the hypervisor to work on "
              "(`sim:DIRECTORY` or `xen`), the engine, a limit of the stream in bytes a second "
              "(0 none), whether the peer and the caller admit postcopy, and what a restore does "
-             "with a guest that was offered more than the host's CPU has (a `MissingCpuFeatures`). "
+             "with a guest that was offered more than the host's CPU has (a `MissingCpuFeatures`); "
+             "whether a save may leave out pages of zeros. "
              "`back_fd` is recv_fd for a save, send_back_fd for a restore; a callback's bit in "
              "`cbflags` is its number in the postcopy series, or, for those that the series lacks, "
              f"one of {_BITS_BEYOND_THE_SERIES}."),

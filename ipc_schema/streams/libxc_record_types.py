@@ -3,6 +3,11 @@
 The postcopy series numbered its records 0x10 to 0x16 in version 2. Mainline has since given the
 first of these numbers to other records, in version 3; there postcopy's are 0x40000010 to
 0x40000016, with bit 31 clear so that a reader without postcopy refuses such a stream.
+
+SPARSE is this project's own. Xen does not scrub what a living domain gives back, so a reader that
+takes "allocate only" at its word can leave another domain's old data where the guest had zeros. A
+stream in which XALLOC means zeros therefore begins with a mandatory record that such a reader does
+not know.
 """
 
 from __future__ import annotations
@@ -49,11 +54,18 @@ class RecordType(IntEnum):
     POSTCOPY_PAGE_DATA = 0x40000014
     POSTCOPY_FAULT = 0x40000015
     POSTCOPY_COMPLETE = 0x40000016
+    SPARSE = 0x40000020
+    """Ours: XALLOC pages hold zeros. It stands among the static data."""
 
 
 _POSTCOPY_BIT: Final = 0x40000000
 _ONLY_VERSION_3: Final = frozenset(
-    {RecordType.STATIC_DATA_END, RecordType.X86_CPUID_POLICY, RecordType.X86_MSR_POLICY}
+    {
+        RecordType.STATIC_DATA_END,
+        RecordType.X86_CPUID_POLICY,
+        RecordType.X86_MSR_POLICY,
+        RecordType.SPARSE,
+    }
 )
 _NUMBERS: Final[Mapping[int, Mapping[RecordType, int]]] = {
     2: {kind: kind & ~_POSTCOPY_BIT for kind in RecordType if kind not in _ONLY_VERSION_3},

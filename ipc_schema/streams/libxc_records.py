@@ -108,6 +108,7 @@ BODIES: Final[Mapping[RecordType, BodyFormat]] = {
     RecordType.POSTCOPY_TRANSITION: _NOTHING,
     RecordType.POSTCOPY_FAULT: BodyFormat(_PAGE_LIST_LENGTHS, encode_faults, decode_faults),
     RecordType.POSTCOPY_COMPLETE: _NOTHING,
+    RecordType.SPARSE: _NOTHING,
 }
 WITH_CONTENTS: Final = frozenset(RecordType) - frozenset(BODIES)
 """PAGE_DATA and POSTCOPY_PAGE_DATA: a page list, then PAGE_SIZE bytes for each page with

@@ -28,8 +28,10 @@ MANDATORY_KNOWN: Final = MANDATORY_JSON | MANDATORY_STREAM_V2
 OPTIONAL_VERDICT: Final = 1 << 31
 """Ours: the sender reads a verdict (`xl_handshake.VERDICT`) before it sends the stream."""
 OPTIONAL_POSTCOPY: Final = 1 << 30
-"""Ours: the sender may ask for a postcopy transition. xl has no optional flags so far and ignores
-unknown ones; these two are far from any it is likely to add."""
+"""Ours: the sender may ask for a postcopy transition."""
+OPTIONAL_SPARSE: Final = 1 << 29
+"""Ours: the libxc stream leaves out pages of zeros. xl has no optional flags so far and ignores
+unknown ones; these three are far from any it is likely to add."""
 MAX_OPTIONAL_DATA: Final = 16 << 20
 """xl has no limit. A configuration has some KiB; firmware and device trees are not part of it."""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tests.helper.libxl_side import Libxl, cbflags, started
@@ -68,12 +69,17 @@ def answered(libxl: Libxl, **answers: Answer) -> Done:
 
 @contextmanager
 def _helper(
-    arguments: HelperArguments, release: Release, machine: Machine, engine: Engine
+    arguments: HelperArguments,
+    release: Release,
+    machine: Machine,
+    engine: Engine,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Libxl]:
     environment = {
         **release.environment,
         **machine.environment,
         "XEN_SAVE_HELPER_ENGINE": engine.value,
+        **settings,
     }
     with started(arguments, "xen", loader=release.loader, **environment) as libxl:
         yield libxl
@@ -87,6 +93,7 @@ def save(
     engine: Engine = Engine.LIBXENGUEST,
     *,
     policy: Answer | None = None,
+    sparse: bool = False,
 ) -> Done:
     """Save into a file, live if there is a policy."""
     names = ["suspend", "switch_qemu_logdirty", *(["precopy_policy"] if policy else [])]
@@ -99,7 +106,8 @@ def save(
         xcflags = XCFlags.LIVE if policy else 0
         request = HelperRequest(Operation.SAVE, domain.domid, file.fileno(), xcflags=xcflags)
         arguments = HelperArguments(request, DIALECT, cbflags(DIALECT, *names))
-        with _helper(arguments, release, machine, engine) as libxl:
+        settings = {"XEN_SAVE_HELPER_SPARSE": str(int(sparse))}
+        with _helper(arguments, release, machine, engine, settings) as libxl:
             return run(
                 libxl,
                 suspend=suspend,

@@ -36,6 +36,9 @@ ROUNDS: Final = 3
 
 SUPERPAGE: Final = 512
 
+ROOM_FOR_LISTS: Final = 9 << 20
+"""For 8 bytes for each pfn below 4 GiB, and what else there is beside pages."""
+
 
 @pytest.fixture(params=Engine)
 def engine(request: pytest.FixtureRequest) -> Engine:
@@ -198,6 +201,62 @@ def test_memory_without_superpages_left(
     assert_same(source, destination)
     whole = pages_by_order(source.pages())
     assert destination.populated == {0: whole[0] + SUPERPAGE, 9: whole[9] - 1}
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_pages_of_zeros_are_left_out(
+    release: Release, machine: Machine, destination: Domain, stream: Path, *, live: bool
+) -> None:
+    """Fresh pages are full of another guest's data: those that are not cleared would show it."""
+    source = guest(machine, 1, [range(0x1000)])
+    zero = [*range(0x300, 0x700), 0x801]
+    source.memory[zero] = 0
+    # Not zeros, though nearly.
+    source.memory[0x900] = 0
+    source.write(0x900, b"x", PAGE - 1)
+
+    def policy(stats: dict[str, Any]) -> int:
+        if stats["iteration"] == 0:
+            # One is no longer zeros, one has become zeros: both have been or will be sent.
+            source.write(0x301, b"written")
+            source.write(0x10, bytes(PAGE))
+            return PrecopyPolicy.CONTINUE_PRECOPY
+        return PrecopyPolicy.STOP_AND_COPY
+
+    decides = policy if live else None
+    done = save(stream, source, machine, release, Engine.OWN, sparse=True, policy=decides)
+    assert done.result == (0, 0), done.logged
+    assert stream.stat().st_size < (len(source.pages()) - 0x3F0) * PAGE + ROOM_FOR_LISTS
+    with stream.open("rb") as file:
+        told = [entry.summary["types"] for entry in inspect(file) if "types" in entry.summary]
+    assert sum(types.get("XALLOC", 0) for types in told) >= 0x400
+
+    done = restore(stream, destination, machine, release, Engine.OWN)
+    assert done.result == (0, 0), done.logged
+    assert_same(source, destination)
+    assert destination.populated[9] == 0x1000 // SUPERPAGE
+
+
+def test_libxenguest_refuses_a_stream_without_its_zeros(
+    release: Release, machine: Machine, source: Domain, destination: Domain, stream: Path
+) -> None:
+    source.memory[0x200:0x400] = 0
+    assert save(stream, source, machine, release, Engine.OWN, sparse=True).result == (0, 0)
+    done = restore(stream, destination, machine, release)
+    assert done.retval == -1
+    assert any("0x40000020" in line for line in done.logged), done.logged
+    assert "XENMEM_populate_physmap" not in machine.counts
+
+
+def test_libxenguest_leaves_nothing_out(
+    release: Release, machine: Machine, source: Domain, destination: Domain, stream: Path
+) -> None:
+    source.memory[0x200:0x400] = 0
+    done = save(stream, source, machine, release, sparse=True)
+    assert done.result == (0, 0)
+    assert "libxenguest does not leave out pages of zeros" in done.logged
+    assert restore(stream, destination, machine, release).result == (0, 0)
+    assert_same(source, destination)
 
 
 def test_a_running_guest_whose_scattered_pages_are_copied(

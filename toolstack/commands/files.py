@@ -38,6 +38,7 @@ def save(arguments: argparse.Namespace) -> int:
                     file,
                     checkpoint=arguments.checkpoint,
                     leave_paused=arguments.paused,
+                    sparse=arguments.sparse,
                 )
             )
         )

@@ -81,6 +81,7 @@ def _options(arguments: argparse.Namespace) -> MigrateOptions:
             paused=arguments.paused,
             config=config,
             debug=arguments.debug,
+            sparse=arguments.sparse,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error

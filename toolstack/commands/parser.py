@@ -172,6 +172,14 @@ _SHARED: Final[Mapping[str, Sequence[str]]] = {
 """The shared options of each command: those that have an effect on it."""
 
 
+def _add_sparse(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sparse",
+        action="store_true",
+        help="leave out pages of zeros; only our own engine restores such a stream",
+    )
+
+
 def _add_guest_commands(command: Adder) -> None:
     init = command("init", "guests:init", "make a directory a simulated host, with no guests")
     init.add_argument("directory", nargs="?", metavar="DIR", help="instead of --host")
@@ -216,6 +224,7 @@ def _add_file_commands(command: Adder) -> None:
     save.add_argument("file", metavar="FILE", help="`-` is stdout")
     save.add_argument("-c", "--checkpoint", action="store_true", help="let the guest run on")
     save.add_argument("-p", "--paused", action="store_true", help="leave the guest paused")
+    _add_sparse(save)
 
     restore = command("restore", "files:restore", "restore a guest from a file")
     restore.add_argument("file", metavar="FILE", help="`-` is stdin")
@@ -274,6 +283,7 @@ def _add_migration_commands(command: Adder) -> None:
         help="end precopy at N dirty pages (default: 50)",
     )
     _add_bandwidth(migrate)
+    _add_sparse(migrate)
     migrate.add_argument(
         "-p", "--paused", action="store_true", help="leave the guest paused at the destination"
     )

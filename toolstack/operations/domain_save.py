@@ -44,10 +44,12 @@ async def domain_suspend(
     flags: int = 0,
     *,
     bandwidth: int = 0,
+    sparse: bool = False,
     on_end: Callable[[SaveResult], object] = not_told,
 ) -> SaveResult:
     """Save the domain into `fd` and leave it suspended. `flags` are SUSPEND_*; `bandwidth` limits
-    the stream (bytes a second, 0 for no limit). It never makes a postcopy transition, and never
+    the stream (bytes a second, 0 for no limit); `sparse` leaves out pages of zeros, which makes a
+    stream that only our own engine restores. It never makes a postcopy transition, and never
     resumes the domain: the caller does.
 
     It works on a duplicate of `fd` from its first step on: the caller may close the original, or
@@ -63,7 +65,7 @@ async def domain_suspend(
     `on_end` is called with the result in any case, before that: after a cancellation it is the only
     way to learn whether the domain is suspended.
     """
-    parameters = suspend_parameters(ctx, domid, fd, flags, bandwidth)
+    parameters = suspend_parameters(ctx, domid, fd, flags, bandwidth, sparse=sparse)
     return await _save_alone(ctx, parameters, on_end)
 
 
@@ -77,6 +79,7 @@ async def domain_live_migrate(
     *,
     precopy: PrecopyLimits = LIBXL_PRECOPY,
     bandwidth: int = 0,
+    sparse: bool = False,
     on_transition: Callable[[], None] = _nothing,
     admitted: bool = True,
     on_end: Callable[[SaveResult], object] = not_told,
@@ -102,6 +105,7 @@ async def domain_live_migrate(
         memory_strategy,
         precopy=precopy,
         bandwidth=bandwidth,
+        sparse=sparse,
         on_transition=on_transition,
         admitted=admitted,
     )
@@ -109,7 +113,7 @@ async def domain_live_migrate(
 
 
 def suspend_parameters(
-    ctx: Context, domid: int, fd: int, flags: int, bandwidth: int
+    ctx: Context, domid: int, fd: int, flags: int, bandwidth: int, *, sparse: bool
 ) -> SaveParameters:
     """Check the arguments of `domain_suspend`. Raises TypeError, ValueError."""
     request = HelperRequest(
@@ -120,6 +124,7 @@ def suspend_parameters(
         hypervisor=arguments.instance("ctx", ctx, Context).hypervisor,
         engine=ctx.engine,
         bandwidth=arguments.bandwidth(bandwidth),
+        sparse=arguments.instance("sparse", sparse, bool),
     )
     return SaveParameters(request, MemoryStrategy.DEFAULT, LIBXL_PRECOPY, _nothing)
 
@@ -134,6 +139,7 @@ def live_migrate_parameters(
     *,
     precopy: PrecopyLimits,
     bandwidth: int,
+    sparse: bool,
     on_transition: Callable[[], None],
     admitted: bool = True,
 ) -> SaveParameters:
@@ -147,6 +153,7 @@ def live_migrate_parameters(
         hypervisor=arguments.instance("ctx", ctx, Context).hypervisor,
         engine=ctx.engine,
         bandwidth=arguments.bandwidth(bandwidth),
+        sparse=arguments.instance("sparse", sparse, bool),
         postcopy=memory_strategy is MemoryStrategy.POSTCOPY,
     )
     return SaveParameters(
@@ -188,14 +195,20 @@ async def save_domain(ctx: Context, parameters: SaveParameters) -> SaveResult:
     cancellation aborts the save and is absorbed."""
     request = parameters.request
     if problem := beyond_helper(
-        ctx, postcopy=request.postcopy, bandwidth=request.bandwidth, precopy=parameters.precopy
+        ctx,
+        postcopy=request.postcopy,
+        bandwidth=request.bandwidth,
+        sparse=request.sparse,
+        precopy=parameters.precopy,
     ):
         return _refused(Error.INVAL, problem)
     operation = SaveOperation(ctx, parameters)
     return await absorb(operation.run(), operation.cancel)
 
 
-def beyond_helper(ctx: Context, *, postcopy: bool, bandwidth: int, precopy: PrecopyLimits) -> str:
+def beyond_helper(
+    ctx: Context, *, postcopy: bool, bandwidth: int, sparse: bool, precopy: PrecopyLimits
+) -> str:
     """What the helper cannot do of what is asked for; "" if it can do it all. A refusal is better
     than leaving something undone in silence."""
     program = ctx.program
@@ -203,12 +216,23 @@ def beyond_helper(ctx: Context, *, postcopy: bool, bandwidth: int, precopy: Prec
         return "a real guest cannot be migrated by postcopy"
     if bandwidth and ctx.engine is Engine.LIBXENGUEST:
         return f"libxenguest has no bandwidth limit; the engine {Engine.OWN} has one"
+    if sparse and (problem := beyond_sparse(ctx)):
+        return problem
     if (
         isinstance(program, PipeHelper)
         and program.dialect not in CATALOGUE["precopy_policy"].numbers
         and precopy != LIBXL_PRECOPY
     ):
         return f"{program.path} does not ask for a precopy policy: it follows libxc's own"
+    return ""
+
+
+def beyond_sparse(ctx: Context) -> str:
+    """Why the helper neither writes nor reads sparse streams; "" if it does."""
+    if isinstance(ctx.program, PipeHelper):
+        return f"{ctx.program.path} may know nothing of pages that are left out"
+    if ctx.engine is Engine.LIBXENGUEST:
+        return f"libxenguest leaves out no pages; the engine {Engine.OWN} does"
     return ""
 
 

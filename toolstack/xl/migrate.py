@@ -196,7 +196,11 @@ class _Sending(HandshakeSide[Sender]):
         options = self._options
         postcopy = options.strategy is MemoryStrategy.POSTCOPY
         if problem := beyond_helper(
-            self._ctx, postcopy=postcopy, bandwidth=options.bandwidth, precopy=options.precopy
+            self._ctx,
+            postcopy=postcopy,
+            bandwidth=options.bandwidth,
+            sparse=options.sparse,
+            precopy=options.precopy,
         ):
             # Before the destination is asked.
             self._fail(Error.INVAL, problem)
@@ -214,11 +218,21 @@ class _Sending(HandshakeSide[Sender]):
         return Event.OK
 
     def _optional_flags(self) -> int:
-        """Ask for a verdict if the receiver must be ours: only ours takes a simulated guest or does
-        postcopy. xl's sends no verdict."""
+        """Ask for a verdict if the receiver must be ours: only ours takes a simulated guest, does
+        postcopy, or restores a sparse stream. xl's sends no verdict."""
+        flags = 0
         if self._options.strategy is MemoryStrategy.POSTCOPY:
-            return xl_header.OPTIONAL_VERDICT | xl_header.OPTIONAL_POSTCOPY
-        return 0 if self._ctx.hypervisor == XEN else xl_header.OPTIONAL_VERDICT
+            flags |= xl_header.OPTIONAL_POSTCOPY
+        if self._options.sparse:
+            flags |= xl_header.OPTIONAL_SPARSE
+        return flags | xl_header.OPTIONAL_VERDICT if flags or self._ctx.hypervisor != XEN else 0
+
+    @property
+    def _asked_for(self) -> str:
+        """What no receiver of xl's has; "" if nothing was asked for."""
+        if self._options.strategy is MemoryStrategy.POSTCOPY:
+            return "postcopy"
+        return "sparse streams" if self._options.sparse else ""
 
     async def _read_verdict(self) -> Event:
         if not self._optional_flags():
@@ -227,11 +241,12 @@ class _Sending(HandshakeSide[Sender]):
             verdict = await self._link.hear_verdict()
         except (link.LinkError, DecodeError) as error:
             gone = why(error).cause is Cause.PEER
-            if gone or self._options.strategy is not MemoryStrategy.POSTCOPY:
+            asked = self._asked_for
+            if gone or not asked:
                 raise
             raise link.LinkError(
                 errno_of(error),
-                "the receiver did not say whether it can do postcopy; xl's cannot "
+                f"the receiver did not say whether it can do {asked}; xl's cannot "
                 f"({message_of(error)})",
             ) from error
         if verdict.rc:
@@ -256,6 +271,7 @@ class _Sending(HandshakeSide[Sender]):
                     self._options.strategy,
                     precopy=self._options.precopy,
                     bandwidth=self._options.bandwidth,
+                    sparse=self._options.sparse,
                     on_transition=self._transition_begins,
                     admitted=self._admitted,
                 ),

@@ -44,7 +44,8 @@ Destination = HostDestination | CommandDestination
 class MigrateOptions:
     """How to migrate. `bandwidth`: bytes per second at most, 0 for no limit. `paused`: the guest
     stays paused at the destination. `config`: sent instead of the domain's own configuration.
-    `debug`: SUSPEND_DEBUG, all memory is sent again and compared.
+    `debug`: SUSPEND_DEBUG, all memory is sent again and compared. `sparse`: leave
+    out pages of zeros; the receiver must be ours.
 
     Raises TypeError and ValueError for invalid options and combinations.
     """
@@ -55,11 +56,13 @@ class MigrateOptions:
     paused: bool = False
     config: Mapping[str, Any] | None = None
     debug: bool = False
+    sparse: bool = False
 
     def __post_init__(self) -> None:
         arguments.instance("strategy", self.strategy, MemoryStrategy)
         arguments.instance("precopy", self.precopy, PrecopyLimits)
         arguments.bandwidth(self.bandwidth)
+        arguments.instance("sparse", self.sparse, bool)
         if self.config is not None:
             arguments.configuration(self.config)
         if self.strategy is not MemoryStrategy.POSTCOPY:

@@ -19,6 +19,7 @@ from xen_save_helper.toolstack.aio import blocking, descriptors
 from xen_save_helper.toolstack.cancellation import end_in_order, not_told
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.operations.domain_restore import restore_domain, restore_parameters
+from xen_save_helper.toolstack.operations.domain_save import beyond_sparse
 from xen_save_helper.toolstack.operations.own_stream import OwnStream
 from xen_save_helper.toolstack.rules import arguments, handshake
 from xen_save_helper.toolstack.rules.cause import message_of
@@ -212,6 +213,8 @@ class _Receiving(HandshakeSide[Receiver]):
         host = self._ctx.host
         if problem := host.why_not_create(self._config):
             return f"the domain {self._incoming} cannot be created: {problem}"
+        if self._flags & xl_header.OPTIONAL_SPARSE and (problem := beyond_sparse(self._ctx)):
+            return problem
         if not self._flags & xl_header.OPTIONAL_POSTCOPY:
             return ""
         if self._leave_paused:

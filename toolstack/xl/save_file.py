@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ from xen_save_helper.toolstack.cancellation import end_in_order, not_told
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import Statistics
 from xen_save_helper.toolstack.operations.domain_save import save_domain, suspend_parameters
-from xen_save_helper.toolstack.operations.save import SaveResult
+from xen_save_helper.toolstack.operations.save import SaveParameters, SaveResult
 from xen_save_helper.toolstack.operations.settle import (
     DEAD,
     check_can_suspend,
@@ -66,10 +67,12 @@ async def save(
     checkpoint: bool = False,
     leave_paused: bool = False,
     bandwidth: int = 0,
+    sparse: bool = False,
     on_end: Callable[[Saved], object] = not_told,
 ) -> Saved:
     """Save a domain into `file`, a path or a descriptor open for writing, then destroy it;
-    `checkpoint` lets it run on, `leave_paused` leaves it here, paused.
+    `checkpoint` lets it run on, `leave_paused` leaves it here, paused; `bandwidth` and `sparse`
+    are those of `domain_suspend`.
 
     Raises TypeError and ValueError for invalid arguments, ProcessLookupError if there is no such
     domain, GuestStateError for a guest that cannot suspend (paused, crashed, …): nothing is touched
@@ -90,6 +93,7 @@ async def save(
         checkpoint=checkpoint,
         leave_paused=leave_paused,
         bandwidth=bandwidth,
+        sparse=arguments.instance("sparse", sparse, bool),
     )
     return await end_in_order(work, on_end)
 
@@ -102,6 +106,7 @@ async def _save(
     checkpoint: bool,
     leave_paused: bool,
     bandwidth: int,
+    sparse: bool,
 ) -> Saved:
     """Save without `end_in_order`: a cancellation ends the save as a SaveFileError."""
     row = row_of_domain(ctx.host, domid)
@@ -130,7 +135,8 @@ async def _save(
         except OSError:
             journal.close()
             raise
-        result = await _write(ctx, domid, target, config, journal, bandwidth, keep=keep)
+        how = partial(suspend_parameters, flags=0, bandwidth=bandwidth, sparse=sparse)
+        result = await _write(ctx, domid, target, config, journal, how, keep=keep)
         if not keep:
             with contextlib.suppress(ProcessLookupError):  # somebody else has destroyed it
                 ctx.host.destroy(domid)
@@ -149,7 +155,7 @@ async def _write(
     target: SaveTarget,
     config: bytes,
     journal: Journal,
-    bandwidth: int,
+    how: Callable[[Context, int, int], SaveParameters],
     *,
     keep: bool,
 ) -> SaveResult:
@@ -166,7 +172,7 @@ async def _write(
                 limit=ctx.limits.stream_stall,
                 what=path,
             )
-            result = await save_domain(ctx, suspend_parameters(ctx, domid, target.fd, 0, bandwidth))
+            result = await save_domain(ctx, how(ctx, domid, target.fd))
             may_suspend = result.suspended
             if result.rc:
                 raise SaveFileError(result.reason or rc_name(result.rc))

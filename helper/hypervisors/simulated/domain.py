@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,7 @@ from xen_save_helper.helper.hypervisors.interface import (
     Pfns,
     TscInfo,
 )
+from xen_save_helper.helper.hypervisors.runs import runs_of
 from xen_save_helper.helper.hypervisors.simulated import control, layout
 from xen_save_helper.helper.hypervisors.simulated.domain_files import (
     check_host,
@@ -24,7 +26,6 @@ from xen_save_helper.helper.hypervisors.simulated.domain_files import (
 from xen_save_helper.helper.hypervisors.simulated.layout import P2M, PAGE_SIZE
 from xen_save_helper.helper.hypervisors.simulated.open_domain import ANSWER_LIMIT, OpenDomain
 from xen_save_helper.helper.hypervisors.simulated.paging import open_paging
-from xen_save_helper.helper.hypervisors.simulated.runs import runs_of
 from xen_save_helper.ipc_schema.streams.cpu_features import all_but
 
 PFINFO_XTAB: Final = 0xF << 28
@@ -168,15 +169,15 @@ class SimulatedDomain(OpenDomain):
         domain.nr_pages += len(new)
         domain.maximum_gpfn = max(domain.maximum_gpfn, highest)
 
-    def clear_page(self, pfn: int) -> None:
-        """Raises EINVAL if there is no page."""
-        (view,) = self.foreign_map(np.array([pfn], np.uint64), writable=True)
-        view[:] = bytes(PAGE_SIZE)
-        self.foreign_unmap([view])
+    def clear_pages(self, pfn: int, count: int = 1) -> None:
+        """Give their memory back. Raises EINVAL if one of them does not exist."""
+        if not self._populated(np.arange(pfn, pfn + count, dtype=np.uint64)):
+            raise OSError(errno.EINVAL, f"pfn {pfn:#x} of domain {self.domid} has no page")
+        self.shared.memory.madvise(mmap.MADV_REMOVE, pfn * PAGE_SIZE, count * PAGE_SIZE)
 
     def console_init(self, pfn: int) -> None:
         """A simulated guest has no console backend: the page is cleared."""
-        self.clear_page(pfn)
+        self.clear_pages(pfn)
 
     def gnttab_seed(
         self, *, console_gfn: int, store_gfn: int, console_domid: int, store_domid: int

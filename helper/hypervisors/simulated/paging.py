@@ -18,9 +18,9 @@ from typing import Final
 import numpy as np
 
 from xen_save_helper.helper.hypervisors.interface import PagingRequest, Pfns
+from xen_save_helper.helper.hypervisors.runs import runs_of
 from xen_save_helper.helper.hypervisors.simulated import control, userfault
 from xen_save_helper.helper.hypervisors.simulated.layout import P2M, PAGE_SIZE
-from xen_save_helper.helper.hypervisors.simulated.runs import runs_of
 from xen_save_helper.helper.hypervisors.simulated.shared import SharedMemory
 from xen_save_helper.helper.hypervisors.simulated.userfault import Fault
 

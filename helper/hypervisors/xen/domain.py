@@ -167,14 +167,14 @@ class XenDomain(XenControlledDomain):
         extents = pfns.astype(np.uint64)
         self._call("xc_domain_populate_physmap_exact", len(extents), order, 0, extents.ctypes.data)
 
-    def clear_page(self, pfn: int) -> None:
-        self._call("xc_clear_domain_pages", pfn, 1)
+    def clear_pages(self, pfn: int, count: int = 1) -> None:
+        self._call("xc_clear_domain_pages", pfn, count)
 
     def console_init(self, pfn: int) -> None:
         if _abi().console_init:
             self._check("xc_dom_console_init", _guest(), pfn)
         else:
-            self.clear_page(pfn)
+            self.clear_pages(pfn)
 
     def gnttab_seed(
         self, *, console_gfn: int, store_gfn: int, console_domid: int, store_domid: int

@@ -302,6 +302,7 @@ def start_fields() -> dict[str, Any]:
         "engine": "own",
         "postcopy": False,
         "missing_cpu_features": "refuse",
+        "sparse": False,
     }
 
 

@@ -168,10 +168,10 @@ def test_a_page_can_be_cleared(host: SimulatedHost) -> None:
     with open_on_host(host.directory, domid) as domain:
         domain.populate_physmap_exact(pfns_of(9))
         write_pages(domain, pfns_of(9), b"x" * PAGE)
-        domain.clear_page(9)
+        domain.clear_pages(9)
         assert read_pages(domain, pfns_of(9)) == bytes(PAGE)
         with pytest.raises(OSError, match="no page"):
-            domain.clear_page(10)
+            domain.clear_pages(10)
 
 
 def crashed(host: SimulatedHost, domid: int) -> str:
