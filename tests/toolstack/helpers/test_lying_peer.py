@@ -453,7 +453,7 @@ class TestALyingController:
             controller.greet()
             os.close(controller.lifeline)
             controller.lifeline = -1
-            self.ended(controller, "the controller died before it said start", 254)
+            self.ended(controller, "the controller died before it sent start", 254)
 
     def test_death_after_start(self, runtime_directory: Path) -> None:
         with controlled(runtime_directory) as controller:
