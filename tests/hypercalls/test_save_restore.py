@@ -165,6 +165,23 @@ def test_a_running_guest(
     assert_populated(source, destination, restorer)
 
 
+def test_a_guest_that_a_killed_helper_left_in_log_dirty_mode(
+    release: Release,
+    machine: Machine,
+    source: Domain,
+    destination: Domain,
+    stream: Path,
+    engine: Engine,
+) -> None:
+    """Xen refuses to turn it on a second time."""
+    source.state.log_dirty = 1
+    done = saved_live(stream, source, machine, release, engine)
+    assert done.result == (0, 0), done.logged
+    assert machine.counts["XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY"] == 2
+    assert restore(stream, destination, machine, release, engine).result == (0, 0)
+    assert_same(source, destination)
+
+
 def test_both_engines_write_the_same_stream(
     release: Release, machine: Machine, source: Domain, stream: Path
 ) -> None:
