@@ -34,6 +34,7 @@ NOT_PASSED: Final[Mapping[str, str]] = {
     "X86_PV_VCPU_MSRS": _PV,
     "SHARED_INFO": _PV,
     "TOOLSTACK": "of senders before Xen 4.14",
+    "SPARSE": "of a sender with --sparse",
     "VERIFY": _DEBUG,
     Phase.VERIFY.value: _DEBUG,
     Stage.VERIFY.value: _DEBUG,
