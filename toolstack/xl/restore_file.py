@@ -145,6 +145,7 @@ async def _restore_from(
             if not leave_paused:
                 ctx.host.unpause(result.domid)
         except OSError as error:
+            ctx.trace.event("failure", reason=message_of(error), **why(error)._asdict())
             what = _not_started(ctx, result.domid, fd, journal, error)
             raise SaveFileError(
                 f"cannot restore {name!r} from {path}: it cannot be started: "

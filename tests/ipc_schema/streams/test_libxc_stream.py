@@ -49,6 +49,7 @@ VERSION_3_ONLY = {
     RecordType.STATIC_DATA_END,
     RecordType.X86_CPUID_POLICY,
     RecordType.X86_MSR_POLICY,
+    RecordType.SPARSE,
 }
 
 
@@ -214,6 +215,7 @@ def test_numbers_of_version_3() -> None:
     assert [record_number(kind, 3) for kind in RecordType] == [
         *range(0x13),
         *range(0x40000010, 0x40000017),
+        0x40000020,
     ]
 
 

@@ -306,7 +306,7 @@ class TestRuns:
         first, second = verdicts_of([SAVE, SAVE], kill)
         assert (first.kind, second.kind) == ("fails", "holds")
         assert (
-            "the process that made the run has failed: its end, with exit status -9"
+            "the process that made the run has failed: it ended with exit status -9"
             in (first.problems[0])
         )
 

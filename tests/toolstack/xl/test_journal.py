@@ -70,7 +70,7 @@ def test_one_begins_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     try:
         fcntl.flock(holder, fcntl.LOCK_EX)
         monkeypatch.setattr(journal, "_LOCK_LIMIT", 0.1)
-        with pytest.raises(JournalError, match="another process holds"):
+        with pytest.raises(JournalError, match="another process has held"):
             begin(tmp_path)
         assert list(tmp_path.iterdir()) == []
         monkeypatch.undo()

@@ -59,7 +59,7 @@ def test_it_may_have_another_name(hosts: Hosts, taken: str) -> None:
     assert taken
     there = ("--host", hosts.destination)
     renamed = called("rename", "g--incoming", "g2", *there)
-    assert (renamed.code, renamed.out) == (0, "g--incoming is called g2\n")
+    assert (renamed.code, renamed.out) == (0, "g--incoming is now called g2\n")
     assert hosts.journals() == []
     assert called("migrate", "g2", *there, "--to", hosts.source).code == 0
     assert called("migrate", "g", *there, "--to", hosts.source).code == 0

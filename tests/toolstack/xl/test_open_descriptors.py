@@ -67,8 +67,8 @@ def test_two_saves_one_after_another(hosts: Hosts, tmp_path: Path, name: str) ->
     done = shell(hosts, f"{{ tool save g1 {name} && tool save -c g2 {name}; }} >both", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines() == [
-        "g1 is saved to stdout, and ended here",
-        "g2 is saved to stdout, and running here",
+        "g1 is saved to stdout and has ended here",
+        "g2 is saved to stdout and is running here",
     ]
     assert streams_in(tmp_path / "both") == ["g1", "g2"]
 

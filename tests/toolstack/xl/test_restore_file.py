@@ -52,7 +52,7 @@ def test_a_name_that_is_taken(hosts: Hosts, file: Path, arguments: list[str]) ->
     (file.parent / "config").write_text(json.dumps(parts(file)[0]))
     ended = toolstack("restore", file, *arguments, "--host", hosts.source, cwd=file.parent)
     assert ended.code == 1
-    assert "there is a guest 'g' on this host already; restore under another name (--name)" in (
+    assert "there is already a guest 'g' on this host; restore under another name (--name)" in (
         ended.line
     )
     assert hosts.states(hosts.at_source) == {"g": "running"}

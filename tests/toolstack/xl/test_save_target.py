@@ -161,7 +161,7 @@ def test_a_file_that_only_another_user_may_replace() -> None:
         done = subprocess.run(
             [*user, sys.executable, "-c", text], capture_output=True, text=True, check=False
         )
-        assert "user 0 alone may replace it" in done.stderr
+        assert "only user 0 may replace it" in done.stderr
         assert "sticky bit" in done.stderr
 
 
@@ -175,7 +175,7 @@ def test_a_file_that_can_only_be_appended_to(hosts: Hosts, tmp_path: Path) -> No
         ended = toolstack("save", "g", file, "--host", hosts.source)
     finally:
         subprocess.run(["chattr", "-a", file], check=True)
-    refused(hosts, ended, str(file), "append-only (chattr -a)")
+    refused(hosts, ended, str(file), "append-only; `chattr -a` ends that")
     assert file.read_text() == "before"
 
 

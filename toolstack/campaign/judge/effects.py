@@ -30,6 +30,7 @@ from xen_save_helper.toolstack.campaign.judge.expectation import (
     ABORTED,
     ALONE,
     BAD_ANSWER,
+    CONTENTS,
     EITHER,
     FAILS,
     GUEST_TIMEDOUT,
@@ -271,7 +272,10 @@ def _of_message(fault: Fault, side: Side | None) -> Expectation:
         if not fault.times.is_first and (effect is Effect.FAILS or point.of == "precopy_policy"):
             # A policy's good answer is wrong if the policy has decided on another.
             effect = Effect.EITHER
-        return Expectation(effect, BAD_ANSWER, LATE, waits=("stream_stall",))
+        causes = BAD_ANSWER
+        if point.of == "precopy_policy":
+            causes |= {Cause.PROTOCOL}  # of a helper that does not do what it was told to
+        return Expectation(effect, causes, LATE, waits=("stream_stall",))
     if kind is actions.FAIL:
         return _with_errno(fault)
     causes = SILENCE if kind in {actions.HANG_UP, actions.DROP} else MISUNDERSTOOD
@@ -335,7 +339,7 @@ def _of_stream(fault: Fault, limits: Limits) -> Expectation:
     noticed = unreadable or missed or kind is actions.TRUNCATE
     return Expectation(
         Effect.FAILS if noticed and fault.point.kind is Kind.RECORD else Effect.EITHER,
-        frozenset({Cause.INVALID}) if unreadable else MISREAD,
+        frozenset({Cause.INVALID}) if unreadable else MISREAD | CONTENTS,
         LATE,
         corrupts=True,
         spoils=_spoils(fault),

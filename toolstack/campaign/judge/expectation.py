@@ -72,6 +72,8 @@ BAD_ANSWER: Final = frozenset({Cause.SYSTEM, Cause.INVALID, Cause.ABORTED})
 MISREAD: Final = frozenset({Cause.INVALID, Cause.PEER, Cause.PROTOCOL, Cause.SILENCE})
 """Causes of a stream that does not continue as its lengths or its order say: the reader finds
 something else, or waits for more, and then its writer waits as well."""
+CONTENTS: Final = frozenset({Cause.SYSTEM})
+"""Causes of contents that the host refuses: nothing protects them on their way."""
 UNSAID: Final = MISREAD | {Cause.DESTINATION}
 """Causes of a message of the handshake that does not arrive as it was sent."""
 
