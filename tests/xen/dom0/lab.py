@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,35 @@ from tests.xen.dom0.commands import Ended, Program, run, wait_until
 from tests.xen.dom0.guest import CONSOLES, Guest
 from tests.xen.dom0.slow_link import over_slow_link
 
-OURS: Final = Path("/usr/local/bin/xen-save-helper")
 XEN_BIN: Final = Path(os.environ.get("RIG_XEN_BIN", "/usr/lib/xen-4.17/bin"))
-LIBXL: Final = XEN_BIN / "libxl-save-helper"
+
+
+@dataclass(frozen=True)
+class Helper:
+    """What libxl starts for a save or a restore: libxl's own helper, or ours with the engine that
+    it is told to use; without one it uses its default."""
+
+    program: Path
+    engine: str = ""
+
+    @property
+    def environment(self) -> dict[str, str | None]:
+        """What makes libxl start it; None is a variable that must not be there."""
+        return {
+            "LIBXL_SAVE_HELPER": None if self == LIBXL else str(self.program),
+            "XEN_SAVE_HELPER_ENGINE": self.engine or None,
+        }
+
+
+LIBXL: Final = Helper(XEN_BIN / "libxl-save-helper")
 """libxl's own helper."""
+
+DEFAULT_ENGINE: Final = "libxenguest"
+OURS: Final = Helper(Path("/usr/local/bin/xen-save-helper"))
+OURS_LIBXENGUEST: Final = Helper(OURS.program, "libxenguest")
+OURS_OWN: Final = Helper(OURS.program, "own")
+ENGINES: Final = (OURS_LIBXENGUEST, OURS_OWN)
+"""Our helper with each of its engines, for HVM and PVH guests."""
 
 COMMAND_SECONDS: Final = 300
 """What a command may take that sends a guest or builds one; several times what it does take, for
@@ -88,9 +114,18 @@ class Lab:
         events = [json.loads(line) for line in lines]
         return [event for event in events if not name or event["event"] == name]
 
-    def helpers_done(self) -> int:
-        """How many of our helpers have told success."""
-        return sum(event["retval"] == 0 for event in self.events("complete"))
+    def engines_done(self) -> list[str]:
+        """The engine of each of our helpers that has told success, in the order of their ends."""
+        engines = {event["pid"]: event["engine"] for event in self.events("engine")}
+        ended = self.events("complete")
+        return [engines[event["pid"]] for event in ended if event["retval"] == 0]
+
+    def _assert_done(self, before: int, *helpers: Helper) -> None:
+        """Since `before` helpers were done, those of ours in `helpers` have been, each with its
+        engine, and no other."""
+        done = Counter(self.engines_done()[before:])
+        ours = [helper for helper in helpers if helper != LIBXL]
+        assert done == Counter(helper.engine or DEFAULT_ENGINE for helper in ours)
 
     def domains(self) -> dict[str, DomainRow]:
         """The guests that there are, by name, those that are being built or destroyed too."""
@@ -119,41 +154,41 @@ class Lab:
         self,
         guest: Guest,
         file: Path,
-        helper: Path = OURS,
+        helper: Helper = OURS,
         env: Mapping[str, str | None] | None = None,
         limit: float = COMMAND_SECONDS,
     ) -> Ended:
         """`xl save`, which must succeed, with the helper's work, and leave no domain."""
-        before = self.helpers_done()
+        before = len(self.engines_done())
         done = self.xl(["save", guest.name, file], helper, env, limit)
         assert done.status == 0, "xl save failed"
         assert guest.name not in self.domains()
-        assert self.helpers_done() - before == (helper != LIBXL)
+        self._assert_done(before, helper)
         return done
 
     def restore(
         self,
         guest: Guest,
         file: Path,
-        helper: Path = OURS,
+        helper: Helper = OURS,
         env: Mapping[str, str | None] | None = None,
         limit: float = COMMAND_SECONDS,
     ) -> Ended:
         """`xl restore`, which must succeed, with the helper's work; the guest must go on from
         where it was."""
-        before = self.helpers_done()
+        before = len(self.engines_done())
         done = self.xl(["restore", file], helper, env, limit)
         assert done.status == 0, "xl restore failed"
         assert MISSING not in done.output, "a false alarm"
-        assert self.helpers_done() - before == (helper != LIBXL)
+        self._assert_done(before, helper)
         guest.goes_on()
         return done
 
     def migrate(
         self,
         guest: Guest,
-        sender: Path = OURS,
-        receiver: Path = OURS,
+        sender: Helper = OURS,
+        receiver: Helper = OURS,
         env: Mapping[str, str | None] | None = None,
         capture: Path | None = None,
         limit: float = COMMAND_SECONDS,
@@ -162,7 +197,7 @@ class Lab:
         """`xl migrate` to this same host, which must succeed, with the helpers' work; the guest
         must go on, once. `capture` gets all that goes to the receiver; `slow`: over a link that
         becomes slow before the first round is over."""
-        before, domid = self.helpers_done(), self.domid(guest)
+        before, domid = len(self.engines_done()), self.domid(guest)
         receive = receive_command(receiver, capture)
         if slow:
             receive = over_slow_link(guest.octets, receive)
@@ -171,14 +206,14 @@ class Lab:
         assert done.status == 0, "xl migrate failed"
         assert MISSING not in done.output, "a false alarm"
         assert self.assert_only(guest) != domid
-        assert self.helpers_done() - before == (sender != LIBXL) + (receiver != LIBXL)
+        self._assert_done(before, sender, receiver)
         guest.goes_on()
         return done
 
     def start_migrate(
         self,
         guest: Guest,
-        sender: Path = OURS,
+        sender: Helper = OURS,
         receive: str = "xl migrate-receive",
         env: Mapping[str, str | None] | None = None,
     ) -> Program:
@@ -188,7 +223,7 @@ class Lab:
     def xl(
         self,
         arguments: Sequence[str | Path],
-        helper: Path = OURS,
+        helper: Helper = OURS,
         env: Mapping[str, str | None] | None = None,
         limit: float = 60,
     ) -> Ended:
@@ -197,12 +232,12 @@ class Lab:
     def start_xl(
         self,
         arguments: Sequence[str | Path],
-        helper: Path = OURS,
+        helper: Helper = OURS,
         env: Mapping[str, str | None] | None = None,
     ) -> Program:
         """`xl` with this helper; ours traces into `events`."""
         ours = {"XEN_SAVE_HELPER_EVENTS": str(self.trace)}
-        program = Program(["xl", *arguments], {**helper_variable(helper), **ours, **(env or {})})
+        program = Program(["xl", *arguments], {**helper.environment, **ours, **(env or {})})
         self._programs.append(program)
         return program
 
@@ -254,13 +289,11 @@ class Lab:
             (logs / "xl-dmesg").write_text(done.output[-20000:])
 
 
-def helper_variable(helper: Path) -> dict[str, str | None]:
-    """The environment that makes libxl use it; libxl's own helper is what it uses without."""
-    return {"LIBXL_SAVE_HELPER": None if helper == LIBXL else str(helper)}
-
-
-def receive_command(helper: Path = OURS, capture: Path | None = None) -> str:
+def receive_command(helper: Helper = OURS, capture: Path | None = None) -> str:
     """A shell command for `xl migrate -s ''`: receive on this same host."""
-    variable = "-u LIBXL_SAVE_HELPER" if helper == LIBXL else f"LIBXL_SAVE_HELPER={helper}"
-    receive = f"env {variable} xl migrate-receive"
+    variables = (
+        f"-u {name}" if value is None else f"{name}={value}"
+        for name, value in helper.environment.items()
+    )
+    receive = f"env {' '.join(sorted(variables))} xl migrate-receive"
     return receive if capture is None else f"tee {capture} | {receive}"

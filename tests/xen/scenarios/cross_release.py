@@ -18,7 +18,7 @@ from tests.xen import crossings
 from tests.xen.crossings import Crossing
 from tests.xen.dom0.commands import Ended, run
 from tests.xen.dom0.guest import KINDS, Guest, dom0_kernel
-from tests.xen.dom0.lab import COMMAND_SECONDS, LIBXL, MISSING, OURS, xen_version
+from tests.xen.dom0.lab import COMMAND_SECONDS, LIBXL, MISSING, OURS, Helper, xen_version
 from tests.xen.scenarios.scenario import Scenario
 from tests.xen.scenarios.toolstack import PATIENCE
 from xen_save_helper.toolstack.hosts.xen import xl
@@ -113,7 +113,7 @@ def _send_on(lab: Lab, guest: Guest) -> None:
     (lab.handed_over / f"{guest.kind}.console").write_text(guest.console)
 
 
-def _restored(lab: Lab, kind: str, command: str, helper: Path) -> tuple[Crossing, Guest | None]:
+def _restored(lab: Lab, kind: str, command: str, helper: Helper) -> tuple[Crossing, Guest | None]:
     """How a restore went, and the guest that counts on, from where it was on the other host."""
     file = lab.given / kind
     guest = Traveller(kind, kind).arrived((lab.given / f"{kind}.console").read_text())
@@ -123,7 +123,7 @@ def _restored(lab: Lab, kind: str, command: str, helper: Path) -> tuple[Crossing
         (lab.given / _SAVED_ON).read_text(),
         this_host(),
         command,
-        helper.name,
+        helper.program.name,
         "runs on",
         done.seconds,
     )
@@ -136,7 +136,7 @@ def _restored(lab: Lab, kind: str, command: str, helper: Path) -> tuple[Crossing
     return row, guest
 
 
-def _restore(lab: Lab, file: Path, command: str, helper: Path) -> Ended:
+def _restore(lab: Lab, file: Path, command: str, helper: Helper) -> Ended:
     if command == "xl":
         return lab.xl(["restore", file], helper, limit=COMMAND_SECONDS)
     assert helper == OURS

@@ -3,56 +3,60 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.xen.dom0.lab import COMMAND_SECONDS, LIBXL, OURS
+from tests.xen.dom0.lab import COMMAND_SECONDS, ENGINES, LIBXL, OURS, Helper
 from tests.xen.scenarios.scenario import BOTH, Scenario
 
 if TYPE_CHECKING:
     from tests.xen.dom0.guest import Guest
     from tests.xen.dom0.lab import Lab
 
+    Work = Callable[[Lab, Guest, Sequence[Helper]], None]
 
 ENVIRONMENT: Final = Path("/etc/environment")
 
 
-def save_and_restore(lab: Lab, guest: Guest) -> None:
-    """Ours in both; Xen's own verifier accepts what was saved."""
+def save_and_restore(lab: Lab, guest: Guest, helpers: Sequence[Helper]) -> None:
+    """The same helper in both; Xen's own verifier accepts what was saved."""
     file = lab.directory / "saved"
-    lab.save(guest, file)
-    lab.verify_stream(file)
-    lab.restore(guest, file)
+    for helper in helpers:
+        lab.save(guest, file, helper)
+        lab.verify_stream(file)
+        lab.restore(guest, file, helper)
 
 
-def mixed(lab: Lab, kind: str) -> None:
-    """One helper saves, the other one restores, both ways round."""
-    guest = lab.guest(kind)
+def mixed(lab: Lab, guest: Guest, helpers: Sequence[Helper]) -> None:
+    """One of `helpers` saves and libxl's restores, then the other way round."""
     file = lab.directory / "saved"
-    lab.save(guest, file, OURS)
-    lab.restore(guest, file, LIBXL)
-    lab.save(guest, file, LIBXL)
-    lab.restore(guest, file, OURS)
+    for helper in helpers:
+        lab.save(guest, file, helper)
+        lab.restore(guest, file, LIBXL)
+        lab.save(guest, file, LIBXL)
+        lab.restore(guest, file, helper)
 
 
-def migrate(lab: Lab, kind: str) -> None:
-    """Live, with ours at both ends."""
-    lab.migrate(lab.guest(kind), OURS, OURS)
+def migrate(lab: Lab, guest: Guest, helpers: Sequence[Helper]) -> None:
+    """Live, with the same helper at both ends."""
+    for helper in helpers:
+        lab.migrate(guest, helper, helper)
 
 
-def sender_then_receiver(lab: Lab) -> None:
-    """Live migrations of one guest: ours at the one end, then at the other."""
-    guest = lab.guest("pvh")
-    lab.migrate(guest, OURS, LIBXL)
-    lab.migrate(guest, LIBXL, OURS)
+def sender_then_receiver(lab: Lab, guest: Guest, helpers: Sequence[Helper]) -> None:
+    """Live migrations of one guest: each of `helpers` at the one end, then at the other."""
+    for helper in helpers:
+        lab.migrate(guest, helper, LIBXL)
+        lab.migrate(guest, LIBXL, helper)
 
 
 def all_of_one_guest(lab: Lab, kind: str) -> None:
     """Save, restore and live migration with ours, of a guest that takes a minute to boot."""
     guest = lab.guest(kind)
-    save_and_restore(lab, guest)
-    lab.migrate(guest, OURS, OURS)
+    save_and_restore(lab, guest, [OURS])
+    migrate(lab, guest, [OURS])
 
 
 def log_line(lab: Lab) -> None:
@@ -68,7 +72,7 @@ def receiver_by_etc_environment(lab: Lab) -> None:
     without it. Here `su -` calls pam_env, as sshd does on a host that one migrates to."""
     guest = lab.guest("pvh")
     events = lab.directory / "receivers-events"
-    lines = f"LIBXL_SAVE_HELPER={OURS}\nXEN_SAVE_HELPER_EVENTS={events}\n"
+    lines = f"LIBXL_SAVE_HELPER={OURS.program}\nXEN_SAVE_HELPER_EVENTS={events}\n"
     before = ENVIRONMENT.read_text() if ENVIRONMENT.exists() else ""
     try:
         for line in ("", lines):
@@ -84,15 +88,20 @@ def receiver_by_etc_environment(lab: Lab) -> None:
     assert [event["retval"] for event in traced if event["event"] == "complete"] == [0]
 
 
+def _of_a_new(kind: str, work: Work, lab: Lab) -> None:
+    """`work` with a new guest, and with both engines where our own works on its kind."""
+    work(lab, lab.guest(kind), [OURS] if kind == "pv" else ENGINES)
+
+
 SCENARIOS: Final = (
+    Scenario("xl-save-verify-restore-pvh", partial(_of_a_new, "pvh", save_and_restore), BOTH),
+    Scenario("xl-migrate-pvh", partial(_of_a_new, "pvh", migrate), BOTH),
+    Scenario("xl-save-verify-restore-pv", partial(_of_a_new, "pv", save_and_restore)),
+    Scenario("xl-mixed-helpers-pvh", partial(_of_a_new, "pvh", mixed)),
+    Scenario("xl-mixed-helpers-pv", partial(_of_a_new, "pv", mixed)),
     Scenario(
-        "xl-save-verify-restore-pvh", lambda lab: save_and_restore(lab, lab.guest("pvh")), BOTH
+        "xl-migrate-sender-then-receiver-pvh", partial(_of_a_new, "pvh", sender_then_receiver)
     ),
-    Scenario("xl-migrate-pvh", partial(migrate, kind="pvh"), BOTH),
-    Scenario("xl-save-verify-restore-pv", lambda lab: save_and_restore(lab, lab.guest("pv"))),
-    Scenario("xl-mixed-helpers-pvh", partial(mixed, kind="pvh")),
-    Scenario("xl-mixed-helpers-pv", partial(mixed, kind="pv")),
-    Scenario("xl-migrate-sender-then-receiver-pvh", sender_then_receiver),
     Scenario("xl-log-line-pvh", log_line),
     Scenario("xl-receiver-by-etc-environment-pvh", receiver_by_etc_environment),
     Scenario(
@@ -101,5 +110,5 @@ SCENARIOS: Final = (
         hvm=True,
         limit=900,
     ),
-    Scenario("xl-migrate-pv", partial(migrate, kind="pv"), shadow=True),
+    Scenario("xl-migrate-pv", partial(_of_a_new, "pv", migrate), shadow=True),
 )

@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 from tests.xen.dom0.commands import Ended, Program, run, wait_until
 from tests.xen.dom0.guest import COUNTS_SECONDS, RAMDISK, Guest, dom0_kernel
-from tests.xen.dom0.lab import COMMAND_SECONDS, OURS, helper_variable
+from tests.xen.dom0.lab import COMMAND_SECONDS, DEFAULT_ENGINE, OURS
 from tests.xen.scenarios.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def save_and_restore(lab: Lab) -> None:
         assert guest.name not in lab.domains()
         _virsh("restore", file)
         guest.goes_on()
-        assert lab.helpers_done() == 2, "a save and a restore"
+        assert lab.engines_done() == [DEFAULT_ENGINE] * 2, "a save and a restore"
         _virsh("destroy", guest.name)
     finally:
         daemon.kill_session()
@@ -43,7 +43,7 @@ def _start_daemon(lab: Lab) -> Program:
     """As systemd does with what helper/README.md has one write into its unit."""
     _make_fit_for_libvirt()
     trace = {"XEN_SAVE_HELPER_EVENTS": str(lab.trace)}
-    daemon = Program(["libvirtd"], {**helper_variable(OURS), **trace})
+    daemon = Program(["libvirtd"], {**OURS.environment, **trace})
 
     def answers() -> bool:
         asked = subprocess.run([*_VIRSH, "version"], check=False, capture_output=True, timeout=60)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tests.xen.dom0.commands import wait_until
-from tests.xen.dom0.lab import LIBXL, OURS
+from tests.xen.dom0.lab import LIBXL, OURS, Helper
 from tests.xen.scenarios.scenario import Scenario
 from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.toolstack.hosts import open_host
@@ -60,11 +60,11 @@ def identical_streams(lab: Lab, kind: str) -> None:
         "the guest suspends", lambda: request.state() is SuspendState.SUSPENDED, SUSPEND_SECONDS
     )
     request.close()
-    files = {}
     helpers: dict[str, HelperProgram] = {
-        "libxl": PipeHelper(LIBXL, Dialect.MAINLINE),
+        "libxl": PipeHelper(LIBXL.program, Dialect.MAINLINE),
         "ours": OwnHelper(),
     }
+    files = {}
     for name, program in helpers.items():
         files[name] = lab.directory / name
         with open(files[name], "wb") as out:
@@ -163,7 +163,7 @@ def cost_ratio(lab: Lab) -> None:
     each goes first in every other pair, so that what comes of the order comes to both. Figures
     only: a busy machine makes no scenario fail."""
     guest = lab.guest("pvh", memory=MEASURED_MIB)
-    costs: dict[Path, list[Cost]] = {LIBXL: [], OURS: []}
+    costs: dict[Helper, list[Cost]] = {LIBXL: [], OURS: []}
     for pair in range(PAIRS):
         for helper in (LIBXL, OURS) if pair % 2 == 0 else (OURS, LIBXL):
             costs[helper].append(_cost(lab, guest, helper))
@@ -205,7 +205,7 @@ def _where_it_goes(lab: Lab, started: list[float]) -> dict[str, float]:
     }
 
 
-def _cost(lab: Lab, guest: Guest, helper: Path) -> Cost:
+def _cost(lab: Lab, guest: Guest, helper: Helper) -> Cost:
     """Save and let it run on: a restore in between would be the longer part."""
     file = lab.directory / "measured"
     program = lab.start_xl(["save", "-c", guest.name, file], helper)
