@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from xen_save_helper.helper.hypervisors.interface import Paging
 
 _XENVER_VERSION: Final = 0
-_SHADOW_OP_ENABLE_LOGDIRTY: Final = 2
 _SHADOW_OP_CLEAN: Final = 11
 
 _MAX_TYPES: Final = 1024
@@ -95,8 +94,7 @@ class XenDomain(XenControlledDomain):
     # -- log-dirty ------------------------------------------------------------------------------
 
     def logdirty_enable(self) -> None:
-        arguments = (None, 0) if _abi().splits_logdirty else (None, 0, None, 0, None)
-        self._call("xc_shadow_control", _SHADOW_OP_ENABLE_LOGDIRTY, *arguments)
+        self._xenctrl.logdirty_enable(self.domid)
 
     def logdirty_clean(self, dirty: Bitmap) -> int:
         pages = len(dirty)

@@ -126,11 +126,6 @@ _4_14: Final = EngineAbi(
 _4_16: Final = EngineAbi(
     control={
         **_CONTROL,
-        # xch, domid, sop, mb, mode
-        "xc_shadow_control": (
-            ctypes.c_int,
-            (INTERFACE, DOMID, ctypes.c_uint, ctypes.c_void_p, ctypes.c_uint),
-        ),
         # xch, domid, sop, dirty_bitmap, pages, mode, stats
         "xc_logdirty_control": (
             ctypes.c_longlong,

@@ -23,6 +23,7 @@ _DOMINF_SHUTDOWNSHIFT: Final = 16
 _DOMINF_SHUTDOWNMASK: Final = 255
 
 _SHADOW_OP_OFF: Final = 0
+_SHADOW_OP_ENABLE_LOGDIRTY: Final = 2
 
 _LIST_AT_ONCE: Final = 256
 
@@ -149,11 +150,18 @@ class Xenctrl:
         if _resume_library().xc_domain_resume(self.handle, domid, int(fast)):
             raise self._error("xc_domain_resume", domid)
 
+    def logdirty_enable(self, domid: int) -> None:
+        """XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY. Raises EINVAL if it is on already."""
+        self._shadow_control(domid, _SHADOW_OP_ENABLE_LOGDIRTY)
+
     def logdirty_off(self, domid: int) -> None:
-        """XEN_DOMCTL_SHADOW_OP_OFF. No error where log-dirty mode is off already."""
+        """XEN_DOMCTL_SHADOW_OP_OFF. No error if log-dirty mode is off already."""
+        self._shadow_control(domid, _SHADOW_OP_OFF)
+
+    def _shadow_control(self, domid: int, operation: int) -> None:
         # The result is the size of a pool, 0 or more, on success.
         arguments = _abi().shadow_arguments
-        if self._library.xc_shadow_control(self.handle, domid, _SHADOW_OP_OFF, *arguments) < 0:
+        if self._library.xc_shadow_control(self.handle, domid, operation, *arguments) < 0:
             raise self._error("xc_shadow_control", domid)
 
     def hvm_param_get(self, domid: int, param: int) -> int:
