@@ -15,6 +15,7 @@ from typing import Any, Final
 from xen_save_helper.helper.hypervisors.xen.libraries import (
     Prototypes,
     abi_version,
+    call_error,
     load,
     versioned,
 )
@@ -167,5 +168,4 @@ def _serialise(
 
 def _check(function: str, result: int) -> None:
     if result:
-        errnoval = ctypes.get_errno() or errno.EIO
-        raise OSError(errnoval, f"{function}: {os.strerror(errnoval)}")
+        raise call_error(function)

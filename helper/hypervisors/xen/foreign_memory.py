@@ -8,15 +8,13 @@ not, and a child process does not inherit it.
 from __future__ import annotations
 
 import ctypes
-import errno
-import os
 from functools import cache
 from typing import Any, Final
 
 import numpy as np
 
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Pfns
-from xen_save_helper.helper.hypervisors.xen.libraries import Prototypes, load
+from xen_save_helper.helper.hypervisors.xen.libraries import Prototypes, call_error, load
 from xen_save_helper.helper.hypervisors.xen.toollog import Logger
 
 _SONAME: Final = "libxenforeignmemory.so.1"
@@ -122,5 +120,4 @@ class ForeignMemory:
         self._library.xenforeignmemory_unmap(self._handle, address, pages)
 
     def _error(self, what: str, errnoval: int) -> OSError:
-        number = errnoval or errno.EIO
-        return OSError(number, f"{what}, domain {self._domid}: {os.strerror(number)}")
+        return call_error(f"{what}, domain {self._domid}", errnoval)

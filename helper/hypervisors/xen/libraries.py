@@ -127,6 +127,13 @@ def load(soname: str, prototypes: Prototypes) -> ctypes.CDLL:
     return library
 
 
+def call_error(what: str, errnoval: int | None = None) -> OSError:
+    """The error of a call that failed with `errnoval`, by default the errno that it has left; EIO
+    if there is none."""
+    number = (ctypes.get_errno() if errnoval is None else errnoval) or errno.EIO
+    return OSError(number, f"{what}: {os.strerror(number)}")
+
+
 def versioned(name: str) -> str:
     """The soname of a library that has one for each release: libxenctrl, libxenguest."""
     return f"{name}.so.{abi_version()}"

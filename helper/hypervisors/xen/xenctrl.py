@@ -11,7 +11,12 @@ import os
 from functools import cache
 from typing import Final, NamedTuple, Self
 
-from xen_save_helper.helper.hypervisors.xen.libraries import abi_version, load, versioned
+from xen_save_helper.helper.hypervisors.xen.libraries import (
+    abi_version,
+    call_error,
+    load,
+    versioned,
+)
 from xen_save_helper.helper.hypervisors.xen.toollog import Logger
 from xen_save_helper.helper.hypervisors.xen.xenctrl_abi import XENCTRL_ABIS, XenctrlAbi
 
@@ -199,8 +204,7 @@ class Xenctrl:
 
     @staticmethod
     def _error(function: str, domid: int) -> OSError:
-        errnoval = ctypes.get_errno() or errno.EIO
-        return OSError(errnoval, f"{function}, domain {domid}: {os.strerror(errnoval)}")
+        return call_error(f"{function}, domain {domid}")
 
 
 def _what_is_missing() -> str:
