@@ -44,6 +44,11 @@ class Release:
         return {"LD_LIBRARY_PATH": str(self.directory)}
 
     @property
+    def library(self) -> Path:
+        """The stand-in."""
+        return self.directory / "libhypercalls.so"
+
+    @property
     def python(self) -> list[str]:
         return [*self.loader, sys.executable]
 

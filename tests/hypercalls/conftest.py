@@ -41,7 +41,7 @@ def machine(tmp_path: Path, release: Release) -> Iterator[Machine]:
     """A machine on which nothing may be left behind, and nothing unknown be called."""
     directory = tmp_path / "machine"
     directory.mkdir()
-    made = Machine(directory, release.version)
+    made = Machine(directory, release.version, library=release.library)
     yield made
     # The memory would stay as long as pytest keeps its directories.
     shutil.rmtree(directory)

@@ -46,6 +46,9 @@ static long getpageframeinfo3(struct guest *guest, void *argument, uint32_t shor
         [PAGED_OUT] = XEN_DOMCTL_PFINFO_XTAB,
         [BROKEN] = XEN_DOMCTL_PFINFO_BROKEN,
         [UNMAPPABLE] = XEN_DOMCTL_PFINFO_NOTAB,
+        [NOMINATED] = XEN_DOMCTL_PFINFO_NOTAB,
+        [PAGING_IN] = XEN_DOMCTL_PFINFO_XTAB,
+        [RETURNING] = XEN_DOMCTL_PFINFO_NOTAB,
     };
     xen_pfn_t *pfns = (xen_pfn_t *)op->array.p;
 
@@ -252,6 +255,12 @@ static const struct operation shadow_ops[] = {
     ANSWERED_BY(XEN_DOMCTL_SHADOW_OP_PEEK, log_dirty_peek),
 };
 
+static const struct operation paging_ops[] = {
+    ANSWERED_BY(XEN_VM_EVENT_ENABLE, paging_enable),
+    ANSWERED_BY(XEN_VM_EVENT_DISABLE, paging_disable),
+    ANSWERED_BY(XEN_VM_EVENT_RESUME, paging_resume),
+};
+
 long do_domctl(void *argument)
 {
     struct xen_domctl *op = argument;
@@ -266,6 +275,11 @@ long do_domctl(void *argument)
         known = OPERATION(shadow_ops, op->u.shadow_op.op);
         if (!known)
             return -refuse("XEN_DOMCTL_shadow_op %u", op->u.shadow_op.op);
+    } else if (op->cmd == XEN_DOMCTL_vm_event_op &&
+               op->u.vm_event_op.mode == XEN_DOMCTL_VM_EVENT_OP_PAGING) {
+        known = OPERATION(paging_ops, op->u.vm_event_op.op);
+        if (!known)
+            return -refuse("XEN_DOMCTL_vm_event_op %u", op->u.vm_event_op.op);
     } else if (!(known = OPERATION(domctls, op->cmd)))
         return -refuse("domctl %u", op->cmd);
 

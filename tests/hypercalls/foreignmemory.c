@@ -2,6 +2,9 @@
  *
  * As with privcmd, the area is contiguous, all its pages are there at once, each page that cannot be
  * mapped has an error (touching it is SIGBUS, or EFAULT in a system call), and no child inherits it.
+ * A page that is paged out is asked for, again and again, until its pager has brought it; and a page
+ * counts its mappings, without which there is no telling whether it can be evicted. A process that is
+ * killed leaves its counts behind.
  * Unlike with privcmd, splice, vmsplice, sendfile and O_DIRECT work here. Pages in a row cost about
  * what they cost on Xen; for scattered ones see struct machine's copies. */
 #define _GNU_SOURCE
@@ -12,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <xen/memory.h>
 #include <xenforeignmemory.h>
@@ -48,17 +52,21 @@ int xenforeignmemory_close(xenforeignmemory_handle *fmem)
     return 0;
 }
 
-/* The error of mapping this page, as privcmd returns it. libxenforeignmemory would retry after an
- * ENOENT until a pager has brought the page; that loop belongs here once there is paging. */
-static int refused(const struct guest *guest, xen_pfn_t pfn)
+/* The error of mapping this page, as privcmd returns it. */
+static int refused(struct guest *guest, xen_pfn_t pfn)
 {
     if (pfn >= guest->domain->capacity)
         return -EINVAL;
     switch (guest->kinds[pfn]) {
     case RAM:
     case SPECIAL:
+    case NOMINATED:
+    case RETURNING:
         return 0;
     case PAGED_OUT:
+        request_foreign(guest, pfn);
+        return -ENOENT;
+    case PAGING_IN:
         return -ENOENT;
     case UNMAPPABLE:
         return -EFAULT;
@@ -69,7 +77,7 @@ static int refused(const struct guest *guest, xen_pfn_t pfn)
 
 /* Maps each run of consecutive pfns at once. Returns the number of pages that were refused, or -1
  * with errno. */
-static long map_runs(const struct guest *guest, uint8_t *area, int prot, size_t n,
+static long map_runs(struct guest *guest, uint8_t *area, int prot, size_t n,
                      const xen_pfn_t pfns[], int errors[])
 {
     long bad = 0;
@@ -95,6 +103,78 @@ static long map_runs(const struct guest *guest, uint8_t *area, int prot, size_t 
             return -1;
     }
     return bad;
+}
+
+/* Mapped areas: their pages are counted as mapped. */
+struct area {
+    struct area *next;
+    struct guest *guest;
+    void *start;
+    size_t n;
+    xen_pfn_t pfns[]; /* those that are not mapped: ~0 */
+};
+static struct area *areas;
+static pthread_mutex_t areas_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void count_area(struct guest *guest, void *start, size_t n, const xen_pfn_t pfns[],
+                       const int errors[])
+{
+    struct area *area = malloc(sizeof(*area) + n * sizeof(*pfns));
+
+    *area = (struct area){.guest = guest, .start = start, .n = n};
+    for (size_t i = 0; i < n; i++) {
+        bool there = !errors || !errors[i];
+
+        area->pfns[i] = there ? pfns[i] : ~0UL;
+        if (there)
+            __atomic_add_fetch(&guest->mapped[pfns[i]], 1, __ATOMIC_RELAXED);
+    }
+    pthread_mutex_lock(&areas_lock);
+    area->next = areas;
+    areas = area;
+    pthread_mutex_unlock(&areas_lock);
+}
+
+static void discount_area(const void *start)
+{
+    struct area **at = &areas, *area;
+
+    pthread_mutex_lock(&areas_lock);
+    while (*at && (*at)->start != start)
+        at = &(*at)->next;
+    area = *at;
+    if (area)
+        *at = area->next;
+    pthread_mutex_unlock(&areas_lock);
+    for (size_t i = 0; area && i < area->n; i++)
+        if (area->pfns[i] != ~0UL)
+            __atomic_sub_fetch(&area->guest->mapped[area->pfns[i]], 1, __ATOMIC_RELAXED);
+    free(area);
+}
+
+void forget_areas(void)
+{
+    while (areas)
+        discount_area(areas->start);
+}
+
+/* As libxenforeignmemory: waits for the pages that are paged out, as long as there is a pager. */
+static void wait_for_paged(struct guest *guest, uint8_t *area, int prot, size_t n,
+                           const xen_pfn_t pfns[], int errors[])
+{
+    bool left, paged;
+
+    do {
+        paged = guest->domain->paging;
+        left = false;
+        for (size_t i = 0; i < n; i++)
+            if (errors[i] == -ENOENT) {
+                map_runs(guest, area + i * PAGE_BYTES, prot, 1, &pfns[i], &errors[i]);
+                left |= errors[i] == -ENOENT;
+            }
+        if (left)
+            usleep(100);
+    } while (left && paged);
 }
 
 /* Areas whose pages are copies: mapped ones, and some spare ones to be reused, which saves the kernel
@@ -222,6 +302,9 @@ void *xenforeignmemory_map2(xenforeignmemory_handle *fmem, uint32_t dom, void *a
         errno = error;
         return NULL;
     }
+    if (bad)
+        wait_for_paged(guest, area, prot, n, arr, err);
+    count_area(guest, area, n, arr, err);
     madvise(area, n * PAGE_BYTES, MADV_DONTFORK);
     return area;
 }
@@ -234,7 +317,10 @@ void *xenforeignmemory_map(xenforeignmemory_handle *fmem, uint32_t dom, int prot
 
 int xenforeignmemory_unmap(xenforeignmemory_handle *fmem, void *addr, size_t n)
 {
-    return unmap_copies(addr) ? 0 : munmap(addr, n * PAGE_BYTES);
+    if (unmap_copies(addr))
+        return 0;
+    discount_area(addr);
+    return munmap(addr, n * PAGE_BYTES);
 }
 
 int xenforeignmemory_restrict(xenforeignmemory_handle *fmem, domid_t domid)

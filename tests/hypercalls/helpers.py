@@ -13,6 +13,7 @@ from tests.helper.libxl_side import Libxl, cbflags, started
 from tests.hypercalls.build import Release
 from tests.hypercalls.machine import (
     PARAM_CONSOLE_PFN,
+    PARAM_PAGING_RING_PFN,
     PARAM_STORE_PFN,
     SPECIAL_PFNS,
     Domain,
@@ -141,6 +142,7 @@ def guest(machine: Machine, domid: int, ram: Sequence[range], version: int = 0) 
         domain.fill(pfns, version)
     domain.set_kind([SPECIAL_PFNS + 7], Kind.SPECIAL)
     domain.state.params[PARAM_STORE_PFN], domain.state.params[PARAM_CONSOLE_PFN] = rings
+    domain.state.params[PARAM_PAGING_RING_PFN] = SPECIAL_PFNS
     domain.context = bytes(range(256)) * 30
     domain.tsc = (1, 123456789012, 2_400_000, 3)
     domain.resume()

@@ -52,31 +52,78 @@ static int open_file(const char *kind, uint32_t domid)
     return open(path, O_RDWR | O_CLOEXEC);
 }
 
+static bool open_files(const char *named)
+{
+    size_t bytes;
+
+    if (!named || !realpath(named, directory)) {
+        fprintf(stderr, "hypercalls: HYPERCALLS_MACHINE does not name a directory\n");
+        errno = ENOENT;
+        return false;
+    }
+    machine = map_file("machine", &bytes);
+    void_file = memfd_create("hypercalls-void", MFD_CLOEXEC);
+    return machine && void_file >= 0;
+}
+
+static void close_files(void)
+{
+    forget_areas();
+    while (guests) {
+        struct guest *guest = guests;
+
+        guests = guest->next;
+        if (guest->memory)
+            munmap(guest->memory, guest->domain->capacity * PAGE_BYTES);
+        close(guest->memory_fd);
+        close(guest->grants_fd);
+        munmap(guest->domain, guest->state_bytes);
+        free(guest);
+    }
+    munmap(machine, sizeof(*machine));
+    machine = NULL;
+    close(void_file);
+}
+
 bool machine_get(void)
 {
     bool there = true;
 
     pthread_mutex_lock(&lock);
-    if (!users) {
-        const char *named = getenv("HYPERCALLS_MACHINE");
-        size_t bytes;
-
-        if (!named || !realpath(named, directory)) {
-            fprintf(stderr, "hypercalls: HYPERCALLS_MACHINE does not name a directory\n");
-            errno = ENOENT;
-            there = false;
-        } else {
-            machine = map_file("machine", &bytes);
-            void_file = memfd_create("hypercalls-void", MFD_CLOEXEC);
-            there = machine && void_file >= 0;
-        }
-    }
+    if (!users)
+        there = open_files(getenv("HYPERCALLS_MACHINE"));
     if (there) {
         users++;
         __atomic_add_fetch(&machine->handles_open, 1, __ATOMIC_RELAXED);
     }
     pthread_mutex_unlock(&lock);
     return there;
+}
+
+/* One thread at a time looks. */
+static pthread_mutex_t looking = PTHREAD_MUTEX_INITIALIZER;
+
+bool machine_look(const char *named)
+{
+    pthread_mutex_lock(&looking);
+    if (open_files(named))
+        return true;
+    pthread_mutex_unlock(&looking);
+    return false;
+}
+
+void machine_look_away(void)
+{
+    close_files();
+    pthread_mutex_unlock(&looking);
+}
+
+int open_fifo(const char *kind, uint32_t domid)
+{
+    char path[PATH_MAX + 32];
+
+    snprintf(path, sizeof(path), "%s/%s-%u", directory, kind, domid);
+    return open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
 }
 
 /* The number of mappings of guests' memory that this process has, by the kernel's account: they may
@@ -115,20 +162,7 @@ void machine_put(void)
     __atomic_sub_fetch(&machine->handles_open, 1, __ATOMIC_RELAXED);
     if (!--users) {
         count_mappings();
-        while (guests) {
-            struct guest *guest = guests;
-
-            guests = guest->next;
-            if (guest->memory)
-                munmap(guest->memory, guest->domain->capacity * PAGE_BYTES);
-            close(guest->memory_fd);
-            close(guest->grants_fd);
-            munmap(guest->domain, guest->state_bytes);
-            free(guest);
-        }
-        munmap(machine, sizeof(*machine));
-        machine = NULL;
-        close(void_file);
+        close_files();
     }
     pthread_mutex_unlock(&lock);
 }
@@ -162,8 +196,9 @@ struct guest *guest_of(uint32_t domid)
             guest = calloc(1, sizeof(*guest));
             guest->domid = domid;
             guest->domain = domain;
-            guest->kinds = (uint8_t *)domain + bytes - 2 * domain->capacity;
+            guest->kinds = (uint8_t *)domain + bytes - 4 * domain->capacity;
             guest->dirty = guest->kinds + domain->capacity;
+            guest->mapped = (uint16_t *)(guest->dirty + domain->capacity);
             guest->memory_fd = open_file("memory", domid);
             guest->grants_fd = open_file("grants", domid);
             guest->state_bytes = bytes;
@@ -172,7 +207,7 @@ struct guest *guest_of(uint32_t domid)
         }
     }
     pthread_mutex_unlock(&lock);
-    return guest;
+    return guest && guest->domain->gone ? NULL : guest;
 }
 
 struct guest *guest_from(uint32_t domid)

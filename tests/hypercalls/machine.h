@@ -2,9 +2,12 @@
  *
  * A machine is a directory, named by HYPERCALLS_MACHINE. All processes map its files:
  *   machine      struct machine: what was called how often, what is to fail, what is still held
- *   domain-N     struct domain, then a byte for each pfn's kind, then a byte for each: dirty
+ *   domain-N     struct domain, then for each pfn a byte, its kind, another, whether it is dirty,
+ *                and 16 bits, how often it is mapped now
  *   memory-N     the guest's memory: the page of a pfn is at pfn * 4096
  *   grants-N     the first page of its grant table
+ *   events-N     a FIFO: a byte is an event for the domain's pager
+ *   vcpus-N      a FIFO: a byte is the number of a vCPU that a pager has let go on
  * tests/hypercalls/machine.py makes them; build.py checks its structures against these.
  */
 #ifndef HYPERCALLS_MACHINE_H
@@ -24,6 +27,7 @@
 #define MAX_CONTEXT 65536
 #define MAX_PARAMS 64
 #define MAX_ORDER 32
+#define MAX_VCPUS 16
 
 /* What is at a pfn. */
 enum kind {
@@ -33,6 +37,9 @@ enum kind {
     PAGED_OUT,  /* XTAB; mapping it fails with ENOENT */
     BROKEN,     /* its own type; cannot be mapped */
     UNMAPPABLE, /* RAM that cannot be mapped: EFAULT */
+    NOMINATED,  /* RAM that may be evicted (p2m_ram_paging_out) */
+    PAGING_IN,  /* PAGED_OUT, and its pager has been asked for it (p2m_ram_paging_in) */
+    RETURNING,  /* NOMINATED, and its pager has been asked for it (p2m_ram_paging_in) */
 };
 
 /* One kind of hypercall or library call, by name. Calls fail_from to fail_to, counted from 1, fail
@@ -94,7 +101,14 @@ struct domain {
     uint32_t nr_msrs;
     uint32_t started;       /* it has run: its CPU policy can no longer be set */
     uint32_t writes;        /* one page of so many is dirty again as soon as it is clean; 0: none */
-    uint32_t pad;
+    uint32_t gone;          /* destroyed, and nothing is left of it */
+    uint32_t paging;        /* it has a pager */
+    uint32_t ring_lock;     /* held while the ring and its counters are changed */
+    uint32_t ring_req_prod; /* Xen's own counters of the ring */
+    uint32_t ring_rsp_cons;
+    uint64_t ring_pfn;
+    uint64_t queued[MAX_VCPUS]; /* 1 + the pfn for which a vCPU waits to get into the ring */
+    uint32_t pauses[MAX_VCPUS]; /* requests for which a vCPU is paused */
     struct leaf leaves[MAX_LEAVES];
     struct msr msrs[MAX_MSRS];
     uint8_t context[MAX_CONTEXT];
@@ -107,6 +121,7 @@ struct guest {
     struct domain *domain;
     uint8_t *kinds;
     uint8_t *dirty;
+    uint16_t *mapped;
     int memory_fd;
     int grants_fd;
     uint8_t *memory;        /* all of it, or NULL until it is needed */
@@ -121,6 +136,17 @@ void machine_put(void);
 
 /* Areas of copied pages that this process has now (foreignmemory.c). */
 extern unsigned int copied_areas;
+
+/* What this process still has mapped is no longer counted (foreignmemory.c). */
+void forget_areas(void);
+
+/* For a process that is no part of the machine, such as the tests': none of its handles and mappings
+ * are counted. */
+bool machine_look(const char *named);
+void machine_look_away(void);
+
+/* Opens one of a domain's FIFOs. Returns -1 with errno. */
+int open_fifo(const char *kind, uint32_t domid);
 
 /* An empty file: touching a mapping of it is SIGBUS. */
 int void_fd(void);
@@ -153,6 +179,22 @@ long do_domctl(void *argument);
 long do_sysctl(void *argument);
 long do_memory_op(unsigned int command, void *argument);
 long do_hvm_op(unsigned int command, void *argument);
+
+/* Memory paging (paging.c). */
+struct xen_mem_paging_op;
+long do_paging_op(struct xen_mem_paging_op *op);
+long paging_enable(struct guest *guest, void *argument, uint32_t short_by);
+long paging_disable(struct guest *guest, void *argument, uint32_t short_by);
+long paging_resume(struct guest *guest, void *argument, uint32_t short_by);
+
+/* dom0 wants to map a page that is paged out: its pager is asked for it once. */
+void request_foreign(struct guest *guest, uint64_t pfn);
+
+/* The guest gives back a page that is paged out: its pager is told. */
+void drop_page(struct guest *guest, uint64_t pfn);
+
+/* A domain has so many pages more, or fewer. Returns false if it may not have them. */
+bool adjust_pages(struct domain *domain, int64_t pages);
 
 const struct operation *operation_of(const struct operation *table, size_t n, unsigned int number);
 #define OPERATION(table, number) operation_of(table, sizeof(table) / sizeof(*table), number)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import select
+import weakref
 from collections.abc import Iterable
 from ctypes import c_int32, c_int64, c_uint8, c_uint32, c_uint64
 from enum import IntEnum
@@ -26,7 +28,9 @@ MAX_MSRS: Final = 64
 MAX_CONTEXT: Final = 65536
 MAX_PARAMS: Final = 64
 MAX_ORDER: Final = 32
+MAX_VCPUS: Final = 16
 
+_DOMINF_DYING: Final = 1 << 0
 _DOMINF_HVM_GUEST: Final = 1 << 1
 _DOMINF_SHUTDOWN: Final = 1 << 2
 _DOMINF_PAUSED: Final = 1 << 3
@@ -51,6 +55,12 @@ class Kind(IntEnum):
     BROKEN = 4
     UNMAPPABLE = 5
     """RAM that cannot be mapped: EFAULT."""
+    NOMINATED = 6
+    """RAM that a pager may evict."""
+    PAGING_IN = 7
+    """PAGED_OUT, and its pager has been asked for it."""
+    RETURNING = 8
+    """NOMINATED, and its pager has been asked for it."""
 
 
 class TallyStruct(ctypes.Structure):
@@ -114,7 +124,14 @@ class DomainStruct(ctypes.Structure):
         ("nr_msrs", c_uint32),
         ("started", c_uint32),
         ("writes", c_uint32),
-        ("pad", c_uint32),
+        ("gone", c_uint32),
+        ("paging", c_uint32),
+        ("ring_lock", c_uint32),
+        ("ring_req_prod", c_uint32),
+        ("ring_rsp_cons", c_uint32),
+        ("ring_pfn", c_uint64),
+        ("queued", c_uint64 * MAX_VCPUS),
+        ("pauses", c_uint32 * MAX_VCPUS),
         ("leaves", LeafStruct * MAX_LEAVES),
         ("msrs", MsrStruct * MAX_MSRS),
         ("context", c_uint8 * MAX_CONTEXT),
@@ -144,18 +161,28 @@ SPECIAL_PFNS: Final = 0xFEFF8
 """The pfn from which on libxl puts an HVM or PVH guest's rings."""
 PARAM_STORE_PFN: Final = 1
 PARAM_CONSOLE_PFN: Final = 17
+PARAM_PAGING_RING_PFN: Final = 27
+
+_WAIT_SECONDS: Final = 30
+"""The longest that a vCPU waits for its page."""
 
 
 class Domain:
-    """A domain of a machine. Pages are 4 KiB; a pfn without a page is a hole."""
+    """A domain of a machine. Pages are 4 KiB; a pfn without a page is a hole. `library`, the
+    stand-in itself, is for `access`, `read` and `release`."""
 
-    def __init__(self, directory: Path, domid: int) -> None:
+    def __init__(self, directory: Path, domid: int, library: Path | None = None) -> None:
         self.domid = domid
+        self._directory = os.fsencode(directory)
+        self._library = None if library is None else ctypes.CDLL(str(library))
+        self._vcpus = os.open(directory / f"vcpus-{domid}", os.O_RDWR | os.O_NONBLOCK)
+        weakref.finalize(self, os.close, self._vcpus)
         state = _mapped(directory / f"domain-{domid}")
         self.state = DomainStruct.from_buffer(state)
-        places = np.frombuffer(state, np.uint8)[-2 * self.state.capacity :]
-        self.kinds: NDArray[np.uint8] = places[: self.state.capacity]
-        self.dirty: NDArray[np.uint8] = places[self.state.capacity :]
+        capacity = self.state.capacity
+        places = np.frombuffer(state, np.uint8)[-4 * capacity :]
+        self.kinds: NDArray[np.uint8] = places[:capacity]
+        self.dirty: NDArray[np.uint8] = places[capacity : 2 * capacity]
         self.memory: NDArray[np.uint8] = np.frombuffer(
             _mapped(directory / f"memory-{domid}"), np.uint8
         ).reshape(-1, PAGE)
@@ -167,7 +194,7 @@ class Domain:
         places = _places(pfns)
         had = np.count_nonzero(np.isin(self.kinds[places], _OWN))
         self.kinds[places] = kind
-        self.state.paged_pages = np.count_nonzero(self.kinds == Kind.PAGED_OUT)
+        self.state.paged_pages = np.count_nonzero(np.isin(self.kinds, _OUT))
         has = len(places) if kind in _OWN else 0
         self.state.tot_pages += int(has - had)
         if len(places):
@@ -211,6 +238,43 @@ class Domain:
         """While dirty pages are logged, one of so many, always the same ones, is dirty again as
         soon as it has been cleaned. Its contents stay."""
         self.state.writes = one_in
+
+    def access(self, pfn: int, vcpu: int = 0, *, writes: bool = False) -> bool:
+        """Have a vCPU read or write to a page. Returns False if it has to wait, for `go_on`, and
+        then to try again. Raises OSError: ENXIO for a pfn without a page, EFAULT for one that is
+        paged out while there is no pager, which ends the domain, ESRCH if the domain is gone."""
+        assert self._library is not None
+        result: int = self._library.hypercalls_access(
+            self._directory, self.domid, vcpu, c_uint64(pfn), writes
+        )
+        if result < 0:
+            raise OSError(-result, f"pfn {pfn:#x}: {os.strerror(-result)}")
+        return result == 0
+
+    def go_on(self, seconds: float = _WAIT_SECONDS) -> int | None:
+        """Wait until a vCPU may go on, and return its number; None if none may in that time."""
+        ready, _, _ = select.select([self._vcpus], [], [], seconds)
+        return os.read(self._vcpus, 1)[0] if ready else None
+
+    def read(self, pfn: int) -> bytes:
+        """Have vCPU 0, the only one that runs, read a page, and wait for it if need be."""
+        while not self.access(pfn):
+            assert self.go_on() == 0, f"pfn {pfn:#x} did not come"
+        return self.page(pfn)
+
+    def release(self, pfn: int) -> None:
+        """Give back a page that is paged out."""
+        assert self._library is not None
+        result = self._library.hypercalls_release(self._directory, self.domid, c_uint64(pfn))
+        if result:
+            raise OSError(-result, f"pfn {pfn:#x}: {os.strerror(-result)}")
+
+    def destroy(self, *, gone: bool = False) -> None:
+        """Be dying, as Xen leaves a domain of which somebody has pages mapped, or gone."""
+        self.state.flags |= _DOMINF_DYING
+        self.state.gone = gone
+        self.state.paging = 0
+        self.state.claimed_pages = 0
 
     def resume(self) -> None:
         """Run, for the first time or again."""
@@ -261,10 +325,19 @@ class Machine:
     mmap for each of a thousand scattered pages costs ten times what privcmd's one call does, so
     scattered pages that are mapped for reading are copied instead. What the guest writes to them
     meanwhile is not seen then, which matters if a page is mapped before its dirty bit is cleaned.
+    `library` is the stand-in, for guests that access pages which are paged out.
     """
 
-    def __init__(self, directory: Path, version: str = "4.17", *, copies: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        version: str = "4.17",
+        *,
+        copies: bool = False,
+        library: Path | None = None,
+    ) -> None:
         self.directory = directory
+        self._library = library
         _made(directory / "machine", ctypes.sizeof(MachineStruct))
         self.state = MachineStruct.from_buffer(_mapped(directory / "machine"))
         major, minor = version.split(".")
@@ -296,8 +369,12 @@ class Machine:
         if not used:
             _made(self.directory / f"memory-{domid}", capacity * PAGE)
         _made(self.directory / f"grants-{domid}", PAGE)
-        _made(self.directory / f"domain-{domid}", whole + 2 * capacity, capacity)
-        domain = self.domains[domid] = Domain(self.directory, domid)
+        for kind in ("events", "vcpus"):
+            fifo = self.directory / f"{kind}-{domid}"
+            fifo.unlink(missing_ok=True)
+            os.mkfifo(fifo)
+        _made(self.directory / f"domain-{domid}", whole + 4 * capacity, capacity)
+        domain = self.domains[domid] = Domain(self.directory, domid, self._library)
         domain.state.max_pages = capacity if max_pages is None else max_pages
         domain.state.garbage = garbage
         _set_rows(domain.state.leaves, LEAVES)
@@ -315,8 +392,8 @@ class Machine:
         The names are those of the hypercalls (XENMEM_populate_physmap,
         XEN_DOMCTL_getdomaininfo, XEN_DOMCTL_SHADOW_OP_CLEAN, HVMOP_get_param, XENVER_version) and
         of the functions xencall_open, xencall_alloc_buffer, xencall_alloc_buffer_pages,
-        xenforeignmemory_open, xenforeignmemory_map, xenforeignmemory_map_resource and
-        xendevicemodel_open.
+        xenforeignmemory_open, xenforeignmemory_map, xenforeignmemory_map_resource,
+        xenevtchn_open, xenevtchn_bind_interdomain and xendevicemodel_open.
         """
         row = next((row for row in self._tallies() if row.name == name.encode()), None)
         if row is None:
@@ -349,14 +426,19 @@ class Machine:
         for domid, domain in self.domains.items():
             if domain.state.log_dirty:
                 found.append(f"domain {domid} is in log-dirty mode")
+            if domain.state.paging:
+                found.append(f"domain {domid} has a paging ring")
+            if domain.state.claimed_pages:
+                found.append(f"domain {domid} has {domain.state.claimed_pages} pages claimed")
         return found
 
     def _tallies(self) -> list[Any]:
         return list(self.state.tallies[: self.state.nr_tallies])
 
 
-_OWN: Final = (Kind.RAM, Kind.UNMAPPABLE)
+_OWN: Final = (Kind.RAM, Kind.UNMAPPABLE, Kind.NOMINATED, Kind.RETURNING)
 """Kinds of pages that count as the domain's."""
+_OUT: Final = (Kind.PAGED_OUT, Kind.PAGING_IN)
 
 
 def _places(pfns: Pfns) -> NDArray[np.intp]:

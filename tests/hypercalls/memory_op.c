@@ -1,8 +1,4 @@
-/* memory_op: a guest's pages come and go.
- *
- * Memory paging (XENMEM_paging_op, in multicalls of many) belongs here, too: nominate and evict make
- * RAM PAGED_OUT, and load makes it RAM again; an access to a PAGED_OUT page puts a request into the
- * ring at HVM parameter 27 and notifies the pager's port (ports.c). */
+/* memory_op: a guest's pages come and go. Memory paging is in paging.c. */
 #define _GNU_SOURCE
 #include "machine.h"
 
@@ -25,8 +21,7 @@ static bool populate(struct guest *guest, xen_pfn_t pfn, uint64_t n)
 {
     struct domain *domain = guest->domain;
 
-    if (pfn >= domain->capacity || n > domain->capacity - pfn ||
-        n > domain->max_pages - domain->tot_pages)
+    if (pfn >= domain->capacity || n > domain->capacity - pfn || !adjust_pages(domain, n))
         return false;
     if (domain->garbage) {
         uint8_t *memory = guest_memory(guest);
@@ -42,7 +37,6 @@ static bool populate(struct guest *guest, xen_pfn_t pfn, uint64_t n)
             guest->dirty[i] = 1;
     }
     /* A page that was replaced by another still belongs to the domain. */
-    domain->tot_pages += n;
     if (pfn + n - 1 > domain->maximum_gpfn)
         domain->maximum_gpfn = pfn + n - 1;
     return true;
@@ -55,15 +49,22 @@ static bool give_back(struct guest *guest, xen_pfn_t pfn, uint64_t n)
     if (pfn >= domain->capacity || n > domain->capacity - pfn)
         return false;
     for (uint64_t i = pfn; i < pfn + n; i++) {
-        if (guest->kinds[i] == HOLE)
+        uint8_t kind = guest->kinds[i];
+
+        if (kind == HOLE)
             return false;
         guest->kinds[i] = HOLE;
-        domain->tot_pages--;
+        if (kind == PAGED_OUT || kind == PAGING_IN)
+            drop_page(guest, i);
+        else
+            adjust_pages(domain, -1);
         if (domain->log_dirty)
             guest->dirty[i] = 1;
+        /* Xen and the pager still have the ring's. */
+        if (!domain->paging || i != domain->ring_pfn)
+            fallocate(guest->memory_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, i * PAGE_BYTES,
+                      PAGE_BYTES);
     }
-    fallocate(guest->memory_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, pfn * PAGE_BYTES,
-              n * PAGE_BYTES);
     return true;
 }
 
@@ -99,13 +100,19 @@ static long decrease_reservation(struct guest *guest, void *argument, uint32_t s
     return each_extent(guest, argument, short_by, give_back);
 }
 
+/* domain_set_outstanding_pages. There is memory without end. */
 static long claim_pages(struct guest *guest, void *argument, uint32_t short_by)
 {
     const struct xen_memory_reservation *op = argument;
+    struct domain *domain = guest->domain;
+    uint64_t pages = op->nr_extents;
 
     if (op->extent_start.p || op->extent_order || op->mem_flags)
         return -EINVAL;
-    guest->domain->claimed_pages = op->nr_extents;
+    if (pages &&
+        (domain->claimed_pages || pages <= domain->tot_pages || pages > domain->max_pages))
+        return -EINVAL;
+    domain->claimed_pages = pages ? pages - domain->tot_pages : 0;
     return 0;
 }
 
@@ -124,6 +131,8 @@ long do_memory_op(unsigned int command, void *argument)
     bool by_domid = command == XENMEM_maximum_gpfn;
     uint32_t short_by;
 
+    if (command == XENMEM_paging_op)
+        return do_paging_op(argument);
     if (!known)
         return -refuse("memory_op %u", command);
     int error = tally(known->name, &short_by);

@@ -1,8 +1,5 @@
-/* libxendevicemodel, libxenevtchn and libxengnttab: libxenctrl opens a device model's handle and
- * closes it. Everything else is refused.
- *
- * A pager's event channel belongs here: xenevtchn_bind_interdomain makes an eventfd for the domain's
- * port, xenevtchn_fd returns it, and memory_op.c writes to it. */
+/* libxendevicemodel and libxengnttab: libxenctrl opens a device model's handle and closes it.
+ * Everything else is refused. */
 #include "machine.h"
 
 #include <errno.h>
@@ -57,17 +54,6 @@ REFUSED_INT(xendevicemodel_set_pci_link_route)
 REFUSED_INT(xendevicemodel_track_dirty_vram)
 REFUSED_INT(xendevicemodel_unmap_io_range_from_ioreq_server)
 REFUSED_INT(xendevicemodel_unmap_pcidev_from_ioreq_server)
-
-REFUSED_POINTER(xenevtchn_open)
-REFUSED_INT(xenevtchn_close)
-REFUSED_INT(xenevtchn_fd)
-REFUSED_INT(xenevtchn_notify)
-REFUSED_INT(xenevtchn_bind_unbound_port)
-REFUSED_INT(xenevtchn_bind_interdomain)
-REFUSED_INT(xenevtchn_bind_virq)
-REFUSED_INT(xenevtchn_unbind)
-REFUSED_INT(xenevtchn_pending)
-REFUSED_INT(xenevtchn_unmask)
 
 REFUSED_POINTER(xengnttab_open)
 REFUSED_INT(xengnttab_close)

@@ -164,7 +164,10 @@ static long do_multicall(struct multicall_entry *calls, uint64_t n)
 
         for (int a = 0; a < 5; a++)
             arguments[a] = calls[i].args[a];
-        calls[i].result = dispatch(calls[i].op, arguments);
+        long result = dispatch(calls[i].op, arguments);
+        /* As a debug build of Xen does: only the result may be relied on. */
+        memset(&calls[i], 0xaa, sizeof(calls[i]));
+        calls[i].result = result;
     }
     return 0;
 }
