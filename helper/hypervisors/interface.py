@@ -64,7 +64,8 @@ class TscInfo:
 
 @dataclass(frozen=True)
 class PagingRequest:
-    """A guest's access to an evicted page, or (`dropped`) its release of one."""
+    """An access to an evicted page, by the guest or by the control domain, which maps it; or
+    (`dropped`) the guest's release of one."""
 
     pfn: int
     vcpu: int
@@ -182,5 +183,6 @@ class Domain(ControlledDomain, Protocol):
         """xc_dom_gnttab_seed: let the backends map the rings. The last step of a restore."""
 
     def mem_paging_enable(self) -> Paging:
-        """xc_mem_paging_enable and the ring. Raises EBUSY if paging is on. The domain must be
-        paused."""
+        """xc_mem_paging_enable and the ring. Raises EBUSY if paging is on, and other errors if this
+        domain cannot be paged here, with the reason. The domain must be paused; it may be without
+        any memory yet."""

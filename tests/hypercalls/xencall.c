@@ -159,6 +159,8 @@ static long do_multicall(struct multicall_entry *calls, uint64_t n)
 {
     if (!in_buffer(calls, n * sizeof(*calls), "a multicall's list"))
         return -EFAULT;
+    if (n > 1)
+        tally("multicall", NULL);
     for (uint64_t i = 0; i < n; i++) {
         uint64_t arguments[5];
 

@@ -10,7 +10,7 @@ import ctypes
 import errno
 import os
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,9 @@ from xen_save_helper.helper.hypervisors.xen.engine_abi import (
 )
 from xen_save_helper.helper.hypervisors.xen.foreign_memory import ForeignMemory
 from xen_save_helper.helper.hypervisors.xen.libraries import abi_version, load, versioned
+from xen_save_helper.helper.hypervisors.xen.paging import XenPaging
 from xen_save_helper.helper.hypervisors.xen.toollog import Logger
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
-
-if TYPE_CHECKING:
-    from xen_save_helper.helper.hypervisors.interface import Paging
 
 _XENVER_VERSION: Final = 0
 _SHADOW_OP_CLEAN: Final = 11
@@ -180,8 +178,9 @@ class XenDomain(XenControlledDomain):
         seeds = (True, console_gfn, store_gfn, console_domid, store_domid)
         self._check("xc_dom_gnttab_seed", _guest(), *seeds)
 
-    def mem_paging_enable(self) -> Paging:
-        raise OSError(errno.EOPNOTSUPP, "postcopy of a real domain is not supported")
+    def mem_paging_enable(self) -> XenPaging:
+        """Raises OSError if this domain or this Xen cannot have paging, with the reason."""
+        return XenPaging(self, self._call, self._memory)
 
     # -- registers and the rest -----------------------------------------------------------------
 

@@ -66,6 +66,14 @@ _CONTROL: Final[Prototypes] = {
         ctypes.c_int,
         (INTERFACE, DOMID, ctypes.c_ulong, ctypes.c_uint, ctypes.c_uint, ARRAY),
     ),
+    # xch, domid, nr_extents, extent_order, extent_start
+    "xc_domain_decrease_reservation_exact": (
+        ctypes.c_int,
+        (INTERFACE, DOMID, ctypes.c_ulong, ctypes.c_uint, ARRAY),
+    ),
+    "xc_domain_claim_pages": (ctypes.c_int, (INTERFACE, DOMID, ctypes.c_ulong)),
+    "xc_mem_paging_enable": (ctypes.c_int, (INTERFACE, DOMID, ctypes.POINTER(ctypes.c_uint32))),
+    "xc_mem_paging_disable": (ctypes.c_int, (INTERFACE, DOMID)),
     "xc_clear_domain_pages": (
         ctypes.c_int,
         (INTERFACE, DOMID, ctypes.c_ulong, ctypes.c_int),

@@ -1,0 +1,272 @@
+"""interface.Paging of a real domain: Xen's memory paging, for HVM and PVH guests.
+
+The process that turns it on is the pager. Rules and numbers are those of Xen's vm_event.c and
+mem_paging.c; xenpaging, of Xen's own tools, is another pager.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, DomainInfo, PagingRequest
+from xen_save_helper.helper.hypervisors.xen.event_channel import EventChannel
+from xen_save_helper.helper.hypervisors.xen.foreign_memory import ForeignMemory
+from xen_save_helper.helper.hypervisors.xen.paging_calls import (
+    EVICTED_AT_ONCE,
+    LOADED_AT_ONCE,
+    PagingCalls,
+)
+from xen_save_helper.helper.hypervisors.xen.paging_ring import PagingRing, RingRequest
+
+if TYPE_CHECKING:
+    from xen_save_helper.helper.hypervisors.interface import Pfns
+
+_PAGING_RING_PFN: Final = 27
+"""HVM_PARAM_PAGING_RING_PFN."""
+_USUAL_RING: Final = 0xFEFF8
+"""Where libxl has it (special_pfn(SPECIALPAGE_PAGING) of xg_dom_x86.c)."""
+
+_XTAB: Final = 0xF << 28
+
+_EVICT_SECONDS: Final = 0.5
+"""The longest that a page which is in use is waited for."""
+_TURN_OFF_SECONDS: Final = 0.5
+"""The longest that vCPUs which wait for a place in the ring are given to take it."""
+_PAUSE: Final = 0.001
+
+_REFUSALS: Final = {
+    errno.ENOSYS: "this Xen is not built with memory paging (CONFIG_MEM_PAGING)",
+    errno.EOPNOTSUPP: "dom0 is PVH, and Xen pages domains only for a PV dom0",
+    errno.ENODEV: "it uses shadow page tables, and Xen pages only domains with HAP",
+    errno.EMLINK: "it uses the IOMMU, for a device that is passed through to it",
+    errno.EXDEV: "its memory is populated on demand",
+    errno.EBUSY: "it already has a pager",
+}
+"""Why xc_mem_paging_enable fails (vm_event_domctl)."""
+
+Call = Callable[..., int]
+"""A function of libxenctrl by name, with its arguments after the domid. Raises OSError."""
+
+
+class PagedDomain(Protocol):
+    """What paging needs of a domain besides."""
+
+    domid: int
+
+    def getinfo(self) -> DomainInfo: ...
+    def hvm_param_get(self, index: int) -> int: ...
+    def hvm_param_set(self, index: int, value: int) -> None: ...
+
+
+class XenPaging:
+    """A domain's paging, from xc_mem_paging_enable to `close`. For one thread.
+
+    Memory for the pages that are evicted is claimed, so that no other domain can take it. Raises
+    OSError if Xen cannot page this domain, with the reason, or if a library is missing.
+    """
+
+    def __init__(self, domain: PagedDomain, call: Call, memory: ForeignMemory) -> None:
+        self._domain = domain
+        self._domid = domain.domid
+        self._call = call
+        self._memory = memory
+        self._waiting: dict[int, list[RingRequest]] = {}
+        """Requests of paused vCPUs that have had no response, by pfn."""
+        self._claimed = False
+        self._enabled = False
+        with ExitStack() as undo:
+            self._enable(undo)
+            self._undo = undo.pop_all()
+
+    def _enable(self, undo: ExitStack) -> None:
+        """xc_vm_event_enable, for a domain that is paused; and the event channel."""
+        self._calls = PagingCalls(self._domid)
+        undo.callback(self._calls.close)
+        self._ring_pfn = self._choose_ring(undo)
+        kind = _one(self._ring_pfn)
+        self._call("xc_get_pfn_type_batch", 1, kind)
+        pages = 1, 0, _one(self._ring_pfn)
+        with ExitStack() as take_back:
+            if kind[0] & _XTAB == _XTAB:
+                self._call("xc_domain_populate_physmap_exact", 1, 0, 0, _one(self._ring_pfn))
+                take_back.callback(self._try, "xc_domain_decrease_reservation_exact", *pages)
+            self._start(undo)
+            # The guest has no business with it.
+            self._call("xc_domain_decrease_reservation_exact", *pages)
+            take_back.pop_all()
+
+    def _choose_ring(self, undo: ExitStack) -> int:
+        pfn = self._domain.hvm_param_get(_PAGING_RING_PFN)
+        if pfn:
+            return pfn
+        # No state has been restored yet.
+        self._domain.hvm_param_set(_PAGING_RING_PFN, _USUAL_RING)
+        undo.callback(self._forget_ring)
+        return _USUAL_RING
+
+    def _forget_ring(self) -> None:
+        with suppress(OSError):
+            self._domain.hvm_param_set(_PAGING_RING_PFN, 0)
+
+    def _start(self, undo: ExitStack) -> None:
+        """Turn paging on, with the ring's page in place."""
+        view = self._memory.map(_pfns(self._ring_pfn), writable=True)
+        undo.callback(self._memory.unmap, view)
+        self._ring = PagingRing(view)
+        undo.callback(self._ring.close)
+        port = ctypes.c_uint32()
+        try:
+            self._call("xc_mem_paging_enable", ctypes.byref(port))
+        except OSError as error:
+            reason = _REFUSALS.get(error.errno or 0)
+            if reason is None:
+                raise
+            raise OSError(
+                error.errno, f"domain {self._domid} cannot be paged, for postcopy: {reason}"
+            ) from error
+        self._enabled = True
+        undo.callback(self._disable)
+        self._events = EventChannel(self._domid, port.value)
+        undo.callback(self._events.close)
+
+    def fileno(self) -> int:
+        return self._events.fileno()
+
+    def evict(self, pfns: Pfns) -> None:
+        """Raises OSError: EBUSY for a page that stays in use, by a mapping or a grant, or a pfn
+        without one; ENOMEM if the memory has been taken meanwhile; ESRCH if the domain is gone.
+
+        The ring's own page, which is no longer the guest's, is passed over.
+        """
+        if not len(pfns):
+            return
+        gfns = memoryview(cast("Any", pfns)).cast("B").cast("Q")
+        refused = []
+        for start in range(0, len(gfns), EVICTED_AT_ONCE):
+            refused += self._calls.evict(gfns[start : start + EVICTED_AT_ONCE])
+            if not start:
+                self._claim()
+        for gfn in refused:
+            if gfn != self._ring_pfn:
+                self._evict_again(gfn)
+
+    def _claim(self) -> None:
+        """Claim memory for what is evicted. From then on Xen adds to the claim each page that the
+        domain gives up, and takes from it each that it gets, so that populating more pages uses it
+        up: it is made anew for each list of pages."""
+        info = self._domain.getinfo()
+        if not info.paged_pages:
+            return
+        self._claimed = True
+        self._call("xc_domain_claim_pages", 0)
+        self._call("xc_domain_claim_pages", info.nr_pages + info.paged_pages)
+
+    def _evict_again(self, gfn: int) -> None:
+        deadline = time.monotonic() + _EVICT_SECONDS
+        while not self._calls.evict_again(gfn):
+            if time.monotonic() > deadline:
+                raise OSError(
+                    errno.EBUSY,
+                    f"pfn {gfn:#x} of domain {self._domid} cannot be left behind: it has no page, "
+                    "or somebody has it mapped",
+                )
+            time.sleep(_PAUSE)
+
+    def take_requests(self) -> list[PagingRequest]:
+        """Those of dom0, for a page that it wants to map, are among them; their `vcpu` is
+        dom0's."""
+        self._events.clear()
+        requests = self._ring.take()
+        if not requests:
+            return []
+        free = []
+        for request in requests:
+            if request.waits:
+                self._waiting.setdefault(request.pfn, []).append(request)
+            else:
+                # Nobody waits for the response, but the ring's place is needed.
+                free.append(request)
+        self._answer(free)
+        return [
+            PagingRequest(request.pfn, request.vcpu, dropped=request.dropped)
+            for request in requests
+        ]
+
+    def load(self, first: int, data: memoryview) -> None:
+        """Pages that are not paged out, as those that the guest has given back, are skipped.
+
+        Raises OSError: EINVAL for a partial page, ENOMEM if there is no memory for it, ESRCH if the
+        domain is gone.
+        """
+        count, rest = divmod(data.nbytes, PAGE_SIZE)
+        if rest:
+            raise OSError(errno.EINVAL, f"{data.nbytes} bytes are not whole pages")
+        for start in range(0, count, LOADED_AT_ONCE):
+            end = min(start + LOADED_AT_ONCE, count)
+            self._calls.load(first + start, data[start * PAGE_SIZE : end * PAGE_SIZE])
+        if self._waiting:
+            self._answer_for(range(first, first + count))
+
+    def resume(self, requests: Sequence[PagingRequest]) -> None:
+        self._answer_for([request.pfn for request in requests])
+
+    def _answer_for(self, pfns: Sequence[int]) -> None:
+        answered: list[RingRequest] = []
+        for pfn in pfns:
+            answered += self._waiting.pop(pfn, ())
+        self._answer(answered)
+
+    def _answer(self, requests: Sequence[RingRequest]) -> None:
+        if requests:
+            self._ring.answer(requests)
+            self._events.notify()
+
+    def close(self) -> None:
+        """Turn paging off, and give up the claim. A vCPU that waits for a page which is still
+        evicted waits for ever, and one that accesses such a page later is the domain's end."""
+        with self._undo.pop_all():
+            if self._enabled:
+                with suppress(OSError):
+                    self._finish()
+
+    def _finish(self) -> None:
+        """Let go on the vCPUs that need not wait, and turn paging off: Xen refuses that with EBUSY
+        while a vCPU waits for a place in the ring (vm_event_disable)."""
+        if self._claimed:
+            self._try("xc_domain_claim_pages", 0)
+        deadline = time.monotonic() + _TURN_OFF_SECONDS
+        while self._enabled:
+            self.take_requests()
+            if not self._domain.getinfo().paged_pages:
+                self._answer_for(list(self._waiting))
+            try:
+                self._call("xc_mem_paging_disable")
+                self._enabled = False
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(_PAUSE)
+
+    def _disable(self) -> None:
+        if self._enabled:
+            self._enabled = False
+            self._try("xc_mem_paging_disable")
+
+    def _try(self, function: str, *arguments: object) -> None:
+        """What cannot be undone goes with the domain, which may be gone already."""
+        with suppress(OSError):
+            self._call(function, *arguments)
+
+
+def _one(pfn: int) -> ctypes.Array[ctypes.c_uint64]:
+    return (ctypes.c_uint64 * 1)(pfn)
+
+
+def _pfns(pfn: int) -> Pfns:
+    return cast("Pfns", array("Q", [pfn]))
