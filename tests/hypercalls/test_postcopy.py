@@ -1,0 +1,230 @@
+"""Postcopy between two domains of the stand-in: our engine at both ends, and a guest that runs at
+the destination while its memory comes, on the hypercalls of a real domain."""
+
+from __future__ import annotations
+
+import errno
+import random
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Final
+
+import pytest
+
+from tests.helper.libxl_side import Libxl, cbflags, started
+from tests.hypercalls.build import Release
+from tests.hypercalls.helpers import DIALECT, Answer, Done, answered, guest
+from tests.hypercalls.machine import (
+    PAGE,
+    PARAM_CONSOLE_PFN,
+    PARAM_STORE_PFN,
+    SPECIAL_PFNS,
+    Domain,
+    Kind,
+    Machine,
+)
+from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
+from xen_save_helper.ipc_schema.channel.helper_request import Engine, HelperRequest
+from xen_save_helper.ipc_schema.channel.messages import Operation, PrecopyPolicy, XCFlags
+
+RAM: Final = (range(0xA0), range(0x100, 0x900))
+LEFT: Final = range(0x200, 0x700)
+"""What is written to while it is copied, and so left to postcopy."""
+
+
+@pytest.fixture
+def source(machine: Machine) -> Domain:
+    return guest(machine, 1, RAM)
+
+
+@pytest.fixture
+def destination(machine: Machine) -> Domain:
+    return machine.domain(2)
+
+
+class Migration:
+    """Both helpers at work, and what they have been answered."""
+
+    def __init__(self, release: Release, machine: Machine, source: Domain) -> None:
+        self._source = source
+        self._environment = {
+            **release.environment,
+            **machine.environment,
+            "XEN_SAVE_HELPER_ENGINE": Engine.OWN.value,
+        }
+        self._loader = release.loader
+
+    def _suspend(self, _fields: dict[str, Any]) -> int:
+        self._source.suspend()
+        return 1
+
+    def _policy(self, stats: dict[str, Any]) -> int:
+        if stats["iteration"] == 0:
+            if stats["dirty_count"] == -1:
+                self._source.fill(LEFT, 1)
+            return PrecopyPolicy.CONTINUE_PRECOPY
+        return PrecopyPolicy.POSTCOPY
+
+    @contextmanager
+    def _helper(self, arguments: HelperArguments) -> Iterator[Libxl]:
+        with started(arguments, "xen", loader=self._loader, **self._environment) as libxl:
+            yield libxl
+
+    def send(self, sock: socket.socket) -> Done:
+        names = ("suspend", "switch_qemu_logdirty", "precopy_policy", "postcopy_transition")
+        request = HelperRequest(
+            Operation.SAVE, 1, sock.fileno(), back_fd=sock.fileno(), xcflags=XCFlags.LIVE
+        )
+        with self._helper(HelperArguments(request, DIALECT, cbflags(DIALECT, *names))) as libxl:
+            sock.close()
+            return answered(
+                libxl,
+                suspend=self._suspend,
+                switch_qemu_logdirty=lambda _fields: 0,
+                precopy_policy=self._policy,
+                postcopy_transition=lambda _fields: 1,
+            )
+
+    def receive(self, sock: socket.socket, resumed: Answer) -> Done:
+        names = ("restore_results", "postcopy_transition")
+        request = HelperRequest(
+            Operation.RESTORE,
+            2,
+            sock.fileno(),
+            back_fd=sock.fileno(),
+            store_evtchn=11,
+            console_evtchn=13,
+        )
+        with self._helper(HelperArguments(request, DIALECT, cbflags(DIALECT, *names))) as libxl:
+            sock.close()
+            return answered(
+                libxl, restore_results=lambda _fields: None, postcopy_transition=resumed
+            )
+
+    def run(self, resumed: Answer) -> tuple[Done, Done]:
+        """The sender's end and the receiver's; `resumed` is the receiver's transition."""
+        near, far = socket.socketpair()
+        with ThreadPoolExecutor(2) as both:
+            sent = both.submit(self.send, near)
+            received = both.submit(self.receive, far, resumed)
+            return sent.result(120), received.result(120)
+
+
+@pytest.fixture
+def migration(release: Release, machine: Machine, source: Domain) -> Migration:
+    return Migration(release, machine, source)
+
+
+def read_all(domain: Domain, expected: Domain, pfns: list[int]) -> int:
+    """A guest that reads its pages in this order; returns how many it had to wait for."""
+    waited = 0
+    for pfn in pfns:
+        if not domain.access(pfn):
+            waited += 1
+        assert domain.read(pfn) == expected.page(pfn), f"pfn {pfn:#x}"
+    return waited
+
+
+def test_a_guest_runs_on_while_its_memory_comes(
+    machine: Machine, migration: Migration, source: Domain, destination: Domain
+) -> None:
+    ran: list[Future[int]] = []
+    out: list[int] = []
+    pfns = list(LEFT)
+    random.Random(4).shuffle(pfns)
+    with ThreadPoolExecutor(1) as vcpu:
+
+        def resume(_fields: dict[str, Any]) -> int:
+            out.append(destination.state.paged_pages)
+            destination.resume()
+            ran.append(vcpu.submit(read_all, destination, source, pfns))
+            return 1
+
+        sent, received = migration.run(resume)
+        assert sent.result == (0, 0), sent.logged
+        assert received.result == (0, 0), received.logged
+        waited = ran[0].result(60)
+    assert out == [len(LEFT)]
+    assert 0 < waited <= len(LEFT)
+    rings = [source.params[PARAM_STORE_PFN], source.params[PARAM_CONSOLE_PFN]]
+    assert source.differences(destination) == rings
+    assert [destination.page(ring) for ring in rings] == [bytes(PAGE)] * 2
+    assert destination.context == source.context
+    assert destination.state.repopulated == 0
+
+
+def test_pages_that_the_guest_gives_back_are_not_waited_for(
+    migration: Migration, source: Domain, destination: Domain
+) -> None:
+    gone = range(0x600, 0x700)
+
+    def resume(_fields: dict[str, Any]) -> int:
+        destination.resume()
+        for pfn in gone:
+            if destination.kinds[pfn] == Kind.PAGED_OUT:
+                destination.release(pfn)
+        return 1
+
+    sent, received = migration.run(resume)
+    assert sent.result == (0, 0), sent.logged
+    assert received.result == (0, 0), received.logged
+    assert destination.state.paged_pages == 0
+    missing = {pfn for pfn in gone if not destination.kinds[pfn]}
+    assert missing
+    rings = {source.params[PARAM_STORE_PFN], source.params[PARAM_CONSOLE_PFN]}
+    assert set(source.differences(destination)) == rings | missing
+
+
+def test_a_guest_that_is_destroyed_while_its_memory_comes(
+    migration: Migration, destination: Domain
+) -> None:
+    def resume(_fields: dict[str, Any]) -> int:
+        destination.destroy()
+        return 1
+
+    sent, received = migration.run(resume)
+    assert received.result == (-1, errno.ESRCH), received.logged
+    assert sent.retval == -1
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [(errno.ENOSYS, "not built with memory paging"), (errno.EMLINK, "IOMMU")],
+)
+def test_a_host_that_cannot_page(
+    machine: Machine, migration: Migration, destination: Domain, refusal: int, reason: str
+) -> None:
+    """The guest goes on at its source: it never ran here."""
+    machine.fail("XEN_VM_EVENT_ENABLE", refusal)
+    resumed = threading.Event()
+
+    def resume(_fields: dict[str, Any]) -> int:
+        resumed.set()
+        return 1
+
+    sent, received = migration.run(resume)
+    assert received.result == (-1, refusal)
+    assert any(reason in line for line in received.logged)
+    assert sent.retval == -1
+    assert not resumed.is_set()
+
+
+def test_a_ring_that_was_part_of_the_guest(
+    migration: Migration, source: Domain, destination: Domain
+) -> None:
+    """Its page is among those that are left behind; here it is not the guest's any more."""
+    source.set_kind([SPECIAL_PFNS])
+    source.fill([SPECIAL_PFNS])
+
+    def resume(_fields: dict[str, Any]) -> int:
+        destination.resume()
+        return 1
+
+    sent, received = migration.run(resume)
+    assert sent.result == (0, 0), sent.logged
+    assert received.result == (0, 0), received.logged
+    rings = [source.params[PARAM_STORE_PFN], source.params[PARAM_CONSOLE_PFN]]
+    assert set(source.differences(destination)) == {SPECIAL_PFNS, *rings}
