@@ -6,7 +6,9 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import psutil
@@ -55,6 +57,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         leave_out(config, items, "long", lambda item, named: item.path in named)
 
 
+CALM_RATE = 40
+"""Pages a second."""
+
+
+class CalmHost(SimulatedHost):
+    """A host whose random guests write `CALM_RATE` pages a second unless a test names a rate. At
+    their own 20,000 each takes a quarter of a processor from what is tested for as long as it
+    runs."""
+
+    def create_guest(
+        self, name: str, memory_bytes: int, workload: str, rate: float | None = None, **more: Any
+    ) -> int:
+        if rate is None and workload == "random":
+            rate = CALM_RATE
+        return super().create_guest(name, memory_bytes, workload, rate, **more)
+
+
 HostFactory = Callable[[str], SimulatedHost]
 
 OURS = (
@@ -101,15 +120,15 @@ def sockets_under(directory: Path) -> list[str]:
     ]
 
 
-@pytest.fixture
-def host_factory(tmp_path: Path) -> Iterator[HostFactory]:
+@contextmanager
+def hosts_in(directory: Path) -> Iterator[HostFactory]:
     """Makes hosts by name. At the end all guests are destroyed, and nothing may be left: no
     process, no socket, no directory of a domain."""
     hosts: list[SimulatedHost] = []
 
     def make(name: str) -> SimulatedHost:
-        create_host(tmp_path / name)
-        hosts.append(SimulatedHost(tmp_path / name))
+        create_host(directory / name)
+        hosts.append(CalmHost(directory / name))
         return hosts[-1]
 
     yield make
@@ -118,7 +137,14 @@ def host_factory(tmp_path: Path) -> Iterator[HostFactory]:
             host.destroy(row.domid)
         assert list((host.directory / "domains").iterdir()) == []
         assert sockets_under(host.directory) == []
-    assert processes_under(tmp_path) == []
+    assert processes_under(directory) == []
+
+
+@pytest.fixture
+def host_factory(tmp_path: Path) -> Iterator[HostFactory]:
+    """`hosts_in` the test's own directory."""
+    with hosts_in(tmp_path) as make:
+        yield make
 
 
 @pytest.fixture

@@ -9,12 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import trace_lines
+from tests.conftest import hosts_in
 from tests.helper.engine.running import suspend
 from tests.helper.libxl_side import HELPER, save_of, started
 from tests.toolstack.helpers.running_helpers import Reaction, Run, run_helper
@@ -24,6 +26,7 @@ from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.helpers.request import HelperResult, OwnHelper, PipeHelper
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.limits import Limits
+from xen_save_helper.toolstack.operations.settle import heal
 
 pytestmark = pytest.mark.usefixtures("runtime_directory")
 
@@ -33,9 +36,13 @@ ZMQ = OwnHelper()
 PIPE = PipeHelper(Path(sys.executable).parent / "xen-save-helper", Dialect.MAINLINE)
 
 
-@pytest.fixture
-def domid(host: SimulatedHost) -> int:
-    return host.create_guest("g", MEMORY, "idle")
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedHost]:
+    """A host with one guest that all these tests save, and that runs on each time."""
+    with hosts_in(tmp_path_factory.mktemp("faults")) as make:
+        made = make("host")
+        made.create_guest("g", MEMORY, "idle")
+        yield made
 
 
 class Saving:
@@ -84,12 +91,13 @@ class Saving:
 
 
 @pytest.fixture
-def saving(
-    host: SimulatedHost, domid: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Saving:
+def saving(shared: SimulatedHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Saving:
     for name in ("FAULTS", "EVENTS"):
         monkeypatch.setenv(f"XEN_SAVE_HELPER_{name}", "")
-    return Saving(host, domid, tmp_path)
+    (row,) = shared.domains()
+    # A helper that was killed has left log-dirty mode on.
+    assert heal(shared, row.domid) == ""
+    return Saving(shared, row.domid, tmp_path)
 
 
 BY_HAND = ("--save-domain", "0", "-1", "1", "0", "0", "0")
@@ -281,14 +289,12 @@ def test_a_plan_may_come_from_a_file(saving: Saving, tmp_path: Path) -> None:
     assert f"faults: @{plan}: 'suspend:before-send = kil'" in saving.run(f"@{plan}").reason
 
 
-def test_by_option_and_settings_file_under_libxl(
-    host: SimulatedHost, domid: int, tmp_path: Path
-) -> None:
+def test_by_option_and_settings_file_under_libxl(saving: Saving, tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.write_text("XEN_SAVE_HELPER_FAULTS = start=exit(4)\n")
     near, far = socket.socketpair()
     with near, far:
-        arguments = save_of(near.fileno(), domid)
+        arguments = save_of(near.fileno(), saving.domid)
         with started(arguments, XEN_SAVE_HELPER_CONFIG=str(config)) as libxl:
             assert libxl.exit_status() == 4
             assert libxl.errors() == "xen-save-helper: fault: start=exit(4), time 1\n"
