@@ -56,7 +56,7 @@ class Release:
 def built(directory: Path, version: str) -> Release:
     """Build the stand-in for this release in a new `directory`. The compiler's errors fail the
     test. Raises PackageUnavailableError without Debian's packages."""
-    headers, xen, toollog, *libc = _packages(version)
+    headers, xen, toollog, *_ = _packages(version)
     directory.mkdir()
     check = directory / "layout_check.h"
     check.write_text(layout_check())
@@ -81,6 +81,12 @@ def built(directory: Path, version: str) -> Release:
     for name in (f"libxenctrl.so.{version}", f"libxenguest.so.{version}"):
         (directory / name).symlink_to(xen / _LIBRARIES / name)
     (directory / "libxentoollog.so.1").symlink_to(toollog / _LIBRARIES / "libxentoollog.so.1")
+    return release_in(directory, version)
+
+
+def release_in(directory: Path, version: str) -> Release:
+    """The release that was built in `directory`."""
+    _, _, _, *libc = _packages(version)
     return Release(version, directory, _loader(directory, libc[0]) if libc else ())
 
 

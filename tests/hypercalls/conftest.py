@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.debian_packages import PackageUnavailableError
-from tests.hypercalls.build import RELEASES, Release, built
+from tests.hypercalls.build import RELEASES, Release, built, release_in
 from tests.hypercalls.machine import Machine
+from tests.once import once
 from tests.unavailable import unavailable
 
 Releases = Callable[[str], Release]
@@ -21,9 +22,10 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> Releases:
 
     def release(version: str) -> Release:
         if version not in made:
-            directory = tmp_path_factory.mktemp("hypercalls") / version
             try:
-                made[version] = built(directory, version)
+                name = f"hypercalls-{version}"
+                directory = once(tmp_path_factory, name, lambda new: built(new, version))
+                made[version] = release_in(directory, version)
             except PackageUnavailableError as error:
                 unavailable(str(error))
         return made[version]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.once import once
 from tests.xen.wheel import wheel
 
 LIBRARY = """
@@ -30,10 +31,12 @@ def test_both(xen_save_helper):
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the wheel installed."""
-    directory = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target"]
-    subprocess.run([*command, str(directory), str(wheel())], check=True, timeout=120)
-    return directory
+
+    def install(directory: Path) -> None:
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target"]
+        subprocess.run([*command, str(directory), str(wheel())], check=True, timeout=120)
+
+    return once(tmp_path_factory, "site", install)
 
 
 @pytest.fixture
