@@ -1,4 +1,4 @@
-"""Kill, stop or terminate any one process at a random moment of a migration, many times over.
+"""Kill, stop or terminate any one process at a random moment of a migration.
 
 The runs go through every mode, process and signal, in an order and at moments (a line of the
 trace, and a little time after it) that come from a seed. Whatever happened, the guest is at one
@@ -25,7 +25,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.conftest import HostFactory
+from tests.conftest import CalmHost, HostFactory
+from tests.once import once
 from tests.waiting import gone, wait_for
 from tests.whole.stage import Stage, command_of, descendants, send, toolstack
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
@@ -33,7 +34,7 @@ from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.rules.handshake import Receiver, Sender
 
-RUNS = int(os.environ.get("XEN_KILL_RUNS", "100"))
+RUNS = int(os.environ.get("XEN_KILL_RUNS", "54"))
 SEED = int(os.environ.get("XEN_KILL_SEED", "20170315"))
 
 MODES: dict[str, list[str]] = {
@@ -43,13 +44,22 @@ MODES: dict[str, list[str]] = {
 }
 ROLES = ("controller", "helper", "receiver", "receiver's helper", "guest", "guest there")
 SIGNALS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM)
-CELLS = list(product(MODES, ROLES, SIGNALS))
-random.Random(SEED).shuffle(CELLS)
+SQUARES = [
+    [
+        (list(MODES)[(role + number + square) % len(MODES)], ROLES[role], SIGNALS[number])
+        for role, number in product(range(len(ROLES)), range(len(SIGNALS)))
+    ]
+    for square in range(len(MODES))
+]
+"""All cells, in three parts. In each part every two of mode, role and signal meet."""
+for square in SQUARES:
+    random.Random(SEED).shuffle(square)
+CELLS = [cell for square in SQUARES for cell in square]
 """What the runs go through in turn."""
 ATTEMPTS = 8
 """Moments that a run tries until the process is there to be struck: it may end earlier than in the
 run that the moments are drawn from."""
-MEMORY = 32 << 20
+MEMORY = 16 << 20
 COMMAND_LIMIT = 45
 """Seconds within which the command must end, however many of its limits it runs into."""
 
@@ -61,9 +71,9 @@ the other side's limits."""
 
 
 def runs_by_cost() -> Iterator[object]:
-    """All runs; those after one of each cell are long ones."""
+    """All runs; those after the first part of the cells are long ones."""
     for run in range(RUNS):
-        yield pytest.param(run, marks=[pytest.mark.long] if run >= len(CELLS) else [])
+        yield pytest.param(run, marks=[pytest.mark.long] if run >= len(SQUARES[0]) else [])
 
 
 class Died(Enum):
@@ -124,7 +134,7 @@ def undisturbed(mode: str, directory: Path) -> dict[str, int]:
 
     def make_host(name: str) -> SimulatedHost:
         create_host(directory / name)
-        return SimulatedHost(directory / name)
+        return CalmHost(directory / name)
 
     stage = Stage(make_host, MEMORY, "random")
     try:
@@ -142,7 +152,15 @@ def undisturbed(mode: str, directory: Path) -> dict[str, int]:
 @pytest.fixture(scope="session")
 def moments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
     """By mode and role; see moments_of."""
-    return {mode: undisturbed(mode, tmp_path_factory.mktemp("undisturbed")) for mode in MODES}
+
+    def find(path: Path) -> None:
+        found = {mode: undisturbed(mode, tmp_path_factory.mktemp("undisturbed")) for mode in MODES}
+        path.write_text(json.dumps(found))
+
+    found: dict[str, dict[str, int]] = json.loads(
+        once(tmp_path_factory, "moments", find).read_text()
+    )
+    return found
 
 
 def settle(stage: Stage) -> None:
