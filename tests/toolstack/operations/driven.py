@@ -30,7 +30,7 @@ from xen_save_helper.toolstack.helpers.channel import ChannelListener, HelperPro
 from xen_save_helper.toolstack.helpers.launch import HelperLaunch
 
 _TURNS = 16
-"""Turns of the loop after which nothing is left that could happen by itself."""
+"""Turns of the loop after which nothing may be left that could happen by itself."""
 
 
 class Time(asyncio.SelectorEventLoop):
@@ -48,6 +48,13 @@ class Time(asyncio.SelectorEventLoop):
         for _ in range(_TURNS):
             self.call_soon(self.stop)
             self.run_forever()
+            if not self._ready and not self._due():
+                return
+
+    def _due(self) -> bool:
+        """Whether a timer's moment has come."""
+        timers = self._scheduled  # type: ignore[attr-defined]
+        return any(timer.when() <= self.now and not timer.cancelled() for timer in timers)
 
     def passes(self, seconds: float) -> None:
         self.now += seconds

@@ -311,7 +311,7 @@ class RestoreOrders(OperationOrders):
         assert self.host.restored == ([(xenstore, CONTEXT)] if self.device_model else [])
 
 
-RestoreOrders.TestCase.settings = settings(max_examples=250, stateful_step_count=30)
+RestoreOrders.TestCase.settings = settings(max_examples=120, stateful_step_count=30)
 TestRestore = RestoreOrders.TestCase
 
 

@@ -283,7 +283,7 @@ class SaveOrders(OperationOrders):
         return self.transition_begun and TRANSITION_END in self.stream
 
 
-SaveOrders.TestCase.settings = settings(max_examples=250, stateful_step_count=30)
+SaveOrders.TestCase.settings = settings(max_examples=120, stateful_step_count=30)
 TestSave = SaveOrders.TestCase
 
 

@@ -30,7 +30,7 @@ from xen_save_helper.toolstack.rules.stream import PointOfNoReturn
 from xen_save_helper.toolstack.rules.suspend import Finished, StartLimit, SuspendRules, Withdraw
 
 FAILURES = st.sampled_from([-3, -8, -9, -22])
-MANY = settings(max_examples=300, stateful_step_count=20)
+MANY = settings(max_examples=120, stateful_step_count=20)
 
 
 class HelperRunOrders(RuleBasedStateMachine):

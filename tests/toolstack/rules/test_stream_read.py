@@ -391,5 +391,5 @@ class EveryOrder(RuleBasedStateMachine):
         self.a_plain_stream_that_failed_does_not_end_well()
 
 
-EveryOrder.TestCase.settings = settings(max_examples=300, stateful_step_count=25)
+EveryOrder.TestCase.settings = settings(max_examples=120, stateful_step_count=25)
 TestEveryOrder = EveryOrder.TestCase

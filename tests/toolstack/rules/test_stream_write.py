@@ -437,5 +437,5 @@ class EveryOrder(RuleBasedStateMachine):
         assert len(self.stopped) == 1
 
 
-EveryOrder.TestCase.settings = settings(max_examples=300, stateful_step_count=25)
+EveryOrder.TestCase.settings = settings(max_examples=120, stateful_step_count=25)
 TestEveryOrder = EveryOrder.TestCase
