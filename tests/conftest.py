@@ -62,9 +62,9 @@ CALM_RATE = 40
 
 
 class CalmHost(SimulatedHost):
-    """A host whose random guests write `CALM_RATE` pages a second unless a test names a rate. At
-    their own 20,000 each takes a quarter of a processor from what is tested for as long as it
-    runs."""
+    """A host for tests of what is around a guest: its random ones write `CALM_RATE` pages a second
+    unless a test names a rate. At their own 20,000 each takes a quarter of a processor from what is
+    tested for as long as it runs."""
 
     def create_guest(
         self, name: str, memory_bytes: int, workload: str, rate: float | None = None, **more: Any
@@ -121,14 +121,14 @@ def sockets_under(directory: Path) -> list[str]:
 
 
 @contextmanager
-def hosts_in(directory: Path) -> Iterator[HostFactory]:
+def hosts_in(directory: Path, kind: type[SimulatedHost] = SimulatedHost) -> Iterator[HostFactory]:
     """Makes hosts by name. At the end all guests are destroyed, and nothing may be left: no
     process, no socket, no directory of a domain."""
     hosts: list[SimulatedHost] = []
 
     def make(name: str) -> SimulatedHost:
         create_host(directory / name)
-        hosts.append(CalmHost(directory / name))
+        hosts.append(kind(directory / name))
         return hosts[-1]
 
     yield make

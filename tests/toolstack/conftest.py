@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import HostFactory
+from tests.conftest import CalmHost, HostFactory, hosts_in
 from tests.toolstack.stage import Hosts
+
+
+@pytest.fixture
+def host_factory(tmp_path: Path) -> Iterator[HostFactory]:
+    with hosts_in(tmp_path, CalmHost) as make:
+        yield make
 
 
 @pytest.fixture
