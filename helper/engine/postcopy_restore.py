@@ -39,8 +39,9 @@ _LISTED_AT_ONCE = 1 << 14
 
 _BUSY_SECONDS = 0.0005
 """How soon the next event is expected after a fault, or after the page for one."""
-_LOADED_AT_ONCE = 4
-"""Pages that are loaded before the descriptors are polled again."""
+_LOADED_AT_ONCE = 16
+"""Pages that are loaded before the descriptors are polled again: as many as a sender's record has,
+since a call for fewer costs more than the pages."""
 _READ_AHEAD = 32
 """Pages that are read before they can be loaded, while no vCPU waits: more are left to the sender,
 which then notices that it is ahead."""

@@ -25,6 +25,7 @@ from pathlib import Path
 from tests.benchmarks import callbacks, limits, migrations, throughput
 from tests.benchmarks.beside_c_lines import beside_c
 from tests.benchmarks.line import Line, Pair, show
+from tests.benchmarks.paging import paging
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
@@ -172,6 +173,7 @@ def main() -> int:
     lines: list[Line] = []
     if arguments.group != "simulated":
         lines += beside_c(memory, -(-runs // 2))
+        lines += paging(runs)
     if arguments.group != "beside-c":
         lines += simulated(memory, runs, large)
     stolen = (limits.stolen_seconds() - stolen) / (time.monotonic() - started)

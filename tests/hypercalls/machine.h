@@ -71,6 +71,8 @@ struct machine {
     uint32_t nr_leaves;     /* of the system's CPU policies, which are all the same */
     uint32_t nr_msrs;
     uint32_t copies;        /* scattered pages that are mapped for reading are copied */
+    uint32_t keeps;         /* evicted pages keep their memory and contents: for benchmarks */
+    uint32_t pad;
     int64_t buffers_held;   /* hypercall buffers that are allocated now */
     int64_t handles_open;   /* of libraries, now */
     int64_t mappings_left;  /* of guests' memory, after a process closed its last handle */

@@ -92,6 +92,8 @@ class MachineStruct(ctypes.Structure):
         ("nr_leaves", c_uint32),
         ("nr_msrs", c_uint32),
         ("copies", c_uint32),
+        ("keeps", c_uint32),
+        ("pad", c_uint32),
         ("buffers_held", c_int64),
         ("handles_open", c_int64),
         ("mappings_left", c_int64),
@@ -325,7 +327,9 @@ class Machine:
     mmap for each of a thousand scattered pages costs ten times what privcmd's one call does, so
     scattered pages that are mapped for reading are copied instead. What the guest writes to them
     meanwhile is not seen then, which matters if a page is mapped before its dirty bit is cleaned.
-    `library` is the stand-in, for guests that access pages which are paged out.
+    With `state.keeps`, evicted pages keep their memory: Linux would take far longer for what is an
+    entry in Xen's page table. `library` is the stand-in, for guests that access pages which are
+    paged out.
     """
 
     def __init__(

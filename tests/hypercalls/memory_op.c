@@ -21,7 +21,14 @@ static bool populate(struct guest *guest, xen_pfn_t pfn, uint64_t n)
 {
     struct domain *domain = guest->domain;
 
-    if (pfn >= domain->capacity || n > domain->capacity - pfn || !adjust_pages(domain, n))
+    if (pfn >= domain->capacity || n > domain->capacity - pfn)
+        return false;
+    /* Xen would put another page there, but here a pfn's memory is always the same. */
+    if (domain->paging && domain->ring_pfn - pfn < n) {
+        refuse("a page where the ring was");
+        return false;
+    }
+    if (!adjust_pages(domain, n))
         return false;
     if (domain->garbage) {
         uint8_t *memory = guest_memory(guest);

@@ -265,8 +265,9 @@ static long evict(struct guest *guest, uint64_t pfn, const void *buffer)
     guest->kinds[pfn] = PAGED_OUT;
     guest->domain->paged_pages++;
     adjust_pages(guest->domain, -1);
-    fallocate(guest->memory_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, pfn * PAGE_BYTES,
-              PAGE_BYTES);
+    if (!machine->keeps)
+        fallocate(guest->memory_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, pfn * PAGE_BYTES,
+                  PAGE_BYTES);
     return 0;
 }
 

@@ -20,8 +20,8 @@ from tests.hypercalls.helpers import DIALECT, Answer, Done, answered, guest
 from tests.hypercalls.machine import (
     PAGE,
     PARAM_CONSOLE_PFN,
+    PARAM_PAGING_RING_PFN,
     PARAM_STORE_PFN,
-    SPECIAL_PFNS,
     Domain,
     Kind,
     Machine,
@@ -31,8 +31,8 @@ from xen_save_helper.ipc_schema.channel.helper_request import Engine, HelperRequ
 from xen_save_helper.ipc_schema.channel.messages import Operation, PrecopyPolicy, XCFlags
 
 RAM: Final = (range(0xA0), range(0x100, 0x900))
-LEFT: Final = range(0x200, 0x700)
-"""What is written to while it is copied, and so left to postcopy."""
+LEFT: Final = sum(len(pfns) for pfns in RAM)
+"""Pages that are left to postcopy: all but the rings, which a restore empties."""
 
 
 @pytest.fixture
@@ -56,17 +56,11 @@ class Migration:
             "XEN_SAVE_HELPER_ENGINE": Engine.OWN.value,
         }
         self._loader = release.loader
+        self.policy: Answer = lambda _stats: PrecopyPolicy.POSTCOPY
 
     def _suspend(self, _fields: dict[str, Any]) -> int:
         self._source.suspend()
         return 1
-
-    def _policy(self, stats: dict[str, Any]) -> int:
-        if stats["iteration"] == 0:
-            if stats["dirty_count"] == -1:
-                self._source.fill(LEFT, 1)
-            return PrecopyPolicy.CONTINUE_PRECOPY
-        return PrecopyPolicy.POSTCOPY
 
     @contextmanager
     def _helper(self, arguments: HelperArguments) -> Iterator[Libxl]:
@@ -84,7 +78,7 @@ class Migration:
                 libxl,
                 suspend=self._suspend,
                 switch_qemu_logdirty=lambda _fields: 0,
-                precopy_policy=self._policy,
+                precopy_policy=self.policy,
                 postcopy_transition=lambda _fields: 1,
             )
 
@@ -133,7 +127,7 @@ def test_a_guest_runs_on_while_its_memory_comes(
 ) -> None:
     ran: list[Future[int]] = []
     out: list[int] = []
-    pfns = list(LEFT)
+    pfns = [pfn for part in RAM for pfn in part]
     random.Random(4).shuffle(pfns)
     with ThreadPoolExecutor(1) as vcpu:
 
@@ -147,8 +141,8 @@ def test_a_guest_runs_on_while_its_memory_comes(
         assert sent.result == (0, 0), sent.logged
         assert received.result == (0, 0), received.logged
         waited = ran[0].result(60)
-    assert out == [len(LEFT)]
-    assert 0 < waited <= len(LEFT)
+    assert out == [LEFT]
+    assert 0 < waited <= LEFT
     rings = [source.params[PARAM_STORE_PFN], source.params[PARAM_CONSOLE_PFN]]
     assert source.differences(destination) == rings
     assert [destination.page(ring) for ring in rings] == [bytes(PAGE)] * 2
@@ -215,16 +209,26 @@ def test_a_host_that_cannot_page(
 def test_a_ring_that_was_part_of_the_guest(
     migration: Migration, source: Domain, destination: Domain
 ) -> None:
-    """Its page is among those that are left behind; here it is not the guest's any more."""
-    source.set_kind([SPECIAL_PFNS])
-    source.fill([SPECIAL_PFNS])
+    """Its page came ahead, and is among those that are left behind, too: here it is not the guest's
+    any more."""
+    ring = RAM[0].stop - 1
+    source.state.params[PARAM_PAGING_RING_PFN] = ring
+    asked: list[int] = []
+
+    def policy(_stats: dict[str, Any]) -> int:
+        asked.append(0)
+        if len(asked) == 1:
+            return PrecopyPolicy.CONTINUE_PRECOPY
+        source.fill([ring], 1)
+        return PrecopyPolicy.POSTCOPY
 
     def resume(_fields: dict[str, Any]) -> int:
         destination.resume()
         return 1
 
+    migration.policy = policy
     sent, received = migration.run(resume)
     assert sent.result == (0, 0), sent.logged
     assert received.result == (0, 0), received.logged
     rings = [source.params[PARAM_STORE_PFN], source.params[PARAM_CONSOLE_PFN]]
-    assert set(source.differences(destination)) == {SPECIAL_PFNS, *rings}
+    assert set(source.differences(destination)) == {ring, *rings}

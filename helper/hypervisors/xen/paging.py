@@ -32,6 +32,8 @@ _PAGING_RING_PFN: Final = 27
 _USUAL_RING: Final = 0xFEFF8
 """Where libxl has it (special_pfn(SPECIALPAGE_PAGING) of xg_dom_x86.c)."""
 
+_MOST: Final = LOADED_AT_ONCE * PAGE_SIZE
+
 _XTAB: Final = 0xF << 28
 
 _EVICT_SECONDS: Final = 0.5
@@ -204,14 +206,17 @@ class XenPaging:
         Raises OSError: EINVAL for a partial page, ENOMEM if there is no memory for it, ESRCH if the
         domain is gone.
         """
-        count, rest = divmod(data.nbytes, PAGE_SIZE)
-        if rest:
-            raise OSError(errno.EINVAL, f"{data.nbytes} bytes are not whole pages")
-        for start in range(0, count, LOADED_AT_ONCE):
-            end = min(start + LOADED_AT_ONCE, count)
-            self._calls.load(first + start, data[start * PAGE_SIZE : end * PAGE_SIZE])
+        size = data.nbytes
+        if size % PAGE_SIZE:
+            raise OSError(errno.EINVAL, f"{size} bytes are not whole pages")
+        if size <= _MOST:
+            self._calls.load(first, data)
+        else:
+            for start in range(0, size, _MOST):
+                part = data[start : start + _MOST]
+                self._calls.load(first + start // PAGE_SIZE, part)
         if self._waiting:
-            self._answer_for(range(first, first + count))
+            self._answer_for(range(first, first + size // PAGE_SIZE))
 
     def resume(self, requests: Sequence[PagingRequest]) -> None:
         self._answer_for([request.pfn for request in requests])

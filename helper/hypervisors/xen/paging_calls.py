@@ -11,7 +11,7 @@ import errno
 import os
 from array import array
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE
 from xen_save_helper.helper.hypervisors.xen.libraries import Prototypes, call_error, load
@@ -55,6 +55,16 @@ def _library() -> ctypes.CDLL:
     return load(_SONAME, _PROTOTYPES)
 
 
+class _Part(NamedTuple):
+    """The first items of a multicall: what must be in their entries before it, the results of their
+    last operations after it, and how many calls they are."""
+
+    entries: memoryview
+    template: memoryview
+    results: memoryview
+    calls: int
+
+
 class _Multicall:
     """A list of hypercalls in memory that Xen can reach: for each item, one XENMEM_paging_op after
     the other."""
@@ -66,43 +76,33 @@ class _Multicall:
         self._ops = len(ops)
         calls = items * self._ops
         start = calls * _ENTRY_WORDS
-        self._entries = words[:start].cast("B")
+        self._entries = words[:start]
         self.address = address
         self.operations = words[start : start + calls * _OP_WORDS]
-        self._results = words[_RESULT:start:_ENTRY_WORDS]
         # Xen leaves nothing in an entry but its result (a debug build overwrites the rest).
         entries = array("Q")
         for call in range(calls):
             place = address + (start + call * _OP_WORDS) * _WORD
             entries.extend((_MEMORY_OP, 0, _PAGING_OP, place, 0, 0, 0, 0))
             self.operations[call * _OP_WORDS] = ops[call % self._ops] | domid << 16
-        self._template = memoryview(entries).cast("B")
+        self._template = memoryview(entries)
+        self.part = cache(self._part)
+        """The part of so many items."""
 
     def gfns(self, op: int) -> memoryview:
         """The pages that operation number `op` of each item is to work on."""
         return self.operations[op * _OP_WORDS + _GFN :: self._ops * _OP_WORDS]
 
-    def ready(self, items: int) -> int:
-        """Make the list ready to be given to Xen; returns its length in calls."""
+    def _part(self, items: int) -> _Part:
         calls = items * self._ops
-        size = calls * _ENTRY_WORDS * _WORD
-        self._entries[:size] = self._template[:size]
-        return calls
-
-    def failures(self, items: int) -> list[tuple[int, int]]:
-        """(item, errno) of each item whose last operation has failed."""
-        results = self._results[self._ops - 1 : items * self._ops : self._ops]
-        if not any(results):
-            return []
-        return [(item, -_signed(result)) for item, result in enumerate(results) if result]
+        entries = self._entries[: calls * _ENTRY_WORDS]
+        last = (self._ops - 1) * _ENTRY_WORDS + _RESULT
+        results = entries[last :: self._ops * _ENTRY_WORDS]
+        return _Part(entries, self._template[: calls * _ENTRY_WORDS], results, calls)
 
 
 def _words(ops: int, items: int) -> int:
     return ops * items * (_ENTRY_WORDS + _OP_WORDS)
-
-
-def _signed(result: int) -> int:
-    return result - (1 << 64) if result >> 63 else result
 
 
 class PagingCalls:
@@ -111,6 +111,7 @@ class PagingCalls:
     def __init__(self, domid: int) -> None:
         self._domid = domid
         self._library = _library()
+        self._xencall2 = self._library.xencall2
         self._handle: int | None = self._library.xencall_open(None, 0)
         if not self._handle:
             raise call_error("xencall_open")
@@ -162,44 +163,50 @@ class PagingCalls:
         count = len(gfns)
         for places in self._out_gfns:
             places[:count] = gfns
-        self._call(self._out, count)
-        return [gfns[item] for item, _ in self._failed(self._out, count, "evict", errno.EBUSY)]
+        if not self._call(self._out, count):
+            return []
+        return [gfns[item] for item in self._failed(self._out, count, "evict", errno.EBUSY)]
 
     def evict_again(self, gfn: int) -> bool:
         """Try again to evict a page that was refused, whatever has become of it: nominated, or
         asked for since it was. Returns False if Xen still refuses."""
         for op in range(3):
             self._again.gfns(op)[0] = gfn
-        self._call(self._again, 1)
-        return not self._failed(self._again, 1, "evict", errno.EBUSY)
+        failed = self._call(self._again, 1)
+        return not failed or not self._failed(self._again, 1, "evict", errno.EBUSY)
 
     def load(self, first: int, data: memoryview) -> None:
         """Load up to LOADED_AT_ONCE pages, from `first` on. Those that are not paged out stay as
         they are (ENOENT). Raises OSError: ENOMEM if there is no memory for one, ESRCH if the
         domain is gone, ENODEV if paging is off."""
-        count = data.nbytes // PAGE_SIZE
-        self._contents[: data.nbytes] = data
-        if count == 1:
-            self._in_gfns[0] = first
-        else:
-            self._in_gfns[:count] = memoryview(array("Q", range(first, first + count)))
-        self._call(self._in, count)
-        self._failed(self._in, count, "load", errno.ENOENT)
+        size = data.nbytes
+        count = size // PAGE_SIZE
+        self._contents[:size] = data
+        gfns = self._in_gfns
+        for item in range(count):
+            gfns[item] = first + item
+        if self._call(self._in, count):
+            self._failed(self._in, count, "load", errno.ENOENT)
 
-    def _call(self, multicall: _Multicall, items: int) -> None:
-        calls = multicall.ready(items)
-        if self._library.xencall2(self._handle, _MULTICALL, multicall.address, calls) < 0:
+    def _call(self, multicall: _Multicall, items: int) -> bool:
+        """Returns whether any item has failed."""
+        entries, template, results, calls = multicall.part(items)
+        entries[:] = template
+        if self._xencall2(self._handle, _MULTICALL, multicall.address, calls) < 0:
             raise call_error(f"multicall of {calls}, domain {self._domid}")
+        return any(results)
 
-    def _failed(
-        self, multicall: _Multicall, items: int, what: str, expected: int
-    ) -> list[tuple[int, int]]:
+    def _failed(self, multicall: _Multicall, items: int, what: str, expected: int) -> list[int]:
         """The items that have failed with the errno `expected`; another one is raised."""
-        failures = multicall.failures(items)
-        for _item, errnoval in failures:
+        failed = []
+        for item, result in enumerate(multicall.part(items).results):
+            if not result:
+                continue
+            errnoval = (1 << 64) - result
             if errnoval != expected:
                 raise OSError(
                     errnoval,
                     f"xc_mem_paging_{what}, domain {self._domid}: {os.strerror(errnoval)}",
                 )
-        return failures
+            failed.append(item)
+        return failed
