@@ -35,7 +35,7 @@ def wrapped_by_configuration(lab: Lab) -> None:
     lab.save(guest, file)
     lab.restore(guest, file, env=told)
     lab.migrate(guest, env=told)
-    toolstack.xl.migrate(lab, guest, toolstack.RECEIVE)
+    toolstack.migrate(lab, guest, toolstack.RECEIVE)
     toolstack.nothing_is_left()
 
 
@@ -58,7 +58,7 @@ def wrapped_where_it_is_needed(lab: Lab) -> None:
     assert lab.domains() == {}
     toolstack.restore(lab, guest, file)
     assert device_model_of(guest) == WRAPPER
-    toolstack.xl.migrate(lab, guest, toolstack.RECEIVE)
+    toolstack.migrate(lab, guest, toolstack.RECEIVE)
     assert device_model_of(guest) == WRAPPER
     toolstack.nothing_is_left()
 
