@@ -21,7 +21,7 @@ from tests.xen.dom0.lab import GIVEN, HANDED_OVER
 from tests.xen.emulator import Emulator, Setup
 from tests.xen.fault_table import FaultRow
 
-BOOT_SECONDS: Final = 420
+BOOT_SECONDS: Final = 660
 AFTER_LIMIT_SECONDS: Final = 120
 """Seconds for the agent to end what takes too long, and to clear up; after that the agent hangs."""
 _POLL_SECONDS: Final = 0.2

@@ -34,7 +34,7 @@ HEARTBEAT_SECONDS: Final = 1.0
 INSTALL: Final = ("pip", "install", "--break-system-packages", "--no-index")
 """The command of helper/README.md, before the wheel's name."""
 _POLL_SECONDS: Final = 0.2
-_INSTALL_SECONDS: Final = 180
+_INSTALL_SECONDS: Final = 420
 _CLEAN_UP_SECONDS: Final = 60
 
 
