@@ -24,13 +24,13 @@ MIGRATION_KEYS = {
 
 def test_life_of_a_guest(tmp_path: Path) -> None:
     host = tmp_path / "host"
-    assert toolstack("init", host).code == 0
-    assert toolstack("init", "--host", host, "--json").json == {"host": str(host)}
-    created = toolstack(
+    assert called("init", host).code == 0
+    assert called("init", "--host", host, "--json").json == {"host": str(host)}
+    created = called(
         "create", "g", "--memory", "8M", "--workload", "idle", "--host", host, "--json"
     )
     assert created.json["name"] == "g"
-    (row,) = toolstack("list", "--host", host, "--json").json
+    (row,) = called("list", "--host", host, "--json").json
     assert {key: row[key] for key in ("name", "domid", "memory", "workload", "state", "waits")} == {
         "name": "g",
         "domid": created.json["domid"],
@@ -40,25 +40,25 @@ def test_life_of_a_guest(tmp_path: Path) -> None:
         "waits": None,
     }
     for command, state in (("pause", "paused"), ("unpause", "running")):
-        assert toolstack(command, "g", "--host", host).code == 0
-        assert toolstack("list", "--host", host, "--json").json[0]["state"] == state
+        assert called(command, "g", "--host", host).code == 0
+        assert called("list", "--host", host, "--json").json[0]["state"] == state
     assert "running" in toolstack("list", env={"XEN_TOOLSTACK_HOST": str(host)}).out
-    assert toolstack("create", "g", "--memory", "8M", "--host", host).line.endswith(
+    assert called("create", "g", "--memory", "8M", "--host", host).line.endswith(
         "already a guest 'g' on this host"
     )
-    assert toolstack("destroy", "g", "--host", host).code == 0
-    assert toolstack("list", "--host", host, "--json").json == []
+    assert called("destroy", "g", "--host", host).code == 0
+    assert called("list", "--host", host, "--json").json == []
 
 
 def test_list_cuts_no_name(tmp_path: Path) -> None:
     name = "a-guest-with-the-longest-of-names-" * 4
-    assert toolstack("init", tmp_path / "host").code == 0
+    assert called("init", tmp_path / "host").code == 0
     made = ("create", name, "--memory", "8M", "--workload", "idle", "--host", tmp_path / "host")
-    assert toolstack(*made).code == 0
+    assert called(*made).code == 0
     listed = toolstack("list", "--host", tmp_path / "host", env={"COLUMNS": "70"}).out
     (line,) = listed.splitlines()[1:]  # as `grep` and `awk` want it
     assert line.split()[0] == name
-    assert toolstack("destroy", name, "--host", tmp_path / "host").code == 0
+    assert called("destroy", name, "--host", tmp_path / "host").code == 0
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_usage(arguments: tuple[str, ...]) -> None:
 
 def test_where_nothing_more_can_be_written_it_says_where(tmp_path: Path) -> None:
     host = tmp_path / "host"
-    toolstack("init", host)
+    called("init", host)
     before = sorted(host.rglob("*"))
     no_room = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (10, 10))
     done = toolstack("create", "g", "--host", host, preexec_fn=no_room)
@@ -220,7 +220,7 @@ def test_demo(tmp_path: Path, mode: str) -> None:
 
 
 def test_demo_for_people(tmp_path: Path) -> None:
-    ended = toolstack("demo", "--memory", "8M", "--workload", "idle")
+    ended = called("demo", "--memory", "8M", "--workload", "idle")
     assert ended.code == 0, ended
     for words in ("runs at the destination", "stood still", "compared every page"):
         assert words in ended.out

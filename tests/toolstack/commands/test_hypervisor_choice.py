@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toolstack.stage import Hosts, toolstack
+from tests.toolstack.stage import Hosts, called
 from tests.toolstack.two_hosts import run
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.errors import Error
@@ -21,21 +21,21 @@ from xen_save_helper.toolstack.xl.outcome import ExitCode
 
 @pytest.mark.parametrize("command", [("list",), ("save", "g", "f"), ("destroy", "g")])
 def test_without_xen_a_host_must_be_named(command: tuple[str, ...]) -> None:
-    ended = toolstack(*command)
+    ended = called(*command)
     assert ended.code == ExitCode.USAGE
     assert "no host is named; give --host DIR" in ended.line
 
 
 @pytest.mark.parametrize("command", [("list",), ("save", "g", "f"), ("recover", "g")])
 def test_xen_by_name_says_what_is_missing(command: tuple[str, ...]) -> None:
-    ended = toolstack(*command, "--host", "xen")
+    ended = called(*command, "--host", "xen")
     assert ended.code == ExitCode.FAILED
     assert "no Xen here" in ended.line
 
 
 @pytest.mark.parametrize("command", [("init",), ("create", "g")])
 def test_what_only_simulated_hosts_have(command: tuple[str, ...]) -> None:
-    ended = toolstack(*command, "--host", "xen")
+    ended = called(*command, "--host", "xen")
     assert ended.code == ExitCode.USAGE
     assert "this command is for simulated hosts; on Xen, use xl" in ended.line
 
@@ -46,9 +46,9 @@ def test_another_helper_does_the_work(hosts: Hosts, tmp_path: Path) -> None:
     helper = ("--helper", OUR_HELPER.path)
     events = tmp_path / "events"
     save = ("save", "g", tmp_path / "f", *helper, "--host", hosts.source)
-    assert toolstack(*save, "--events", events).code == 0
+    assert called(*save, "--events", events).code == 0
     restore = ("restore", tmp_path / "f", *helper, "--host", hosts.destination)
-    assert toolstack(*restore, "--events", events).code == 0
+    assert called(*restore, "--events", events).code == 0
     report = hosts.at_destination.verify(hosts.at_destination.find("g"), 30)
     assert report.memory_ok
     # On ZeroMQ a helper begins with its hello.
@@ -65,7 +65,7 @@ def test_another_helper_does_the_work(hosts: Hosts, tmp_path: Path) -> None:
 )
 def test_a_helper_that_cannot_be(hosts: Hosts, helper: str, words: str) -> None:
     hosts.guest()
-    ended = toolstack("save", "g", "f", "--helper", helper, "--host", hosts.source)
+    ended = called("save", "g", "f", "--helper", helper, "--host", hosts.source)
     assert ended.code == ExitCode.USAGE
     assert words in ended.line
 
@@ -73,7 +73,7 @@ def test_a_helper_that_cannot_be(hosts: Hosts, helper: str, words: str) -> None:
 def test_limits_of_precopy_that_the_helper_would_not_follow_are_refused(hosts: Hosts) -> None:
     """libxl's helper, of the mainline dialect, asks for no policy."""
     hosts.guest()
-    ended = toolstack(
+    ended = called(
         *("migrate", "g", "--to", hosts.destination, "--max-rounds", 2, "--json"),
         *("--helper", OUR_HELPER.path, "--host", hosts.source),
     )

@@ -9,29 +9,29 @@ from pathlib import Path
 
 import pytest
 
-from tests.toolstack.stage import Ended, Hosts, toolstack
+from tests.toolstack.stage import Ended, Hosts, called
 from tests.waiting import wait_for
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 
 def create(directory: Path, name: str, memory: str = "8M") -> Ended:
     made = ("create", name, "--memory", memory, "--workload", "idle", "--host", directory)
-    return toolstack(*made)
+    return called(*made)
 
 
 @pytest.fixture
 def small(hosts: Hosts) -> Path:
     """A destination of 20 MiB."""
-    assert toolstack("init", hosts.destination, "--memory", "20M").code == 0
+    assert called("init", hosts.destination, "--memory", "20M").code == 0
     return hosts.destination
 
 
 def test_what_it_is_made_with(tmp_path: Path) -> None:
-    made = toolstack("init", tmp_path / "host", "--memory", "1G", "--json")
+    made = called("init", tmp_path / "host", "--memory", "1G", "--json")
     assert made.json == {"host": str(tmp_path / "host"), "memory": 1 << 30}
-    again = toolstack("init", tmp_path / "host", "--json")
+    again = called("init", tmp_path / "host", "--json")
     assert again.json == made.json
-    assert toolstack("init", tmp_path / "host", "--memory", "much").code == 2
+    assert called("init", tmp_path / "host", "--memory", "much").code == 2
 
 
 def test_a_guest_without_room_is_not_made(small: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_guest_without_room_is_not_made(small: Path) -> None:
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: Hosts.states(host)["a"] == "crashed", "it has crashed")
     assert create(small, "c").code == 1
-    assert toolstack("destroy", "a", "--host", small).code == 0
+    assert called("destroy", "a", "--host", small).code == 0
     assert create(small, "c").code == 0
 
 
@@ -60,17 +60,17 @@ def test_a_migration_without_room_is_refused_before_anything_is_sent(
     assert create(small, "a", "16M").code == 0
     arguments = ("migrate", "g", "--host", hosts.source, "--to", small)
     for more in ((), ("--postcopy",)):
-        ended = toolstack(*arguments, *more, "--json")
+        ended = called(*arguments, *more, "--json")
         assert ended.code == 1
         assert ended.json["bytes_sent"] == 0
         assert "of 20 MiB there are 4 MiB free" in ended.json["reason"]
         assert hosts.states(hosts.at_source) == {"g": "running"}
         assert hosts.states(hosts.at_destination) == {"a": "running"}
         assert hosts.journals() == []
-    assert toolstack("destroy", "a", "--host", small).code == 0
-    assert toolstack(*arguments).code == 0
+    assert called("destroy", "a", "--host", small).code == 0
+    assert called(*arguments).code == 0
     # The place that it has left is free again.
-    assert toolstack("init", hosts.source, "--memory", "8M").code == 0
+    assert called("init", hosts.source, "--memory", "8M").code == 0
     assert create(hosts.source, "b").code == 0
 
 
@@ -80,7 +80,7 @@ def test_of_restores_at_once_as_many_come_as_have_room(
     names = ["g0", "g1", "g2", "g3"]
     for name in names:
         hosts.guest(name)
-        saved = toolstack("save", name, tmp_path / name, "--host", hosts.source)
+        saved = called("save", name, tmp_path / name, "--host", hosts.source)
         assert saved.code == 0, saved
     running = [hosts.start("restore", tmp_path / name, "--host", small) for name in names]
     ends = [process.communicate(timeout=60) for process in running]
@@ -116,7 +116,7 @@ def test_of_migrations_at_once_as_many_come_as_have_room(hosts: Hosts, small: Pa
 
 def test_a_bound_is_not_set_below_what_is_used(hosts: Hosts) -> None:
     hosts.guest("g")
-    refused = toolstack("init", hosts.source, "--memory", "4M")
+    refused = called("init", hosts.source, "--memory", "4M")
     assert refused.code == 1
     assert "have 8 MiB, more than 4 MiB" in refused.line
     assert create(hosts.source, "h", "64M").code == 0

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, toolstack
+from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, called, toolstack
 from tests.waiting import wait_for
 
 
 def migrate(hosts: Hosts, *more: object, to: object = None) -> Ended:
-    return toolstack("migrate", "g", "--host", hosts.source, "--to", to or hosts.destination,
-                     "--json", *more)  # fmt: skip
+    return called("migrate", "g", "--host", hosts.source, "--to", to or hosts.destination,
+                  "--json", *more)  # fmt: skip
 
 
 def guest(hosts: Hosts, megabytes: int, workload: str = "write-heavy") -> int:
@@ -73,7 +73,7 @@ def test_it_stays_paused(hosts: Hosts, over_a_command: bool) -> None:
     assert ended.json["downtime_seconds"] is None
     assert ended.json["guest"]["state"] == (None if over_a_command else "paused")
     assert hosts.journals() == []
-    assert toolstack("unpause", "g", "--host", hosts.destination).code == 0
+    assert called("unpause", "g", "--host", hosts.destination).code == 0
     domid = hosts.at_destination.find("g")
     wait_for(lambda: hosts.at_destination.report(domid).first_step_at, "it runs")
     assert hosts.at_destination.verify(domid, 30).memory_ok
@@ -128,7 +128,7 @@ def test_what_is_not_as_it_was_sent_is_told(hosts: Hosts) -> None:
 def test_a_long_downtime_is_told(hosts: Hosts) -> None:
     guest(hosts, 16)
     arguments = ("migrate", "g", "--host", hosts.source, "--to", hosts.destination)
-    ended = toolstack(*arguments, "--max-rounds=0", "--bandwidth=10M")
+    ended = called(*arguments, "--max-rounds=0", "--bandwidth=10M")
     assert ended.code == 0, ended
     (line,) = [line for line in ended.out.splitlines() if "warning" in line]
     assert line.startswith("warning: the guest stood still for")

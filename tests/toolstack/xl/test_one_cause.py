@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from tests import trace_lines
-from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, toolstack, wait_for
+from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, called, wait_for
 
 CONSEQUENCES = (
     "Broken pipe",
@@ -40,7 +41,8 @@ with subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE, bufsize=0) as receive
 
 def migrate(hosts: Hosts, plan: str = "", *more: object, to: str = "") -> Ended:
     given = ("migrate", "g", "--to", to or hosts.destination, "--host", hosts.source, *more)
-    return toolstack(*given, env={**os.environ, "XEN_SAVE_HELPER_FAULTS": plan})
+    with mock.patch.dict(os.environ, {"XEN_SAVE_HELPER_FAULTS": plan}):
+        return called(*given)
 
 
 def causes(events: Path) -> dict[str, str]:
@@ -55,14 +57,14 @@ def receiver(hosts: Hosts) -> str:
     return shlex.join([*TOOLSTACK, "receive", "--host", str(hosts.destination)])
 
 
-@pytest.mark.parametrize("over", ["host", "command"])
 @pytest.mark.parametrize(
-    ("plan", "cause", "kind"),
+    ("plan", "cause", "kind", "over"),
     [
-        ("source/record.libxc.PAGE_DATA:write#2=kill", "helper was killed by signal 9", "helper"),
-        ("source/record.libxc.PAGE_DATA:write#2=enospc", "No space left on device", "system"),
-        ("source/suspend:before-send=exit(3)", "exit status 3", "helper"),
-        ("source/record.libxc.PAGE_DATA:write#2=signal(TERM)", "SIGTERM received", "aborted"),
+        ("source/record.libxc.PAGE_DATA:write#2=kill", "by signal 9", "helper", "host"),
+        ("source/record.libxc.PAGE_DATA:write#2=kill", "by signal 9", "helper", "command"),
+        ("source/record.libxc.PAGE_DATA:write#2=enospc", "No space left", "system", "host"),
+        ("source/suspend:before-send=exit(3)", "exit status 3", "helper", "command"),
+        ("source/record.libxc.PAGE_DATA:write#2=signal(TERM)", "SIGTERM", "aborted", "host"),
     ],
 )
 def test_what_fails_here_is_not_what_the_destination_sees_of_it(
@@ -139,11 +141,11 @@ def test_an_interruption_is_told_as_one(hosts: Hosts, tmp_path: Path, number: in
 def test_a_file_that_ends_too_early_is_told_once(hosts: Hosts, tmp_path: Path) -> None:
     hosts.guest()
     saved = tmp_path / "file"
-    assert toolstack("save", "g", saved, "--host", hosts.source).code == 0
+    assert called("save", "g", saved, "--host", hosts.source).code == 0
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with subprocess.Popen(f"head -c 1000000 {saved} > {fifo}", shell=True):
-        ended = toolstack("restore", fifo, "--host", hosts.source)
+        ended = called("restore", fifo, "--host", hosts.source)
     assert ended.code == 1
     assert "the stream ends" in ended.line
     assert "Invalid argument" not in ended.line

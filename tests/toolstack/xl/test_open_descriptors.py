@@ -22,8 +22,6 @@ from xen_save_helper.toolstack.aio.file_argument import file_of
 from xen_save_helper.toolstack.inspect import walk as inspect
 from xen_save_helper.toolstack.xl import save_file
 
-STDOUT = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/proc/thread-self/fd/1"]
-
 
 def shell(hosts: Hosts, script: str, directory: Path) -> subprocess.CompletedProcess[str]:
     """A script in which `tool` is the command on the source, `there` on the destination."""
@@ -60,7 +58,7 @@ def unread(pipe: IO[bytes] | None) -> int:
     return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0])
 
 
-@pytest.mark.parametrize("name", STDOUT)
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/proc/thread-self/fd/1"])
 def test_two_saves_one_after_another(hosts: Hosts, tmp_path: Path, name: str) -> None:
     hosts.guest("g1", megabytes=2)
     hosts.guest("g2", megabytes=2)
@@ -245,7 +243,7 @@ def test_on_the_disk_before_the_guest_ends(
     assert done == [f"flushed at {(tmp_path / 'file').stat().st_size}", "ended"]
 
 
-@pytest.mark.parametrize("name", ["-", "/dev/stdin", "/dev/fd/0"])
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
 def test_two_restores_one_after_another(hosts: Hosts, tmp_path: Path, name: str) -> None:
     for guest in ("g1", "g2"):
         hosts.guest(guest, megabytes=2)
@@ -292,7 +290,11 @@ def test_a_terminal_gives_no_stream(hosts: Hosts, command: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "file"),
-    [("-", 0), ("./-", Path("-")), ("0", Path("0")), ("/proc/self/fd/", None), ("", None)],
+    [
+        *(("-", 0), ("/dev/stdin", 0), ("/dev/fd/0", 0), ("/dev/stdout", 1), ("/dev/fd/1", 1)),
+        *(("/proc/self/fd/1", 1), ("/proc/thread-self/fd/1", 1)),
+        *(("./-", Path("-")), ("0", Path("0")), ("/proc/self/fd/", None), ("", None)),
+    ],
 )
 def test_names(text: str, file: object) -> None:
     if file is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 from pathlib import Path
@@ -50,7 +51,8 @@ def test_under_another_name(hosts: Hosts, file: Path) -> None:
 def test_a_name_that_is_taken(hosts: Hosts, file: Path, arguments: list[str]) -> None:
     """At once, even if the file is broken or nobody writes to the pipe."""
     (file.parent / "config").write_text(json.dumps(parts(file)[0]))
-    ended = toolstack("restore", file, *arguments, "--host", hosts.source, cwd=file.parent)
+    with contextlib.chdir(file.parent):
+        ended = called("restore", file, *arguments, "--host", hosts.source)
     assert ended.code == 1
     assert "there is already a guest 'g' on this host; restore under another name (--name)" in (
         ended.line
@@ -89,7 +91,8 @@ def test_by_another_configuration(hosts: Hosts, file: Path) -> None:
 )
 def test_a_configuration_that_is_none(hosts: Hosts, file: Path, text: str, words: str) -> None:
     (file.parent / "config").write_text(text)
-    ended = toolstack("restore", file, "-C", "config", "--host", hosts.destination, cwd=file.parent)
+    with contextlib.chdir(file.parent):
+        ended = called("restore", file, "-C", "config", "--host", hosts.destination)
     assert ended.code == 1
     if text.startswith("{"):
         words = "b_info is missing"

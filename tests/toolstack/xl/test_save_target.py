@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, toolstack
+from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, called
 from tests.unavailable import unavailable
 
 IN_ITS_OWN_MOUNTS = ["unshare", "--mount"]
@@ -64,7 +64,7 @@ def test_a_mount_point(hosts: Hosts, tmp_path: Path) -> None:
     assert (mounted.read_bytes(), place.read_bytes()) == (b"", b"")
 
     assert in_mounts(hosts, f"{mounts}; exec >'{place}'", "g", "-").code == 0
-    assert toolstack("restore", mounted, "--host", hosts.destination).code == 0
+    assert called("restore", mounted, "--host", hosts.destination).code == 0
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,8 @@ def test_what_is_no_place_for_a_file(
     (tmp_path / "file").touch()
     before = set(tmp_path.rglob("*"))
     events = tmp_path / "events"
-    ended = toolstack("save", "g", where, "--host", hosts.source, "--events", events, cwd=tmp_path)
+    with contextlib.chdir(tmp_path):
+        ended = called("save", "g", where, "--host", hosts.source, "--events", events)
     refused(hosts, ended, *words)
     assert set(tmp_path.rglob("*")) - before <= {events}
 
@@ -101,7 +102,7 @@ def test_a_read_only_filesystem(hosts: Hosts, tmp_path: Path) -> None:
 def test_a_filesystem_that_makes_no_files(hosts: Hosts) -> None:
     """Its directory's mode says that they can be made."""
     hosts.guest(megabytes=2)
-    ended = toolstack("save", "g", "/sys/m.sav", "--host", hosts.source)
+    ended = called("save", "g", "/sys/m.sav", "--host", hosts.source)
     assert (ended.code, hosts.journals()) == (1, [])
     assert "cannot save 'g' to /sys/m.sav: " in ended.line
     assert "/sys" in ended.line.split("/sys/m.sav")[1]
@@ -114,8 +115,8 @@ def test_a_socket(hosts: Hosts, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(name)
         listening.listen()
-        saved = toolstack("save", "g", name, "--host", hosts.source)
-        restored = toolstack("restore", name, "--host", hosts.destination)
+        saved = called("save", "g", name, "--host", hosts.source)
+        restored = called("restore", name, "--host", hosts.destination)
     refused(hosts, saved, f"{name}: it is a socket; pipe the save into a program that connects")
     assert restored.code == 1
     assert f"cannot read {name}: it is a socket; " in restored.line
@@ -172,7 +173,7 @@ def test_a_file_that_can_only_be_appended_to(hosts: Hosts, tmp_path: Path) -> No
     if subprocess.run(["chattr", "+a", file], check=False, capture_output=True).returncode:
         unavailable("chattr +a needs root and a filesystem that has it")
     try:
-        ended = toolstack("save", "g", file, "--host", hosts.source)
+        ended = called("save", "g", file, "--host", hosts.source)
     finally:
         subprocess.run(["chattr", "-a", file], check=True)
     refused(hosts, ended, str(file), "append-only; `chattr -a` ends that")
@@ -209,7 +210,7 @@ def test_a_disk_that_has_just_room(hosts: Hosts, tmp_path: Path) -> None:
 def test_what_was_reserved_and_not_used_is_given_back(hosts: Hosts, tmp_path: Path) -> None:
     hosts.guest(megabytes=2)
     file = tmp_path / "m.sav"
-    assert toolstack("save", "-c", "g", file, "--host", hosts.source).code == 0
+    assert called("save", "-c", "g", file, "--host", hosts.source).code == 0
     status = file.stat()
     assert status.st_blocks * 512 < status.st_size + (64 << 10)
 
@@ -228,7 +229,7 @@ def test_a_replaced_file_keeps_mode_owner_and_attributes(hosts: Hosts, tmp_path:
     with contextlib.suppress(OSError):  # not every filesystem has them
         os.setxattr(file, "user.note", b"nightly")
         attributes["user.note"] = b"nightly"
-    assert toolstack("save", "g", link, "--host", hosts.source).code == 0
+    assert called("save", "g", link, "--host", hosts.source).code == 0
     status = file.stat()
     assert stat.S_IMODE(status.st_mode) == 0o2640
     if root:
@@ -236,7 +237,7 @@ def test_a_replaced_file_keeps_mode_owner_and_attributes(hosts: Hosts, tmp_path:
     assert {name: os.getxattr(file, name) for name in attributes} == attributes
     assert os.readlink(link) == "file"
     assert other.read_text() == "before"
-    assert toolstack("restore", link, "--host", hosts.destination).code == 0
+    assert called("restore", link, "--host", hosts.destination).code == 0
 
 
 def test_an_owner_that_a_new_file_cannot_have(hosts: Hosts, tmp_path: Path) -> None:
@@ -267,7 +268,7 @@ def test_an_owner_that_a_new_file_cannot_have(hosts: Hosts, tmp_path: Path) -> N
 def test_a_new_file_is_for_its_owner_alone(hosts: Hosts, tmp_path: Path) -> None:
     hosts.guest(megabytes=2)
     file = tmp_path / ("long" * 63)
-    assert toolstack("save", "g", file, "--host", hosts.source).code == 0
+    assert called("save", "g", file, "--host", hosts.source).code == 0
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
@@ -275,12 +276,12 @@ def test_a_filesystem_within_dev(hosts: Hosts) -> None:
     hosts.guest(megabytes=2)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         file = Path(directory) / "m.sav"
-        assert toolstack("save", "g", file, "--host", hosts.source).code == 0
+        assert called("save", "g", file, "--host", hosts.source).code == 0
         assert file.stat().st_size > 2 << 20
 
 
 def test_no_file_is_made_among_the_devices(hosts: Hosts) -> None:
     hosts.guest(megabytes=2)
-    ended = toolstack("save", "g", "/dev/no-such-disk", "--host", hosts.source)
+    ended = called("save", "g", "/dev/no-such-disk", "--host", hosts.source)
     refused(hosts, ended, "/dev/no-such-disk: it does not exist, and /dev is not for new files")
     assert not Path("/dev/no-such-disk").exists()
