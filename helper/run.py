@@ -1,6 +1,6 @@
 """One save or restore, from the request to `complete` (libxl_save_helper.c's main).
 
-The engine is imported here and not before: it loads numpy, and the helper says hello first.
+The engine is imported here and not before: that takes time, and the helper says hello first.
 """
 
 from __future__ import annotations

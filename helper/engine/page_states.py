@@ -1,4 +1,4 @@
-"""What a postcopy receiver knows of each page, as a table over arrays of pfns.
+"""What a postcopy receiver knows of each page, as a table.
 
     invalid --listed--> outstanding --faulted--> requested --arrived--> ready
                         outstanding --arrived--> ready
@@ -10,14 +10,12 @@ the guest has given back. Anything else is an error.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from xen_save_helper.helper.hypervisors.interface import Pfns
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, runs_of
 
 
 class PageState(IntEnum):
@@ -58,10 +56,11 @@ TRANSITIONS: Final[Mapping[tuple[PageState, PageEvent], PageState]] = {
 _WRONG: Final = 255
 _STATES: Final = tuple(PageState)
 _AWAITED: Final = tuple(s in (PageState.OUTSTANDING, PageState.REQUESTED) for s in PageState)
-_TABLE: Final = np.full((len(PageState), len(PageEvent)), _WRONG, np.uint8)
-for (_state, _event), _next in TRANSITIONS.items():
-    _TABLE[_state, _event] = _next
-_ROWS: Final = _TABLE.tolist()
+_AFTER: Final = tuple(
+    bytes(TRANSITIONS.get((state, event), _WRONG) for state in PageState).ljust(256, b"\xff")
+    for event in PageEvent
+)
+"""For each event the state after each state."""
 
 
 class PageStateError(ValueError):
@@ -79,8 +78,6 @@ class PageStates:
 
     def __init__(self, size: int) -> None:
         self._states = bytearray(size)
-        self._array = np.frombuffer(self._states, np.uint8)
-        """The same bytes, for many pages at once."""
         self.pending = 0
 
     def __len__(self) -> int:
@@ -94,7 +91,7 @@ class PageStates:
         if pfn >= len(self._states):
             raise PageStateError(pfn, PageState.INVALID, event)
         before = self._states[pfn]
-        after = _ROWS[before][event]
+        after = _AFTER[event][before]
         if after == _WRONG:
             raise PageStateError(pfn, _STATES[before], event)
         if after != before:
@@ -102,30 +99,29 @@ class PageStates:
             self.pending += _AWAITED[after] - _AWAITED[before]
         return _STATES[before]
 
-    def happens(self, event: PageEvent, pfns: Pfns) -> NDArray[np.uint8]:
+    def happens(self, event: PageEvent, pfns: Pfns) -> bytes:
         """Apply `event` to each of `pfns` at once; returns their previous states.
 
         Raises PageStateError, with no state changed, for the first page that it may not happen to
         (out of range counts as invalid) and for a page that is listed twice.
         """
-        if len(pfns) and int(pfns.max()) >= len(self._states):
-            raise PageStateError(int(pfns.max()), PageState.INVALID, event)
-        before = self._array[pfns]
-        after = _TABLE[before, event]
-        wrong = np.flatnonzero(after == _WRONG)
-        if len(wrong):
-            first = int(wrong[0])
-            raise PageStateError(int(pfns[first]), PageState(int(before[first])), event)
-        if not (pfns[1:] > pfns[:-1]).all() and len(set(pfns.tolist())) < len(pfns):
-            values, counts = np.unique(pfns, return_counts=True)
-            twice = int(values[counts > 1][0])
-            raise PageStateError(twice, PageState(_ROWS[self._states[twice]][event]), event)
-        self._array[pfns] = after
+        if not pfns:
+            return b""
+        if (highest := max(pfns)) >= len(self._states):
+            raise PageStateError(highest, PageState.INVALID, event)
+        runs = list(runs_of(pfns))
+        before = b"".join(self._states[first : first + count] for first, count, _ in runs)
+        after = before.translate(_AFTER[event])
+        if (wrong := after.find(_WRONG)) >= 0:
+            raise PageStateError(pfns[wrong], PageState(before[wrong]), event)
+        if len(runs) > 1 and len(set(pfns)) < len(pfns):
+            twice = next(pfn for pfn, times in Counter(sorted(pfns)).items() if times > 1)
+            raise PageStateError(twice, PageState(_AFTER[event][self._states[twice]]), event)
+        for first, count, place in runs:
+            self._states[first : first + count] = after[place : place + count]
         self.pending += _awaited(after) - _awaited(before)
         return before
 
 
-def _awaited(states: NDArray[np.uint8]) -> int:
-    return int(
-        np.count_nonzero((states == PageState.OUTSTANDING) | (states == PageState.REQUESTED))
-    )
+def _awaited(states: bytes) -> int:
+    return states.count(PageState.OUTSTANDING) + states.count(PageState.REQUESTED)

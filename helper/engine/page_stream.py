@@ -11,11 +11,9 @@ import errno
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from queue import SimpleQueue
 from typing import Self
-
-import numpy as np
-from numpy.typing import NDArray
 
 from xen_save_helper.helper.engine.stream_io import (
     Buffer,
@@ -24,8 +22,7 @@ from xen_save_helper.helper.engine.stream_io import (
     advance,
     take,
 )
-from xen_save_helper.helper.engine.zero_pages import find_zero_pages, without
-from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, Pfns
+from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.page_lists import (
     ENTRY_SIZE,
@@ -36,7 +33,8 @@ from xen_save_helper.ipc_schema.streams.page_lists import (
     encode_entries,
     encode_page_list_header,
 )
-from xen_save_helper.ipc_schema.streams.page_types import PageType
+from xen_save_helper.ipc_schema.streams.page_types import PageType, type_octet
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of, selected
 from xen_save_helper.ipc_schema.streams.records import encode_record_header
 
 MAX_BATCH_SIZE = 1024
@@ -56,20 +54,17 @@ _MAX_WINDOW = 1 << 16
 def set_bits(bitmap: Bitmap, start: int, limit: int) -> tuple[Pfns, int]:
     """The first `limit` pfns set in `bitmap` from `start` on, and the pfn after the last one looked
     at: the bitmap's size if there were fewer."""
-    found: list[Pfns] = []
-    count = 0
+    found = pfns_of()
     size = limit  # enough if all are set; if few are, the windows soon grow
-    while start < len(bitmap):
-        window = np.flatnonzero(bitmap[start : start + size])[: limit - count]
-        if len(window):
-            found.append((window + start).astype(np.uint64))
-            count += len(window)
-        if count == limit:
-            return np.concatenate(found), int(found[-1][-1]) + 1
-        start += size
+    while (start := bitmap.find(1, start)) >= 0:
+        window = bitmap[start : start + size]
+        found.extend(compress(range(start, start + len(window)), window))
+        if len(found) >= limit:
+            del found[limit:]
+            return found, found[-1] + 1
+        start += len(window)
         size = min(2 * size, _MAX_WINDOW)
-    empty = np.empty(0, np.uint64)
-    return (np.concatenate(found) if found else empty), len(bitmap)
+    return found, len(bitmap)
 
 
 @dataclass(frozen=True)
@@ -100,30 +95,28 @@ class PageWriter:
         """
         types = self._domain.get_pfn_type_batch(pfns)
         mask = contents_mask(types)
-        if len(pfns) > MAPPED_AT_ONCE and mask.any():
-            empty_records = int(mask.argmax()) // MAX_BATCH_SIZE
+        if len(pfns) > MAPPED_AT_ONCE and (first := mask.find(1)) >= 0:
+            empty_records = first // MAX_BATCH_SIZE
             count = empty_records * MAX_BATCH_SIZE or MAPPED_AT_ONCE
             pfns, types, mask = pfns[:count], types[:count], mask[:count]
         while True:
-            present = pfns if mask.all() else pfns[mask]
+            present = selected(pfns, mask) if 0 in mask else pfns
             try:
-                views = self._domain.foreign_map(present) if len(present) else []
+                views = self._domain.foreign_map(present) if present else []
                 break
             except OSError as error:
                 # A running guest may have given a page back since; then its type says so.
                 now = self._domain.get_pfn_type_batch(pfns)
-                if error.errno != errno.EINVAL or (now == types).all():
+                if error.errno != errno.EINVAL or now == types:
                     raise
                 types = now
                 mask = contents_mask(types)
         contents = views
         if sparse and views:
-            zero = find_zero_pages(views)
-            contents = without(views, zero)
-            types[np.flatnonzero(mask)[zero]] = PageType.XALLOC
+            contents, types = _without_zeros(views, types, mask)
             mask = contents_mask(types)
         buffers = _records(record, encode_entries(pfns, types), mask, contents)
-        return Batch(pfns, buffers, views, int(np.count_nonzero(mask)))
+        return Batch(pfns, buffers, views, mask.count(1))
 
     def send(self, batch: Batch) -> None:
         """Write a batch and release it, even if writing fails."""
@@ -136,19 +129,32 @@ class PageWriter:
         self._domain.foreign_unmap(batch.views)
 
 
-def _records(
-    record: int, entries: NDArray[np.uint64], mask: NDArray[np.bool_], views: list[memoryview]
-) -> list[Buffer]:
+def _without_zeros(
+    views: list[memoryview], types: bytes, mask: bytes
+) -> tuple[list[memoryview], bytes]:
+    """The contents of the mapped pages that are not all zeros, and the types of the batch, with
+    XALLOC for those that are."""
+    from xen_save_helper.helper.engine.zero_pages import find_zero_pages, without
+
+    zero = find_zero_pages(views)
+    changed = bytearray(types)
+    mapped = (place for place, there in enumerate(mask) if there)
+    for place in compress(mapped, zero):
+        changed[place] = type_octet(PageType.XALLOC)
+    return without(views, zero), bytes(changed)
+
+
+def _records(record: int, entries: bytearray, mask: bytes, views: list[memoryview]) -> list[Buffer]:
     """The buffers of records with these entries. Those that `mask` says have their contents in
     `views`."""
-    listed = entries.data.cast("B")
+    listed = memoryview(entries)
     contents: Sequence[Buffer] = views
     buffers: list[Buffer] = []
-    for start in range(0, len(entries), MAX_BATCH_SIZE):
-        end = min(start + MAX_BATCH_SIZE, len(entries))
+    for start in range(0, len(mask), MAX_BATCH_SIZE):
+        end = min(start + MAX_BATCH_SIZE, len(mask))
         list_header = encode_page_list_header(end - start)
         list_size = len(list_header) + (end - start) * ENTRY_SIZE
-        size = int(np.count_nonzero(mask[start:end])) * PAGE_SIZE
+        size = mask.count(1, start, end) * PAGE_SIZE
         buffers.append(encode_record_header(record, list_size + size) + list_header)
         buffers.append(listed[start * ENTRY_SIZE : end * ENTRY_SIZE])
         if size:
@@ -229,13 +235,13 @@ class MapAhead:
             position, at_once = 0, self._mapped_at_once
             while True:
                 pfns, _position = set_bits(self._dirty, position, at_once)
-                if not len(pfns):
+                if not pfns:
                     break
                 self._room.get()
                 if self._stopping:
                     break
                 batch = self._pages.prepare(self._record, pfns, sparse=self._sparse)
-                position = int(batch.pfns[-1]) + 1
+                position = batch.pfns[-1] + 1
                 at_once = self._mapped_at_once if batch.pages else self._listed_at_once
                 self._ready.put(batch)
         except Exception as error:
@@ -244,9 +250,7 @@ class MapAhead:
             self._ready.put(None)
 
 
-def read_page_list(
-    reader: StreamInput, length: int, what: str
-) -> tuple[Pfns, NDArray[np.uint32], int]:
+def read_page_list(reader: StreamInput, length: int, what: str) -> tuple[Pfns, bytes, int]:
     """Read the page list of a record with contents whose body has `length` bytes: pfns, types, and
     how many pages of contents follow. Raises DecodeError if list and length do not agree."""
     start = reader.offset
@@ -257,7 +261,7 @@ def read_page_list(
         raise DecodeError(what, start, f"{length} bytes are too short for a list of {count} pfns")
     entries = reader.read(count * ENTRY_SIZE, what)
     pfns, types = decode_entries(entries, what, start + HEADER_SIZE)
-    pages = int(np.count_nonzero(contents_mask(types)))
+    pages = contents_mask(types).count(1)
     expected = HEADER_SIZE + count * ENTRY_SIZE + pages * PAGE_SIZE
     if length != expected:
         raise DecodeError(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from itertools import compress
+from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from xen_save_helper.helper.hypervisors.interface import Domain, Pfns
+from xen_save_helper.helper.hypervisors.interface import Domain
 from xen_save_helper.ipc_schema.errors import DecodeError
-from xen_save_helper.ipc_schema.streams.page_types import PageType
+from xen_save_helper.ipc_schema.streams.page_types import PageType, type_octet
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, is_run, pfns_of, runs_of
 
 _SUPERPAGE_ORDER = 9
 _SUPERPAGE = 1 << _SUPERPAGE_ORDER
@@ -17,6 +18,10 @@ _SUPERPAGE = 1 << _SUPERPAGE_ORDER
 
 _LOW_PFNS = 1 << 20
 """Below 4 GiB a guest may have pages anywhere: its special pages are just below."""
+
+_ABSENT: Final = (type_octet(PageType.XTAB), type_octet(PageType.BROKEN))
+_EXISTS: Final = bytes(octet not in _ABSENT for octet in range(256))
+"""For each type, whether such pages are populated."""
 
 
 class Physmap:
@@ -33,13 +38,13 @@ class Physmap:
         """The pages of the domain's memory."""
         self.limit = _LOW_PFNS + self.memory
         """All pfns are below this: memory that does not fit under 4 GiB is moved above it."""
-        self._populated = np.zeros(self.limit, np.bool_)
+        self._populated = bytearray(self.limit)
         self.count = 0
         """Pages that the domain has been given."""
 
     def check(self, pfns: Pfns, offset: int) -> None:
         """Raise DecodeError for a pfn that this domain cannot have."""
-        highest = int(pfns.max())
+        highest = max(pfns)
         if highest >= self.limit:
             raise DecodeError(
                 "page list",
@@ -47,35 +52,47 @@ class Physmap:
                 f"pfn {highest:#x} outside the domain, which ends at {self.limit:#x}",
             )
 
-    def populate(self, pfns: Pfns, types: NDArray[np.uint32], offset: int) -> None:
-        """Give the domain those of `pfns` that it lacks and whose type says that they exist.
+    def populate(self, pfns: Pfns, types: bytes, offset: int) -> None:
+        """Give the domain those of `pfns` that it lacks and whose type (see
+        `page_types.type_octet`) says that they exist.
 
         Raises DecodeError, and OSError(ENOMEM) beyond the domain's memory.
         """
         self.check(pfns, offset)
-        wanted = ~self._populated[pfns]
-        wanted &= (types != PageType.XTAB) & (types != PageType.BROKEN)
-        if wanted.any():
-            new = pfns[wanted]
+        exists = types.translate(_EXISTS)
+        if 1 not in exists:
+            return
+        populated = self._populated
+        first, end = pfns[0], pfns[0] + len(pfns)
+        if 0 not in exists and is_run(pfns) and populated.find(1, first, end) < 0:
+            populated[first:end] = exists
+            new = pfns
+        else:
+            new = pfns_of()
+            for pfn in compress(pfns, exists):
+                if not populated[pfn]:
+                    populated[pfn] = 1
+                    new.append(pfn)
+        if new:
             self._populate(new)
-            self._populated[new] = True
             self.count += len(new)
 
     def populate_one(self, pfn: int, offset: int) -> None:
-        self.populate(np.array([pfn], np.uint64), np.zeros(1, np.uint32), offset)
+        self.populate(pfns_of([pfn]), bytes([type_octet(PageType.NOTAB)]), offset)
 
     def _populate(self, pfns: Pfns) -> None:
-        small = np.ones(len(pfns), np.bool_)
-        for start in _superpages(pfns):
-            if self._populate_superpage(pfns[start]):
-                small[start : start + _SUPERPAGE] = False
-        if small.any():
-            self._domain.populate_physmap_exact(pfns[small])
+        small = pfns_of()
+        for first, count, _ in runs_of(pfns):
+            for part in _split(range(first, first + count)):
+                if len(part) != _SUPERPAGE or not self._populate_superpage(part[0]):
+                    small.extend(part)
+        if small:
+            self._domain.populate_physmap_exact(small)
 
-    def _populate_superpage(self, pfn: np.uint64) -> bool:
+    def _populate_superpage(self, pfn: int) -> bool:
         """Populate one superpage; False if memory is too fragmented."""
         try:
-            self._domain.populate_physmap_exact(np.array([pfn], np.uint64), _SUPERPAGE_ORDER)
+            self._domain.populate_physmap_exact(pfns_of([pfn]), _SUPERPAGE_ORDER)
         except OSError as error:
             if error.errno not in (errno.EBUSY, errno.ENOMEM):
                 raise
@@ -83,13 +100,10 @@ class Physmap:
         return True
 
 
-def _superpages(pfns: Pfns) -> list[int]:
-    """The indices in `pfns` at which a whole aligned superpage starts, its pages in order."""
-    aligned = np.flatnonzero(pfns % np.uint64(_SUPERPAGE) == 0)
-    starts = aligned[aligned + _SUPERPAGE <= len(pfns)]
-    rising = np.arange(_SUPERPAGE, dtype=np.uint64)
-    return [
-        start
-        for start in starts.tolist()
-        if (pfns[start : start + _SUPERPAGE] == pfns[start] + rising).all()
-    ]
+def _split(pfns: range) -> Iterator[range]:
+    """The parts of a run in each of the aligned 2 MiB that it touches."""
+    start = pfns.start
+    while start < pfns.stop:
+        end = min(pfns.stop, start + _SUPERPAGE - start % _SUPERPAGE)
+        yield range(start, end)
+        start = end

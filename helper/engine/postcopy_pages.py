@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-import numpy as np
-
 from xen_save_helper.helper.engine.page_stream import set_bits
-from xen_save_helper.helper.hypervisors.interface import Bitmap, Pfns
+from xen_save_helper.helper.hypervisors.interface import Bitmap
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, runs_of
 
 POSTCOPY_BATCH = 16
 """Background pages in a POSTCOPY_PAGE_DATA record: few, since a fault has to wait for the current
@@ -19,14 +18,14 @@ class PostcopyPages:
     """The pages still to be sent, each exactly once: faulted ones first, in the order of their
     faults, then the others from the last fault on (the guest's next access is likely near it).
 
-    Takes over `bitmap`, in which true is a page to send.
+    Takes over `bitmap`, in which 1 is a page to send.
     """
 
     def __init__(self, bitmap: Bitmap) -> None:
         self._bitmap = bitmap
         self._urgent: deque[int] = deque()
         self._next = 0
-        self.remaining = int(np.count_nonzero(bitmap))
+        self.remaining = bitmap.count(1)
         """Pages that have not been taken, urgent ones included."""
 
     @property
@@ -45,7 +44,7 @@ class PostcopyPages:
             if pfn >= len(bitmap):
                 raise ValueError(f"pfn {pfn:#x} is above the guest's {len(bitmap):#x}")
             if bitmap[pfn]:
-                bitmap[pfn] = False
+                bitmap[pfn] = 0
                 self._urgent.append(pfn)
                 new += 1
             self._next = (pfn + 1) % len(bitmap)
@@ -59,9 +58,10 @@ class PostcopyPages:
     def take_background(self, limit: int = POSTCOPY_BATCH) -> Pfns:
         """Take the next pages that nobody waits for, at most `limit`."""
         pfns, self._next = set_bits(self._bitmap, self._next, limit)
-        if not len(pfns):
+        if not pfns:
             pfns, self._next = set_bits(self._bitmap, 0, limit)
         self._next %= len(self._bitmap)
-        self._bitmap[pfns] = False
+        for first, count, _ in runs_of(pfns):
+            self._bitmap[first : first + count] = bytes(count)
         self.remaining -= len(pfns)
         return pfns

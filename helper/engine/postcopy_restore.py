@@ -8,9 +8,6 @@ import select
 import time
 from collections.abc import Set
 
-import numpy as np
-from numpy.typing import NDArray
-
 from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.fault_channel import FaultWriter
 from xen_save_helper.helper.engine.page_assembler import PageAssembler
@@ -22,7 +19,7 @@ from xen_save_helper.helper.engine.page_states import (
 )
 from xen_save_helper.helper.engine.physmap import Physmap
 from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamInput
-from xen_save_helper.helper.hypervisors.interface import Domain, PagingRequest, Pfns
+from xen_save_helper.helper.hypervisors.interface import Domain, PagingRequest
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.channel.waits import Patience
 from xen_save_helper.ipc_schema.errors import DecodeError, StreamEndError
@@ -33,9 +30,14 @@ from xen_save_helper.ipc_schema.streams.page_lists import (
     decode_entries,
     decode_page_list_header,
 )
-from xen_save_helper.ipc_schema.streams.page_types import PageType
+from xen_save_helper.ipc_schema.streams.page_types import PageType, type_octet
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of, selected
 
 _LISTED_AT_ONCE = 1 << 14
+
+_XALLOC = type_octet(PageType.XALLOC)
+_ALLOCATED = bytes(octet == _XALLOC for octet in range(256))
+"""For each type, whether its pages exist without contents."""
 
 _BUSY_SECONDS = 0.0005
 """How soon the next event is expected after a fault, or after the page for one."""
@@ -88,18 +90,15 @@ class PostcopyReceiver:
             offset = self._reader.offset
             pfns, types = decode_entries(self._reader.read(part * ENTRY_SIZE, what), what, offset)
             physmap.check(pfns, offset)
-            allocated = types == PageType.XALLOC
-            if allocated.any():
-                physmap.populate(pfns[allocated], types[allocated], offset)
-            backed = pfns[contents_mask(types)]
-            if len(backed):
-                self._happens(PageEvent.LISTED, backed, offset)
-                if cleared:
-                    ours = np.isin(backed, np.fromiter(cleared, np.uint64))
-                    self._happens(PageEvent.RELEASED, backed[ours], offset)
-                    backed = backed[~ours]
-            if len(backed):
-                physmap.populate(backed, np.zeros(len(backed), np.uint32), offset)
+            if allocated := selected(pfns, types.translate(_ALLOCATED)):
+                physmap.populate(allocated, bytes([_XALLOC]) * len(allocated), offset)
+            backed = selected(pfns, contents_mask(types))
+            self._happens(PageEvent.LISTED, backed, offset)
+            if ours := pfns_of(pfn for pfn in backed if pfn in cleared):
+                self._happens(PageEvent.RELEASED, ours, offset)
+                backed = pfns_of(pfn for pfn in backed if pfn not in cleared)
+            if backed:
+                physmap.populate(backed, bytes(len(backed)), offset)
                 self._paging.evict(backed)
             count -= part
         self._total = self._states.pending
@@ -248,8 +247,8 @@ class PostcopyReceiver:
         if answered:
             self._paging.resume(answered)
 
-    def _happens(self, event: PageEvent, pfns: Pfns, offset: int) -> NDArray[np.uint8]:
+    def _happens(self, event: PageEvent, pfns: Pfns, offset: int) -> None:
         try:
-            return self._states.happens(event, pfns)
+            self._states.happens(event, pfns)
         except PageStateError as error:
             raise DecodeError("postcopy page", offset, str(error)) from error

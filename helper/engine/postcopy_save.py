@@ -6,15 +6,13 @@ from __future__ import annotations
 import select
 import struct
 
-import numpy as np
-
 from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.fault_channel import FaultReader, carry_at_once
 from xen_save_helper.helper.engine.page_stream import set_bits
 from xen_save_helper.helper.engine.postcopy_pages import PostcopyPages
 from xen_save_helper.helper.engine.save_phases import Outcome
 from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamOutput, wait_for
-from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, Pfns
+from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.page_lists import (
     ENTRY_SIZE,
@@ -24,6 +22,7 @@ from xen_save_helper.ipc_schema.streams.page_lists import (
     encode_page_list,
     encode_pfns,
 )
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of
 from xen_save_helper.ipc_schema.streams.records import encode_record_header
 
 _BUSY_SECONDS = 0.0005
@@ -46,7 +45,7 @@ class PostcopySender:
         """List the pages of `dirty`, and take it over. Pages without contents are done with once
         they are listed, and drop out of it."""
         self._write_header(RecordType.POSTCOPY_PFNS_BEGIN, 0)
-        left = int(np.count_nonzero(dirty))
+        left = dirty.count(1)
         position = 0
         while left:
             count = min(left, MAX_PFNS_PER_RECORD)
@@ -57,7 +56,8 @@ class PostcopySender:
                 pfns, position = set_bits(dirty, position, min(count, _LISTED_AT_ONCE))
                 types = self._domain.get_pfn_type_batch(pfns)
                 self._out.write([memoryview(encode_page_list(pfns, types))[HEADER_SIZE:]])
-                dirty[pfns[~contents_mask(types)]] = False
+                for pfn, has_contents in zip(pfns, contents_mask(types), strict=True):
+                    dirty[pfn] = has_contents
                 count -= len(pfns)
         self._pages = PostcopyPages(dirty)
         self._p2m_size = len(dirty)
@@ -84,7 +84,7 @@ class PostcopySender:
         pages = self._pages
         while pages.remaining:
             if pages.urgent:
-                self._send(np.array([pages.take_urgent()], np.uint64))
+                self._send(pfns_of([pages.take_urgent()]))
                 # Right after a faulted page others hold nobody up: the guest runs now.
                 background = not pages.urgent and not self._out.pacer.delay() and self._look(0)
             else:

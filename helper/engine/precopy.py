@@ -10,8 +10,6 @@ import errno
 import time
 from collections.abc import Callable
 
-import numpy as np
-
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.page_stream import MapAhead, PageWriter
@@ -73,8 +71,8 @@ class Rounds:
 
     def __init__(self, domain: Domain, pages: PageWriter, environment: Environment) -> None:
         self.p2m_size = domain.maximum_gpfn() + 1
-        self.dirty: Bitmap = np.zeros(self.p2m_size, np.bool_)
-        self._deferred: Bitmap = np.zeros(self.p2m_size, np.bool_)
+        self.dirty = Bitmap(self.p2m_size)
+        self._deferred = Bitmap(self.p2m_size)
         self._domain = domain
         self._pages = pages
         self._reporter = environment.reporter
@@ -87,17 +85,17 @@ class Rounds:
     def send_all_pages(self, doing_what: str, *, sparse: bool = False) -> None:
         """Send all pages of a suspended domain; `sparse`: those of zeros without contents, if this
         stream has not carried them before."""
-        self.dirty[:] = True
+        self.dirty[:] = b"\1" * self.p2m_size
         self._round(doing_what, self.p2m_size, None, sparse=sparse)
 
     def send_final(self, doing_what: str) -> None:
         """Send the dirty pages of a suspended domain."""
-        self._round(doing_what, int(np.count_nonzero(self.dirty)), None)
+        self._round(doing_what, self.dirty.count(1), None)
 
     def send_memory_live(self, policy: Policy) -> PrecopyPolicy:
         """Send precopy rounds, with log-dirty mode on, until the policy decides on STOP_AND_COPY or
         POSTCOPY. Raises OSError(ECANCELED) if it decides on ABORT."""
-        self.dirty[:] = True
+        self.dirty[:] = b"\1" * self.p2m_size
         dirty_count = self.p2m_size
         while True:
             doing_what = f"Frames iteration {self._iteration}"
@@ -109,16 +107,16 @@ class Rounds:
             dirty_count = self._domain.logdirty_clean(self.dirty)
             decision = self._ask(policy, dirty_count)
             if decision is not PrecopyPolicy.CONTINUE_PRECOPY:
-                self._deferred |= self.dirty
+                self._deferred = _union(self._deferred, self.dirty)
                 return decision
 
     def gather_final(self) -> int:
         """Read the dirty bitmap of the suspended domain, and add all pages that were deferred;
         returns how many there are."""
         self._domain.logdirty_clean(self.dirty)
-        self.dirty |= self._deferred
-        self._deferred[:] = False
-        return int(np.count_nonzero(self.dirty))
+        self.dirty = _union(self.dirty, self._deferred)
+        self._deferred = Bitmap(self.p2m_size)
+        return self.dirty.count(1)
 
     def _ask(self, policy: Policy, dirty_count: int) -> PrecopyPolicy:
         decision = policy(self._iteration, self._total_written, dirty_count)
@@ -146,11 +144,12 @@ class Rounds:
                 if policy is not None:
                     decision = self._ask(policy, UNKNOWN)
                     if decision is not PrecopyPolicy.CONTINUE_PRECOPY:
-                        self._deferred |= self.dirty
+                        self._deferred = _union(self._deferred, self.dirty)
                         break
                 batch = ahead.take()
                 self._pages.send(batch)
-                self.dirty[int(batch.pfns[0]) : int(batch.pfns[-1]) + 1] = False
+                first, end = batch.pfns[0], batch.pfns[-1] + 1
+                self.dirty[first:end] = bytes(end - first)
                 written += len(batch.pfns)
                 contents += batch.pages
                 self._total_written += len(batch.pfns)
@@ -169,3 +168,9 @@ class Rounds:
             seconds=round(time.monotonic() - started, 6),
         )
         return decision
+
+
+def _union(one: Bitmap, other: Bitmap) -> Bitmap:
+    size = len(one)
+    both = int.from_bytes(one, "little") | int.from_bytes(other, "little")
+    return Bitmap(both.to_bytes(size, "little"))

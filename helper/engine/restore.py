@@ -5,20 +5,17 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.cpu_check import check_features
 from xen_save_helper.helper.engine import hvm_params
 from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.page_stream import read_page_list
 from xen_save_helper.helper.engine.physmap import Physmap
-from xen_save_helper.helper.engine.postcopy_restore import PostcopyReceiver
 from xen_save_helper.helper.engine.restore_order import POSTCOPY_RECORDS, RecordOrder
 from xen_save_helper.helper.engine.stream_io import StreamInput
 from xen_save_helper.helper.hypervisors import interface
-from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Domain, Pfns
-from xen_save_helper.helper.hypervisors.runs import runs_of
+from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Domain
 from xen_save_helper.helper.job import RestoreResults
 from xen_save_helper.ipc_schema.channel.messages import StreamType, XentoollogLevel
 from xen_save_helper.ipc_schema.errors import DecodeError
@@ -33,7 +30,8 @@ from xen_save_helper.ipc_schema.streams.libxc_stream import (
     decode_image_header,
 )
 from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
-from xen_save_helper.ipc_schema.streams.page_types import PageType
+from xen_save_helper.ipc_schema.streams.page_types import PageType, type_octet
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, runs_of, selected
 from xen_save_helper.ipc_schema.streams.phases import HEADERS, Stage
 from xen_save_helper.ipc_schema.streams.records import (
     HEADER_SIZE,
@@ -42,9 +40,15 @@ from xen_save_helper.ipc_schema.streams.records import (
     padding,
 )
 
+if TYPE_CHECKING:
+    from xen_save_helper.helper.engine.postcopy_restore import PostcopyReceiver
+
 _MISSING_CPUID = 1
 _MISSING_MSR = 2
 """XGR_SDD_MISSING_*: bits of static_data_done's argument."""
+
+_ZEROS = bytes(octet == type_octet(PageType.XALLOC) for octet in range(256))
+"""For each type, whether a sparse stream's pages of that type are of zeros."""
 
 _VERIFIED_AT_ONCE = 64
 _MISMATCHES_LOGGED = 16
@@ -229,9 +233,10 @@ class _Restore:
         pfns, types, pages = read_page_list(self._reader, length, "PAGE_DATA")
         self._physmap.populate(pfns, types, self._reader.offset)
         if self._sparse:
-            for first, count, _ in runs_of(pfns[types == PageType.XALLOC]):
+            zeros = selected(pfns, types.translate(_ZEROS))
+            for first, count, _ in runs_of(zeros):
                 self._domain.clear_pages(first, count)
-        present = pfns if pages == len(pfns) else pfns[contents_mask(types)]
+        present = pfns if pages == len(pfns) else selected(pfns, contents_mask(types))
         if not pages:
             return
         views = self._domain.foreign_map(present, writable=True)
@@ -273,10 +278,9 @@ class _Restore:
                 first += len(there) // PAGE_SIZE
 
     def _tell_mismatches(self, pfns: Pfns, there: memoryview, came: memoryview) -> None:
-        differs = (np.frombuffer(there, np.uint8) != np.frombuffer(came, np.uint8)).reshape(
-            len(pfns), PAGE_SIZE
-        )
-        for pfn in pfns[differs.any(axis=1)].tolist():
+        for pfn, start in zip(pfns, range(0, len(there), PAGE_SIZE), strict=True):
+            if there[start : start + PAGE_SIZE] == came[start : start + PAGE_SIZE]:
+                continue
             self._mismatches += 1
             if self._mismatches <= _MISMATCHES_LOGGED:
                 self._reporter.log(XentoollogLevel.ERROR, f"verify pfn {pfn:#x} failed")
@@ -339,6 +343,8 @@ class _Restore:
 
     def _postcopy_pfns_begin(self, length: int) -> None:
         self._decoded(RecordType.POSTCOPY_PFNS_BEGIN, length)
+        from xen_save_helper.helper.engine.postcopy_restore import PostcopyReceiver
+
         self._postcopy = PostcopyReceiver(
             self._domain, self._reader, self._version, self._environment
         )

@@ -1,4 +1,7 @@
-"""Which mapped pages hold nothing but zeros, and the bytes of the others."""
+"""Which mapped pages hold nothing but zeros, and the bytes of the others.
+
+A sparse save alone imports this, with numpy: it looks at every word of the guest's memory.
+"""
 
 from __future__ import annotations
 

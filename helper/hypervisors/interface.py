@@ -1,8 +1,7 @@
 """What save and restore need from a hypervisor, under libxc's names: a domain and its paging.
 
 A toolstack (`toolstack.hosts`) uses only `ControlledDomain`. Failures are `OSError` with the errno
-that libxc would leave. Page sets are one-dimensional numpy arrays of pfns (uint64); bitmaps are
-numpy bool arrays with an element for each pfn below `p2m_size`.
+that libxc would leave.
 """
 
 from __future__ import annotations
@@ -10,19 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Pfns = NDArray[np.uint64]
-    Bitmap = NDArray[np.bool_]
-else:
-    # For annotations only: a toolstack that does not touch a domain's memory need not load numpy.
-    Pfns = Bitmap = Any
+from xen_save_helper.ipc_schema.streams.pfns import Pfns
 
 PAGE_SIZE = 4096
+
+Bitmap = bytearray
+"""An octet, 0 or 1, for each pfn below `p2m_size`."""
 
 
 class ShutdownReason(IntEnum):
@@ -127,8 +121,9 @@ class Domain(ControlledDomain, Protocol):
         """XEN_DOMCTL_SHADOW_OP_CLEAN: fill `dirty`, start over; returns the number of dirty pages.
         A page written at any time after the previous clean is in this one or in the next."""
 
-    def get_pfn_type_batch(self, pfns: Pfns) -> NDArray[np.uint32]:
-        """XEN_DOMCTL_PFINFO_* of each: 0 (NOTAB), or 0xD/0xE/0xF << 28 if it has no contents."""
+    def get_pfn_type_batch(self, pfns: Pfns) -> bytes:
+        """The top octet of each one's XEN_DOMCTL_PFINFO_*: 0 (NOTAB), or 0xD0, 0xE0 or 0xF0 if it
+        has no contents."""
 
     def foreign_map(self, pfns: Pfns, *, writable: bool = False) -> list[memoryview]:
         """xenforeignmemory_map: the pages in the order given, runs of neighbours as one view.

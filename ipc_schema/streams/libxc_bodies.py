@@ -9,10 +9,10 @@ highest pfn) is left to the reader of the stream.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-import numpy as np
 from construct import (
     Array,
     GreedyBytes,
@@ -23,11 +23,10 @@ from construct import (
     Struct,
     this,
 )
-from numpy.typing import NDArray
 
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams import page_lists
-from xen_save_helper.ipc_schema.streams.page_types import TYPE_SHIFT
+from xen_save_helper.ipc_schema.streams.pfns import Pfns
 
 CPUID_LEAF_SIZE: Final = 24
 """sizeof(xen_cpuid_leaf_t)."""
@@ -62,7 +61,7 @@ class P2mFrames:
 
     start_pfn: int
     end_pfn: int
-    p2m_pfns: NDArray[np.uint64]
+    p2m_pfns: Pfns
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,11 @@ class TscFields(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class PageList:
-    """POSTCOPY_PFNS and POSTCOPY_FAULT: pfns and their types (all NOTAB in a fault)."""
+    """POSTCOPY_PFNS and POSTCOPY_FAULT: pfns and their types, an octet each (all NOTAB in a
+    fault)."""
 
-    pfns: NDArray[np.uint64]
-    types: NDArray[np.uint32]
+    pfns: Pfns
+    types: bytes
 
 
 Body = (
@@ -112,7 +112,7 @@ Body = (
     | VcpuContext
     | TscInfo
     | PageList
-    | NDArray[np.uint64]
+    | Pfns
     | list[tuple[int, int]]
 )
 """The content of a body: None for records without one, bytes for opaque ones, an array of pfns for
@@ -266,12 +266,12 @@ def decode_hvm_params(body: bytes, what: str, offset: int) -> list[tuple[int, in
     return [(int(param.index), int(param.value)) for param in _HVM_PARAMS.parse(body).params]
 
 
-def encode_pfns(pfns: NDArray[np.uint64]) -> bytes:
-    return pfns.astype(np.dtype("<u8"), copy=False).tobytes()
+def encode_pfns(pfns: Pfns) -> bytes:
+    return pfns.tobytes()
 
 
-def decode_pfns(body: bytes, what: str, offset: int) -> NDArray[np.uint64]:
-    return np.frombuffer(body, np.dtype("<u8")).astype(np.uint64, copy=False)
+def decode_pfns(body: bytes, what: str, offset: int) -> Pfns:
+    return array("Q", body)
 
 
 def encode_page_list(pages: PageList) -> bytes:
@@ -290,16 +290,16 @@ def decode_page_list(body: bytes, what: str, offset: int) -> PageList:
 
 
 def encode_faults(pages: PageList) -> bytes:
-    if pages.types.any():
+    if any(pages.types):
         raise ValueError("POSTCOPY_FAULT: a page with a type, want none")
     return encode_page_list(pages)
 
 
 def decode_faults(body: bytes, what: str, offset: int) -> PageList:
     pages = decode_page_list(body, what, offset)
-    if pages.types.any():
-        index = int((pages.types != 0).argmax())
+    if any(pages.types):
+        index = next(index for index, octet in enumerate(pages.types) if octet)
         place = offset + page_lists.HEADER_SIZE + index * page_lists.ENTRY_SIZE
-        nibble = int(pages.types[index]) >> TYPE_SHIFT
+        nibble = pages.types[index] >> 4
         raise DecodeError(f"{what} pfn[{index}]", place, f"has type {nibble:#x}, want 0")
     return pages

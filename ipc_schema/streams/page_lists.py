@@ -1,25 +1,21 @@
 """The page lists of PAGE_DATA, POSTCOPY_PFNS, POSTCOPY_PAGE_DATA and POSTCOPY_FAULT.
 
 u32 count, u32 reserved, then a u64 for each page: bits 63-60 its type, 59-52 reserved, 51-0 its
-pfn. Contents, if the record has them, follow the list in the same order. This uses numpy, because a
-list is made or read for every batch on a save's hot path.
+pfn. Contents, if the record has them, follow the list in the same order. A list is made or read for
+every batch on a save's hot path, so entries are handled by whole columns of their octets: the
+eighth has the type, the seventh four reserved bits.
 """
 
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from xen_save_helper.ipc_schema.errors import DecodeError
-from xen_save_helper.ipc_schema.streams.page_types import (
-    FIRST_WITHOUT_CONTENTS,
-    TYPE_SHIFT,
-    PageType,
-)
+from xen_save_helper.ipc_schema.streams.page_types import PageType, has_contents, type_octet
+from xen_save_helper.ipc_schema.streams.pfns import Pfns
 from xen_save_helper.ipc_schema.streams.records import MAX_LENGTH, check_size
 
 HEADER_SIZE: Final = 8
@@ -31,29 +27,25 @@ MAX_COUNT: Final = (MAX_LENGTH - HEADER_SIZE) // ENTRY_SIZE
 """The most pages that any record has room for."""
 
 _HEADER: Final = struct.Struct("<II")
-_ENTRIES: Final = np.dtype("<u8")
-_PFN_MASK: Final = np.uint64(MAX_PFN)
-_RESERVED: Final = np.uint64(0xFF << 52)
-_PFN_BITS: Final = np.uint64(52)
-_NIBBLE_SHIFT: Final = np.uint64(60)
-_TYPE_SHIFT: Final = np.uint32(TYPE_SHIFT)
-_TYPE_TO_ENTRY: Final = np.uint64(32)
-_LOW_TYPE_BITS: Final = np.uint32((1 << TYPE_SHIFT) - 1)
-_FIRST_WITHOUT_CONTENTS: Final = np.uint32(FIRST_WITHOUT_CONTENTS)
-_LEGAL: Final = np.uint32(sum(1 << (page_type >> TYPE_SHIFT) for page_type in PageType))
-"""A bit for each of the sixteen types."""
-_LOWEST_BIT: Final = np.uint32(1)
+_TYPES: Final = slice(7, None, ENTRY_SIZE)
+_NEXT_TO_TYPES: Final = slice(6, None, ENTRY_SIZE)
+_LEGAL: Final = bytes(type_octet(page_type) for page_type in PageType)
+_PFN_BITS_ONLY: Final = bytes(range(16))
+"""What the seventh octet of an entry may be."""
+_CONTENTS: Final = bytes(octet in _LEGAL and has_contents(octet << 24) for octet in range(256))
+_RESERVED: Final = 0xFF << 52
 
 
-def encode_page_list(pfns: NDArray[np.uint64], types: NDArray[np.uint32]) -> bytes:
-    """Encode count, reserved field and entries. `pfns` and `types` (PageType values) have the same
-    length. Raises ValueError for an empty list, a pfn above MAX_PFN and an unknown type.
+def encode_page_list(pfns: Pfns, types: bytes | bytearray) -> bytes:
+    """Encode count, reserved field and entries. `pfns` and `types` (see `page_types.type_octet`)
+    have the same length. Raises ValueError for an empty list, a pfn above MAX_PFN and an unknown
+    type.
     """
     if len(pfns) != len(types) or not 1 <= len(pfns) <= MAX_COUNT:
         raise ValueError(
             f"page list of {len(pfns)} pfns and {len(types)} types, want 1 to {MAX_COUNT} of each"
         )
-    return encode_page_list_header(len(pfns)) + encode_entries(pfns, types).tobytes()
+    return encode_page_list_header(len(pfns)) + encode_entries(pfns, types)
 
 
 def encode_page_list_header(count: int) -> bytes:
@@ -61,16 +53,16 @@ def encode_page_list_header(count: int) -> bytes:
     return _HEADER.pack(count, 0)
 
 
-def encode_entries(pfns: NDArray[np.uint64], types: NDArray[np.uint32]) -> NDArray[np.uint64]:
-    """Encode the entries of `encode_page_list`, an element each, of as many lists as they are for.
-    Raises ValueError for a pfn above MAX_PFN and an unknown type."""
-    if (pfns >> _PFN_BITS).any():
-        raise ValueError(f"pfn {int(pfns.max()):#x} in a page list, want at most {MAX_PFN:#x}")
-    if (types & _LOW_TYPE_BITS).any() or not _legal(types >> _TYPE_SHIFT).all():
+def encode_entries(pfns: Pfns, types: bytes | bytearray) -> bytearray:
+    """Encode the entries of `encode_page_list`, of as many lists as they are for. Raises ValueError
+    for a pfn above MAX_PFN and an unknown type."""
+    entries = bytearray(pfns.tobytes())
+    columns = entries[_TYPES], entries[_NEXT_TO_TYPES]
+    if not (_only(columns[0], b"\0") and _only(columns[1], _PFN_BITS_ONLY)):
+        raise ValueError(f"pfn {max(pfns):#x} in a page list, want at most {MAX_PFN:#x}")
+    if not _only(types, _LEGAL):
         raise ValueError("page list with an unknown type, want XEN_DOMCTL_PFINFO_*")
-    entries = types.astype(_ENTRIES)
-    entries <<= _TYPE_TO_ENTRY
-    entries |= pfns
+    entries[_TYPES] = types
     return entries
 
 
@@ -88,34 +80,39 @@ def decode_page_list_header(data: bytes, what: str, offset: int) -> int:
     return int(count)
 
 
-def decode_entries(
-    data: bytes | bytearray | memoryview, what: str, offset: int
-) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """The pfns and types of the entries `data` at `offset`.
+def decode_entries(data: bytes | bytearray, what: str, offset: int) -> tuple[Pfns, bytes]:
+    """The pfns of the entries `data` at `offset`, and their types, an octet each (see
+    `page_types.type_octet`).
 
     Raises DecodeError for reserved bits and unknown types.
     """
     if len(data) % ENTRY_SIZE:
         raise DecodeError(what, offset, f"{len(data)} bytes of pfns, want a multiple of 8")
-    entries = np.frombuffer(data, _ENTRIES).astype(np.uint64, copy=False)
-    nibbles = (entries >> _NIBBLE_SHIFT).astype(np.uint32)
-    bad = (entries & _RESERVED) != 0
-    bad |= ~_legal(nibbles)
-    if bad.any():
-        index = int(bad.argmax())
-        entry = int(entries[index])
-        reserved = entry & int(_RESERVED)
-        problem = (
-            f"{entry:#018x} has reserved bits {reserved:#x}, want bits 59-52 clear"
-            if reserved
-            else f"{entry:#018x} has type {entry >> 60:#x}, want 0-4 or 9-0xf"
+    types = bytes(data[_TYPES])
+    if not (_only(types, _LEGAL) and _only(data[_NEXT_TO_TYPES], _PFN_BITS_ONLY)):
+        raise _bad_entry(data, what, offset)
+    if not _only(types, b"\0"):
+        data = bytearray(data)
+        data[_TYPES] = bytes(len(types))
+    return array("Q", bytes(data)), types
+
+
+def _bad_entry(data: bytes | bytearray, what: str, offset: int) -> DecodeError:
+    for index, (entry,) in enumerate(struct.iter_unpack("<Q", data)):
+        if reserved := entry & _RESERVED:
+            problem = f"has reserved bits {reserved:#x}, want bits 59-52 clear"
+        elif entry >> 56 not in _LEGAL:
+            problem = f"has type {entry >> 60:#x}, want 0-4 or 9-0xf"
+        else:
+            continue
+        return DecodeError(
+            f"{what} pfn[{index}]", offset + index * ENTRY_SIZE, f"{entry:#018x} {problem}"
         )
-        raise DecodeError(f"{what} pfn[{index}]", offset + index * ENTRY_SIZE, problem)
-    return entries & _PFN_MASK, nibbles << _TYPE_SHIFT
+    raise AssertionError("no entry is bad")
 
 
 def encode_pfns(pfns: Sequence[int]) -> bytes:
-    """Like `encode_page_list` with type NOTAB, but without numpy: faster for a short list."""
+    """Like `encode_page_list` with type NOTAB: faster for a short list."""
     if not 1 <= len(pfns) <= MAX_COUNT:
         raise ValueError(f"page list of {len(pfns)} pfns, want 1 to {MAX_COUNT}")
     if not 0 <= min(pfns) <= max(pfns) <= MAX_PFN:
@@ -125,33 +122,26 @@ def encode_pfns(pfns: Sequence[int]) -> bytes:
     return struct.pack(f"<II{len(pfns)}Q", len(pfns), 0, *pfns)
 
 
-def decode_pfns(data: bytes | bytearray | memoryview, what: str, offset: int) -> list[int]:
+def decode_pfns(data: bytes | bytearray, what: str, offset: int) -> list[int]:
     """Like `decode_entries`, for a short list of pages that all have contents: the pfns.
 
     Raises DecodeError also for a page without contents.
     """
-    if len(data) % ENTRY_SIZE == 0:
-        entries = struct.unpack(f"<{len(data) // ENTRY_SIZE}Q", data)
-        if max(entries, default=0) <= MAX_PFN:
-            return list(entries)
     pfns, types = decode_entries(data, what, offset)
-    lacking = np.flatnonzero(~contents_mask(types))
-    if len(lacking):
-        index = int(lacking[0])
+    index = contents_mask(types).find(0)
+    if index >= 0:
         raise DecodeError(
             f"{what} pfn[{index}]",
             offset + index * ENTRY_SIZE,
-            f"pfn {int(pfns[index]):#x} has no contents",
+            f"pfn {pfns[index]:#x} has no contents",
         )
-    return [int(pfn) for pfn in pfns]
+    return pfns.tolist()
 
 
-def contents_mask(types: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    """For each (legal) type, whether pages of that type have contents in a stream."""
-    mask: NDArray[np.bool_] = types < _FIRST_WITHOUT_CONTENTS
-    return mask
+def contents_mask(types: bytes | bytearray) -> bytes:
+    """For each (legal) type, 1 if pages of that type have contents in a stream, else 0."""
+    return bytes(types.translate(_CONTENTS))
 
 
-def _legal(nibbles: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    """Whether each of these, 0 to 15, is a type."""
-    return (_LEGAL >> nibbles & _LOWEST_BIT).astype(np.bool_)
+def _only(octets: bytes | bytearray, allowed: bytes) -> bool:
+    return not octets.translate(None, allowed)

@@ -33,6 +33,19 @@ class PageType(IntEnum):
 FIRST_WITHOUT_CONTENTS: Final = PageType.BROKEN
 """This type and those above it have no contents in a stream; all below it do."""
 
+_OCTET_SHIFT: Final = TYPE_SHIFT - 4
+
+
+def type_octet(page_type: int) -> int:
+    """The top octet of a type: that of its entry in a page list too. Many pages' types are
+    `bytes`, an octet each."""
+    return page_type >> _OCTET_SHIFT
+
+
+def type_of_octet(octet: int) -> PageType:
+    """The type with this top octet. Raises ValueError if there is none."""
+    return PageType(octet << _OCTET_SHIFT)
+
 
 def has_contents(page_type: int) -> bool:
     """Whether pages of this (legal) type have contents in a stream (page_type_has_stream_data)."""

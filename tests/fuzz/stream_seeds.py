@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Final
 
-import numpy as np
-
 from tests.fuzz.mutations import Seed, joined
 from tests.streams import CUTS, read_cut
 from xen_save_helper.ipc_schema.streams import (
@@ -37,7 +35,8 @@ from xen_save_helper.ipc_schema.streams.libxc_records import encode_body
 from xen_save_helper.ipc_schema.streams.libxc_stream import DomainHeader, DomainType, ImageHeader
 from xen_save_helper.ipc_schema.streams.libxl_stream import CheckpointState, EmulatorId
 from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType as Xl
-from xen_save_helper.ipc_schema.streams.page_types import PageType
+from xen_save_helper.ipc_schema.streams.page_types import PageType, type_octet
+from xen_save_helper.ipc_schema.streams.pfns import pfns_of, selected
 from xen_save_helper.toolstack.inspect.walk import inspect
 
 PAGE: Final = 4096
@@ -51,15 +50,16 @@ OPTIONAL_RECORD: Final = records.encode_record(0x80001234, b"whatever this may b
 
 def pages(*entries: tuple[int, int]) -> PageList:
     """From (pfn, PageType)."""
-    pfns = np.array([pfn for pfn, _ in entries], np.uint64)
-    return PageList(pfns, np.array([kind for _, kind in entries], np.uint32))
+    pfns = pfns_of(pfn for pfn, _ in entries)
+    return PageList(pfns, bytes(type_octet(kind) for _, kind in entries))
 
 
 def page_data(kind: Xc, version: int, *entries: tuple[int, int]) -> bytes:
     """A record with contents."""
     listed = pages(*entries)
     present = page_lists.contents_mask(listed.types)
-    contents = b"".join(struct.pack("<Q", int(pfn)) * (PAGE // 8) for pfn in listed.pfns[present])
+    there = selected(listed.pfns, present)
+    contents = b"".join(struct.pack("<Q", pfn) * (PAGE // 8) for pfn in there)
     body = page_lists.encode_page_list(listed.pfns, listed.types) + contents
     return records.encode_record(record_number(kind, version), body)
 
@@ -68,7 +68,7 @@ BODIES: Final[tuple[tuple[Xc, Body], ...]] = (
     (Xc.END, None),
     (Xc.X86_PV_INFO, PvInfo(8, 4)),
     (Xc.X86_PV_INFO, PvInfo(4, 3)),
-    (Xc.X86_PV_P2M_FRAMES, P2mFrames(0, 1023, np.array([7, 9], np.uint64))),
+    (Xc.X86_PV_P2M_FRAMES, P2mFrames(0, 1023, pfns_of([7, 9]))),
     (Xc.X86_PV_VCPU_BASIC, VcpuContext(0, bytes(range(64)))),
     (Xc.X86_PV_VCPU_EXTENDED, VcpuContext(1, bytes(128))),
     (Xc.X86_PV_VCPU_XSAVE, VcpuContext(2, bytes(40))),
@@ -81,7 +81,7 @@ BODIES: Final[tuple[tuple[Xc, Body], ...]] = (
     (Xc.TOOLSTACK, b"xenstore"),
     (Xc.VERIFY, None),
     (Xc.CHECKPOINT, None),
-    (Xc.CHECKPOINT_DIRTY_PFN_LIST, np.array([1, 2, 2**40], np.uint64)),
+    (Xc.CHECKPOINT_DIRTY_PFN_LIST, pfns_of([1, 2, 2**40])),
     (Xc.STATIC_DATA_END, None),
     (Xc.X86_CPUID_POLICY, bytes(48)),
     (Xc.X86_MSR_POLICY, bytes(16)),

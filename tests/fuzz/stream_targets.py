@@ -8,8 +8,6 @@ import socket
 from random import Random
 from typing import Final
 
-import numpy as np
-
 from tests.fuzz import stream_seeds
 from tests.fuzz.mutations import Seed, Words, joined, mutate
 from tests.fuzz.record_targets import JSON_WORDS
@@ -185,7 +183,7 @@ def _back_channel(version: int) -> Target:
         near, far = socket.socketpair()
         with near, far:
             reader = FaultReader(far.fileno(), version)
-            wanted = PostcopyPages(np.ones(_GUEST_PFNS, np.bool_))
+            wanted = PostcopyPages(bytearray(b"\1" * _GUEST_PFNS))
             rest = memoryview(data)
             faults = 0
             try:

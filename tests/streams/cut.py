@@ -15,15 +15,14 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from itertools import compress
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-from numpy.typing import NDArray
-
 from xen_save_helper.ipc_schema.streams import page_lists
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
-from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
+from xen_save_helper.ipc_schema.streams.page_lists import ENTRY_SIZE, contents_mask
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, selected
 from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE, encode_record_header, padding
 from xen_save_helper.toolstack.inspect.walk import StreamEntry, inspect
 
@@ -48,19 +47,17 @@ def main(whole_path: Path, cut_path: Path) -> None:
                 cut.write(piece)
 
 
-def most_sent(whole: IO[bytes], entries: list[StreamEntry]) -> NDArray[np.uint64]:
+def most_sent(whole: IO[bytes], entries: list[StreamEntry]) -> set[int]:
     """The pfns that came with contents most often."""
     sent: Counter[int] = Counter()
     for entry in entries:
         if entry.name == "PAGE_DATA":
             pfns, types = page_list(whole, entry)
-            sent.update(pfns[contents_mask(types)].tolist())
-    return np.array([pfn for pfn, _times in sent.most_common(MOST_SENT)], np.uint64)
+            sent.update(selected(pfns, contents_mask(types)))
+    return {pfn for pfn, _times in sent.most_common(MOST_SENT)}
 
 
-def pieces(
-    whole: IO[bytes], entries: list[StreamEntry], followed: NDArray[np.uint64]
-) -> Iterator[bytes]:
+def pieces(whole: IO[bytes], entries: list[StreamEntry], followed: set[int]) -> Iterator[bytes]:
     """The octets of the cut."""
     kept: Counter[tuple[int, int]] = Counter()
     for entry in entries:
@@ -77,7 +74,7 @@ def pieces(
 def cut_pages(
     whole: IO[bytes],
     entry: StreamEntry,
-    followed: NDArray[np.uint64],
+    followed: set[int],
     kept: Counter[tuple[int, int]],
 ) -> bytes:
     """A smaller PAGE_DATA record in the place of `entry`'s; nothing where no page of it stays.
@@ -86,25 +83,26 @@ def cut_pages(
     """
     pfns, types = page_list(whole, entry)
     mask = contents_mask(types)
-    chosen = mask & np.isin(pfns, followed)
-    for page_type in np.unique(types).tolist():
-        place = (entry.summary["round"], page_type)
-        first = np.flatnonzero((types == page_type) & ~chosen)[: PER_TYPE - kept[place]]
-        chosen[first] = True
-        kept[place] += len(first)
-    if not chosen.any():
+    chosen = bytearray()
+    for pfn, octet, there in zip(pfns, types, mask, strict=True):
+        place = (entry.summary["round"], octet)
+        by_name = bool(there) and pfn in followed
+        by_type = not by_name and kept[place] < PER_TYPE
+        kept[place] += by_type
+        chosen.append(by_name or by_type)
+    if not any(chosen):
         return b""
-    contents = entry.offset + HEADER_SIZE + page_lists.HEADER_SIZE + pfns.nbytes
-    record = bytearray(page_lists.encode_page_list(pfns[chosen], types[chosen]))
-    for place in (np.cumsum(mask) - 1)[chosen & mask].tolist():
-        whole.seek(contents + place * PAGE_SIZE)
-        record += whole.read(PAGE_SIZE)
+    contents = entry.offset + HEADER_SIZE + page_lists.HEADER_SIZE + len(pfns) * ENTRY_SIZE
+    listed = selected(pfns, chosen), bytes(compress(types, chosen))
+    record = bytearray(page_lists.encode_page_list(*listed))
+    for place, wanted in enumerate(compress(chosen, mask)):
+        if wanted:
+            whole.seek(contents + place * PAGE_SIZE)
+            record += whole.read(PAGE_SIZE)
     return encode_record_header(RecordType.PAGE_DATA, len(record)) + bytes(record)
 
 
-def page_list(
-    whole: IO[bytes], entry: StreamEntry
-) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+def page_list(whole: IO[bytes], entry: StreamEntry) -> tuple[Pfns, bytes]:
     """pfns and types of a PAGE_DATA record."""
     whole.seek(entry.offset + HEADER_SIZE)
     count = page_lists.decode_page_list_header(whole.read(8), entry.name, entry.offset)

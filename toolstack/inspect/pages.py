@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams import page_lists
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
 from xen_save_helper.ipc_schema.streams.libxc_records import WITH_CONTENTS
 from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
-from xen_save_helper.ipc_schema.streams.page_types import TYPE_SHIFT, PageType
+from xen_save_helper.ipc_schema.streams.page_types import type_of_octet
 from xen_save_helper.toolstack.inspect.source import Source
 from xen_save_helper.toolstack.inspect.summary import Summary
 
@@ -45,11 +42,13 @@ def read_pages(source: Source, kind: RecordType, length: int, summary: Summary) 
         if kind is RecordType.POSTCOPY_PAGE_DATA:
             _check_all_present(chunk, first, what, place)
         if not first:
-            summary.begin_page_data(kind, int(pfns[0]))
-        summary.add_pages(kind, pfns, chunk)
+            summary.begin_page_data(kind, pfns[0])
+        with_contents = contents_mask(chunk)
+        summary.add_pages(kind, pfns, with_contents)
         types += _count_types(chunk)
-        present += int(np.count_nonzero(contents_mask(chunk)))
-        lowest, highest = min(lowest, int(pfns.min())), max(highest, int(pfns.max()))
+        present += with_contents.count(1)
+        ends = min(pfns), max(pfns)
+        lowest, highest = min(lowest, ends[0]), max(highest, ends[1])
     contents = present * PAGE_SIZE if kind in WITH_CONTENTS else 0
     if length != listed + contents:
         raise DecodeError(
@@ -66,18 +65,16 @@ def read_pages(source: Source, kind: RecordType, length: int, summary: Summary) 
     return entry
 
 
-def _count_types(types: NDArray[np.uint32]) -> Counter[str]:
-    counts = np.bincount(types >> np.uint32(TYPE_SHIFT)).tolist()
-    return Counter({PageType(nibble << TYPE_SHIFT).name: n for nibble, n in enumerate(counts) if n})
+def _count_types(types: bytes) -> Counter[str]:
+    return Counter({type_of_octet(octet).name: types.count(octet) for octet in sorted(set(types))})
 
 
-def _check_all_present(types: NDArray[np.uint32], first: int, what: str, offset: int) -> None:
+def _check_all_present(types: bytes, first: int, what: str, offset: int) -> None:
     """After the transition only pages with contents are sent (process_postcopy_page_data)."""
-    mask = contents_mask(types)
-    if not mask.all():
-        index = int(np.argmin(mask))
+    index = contents_mask(types).find(0)
+    if index >= 0:
         raise DecodeError(
             f"{what} pfn[{first + index}]",
             offset + index * page_lists.ENTRY_SIZE,
-            f"type {PageType(int(types[index])).name}, want one with contents",
+            f"type {type_of_octet(types[index]).name}, want one with contents",
         )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
-from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
+from xen_save_helper.ipc_schema.streams.pfns import Pfns
 
 _BLOCK_BITS: Final = 12
 _BLOCK: Final = 1 << _BLOCK_BITS
@@ -108,24 +108,23 @@ class Summary:
         """Have the next PAGE_DATA begin a round, whatever its pfns."""
         self._last_pfn = None
 
-    def add_pages(
-        self, kind: RecordType, pfns: NDArray[np.uint64], types: NDArray[np.uint32]
-    ) -> None:
-        """Add pages, at least one, of a PAGE_DATA, POSTCOPY_PAGE_DATA or POSTCOPY_PFNS record."""
+    def add_pages(self, kind: RecordType, pfns: Pfns, with_contents: bytes) -> None:
+        """Add pages, at least one, of a PAGE_DATA, POSTCOPY_PAGE_DATA or POSTCOPY_PFNS record. An
+        octet of `with_contents` is 1 for each page that has them."""
         if kind is RecordType.POSTCOPY_PFNS:
             self.postcopy_pfns += len(pfns)
             return
-        mask = contents_mask(types)
-        present = int(np.count_nonzero(mask))
+        present = with_contents.count(1)
         if kind is RecordType.PAGE_DATA:
             self.pages_with_contents += present
             self.pages_without_contents += len(pfns) - present
-            self._last_pfn = int(pfns[-1])
+            self._last_pfn = pfns[-1]
         else:
             self.postcopy_pages += present
-        unique, counts = np.unique(pfns, return_counts=True)
+        added = np.frombuffer(pfns, np.uint64)
+        unique, counts = np.unique(added, return_counts=True)
         self._repeated.add(np.union1d(self._listed.add(unique), unique[counts > 1]))
-        self._present.add(np.unique(pfns[mask]))
+        self._present.add(np.unique(added[np.frombuffer(with_contents, np.bool_)]))
 
     def as_dict(self) -> dict[str, Any]:
         """The figures, fit for JSON."""

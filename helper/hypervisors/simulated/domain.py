@@ -5,18 +5,9 @@ from __future__ import annotations
 import errno
 import mmap
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from xen_save_helper.helper.hypervisors.interface import (
-    Bitmap,
-    Paging,
-    Pfns,
-    TscInfo,
-)
-from xen_save_helper.helper.hypervisors.runs import runs_of
+from xen_save_helper.helper.hypervisors.interface import Bitmap, Paging, TscInfo
 from xen_save_helper.helper.hypervisors.simulated import control, layout
 from xen_save_helper.helper.hypervisors.simulated.domain_files import (
     check_host,
@@ -25,14 +16,21 @@ from xen_save_helper.helper.hypervisors.simulated.domain_files import (
 )
 from xen_save_helper.helper.hypervisors.simulated.layout import P2M, PAGE_SIZE
 from xen_save_helper.helper.hypervisors.simulated.open_domain import ANSWER_LIMIT, OpenDomain
-from xen_save_helper.helper.hypervisors.simulated.paging import open_paging
 from xen_save_helper.ipc_schema.streams.cpu_features import all_but
+from xen_save_helper.ipc_schema.streams.page_types import PageType, type_octet
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, is_run, pfns_of, runs_of
 
-PFINFO_XTAB: Final = 0xF << 28
-"""XEN_DOMCTL_PFINFO_XTAB: no page."""
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 VERSION: Final = (4, 17)
 """The Xen release that a simulated host's streams name."""
+
+_TYPES: Final = bytes(
+    type_octet(PageType.XTAB if state == P2M.ABSENT else PageType.NOTAB) for state in range(256)
+)
+"""For each layout.P2M value."""
 
 CHUNK: Final = 1 << 16
 """Pages handled at a time, so that temporaries stay small whatever the guest's size."""
@@ -82,6 +80,8 @@ class SimulatedDomain(OpenDomain):
     def logdirty_clean(self, dirty: Bitmap) -> int:
         """Raises EINVAL if this object has not turned log-dirty mode on, or another turned it
         off."""
+        import numpy as np
+
         shared = self.shared
         if self._seen is None or shared.domain.logdirty_epoch != self._logdirty_epoch:
             raise OSError(errno.EINVAL, f"log-dirty mode of domain {self.domid} is off")
@@ -89,7 +89,7 @@ class SimulatedDomain(OpenDomain):
             grown = np.zeros(len(dirty), np.uint32)
             grown[: len(self._seen)] = self._seen
             self._seen = grown
-        count = 0
+        bits = np.frombuffer(dirty, np.bool_)
         for start in range(0, len(dirty), CHUNK):
             part = slice(start, min(start + CHUNK, len(dirty)))
             now = shared.writes[part].copy()
@@ -97,37 +97,32 @@ class SimulatedDomain(OpenDomain):
             # Odd: being written right now.
             changed |= (now & np.uint32(1)).astype(np.bool_)
             self._seen[part] = now
-            dirty[part] = changed
-            count += int(np.count_nonzero(changed))
-        return count
+            bits[part] = changed
+        return dirty.count(1)
 
     # -- memory ---------------------------------------------------------------------------------
 
-    def _states(self, pfns: Pfns) -> NDArray[np.uint8]:
+    def _states(self, pfns: Pfns) -> bytes:
         """The layout.P2M value of each."""
-        p2m = self.shared.p2m
-        if len(pfns) and int(pfns.max()) >= len(p2m):
-            states = np.zeros(len(pfns), np.uint8)
-            inside = pfns < np.uint64(len(p2m))
-            states[inside] = p2m[pfns[inside]]
-            return states
-        return p2m[pfns]
+        states = self.shared.states
+        if pfns and pfns[-1] < len(states) and is_run(pfns):
+            return states[pfns[0] : pfns[-1] + 1]
+        return bytes(states[pfn] if pfn < len(states) else P2M.ABSENT for pfn in pfns)
 
     def _populated(self, pfns: Pfns) -> bool:
-        if len(pfns) == 1:  # a vCPU may wait for it
-            pfn, p2m = int(pfns[0]), self.shared.p2m
-            return pfn < len(p2m) and int(p2m[pfn]) == P2M.POPULATED
-        return bool((self._states(pfns) == P2M.POPULATED).all())
+        return self._states(pfns).count(P2M.POPULATED) == len(pfns)
 
-    def get_pfn_type_batch(self, pfns: Pfns) -> NDArray[np.uint32]:
+    def get_pfn_type_batch(self, pfns: Pfns) -> bytes:
         """NOTAB for a page, paged out or not; XTAB if there is none."""
-        return np.where(self._states(pfns) == P2M.ABSENT, PFINFO_XTAB, 0).astype(np.uint32)
+        return self._states(pfns).translate(_TYPES)
 
     def foreign_map(self, pfns: Pfns, *, writable: bool = False) -> list[memoryview]:
         if not self._populated(pfns):
             states = self._states(pfns)
-            pfn = int(pfns[states != P2M.POPULATED][0])
-            what = "is paged out" if P2M.PAGED_OUT in states[pfns == pfn] else "has no page"
+            pfn, state = next(
+                one for one in zip(pfns, states, strict=True) if one[1] != P2M.POPULATED
+            )
+            what = "is paged out" if state == P2M.PAGED_OUT else "has no page"
             raise OSError(errno.EINVAL, f"pfn {pfn:#x} of domain {self.domid} {what}")
         views = []
         with memoryview(self.shared.memory) as whole:
@@ -144,34 +139,32 @@ class SimulatedDomain(OpenDomain):
 
     def populate_physmap_exact(self, pfns: Pfns, order: int = 0) -> None:
         """Memory is taken when it is written. Raises EINVAL for a pfn that does not fit, ENOMEM."""
-        if not len(pfns):
+        if not pfns:
             return
         if order:
-            rest: Pfns = np.arange(1 << order, dtype=np.uint64)
-            pfns = np.add.outer(pfns, rest).ravel()
-        shared = self.shared
-        highest = int(pfns.max())
-        if highest >= len(shared.p2m):
+            pfns = pfns_of(pfn + more for pfn in pfns for more in range(1 << order))
+        shared, domain = self.shared, self.shared.domain
+        if (highest := max(pfns)) >= len(shared.states):
             raise OSError(
-                errno.EINVAL, f"pfn {highest:#x} is past the {len(shared.p2m):#x} that fit"
+                errno.EINVAL, f"pfn {highest:#x} is past the {len(shared.states):#x} that fit"
             )
-        new = pfns[shared.p2m[pfns] == P2M.ABSENT]
-        if not (new[1:] > new[:-1]).all():
-            new = np.unique(new)
-        domain = shared.domain
+        new = pfns
+        if self._states(pfns).count(P2M.ABSENT) != len(pfns) or not is_run(pfns):
+            new = pfns_of(pfn for pfn in sorted(set(pfns)) if shared.states[pfn] == P2M.ABSENT)
         if domain.nr_pages + len(new) > domain.max_memkb // 4:
             raise OSError(
                 errno.ENOMEM,
                 f"domain {self.domid} has {domain.nr_pages} pages; {len(new)} more are past its "
                 f"limit of {domain.max_memkb} KiB",
             )
-        shared.p2m[new] = P2M.POPULATED
+        for first, count, _ in runs_of(new):
+            shared.states[first : first + count] = bytes([P2M.POPULATED]) * count
         domain.nr_pages += len(new)
         domain.maximum_gpfn = max(domain.maximum_gpfn, highest)
 
     def clear_pages(self, pfn: int, count: int = 1) -> None:
         """Give their memory back. Raises EINVAL if one of them does not exist."""
-        if not self._populated(np.arange(pfn, pfn + count, dtype=np.uint64)):
+        if not self._populated(pfns_of(range(pfn, pfn + count))):
             raise OSError(errno.EINVAL, f"pfn {pfn:#x} of domain {self.domid} has no page")
         self.shared.memory.madvise(mmap.MADV_REMOVE, pfn * PAGE_SIZE, count * PAGE_SIZE)
 
@@ -186,6 +179,8 @@ class SimulatedDomain(OpenDomain):
 
     def mem_paging_enable(self) -> Paging:
         """Raises EINVAL if the domain runs, OSError if there is no userfaultfd."""
+        from xen_save_helper.helper.hypervisors.simulated.paging import open_paging
+
         shared = self.shared
         if shared.domain.paging:
             raise OSError(errno.EBUSY, f"paging of domain {self.domid} is on already")

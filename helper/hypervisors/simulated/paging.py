@@ -15,14 +15,12 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
-
-from xen_save_helper.helper.hypervisors.interface import PagingRequest, Pfns
-from xen_save_helper.helper.hypervisors.runs import runs_of
+from xen_save_helper.helper.hypervisors.interface import PagingRequest
 from xen_save_helper.helper.hypervisors.simulated import control, userfault
 from xen_save_helper.helper.hypervisors.simulated.layout import P2M, PAGE_SIZE
 from xen_save_helper.helper.hypervisors.simulated.shared import SharedMemory
 from xen_save_helper.helper.hypervisors.simulated.userfault import Fault
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, runs_of
 
 _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2
@@ -49,7 +47,7 @@ class SimulatedPaging:
     ) -> None:
         """Takes over the connection and the descriptor; `address` is that of pfn 0 in the guest."""
         self._shared = shared
-        self._p2m = shared.p2m.data
+        self._p2m = shared.states
         self._connection = connection
         self._fd = userfault_fd
         self._address = address
@@ -67,13 +65,15 @@ class SimulatedPaging:
 
     def evict(self, pfns: Pfns) -> None:
         """Raises EINVAL for a pfn without a page, or one that is paged out already."""
-        states = self._shared.p2m[pfns]
-        if not (states == P2M.POPULATED).all():
-            pfn = int(pfns[states != P2M.POPULATED][0])
-            raise OSError(errno.EINVAL, f"pfn {pfn:#x} has no page that could be paged out")
-        # The state first: a running guest must not take the hole for a page.
-        self._shared.p2m[pfns] = P2M.PAGED_OUT
-        for first, count, _ in runs_of(pfns):
+        p2m, runs = self._p2m, list(runs_of(pfns))
+        for first, count, _ in runs:
+            states = p2m[first : first + count]
+            if states != _POPULATED * count:
+                pfn = first + len(states) - len(states.lstrip(_POPULATED))
+                raise OSError(errno.EINVAL, f"pfn {pfn:#x} has no page that could be paged out")
+        for first, count, _ in runs:
+            # The state first: a running guest must not take the hole for a page.
+            p2m[first : first + count] = _PAGED_OUT * count
             _punch_hole(self._shared.memory_fd, first * PAGE_SIZE, count * PAGE_SIZE)
 
     def take_requests(self) -> list[PagingRequest]:
@@ -86,7 +86,7 @@ class SimulatedPaging:
 
     def _read_events(self) -> None:
         """Add pending events to `_kept`; faults on pages that were never paged out get zeros."""
-        p2m = self._shared.p2m
+        p2m = self._p2m
         for event in userfault.read_events(self._fd):
             if isinstance(event, Fault):
                 pfn = (event.address - self._address) // PAGE_SIZE
@@ -97,9 +97,10 @@ class SimulatedPaging:
             else:
                 first = (event.start - self._address) // PAGE_SIZE
                 end = (event.end - self._address) // PAGE_SIZE
-                gone = first + np.flatnonzero(p2m[first:end] == P2M.PAGED_OUT)
-                p2m[first:end] = P2M.ABSENT
-                self._kept += [PagingRequest(pfn, 0, dropped=True) for pfn in gone.tolist()]
+                states = enumerate(p2m[first:end], first)
+                gone = [pfn for pfn, state in states if state == P2M.PAGED_OUT]
+                p2m[first:end] = bytes([P2M.ABSENT]) * (end - first)
+                self._kept += [PagingRequest(pfn, 0, dropped=True) for pfn in gone]
 
     def _fill_with_zeros(self, pfn: int) -> None:
         """Answer a fault on a page that exists but was never written, or arrived meanwhile."""
@@ -115,11 +116,13 @@ class SimulatedPaging:
         count, rest = divmod(data.nbytes, PAGE_SIZE)
         if rest:
             raise OSError(errno.EINVAL, f"{data.nbytes} bytes are not whole pages")
-        source = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
+        if data.readonly:
+            data = memoryview(bytearray(data))  # ctypes tells no address of it
+        source = ctypes.addressof(ctypes.c_char.from_buffer(data))
         p2m = self._p2m
         pfn, end = first, first + count
         while pfn < end:
-            states = p2m[pfn:end].tobytes()
+            states = p2m[pfn:end]
             pages = len(states) - len(states.lstrip(_PAGED_OUT))
             if not pages:
                 if states[0] == P2M.POPULATED:
@@ -151,7 +154,7 @@ class SimulatedPaging:
         os.close(self._wakeup)
         os.close(self._fd)
         self._fd = -1
-        self._p2m.release()
+        del self._p2m
         self._connection.close()
 
 

@@ -88,9 +88,14 @@ class SharedMemory:
 
         return np.frombuffer(self._maps["p2m"], np.uint8)
 
+    @property
+    def states(self) -> mmap.mmap:
+        """The same bytes, without numpy."""
+        return self._maps["p2m"]
+
     def paged_pages(self) -> int:
         """The number of pages that are paged out."""
-        return self._maps["p2m"][:].count(layout.P2M.PAGED_OUT)
+        return self.states[:].count(layout.P2M.PAGED_OUT)
 
     @cached_property
     def writes(self) -> NDArray[np.uint32]:

@@ -12,10 +12,7 @@ import os
 from functools import cache
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from xen_save_helper.helper.hypervisors.interface import Bitmap, Pfns, TscInfo
+from xen_save_helper.helper.hypervisors.interface import Bitmap, TscInfo
 from xen_save_helper.helper.hypervisors.xen import cpu_policy
 from xen_save_helper.helper.hypervisors.xen.controlled_domain import XenControlledDomain
 from xen_save_helper.helper.hypervisors.xen.engine_abi import (
@@ -29,6 +26,7 @@ from xen_save_helper.helper.hypervisors.xen.libraries import abi_version, load, 
 from xen_save_helper.helper.hypervisors.xen.paging import XenPaging
 from xen_save_helper.helper.hypervisors.xen.toollog import Logger
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
+from xen_save_helper.ipc_schema.streams.pfns import Pfns
 
 _XENVER_VERSION: Final = 0
 _SHADOW_OP_CLEAN: Final = 11
@@ -36,8 +34,15 @@ _SHADOW_OP_CLEAN: Final = 11
 _MAX_TYPES: Final = 1024
 """What one XEN_DOMCTL_getpageframeinfo3 takes; more is E2BIG."""
 
+_TYPE_OCTETS: Final = slice(3, None, 8)
+"""The octets with the types in an array that xc_get_pfn_type_batch has filled."""
+
 _PAGE_BITS: Final = 4096 * 8
 """Bits of a page of a hypercall buffer."""
+
+_UNPACKED: Final = tuple(bytes(octet >> bit & 1 for bit in range(8)) for octet in range(256))
+_UNPACKED_AT_ONCE: Final = 512
+"""Octets of a bitmap: most parts of one are either holes or clean."""
 
 
 @cache
@@ -53,6 +58,19 @@ def _control() -> ctypes.CDLL:
 @cache
 def _guest() -> ctypes.CDLL:
     return load(versioned("libxenguest"), _abi().guest)
+
+
+def _unpacked(bits: bytes, count: int) -> bytes:
+    """An octet, 0 or 1, for each of the first `count` bits, least significant first."""
+    clean = bytes(_UNPACKED_AT_ONCE)
+    parts: list[bytes] = []
+    for start in range(0, len(bits), _UNPACKED_AT_ONCE):
+        part = bits[start : start + _UNPACKED_AT_ONCE]
+        if part == clean:
+            parts.append(bytes(8 * len(part)))
+        else:
+            parts += map(_UNPACKED.__getitem__, part)
+    return b"".join(parts)[:count]
 
 
 class XenDomain(XenControlledDomain):
@@ -109,10 +127,7 @@ class XenDomain(XenControlledDomain):
             raise OSError(
                 errno.EIO, f"{name}, domain {self.domid}: the bitmap has {done} pages of {pages}"
             )
-        bits = np.ctypeslib.as_array(
-            (ctypes.c_uint8 * -(-pages // 8)).from_address(bitmap.hbuf or 0)
-        )
-        dirty[:] = np.unpackbits(bits, count=pages, bitorder="little").view(np.bool_)
+        dirty[:] = _unpacked(ctypes.string_at(bitmap.hbuf or 0, -(-pages // 8)), pages)
         return int(stats.dirty_count)
 
     def _buffer(self, bits: int) -> HypercallBuffer:
@@ -142,12 +157,13 @@ class XenDomain(XenControlledDomain):
 
     # -- memory ---------------------------------------------------------------------------------
 
-    def get_pfn_type_batch(self, pfns: Pfns) -> NDArray[np.uint32]:
-        types = pfns.astype(np.uint64)
-        for start in range(0, len(types), _MAX_TYPES):
-            part = types[start : start + _MAX_TYPES]
-            self._call("xc_get_pfn_type_batch", len(part), part.ctypes.data)
-        return types.astype(np.uint32)
+    def get_pfn_type_batch(self, pfns: Pfns) -> bytes:
+        types = pfns[:]
+        address, count = types.buffer_info()
+        for start in range(0, count, _MAX_TYPES):
+            part = min(count - start, _MAX_TYPES)
+            self._call("xc_get_pfn_type_batch", part, address + start * types.itemsize)
+        return types.tobytes()[_TYPE_OCTETS]
 
     def foreign_map(self, pfns: Pfns, *, writable: bool = False) -> list[memoryview]:
         """As one view whatever the pfns are."""
@@ -160,8 +176,9 @@ class XenDomain(XenControlledDomain):
     def populate_physmap_exact(self, pfns: Pfns, order: int = 0) -> None:
         """Raises EBUSY if Xen populates fewer than it is asked for."""
         # The call writes to its array.
-        extents = pfns.astype(np.uint64)
-        self._call("xc_domain_populate_physmap_exact", len(extents), order, 0, extents.ctypes.data)
+        extents = pfns[:]
+        address, count = extents.buffer_info()
+        self._call("xc_domain_populate_physmap_exact", count, order, 0, address)
 
     def clear_pages(self, pfn: int, count: int = 1) -> None:
         self._call("xc_clear_domain_pages", pfn, count)

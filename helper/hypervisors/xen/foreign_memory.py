@@ -8,14 +8,14 @@ not, and a child process does not inherit it.
 from __future__ import annotations
 
 import ctypes
+from array import array
 from functools import cache
 from typing import Any, Final
 
-import numpy as np
-
-from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Pfns
+from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE
 from xen_save_helper.helper.hypervisors.xen.libraries import Prototypes, call_error, load
 from xen_save_helper.helper.hypervisors.xen.toollog import Logger
+from xen_save_helper.ipc_schema.streams.pfns import Pfns
 
 _SONAME: Final = "libxenforeignmemory.so.1"
 """Its ABI is stable: all supported releases have this one."""
@@ -93,21 +93,18 @@ class ForeignMemory:
         Raises OSError: EINVAL for a pfn without a page, ENOENT for one that is paged out, and
         whatever else Xen says of the first pfn that it refuses.
         """
-        pages = len(pfns)
-        wanted = np.ascontiguousarray(pfns, np.uint64)
-        refused = np.zeros(pages, np.int32)
+        wanted, pages = pfns.buffer_info()
+        refused = array("i", bytes(4 * pages))
         prot = _PROT_READ | (_PROT_WRITE if writable else 0)
         address = self._library.xenforeignmemory_map(
-            self._handle, self._domid, prot, pages, wanted.ctypes.data, refused.ctypes.data
+            self._handle, self._domid, prot, pages, wanted, refused.buffer_info()[0]
         )
         if not address:
             raise self._error(f"xenforeignmemory_map of {pages} pages", ctypes.get_errno())
-        if refused.any():
+        if any(refused):
             self._library.xenforeignmemory_unmap(self._handle, address, pages)
-            first = int(np.flatnonzero(refused)[0])
-            raise self._error(
-                f"xenforeignmemory_map of pfn {int(wanted[first]):#x}", -int(refused[first])
-            )
+            pfn, error = next(one for one in zip(pfns, refused, strict=True) if one[1])
+            raise self._error(f"xenforeignmemory_map of pfn {pfn:#x}", -error)
         access = _PYBUF_WRITE if writable else _PYBUF_READ
         view: memoryview = _memory_view()(address, pages * PAGE_SIZE, access)
         self._mapped[id(view)] = address, pages

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +12,7 @@ from xen_save_helper.helper.engine.page_assembler import RING, PageAssembler
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_number
 from xen_save_helper.ipc_schema.streams.page_lists import encode_page_list
+from xen_save_helper.ipc_schema.streams.pfns import pfns_of
 from xen_save_helper.ipc_schema.streams.records import encode_record
 
 PAGE = 4096
@@ -21,9 +21,8 @@ END = encode_record(record_number(RecordType.END, 3), b"")
 
 def page_data(pfns: list[int], version: int = 3, type_nibble: int = 0) -> bytes:
     """A record of these pages; each page is full of its pfn."""
-    types = np.full(len(pfns), type_nibble << 28, np.uint32)
     contents = b"".join(struct.pack("<Q", pfn) * (PAGE // 8) for pfn in pfns)
-    body = encode_page_list(np.array(pfns, np.uint64), types) + contents
+    body = encode_page_list(pfns_of(pfns), bytes([type_nibble << 4]) * len(pfns)) + contents
     return encode_record(record_number(RecordType.POSTCOPY_PAGE_DATA, version), body)
 
 
@@ -48,10 +47,10 @@ def feed(assembler: PageAssembler, stream: bytes, pieces: list[int]) -> tuple[li
         held: list[int] = []
         while (run := assembler.take_oldest(3)) is not None:
             first, contents = run
-            words = np.frombuffer(contents, np.uint64).reshape(-1, PAGE // 8)
-            assert 1 <= len(words) <= 3
-            assert (words == np.arange(first, first + len(words), dtype=np.uint64)[:, None]).all()
-            held += range(first, first + len(words))
+            pages = range(first, first + len(contents) // PAGE)
+            assert 1 <= len(pages) <= 3
+            assert contents == b"".join(struct.pack("<Q", pfn) * (PAGE // 8) for pfn in pages)
+            held += pages
         assert held == whole
         came += whole
     return came, at

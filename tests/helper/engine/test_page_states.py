@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,12 +13,13 @@ from xen_save_helper.helper.engine.page_states import (
     PageStateError,
     PageStates,
 )
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of
 
 SIZE = 16
 
 
-def pages(*values: int) -> np.ndarray:
-    return np.array(values, np.uint64)
+def pages(*values: int) -> Pfns:
+    return pfns_of(values)
 
 
 def in_state(state: PageState) -> PageStates:
@@ -54,7 +54,7 @@ def test_every_event_in_every_state(state: PageState, event: PageEvent) -> None:
             if way == "one":
                 assert states.happens_to(event, 3) is state
             else:
-                assert states.happens(event, pages(3)).tolist() == [state]
+                assert states.happens(event, pages(3)) == bytes([state])
             assert states.of(3) is following
 
 

@@ -8,7 +8,6 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.conftest import HostFactory
@@ -28,6 +27,7 @@ from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
 from xen_save_helper.ipc_schema.streams.page_lists import encode_page_list
+from xen_save_helper.ipc_schema.streams.pfns import pfns_of
 from xen_save_helper.ipc_schema.streams.records import encode_record
 from xen_save_helper.toolstack.hosts.interface import GuestState
 
@@ -196,8 +196,7 @@ def record(kind: RecordType, body: bytes = b"") -> bytes:
 
 
 def page_list(*pfns: int, nibble: int = 0) -> bytes:
-    types = np.full(len(pfns), nibble << 28, np.uint32)
-    return encode_page_list(np.array(pfns, np.uint64), types)
+    return encode_page_list(pfns_of(pfns), bytes([nibble << 4]) * len(pfns))
 
 
 def page_data(*pfns: int) -> bytes:

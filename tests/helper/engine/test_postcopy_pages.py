@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from xen_save_helper.helper.engine.page_stream import set_bits
 from xen_save_helper.helper.engine.postcopy_pages import PostcopyPages
+from xen_save_helper.helper.hypervisors.interface import Bitmap
 
 SIZE = 200
 
 
-def dirty(*values: int) -> np.ndarray:
-    bitmap = np.zeros(SIZE, np.bool_)
-    bitmap[list(values)] = True
-    return bitmap
+def dirty(*values: int) -> Bitmap:
+    return Bitmap(pfn in values for pfn in range(SIZE))
 
 
 def test_background_goes_on_behind_the_last_fault() -> None:
-    send = PostcopyPages(np.ones(SIZE, np.bool_))
+    send = PostcopyPages(dirty(*range(SIZE)))
     assert send.take_background(4).tolist() == [0, 1, 2, 3]
     assert send.fault([100, 50]) == 2
     assert [send.take_urgent(), send.take_urgent()] == [100, 50]
@@ -37,7 +35,7 @@ def test_background_wraps_around() -> None:
 
 
 def test_a_fault_of_a_page_that_went_is_none_but_leads_the_way() -> None:
-    send = PostcopyPages(np.ones(SIZE, np.bool_))
+    send = PostcopyPages(dirty(*range(SIZE)))
     send.take_background(10)
     assert send.fault([5]) == 0
     assert send.take_background(2).tolist() == [10, 11]
@@ -45,7 +43,7 @@ def test_a_fault_of_a_page_that_went_is_none_but_leads_the_way() -> None:
 
 def test_a_fault_that_the_guest_cannot_have() -> None:
     with pytest.raises(ValueError, match="0xc8"):
-        PostcopyPages(np.ones(SIZE, np.bool_)).fault([3, SIZE])
+        PostcopyPages(dirty(*range(SIZE))).fault([3, SIZE])
 
 
 @given(

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import socket
 
-import numpy as np
-
 from tests.helper.engine.running import Controller, job_on, save_job
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.reporter import Reporter
@@ -11,6 +9,7 @@ from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.postcopy_save import PostcopySender
 from xen_save_helper.helper.engine.save_phases import Outcome
 from xen_save_helper.helper.engine.stream_io import StreamOutput
+from xen_save_helper.helper.hypervisors.interface import Bitmap
 from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 from xen_save_helper.helper.job import Statistics
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
@@ -45,8 +44,8 @@ def test_the_drain_is_entered_also_where_the_receiver_has_all_with_the_last_page
         out = StreamOutput(ours.fileno(), abort)
         job = job_on(save_job(stall_limit=LIMIT), domid, ours.fileno(), ours.fileno())
         sender = PostcopySender(domain, out, Environment(job, reporter, abort, Statistics()))
-        dirty = np.zeros(domain.maximum_gpfn() + 1, np.bool_)
-        dirty[7] = True
+        dirty = Bitmap(domain.maximum_gpfn() + 1)
+        dirty[7] = 1
         sender.send_pfns(dirty)
         assert sender.send_pages() is Outcome.DONE
         assert sender.drain() is Outcome.COMPLETE

@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.conftest import HostFactory
@@ -28,6 +27,7 @@ from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, Stre
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
 from xen_save_helper.ipc_schema.streams.page_lists import encode_page_list
+from xen_save_helper.ipc_schema.streams.pfns import pfns_of
 from xen_save_helper.ipc_schema.streams.phases import Stage
 from xen_save_helper.ipc_schema.streams.records import decode_record_header, encode_record, padding
 from xen_save_helper.toolstack.hosts.interface import GuestState
@@ -216,8 +216,7 @@ def at(offset: int, data: bytes) -> Callable[[bytes], bytes]:
 def pages(*entries: tuple[int, int]) -> bytes:
     """A page list and no contents, from (pfn, type's top four bits)."""
     return encode_page_list(
-        np.array([pfn for pfn, _ in entries], np.uint64),
-        np.array([nibble << 28 for _, nibble in entries], np.uint32),
+        pfns_of(pfn for pfn, _ in entries), bytes(nibble << 4 for _, nibble in entries)
     )
 
 
@@ -290,7 +289,7 @@ def test_pages_of_every_type(host: SimulatedHost, small: bytes, empty: int) -> N
         there = populated(domain)
         assert set(there.tolist()) >= {1, 2, 5}
         assert not set(there.tolist()) & {3, 4}
-        assert read_pages(domain, np.array([1, 2, 5], np.uint64)) == (
+        assert read_pages(domain, pfns_of([1, 2, 5])) == (
             b"\x11" * PAGE + bytes(PAGE) + b"\x55" * PAGE
         )
 
@@ -405,7 +404,7 @@ def test_a_real_stream_and_back(host: SimulatedHost, name: str) -> None:
     second = new_domain(host, "second", 160 << 20)
     restored(host, second, again)
     with open_on_host(host.directory, first) as one, open_on_host(host.directory, second) as other:
-        assert (populated(one) == populated(other)).all()
+        assert populated(one) == populated(other)
         assert read_pages(one, populated(one)) == read_pages(other, populated(other))
         assert hvm_params(one) == hvm_params(other)
         assert one.tsc_info() == other.tsc_info()

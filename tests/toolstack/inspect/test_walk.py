@@ -32,7 +32,8 @@ from xen_save_helper.ipc_schema.streams.libxc_stream import (
 from xen_save_helper.ipc_schema.streams.libxl_stream import CheckpointState, EmulatorId
 from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType as Xl
 from xen_save_helper.ipc_schema.streams.page_lists import encode_page_list
-from xen_save_helper.ipc_schema.streams.page_types import PageType, has_contents
+from xen_save_helper.ipc_schema.streams.page_types import PageType, has_contents, type_octet
+from xen_save_helper.ipc_schema.streams.pfns import pfns_of
 from xen_save_helper.ipc_schema.streams.records import encode_record, encode_record_header
 from xen_save_helper.toolstack.inspect.summary import PfnSet, Summary
 from xen_save_helper.toolstack.inspect.walk import StreamEntry, inspect
@@ -86,7 +87,7 @@ def pages(
     version: int = 3,
 ) -> bytes:
     types = types or [PageType.NOTAB] * len(pfns)
-    listed = encode_page_list(np.array(pfns, np.uint64), np.array(types, np.uint32))
+    listed = encode_page_list(pfns_of(pfns), bytes(map(type_octet, types)))
     contents = bytes(PAGE_SIZE) * sum(map(has_contents, types))
     return xc(kind, listed + contents, version)
 
@@ -100,7 +101,7 @@ def xl(kind: Xl, body: bytes = b"") -> bytes:
 
 
 def postcopy(version: int) -> bytes:
-    listed = PageList(np.array([5, 6, 7], np.uint64), np.zeros(3, np.uint32))
+    listed = PageList(pfns_of([5, 6, 7]), bytes(3))
     context = libxl_stream.encode_emulator_context(EmulatorId.QEMU_UPSTREAM, 0, b"dm")
     return (
         libxl_head()

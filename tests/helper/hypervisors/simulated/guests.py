@@ -5,11 +5,10 @@ from __future__ import annotations
 import select
 import time
 
-import numpy as np
-
 from tests.waiting import wait_for
-from xen_save_helper.helper.hypervisors.interface import Pfns
 from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain, open_on_host
+from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of, selected
 from xen_save_helper.toolstack.hosts.interface import GuestReport, SuspendRequest, SuspendState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
@@ -49,14 +48,10 @@ def steps_on(host: SimulatedHost, domid: int) -> GuestReport:
     return report
 
 
-def pfns_of(*values: int) -> Pfns:
-    return np.array(values, np.uint64)
-
-
 def populated(domain: SimulatedDomain) -> Pfns:
     """All pfns of the domain with a page."""
-    pfns = np.arange(domain.maximum_gpfn() + 1, dtype=np.uint64)
-    return pfns[domain.get_pfn_type_batch(pfns) == 0]
+    pfns = pfns_of(range(domain.maximum_gpfn() + 1))
+    return selected(pfns, contents_mask(domain.get_pfn_type_batch(pfns)))
 
 
 def read_pages(domain: SimulatedDomain, pfns: Pfns) -> bytes:

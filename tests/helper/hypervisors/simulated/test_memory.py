@@ -7,9 +7,10 @@ import errno
 import os
 import re
 import signal
+from itertools import compress, count
 from pathlib import Path
+from random import Random
 
-import numpy as np
 import pytest
 
 from tests.conftest import HostFactory
@@ -18,7 +19,6 @@ from tests.helper.hypervisors.simulated.guests import (
     MIB,
     PAGE,
     clone,
-    pfns_of,
     populated,
     read_pages,
     steps_on,
@@ -26,8 +26,10 @@ from tests.helper.hypervisors.simulated.guests import (
     write_pages,
 )
 from tests.waiting import wait_for
+from xen_save_helper.helper.hypervisors.interface import Bitmap
 from xen_save_helper.helper.hypervisors.simulated import control
 from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
+from xen_save_helper.ipc_schema.streams.pfns import pfns_of
 from xen_save_helper.toolstack.hosts.interface import GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
@@ -43,23 +45,23 @@ def test_rounds_by_log_dirty_assemble_the_suspended_memory(
     """Precopy depends on this: log-dirty mode alone says what to copy, and pages are read while
     they are written; a page missed is a page wrong."""
     domid = host.create_guest("g", 8 * MIB, workload, rate=rate)
-    chance = np.random.default_rng(5)
+    chance = Random(5)
     with open_on_host(host.directory, domid) as domain:
         everything = populated(domain)
-        dirty = np.zeros(domain.maximum_gpfn() + 1, np.bool_)
-        pending = np.zeros(domain.maximum_gpfn() + 1, np.bool_)
+        dirty = Bitmap(domain.maximum_gpfn() + 1)
+        pending = set[int]()
         domain.logdirty_enable()
         copies = bytearray(read_pages(domain, everything))
         for _ in range(100):
-            assert domain.logdirty_clean(dirty) == np.count_nonzero(dirty)
-            pending |= dirty
-            for pfn in chance.permutation(np.flatnonzero(pending))[:200].tolist():
-                copies[pfn * PAGE : (pfn + 1) * PAGE] = read_pages(domain, pfns_of(pfn))
-                pending[pfn] = False
+            assert domain.logdirty_clean(dirty) == dirty.count(1)
+            pending.update(compress(count(), dirty))
+            for pfn in chance.sample(sorted(pending), min(len(pending), 200)):
+                copies[pfn * PAGE : (pfn + 1) * PAGE] = read_pages(domain, pfns_of([pfn]))
+                pending.remove(pfn)
         suspend(host, domid)
         domain.logdirty_clean(dirty)
-        for pfn in np.flatnonzero(dirty | pending).tolist():
-            copies[pfn * PAGE : (pfn + 1) * PAGE] = read_pages(domain, pfns_of(pfn))
+        for pfn in pending | set(compress(count(), dirty)):
+            copies[pfn * PAGE : (pfn + 1) * PAGE] = read_pages(domain, pfns_of([pfn]))
         assert bytes(copies) == read_pages(domain, everything)
         assert domain.logdirty_clean(dirty) == 0, "a suspended guest writes nothing"
         domain.logdirty_off()
@@ -70,7 +72,7 @@ def test_an_idle_guest_dirties_nothing(host: SimulatedHost) -> None:
     with open_on_host(host.directory, domid) as domain:
         domain.logdirty_enable()
         steps_on(host, domid)
-        assert domain.logdirty_clean(np.zeros(domain.maximum_gpfn() + 1, np.bool_)) == 0
+        assert domain.logdirty_clean(Bitmap(domain.maximum_gpfn() + 1)) == 0
         domain.logdirty_off()
 
 
@@ -80,7 +82,7 @@ def test_log_dirty_mode_is_one_and_shows(host: SimulatedHost) -> None:
         open_on_host(host.directory, domid) as domain,
         open_on_host(host.directory, domid) as other,
     ):
-        dirty = np.zeros(domain.maximum_gpfn() + 1, np.bool_)
+        dirty = Bitmap(domain.maximum_gpfn() + 1)
         domain.logdirty_enable()
         assert host.domains()[0].log_dirty
         with pytest.raises(OSError, match="on already") as caught:
@@ -119,7 +121,7 @@ def test_the_device_models_log_dirty_shows_too(host: SimulatedHost) -> None:
 def test_views_come_in_the_order_asked_for_as_runs(host: SimulatedHost) -> None:
     domid = host.create_guest("g", 4 * MIB, "idle")
     with open_on_host(host.directory, domid) as domain:
-        pfns = pfns_of(5, 6, 7, 100, 3, 4)
+        pfns = pfns_of([5, 6, 7, 100, 3, 4])
         views = domain.foreign_map(pfns)
         assert [len(view) // PAGE for view in views] == [3, 1, 2]
         assert all(view.readonly for view in views)
@@ -134,9 +136,9 @@ def test_a_pfn_without_a_page_cannot_be_mapped(host: SimulatedHost, pfn: int) ->
     domid = host.create_guest("g", 4 * MIB, "idle")
     with open_on_host(host.directory, domid) as domain:
         assert domain.maximum_gpfn() == 1027
-        assert domain.get_pfn_type_batch(pfns_of(0, pfn)).tolist() == [0, 0xF << 28]
+        assert domain.get_pfn_type_batch(pfns_of([0, pfn])) == b"\0\xf0"
         with pytest.raises(OSError, match=hex(pfn)) as caught:
-            domain.foreign_map(pfns_of(0, pfn))
+            domain.foreign_map(pfns_of([0, pfn]))
         assert caught.value.errno == errno.EINVAL
 
 
@@ -146,30 +148,30 @@ def test_a_new_domain_takes_pages_up_to_its_limit(host: SimulatedHost) -> None:
     with open_on_host(host.directory, domid) as domain:
         info = domain.getinfo()
         assert (info.nr_pages, info.paused, info.shutdown_reason) == (0, True, None)
-        high = np.arange(0xFEFF8, 0xFF000, dtype=np.uint64)
+        high = pfns_of(range(0xFEFF8, 0xFF000))
         domain.populate_physmap_exact(high)
-        domain.populate_physmap_exact(np.concatenate((high[:2], high[:2])))
+        domain.populate_physmap_exact(high[:2] + high[:2])
         assert domain.getinfo().nr_pages == 8
         assert domain.maximum_gpfn() == 0xFEFFF
         room = info.max_memkb // 4 - 8
         assert room == 1024 + 256 - 8
         with pytest.raises(OSError, match="past its limit") as caught:
-            domain.populate_physmap_exact(np.arange(room + 1, dtype=np.uint64))
+            domain.populate_physmap_exact(pfns_of(range(room + 1)))
         assert caught.value.errno == errno.ENOMEM
         assert domain.getinfo().nr_pages == 8
-        domain.populate_physmap_exact(np.arange(room, dtype=np.uint64))
+        domain.populate_physmap_exact(pfns_of(range(room)))
         with pytest.raises(OSError, match="past the") as caught:
-            domain.populate_physmap_exact(pfns_of(1 << 30))
+            domain.populate_physmap_exact(pfns_of([1 << 30]))
         assert caught.value.errno == errno.EINVAL
 
 
 def test_a_page_can_be_cleared(host: SimulatedHost) -> None:
     domid = host.create({"c_info": {"type": "hvm"}, "b_info": {"max_memkb": 4096}}, "r")
     with open_on_host(host.directory, domid) as domain:
-        domain.populate_physmap_exact(pfns_of(9))
-        write_pages(domain, pfns_of(9), b"x" * PAGE)
+        domain.populate_physmap_exact(pfns_of([9]))
+        write_pages(domain, pfns_of([9]), b"x" * PAGE)
         domain.clear_pages(9)
-        assert read_pages(domain, pfns_of(9)) == bytes(PAGE)
+        assert read_pages(domain, pfns_of([9])) == bytes(PAGE)
         with pytest.raises(OSError, match="no page"):
             domain.clear_pages(10)
 
@@ -186,9 +188,9 @@ def crashed(host: SimulatedHost, domid: int) -> str:
 def test_one_wrong_octet_crashes_a_running_guest(host: SimulatedHost, workload: str) -> None:
     domid = host.create_guest("g", 2 * MIB, workload, rate=None if workload == "idle" else 500)
     with open_on_host(host.directory, domid) as domain:
-        page = bytearray(read_pages(domain, pfns_of(300)))
+        page = bytearray(read_pages(domain, pfns_of([300])))
         page[1234] ^= 0x10
-        write_pages(domain, pfns_of(300), bytes(page))
+        write_pages(domain, pfns_of([300]), bytes(page))
     reason = crashed(host, domid)
     assert "pfn 0x12c is wrong" in reason
     assert "foreign data in 1 of 512 words" in reason
@@ -213,7 +215,7 @@ def test_a_crashed_guest_still_answers_though_who_watched_it_left_in_that_moment
         for _ in range(2):  # it has heard the watcher by the end of the second round
             control.ask(asker, {"do": "pause"})
         with open_on_host(host.directory, domid) as domain:
-            write_pages(domain, pfns_of(300), b"x" * PAGE)
+            write_pages(domain, pfns_of([300]), b"x" * PAGE)
         os.kill(row.pid, signal.SIGSTOP)
         stat = Path(f"/proc/{row.pid}/stat")
         wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it is stopped")
@@ -229,12 +231,12 @@ def test_a_stale_page_crashes_the_restored_guest(host_factory: HostFactory) -> N
     source, target = host_factory("a"), host_factory("b")
     domid = source.create_guest("g", 2 * MIB, "sequential", rate=20_000)
     with open_on_host(source.directory, domid) as domain:
-        stale = read_pages(domain, pfns_of(77))
-        wait_for(lambda: read_pages(domain, pfns_of(77)) != stale, "the page is written")
+        stale = read_pages(domain, pfns_of([77]))
+        wait_for(lambda: read_pages(domain, pfns_of([77])) != stale, "the page is written")
     suspend(source, domid)
     new = clone(source, domid, target, "g")
     with open_on_host(target.directory, new) as domain:
-        write_pages(domain, pfns_of(77), stale)
+        write_pages(domain, pfns_of([77]), stale)
     report = target.verify(new, 10)
     assert (report.state, report.memory_ok) == (GuestState.CRASHED, False)
     # How often it was written before the stale copy was taken is up to the guest.
@@ -255,7 +257,7 @@ def test_a_lost_page_crashes_the_restored_guest(host_factory: HostFactory) -> No
         open_on_host(target.directory, new) as domain,
     ):
         pfns = populated(old)
-        pfns = pfns[pfns != 200]
+        pfns.remove(200)
         domain.populate_physmap_exact(pfns)
         write_pages(domain, pfns, read_pages(old, pfns))
     host = target
@@ -271,12 +273,12 @@ def test_memory_given_back_is_gone_and_the_guest_runs_on(host: SimulatedHost) ->
     with open_on_host(host.directory, domid) as domain:
         domain.logdirty_enable()
         assert host.balloon(domid, 100) == 100
-        gone = np.arange(924, 1024, dtype=np.uint64)
-        assert set(domain.get_pfn_type_batch(gone).tolist()) == {0xF << 28}
+        gone = pfns_of(range(924, 1024))
+        assert set(domain.get_pfn_type_batch(gone)) == {0xF0}
         assert domain.getinfo().nr_pages == 1028 - 100
-        dirty = np.zeros(domain.maximum_gpfn() + 1, np.bool_)
+        dirty = Bitmap(domain.maximum_gpfn() + 1)
         domain.logdirty_clean(dirty)
-        assert dirty[924:1024].all()
+        assert all(dirty[924:1024])
         domain.logdirty_off()
     steps_on(host, domid)
     report = host.verify(domid, 10)

@@ -1,0 +1,51 @@
+"""Many pfns at once: arrays, and the runs of neighbours in them.
+
+A batch of a save is a thousand pfns, and nearly always one run. What is done with them here is done
+by the interpreter's own loops over arrays and bytes, since numpy takes longer to import than a
+small guest takes to save.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import compress, pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Pfns = array[int]
+    """Of typecode Q: 64 bits each, in this machine's order, which is little-endian wherever Xen
+    runs."""
+else:
+    Pfns = array
+
+
+def pfns_of(pfns: Iterable[int] = ()) -> Pfns:
+    """An array of these pfns. Raises OverflowError for what does not fit in 64 bits."""
+    return array("Q", pfns)
+
+
+def selected(pfns: Pfns, mask: bytes | bytearray) -> Pfns:
+    """Those of `pfns` whose octet in `mask`, which is as long, is not 0."""
+    return array("Q", compress(pfns, mask))
+
+
+def is_run(pfns: Pfns) -> bool:
+    """Whether `pfns`, at least one, are neighbours in ascending order."""
+    first, count = pfns[0], len(pfns)
+    return pfns[-1] - first == count - 1 and pfns == array("Q", range(first, first + count))
+
+
+def runs_of(pfns: Pfns) -> Iterator[tuple[int, int, int]]:
+    """(first pfn, count, index of the first in `pfns`) of each run of neighbours, in order."""
+    if not pfns:
+        return
+    if is_run(pfns):
+        yield pfns[0], len(pfns), 0
+        return
+    start = 0
+    for place, (before, pfn) in enumerate(pairwise(pfns), 1):
+        if pfn != before + 1:
+            yield pfns[start], place - start, start
+            start = place
+    yield pfns[start], len(pfns) - start, start
