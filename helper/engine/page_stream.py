@@ -10,10 +10,9 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import compress
 from queue import SimpleQueue
-from typing import Self
+from typing import NamedTuple, Self
 
 from xen_save_helper.helper.engine.stream_io import (
     Buffer,
@@ -67,8 +66,7 @@ def set_bits(bitmap: Bitmap, start: int, limit: int) -> tuple[Pfns, int]:
     return found, len(bitmap)
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Records ready to be sent: `buffers` are their bytes, `views` the mapped pages among them."""
 
     pfns: Pfns

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.channels.channel import ChannelError
 from xen_save_helper.helper.engine import hvm_params
 from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.page_stream import PageWriter
-from xen_save_helper.helper.engine.postcopy_save import PostcopySender
 from xen_save_helper.helper.engine.precopy import Rounds, precopy_policy
 from xen_save_helper.helper.engine.save_phases import NEXT, Outcome
 from xen_save_helper.helper.engine.stream_io import StreamOutput
@@ -33,6 +33,9 @@ from xen_save_helper.ipc_schema.streams.libxc_stream import (
 from xen_save_helper.ipc_schema.streams.phases import Phase
 from xen_save_helper.ipc_schema.streams.records import encode_record
 
+if TYPE_CHECKING:
+    from xen_save_helper.helper.engine.postcopy_save import PostcopySender
+
 
 def domain_save(domain: Domain, environment: Environment) -> None:
     """Save `domain`, whatever the request's domid is.
@@ -54,13 +57,13 @@ class _Save:
         self._live = bool(self._request.xcflags & XCFlags.LIVE)
         self._out = StreamOutput(self._request.io_fd, self._abort, self._request.bandwidth)
         self._pages = PageWriter(domain, self._out)
+        self._postcopy: PostcopySender | None = None
         self._logdirty = False
         self._qemu_logdirty = False
 
     def run(self) -> None:
         self._check()
         self._rounds = Rounds(self._domain, self._pages, self._environment)
-        self._postcopy = PostcopySender(self._domain, self._out, self._environment)
         phases: dict[Phase, Callable[[], Outcome]] = {
             Phase.HEADERS: self._headers,
             Phase.STATIC_DATA: self._static_data,
@@ -71,10 +74,10 @@ class _Save:
             Phase.STATE: self._state,
             Phase.SUSPEND_FOR_POSTCOPY: self._suspend,
             Phase.POSTCOPY_BEGIN: self._postcopy_begin,
-            Phase.POSTCOPY_PFNS: lambda: self._postcopy.send_pfns(self._rounds.dirty),
+            Phase.POSTCOPY_PFNS: lambda: self._sender().send_pfns(self._rounds.dirty),
             Phase.POSTCOPY_TRANSITION: self._postcopy_transition,
-            Phase.POSTCOPY_PAGES: self._postcopy.send_pages,
-            Phase.POSTCOPY_DRAIN: self._postcopy.drain,
+            Phase.POSTCOPY_PAGES: lambda: self._sender().send_pages(),
+            Phase.POSTCOPY_DRAIN: lambda: self._sender().drain(),
             Phase.END: self._end,
         }
         self._abort.guard_stream(self._request.io_fd, moved=lambda: self._out.sent)
@@ -184,8 +187,16 @@ class _Save:
         return Outcome.DONE
 
     def _postcopy_begin(self) -> Outcome:
+        from xen_save_helper.helper.engine.postcopy_save import PostcopySender
+
+        self._postcopy = PostcopySender(self._domain, self._out, self._environment)
         self._write_record(RecordType.POSTCOPY_BEGIN)
         return self._state()
+
+    def _sender(self) -> PostcopySender:
+        # The table of phases ensures this: pages are listed only after POSTCOPY_BEGIN.
+        assert self._postcopy is not None
+        return self._postcopy
 
     def _postcopy_transition(self) -> Outcome:
         self._write_record(RecordType.POSTCOPY_TRANSITION)

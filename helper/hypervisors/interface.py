@@ -7,9 +7,8 @@ that libxc would leave.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from xen_save_helper.ipc_schema.streams.pfns import Pfns
 
@@ -30,8 +29,7 @@ class ShutdownReason(IntEnum):
     SOFT_RESET = 5
 
 
-@dataclass(frozen=True)
-class DomainInfo:
+class DomainInfo(NamedTuple):
     """`xc_domaininfo_t`, as far as a save needs it. `hvm` is XEN_DOMINF_hvm_guest, true for a PVH
     domain too; `shutdown_reason` is None while it runs."""
 
@@ -46,8 +44,7 @@ class DomainInfo:
     """Evicted pages, which a pager still has to load."""
 
 
-@dataclass(frozen=True)
-class TscInfo:
+class TscInfo(NamedTuple):
     """The body of an X86_TSC_INFO record."""
 
     mode: int
@@ -56,8 +53,7 @@ class TscInfo:
     incarnation: int
 
 
-@dataclass(frozen=True)
-class PagingRequest:
+class PagingRequest(NamedTuple):
     """An access to an evicted page, by the guest or by the control domain, which maps it; or
     (`dropped`) the guest's release of one."""
 

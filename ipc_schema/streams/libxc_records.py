@@ -6,10 +6,7 @@ PAGE_DATA and POSTCOPY_PAGE_DATA are not in it: page contents are handled elsewh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
-
-from construct import ConstructError
+from typing import Any, Final, NamedTuple
 
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.libxc_bodies import (
@@ -25,30 +22,22 @@ from xen_save_helper.ipc_schema.streams.libxc_bodies import (
     decode_faults,
     decode_hvm_params,
     decode_nothing,
-    decode_p2m_frames,
     decode_page_list,
     decode_pfns,
-    decode_pv_info,
     decode_tsc_info,
-    decode_vcpu,
-    decode_xsave,
     encode_bytes,
     encode_faults,
     encode_hvm_params,
     encode_nothing,
-    encode_p2m_frames,
     encode_page_list,
     encode_pfns,
-    encode_pv_info,
     encode_tsc_info,
-    encode_vcpu,
 )
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_number
 from xen_save_helper.ipc_schema.streams.records import MAX_LENGTH
 
 
-@dataclass(frozen=True)
-class BodyFormat:
+class BodyFormat(NamedTuple):
     """How to encode and decode the body of a record.
 
     `lengths` are those it may have, in bytes. `decode(body, what, offset)` gets no others.
@@ -57,6 +46,20 @@ class BodyFormat:
     lengths: range
     encode: Callable[[Any], bytes]
     decode: Callable[[bytes, str, int], Body]
+
+
+def _pv(lengths: range, name: str) -> BodyFormat:
+    """With the codec of that name in `pv_bodies`, which is imported when such a body comes."""
+
+    def of(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            from xen_save_helper.ipc_schema.streams import pv_bodies
+
+            return getattr(pv_bodies, name)(*arguments)
+
+        return call
+
+    return BodyFormat(lengths, of(f"encode_{name}"), of(f"decode_{name}"))
 
 
 _NOTHING: Final = BodyFormat(range(1), encode_nothing, decode_nothing)
@@ -69,7 +72,7 @@ def _opaque(lengths: range) -> BodyFormat:
 def _vcpu(contexts: range) -> BodyFormat:
     size = VCPU_HEADER_SIZE
     lengths = range(contexts.start + size, contexts.stop + size, contexts.step)
-    return BodyFormat(lengths, encode_vcpu, decode_vcpu)
+    return _pv(lengths, "vcpu")
 
 
 _TO_LIMIT: Final = MAX_LENGTH + 1
@@ -77,15 +80,11 @@ _PAGE_LIST_LENGTHS: Final = range(16, _TO_LIMIT, 8)
 
 BODIES: Final[Mapping[RecordType, BodyFormat]] = {
     RecordType.END: _NOTHING,
-    RecordType.X86_PV_INFO: BodyFormat(range(8, 9), encode_pv_info, decode_pv_info),
-    RecordType.X86_PV_P2M_FRAMES: BodyFormat(
-        range(16, _TO_LIMIT, 8), encode_p2m_frames, decode_p2m_frames
-    ),
+    RecordType.X86_PV_INFO: _pv(range(8, 9), "pv_info"),
+    RecordType.X86_PV_P2M_FRAMES: _pv(range(16, _TO_LIMIT, 8), "p2m_frames"),
     RecordType.X86_PV_VCPU_BASIC: _vcpu(range(_TO_LIMIT - VCPU_HEADER_SIZE)),
     RecordType.X86_PV_VCPU_EXTENDED: _vcpu(range(EXTENDED_LIMIT + 1)),
-    RecordType.X86_PV_VCPU_XSAVE: BodyFormat(
-        range(VCPU_HEADER_SIZE, _TO_LIMIT), encode_vcpu, decode_xsave
-    ),
+    RecordType.X86_PV_VCPU_XSAVE: _pv(range(VCPU_HEADER_SIZE, _TO_LIMIT), "xsave"),
     RecordType.X86_PV_VCPU_MSRS: _vcpu(range(0, _TO_LIMIT - VCPU_HEADER_SIZE, MSR_ENTRY_SIZE)),
     RecordType.SHARED_INFO: _opaque(range(SHARED_INFO_SIZE, SHARED_INFO_SIZE + 1)),
     RecordType.X86_TSC_INFO: BodyFormat(range(24, 25), encode_tsc_info, decode_tsc_info),
@@ -118,14 +117,15 @@ contents."""
 def encode_body(kind: RecordType, value: Body | TscFields = None) -> bytes:
     """Encode the body of a record, without padding. Raises ValueError for what it cannot hold, and
     for records with page contents."""
+    form = _format(kind)
     try:
-        body = _format(kind).encode(value)
-    except ConstructError as bad:
-        raise ValueError(f"{kind.name}: {str(bad).splitlines()[-1]}") from None
+        body = form.encode(value)
+    except ValueError as bad:
+        raise ValueError(f"{kind.name}: {bad}") from None
     except (AttributeError, TypeError):
         raise ValueError(f"{kind.name}: {type(value).__name__} is not what it holds") from None
-    if len(body) not in BODIES[kind].lengths:
-        raise ValueError(f"{kind.name}: {len(body)} bytes, want {_want(BODIES[kind].lengths)}")
+    if len(body) not in form.lengths:
+        raise ValueError(f"{kind.name}: {len(body)} bytes, want {_want(form.lengths)}")
     return body
 
 

@@ -36,6 +36,8 @@ class Done:
     errnoval: int = 0
     said: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     logged: list[str] = field(default_factory=list)
+    printed: str = ""
+    """On stderr."""
 
     @property
     def result(self) -> tuple[int, int]:
@@ -48,7 +50,8 @@ Answer = Callable[[dict[str, Any]], int | None]
 def run(libxl: Libxl, **answers: Answer) -> Done:
     """Answer each callback until the helper is complete, and see it exit."""
     done = answered(libxl, **answers)
-    assert libxl.exit_status() == 0, libxl.errors()
+    status, done.printed = libxl.exit_status(), libxl.errors()
+    assert status == 0, done.printed
     return done
 
 

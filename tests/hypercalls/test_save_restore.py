@@ -165,6 +165,27 @@ def test_a_running_guest(
     assert_populated(source, destination, restorer)
 
 
+def test_our_own_engine_loads_little(
+    release: Release,
+    machine: Machine,
+    source: Domain,
+    destination: Domain,
+    stream: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A small guest would wait longer for any of these than for its pages."""
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    saved = save(stream, source, machine, release, Engine.OWN)
+    restored = restore(stream, destination, machine, release, Engine.OWN)
+    slow = {"asyncio", "construct", "dataclasses", "msgpack", "numpy", "subprocess", "zmq"}
+    for done in (saved, restored):
+        assert done.result == (0, 0), done.logged
+        lines = done.printed.splitlines()
+        loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in lines}
+        assert "xen_save_helper" in loaded
+        assert loaded & slow == set()
+
+
 def test_a_guest_that_a_killed_helper_left_in_log_dirty_mode(
     release: Release,
     machine: Machine,

@@ -9,10 +9,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import time
-from array import array
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import Final, Protocol
 
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, DomainInfo, PagingRequest
 from xen_save_helper.helper.hypervisors.xen.event_channel import EventChannel
@@ -23,9 +22,7 @@ from xen_save_helper.helper.hypervisors.xen.paging_calls import (
     PagingCalls,
 )
 from xen_save_helper.helper.hypervisors.xen.paging_ring import PagingRing, RingRequest
-
-if TYPE_CHECKING:
-    from xen_save_helper.helper.hypervisors.interface import Pfns
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of
 
 _PAGING_RING_PFN: Final = 27
 """HVM_PARAM_PAGING_RING_PFN."""
@@ -118,7 +115,7 @@ class XenPaging:
 
     def _start(self, undo: ExitStack) -> None:
         """Turn paging on, with the ring's page in place."""
-        view = self._memory.map(_pfns(self._ring_pfn), writable=True)
+        view = self._memory.map(pfns_of([self._ring_pfn]), writable=True)
         undo.callback(self._memory.unmap, view)
         self._ring = PagingRing(view)
         undo.callback(self._ring.close)
@@ -146,12 +143,11 @@ class XenPaging:
 
         The ring's own page, which is no longer the guest's, is passed over.
         """
-        if not len(pfns):
+        if not pfns:
             return
-        gfns = memoryview(cast("Any", pfns)).cast("B").cast("Q")
         refused = []
-        for start in range(0, len(gfns), EVICTED_AT_ONCE):
-            refused += self._calls.evict(gfns[start : start + EVICTED_AT_ONCE])
+        for start in range(0, len(pfns), EVICTED_AT_ONCE):
+            refused += self._calls.evict(pfns[start : start + EVICTED_AT_ONCE])
             if not start:
                 self._claim()
         for gfn in refused:
@@ -271,7 +267,3 @@ class XenPaging:
 
 def _one(pfn: int) -> ctypes.Array[ctypes.c_uint64]:
     return (ctypes.c_uint64 * 1)(pfn)
-
-
-def _pfns(pfn: int) -> Pfns:
-    return cast("Pfns", array("Q", [pfn]))

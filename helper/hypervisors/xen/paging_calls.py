@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE
 from xen_save_helper.helper.hypervisors.xen.libraries import Prototypes, call_error, load
+from xen_save_helper.ipc_schema.streams.pfns import Pfns
 
 EVICTED_AT_ONCE: Final = 512
 LOADED_AT_ONCE: Final = 64
@@ -156,10 +157,10 @@ class PagingCalls:
             self._library.xencall_close(self._handle)
             self._handle = self._address = None
 
-    def evict(self, gfns: memoryview) -> list[int]:
-        """Nominate and evict up to EVICTED_AT_ONCE pages, `gfns` being of the format Q. Returns
-        those that Xen would not let go (EBUSY): they have no page, or it is in use. Raises
-        OSError: ESRCH if the domain is gone, ENODEV if paging is off."""
+    def evict(self, gfns: Pfns) -> list[int]:
+        """Nominate and evict up to EVICTED_AT_ONCE pages. Returns those that Xen would not let go
+        (EBUSY): they have no page, or it is in use. Raises OSError: ESRCH if the domain is gone,
+        ENODEV if paging is off."""
         count = len(gfns)
         for places in self._out_gfns:
             places[:count] = gfns
