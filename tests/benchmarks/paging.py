@@ -52,7 +52,7 @@ class _Bench:
                 f"-Wl,-rpath-link,{libraries}",
             ],
             check=True,
-            timeout=60,
+            timeout=240,
         )
 
     def bare(self) -> Cost:

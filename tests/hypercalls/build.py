@@ -74,7 +74,7 @@ def built(directory: Path, version: str) -> Release:
             *sorted(HERE.glob("*.c")),
         ],
         check=True,
-        timeout=60,
+        timeout=240,
     )
     for name in STANDS_IN_FOR:
         (directory / name).symlink_to(library.name)

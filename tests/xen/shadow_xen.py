@@ -20,7 +20,7 @@ from tests.xen.images import Suite
 
 _OPTIONS: Final = ("CONFIG_UNSUPPORTED=y", "CONFIG_SHADOW_PAGING=y", "CONFIG_MEM_PAGING=y")
 _KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_BUILD_SECONDS: Final = 1200
+_BUILD_SECONDS: Final = 3600
 
 
 def shadow_xen(suite: Suite) -> Path:
