@@ -27,8 +27,9 @@ import pytest
 
 from tests.conftest import CalmHost, HostFactory
 from tests.once import once
+from tests.toolstack.stage import called
 from tests.waiting import gone, wait_for
-from tests.whole.stage import Stage, command_of, descendants, send, toolstack
+from tests.whole.stage import Stage, command_of, descendants, send
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
@@ -166,7 +167,7 @@ def moments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int
 def settle(stage: Stage) -> None:
     """What a person does after a controller died: `recover` at both hosts."""
     for host in stage.hosts:
-        ended = toolstack("recover", "g", "--host", host.directory)
+        ended = called("recover", "g", "--host", host.directory)
         assert "Traceback" not in ended.err
         print(host.directory.name, ended)
 

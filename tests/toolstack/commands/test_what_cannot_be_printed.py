@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toolstack.stage import TOOLSTACK, Hosts, wait_for
+from tests.toolstack.stage import TOOLSTACK, Hosts, called, wait_for
 
 NO_ROOM = "No space left on device"
 CLOSED = "Bad file descriptor"
@@ -72,8 +72,10 @@ def _one_line(text: str, *words: str) -> None:
         assert word in line
 
 
-@pytest.mark.parametrize("as_json", [(), ("--json",)], ids=["people", "json"])
-@pytest.mark.parametrize("how", [NO_ROOM, CLOSED, GONE])
+@pytest.mark.parametrize(
+    ("how", "as_json"),
+    [(NO_ROOM, ()), (NO_ROOM, ("--json",)), (CLOSED, ("--json",)), (GONE, ())],
+)
 def test_a_migration_that_cannot_be_told_is_one(
     hosts: Hosts, how: str, as_json: Sequence[str]
 ) -> None:
@@ -126,7 +128,7 @@ def test_a_failure_that_stderr_does_not_take_is_told_on_stdout(hosts: Hosts, how
 def test_what_only_prints_fails_where_it_cannot(hosts: Hosts, how: str, tmp_path: Path) -> None:
     hosts.guest()
     saved = ("save", "g", tmp_path / "file", "--checkpoint", "--host", hosts.source)
-    assert _run(*saved).returncode == 0
+    assert called(*saved).code == 0
     for command in (
         ("list", "--host", hosts.source),
         ("list", "--json", "--host", hosts.source),
