@@ -24,6 +24,25 @@ def hosts(host_factory: HostFactory) -> Iterator[Hosts]:
     made.close()
 
 
+@pytest.fixture(scope="module")
+def _unharmed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    with hosts_in(tmp_path_factory.mktemp("unharmed"), CalmHost) as make:
+        made = Hosts(make("source"), make("destination"))
+        made.guest(megabytes=2)
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def unharmed(_unharmed: Hosts) -> Iterator[Hosts]:
+    """Hosts for all tests of a module whose commands are refused: the guest `g` runs on at the
+    source after each, and nothing is at the destination."""
+    yield _unharmed
+    assert _unharmed.states(_unharmed.at_source) == {"g": "running"}
+    assert _unharmed.states(_unharmed.at_destination) == {}
+    assert _unharmed.journals() == []
+
+
 @pytest.fixture
 def runtime_directory(monkeypatch: pytest.MonkeyPatch, no_leaks: None) -> Iterator[Path]:
     """Where the endpoints of helpers are made; nothing may be left in it."""

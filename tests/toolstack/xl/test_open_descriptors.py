@@ -104,11 +104,10 @@ def test_a_file_whose_name_is_a_hyphen(hosts: Hosts, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/7"])
-def test_a_terminal_takes_no_stream(hosts: Hosts, name: str) -> None:
-    hosts.guest(megabytes=2)
+def test_a_terminal_takes_no_stream(unharmed: Hosts, name: str) -> None:
     ours, theirs = pty.openpty()
     try:
-        tool = " ".join([*TOOLSTACK, "save", "g", name, "--host", str(hosts.source)])
+        tool = " ".join([*TOOLSTACK, "save", "g", name, "--host", str(unharmed.source)])
         done = subprocess.run(
             ["bash", "-c", f"exec 7>&1; exec {tool}"],
             stdout=theirs,
@@ -122,7 +121,7 @@ def test_a_terminal_takes_no_stream(hosts: Hosts, name: str) -> None:
         os.close(ours)
     assert done.returncode == 1
     assert "it is a terminal; redirect or pipe it, or name a file" in done.stderr
-    assert hosts.states(hosts.at_source) == {"g": "running"}
+    assert unharmed.states(unharmed.at_source) == {"g": "running"}
 
 
 @pytest.mark.parametrize(
@@ -142,14 +141,13 @@ def test_a_terminal_takes_no_stream(hosts: Hosts, name: str) -> None:
     ],
 )
 def test_descriptors_that_will_not_do(
-    hosts: Hosts, tmp_path: Path, script: str, words: str
+    unharmed: Hosts, tmp_path: Path, script: str, words: str
 ) -> None:
-    hosts.guest(megabytes=2)
-    done = shell(hosts, script, tmp_path)
+    done = shell(unharmed, script, tmp_path)
     assert words in done.stderr
     assert "Traceback" not in done.stderr
-    assert hosts.states(hosts.at_source) == {"g": "running"}
-    assert hosts.states(hosts.at_destination) == {}
+    assert unharmed.states(unharmed.at_source) == {"g": "running"}
+    assert unharmed.states(unharmed.at_destination) == {}
 
 
 def test_a_reader_that_goes_before_it_has_read_the_end(hosts: Hosts, tmp_path: Path) -> None:
@@ -180,14 +178,13 @@ def test_a_reader_that_goes_before_it_has_read_the_end(hosts: Hosts, tmp_path: P
 
 @pytest.mark.parametrize("name", ["/dev/stderr", "/dev/stdout", "-", "/dev/fd/2"])
 @pytest.mark.parametrize("into", ["a file", "a pipe", "a socket"])
-def test_no_stream_into_the_messages(hosts: Hosts, tmp_path: Path, name: str, into: str) -> None:
+def test_no_stream_into_the_messages(unharmed: Hosts, tmp_path: Path, name: str, into: str) -> None:
     """A warning in the middle would spoil the stream, and the guest would be gone."""
-    hosts.guest(megabytes=2)
     ours, theirs = socket.socketpair()
     with ours, theirs, (tmp_path / "file").open("w+b") as file:
         to = {"a file": file, "a pipe": subprocess.PIPE, "a socket": theirs}[into]
         done = subprocess.Popen(
-            [*TOOLSTACK, "save", "g", name, "--host", str(hosts.source)],
+            [*TOOLSTACK, "save", "g", name, "--host", str(unharmed.source)],
             stdout=to,
             stderr=subprocess.STDOUT,
         )
@@ -200,7 +197,7 @@ def test_no_stream_into_the_messages(hosts: Hosts, tmp_path: Path, name: str, in
     assert done.returncode == 1
     assert said.startswith(b"xen-toolstack: a save into std")
     assert b"would be mixed with the messages on stderr; redirect stderr, or name" in said
-    assert hosts.states(hosts.at_source) == {"g": "running"}
+    assert unharmed.states(unharmed.at_source) == {"g": "running"}
 
 
 def test_a_socket_that_is_open_already(hosts: Hosts, tmp_path: Path) -> None:

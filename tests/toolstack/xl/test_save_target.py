@@ -78,60 +78,57 @@ def test_a_mount_point(hosts: Hosts, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_place_for_a_file(
-    hosts: Hosts, tmp_path: Path, where: str, words: list[str]
+    unharmed: Hosts, tmp_path: Path, where: str, words: list[str]
 ) -> None:
-    hosts.guest(megabytes=2)
     (tmp_path / "file").touch()
     before = set(tmp_path.rglob("*"))
     events = tmp_path / "events"
     with contextlib.chdir(tmp_path):
-        ended = called("save", "g", where, "--host", hosts.source, "--events", events)
-    refused(hosts, ended, *words)
+        ended = called("save", "g", where, "--host", unharmed.source, "--events", events)
+    refused(unharmed, ended, *words)
     assert set(tmp_path.rglob("*")) - before <= {events}
 
 
-def test_a_read_only_filesystem(hosts: Hosts, tmp_path: Path) -> None:
-    hosts.guest(megabytes=2)
+def test_a_read_only_filesystem(unharmed: Hosts, tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()
     mounts = f"mount --bind '{place}' '{place}'; mount -o remount,ro,bind '{place}'"
-    ended = in_mounts(hosts, mounts, "g", place / "m.sav")
-    refused(hosts, ended, f"{place} is on a filesystem that is mounted read-only; save elsewhere")
+    ended = in_mounts(unharmed, mounts, "g", place / "m.sav")
+    refused(
+        unharmed, ended, f"{place} is on a filesystem that is mounted read-only; save elsewhere"
+    )
 
 
-def test_a_filesystem_that_makes_no_files(hosts: Hosts) -> None:
+def test_a_filesystem_that_makes_no_files(unharmed: Hosts) -> None:
     """Its directory's mode says that they can be made."""
-    hosts.guest(megabytes=2)
-    ended = called("save", "g", "/sys/m.sav", "--host", hosts.source)
-    assert (ended.code, hosts.journals()) == (1, [])
+    ended = called("save", "g", "/sys/m.sav", "--host", unharmed.source)
+    assert (ended.code, unharmed.journals()) == (1, [])
     assert "cannot save 'g' to /sys/m.sav: " in ended.line
     assert "/sys" in ended.line.split("/sys/m.sav")[1]
     assert ".partial" not in ended.line
 
 
-def test_a_socket(hosts: Hosts, tmp_path: Path) -> None:
-    hosts.guest(megabytes=2)
+def test_a_socket(unharmed: Hosts, tmp_path: Path) -> None:
     name = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(name)
         listening.listen()
-        saved = called("save", "g", name, "--host", hosts.source)
-        restored = called("restore", name, "--host", hosts.destination)
-    refused(hosts, saved, f"{name}: it is a socket; pipe the save into a program that connects")
+        saved = called("save", "g", name, "--host", unharmed.source)
+        restored = called("restore", name, "--host", unharmed.destination)
+    refused(unharmed, saved, f"{name}: it is a socket; pipe the save into a program that connects")
     assert restored.code == 1
     assert f"cannot read {name}: it is a socket; " in restored.line
 
 
 @pytest.mark.parametrize("forbidden", ["the directory", "the file"])
-def test_a_place_that_cannot_be_written(hosts: Hosts, tmp_path: Path, forbidden: str) -> None:
-    hosts.guest(megabytes=2)
+def test_a_place_that_cannot_be_written(unharmed: Hosts, tmp_path: Path, forbidden: str) -> None:
     place = tmp_path / "place"
     place.mkdir()
     file = place / "m.sav"
     file.write_text("before")
     (place if forbidden == "the directory" else file).chmod(0o555)
     done = subprocess.run(
-        without_privileges(*TOOLSTACK, "save", "g", str(file), "--host", str(hosts.source)),
+        without_privileges(*TOOLSTACK, "save", "g", str(file), "--host", str(unharmed.source)),
         capture_output=True,
         text=True,
         timeout=60,
@@ -139,7 +136,7 @@ def test_a_place_that_cannot_be_written(hosts: Hosts, tmp_path: Path, forbidden:
     )
     place.chmod(0o755)
     word = f"cannot make files in {place}" if forbidden == "the directory" else "cannot write it"
-    refused(hosts, Ended(done.returncode, done.stdout, done.stderr), str(file), word)
+    refused(unharmed, Ended(done.returncode, done.stdout, done.stderr), str(file), word)
     assert os.listdir(place) == ["m.sav"]
     assert file.read_text() == "before"
 
@@ -166,17 +163,16 @@ def test_a_file_that_only_another_user_may_replace() -> None:
         assert "sticky bit" in done.stderr
 
 
-def test_a_file_that_can_only_be_appended_to(hosts: Hosts, tmp_path: Path) -> None:
-    hosts.guest(megabytes=2)
+def test_a_file_that_can_only_be_appended_to(unharmed: Hosts, tmp_path: Path) -> None:
     file = tmp_path / "m.sav"
     file.write_text("before")
     if subprocess.run(["chattr", "+a", file], check=False, capture_output=True).returncode:
         unavailable("chattr +a needs root and a filesystem that has it")
     try:
-        ended = called("save", "g", file, "--host", hosts.source)
+        ended = called("save", "g", file, "--host", unharmed.source)
     finally:
         subprocess.run(["chattr", "-a", file], check=True)
-    refused(hosts, ended, str(file), "append-only; `chattr -a` ends that")
+    refused(unharmed, ended, str(file), "append-only; `chattr -a` ends that")
     assert file.read_text() == "before"
 
 
@@ -240,23 +236,22 @@ def test_a_replaced_file_keeps_mode_owner_and_attributes(hosts: Hosts, tmp_path:
     assert called("restore", link, "--host", hosts.destination).code == 0
 
 
-def test_an_owner_that_a_new_file_cannot_have(hosts: Hosts, tmp_path: Path) -> None:
+def test_an_owner_that_a_new_file_cannot_have(unharmed: Hosts, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         unavailable("only root makes files of other users")
-    hosts.guest(megabytes=2)
     file = tmp_path / "m.sav"
     file.write_text("before")
     file.chmod(0o666)
     os.chown(file, 1234, 5678)
     done = subprocess.run(
-        without_privileges(*TOOLSTACK, "save", "g", str(file), "--host", str(hosts.source)),
+        without_privileges(*TOOLSTACK, "save", "g", str(file), "--host", str(unharmed.source)),
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     refused(
-        hosts,
+        unharmed,
         Ended(done.returncode, done.stdout, done.stderr),
         "the new file cannot have the owner (1234:5678)",
         "remove that first, or save to another name",
@@ -280,8 +275,7 @@ def test_a_filesystem_within_dev(hosts: Hosts) -> None:
         assert file.stat().st_size > 2 << 20
 
 
-def test_no_file_is_made_among_the_devices(hosts: Hosts) -> None:
-    hosts.guest(megabytes=2)
-    ended = called("save", "g", "/dev/no-such-disk", "--host", hosts.source)
-    refused(hosts, ended, "/dev/no-such-disk: it does not exist, and /dev is not for new files")
+def test_no_file_is_made_among_the_devices(unharmed: Hosts) -> None:
+    ended = called("save", "g", "/dev/no-such-disk", "--host", unharmed.source)
+    refused(unharmed, ended, "/dev/no-such-disk: it does not exist, and /dev is not for new files")
     assert not Path("/dev/no-such-disk").exists()

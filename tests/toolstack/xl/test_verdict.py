@@ -8,11 +8,10 @@ import struct
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, toolstack
+from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, called
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.streams.xl_handshake import BANNER, VERDICT, Verdict, encode_verdict
 
@@ -35,9 +34,8 @@ os.execv(sys.argv[1], sys.argv[1:])
 """Runs a command without userfaultfd(2), as a container or a service may have it."""
 
 
-def migrate(hosts: Hosts, *more: object, to: object = None, **how: Any) -> Ended:
-    return toolstack("migrate", "g", "--host", hosts.source, "--to", to or hosts.destination,
-                     *more, **how)  # fmt: skip
+def migrate(hosts: Hosts, *more: object, to: object = None) -> Ended:
+    return called("migrate", "g", "--host", hosts.source, "--to", to or hosts.destination, *more)
 
 
 def refused(hosts: Hosts, ended: Ended, *words: str) -> None:
@@ -85,12 +83,11 @@ def test_a_reason_of_the_receiver_is_told_over_a_command(hosts: Hosts) -> None:
     assert hosts.states(hosts.at_destination) == {"g": "running"}
 
 
-def test_a_receiver_without_descriptors_refuses(hosts: Hosts) -> None:
-    hosts.guest()
-    receiver = f"ulimit -n 24; exec {' '.join(TOOLSTACK)} receive --host {hosts.destination}"
-    ended = migrate(hosts, to=receiver)
-    refused(hosts, ended, "may have 24 descriptors", "ulimit -n")
-    assert hosts.states(hosts.at_destination) == {}
+def test_a_receiver_without_descriptors_refuses(unharmed: Hosts) -> None:
+    receiver = f"ulimit -n 24; exec {' '.join(TOOLSTACK)} receive --host {unharmed.destination}"
+    ended = migrate(unharmed, to=receiver)
+    refused(unharmed, ended, "may have 24 descriptors", "ulimit -n")
+    assert unharmed.states(unharmed.at_destination) == {}
 
 
 @pytest.mark.parametrize(
@@ -101,12 +98,13 @@ def test_a_receiver_without_descriptors_refuses(hosts: Hosts) -> None:
                      "instead of", id="something else"),
     ],
 )  # fmt: skip
-def test_a_receiver_that_knows_nothing_of_postcopy(hosts: Hosts, said: str, words: str) -> None:
-    hosts.guest()
+def test_a_receiver_that_knows_nothing_of_postcopy(unharmed: Hosts, said: str, words: str) -> None:
     started = time.monotonic()
-    ended = migrate(hosts, "--postcopy", "--limit=handshake=1", to=f"{BANNER_SAID}; {said}")
+    ended = migrate(unharmed, "--postcopy", "--limit=handshake=1", to=f"{BANNER_SAID}; {said}")
     assert time.monotonic() - started < 20
-    refused(hosts, ended, "the receiver did not say whether it can do postcopy; xl's cannot", words)
+    refused(
+        unharmed, ended, "the receiver did not say whether it can do postcopy; xl's cannot", words
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,12 +117,11 @@ def test_a_receiver_that_knows_nothing_of_postcopy(hosts: Hosts, said: str, word
         pytest.param(b"\3", "closed the link", id="cut"),
     ],
 )
-def test_a_receiver_that_lies(hosts: Hosts, tmp_path: Path, body: bytes, words: str) -> None:
-    hosts.guest()
+def test_a_receiver_that_lies(unharmed: Hosts, tmp_path: Path, body: bytes, words: str) -> None:
     verdict = tmp_path / "verdict"
     verdict.write_bytes(VERDICT.data + body)
     command = f"{BANNER_SAID}; head -c 64 >/dev/null; cat {verdict}"
-    refused(hosts, migrate(hosts, to=command), words)
+    refused(unharmed, migrate(unharmed, to=command), words)
 
 
 @pytest.mark.parametrize(
@@ -134,13 +131,12 @@ def test_a_receiver_that_lies(hosts: Hosts, tmp_path: Path, body: bytes, words: 
         pytest.param(Error.ABORTED, Error.FAIL, id="cancelled there, not here"),
     ],
 )
-def test_the_rc_of_a_refusal(hosts: Hosts, tmp_path: Path, told: Error, rc: Error) -> None:
-    hosts.guest()
+def test_the_rc_of_a_refusal(unharmed: Hosts, tmp_path: Path, told: Error, rc: Error) -> None:
     verdict = tmp_path / "verdict"
     verdict.write_bytes(encode_verdict(Verdict(told, "interrupted")))
     command = f"{BANNER_SAID}; head -c 64 >/dev/null; cat {verdict}; cat >/dev/null"
-    ended = migrate(hosts, "--json", to=command)
-    refused(hosts, ended, "the destination refuses the guest: interrupted")
+    ended = migrate(unharmed, "--json", to=command)
+    refused(unharmed, ended, "the destination refuses the guest: interrupted")
     assert ended.json["rc"] == rc
 
 
