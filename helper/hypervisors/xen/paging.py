@@ -155,9 +155,9 @@ class XenPaging:
                 self._evict_again(gfn)
 
     def _claim(self) -> None:
-        """Claim memory for what is evicted. From then on Xen adds to the claim each page that the
-        domain gives up, and takes from it each that it gets, so that populating more pages uses it
-        up: it is made anew for each list of pages."""
+        """Claim memory for all that is evicted (domain_set_outstanding_pages). A claim can only be
+        made anew: it is for a total, each page that the domain gets is taken from it, and up to
+        Xen 4.21 alone, each that it gives up is added."""
         info = self._domain.getinfo()
         if not info.paged_pages:
             return
