@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import Final
 
-from xen_save_helper.ipc_schema.streams.pfns import Pfns, runs_of
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, highest, runs_of
 
 
 class PageState(IntEnum):
@@ -107,8 +107,8 @@ class PageStates:
         """
         if not pfns:
             return b""
-        if (highest := max(pfns)) >= len(self._states):
-            raise PageStateError(highest, PageState.INVALID, event)
+        if (last := highest(pfns)) >= len(self._states):
+            raise PageStateError(last, PageState.INVALID, event)
         runs = list(runs_of(pfns))
         before = b"".join(self._states[first : first + count] for first, count, _ in runs)
         after = before.translate(_AFTER[event])

@@ -33,7 +33,7 @@ from xen_save_helper.ipc_schema.streams.page_lists import (
     encode_page_list_header,
 )
 from xen_save_helper.ipc_schema.streams.page_types import PageType, type_octet
-from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of, selected
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of, run_of, selected
 from xen_save_helper.ipc_schema.streams.records import encode_record_header
 
 MAX_BATCH_SIZE = 1024
@@ -57,7 +57,10 @@ def set_bits(bitmap: Bitmap, start: int, limit: int) -> tuple[Pfns, int]:
     size = limit  # enough if all are set; if few are, the windows soon grow
     while (start := bitmap.find(1, start)) >= 0:
         window = bitmap[start : start + size]
-        found.extend(compress(range(start, start + len(window)), window))
+        if 0 in window:
+            found.extend(compress(range(start, start + len(window)), window))
+        else:
+            found += run_of(start, len(window))
         if len(found) >= limit:
             del found[limit:]
             return found, found[-1] + 1

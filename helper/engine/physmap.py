@@ -10,7 +10,7 @@ from typing import Final
 from xen_save_helper.helper.hypervisors.interface import Domain
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.page_types import PageType, type_octet
-from xen_save_helper.ipc_schema.streams.pfns import Pfns, is_run, pfns_of, runs_of
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, highest, is_run, pfns_of, runs_of
 
 _SUPERPAGE_ORDER = 9
 _SUPERPAGE = 1 << _SUPERPAGE_ORDER
@@ -44,12 +44,12 @@ class Physmap:
 
     def check(self, pfns: Pfns, offset: int) -> None:
         """Raise DecodeError for a pfn that this domain cannot have."""
-        highest = max(pfns)
-        if highest >= self.limit:
+        last = highest(pfns)
+        if last >= self.limit:
             raise DecodeError(
                 "page list",
                 offset,
-                f"pfn {highest:#x} outside the domain, which ends at {self.limit:#x}",
+                f"pfn {last:#x} outside the domain, which ends at {self.limit:#x}",
             )
 
     def populate(self, pfns: Pfns, types: bytes, offset: int) -> None:
