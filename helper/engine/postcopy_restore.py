@@ -41,9 +41,6 @@ _ALLOCATED = bytes(octet == _XALLOC for octet in range(256))
 
 _BUSY_SECONDS = 0.0005
 """How soon the next event is expected after a fault, or after the page for one."""
-_LOADED_AT_ONCE = 16
-"""Pages that are loaded before the descriptors are polled again: as many as a sender's record has,
-since a call for fewer costs more than the pages."""
 _READ_AHEAD = 32
 """Pages that are read before they can be loaded, while no vCPU waits: more are left to the sender,
 which then notices that it is ahead."""
@@ -211,7 +208,7 @@ class PostcopyReceiver:
 
     def _load_oldest(self) -> None:
         """Load the oldest pages that are still held."""
-        run = self._assembler.take_oldest(_LOADED_AT_ONCE)
+        run = self._assembler.take_oldest(self._paging.loaded_at_once)
         if run is not None:
             self._paging.load(*run)
         in_place = self._total - self._states.pending - self._assembler.held

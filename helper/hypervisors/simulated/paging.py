@@ -42,6 +42,8 @@ def _punch_hole(fd: int, offset: int, length: int) -> None:
 class SimulatedPaging:
     """interface.Paging. The connection to the guest stays open as long as paging is on."""
 
+    loaded_at_once = 4
+
     def __init__(
         self, shared: SharedMemory, connection: socket.socket, userfault_fd: int, address: int
     ) -> None:

@@ -70,6 +70,9 @@ class XenPaging:
     OSError if Xen cannot page this domain, with the reason, or if a library is missing.
     """
 
+    loaded_at_once = 16
+    """As many as a sender's record has (postcopy_pages.POSTCOPY_BATCH)."""
+
     def __init__(self, domain: PagedDomain, call: Call, memory: ForeignMemory) -> None:
         self._domain = domain
         self._domid = domain.domid
