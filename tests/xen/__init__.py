@@ -3,7 +3,7 @@
     python -m tests.xen                               every scenario, and a table of how they went
     python -m tests.xen --list                        their names
     python -m tests.xen --suite trixie                those for Debian 13's Xen 4.20
-    python -m tests.xen baseline policies-pvh         these
+    python -m tests.xen baseline policy-1-iteration   these
     python -m tests.xen --keep DIR xl-faults-save xl-faults-restore xl-faults-migrate
                                                       what xl makes of each fault of its helper:
                                                       told, and in DIR/xl-faults.md and .json
@@ -21,7 +21,7 @@ in dom0 at each boot, on Debian's own Python libraries.
 
 To try something out: boot, run a script in dom0, and see its output as it comes:
 
-    python -m tests.xen --script try.py [--suite trixie] [--limit 300] [--keep DIRECTORY]
+    python -m tests.xen --script try.py [--suite trixie] [--hvm] [--limit 300] [--keep DIRECTORY]
 
 The script is a Python program if its name ends in .py, else one for bash. It runs as root in /tmp
 with Xen's programs in PATH, `xen-save-helper` and `xen-toolstack` installed, and the rig's own
@@ -36,7 +36,7 @@ library at hand:
     lab.migrate(guest, sender=OURS, receiver=LIBXL, capture=Path("/host/results/1/stream"))
 
 Each machine has a disk whose changes are discarded, and a shared directory; several run at once
-(`--jobs`), one more than there are processors, with 6 GiB of memory each.
+(`--jobs`), one more than there are processors, with 4 GiB of memory each (6 with --hvm).
 
 `scenarios` says how to add one. `dom0` runs inside, everything else outside; `machine` boots and
 talks to it, `runner` decides what boots when and what is run again.

@@ -11,9 +11,8 @@ from typing import Final
 
 from tests.xen.images import Image
 
-MEMORY_MIB: Final = 6000
-"""Enough for HVM guests, which have a device model in dom0. All machines have it, so that one boot
-does for scenarios of every kind of guest."""
+MEMORY_MIB: Final = 4096
+HVM_MEMORY_MIB: Final = 6000
 
 _CPU: Final = "max,-rdtscp,-cx16,-xsave,-xsaveopt,-avx,-avx2,-fma,-f16c,-pku,-pks"
 """A PVH guest dies if there is RDTSCP; without AVX and XSAVE the emulation is steadiest.
@@ -62,10 +61,11 @@ def is_frozen(silence: float, wanted: float) -> bool:
 
 @dataclass(frozen=True)
 class Setup:
-    """What to boot: the image, and a hypervisor, which may be another than the image's own."""
+    """What to boot: the image, a hypervisor instead of the image's own, and memory for HVM."""
 
     image: Image
     xen: Path
+    hvm: bool = False
 
 
 class Emulator:
@@ -129,7 +129,7 @@ def _command(setup: Setup, share: Path) -> list[str]:
         "qemu-system-x86_64",
         *("-accel", "tcg,thread=multi"),
         *("-cpu", _CPU),
-        *("-m", str(MEMORY_MIB)),
+        *("-m", str(HVM_MEMORY_MIB if setup.hvm else MEMORY_MIB)),
         *("-smp", "1"),
         *("-nographic", "-no-reboot"),
         *("-kernel", str(setup.xen)),

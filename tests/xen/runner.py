@@ -23,17 +23,17 @@ from tests.xen.scenarios import Case, SetupKey, cases, with_those_before
 from tests.xen.shadow_xen import shadow_xen
 from tests.xen.wheel import wheel
 
-SCENARIOS_PER_BOOT: Final = 15
+SCENARIOS_PER_BOOT: Final = 10
 """A boot costs half a minute; a fresh one now and then keeps a fault from spreading."""
 RETRIES: Final = 2
 HANDED_OVER: Final = "handed-over"
 """The directory, in that of a run, with what each scenario has left for later ones."""
 
 
-def setup_of(suite: str, shadow: bool) -> Setup:
+def setup_of(suite: str, shadow: bool, hvm: bool) -> Setup:
     """The machine for a scenario; makes an image and a hypervisor if there are none."""
     made = image(SUITES[suite])
-    return Setup(made, shadow_xen(made.suite) if shadow else made.xen)
+    return Setup(made, shadow_xen(made.suite) if shadow else made.xen, hvm)
 
 
 class Machines:
@@ -56,7 +56,7 @@ class Machines:
         TimeoutError if this computer carries no further machine."""
         given = self._given(case)
         scenario = case.scenario
-        setup = setup_of(case.suite, scenario.shadow)
+        setup = setup_of(case.suite, scenario.shadow, scenario.hvm)
         for attempt in range(RETRIES + 1):
             try:
                 machine = self._ready(setup)
@@ -239,13 +239,15 @@ def _not_run(case: Case, rows: Mapping[Case, Row]) -> Row:
     return Row(case.suite, case.scenario.name, why, 0.0, {})
 
 
-def run_script(script: Path, suite: str, shadow: bool, limit: float, keep: Path | None) -> int:
+def run_script(
+    script: Path, suite: str, shadow: bool, hvm: bool, limit: float, keep: Path | None
+) -> int:
     """Boot, run a script, and print its output. Returns 0 if it exited with 0, else 1.
 
     Raises EmulatorError, MachineError.
     """
     with _directory(keep) as directory:
-        machine = Machine(setup_of(suite, shadow), wheel(), directory)
+        machine = Machine(setup_of(suite, shadow, hvm), wheel(), directory)
         try:
             print(f"tests.xen: Xen {machine.xen} up after {machine.boot_seconds:.0f} s", flush=True)
             outcome = machine.run_script(script, limit, _say)

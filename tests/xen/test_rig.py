@@ -230,11 +230,11 @@ def test_two_machines_begin_with_two_images_and_end_in_the_largest_setup() -> No
     # But for what cannot be begun before another has ended.
     for cases_of in (one, other):
         free = [case for case in cases_of if case.before is None]
-        assert free[-1].setup == ("bookworm", False)
+        assert free[-1].setup == ("bookworm", False, False)
 
 
 def test_of_a_setup_what_may_take_longest_is_begun_first() -> None:
-    plain = [case for case in cases(list(SUITES)) if case.setup == ("bookworm", False)]
+    plain = [case for case in cases(list(SUITES)) if case.setup == ("bookworm", False, False)]
     (cases_of,) = taken(Plan(plain), 1)
     limits = [case.scenario.limit for case in cases_of]
     assert limits == sorted(limits, reverse=True)
@@ -330,7 +330,7 @@ def test_without_a_free_machine_the_table_is_still_told(
     fake: type[FakeMachine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.ends = [PASSED, TimeoutError("2 machines of this rig are running, for 7200 s")]
-    names = ["baseline", "baseline-damage-is-noticed", "xl-each-engine-pvh"]
+    names = ["baseline", "baseline-damage-is-noticed", "xl-migrate-pvh"]
     assert runner.run_scenarios(names, ["bookworm"], 1, None) == 1
     told = capsys.readouterr().out
     assert told.count("no machine") == 2

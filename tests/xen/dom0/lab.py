@@ -22,7 +22,7 @@ XEN_BIN: Final = Path(os.environ.get("RIG_XEN_BIN", "/usr/lib/xen-4.17/bin"))
 @dataclass(frozen=True)
 class Helper:
     """What libxl starts for a save or a restore: libxl's own helper, or ours with the engine that
-    it is told to use; without one it uses its default. PV guests are libxenguest's in any case."""
+    it is told to use; without one it uses its default."""
 
     program: Path
     engine: str = ""
@@ -120,15 +120,12 @@ class Lab:
         ended = self.events("complete")
         return [engines[event["pid"]] for event in ended if event["retval"] == 0]
 
-    def _assert_done(self, before: int, guest: Guest, *helpers: Helper) -> None:
+    def _assert_done(self, before: int, *helpers: Helper) -> None:
         """Since `before` helpers were done, those of ours in `helpers` have been, each with its
         engine, and no other."""
         done = Counter(self.engines_done()[before:])
         ours = [helper for helper in helpers if helper != LIBXL]
-        assert done == Counter(
-            OURS_LIBXENGUEST.engine if guest.kind == "pv" else helper.engine or DEFAULT_ENGINE
-            for helper in ours
-        )
+        assert done == Counter(helper.engine or DEFAULT_ENGINE for helper in ours)
 
     def domains(self) -> dict[str, DomainRow]:
         """The guests that there are, by name, those that are being built or destroyed too."""
@@ -166,7 +163,7 @@ class Lab:
         done = self.xl(["save", guest.name, file], helper, env, limit)
         assert done.status == 0, "xl save failed"
         assert guest.name not in self.domains()
-        self._assert_done(before, guest, helper)
+        self._assert_done(before, helper)
         return done
 
     def restore(
@@ -183,7 +180,7 @@ class Lab:
         done = self.xl(["restore", file], helper, env, limit)
         assert done.status == 0, "xl restore failed"
         assert MISSING not in done.output, "a false alarm"
-        self._assert_done(before, guest, helper)
+        self._assert_done(before, helper)
         guest.goes_on()
         return done
 
@@ -209,7 +206,7 @@ class Lab:
         assert done.status == 0, "xl migrate failed"
         assert MISSING not in done.output, "a false alarm"
         assert self.assert_only(guest) != domid
-        self._assert_done(before, guest, sender, receiver)
+        self._assert_done(before, sender, receiver)
         guest.goes_on()
         return done
 

@@ -3,67 +3,60 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.xen.dom0.lab import (
-    COMMAND_SECONDS,
-    ENGINES,
-    LIBXL,
-    OURS,
-    OURS_LIBXENGUEST,
-    OURS_OWN,
-    Helper,
-)
+from tests.xen.dom0.lab import COMMAND_SECONDS, ENGINES, LIBXL, OURS, Helper
 from tests.xen.scenarios.scenario import BOTH, Scenario
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tests.xen.dom0.guest import Guest
     from tests.xen.dom0.lab import Lab
+
+    Work = Callable[[Lab, Guest, Sequence[Helper]], None]
 
 ENVIRONMENT: Final = Path("/etc/environment")
 
 
-def each_engine(lab: Lab, kind: str, helpers: Sequence[Helper]) -> None:
-    """Each helper in turn saves and restores a guest, and migrates it live with itself at both
-    ends; Xen's own verifier accepts what was saved."""
-    guest = lab.guest(kind)
+def save_and_restore(lab: Lab, guest: Guest, helpers: Sequence[Helper]) -> None:
+    """The same helper in both; Xen's own verifier accepts what was saved."""
+    file = lab.directory / "saved"
     for helper in helpers:
-        _save_and_restore(lab, guest, helper, helper)
+        lab.save(guest, file, helper)
+        lab.verify_stream(file)
+        lab.restore(guest, file, helper)
+
+
+def mixed(lab: Lab, guest: Guest, helpers: Sequence[Helper]) -> None:
+    """One of `helpers` saves and libxl's restores, then the other way round."""
+    file = lab.directory / "saved"
+    for helper in helpers:
+        lab.save(guest, file, helper)
+        lab.restore(guest, file, LIBXL)
+        lab.save(guest, file, LIBXL)
+        lab.restore(guest, file, helper)
+
+
+def migrate(lab: Lab, guest: Guest, helpers: Sequence[Helper]) -> None:
+    """Live, with the same helper at both ends."""
+    for helper in helpers:
         lab.migrate(guest, helper, helper)
 
 
-def beside_libxls(lab: Lab, guest: Guest, helper: Helper) -> None:
-    """What `helper` saves or sends, libxl's restores or receives, and the other way round."""
-    _save_and_restore(lab, guest, helper, LIBXL)
-    _save_and_restore(lab, guest, LIBXL, helper)
-    if guest.kind != "pv":
+def sender_then_receiver(lab: Lab, guest: Guest, helpers: Sequence[Helper]) -> None:
+    """Live migrations of one guest: each of `helpers` at the one end, then at the other."""
+    for helper in helpers:
         lab.migrate(guest, helper, LIBXL)
         lab.migrate(guest, LIBXL, helper)
 
 
-def all_of_an_hvm_guest(lab: Lab) -> None:
-    """One that takes a minute to boot: our own engine beside libxl's helper, and libxenguest under
-    ours."""
-    guest = lab.guest("hvm")
-    beside_libxls(lab, guest, OURS_OWN)
-    _save_and_restore(lab, guest, OURS_LIBXENGUEST, OURS_LIBXENGUEST)
-
-
-def migrate(lab: Lab, kind: str) -> None:
-    """Live, with our helper at both ends."""
-    lab.migrate(lab.guest(kind))
-
-
-def _save_and_restore(lab: Lab, guest: Guest, saving: Helper, restoring: Helper) -> None:
-    file = lab.directory / "saved"
-    lab.save(guest, file, saving)
-    if saving != LIBXL:
-        lab.verify_stream(file)
-    lab.restore(guest, file, restoring)
+def all_of_one_guest(lab: Lab, kind: str) -> None:
+    """Save, restore and live migration with ours, of a guest that takes a minute to boot."""
+    guest = lab.guest(kind)
+    save_and_restore(lab, guest, [OURS])
+    migrate(lab, guest, [OURS])
 
 
 def log_line(lab: Lab) -> None:
@@ -95,12 +88,27 @@ def receiver_by_etc_environment(lab: Lab) -> None:
     assert [event["retval"] for event in traced if event["event"] == "complete"] == [0]
 
 
+def _of_a_new(kind: str, work: Work, lab: Lab) -> None:
+    """`work` with a new guest, and with both engines where our own works on its kind."""
+    work(lab, lab.guest(kind), [OURS] if kind == "pv" else ENGINES)
+
+
 SCENARIOS: Final = (
-    Scenario("xl-each-engine-pvh", partial(each_engine, kind="pvh", helpers=ENGINES), BOTH),
-    Scenario("xl-beside-libxls-pvh", lambda lab: beside_libxls(lab, lab.guest("pvh"), OURS_OWN)),
-    Scenario("xl-beside-libxls-pv", lambda lab: beside_libxls(lab, lab.guest("pv"), OURS)),
-    Scenario("xl-all-of-hvm", all_of_an_hvm_guest, limit=900),
+    Scenario("xl-save-verify-restore-pvh", partial(_of_a_new, "pvh", save_and_restore), BOTH),
+    Scenario("xl-migrate-pvh", partial(_of_a_new, "pvh", migrate), BOTH),
+    Scenario("xl-save-verify-restore-pv", partial(_of_a_new, "pv", save_and_restore)),
+    Scenario("xl-mixed-helpers-pvh", partial(_of_a_new, "pvh", mixed)),
+    Scenario("xl-mixed-helpers-pv", partial(_of_a_new, "pv", mixed)),
+    Scenario(
+        "xl-migrate-sender-then-receiver-pvh", partial(_of_a_new, "pvh", sender_then_receiver)
+    ),
     Scenario("xl-log-line-pvh", log_line),
     Scenario("xl-receiver-by-etc-environment-pvh", receiver_by_etc_environment),
-    Scenario("xl-migrate-pv", partial(migrate, kind="pv"), shadow=True),
+    Scenario(
+        "xl-save-verify-restore-migrate-hvm",
+        partial(all_of_one_guest, kind="hvm"),
+        hvm=True,
+        limit=900,
+    ),
+    Scenario("xl-migrate-pv", partial(_of_a_new, "pv", migrate), shadow=True),
 )

@@ -1,5 +1,4 @@
-"""What goes wrong in the middle of `xl migrate`; the guest must run on at the source each time. Our
-own engine is at work, but for what is said."""
+"""What goes wrong in the middle of `xl migrate`; the guest must run on at the source each time."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from tests.xen.dom0 import clean_up
 from tests.xen.dom0.commands import wait_until
 from tests.xen.dom0.gate import Gate
 from tests.xen.dom0.guest import IGNORES_SUSPEND
-from tests.xen.dom0.lab import ENGINES, OURS_OWN, Helper, receive_command
+from tests.xen.dom0.lab import receive_command
 from tests.xen.dom0.slow_link import over_slow_link
 from tests.xen.dom0.whereabouts import log_dirty_domains, log_dirty_goes_off
 from tests.xen.scenarios.scenario import BOTH, Scenario
@@ -49,13 +48,14 @@ def our_helpers(operation: str = "--save-domain") -> list[int]:
 @dataclass(frozen=True)
 class Moment:
     """When a helper is killed. The stream is held after `octets(guest)`; the kill comes when
-    `reached` holds. `slow`: the link becomes slow, so that there are rounds."""
+    `reached` holds. `dirty`: the guest keeps writing so many MiB, and the link becomes slow."""
 
     name: str
     reached: Callable[[Lab, Gate], bool]
     octets: Callable[[Guest], int] = lambda _guest: NEVER
     env: dict[str, str] = field(default_factory=dict)
-    slow: bool = False
+    dirty: int = 0
+    cmdline: str = ""
 
 
 def _held_in_round(lab: Lab, gate: Gate, rounds: int) -> bool:
@@ -82,7 +82,7 @@ def _asked_to_suspend(_lab: Lab, _gate: Gate) -> bool:
         )
 
 
-WHILE_IT_RUNS: Final = (
+MOMENTS: Final = (
     Moment("starting", lambda _lab, _gate: bool(our_helpers())),
     Moment("first-round", lambda _lab, gate: gate.holds, lambda _guest: MIB),
     Moment(
@@ -90,45 +90,29 @@ WHILE_IT_RUNS: Final = (
         partial(_held_in_round, rounds=1),
         _past_first_round,
         {"XEN_SAVE_HELPER_MAX_ITERATIONS": "100", "XEN_SAVE_HELPER_DIRTY_THRESHOLD": "0"},
-        slow=True,
+        _DIRTY_MIB,
+    ),
+    Moment("suspending", _asked_to_suspend, cmdline=IGNORES_SUSPEND),
+    Moment(
+        "last-copy",
+        _held_in_last_copy,
+        _past_first_round,
+        {"XEN_SAVE_HELPER_MAX_ITERATIONS": "1", "XEN_SAVE_HELPER_DIRTY_THRESHOLD": "0"},
+        _DIRTY_MIB,
     ),
 )
-SUSPENDING: Final = Moment("suspending", _asked_to_suspend)
-LAST_COPY: Final = Moment(
-    "last-copy",
-    _held_in_last_copy,
-    _past_first_round,
-    {"XEN_SAVE_HELPER_MAX_ITERATIONS": "1", "XEN_SAVE_HELPER_DIRTY_THRESHOLD": "0"},
-    slow=True,
-)
 
 
-def killed_helpers(lab: Lab) -> None:
-    """One after the other, in migrations of one guest. The later ones find it in log-dirty mode,
-    and so does the last, which succeeds."""
-    guest = lab.guest("pvh", dirty=_DIRTY_MIB)
-    domid = lab.domid(guest)
-    for moment in WHILE_IT_RUNS:
-        kill_helper(lab, guest, moment)
-    assert log_dirty_domains() == {domid}
-    lab.migrate(guest, OURS_OWN, OURS_OWN)
-
-
-def killed_helper(lab: Lab, moment: Moment, *, dirty: int = 0, cmdline: str = "") -> None:
-    kill_helper(lab, lab.guest("pvh", cmdline=cmdline, dirty=dirty), moment)
-
-
-def kill_helper(lab: Lab, guest: Guest, moment: Moment) -> None:
+def killed_helper(lab: Lab, moment: Moment) -> None:
     """Our helper is killed under `xl migrate`: xl says so, and the guest runs on. In log-dirty
     mode, if that was on: nobody is left who would end it."""
+    guest = lab.guest("pvh", cmdline=moment.cmdline, dirty=moment.dirty)
     domid = lab.domid(guest)
-    # What an earlier helper has traced is no sign of this one's moment.
-    lab.trace.unlink(missing_ok=True)
-    gate = Gate(lab.directory / f"gate-{moment.name}")
-    receive = gate.command(moment.octets(guest), receive_command(OURS_OWN))
-    if moment.slow:
+    gate = Gate(lab.directory / "gate")
+    receive = gate.command(moment.octets(guest), receive_command())
+    if moment.dirty:
         receive = over_slow_link(guest.octets, receive)
-    xl = lab.start_migrate(guest, OURS_OWN, receive, moment.env)
+    xl = lab.start_migrate(guest, receive=receive, env=moment.env)
     wait_until(
         f"moment {moment.name}", lambda: moment.reached(lab, gate), _REACHED_SECONDS, every=0.05
     )
@@ -139,17 +123,10 @@ def kill_helper(lab: Lab, guest: Guest, moment: Moment) -> None:
     lab.assert_runs_on(guest, domid)
 
 
-def given_up(lab: Lab) -> None:
-    """Migrations of one guest, which end in the middle of the first round and leave log-dirty mode
-    off; the last is not disturbed."""
+def receiver_dies(lab: Lab) -> None:
+    """In the middle of the first round: the guest runs on, log-dirty mode is off, and it can be
+    migrated after all."""
     guest = lab.guest("pvh")
-    receiver_dies(lab, guest)
-    interrupted(lab, guest, signal.SIGINT, group=True)
-    interrupted(lab, guest, signal.SIGTERM, group=False)
-    lab.migrate(guest, OURS_OWN, OURS_OWN)
-
-
-def receiver_dies(lab: Lab, guest: Guest) -> None:
     domid, gate, xl = held_migration(lab, guest)
     for pid in receivers():
         # The end of one may already have ended another.
@@ -162,12 +139,14 @@ def receiver_dies(lab: Lab, guest: Guest) -> None:
             lab.xl(["destroy", str(row.domid)])
     log_dirty_goes_off()
     lab.assert_runs_on(guest, domid)
+    lab.migrate(guest)
 
 
-def interrupted(lab: Lab, guest: Guest, number: signal.Signals, *, group: bool) -> None:
+def interrupted(lab: Lab, number: signal.Signals, *, group: bool) -> None:
     """The receiver stops reading, and `xl migrate` gets a signal, alone (our helper then sees that
     libxl has gone) or as all of a terminal's foreground do (our helper gets it, too). While still
     nobody reads, our helper ends, and has turned log-dirty mode off. The guest runs on."""
+    guest = lab.guest("pvh")
     domid, gate, xl = held_migration(lab, guest)
     if group:
         os.killpg(xl.pid, number)
@@ -180,20 +159,14 @@ def interrupted(lab: Lab, guest: Guest, number: signal.Signals, *, group: bool) 
     assert gate.holds
     gate.open()
     lab.assert_runs_on(guest, domid)
+    lab.migrate(guest)
 
 
-def helpers_terminated(lab: Lab) -> None:
-    """With each engine; then the guest can be migrated after all."""
-    guest = lab.guest("pvh")
-    for helper in ENGINES:
-        helper_terminated(lab, guest, helper)
-    lab.migrate(guest, OURS_OWN, OURS_OWN)
-
-
-def helper_terminated(lab: Lab, guest: Guest, sender: Helper) -> None:
+def helper_terminated(lab: Lab) -> None:
     """SIGTERM for our helper, which is blocked in a write that nobody reads, as libxl would send
     it: it tells that it failed, and ends at once, with log-dirty mode off."""
-    domid, gate, xl = held_migration(lab, guest, sender)
+    guest = lab.guest("pvh")
+    domid, gate, xl = held_migration(lab, guest)
     (helper,) = our_helpers()
     os.kill(helper, signal.SIGTERM)
     assert_ends(lab, _TERMINATED_SECONDS)
@@ -204,14 +177,15 @@ def helper_terminated(lab: Lab, guest: Guest, sender: Helper) -> None:
     gate.open()
     assert_failed(xl, "SIGTERM received")
     lab.assert_runs_on(guest, domid)
+    lab.migrate(guest)
 
 
-def held_migration(lab: Lab, guest: Guest, sender: Helper = OURS_OWN) -> tuple[int, Gate, Program]:
+def held_migration(lab: Lab, guest: Guest) -> tuple[int, Gate, Program]:
     """`xl migrate` whose stream is held in the first round; the guest's domid, in log-dirty
     mode, the gate that holds it, and the command."""
     domid = lab.domid(guest)
-    gate = Gate(lab.directory / f"gate-{len(list(lab.directory.glob('gate-*')))}")
-    xl = lab.start_migrate(guest, sender, gate.command(16 * MIB, receive_command(OURS_OWN)))
+    gate = Gate(lab.directory / "gate")
+    xl = lab.start_migrate(guest, receive=gate.command(16 * MIB, receive_command()))
     wait_until("the stream is held", lambda: gate.holds, _REACHED_SECONDS)
     assert log_dirty_domains() == {domid}
     return domid, gate, xl
@@ -244,16 +218,16 @@ def assert_ends(lab: Lab, limit: float) -> None:
 
 
 SCENARIOS: Final = (
-    Scenario("killed-helpers-pvh", killed_helpers),
-    Scenario(
-        "killed-helper-suspending-pvh",
-        partial(killed_helper, moment=SUSPENDING, cmdline=IGNORES_SUSPEND),
+    *(
+        Scenario(
+            f"killed-helper-{moment.name}-pvh",
+            partial(killed_helper, moment=moment),
+            BOTH if moment.name == "last-copy" else ("bookworm",),
+        )
+        for moment in MOMENTS
     ),
-    Scenario(
-        "killed-helper-last-copy-pvh",
-        partial(killed_helper, moment=LAST_COPY, dirty=_DIRTY_MIB),
-        BOTH,
-    ),
-    Scenario("given-up-migrations-pvh", given_up),
-    Scenario("helper-sigterm-blocked-pvh", helpers_terminated),
+    Scenario("receiver-dies-pvh", receiver_dies),
+    Scenario("interrupted-sigint-pvh", partial(interrupted, number=signal.SIGINT, group=True)),
+    Scenario("interrupted-sigterm-pvh", partial(interrupted, number=signal.SIGTERM, group=False)),
+    Scenario("helper-sigterm-blocked-pvh", helper_terminated),
 )

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.xen.dom0.lab import (
-    COMMAND_SECONDS,
-    OURS_LIBXENGUEST,
-    OURS_OWN,
-    Helper,
-    receive_command,
-)
+from tests.xen.dom0.lab import COMMAND_SECONDS, receive_command
 from tests.xen.dom0.slow_link import over_slow_link
 from tests.xen.dom0.whereabouts import log_dirty_goes_off
 from tests.xen.scenarios.scenario import Scenario
@@ -20,7 +15,6 @@ from tests.xen.scenarios.scenario import Scenario
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.xen.dom0.guest import Guest
     from tests.xen.dom0.lab import Lab
 
 _DIRTY_MIB: Final = 2
@@ -30,22 +24,14 @@ _ROUNDS_BEFORE_ABORT: Final = 2
 _INSPECT_SECONDS: Final = 120
 
 
-def all_policies(lab: Lab) -> None:
-    """One guest is migrated by one after the other."""
-    guest = lab.guest("pvh", dirty=_DIRTY_MIB)
-    abort_after(lab, guest)
-    max_iterations(lab, guest, 1, OURS_LIBXENGUEST)
-    max_iterations(lab, guest, 10, OURS_OWN)
-
-
-def max_iterations(lab: Lab, guest: Guest, iterations: int, helper: Helper) -> None:
+def max_iterations(lab: Lab, iterations: int) -> None:
     """So many rounds and the last copy."""
-    lab.trace.unlink(missing_ok=True)
+    guest = lab.guest("pvh", dirty=_DIRTY_MIB)
     stream = lab.directory / "stream"
     env = {**_NO_THRESHOLD, "XEN_SAVE_HELPER_MAX_ITERATIONS": str(iterations)}
-    lab.migrate(guest, helper, helper, env, capture=stream, slow=True)
+    lab.migrate(guest, env=env, capture=stream, slow=True)
     rounds = inspected(stream)["summary"]["rounds"]
-    lab.figure(f"rounds of {iterations}, {helper.engine}", rounds)
+    lab.figure("rounds", rounds)
     asked = lab.events("precopy_policy")
     after_rounds = [e for e in asked if e["iteration"] > 0 and e["dirty_count"] >= 0]
     lab.figure("dirty pages", [e["dirty_count"] for e in after_rounds])
@@ -54,9 +40,10 @@ def max_iterations(lab: Lab, guest: Guest, iterations: int, helper: Helper) -> N
     assert asked[-1]["why"] == f"{iterations} rounds, at most {iterations}"
 
 
-def abort_after(lab: Lab, guest: Guest) -> None:
+def abort_after(lab: Lab) -> None:
     """The migration is given up after so many rounds, which xl is told; the guest runs on, with
-    log-dirty mode off."""
+    log-dirty mode off, and can still be migrated."""
+    guest = lab.guest("pvh", dirty=_DIRTY_MIB)
     domid = lab.domid(guest)
     stream = lab.directory / "stream"
     env = {**_NO_THRESHOLD, "XEN_SAVE_HELPER_ABORT_AFTER": str(_ROUNDS_BEFORE_ABORT)}
@@ -68,9 +55,10 @@ def abort_after(lab: Lab, guest: Guest) -> None:
     log_dirty_goes_off()
     lab.assert_runs_on(guest, domid)
     rounds = inspected(stream, whole=False)["summary"]["rounds"]
-    lab.figure("rounds before the abort", rounds)
+    lab.figure("rounds", rounds)
     assert rounds == _ROUNDS_BEFORE_ABORT
     assert lab.events("precopy_policy")[-1]["decision"] == "ABORT"
+    lab.migrate(guest)
 
 
 def inspected(stream: Path, *, whole: bool = True) -> dict[str, Any]:
@@ -87,4 +75,8 @@ def inspected(stream: Path, *, whole: bool = True) -> dict[str, Any]:
     return told
 
 
-SCENARIOS: Final = (Scenario("policies-pvh", all_policies),)
+SCENARIOS: Final = (
+    Scenario("policy-1-iteration-pvh", partial(max_iterations, iterations=1)),
+    Scenario("policy-10-iterations-pvh", partial(max_iterations, iterations=10)),
+    Scenario("policy-abort-after-pvh", abort_after),
+)

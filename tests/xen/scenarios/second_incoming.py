@@ -20,7 +20,7 @@ _AUTOBALLOON: Final = 'autoballoon="on"\n'
 """The default where Xen's command line has no dom0_mem, as this machine's has: xl takes its lock
 then alone."""
 _HELD_OCTETS: Final = 16 << 20
-_MORE_SECONDS: Final = 5.0
+_MORE_SECONDS: Final = 30.0
 """After the first warning, which comes when the stream has stood still for a minute."""
 _WARNING: Final = "warning: the stream has stood still for "
 

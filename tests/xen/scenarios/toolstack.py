@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final
 from tests.xen.dom0.commands import Ended, Program, run, wait_until
 from tests.xen.dom0.gate import Gate
 from tests.xen.dom0.guest import IGNORES_SUSPEND
-from tests.xen.dom0.lab import COMMAND_SECONDS, LIBXL, MISSING, receive_command
+from tests.xen.dom0.lab import COMMAND_SECONDS, LIBXL, MISSING, OURS, receive_command
 from tests.xen.dom0.whereabouts import log_dirty_domains, log_dirty_goes_off
-from tests.xen.scenarios.scenario import Scenario
+from tests.xen.scenarios.scenario import BOTH, Scenario
 from xen_save_helper.toolstack.operations import domain_lock
 
 if TYPE_CHECKING:
@@ -117,25 +117,16 @@ def migrate_both_ways(lab: Lab, guest: Guest) -> None:
     nothing_is_left()
 
 
-def all_of_a_pv_guest(lab: Lab) -> None:
-    """It cannot be migrated live without shadow paging."""
-    guest = lab.guest("pv")
-    save_and_restore(lab, guest)
-    libxls_helper(lab, guest)
-
-
 def all_of_one_guest(lab: Lab, kind: str) -> None:
-    """Of one that may take a minute to boot."""
+    """Both of a guest that takes a minute to boot."""
     guest = lab.guest(kind)
     save_and_restore(lab, guest)
-    if kind == "pvh":
-        libxls_helper(lab, guest)
-    receiver_dies(lab, guest)
     migrate_both_ways(lab, guest)
 
 
-def libxls_helper(lab: Lab, guest: Guest) -> None:
+def libxls_helper(lab: Lab, kind: str) -> None:
     """`xen-toolstack` drives libxl's helper through its pipes, and has `xl` use it."""
+    guest = lab.guest(kind)
     file = lab.directory / "saved"
     save(lab, guest, file, "--helper", "libxl")
     restore(lab, guest, file, "--helper", "libxl")
@@ -147,8 +138,10 @@ def saves(lab: Lab) -> int:
     return sum(event.get("operation") == "save" for event in lab.events("start"))
 
 
-def receiver_dies(lab: Lab, guest: Guest) -> None:
-    """In the middle of a live migration: the guest runs on here, with log-dirty mode off."""
+def receiver_dies(lab: Lab, kind: str) -> None:
+    """In the middle of a live migration: the guest runs on here, with log-dirty mode off, and can
+    be migrated after all."""
+    guest = lab.guest(kind)
     domid = lab.domid(guest)
     tries: tuple[tuple[str, tuple[str, ...], int], ...] = (
         (DYING_RECEIVER, (), 1),
@@ -164,6 +157,7 @@ def receiver_dies(lab: Lab, guest: Guest) -> None:
         log_dirty_goes_off()
         lab.assert_runs_on(guest, domid)
     nothing_is_left()
+    migrate(lab, guest, receive_command(OURS))
 
 
 def guest_ignores_suspend(lab: Lab) -> None:
@@ -187,17 +181,10 @@ def guest_ignores_suspend(lab: Lab) -> None:
     nothing_is_left()
 
 
-def cut_short(lab: Lab) -> None:
-    """Operations on one guest that are; then it can be migrated after all."""
-    guest = lab.guest("pvh")
-    controller_is_killed(lab, guest)
-    interrupted(lab, guest)
-    migrate(lab, guest, receive_command(LIBXL))
-
-
-def controller_is_killed(lab: Lab, guest: Guest) -> None:
+def controller_is_killed(lab: Lab) -> None:
     """`recover` ends what it left: of a save with the guest suspended, of a live migration, whose
     log-dirty mode our helper has ended by itself."""
+    guest = lab.guest("pvh")
     domid = lab.domid(guest)
     file = lab.directory / "saved"
     for moment, *command in (
@@ -211,12 +198,14 @@ def controller_is_killed(lab: Lab, guest: Guest) -> None:
         lab.assert_runs_on(guest, domid)
         nothing_is_left()
     assert list(lab.directory.iterdir()) == []
+    migrate(lab, guest, receive_command(LIBXL))
 
 
-def interrupted(lab: Lab, guest: Guest) -> None:
+def interrupted(lab: Lab) -> None:
     """SIGINT in the first round, for the command alone and as a terminal sends it to all, while the
     receiver reads nothing: log-dirty mode is soon off, and the guest runs on; the command ends when
     the receiver, to which it gives its time, has ended."""
+    guest = lab.guest("pvh")
     domid = lab.domid(guest)
     for whom, send in (("alone", os.kill), ("group", os.killpg)):
         gate = Gate(lab.directory / whom)
@@ -235,6 +224,7 @@ def interrupted(lab: Lab, guest: Guest) -> None:
         assert "interrupted" in done.output
         lab.assert_runs_on(guest, domid)
         nothing_is_left()
+    migrate(lab, guest, RECEIVE)
 
 
 def kill_at(lab: Lab, moment: str, command: list[str]) -> None:
@@ -255,16 +245,31 @@ def kill_at(lab: Lab, moment: str, command: list[str]) -> None:
 
 
 SCENARIOS: Final = (
-    Scenario("toolstack-all-of-pv", all_of_a_pv_guest),
+    Scenario("toolstack-save-restore-pv", lambda lab: save_and_restore(lab, lab.guest("pv"))),
     Scenario(
-        "toolstack-save-restore-pvh",
-        lambda lab: save_and_restore(lab, lab.guest("pvh")),
-        ("trixie",),
+        "toolstack-save-restore-pvh", lambda lab: save_and_restore(lab, lab.guest("pvh")), BOTH
+    ),
+    Scenario("toolstack-migrate-pvh", lambda lab: migrate_both_ways(lab, lab.guest("pvh"))),
+    Scenario(
+        "toolstack-save-restore-migrate-hvm",
+        partial(all_of_one_guest, kind="hvm"),
+        hvm=True,
+        limit=900,
     ),
     *(
-        Scenario(f"toolstack-all-of-{kind}", partial(all_of_one_guest, kind=kind), limit=900)
+        Scenario(f"toolstack-libxl-helper-{kind}", partial(libxls_helper, kind=kind), limit=400)
+        for kind in ("pv", "pvh")
+    ),
+    *(
+        Scenario(
+            f"toolstack-receiver-dies-{kind}",
+            partial(receiver_dies, kind=kind),
+            hvm=kind == "hvm",
+            limit=600,
+        )
         for kind in ("pvh", "hvm")
     ),
     Scenario("toolstack-guest-ignores-suspend", guest_ignores_suspend, limit=400),
-    Scenario("toolstack-cut-short", cut_short, limit=1200),
+    Scenario("toolstack-controller-killed", controller_is_killed, limit=600),
+    Scenario("toolstack-interrupted", interrupted, limit=600),
 )
