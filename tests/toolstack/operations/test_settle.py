@@ -86,7 +86,7 @@ class Destroying(SimulatedHost):
 
     def domain(self, domid: int) -> SimulatedDomain:
         domain = super().domain(domid)
-        info = replace(domain.getinfo(), dying=True)
+        info = domain.getinfo()._replace(dying=True)
         domain.getinfo = lambda: info  # type: ignore[method-assign]
         return domain
 
