@@ -257,7 +257,7 @@ def loses_dirty_pages(module: Any) -> None:
 
     def lose(self: Any, dirty: Any) -> int:
         count = int(clean(self, dirty))
-        dirty[:] = 0
+        dirty[:] = bytes(len(dirty))
         return count
 
     module.SimulatedDomain.logdirty_clean = lose
