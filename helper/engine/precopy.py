@@ -31,6 +31,8 @@ Policy = Callable[[int, int, int], PrecopyPolicy]
 
 _U32 = 2**32 - 1
 
+_ADDED_AT_ONCE = 1 << 14
+
 
 def simple_precopy_policy(iteration: int, total_written: int, dirty_count: int) -> PrecopyPolicy:
     """libxenguest's own policy, for a controller that has none."""
@@ -107,15 +109,15 @@ class Rounds:
             dirty_count = self._domain.logdirty_clean(self.dirty)
             decision = self._ask(policy, dirty_count)
             if decision is not PrecopyPolicy.CONTINUE_PRECOPY:
-                self._deferred = _union(self._deferred, self.dirty)
+                _add(self.dirty, self._deferred)
                 return decision
 
     def gather_final(self) -> int:
         """Read the dirty bitmap of the suspended domain, and add all pages that were deferred;
         returns how many there are."""
         self._domain.logdirty_clean(self.dirty)
-        self.dirty = _union(self.dirty, self._deferred)
-        self._deferred = Bitmap(self.p2m_size)
+        _add(self._deferred, self.dirty)
+        self._deferred[:] = bytes(self.p2m_size)
         return self.dirty.count(1)
 
     def _ask(self, policy: Policy, dirty_count: int) -> PrecopyPolicy:
@@ -144,7 +146,7 @@ class Rounds:
                 if policy is not None:
                     decision = self._ask(policy, UNKNOWN)
                     if decision is not PrecopyPolicy.CONTINUE_PRECOPY:
-                        self._deferred = _union(self._deferred, self.dirty)
+                        _add(self.dirty, self._deferred)
                         break
                 batch = ahead.take()
                 self._pages.send(batch)
@@ -170,7 +172,11 @@ class Rounds:
         return decision
 
 
-def _union(one: Bitmap, other: Bitmap) -> Bitmap:
-    size = len(one)
-    both = int.from_bytes(one, "little") | int.from_bytes(other, "little")
-    return Bitmap(both.to_bytes(size, "little"))
+def _add(more: Bitmap, bitmap: Bitmap) -> None:
+    """Set in `bitmap` what is set in `more`, a part at a time: most have nothing to add."""
+    start = 0
+    while (start := more.find(1, start)) >= 0:
+        part = slice(start, start + _ADDED_AT_ONCE)
+        both = int.from_bytes(more[part], "little") | int.from_bytes(bitmap[part], "little")
+        bitmap[part] = both.to_bytes(len(bitmap[part]), "little")
+        start += _ADDED_AT_ONCE

@@ -60,17 +60,16 @@ def _guest() -> ctypes.CDLL:
     return load(versioned("libxenguest"), _abi().guest)
 
 
-def _unpacked(bits: bytes, count: int) -> bytes:
-    """An octet, 0 or 1, for each of the first `count` bits, least significant first."""
+def _unpack(bits: bytes, bitmap: Bitmap) -> None:
+    """Fill `bitmap` with `bits`, least significant first; there may be some more of these."""
     clean = bytes(_UNPACKED_AT_ONCE)
-    parts: list[bytes] = []
     for start in range(0, len(bits), _UNPACKED_AT_ONCE):
         part = bits[start : start + _UNPACKED_AT_ONCE]
-        if part == clean:
-            parts.append(bytes(8 * len(part)))
-        else:
-            parts += map(_UNPACKED.__getitem__, part)
-    return b"".join(parts)[:count]
+        unpacked = (
+            bytes(8 * len(part)) if part == clean else b"".join(map(_UNPACKED.__getitem__, part))
+        )
+        end = min(8 * start + len(unpacked), len(bitmap))
+        bitmap[8 * start : end] = unpacked[: end - 8 * start]
 
 
 class XenDomain(XenControlledDomain):
@@ -127,7 +126,7 @@ class XenDomain(XenControlledDomain):
             raise OSError(
                 errno.EIO, f"{name}, domain {self.domid}: the bitmap has {done} pages of {pages}"
             )
-        dirty[:] = _unpacked(ctypes.string_at(bitmap.hbuf or 0, -(-pages // 8)), pages)
+        _unpack(ctypes.string_at(bitmap.hbuf or 0, -(-pages // 8)), dirty)
         return int(stats.dirty_count)
 
     def _buffer(self, bits: int) -> HypercallBuffer:
