@@ -26,6 +26,7 @@ from xen_save_helper.ipc_schema.errors import DecodeError, StreamEndError
 from xen_save_helper.ipc_schema.streams.page_lists import (
     ENTRY_SIZE,
     HEADER_SIZE,
+    allocated_mask,
     contents_mask,
     decode_entries,
     decode_page_list_header,
@@ -36,8 +37,6 @@ from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of, selected
 _LISTED_AT_ONCE = 1 << 14
 
 _XALLOC = type_octet(PageType.XALLOC)
-_ALLOCATED = bytes(octet == _XALLOC for octet in range(256))
-"""For each type, whether its pages exist without contents."""
 
 _BUSY_SECONDS = 0.0005
 """How soon the next event is expected after a fault, or after the page for one."""
@@ -87,7 +86,7 @@ class PostcopyReceiver:
             offset = self._reader.offset
             pfns, types = decode_entries(self._reader.read(part * ENTRY_SIZE, what), what, offset)
             physmap.check(pfns, offset)
-            if allocated := selected(pfns, types.translate(_ALLOCATED)):
+            if allocated := selected(pfns, allocated_mask(types)):
                 physmap.populate(allocated, bytes([_XALLOC]) * len(allocated), offset)
             backed = selected(pfns, contents_mask(types))
             self._happens(PageEvent.LISTED, backed, offset)

@@ -29,8 +29,7 @@ from xen_save_helper.ipc_schema.streams.libxc_stream import (
     decode_domain_header,
     decode_image_header,
 )
-from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
-from xen_save_helper.ipc_schema.streams.page_types import PageType, type_octet
+from xen_save_helper.ipc_schema.streams.page_lists import allocated_mask, contents_mask
 from xen_save_helper.ipc_schema.streams.pfns import Pfns, runs_of, selected
 from xen_save_helper.ipc_schema.streams.phases import HEADERS, Stage
 from xen_save_helper.ipc_schema.streams.records import (
@@ -46,9 +45,6 @@ if TYPE_CHECKING:
 _MISSING_CPUID = 1
 _MISSING_MSR = 2
 """XGR_SDD_MISSING_*: bits of static_data_done's argument."""
-
-_ZEROS = bytes(octet == type_octet(PageType.XALLOC) for octet in range(256))
-"""For each type, whether a sparse stream's pages of that type are of zeros."""
 
 _VERIFIED_AT_ONCE = 64
 _MISMATCHES_LOGGED = 16
@@ -233,7 +229,7 @@ class _Restore:
         pfns, types, pages = read_page_list(self._reader, length, "PAGE_DATA")
         self._physmap.populate(pfns, types, self._reader.offset)
         if self._sparse:
-            zeros = selected(pfns, types.translate(_ZEROS))
+            zeros = selected(pfns, allocated_mask(types))
             for first, count, _ in runs_of(zeros):
                 self._domain.clear_pages(first, count)
         present = pfns if pages == len(pfns) else selected(pfns, contents_mask(types))

@@ -33,6 +33,7 @@ _LEGAL: Final = bytes(type_octet(page_type) for page_type in PageType)
 _PFN_BITS_ONLY: Final = bytes(range(16))
 """What the seventh octet of an entry may be."""
 _CONTENTS: Final = bytes(octet in _LEGAL and has_contents(octet << 24) for octet in range(256))
+_ALLOCATED: Final = bytes(octet == type_octet(PageType.XALLOC) for octet in range(256))
 _RESERVED: Final = 0xFF << 52
 
 
@@ -141,6 +142,12 @@ def decode_pfns(data: bytes | bytearray, what: str, offset: int) -> list[int]:
 def contents_mask(types: bytes | bytearray) -> bytes:
     """For each (legal) type, 1 if pages of that type have contents in a stream, else 0."""
     return bytes(types.translate(_CONTENTS))
+
+
+def allocated_mask(types: bytes | bytearray) -> bytes:
+    """For each type, 1 if it is XALLOC: such pages exist, and their contents do not matter or, in a
+    sparse stream, are zeros."""
+    return bytes(types.translate(_ALLOCATED))
 
 
 def _only(octets: bytes | bytearray, allowed: bytes) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.debian_packages import PackageUnavailableError
 from tests.hypercalls.build import RELEASES, Release, built, release_in
-from tests.hypercalls.machine import Machine
+from tests.hypercalls.machine import Domain, Machine
 from tests.once import once
 from tests.unavailable import unavailable
 
@@ -49,3 +49,8 @@ def machine(tmp_path: Path, release: Release) -> Iterator[Machine]:
     shutil.rmtree(directory)
     assert made.complaints() == []
     assert made.unmet() == []
+
+
+@pytest.fixture
+def destination(machine: Machine) -> Domain:
+    return machine.domain(2)

@@ -40,11 +40,6 @@ def source(machine: Machine) -> Domain:
     return guest(machine, 1, RAM)
 
 
-@pytest.fixture
-def destination(machine: Machine) -> Domain:
-    return machine.domain(2)
-
-
 class Migration:
     """Both helpers at work, and what they have been answered."""
 

@@ -57,11 +57,6 @@ def source(machine: Machine) -> Domain:
 
 
 @pytest.fixture
-def destination(machine: Machine) -> Domain:
-    return machine.domain(2)
-
-
-@pytest.fixture
 def stream(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "stream"
     yield path

@@ -18,7 +18,7 @@ from xen_save_helper.helper.hypervisors.simulated.layout import P2M, PAGE_SIZE
 from xen_save_helper.helper.hypervisors.simulated.open_domain import ANSWER_LIMIT, OpenDomain
 from xen_save_helper.ipc_schema.streams.cpu_features import all_but
 from xen_save_helper.ipc_schema.streams.page_types import PageType, type_octet
-from xen_save_helper.ipc_schema.streams.pfns import Pfns, is_run, pfns_of, runs_of
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, highest, is_run, pfns_of, run_of, runs_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,9 +144,9 @@ class SimulatedDomain(OpenDomain):
         if order:
             pfns = pfns_of(pfn + more for pfn in pfns for more in range(1 << order))
         shared, domain = self.shared, self.shared.domain
-        if (highest := max(pfns)) >= len(shared.states):
+        if (last := highest(pfns)) >= len(shared.states):
             raise OSError(
-                errno.EINVAL, f"pfn {highest:#x} is past the {len(shared.states):#x} that fit"
+                errno.EINVAL, f"pfn {last:#x} is past the {len(shared.states):#x} that fit"
             )
         new = pfns
         if self._states(pfns).count(P2M.ABSENT) != len(pfns) or not is_run(pfns):
@@ -160,11 +160,11 @@ class SimulatedDomain(OpenDomain):
         for first, count, _ in runs_of(new):
             shared.states[first : first + count] = bytes([P2M.POPULATED]) * count
         domain.nr_pages += len(new)
-        domain.maximum_gpfn = max(domain.maximum_gpfn, highest)
+        domain.maximum_gpfn = max(domain.maximum_gpfn, last)
 
     def clear_pages(self, pfn: int, count: int = 1) -> None:
         """Give their memory back. Raises EINVAL if one of them does not exist."""
-        if not self._populated(pfns_of(range(pfn, pfn + count))):
+        if not self._populated(run_of(pfn, count)):
             raise OSError(errno.EINVAL, f"pfn {pfn:#x} of domain {self.domid} has no page")
         self.shared.memory.madvise(mmap.MADV_REMOVE, pfn * PAGE_SIZE, count * PAGE_SIZE)
 

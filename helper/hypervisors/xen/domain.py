@@ -10,7 +10,7 @@ import ctypes
 import errno
 import os
 from functools import cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from xen_save_helper.helper.hypervisors.interface import Bitmap, TscInfo
 from xen_save_helper.helper.hypervisors.xen import cpu_policy
@@ -23,10 +23,12 @@ from xen_save_helper.helper.hypervisors.xen.engine_abi import (
 )
 from xen_save_helper.helper.hypervisors.xen.foreign_memory import ForeignMemory
 from xen_save_helper.helper.hypervisors.xen.libraries import abi_version, load, versioned
-from xen_save_helper.helper.hypervisors.xen.paging import XenPaging
 from xen_save_helper.helper.hypervisors.xen.toollog import Logger
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.streams.pfns import Pfns
+
+if TYPE_CHECKING:
+    from xen_save_helper.helper.hypervisors.xen.paging import XenPaging
 
 _XENVER_VERSION: Final = 0
 _SHADOW_OP_CLEAN: Final = 11
@@ -196,6 +198,8 @@ class XenDomain(XenControlledDomain):
 
     def mem_paging_enable(self) -> XenPaging:
         """Raises OSError if this domain or this Xen cannot have paging, with the reason."""
+        from xen_save_helper.helper.hypervisors.xen.paging import XenPaging
+
         return XenPaging(self, self._call, self._memory)
 
     # -- registers and the rest -----------------------------------------------------------------

@@ -15,7 +15,7 @@ from xen_save_helper.helper.hypervisors.xen.libraries import SUPPORTED, Prototyp
 from xen_save_helper.helper.hypervisors.xen.xenctrl_abi import DOMID, INTERFACE
 
 ARRAY: Final = ctypes.c_void_p
-"""A pointer to items, as numpy gives it."""
+"""A pointer to items, as a number."""
 
 _U32: Final = ctypes.POINTER(ctypes.c_uint32)
 _U64: Final = ctypes.POINTER(ctypes.c_uint64)
