@@ -15,13 +15,14 @@
 
 It needs root and the programs of Debian 12's packages qemu-system-x86, mmdebstrap, e2fsprogs,
 busybox-static, cpio and zstd; and to build a Xen with shadow paging, for PV guests that migrate,
-gcc, make, bison, flex, libelf-dev and dpkg-dev. dom0 images and that Xen are made once and kept in
-`~/.cache/xen-save-helper/rig`. The package is the checkout's, built as a wheel and installed by pip
-in dom0 at each boot, on Debian's own Python libraries.
+gcc, make, bison, flex, libelf-dev and dpkg-dev. dom0 images, that Xen, and each machine as it was
+when dom0 and some guests had booted are made once and kept in `~/.cache/xen-save-helper/rig`. The
+package is the checkout's, built as a wheel and installed by pip in each machine that is started, on
+Debian's own Python libraries.
 
-To try something out: boot, run a script in dom0, and see its output as it comes:
+To try something out: start a machine, run a script in dom0, and see its output as it comes:
 
-    python -m tests.xen --script try.py [--suite trixie] [--hvm] [--limit 300] [--keep DIRECTORY]
+    python -m tests.xen --script try.py [--suite trixie] [--limit 300] [--keep DIRECTORY]
 
 The script is a Python program if its name ends in .py, else one for bash. It runs as root in /tmp
 with Xen's programs in PATH, `xen-save-helper` and `xen-toolstack` installed, and the rig's own
@@ -30,14 +31,15 @@ library at hand:
     from pathlib import Path
     from tests.xen.dom0.lab import LIBXL, OURS, Lab
     lab = Lab(Path("/host/results/1"))      # what is written here comes back with --keep
-    guest = lab.guest("pvh")                # created, and counts on its console
+    guest = lab.guest("pvh")                # counts on its console
     lab.save(guest, Path("/tmp/saved"), OURS)
     lab.restore(guest, Path("/tmp/saved"), LIBXL)
     lab.migrate(guest, sender=OURS, receiver=LIBXL, capture=Path("/host/results/1/stream"))
 
 Each machine has a disk whose changes are discarded, and a shared directory; several run at once
-(`--jobs`), one more than there are processors, with 4 GiB of memory each (6 with --hvm).
+(`--jobs`), as many as there are processors, with 6 GiB of memory each.
 
-`scenarios` says how to add one. `dom0` runs inside, everything else outside; `machine` boots and
-talks to it, `runner` decides what boots when and what is run again.
+`scenarios` says how to add one. `dom0` runs inside, everything else outside: `kept_machine` boots,
+`machine` talks to what was started from that, `runner` decides what starts when and what is run
+again.
 """

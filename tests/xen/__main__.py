@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tests.xen import host_tools, runner
 from tests.xen.cache import slots
+from tests.xen.emulator import EmulatorError, MachineError
 from tests.xen.images import ORDINARY, SUITES
-from tests.xen.machine import EmulatorError, MachineError
 from tests.xen.scenarios import SCENARIOS
 
 
@@ -26,7 +26,6 @@ def main() -> int:
                 options.script,
                 options.suite or "bookworm",
                 options.shadow,
-                options.hvm,
                 options.limit,
                 options.keep,
             )
@@ -54,7 +53,6 @@ def _parse() -> argparse.Namespace:
     script = parser.add_argument_group("instead of scenarios")
     script.add_argument("--script", type=Path, help="run a Python or bash script in dom0")
     script.add_argument("--shadow", action="store_true", help="on a Xen with shadow paging")
-    script.add_argument("--hvm", action="store_true", help="with memory for HVM guests")
     script.add_argument("--limit", type=float, default=600, help="seconds for it (default: 600)")
     options = parser.parse_args()
     unknown = set(options.scenarios) - {scenario.name for scenario in SCENARIOS}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import socket
 import subprocess
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.xen.images import Image
 
-MEMORY_MIB: Final = 4096
-HVM_MEMORY_MIB: Final = 6000
+MEMORY_MIB: Final = 6000
+"""Enough for two HVM guests beside dom0; what is not used takes none of this computer's."""
 
 _CPU: Final = "max,-rdtscp,-cx16,-xsave,-xsaveopt,-avx,-avx2,-fma,-f16c,-pku,-pks"
 """A PVH guest dies if there is RDTSCP; without AVX and XSAVE the emulation is steadiest.
@@ -22,10 +25,11 @@ interrupted at the instruction after it (Linux's allocators use it all the time)
 of a pointer in EFLAGS: NT, TF, even reserved ones. Seen as a guest that died of it.
 """
 _XEN_OPTIONS: Final = (
-    "console=com1 com1=115200,8n1 dom0_mem=2048M,max:2048M loglvl=warning "
+    "console=com1 com1=115200,8n1 dom0_mem=2048M,max:2048M loglvl=warning bootscrub=0 "
     "smap=0 smep=0 xpti=no pcid=no spec-ctrl=no"
 )
-"""With SMAP or SMEP the dom0 kernel crashes at its first instructions under emulation."""
+"""With SMAP or SMEP the dom0 kernel crashes at its first instructions under emulation. The memory
+of a machine that starts is zero: to scrub it would only make this computer have all of it."""
 _DOM0_OPTIONS: Final = (
     "root=/dev/vda rw console=hvc0 init=/sbin/rig-init mitigations=off init_on_alloc=0"
 )
@@ -37,6 +41,17 @@ SILENCE_SECONDS: Final = 20.0
 IDLE_SHARE: Final = 0.2
 """The share of one processor below which QEMU is idle."""
 _END_SECONDS: Final = 20
+_ANSWER_SECONDS: Final = 60
+_POLL_SECONDS: Final = 0.2
+_FREEZE_POLL_SECONDS: Final = 2.0
+
+
+class EmulatorError(Exception):
+    """The emulator froze, or crashed a program that is not ours: this proves nothing."""
+
+
+class MachineError(Exception):
+    """dom0 did not come up, or went down; the text has the last lines of its console."""
 
 
 def seconds_wanted(pid: int) -> float:
@@ -61,39 +76,134 @@ def is_frozen(silence: float, wanted: float) -> bool:
 
 @dataclass(frozen=True)
 class Setup:
-    """What to boot: the image, a hypervisor instead of the image's own, and memory for HVM."""
+    """What to boot: the image, and a hypervisor in place of the image's own."""
 
     image: Image
     xen: Path
-    hvm: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of what is the same for all its users."""
+        return self.image.suite.name if self.is_plain else f"{self.image.suite.name}-other-xen"
+
+    @property
+    def guests(self) -> tuple[str, ...]:
+        """The kinds of guest that its machines keep."""
+        return self.image.suite.guests if self.is_plain else ("pv", "pvh")
+
+    @property
+    def is_plain(self) -> bool:
+        return self.xen == self.image.xen
+
+    @property
+    def command(self) -> list[str]:
+        """QEMU's, but for what differs from one start to another."""
+        return [
+            # It ends with us, whatever ends us.
+            *("setpriv", "--pdeathsig", "KILL"),
+            "qemu-system-x86_64",
+            *("-accel", "tcg,thread=multi"),
+            *("-machine", "pc,memory-backend=ram"),
+            *("-cpu", _CPU),
+            *("-m", str(MEMORY_MIB)),
+            *("-smp", "1"),
+            *("-display", "none", "-no-reboot"),
+            *("-kernel", str(self.xen)),
+            *("-initrd", f"{self.image.kernel} {_DOM0_OPTIONS},{self.image.initrd}"),
+            *("-append", _XEN_OPTIONS),
+            *("-net", "none"),
+        ]
 
 
 class Emulator:
-    """A running QEMU. dom0 has `share` by the 9p tag `host`; the disk's changes are discarded."""
+    """A running QEMU, whose dom0 has `share` by the 9p tag `host`."""
 
-    def __init__(self, setup: Setup, share: Path, console: Path) -> None:
+    def __init__(self, command: Sequence[str], share: Path, console: Path) -> None:
+        """`command` is QEMU's, but for the share and what it speaks through; `console` gets all
+        that Xen and dom0 write on theirs."""
         self._console = console
         self._heartbeat = share / "heartbeat"
-        with open(console, "wb") as out:
+        self._line, line = socket.socketpair()
+        self._monitor, monitor = socket.socketpair()
+        with open(console, "wb") as out, line, monitor:
             self._process = subprocess.Popen(
-                _command(setup, share),
+                [
+                    *command,
+                    *("-virtfs", f"local,path={share},mount_tag=host,security_model=none"),
+                    *("-serial", "stdio"),
+                    *("-chardev", f"socket,id=line,fd={line.fileno()}"),
+                    *("-serial", "chardev:line"),
+                    *("-chardev", f"socket,id=monitor,fd={monitor.fileno()}"),
+                    *("-mon", "chardev=monitor,mode=control"),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
+                pass_fds=[line.fileno(), monitor.fileno()],
                 start_new_session=True,
             )
         self._last_beat = 0.0
         self._life = time.monotonic(), 0.0
 
-    @property
-    def running(self) -> bool:
-        return self._process.poll() is None
+    def until(self, path: Path, limit: float, what: str) -> Iterator[None]:
+        """Yields now and then until there is `path`. Raises EmulatorError where the emulator has
+        frozen, MachineError where it has ended or `limit` seconds are over."""
+        end = time.monotonic() + limit
+        next_look = 0.0
+        while not path.exists():
+            now = time.monotonic()
+            if now >= next_look:
+                next_look = now + _FREEZE_POLL_SECONDS
+                self._look(what)
+            if now >= end:
+                raise self.lost(f"{what}: nothing within {limit:g} s")
+            yield
+            time.sleep(_POLL_SECONDS)
 
-    @property
-    def status(self) -> int | None:
-        return self._process.poll()
+    def _look(self, what: str) -> None:
+        status = self._process.poll()
+        if status is not None:
+            raise self.lost(f"{what}: dom0 went down, QEMU ended with {status}")
+        if self._frozen():
+            raise EmulatorError(
+                f"{what}: QEMU idle and no heartbeat of dom0; its console ends:\n"
+                f"{self.console_tail()}"
+            )
 
-    def frozen(self) -> bool:
+    def lost(self, why: str) -> MachineError:
+        """With the end of dom0's console."""
+        return MachineError(f"{why}; dom0's console ends:\n{self.console_tail()}")
+
+    def tell(self, text: bytes) -> None:
+        """To whoever reads dom0's second serial line."""
+        self._line.sendall(text)
+
+    def hear(self, text: bytes) -> None:
+        """Wait for this text, on the same line. Raises TimeoutError, MachineError."""
+        self._line.settimeout(_ANSWER_SECONDS)
+        heard = b""
+        while text not in heard:
+            new = self._line.recv(256)
+            if not new:
+                raise self.lost("QEMU has ended")
+            heard += new
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """What QEMU answers to a QMP command. Raises MachineError where it refuses, and
+        TimeoutError."""
+        request = {"execute": command, "arguments": arguments}
+        self._monitor.settimeout(_ANSWER_SECONDS)
+        self._monitor.sendall(json.dumps(request).encode())
+        with self._monitor.makefile() as answers:
+            # Between its greeting and events.
+            for answer in map(json.loads, answers):
+                if "return" in answer:
+                    return answer["return"]
+                if "error" in answer:
+                    break
+        raise self.lost(f"QEMU refuses {command}: {answer}")
+
+    def _frozen(self) -> bool:
         """Whether QEMU is frozen; to be called every second or so."""
         try:
             wanted = seconds_wanted(self._process.pid)
@@ -119,23 +229,5 @@ class Emulator:
         """Pull the plug."""
         self._process.kill()
         self._process.wait(_END_SECONDS)
-
-
-def _command(setup: Setup, share: Path) -> list[str]:
-    image = setup.image
-    return [
-        # It ends with us, whatever ends us.
-        *("setpriv", "--pdeathsig", "KILL"),
-        "qemu-system-x86_64",
-        *("-accel", "tcg,thread=multi"),
-        *("-cpu", _CPU),
-        *("-m", str(HVM_MEMORY_MIB if setup.hvm else MEMORY_MIB)),
-        *("-smp", "1"),
-        *("-nographic", "-no-reboot"),
-        *("-kernel", str(setup.xen)),
-        *("-initrd", f"{image.kernel} {_DOM0_OPTIONS},{image.initrd}"),
-        *("-append", _XEN_OPTIONS),
-        *("-drive", f"file={image.root},if=virtio,format=raw,snapshot=on"),
-        *("-virtfs", f"local,path={share},mount_tag=host,security_model=none"),
-        *("-net", "none"),
-    ]
+        self._line.close()
+        self._monitor.close()

@@ -53,12 +53,14 @@ _BUILD_SECONDS: Final = 900
 @dataclass(frozen=True)
 class Suite:
     """A Debian release and its Xen; `more` are packages besides the common ones. `rolling`: its
-    contents change from day to day, so it is used only if asked for."""
+    contents change from day to day, so it is used only if asked for. `guests` are the kinds of
+    guest that its machines keep."""
 
     name: str
     xen: str
     more: tuple[str, ...] = ()
     rolling: bool = False
+    guests: tuple[str, ...] = ("pv", "pvh", "hvm")
 
     @property
     def packages(self) -> list[str]:
@@ -68,7 +70,7 @@ class Suite:
 SUITES: Final = {
     "bookworm": Suite("bookworm", "4.17", _LIBVIRT),
     "trixie": Suite("trixie", "4.20"),
-    "sid": Suite("sid", "4.20", _INITRAMFS_TOOLS, rolling=True),
+    "sid": Suite("sid", "4.20", _INITRAMFS_TOOLS, rolling=True, guests=()),
 }
 
 ORDINARY: Final = tuple(name for name, suite in SUITES.items() if not suite.rolling)

@@ -1,4 +1,4 @@
-"""A booted dom0, which runs scenarios and scripts and returns their outcomes.
+"""A started dom0, which runs scenarios and scripts and returns their outcomes.
 
 `tests.xen.dom0.agent`, the other end, describes the layout of the share.
 """
@@ -9,35 +9,26 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.xen import crossings, fault_table, guest_ramdisk, host_tools
-from tests.xen.cache import REPOSITORY, Slot
+from tests.xen import crossings, fault_table, share
+from tests.xen.cache import Slot
 from tests.xen.crossings import Crossing
 from tests.xen.dom0.lab import GIVEN, HANDED_OVER
-from tests.xen.emulator import Emulator, Setup
+from tests.xen.emulator import EmulatorError, MachineError, Setup
 from tests.xen.fault_table import FaultRow
+from tests.xen.kept_machine import KeptMachine
 
-BOOT_SECONDS: Final = 660
+START_SECONDS: Final = 540
 AFTER_LIMIT_SECONDS: Final = 120
 """Seconds for the agent to end what takes too long, and to clear up; after that the agent hangs."""
-_POLL_SECONDS: Final = 0.2
-_FREEZE_POLL_SECONDS: Final = 2.0
 _LOG_LINES: Final = 15
 _OUR_PROGRAMS: Final = ("python", "xen-save-helper", "xen-toolstack", "pip")
 
 Listener = Callable[[str], None]
-
-
-class EmulatorError(Exception):
-    """The emulator froze, or crashed a program that is not ours: this proves nothing."""
-
-
-class MachineError(Exception):
-    """dom0 did not come up, or went down; the text has the last lines of its console."""
 
 
 @dataclass(frozen=True)
@@ -61,31 +52,31 @@ class Outcome:
 
 
 class Machine:
-    """A machine, booted by the constructor and ended by `close`."""
+    """A machine, started by the constructor and ended by `close`."""
 
-    def __init__(self, setup: Setup, wheel: Path, directory: Path) -> None:
+    def __init__(self, kept: KeptMachine, wheel: Path, directory: Path) -> None:
         """`directory` (new or empty) gets the console and all results.
 
         Raises EmulatorError, MachineError, host_tools.MissingToolsError.
         """
-        host_tools.need("qemu-system-x86_64")
         self.directory = directory
         self.usable = True
         self._requests = 0
         self._share = directory / "share"
-        _fill(self._share, wheel)
-        installed = _installed(setup, wheel)
+        share.make(self._share)
+        shutil.copy(wheel, self._share / "rig")
+        installed = _installed(kept.setup, wheel)
         if installed.exists():
             shutil.copy(installed, self._share / "installed.tar")
         self._slot = Slot()
         started = time.monotonic()
         try:
-            self._emulator = Emulator(setup, self._share, directory / "console")
-        except OSError:
+            self._emulator = kept.start(self._share, directory / "console")
+        except BaseException:
             self._slot.release()
             raise
         try:
-            for _ in self._until(self._share / "boot.json", BOOT_SECONDS, "boot"):
+            for _ in self._emulator.until(self._share / "boot.json", START_SECONDS, "start"):
                 pass
             ready = json.loads((self._share / "boot.json").read_text())
             if "error" in ready:
@@ -95,7 +86,7 @@ class Machine:
         except BaseException:
             self.close()
             raise
-        self.boot_seconds = time.monotonic() - started
+        self.start_seconds = time.monotonic() - started
         self.xen: str = ready["xen"]
         self.install_seconds: float = ready["install_seconds"]
 
@@ -140,13 +131,18 @@ class Machine:
         scratch.write_text(json.dumps(request))
         scratch.rename(requests / f"{self._requests}.json")
         results, heard = self.results(), 0
+        outcome = results / "outcome.json"
         what = request.get("scenario") or request["script"]
-        for _ in self._until(results / "outcome.json", limit + AFTER_LIMIT_SECONDS, what):
-            if listener is not None:
-                heard += _tell(results / "output", heard, listener)
+        try:
+            for _ in self._emulator.until(outcome, limit + AFTER_LIMIT_SECONDS, what):
+                if listener is not None:
+                    heard += _tell(results / "output", heard, listener)
+        except (EmulatorError, MachineError):
+            self.usable = False
+            raise
         if listener is not None:
             _tell(results / "output", heard, listener)
-        told = json.loads((results / "outcome.json").read_text())
+        told = json.loads(outcome.read_text())
         self.usable = not told["left_over"]
         return self._judged(told, results)
 
@@ -172,33 +168,6 @@ class Machine:
             crossings=crossings.read(results / crossings.RESULTS_NAME),
             logs=logs,
         )
-
-    def _until(self, path: Path, limit: float, what: str) -> Iterator[None]:
-        end = time.monotonic() + limit
-        next_look = 0.0
-        while not path.exists():
-            now = time.monotonic()
-            if now >= next_look:
-                next_look = now + _FREEZE_POLL_SECONDS
-                self._look(what)
-            if now >= end:
-                self._lost(f"{what}: nothing within {limit:g} s")
-            yield
-            time.sleep(_POLL_SECONDS)
-
-    def _look(self, what: str) -> None:
-        if not self._emulator.running:
-            self._lost(f"{what}: dom0 went down, QEMU ended with {self._emulator.status}")
-        if self._emulator.frozen():
-            self.usable = False
-            raise EmulatorError(
-                f"{what}: QEMU idle and no heartbeat of dom0; its console ends:\n"
-                f"{self._emulator.console_tail()}"
-            )
-
-    def _lost(self, why: str) -> None:
-        self.usable = False
-        raise MachineError(f"{why}; dom0's console ends:\n{self._emulator.console_tail()}")
 
 
 def _tell(output: Path, heard: int, listener: Listener) -> int:
@@ -232,13 +201,3 @@ def _keep(made: Path, target: Path) -> None:
     scratch = target.with_name(f"{target.name}.{os.getpid()}")
     shutil.copy(made, scratch)
     scratch.rename(target)
-
-
-def _fill(share: Path, wheel: Path) -> None:
-    for name in ("rig/tests", "requests", "results"):
-        (share / name).mkdir(parents=True)
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copy(REPOSITORY / "tests" / "__init__.py", share / "rig" / "tests")
-    shutil.copytree(REPOSITORY / "tests" / "xen", share / "rig" / "tests" / "xen", ignore=ignored)
-    shutil.copy(wheel, share / "rig")
-    guest_ramdisk.build(share / "rig" / "guest.cpio")

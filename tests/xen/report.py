@@ -34,7 +34,7 @@ class Row:
         return self.outcome == "passed"
 
 
-def print_table(rows: Sequence[Row], boots: int, spoiled: Sequence[str]) -> None:
+def print_table(rows: Sequence[Row], starts: int, spoiled: Sequence[str]) -> None:
     """Every scenario, how it ended, seconds; what was measured; how often the emulator failed."""
     table = Table()
     for heading in ("suite", "scenario", "outcome"):
@@ -47,7 +47,8 @@ def print_table(rows: Sequence[Row], boots: int, spoiled: Sequence[str]) -> None
     Console(width=120).print(table)
     passed = sum(row.passed for row in rows)
     print(
-        f"{passed} of {len(rows)} passed; {boots} boots; the emulator failed {len(spoiled)} times"
+        f"{passed} of {len(rows)} passed; {starts} machines; "
+        f"the emulator failed {len(spoiled)} times"
     )
     for line in spoiled:
         print(f"  {line.partition(chr(10))[0]}")

@@ -15,38 +15,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tests.xen.emulator import Setup
+from tests.xen.emulator import EmulatorError, MachineError, Setup
 from tests.xen.images import SUITES, image
-from tests.xen.machine import EmulatorError, Machine, MachineError, Outcome
+from tests.xen.kept_machine import KeptMachine, kept_machine
+from tests.xen.machine import Machine, Outcome
 from tests.xen.report import Row, print_table, tell_crossings, tell_faults
 from tests.xen.scenarios import Case, SetupKey, cases, with_those_before
 from tests.xen.shadow_xen import shadow_xen
 from tests.xen.wheel import wheel
 
 SCENARIOS_PER_BOOT: Final = 10
-"""A boot costs half a minute; a fresh one now and then keeps a fault from spreading."""
+"""A start costs some seconds; a fresh one now and then keeps a fault from spreading."""
 RETRIES: Final = 2
 HANDED_OVER: Final = "handed-over"
 """The directory, in that of a run, with what each scenario has left for later ones."""
 
 
-def setup_of(suite: str, shadow: bool, hvm: bool) -> Setup:
-    """The machine for a scenario; makes an image and a hypervisor if there are none."""
+def machine_of(suite: str, shadow: bool) -> KeptMachine:
+    """What a scenario's machine starts from; makes it, an image and a hypervisor if there are
+    none."""
     made = image(SUITES[suite])
-    return Setup(made, shadow_xen(made.suite) if shadow else made.xen, hvm)
+    return kept_machine(Setup(made, shadow_xen(made.suite) if shadow else made.xen))
 
 
 class Machines:
-    """One machine at a time: booted when needed, kept for some scenarios of the same setup."""
+    """One machine at a time: started when needed, kept for some scenarios of the same setup."""
 
     def __init__(self, directory: Path) -> None:
-        """`directory`, which exists, gets a directory for each boot, and what scenarios hand over
-        to later ones; several may share it."""
-        self.boots = 0
+        """`directory`, which exists, gets a directory for each machine, and what scenarios hand
+        over to later ones; several may share it."""
+        self.starts = 0
         self.spoiled: list[str] = []
         self._directory = directory
         self._machine: Machine | None = None
-        self._setup: Setup | None = None
+        self._setup: SetupKey | None = None
         self._ran = 0
         self._failed: set[Case] = set()
 
@@ -56,10 +58,9 @@ class Machines:
         TimeoutError if this computer carries no further machine."""
         given = self._given(case)
         scenario = case.scenario
-        setup = setup_of(case.suite, scenario.shadow, scenario.hvm)
         for attempt in range(RETRIES + 1):
             try:
-                machine = self._ready(setup)
+                machine = self._ready(case.setup)
                 outcome = machine.run_scenario(scenario.name, scenario.limit, given)
                 if outcome.outcome == "passed":
                     machine.hand_over(self._handed_over(case))
@@ -94,17 +95,17 @@ class Machines:
             self._machine.close()
             self._machine = None
 
-    def _ready(self, setup: Setup) -> Machine:
+    def _ready(self, setup: SetupKey) -> Machine:
         full = self._ran >= SCENARIOS_PER_BOOT
         if self._machine is not None and (full or setup != self._setup or not self._machine.usable):
             self.close()
         if self._machine is None:
-            self.boots += 1
-            directory = Path(tempfile.mkdtemp(prefix="boot-", dir=self._directory))
-            self._machine = Machine(setup, wheel(), directory)
+            self.starts += 1
+            directory = Path(tempfile.mkdtemp(prefix="machine-", dir=self._directory))
+            self._machine = Machine(machine_of(*setup), wheel(), directory)
             self._setup, self._ran = setup, 0
             print(
-                f"tests.xen: Xen {self._machine.xen} up after {self._machine.boot_seconds:.0f} s "
+                f"tests.xen: Xen {self._machine.xen} up after {self._machine.start_seconds:.0f} s "
                 f"(of that {self._machine.install_seconds:.0f} s to install the package)",
                 flush=True,
             )
@@ -130,7 +131,7 @@ def run_scenarios(names: list[str], suites: list[str], jobs: int, keep: Path | N
         tell_crossings(rows, directory)
     print_table(
         rows,
-        sum(ended.boots for ended in done),
+        sum(ended.starts for ended in done),
         [spoiled for ended in done for spoiled in ended.spoiled],
     )
     return 0 if rows and all(row.passed for row in rows) else 1
@@ -154,7 +155,7 @@ class Plan:
         self._changed = threading.Condition()
 
     def take(self, setup: SetupKey | None) -> Case | None:
-        """The next case for a machine that was booted for `setup`, which reports its end by
+        """The next case for a machine that was started for `setup`, which reports its end by
         `ended`; None if there is none, or none yet."""
         with self._changed:
             if setup is None or not self._ready(setup):
@@ -206,7 +207,7 @@ class _Done:
     """The results of the machines that one thread has run, one after the other."""
 
     rows: dict[Case, Row] = field(default_factory=dict)
-    boots: int = 0
+    starts: int = 0
     spoiled: list[str] = field(default_factory=list)
 
 
@@ -228,7 +229,7 @@ def _work(plan: Plan, directory: Path) -> _Done:
                 plan.ended(case, case in done.rows and done.rows[case].passed)
     finally:
         machines.close()
-    done.boots, done.spoiled = machines.boots, machines.spoiled
+    done.starts, done.spoiled = machines.starts, machines.spoiled
     return done
 
 
@@ -239,17 +240,17 @@ def _not_run(case: Case, rows: Mapping[Case, Row]) -> Row:
     return Row(case.suite, case.scenario.name, why, 0.0, {})
 
 
-def run_script(
-    script: Path, suite: str, shadow: bool, hvm: bool, limit: float, keep: Path | None
-) -> int:
-    """Boot, run a script, and print its output. Returns 0 if it exited with 0, else 1.
+def run_script(script: Path, suite: str, shadow: bool, limit: float, keep: Path | None) -> int:
+    """Start a machine, run a script, and print its output. Returns 0 if it exited with 0, else 1.
 
     Raises EmulatorError, MachineError.
     """
     with _directory(keep) as directory:
-        machine = Machine(setup_of(suite, shadow, hvm), wheel(), directory)
+        machine = Machine(machine_of(suite, shadow), wheel(), directory)
         try:
-            print(f"tests.xen: Xen {machine.xen} up after {machine.boot_seconds:.0f} s", flush=True)
+            print(
+                f"tests.xen: Xen {machine.xen} up after {machine.start_seconds:.0f} s", flush=True
+            )
             outcome = machine.run_script(script, limit, _say)
         finally:
             machine.close()

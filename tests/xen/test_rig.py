@@ -28,9 +28,15 @@ from tests.xen.crossings import Crossing
 from tests.xen.dom0 import agent, guest, kernel_log
 from tests.xen.dom0.gate import Gate
 from tests.xen.dom0.lab import Lab
-from tests.xen.emulator import SILENCE_SECONDS, is_frozen, seconds_wanted
+from tests.xen.emulator import (
+    SILENCE_SECONDS,
+    EmulatorError,
+    MachineError,
+    is_frozen,
+    seconds_wanted,
+)
 from tests.xen.images import SUITES, unpacked
-from tests.xen.machine import EmulatorError, MachineError, Outcome
+from tests.xen.machine import Outcome
 from tests.xen.runner import Machines, Plan
 from tests.xen.scenarios import SCENARIOS, Case, cases, with_those_before
 
@@ -230,27 +236,27 @@ def test_two_machines_begin_with_two_images_and_end_in_the_largest_setup() -> No
     # But for what cannot be begun before another has ended.
     for cases_of in (one, other):
         free = [case for case in cases_of if case.before is None]
-        assert free[-1].setup == ("bookworm", False, False)
+        assert free[-1].setup == ("bookworm", False)
 
 
 def test_of_a_setup_what_may_take_longest_is_begun_first() -> None:
-    plain = [case for case in cases(list(SUITES)) if case.setup == ("bookworm", False, False)]
+    plain = [case for case in cases(list(SUITES)) if case.setup == ("bookworm", False)]
     (cases_of,) = taken(Plan(plain), 1)
     limits = [case.scenario.limit for case in cases_of]
     assert limits == sorted(limits, reverse=True)
 
 
 class FakeMachine:
-    """In place of `Machine`: each boot's scenario ends by the next of `ends`."""
+    """In place of `Machine`: each start's scenario ends by the next of `ends`."""
 
     ends: ClassVar[list[Outcome | Exception]] = []
-    boots: ClassVar[int] = 0
+    starts: ClassVar[int] = 0
     ran: ClassVar[list[tuple[str, str | None]]] = []
 
     def __init__(self, setup: object, wheel: Path, directory: Path) -> None:
-        type(self).boots += 1
+        type(self).starts += 1
         self.usable = True
-        self.xen, self.boot_seconds, self.install_seconds = "4.17.5", 30.0, 1.0
+        self.xen, self.start_seconds, self.install_seconds = "4.17.5", 30.0, 1.0
 
     def run_scenario(self, name: str, limit: float, given: Path | None = None) -> Outcome:
         self.ran.append((name, given and (given / "by").read_text()))
@@ -271,8 +277,8 @@ class FakeMachine:
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeMachine]]:
     monkeypatch.setattr(runner, "Machine", FakeMachine)
     monkeypatch.setattr(runner, "wheel", lambda: Path("/nowhere.whl"))
-    monkeypatch.setattr(runner, "setup_of", lambda *setup: setup)
-    FakeMachine.ends, FakeMachine.boots, FakeMachine.ran = [], 0, []
+    monkeypatch.setattr(runner, "machine_of", lambda *setup: setup)
+    FakeMachine.ends, FakeMachine.starts, FakeMachine.ran = [], 0, []
     yield FakeMachine
     assert FakeMachine.ends == []
 
@@ -293,7 +299,7 @@ def test_what_the_emulator_spoils_runs_again_on_a_fresh_machine(
     fake.ends = [*(spoiled() for _ in range(faults)), PASSED]
     machines = Machines(tmp_path)
     assert machines.run(CASE) is PASSED
-    assert (fake.boots, len(machines.spoiled)) == (faults + 1, faults)
+    assert (fake.starts, len(machines.spoiled)) == (faults + 1, faults)
 
 
 def test_what_the_emulator_spoils_runs_again_twice_at_most(
@@ -303,7 +309,7 @@ def test_what_the_emulator_spoils_runs_again_twice_at_most(
     machines = Machines(tmp_path)
     with pytest.raises(EmulatorError):
         machines.run(CASE)
-    assert (fake.boots, len(machines.spoiled)) == (3, 3)
+    assert (fake.starts, len(machines.spoiled)) == (3, 3)
 
 
 @pytest.mark.parametrize("end", [FAILED, Outcome("timeout", 1.0, "")])
@@ -313,7 +319,7 @@ def test_a_scenario_that_fails_is_never_run_again(
     fake.ends = [end]
     machines = Machines(tmp_path)
     assert machines.run(CASE) is end
-    assert (fake.boots, machines.spoiled) == (1, [])
+    assert (fake.starts, machines.spoiled) == (1, [])
 
 
 def test_a_scenario_under_which_dom0_goes_down_is_never_run_again(
@@ -323,7 +329,7 @@ def test_a_scenario_under_which_dom0_goes_down_is_never_run_again(
     machines = Machines(tmp_path)
     with pytest.raises(MachineError):
         machines.run(CASE)
-    assert fake.boots == 1
+    assert fake.starts == 1
 
 
 def test_without_a_free_machine_the_table_is_still_told(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.xen.images import ORDINARY
-from tests.xen.machine import AFTER_LIMIT_SECONDS, BOOT_SECONDS
+from tests.xen.machine import AFTER_LIMIT_SECONDS, START_SECONDS
 from tests.xen.runner import RETRIES, Machines, explained
 from tests.xen.scenarios import Case, cases
 
@@ -14,7 +14,7 @@ MAKING_SECONDS = 2400
 
 
 def _parameter(case: Case) -> object:
-    once = BOOT_SECONDS + case.scenario.limit + AFTER_LIMIT_SECONDS
+    once = START_SECONDS + case.scenario.limit + AFTER_LIMIT_SECONDS
     limit = MAKING_SECONDS + once * (RETRIES + 1)
     name = f"{case.suite}-{case.scenario.name}"
     return pytest.param(case, id=name, marks=pytest.mark.timeout(limit))

@@ -5,6 +5,7 @@ The share, as both ends see it (`tests.xen.machine` is the other one):
     rig/            the rig's own code; *.whl; the guest's ramdisk
     installed.tar   what pip makes of the wheel, from an earlier boot, or for the next one
     heartbeat       written every second: dom0 runs
+    kept.json       once, when a machine that is to be kept has done what is done once
     boot.json       once, when dom0 is ready
     requests/N.json what to run, from 1 on, one at a time
     results/N/      output (as it comes), figures.json, outcome.json (last), logs/, handed-over/
@@ -28,9 +29,8 @@ from typing import Any, Final
 
 from tests.xen.dom0 import clean_up, kernel_log
 from tests.xen.dom0.lab import Lab, xen_version
+from tests.xen.dom0.share import HOST, Heartbeat, write
 
-HOST: Final = Path("/host")
-HEARTBEAT_SECONDS: Final = 1.0
 INSTALL: Final = ("pip", "install", "--break-system-packages", "--no-index")
 """The command of helper/README.md, before the wheel's name."""
 _POLL_SECONDS: Final = 0.2
@@ -39,7 +39,7 @@ _CLEAN_UP_SECONDS: Final = 60
 
 
 def main() -> None:
-    _start_heartbeat()
+    Heartbeat()
     started = time.monotonic()
     _install()
     seconds = time.monotonic() - started
@@ -47,7 +47,7 @@ def main() -> None:
     kernel.new_lines()
     ours = clean_up.processes()
     ready = {"xen": xen_version(), "install_seconds": round(seconds, 1)}
-    _write(HOST / "boot.json", ready)
+    write(HOST / "boot.json", ready)
     number = 1
     while True:
         path = HOST / "requests" / f"{number}.json"
@@ -59,18 +59,8 @@ def main() -> None:
         # What crashes here is no scenario's fault, but a machine to run no other one on.
         crashed = kernel_log.faults(kernel.new_lines())
         outcome["left_over"] = left + [f"clearing up: {fault['line']}" for fault in crashed]
-        _write(results / "outcome.json", outcome)
+        write(results / "outcome.json", outcome)
         number += 1
-
-
-def _start_heartbeat() -> None:
-    """In a process of its own: nothing that a scenario does may hold it up."""
-    if os.fork():
-        return
-    fd = os.open(HOST / "heartbeat", os.O_WRONLY | os.O_CREAT, 0o644)
-    while True:
-        os.pwrite(fd, f"{time.monotonic():.0f}\n".encode(), 0)
-        time.sleep(HEARTBEAT_SECONDS)
 
 
 def _install() -> None:
@@ -93,7 +83,7 @@ def _must(command: list[str]) -> None:
     )
     if done.returncode:
         error = f"{shlex.join(command)}: {done.stdout}{done.stderr}"
-        _write(HOST / "boot.json", {"error": error})
+        write(HOST / "boot.json", {"error": error})
         sys.exit(1)
 
 
@@ -137,13 +127,6 @@ def _serve(request: dict[str, Any], results: Path, kernel: kernel_log.KernelLog)
         "faults": kernel_log.faults(lines),
         "kernel": lines[-100:],
     }
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """All or nothing: the host looks for the name."""
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(content))
-    scratch.rename(path)
 
 
 if __name__ == "__main__":

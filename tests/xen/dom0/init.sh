@@ -19,6 +19,7 @@ xenconsoled --log=guest --log-dir=/run/console --pid-file=/run/xenconsoled.pid
 # One processor for all: what the guests do must not hold up dom0.
 xl sched-credit2 -d 0 -w 65535
 
+python3 -m tests.xen.dom0.prepare $(cat /run/rig/guests)
 python3 -m tests.xen.dom0.agent
 echo "rig: the agent has ended with $?"
 echo b >/proc/sysrq-trigger

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tests.xen.dom0 import kept_guests
 from tests.xen.dom0.commands import Ended, Program, run, wait_until
 from tests.xen.dom0.guest import CONSOLES, Guest
 from tests.xen.dom0.slow_link import over_slow_link
@@ -98,7 +99,7 @@ class Lab:
     def guest(self, kind: str, memory: int = 0, cmdline: str = "", dirty: int = 0) -> Guest:
         """A new guest (`Guest` for the parameters), which counts already."""
         self._made += 1
-        return Guest(f"{kind}{self._made}", kind, memory, cmdline, dirty).create()
+        return kept_guests.bring_back(Guest(f"{kind}{self._made}", kind, memory, cmdline, dirty))
 
     def figure(self, name: str, value: Any) -> None:
         """Put something measured into the scenario's result; any value that JSON has."""

@@ -48,8 +48,8 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
 BY_NAME: Final = {scenario.name: scenario for scenario in SCENARIOS}
 
 
-SetupKey = tuple[str, bool, bool]
-"""What a machine depends on: the suite, `shadow`, `hvm`."""
+SetupKey = tuple[str, bool]
+"""What a machine depends on: the suite, `shadow`."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Case:
     @property
     def setup(self) -> SetupKey:
         """What the machine that it runs on depends on."""
-        return self.suite, self.scenario.shadow, self.scenario.hvm
+        return self.suite, self.scenario.shadow
 
     @property
     def before(self) -> Case | None:

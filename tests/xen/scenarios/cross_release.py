@@ -150,16 +150,13 @@ def _tell(lab: Lab, rows: list[Crossing], row: Crossing) -> None:
 
 
 SCENARIOS: Final = (
-    Scenario("cross-release-leave", leaves, hvm=True, limit=_LIMIT),
+    Scenario("cross-release-leave", leaves, limit=_LIMIT),
     Scenario(
         "cross-release-arrive",
         arrives,
         ("trixie",),
-        hvm=True,
         limit=_LIMIT,
         after="cross-release-leave",
     ),
-    Scenario(
-        "cross-release-back", comes_back, hvm=True, limit=_LIMIT, after="cross-release-arrive"
-    ),
+    Scenario("cross-release-back", comes_back, limit=_LIMIT, after="cross-release-arrive"),
 )

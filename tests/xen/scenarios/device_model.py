@@ -70,6 +70,6 @@ def device_model_of(guest: Guest) -> str:
 
 
 SCENARIOS: Final = (
-    Scenario("device-model-wrapped-hvm", wrapped_by_configuration, ("sid",), hvm=True, limit=900),
-    Scenario("device-model-needed-hvm", wrapped_where_it_is_needed, ("sid",), hvm=True, limit=900),
+    Scenario("device-model-wrapped-hvm", wrapped_by_configuration, ("sid",), limit=900),
+    Scenario("device-model-needed-hvm", wrapped_where_it_is_needed, ("sid",), limit=900),
 )

@@ -107,7 +107,6 @@ SCENARIOS: Final = (
     Scenario(
         "xl-save-verify-restore-migrate-hvm",
         partial(all_of_one_guest, kind="hvm"),
-        hvm=True,
         limit=900,
     ),
     Scenario("xl-migrate-pv", partial(_of_a_new, "pv", migrate), shadow=True),

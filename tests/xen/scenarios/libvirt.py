@@ -28,7 +28,7 @@ def save_and_restore(lab: Lab) -> None:
     daemon = _start_daemon(lab)
     try:
         _virsh("create", _description(lab.directory, guest), limit=120)
-        guest.wait_for_count(1, COUNTS_SECONDS[guest.kind])
+        guest.wait_for_count(1, COUNTS_SECONDS)
         _virsh("save", guest.name, file)
         assert guest.name not in lab.domains()
         _virsh("restore", file)

@@ -15,7 +15,6 @@ class Scenario:
     """`run` inside dom0, on the dom0 of each of `suites`, may take `limit` seconds.
 
     `shadow`: on a Xen built with shadow paging and memory paging, which Debian's is not.
-    `hvm`: it has HVM guests with a device model, which take more memory.
     `after`: another scenario, of one suite, which must have passed: what that one has put into
     `Lab.handed_over` this one finds in `Lab.given`.
     """
@@ -24,7 +23,6 @@ class Scenario:
     run: Callable[[Lab], None]
     suites: tuple[str, ...] = ("bookworm",)
     shadow: bool = False
-    hvm: bool = False
     limit: float = 600
     after: str = ""
 

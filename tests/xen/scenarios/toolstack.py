@@ -253,7 +253,6 @@ SCENARIOS: Final = (
     Scenario(
         "toolstack-save-restore-migrate-hvm",
         partial(all_of_one_guest, kind="hvm"),
-        hvm=True,
         limit=900,
     ),
     *(
@@ -264,7 +263,6 @@ SCENARIOS: Final = (
         Scenario(
             f"toolstack-receiver-dies-{kind}",
             partial(receiver_dies, kind=kind),
-            hvm=kind == "hvm",
             limit=600,
         )
         for kind in ("pvh", "hvm")
