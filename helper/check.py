@@ -19,7 +19,7 @@ from xen_save_helper.helper.settings import (
     read_settings,
 )
 from xen_save_helper.helper.trace_file import open_for_trace
-from xen_save_helper.ipc_schema.channel.helper_request import default_engine
+from xen_save_helper.ipc_schema.channel.helper_request import DEFAULT_ENGINE
 from xen_save_helper.ipc_schema.channel.messages import Dialect, MissingCpuFeatures
 from xen_save_helper.ipc_schema.version import version
 
@@ -29,7 +29,7 @@ _DEFAULTS: Final = {
     "stream_stall": "no limit",
     "answer_limit": f"{ANSWER_LIMIT:g}",
     "hypervisor": "xen",
-    "engine": default_engine("xen"),
+    "engine": DEFAULT_ENGINE,
     "sparse": "0",
     "missing_cpu_features": MissingCpuFeatures.REFUSE,
 }

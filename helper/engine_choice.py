@@ -30,6 +30,11 @@ def choose_engine(request: HelperRequest) -> tuple[Engine, str]:
             errno.EOPNOTSUPP,
             "libxenguest has no bandwidth limit" + (f", and works on {reason}" if reason else ""),
         )
+    if engine is Engine.LIBXENGUEST and request.postcopy:
+        raise OSError(
+            errno.EOPNOTSUPP,
+            "libxenguest has no postcopy" + (f", and works on {reason}" if reason else ""),
+        )
     return engine, reason
 
 

@@ -21,14 +21,14 @@ from xen_save_helper.helper.engine_choice import what_works_on_what
 from xen_save_helper.helper.job import EXIT_DONE, EXIT_FAILED, Job
 from xen_save_helper.helper.run import report_channel_error, run
 from xen_save_helper.helper.seams import Seams
-from xen_save_helper.helper.settings import ANSWER_LIMIT, PREFIX, Settings, read_settings
+from xen_save_helper.helper.settings import ANSWER_LIMIT, HAND_OVER, PREFIX, Settings, read_settings
 from xen_save_helper.helper.standard_streams import lost, standard_streams
 from xen_save_helper.helper.trace_file import open_trace
 from xen_save_helper.helper.watchdog import Watchdog, limit_of, wake_when_orphaned
 from xen_save_helper.ipc_schema.causes import Cause
 from xen_save_helper.ipc_schema.channel.helper_request import (
+    DEFAULT_ENGINE,
     Engine,
-    default_engine,
     request_of_start,
 )
 from xen_save_helper.ipc_schema.channel.messages import (
@@ -58,7 +58,7 @@ def _main() -> int:
         print(f"{USAGE}\n{here()}")
         return _printed()
     if arguments == ["--version"]:
-        engine = read_settings(os.environ).settings.engine or default_engine("xen")
+        engine = read_settings(os.environ).settings.engine or DEFAULT_ENGINE
         print(f"{CONTEXT} {version()}; {here()}; {what_works_on_what(engine)}")
         return _printed()
     if arguments == ["--check"]:
@@ -214,7 +214,7 @@ def _serve_libxl(
     answers, messages = _take_pipes()
     request = given.request._replace(
         hypervisor=settings.hypervisor,
-        engine=settings.engine or default_engine(settings.hypervisor),
+        engine=settings.engine or DEFAULT_ENGINE,
         postcopy="postcopy_transition" in callbacks_of(given.cbflags, given.dialect)
         and given.request.back_fd >= 0,
         missing_cpu_features=settings.missing_cpu_features,
@@ -239,6 +239,12 @@ def _serve_libxl(
         trace.event("waiting", text=text)
         return True
 
+    if (path := os.environ.get(HAND_OVER)) and request.operation is Operation.RESTORE:
+        from xen_save_helper.helper.handed_over import serve
+
+        watchdog.stop()
+        with abort:
+            _exit(serve(path, request, channel, abort), seams)
     if not stall_limit:
         abort.tell_of_waits(told)
     with abort:

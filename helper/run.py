@@ -78,12 +78,17 @@ def report_channel_error(over: ChannelError) -> int:
 
 def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace, streams: Streams) -> _Outcome:
     request, counted = job.request, Statistics()
+    engine: Engine | None = None
     try:
         _keep("io_fd", request.io_fd)
         if request.back_fd >= 0:
             _keep("back_fd", request.back_fd)
         with streams(job, abort):
-            return _with_engine(job, channel, abort, trace, counted)
+            engine, reason = choose_engine(request)
+            trace.event("engine", engine=engine.value, hypervisor=request.hypervisor)
+            if reason:
+                _log(channel, XentoollogLevel.INFO, f"libxenguest works on {reason}")
+            return _with_engine(engine, job, channel, abort, trace, counted)
     except (OSError, DecodeError, MemoryError) as bad:
         errnoval, text = errno_of(bad), _words_of(bad)
         if abort.requested:
@@ -91,7 +96,7 @@ def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace, streams: St
             trace.event("failure", what="aborted", error=text, **why(bad)._asdict())
             errnoval, text = abort.errnoval, abort.reason
         _log(channel, XentoollogLevel.ERROR, text, errnoval)
-        counts = request.operation is Operation.SAVE and request.engine is Engine.OWN
+        counts = request.operation is Operation.SAVE and engine is Engine.OWN
         return _Outcome(retval=-1, errnoval=errnoval, statistics=counted if counts else None)
     except Exception as bug:
         import traceback
@@ -116,14 +121,10 @@ def _words_of(bad: Exception) -> str:
 
 
 def _with_engine(
-    job: Job, channel: Channel, abort: Abort, trace: Trace, counted: Statistics
+    engine: Engine, job: Job, channel: Channel, abort: Abort, trace: Trace, counted: Statistics
 ) -> _Outcome:
     """`counted` is kept up to date by a save of our engine."""
-    engine, reason = choose_engine(job.request)
     request = job.request
-    trace.event("engine", engine=engine.value, hypervisor=request.hypervisor)
-    if reason:
-        _log(channel, XentoollogLevel.INFO, f"libxenguest works on {reason}")
     if request.sparse and engine is Engine.LIBXENGUEST:
         _log(channel, XentoollogLevel.WARN, "libxenguest does not leave out pages of zeros")
     if request.hypervisor == XEN and request.operation is Operation.RESTORE:

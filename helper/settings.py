@@ -22,7 +22,10 @@ ENVIRONMENT: Final = "environment"
 _FAMILY: Final = "XEN_SAVE"
 """The beginning of variables that are meant for us, even if misspelt."""
 
-_OTHERS: Final = (CONFIG, f"{PREFIX}QEMU")
+HAND_OVER: Final = f"{PREFIX}HAND_OVER"
+"""The socket of a controller of ours, for the helper of the `xl` that it has started."""
+
+_OTHERS: Final = (CONFIG, HAND_OVER, f"{PREFIX}QEMU")
 """Variables that are not settings: the settings file, and one of `helper.qemu_wrapper`."""
 
 ANSWER_LIMIT: Final = 600.0

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec
 
 from xen_save_helper.helper.hypervisors import SIMULATED, XEN
-from xen_save_helper.ipc_schema.channel.helper_request import Engine, default_engine
+from xen_save_helper.ipc_schema.channel.helper_request import DEFAULT_ENGINE, Engine
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, XentoollogLevel
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.helpers.request import HelperProgram, OwnHelper
@@ -123,7 +123,7 @@ class Context:
     def engine(self) -> Engine:
         """The engine that our helper is asked to use. On Xen it leaves PV domains to libxenguest in
         any case."""
-        return self.engine_choice or default_engine(self.hypervisor)
+        return self.engine_choice or DEFAULT_ENGINE
 
 
 def check_uri(name: str, uri: str) -> None:

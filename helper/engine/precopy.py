@@ -22,6 +22,7 @@ from xen_save_helper.ipc_schema.channel.precopy_rule import (
     decide,
 )
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
+from xen_save_helper.ipc_schema.streams.pfns import Pfns
 
 UNKNOWN = -1
 """The dirty count during a round."""
@@ -93,6 +94,17 @@ class Rounds:
     def send_final(self, doing_what: str) -> None:
         """Send the dirty pages of a suspended domain."""
         self._round(doing_what, self.dirty.count(1), None)
+
+    def send_ahead(self, pfns: Pfns) -> None:
+        """Send those of `pfns` that are dirty, of a suspended domain, and leave the others to
+        postcopy."""
+        left = self.dirty
+        self.dirty = Bitmap(self.p2m_size)
+        for pfn in pfns:
+            self.dirty[pfn] = left[pfn]
+            left[pfn] = 0
+        self._round("Frames ahead", self.dirty.count(1), None)
+        self.dirty = left
 
     def send_memory_live(self, policy: Policy) -> PrecopyPolicy:
         """Send precopy rounds, with log-dirty mode on, until the policy decides on STOP_AND_COPY or

@@ -30,6 +30,7 @@ from xen_save_helper.ipc_schema.streams.libxc_stream import (
     encode_domain_header,
     encode_image_header,
 )
+from xen_save_helper.ipc_schema.streams.pfns import pfns_of
 from xen_save_helper.ipc_schema.streams.phases import Phase
 from xen_save_helper.ipc_schema.streams.records import encode_record
 
@@ -58,6 +59,8 @@ class _Save:
         self._out = StreamOutput(self._request.io_fd, self._abort, self._request.bandwidth)
         self._pages = PageWriter(domain, self._out)
         self._postcopy: PostcopySender | None = None
+        self._ahead = pfns_of()
+        """Pages that postcopy must not leave behind."""
         self._logdirty = False
         self._qemu_logdirty = False
 
@@ -134,6 +137,8 @@ class _Save:
 
     def _precopy(self) -> Outcome:
         self._enable_logdirty()
+        if self._request.postcopy:
+            self._ahead = self._domain.needed_at_once()
         policy = precopy_policy(self._reporter, self._job.limits, lambda: self._out.sent)
         decision = self._rounds.send_memory_live(policy)
         if decision is not PrecopyPolicy.POSTCOPY:
@@ -189,6 +194,8 @@ class _Save:
     def _postcopy_begin(self) -> Outcome:
         from xen_save_helper.helper.engine.postcopy_save import PostcopySender
 
+        self._reporter.event("ahead", pfns=self._ahead.tolist())
+        self._rounds.send_ahead(self._ahead)
         self._postcopy = PostcopySender(self._domain, self._out, self._environment)
         self._write_record(RecordType.POSTCOPY_BEGIN)
         return self._state()

@@ -114,6 +114,10 @@ class Domain(ControlledDomain, Protocol):
     def maximum_gpfn(self) -> int:
         """xc_domain_maximum_gpfn: the highest pfn; `p2m_size` is one more."""
 
+    def needed_at_once(self) -> Pfns:
+        """Pages that must not be left behind by a postcopy: the hypervisor itself accesses them,
+        and does not wait for an evicted one. The domain may be running."""
+
     def logdirty_enable(self) -> None:
         """XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY. Raises EINVAL if it is on already."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum, StrEnum
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, Final, NamedTuple, get_type_hints
 
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, Operation, StreamType
 
@@ -21,9 +21,8 @@ class Engine(StrEnum):
     """Xen's xc_domain_save and xc_domain_restore: real domains, without postcopy."""
 
 
-def default_engine(hypervisor: str) -> Engine:
-    """The engine for a hypervisor's URI if nobody chose one."""
-    return Engine.LIBXENGUEST if hypervisor == "xen" else Engine.OWN
+DEFAULT_ENGINE: Final = Engine.OWN
+"""If nobody chose one. What only libxenguest can do is done by it in any case."""
 
 
 class HelperRequest(NamedTuple):
@@ -44,7 +43,7 @@ class HelperRequest(NamedTuple):
     console_evtchn: int = 0
     console_domid: int = 0
     hypervisor: str = "xen"
-    engine: Engine = Engine.OWN
+    engine: Engine = DEFAULT_ENGINE
     bandwidth: int = 0
     postcopy: bool = False
     missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE

@@ -18,7 +18,8 @@ def main() -> int:
     options = _parse()
     if options.list:
         for scenario in SCENARIOS:
-            print(f"{scenario.name:50} {' '.join(scenario.suites)}")
+            seldom = "".join(f" ({suite})" for suite in scenario.seldom)
+            print(f"{scenario.name:50} {' '.join(scenario.suites)}{seldom}")
         return 0
     try:
         if options.script:
@@ -32,7 +33,10 @@ def main() -> int:
         suites = (
             [options.suite] if options.suite else list(SUITES if options.scenarios else ORDINARY)
         )
-        return runner.run_scenarios(options.scenarios, suites, options.jobs, options.keep)
+        seldom = options.all or bool(options.scenarios)
+        return runner.run_scenarios(
+            options.scenarios, suites, options.jobs, options.keep, seldom=seldom
+        )
     except (host_tools.MissingToolsError, EmulatorError, MachineError, TimeoutError) as failed:
         print(f"tests.xen: {failed}", file=sys.stderr)
         return 1
@@ -40,8 +44,9 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.xen", description=__doc__)
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="default: all")
-    parser.add_argument("--list", action="store_true", help="list their names")
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="default: those of CI")
+    parser.add_argument("--all", action="store_true", help="those that are seldom run, too")
+    parser.add_argument("--list", action="store_true", help="list their names and suites")
     parser.add_argument("--suite", choices=SUITES, help="this Debian only")
     parser.add_argument(
         "--jobs",

@@ -63,8 +63,7 @@ class Slot:
 
 
 def slots() -> int:
-    """How many machines this computer carries, of 7 GiB and a processor each: a guest that has to
-    wait for one takes longer than its limits allow."""
+    """How many machines this computer carries, of 7 GiB and a processor each."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, min(os.cpu_count() or 1, memory // _MACHINE_BYTES))
 

@@ -113,11 +113,12 @@ class Machines:
         return self._machine
 
 
-def run_scenarios(names: list[str], suites: list[str], jobs: int, keep: Path | None) -> int:
-    """Run scenarios (all where `names` is empty) on `suites`, on `jobs` machines at once, print
-    the table; 0 if there were some and all passed."""
-    named = [case for case in cases(suites) if not names or case.scenario.name in names]
-    wanted = with_those_before(named)
+def run_scenarios(
+    names: list[str], suites: list[str], jobs: int, keep: Path | None, *, seldom: bool
+) -> int:
+    """Run scenarios (see `cases`) on `suites`, on `jobs` machines at once, print the table; 0 if
+    there were some and all passed."""
+    wanted = with_those_before(cases(suites, names, seldom=seldom))
     plan = Plan(wanted)
     print(f"tests.xen: {len(wanted)} scenarios, {jobs} machines at once", flush=True)
     with _directory(keep) as directory, ThreadPoolExecutor(jobs) as pool:

@@ -40,6 +40,8 @@ from tests.xen.machine import Outcome
 from tests.xen.runner import Machines, Plan
 from tests.xen.scenarios import SCENARIOS, Case, cases, with_those_before
 
+EVERY = cases(list(SUITES), seldom=True)
+
 
 @pytest.mark.parametrize(
     ("silence", "used", "frozen"),
@@ -177,7 +179,7 @@ def taken(plan: Plan, workers: int) -> list[list[Case]]:
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_every_case_runs_once_and_no_machine_idles_while_there_are_some(workers: int) -> None:
-    wanted = cases(list(SUITES))
+    wanted = EVERY
     got = taken(Plan(wanted), workers)
     assert Counter(case for cases_of in got for case in cases_of) == Counter(wanted)
     lengths = [len(cases_of) for cases_of in got]
@@ -186,8 +188,8 @@ def test_every_case_runs_once_and_no_machine_idles_while_there_are_some(workers:
 
 def test_what_comes_after_another_one_waits_for_it() -> None:
     """And others are run meanwhile."""
-    leave, arrive, back = (case for case in cases(list(SUITES)) if "cross-release" in named(case))
-    other = cases(["bookworm"])[0]
+    leave, arrive, back = (case for case in EVERY if "cross-release" in named(case))
+    other = EVERY[0]
     plan = Plan([leave, arrive, back, other])
     assert {plan.take(None), plan.take(None)} == {leave, other}
     assert plan.take(None) is None
@@ -202,7 +204,7 @@ def test_what_comes_after_another_one_waits_for_it() -> None:
 
 
 def test_who_waits_for_another_ones_end_hears_of_it() -> None:
-    leave, arrive, _back = (case for case in cases(list(SUITES)) if "cross-release" in named(case))
+    leave, arrive, _back = (case for case in EVERY if "cross-release" in named(case))
     plan = Plan([leave, arrive])
     assert plan.take(None) == leave
     with ThreadPoolExecutor(1) as pool:
@@ -216,22 +218,22 @@ def named(case: Case) -> str:
 
 
 def test_with_a_scenario_goes_what_has_to_come_before_it() -> None:
-    (back,) = (case for case in cases(list(SUITES)) if named(case) == "cross-release-back")
+    (back,) = (case for case in EVERY if named(case) == "cross-release-back")
     names = [named(case) for case in with_those_before([back])]
     assert names == ["cross-release-leave", "cross-release-arrive", "cross-release-back"]
-    everything = cases(list(SUITES))
+    everything = EVERY
     assert with_those_before(everything) == everything
 
 
 def test_a_machine_keeps_to_its_setup_while_there_are_cases_of_it() -> None:
-    free = [case for case in cases(list(SUITES)) if case.before is None]
+    free = [case for case in EVERY if case.before is None]
     (cases_of,) = taken(Plan(free), 1)
     changes = sum(one.setup != other.setup for one, other in pairwise(cases_of))
     assert changes == len({case.setup for case in cases_of}) - 1
 
 
 def test_two_machines_begin_with_two_images_and_end_in_the_largest_setup() -> None:
-    one, other = taken(Plan(cases(list(SUITES))), 2)
+    one, other = taken(Plan(EVERY), 2)
     assert one[0].suite != other[0].suite
     # But for what cannot be begun before another has ended.
     for cases_of in (one, other):
@@ -240,7 +242,7 @@ def test_two_machines_begin_with_two_images_and_end_in_the_largest_setup() -> No
 
 
 def test_of_a_setup_what_may_take_longest_is_begun_first() -> None:
-    plain = [case for case in cases(list(SUITES)) if case.setup == ("bookworm", False)]
+    plain = [case for case in EVERY if case.setup == ("bookworm", False)]
     (cases_of,) = taken(Plan(plain), 1)
     limits = [case.scenario.limit for case in cases_of]
     assert limits == sorted(limits, reverse=True)
@@ -285,7 +287,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeMachine]]:
 
 PASSED = Outcome("passed", 1.0, "")
 FAILED = Outcome("failed", 1.0, "")
-CASE = cases(["bookworm"])[0]
+CASE = EVERY[0]
 
 
 def spoiled() -> EmulatorError:
@@ -337,7 +339,7 @@ def test_without_a_free_machine_the_table_is_still_told(
 ) -> None:
     fake.ends = [PASSED, TimeoutError("2 machines of this rig are running, for 7200 s")]
     names = ["baseline", "baseline-damage-is-noticed", "xl-migrate-pvh"]
-    assert runner.run_scenarios(names, ["bookworm"], 1, None) == 1
+    assert runner.run_scenarios(names, ["bookworm"], 1, None, seldom=True) == 1
     told = capsys.readouterr().out
     assert told.count("no machine") == 2
     assert "1 of 3 passed" in told
@@ -369,7 +371,7 @@ def test_what_comes_after_a_scenario_that_failed_is_not_run(
 def test_a_single_scenario_has_what_comes_before_it_run_once(
     fake: type[FakeMachine], tmp_path: Path
 ) -> None:
-    (back,) = (case for case in cases(list(SUITES)) if named(case) == "cross-release-back")
+    (back,) = (case for case in EVERY if named(case) == "cross-release-back")
     fake.ends = [PASSED, FAILED]
     machines = Machines(tmp_path)
     for _ in range(2):

@@ -21,7 +21,7 @@ def _parameter(case: Case) -> object:
 
 
 @pytest.mark.real_xen
-@pytest.mark.parametrize("case", [_parameter(case) for case in cases(list(ORDINARY))])
+@pytest.mark.parametrize("case", [_parameter(case) for case in cases(list(ORDINARY), seldom=True)])
 def test_scenario(machines: Machines, case: Case) -> None:
     outcome = machines.run(case)
     assert outcome.outcome == "passed", explained(outcome)

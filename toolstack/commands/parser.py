@@ -121,8 +121,8 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         choices=("own", "libxenguest"),
-        help="what reads or writes a real guest's memory: our own engine, or Xen's libxenguest "
-        "(the default; PV guests are always libxenguest's)",
+        help="what reads or writes a real guest's memory: our own engine (the default), or Xen's "
+        "libxenguest, which is always used for PV guests",
     )
 
 

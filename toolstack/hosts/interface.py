@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from xen_save_helper.helper.hypervisors.interface import ControlledDomain
 
@@ -112,6 +112,23 @@ class RestoreProgram:
     remark: str = ""
 
 
+class Rings(NamedTuple):
+    """The event channels of xenstore's and the console's ring, and the domains at their other
+    ends (arguments of xc_domain_restore)."""
+
+    store_evtchn: int = 0
+    store_domid: int = 0
+    console_evtchn: int = 0
+    console_domid: int = 0
+
+
+class RestoredGfns(NamedTuple):
+    """Where a restored domain's rings are; 0 for none (results of xc_domain_restore)."""
+
+    store_gfn: int = 0
+    console_gfn: int = 0
+
+
 class Host(Protocol):
     """A host's domains, as libxl sees them. Names are unique on a host.
 
@@ -138,14 +155,23 @@ class Host(Protocol):
     def why_no_postcopy(self) -> str:
         """Why no domain can be restored by postcopy here, with the way out; "" if it can."""
 
-    def restore_program(self, config: Mapping[str, Any], name: str) -> RestoreProgram | None:
+    def restore_program(
+        self, config: Mapping[str, Any], name: str, *, postcopy: bool
+    ) -> RestoreProgram | None:
         """How the host's own toolstack restores a domain `name` of `config`; None if we restore it,
-        by `create`, a helper, and `restore_emulator`. Raises OSError if it is already certain that
-        it cannot be restored."""
+        by `create`, a helper, and `rebuild_done`, as always where it may come by postcopy. Raises
+        OSError if it is already certain that it cannot be restored."""
 
     def create(self, config: Mapping[str, Any], name: str) -> int:
         """Make a domain to be restored: paused, without pages or registers. `config` is what
         `config()` returns. Raises ValueError for an invalid configuration."""
+
+    def rings(self, domid: int) -> Rings:
+        """Of a domain that `create` has made: what its helper must know of its rings."""
+
+    def static_data_done(self, domid: int, missing: int) -> int:
+        """The domain's static data have come, but for `missing` (XGR_SDD_MISSING_*), which is then
+        made up for. Returns the callback's answer."""
 
     def config(self, domid: int) -> dict[str, Any]:
         """The stored configuration, libxl_domain_config's JSON, as it goes into the xl header."""
@@ -189,10 +215,16 @@ class Host(Protocol):
     def emulator_context(self, domid: int) -> bytes | None:
         """The saved state of the suspended domain's device model; None if there is none."""
 
-    def restore_emulator(
-        self, domid: int, xenstore: Sequence[tuple[bytes, bytes]], context: bytes | None
+    def rebuild_done(
+        self,
+        domid: int,
+        gfns: RestoredGfns,
+        xenstore: Sequence[tuple[bytes, bytes]],
+        context: bytes | None,
     ) -> None:
-        """Start a restored domain's device model from what was saved."""
+        """Finish a domain whose memory and registers are there, or are being paged in
+        (domcreate_rebuild_done): its rings, its devices, and its device model from what was saved,
+        if it has one. It stays paused."""
 
     def report(self, domid: int) -> GuestReport:
         """Report what is known of the guest now."""

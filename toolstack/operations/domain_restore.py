@@ -89,7 +89,9 @@ async def restore_domain(ctx: Context, parameters: RestoreParameters) -> Restore
     """Restore with the caller's descriptors. Raises only if there is a bug; a cancellation aborts
     the restore and is absorbed."""
     try:
-        program = ctx.host.restore_program(parameters.config, parameters.name)
+        program = ctx.host.restore_program(
+            parameters.config, parameters.name, postcopy=parameters.send_back_fd >= 0
+        )
     except (OSError, ValueError) as error:
         reason = f"the domain {parameters.name} cannot be restored: {message_of(error)}"
         return RestoreResult(Error.FAIL, None, False, None, reason, why(error))

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.ipc_schema.channel.helper_request import Engine, HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, Operation, XCFlags
 from xen_save_helper.ipc_schema.channel.precopy_rule import LIBXL_PRECOPY, PrecopyLimits
@@ -212,8 +211,8 @@ def beyond_helper(
     """What the helper cannot do of what is asked for; "" if it can do it all. A refusal is better
     than leaving something undone in silence."""
     program = ctx.program
-    if postcopy and ctx.hypervisor == XEN:
-        return "a real guest cannot be migrated by postcopy"
+    if postcopy and ctx.engine is Engine.LIBXENGUEST:
+        return f"libxenguest has no postcopy; the engine {Engine.OWN} has it"
     if bandwidth and ctx.engine is Engine.LIBXENGUEST:
         return f"libxenguest has no bandwidth limit; the engine {Engine.OWN} has one"
     if sparse and (problem := beyond_sparse(ctx)):

@@ -19,6 +19,7 @@ from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
 from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import HelperResult, Statistics
+from xen_save_helper.toolstack.hosts.interface import RestoredGfns
 from xen_save_helper.toolstack.operations.stream_operation import (
     StreamOperation,
     has_device_model,
@@ -74,6 +75,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
         self._read: asyncio.Task[None] | None = None
         self._xenstore: list[tuple[bytes, bytes]] = []
         self._context: bytes | None = None
+        self._gfns = RestoredGfns()
         self._offset = 0
         """Our place in the libxl stream: bytes that we read, and those that the helper reports."""
         self._body = 0
@@ -125,27 +127,26 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
             await self._tasks_ended()
             if rc or self._postcopy is not None:
                 return rc
-            rc = await self._restore_emulator()
+            rc = await self._rebuild_done()
             if rc or not self._cancelled:
                 return rc
         self._report.failed("the restore was cancelled", Why(Cause.ABORTED))
         return Error.ABORTED
 
-    async def _restore_emulator(self) -> int:
+    async def _rebuild_done(self) -> int:
         assert self._domid is not None
-        if not has_device_model(self._parameters.config):
-            return 0
-        if self._context is None:
+        if has_device_model(self._parameters.config) and self._context is None:
             # libxl__build_device_model_args: QEMU starts from a saved state, or not at all.
             self._report.failed(
                 "the stream has no state of the device model (EMULATOR_CONTEXT)", Why(Cause.INVALID)
             )
             return Error.FAIL
         return await self._host_call(
-            "the device model cannot be restored",
+            "the domain's devices cannot be restored",
             self._host_limit,
-            self._ctx.host.restore_emulator,
+            self._ctx.host.rebuild_done,
             self._domid,
+            self._gfns,
             self._xenstore,
             self._context,
         )
@@ -302,6 +303,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
             self._domid,
             parameters.restore_fd,
             back_fd=parameters.send_back_fd,
+            **self._ctx.host.rings(self._domid)._asdict(),
             hypervisor=self._ctx.hypervisor,
             engine=self._ctx.engine,
             postcopy=parameters.send_back_fd >= 0,
@@ -316,11 +318,17 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
         self._run_helper(request, callbacks)
 
     def _on_static_data_done(self, missing: int) -> int:
+        assert self._domid is not None
         self._report.event("static_data_done", missing=missing)
-        return 0
+        try:
+            return self._ctx.host.static_data_done(self._domid, missing)
+        except (OSError, ValueError) as error:
+            self._report.failed(f"the domain's static data: {error}", why(error))
+            return -1
 
     def _on_restore_results(self, store_gfn: int, console_gfn: int) -> None:
-        self._report.event("restore_results", store_gfn=store_gfn, console_gfn=console_gfn)
+        self._gfns = RestoredGfns(store_gfn, console_gfn)
+        self._report.event("restore_results", **self._gfns._asdict())
 
     def _helper_done(self, result: HelperResult) -> None:
         self._has_all = result.completed and not result.retval
@@ -349,7 +357,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
     async def _resume_emulator(self, ends: PostcopyJoin) -> None:
         rc: int = Error.FAIL
         try:
-            rc = await self._restore_emulator()
+            rc = await self._rebuild_done()
         finally:
             self._do_postcopy(ends, ends.device_model_done(rc))
 

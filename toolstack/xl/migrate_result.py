@@ -146,6 +146,10 @@ class ResultMaker:
 
     def _downtime(self, there: GuestReport | None) -> float | None:
         left = self._course.source_report.suspended_at if self._course.source_report else None
+        saved = self._course.saved
+        if there is None and saved and saved.postcopy_transitioned is PostcopyTransitioned.DONE:
+            # The destination reports the last page, not the first step.
+            return None
         arrived = there.first_step_at if there else self._course.report_came_at
         if left is None or arrived is None or self._migration.options.paused:
             return None

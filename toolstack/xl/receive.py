@@ -252,7 +252,7 @@ class _Receiving(HandshakeSide[Receiver]):
                 self._config,
                 self._incoming,
                 self._stream_fd,
-                self._back_fd,
+                self._back_fd if self._flags & xl_header.OPTIONAL_POSTCOPY else -1,
                 on_resume=self._resumes,
             ),
         )

@@ -63,6 +63,10 @@ class SimulatedDomain(OpenDomain):
     def maximum_gpfn(self) -> int:
         return self.shared.domain.maximum_gpfn
 
+    def needed_at_once(self) -> Pfns:
+        """None: a guest here makes no hypercalls that could fail."""
+        return pfns_of()
+
     # -- log-dirty ------------------------------------------------------------------------------
 
     def logdirty_enable(self) -> None:

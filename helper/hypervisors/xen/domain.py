@@ -196,6 +196,11 @@ class XenDomain(XenControlledDomain):
         seeds = (True, console_gfn, store_gfn, console_domid, store_domid)
         self._check("xc_dom_gnttab_seed", _guest(), *seeds)
 
+    def needed_at_once(self) -> Pfns:
+        from xen_save_helper.helper.hypervisors.xen import vcpu_info
+
+        return vcpu_info.find(self)
+
     def mem_paging_enable(self) -> XenPaging:
         """Raises OSError if this domain or this Xen cannot have paging, with the reason."""
         from xen_save_helper.helper.hypervisors.xen.paging import XenPaging

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 from array import array
+from contextlib import closing
 from functools import cache
 from typing import Final, NamedTuple
 
@@ -41,6 +42,9 @@ _NOMINATE: Final = 0
 _EVICT: Final = 1
 _PREP: Final = 2
 
+_NOBODY: Final = 0x7FEF
+"""A domid that is never given: the last one below DOMID_FIRST_RESERVED."""
+
 _WORD: Final = 8
 _ENTRY_WORDS: Final = 8
 """`struct multicall_entry`: op, result, six arguments."""
@@ -54,6 +58,23 @@ _GFN: Final = 2
 @cache
 def _library() -> ctypes.CDLL:
     return load(_SONAME, _PROTOTYPES)
+
+
+def why_no_paging() -> str:
+    """Why no domain can be paged here, as far as that can be known without one; "" if it can.
+
+    do_memory_op: a Xen that is not built with memory paging does not know the operation, and one
+    that is looks for the domain first.
+    """
+    try:
+        with closing(PagingCalls(_NOBODY)) as calls:
+            calls.evict_again(0)
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
+            return "this Xen is not built with memory paging (CONFIG_MEM_PAGING)"
+        if error.errno != errno.ESRCH:
+            return error.strerror or str(error)
+    return ""
 
 
 class _Part(NamedTuple):

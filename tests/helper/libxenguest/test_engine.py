@@ -49,7 +49,12 @@ def stream(no_leaks: None) -> Iterator[tuple[socket.socket, socket.socket]]:
 def on_xen(
     arguments: HelperArguments, libraries: str, mode: str = "plain", **environment: str
 ) -> Iterator[Libxl]:
-    environment = {"LD_LIBRARY_PATH": libraries, "XEN_PEER": mode, **environment}
+    environment = {
+        "LD_LIBRARY_PATH": libraries,
+        "XEN_PEER": mode,
+        "XEN_SAVE_HELPER_ENGINE": "libxenguest",
+        **environment,
+    }
     with started(arguments, "xen", **environment) as libxl:
         yield libxl
 

@@ -113,7 +113,7 @@ def test_a_checkpointed_stream_stands_still_for_as_long_as_its_primary_lives(
 ) -> None:
     """None of our limits makes libxc take a silent primary for a dead one."""
     near, far = socket.socketpair()
-    limits = Limits(stream_stall=0.1, suspend=0.1, callback=0.1, abort=0.1, helper_start=20)
+    limits = Limits(stream_stall=0.1, suspend=0.1, callback=0.1, helper_start=20)
     checkpoints = 0
 
     def checkpoint(run: Run) -> None:

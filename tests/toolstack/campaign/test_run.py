@@ -28,57 +28,24 @@ from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 pytestmark = pytest.mark.timeout(180)
 
 
-# The short campaign has most of them, too.
+# Ends that the judge might take for another one; a campaign judges the others.
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("plan", "mode", "fired", "code"),
     [
-        ("source/hello:before-send=truncate", "live", ("source/",), 1),
-        ("destination/hello:before-send=oversize", "live", ("destination/",), 1),
-        ("destination/log:before-send=drop", "stop-and-copy", ("destination/",), 1),
-        ("hello=exit(0)", "live", ("source/", "destination/"), 1),
-        ("destination/record.libxc.PAGE_DATA:read=reset", "stop-and-copy", ("destination/",), 1),
-        # Past the transition, with every page there: the guest stays where it is whole.
         ("destination/complete:after-answer=kill", "postcopy", ("destination/",), 0),
-        ("destination/exit=exit(3)", "postcopy", ("destination/",), 0),
         ("source/complete:before-send=kill", "postcopy", ("source/",), 0),
-        ("source/exit=exit(3)", "postcopy", ("source/",), 0),
         ("source.controller/complete:heard=drop", "postcopy", ("source.controller/",), 0),
-        # What is stopped is not dead.
-        ("source/start=stop", "live", ("source/",), 0),
-        ("source/suspend:after-send=stop", "save", ("source/",), 0),
         ("destination/phase.postcopy-pages=stop", "postcopy", ("destination/",), 0),
-        ("destination.controller/handshake.go:heard=stop", "live", ("destination.c",), 0),
-        ("destination.controller/handshake.sync:before-send=stop", "postcopy", ("dest",), 0),
-        ("controller/suspend:before-answer=fail(EIO)", "live", ("source.controller/",), 1),
-        ("source.controller/complete:before-answer=fail(EIO)", "save", ("source.c",), 1),
-        ("controller/suspend:heard=drop", "stop-and-copy", ("source.controller/",), 1),
-        ("controller/async_callback_done:before-send=garbage", "live", ("source.c",), 1),
-        ("controller/record.libxl.END:write=stall", "stop-and-copy", ("source.c",), 1),
-        ("controller/record.libxl.END:write=short-writes(3)", "save", ("source.c",), 0),
-        ("destination.controller/complete:after-answer=kill", "live", ("destination.c",), 1),
-        ("controller/switch_qemu_logdirty:heard=hang-up", "live", ("source.controller/",), 1),
-        ("source.controller/log:heard#2+=hang-up", "save", ("source.controller/",), 1),
-        ("link/stream@0=cut", "live", ("link/",), 1),
         ("link/stream@5000=stall(0.5)", "postcopy", ("link/",), 0),
         ("link/back@95=cut", "postcopy", ("link/",), 3),
-        ("link/handshake.ready=cut", "live", ("link/",), 1),
         ("link/handshake.go=cut", "live", ("link/",), 4),
-        ("link/handshake.go=flip", "live", ("link/",), 1),
         ("link/handshake.report=reset", "stop-and-copy", ("link/",), 4),
         ("link/handshake.sync=cut", "postcopy", ("link/",), 3),
-        ("controller/handshake.banner:before-send=duplicate", "live", ("destination.c",), 1),
-        ("controller/handshake.config:heard=fail(EIO)", "postcopy", ("destination.c",), 1),
-        ("controller/handshake.ready:before-send=garbage", "live", ("destination.c",), 1),
-        ("controller/handshake.go:before-send=garbage", "live", ("source.controller/",), 1),
-        ("controller/handshake.go:before-send=duplicate", "live", ("source.controller/",), 0),
         ("controller/handshake.go:after-send=hang-up", "live", ("source.controller/",), 4),
         ("controller/handshake.report:before-send=kill", "live", ("destination.c",), 4),
-        ("controller/handshake.report:heard=drop", "live", ("source.controller/",), 4),
         ("controller/handshake.sync:before-send=truncate", "postcopy", ("destination.c",), 3),
-        ("guest/suspend=refuse", "save", ("source.guest/",), 1),
         ("guest/suspend=crash", "live", ("source.guest/",), 5),
-        ("guest/suspend=late(0.5)", "stop-and-copy", ("source.guest/",), 0),
     ],
 )
 def test_a_fault_strikes_and_the_rules_hold(

@@ -13,7 +13,9 @@ from xen_save_helper.toolstack.hosts.interface import (
     DomainSummary,
     GuestReport,
     GuestState,
+    RestoredGfns,
     RestoreProgram,
+    Rings,
     SuspendState,
 )
 
@@ -153,8 +155,18 @@ class DrivenHost:
     def emulator_context(self, domid: int) -> bytes | None:
         return b"QEVM" if self.device_model else None
 
-    def restore_emulator(
-        self, domid: int, xenstore: Sequence[tuple[bytes, bytes]], context: bytes | None
+    def rings(self, domid: int) -> Rings:
+        return Rings()
+
+    def static_data_done(self, domid: int, missing: int) -> int:
+        return 0
+
+    def rebuild_done(
+        self,
+        domid: int,
+        gfns: RestoredGfns,
+        xenstore: Sequence[tuple[bytes, bytes]],
+        context: bytes | None,
     ) -> None:
         self._need(domid)
         self.restored.append((list(xenstore), context))
@@ -164,7 +176,9 @@ class DrivenHost:
     def find(self, name: str) -> int:
         raise AssertionError
 
-    def restore_program(self, config: Mapping[str, Any], name: str) -> RestoreProgram | None:
+    def restore_program(
+        self, config: Mapping[str, Any], name: str, *, postcopy: bool
+    ) -> RestoreProgram | None:
         raise AssertionError
 
     def config(self, domid: int) -> dict[str, Any]:

@@ -52,7 +52,9 @@ class ProgrammedHost(SimulatedHost):
     remark = ""
     refusal = ""
 
-    def restore_program(self, config: Mapping[str, Any], name: str) -> RestoreProgram:
+    def restore_program(
+        self, config: Mapping[str, Any], name: str, *, postcopy: bool = False
+    ) -> RestoreProgram:
         if self.refusal:
             raise OSError(errno.ENOTSUP, self.refusal)
         named = {**config, "c_info": {**config["c_info"], "name": name}}

@@ -132,7 +132,7 @@ def test_a_configuration_that_cannot_be_is_a_refusal(destination: Side, simulate
 
 
 class Faulty(SimulatedHost):
-    def restore_program(self, config: object, name: str) -> None:
+    def restore_program(self, config: object, name: str, *, postcopy: bool = False) -> None:
         raise RuntimeError("a fault of the program")
 
 

@@ -40,11 +40,10 @@ class Helper:
 LIBXL: Final = Helper(XEN_BIN / "libxl-save-helper")
 """libxl's own helper."""
 
-DEFAULT_ENGINE: Final = "libxenguest"
+DEFAULT_ENGINE: Final = "own"
 OURS: Final = Helper(Path("/usr/local/bin/xen-save-helper"))
 OURS_LIBXENGUEST: Final = Helper(OURS.program, "libxenguest")
-OURS_OWN: Final = Helper(OURS.program, "own")
-ENGINES: Final = (OURS_LIBXENGUEST, OURS_OWN)
+ENGINES: Final = (OURS, OURS_LIBXENGUEST)
 """Our helper with each of its engines, for HVM and PVH guests."""
 
 COMMAND_SECONDS: Final = 300
@@ -121,12 +120,12 @@ class Lab:
         ended = self.events("complete")
         return [engines[event["pid"]] for event in ended if event["retval"] == 0]
 
-    def _assert_done(self, before: int, *helpers: Helper) -> None:
-        """Since `before` helpers were done, those of ours in `helpers` have been, each with its
-        engine, and no other."""
+    def _assert_done(self, guest: Guest, before: int, *helpers: Helper) -> None:
+        """Since `before` helpers were done, those of ours in `helpers` have been, each with the
+        engine for this guest, and no other."""
         done = Counter(self.engines_done()[before:])
-        ours = [helper for helper in helpers if helper != LIBXL]
-        assert done == Counter(helper.engine or DEFAULT_ENGINE for helper in ours)
+        engines = [engine_for(guest, helper) for helper in helpers if helper != LIBXL]
+        assert done == Counter(engines)
 
     def domains(self) -> dict[str, DomainRow]:
         """The guests that there are, by name, those that are being built or destroyed too."""
@@ -164,7 +163,7 @@ class Lab:
         done = self.xl(["save", guest.name, file], helper, env, limit)
         assert done.status == 0, "xl save failed"
         assert guest.name not in self.domains()
-        self._assert_done(before, helper)
+        self._assert_done(guest, before, helper)
         return done
 
     def restore(
@@ -181,7 +180,7 @@ class Lab:
         done = self.xl(["restore", file], helper, env, limit)
         assert done.status == 0, "xl restore failed"
         assert MISSING not in done.output, "a false alarm"
-        self._assert_done(before, helper)
+        self._assert_done(guest, before, helper)
         guest.goes_on()
         return done
 
@@ -207,7 +206,7 @@ class Lab:
         assert done.status == 0, "xl migrate failed"
         assert MISSING not in done.output, "a false alarm"
         assert self.assert_only(guest) != domid
-        self._assert_done(before, sender, receiver)
+        self._assert_done(guest, before, sender, receiver)
         guest.goes_on()
         return done
 
@@ -288,6 +287,11 @@ class Lab:
             logs.mkdir(exist_ok=True)
             done = run(["xl", "dmesg"], limit=30)
             (logs / "xl-dmesg").write_text(done.output[-20000:])
+
+
+def engine_for(guest: Guest, helper: Helper = OURS) -> str:
+    """What our helper does its work on this guest with."""
+    return "libxenguest" if guest.kind == "pv" else helper.engine or DEFAULT_ENGINE
 
 
 def receive_command(helper: Helper = OURS, capture: Path | None = None) -> str:

@@ -8,7 +8,7 @@ another one, of another release of Xen perhaps, names it as what it comes `after
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +24,7 @@ from tests.xen.scenarios import (
     libvirt,
     measure,
     policy,
+    postcopy,
     second_incoming,
     toolstack,
 )
@@ -40,6 +41,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     *faults.SCENARIOS,
     *toolstack.SCENARIOS,
     *event_channel.SCENARIOS,
+    *postcopy.SCENARIOS,
     *measure.SCENARIOS,
     *cross_release.SCENARIOS,
     *device_model.SCENARIOS,
@@ -89,14 +91,16 @@ def with_those_before(wanted: Sequence[Case]) -> list[Case]:
     return list(found)
 
 
-def cases(suites: Sequence[str]) -> list[Case]:
-    """All, so sorted that those which can share a machine follow each other, and none comes ahead
-    of what it needs."""
+def cases(suites: Sequence[str], names: Collection[str] = (), *, seldom: bool) -> list[Case]:
+    """Those with these names, or all; without those that are seldom run, unless `seldom`. So sorted
+    that those which can share a machine follow each other, and none comes ahead of what it
+    needs."""
     found = [
         Case(suite, scenario)
         for suite in suites
         for scenario in SCENARIOS
-        if suite in scenario.suites
+        if suite in (*scenario.suites, *(scenario.seldom if seldom else ()))
+        and (not names or scenario.name in names)
     ]
     return sorted(
         found, key=lambda case: (case.generation, suites.index(case.suite), *case.setup[1:])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.xen.dom0.commands import run
 from tests.xen.dom0.lab import COMMAND_SECONDS
-from tests.xen.scenarios.scenario import BOTH, Scenario
+from tests.xen.scenarios.scenario import BOOKWORM, NONE, TRIXIE, Scenario
 from tests.xen.scenarios.toolstack import PATIENCE
 from xen_save_helper.ipc_schema.streams.cpu_features import features
 from xen_save_helper.ipc_schema.streams.static_data import Policy, policy_of
@@ -117,7 +117,7 @@ def by_our_controller(lab: Lab) -> None:
 
 
 SCENARIOS: Final = (
-    Scenario("xl-restore-cpu-policy-pvh", partial(by_xl, kind="pvh"), BOTH),
-    Scenario("xl-restore-cpu-policy-pv", partial(by_xl, kind="pv")),
+    Scenario("xl-restore-cpu-policy-pvh", partial(by_xl, kind="pvh"), BOOKWORM, TRIXIE),
+    Scenario("xl-restore-cpu-policy-pv", partial(by_xl, kind="pv"), NONE, BOOKWORM),
     Scenario("toolstack-restore-cpu-policy-pvh", by_our_controller),
 )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.xen import crossings
 from tests.xen.crossings import Crossing
+from tests.xen.dom0 import kept_guests
 from tests.xen.dom0.commands import Ended, run
 from tests.xen.dom0.guest import KINDS, Guest, dom0_kernel
 from tests.xen.dom0.lab import COMMAND_SECONDS, LIBXL, MISSING, OURS, Helper, xen_version
@@ -60,7 +61,7 @@ def leaves(lab: Lab) -> None:
     for kind in KINDS:
         guest = Traveller(kind, kind)
         guest.kernel = kernel if kind == "hvm" else None
-        guest.create()
+        kept_guests.bring_back(guest)
         _send_on(lab, guest)
 
 

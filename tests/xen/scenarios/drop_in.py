@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.xen.dom0.lab import COMMAND_SECONDS, ENGINES, LIBXL, OURS, Helper
-from tests.xen.scenarios.scenario import BOTH, Scenario
+from tests.xen.scenarios.scenario import BOOKWORM, BOTH, NONE, TRIXIE, Scenario
 
 if TYPE_CHECKING:
     from tests.xen.dom0.guest import Guest
@@ -89,18 +89,29 @@ def receiver_by_etc_environment(lab: Lab) -> None:
 
 
 def _of_a_new(kind: str, work: Work, lab: Lab) -> None:
-    """`work` with a new guest, and with both engines where our own works on its kind."""
+    """`work` with a guest, and with both engines where our own works on its kind."""
     work(lab, lab.guest(kind), [OURS] if kind == "pv" else ENGINES)
+
+
+def _with_ours(kind: str, work: Work, lab: Lab) -> None:
+    """`work` with a guest and our helper as it is."""
+    work(lab, lab.guest(kind), [OURS])
 
 
 SCENARIOS: Final = (
     Scenario("xl-save-verify-restore-pvh", partial(_of_a_new, "pvh", save_and_restore), BOTH),
-    Scenario("xl-migrate-pvh", partial(_of_a_new, "pvh", migrate), BOTH),
+    Scenario("xl-migrate-pvh", partial(_of_a_new, "pvh", migrate), BOOKWORM, TRIXIE),
     Scenario("xl-save-verify-restore-pv", partial(_of_a_new, "pv", save_and_restore)),
     Scenario("xl-mixed-helpers-pvh", partial(_of_a_new, "pvh", mixed)),
-    Scenario("xl-mixed-helpers-pv", partial(_of_a_new, "pv", mixed)),
+    Scenario("xl-mixed-helpers-pv", partial(_of_a_new, "pv", mixed), NONE, BOOKWORM),
     Scenario(
-        "xl-migrate-sender-then-receiver-pvh", partial(_of_a_new, "pvh", sender_then_receiver)
+        "xl-migrate-sender-then-receiver-pvh",
+        partial(_of_a_new, "pvh", sender_then_receiver),
+        NONE,
+        BOTH,
+    ),
+    Scenario(
+        "xl-migrate-sender-then-receiver-hvm", partial(_with_ours, "hvm", sender_then_receiver)
     ),
     Scenario("xl-log-line-pvh", log_line),
     Scenario("xl-receiver-by-etc-environment-pvh", receiver_by_etc_environment),

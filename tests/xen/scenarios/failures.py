@@ -17,7 +17,7 @@ from tests.xen.dom0.guest import IGNORES_SUSPEND
 from tests.xen.dom0.lab import receive_command
 from tests.xen.dom0.slow_link import over_slow_link
 from tests.xen.dom0.whereabouts import log_dirty_domains, log_dirty_goes_off
-from tests.xen.scenarios.scenario import BOTH, Scenario
+from tests.xen.scenarios.scenario import BOOKWORM, NONE, TRIXIE, Scenario
 from xen_save_helper.helper.hypervisors.xen.xenstore import Xenstore
 
 if TYPE_CHECKING:
@@ -222,7 +222,8 @@ SCENARIOS: Final = (
         Scenario(
             f"killed-helper-{moment.name}-pvh",
             partial(killed_helper, moment=moment),
-            BOTH if moment.name == "last-copy" else ("bookworm",),
+            BOOKWORM,
+            TRIXIE if moment.name == "last-copy" else NONE,
         )
         for moment in MOMENTS
     ),

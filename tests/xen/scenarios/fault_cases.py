@@ -6,6 +6,7 @@ The rules are those of libxl_save_callout.c (`helper_stdout_readable`, `helper_e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -102,3 +103,13 @@ MIGRATE: Final = (
     _fails("destination/first-byte=kill", _SIGNAL),
     _fails("destination/record.libxc.PAGE_DATA:read=wrong-number", _STREAM_IN),
 )
+
+
+def some_of(cases: Sequence[FaultCase]) -> tuple[FaultCase, ...]:
+    """The first one of each rule after which nobody waits for a limit."""
+    waiting = {*_WAITS, _SILENT, _CLOSED, _LATE}
+    found: dict[str, FaultCase] = {}
+    for case in cases:
+        if case.rule not in waiting:
+            found.setdefault(case.rule, case)
+    return tuple(found.values())

@@ -27,10 +27,10 @@ from tests.xen.dom0.whereabouts import (
     whereabouts,
 )
 from tests.xen.fault_table import FaultRow
-from tests.xen.scenarios.fault_cases import MIGRATE, RESTORE, SAVE, FaultCase
+from tests.xen.scenarios.fault_cases import MIGRATE, RESTORE, SAVE, FaultCase, some_of
 from tests.xen.scenarios.fault_judgement import Seen, broken_promises, wrongs_of_libxl
 from tests.xen.scenarios.fault_trials import MigrateTrial, RestoreTrial, SaveTrial, Trial
-from tests.xen.scenarios.scenario import Scenario
+from tests.xen.scenarios.scenario import BOOKWORM, NONE, Scenario
 from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
 
 if TYPE_CHECKING:
@@ -160,7 +160,18 @@ def _restore_order(trial: Trial, seen: Seen) -> bool:
 
 
 SCENARIOS: Final = (
-    Scenario("xl-faults-save", partial(put_to, SaveTrial, SAVE), limit=1500),
-    Scenario("xl-faults-restore", partial(put_to, RestoreTrial, RESTORE), limit=1500),
-    Scenario("xl-faults-migrate", partial(put_to, MigrateTrial, MIGRATE), limit=1500),
+    *(
+        scenario
+        for trial, operation, cases in (
+            (SaveTrial, "save", SAVE),
+            (RestoreTrial, "restore", RESTORE),
+            (MigrateTrial, "migrate", MIGRATE),
+        )
+        for scenario in (
+            Scenario(
+                f"xl-faults-{operation}", partial(put_to, trial, cases), NONE, BOOKWORM, limit=1500
+            ),
+            Scenario(f"xl-some-faults-{operation}", partial(put_to, trial, some_of(cases))),
+        )
+    ),
 )

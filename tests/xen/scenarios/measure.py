@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tests.xen.dom0.commands import wait_until
+from tests.xen.dom0.guest import KINDS
 from tests.xen.dom0.lab import LIBXL, OURS, Helper
-from tests.xen.scenarios.scenario import Scenario
+from tests.xen.scenarios.scenario import BOOKWORM, NONE, Scenario
 from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.toolstack.hosts import open_host
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from xen_save_helper.toolstack.inspect.walk import StreamEntry
 
 SUSPEND_SECONDS: Final = 60
-PAIRS: Final = 5
-MEASURED_MIB: Final = 512
+PAIRS: Final = 3
+MEASURED_MIB: Final = 384
 MOST: Final = 1.3
 """What ours may take as often as libxl's helper, by the median of the pairs."""
 _SAMPLE_SECONDS: Final = 0.25
@@ -82,14 +83,14 @@ async def _save(domid: int, fd: int, program: HelperProgram) -> HelperResult:
     """Let a helper save a domain that is suspended already, so its callbacks have nothing to do."""
     import asyncio
 
-    from xen_save_helper.ipc_schema.channel.helper_request import Engine, HelperRequest
+    from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
     from xen_save_helper.ipc_schema.channel.messages import Operation
     from xen_save_helper.ipc_schema.trace import Trace
     from xen_save_helper.toolstack.helpers.supervisor import SaveHelper
     from xen_save_helper.toolstack.limits import Limits
 
     ended: asyncio.Future[HelperResult] = asyncio.get_running_loop().create_future()
-    request = HelperRequest(Operation.SAVE, domid, fd, hypervisor=XEN, engine=Engine.LIBXENGUEST)
+    request = HelperRequest(Operation.SAVE, domid, fd, hypervisor=XEN)
 
     def suspend() -> None:
         helper.async_callback_done(1)
@@ -249,7 +250,9 @@ def _peak(pid: int) -> int:
 
 
 SCENARIOS: Final = (
-    Scenario("identical-streams-pvh", partial(identical_streams, kind="pvh")),
-    Scenario("identical-streams-pv", partial(identical_streams, kind="pv")),
-    Scenario("cost-ratio-pvh", cost_ratio, limit=900),
+    *(
+        Scenario(f"identical-streams-{kind}", partial(identical_streams, kind=kind))
+        for kind in KINDS
+    ),
+    Scenario("cost-ratio-pvh", cost_ratio, NONE, BOOKWORM, limit=900),
 )

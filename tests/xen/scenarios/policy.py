@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tests.xen.dom0.lab import COMMAND_SECONDS, receive_command
 from tests.xen.dom0.slow_link import over_slow_link
 from tests.xen.dom0.whereabouts import log_dirty_goes_off
-from tests.xen.scenarios.scenario import Scenario
+from tests.xen.scenarios.scenario import BOOKWORM, NONE, Scenario
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,7 +76,7 @@ def inspected(stream: Path, *, whole: bool = True) -> dict[str, Any]:
 
 
 SCENARIOS: Final = (
-    Scenario("policy-1-iteration-pvh", partial(max_iterations, iterations=1)),
+    Scenario("policy-1-iteration-pvh", partial(max_iterations, iterations=1), NONE, BOOKWORM),
     Scenario("policy-10-iterations-pvh", partial(max_iterations, iterations=10)),
     Scenario("policy-abort-after-pvh", abort_after),
 )

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 class Scenario:
     """`run` inside dom0, on the dom0 of each of `suites`, may take `limit` seconds.
 
+    `seldom`: on those of these suites, too, if all scenarios are asked for, or this one by name.
+    What it adds to the others is not worth its time at each change.
+
     `shadow`: on a Xen built with shadow paging and memory paging, which Debian's is not.
     `after`: another scenario, of one suite, which must have passed: what that one has put into
     `Lab.handed_over` this one finds in `Lab.given`.
@@ -22,10 +25,14 @@ class Scenario:
     name: str
     run: Callable[[Lab], None]
     suites: tuple[str, ...] = ("bookworm",)
+    seldom: tuple[str, ...] = ()
     shadow: bool = False
     limit: float = 600
     after: str = ""
 
 
-BOTH = ("bookworm", "trixie")
+BOOKWORM = ("bookworm",)
+TRIXIE = ("trixie",)
+BOTH = (*BOOKWORM, *TRIXIE)
 """Suites of a scenario that holds for every ABI of libxenguest."""
+NONE: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from tests.xen.dom0.gate import Gate
 from tests.xen.dom0.guest import IGNORES_SUSPEND
 from tests.xen.dom0.lab import COMMAND_SECONDS, LIBXL, MISSING, OURS, receive_command
 from tests.xen.dom0.whereabouts import log_dirty_domains, log_dirty_goes_off
-from tests.xen.scenarios.scenario import BOTH, Scenario
+from tests.xen.scenarios.scenario import BOOKWORM, NONE, TRIXIE, Scenario
 from xen_save_helper.toolstack.operations import domain_lock
 
 if TYPE_CHECKING:
@@ -247,7 +247,10 @@ def kill_at(lab: Lab, moment: str, command: list[str]) -> None:
 SCENARIOS: Final = (
     Scenario("toolstack-save-restore-pv", lambda lab: save_and_restore(lab, lab.guest("pv"))),
     Scenario(
-        "toolstack-save-restore-pvh", lambda lab: save_and_restore(lab, lab.guest("pvh")), BOTH
+        "toolstack-save-restore-pvh",
+        lambda lab: save_and_restore(lab, lab.guest("pvh")),
+        TRIXIE,
+        BOOKWORM,
     ),
     Scenario("toolstack-migrate-pvh", lambda lab: migrate_both_ways(lab, lab.guest("pvh"))),
     Scenario(
@@ -256,13 +259,21 @@ SCENARIOS: Final = (
         limit=900,
     ),
     *(
-        Scenario(f"toolstack-libxl-helper-{kind}", partial(libxls_helper, kind=kind), limit=400)
+        Scenario(
+            f"toolstack-libxl-helper-{kind}",
+            partial(libxls_helper, kind=kind),
+            NONE if kind == "pv" else BOOKWORM,
+            BOOKWORM if kind == "pv" else NONE,
+            limit=400,
+        )
         for kind in ("pv", "pvh")
     ),
     *(
         Scenario(
             f"toolstack-receiver-dies-{kind}",
             partial(receiver_dies, kind=kind),
+            BOOKWORM if kind == "hvm" else NONE,
+            BOOKWORM if kind == "pvh" else NONE,
             limit=600,
         )
         for kind in ("pvh", "hvm")

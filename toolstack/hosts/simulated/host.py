@@ -28,7 +28,9 @@ from xen_save_helper.toolstack.hosts.interface import (
     DomainSummary,
     GuestReport,
     GuestState,
+    RestoredGfns,
     RestoreProgram,
+    Rings,
 )
 from xen_save_helper.toolstack.hosts.simulated.process import StartingGuest
 from xen_save_helper.toolstack.hosts.simulated.reports import report_of, state_of
@@ -171,7 +173,9 @@ class SimulatedHost:
     def why_no_postcopy(self) -> str:
         return userfault.why_not()
 
-    def restore_program(self, config: Mapping[str, Any], name: str) -> RestoreProgram | None:
+    def restore_program(
+        self, config: Mapping[str, Any], name: str, *, postcopy: bool
+    ) -> RestoreProgram | None:
         return None
 
     # -- making and ending ----------------------------------------------------------------------
@@ -370,10 +374,26 @@ class SimulatedHost:
                 raise OSError(errno.EBUSY, f"domain {domid} runs; suspend it first")
             return model.save(page.steps)
 
+    def rings(self, domid: int) -> Rings:
+        return Rings()
+
+    def static_data_done(self, domid: int, missing: int) -> int:
+        return 0
+
+    def rebuild_done(
+        self,
+        domid: int,
+        gfns: RestoredGfns,
+        xenstore: Sequence[tuple[bytes, bytes]],
+        context: bytes | None,
+    ) -> None:
+        self.restore_emulator(domid, xenstore, context)
+
     def restore_emulator(
         self, domid: int, xenstore: Sequence[tuple[bytes, bytes]], context: bytes | None
     ) -> None:
-        """Raises EINVAL if the domain cannot have a device model."""
+        """Start a restored domain's device model from what was saved. Raises EINVAL if it cannot
+        have one."""
         with self._directory(domid) as fd:
             if domain_files.read_config(fd)["c_info"]["type"] != "hvm":
                 if xenstore or context is not None:

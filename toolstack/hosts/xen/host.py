@@ -10,15 +10,17 @@ import errno
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-from xen_save_helper.helper.hypervisors.xen import restored_model
+from xen_save_helper.helper.hypervisors.xen import paging_calls, restored_model
 from xen_save_helper.helper.hypervisors.xen.controlled_domain import (
     PAGE_KIB,
     XenControlledDomain,
 )
+from xen_save_helper.helper.hypervisors.xen.domain import XenDomain
 from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl, XenDomainInfo
 from xen_save_helper.helper.hypervisors.xen.xenstore import Xenstore
 from xen_save_helper.ipc_schema.streams import xl_header
@@ -26,9 +28,12 @@ from xen_save_helper.toolstack.hosts.interface import (
     DomainSummary,
     GuestReport,
     GuestState,
+    RestoredGfns,
     RestoreProgram,
+    Rings,
 )
 from xen_save_helper.toolstack.hosts.xen import device_model, memory, xl
+from xen_save_helper.toolstack.hosts.xen.build import DomainBuild
 from xen_save_helper.toolstack.hosts.xen.domain import (
     HVM,
     home,
@@ -43,6 +48,9 @@ another domain."""
 
 CONTROL_DOMAIN: Final = 0
 
+_LOCK_SECONDS: Final = 100.0
+"""How long xl may take to make an empty domain, and to wait for another one that is being made."""
+
 
 class XenHost:
     """This machine's Xen host. Each call opens its own connections and interfaces, so that any
@@ -55,6 +63,8 @@ class XenHost:
         self.state_dir = STATE_DIRECTORY
         self._emulator_contexts: dict[int, bytes] = {}
         self._suspended_at: dict[int, float] = {}
+        self._builds: dict[int, DomainBuild] = {}
+        """Of domains that `xl` has not finished yet, by domid."""
         with Xenctrl():
             pass  # to find out at once what is missing
 
@@ -134,13 +144,17 @@ class XenHost:
         return memory.why_no_room(memory.needed_kib(config), total, others * PAGE_KIB)
 
     def why_no_postcopy(self) -> str:
-        return "postcopy is not available on Xen yet"
+        return paging_calls.why_no_paging()
 
-    def restore_program(self, config: Mapping[str, Any], name: str) -> RestoreProgram:
+    def restore_program(
+        self, config: Mapping[str, Any], name: str, *, postcopy: bool
+    ) -> RestoreProgram | None:
         """`xl restore -p`. It opens the file that it is to read, so we name its stdin by path. As
         any `xl restore`, it leaves a process behind that handles the domain's reboots.
 
         Raises as `restored_model.choose` does."""
+        if postcopy:
+            return None
         choice = restored_model.choose({**config, "c_info": {**config["c_info"], "name": name}})
         preface = xl_header.encode_header(json.dumps(choice.config).encode())
         command = (xl.program(), "restore", "-p", "/proc/self/fd/0")
@@ -150,9 +164,37 @@ class XenHost:
         )
 
     def create(self, config: Mapping[str, Any], name: str) -> int:
-        raise OSError(errno.ENOTSUP, "domains on Xen are made by xl; see restore_program")
+        """By `xl`, which finishes it in `rebuild_done`. Raises as `DomainBuild` does, and OSError
+        if Xen cannot page the domain, with the reason."""
+        build = DomainBuild(config, name, _LOCK_SECONDS)
+        try:
+            with closing(XenDomain(build.domid)) as domain:
+                domain.mem_paging_enable().close()
+        except BaseException:
+            build.abandon()
+            raise
+        self._builds[build.domid] = build
+        return build.domid
+
+    def rings(self, domid: int) -> Rings:
+        return self._builds[domid].rings
+
+    def static_data_done(self, domid: int, missing: int) -> int:
+        return self._builds[domid].static_data_done(missing)
+
+    def rebuild_done(
+        self,
+        domid: int,
+        gfns: RestoredGfns,
+        xenstore: Sequence[tuple[bytes, bytes]],
+        context: bytes | None,
+    ) -> None:
+        self._builds[domid].finish(gfns, xenstore, context)
+        del self._builds[domid]
 
     def destroy(self, domid: int) -> None:
+        if (build := self._builds.pop(domid, None)) is not None:
+            build.abandon()
         self._info(domid)
         xl.run("destroy", str(domid))
         self._emulator_contexts.pop(domid, None)
@@ -236,11 +278,6 @@ class XenHost:
         if context is None:
             raise OSError(errno.EBUSY, f"the device model of domain {domid} is not suspended")
         return context
-
-    def restore_emulator(
-        self, domid: int, xenstore: Sequence[tuple[bytes, bytes]], context: bytes | None
-    ) -> None:
-        raise OSError(errno.ENOTSUP, "device models on Xen are restored by xl; see restore_program")
 
     # -- reports --------------------------------------------------------------------------------
 

@@ -1,0 +1,178 @@
+"""Memory paging and postcopy, on a Xen that is built with it; and on one that is not."""
+
+from __future__ import annotations
+
+import errno
+import json
+import select
+import time
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from tests.xen.dom0.commands import run
+from tests.xen.dom0.lab import COMMAND_SECONDS, DEFAULT_ENGINE
+from tests.xen.scenarios.scenario import Scenario
+from tests.xen.scenarios.toolstack import (
+    PATIENCE,
+    RECEIVE,
+    RUNNING_AT_SOURCE,
+    nothing_is_left,
+    succeeds,
+    toolstack,
+)
+from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE
+from xen_save_helper.helper.hypervisors.xen.domain import XenDomain
+from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
+from xen_save_helper.ipc_schema.streams.pfns import pfns_of, run_of, selected
+
+if TYPE_CHECKING:
+    from tests.xen.dom0.guest import Guest
+    from tests.xen.dom0.lab import Lab
+    from xen_save_helper.helper.hypervisors.interface import Paging
+
+_AT_ONCE: Final = 1024
+_ON_DEMAND_SECONDS: Final = 15.0
+"""For which a guest gets no page that it has not asked for."""
+
+
+class _Pager:
+    """Brings back what was evicted, from `pages` by pfn."""
+
+    def __init__(self, paging: Paging, pages: dict[int, bytes]) -> None:
+        self._paging = paging
+        self._pages = pages
+        self._poll = select.poll()
+        self._poll.register(paging.fileno(), select.POLLIN)
+        self.faults = 0
+
+    @property
+    def left(self) -> int:
+        return len(self._pages)
+
+    def serve(self, seconds: float) -> None:
+        """Serve the requests that come meanwhile."""
+        end = time.monotonic() + seconds
+        while True:
+            left = max(0.0, end - time.monotonic())
+            if self._poll.poll(left * 1000):
+                self._take()
+            elif not left:
+                return
+
+    def _take(self) -> None:
+        for request in self._paging.take_requests():
+            data = self._pages.pop(request.pfn, None)
+            if data is None or request.dropped:
+                self._paging.resume([request])
+            else:
+                self.faults += 1
+                self._paging.load(request.pfn, memoryview(data))
+
+    def load_all(self) -> None:
+        for pfn in sorted(self._pages):
+            self.serve(0)
+            if (data := self._pages.pop(pfn, None)) is not None:
+                self._paging.load(pfn, memoryview(data))
+
+
+def paged_out_and_in(lab: Lab, kind: str) -> None:
+    """All of a running guest's memory but what Xen needs itself is evicted, and brought back: on
+    demand, then the rest. It counts on, and finds its memory as it was."""
+    guest = lab.guest(kind)
+    run(["xl", "pause", guest.name])
+    with closing(XenDomain(lab.domid(guest))) as domain:
+        needed = domain.needed_at_once()
+        lab.figure("pages that must stay", needed.tolist())
+        assert needed, "Linux has a struct vcpu_info"
+        pages = _contents(domain, set(needed))
+        with closing(domain.mem_paging_enable()) as paging:
+            try:
+                paging.evict(pfns_of(pages))
+            except OSError as refused:
+                # Of a guest that has been running, Xen has mapped what it uses: here the vCPU's
+                # control block of event channels. All others are out.
+                lab.figure("refused first", str(refused))
+                if refused.errno != errno.EBUSY:
+                    raise
+            evicted = domain.getinfo().paged_pages
+            lab.figure("evicted", evicted)
+            assert evicted >= 0.95 * guest.octets // PAGE_SIZE
+            pager = _Pager(paging, pages)
+            run(["xl", "unpause", guest.name])
+            pager.serve(_ON_DEMAND_SECONDS)
+            lab.figure("faults on demand", pager.faults)
+            lab.figure("still out then", pager.left)
+            assert pager.faults
+            assert pager.left
+            pager.load_all()
+            pager.serve(1.0)
+            assert not domain.getinfo().paged_pages
+    guest.goes_on()
+    lab.save(guest, lab.directory / "saved")
+    lab.restore(guest, lab.directory / "saved")
+
+
+def _contents(domain: XenDomain, needed: set[int]) -> dict[int, bytes]:
+    """All pages but `needed` and those that hold a ring or the like."""
+    rings = {domain.hvm_param_get(index) for index in (1, 5, 6, 11, 17, 27, 28, 29)}
+    pages = {}
+    end = domain.maximum_gpfn() + 1
+    for first in range(0, end, _AT_ONCE):
+        pfns = run_of(first, min(_AT_ONCE, end - first))
+        pfns = selected(pfns, contents_mask(domain.get_pfn_type_batch(pfns)))
+        views = domain.foreign_map(pfns) if pfns else []
+        octets = b"".join(views)
+        domain.foreign_unmap(views)
+        for number, pfn in enumerate(pfns):
+            if pfn not in needed and pfn not in rings:
+                pages[pfn] = octets[number * PAGE_SIZE : (number + 1) * PAGE_SIZE]
+    return pages
+
+
+def migrates(lab: Lab, kind: str) -> None:
+    """Our controllers at both ends: with all of its memory left behind, and with what it writes
+    during one round. It runs before all its memory is there, and counts on."""
+    guest = lab.guest(kind)
+    for rounds in ("0", "1"):
+        before, done_before = lab.domid(guest), len(lab.engines_done())
+        options = ("--postcopy", "--max-rounds", rounds, "--json", "--events", lab.trace)
+        done = succeeds("migrate", guest.name, "--to", RECEIVE, *options, *PATIENCE)
+        assert lab.engines_done()[done_before:] == [DEFAULT_ENGINE] * 2
+        # While it came, its name was still that of the guest it had been.
+        succeeds("recover", guest.name)
+        assert lab.assert_only(guest) != before
+        guest.goes_on()
+        _tell(lab, guest, f"after {rounds} rounds", done.output)
+        nothing_is_left()
+
+
+def _tell(lab: Lab, guest: Guest, when: str, output: str) -> None:
+    result = json.loads(output[output.index("{") : output.rindex("}") + 1])
+    assert result["postcopy_transitioned"] == "done", result
+    postcopy = result["postcopy"]
+    lab.figure(f"{when}: pages left behind", postcopy["pages"])
+    lab.figure(f"{when}: faults", postcopy["faults"])
+    if when.startswith("after 0"):
+        assert postcopy["pages"] >= 0.9 * guest.octets // PAGE_SIZE
+        assert postcopy["faults"]
+
+
+def refused(lab: Lab) -> None:
+    """Debian's Xen has no memory paging: said before the guest is touched."""
+    guest = lab.guest("pvh")
+    domid = lab.domid(guest)
+    done = toolstack(
+        "migrate", guest.name, "--to", RECEIVE, "--postcopy", *PATIENCE, limit=COMMAND_SECONDS
+    )
+    assert done.status == RUNNING_AT_SOURCE, done.output
+    assert "not built with memory paging (CONFIG_MEM_PAGING)" in done.output
+    lab.assert_runs_on(guest, domid)
+    nothing_is_left()
+
+
+SCENARIOS: Final = (
+    Scenario("paged-out-and-in-pvh", partial(paged_out_and_in, kind="pvh"), shadow=True),
+    Scenario("toolstack-postcopy-pvh", partial(migrates, kind="pvh"), shadow=True),
+    Scenario("toolstack-postcopy-refused-pvh", refused),
+)
