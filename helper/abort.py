@@ -90,6 +90,7 @@ class Abort:
         self._tell: Callable[[XentoollogLevel, str], bool] | None = None
         self._wait_log: WaitLog | None = None
         self._stopping = False
+        self._outlives = False
         self._thread = threading.Thread(target=self._watch, name="abort watcher", daemon=True)
         if watchdog is not None:
             watchdog.when_quiet(self.request)
@@ -182,6 +183,11 @@ class Abort:
         if self._watchdog is not None:
             self._watchdog.stop()
 
+    def outlive(self) -> None:
+        """The controller is done, and will go: that ends nothing from here on."""
+        self._outlives = True
+        self.release_stream()
+
     def release_stream(self) -> None:
         """Leave the stream alone from here on: it is written (or read) to its end."""
         with self._lock:
@@ -249,6 +255,8 @@ class Abort:
                     self._take_signals()
                 elif fd == self._lifeline:
                     poll.unregister(fd)
+                    if self._outlives:
+                        continue
                     self.request(errno.EPIPE, "the controller died", lost=True)
                 else:
                     self._watched[fd]()

@@ -5,10 +5,13 @@ No numpy here, and no dataclasses: the main program loads this first.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
+
+if TYPE_CHECKING:
+    from xen_save_helper.helper.settings import Listen
 
 EXIT_DONE: Final = 0
 """`complete` was sent and answered, whatever libxc's result."""
@@ -30,6 +33,13 @@ class Job(NamedTuple):
     libxenguest's."""
     device_model: str = ""
     """From the settings: see `helper.hypervisors.xen.restored_model`."""
+    listen: Listen | None = None
+    """From the settings: where a page server may listen, or that a restore may outlive its libxl
+    (`helper.postcopy_link`)."""
+    parent: int = -1
+    """The descriptor of `settings.OUTLIVE`; -1 for none."""
+    events: str = ""
+    """From the settings, for the processes that this one starts."""
 
 
 class Statistics:

@@ -21,10 +21,17 @@ from xen_save_helper.helper.engine_choice import what_works_on_what
 from xen_save_helper.helper.job import EXIT_DONE, EXIT_FAILED, Job
 from xen_save_helper.helper.run import report_channel_error, run
 from xen_save_helper.helper.seams import Seams
-from xen_save_helper.helper.settings import ANSWER_LIMIT, HAND_OVER, PREFIX, Settings, read_settings
+from xen_save_helper.helper.settings import (
+    ANSWER_LIMIT,
+    HAND_OVER,
+    OUTLIVE,
+    PREFIX,
+    Settings,
+    read_settings,
+)
 from xen_save_helper.helper.standard_streams import lost, standard_streams
 from xen_save_helper.helper.trace_file import open_trace
-from xen_save_helper.helper.watchdog import Watchdog, limit_of, wake_when_orphaned
+from xen_save_helper.helper.watchdog import Watchdog, die_with_parent, limit_of, wake_when_orphaned
 from xen_save_helper.ipc_schema.causes import Cause
 from xen_save_helper.ipc_schema.channel.helper_request import (
     DEFAULT_ENGINE,
@@ -197,9 +204,22 @@ def _serve_libxl(
         given = helper_arguments.parse(options.libxl, dialect)
     except ValueError as bad:
         raise UsageError(str(bad)) from None
+    stream_type = given.request.stream_type
+    if (
+        settings.postcopy is not None
+        and given.request.operation is Operation.RESTORE
+        and stream_type is StreamType.PLAIN
+        and not {OUTLIVE, HAND_OVER} & os.environ.keys()
+    ):
+        from xen_save_helper.helper.postcopy_link.outlive import run_beside
+
+        watchdog.stop()
+        run_beside(
+            list(options.libxl),
+            [fd for fd in (given.request.io_fd, given.request.back_fd) if fd >= 0],
+        )
     stall_limit = _stall_limit(options, settings)
     answer_limit = _answer_limit(options, settings)
-    stream_type = given.request.stream_type
     if stream_type is not StreamType.PLAIN:
         # libxc would take giving up for the other side's death, and the guest would run at both.
         remarks += _limits_that_do_not_hold(settings, stream_type)
@@ -211,6 +231,11 @@ def _serve_libxl(
         dialect=given.dialect.value,
         stream_stall=stall_limit,
     )
+    parent = os.environ.get(OUTLIVE)
+    if parent is not None:
+        # libxl's own helper, which may have to be killed: then this is no use either.
+        die_with_parent(signal.SIGKILL)
+        os.set_inheritable(int(parent), False)
     answers, messages = _take_pipes()
     request = given.request._replace(
         hypervisor=settings.hypervisor,
@@ -225,6 +250,9 @@ def _serve_libxl(
         stall_limit=stall_limit,
         limits=_limits(settings),
         device_model=settings.device_model,
+        listen=settings.postcopy,
+        parent=-1 if parent is None else int(parent),
+        events=options.events or settings.events,
     )
     abort = _abort(job, answers, watchdog)
     seams.begin(job)

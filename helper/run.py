@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import CONTEXT, Channel, ChannelError, log_fields
@@ -26,9 +26,13 @@ from xen_save_helper.helper.job import (
 )
 from xen_save_helper.ipc_schema.causes import Cause, Why, errno_of, why
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
-from xen_save_helper.ipc_schema.channel.messages import Operation, XentoollogLevel
+from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags, XentoollogLevel
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.trace import Trace
+
+if TYPE_CHECKING:
+    from xen_save_helper.helper.postcopy_link.destination import Pager
+    from xen_save_helper.helper.postcopy_link.source import PageServer
 
 Streams = Callable[[Job, Abort], AbstractContextManager[None]]
 
@@ -139,7 +143,9 @@ def _with_engine(
     from xen_save_helper.helper.engine.environment import Environment
     from xen_save_helper.helper.hypervisors import open_domain
 
-    environment = Environment(job, Reporter(channel, abort, trace), abort, counted)
+    page_server, pager = _postcopy_link(job, channel, abort, trace)
+    reporter = Reporter(channel, abort, trace)
+    environment = Environment(job, reporter, abort, counted, page_server, pager)
     domain = open_domain(request.hypervisor, request.domid)
     try:
         if request.operation is Operation.SAVE:
@@ -153,6 +159,31 @@ def _with_engine(
         return _Outcome(results=results, statistics=results.statistics)
     finally:
         domain.close()
+        for link in (page_server, pager):
+            if link is not None:
+                link.close()
+
+
+def _postcopy_link(
+    job: Job, channel: Channel, abort: Abort, trace: Trace
+) -> tuple[PageServer | None, Pager | None]:
+    """What a save or a restore under libxl has that may become a postcopy."""
+    request = job.request
+    if job.listen is None or request.hypervisor != XEN:
+        return None, None
+    if request.operation is Operation.RESTORE:
+        if job.parent < 0:
+            return None, None
+        from xen_save_helper.helper.channels.pipe_channel import PipeChannel
+        from xen_save_helper.helper.postcopy_link.destination import Pager
+
+        assert isinstance(channel, PipeChannel), "libxl started the helper"
+        return None, Pager(request, job.parent, channel, abort, trace)
+    if not request.xcflags & XCFlags.LIVE:
+        return None, None
+    from xen_save_helper.helper.postcopy_link.source import PageServer
+
+    return PageServer(request.domid, *job.listen, job.events), None
 
 
 def _with_libxenguest(job: Job, channel: Channel, abort: Abort, trace: Trace) -> _Outcome:

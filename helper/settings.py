@@ -25,7 +25,11 @@ _FAMILY: Final = "XEN_SAVE"
 HAND_OVER: Final = f"{PREFIX}HAND_OVER"
 """The socket of a controller of ours, for the helper of the `xl` that it has started."""
 
-_OTHERS: Final = (CONFIG, HAND_OVER, f"{PREFIX}QEMU")
+OUTLIVE: Final = f"{PREFIX}OUTLIVE"
+"""For the process that libxl's helper has started to do its work (`postcopy_link.outlive`): the
+descriptor on which it says that the domain is restored."""
+
+_OTHERS: Final = (CONFIG, HAND_OVER, OUTLIVE, f"{PREFIX}QEMU")
 """Variables that are not settings: the settings file, and one of `helper.qemu_wrapper`."""
 
 ANSWER_LIMIT: Final = 600.0
@@ -51,7 +55,15 @@ class Settings(NamedTuple):
     device_model: str = ""
     engine: Engine | None = None
     sparse: bool = False
+    postcopy: Listen | None = None
     missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE
+
+
+class Listen(NamedTuple):
+    """Where a page server listens: an IP address, and a port, 0 for any that is free."""
+
+    address: str
+    port: int = 0
 
 
 class Given(NamedTuple):
@@ -188,6 +200,18 @@ def _missing_cpu_features(text: str) -> MissingCpuFeatures:
         raise ValueError(" or ".join(MissingCpuFeatures)) from None
 
 
+def _listen(text: str) -> Listen:
+    import ipaddress
+
+    host, colon, port = text.rpartition(":") if "]" in text or text.count(":") == 1 else (text,) * 3
+    try:
+        if colon == ":":
+            return Listen(str(ipaddress.ip_address(host.strip("[]"))), int(port))
+        return Listen(str(ipaddress.ip_address(text.strip("[]"))))
+    except ValueError:
+        raise ValueError("an IP address of this host, and perhaps :PORT") from None
+
+
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -212,5 +236,6 @@ _KINDS: Final[Mapping[str, Callable[[str], object]]] = {
     f"{PREFIX}DEVICE_MODEL": str,
     f"{PREFIX}ENGINE": _engine,
     f"{PREFIX}SPARSE": _flag,
+    f"{PREFIX}POSTCOPY": _listen,
     f"{PREFIX}MISSING_CPU_FEATURES": _missing_cpu_features,
 }

@@ -99,7 +99,12 @@ def wake_when_orphaned() -> None:
     """Have the kernel send SIGCONT when the parent dies (prctl(2), PR_SET_PDEATHSIG): a stopped
     helper then continues, sees that its controller is gone, and ends; nobody else would end it. A
     running one ignores SIGCONT. Raises OSError."""
+    die_with_parent(signal.SIGCONT)
+
+
+def die_with_parent(number: int) -> None:
+    """Have the kernel send this signal when the parent dies; 0 for none. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGCONT), 0, 0, 0):
+    if libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0):
         errnoval = ctypes.get_errno()
         raise OSError(errnoval, f"PR_SET_PDEATHSIG: {os.strerror(errnoval)}")

@@ -50,6 +50,7 @@ class PipeChannel:
         self._writable = select.poll()
         self._writable.register(messages, select.POLLOUT)
         self._over: ChannelError | None = None
+        self._hung_up = False
         self._sending = threading.Lock()
 
     def provides(self, name: str) -> bool:
@@ -58,6 +59,8 @@ class PipeChannel:
     def call(self, name: str, **fields: int | str) -> int:
         if CATALOGUE[name].answer is Answer.NONE:
             raise ValueError(f"{name} has no answer")
+        if self._hung_up:
+            return 0
         self._send(name, fields)
         return pipe_codec.decode_answer(self._seam_receive(pipe_codec.ANSWER_SIZE, name))
 
@@ -69,6 +72,13 @@ class PipeChannel:
             raise ValueError(f"{name} has an answer")
         self._send(name, printable(fields))
 
+    def leave(self) -> None:
+        """libxl has all that it needs: what is said from here on goes to nobody, and what is asked
+        is answered by 0. Closes the descriptors."""
+        self._hung_up = True
+        for fd in (self._answers, self._messages):
+            os.close(fd)
+
     def remark(self, level: XentoollogLevel, text: str) -> bool:
         """Send a short log line, from any thread, if that is possible at once: not in the middle of
         a message, nor into a full pipe. Returns whether it was sent."""
@@ -76,7 +86,7 @@ class PipeChannel:
         data = pipe_codec.encode_message(self._dialect, "log", printable(fields))
         if len(data) > select.PIPE_BUF:
             raise ValueError(f"a remark of {len(data)} bytes: {text[:100]!r}")
-        if not self._sending.acquire(blocking=False):
+        if self._hung_up or not self._sending.acquire(blocking=False):
             return False
         try:
             if self._over or not self._writable.poll(0):
@@ -91,6 +101,8 @@ class PipeChannel:
     def _send(self, name: str, fields: dict[str, Any]) -> None:
         if self._over:
             raise self._over
+        if self._hung_up:
+            return
         data = pipe_codec.encode_message(self._dialect, name, fields)
         with self._sending:
             self._seam_send(name, data)

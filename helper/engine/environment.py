@@ -2,17 +2,56 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.reporter import Reporter
-from xen_save_helper.helper.job import Job, Statistics
+from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain
+from xen_save_helper.helper.job import Job, RestoreResults, Statistics
+from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
+
+
+class PageServer(Protocol):
+    """Of a save whose postcopy is left to another process (`helper.postcopy_link.source`)."""
+
+    def offer(self) -> PostcopyOffer:
+        """Where it listens. Raises OSError with its reason where it cannot."""
+
+    def refusal(self) -> str:
+        """Why there will be no postcopy, as far as is known now; "" if all is ready."""
+
+    def keep(self, bitmap: Bitmap) -> int:
+        """Have it map these pages; returns how many they are. Raises OSError."""
+
+    def let_go(self) -> None:
+        """The save is done: it serves from here on, whatever becomes of this process."""
+
+
+class Pager(Protocol):
+    """Of a restore that ends for its controller before its last pages are there
+    (`helper.postcopy_link.destination`)."""
+
+    connected: bool
+    """Whether there is a page server."""
+
+    def offered(self, offer: PostcopyOffer, domain: Domain) -> None:
+        """Connect to the page server, and say whether this domain can be paged."""
+
+    def leave(self, results: RestoreResults) -> None:
+        """Tell the controller that the domain is restored, and go on without it. Raises
+        ChannelError."""
+
+    def fileno(self) -> int:
+        """What pages come from, and faults go to, from then on."""
 
 
 class Environment(NamedTuple):
-    """`statistics` are kept up to date even if the save or restore fails."""
+    """`statistics` are kept up to date even if the save or restore fails. `page_server` and `pager`
+    are there if postcopy may be done so."""
 
     job: Job
     reporter: Reporter
     abort: Abort
     statistics: Statistics
+    page_server: PageServer | None = None
+    pager: Pager | None = None

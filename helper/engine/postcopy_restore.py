@@ -52,11 +52,12 @@ class PostcopyReceiver:
     def __init__(
         self, domain: Domain, reader: StreamInput, version: int, environment: Environment
     ) -> None:
-        job, self._reporter, self._abort, self._statistics = environment
+        job, self._reporter, self._abort, self._statistics = environment[:4]
         self._stall_limit = job.stall_limit
         self._reader = reader
         self._version = version
-        self._faults = FaultWriter(job.request.back_fd, version, self._abort, self._stall_limit)
+        if job.request.back_fd >= 0:
+            self._answer_over(job.request.back_fd)
         self._states = PageStates(0)
         self._total = 0
         self._requested = 0
@@ -65,6 +66,14 @@ class PostcopyReceiver:
 
     def close(self) -> None:
         self._paging.close()
+
+    def _answer_over(self, back_fd: int) -> None:
+        self._faults = FaultWriter(back_fd, self._version, self._abort, self._stall_limit)
+
+    def go_on_over(self, fd: int) -> None:
+        """The pages come over this descriptor, in both directions: not over the stream."""
+        self._reader = StreamInput(fd, self._abort)
+        self._answer_over(fd)
 
     def list_pfns(self, length: int, physmap: Physmap, cleared: Set[int]) -> None:
         """Read the body of a POSTCOPY_PFNS record and evict its pages, a part at a time.

@@ -12,7 +12,7 @@ from xen_save_helper.helper.engine.page_stream import set_bits
 from xen_save_helper.helper.engine.postcopy_pages import PostcopyPages
 from xen_save_helper.helper.engine.save_phases import Outcome
 from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamOutput, wait_for
-from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain
+from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, PageSource
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.page_lists import (
     ENTRY_SIZE,
@@ -34,16 +34,16 @@ _LISTED_AT_ONCE = 1 << 14
 class PostcopySender:
     """The phases POSTCOPY_PFNS, POSTCOPY_PAGES and POSTCOPY_DRAIN of a save."""
 
-    def __init__(self, domain: Domain, out: StreamOutput, environment: Environment) -> None:
-        self._domain = domain
+    def __init__(self, source: PageSource, out: StreamOutput, environment: Environment) -> None:
+        self._source = source
         self._out = out
-        job, self._reporter, self._abort, self._statistics = environment
+        job, self._reporter, self._abort, self._statistics = environment[:4]
         self._recv_fd = job.request.back_fd
         self._stall_limit = job.stall_limit
 
-    def send_pfns(self, dirty: Bitmap) -> Outcome:
-        """List the pages of `dirty`, and take it over. Pages without contents are done with once
-        they are listed, and drop out of it."""
+    def send_pfns(self, domain: Domain, dirty: Bitmap) -> Outcome:
+        """List the pages of `dirty`, with their types in `domain`, and take it over. Pages without
+        contents are done with once they are listed, and drop out of it."""
         self._write_header(RecordType.POSTCOPY_PFNS_BEGIN, 0)
         left = dirty.count(1)
         position = 0
@@ -54,17 +54,22 @@ class PostcopySender:
             left -= count
             while count:
                 pfns, position = set_bits(dirty, position, min(count, _LISTED_AT_ONCE))
-                types = self._domain.get_pfn_type_batch(pfns)
+                types = domain.get_pfn_type_batch(pfns)
                 self._out.write([memoryview(encode_page_list(pfns, types))[HEADER_SIZE:]])
                 for pfn, has_contents in zip(pfns, contents_mask(types), strict=True):
                     dirty[pfn] = has_contents
                 count -= len(pfns)
-        self._pages = PostcopyPages(dirty)
-        self._p2m_size = len(dirty)
-        self._total = self._pages.remaining
+        self.left = dirty
+        self.take_over(dirty)
         self._reporter.detail(f"{self._total} pages are left to postcopy")
         self._reporter.event("postcopy_pfns", pages=self._total)
         return Outcome.DONE
+
+    def take_over(self, left: Bitmap) -> None:
+        """The pages of `left`, which have been listed, are to be sent."""
+        self._pages = PostcopyPages(left)
+        self._p2m_size = len(left)
+        self._total = self._pages.remaining
 
     def send_pages(self) -> Outcome:
         """Send every page once, those that the guest waits for first.
@@ -117,14 +122,14 @@ class PostcopySender:
         return bool(ready) and not any(events & select.POLLIN for _fd, events in ready)
 
     def _send(self, pfns: Pfns) -> None:
-        views = self._domain.foreign_map(pfns)
+        views = self._source.foreign_map(pfns)
         try:
             listed = encode_pfns(pfns.tolist())
             length = len(listed) + len(pfns) * PAGE_SIZE
             head = encode_record_header(self._record, length) + listed
             self._out.write_now([head, *views])
         finally:
-            self._domain.foreign_unmap(views)
+            self._source.foreign_unmap(views)
         self._statistics.postcopy_pages += len(pfns)
         doing_what = f"postcopy: {self._statistics.postcopy_faults:,} faults"
         self._reporter.progress(doing_what, self._total - self._pages.remaining, self._total)

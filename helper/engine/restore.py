@@ -19,6 +19,7 @@ from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Domain
 from xen_save_helper.helper.job import RestoreResults
 from xen_save_helper.ipc_schema.channel.messages import StreamType, XentoollogLevel
 from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams import postcopy_offer
 from xen_save_helper.ipc_schema.streams.libxc_bodies import Body, TscInfo
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_type
 from xen_save_helper.ipc_schema.streams.libxc_records import check_length, decode_body
@@ -65,7 +66,8 @@ class _Restore:
     def __init__(self, domain: Domain, environment: Environment) -> None:
         self._domain = domain
         self._environment = environment
-        self._job, self._reporter, self._abort, statistics = environment
+        self._job, self._reporter, self._abort, statistics = environment[:4]
+        self._pager = environment.pager
         self._request = self._job.request
         self._reader = StreamInput(self._request.io_fd, self._abort)
         self._results = RestoreResults(statistics=statistics)
@@ -134,6 +136,7 @@ class _Restore:
             RecordType.X86_CPUID_POLICY: self._cpuid_policy,
             RecordType.X86_MSR_POLICY: self._msr_policy,
             RecordType.SPARSE: self._sparse_begins,
+            RecordType.POSTCOPY_OFFER: self._postcopy_offer,
             RecordType.STATIC_DATA_END: self._static_data_end,
             RecordType.X86_TSC_INFO: self._tsc_info,
             RecordType.HVM_CONTEXT: self._hvm_context,
@@ -170,9 +173,10 @@ class _Restore:
             return None
         if kind is RecordType.CHECKPOINT:
             raise DecodeError(kind.name, offset, "a checkpoint in a plain stream")
-        if kind in POSTCOPY_RECORDS and not self._request.postcopy:
+        by_pager = self._pager is not None and self._pager.connected
+        if kind in POSTCOPY_RECORDS and not self._request.postcopy and not by_pager:
             raise DecodeError(kind.name, offset, "postcopy was not agreed on for this restore")
-        if kind in POSTCOPY_RECORDS and self._request.back_fd < 0:
+        if kind in POSTCOPY_RECORDS and self._request.back_fd < 0 and not by_pager:
             raise DecodeError(kind.name, offset, "postcopy needs a back channel, and there is none")
         if self._order.record(kind, offset):
             self._static_data_complete()
@@ -351,6 +355,8 @@ class _Restore:
     def _postcopy_transition(self, length: int) -> None:
         self._decoded(RecordType.POSTCOPY_TRANSITION, length)
         self._stream_complete()
+        if self._pager is not None:
+            return
         if self._reporter.provides("restore_results"):
             self._reporter.tell(
                 "restore_results",
@@ -361,7 +367,20 @@ class _Restore:
         if not self._reporter.transition():
             raise OSError(errno.EIO, "the postcopy transition callback failed")
 
+    def _postcopy_offer(self, length: int) -> None:
+        offset = self._reader.offset
+        body = self._reader.read(length, "POSTCOPY_OFFER")
+        self._padding(length, "POSTCOPY_OFFER")
+        if self._pager is not None:
+            self._pager.offered(postcopy_offer.decode(body, offset), self._domain)
+
     def _receive_postcopy(self) -> None:
+        if self._pager is not None:
+            self._next_record()  # END, says the order
+            self._pager.leave(self._results)
+            self._receiver().go_on_over(self._pager.fileno())
+            self._receiver().receive()
+            return
         self._receiver().receive()
         self._order.record(RecordType.END, self._reader.offset)
 

@@ -24,7 +24,7 @@ def _stay(stage: Stage, *records: RecordType) -> dict[tuple[Stage, RecordType], 
 _STATE = (_R.X86_TSC_INFO, _R.HVM_CONTEXT, _R.HVM_PARAMS)
 
 NEXT: Final[Mapping[tuple[Stage, RecordType], Stage]] = {
-    **_stay(_S.STATIC_DATA, _R.SPARSE, _R.X86_CPUID_POLICY, _R.X86_MSR_POLICY),
+    **_stay(_S.STATIC_DATA, _R.SPARSE, _R.POSTCOPY_OFFER, _R.X86_CPUID_POLICY, _R.X86_MSR_POLICY),
     (_S.STATIC_DATA, _R.STATIC_DATA_END): _S.MEMORY,
     **_stay(_S.MEMORY, _R.PAGE_DATA, *_STATE),
     (_S.MEMORY, _R.VERIFY): _S.VERIFY,
@@ -51,7 +51,7 @@ POSTCOPY_RECORDS: Final = frozenset(
 )
 
 _STATIC_ONLY: Final = frozenset(
-    {_R.SPARSE, _R.X86_CPUID_POLICY, _R.X86_MSR_POLICY, _R.STATIC_DATA_END}
+    {_R.SPARSE, _R.POSTCOPY_OFFER, _R.X86_CPUID_POLICY, _R.X86_MSR_POLICY, _R.STATIC_DATA_END}
 )
 
 

@@ -22,6 +22,7 @@ from xen_save_helper.ipc_schema.channel.messages import (
     XCFlags,
     XentoollogLevel,
 )
+from xen_save_helper.ipc_schema.streams import postcopy_offer
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.libxc_records import encode_body
 from xen_save_helper.ipc_schema.streams.libxc_stream import (
@@ -53,7 +54,8 @@ class _Save:
     def __init__(self, domain: Domain, environment: Environment) -> None:
         self._domain = domain
         self._environment = environment
-        self._job, self._reporter, self._abort, self._statistics = environment
+        self._job, self._reporter, self._abort, self._statistics = environment[:4]
+        self._page_server = environment.page_server
         self._request = self._job.request
         self._live = bool(self._request.xcflags & XCFlags.LIVE)
         self._out = StreamOutput(self._request.io_fd, self._abort, self._request.bandwidth)
@@ -77,7 +79,7 @@ class _Save:
             Phase.STATE: self._state,
             Phase.SUSPEND_FOR_POSTCOPY: self._suspend,
             Phase.POSTCOPY_BEGIN: self._postcopy_begin,
-            Phase.POSTCOPY_PFNS: lambda: self._sender().send_pfns(self._rounds.dirty),
+            Phase.POSTCOPY_PFNS: lambda: self._sender().send_pfns(self._domain, self._rounds.dirty),
             Phase.POSTCOPY_TRANSITION: self._postcopy_transition,
             Phase.POSTCOPY_PAGES: lambda: self._sender().send_pages(),
             Phase.POSTCOPY_DRAIN: lambda: self._sender().drain(),
@@ -132,15 +134,23 @@ class _Save:
             self._write_record(RecordType.X86_MSR_POLICY, msr)
         if self._request.sparse:
             self._write_record(RecordType.SPARSE)
+        if self._page_server is not None:
+            offer = postcopy_offer.encode(self._page_server.offer())
+            self._write_record(RecordType.POSTCOPY_OFFER, offer)
         self._write_record(RecordType.STATIC_DATA_END)
         return Outcome.LIVE if self._live else Outcome.NON_LIVE
 
     def _precopy(self) -> Outcome:
         self._enable_logdirty()
-        if self._request.postcopy:
+        if self._request.postcopy or self._page_server is not None:
             self._ahead = self._domain.needed_at_once()
         policy = precopy_policy(self._reporter, self._job.limits, lambda: self._out.sent)
         decision = self._rounds.send_memory_live(policy)
+        if self._page_server is not None:
+            if refusal := self._page_server.refusal():
+                self._reporter.log(XentoollogLevel.WARN, f"no postcopy: {refusal}")
+                return Outcome.STOP_AND_COPY
+            return Outcome.POSTCOPY
         if decision is not PrecopyPolicy.POSTCOPY:
             return Outcome.STOP_AND_COPY
         if not self._request.postcopy or self._request.back_fd < 0:
@@ -206,6 +216,11 @@ class _Save:
         return self._postcopy
 
     def _postcopy_transition(self) -> Outcome:
+        if self._page_server is not None:
+            kept = self._page_server.keep(self._sender().left)
+            self._reporter.info(f"{kept} pages are left to the page server")
+            self._write_record(RecordType.POSTCOPY_TRANSITION)
+            return Outcome.LEFT
         self._write_record(RecordType.POSTCOPY_TRANSITION)
         if not self._reporter.transition():
             raise OSError(errno.EIO, "the postcopy transition callback failed")
@@ -213,6 +228,8 @@ class _Save:
 
     def _end(self) -> Outcome:
         self._write_record(RecordType.END)
+        if self._page_server is not None and self._postcopy is not None:
+            self._page_server.let_go()
         self._reporter.info(
             f"Save successful: {self._statistics.pages} pages in {self._statistics.rounds} rounds, "
             f"{self._statistics.postcopy_pages} by postcopy, {self._out.sent} bytes"

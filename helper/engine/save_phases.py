@@ -20,6 +20,8 @@ class Outcome(Enum):
     STOP_AND_COPY = "stop and copy"
     POSTCOPY = "postcopy"
     DEBUG = "debug"
+    LEFT = "left"
+    """What is left is a page server's."""
     COMPLETE = "complete"
     """The receiver has all it needs (POSTCOPY_COMPLETE)."""
 
@@ -39,6 +41,7 @@ NEXT: Final[Mapping[tuple[Phase, Outcome], Phase]] = {
     (Phase.POSTCOPY_BEGIN, Outcome.DONE): Phase.POSTCOPY_PFNS,
     (Phase.POSTCOPY_PFNS, Outcome.DONE): Phase.POSTCOPY_TRANSITION,
     (Phase.POSTCOPY_TRANSITION, Outcome.DONE): Phase.POSTCOPY_PAGES,
+    (Phase.POSTCOPY_TRANSITION, Outcome.LEFT): Phase.END,
     (Phase.POSTCOPY_PAGES, Outcome.DONE): Phase.POSTCOPY_DRAIN,
     (Phase.POSTCOPY_PAGES, Outcome.COMPLETE): Phase.END,
     (Phase.POSTCOPY_DRAIN, Outcome.COMPLETE): Phase.END,

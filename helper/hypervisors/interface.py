@@ -105,7 +105,18 @@ class ControlledDomain(Protocol):
         """Release every mapping; the domain goes on."""
 
 
-class Domain(ControlledDomain, Protocol):
+class PageSource(Protocol):
+    """Where a sender of pages has them from."""
+
+    def foreign_map(self, pfns: Pfns, *, writable: bool = False) -> list[memoryview]:
+        """xenforeignmemory_map: the pages in the order given, runs of neighbours as one view.
+        Raises EINVAL for a pfn without a page. The views are valid until `foreign_unmap`."""
+
+    def foreign_unmap(self, views: list[memoryview]) -> None:
+        """Release the views of a foreign_map."""
+
+
+class Domain(ControlledDomain, PageSource, Protocol):
     """One domain, as libxc shows it to our own engine."""
 
     def version(self) -> tuple[int, int]:
@@ -128,13 +139,6 @@ class Domain(ControlledDomain, Protocol):
     def get_pfn_type_batch(self, pfns: Pfns) -> bytes:
         """The top octet of each one's XEN_DOMCTL_PFINFO_*: 0 (NOTAB), or 0xD0, 0xE0 or 0xF0 if it
         has no contents."""
-
-    def foreign_map(self, pfns: Pfns, *, writable: bool = False) -> list[memoryview]:
-        """xenforeignmemory_map: the pages in the order given, runs of neighbours as one view.
-        Raises EINVAL for a pfn without a page. The views are valid until `foreign_unmap`."""
-
-    def foreign_unmap(self, views: list[memoryview]) -> None:
-        """Release the views of a foreign_map."""
 
     def populate_physmap_exact(self, pfns: Pfns, order: int = 0) -> None:
         """Give the domain pages that it lacks: 2^order from each of `pfns` on, which are multiples

@@ -56,6 +56,8 @@ class RecordType(IntEnum):
     POSTCOPY_COMPLETE = 0x40000016
     SPARSE = 0x40000020
     """Ours: XALLOC pages hold zeros. It stands among the static data."""
+    POSTCOPY_OFFER = 0x40000021
+    """Ours: a page server, for a postcopy that outlives the stream. It, too, stands there."""
 
 
 _POSTCOPY_BIT: Final = 0x40000000
@@ -65,6 +67,7 @@ _ONLY_VERSION_3: Final = frozenset(
         RecordType.X86_CPUID_POLICY,
         RecordType.X86_MSR_POLICY,
         RecordType.SPARSE,
+        RecordType.POSTCOPY_OFFER,
     }
 )
 _NUMBERS: Final[Mapping[int, Mapping[RecordType, int]]] = {

@@ -349,7 +349,7 @@ def test_what_a_scenario_hands_over_is_given_to_the_one_after_it(
     fake: type[FakeMachine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.ends = [PASSED, PASSED, PASSED]
-    assert runner.run_scenarios(["cross-release-back"], list(SUITES), 2, None) == 0
+    assert runner.run_scenarios(["cross-release-back"], list(SUITES), 2, None, seldom=True) == 0
     assert fake.ran == [
         ("cross-release-leave", None),
         ("cross-release-arrive", "cross-release-leave"),
@@ -362,7 +362,7 @@ def test_what_comes_after_a_scenario_that_failed_is_not_run(
     fake: type[FakeMachine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.ends = [PASSED, FAILED]
-    assert runner.run_scenarios(["cross-release-back"], list(SUITES), 2, None) == 1
+    assert runner.run_scenarios(["cross-release-back"], list(SUITES), 2, None, seldom=True) == 1
     told = capsys.readouterr().out
     assert told.count("not run") == 1
     assert "1 of 3 passed" in told
@@ -387,7 +387,9 @@ def test_the_table_of_crossings_is_kept(
     fake: type[FakeMachine], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.ends = [Outcome("passed", 1.0, "", crossings=[CROSSING])]
-    assert runner.run_scenarios(["cross-release-leave"], list(SUITES), 1, tmp_path) == 0
+    assert (
+        runner.run_scenarios(["cross-release-leave"], list(SUITES), 1, tmp_path, seldom=True) == 0
+    )
     assert crossings.read(tmp_path / crossings.RESULTS_NAME) == [CROSSING]
     page = (tmp_path / crossings.PAGE_NAME).read_text()
     row = "| hvm | Xen 4.17 | Xen 4.20 | xl | xen-save-helper | refused: a\\|b c | 1 |"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.xen.dom0 import kept_guests
+from tests.xen.dom0 import clean_up, kept_guests
 from tests.xen.dom0.commands import Ended, Program, run, wait_until
 from tests.xen.dom0.guest import CONSOLES, Guest
 from tests.xen.dom0.slow_link import over_slow_link
@@ -240,6 +240,11 @@ class Lab:
         program = Program(["xl", *arguments], {**helper.environment, **ours, **(env or {})})
         self._programs.append(program)
         return program
+
+    @staticmethod
+    def running(word: str) -> list[str]:
+        """The commands of the processes that have `word` in them."""
+        return [command for command in clean_up.processes().values() if word in command]
 
     def tell_unfinished(self) -> None:
         """Print what each `xl` that has not been waited for has said."""

@@ -72,7 +72,7 @@ class Case:
         if not self.scenario.after:
             return None
         scenario = BY_NAME[self.scenario.after]
-        return Case(scenario.suites[0], scenario)
+        return Case((*scenario.suites, *scenario.seldom)[0], scenario)
 
     @property
     def generation(self) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from tests.xen.dom0.commands import wait_until
 from tests.xen.dom0.guest import KEPT
 from tests.xen.dom0.lab import LIBXL
-from tests.xen.scenarios.scenario import Scenario
+from tests.xen.scenarios.scenario import BOOKWORM, NONE, Scenario
 
 if TYPE_CHECKING:
     from tests.xen.dom0.lab import Lab
@@ -35,6 +35,6 @@ def damage_is_noticed(lab: Lab) -> None:
 
 
 SCENARIOS: Final = (
-    Scenario("baseline", baseline),
+    Scenario("baseline", baseline, NONE, BOOKWORM),
     Scenario("baseline-damage-is-noticed", damage_is_noticed),
 )

@@ -119,5 +119,5 @@ def by_our_controller(lab: Lab) -> None:
 SCENARIOS: Final = (
     Scenario("xl-restore-cpu-policy-pvh", partial(by_xl, kind="pvh"), BOOKWORM, TRIXIE),
     Scenario("xl-restore-cpu-policy-pv", partial(by_xl, kind="pv"), NONE, BOOKWORM),
-    Scenario("toolstack-restore-cpu-policy-pvh", by_our_controller),
+    Scenario("toolstack-restore-cpu-policy-pvh", by_our_controller, NONE, BOOKWORM),
 )

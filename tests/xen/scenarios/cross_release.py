@@ -20,7 +20,7 @@ from tests.xen.dom0 import kept_guests
 from tests.xen.dom0.commands import Ended, run
 from tests.xen.dom0.guest import KINDS, Guest, dom0_kernel
 from tests.xen.dom0.lab import COMMAND_SECONDS, LIBXL, MISSING, OURS, Helper, xen_version
-from tests.xen.scenarios.scenario import Scenario
+from tests.xen.scenarios.scenario import BOOKWORM, NONE, TRIXIE, Scenario
 from tests.xen.scenarios.toolstack import PATIENCE
 from xen_save_helper.toolstack.hosts.xen import xl
 
@@ -151,13 +151,21 @@ def _tell(lab: Lab, rows: list[Crossing], row: Crossing) -> None:
 
 
 SCENARIOS: Final = (
-    Scenario("cross-release-leave", leaves, limit=_LIMIT),
+    Scenario("cross-release-leave", leaves, NONE, BOOKWORM, limit=_LIMIT),
     Scenario(
         "cross-release-arrive",
         arrives,
-        ("trixie",),
+        NONE,
+        TRIXIE,
         limit=_LIMIT,
         after="cross-release-leave",
     ),
-    Scenario("cross-release-back", comes_back, limit=_LIMIT, after="cross-release-arrive"),
+    Scenario(
+        "cross-release-back",
+        comes_back,
+        NONE,
+        BOOKWORM,
+        limit=_LIMIT,
+        after="cross-release-arrive",
+    ),
 )

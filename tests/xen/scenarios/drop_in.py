@@ -102,7 +102,7 @@ SCENARIOS: Final = (
     Scenario("xl-save-verify-restore-pvh", partial(_of_a_new, "pvh", save_and_restore), BOTH),
     Scenario("xl-migrate-pvh", partial(_of_a_new, "pvh", migrate), BOOKWORM, TRIXIE),
     Scenario("xl-save-verify-restore-pv", partial(_of_a_new, "pv", save_and_restore)),
-    Scenario("xl-mixed-helpers-pvh", partial(_of_a_new, "pvh", mixed)),
+    Scenario("xl-mixed-helpers-pvh", partial(_with_ours, "pvh", mixed)),
     Scenario("xl-mixed-helpers-pv", partial(_of_a_new, "pv", mixed), NONE, BOOKWORM),
     Scenario(
         "xl-migrate-sender-then-receiver-pvh",
@@ -111,7 +111,10 @@ SCENARIOS: Final = (
         BOTH,
     ),
     Scenario(
-        "xl-migrate-sender-then-receiver-hvm", partial(_with_ours, "hvm", sender_then_receiver)
+        "xl-migrate-sender-then-receiver-hvm",
+        partial(_with_ours, "hvm", sender_then_receiver),
+        NONE,
+        BOOKWORM,
     ),
     Scenario("xl-log-line-pvh", log_line),
     Scenario("xl-receiver-by-etc-environment-pvh", receiver_by_etc_environment),

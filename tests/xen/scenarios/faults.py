@@ -171,7 +171,11 @@ SCENARIOS: Final = (
             Scenario(
                 f"xl-faults-{operation}", partial(put_to, trial, cases), NONE, BOOKWORM, limit=1500
             ),
-            Scenario(f"xl-some-faults-{operation}", partial(put_to, trial, some_of(cases))),
+            Scenario(
+                f"xl-some-faults-{operation}",
+                partial(put_to, trial, some_of(cases)),
+                NONE if operation == "migrate" else BOOKWORM,
+            ),
         )
     ),
 )

@@ -10,9 +10,9 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from tests.xen.dom0.commands import run
+from tests.xen.dom0.commands import run, wait_until
 from tests.xen.dom0.lab import COMMAND_SECONDS, DEFAULT_ENGINE
-from tests.xen.scenarios.scenario import Scenario
+from tests.xen.scenarios.scenario import BOOKWORM, NONE, Scenario
 from tests.xen.scenarios.toolstack import (
     PATIENCE,
     RECEIVE,
@@ -27,11 +27,11 @@ from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
 from xen_save_helper.ipc_schema.streams.pfns import pfns_of, run_of, selected
 
 if TYPE_CHECKING:
-    from tests.xen.dom0.guest import Guest
     from tests.xen.dom0.lab import Lab
     from xen_save_helper.helper.hypervisors.interface import Paging
 
 _AT_ONCE: Final = 1024
+_PAGES_SECONDS: Final = 240
 _ON_DEMAND_SECONDS: Final = 15.0
 """For which a guest gets no page that it has not asked for."""
 
@@ -130,32 +130,27 @@ def _contents(domain: XenDomain, needed: set[int]) -> dict[int, bytes]:
     return pages
 
 
-def migrates(lab: Lab, kind: str) -> None:
-    """Our controllers at both ends: with all of its memory left behind, and with what it writes
-    during one round. It runs before all its memory is there, and counts on."""
+def migrates(lab: Lab, kind: str, rounds: int) -> None:
+    """Our controllers at both ends: with all of its memory left behind, or what it writes during
+    the rounds. It runs before all its memory is there, and counts on."""
     guest = lab.guest(kind)
-    for rounds in ("0", "1"):
-        before, done_before = lab.domid(guest), len(lab.engines_done())
-        options = ("--postcopy", "--max-rounds", rounds, "--json", "--events", lab.trace)
-        done = succeeds("migrate", guest.name, "--to", RECEIVE, *options, *PATIENCE)
-        assert lab.engines_done()[done_before:] == [DEFAULT_ENGINE] * 2
-        # While it came, its name was still that of the guest it had been.
-        succeeds("recover", guest.name)
-        assert lab.assert_only(guest) != before
-        guest.goes_on()
-        _tell(lab, guest, f"after {rounds} rounds", done.output)
-        nothing_is_left()
-
-
-def _tell(lab: Lab, guest: Guest, when: str, output: str) -> None:
-    result = json.loads(output[output.index("{") : output.rindex("}") + 1])
+    before = lab.domid(guest)
+    options = ("--postcopy", "--max-rounds", str(rounds), "--json", "--events", lab.trace)
+    done = succeeds("migrate", guest.name, "--to", RECEIVE, *options, *PATIENCE)
+    assert lab.engines_done() == [DEFAULT_ENGINE] * 2
+    # While it came, its name was still that of the guest it had been.
+    succeeds("recover", guest.name)
+    assert lab.assert_only(guest) != before
+    guest.goes_on()
+    result = json.loads(done.output[done.output.index("{") : done.output.rindex("}") + 1])
     assert result["postcopy_transitioned"] == "done", result
     postcopy = result["postcopy"]
-    lab.figure(f"{when}: pages left behind", postcopy["pages"])
-    lab.figure(f"{when}: faults", postcopy["faults"])
-    if when.startswith("after 0"):
+    lab.figure("pages left behind", postcopy["pages"])
+    lab.figure("faults", postcopy["faults"])
+    if not rounds:
         assert postcopy["pages"] >= 0.9 * guest.octets // PAGE_SIZE
         assert postcopy["faults"]
+    nothing_is_left()
 
 
 def refused(lab: Lab) -> None:
@@ -171,8 +166,44 @@ def refused(lab: Lab) -> None:
     nothing_is_left()
 
 
+def by_xl(lab: Lab, kind: str) -> None:
+    """Under an unmodified `xl` at both ends: it ends while pages are still to come, which a page
+    server and a pager see to. The guest counts on, and finds its memory as it was."""
+    guest = lab.guest(kind)
+    before = lab.domid(guest)
+    env = {
+        "XEN_SAVE_HELPER_POSTCOPY": "127.0.0.1",
+        "XEN_SAVE_HELPER_MAX_ITERATIONS": "1",
+        "XEN_SAVE_HELPER_DIRTY_THRESHOLD": "0",
+    }
+    done = lab.start_migrate(guest, env=env).end(COMMAND_SECONDS)
+    assert done.status == 0
+    (kept,) = lab.events("pages_kept")
+    lab.figure("pages left behind", kept["pages"])
+    assert kept["pages"]
+    wait_until("all pages are there", lambda: bool(lab.events("pages_gone")), _PAGES_SECONDS)
+    wait_until("the pager ends", lambda: not lab.running("xen_save_helper.helper"), 30)
+    assert lab.assert_only(guest) != before
+    guest.goes_on()
+    lab.migrate(guest)
+
+
 SCENARIOS: Final = (
-    Scenario("paged-out-and-in-pvh", partial(paged_out_and_in, kind="pvh"), shadow=True),
-    Scenario("toolstack-postcopy-pvh", partial(migrates, kind="pvh"), shadow=True),
+    Scenario(
+        "paged-out-and-in-pvh",
+        partial(paged_out_and_in, kind="pvh"),
+        NONE,
+        BOOKWORM,
+        shadow=True,
+    ),
+    Scenario("toolstack-postcopy-pvh", partial(migrates, kind="pvh", rounds=0), shadow=True),
+    Scenario(
+        "toolstack-postcopy-after-a-round-pvh",
+        partial(migrates, kind="pvh", rounds=1),
+        NONE,
+        BOOKWORM,
+        shadow=True,
+    ),
     Scenario("toolstack-postcopy-refused-pvh", refused),
+    Scenario("xl-postcopy-pvh", partial(by_xl, kind="pvh"), shadow=True),
 )

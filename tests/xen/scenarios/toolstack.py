@@ -245,17 +245,24 @@ def kill_at(lab: Lab, moment: str, command: list[str]) -> None:
 
 
 SCENARIOS: Final = (
-    Scenario("toolstack-save-restore-pv", lambda lab: save_and_restore(lab, lab.guest("pv"))),
+    Scenario(
+        "toolstack-save-restore-pv",
+        lambda lab: save_and_restore(lab, lab.guest("pv")),
+        NONE,
+        BOOKWORM,
+    ),
     Scenario(
         "toolstack-save-restore-pvh",
         lambda lab: save_and_restore(lab, lab.guest("pvh")),
-        TRIXIE,
         BOOKWORM,
+        TRIXIE,
     ),
     Scenario("toolstack-migrate-pvh", lambda lab: migrate_both_ways(lab, lab.guest("pvh"))),
     Scenario(
         "toolstack-save-restore-migrate-hvm",
         partial(all_of_one_guest, kind="hvm"),
+        NONE,
+        BOOKWORM,
         limit=900,
     ),
     *(
@@ -272,13 +279,13 @@ SCENARIOS: Final = (
         Scenario(
             f"toolstack-receiver-dies-{kind}",
             partial(receiver_dies, kind=kind),
-            BOOKWORM if kind == "hvm" else NONE,
             BOOKWORM if kind == "pvh" else NONE,
+            BOOKWORM if kind == "hvm" else NONE,
             limit=600,
         )
         for kind in ("pvh", "hvm")
     ),
-    Scenario("toolstack-guest-ignores-suspend", guest_ignores_suspend, limit=400),
+    Scenario("toolstack-guest-ignores-suspend", guest_ignores_suspend, NONE, BOOKWORM, limit=400),
     Scenario("toolstack-controller-killed", controller_is_killed, limit=600),
     Scenario("toolstack-interrupted", interrupted, limit=600),
 )

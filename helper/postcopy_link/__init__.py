@@ -1,0 +1,1 @@
+"""The connection of two helpers whose postcopy outlives the `xl` that started them."""

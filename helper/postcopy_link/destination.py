@@ -1,0 +1,79 @@
+"""The restoring helper's side: it connects to the sender's page server, and outlives its `xl`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from xen_save_helper.helper.postcopy_link.tunnel import Keys, TunnelClient
+from xen_save_helper.helper.watchdog import die_with_parent
+
+if TYPE_CHECKING:
+    from xen_save_helper.helper.abort import Abort
+    from xen_save_helper.helper.channels.pipe_channel import PipeChannel
+    from xen_save_helper.helper.hypervisors.interface import Domain
+    from xen_save_helper.helper.job import RestoreResults
+    from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
+    from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
+    from xen_save_helper.ipc_schema.trace import Trace
+
+
+class Pager:
+    """Of a restore under libxl that may become a postcopy. `parent` is the descriptor of
+    `settings.OUTLIVE`."""
+
+    def __init__(
+        self, request: HelperRequest, parent: int, channel: PipeChannel, abort: Abort, trace: Trace
+    ) -> None:
+        self._streams = [fd for fd in (request.io_fd, request.back_fd) if fd >= 0]
+        self._parent = parent
+        self._channel = channel
+        self._abort = abort
+        self._trace = trace
+        self._tunnel: TunnelClient | None = None
+        self.connected = False
+
+    def offered(self, offer: PostcopyOffer, domain: Domain) -> None:
+        """Connect to the page server, and say whether this domain can be paged."""
+        refusal = ""
+        try:
+            domain.mem_paging_enable().close()
+        except OSError as error:
+            refusal = error.strerror or str(error)
+        keys = Keys(offer.client_key.encode(), offer.client_secret.encode())
+        self._tunnel = TunnelClient(offer.address, offer.port, keys, offer.server_key.encode())
+        self._trace.event("page_server", address=offer.address, port=offer.port, refusal=refusal)
+        os.write(self._tunnel.fileno(), f"{refusal}\n".encode())
+        self.connected = True
+
+    def fileno(self) -> int:
+        assert self._tunnel is not None
+        return self._tunnel.fileno()
+
+    def leave(self, results: RestoreResults) -> None:
+        """Tell libxl that the domain is restored, and go on without it. Raises ChannelError."""
+        gfns = {"store_gfn": results.store_gfn, "console_gfn": results.console_gfn}
+        self._channel.tell("restore_results", **gfns)
+        self._trace.event("complete", retval=0, errnoval=0)
+        self._channel.call("complete", retval=0, errnoval=0)
+        self._abort.outlive()
+        self._channel.leave()
+        die_with_parent(0)
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in range(3):
+            os.dup2(null, fd)
+        os.close(null)
+        # The stream's other end waits for nobody here.
+        for fd in self._streams:
+            os.close(fd)
+        self._trace.event("pager")
+        os.write(self._parent, b"\0")
+        os.close(self._parent)
+
+    def close(self) -> None:
+        if self._tunnel is not None:
+            self._tunnel.close()

@@ -1,0 +1,35 @@
+"""A restore whose work is done by a process that may outlive it, as a pager.
+
+libxl waits for the end of the helper that it has started. So that one starts another, which does
+all the work on the helper's own pipes, and ends with it: or earlier, when the domain is restored
+and its last pages are still to come.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from xen_save_helper.helper.job import EXIT_DONE
+from xen_save_helper.helper.settings import OUTLIVE
+
+_EXIT_BY_SIGNAL = 128
+
+
+def run_beside(arguments: list[str], streams: Sequence[int]) -> NoReturn:
+    """Have another process do what libxl has asked for with `arguments`, on its `streams`; end when
+    it has, or when the domain is restored."""
+    mine, its = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "xen_save_helper.helper.main", *arguments],
+        env={**os.environ, OUTLIVE: str(its)},
+        pass_fds=[its, *streams],
+    )
+    os.close(its)
+    if os.read(mine, 1):
+        os._exit(EXIT_DONE)
+    status = process.wait()
+    os._exit(status if status >= 0 else _EXIT_BY_SIGNAL - status)

@@ -1,0 +1,168 @@
+"""The process that keeps a guest's last pages at the source until they are at the destination.
+
+    python -m xen_save_helper.helper.postcopy_link.page_server CONTROL_FD DOMID ADDRESS PORT EVENTS
+
+The saving helper starts it (`source`), tells it what to keep, and ends. Then `xl` destroys the
+domain, whose pages stay as long as they are mapped here. It does little, since what it loses is
+lost: it serves pages, and ends when the last one is there, or when the domain runs here again,
+because the migration has failed.
+
+On the control socket, packets of JSON: from here `{"offer": ...}`, `{"ready": refusal}` once the
+other side has connected, `{"kept": pages}` or `{"error": reason}`; to here `{"keep": p2m_size}`
+with the bitmap's memfd, and `{"go": true}` when the save is done.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import closing, suppress
+from typing import Any, Final, NoReturn
+
+from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.helper.channels.silent_channel import SilentChannel
+from xen_save_helper.helper.engine.environment import Environment
+from xen_save_helper.helper.engine.postcopy_save import PostcopySender
+from xen_save_helper.helper.engine.stream_io import StreamOutput
+from xen_save_helper.helper.hypervisors.interface import Bitmap
+from xen_save_helper.helper.hypervisors.xen.domain import XenDomain
+from xen_save_helper.helper.job import Job, Statistics
+from xen_save_helper.helper.postcopy_link.kept_pages import KeptPages
+from xen_save_helper.helper.postcopy_link.tunnel import TunnelServer, new_keys
+from xen_save_helper.helper.trace_file import open_trace
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
+from xen_save_helper.ipc_schema.channel.messages import Operation
+from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
+from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
+from xen_save_helper.ipc_schema.streams.records import encode_record
+from xen_save_helper.ipc_schema.trace import Trace
+
+EXIT_NOT_WANTED: Final = 0
+EXIT_RUNS_HERE: Final = 3
+_MOST: Final = 4096
+_LOOK: Final = 1.0
+_MCL_CURRENT_AND_FUTURE: Final = 3
+_NEVER_KILLED: Final = "-1000"
+"""For oom_score_adj."""
+
+
+def main(control: socket.socket, domid: int, address: str, port: int, trace: Trace) -> int:
+    server_keys, client_keys = new_keys(), new_keys()
+    with closing(TunnelServer(address, port, server_keys, client_keys.public)) as tunnel:
+        keys = (server_keys.public, client_keys.public, client_keys.secret)
+        offer = PostcopyOffer(address, tunnel.port, *(key.decode() for key in keys))
+        _say(control, {"offer": offer._asdict()})
+        kept = _prepare(control, tunnel, domid)
+        if kept is None:
+            return EXIT_NOT_WANTED
+        trace.event("pages_kept", domid=domid, pages=kept.pages)
+        with closing(kept):
+            _serve(kept, tunnel, domid, trace)
+    trace.event("pages_gone", domid=domid)
+    return 0
+
+
+def _prepare(control: socket.socket, tunnel: TunnelServer, domid: int) -> KeptPages | None:
+    """Until the save is done; None if it does without."""
+    poll = select.poll()
+    for fd in (control.fileno(), tunnel.fileno()):
+        poll.register(fd, select.POLLIN)
+    said, kept = b"", None
+    while True:
+        for fd, _events in poll.poll():
+            if fd == tunnel.fileno():
+                said += os.read(fd, _MOST)
+                if b"\n" in said or not said:
+                    poll.unregister(fd)
+                    _say(control, {"ready": said.partition(b"\n")[0].decode(errors="replace")})
+                continue
+            data, fds, _flags, _address = socket.recv_fds(control, _MOST, 1)
+            packet = json.loads(data) if data else {}
+            if "keep" in packet:
+                kept = _keep(control, domid, fds[0], packet["keep"])
+            elif "go" in packet:
+                return kept
+            else:
+                return None
+
+
+def _keep(control: socket.socket, domid: int, memfd: int, size: int) -> KeptPages | None:
+    with open(memfd, "rb") as file:
+        bitmap = Bitmap(file.read(size))
+    try:
+        _do_not_die()
+        kept = KeptPages(XenDomain(domid), bitmap)
+    except OSError as error:
+        _say(control, {"error": error.strerror or str(error)})
+        return None
+    _say(control, {"kept": kept.pages})
+    return kept
+
+
+def _serve(kept: KeptPages, tunnel: TunnelServer, domid: int, trace: Trace) -> None:
+    fd = tunnel.fileno()
+    with Abort(signals=frozenset({signal.SIGTERM})) as abort:
+        threading.Thread(target=_watch, args=(domid, trace), daemon=True).start()
+        reporter = Reporter(SilentChannel(), abort, trace)
+        job = Job(HelperRequest(Operation.SAVE, domid, fd, fd))
+        out = StreamOutput(fd, abort)
+        sender = PostcopySender(kept, out, Environment(job, reporter, abort, Statistics()))
+        sender.take_over(kept.bitmap)
+        sender.send_pages()
+        sender.drain()
+        out.write([encode_record(record_number(RecordType.END, VERSION), b"")])
+
+
+def _watch(domid: int, trace: Trace) -> None:
+    """End this process when the domain runs here again."""
+    domain = XenDomain(domid)
+    while True:
+        try:
+            runs = domain.getinfo().shutdown_reason is None
+        except OSError as error:
+            if error.errno == errno.ESRCH:
+                return
+            runs = False
+        if runs:
+            trace.event("pages_not_wanted", domid=domid, reason="the guest runs here again")
+            os._exit(EXIT_RUNS_HERE)
+        time.sleep(_LOOK)
+
+
+def _do_not_die() -> None:
+    """What can be done about it is done as far as it goes: no memory of this process is ever
+    written out, and others are killed first for want of memory."""
+    ctypes.CDLL(None).mlockall(_MCL_CURRENT_AND_FUTURE)
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write(_NEVER_KILLED)
+
+
+def _say(control: socket.socket, packet: dict[str, Any]) -> None:
+    with suppress(OSError):  # nobody waits for it any more, as will be seen
+        control.sendall(json.dumps(packet).encode())
+
+
+def _run(arguments: list[str]) -> NoReturn:
+    control = socket.socket(fileno=int(arguments[0]))
+    control.set_inheritable(False)
+    trace = open_trace("".join(arguments[4:]), "page server", lambda _text: None)
+    try:
+        status = main(control, int(arguments[1]), arguments[2], int(arguments[3]), trace)
+    except (OSError, ValueError) as error:
+        _say(control, {"error": str(error)})
+        trace.event("pages_lost", error=str(error))
+        status = 1
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    _run(sys.argv[1:])

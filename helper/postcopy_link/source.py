@@ -1,0 +1,84 @@
+"""The saving helper's side of its page server (`page_server`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from typing import Any, Final
+
+from xen_save_helper.helper.hypervisors.interface import Bitmap
+from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
+
+_MODULE: Final = "xen_save_helper.helper.postcopy_link.page_server"
+_OFFER_SECONDS: Final = 20.0
+_KEEP_SECONDS: Final = 60.0
+_MOST: Final = 4096
+
+
+class PageServer:
+    """Started for a domain. Until `let_go` it ends with this process."""
+
+    def __init__(self, domid: int, address: str, port: int, events: str = "") -> None:
+        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ready: str | None = None
+        with theirs:
+            numbers = (theirs.fileno(), domid)
+            arguments = (*map(str, numbers), address, str(port), events)
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", _MODULE, *arguments],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def offer(self) -> PostcopyOffer:
+        """Wait for it. Raises OSError with its reason where it cannot listen."""
+        return PostcopyOffer(**self._hear("offer", _OFFER_SECONDS))
+
+    def refusal(self) -> str:
+        """Why there will be no postcopy, as far as is known now; "" if all is ready."""
+        if self._ready is None and select.select([self._line], [], [], 0)[0]:
+            self._ready = str(self._hear("ready", 0))
+        if self._ready is None:
+            return "the receiver has not connected to the page server"
+        return self._ready
+
+    def keep(self, bitmap: Bitmap) -> int:
+        """Have it map these pages; returns how many they are. Raises OSError."""
+        memfd = os.memfd_create("bitmap", os.MFD_CLOEXEC)
+        with open(memfd, "r+b") as file:
+            file.write(bitmap)
+            file.seek(0)
+            packet = json.dumps({"keep": len(bitmap)}).encode()
+            socket.send_fds(self._line, [packet], [memfd])
+            return int(self._hear("kept", _KEEP_SECONDS))
+
+    def let_go(self) -> None:
+        """The save is done: it serves from here on, whatever becomes of this process."""
+        self._line.sendall(json.dumps({"go": True}).encode())
+
+    def close(self) -> None:
+        """Without `let_go`, end it."""
+        self._line.close()
+
+    def _hear(self, name: str, seconds: float) -> Any:
+        end = time.monotonic() + seconds
+        left = seconds
+        while select.select([self._line], [], [], left)[0]:
+            data = self._line.recv(_MOST)
+            packet = json.loads(data) if data else {"error": "it has ended"}
+            if "error" in packet:
+                raise OSError(f"page server: {packet['error']}")
+            if name in packet:
+                return packet[name]
+            if "ready" in packet:
+                self._ready = str(packet["ready"])
+            left = max(0.0, end - time.monotonic())
+        raise TimeoutError(f"page server: no {name} within {seconds:g} s")

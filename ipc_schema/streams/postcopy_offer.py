@@ -1,0 +1,52 @@
+"""POSTCOPY_OFFER: where the sender's page server listens, and the keys for it.
+
+The stream's own link is encrypted by who made it (ssh): what is in it is known to both ends alone.
+The server takes nobody but the holder of the client's secret key, and the client trusts nobody but
+the holder of the server's.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import msgpack
+
+from xen_save_helper.ipc_schema.errors import DecodeError
+
+_KEY: Final = 40
+"""Characters of a key of CURVE, in Z85."""
+_MOST: Final = 4096
+
+
+class PostcopyOffer(NamedTuple):
+    """Keys are CURVE's, in Z85."""
+
+    address: str
+    port: int
+    server_key: str
+    client_key: str
+    client_secret: str
+
+
+def encode(offer: PostcopyOffer) -> bytes:
+    body: bytes = msgpack.packb(offer._asdict())
+    return body
+
+
+def decode(body: bytes, offset: int) -> PostcopyOffer:
+    """Raises DecodeError."""
+    what = "POSTCOPY_OFFER"
+    if len(body) > _MOST:
+        raise DecodeError(what, offset, f"{len(body)} bytes, want at most {_MOST}")
+    try:
+        offer = PostcopyOffer(**msgpack.unpackb(body))
+    except (ValueError, TypeError) as error:
+        raise DecodeError(what, offset, f"is not an offer: {error}") from error
+    if not isinstance(offer.address, str) or not offer.address or "\0" in offer.address:
+        raise DecodeError(what, offset, f"the address {offer.address!r}")
+    if not isinstance(offer.port, int) or not 0 < offer.port < 1 << 16:
+        raise DecodeError(what, offset, f"the port {offer.port!r}")
+    for key in offer[2:]:
+        if not isinstance(key, str) or len(key) != _KEY or not key.isascii():
+            raise DecodeError(what, offset, "a key that is none")
+    return offer
