@@ -201,15 +201,20 @@ def _missing_cpu_features(text: str) -> MissingCpuFeatures:
 
 
 def _listen(text: str) -> Listen:
-    import ipaddress
+    # Imported late: it would slow down every helper's start.
+    from ipaddress import ip_address
 
-    host, colon, port = text.rpartition(":") if "]" in text or text.count(":") == 1 else (text,) * 3
+    # ADDRESS or ADDRESS:PORT; an IPv6 address has colons of its own, and brackets before a port.
+    address, port = text, "0"
+    if text.count(":") == 1 or "]:" in text:
+        address, _, port = text.rpartition(":")
     try:
-        if colon == ":":
-            return Listen(str(ipaddress.ip_address(host.strip("[]"))), int(port))
-        return Listen(str(ipaddress.ip_address(text.strip("[]"))))
+        listen = Listen(str(ip_address(address.strip("[]"))), int(port))
+        if not 0 <= listen.port < 1 << 16:
+            raise ValueError
     except ValueError:
         raise ValueError("an IP address of this host, and perhaps :PORT") from None
+    return listen
 
 
 def _seconds(text: str) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.streams import postcopy_offer
 from xen_save_helper.ipc_schema.streams.libxc_bodies import (
     CPUID_LEAF_SIZE,
     EXTENDED_LIMIT,
@@ -108,6 +109,7 @@ BODIES: Final[Mapping[RecordType, BodyFormat]] = {
     RecordType.POSTCOPY_FAULT: BodyFormat(_PAGE_LIST_LENGTHS, encode_faults, decode_faults),
     RecordType.POSTCOPY_COMPLETE: _NOTHING,
     RecordType.SPARSE: _NOTHING,
+    RecordType.POSTCOPY_OFFER: _opaque(range(1, postcopy_offer.MOST + 1)),
 }
 WITH_CONTENTS: Final = frozenset(RecordType) - frozenset(BODIES)
 """PAGE_DATA and POSTCOPY_PAGE_DATA: a page list, then PAGE_SIZE bytes for each page with

@@ -3,19 +3,20 @@
 The stream's own link is encrypted by who made it (ssh): what is in it is known to both ends alone.
 The server takes nobody but the holder of the client's secret key, and the client trusts nobody but
 the holder of the server's.
+
+msgpack is imported here when it is wanted: few streams have an offer.
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-import msgpack
-
 from xen_save_helper.ipc_schema.errors import DecodeError
 
 _KEY: Final = 40
 """Characters of a key of CURVE, in Z85."""
-_MOST: Final = 4096
+MOST: Final = 4096
+"""The most bytes of a body."""
 
 
 class PostcopyOffer(NamedTuple):
@@ -29,15 +30,19 @@ class PostcopyOffer(NamedTuple):
 
 
 def encode(offer: PostcopyOffer) -> bytes:
+    import msgpack
+
     body: bytes = msgpack.packb(offer._asdict())
     return body
 
 
 def decode(body: bytes, offset: int) -> PostcopyOffer:
     """Raises DecodeError."""
+    import msgpack
+
     what = "POSTCOPY_OFFER"
-    if len(body) > _MOST:
-        raise DecodeError(what, offset, f"{len(body)} bytes, want at most {_MOST}")
+    if len(body) > MOST:
+        raise DecodeError(what, offset, f"{len(body)} bytes, want at most {MOST}")
     try:
         offer = PostcopyOffer(**msgpack.unpackb(body))
     except (ValueError, TypeError) as error:

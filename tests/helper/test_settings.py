@@ -46,6 +46,30 @@ def test_each_setting_is_a_variable() -> None:
     assert read(ENGINE="own").engine == "own"
 
 
+@pytest.mark.parametrize(
+    ("text", "listen"),
+    [
+        ("192.0.2.7", ("192.0.2.7", 0)),
+        ("192.0.2.7:4567", ("192.0.2.7", 4567)),
+        ("2001:db8::7", ("2001:db8::7", 0)),
+        ("[2001:db8::7]", ("2001:db8::7", 0)),
+        ("[2001:db8::7]:4567", ("2001:db8::7", 4567)),
+    ],
+)
+def test_where_a_page_server_listens(text: str, listen: tuple[str, int]) -> None:
+    assert read(POSTCOPY=text).postcopy == listen
+
+
+@pytest.mark.parametrize(
+    "text", ["1", "here", "192.0.2.7:", "192.0.2.7:70000", "192.0.2.7:-1", ":4567", "[::1]:x"]
+)
+def test_a_place_where_nobody_can_listen_is_named(text: str) -> None:
+    found = found_in(POSTCOPY=text)
+    assert found.settings.postcopy is None
+    (problem,) = found.problems
+    assert "want an IP address of this host, and perhaps :PORT; ignored" in problem
+
+
 def test_an_empty_variable_is_none() -> None:
     assert read(MAX_ITERATIONS="", EVENTS="") == Settings()
 

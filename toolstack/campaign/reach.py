@@ -35,6 +35,7 @@ NOT_PASSED: Final[Mapping[str, str]] = {
     "SHARED_INFO": _PV,
     "TOOLSTACK": "of senders before Xen 4.14",
     "SPARSE": "of a sender with --sparse",
+    "POSTCOPY_OFFER": "of a sender under xl with XEN_SAVE_HELPER_POSTCOPY",
     "VERIFY": _DEBUG,
     Phase.VERIFY.value: _DEBUG,
     Stage.VERIFY.value: _DEBUG,

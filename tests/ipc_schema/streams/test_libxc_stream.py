@@ -49,6 +49,7 @@ VERSION_3_ONLY = {
     RecordType.X86_CPUID_POLICY,
     RecordType.X86_MSR_POLICY,
     RecordType.SPARSE,
+    RecordType.POSTCOPY_OFFER,
 }
 
 
@@ -96,6 +97,7 @@ VALUES: dict[RecordType, st.SearchStrategy[Body]] = {
     RecordType.X86_MSR_POLICY: multiples(16),
     RecordType.POSTCOPY_PFNS: page_list(st.sampled_from(PageType)),
     RecordType.POSTCOPY_FAULT: page_list(st.just(PageType.NOTAB)),
+    RecordType.POSTCOPY_OFFER: st.binary(min_size=1, max_size=4096),
 }
 
 
@@ -202,6 +204,7 @@ def test_numbers_of_version_3() -> None:
         *range(0x13),
         *range(0x40000010, 0x40000017),
         0x40000020,
+        0x40000021,
     ]
 
 
