@@ -28,12 +28,15 @@ class KeptPages:
         self.pages = bitmap.count(1)
         self._domain = domain
         self._runs: list[_Run] = []
+        self._mapped: list[memoryview] = []
         position, left = 0, self.pages
         while left:
             pfns, position = set_bits(bitmap, position, min(left, _AT_ONCE))
             left -= len(pfns)
             octets = 0
-            views = iter(domain.foreign_map(pfns))
+            mapped = domain.foreign_map(pfns)
+            self._mapped += mapped
+            views = iter(mapped)
             view = memoryview(b"")
             for first, count, _ in runs_of(pfns):
                 if octets == len(view):
@@ -55,5 +58,15 @@ class KeptPages:
     def foreign_unmap(self, views: list[memoryview]) -> None:
         """They stay."""
 
+    def runs_here(self) -> bool:
+        """Whether the domain is here, and no longer suspended. From any thread."""
+        try:
+            return self._domain.getinfo().shutdown_reason is None
+        except OSError:
+            return False
+
     def close(self) -> None:
+        """Let go of them: a domain that is destroyed is then gone."""
+        self._runs.clear()
+        self._domain.foreign_unmap(self._mapped)
         self._domain.close()

@@ -23,7 +23,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from contextlib import closing, suppress
 from typing import Any, Final, NoReturn
 
@@ -50,6 +49,7 @@ EXIT_NOT_WANTED: Final = 0
 EXIT_RUNS_HERE: Final = 3
 _MOST: Final = 4096
 _LOOK: Final = 1.0
+_LINGER_SECONDS: Final = 10.0
 _MCL_CURRENT_AND_FUTURE: Final = 3
 _NEVER_KILLED: Final = "-1000"
 """For oom_score_adj."""
@@ -57,7 +57,9 @@ _NEVER_KILLED: Final = "-1000"
 
 def main(control: socket.socket, domid: int, address: str, port: int, trace: Trace) -> int:
     server_keys, client_keys = new_keys(), new_keys()
-    with closing(TunnelServer(address, port, server_keys, client_keys.public)) as tunnel:
+    tunnel = TunnelServer(address, port, server_keys, client_keys.public)
+    linger = 0.0
+    try:
         keys = (server_keys.public, client_keys.public, client_keys.secret)
         offer = PostcopyOffer(address, tunnel.port, *(key.decode() for key in keys))
         _say(control, {"offer": offer._asdict()})
@@ -66,9 +68,11 @@ def main(control: socket.socket, domid: int, address: str, port: int, trace: Tra
             return EXIT_NOT_WANTED
         trace.event("pages_kept", domid=domid, pages=kept.pages)
         with closing(kept):
-            _serve(kept, tunnel, domid, trace)
-    trace.event("pages_gone", domid=domid)
-    return 0
+            status = _serve(kept, tunnel, domid, trace)
+        linger = 0.0 if status else _LINGER_SECONDS
+        return status
+    finally:
+        tunnel.close(linger)
 
 
 def _prepare(control: socket.socket, tunnel: TunnelServer, domid: int) -> KeptPages | None:
@@ -92,6 +96,8 @@ def _prepare(control: socket.socket, tunnel: TunnelServer, domid: int) -> KeptPa
             elif "go" in packet:
                 return kept
             else:
+                if kept is not None:
+                    kept.close()
                 return None
 
 
@@ -108,34 +114,40 @@ def _keep(control: socket.socket, domid: int, memfd: int, size: int) -> KeptPage
     return kept
 
 
-def _serve(kept: KeptPages, tunnel: TunnelServer, domid: int, trace: Trace) -> None:
+def _serve(kept: KeptPages, tunnel: TunnelServer, domid: int, trace: Trace) -> int:
+    """Until the other side has all, or wants none; returns the exit status."""
     fd = tunnel.fileno()
+    over = threading.Event()
     with Abort(signals=frozenset({signal.SIGTERM})) as abort:
-        threading.Thread(target=_watch, args=(domid, trace), daemon=True).start()
+        watch = threading.Thread(target=_watch, args=(kept, abort, over))
+        watch.start()
         reporter = Reporter(SilentChannel(), abort, trace)
         job = Job(HelperRequest(Operation.SAVE, domid, fd, fd))
         out = StreamOutput(fd, abort)
         sender = PostcopySender(kept, out, Environment(job, reporter, abort, Statistics()))
         sender.take_over(kept.bitmap)
-        sender.send_pages()
-        sender.drain()
-        out.write([encode_record(record_number(RecordType.END, VERSION), b"")])
-
-
-def _watch(domid: int, trace: Trace) -> None:
-    """End this process when the domain runs here again."""
-    domain = XenDomain(domid)
-    while True:
         try:
-            runs = domain.getinfo().shutdown_reason is None
+            sender.send_pages()
+            sender.drain()
+            out.write([encode_record(record_number(RecordType.END, VERSION), b"")])
         except OSError as error:
-            if error.errno == errno.ESRCH:
-                return
-            runs = False
-        if runs:
-            trace.event("pages_not_wanted", domid=domid, reason="the guest runs here again")
-            os._exit(EXIT_RUNS_HERE)
-        time.sleep(_LOOK)
+            if abort.errnoval != errno.ECANCELED:
+                raise
+            trace.event("pages_not_wanted", domid=domid, reason=str(error))
+            return EXIT_RUNS_HERE
+        finally:
+            over.set()
+            watch.join()
+    trace.event("pages_gone", domid=domid)
+    return 0
+
+
+def _watch(kept: KeptPages, abort: Abort, over: threading.Event) -> None:
+    """End it when the domain runs here again: the migration has failed."""
+    while not over.wait(_LOOK):
+        if kept.runs_here():
+            abort.request(errno.ECANCELED, "the guest runs here again")
+            return
 
 
 def _do_not_die() -> None:

@@ -17,6 +17,7 @@ from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
 _MODULE: Final = "xen_save_helper.helper.postcopy_link.page_server"
 _OFFER_SECONDS: Final = 20.0
 _KEEP_SECONDS: Final = 60.0
+_END_SECONDS: Final = 5.0
 _MOST: Final = 4096
 
 
@@ -63,10 +64,22 @@ class PageServer:
     def let_go(self) -> None:
         """The save is done: it serves from here on, whatever becomes of this process."""
         self._line.sendall(json.dumps({"go": True}).encode())
+        # Nobody waits for it.
+        self._process.returncode = 0
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def close(self) -> None:
         """Without `let_go`, end it."""
         self._line.close()
+        if self._process.returncode is None:
+            try:
+                self._process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
 
     def _hear(self, name: str, seconds: float) -> Any:
         end = time.monotonic() + seconds

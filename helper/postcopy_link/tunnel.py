@@ -29,6 +29,7 @@ _AGAIN_SECONDS: Final = 1.0
 _DOMAIN: Final = "postcopy"
 """For ZAP (ZeroMQ's RFC 27)."""
 _LINGER_SECONDS: Final = 10.0
+_LAST_WORD_MS: Final = 1000
 _DEAD_LINK_MS: Final = 10_000
 """TCP_USER_TIMEOUT: after so long without an acknowledgement the connection is made anew."""
 
@@ -53,7 +54,7 @@ class Tunnel:
         self._socket = self._context.socket(zmq.PAIR)
         self._near, self._far = socket.socketpair()
         self._far.setblocking(False)
-        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.LINGER, _LAST_WORD_MS)
         self._socket.setsockopt(zmq.TCP_MAXRT, _DEAD_LINK_MS)
         self._socket.setsockopt(zmq.SNDHWM, 64)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
@@ -77,9 +78,9 @@ class Tunnel:
     def fileno(self) -> int:
         return self._near.fileno()
 
-    def close(self) -> None:
-        """Send what is left, for a few seconds at most, and end."""
-        self._end()
+    def close(self, linger: float = _LINGER_SECONDS) -> None:
+        """Send what is left, for so many seconds at most, and end."""
+        self._end(linger)
         self._release()
 
     def _release(self) -> None:
@@ -87,10 +88,10 @@ class Tunnel:
         self._socket.close()
         self._context.term()
 
-    def _end(self) -> None:
+    def _end(self, linger: float) -> None:
         self._closing = True
         self._near.close()
-        self._thread.join(_LINGER_SECONDS)
+        self._thread.join(linger)
         self._stop.set()
         self._thread.join()
 
@@ -98,7 +99,9 @@ class Tunnel:
 
     def _run(self) -> None:
         poller = zmq.Poller()
-        while not self._stop.is_set() and not (self._closing and self._ours_told):
+        while not self._stop.is_set() and not (
+            self._closing and self._ours_told and self._theirs_ended
+        ):
             poller.register(self._socket, zmq.POLLIN)
             events = select.POLLIN if self._may_take() else 0
             poller.register(self._far.fileno(), events | (select.POLLOUT if self._to_give else 0))
@@ -221,10 +224,10 @@ class TunnelServer(Tunnel):
 
         super().__init__(listen)
 
-    def close(self) -> None:
-        self._end()
+    def close(self, linger: float = _LINGER_SECONDS) -> None:
+        self._end(linger)
         self._authenticator.stop()
-        super().close()
+        super().close(0)
 
 
 class TunnelClient(Tunnel):

@@ -1,0 +1,226 @@
+"""Postcopy under libxl as it is: both helpers end, and the last pages come all the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import pytest
+
+from tests.helper.libxl_side import Libxl, cbflags, started
+from tests.hypercalls.build import Release
+from tests.hypercalls.conftest import Releases
+from tests.hypercalls.helpers import Done, guest, run
+from tests.hypercalls.machine import Domain, Machine
+from tests.waiting import wait_for
+from xen_save_helper.helper.hypervisors.interface import Bitmap
+from xen_save_helper.helper.postcopy_link.source import PageServer
+from xen_save_helper.helper.postcopy_link.tunnel import Keys, TunnelClient
+from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
+from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
+from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, XCFlags
+from xen_save_helper.ipc_schema.streams.pfns import pfns_of
+
+RAM: Final = (range(0xA0), range(0x100, 0x900))
+WRITTEN: Final = range(0x200, 0x400)
+"""What the guest writes while it is saved."""
+BOTH: Final = {"XEN_SAVE_HELPER_POSTCOPY": "127.0.0.1"}
+ONE_ROUND: Final = {
+    "XEN_SAVE_HELPER_MAX_ITERATIONS": "1",
+    "XEN_SAVE_HELPER_DIRTY_THRESHOLD": "0",
+}
+
+
+@pytest.fixture
+def release(releases: Releases) -> Release:
+    """Whose libraries any process finds by its environment."""
+    return releases("4.17")
+
+
+class Migration:
+    """`xl migrate`, as its two helpers see it."""
+
+    def __init__(self, release: Release, machine: Machine, source: Domain, events: Path) -> None:
+        self._source = source
+        self.events = events
+        self.environment = {
+            **release.environment,
+            **machine.environment,
+            "XEN_SAVE_HELPER_EVENTS": str(events),
+        }
+
+    @contextmanager
+    def _helper(self, arguments: HelperArguments, settings: dict[str, str]) -> Iterator[Libxl]:
+        with started(arguments, "xen", **self.environment, **settings) as libxl:
+            yield libxl
+
+    def _suspend(self, _fields: dict[str, Any]) -> int:
+        self._source.fill(pfns_of(WRITTEN), version=1)
+        self._source.suspend()
+        return 1
+
+    def _send(self, sock: socket.socket, settings: dict[str, str]) -> Done:
+        request = HelperRequest(Operation.SAVE, 1, sock.fileno(), xcflags=XCFlags.LIVE)
+        flags = cbflags(Dialect.MAINLINE, "suspend", "switch_qemu_logdirty")
+        arguments = HelperArguments(request, Dialect.MAINLINE, flags)
+        with self._helper(arguments, settings) as libxl:
+            sock.close()
+            return run(libxl, suspend=self._suspend, switch_qemu_logdirty=lambda _fields: 0)
+
+    def _receive(self, sock: socket.socket, settings: dict[str, str]) -> Done:
+        request = HelperRequest(
+            Operation.RESTORE, 2, sock.fileno(), store_evtchn=11, console_evtchn=13
+        )
+        flags = cbflags(Dialect.MAINLINE, "restore_results", "static_data_done")
+        arguments = HelperArguments(request, Dialect.MAINLINE, flags)
+        with self._helper(arguments, settings) as libxl:
+            sock.close()
+            return run(
+                libxl,
+                restore_results=lambda _fields: None,
+                static_data_done=lambda _fields: 0,
+            )
+
+    def run(self, sender: dict[str, str], receiver: dict[str, str]) -> tuple[Done, Done]:
+        near, far = socket.socketpair()
+        with ThreadPoolExecutor(2) as both:
+            sent = both.submit(self._send, near, {**ONE_ROUND, **sender})
+            received = both.submit(self._receive, far, receiver)
+            return sent.result(100), received.result(100)
+
+    def traced(self, name: str) -> list[dict[str, Any]]:
+        if not self.events.exists():
+            return []
+        lines = self.events.read_text().rpartition("\n")[0].splitlines()
+        return [event for event in map(json.loads, lines) if event["event"] == name]
+
+
+@pytest.fixture
+def source(machine: Machine) -> Domain:
+    return guest(machine, 1, RAM)
+
+
+@pytest.fixture
+def migration(
+    release: Release, machine: Machine, source: Domain, tmp_path: Path
+) -> Iterator[Migration]:
+    yield Migration(release, machine, source, tmp_path / "events")
+    wait_for(lambda: not left_behind(), "no page server and no pager", 20)
+
+
+def left_behind() -> list[psutil.Process]:
+    me = psutil.Process()
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "xen_save_helper.helper" in " ".join(process.info["cmdline"] or ())
+        and "XEN_SAVE_HELPER_POSTCOPY" in _environment(process)
+        and process.pid != me.pid
+    ]
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+def test_helpers_end_and_the_last_pages_come(
+    machine: Machine, migration: Migration, source: Domain, destination: Domain
+) -> None:
+    sent, received = migration.run(BOTH, BOTH)
+    assert sent.result == (0, 0), sent.logged
+    assert received.result == (0, 0), received.logged
+    # libxl has been told that all is there. It destroys the one and lets the other run.
+    (kept,) = migration.traced("pages_kept")
+    assert kept["pages"] >= len(WRITTEN)
+    expected = {pfn: source.page(pfn) for part in RAM for pfn in part}
+    source.destroy()
+    destination.resume()
+    pfns = list(WRITTEN)
+    random.Random(7).shuffle(pfns)
+    for pfn in pfns:
+        destination.access(pfn)
+        assert destination.read(pfn) == expected[pfn], f"pfn {pfn:#x}"
+    wait_for(lambda: bool(migration.traced("pages_gone")), "all pages are there", 30)
+    assert {pfn: destination.page(pfn) for pfn in expected} == expected
+
+
+@pytest.mark.parametrize("receiver", [{}, {"XEN_SAVE_HELPER_POSTCOPY": ""}])
+def test_a_receiver_that_may_not_makes_it_an_ordinary_migration(
+    machine: Machine,
+    migration: Migration,
+    source: Domain,
+    destination: Domain,
+    receiver: dict[str, str],
+) -> None:
+    sent, received = migration.run(BOTH, receiver)
+    assert sent.result == (0, 0), sent.logged
+    assert received.result == (0, 0), received.logged
+    assert any("no postcopy: the receiver has not connected" in line for line in sent.logged)
+    # A restore empties the rings.
+    assert not {pfn for part in RAM for pfn in part} & set(source.differences(destination))
+
+
+def test_a_guest_that_runs_here_again_needs_no_page_server(
+    machine: Machine, migration: Migration, source: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The migration has failed after both helpers had done their work; so nobody takes pages."""
+    for name, value in {**migration.environment, **BOTH}.items():
+        monkeypatch.setenv(name, value)
+    server = PageServer(1, "127.0.0.1", 0, str(migration.events))
+    offer = server.offer()
+    assert "has not connected" in server.refusal()
+    keys = Keys(offer.client_key.encode(), offer.client_secret.encode())
+    client = TunnelClient(offer.address, offer.port, keys, offer.server_key.encode())
+    try:
+        os.write(client.fileno(), b"\n")
+        wait_for(lambda: not server.refusal(), "it knows of us")
+        source.suspend()
+        bitmap = Bitmap(0x900)
+        bitmap[WRITTEN.start : WRITTEN.stop] = b"\1" * len(WRITTEN)
+        assert server.keep(bitmap) == len(WRITTEN)
+        server.let_go()
+        server.close()
+        source.resume()
+        wait_for(lambda: bool(migration.traced("pages_not_wanted")), "it ends")
+    finally:
+        client.close(0)
+        os.waitpid(server.pid, 0)
+
+
+def test_a_helper_that_dies_takes_its_page_server_with_it(
+    machine: Machine, migration: Migration, source: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as the save is not done: the guest will run on here."""
+    for name, value in {**migration.environment, **BOTH}.items():
+        monkeypatch.setenv(name, value)
+    server = PageServer(1, "127.0.0.1", 0, str(migration.events))
+    server.offer()
+    source.suspend()
+    bitmap = Bitmap(0x900)
+    bitmap[WRITTEN.start] = 1
+    assert server.keep(bitmap) == 1
+    server.close()
+    wait_for(lambda: not left_behind(), "it ends")
+    assert migration.traced("pages_kept") == []
+
+
+def test_a_page_server_that_cannot_listen_says_so(
+    machine: Machine, migration: Migration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**migration.environment, **BOTH}.items():
+        monkeypatch.setenv(name, value)
+    server = PageServer(1, "192.0.2.7", 0)
+    with pytest.raises(OSError, match=r"page server: .*192\.0\.2\.7:0: Cannot assign"):
+        server.offer()
+    server.close()
