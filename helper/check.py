@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -15,6 +16,7 @@ from xen_save_helper.helper.settings import (
     DEFAULT_CONFIG,
     PREFIX,
     Found,
+    Listen,
     Settings,
     read_settings,
 )
@@ -84,6 +86,8 @@ def _wrong_values(found: Found) -> Iterator[str]:
         yield line("dialect", f"want one of {known}: every save fails")
     if settings.faults and (problem := _faults_problem(settings.faults)):
         yield line("faults", f"{problem}: every save fails")
+    if settings.postcopy and (problem := _listen_problem(settings.postcopy)):
+        yield line("postcopy", f"{problem}: migrations go on without postcopy")
     if settings.device_model not in ("", UNCHECKED) and not os.access(
         settings.device_model, os.X_OK
     ):
@@ -105,6 +109,18 @@ def _events_problem(path: str) -> str:
         return bad.strerror or str(bad)
     if not was_there:
         os.unlink(path)
+    return ""
+
+
+def _listen_problem(listen: Listen) -> str:
+    """Why nobody can listen there; empty if that is possible."""
+    family = socket.AF_INET6 if ":" in listen.address else socket.AF_INET
+    with socket.socket(family) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(listen)
+        except OSError as bad:
+            return bad.strerror or str(bad)
     return ""
 
 

@@ -183,7 +183,11 @@ def _postcopy_link(
         return None, None
     from xen_save_helper.helper.postcopy_link.source import PageServer
 
-    return PageServer(request.domid, *job.listen, job.events), None
+    try:
+        return PageServer(request.domid, *job.listen, job.events), None
+    except OSError as error:
+        _log(channel, XentoollogLevel.WARN, f"no postcopy: its page server: {error}")
+        return None, None
 
 
 def _with_libxenguest(job: Job, channel: Channel, abort: Abort, trace: Trace) -> _Outcome:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.channels.channel import ChannelError
 from xen_save_helper.helper.engine import hvm_params
-from xen_save_helper.helper.engine.environment import Environment
+from xen_save_helper.helper.engine.environment import Environment, PageServer
 from xen_save_helper.helper.engine.page_stream import PageWriter
 from xen_save_helper.helper.engine.precopy import Rounds, precopy_policy
 from xen_save_helper.helper.engine.save_phases import NEXT, Outcome
@@ -135,10 +135,18 @@ class _Save:
         if self._request.sparse:
             self._write_record(RecordType.SPARSE)
         if self._page_server is not None:
-            offer = postcopy_offer.encode(self._page_server.offer())
-            self._write_record(RecordType.POSTCOPY_OFFER, offer)
+            self._offer_postcopy(self._page_server)
         self._write_record(RecordType.STATIC_DATA_END)
         return Outcome.LIVE if self._live else Outcome.NON_LIVE
+
+    def _offer_postcopy(self, page_server: PageServer) -> None:
+        try:
+            offer = page_server.offer()
+        except OSError as error:
+            self._reporter.log(XentoollogLevel.WARN, f"no postcopy: {error}")
+            self._page_server = None
+            return
+        self._write_record(RecordType.POSTCOPY_OFFER, postcopy_offer.encode(offer))
 
     def _precopy(self) -> Outcome:
         self._enable_logdirty()

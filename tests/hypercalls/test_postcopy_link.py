@@ -215,6 +215,16 @@ def test_a_helper_that_dies_takes_its_page_server_with_it(
     assert migration.traced("pages_kept") == []
 
 
+def test_where_nobody_can_listen_it_is_an_ordinary_migration(
+    machine: Machine, migration: Migration, source: Domain, destination: Domain
+) -> None:
+    sent, received = migration.run({"XEN_SAVE_HELPER_POSTCOPY": "192.0.2.7"}, BOTH)
+    assert sent.result == (0, 0), sent.logged
+    assert received.result == (0, 0), received.logged
+    (why,) = (line for line in sent.logged if "no postcopy" in line)
+    assert "192.0.2.7:0: Cannot assign requested address" in why
+
+
 def test_a_page_server_that_cannot_listen_says_so(
     machine: Machine, migration: Migration, monkeypatch: pytest.MonkeyPatch
 ) -> None:

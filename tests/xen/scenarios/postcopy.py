@@ -196,10 +196,10 @@ SCENARIOS: Final = (
         BOOKWORM,
         shadow=True,
     ),
-    Scenario("toolstack-postcopy-pvh", partial(migrates, kind="pvh", rounds=0), shadow=True),
+    Scenario("toolstack-postcopy-pvh", partial(migrates, kind="pvh", rounds=1), shadow=True),
     Scenario(
-        "toolstack-postcopy-after-a-round-pvh",
-        partial(migrates, kind="pvh", rounds=1),
+        "toolstack-postcopy-of-all-pvh",
+        partial(migrates, kind="pvh", rounds=0),
         NONE,
         BOOKWORM,
         shadow=True,
