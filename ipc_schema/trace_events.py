@@ -50,6 +50,8 @@ class Writer(StrEnum):
     RECEIVER = "receiver"
     """libxl's side of a migration at the destination."""
     HELPER = "helper"
+    PAGE_SERVER = "page server"
+    """Of a postcopy under xl: it keeps the guest's last pages at the source."""
     LINK = "link"
     """The process between both sides of a migration in a fault run."""
 
@@ -115,6 +117,7 @@ _FROM_HELPER: Final = tuple(
 )
 
 _HELPER = frozenset({Writer.HELPER})
+_PAGE_SERVER = frozenset({Writer.PAGE_SERVER})
 _LINK = frozenset({Writer.LINK})
 _SOURCE = frozenset({Writer.CONTROLLER})
 _DESTINATION = frozenset({Writer.RECEIVER})
@@ -150,10 +153,15 @@ _ROWS: Final = (
            "A round of precopy has ended; libxenguest's rounds have `frames` only."),
     _event("final_dirty", "int dirty_count", _HELPER,
            "The guest is suspended; `dirty_count` pages are left to send."),
+    _event("ahead", "list pfns", _HELPER,
+           "Pages that postcopy must not leave behind; those that are dirty are sent now."),
     _event("postcopy_pfns", "int pages", _HELPER, "The list of the remaining pages is sent."),
     _event("postcopy_complete", "", _HELPER, "The last page is in place at the destination."),
     _event("without_the_sender", "str error", _HELPER,
            "The sender disconnected after the last page had arrived."),
+    _event("page_server", "str address, int port, str refusal", _HELPER,
+           "The receiver connects to the sender's page server; `refusal` is why it cannot page."),
+    _event("pager", "", _HELPER, "libxl has been told that all is restored; the pager goes on."),
     _event("cleanup_failed", "str error", _HELPER,
            "A save could not undo something at its end, such as log-dirty mode."),
     _event("log", "int level, str|null context, str text", _HELPER, "libxc has logged a line."),
@@ -252,6 +260,14 @@ _ROWS: Final = (
            "real|null downtime_seconds, real stopped_seconds, object|null postcopy, "
            "object guest, str reason, list warnings, str cause?, int errnoval?", _SOURCE,
            "A migration has ended."),
+
+    # Of a postcopy under xl.
+    _event("pages_kept", "int domid, int pages", _PAGE_SERVER,
+           "The save is done; these pages are now here alone."),
+    _event("pages_gone", "int domid", _PAGE_SERVER, "All are in place at the destination."),
+    _event("pages_not_wanted", "int domid, str reason", _PAGE_SERVER,
+           "The migration has failed: the guest runs here, and they are let go."),
+    _event("pages_lost", "str error", _PAGE_SERVER, "It has failed; what it kept is lost."),
 
     # In a fault run only.
     _event("link", "str direction, str error", _LINK, "One direction of the link has broken."),

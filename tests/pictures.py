@@ -317,12 +317,18 @@ def program(name: str) -> str:
 
 
 def postcopy_records() -> str:
-    series = [record for record in RecordType if record.name.startswith("POSTCOPY")]
+    def number(record: RecordType, version: int) -> str:
+        try:
+            return f"{record_number(record, version):#x}"
+        except ValueError:
+            return ""
+
     return table(
         ("record", "version 2 (series)", "version 3 (this project)"),
         (
-            (record.name, *(f"{record_number(record, version):#x}" for version in (2, 3)))
-            for record in series
+            (record.name, number(record, 2), number(record, 3))
+            for record in RecordType
+            if record.name.startswith("POSTCOPY")
         ),
     )
 

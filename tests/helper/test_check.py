@@ -65,6 +65,7 @@ def test_an_events_file_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
         ("DIALECT", "klingon", "want one of mainline"),
         ("HYPERVISOR", "kvm", "want xen, or sim: and a host's directory: every save fails"),
         ("DEVICE_MODEL", "/nonexistent/qemu", "want a program's path, or unchecked"),
+        ("POSTCOPY", "192.0.2.7", "requested address: migrations go on without postcopy"),
         ("CONFIG", "/nonexistent/conf", "no such file"),
     ],
 )
