@@ -3,7 +3,7 @@
     python -m tests.xen                               every scenario, and a table of how they went
     python -m tests.xen --list                        their names
     python -m tests.xen --suite trixie                those for Debian 13's Xen 4.20
-    python -m tests.xen baseline policy-1-iteration   these
+    python -m tests.xen baseline xl-migrate-pvh       these
     python -m tests.xen --keep DIR xl-faults-save xl-faults-restore xl-faults-migrate
                                                       what xl makes of each fault of its helper:
                                                       told, and in DIR/xl-faults.md and .json

@@ -15,6 +15,7 @@ from tests.xen.scenarios.scenario import BOOKWORM, NONE, Scenario
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.xen.dom0.guest import Guest
     from tests.xen.dom0.lab import Lab
 
 _DIRTY_MIB: Final = 2
@@ -24,9 +25,15 @@ _ROUNDS_BEFORE_ABORT: Final = 2
 _INSPECT_SECONDS: Final = 120
 
 
-def max_iterations(lab: Lab, iterations: int) -> None:
-    """So many rounds and the last copy."""
+def abort_then_iterations(lab: Lab, iterations: int) -> None:
+    """Both of one guest, which has to be booted for it: what was given up can be done after all."""
     guest = lab.guest("pvh", dirty=_DIRTY_MIB)
+    abort_after(lab, guest)
+    max_iterations(lab, guest, iterations)
+
+
+def max_iterations(lab: Lab, guest: Guest, iterations: int) -> None:
+    """So many rounds and the last copy."""
     stream = lab.directory / "stream"
     env = {**_NO_THRESHOLD, "XEN_SAVE_HELPER_MAX_ITERATIONS": str(iterations)}
     lab.migrate(guest, env=env, capture=stream, slow=True)
@@ -40,10 +47,9 @@ def max_iterations(lab: Lab, iterations: int) -> None:
     assert asked[-1]["why"] == f"{iterations} rounds, at most {iterations}"
 
 
-def abort_after(lab: Lab) -> None:
+def abort_after(lab: Lab, guest: Guest) -> None:
     """The migration is given up after so many rounds, which xl is told; the guest runs on, with
-    log-dirty mode off, and can still be migrated."""
-    guest = lab.guest("pvh", dirty=_DIRTY_MIB)
+    log-dirty mode off."""
     domid = lab.domid(guest)
     stream = lab.directory / "stream"
     env = {**_NO_THRESHOLD, "XEN_SAVE_HELPER_ABORT_AFTER": str(_ROUNDS_BEFORE_ABORT)}
@@ -55,10 +61,9 @@ def abort_after(lab: Lab) -> None:
     log_dirty_goes_off()
     lab.assert_runs_on(guest, domid)
     rounds = inspected(stream, whole=False)["summary"]["rounds"]
-    lab.figure("rounds", rounds)
+    lab.figure("rounds before the abort", rounds)
     assert rounds == _ROUNDS_BEFORE_ABORT
     assert lab.events("precopy_policy")[-1]["decision"] == "ABORT"
-    lab.migrate(guest)
 
 
 def inspected(stream: Path, *, whole: bool = True) -> dict[str, Any]:
@@ -76,7 +81,11 @@ def inspected(stream: Path, *, whole: bool = True) -> dict[str, Any]:
 
 
 SCENARIOS: Final = (
-    Scenario("policy-1-iteration-pvh", partial(max_iterations, iterations=1), NONE, BOOKWORM),
-    Scenario("policy-10-iterations-pvh", partial(max_iterations, iterations=10)),
-    Scenario("policy-abort-after-pvh", abort_after),
+    Scenario("policy-abort-then-10-iterations-pvh", partial(abort_then_iterations, iterations=10)),
+    Scenario(
+        "policy-abort-then-1-iteration-pvh",
+        partial(abort_then_iterations, iterations=1),
+        NONE,
+        BOOKWORM,
+    ),
 )
