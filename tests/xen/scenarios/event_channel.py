@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.xen.dom0.commands import run, wait_until
 from tests.xen.dom0.guest import RAMDISK, Guest
-from tests.xen.scenarios.scenario import Scenario
+from tests.xen.scenarios.scenario import BOOKWORM, NONE, Scenario
 from tests.xen.scenarios.toolstack import PATIENCE, done_by, nothing_is_left, succeeds
 
 if TYPE_CHECKING:
@@ -101,4 +101,4 @@ def suspend_by_event(lab: Lab) -> None:
     nothing_is_left()
 
 
-SCENARIOS: Final = (Scenario("toolstack-suspend-event-channel", suspend_by_event),)
+SCENARIOS: Final = (Scenario("toolstack-suspend-event-channel", suspend_by_event, NONE, BOOKWORM),)

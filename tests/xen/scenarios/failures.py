@@ -217,8 +217,8 @@ def assert_ends(lab: Lab, limit: float) -> None:
     assert seconds <= limit, f"the helper took {seconds:.2f} s to end"
 
 
-_SELDOM: Final = ("later-round", "suspending")
-"""Moments for which a guest has to be booted, and that are like others."""
+_SELDOM: Final = ("first-round", "later-round", "suspending")
+"""Moments that are like others, and some for which a guest has to be booted."""
 
 SCENARIOS: Final = (
     *(

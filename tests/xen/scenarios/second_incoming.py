@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from tests.xen.dom0.commands import wait_until
 from tests.xen.dom0.gate import Gate
 from tests.xen.dom0.lab import COMMAND_SECONDS, receive_command
-from tests.xen.scenarios.scenario import Scenario
+from tests.xen.scenarios.scenario import BOOKWORM, NONE, Scenario
 
 if TYPE_CHECKING:
     from tests.xen.dom0.lab import Lab
@@ -55,4 +55,4 @@ def second_waits(lab: Lab) -> None:
         guest.goes_on()
 
 
-SCENARIOS: Final = (Scenario("xl-second-incoming-waits-pvh", second_waits),)
+SCENARIOS: Final = (Scenario("xl-second-incoming-waits-pvh", second_waits, NONE, BOOKWORM),)

@@ -269,8 +269,8 @@ SCENARIOS: Final = (
         Scenario(
             f"toolstack-libxl-helper-{kind}",
             partial(libxls_helper, kind=kind),
-            NONE if kind == "pv" else BOOKWORM,
-            BOOKWORM if kind == "pv" else NONE,
+            NONE,
+            BOOKWORM,
             limit=400,
         )
         for kind in ("pv", "pvh")
