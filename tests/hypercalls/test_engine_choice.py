@@ -37,7 +37,8 @@ def test_pv_guests_are_libxenguests(
         ("own", "its own engine saves and restores HVM and PVH guests, libxenguest PV guests and "
                 "the streams of Remus and COLO"),
         ("libxenguest", "libxenguest saves and restores all guests"),
-        ("", "libxenguest saves and restores all guests"),
+        ("", "its own engine saves and restores HVM and PVH guests, libxenguest PV guests and "
+             "the streams of Remus and COLO"),
     ],
 )  # fmt: skip
 def test_the_version_says_what_works_on_what(engine: str, says: str) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.xen.dom0.guest import Guest
     from tests.xen.dom0.lab import Lab
 
-PATIENCE: Final = ("--limit=helper_start=180", "--limit=abort=30")
+PATIENCE: Final = ("--limit=helper_start=180", "--limit=handshake=240", "--limit=abort=30")
 """Under emulation a Python program takes its time to start."""
 
 RECEIVE: Final = f"exec xen-toolstack receive {' '.join(PATIENCE)}"
