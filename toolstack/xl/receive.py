@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.ipc_schema.causes import why
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.errors import DecodeError, Error
@@ -245,6 +246,12 @@ class _Receiving(HandshakeSide[Receiver]):
         )
         return ours is None or ours == theirs
 
+    @property
+    def _may_be_postcopy(self) -> bool:
+        """On Xen `xl` makes the domain in another way if it comes by postcopy: only who has
+        announced it may do so. Elsewhere the stream shows it."""
+        return self._ctx.hypervisor != XEN or bool(self._flags & xl_header.OPTIONAL_POSTCOPY)
+
     async def _run_stream(self) -> Event:
         result = await restore_domain(
             self._ctx,
@@ -252,7 +259,7 @@ class _Receiving(HandshakeSide[Receiver]):
                 self._config,
                 self._incoming,
                 self._stream_fd,
-                self._back_fd if self._flags & xl_header.OPTIONAL_POSTCOPY else -1,
+                self._back_fd if self._may_be_postcopy else -1,
                 on_resume=self._resumes,
             ),
         )
