@@ -369,8 +369,7 @@ class _Restore:
 
     def _postcopy_offer(self, length: int) -> None:
         offset = self._reader.offset
-        body = self._reader.read(length, "POSTCOPY_OFFER")
-        self._padding(length, "POSTCOPY_OFFER")
+        body = self._body(RecordType.POSTCOPY_OFFER, length)
         if self._pager is not None:
             self._pager.offered(postcopy_offer.decode(body, offset), self._domain)
 
