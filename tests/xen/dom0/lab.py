@@ -46,7 +46,7 @@ OURS_LIBXENGUEST: Final = Helper(OURS.program, "libxenguest")
 ENGINES: Final = (OURS, OURS_LIBXENGUEST)
 """Our helper with each of its engines, for HVM and PVH guests."""
 
-COMMAND_SECONDS: Final = 300
+COMMAND_SECONDS: Final = 600
 """What a command may take that sends a guest or builds one; several times what it does take, for
 the machines that emulate this one may have much else to do."""
 

@@ -27,7 +27,7 @@ class Scenario:
     suites: tuple[str, ...] = ("bookworm",)
     seldom: tuple[str, ...] = ()
     shadow: bool = False
-    limit: float = 600
+    limit: float = 1200
     after: str = ""
 
 

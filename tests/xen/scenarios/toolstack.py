@@ -271,7 +271,6 @@ SCENARIOS: Final = (
             partial(libxls_helper, kind=kind),
             NONE,
             BOOKWORM,
-            limit=400,
         )
         for kind in ("pv", "pvh")
     ),
@@ -279,13 +278,12 @@ SCENARIOS: Final = (
         Scenario(
             f"toolstack-receiver-dies-{kind}",
             partial(receiver_dies, kind=kind),
-            BOOKWORM if kind == "pvh" else NONE,
-            BOOKWORM if kind == "hvm" else NONE,
-            limit=600,
+            NONE,
+            BOOKWORM,
         )
         for kind in ("pvh", "hvm")
     ),
-    Scenario("toolstack-guest-ignores-suspend", guest_ignores_suspend, NONE, BOOKWORM, limit=400),
-    Scenario("toolstack-controller-killed", controller_is_killed, limit=600),
-    Scenario("toolstack-interrupted", interrupted, limit=600),
+    Scenario("toolstack-guest-ignores-suspend", guest_ignores_suspend, NONE, BOOKWORM),
+    Scenario("toolstack-controller-killed", controller_is_killed),
+    Scenario("toolstack-interrupted", interrupted),
 )
