@@ -11,7 +11,7 @@ from typing import Final
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import Channel
 from xen_save_helper.helper.job import EXIT_CONTROLLER_GONE, EXIT_DONE
-from xen_save_helper.ipc_schema.channel import hand_over
+from xen_save_helper.ipc_schema.channel import hand_over, packets
 from xen_save_helper.ipc_schema.channel.hand_over import HandedOver
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 
@@ -25,13 +25,13 @@ def serve(path: str, request: HelperRequest, channel: Channel, abort: Abort) -> 
         try:
             line.connect(path)
             fields = {name: getattr(request, name) for name in HandedOver._fields}
-            hand_over.send(line, fields)
+            packets.send(line, fields)
             while _comes(line, abort):
-                packet = hand_over.receive(line)
+                packet = packets.receive(line)
                 if hand_over.STATIC_DATA_DONE in packet:
                     missing = packet[hand_over.STATIC_DATA_DONE]
                     answer = channel.call("static_data_done", missing=missing)
-                    hand_over.send(line, {hand_over.ANSWER: answer})
+                    packets.send(line, {hand_over.ANSWER: answer})
                     continue
                 gfns = packet.get(hand_over.RESTORED)
                 return _tell(channel, gfns)

@@ -31,8 +31,9 @@ class Pager(Protocol):
     """Of a restore that ends for its controller before its last pages are there
     (`helper.postcopy_link.destination`)."""
 
-    connected: bool
-    """Whether there is a page server."""
+    @property
+    def connected(self) -> bool:
+        """Whether there is a page server."""
 
     def offered(self, offer: PostcopyOffer, domain: Domain) -> None:
         """Connect to the page server, and say whether this domain can be paged."""

@@ -32,7 +32,6 @@ class Pager:
         self._abort = abort
         self._trace = trace
         self._tunnel: TunnelClient | None = None
-        self.connected = False
 
     def offered(self, offer: PostcopyOffer, domain: Domain) -> None:
         """Connect to the page server, and say whether this domain can be paged."""
@@ -45,7 +44,10 @@ class Pager:
         self._tunnel = TunnelClient(offer.address, offer.port, keys, offer.server_key.encode())
         self._trace.event("page_server", address=offer.address, port=offer.port, refusal=refusal)
         os.write(self._tunnel.fileno(), f"{refusal}\n".encode())
-        self.connected = True
+
+    @property
+    def connected(self) -> bool:
+        return self._tunnel is not None
 
     def fileno(self) -> int:
         assert self._tunnel is not None

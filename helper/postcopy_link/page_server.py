@@ -7,7 +7,7 @@ domain, whose pages stay as long as they are mapped here. It does little, since 
 lost: it serves pages, and ends when the last one is there, or when the domain runs here again,
 because the migration has failed.
 
-On the control socket, packets of JSON: from here `{"offer": ...}`, `{"ready": refusal}` once the
+On the control socket, `packets`: from here `{"offer": ...}`, `{"ready": refusal}` once the
 other side has connected, `{"kept": pages}` or `{"error": reason}`; to here `{"keep": p2m_size}`
 with the bitmap's memfd, and `{"go": true}` when the save is done.
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import os
 import select
 import signal
@@ -38,6 +37,7 @@ from xen_save_helper.helper.job import Job, Statistics
 from xen_save_helper.helper.postcopy_link.kept_pages import KeptPages
 from xen_save_helper.helper.postcopy_link.tunnel import TunnelServer, new_keys
 from xen_save_helper.helper.trace_file import open_trace
+from xen_save_helper.ipc_schema.channel import packets
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
@@ -47,7 +47,6 @@ from xen_save_helper.ipc_schema.trace import Trace
 
 EXIT_NOT_WANTED: Final = 0
 EXIT_RUNS_HERE: Final = 3
-_MOST: Final = 4096
 _LOOK: Final = 1.0
 _LINGER_SECONDS: Final = 10.0
 _MCL_CURRENT_AND_FUTURE: Final = 3
@@ -84,13 +83,13 @@ def _prepare(control: socket.socket, tunnel: TunnelServer, domid: int) -> KeptPa
     while True:
         for fd, _events in poll.poll():
             if fd == tunnel.fileno():
-                said += os.read(fd, _MOST)
+                said += os.read(fd, packets.MOST)
                 if b"\n" in said or not said:
                     poll.unregister(fd)
                     _say(control, {"ready": said.partition(b"\n")[0].decode(errors="replace")})
                 continue
-            data, fds, _flags, _address = socket.recv_fds(control, _MOST, 1)
-            packet = json.loads(data) if data else {}
+            data, fds, _flags, _address = socket.recv_fds(control, packets.MOST, 1)
+            packet = packets.decode(data)
             if "keep" in packet:
                 kept = _keep(control, domid, fds[0], packet["keep"])
             elif "go" in packet:
@@ -160,7 +159,7 @@ def _do_not_die() -> None:
 
 def _say(control: socket.socket, packet: dict[str, Any]) -> None:
     with suppress(OSError):  # nobody waits for it any more, as will be seen
-        control.sendall(json.dumps(packet).encode())
+        packets.send(control, packet)
 
 
 def _run(arguments: list[str]) -> NoReturn:

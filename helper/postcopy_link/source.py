@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import socket
@@ -12,13 +11,13 @@ import time
 from typing import Any, Final
 
 from xen_save_helper.helper.hypervisors.interface import Bitmap
+from xen_save_helper.ipc_schema.channel import packets
 from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
 
 _MODULE: Final = "xen_save_helper.helper.postcopy_link.page_server"
 _OFFER_SECONDS: Final = 20.0
 _KEEP_SECONDS: Final = 60.0
 _END_SECONDS: Final = 5.0
-_MOST: Final = 4096
 
 
 class PageServer:
@@ -57,13 +56,13 @@ class PageServer:
         with open(memfd, "r+b") as file:
             file.write(bitmap)
             file.seek(0)
-            packet = json.dumps({"keep": len(bitmap)}).encode()
+            packet = packets.encode({"keep": len(bitmap)})
             socket.send_fds(self._line, [packet], [memfd])
             return int(self._hear("kept", _KEEP_SECONDS))
 
     def let_go(self) -> None:
         """The save is done: it serves from here on, whatever becomes of this process."""
-        self._line.sendall(json.dumps({"go": True}).encode())
+        packets.send(self._line, {"go": True})
         # Nobody waits for it.
         self._process.returncode = 0
 
@@ -85,8 +84,7 @@ class PageServer:
         end = time.monotonic() + seconds
         left = seconds
         while select.select([self._line], [], [], left)[0]:
-            data = self._line.recv(_MOST)
-            packet = json.loads(data) if data else {"error": "it has ended"}
+            packet = packets.receive(self._line) or {"error": "it has ended"}
             if "error" in packet:
                 raise OSError(f"page server: {packet['error']}")
             if name in packet:

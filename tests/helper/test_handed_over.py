@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helper.libxl_side import Libxl, cbflags, started
-from xen_save_helper.ipc_schema.channel import hand_over
+from xen_save_helper.ipc_schema.channel import hand_over, packets
 from xen_save_helper.ipc_schema.channel.hand_over import HandedOver
 from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
@@ -46,7 +46,7 @@ def handed_over(directory: Path) -> Iterator[tuple[Libxl, socket.socket]]:
                 line, _ = listener.accept()
                 with line:
                     line.settimeout(20)
-                    assert HandedOver(**hand_over.receive(line)) == DOMAIN
+                    assert HandedOver(**packets.receive(line)) == DOMAIN
                     yield libxl, line
     finally:
         os.close(request.io_fd)
@@ -54,11 +54,11 @@ def handed_over(directory: Path) -> Iterator[tuple[Libxl, socket.socket]]:
 
 def test_libxl_is_told_what_the_controller_has_restored(tmp_path: Path) -> None:
     with handed_over(tmp_path) as (libxl, line):
-        hand_over.send(line, {hand_over.STATIC_DATA_DONE: 3})
+        packets.send(line, {hand_over.STATIC_DATA_DONE: 3})
         assert libxl.hear() == ("static_data_done", {"missing": 3})
         libxl.answer(0)
-        assert hand_over.receive(line) == {hand_over.ANSWER: 0}
-        hand_over.send(line, {hand_over.RESTORED: {"store_gfn": 5, "console_gfn": 6}})
+        assert packets.receive(line) == {hand_over.ANSWER: 0}
+        packets.send(line, {hand_over.RESTORED: {"store_gfn": 5, "console_gfn": 6}})
         assert libxl.hear() == ("restore_results", {"store_gfn": 5, "console_gfn": 6})
         assert libxl.hear() == ("complete", {"retval": 0, "errnoval": 0})
         libxl.answer(0)

@@ -25,7 +25,7 @@ from typing import Any, Final
 from xen_save_helper.helper.hypervisors.own_programs import own_program
 from xen_save_helper.helper.hypervisors.xen import restored_model
 from xen_save_helper.helper.settings import HAND_OVER
-from xen_save_helper.ipc_schema.channel import hand_over
+from xen_save_helper.ipc_schema.channel import hand_over, packets
 from xen_save_helper.ipc_schema.channel.hand_over import HandedOver
 from xen_save_helper.ipc_schema.streams import libxl_stream, xl_header
 from xen_save_helper.ipc_schema.streams.libxl_stream import EmulatorId, RecordType
@@ -97,7 +97,7 @@ class DomainBuild:
         )
         self._line = self._accept(listener, seconds)
         self._line.settimeout(_ANSWER_SECONDS)
-        handed = hand_over.receive(self._line)
+        handed = packets.receive(self._line)
         try:
             return HandedOver(**handed)
         except TypeError as error:
@@ -114,8 +114,8 @@ class DomainBuild:
     def static_data_done(self, missing: int) -> int:
         """Let libxl make up for what is missing; returns its answer."""
         assert self._line is not None
-        hand_over.send(self._line, {hand_over.STATIC_DATA_DONE: missing})
-        answer = hand_over.receive(self._line).get(hand_over.ANSWER)
+        packets.send(self._line, {hand_over.STATIC_DATA_DONE: missing})
+        answer = packets.receive(self._line).get(hand_over.ANSWER)
         if not isinstance(answer, int):
             raise self._failed("has ended")
         return answer
@@ -125,7 +125,7 @@ class DomainBuild:
     ) -> None:
         """Have xl finish the domain, which stays paused, and wait for its end."""
         assert self._line is not None
-        hand_over.send(self._line, {hand_over.RESTORED: gfns._asdict()})
+        packets.send(self._line, {hand_over.RESTORED: gfns._asdict()})
         qemu = EmulatorId.QEMU_UPSTREAM
         records = b""
         if context is not None:
