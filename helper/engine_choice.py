@@ -25,16 +25,14 @@ def choose_engine(request: HelperRequest) -> tuple[Engine, str]:
         return request.engine, ""
     reason = _beyond_own(request) if request.engine is Engine.OWN else ""
     engine = Engine.LIBXENGUEST if reason else request.engine
-    if engine is Engine.LIBXENGUEST and request.bandwidth:
-        raise OSError(
-            errno.EOPNOTSUPP,
-            "libxenguest has no bandwidth limit" + (f", and works on {reason}" if reason else ""),
-        )
-    if engine is Engine.LIBXENGUEST and request.postcopy:
-        raise OSError(
-            errno.EOPNOTSUPP,
-            "libxenguest has no postcopy" + (f", and works on {reason}" if reason else ""),
-        )
+    if engine is Engine.LIBXENGUEST:
+        for wanted, what in (
+            (request.bandwidth, "bandwidth limit"),
+            (request.postcopy, "postcopy"),
+        ):
+            if wanted:
+                why = f", and works on {reason}" if reason else ""
+                raise OSError(errno.EOPNOTSUPP, f"libxenguest has no {what}{why}")
     return engine, reason
 
 

@@ -67,7 +67,11 @@ def main(control: socket.socket, domid: int, address: str, port: int, trace: Tra
             return EXIT_NOT_WANTED
         trace.event("pages_kept", domid=domid, pages=kept.pages)
         with closing(kept):
-            status = _serve(kept, tunnel, domid, trace)
+            try:
+                status = _serve(kept, tunnel, domid, trace)
+            except (OSError, ValueError) as error:
+                trace.event("pages_lost", error=str(error))
+                raise
         linger = 0.0 if status else _LINGER_SECONDS
         return status
     finally:
@@ -170,7 +174,6 @@ def _run(arguments: list[str]) -> NoReturn:
         status = main(control, int(arguments[1]), arguments[2], int(arguments[3]), trace)
     except (OSError, ValueError) as error:
         _say(control, {"error": str(error)})
-        trace.event("pages_lost", error=str(error))
         status = 1
     os._exit(status)
 
