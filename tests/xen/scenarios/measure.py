@@ -33,13 +33,21 @@ MOST: Final = 1.3
 """What ours may take as often as libxl's helper, by the median of the pairs."""
 _SAMPLE_SECONDS: Final = 0.25
 TIME_STAMPS: Final = {
-    ("X86_TSC_INFO", 0): ("X86_TSC_INFO nsec", range(8, 16)),
-    ("HVM_CONTEXT", 2): ("HVM_CONTEXT CPU tsc", range(1008, 1016)),
+    ("X86_TSC_INFO", 0): {"X86_TSC_INFO nsec": range(8, 16)},
+    ("HVM_CONTEXT", 2): {"HVM_CONTEXT CPU tsc": range(1008, 1016)},
+    ("HVM_CONTEXT", 12): {
+        "HVM_CONTEXT HPET main counter": range(240, 248),
+        "HVM_CONTEXT HPET comparator 0": range(264, 272),
+        "HVM_CONTEXT HPET comparator 1": range(296, 304),
+        "HVM_CONTEXT HPET comparator 2": range(328, 336),
+    },
+    ("HVM_CONTEXT", 13): {"HVM_CONTEXT PM timer": range(4)},
 }
-"""What may differ: fields that tell when they were asked for. By record, and in an HVM context by
-Xen's type of the entry (struct hvm_hw_cpu is 2): a name, and the octets in the body."""
+"""What may differ: fields that tell when they were asked for, since Xen brings them up to date as
+it saves them (hpet_save, acpi_save). By record, and in an HVM context by Xen's type of the entry
+(structs hvm_hw_cpu, hvm_hw_hpet, hvm_hw_pmtimer): names, and their octets in the body."""
 
-_MAY_DIFFER: Final = {name for name, _octets in TIME_STAMPS.values()}
+_MAY_DIFFER: Final = {name for fields in TIME_STAMPS.values() for name in fields}
 _RECORD_HEADER: Final = 8
 _HVM_ENTRY: Final = struct.Struct("=HHI")
 
@@ -135,8 +143,10 @@ def _field(entry: StreamEntry, stream: bytes, offset: int) -> str:
     kind, at = 0, body
     if entry.name == "HVM_CONTEXT" and offset >= body:
         kind, at = _hvm_entry(stream, body, offset)
-    name, octets = TIME_STAMPS.get((entry.name, kind), ("", range(0)))
-    return name if offset - at in octets else f"{entry.name} type {kind} octet {offset - at}"
+    for name, octets in TIME_STAMPS.get((entry.name, kind), {}).items():
+        if offset - at in octets:
+            return name
+    return f"{entry.name} type {kind} octet {offset - at}"
 
 
 def _hvm_entry(stream: bytes, body: int, offset: int) -> tuple[int, int]:
