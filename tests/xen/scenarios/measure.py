@@ -41,7 +41,7 @@ TIME_STAMPS: Final = {
         "HVM_CONTEXT HPET comparator 1": range(296, 304),
         "HVM_CONTEXT HPET comparator 2": range(328, 336),
     },
-    ("HVM_CONTEXT", 13): {"HVM_CONTEXT PM timer": range(4)},
+    ("HVM_CONTEXT", 13): {"HVM_CONTEXT PM timer, and that it has wrapped": range(5)},
 }
 """What may differ: fields that tell when they were asked for, since Xen brings them up to date as
 it saves them (hpet_save, acpi_save). By record, and in an HVM context by Xen's type of the entry
