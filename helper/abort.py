@@ -184,9 +184,12 @@ class Abort:
             self._watchdog.stop()
 
     def outlive(self) -> None:
-        """The controller is done, and will go: that ends nothing from here on."""
+        """The controller is done, and will go: that ends nothing from here on, and nobody is there
+        to be told that the process hangs."""
         self._outlives = True
         self.release_stream()
+        if self._watchdog is not None:
+            self._watchdog.stop()
 
     def release_stream(self) -> None:
         """Leave the stream alone from here on: it is written (or read) to its end."""

@@ -38,6 +38,8 @@ class Job(NamedTuple):
     (`helper.postcopy_link`)."""
     parent: int = -1
     """The descriptor of `settings.OUTLIVE`; -1 for none."""
+    control: str = ""
+    """From the settings: the directory of `helper.control_socket`."""
     events: str = ""
     """From the settings, for the processes that this one starts."""
 
@@ -63,6 +65,17 @@ class Statistics:
     def fields(self) -> dict[str, int]:
         """By the message's field names."""
         return {name: getattr(self, name) for name in self.__slots__}
+
+
+class PostcopyProgress(NamedTuple):
+    """`pages` were left to postcopy, `left` of them are not there yet, for `faults` a vCPU had to
+    wait. `waiting_since` is when the one began to wait that has waited longest (time.monotonic), if
+    one waits and that is known."""
+
+    pages: int
+    left: int
+    faults: int
+    waiting_since: float | None = None
 
 
 class RestoreResults:

@@ -252,6 +252,7 @@ def _serve_libxl(
         device_model=settings.device_model,
         listen=settings.postcopy,
         parent=-1 if parent is None else int(parent),
+        control=settings.control,
         events=options.events or settings.events,
     )
     abort = _abort(job, answers, watchdog)

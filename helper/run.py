@@ -178,13 +178,13 @@ def _postcopy_link(
         from xen_save_helper.helper.postcopy_link.destination import Pager
 
         assert isinstance(channel, PipeChannel), "libxl started the helper"
-        return None, Pager(request, job.parent, channel, abort, trace)
+        return None, Pager(job, channel, abort, trace)
     if not request.xcflags & XCFlags.LIVE:
         return None, None
     from xen_save_helper.helper.postcopy_link.source import PageServer
 
     try:
-        return PageServer(request.domid, *job.listen, job.events), None
+        return PageServer(request.domid, *job.listen, job.control, job.events), None
     except OSError as error:
         _log(channel, XentoollogLevel.WARN, f"no postcopy: its page server: {error}")
         return None, None

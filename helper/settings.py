@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures
 from xen_save_helper.ipc_schema.channel.waits import LONGEST_WAIT
+from xen_save_helper.ipc_schema.control import DEFAULT_DIRECTORY
 
 PREFIX: Final = "XEN_SAVE_HELPER_"
 CONFIG: Final = f"{PREFIX}CONFIG"
@@ -56,6 +57,7 @@ class Settings(NamedTuple):
     engine: Engine | None = None
     sparse: bool = False
     postcopy: Listen | None = None
+    control: str = DEFAULT_DIRECTORY
     missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE
 
 
@@ -200,7 +202,13 @@ def _missing_cpu_features(text: str) -> MissingCpuFeatures:
         raise ValueError(" or ".join(MissingCpuFeatures)) from None
 
 
-def _listen(text: str) -> Listen:
+def _absolute(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError("a directory's absolute path")
+    return text
+
+
+def parse_listen(text: str) -> Listen:
     # Imported late: it would slow down every helper's start.
     from ipaddress import ip_address
 
@@ -241,6 +249,7 @@ _KINDS: Final[Mapping[str, Callable[[str], object]]] = {
     f"{PREFIX}DEVICE_MODEL": str,
     f"{PREFIX}ENGINE": _engine,
     f"{PREFIX}SPARSE": _flag,
-    f"{PREFIX}POSTCOPY": _listen,
+    f"{PREFIX}POSTCOPY": parse_listen,
+    f"{PREFIX}CONTROL": _absolute,
     f"{PREFIX}MISSING_CPU_FEATURES": _missing_cpu_features,
 }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain
-from xen_save_helper.helper.job import Job, RestoreResults, Statistics
+from xen_save_helper.helper.job import Job, PostcopyProgress, RestoreResults, Statistics
 from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
 
 
@@ -38,9 +39,9 @@ class Pager(Protocol):
     def offered(self, offer: PostcopyOffer, domain: Domain) -> None:
         """Connect to the page server, and say whether this domain can be paged."""
 
-    def leave(self, results: RestoreResults) -> None:
-        """Tell the controller that the domain is restored, and go on without it. Raises
-        ChannelError."""
+    def leave(self, results: RestoreResults, progress: Callable[[], PostcopyProgress]) -> None:
+        """Tell the controller that the domain is restored, and go on without it. `progress` may be
+        called from any thread. Raises ChannelError."""
 
     def fileno(self) -> int:
         """What pages come from, and faults go to, from then on."""

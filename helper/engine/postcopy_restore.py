@@ -7,6 +7,7 @@ import errno
 import select
 import time
 from collections.abc import Set
+from contextlib import suppress
 
 from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.fault_channel import FaultWriter
@@ -20,6 +21,7 @@ from xen_save_helper.helper.engine.page_states import (
 from xen_save_helper.helper.engine.physmap import Physmap
 from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamInput
 from xen_save_helper.helper.hypervisors.interface import Domain, PagingRequest
+from xen_save_helper.helper.job import PostcopyProgress
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.channel.waits import Patience
 from xen_save_helper.ipc_schema.errors import DecodeError, StreamEndError
@@ -60,8 +62,8 @@ class PostcopyReceiver:
             self._answer_over(job.request.back_fd)
         self._states = PageStates(0)
         self._total = 0
-        self._requested = 0
-        """Pages that vCPUs wait for and that have not arrived."""
+        self._requested: dict[int, float] = {}
+        """The pages that vCPUs wait for and that have not arrived, and since when, in order."""
         self._paging = domain.mem_paging_enable()
 
     def close(self) -> None:
@@ -70,8 +72,23 @@ class PostcopyReceiver:
     def _answer_over(self, back_fd: int) -> None:
         self._faults = FaultWriter(back_fd, self._version, self._abort, self._stall_limit)
 
+    def progress(self) -> PostcopyProgress:
+        """How far it is. From any thread."""
+        assembler = getattr(self, "_assembler", None)
+        left = self._states.pending + (assembler.held if assembler else 0)
+        return PostcopyProgress(
+            self._total, left, self._statistics.postcopy_faults, self._waiting_since()
+        )
+
+    def _waiting_since(self) -> float | None:
+        with suppress(RuntimeError):  # it has changed meanwhile: nobody waits for long
+            return next(iter(self._requested.values()), None)
+        return None
+
     def go_on_over(self, fd: int) -> None:
-        """The pages come over this descriptor, in both directions: not over the stream."""
+        """The pages come over this descriptor, in both directions: not over the stream. It may
+        stand still for as long as it likes."""
+        self._stall_limit = 0.0
         self._reader = StreamInput(fd, self._abort)
         self._answer_over(fd)
 
@@ -210,7 +227,7 @@ class PostcopyReceiver:
                 assert data is not None
                 if before is PageState.REQUESTED:
                     self._paging.load(pfn, data)
-                    self._requested -= 1
+                    del self._requested[pfn]
                     self._poll.expect()
             self._statistics.postcopy_pages += 1
 
@@ -247,7 +264,7 @@ class PostcopyReceiver:
                     self._paging.load(request.pfn, data)
         if wanted:
             self._faults.fault(wanted)
-            self._requested += len(wanted)
+            self._requested.update(dict.fromkeys(wanted, time.monotonic()))
             self._statistics.postcopy_faults += len(wanted)
         if answered:
             self._paging.resume(answered)

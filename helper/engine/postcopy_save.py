@@ -13,6 +13,7 @@ from xen_save_helper.helper.engine.postcopy_pages import PostcopyPages
 from xen_save_helper.helper.engine.save_phases import Outcome
 from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamOutput, wait_for
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, PageSource
+from xen_save_helper.helper.job import PostcopyProgress
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.page_lists import (
     ENTRY_SIZE,
@@ -70,6 +71,12 @@ class PostcopySender:
         self._pages = PostcopyPages(left)
         self._p2m_size = len(left)
         self._total = self._pages.remaining
+
+    def progress(self) -> PostcopyProgress:
+        """How far it is. From any thread."""
+        return PostcopyProgress(
+            self._total, self._pages.remaining, self._statistics.postcopy_faults
+        )
 
     def send_pages(self) -> Outcome:
         """Send every page once, those that the guest waits for first.

@@ -376,9 +376,10 @@ class _Restore:
     def _receive_postcopy(self) -> None:
         if self._pager is not None:
             self._next_record()  # END, says the order
-            self._pager.leave(self._results)
-            self._receiver().go_on_over(self._pager.fileno())
-            self._receiver().receive()
+            receiver = self._receiver()
+            self._pager.leave(self._results, receiver.progress)
+            receiver.go_on_over(self._pager.fileno())
+            receiver.receive()
             return
         self._receiver().receive()
         self._order.record(RecordType.END, self._reader.offset)

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.postcopy_link.tunnel import Keys, TunnelClient
+from xen_save_helper.helper.postcopy_link.watched import Watched, Work
 from xen_save_helper.helper.watchdog import die_with_parent
+from xen_save_helper.ipc_schema.control import Role
 
 if TYPE_CHECKING:
     from xen_save_helper.helper.abort import Abort
     from xen_save_helper.helper.channels.pipe_channel import PipeChannel
     from xen_save_helper.helper.hypervisors.interface import Domain
-    from xen_save_helper.helper.job import RestoreResults
-    from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
+    from xen_save_helper.helper.job import Job, PostcopyProgress, RestoreResults
     from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
     from xen_save_helper.ipc_schema.trace import Trace
 
 
 class Pager:
-    """Of a restore under libxl that may become a postcopy. `parent` is the descriptor of
-    `settings.OUTLIVE`."""
+    """Of a restore under libxl that may become a postcopy."""
 
-    def __init__(
-        self, request: HelperRequest, parent: int, channel: PipeChannel, abort: Abort, trace: Trace
-    ) -> None:
-        self._streams = [fd for fd in (request.io_fd, request.back_fd) if fd >= 0]
-        self._parent = parent
+    def __init__(self, job: Job, channel: PipeChannel, abort: Abort, trace: Trace) -> None:
+        self._job = job
         self._channel = channel
         self._abort = abort
         self._trace = trace
         self._tunnel: TunnelClient | None = None
+        self._watched: Watched | None = None
 
     def offered(self, offer: PostcopyOffer, domain: Domain) -> None:
         """Connect to the page server, and say whether this domain can be paged."""
@@ -53,8 +53,10 @@ class Pager:
         assert self._tunnel is not None
         return self._tunnel.fileno()
 
-    def leave(self, results: RestoreResults) -> None:
+    def leave(self, results: RestoreResults, progress: Callable[[], PostcopyProgress]) -> None:
         """Tell libxl that the domain is restored, and go on without it. Raises ChannelError."""
+        assert self._tunnel is not None
+        self._progress = progress
         gfns = {"store_gfn": results.store_gfn, "console_gfn": results.console_gfn}
         self._channel.tell("restore_results", **gfns)
         self._trace.event("complete", retval=0, errnoval=0)
@@ -70,12 +72,23 @@ class Pager:
             os.dup2(null, fd)
         os.close(null)
         # The stream's other end waits for nobody here.
-        for fd in self._streams:
-            os.close(fd)
+        request = self._job.request
+        for fd in (request.io_fd, request.back_fd):
+            if fd >= 0:
+                os.close(fd)
         self._trace.event("pager")
-        os.write(self._parent, b"\0")
-        os.close(self._parent)
+        work = Work(Role.PAGER, request.domid, progress, self._tunnel, self._abort)
+        self._watched = Watched(work, self._job.control, self._trace)
+        os.write(self._job.parent, b"\0")
+        os.close(self._job.parent)
 
     def close(self) -> None:
+        if self._watched is not None:
+            error = sys.exception()
+            self._watched.close(_words_of(error) if error and self._progress().left else "")
         if self._tunnel is not None:
             self._tunnel.close()
+
+
+def _words_of(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

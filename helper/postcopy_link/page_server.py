@@ -1,13 +1,14 @@
-"""The process that keeps a guest's last pages at the source until they are at the destination.
+r"""The process that keeps a guest's last pages at the source until they are at the destination.
 
-    python -m xen_save_helper.helper.postcopy_link.page_server CONTROL_FD DOMID ADDRESS PORT EVENTS
+    python -m xen_save_helper.helper.postcopy_link.page_server \
+        LINE_FD DOMID ADDRESS PORT CONTROL EVENTS
 
 The saving helper starts it (`source`), tells it what to keep, and ends. Then `xl` destroys the
 domain, whose pages stay as long as they are mapped here. It does little, since what it loses is
 lost: it serves pages, and ends when the last one is there, or when the domain runs here again,
 because the migration has failed.
 
-On the control socket, `packets`: from here `{"offer": ...}`, `{"ready": refusal}` once the
+On the line, a socket, go `packets`: from here `{"offer": ...}`, `{"ready": refusal}` once the
 other side has connected, `{"kept": pages}` or `{"error": reason}`; to here `{"keep": p2m_size}`
 with the bitmap's memfd, and `{"go": true}` when the save is done.
 """
@@ -23,7 +24,7 @@ import socket
 import sys
 import threading
 from contextlib import closing, suppress
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.reporter import Reporter
@@ -36,10 +37,12 @@ from xen_save_helper.helper.hypervisors.xen.domain import XenDomain
 from xen_save_helper.helper.job import Job, Statistics
 from xen_save_helper.helper.postcopy_link.kept_pages import KeptPages
 from xen_save_helper.helper.postcopy_link.tunnel import TunnelServer, new_keys
+from xen_save_helper.helper.postcopy_link.watched import Watched, Work
 from xen_save_helper.helper.trace_file import open_trace
 from xen_save_helper.ipc_schema.channel import packets
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation
+from xen_save_helper.ipc_schema.control import Role
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
 from xen_save_helper.ipc_schema.streams.records import encode_record
@@ -49,39 +52,51 @@ EXIT_NOT_WANTED: Final = 0
 EXIT_RUNS_HERE: Final = 3
 _LOOK: Final = 1.0
 _LINGER_SECONDS: Final = 10.0
+_LAST_WORD_SECONDS: Final = 2.0
+"""For telling the other side that no more pages come."""
 _MCL_CURRENT_AND_FUTURE: Final = 3
 _NEVER_KILLED: Final = "-1000"
 """For oom_score_adj."""
 
 
-def main(control: socket.socket, domid: int, address: str, port: int, trace: Trace) -> int:
+class Options(NamedTuple):
+    """Where to listen, and the directory of the control socket."""
+
+    address: str
+    port: int
+    control: str
+
+
+def main(line: socket.socket, domid: int, options: Options, trace: Trace) -> int:
+    """Returns the exit status. Raises OSError, ValueError if pages are lost."""
     server_keys, client_keys = new_keys(), new_keys()
-    tunnel = TunnelServer(address, port, server_keys, client_keys.public)
-    linger = 0.0
+    tunnel = TunnelServer(options.address, options.port, server_keys, client_keys.public)
+    linger = _LAST_WORD_SECONDS
     try:
         keys = (server_keys.public, client_keys.public, client_keys.secret)
-        offer = PostcopyOffer(address, tunnel.port, *(key.decode() for key in keys))
-        _say(control, {"offer": offer._asdict()})
-        kept = _prepare(control, tunnel, domid)
+        offer = PostcopyOffer(options.address, tunnel.port, *(key.decode() for key in keys))
+        _say(line, {"offer": offer._asdict()})
+        kept = _prepare(line, tunnel, domid)
         if kept is None:
+            linger = 0.0
             return EXIT_NOT_WANTED
         trace.event("pages_kept", domid=domid, pages=kept.pages)
         with closing(kept):
             try:
-                status = _serve(kept, tunnel, domid, trace)
+                status = _serve(kept, tunnel, domid, options.control, trace)
             except (OSError, ValueError) as error:
                 trace.event("pages_lost", error=str(error))
                 raise
-        linger = 0.0 if status else _LINGER_SECONDS
+        linger = _LAST_WORD_SECONDS if status else _LINGER_SECONDS
         return status
     finally:
         tunnel.close(linger)
 
 
-def _prepare(control: socket.socket, tunnel: TunnelServer, domid: int) -> KeptPages | None:
+def _prepare(line: socket.socket, tunnel: TunnelServer, domid: int) -> KeptPages | None:
     """Until the save is done; None if it does without."""
     poll = select.poll()
-    for fd in (control.fileno(), tunnel.fileno()):
+    for fd in (line.fileno(), tunnel.fileno()):
         poll.register(fd, select.POLLIN)
     said, kept = b"", None
     while True:
@@ -90,12 +105,12 @@ def _prepare(control: socket.socket, tunnel: TunnelServer, domid: int) -> KeptPa
                 said += os.read(fd, packets.MOST)
                 if b"\n" in said or not said:
                     poll.unregister(fd)
-                    _say(control, {"ready": said.partition(b"\n")[0].decode(errors="replace")})
+                    _say(line, {"ready": said.partition(b"\n")[0].decode(errors="replace")})
                 continue
-            data, fds, _flags, _address = socket.recv_fds(control, packets.MOST, 1)
+            data, fds, _flags, _address = socket.recv_fds(line, packets.MOST, 1)
             packet = packets.decode(data)
             if "keep" in packet:
-                kept = _keep(control, domid, fds[0], packet["keep"])
+                kept = _keep(line, domid, fds[0], packet["keep"])
             elif "go" in packet:
                 return kept
             else:
@@ -104,20 +119,20 @@ def _prepare(control: socket.socket, tunnel: TunnelServer, domid: int) -> KeptPa
                 return None
 
 
-def _keep(control: socket.socket, domid: int, memfd: int, size: int) -> KeptPages | None:
+def _keep(line: socket.socket, domid: int, memfd: int, size: int) -> KeptPages | None:
     with open(memfd, "rb") as file:
         bitmap = Bitmap(file.read(size))
     try:
         _do_not_die()
         kept = KeptPages(XenDomain(domid), bitmap)
     except OSError as error:
-        _say(control, {"error": error.strerror or str(error)})
+        _say(line, {"error": error.strerror or str(error)})
         return None
-    _say(control, {"kept": kept.pages})
+    _say(line, {"kept": kept.pages})
     return kept
 
 
-def _serve(kept: KeptPages, tunnel: TunnelServer, domid: int, trace: Trace) -> int:
+def _serve(kept: KeptPages, tunnel: TunnelServer, domid: int, directory: str, trace: Trace) -> int:
     """Until the other side has all, or wants none; returns the exit status."""
     fd = tunnel.fileno()
     over = threading.Event()
@@ -129,18 +144,22 @@ def _serve(kept: KeptPages, tunnel: TunnelServer, domid: int, trace: Trace) -> i
         out = StreamOutput(fd, abort)
         sender = PostcopySender(kept, out, Environment(job, reporter, abort, Statistics()))
         sender.take_over(kept.bitmap)
+        work = Work(Role.PAGE_SERVER, domid, sender.progress, tunnel, abort)
+        watched, why_not = Watched(work, directory, trace), ""
         try:
             sender.send_pages()
             sender.drain()
             out.write([encode_record(record_number(RecordType.END, VERSION), b"")])
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if abort.errnoval != errno.ECANCELED:
+                why_not = getattr(error, "strerror", None) or str(error)
                 raise
             trace.event("pages_not_wanted", domid=domid, reason=str(error))
             return EXIT_RUNS_HERE
         finally:
             over.set()
             watch.join()
+            watched.close(why_not)
     trace.event("pages_gone", domid=domid)
     return 0
 
@@ -161,19 +180,20 @@ def _do_not_die() -> None:
         score.write(_NEVER_KILLED)
 
 
-def _say(control: socket.socket, packet: dict[str, Any]) -> None:
+def _say(line: socket.socket, packet: dict[str, Any]) -> None:
     with suppress(OSError):  # nobody waits for it any more, as will be seen
-        packets.send(control, packet)
+        packets.send(line, packet)
 
 
 def _run(arguments: list[str]) -> NoReturn:
-    control = socket.socket(fileno=int(arguments[0]))
-    control.set_inheritable(False)
-    trace = open_trace("".join(arguments[4:]), "page server", lambda _text: None)
+    line = socket.socket(fileno=int(arguments[0]))
+    line.set_inheritable(False)
+    trace = open_trace("".join(arguments[5:]), "page server", lambda _text: None)
     try:
-        status = main(control, int(arguments[1]), arguments[2], int(arguments[3]), trace)
+        domid, address, port, control = arguments[1:5]
+        status = main(line, int(domid), Options(address, int(port), control), trace)
     except (OSError, ValueError) as error:
-        _say(control, {"error": str(error)})
+        _say(line, {"error": str(error)})
         status = 1
     os._exit(status)
 

@@ -23,12 +23,12 @@ _END_SECONDS: Final = 5.0
 class PageServer:
     """Started for a domain. Until `let_go` it ends with this process."""
 
-    def __init__(self, domid: int, address: str, port: int, events: str = "") -> None:
+    def __init__(self, domid: int, address: str, port: int, control: str, events: str = "") -> None:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ready: str | None = None
         with theirs:
             numbers = (theirs.fileno(), domid)
-            arguments = (*map(str, numbers), address, str(port), events)
+            arguments = (*map(str, numbers), address, str(port), control, events)
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", _MODULE, *arguments],
                 pass_fds=[theirs.fileno()],

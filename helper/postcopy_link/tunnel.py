@@ -2,11 +2,13 @@
 
 It runs over ZeroMQ's CURVE. ZeroMQ makes a broken connection anew, but forgets what was on its way:
 so each side numbers its bytes, keeps those that the other has not confirmed, and sends them again.
-Whoever reads and writes sees a socket of this machine that stands still for a while.
+What is confirmed has been read there, so neither side holds more than a window. Whoever reads and
+writes sees a socket of this machine that stands still for a while.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -14,6 +16,9 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from ipaddress import ip_address
+from queue import SimpleQueue
 from typing import Any, Final, NamedTuple
 
 import zmq
@@ -24,14 +29,28 @@ _FRAME: Final = struct.Struct("<QQB")
 _AT_ONCE: Final = 1 << 18
 _WINDOW: Final = 4 << 20
 """Bytes that may be on their way, unconfirmed."""
+_FRAMES: Final = 64
+"""The most that ZeroMQ has in its hands."""
 _AGAIN_SECONDS: Final = 1.0
 """After so long without a word, what is unconfirmed is sent again."""
+_STANDS_SECONDS: Final = 3.0
+"""After so long without any of it confirmed, too."""
+_CLIENT: Final = b"pager"
 _DOMAIN: Final = "postcopy"
 """For ZAP (ZeroMQ's RFC 27)."""
 _LINGER_SECONDS: Final = 10.0
 _LAST_WORD_MS: Final = 1000
+_ORDER_SECONDS: Final = 5.0
 _DEAD_LINK_MS: Final = 10_000
 """TCP_USER_TIMEOUT: after so long without an acknowledgement the connection is made anew."""
+
+
+class _Order(NamedTuple):
+    """For the thread: to `Tunnel.move`."""
+
+    address: str
+    port: int
+    moved: Future[None]
 
 
 class Keys(NamedTuple):
@@ -45,25 +64,44 @@ def new_keys() -> Keys:
     return Keys(*zmq.curve_keypair())
 
 
+class Link(NamedTuple):
+    """Where the server listens, or is reached, and for how many seconds nothing has been heard from
+    the other side, which says something each second."""
+
+    address: str
+    port: int
+    silent: float
+
+
 class Tunnel:
     """One end. `fileno` is a socket whose other end is the tunnel: what is written to it can be
     read from the other side's, in order, once."""
 
-    def __init__(self, connect: Callable[[zmq.Context[Any], zmq.Socket[bytes]], None]) -> None:
+    def __init__(
+        self,
+        kind: int,
+        address: str,
+        port: int,
+        connect: Callable[[zmq.Context[Any], zmq.Socket[bytes]], None],
+    ) -> None:
+        self._address, self._port = address, port
+        self._orders: SimpleQueue[_Order] = SimpleQueue()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = self._context.socket(zmq.PAIR)
+        self._socket = self._context.socket(kind)
         self._near, self._far = socket.socketpair()
         self._far.setblocking(False)
         self._socket.setsockopt(zmq.LINGER, _LAST_WORD_MS)
         self._socket.setsockopt(zmq.TCP_MAXRT, _DEAD_LINK_MS)
-        self._socket.setsockopt(zmq.SNDHWM, 64)
+        self._socket.setsockopt(zmq.SNDHWM, _FRAMES)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         self._unconfirmed = bytearray()
+        self._said = 0
+        """How many of the unconfirmed bytes have been given to ZeroMQ."""
         self._confirmed = 0
         self._received = 0
         self._to_give = bytearray()
         self._ours_ended = self._ours_told = self._theirs_ended = self._theirs_told = False
-        self._heard = time.monotonic()
+        self._heard = self._went_on = time.monotonic()
         self._closing = False
         self._stop = threading.Event()
         try:
@@ -78,10 +116,38 @@ class Tunnel:
     def fileno(self) -> int:
         return self._near.fileno()
 
+    def link(self) -> Link:
+        """From any thread."""
+        return Link(self._address, self._port, time.monotonic() - self._heard)
+
+    def move(self, address: str, port: int) -> Link:
+        """Go another way from here on: a client connects to another address of its server, a server
+        listens at another one, too. What is on its way is sent again there. From any thread.
+        Raises OSError, ValueError."""
+        address = str(ip_address(address))
+        if not 0 <= port < 1 << 16:
+            raise ValueError(f"{port} is no port")
+        order = _Order(address, port, Future())
+        self._orders.put(order)
+        order.moved.result(_ORDER_SECONDS)
+        return self.link()
+
     def close(self, linger: float = _LINGER_SECONDS) -> None:
         """Send what is left, for so many seconds at most, and end."""
         self._end(linger)
         self._release()
+
+    def _move(self, address: str, port: int) -> int:
+        """In the thread; returns the port. Raises OSError."""
+        raise NotImplementedError
+
+    def _send(self, frame: bytes) -> None:
+        """Raises zmq.ZMQError if nobody is there, or takes it."""
+        raise NotImplementedError
+
+    def _receive(self) -> bytes:
+        """Raises zmq.Again if nothing is there."""
+        raise NotImplementedError
 
     def _release(self) -> None:
         self._far.close()
@@ -102,18 +168,35 @@ class Tunnel:
         while not self._stop.is_set() and not (
             self._closing and self._ours_told and self._theirs_ended
         ):
-            poller.register(self._socket, zmq.POLLIN)
+            unsaid = self._said < len(self._unconfirmed)
+            poller.register(self._socket, zmq.POLLIN | (zmq.POLLOUT if unsaid else 0))
             events = select.POLLIN if self._may_take() else 0
             poller.register(self._far.fileno(), events | (select.POLLOUT if self._to_give else 0))
             ready = dict(poller.poll(100))
-            if self._socket in ready:
+            if ready.get(self._socket, 0) & zmq.POLLIN:
                 self._hear()
             if ready.get(self._far.fileno(), 0) & (select.POLLOUT | select.POLLERR):
                 self._give()
+                self._say_confirmed()
             if self._may_take():
                 self._take()
-            if time.monotonic() - self._heard > _AGAIN_SECONDS:
+            self._say()
+            if time.monotonic() - max(self._heard, self._went_on) > _AGAIN_SECONDS or (
+                self._unconfirmed and time.monotonic() - self._went_on > _STANDS_SECONDS
+            ):
                 self._say_again()
+            while not self._orders.empty():
+                self._obey(self._orders.get())
+
+    def _obey(self, order: _Order) -> None:
+        try:
+            self._port = self._move(order.address, order.port)
+            self._address = order.address
+        except OSError as error:
+            order.moved.set_exception(error)
+        else:
+            order.moved.set_result(None)
+            self._say_again()
 
     def _may_take(self) -> bool:
         return not self._ours_ended and len(self._unconfirmed) < _WINDOW
@@ -125,31 +208,48 @@ class Tunnel:
             return
         except OSError:
             data = b""
+        if not self._unconfirmed:
+            self._went_on = time.monotonic()
+        self._unconfirmed += data
         if not data:
             self._ours_ended = True
-        start = self._confirmed + len(self._unconfirmed)
-        self._unconfirmed += data
-        self._say(start, data)
+            self._say_confirmed()
 
-    def _say(self, start: int, data: bytes) -> None:
-        last = self._ours_ended and start + len(data) == self._confirmed + len(self._unconfirmed)
+    def _say(self) -> None:
+        """What ZeroMQ takes of what has not been said."""
+        while self._said < len(self._unconfirmed):
+            data = bytes(self._unconfirmed[self._said : self._said + _AT_ONCE])
+            if not self._say_part(self._said, data):
+                return
+            self._said += len(data)
+
+    def _say_confirmed(self) -> None:
+        self._say_part(len(self._unconfirmed), b"")
+
+    def _say_part(self, at: int, data: bytes) -> bool:
+        """Whether it is on its way."""
+        last = self._ours_ended and at + len(data) == len(self._unconfirmed)
+        confirmed = self._received - len(self._to_give)
+        if self._theirs_ended and not self._to_give:
+            confirmed += 1  # their end
         try:
-            # Our knowledge of their end is confirmed as one byte more.
-            confirmed = self._received + self._theirs_ended
-            self._socket.send(_FRAME.pack(start, confirmed, last) + data, zmq.NOBLOCK)
-        except zmq.Again:
-            pass  # nobody is there: it will be sent again
+            self._send(_FRAME.pack(self._confirmed + at, confirmed, last) + data)
+        except zmq.ZMQError as error:
+            if error.errno not in (errno.EAGAIN, errno.EHOSTUNREACH):
+                raise
+            return False
+        return True
 
     def _say_again(self) -> None:
-        self._heard = time.monotonic()
-        for at in range(0, max(1, len(self._unconfirmed)), _AT_ONCE):
-            self._say(self._confirmed + at, bytes(self._unconfirmed[at : at + _AT_ONCE]))
+        self._went_on = time.monotonic()
+        self._said = 0
+        self._say_confirmed()
 
     def _hear(self) -> None:
         fresh = False
         while True:
             try:
-                frame = self._socket.recv(zmq.NOBLOCK)
+                frame = self._receive()
             except zmq.Again:
                 break
             if len(frame) < _FRAME.size:
@@ -167,7 +267,7 @@ class Tunnel:
         if self._to_give or self._theirs_ended:
             self._give()
         if fresh:
-            self._say(self._confirmed + len(self._unconfirmed), b"")
+            self._say_confirmed()
 
     def _confirm(self, confirmed: int) -> None:
         new = confirmed - self._confirmed
@@ -177,6 +277,8 @@ class Tunnel:
         if 0 < new <= len(self._unconfirmed):
             del self._unconfirmed[:new]
             self._confirmed = confirmed
+            self._said = max(0, self._said - new)
+            self._went_on = time.monotonic()
 
     def _give(self) -> None:
         try:
@@ -200,8 +302,8 @@ class TunnelServer(Tunnel):
     the secret key of `client_key`. Raises OSError."""
 
     def __init__(self, address: str, port: int, keys: Keys, client_key: bytes) -> None:
-        self.port = port
         self._authenticator: Any = None
+        bound = 0
 
         def listen(context: zmq.Context[Any], sock: zmq.Socket[bytes]) -> None:
             auth = zmq.auth.thread.ThreadAuthenticator(context)
@@ -211,18 +313,31 @@ class TunnelServer(Tunnel):
             sock.setsockopt(zmq.CURVE_SERVER, 1)
             sock.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
             sock.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN.encode())
+            sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            # A client whose connection has broken comes again before that may be known here.
+            sock.setsockopt(zmq.ROUTER_HANDOVER, 1)
             try:
-                sock.bind(f"tcp://{_bracketed(address)}:{port or '*'}")
-            except zmq.ZMQError as error:
+                nonlocal bound
+                bound = _bind(sock, address, port)
+            except OSError:
                 auth.stop()
-                raise OSError(
-                    error.errno, f"{address}:{port}: {os.strerror(error.errno or 0)}"
-                ) from error
-            bound = sock.getsockopt(zmq.LAST_ENDPOINT)
-            assert isinstance(bound, bytes)
-            self.port = int(bound.rstrip(b"\0").rpartition(b":")[2])
+                raise
 
-        super().__init__(listen)
+        super().__init__(zmq.ROUTER, address, port, listen)
+        self._port = bound
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    def _move(self, address: str, port: int) -> int:
+        return _bind(self._socket, address, port)
+
+    def _send(self, frame: bytes) -> None:
+        self._socket.send_multipart([_CLIENT, frame], zmq.NOBLOCK)
+
+    def _receive(self) -> bytes:
+        return self._socket.recv_multipart(zmq.NOBLOCK)[-1]
 
     def close(self, linger: float = _LINGER_SECONDS) -> None:
         self._end(linger)
@@ -235,12 +350,24 @@ class TunnelClient(Tunnel):
 
     def __init__(self, address: str, port: int, keys: Keys, server_key: bytes) -> None:
         def connect(_context: zmq.Context[Any], sock: zmq.Socket[bytes]) -> None:
+            sock.setsockopt(zmq.ROUTING_ID, _CLIENT)
             sock.setsockopt(zmq.CURVE_SERVERKEY, server_key)
             sock.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
             sock.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
-            sock.connect(f"tcp://{_bracketed(address)}:{port}")
+            sock.connect(_endpoint(address, port))
 
-        super().__init__(connect)
+        super().__init__(zmq.DEALER, address, port, connect)
+
+    def _move(self, address: str, port: int) -> int:
+        self._socket.disconnect(_endpoint(self._address, self._port))
+        self._socket.connect(_endpoint(address, port))
+        return port
+
+    def _send(self, frame: bytes) -> None:
+        self._socket.send(frame, zmq.NOBLOCK)
+
+    def _receive(self) -> bytes:
+        return self._socket.recv(zmq.NOBLOCK)
 
 
 class _Only:
@@ -254,5 +381,18 @@ class _Only:
         return key == self._key
 
 
-def _bracketed(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
+def _bind(sock: zmq.Socket[bytes], address: str, port: int) -> int:
+    """Returns the port. Raises OSError that names what cannot be had."""
+    try:
+        sock.bind(_endpoint(address, port or "*"))
+    except zmq.ZMQError as error:
+        reason = os.strerror(error.errno or 0)
+        raise OSError(error.errno, f"{address}:{port}: {reason}") from error
+    bound = sock.getsockopt(zmq.LAST_ENDPOINT)
+    assert isinstance(bound, bytes)
+    return int(bound.rstrip(b"\0").rpartition(b":")[2])
+
+
+def _endpoint(address: str, port: int | str) -> str:
+    host = f"[{address}]" if ":" in address else address
+    return f"tcp://{host}:{port}"

@@ -18,6 +18,7 @@ STATE_COLOURS: Final = {
     "crashed": "red",
     "shut down": "red",
 }
+_PAGE_SIZE: Final = 4096
 _UNFOLDED: Final = 10_000
 """More columns than any row takes."""
 
@@ -67,6 +68,27 @@ def guests(rows: Sequence[dict[str, Any]]) -> None:
         memory = "-" if row["memory"] is None else binary_size(row["memory"])
         cells = [row["name"], domid, memory, kind, state]
         table.add_row(*cells, *([row["waits"] or ""] if waiting else []))
+    _console().print(table)
+
+
+def postcopies(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the table of `postcopy list`, whose rows are a `PostcopyStatus` and `lost`."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("Name", overflow="fold")
+    for title in ("ID", "What", "Left", "Faults", "Rate", "Longest wait"):
+        table.add_column(title, justify="left" if title == "What" else "right")
+    table.add_column("State", overflow="fold")
+    for row in rows:
+        cells = [row["domain"], str(row["domid"]), str(row["role"])]
+        if row["lost"]:
+            state = Text(f"lost: {row['lost']}", style="red")
+            table.add_row(*cells, *["-"] * 4, state)
+            continue
+        left = binary_size(row["pages_left"] * _PAGE_SIZE)
+        rate = f"{binary_size(int(row['pages_per_second'] * _PAGE_SIZE))}/s"
+        state = Text(row["trouble"] or "working", style="yellow" if row["trouble"] else "green")
+        wait = seconds(row["longest_wait"])
+        table.add_row(*cells, left, str(row["faults"]), rate, wait, state)
     _console().print(table)
 
 

@@ -29,7 +29,15 @@ from xen_save_helper.toolstack.commands.parser import make_parser
 from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.xl.outcome import ExitCode
 
-PRINTING: Final = frozenset({"guests:show_list", "inspect:inspect", "faults:show_points"})
+PRINTING: Final = frozenset(
+    {
+        "guests:show_list",
+        "inspect:inspect",
+        "faults:show_points",
+        "postcopy:show_list",
+        "postcopy:show_status",
+    }
+)
 """The commands that do nothing but print: they fail if they cannot."""
 
 

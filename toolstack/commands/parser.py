@@ -69,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_guest_commands(command)
     _add_file_commands(command)
     _add_migration_commands(command)
+    _add_postcopy_commands(commands)
     _add_fault_commands(commands)
     return parser
 
@@ -325,6 +326,40 @@ def _add_migration_commands(command: Adder) -> None:
 def _add_bandwidth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bandwidth", type=size, default=0, metavar="SIZE", help="bytes per second at most"
+    )
+
+
+def _add_postcopy_commands(
+    commands: argparse._SubParsersAction[_Parser],
+) -> None:
+    """Add the commands of `postcopy`; page servers and pagers are this machine's."""
+    text = "see and steer what goes on after a postcopy under xl: page servers and pagers"
+    postcopy = commands.add_parser("postcopy", help=text, description=text)
+    those = postcopy.add_subparsers(metavar="WHAT", required=True)
+
+    def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
+        added = those.add_parser(name, help=text, description=text)
+        added.set_defaults(run=f"postcopy:{run}")
+        _add_json(added)
+        return added
+
+    command("list", "show_list", "show all of them")
+    status = command("status", "show_status", "show those of a guest; fails if its pages are lost")
+    status.add_argument("name", metavar="NAME")
+    wait = command("wait", "wait", "wait until all pages are in place; fails if they are lost")
+    wait.add_argument("names", metavar="NAME", nargs="*", help="default: all guests")
+    wait.add_argument("--timeout", type=positive, metavar="SECONDS", help="fail after so long")
+    reconnect = command(
+        "reconnect",
+        "reconnect",
+        "let a pager reach its page server at another address, or a page server listen there, too",
+    )
+    reconnect.add_argument("name", metavar="NAME")
+    reconnect.add_argument("address", metavar="ADDRESS[:PORT]")
+    abandon = command("abandon", "abandon", "end one of them, or forget one that has ended")
+    abandon.add_argument("name", metavar="NAME")
+    abandon.add_argument(
+        "--lose-the-guest", action="store_true", help="even if pages of it are still missing"
     )
 
 

@@ -38,12 +38,17 @@ class Link:
         self.carried = 0
         self.made = 0
         self._ends: list[socket.socket] = []
+        self._near: list[socket.socket] = []
+        self._keep_far = False
+        self._kept: list[socket.socket] = []
         self._stopping = False
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def cut(self) -> None:
-        for end in list(self._ends):
+    def cut(self, *, one_side: bool = False) -> None:
+        """`one_side`: the server's does not notice."""
+        self._keep_far = one_side
+        for end in self._near if one_side else list(self._ends):
             try:
                 end.shutdown(socket.SHUT_RDWR)
             except OSError:
@@ -68,10 +73,11 @@ class Link:
                         continue
                     other[near], other[far] = far, near
                     self._ends = list(other)
+                    self._near = [near]
                     self.made += 1
                 elif end in other:
                     self._carry(end, other)
-        for end in other:
+        for end in (*other, *self._kept):
             end.close()
 
     def _carry(self, end: socket.socket, other: dict[socket.socket, socket.socket]) -> None:
@@ -83,9 +89,13 @@ class Link:
                 return
         except OSError:
             pass
-        for closed in (end, other.pop(end)):
-            other.pop(closed, None)
-            closed.close()
+        far = other.pop(end)
+        other.pop(far)
+        end.close()
+        if self._keep_far:
+            self._kept.append(far)
+        else:
+            far.close()
         self._ends = list(other)
 
 
@@ -93,12 +103,16 @@ class Link:
 def tunnel(keys: Keys | None = None) -> Iterator[tuple[Tunnel, Link, Tunnel]]:
     """Server, link and client, the client with `keys`, or with those that the server wants."""
     ours, theirs = new_keys(), new_keys()
-    with (
-        closing(TunnelServer("127.0.0.1", 0, ours, theirs.public)) as server,
-        closing(Link(server.port)) as link,
-        closing(TunnelClient("127.0.0.1", link.port, keys or theirs, ours.public)) as client,
-    ):
-        yield server, link, client
+    server = TunnelServer("127.0.0.1", 0, ours, theirs.public)
+    try:
+        with closing(Link(server.port)) as link:
+            client = TunnelClient("127.0.0.1", link.port, keys or theirs, ours.public)
+            try:
+                yield server, link, client
+            finally:
+                client.close(0)
+    finally:
+        server.close(0)
 
 
 def send(end: Tunnel, data: bytes) -> None:
@@ -137,6 +151,19 @@ def test_both_get_what_the_other_has_sent(cuts: int) -> None:
         assert link.made == cuts + 1
 
 
+def test_a_connection_whose_end_the_server_has_not_seen() -> None:
+    """The client comes again, and the server has both."""
+    with tunnel() as (server, link, client), ThreadPoolExecutor(2) as pool:
+        got = pool.submit(receive, client)
+        sent = pool.submit(send, server, octets(4))
+        for number in (1, 2, 3):
+            wait_for(partial(carries, link, number), "it carries again", 60)
+            link.cut(one_side=True)
+        sent.result(60)
+        assert got.result(60) == octets(4)
+        assert link.made == 4
+
+
 def test_nobody_without_the_key_is_heard() -> None:
     with tunnel(new_keys()) as (server, link, client), ThreadPoolExecutor(1) as pool:
         pool.submit(send, client, b"let me in").result(10)
@@ -150,3 +177,50 @@ def test_a_port_that_is_taken_is_told() -> None:
         pytest.raises(OSError, match="Address already in use"),
     ):
         TunnelServer("127.0.0.1", taken.getsockname()[1], new_keys(), new_keys().public)
+
+
+def test_neither_side_holds_much_for_a_reader_that_stands_still() -> None:
+    with tunnel() as (server, link, client), ThreadPoolExecutor(1) as pool:
+        data = random.Random(3).randbytes(16 << 20)
+        sent = pool.submit(send, server, data)
+        wait_for(lambda: link.carried > 3 << 20, "a window is on its way")
+        before = -1
+        while before != link.carried:
+            # Each side says something each second; nothing that is new.
+            before = link.carried
+            select.select([], [], [], 0.3)
+        assert link.carried < 8 << 20
+        assert receive(client) == data
+        sent.result(60)
+
+
+def test_another_way() -> None:
+    """The link is cut for good; both go on over another one."""
+    with tunnel() as (server, link, client), ThreadPoolExecutor(2) as pool:
+        got = pool.submit(receive, client)
+        sent = pool.submit(send, server, octets(5))
+        wait_for(lambda: link.carried > SIZE // 4, "it carries")
+        link.close()
+        moved = server.move("127.0.0.2", 0)
+        assert moved.address == "127.0.0.2"
+        client.move("127.0.0.2", moved.port)
+        sent.result(60)
+        assert got.result(60) == octets(5)
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "error", "text"),
+    [
+        ("192.0.2.7", 0, OSError, "192.0.2.7:0: Cannot assign requested address"),
+        ("here", 0, ValueError, "'here' does not appear to be an IPv4 or IPv6 address"),
+        ("127.0.0.1", 65536, ValueError, "65536 is no port"),
+    ],
+)
+def test_where_it_cannot_go(address: str, port: int, error: type[Exception], text: str) -> None:
+    with tunnel() as (server, _link, client), ThreadPoolExecutor(1) as pool:
+        with pytest.raises(error, match=text):
+            server.move(address, port)
+        # It has stayed.
+        sent = pool.submit(send, server, b"here")
+        assert receive(client) == b"here"
+        sent.result(10)

@@ -1,0 +1,228 @@
+"""The commands postcopy list, status, wait, reconnect and abandon: what goes on after a postcopy
+migration whose `xl` has ended."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from xen_save_helper.helper.settings import parse_listen, read_settings
+from xen_save_helper.ipc_schema.control import (
+    DIRECTORY_VARIABLE,
+    Ask,
+    Identity,
+    PostcopyStatus,
+    Role,
+)
+from xen_save_helper.toolstack.commands.common import (
+    CommandError,
+    UsageError,
+    complain,
+    is_domid,
+    show,
+)
+from xen_save_helper.toolstack.helpers import control
+from xen_save_helper.toolstack.helpers.control import EndedError
+from xen_save_helper.toolstack.xl.outcome import ExitCode
+
+_LONGEST_END: Final = 30.0
+"""Seconds in which one that is abandoned ends."""
+_AT_ONCE: Final = 3600.0
+WITHOUT: Final = {
+    Role.PAGE_SERVER: "the guest at the destination is lost without the pages that are left here",
+    Role.PAGER: "the guest is lost without the pages that are still to come",
+}
+
+
+def show_list(arguments: argparse.Namespace) -> int:
+    """Show all page servers and pagers."""
+    directory = _directory()
+    rows = [_row(directory, process) for process in control.processes(directory)]
+    return show(arguments, rows, lambda: _print(rows))
+
+
+def show_status(arguments: argparse.Namespace) -> int:
+    """Show those of one guest; FAILED if one of them has lost its pages."""
+    directory = _directory()
+    rows = [_row(directory, process) for process in _of_guest(directory, arguments.name)]
+    lost = any(row["lost"] for row in rows)
+    code = ExitCode.FAILED if lost else ExitCode.SUCCESS
+    return show(arguments, rows, lambda: _print(rows), code)
+
+
+def wait(arguments: argparse.Namespace) -> int:
+    """Until all pages of these guests, or of all, are in place."""
+    directory = _directory()
+    names = arguments.names
+    those = [process for name in names for process in _of_guest(directory, name)]
+    waited_for = those if names else control.processes(directory)
+    end = math.inf if arguments.timeout is None else time.monotonic() + arguments.timeout
+    rows: list[dict[str, Any]] = []
+    code = ExitCode.SUCCESS
+    for process in waited_for:
+        lost = ""
+        try:
+            _wait_for(directory, process, end)
+        except EndedError as error:
+            lost = error.lost
+        except TimeoutError:
+            lost = _still(directory, process)
+        if lost:
+            code = ExitCode.FAILED
+            complain(arguments, f"{_named(process)}: {lost}")
+        rows.append({"domain": process.domain, "domid": process.domid, "lost": lost})
+
+    def human() -> None:
+        if not rows:
+            print("no postcopy is going on")
+        for process, row in zip(waited_for, rows, strict=True):
+            if not row["lost"]:
+                print(f"{_named(process)}: all pages are in place")
+
+    return show(arguments, rows, human, code)
+
+
+def reconnect(arguments: argparse.Namespace) -> int:
+    """Have a pager reach its page server at another address, or a page server listen there, too."""
+    try:
+        where = parse_listen(arguments.address)
+    except ValueError as error:
+        raise UsageError(f"{arguments.address!r}: want {error}") from None
+    directory = _directory()
+    process = _one_of_guest(directory, arguments.name)
+    port = where.port
+    if not port and process.role is Role.PAGER:
+        port = _working(directory, process).port
+    told = _ask(directory, process, Ask.RECONNECT, address=where.address, port=port)
+    verb = "listens" if process.role is Role.PAGE_SERVER else "connects"
+    text = f"{_named(process)}: it {verb} at {told['address']}, port {told['port']}"
+    return show(arguments, told, lambda: print(text))
+
+
+def abandon(arguments: argparse.Namespace) -> int:
+    """End a page server or pager, or forget one that has ended."""
+    directory = _directory()
+    process = _one_of_guest(directory, arguments.name)
+    try:
+        status = control.status(directory, process)
+    except EndedError as error:
+        control.forget(directory, process)
+        text = f"{_named(process)}: forgotten; {error.lost or 'it had done its work'}"
+        return show(arguments, {"lost": error.lost}, lambda: print(text))
+    left = status.pages_left
+    if left and not arguments.lose_the_guest:
+        raise CommandError(
+            f"{_named(process)}: {WITHOUT[process.role]} ({left}); "
+            "if that is what you want, give --lose-the-guest"
+        )
+    lost = ""
+    try:
+        control.ask(directory, process, Ask.ABANDON)
+        control.wait(directory, process, _LONGEST_END)
+    except EndedError as error:
+        lost = error.lost
+        control.forget(directory, process)
+    text = f"{_named(process)}: abandoned; {left} pages are lost"
+    if not lost:
+        text = f"{_named(process)}: it had done its work"
+    return show(arguments, {"lost": lost}, lambda: print(text))
+
+
+def _directory() -> Path:
+    """Where the helpers' own settings have it."""
+    found = read_settings(os.environ)
+    for problem in found.problems:
+        if DIRECTORY_VARIABLE in problem:
+            raise UsageError(problem)
+    return Path(found.settings.control)
+
+
+def _of_guest(directory: Path, name: str) -> list[Identity]:
+    """Those of the guest that is named so, or has this domid. Raises CommandError if there is
+    none."""
+    all_of_them = control.processes(directory)
+    if is_domid(name):
+        found = [process for process in all_of_them if process.domid == int(name)]
+    else:
+        found = [process for process in all_of_them if _domain(directory, process) == name]
+    if not found:
+        known = sorted({_domain(directory, process) for process in all_of_them})
+        others = f"; there is one of {', '.join(known)}" if known else ""
+        raise CommandError(f"no postcopy of {name!r} is going on here{others}")
+    return found
+
+
+def _one_of_guest(directory: Path, name: str) -> Identity:
+    found = _of_guest(directory, name)
+    if len(found) > 1:
+        which = ", ".join(f"{one.role.value} with domid {one.domid}" for one in found)
+        raise CommandError(f"{name!r} has more than one here ({which}): give a domid")
+    return found[0]
+
+
+def _domain(directory: Path, process: Identity) -> str:
+    """The guest's name: a pager's gets it when it has been restored."""
+    try:
+        return control.status(directory, process).domain
+    except (EndedError, OSError):
+        return process.domain
+
+
+def _row(directory: Path, process: Identity) -> dict[str, Any]:
+    """A `PostcopyStatus`, and `lost`: why the process has ended. What is not known then is None."""
+    try:
+        return {**control.status(directory, process)._asdict(), "lost": ""}
+    except EndedError as error:
+        known = dict.fromkeys(PostcopyStatus._fields) | process._asdict()
+        del known["ended"]
+        return {**known, "lost": error.lost}
+
+
+def _wait_for(directory: Path, process: Identity, end: float) -> None:
+    while True:
+        seconds = min(end - time.monotonic(), _AT_ONCE)
+        try:
+            return control.wait(directory, process, max(0.001, seconds))
+        except TimeoutError:
+            if time.monotonic() >= end:
+                raise
+
+
+def _still(directory: Path, process: Identity) -> str:
+    row = _row(directory, process)
+    return str(row["lost"]) or f"{row['pages_left']} pages are still to come"
+
+
+def _working(directory: Path, process: Identity) -> PostcopyStatus:
+    try:
+        return control.status(directory, process)
+    except EndedError as error:
+        raise _has_ended(process, error) from None
+
+
+def _ask(directory: Path, process: Identity, what: Ask, **fields: Any) -> dict[str, Any]:
+    try:
+        return control.ask(directory, process, what, **fields)
+    except EndedError as error:
+        raise _has_ended(process, error) from None
+
+
+def _has_ended(process: Identity, error: EndedError) -> CommandError:
+    return CommandError(f"{_named(process)}: {error.lost or 'it has done its work'}")
+
+
+def _named(process: Identity) -> str:
+    return f"{process.role.value} of {process.domain} (domid {process.domid})"
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from xen_save_helper.toolstack.commands import display
+
+    if rows:
+        display.postcopies(rows)
+    else:
+        print("no postcopy is going on")
