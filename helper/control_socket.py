@@ -55,11 +55,9 @@ class ControlSocket:
         self._ended = ""
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            self._listen()
+            # Last: whoever finds it can ask.
             self._write_identity()
-            # Through the directory's descriptor: a socket's whole path may be too long.
-            self._listener.bind(self._path(SOCKET))
-            self._listener.listen(_MOST_CLIENTS)
-            self._listener.setblocking(False)
         except BaseException:
             self._remove(SOCKET)
             self._remove(IDENTITY)
@@ -71,15 +69,16 @@ class ControlSocket:
     def close(self, ended: str = "") -> None:
         """Tell those who wait that it is over: `ended` says why its work is not done."""
         self._ended = ended
-        self._stop.close()
-        self._thread.join()
-        self._remove(SOCKET)
+        # First, for those who are told, or can no longer connect, and look for it.
         if ended:
             self._identity = self._identity._replace(ended=ended)
             with suppress(OSError):
                 self._write_identity()
         else:
             self._remove(IDENTITY)
+        self._stop.close()
+        self._thread.join()
+        self._remove(SOCKET)
         self._release()
 
     def _release(self) -> None:
@@ -87,8 +86,11 @@ class ControlSocket:
             sock.close()
         os.close(self._directory)
 
-    def _path(self, suffix: str) -> str:
-        return f"/proc/self/fd/{self._directory}/{self._identity.name}{suffix}"
+    def _listen(self) -> None:
+        # Through the directory's descriptor: a socket's whole path may be too long.
+        self._listener.bind(f"/proc/self/fd/{self._directory}/{self._identity.name}{SOCKET}")
+        self._listener.listen(_MOST_CLIENTS)
+        self._listener.setblocking(False)
 
     def _remove(self, suffix: str) -> None:
         with suppress(OSError):

@@ -83,11 +83,15 @@ class Pager:
         os.close(self._job.parent)
 
     def close(self) -> None:
+        error = sys.exception()
         if self._watched is not None:
-            error = sys.exception()
             self._watched.close(_words_of(error) if error and self._progress().left else "")
-        if self._tunnel is not None:
+        if self._tunnel is None:
+            return
+        if error is None:
             self._tunnel.close()
+        else:
+            self._tunnel.give_up()
 
 
 def _words_of(error: BaseException) -> str:

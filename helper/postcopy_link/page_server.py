@@ -51,9 +51,6 @@ from xen_save_helper.ipc_schema.trace import Trace
 EXIT_NOT_WANTED: Final = 0
 EXIT_RUNS_HERE: Final = 3
 _LOOK: Final = 1.0
-_LINGER_SECONDS: Final = 10.0
-_LAST_WORD_SECONDS: Final = 2.0
-"""For telling the other side that no more pages come."""
 _MCL_CURRENT_AND_FUTURE: Final = 3
 _NEVER_KILLED: Final = "-1000"
 """For oom_score_adj."""
@@ -71,14 +68,13 @@ def main(line: socket.socket, domid: int, options: Options, trace: Trace) -> int
     """Returns the exit status. Raises OSError, ValueError if pages are lost."""
     server_keys, client_keys = new_keys(), new_keys()
     tunnel = TunnelServer(options.address, options.port, server_keys, client_keys.public)
-    linger = _LAST_WORD_SECONDS
+    done = False
     try:
         keys = (server_keys.public, client_keys.public, client_keys.secret)
         offer = PostcopyOffer(options.address, tunnel.port, *(key.decode() for key in keys))
         _say(line, {"offer": offer._asdict()})
         kept = _prepare(line, tunnel, domid)
         if kept is None:
-            linger = 0.0
             return EXIT_NOT_WANTED
         trace.event("pages_kept", domid=domid, pages=kept.pages)
         with closing(kept):
@@ -87,10 +83,13 @@ def main(line: socket.socket, domid: int, options: Options, trace: Trace) -> int
             except (OSError, ValueError) as error:
                 trace.event("pages_lost", error=str(error))
                 raise
-        linger = _LAST_WORD_SECONDS if status else _LINGER_SECONDS
+        done = status == 0
         return status
     finally:
-        tunnel.close(linger)
+        if done:
+            tunnel.close()
+        else:
+            tunnel.give_up()
 
 
 def _prepare(line: socket.socket, tunnel: TunnelServer, domid: int) -> KeptPages | None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from enum import IntEnum
 from ipaddress import ip_address
 from queue import SimpleQueue
 from typing import Any, Final, NamedTuple
@@ -25,7 +25,7 @@ import zmq
 import zmq.auth.thread
 
 _FRAME: Final = struct.Struct("<QQB")
-"""The number of the first byte, how many have been received, and whether these are the last."""
+"""The number of the first byte, how many have been received, and an `_End`."""
 _AT_ONCE: Final = 1 << 18
 _WINDOW: Final = 4 << 20
 """Bytes that may be on their way, unconfirmed."""
@@ -43,6 +43,14 @@ _LAST_WORD_MS: Final = 1000
 _ORDER_SECONDS: Final = 5.0
 _DEAD_LINK_MS: Final = 10_000
 """TCP_USER_TIMEOUT: after so long without an acknowledgement the connection is made anew."""
+
+
+class _End(IntEnum):
+    NOT_YET = 0
+    LAST = 1
+    """These bytes are the last."""
+    GIVEN_UP = 2
+    """None will come any more, not even those that are missing."""
 
 
 class _Order(NamedTuple):
@@ -103,6 +111,7 @@ class Tunnel:
         self._ours_ended = self._ours_told = self._theirs_ended = self._theirs_told = False
         self._heard = self._went_on = time.monotonic()
         self._closing = False
+        self._given_up = False
         self._stop = threading.Event()
         try:
             connect(self._context, self._socket)
@@ -137,6 +146,12 @@ class Tunnel:
         self._end(linger)
         self._release()
 
+    def give_up(self) -> None:
+        """End at once. The other side reads the end, if it can be reached now, though perhaps not
+        all that was written here."""
+        self._given_up = True
+        self.close(0)
+
     def _move(self, address: str, port: int) -> int:
         """In the thread; returns the port. Raises OSError."""
         raise NotImplementedError
@@ -170,12 +185,12 @@ class Tunnel:
         ):
             unsaid = self._said < len(self._unconfirmed)
             poller.register(self._socket, zmq.POLLIN | (zmq.POLLOUT if unsaid else 0))
-            events = select.POLLIN if self._may_take() else 0
-            poller.register(self._far.fileno(), events | (select.POLLOUT if self._to_give else 0))
+            events = zmq.POLLIN if self._may_take() else 0
+            poller.register(self._far.fileno(), events | (zmq.POLLOUT if self._to_give else 0))
             ready = dict(poller.poll(100))
             if ready.get(self._socket, 0) & zmq.POLLIN:
                 self._hear()
-            if ready.get(self._far.fileno(), 0) & (select.POLLOUT | select.POLLERR):
+            if ready.get(self._far.fileno(), 0) & (zmq.POLLOUT | zmq.POLLERR):
                 self._give()
                 self._say_confirmed()
             if self._may_take():
@@ -187,6 +202,10 @@ class Tunnel:
                 self._say_again()
             while not self._orders.empty():
                 self._obey(self._orders.get())
+        if self._given_up:
+            deadline = time.monotonic() + _LAST_WORD_MS / 1000
+            while not self._say_part(len(self._unconfirmed), b"") and time.monotonic() < deadline:
+                self._socket.poll(100, zmq.POLLOUT)
 
     def _obey(self, order: _Order) -> None:
         try:
@@ -228,12 +247,16 @@ class Tunnel:
 
     def _say_part(self, at: int, data: bytes) -> bool:
         """Whether it is on its way."""
-        last = self._ours_ended and at + len(data) == len(self._unconfirmed)
+        end = _End.NOT_YET
+        if self._given_up:
+            end = _End.GIVEN_UP
+        elif self._ours_ended and at + len(data) == len(self._unconfirmed):
+            end = _End.LAST
         confirmed = self._received - len(self._to_give)
         if self._theirs_ended and not self._to_give:
             confirmed += 1  # their end
         try:
-            self._send(_FRAME.pack(self._confirmed + at, confirmed, last) + data)
+            self._send(_FRAME.pack(self._confirmed + at, confirmed, end) + data)
         except zmq.ZMQError as error:
             if error.errno not in (errno.EAGAIN, errno.EHOSTUNREACH):
                 raise
@@ -254,15 +277,16 @@ class Tunnel:
                 break
             if len(frame) < _FRAME.size:
                 continue
-            start, confirmed, last = _FRAME.unpack_from(frame)
+            start, confirmed, end = _FRAME.unpack_from(frame)
             self._confirm(confirmed)
             data = memoryview(frame)[_FRAME.size :]
             skip = self._received - start
             if 0 <= skip <= len(data):
                 self._to_give += data[skip:]
                 self._received += len(data) - skip
-                self._theirs_ended = self._theirs_ended or bool(last)
-            fresh = fresh or bool(data) or bool(last)
+                self._theirs_ended = self._theirs_ended or end == _End.LAST
+            self._theirs_ended = self._theirs_ended or end == _End.GIVEN_UP
+            fresh = fresh or bool(data) or bool(end)
         self._heard = time.monotonic()
         if self._to_give or self._theirs_ended:
             self._give()

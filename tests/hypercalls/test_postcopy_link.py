@@ -6,7 +6,7 @@ import json
 import os
 import random
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +55,15 @@ class Migration:
             **release.environment,
             **machine.environment,
             "XEN_SAVE_HELPER_EVENTS": str(events),
+            "XEN_SAVE_HELPER_CONTROL": str(events.parent / "control"),
         }
+        self.written = WRITTEN
+        self.restored: Callable[[dict[str, Any]], None] = lambda _fields: None
+        """Called when the pager is about to leave."""
+
+    @property
+    def control(self) -> str:
+        return self.environment["XEN_SAVE_HELPER_CONTROL"]
 
     @contextmanager
     def _helper(self, arguments: HelperArguments, settings: dict[str, str]) -> Iterator[Libxl]:
@@ -63,7 +71,7 @@ class Migration:
             yield libxl
 
     def _suspend(self, _fields: dict[str, Any]) -> int:
-        self._source.fill(pfns_of(WRITTEN), version=1)
+        self._source.fill(pfns_of(self.written), version=1)
         self._source.suspend()
         return 1
 
@@ -85,7 +93,7 @@ class Migration:
             sock.close()
             return run(
                 libxl,
-                restore_results=lambda _fields: None,
+                restore_results=self.restored,
                 static_data_done=lambda _fields: 0,
             )
 
@@ -177,7 +185,7 @@ def test_a_guest_that_runs_here_again_needs_no_page_server(
     """The migration has failed after both helpers had done their work; so nobody takes pages."""
     for name, value in {**migration.environment, **BOTH}.items():
         monkeypatch.setenv(name, value)
-    server = PageServer(1, "127.0.0.1", 0, str(migration.events))
+    server = PageServer(1, "127.0.0.1", 0, migration.control, str(migration.events))
     offer = server.offer()
     assert "has not connected" in server.refusal()
     keys = Keys(offer.client_key.encode(), offer.client_secret.encode())
@@ -204,7 +212,7 @@ def test_a_helper_that_dies_takes_its_page_server_with_it(
     """As long as the save is not done: the guest will run on here."""
     for name, value in {**migration.environment, **BOTH}.items():
         monkeypatch.setenv(name, value)
-    server = PageServer(1, "127.0.0.1", 0, str(migration.events))
+    server = PageServer(1, "127.0.0.1", 0, migration.control, str(migration.events))
     server.offer()
     source.suspend()
     bitmap = Bitmap(0x900)
@@ -230,7 +238,7 @@ def test_a_page_server_that_cannot_listen_says_so(
 ) -> None:
     for name, value in {**migration.environment, **BOTH}.items():
         monkeypatch.setenv(name, value)
-    server = PageServer(1, "192.0.2.7", 0)
+    server = PageServer(1, "192.0.2.7", 0, migration.control)
     with pytest.raises(OSError, match=r"page server: .*192\.0\.2\.7:0: Cannot assign"):
         server.offer()
     server.close()

@@ -80,8 +80,8 @@ def postcopies(rows: Sequence[dict[str, Any]]) -> None:
     table.add_column("State", overflow="fold")
     for row in rows:
         cells = [row["domain"], str(row["domid"]), str(row["role"])]
-        if row["lost"]:
-            state = Text(f"lost: {row['lost']}", style="red")
+        if row["pages_left"] is None:
+            state = Text(f"lost: {row['lost']}" if row["lost"] else row["trouble"], style="red")
             table.add_row(*cells, *["-"] * 4, state)
             continue
         left = binary_size(row["pages_left"] * _PAGE_SIZE)

@@ -173,13 +173,15 @@ def _domain(directory: Path, process: Identity) -> str:
 
 
 def _row(directory: Path, process: Identity) -> dict[str, Any]:
-    """A `PostcopyStatus`, and `lost`: why the process has ended. What is not known then is None."""
+    """A `PostcopyStatus`, and `lost`: why the process has ended. What is not known is None."""
+    known = dict.fromkeys(PostcopyStatus._fields) | process._asdict()
+    del known["ended"]
     try:
         return {**control.status(directory, process)._asdict(), "lost": ""}
     except EndedError as error:
-        known = dict.fromkeys(PostcopyStatus._fields) | process._asdict()
-        del known["ended"]
         return {**known, "lost": error.lost}
+    except TimeoutError as error:
+        return {**known, "trouble": str(error), "lost": ""}
 
 
 def _wait_for(directory: Path, process: Identity, end: float) -> None:
@@ -194,7 +196,9 @@ def _wait_for(directory: Path, process: Identity, end: float) -> None:
 
 def _still(directory: Path, process: Identity) -> str:
     row = _row(directory, process)
-    return str(row["lost"]) or f"{row['pages_left']} pages are still to come"
+    if row["pages_left"] is None:
+        return str(row["lost"] or row["trouble"])
+    return f"{row['pages_left']} pages are still to come"
 
 
 def _working(directory: Path, process: Identity) -> PostcopyStatus:

@@ -20,7 +20,7 @@ from xen_save_helper.ipc_schema.control import (
     encode_line,
 )
 
-_ANSWER_SECONDS: Final = 10.0
+_ANSWER_SECONDS: Final = 5.0
 
 
 class EndedError(Exception):

@@ -1,0 +1,240 @@
+"""Seeing and steering what goes on after a postcopy under libxl: `xen-toolstack postcopy`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+
+from tests.hypercalls.build import Release
+from tests.hypercalls.conftest import Releases
+from tests.hypercalls.helpers import guest
+from tests.hypercalls.machine import Domain, Machine
+from tests.hypercalls.test_postcopy_link import BOTH, RAM, Migration, left_behind
+from tests.waiting import gone, wait_for
+from xen_save_helper.ipc_schema.control import Ask, Role
+from xen_save_helper.toolstack.commands.main import main
+from xen_save_helper.toolstack.helpers import control as control_of
+
+ALL: Final = range(0x100, 0x900)
+"""What the guest writes: more than the two processes hold on their way."""
+
+
+@pytest.fixture
+def release(releases: Releases) -> Release:
+    return releases("4.17")
+
+
+@pytest.fixture
+def source(machine: Machine) -> Domain:
+    return guest(machine, 1, RAM)
+
+
+@pytest.fixture
+def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    directory = tmp_path / "control"
+    monkeypatch.setenv("XEN_SAVE_HELPER_CONTROL", str(directory))
+    return directory
+
+
+@pytest.fixture
+def migration(
+    release: Release, machine: Machine, source: Domain, tmp_path: Path, control: Path
+) -> Iterator[Migration]:
+    migration = Migration(release, machine, source, tmp_path / "events")
+    migration.written = ALL
+    migration.environment["XEN_SAVE_HELPER_CONTROL"] = str(control)
+    yield migration
+    wait_for(lambda: not left_behind(), "no page server and no pager", 20)
+
+
+class Command:
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, Any, str]:
+        """Its exit code, what it has printed as JSON, and its complaint."""
+        self._capsys.readouterr()
+        code = main(["postcopy", *arguments, "--json"])
+        out, err = self._capsys.readouterr()
+        return code, json.loads(out.splitlines()[0]), err
+
+
+@pytest.fixture
+def postcopy(capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(capsys)
+
+
+class Halfway(NamedTuple):
+    """Both helpers have ended, the page server is stopped, and most pages are still there."""
+
+    server: int
+    pager: int
+    expected: dict[int, bytes]
+
+
+@contextmanager
+def halfway(
+    migration: Migration, source: Domain, destination: Domain, control: Path
+) -> Iterator[Halfway]:
+    def stop(_fields: dict[str, Any]) -> None:
+        os.kill(pid_of(Role.PAGE_SERVER, control), signal.SIGSTOP)
+
+    migration.restored = stop
+    with both_done(migration, source, destination, control) as half:
+        yield half
+
+
+@contextmanager
+def both_done(
+    migration: Migration, source: Domain, destination: Domain, control: Path
+) -> Iterator[Halfway]:
+    sent, received = migration.run(BOTH, BOTH)
+    assert sent.result == received.result == (0, 0), (sent.logged, received.logged)
+    expected = {pfn: source.page(pfn) for part in RAM for pfn in part}
+    source.destroy()
+    destination.resume()
+    names = [path.stem for path in control.glob("*.json")]
+    server, pager = (pid_in(names, role) for role in (Role.PAGE_SERVER, Role.PAGER))
+    try:
+        yield Halfway(server, pager, expected)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(server, signal.SIGCONT)
+        wait_for(lambda: gone(server) and gone(pager), "both end")
+
+
+def pid_of(role: Role, control: Path) -> int:
+    (path,) = wait_for(lambda: list(control.glob(f"{role.value}-*.json")), role.value)
+    return pid_in([path.stem], role)
+
+
+def pid_in(names: Sequence[str], role: Role) -> int:
+    (name,) = (name for name in names if name.startswith(role.value))
+    return int(name.rpartition("-")[2])
+
+
+def test_a_pager_tells_how_long_the_guest_waits(
+    migration: Migration, source: Domain, destination: Domain, control: Path, postcopy: Command
+) -> None:
+    with halfway(migration, source, destination, control) as half, ThreadPoolExecutor(1) as guest:
+        code, (row,), _ = postcopy("status", "2")
+        assert code == 0
+        assert row["role"] == "pager"
+        assert row["pages"] >= len(ALL)
+        assert 0 < row["pages_left"] <= row["pages"]
+        missing = ALL[-1]
+        access = guest.submit(destination.access, missing)
+        row = waits_for(postcopy, lambda row: row["longest_wait"] > 1.0)
+        assert row["faults"] == 1
+        row = waits_for(postcopy, lambda row: row["trouble"])
+        assert "says nothing" in row["trouble"]
+        code, _, complaint = postcopy("wait", "--timeout", "1")
+        assert code == 1
+        assert "pager of domain 2 (domid 2): " in complaint
+        assert "pages are still to come" in complaint
+        assert "page-server of domain 1 (domid 1): page-server-1-" in complaint
+        assert "no answer within" in complaint
+
+        os.kill(half.server, signal.SIGCONT)
+        assert postcopy("wait")[0] == 0
+        access.result(10)
+        assert {pfn: destination.page(pfn) for pfn in half.expected} == half.expected
+        assert postcopy("list")[:2] == (0, [])
+
+
+def waits_for(postcopy: Command, condition: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+
+    def seen() -> bool:
+        rows[:] = postcopy("status", "2")[1]
+        return bool(condition(rows[0]))
+
+    wait_for(seen, "the pager says so", 30)
+    return rows[0]
+
+
+def test_a_page_server_that_dies(
+    machine: Machine,
+    migration: Migration,
+    source: Domain,
+    destination: Domain,
+    control: Path,
+    postcopy: Command,
+) -> None:
+    """It is told at both ends; only who wants to lose the guest can give up the pager."""
+    with halfway(migration, source, destination, control) as half:
+        os.kill(half.server, signal.SIGKILL)
+        wait_for(lambda: gone(half.server), "it has gone")
+        code, _, complaint = postcopy("wait", "1")
+        assert code == 1
+        assert "page-server of domain 1 (domid 1): its process has died" in complaint
+        code, (row,), _ = postcopy("status", "1")
+        assert code == 1
+        assert row["lost"] == "its process has died, without a word"
+        row = waits_for(postcopy, lambda row: "nobody listens" in row["trouble"])
+        assert row["pages_left"] > 0
+
+        code, _, complaint = postcopy("abandon", "2")
+        assert code == 1
+        assert "--lose-the-guest" in complaint
+        assert not gone(half.pager)
+        code, told, _ = postcopy("abandon", "2", "--lose-the-guest")
+        assert code == 0
+        assert told["lost"] == "it was abandoned"
+        wait_for(lambda: gone(half.pager), "it has gone")
+        assert postcopy("abandon", "1")[0] == 0
+        assert postcopy("list")[:2] == (0, [])
+    # What it had open, which the kernel closes.
+    machine.state.handles_open -= 4
+
+
+def test_a_page_server_that_is_abandoned_tells_its_pager(
+    migration: Migration, source: Domain, destination: Domain, control: Path, postcopy: Command
+) -> None:
+    def abandon(_fields: dict[str, Any]) -> None:
+        (server,) = wait_for(lambda: control_of.processes(control), "the page server")
+        control_of.ask(control, server, Ask.ABANDON)
+
+    migration.restored = abandon
+    with both_done(migration, source, destination, control):
+        code, _, complaint = postcopy("wait", "2")
+        assert code == 1
+        assert "pages are missing" in complaint
+        code, (row,), _ = postcopy("status", "1")
+        assert code == 1
+        assert row["lost"] == "it was abandoned"
+
+
+def test_another_way(
+    migration: Migration, source: Domain, destination: Domain, control: Path, postcopy: Command
+) -> None:
+    with halfway(migration, source, destination, control) as half:
+        os.kill(half.server, signal.SIGCONT)
+        code, told, _ = postcopy("reconnect", "1", "127.0.0.3")
+        assert code == 0
+        assert told["address"] == "127.0.0.3"
+        if not gone(half.pager):
+            code, _, complaint = postcopy("reconnect", "2", f"127.0.0.3:{told['port']}")
+            assert (code == 0) or "it has done its work" in complaint
+        assert postcopy("wait")[0] == 0
+        wait_for(lambda: gone(half.pager) and gone(half.server), "both end")
+        assert {pfn: destination.page(pfn) for pfn in half.expected} == half.expected
+
+
+def test_a_guest_that_is_destroyed_ends_its_pager(
+    migration: Migration, source: Domain, destination: Domain, control: Path, postcopy: Command
+) -> None:
+    with halfway(migration, source, destination, control) as half:
+        destination.destroy()
+        code, _, complaint = postcopy("wait", "2")
+        assert code == 1
+        assert "domain 2 is gone" in complaint
+        wait_for(lambda: gone(half.pager), "it has gone")
