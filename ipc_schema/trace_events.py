@@ -118,6 +118,7 @@ _FROM_HELPER: Final = tuple(
 
 _HELPER = frozenset({Writer.HELPER})
 _PAGE_SERVER = frozenset({Writer.PAGE_SERVER})
+_OUTLIVES = _PAGE_SERVER | _HELPER
 _LINK = frozenset({Writer.LINK})
 _SOURCE = frozenset({Writer.CONTROLLER})
 _DESTINATION = frozenset({Writer.RECEIVER})
@@ -268,6 +269,13 @@ _ROWS: Final = (
     _event("pages_not_wanted", "int domid, str reason", _PAGE_SERVER,
            "The migration has failed: the guest runs here, and they are let go."),
     _event("pages_lost", "str error", _PAGE_SERVER, "It has failed; what it kept is lost."),
+    _event("control", "str directory, str error", _OUTLIVES,
+           "`xen-toolstack postcopy` cannot ask it."),
+    _event("link_silent", "str trouble", _OUTLIVES,
+           "Nothing has come from the other side for seconds, and why, as far as is known."),
+    _event("link_back", "", _OUTLIVES, "Something comes again."),
+    _event("reconnect", "str address, int port", _OUTLIVES,
+           "It was told to connect, or to listen, at another address."),
 
     # In a fault run only.
     _event("link", "str direction, str error", _LINK, "One direction of the link has broken."),
