@@ -271,6 +271,8 @@ _ROWS: Final = (
     _event("pages_lost", "str error", _PAGE_SERVER, "It has failed; what it kept is lost."),
     _event("control", "str directory, str error", _OUTLIVES,
            "`xen-toolstack postcopy` cannot ask it."),
+    _event("no_scope", "str error", _OUTLIVES,
+           "systemd did not give it a unit of its own, so it may end with who has started it."),
     _event("link_silent", "str trouble", _OUTLIVES,
            "Nothing has come from the other side for seconds, and why, as far as is known."),
     _event("link_back", "", _OUTLIVES, "Something comes again."),

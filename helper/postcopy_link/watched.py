@@ -21,6 +21,7 @@ from xen_save_helper.helper.control_socket import ControlSocket
 from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
 from xen_save_helper.helper.hypervisors.xen.xenstore import Xenstore
 from xen_save_helper.helper.job import PostcopyProgress
+from xen_save_helper.helper.postcopy_link.scope import enter_scope
 from xen_save_helper.helper.postcopy_link.tunnel import Tunnel
 from xen_save_helper.ipc_schema.control import Ask, Identity, PostcopyStatus, Role
 from xen_save_helper.ipc_schema.trace import Trace
@@ -60,6 +61,12 @@ class Watched:
         identity = Identity(work.role, work.domid, self._domain, os.getpid())
         syslog.openlog("xen-save-helper", syslog.LOG_PID, syslog.LOG_DAEMON)
         self._log(syslog.LOG_INFO, f"{work.progress().pages} pages: {_SAYS[work.role]}")
+        why_not = enter_scope(
+            f"xen-save-helper-{identity.name}", f"Postcopy {work.role.value} of {self._domain}"
+        )
+        if why_not:
+            trace.event("no_scope", error=why_not)
+            self._log(syslog.LOG_WARNING, f"it may end with who has started it: {why_not}")
         try:
             self._control = ControlSocket(directory, identity, self._answer, self._look)
         except OSError as error:
