@@ -59,6 +59,8 @@ class PostcopyReceiver:
         if job.request.back_fd >= 0:
             self._answer_over(job.request.back_fd)
         self._states = PageStates(0)
+        self._listed = 0
+        """Entries of all POSTCOPY_PFNS."""
         self._total = 0
         self._requested = 0
         """Pages that vCPUs wait for and that have not arrived."""
@@ -88,6 +90,7 @@ class PostcopyReceiver:
         count = decode_page_list_header(self._reader.read(HEADER_SIZE, what), what, start)
         if length != HEADER_SIZE + count * ENTRY_SIZE:
             raise DecodeError(what, start, f"{length} bytes do not hold {count} pfns")
+        self._listed += count
         if not len(self._states):
             self._states = PageStates(physmap.limit)
         while count:
@@ -107,6 +110,15 @@ class PostcopyReceiver:
                 self._paging.evict(backed)
             count -= part
         self._total = self._states.pending
+
+    def check_count(self, count: int, offset: int) -> None:
+        """Raise DecodeError unless `count` pages, as POSTCOPY_TRANSITION says whose body is at
+        `offset`, were listed. A page that was not stays as precopy left it here: the guest would
+        run on with old contents."""
+        if count != self._listed:
+            raise DecodeError(
+                "POSTCOPY_TRANSITION", offset, f"{self._listed} pages were listed, want {count}"
+            )
 
     def receive(self) -> None:
         """Take pages and serve faults until END. Raises DecodeError for unexpected pages and
