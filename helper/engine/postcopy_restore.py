@@ -7,9 +7,11 @@ import errno
 import select
 import time
 from collections.abc import Set
+from contextlib import ExitStack
 
 from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.fault_channel import FaultWriter
+from xen_save_helper.helper.engine.held_suspend import HeldSuspend
 from xen_save_helper.helper.engine.page_assembler import PageAssembler
 from xen_save_helper.helper.engine.page_states import (
     PageEvent,
@@ -46,8 +48,8 @@ which then notices that it is ahead."""
 
 
 class PostcopyReceiver:
-    """One postcopy phase, from POSTCOPY_PFNS_BEGIN to END. The constructor turns paging on, `close`
-    turns it off."""
+    """One postcopy phase, from POSTCOPY_PFNS_BEGIN to END. The constructor turns paging on, and
+    from then on the guest is not shown requests to suspend; `close` turns paging off."""
 
     def __init__(
         self, domain: Domain, reader: StreamInput, version: int, environment: Environment
@@ -64,10 +66,15 @@ class PostcopyReceiver:
         self._total = 0
         self._requested = 0
         """Pages that vCPUs wait for and that have not arrived."""
-        self._paging = domain.mem_paging_enable()
+        with ExitStack() as undo:
+            self._paging = domain.mem_paging_enable()
+            undo.callback(self._paging.close)
+            self._suspends = HeldSuspend(domain, self._reporter)
+            undo.callback(self._suspends.close)
+            self._undo = undo.pop_all()
 
     def close(self) -> None:
-        self._paging.close()
+        self._undo.close()
 
     def _answer_over(self, back_fd: int) -> None:
         self._faults = FaultWriter(back_fd, self._version, self._abort, self._stall_limit)
@@ -133,12 +140,14 @@ class PostcopyReceiver:
         self._poll = BusyPoll(_BUSY_SECONDS)
         for fd in (stream, paging, self._abort.fileno()):
             self._poll.register(fd, select.POLLIN)
+        self._suspends.watch(self._poll, self._states.pending)
         assembler = self._assembler
         self._patience = Patience(self._stall_limit, time.monotonic())
         told = False
         while not (told and assembler.ended):
             if not (told or self._states.pending or assembler.held):
                 self._serve_requests()
+                self._suspends.let_through()
                 self._tell_complete()
                 told = True
                 continue
@@ -151,6 +160,7 @@ class PostcopyReceiver:
                 self._goes_without("nothing has come")
                 return
             self._abort.check()
+            self._suspends.look(ready, self._states.pending + assembler.held)
             # Requests first: reading pages takes longer, and a page that is requested while it is
             # on its way still comes only once.
             if paging in ready:
