@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,14 @@ import pytest
 from tests.debian_packages import PackageUnavailableError, unpacked, unpacked_from
 from tests.helper.libxl_side import cbflags, started
 from tests.hypercalls.build import Release
-from tests.hypercalls.helpers import answered, restore
-from tests.hypercalls.machine import Domain, Kind, Machine
+from tests.hypercalls.helpers import Answer, Done, answered, restore
+from tests.hypercalls.machine import (
+    PARAM_CONSOLE_PFN,
+    PARAM_STORE_PFN,
+    Domain,
+    Kind,
+    Machine,
+)
 from tests.hypercalls.test_paging import OUT, Pager, domain, off, pager
 from tests.hypercalls.test_postcopy import LEFT, Migration, migration, source
 from tests.hypercalls.xenstored import Guest, Xenstored
@@ -162,6 +171,70 @@ def libxls_helper(version: str) -> Path:
     return package / f"usr/lib/xen-{version}/bin/libxl-save-helper"
 
 
+def saved_by_libxls_own(
+    stream: Path, domid: int, machine: Machine, release: Release, suspend: Answer, xcflags: int = 0
+) -> Done:
+    command = [str(libxls_helper(release.version))]
+    flags = cbflags(Dialect.MAINLINE, "suspend", "switch_qemu_logdirty")
+    environment = {**release.environment, **machine.environment}
+    with stream.open("wb") as file:
+        request = HelperRequest(Operation.SAVE, domid, file.fileno(), xcflags=xcflags)
+        arguments = HelperArguments(request, Dialect.MAINLINE, flags)
+        with started(
+            arguments, "xen", loader=release.loader, command=command, **environment
+        ) as libxl:
+            done = answered(libxl, suspend=suspend, switch_qemu_logdirty=lambda _fields: 0)
+            assert libxl.exit_status() == 0
+    return done
+
+
+def test_libxls_own_helper_saves_a_guest_while_its_memory_comes(
+    release: Release,
+    machine: Machine,
+    migration: Migration,
+    source: Domain,
+    destination: Domain,
+    xenstored: Xenstored,
+    restored: Guest,
+    tmp_path: Path,
+) -> None:
+    """`xl save`, begun as soon as the guest runs, which does at once what it is asked."""
+    stream = tmp_path / "stream"
+    asked, asleep = threading.Event(), threading.Event()
+
+    def hear() -> None:
+        with suppress(PermissionError):
+            if restored.read() == "suspend":
+                destination.suspend()
+                restored.answer()
+                asleep.set()
+
+    def ask(_fields: dict[str, Any]) -> int:
+        xenstored.write(restored.path, b"suspend")
+        asked.set()
+        return int(asleep.wait(60))
+
+    with ThreadPoolExecutor(1) as xl:
+
+        def resume(_fields: dict[str, Any]) -> int:
+            destination.resume()
+            restored.watch(hear)
+            saving.append(xl.submit(saved_by_libxls_own, stream, 2, machine, release, ask))
+            # Only when it is asked do the pages begin to come.
+            assert asked.wait(60)
+            return 1
+
+        saving: list[Future[Done]] = []
+        _sent, received = migration.run(resume)
+        assert received.result == (0, 0), received.logged
+        saved = saving[0].result(60)
+    assert saved.result == (0, 0), saved.logged
+    again = machine.domain(3)
+    assert restore(stream, again, machine, release).result == (0, 0)
+    rings = {source.params[PARAM_STORE_PFN], source.params[PARAM_CONSOLE_PFN]}
+    assert set(source.differences(again)) <= rings
+
+
 def test_libxls_own_helper_saves_a_guest_live_while_its_memory_comes(
     release: Release,
     machine: Machine,
@@ -171,9 +244,8 @@ def test_libxls_own_helper_saves_a_guest_live_while_its_memory_comes(
     tmp_path: Path,
 ) -> None:
     """It begins when half of the pages are out, and has taken them for holes when it asks the guest
-    to suspend. That waits for the last page, as the tests above say; what has been loaded by then
-    is dirty, and is sent."""
-    helper = libxls_helper(release.version)
+    to suspend. That waits for the last page, as above; what has been loaded by then is dirty, and
+    is sent."""
     pager.do("evict", pfns=list(OUT))
     stream = tmp_path / "stream"
 
@@ -185,17 +257,7 @@ def test_libxls_own_helper_saves_a_guest_live_while_its_memory_comes(
         domain.suspend()
         return 1
 
-    with stream.open("wb") as file:
-        request = HelperRequest(Operation.SAVE, 1, file.fileno(), xcflags=XCFlags.LIVE)
-        flags = cbflags(Dialect.MAINLINE, "suspend", "switch_qemu_logdirty")
-        arguments = HelperArguments(request, Dialect.MAINLINE, flags)
-        environment = {**release.environment, **machine.environment}
-        command = [str(helper)]
-        with started(
-            arguments, "xen", loader=release.loader, command=command, **environment
-        ) as libxl:
-            saved = answered(libxl, suspend=suspend, switch_qemu_logdirty=lambda _fields: 0)
-            assert libxl.exit_status() == 0
+    saved = saved_by_libxls_own(stream, 1, machine, release, suspend, XCFlags.LIVE)
     assert saved.result == (0, 0), saved.logged
     assert restore(stream, destination, machine, release).result == (0, 0)
     assert set(destination.pages(Kind.RAM)) >= set(OUT)
