@@ -232,9 +232,8 @@ class XenPaging:
             if error.errno != errno.EINVAL:
                 raise
         above = first + pages
-        with suppress(
-            OSError
-        ):  # the page is in place; a domain without memory for this has no mark
+        # The page is in place. Without memory for this it has no mark, which is no reason to end.
+        with suppress(OSError):
             self._call("xc_domain_populate_physmap_exact", 1, 0, 0, _one(above))
             self._try("xc_domain_decrease_reservation_exact", 1, 0, _one(above))
             self._call(*what)
