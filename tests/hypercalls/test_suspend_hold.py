@@ -69,9 +69,9 @@ def test_a_guest_is_not_asked_before_its_last_page_is_there(
     sent, received = migration.run(resume)
     assert sent.result == (0, 0), sent.logged
     assert received.result == (0, 0), received.logged
-    # A watch fires as it is made; then nothing until all pages are there.
-    assert heard == [LEFT]
-    assert fired == [LEFT, 0]
+    # A watch fires as it is made, with the request, and when all pages are there.
+    assert heard == [LEFT, LEFT]
+    assert fired == [LEFT, LEFT, 0]
     assert restored.read() == "suspend"
     restored.answer()
     assert xenstored.permissions(restored.path) == ["n2"]

@@ -11,7 +11,7 @@ import errno
 import socket
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -38,7 +38,6 @@ class Node:
 
 @dataclass
 class _Watch:
-    domid: int
     path: str
     fire: Callable[[str], None]
 
@@ -52,7 +51,7 @@ class Guest:
         self.path = f"/local/domain/{domid}/control/shutdown"
 
     def watch(self, fire: Callable[[], None]) -> None:
-        self._store.watch(self._domid, self.path, lambda _path: fire())
+        self._store.watch(self.path, lambda _path: fire())
 
     def read(self) -> str:
         """Raises PermissionError, as Xen's says EACCES."""
@@ -92,7 +91,7 @@ class Xenstored:
         with self._lock:
             node = self._node(path, domid, "w")
             node.value = value
-            self._fire(path, node.permissions)
+            self._fire(path)
 
     def permissions(self, path: str) -> list[str]:
         with self._lock:
@@ -101,13 +100,13 @@ class Xenstored:
     def set_permissions(self, path: str, permissions: list[str]) -> None:
         with self._lock:
             node = self._node(path, _DOM0, "w")
-            before, node.permissions = node.permissions, permissions
-            self._fire(path, before)
+            node.permissions = permissions
+            self._fire(path)
 
-    def watch(self, domid: int, path: str, fire: Callable[[str], None]) -> None:
-        """It fires once at once, whoever may read the node."""
+    def watch(self, path: str, fire: Callable[[str], None]) -> None:
+        """It fires once at once."""
         with self._lock:
-            self._watches.append(_Watch(domid, path, fire))
+            self._watches.append(_Watch(path, fire))
             fire(path)
 
     def forget(self, path: str) -> None:
@@ -132,11 +131,11 @@ class Xenstored:
             raise PermissionError(errno.EACCES, path)
         return node
 
-    def _fire(self, path: str, before: Sequence[str]) -> None:
-        """A guest hears of a change if it may read the node now, or might before."""
-        node, was = self._nodes[path], Node(b"", list(before))
+    def _fire(self, path: str) -> None:
+        """A guest hears of a change to what it may not read, too: it may read `control`, the parent
+        (watch_permitted)."""
         for watch in self._watches:
-            if watch.path == path and any(one.lets(watch.domid, "r") for one in (node, was)):
+            if watch.path == path:
                 watch.fire(path)
 
     # dom0's programs
@@ -187,7 +186,7 @@ class Xenstored:
         elif kind == _SET_PERMS:
             self.set_permissions(path, rest.rstrip(b"\0").decode().split("\0"))
         elif kind == _WATCH:
-            self.watch(_DOM0, path, lambda now: say(_WATCH_EVENT, now.encode() + b"\0" + rest))
+            self.watch(path, lambda now: say(_WATCH_EVENT, now.encode() + b"\0" + rest))
         else:
             raise OSError(errno.ENOSYS, "")
         return _OK

@@ -3,12 +3,12 @@
 libxl asks a guest to suspend, to shut down or to reboot by writing that word into its node
 `control/shutdown` (libxl__domain_pvcontrol), which the guest watches. Once the guest has read it,
 it suspends within milliseconds, and nothing can be done about it from outside. So it must not read
-it: the node is taken from the guest before it runs. xenstored tells a guest of changes only to what
-it may read (fire_watches), and refuses it the rest, which the handlers of Linux and of the BSDs
-take for "nothing is asked". Whoever asks waits meanwhile; libxl does so for a minute, and then
-takes its request back.
+it: the node is taken from the guest before it runs. Its watch still fires, since it may read the
+parent node (watch_permitted of xenstored), but xenstored refuses it the read, which the handlers of
+Linux and FreeBSD take for "nothing is asked". Whoever asks waits meanwhile; libxl does so for a
+minute, and then takes its request back.
 
-When the guest is given its node again, its watch fires, and it does what it is asked.
+When the guest is given its node again, its watch fires once more, and it does what it is asked.
 """
 
 from __future__ import annotations
