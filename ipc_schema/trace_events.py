@@ -162,6 +162,13 @@ _ROWS: Final = (
            "The sender disconnected after the last page had arrived."),
     _event("page_server", "str address, int port, str refusal", _HELPER,
            "The receiver connects to the sender's page server; `refusal` is why it cannot page."),
+    _event("suspend_held", "str request, int missing", _HELPER,
+           "The guest is asked to suspend, shut down or reboot while pages are missing: it is not "
+           "shown that."),
+    _event("suspend_let_through", "str request, real seconds", _HELPER,
+           "The last page is in place: the guest is shown what it was asked for so long ago."),
+    _event("suspend_hold_failed", "str error", _HELPER,
+           "Requests can no longer be seen, or the guest not be shown them."),
     _event("pager", "", _HELPER, "libxl has been told that all is restored; the pager goes on."),
     _event("cleanup_failed", "str error", _HELPER,
            "A save could not undo something at its end, such as log-dirty mode."),

@@ -7,10 +7,11 @@ import errno
 import select
 import time
 from collections.abc import Set
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.fault_channel import FaultWriter
+from xen_save_helper.helper.engine.held_suspend import HeldSuspend
 from xen_save_helper.helper.engine.page_assembler import PageAssembler
 from xen_save_helper.helper.engine.page_states import (
     PageEvent,
@@ -48,8 +49,8 @@ which then notices that it is ahead."""
 
 
 class PostcopyReceiver:
-    """One postcopy phase, from POSTCOPY_PFNS_BEGIN to END. The constructor turns paging on, `close`
-    turns it off."""
+    """One postcopy phase, from POSTCOPY_PFNS_BEGIN to END. The constructor turns paging on, and
+    from then on the guest is not shown requests to suspend; `close` turns paging off."""
 
     def __init__(
         self, domain: Domain, reader: StreamInput, version: int, environment: Environment
@@ -61,13 +62,20 @@ class PostcopyReceiver:
         if job.request.back_fd >= 0:
             self._answer_over(job.request.back_fd)
         self._states = PageStates(0)
+        self._listed = 0
+        """Entries of all POSTCOPY_PFNS."""
         self._total = 0
         self._requested: dict[int, float] = {}
         """The pages that vCPUs wait for and that have not arrived, and since when, in order."""
-        self._paging = domain.mem_paging_enable()
+        with ExitStack() as undo:
+            self._paging = domain.mem_paging_enable()
+            undo.callback(self._paging.close)
+            self._suspends = HeldSuspend(domain, self._reporter)
+            undo.callback(self._suspends.close)
+            self._undo = undo.pop_all()
 
     def close(self) -> None:
-        self._paging.close()
+        self._undo.close()
 
     def _answer_over(self, back_fd: int) -> None:
         self._faults = FaultWriter(back_fd, self._version, self._abort, self._stall_limit)
@@ -105,6 +113,7 @@ class PostcopyReceiver:
         count = decode_page_list_header(self._reader.read(HEADER_SIZE, what), what, start)
         if length != HEADER_SIZE + count * ENTRY_SIZE:
             raise DecodeError(what, start, f"{length} bytes do not hold {count} pfns")
+        self._listed += count
         if not len(self._states):
             self._states = PageStates(physmap.limit)
         while count:
@@ -125,6 +134,15 @@ class PostcopyReceiver:
             count -= part
         self._total = self._states.pending
 
+    def check_count(self, count: int, offset: int) -> None:
+        """Raise DecodeError unless `count` pages, as POSTCOPY_TRANSITION says whose body is at
+        `offset`, were listed. A page that was not stays as precopy left it here: the guest would
+        run on with old contents."""
+        if count != self._listed:
+            raise DecodeError(
+                "POSTCOPY_TRANSITION", offset, f"{self._listed} pages were listed, want {count}"
+            )
+
     def receive(self) -> None:
         """Take pages and serve faults until END. Raises DecodeError for unexpected pages and
         OSError(ETIMEDOUT) if nothing arrives.
@@ -138,12 +156,14 @@ class PostcopyReceiver:
         self._poll = BusyPoll(_BUSY_SECONDS)
         for fd in (stream, paging, self._abort.fileno()):
             self._poll.register(fd, select.POLLIN)
+        self._suspends.watch(self._poll, self._states.pending)
         assembler = self._assembler
         self._patience = Patience(self._stall_limit, time.monotonic())
         told = False
         while not (told and assembler.ended):
             if not (told or self._states.pending or assembler.held):
                 self._serve_requests()
+                self._suspends.let_through()
                 self._tell_complete()
                 told = True
                 continue
@@ -156,6 +176,7 @@ class PostcopyReceiver:
                 self._goes_without("nothing has come")
                 return
             self._abort.check()
+            self._suspends.look(ready, self._states.pending + assembler.held)
             # Requests first: reading pages takes longer, and a page that is requested while it is
             # on its way still comes only once.
             if paging in ready:

@@ -44,9 +44,10 @@ class PostcopySender:
 
     def send_pfns(self, domain: Domain, dirty: Bitmap) -> Outcome:
         """List the pages of `dirty`, with their types in `domain`, and take it over. Pages without
-        contents are done with once they are listed, and drop out of it."""
+        contents are done with once they are listed, and drop out of it; `listed` counts them,
+        too."""
         self._write_header(RecordType.POSTCOPY_PFNS_BEGIN, 0)
-        left = dirty.count(1)
+        self.listed = left = dirty.count(1)
         position = 0
         while left:
             count = min(left, MAX_PFNS_PER_RECORD)

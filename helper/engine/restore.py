@@ -183,7 +183,7 @@ class _Restore:
         return kind, length
 
     def _body(self, kind: RecordType, length: int) -> bytes:
-        check_length(kind, length, self._reader.offset - HEADER_SIZE)
+        check_length(kind, length, self._reader.offset - HEADER_SIZE, self._version)
         body = self._reader.read(length, kind.name)
         self._padding(length, kind.name)
         return body
@@ -353,7 +353,10 @@ class _Restore:
         self._receiver().list_pfns(length, self._physmap, frozenset(self._cleared))
 
     def _postcopy_transition(self, length: int) -> None:
-        self._decoded(RecordType.POSTCOPY_TRANSITION, length)
+        offset = self._reader.offset
+        count = self._decoded(RecordType.POSTCOPY_TRANSITION, length)
+        if isinstance(count, int):  # the series' has none
+            self._receiver().check_count(count, offset)
         self._stream_complete()
         if self._pager is not None:
             return

@@ -224,12 +224,13 @@ class _Save:
         return self._postcopy
 
     def _postcopy_transition(self) -> Outcome:
+        listed = encode_body(RecordType.POSTCOPY_TRANSITION, self._sender().listed)
         if self._page_server is not None:
             kept = self._page_server.keep(self._sender().left)
             self._reporter.info(f"{kept} pages are left to the page server")
-            self._write_record(RecordType.POSTCOPY_TRANSITION)
+            self._write_record(RecordType.POSTCOPY_TRANSITION, listed)
             return Outcome.LEFT
-        self._write_record(RecordType.POSTCOPY_TRANSITION)
+        self._write_record(RecordType.POSTCOPY_TRANSITION, listed)
         if not self._reporter.transition():
             raise OSError(errno.EIO, "the postcopy transition callback failed")
         return Outcome.DONE

@@ -70,6 +70,9 @@ class BusyPoll:
     def register(self, fd: int, events: int) -> None:
         self._poll.register(fd, events)
 
+    def unregister(self, fd: int) -> None:
+        self._poll.unregister(fd)
+
     def expect(self) -> None:
         self._busy_until = time.monotonic() + self._seconds
 

@@ -90,6 +90,23 @@ class Paging(Protocol):
         them."""
 
 
+class SuspendHold(Protocol):
+    """Requests to suspend, shut down or reboot that others make of a domain stay hidden from it
+    until they are let through. Whoever asks waits. Methods raise OSError."""
+
+    def fileno(self) -> int:
+        """A descriptor that polls readable when a request may have come, or been taken back."""
+
+    def asked(self) -> str:
+        """What the domain is asked for now, such as `suspend`; "" for nothing."""
+
+    def let_through(self) -> str:
+        """Let the domain see requests; returns the one that waits, as `asked` does."""
+
+    def close(self) -> None:
+        """Give up the connection; what has not been let through stays hidden."""
+
+
 class ControlledDomain(Protocol):
     """One domain, as libxc shows it to the toolstack."""
 
@@ -189,3 +206,7 @@ class Domain(ControlledDomain, PageSource, Protocol):
         """xc_mem_paging_enable and the ring. Raises EBUSY if paging is on, and other errors if this
         domain cannot be paged here, with the reason. The domain must be paused; it may be without
         any memory yet."""
+
+    def hold_suspend(self) -> SuspendHold | None:
+        """Hide from the domain, which does not run yet, what others ask of it; None where nobody
+        can save it but programs that refuse it while pages of it are missing."""

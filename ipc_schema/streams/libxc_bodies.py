@@ -87,6 +87,7 @@ class PageList(NamedTuple):
 
 Body = (
     None
+    | int
     | bytes
     | PvInfo
     | P2mFrames
@@ -97,7 +98,8 @@ Body = (
     | list[tuple[int, int]]
 )
 """The content of a body: None for records without one, bytes for opaque ones, an array of pfns for
-CHECKPOINT_DIRTY_PFN_LIST, a list of (index, value) for HVM_PARAMS."""
+CHECKPOINT_DIRTY_PFN_LIST, a list of (index, value) for HVM_PARAMS, a number of pages for
+POSTCOPY_TRANSITION."""
 
 _TSC_INFO: Final = struct.Struct("<IIQII")
 """mode, khz, nsec, incarnation, reserved."""
@@ -105,6 +107,7 @@ _HVM_PARAMS_HEADER: Final = struct.Struct("<II")
 """count, reserved."""
 _HVM_PARAM: Final = struct.Struct("<QQ")
 """index, value."""
+_COUNT: Final = struct.Struct("<Q")
 
 
 def check_zero(value: int, what: str, offset: int) -> None:
@@ -155,6 +158,15 @@ def decode_hvm_params(body: bytes, what: str, offset: int) -> list[tuple[int, in
     if count != room:
         raise DecodeError(what, offset, f"count {count}, want {room} to fill the record")
     return list(_HVM_PARAM.iter_unpack(body[_HVM_PARAMS_HEADER.size :]))
+
+
+def encode_count(count: int) -> bytes:
+    return _packed(_COUNT, count)
+
+
+def decode_count(body: bytes, what: str, offset: int) -> int:
+    count: int = _COUNT.unpack(body)[0]
+    return count
 
 
 def _packed(form: struct.Struct, *values: int) -> bytes:

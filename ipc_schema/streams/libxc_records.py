@@ -20,6 +20,7 @@ from xen_save_helper.ipc_schema.streams.libxc_bodies import (
     Body,
     TscFields,
     decode_bytes,
+    decode_count,
     decode_faults,
     decode_hvm_params,
     decode_nothing,
@@ -27,6 +28,7 @@ from xen_save_helper.ipc_schema.streams.libxc_bodies import (
     decode_pfns,
     decode_tsc_info,
     encode_bytes,
+    encode_count,
     encode_faults,
     encode_hvm_params,
     encode_nothing,
@@ -34,7 +36,11 @@ from xen_save_helper.ipc_schema.streams.libxc_bodies import (
     encode_pfns,
     encode_tsc_info,
 )
-from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_number
+from xen_save_helper.ipc_schema.streams.libxc_record_types import (
+    VERSION,
+    RecordType,
+    record_number,
+)
 from xen_save_helper.ipc_schema.streams.records import MAX_LENGTH
 
 
@@ -105,21 +111,25 @@ BODIES: Final[Mapping[RecordType, BodyFormat]] = {
     RecordType.POSTCOPY_BEGIN: _NOTHING,
     RecordType.POSTCOPY_PFNS_BEGIN: _NOTHING,
     RecordType.POSTCOPY_PFNS: BodyFormat(_PAGE_LIST_LENGTHS, encode_page_list, decode_page_list),
-    RecordType.POSTCOPY_TRANSITION: _NOTHING,
+    RecordType.POSTCOPY_TRANSITION: BodyFormat(range(8, 9), encode_count, decode_count),
     RecordType.POSTCOPY_FAULT: BodyFormat(_PAGE_LIST_LENGTHS, encode_faults, decode_faults),
     RecordType.POSTCOPY_COMPLETE: _NOTHING,
     RecordType.SPARSE: _NOTHING,
     RecordType.POSTCOPY_OFFER: _opaque(range(1, postcopy_offer.MOST + 1)),
 }
+"""The body of each record in version 3, and in version 2 but for those of `_OF_SERIES`."""
+_OF_SERIES: Final[Mapping[RecordType, BodyFormat]] = {RecordType.POSTCOPY_TRANSITION: _NOTHING}
+"""What the postcopy series writes in version 2: its transition does not say how many pages were
+listed."""
 WITH_CONTENTS: Final = frozenset(RecordType) - frozenset(BODIES)
 """PAGE_DATA and POSTCOPY_PAGE_DATA: a page list, then PAGE_SIZE bytes for each page with
 contents."""
 
 
-def encode_body(kind: RecordType, value: Body | TscFields = None) -> bytes:
-    """Encode the body of a record, without padding. Raises ValueError for what it cannot hold, and
-    for records with page contents."""
-    form = _format(kind)
+def encode_body(kind: RecordType, value: Body | TscFields = None, version: int = VERSION) -> bytes:
+    """Encode the body of a record, without padding, for a stream of `version`. Raises ValueError
+    for what it cannot hold, and for records with page contents."""
+    form = _format(kind, version)
     try:
         body = form.encode(value)
     except ValueError as bad:
@@ -131,23 +141,23 @@ def encode_body(kind: RecordType, value: Body | TscFields = None) -> bytes:
     return body
 
 
-def check_length(kind: RecordType, length: int, offset: int) -> None:
-    """Raise DecodeError unless the body of the `kind` record at `offset` may have `length` bytes.
-    Call it before reading the body."""
-    lengths = _PAGE_LIST_LENGTHS if kind in WITH_CONTENTS else BODIES[kind].lengths
+def check_length(kind: RecordType, length: int, offset: int, version: int = VERSION) -> None:
+    """Raise DecodeError unless the body of the `kind` record at `offset` may have `length` bytes,
+    in a stream of `version`. Call it before reading the body."""
+    lengths = _PAGE_LIST_LENGTHS if kind in WITH_CONTENTS else _format(kind, version).lengths
     if length not in lengths:
         raise DecodeError(
             f"libxc {kind.name}", offset + 4, f"body of {length} bytes, want {_want(lengths)}"
         )
 
 
-def decode_body(kind: RecordType, body: bytes, offset: int, version: int = 3) -> Body:
+def decode_body(kind: RecordType, body: bytes, offset: int, version: int = VERSION) -> Body:
     """Decode the body (without padding) at `offset`, in a stream of `version`.
 
     Raises DecodeError; ValueError for records with page contents, and for a version that does not
     have this record.
     """
-    form = _format(kind)
+    form = _format(kind, version)
     record_number(kind, version)
     what = f"libxc {kind.name}"
     if len(body) not in form.lengths:
@@ -155,10 +165,10 @@ def decode_body(kind: RecordType, body: bytes, offset: int, version: int = 3) ->
     return form.decode(body, what, offset)
 
 
-def _format(kind: RecordType) -> BodyFormat:
+def _format(kind: RecordType, version: int) -> BodyFormat:
     if kind in WITH_CONTENTS:
         raise ValueError(f"{kind.name} has page contents, which this codec does not handle")
-    return BODIES[kind]
+    return BODIES[kind] if version > 2 else _OF_SERIES.get(kind, BODIES[kind])
 
 
 def _want(lengths: range) -> str:

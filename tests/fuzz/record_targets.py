@@ -174,7 +174,7 @@ def _libxc(data: bytes, version: int) -> str:
     def check(number: int, length: int) -> None:
         kind = libxc_record_types.record_type(number, version, 0)
         if kind is not None:
-            libxc_records.check_length(kind, length, 0)
+            libxc_records.check_length(kind, length, 0, version)
 
     record = _split(data, check)
     if record is None:
@@ -191,7 +191,7 @@ def _libxc(data: bytes, version: int) -> str:
 
 def _body_again(kind: Xc, body: bytes, version: int) -> bytes:
     value = libxc_records.decode_body(kind, body, HEADER_SIZE, version)
-    return libxc_records.encode_body(kind, value)
+    return libxc_records.encode_body(kind, value, version)
 
 
 def _pages_again(kind: Xc, body: bytes) -> bytes:

@@ -88,7 +88,7 @@ BODIES: Final[tuple[tuple[Xc, Body], ...]] = (
     (Xc.POSTCOPY_BEGIN, None),
     (Xc.POSTCOPY_PFNS_BEGIN, None),
     (Xc.POSTCOPY_PFNS, pages((1, PageType.NOTAB), (2, PageType.XALLOC), (3, PageType.XTAB))),
-    (Xc.POSTCOPY_TRANSITION, None),
+    (Xc.POSTCOPY_TRANSITION, 4),
     (Xc.POSTCOPY_FAULT, pages((1, PageType.NOTAB), (2**52 - 1, PageType.NOTAB))),
     (Xc.POSTCOPY_COMPLETE, None),
 )
@@ -98,7 +98,9 @@ _ONLY_VERSION_3: Final = frozenset({Xc.STATIC_DATA_END, Xc.X86_CPUID_POLICY, Xc.
 
 
 def libxc_record(kind: Xc, version: int, value: Body = None) -> bytes:
-    return records.encode_record(record_number(kind, version), encode_body(kind, value))
+    if version == 2 and kind is Xc.POSTCOPY_TRANSITION:
+        value = None  # the series' says nothing of what was listed
+    return records.encode_record(record_number(kind, version), encode_body(kind, value, version))
 
 
 def libxc_records(version: int) -> list[bytes]:

@@ -9,6 +9,7 @@ import pytest
 from tests.debian_packages import PackageUnavailableError
 from tests.hypercalls.build import RELEASES, Release, built, release_in
 from tests.hypercalls.machine import Domain, Machine
+from tests.hypercalls.xenstored import Guest, Xenstored
 from tests.once import once
 from tests.unavailable import unavailable
 
@@ -49,6 +50,21 @@ def machine(tmp_path: Path, release: Release) -> Iterator[Machine]:
     shutil.rmtree(directory)
     assert made.complaints() == []
     assert made.unmet() == []
+
+
+@pytest.fixture
+def xenstored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Xenstored]:
+    """That of every process that a test starts."""
+    store = Xenstored(tmp_path / "xenstored")
+    monkeypatch.setenv("XENSTORED_PATH", str(store.path))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def restored(xenstored: Xenstored) -> Guest:
+    """The guest that is to run in `destination`, as xenstored knows it."""
+    return xenstored.make_domain(2)
 
 
 @pytest.fixture

@@ -394,10 +394,11 @@ class Machine:
         bitmap.
 
         The names are those of the hypercalls (XENMEM_populate_physmap,
-        XEN_DOMCTL_getdomaininfo, XEN_DOMCTL_SHADOW_OP_CLEAN, HVMOP_get_param, XENVER_version) and
-        of the functions xencall_open, xencall_alloc_buffer, xencall_alloc_buffer_pages,
-        xenforeignmemory_open, xenforeignmemory_map, xenforeignmemory_map_resource,
-        xenevtchn_open, xenevtchn_bind_interdomain and xendevicemodel_open.
+        XEN_DOMCTL_getdomaininfo, XEN_DOMCTL_SHADOW_OP_CLEAN, HVMOP_get_param, XENVER_version,
+        XEN_DMOP_modified_memory) and of the functions xencall_open, xencall_alloc_buffer,
+        xencall_alloc_buffer_pages, xenforeignmemory_open, xenforeignmemory_map,
+        xenforeignmemory_map_resource, xenevtchn_open, xenevtchn_bind_interdomain and
+        xendevicemodel_open.
         """
         row = next((row for row in self._tallies() if row.name == name.encode()), None)
         if row is None:

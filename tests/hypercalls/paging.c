@@ -286,8 +286,7 @@ static long prep(struct guest *guest, uint64_t pfn, const void *buffer)
         domain->paged_pages--;
     } else if (guest->kinds[pfn] != RETURNING)
         return -ENOENT;
-    if (domain->log_dirty)
-        guest->dirty[pfn] = 1;
+    /* It is p2m_ram_logdirty while dirty pages are logged, but not dirty. */
     __atomic_store_n(&guest->kinds[pfn], RAM, __ATOMIC_RELEASE);
     return 0;
 }

@@ -1,5 +1,5 @@
-/* libxendevicemodel and libxengnttab: libxenctrl opens a device model's handle and closes it.
- * Everything else is refused. */
+/* libxendevicemodel and libxengnttab: libxenctrl opens a device model's handle, tells of pages that it
+ * has modified, and closes it. Everything else is refused. */
 #include "machine.h"
 
 #include <errno.h>
@@ -27,6 +27,29 @@ int xendevicemodel_close(void *dmod)
     return 0;
 }
 
+/* As modified_memory in Xen's dm.c, which refuses a domain's highest page. */
+int xendevicemodel_modified_memory(void *dmod, domid_t domid, uint64_t first_pfn, uint32_t nr)
+{
+    struct guest *guest = guest_of(domid);
+    uint64_t end = first_pfn + nr;
+    int error = tally("XEN_DMOP_modified_memory", NULL);
+
+    if (!error && !guest)
+        error = ESRCH;
+    if (!error && guest->domain->log_dirty) {
+        if (!nr || end > guest->domain->maximum_gpfn)
+            error = EINVAL;
+        else
+            for (uint64_t pfn = first_pfn; pfn < end; pfn++)
+                if (guest->kinds[pfn] == RAM || guest->kinds[pfn] == UNMAPPABLE)
+                    guest->dirty[pfn] = 1;
+    }
+    if (!error)
+        return 0;
+    errno = error;
+    return -1;
+}
+
 /* Their parameters do not matter, so they have none. */
 #define REFUSED(name, type, result) \
     type name(void) \
@@ -44,7 +67,6 @@ REFUSED_INT(xendevicemodel_inject_event)
 REFUSED_INT(xendevicemodel_inject_msi)
 REFUSED_INT(xendevicemodel_map_io_range_to_ioreq_server)
 REFUSED_INT(xendevicemodel_map_pcidev_to_ioreq_server)
-REFUSED_INT(xendevicemodel_modified_memory)
 REFUSED_INT(xendevicemodel_pin_memory_cacheattr)
 REFUSED_INT(xendevicemodel_set_ioreq_server_state)
 REFUSED_INT(xendevicemodel_set_isa_irq_level)

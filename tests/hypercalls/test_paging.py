@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pytest
 
 from tests.hypercalls.build import Release
@@ -370,6 +371,34 @@ def test_no_claim_no_eviction(pager: Pager, machine: Machine) -> None:
     with pytest.raises(PagerError) as raised:
         pager.do("evict", pfns=list(OUT))
     assert raised.value.errno == errno.ENOMEM
+
+
+def test_pages_that_are_loaded_while_dirty_pages_are_logged(pager: Pager, domain: Domain) -> None:
+    """Whoever logs them has seen holes in their places."""
+    pager.do("evict", pfns=list(range(0x100, 0x120)))
+    pager.do("load", first=0x100, byte=1, pages=16)
+    domain.state.log_dirty = 1
+    pager.do("load", first=0x110, byte=1, pages=16)
+    domain.state.log_dirty = 0
+    assert list(np.flatnonzero(domain.dirty)) == [*range(0x110, 0x120)]
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_the_highest_page_is_loaded_while_dirty_pages_are_logged(
+    pager: Pager, machine: Machine, domain: Domain, *, memory: bool
+) -> None:
+    """Xen marks it only once there has been a higher one."""
+    highest = SPECIAL_PFNS + 8
+    domain.set_kind([highest])
+    pager.do("evict", pfns=[highest])
+    domain.state.log_dirty = 1
+    if not memory:
+        machine.fail("XENMEM_populate_physmap", errno.ENOMEM)
+    pager.do("load", first=highest, byte=1, pages=1)
+    domain.state.log_dirty = 0
+    assert domain.page(highest) == b"\1" * 4096
+    assert bool(domain.dirty[highest]) is memory
+    assert domain.kinds[highest + 1] == Kind.HOLE
 
 
 def test_half_a_page(pager: Pager) -> None:

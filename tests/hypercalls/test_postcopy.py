@@ -30,6 +30,8 @@ from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
 from xen_save_helper.ipc_schema.channel.helper_request import Engine, HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation, PrecopyPolicy, XCFlags
 
+pytestmark = pytest.mark.usefixtures("restored")
+
 RAM: Final = (range(0xA0), range(0x100, 0x900))
 LEFT: Final = sum(len(pfns) for pfns in RAM)
 """Pages that are left to postcopy: all but the rings, which a restore empties."""

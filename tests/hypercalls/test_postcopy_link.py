@@ -20,6 +20,7 @@ from tests.hypercalls.build import Release
 from tests.hypercalls.conftest import Releases
 from tests.hypercalls.helpers import Done, guest, run
 from tests.hypercalls.machine import Domain, Machine
+from tests.hypercalls.xenstored import Guest, Xenstored
 from tests.waiting import wait_for
 from xen_save_helper.helper.hypervisors.interface import Bitmap
 from xen_save_helper.helper.postcopy_link.source import PageServer
@@ -28,6 +29,8 @@ from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, XCFlags
 from xen_save_helper.ipc_schema.streams.pfns import pfns_of
+
+pytestmark = pytest.mark.usefixtures("restored")
 
 RAM: Final = (range(0xA0), range(0x100, 0x900))
 WRITTEN: Final = range(0x200, 0x400)
@@ -177,6 +180,42 @@ def test_a_receiver_that_may_not_makes_it_an_ordinary_migration(
     assert any("no postcopy: the receiver has not connected" in line for line in sent.logged)
     # A restore empties the rings.
     assert not {pfn for part in RAM for pfn in part} & set(source.differences(destination))
+
+
+def test_a_pager_holds_what_the_guest_is_asked(
+    machine: Machine,
+    migration: Migration,
+    destination: Domain,
+    xenstored: Xenstored,
+    restored: Guest,
+) -> None:
+    """From before libxl knows of the guest until its last page is there, long after both helpers
+    have ended."""
+    out: list[int] = []
+    restored.watch(lambda: out.append(destination.state.paged_pages))
+    xenstored.write(restored.path, b"suspend")
+    sent, received = migration.run(BOTH, BOTH)
+    assert sent.result == (0, 0), sent.logged
+    assert received.result == (0, 0), received.logged
+    wait_for(lambda: bool(migration.traced("suspend_let_through")), "the guest is asked", 30)
+    (kept,) = migration.traced("pages_kept")
+    (held,) = migration.traced("suspend_held")
+    assert (held["request"], held["missing"]) == ("suspend", kept["pages"])
+    assert restored.read() == "suspend"
+    # It heard of the watch itself, of the request, that it is hidden, and that it is there.
+    assert out == [0, 0, 0, 0]
+    assert destination.state.paged_pages == 0
+
+
+def test_a_list_of_pages_that_is_lost(migration: Migration, destination: Domain) -> None:
+    """libxl is told that the restore has failed: it lets the guest run on at its source, and not
+    here, where its old pages are."""
+    lost = {"XEN_SAVE_HELPER_FAULTS": "record.libxc.POSTCOPY_PFNS:read=drop"}
+    sent, received = migration.run(BOTH, BOTH | lost)
+    assert received.retval == -1
+    assert any("0 pages were listed, want" in line for line in received.logged), received.logged
+    assert sent.result == (0, 0), sent.logged
+    assert not destination.state.started
 
 
 def test_a_guest_that_runs_here_again_needs_no_page_server(

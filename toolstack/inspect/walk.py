@@ -300,7 +300,7 @@ class _Walker:
                 yield self._unknown(offset, "libxc", number, length)
                 continue
             self._check_libxc_place(kind, offset)
-            libxc_records.check_length(kind, length, offset)
+            libxc_records.check_length(kind, length, offset, self._version)
             what = f"libxc {kind.name}"
             summary = self._libxc_body(kind, length, what)
             self._source.finish_record(length, what)
@@ -342,6 +342,8 @@ class _Walker:
         if kind in _SMALL:
             body = self._source.read(length, what)
             return _described(libxc_records.decode_body(kind, body, offset, self._version))
+        if kind is Xc.POSTCOPY_TRANSITION:
+            return self._transition(length, what)
         if kind in _VCPU:
             return self._vcpu(kind, length, what)
         if kind is Xc.X86_CPUID_POLICY and length <= _LEAVES_READ:
@@ -350,6 +352,17 @@ class _Walker:
             return {"leaves": count, "features": cpu_features.features(leaves)}
         self._source.skip(length, what)
         return {"octets": length} if length else {}
+
+    def _transition(self, length: int, what: str) -> dict[str, Any]:
+        offset = self._source.offset
+        body = self._source.read(length, what)
+        count = libxc_records.decode_body(Xc.POSTCOPY_TRANSITION, body, offset, self._version)
+        if not isinstance(count, int):
+            return {}  # the series'
+        listed = self._summary.postcopy_pfns
+        if count != listed:
+            raise DecodeError(what, offset, f"{listed} pages were listed, want {count}")
+        return {"listed": count}
 
     def _vcpu(self, kind: Xc, length: int, what: str) -> dict[str, Any]:
         offset = self._source.offset

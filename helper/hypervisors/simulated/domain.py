@@ -190,6 +190,9 @@ class SimulatedDomain(OpenDomain):
             raise OSError(errno.EBUSY, f"paging of domain {self.domid} is on already")
         return open_paging(shared, control.connect(self._directory, self._timeout))
 
+    def hold_suspend(self) -> None:
+        """Only helpers of ours save it."""
+
     # -- registers and the rest -----------------------------------------------------------------
 
     def hvm_getcontext(self) -> bytes:

@@ -29,6 +29,7 @@ from xen_save_helper.ipc_schema.streams.pfns import Pfns
 
 if TYPE_CHECKING:
     from xen_save_helper.helper.hypervisors.xen.paging import XenPaging
+    from xen_save_helper.helper.hypervisors.xen.suspend_hold import XenSuspendHold
 
 _XENVER_VERSION: Final = 0
 _SHADOW_OP_CLEAN: Final = 11
@@ -206,6 +207,12 @@ class XenDomain(XenControlledDomain):
         from xen_save_helper.helper.hypervisors.xen.paging import XenPaging
 
         return XenPaging(self, self._call, self._memory)
+
+    def hold_suspend(self) -> XenSuspendHold:
+        """Raises OSError if xenstored or the domain's node is missing."""
+        from xen_save_helper.helper.hypervisors.xen.suspend_hold import XenSuspendHold
+
+        return XenSuspendHold(self.domid)
 
     # -- registers and the rest -----------------------------------------------------------------
 

@@ -202,6 +202,9 @@ class XenPaging:
     def load(self, first: int, data: memoryview) -> None:
         """Pages that are not paged out, as those that the guest has given back, are skipped.
 
+        Whoever saves the domain live has taken these pages for holes, if it has looked at them
+        already. So they count as dirty, and are sent in a later round.
+
         Raises OSError: EINVAL for a partial page, ENOMEM if there is no memory for it, ESRCH if the
         domain is gone.
         """
@@ -214,8 +217,26 @@ class XenPaging:
             for start in range(0, size, _MOST):
                 part = data[start : start + _MOST]
                 self._calls.load(first + start // PAGE_SIZE, part)
+        self._mark_dirty(first, size // PAGE_SIZE)
         if self._waiting:
             self._answer_for(range(first, first + size // PAGE_SIZE))
+
+    def _mark_dirty(self, first: int, pages: int) -> None:
+        """Xen does nothing where dirty pages are not logged (modified_memory in dm.c). It takes the
+        domain's highest page for one beyond the end (EINVAL), until there has been a higher one."""
+        what = "xc_hvm_modified_memory", first, pages
+        try:
+            self._call(*what)
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        above = first + pages
+        # The page is in place. Without memory for this it has no mark, which is no reason to end.
+        with suppress(OSError):
+            self._call("xc_domain_populate_physmap_exact", 1, 0, 0, _one(above))
+            self._try("xc_domain_decrease_reservation_exact", 1, 0, _one(above))
+            self._call(*what)
 
     def resume(self, requests: Sequence[PagingRequest]) -> None:
         self._answer_for([request.pfn for request in requests])

@@ -13,7 +13,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple, Self, TypeVar
 
@@ -38,10 +38,12 @@ class _Type(IntEnum):
 
     DIRECTORY = 1
     READ = 2
+    GET_PERMS = 3
     WATCH = 4
     TRANSACTION_START = 6
     TRANSACTION_END = 7
     WRITE = 11
+    SET_PERMS = 14
     WATCH_EVENT = 15
     ERROR = 16
     RESUME = 18
@@ -132,6 +134,20 @@ class Xenstore:
 
     def write(self, path: str, value: bytes, transaction: int = NO_TRANSACTION) -> None:
         self._ask(_Type.WRITE, path.encode() + b"\0" + value, transaction, path)
+
+    def permissions(self, path: str) -> list[str]:
+        """Who may do what with a node, as in `n5` and `r0`: a letter (n for none, r, w, b for both)
+        and a domid. The first one is the owner, who may do all, and what everybody else may.
+        Raises FileNotFoundError where there is no such node."""
+        answer = self._ask(_Type.GET_PERMS, path.encode() + b"\0", what=path)
+        return [part.decode() for part in answer.split(b"\0") if part]
+
+    def set_permissions(self, path: str, permissions: Sequence[str]) -> None:
+        """Change them. Watches of the node fire, for whoever may read it before or after. Raises
+        FileNotFoundError."""
+        strings = [path, *permissions]
+        payload = b"".join(string.encode() + b"\0" for string in strings)
+        self._ask(_Type.SET_PERMS, payload, what=path)
 
     def watch(self, path: str, token: str) -> None:
         """Hear of changes of `path` and what is below it; it fires once at once."""

@@ -214,7 +214,14 @@ STATE = record(RecordType.HVM_CONTEXT, bytes(64))
 BEGIN = record(RecordType.POSTCOPY_BEGIN)
 PFNS_BEGIN = record(RecordType.POSTCOPY_PFNS_BEGIN)
 LISTED = record(RecordType.POSTCOPY_PFNS, page_list(1, 2, 3))
-TRANSITION = record(RecordType.POSTCOPY_TRANSITION)
+XALLOC = record(RecordType.POSTCOPY_PFNS, page_list(11, nibble=0xE))
+
+
+def transition(listed: int) -> bytes:
+    return record(RecordType.POSTCOPY_TRANSITION, struct.pack("<Q", listed))
+
+
+TRANSITION = transition(3)
 END = record(RecordType.END)
 START = HEADERS + STATIC + BEGIN + STATE + PFNS_BEGIN
 
@@ -254,7 +261,7 @@ def test_a_stream_made_by_hand(host_factory: HostFactory) -> None:
 
 
 def test_nothing_is_left_to_postcopy(host_factory: HostFactory) -> None:
-    _, back = receive_raw(host_factory, START + TRANSITION + END)
+    _, back = receive_raw(host_factory, START + transition(0) + END)
     assert back == record(RecordType.POSTCOPY_COMPLETE)
 
 
@@ -283,11 +290,16 @@ def test_listed_pages_without_contents_are_not_waited_for(host_factory: HostFact
         (START + LISTED + TRANSITION + page_data(1), "2 pages are missing"),
         (START + LISTED + TRANSITION + page_data(1)[:3000], "3 pages are missing"),
         (START + LISTED + TRANSITION + LISTED, "POSTCOPY_PFNS"),
+        (START + TRANSITION, "0 pages were listed, want 3"),
+        (START + LISTED + transition(4), "3 pages were listed, want 4"),
+        (START + LISTED + transition(2), "3 pages were listed, want 2"),
+        (START + XALLOC + XALLOC + transition(1), "2 pages were listed, want 1"),
+        (START + LISTED + record(RecordType.POSTCOPY_TRANSITION), "want 8"),
         (START + LISTED + page_data(1), "may not come here, in the list of postcopy pages"),
         (HEADERS + STATIC + PFNS_BEGIN, "may not come here"),
         (HEADERS + STATIC + BEGIN + BEGIN, "may not come here"),
         (HEADERS + STATIC + BEGIN + END, "may not come here"),
-        (HEADERS + STATIC + BEGIN + PFNS_BEGIN + TRANSITION, "HVM_CONTEXT"),
+        (HEADERS + STATIC + BEGIN + PFNS_BEGIN + transition(0), "HVM_CONTEXT"),
         (START + record(RecordType.POSTCOPY_PFNS, page_list(2**30)), "outside the domain"),
         (START + record(RecordType.POSTCOPY_PFNS, struct.pack("<IIQ", 2, 0, 1)), "2 pfns"),
         (START + record(RecordType.POSTCOPY_FAULT, page_list(1)), "POSTCOPY_FAULT"),

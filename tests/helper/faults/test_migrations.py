@@ -111,6 +111,23 @@ def test_a_restore_that_fails(
     migration.source.at_rest(migration.domid)
 
 
+@pytest.mark.parametrize("moment", ["write", "read"])
+def test_a_list_of_pages_that_is_lost(
+    migration: Migration, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The guest never runs at the destination, where its old pages are; the source cannot know."""
+    plan = f"record.libxc.POSTCOPY_PFNS:{moment}=drop"
+    monkeypatch.setenv("XEN_SAVE_HELPER_FAULTS", plan)
+    migration.run(postcopy=True)
+    assert re.search("0 pages were listed, want [1-9]", migration.restored.reason)
+    assert migration.fired() == [plan]
+    assert migration.destination.row() is None
+    assert migration.saved.postcopy_transitioned is not NEVER
+    row = migration.source.row()
+    assert row is not None
+    assert (row.state, row.log_dirty) == (GuestState.SUSPENDED, False)
+
+
 AFTER = [
     ("destination/postcopy_transition:before-answer=kill", "", "killed by signal 9"),
     ("record.libxc.POSTCOPY_COMPLETE:write=drop", "waiting for POSTCOPY_COMPLETE", ""),

@@ -96,6 +96,7 @@ VALUES: dict[RecordType, st.SearchStrategy[Body]] = {
     RecordType.X86_CPUID_POLICY: multiples(24),
     RecordType.X86_MSR_POLICY: multiples(16),
     RecordType.POSTCOPY_PFNS: page_list(st.sampled_from(PageType)),
+    RecordType.POSTCOPY_TRANSITION: U64,
     RecordType.POSTCOPY_FAULT: page_list(st.just(PageType.NOTAB)),
     RecordType.POSTCOPY_OFFER: st.binary(min_size=1, max_size=4096),
 }
@@ -162,6 +163,8 @@ def test_damaged_bodies_are_refused_or_read_never_worse(data: st.DataObject) -> 
         (RecordType.X86_MSR_POLICY, b"", 0),
         (RecordType.POSTCOPY_PFNS, struct.pack("<IIQ", 2, 0, 0), 0),
         (RecordType.POSTCOPY_FAULT, struct.pack("<IIQQ", 2, 0, 0, 0xF << 60), 16),
+        (RecordType.POSTCOPY_TRANSITION, b"", 0),
+        (RecordType.POSTCOPY_TRANSITION, bytes(16), 0),
     ],
 )
 def test_bad_bodies_are_refused_by_their_offset(kind: RecordType, body: bytes, offset: int) -> None:
@@ -185,11 +188,26 @@ def test_bad_bodies_are_refused_by_their_offset(kind: RecordType, body: bytes, o
         (RecordType.SHARED_INFO, b"1"),
         (RecordType.PAGE_DATA, None),
         (RecordType.POSTCOPY_FAULT, PageList(pfns_of([1]), b"\xf0")),
+        (RecordType.POSTCOPY_TRANSITION, None),
+        (RecordType.POSTCOPY_TRANSITION, 1 << 64),
     ],
 )
 def test_what_a_body_cannot_hold(kind: RecordType, value: Body) -> None:
     with pytest.raises(ValueError, match=kind.name):
         encode_body(kind, value)
+
+
+def test_the_series_transition_has_no_count() -> None:
+    kind = RecordType.POSTCOPY_TRANSITION
+    assert encode_body(kind, None, 2) == b""
+    assert decode_body(kind, b"", 0, 2) is None
+    check_length(kind, 0, 0, 2)
+    with pytest.raises(DecodeError, match="want 0"):
+        check_length(kind, 8, 0, 2)
+    with pytest.raises(DecodeError, match="want 8"):
+        check_length(kind, 0, 0, 3)
+    with pytest.raises(ValueError, match="POSTCOPY_TRANSITION"):
+        encode_body(kind, 7, 2)
 
 
 def test_zero_content_of_older_senders_is_tolerated() -> None:

@@ -100,8 +100,17 @@ def xl(kind: Xl, body: bytes = b"") -> bytes:
     return libxl_stream.encode_record(kind, body)
 
 
-def postcopy(version: int) -> bytes:
-    listed = PageList(pfns_of([5, 6, 7]), bytes(3))
+def transition(listed: PageList, version: int = 3) -> bytes:
+    count = len(listed.pfns) if version > 2 else None
+    kind = Xc.POSTCOPY_TRANSITION
+    return xc(kind, encode_body(kind, count, version), version)
+
+
+LISTED = PageList(pfns_of([5, 6, 7]), bytes(3))
+
+
+def postcopy(version: int, lists: int = 1) -> bytes:
+    listed = LISTED
     context = libxl_stream.encode_emulator_context(EmulatorId.QEMU_UPSTREAM, 0, b"dm")
     return (
         libxl_head()
@@ -110,8 +119,8 @@ def postcopy(version: int) -> bytes:
         + xc(Xc.POSTCOPY_BEGIN, version=version)
         + xc(Xc.X86_TSC_INFO, encode_body(Xc.X86_TSC_INFO, TscInfo(0, 1, 2, 3)), version)
         + xc(Xc.POSTCOPY_PFNS_BEGIN, version=version)
-        + xc(Xc.POSTCOPY_PFNS, encode_body(Xc.POSTCOPY_PFNS, listed), version)
-        + xc(Xc.POSTCOPY_TRANSITION, version=version)
+        + xc(Xc.POSTCOPY_PFNS, encode_body(Xc.POSTCOPY_PFNS, listed), version) * lists
+        + transition(listed, version)
         + xl(Xl.EMULATOR_CONTEXT, context)
         + xl(Xl.POSTCOPY_TRANSITION_END)
         + pages([7], Xc.POSTCOPY_PAGE_DATA, version=version)
@@ -217,8 +226,20 @@ def test_postcopy(version: int) -> None:
         "END",
         "END",
     ]
+    (change,) = (e for e in entries_of(postcopy(version)) if e.name == "POSTCOPY_TRANSITION")
+    assert change.summary == ({"listed": 3} if version == 3 else {})
     assert (summary.rounds, summary.postcopy_pfns, summary.postcopy_pages) == (1, 3, 3)
     assert (summary.pages_with_contents, summary.distinct_pages, summary.repeated_pfns) == (3, 5, 1)
+
+
+def test_a_list_of_postcopy_pages_that_is_lost() -> None:
+    data = postcopy(3, lists=0)
+    place = data.index(transition(LISTED)) + 8
+    with pytest.raises(DecodeError, match="0 pages were listed, want 3") as seen:
+        entries_of(data)
+    assert seen.value.offset == place
+    # The series' transition has no count.
+    assert names_of(postcopy(2, lists=0))[-1] == "libxl END"
 
 
 def test_checkpoints_give_the_stream_back_to_libxl() -> None:

@@ -95,14 +95,15 @@ _INDISPENSABLE: Final = frozenset(
         "HVM_CONTEXT",
         "POSTCOPY_BEGIN",
         "POSTCOPY_PFNS_BEGIN",
+        "POSTCOPY_PFNS",
         "POSTCOPY_TRANSITION",
         "POSTCOPY_PAGE_DATA",
         "POSTCOPY_COMPLETE",
         "EMULATOR_CONTEXT",
     }
 )
-"""Records, of either stream, that are noticed if they are missing. A list of pages, or the contents
-of pages in precopy, is not: there may be none."""
+"""Records, of either stream, that are noticed if they are missing. Pages in precopy are not: there
+may be none. Those that are left to postcopy are counted."""
 
 _GOOD_ANSWERS: Final[Mapping[str, Callable[[int], Effect]]] = {
     "suspend": lambda value: _by(value == 1, value == 0),
@@ -356,6 +357,6 @@ def _spoils(fault: Fault) -> Spoils:
         return Spoils.DEVICE_MODEL
     if kind in _UNREADABLE:
         return Spoils.NOTHING  # nobody reads further
-    if point.of == "POSTCOPY_PAGE_DATA" and kind in _WHOLE:
-        return Spoils.NOTHING  # each page was listed, and is waited for
+    if point.of in {"POSTCOPY_PFNS", "POSTCOPY_PAGE_DATA"} and kind in _WHOLE:
+        return Spoils.NOTHING  # each page is listed once, and counted; and it is waited for
     return Spoils.MEMORY

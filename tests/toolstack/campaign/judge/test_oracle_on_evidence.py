@@ -414,6 +414,7 @@ def test_a_page_that_is_changed_on_its_way_excuses_wrong_memory() -> None:
         "guest/suspend=late(6)",
         "destination/record.libxc.HVM_CONTEXT:read=drop",
         "source/record.libxc.STATIC_DATA_END:write=drop",
+        "destination/record.libxc.POSTCOPY_PFNS:read=drop",
         "source.controller/record.libxl.END:write=drop",
         "destination.controller/reply:before-send=drop",
     ],

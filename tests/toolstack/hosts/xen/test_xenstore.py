@@ -29,6 +29,7 @@ DIRECTORY, READ, WATCH, START, END, WRITE, WATCH_EVENT, ERROR, RESUME = (
     16,
     18,
 )
+GET_PERMS, SET_PERMS = 3, 14
 
 
 class Daemon:
@@ -93,6 +94,26 @@ def test_what_is_asked_and_answered(start: Start) -> None:
         (READ, 0, b"/local/domain/1/name\0"),
         (DIRECTORY, 0, b"/local/domain\0"),
         (WRITE, 0, b"/a\0suspend"),
+    ]
+
+
+def test_who_may_do_what_with_a_node(start: Start) -> None:
+    heard = []
+
+    def serve(daemon: Daemon) -> None:
+        for kind, answer in ((GET_PERMS, b"n5\0r0\0"), (SET_PERMS, b"OK\0"), (ERROR, b"ENOENT\0")):
+            heard.append(daemon.hear())
+            daemon.say(kind, answer)
+
+    xenstore = start(serve)
+    assert xenstore.permissions("/a") == ["n5", "r0"]
+    xenstore.set_permissions("/a", ["n0", "r5"])
+    with pytest.raises(FileNotFoundError, match="GET_PERMS /b: ENOENT"):
+        xenstore.permissions("/b")
+    assert heard == [
+        (GET_PERMS, 0, b"/a\0"),
+        (SET_PERMS, 0, b"/a\0n0\0r5\0"),
+        (GET_PERMS, 0, b"/b\0"),
     ]
 
 

@@ -273,6 +273,11 @@ def takes_any_record(module: Any) -> None:
     module.record_type = take
 
 
+@mutant("xen_save_helper.helper.engine.postcopy_restore")
+def counts_no_pages(module: Any) -> None:
+    module.PostcopyReceiver.check_count = lambda _self, _count, _offset: None
+
+
 @mutant("xen_save_helper.toolstack.xl.migrate")
 def harms_the_source(module: Any) -> None:
     resume = module._Sending._resume
