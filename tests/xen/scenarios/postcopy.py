@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import select
+import signal
 import time
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tests.xen.dom0.commands import run, wait_until
-from tests.xen.dom0.lab import COMMAND_SECONDS, DEFAULT_ENGINE
+from tests.xen.dom0.lab import COMMAND_SECONDS, DEFAULT_ENGINE, LIBXL
 from tests.xen.scenarios.scenario import BOOKWORM, NONE, Scenario
 from tests.xen.scenarios.toolstack import (
     PATIENCE,
@@ -27,10 +29,16 @@ from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
 from xen_save_helper.ipc_schema.streams.pfns import pfns_of, run_of, selected
 
 if TYPE_CHECKING:
+    from tests.xen.dom0.guest import Guest
     from tests.xen.dom0.lab import Lab
     from xen_save_helper.helper.hypervisors.interface import Paging
 
 _AT_ONCE: Final = 1024
+_BY_POSTCOPY: Final = {
+    "XEN_SAVE_HELPER_POSTCOPY": "127.0.0.1",
+    "XEN_SAVE_HELPER_MAX_ITERATIONS": "1",
+    "XEN_SAVE_HELPER_DIRTY_THRESHOLD": "0",
+}
 _PAGES_SECONDS: Final = 240
 _ON_DEMAND_SECONDS: Final = 15.0
 """For which a guest gets no page that it has not asked for."""
@@ -171,21 +179,80 @@ def by_xl(lab: Lab, kind: str) -> None:
     server and a pager see to. The guest counts on, and finds its memory as it was."""
     guest = lab.guest(kind)
     before = lab.domid(guest)
-    env = {
-        "XEN_SAVE_HELPER_POSTCOPY": "127.0.0.1",
-        "XEN_SAVE_HELPER_MAX_ITERATIONS": "1",
-        "XEN_SAVE_HELPER_DIRTY_THRESHOLD": "0",
-    }
-    done = lab.start_migrate(guest, env=env).end(COMMAND_SECONDS)
+    done = lab.start_migrate(guest, env=_BY_POSTCOPY).end(COMMAND_SECONDS)
     assert done.status == 0
     (kept,) = lab.events("pages_kept")
     lab.figure("pages left behind", kept["pages"])
     assert kept["pages"]
-    wait_until("all pages are there", lambda: bool(lab.events("pages_gone")), _PAGES_SECONDS)
+    succeeds("postcopy", "wait", "--timeout", str(_PAGES_SECONDS))
     wait_until("the pager ends", lambda: not lab.running("xen_save_helper.helper"), 30)
     assert lab.assert_only(guest) != before
     guest.goes_on()
     lab.migrate(guest)
+
+
+def _stands(lab: Lab, guest: Guest) -> tuple[int, int]:
+    """Migrate it by postcopy, and stop its page server before its last page has gone: the pids of
+    that and of the pager."""
+    program = lab.start_migrate(guest, env=_BY_POSTCOPY)
+    wait_until("pages are kept", lambda: bool(lab.events("pages_kept")), COMMAND_SECONDS, 0.005)
+    server = lab.events("pages_kept")[0]["pid"]
+    os.kill(server, signal.SIGSTOP)
+    assert program.end(COMMAND_SECONDS).status == 0
+    wait_until("the pager goes on alone", lambda: bool(lab.events("pager")), 60)
+    pager = lab.events("pager")[0]["pid"]
+    (row,) = _status(lab.domid(guest))
+    lab.figure("pages missing", row["pages_left"])
+    assert row["pages_left"] > 0
+    return server, pager
+
+
+def _status(domid: int) -> list[dict[str, Any]]:
+    done = toolstack("postcopy", "status", str(domid), "--json")
+    rows: list[dict[str, Any]] = json.loads(done.output[done.output.index("[") :])
+    return rows
+
+
+def saved_meanwhile(lab: Lab, kind: str) -> None:
+    """libxl's own helper would save a guest's missing pages as holes. So the guest is not shown that
+    it shall suspend before they are all there."""
+    guest = lab.guest(kind)
+    server, _pager = _stands(lab, guest)
+    file = lab.directory / "saved"
+    saving = lab.start_xl(["save", guest.name, file], LIBXL)
+    wait_until("it is asked to suspend", lambda: bool(lab.events("suspend_held")), 60)
+    assert not saving.wait(5)
+    os.kill(server, signal.SIGCONT)
+    assert saving.end(COMMAND_SECONDS).status == 0
+    lab.verify_stream(file)
+    lab.restore(guest, file, LIBXL)
+
+
+def page_server_killed(lab: Lab, kind: str) -> None:
+    """The guest is lost then, which is said at both ends; its pager ends with its domain."""
+    guest = lab.guest(kind)
+    server, pager = _stands(lab, guest)
+    os.kill(server, signal.SIGKILL)
+    domid = lab.domid(guest)
+    wait_until(
+        "the pager knows", lambda: "nobody listens" in _status(domid)[0]["trouble"], 60, every=1
+    )
+    (page_server,) = (row for row in _listed() if row["role"] == "page-server")
+    assert "its process has died" in page_server["lost"]
+    done = toolstack("postcopy", "wait", str(page_server["domid"]))
+    assert done.status == 1
+    assert lab.xl(["destroy", guest.name]).status == 0
+    wait_until("the pager ends", lambda: not os.path.exists(f"/proc/{pager}"), 60)
+    wait_until("the domain is gone", lambda: not lab.domains(), 60)
+    for row in _listed():
+        succeeds("postcopy", "abandon", str(row["domid"]))
+    assert _listed() == []
+
+
+def _listed() -> list[dict[str, Any]]:
+    done = succeeds("postcopy", "list", "--json")
+    rows: list[dict[str, Any]] = json.loads(done.output[done.output.index("[") :])
+    return rows
 
 
 SCENARIOS: Final = (
@@ -206,4 +273,11 @@ SCENARIOS: Final = (
     ),
     Scenario("toolstack-postcopy-refused-pvh", refused),
     Scenario("xl-postcopy-pvh", partial(by_xl, kind="pvh"), shadow=True),
+    Scenario("xl-postcopy-hvm", partial(by_xl, kind="hvm"), NONE, BOOKWORM, shadow=True),
+    Scenario("xl-postcopy-saved-meanwhile-pvh", partial(saved_meanwhile, kind="pvh"), shadow=True),
+    Scenario(
+        "xl-postcopy-page-server-killed-pvh",
+        partial(page_server_killed, kind="pvh"),
+        shadow=True,
+    ),
 )
