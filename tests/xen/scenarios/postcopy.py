@@ -214,8 +214,8 @@ def _status(domid: int) -> list[dict[str, Any]]:
 
 
 def saved_meanwhile(lab: Lab, kind: str) -> None:
-    """libxl's own helper would save a guest's missing pages as holes. So the guest is not shown that
-    it shall suspend before they are all there."""
+    """libxl's own helper would save a guest's missing pages as holes. So the guest does not see
+    that it shall suspend before they are all there."""
     guest = lab.guest(kind)
     server, _pager = _stands(lab, guest)
     file = lab.directory / "saved"
