@@ -23,6 +23,7 @@ from tests.helper.engine.running import (
     save_job,
 )
 from tests.waiting import wait_for
+from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
@@ -63,12 +64,27 @@ def test_a_guest_runs_on_while_its_memory_comes(
         assert results.statistics.bytes == sent.bytes
         assert results.statistics.postcopy_pages <= sent.postcopy_pages
         if rounds == 0:
-            assert sent.pages == 0
+            assert sent.pages == 1, "that of the vcpu_info"
             assert sent.postcopy_pages >= MEMORY // PAGE
         assert not log_dirty(guest.source, guest.domid)
         report = guest.target.verify(guest.new, 30)
         assert report.state is GuestState.RUNNING
         assert report.memory_ok
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_a_guest_whose_hypervisor_needs_a_page_at_once_is_lost_without_it(
+    host_factory: HostFactory, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SimulatedDomain, "needed_at_once", lambda _self: pfns_of())
+    with migration(host_factory, "random", MEMORY) as guest:
+        guest.receive(RECEIVE)
+        guest.send(SEND, precopy_policy=postcopy_in_round(rounds), postcopy_transition=1)
+        guest.received()
+        report = guest.target.report(guest.new)
+        assert report.state is GuestState.CRASHED
+        assert report.crash is not None
+        assert "vcpu_info: pfn 0x400 is paged out, and it does not wait" in report.crash
 
 
 def test_the_guest_faults_and_is_served_first(host_factory: HostFactory) -> None:
@@ -98,7 +114,7 @@ def test_a_round_that_is_left_early_goes_by_postcopy(host_factory: HostFactory) 
     with migration(host_factory, "random", MEMORY) as guest:
         guest.receive(RECEIVE)
         sent, _ = guest.send(SEND, precopy_policy=policy, postcopy_transition=1)
-        assert sent.pages == 2048
+        assert sent.pages == 2048 + 1, "and again that of the vcpu_info"
         assert sent.postcopy_pages >= MEMORY // PAGE - 2048
         guest.received()
         assert guest.target.verify(guest.new, 30).memory_ok
