@@ -153,8 +153,9 @@ _ROWS: Final = (
            "A round of precopy has ended; libxenguest's rounds have `frames` only."),
     _event("final_dirty", "int dirty_count", _HELPER,
            "The guest is suspended; `dirty_count` pages are left to send."),
-    _event("ahead", "list pfns", _HELPER,
-           "Pages that postcopy must not leave behind; those that are dirty are sent now."),
+    _event("ahead", "str why, list pfns, int sent", _HELPER,
+           "Pages that postcopy must not leave behind: `why` is what they are (vcpu_info, cr3, "
+           "viridian). The `sent` that are dirty are sent now; the others were."),
     _event("postcopy_pfns", "int pages", _HELPER, "The list of the remaining pages is sent."),
     _event("postcopy_complete", "", _HELPER, "The last page is in place at the destination."),
     _event("without_the_sender", "str error", _HELPER,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.engine.environment import Environment
@@ -96,14 +96,17 @@ class Rounds:
         """Send the dirty pages of a suspended domain."""
         self._round(doing_what, self.dirty.count(1), None)
 
-    def send_ahead(self, pfns: Pfns) -> None:
-        """Send those of `pfns` that are dirty, of a suspended domain, and leave the others to
-        postcopy."""
+    def send_ahead(self, needed: Mapping[str, Pfns]) -> None:
+        """Send those of the pages `needed` (by what they are) that are dirty, of a suspended
+        domain, and leave the others to postcopy. Those that are not dirty have been sent."""
         left = self.dirty
         self.dirty = Bitmap(self.p2m_size)
-        for pfn in pfns:
-            self.dirty[pfn] = left[pfn]
-            left[pfn] = 0
+        for why, pfns in needed.items():
+            dirty = [pfn for pfn in pfns if pfn < self.p2m_size and left[pfn]]
+            for pfn in dirty:
+                self.dirty[pfn] = 1
+                left[pfn] = 0
+            self._reporter.event("ahead", why=why, pfns=pfns.tolist(), sent=len(dirty))
         self._round("Frames ahead", self.dirty.count(1), None)
         self.dirty = left
 

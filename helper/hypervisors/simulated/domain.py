@@ -68,6 +68,10 @@ class SimulatedDomain(OpenDomain):
         pfn = self.shared.domain.vcpu_info
         return pfns_of() if pfn == layout.NOT_REGISTERED else pfns_of([pfn])
 
+    def needed_by(self, context: bytes) -> dict[str, Pfns]:
+        """None: a simulated guest has no page tables."""
+        return {}
+
     # -- log-dirty ------------------------------------------------------------------------------
 
     def logdirty_enable(self) -> None:
