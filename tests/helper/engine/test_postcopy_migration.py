@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import struct
 from collections.abc import Callable
@@ -102,6 +103,42 @@ def test_the_guest_faults_and_is_served_first(host_factory: HostFactory) -> None
         assert report.fault_count > 10
         assert report.fault_p50_us is not None
         assert report.fault_p50_us < 100_000, "far less than the half second that all pages take"
+
+
+@pytest.mark.parametrize(("milliseconds", "all_fit"), [(10, False), (5_000, True)])
+def test_the_hottest_pages_go_ahead_within_the_downtime(
+    host_factory: HostFactory, milliseconds: int, all_fit: bool
+) -> None:
+    """The guest writes an eighth of its memory in each round."""
+    with migration(host_factory, "random", MEMORY) as guest:
+        guest.receive(RECEIVE)
+        limits = {"bandwidth": 50_000_000, "max_downtime_ms": milliseconds}
+        sent, controller = guest.send(
+            save_job(live=True, postcopy=True, **limits),
+            precopy_policy=postcopy_in_round(2),
+            postcopy_transition=1,
+        )
+        guest.received()
+        (told,) = re.findall(
+            r"(\d+) of (\d+) hot pages go ahead of postcopy; (\d+) can be sent in",
+            controller.logged(),
+        )
+        ahead, hot, room = map(int, told)
+        assert hot > MEMORY // PAGE // 16
+        assert ahead == min(hot, room)
+        # The pages and their list take 4,104 bytes each.
+        assert 0 < room < 1.2 * limits["bandwidth"] / 4104 * milliseconds / 1000
+        assert (ahead == hot) is all_fit
+        assert (sent.postcopy_pages < hot // 4) is all_fit
+        assert guest.target.verify(guest.new, 30).memory_ok
+
+
+def test_without_a_downtime_no_page_is_counted_as_hot(host_factory: HostFactory) -> None:
+    with migration(host_factory, "random", MEMORY) as guest:
+        guest.receive(RECEIVE)
+        _, controller = guest.send(SEND, precopy_policy=postcopy_in_round(2), postcopy_transition=1)
+        guest.received()
+        assert "hot pages" not in controller.logged()
 
 
 def test_a_round_that_is_left_early_goes_by_postcopy(host_factory: HostFactory) -> None:
