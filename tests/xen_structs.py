@@ -13,8 +13,8 @@ _INFO: Final = struct.Struct("=BB6xQ16xIIQQIbBH")
 tsc_to_system_mul, tsc_shift, flags, pad1."""
 SCALE: Final = scale_of(2_400_000)
 
-_CPU_BYTES: Final = 1024
-"""Those of struct hvm_hw_cpu, about."""
+_CPU_BYTES: Final = 1032
+"""Those of struct hvm_hw_cpu."""
 _HEADER: Final = struct.pack("<IIQII", 0x54381286, 1, 0x0004_0011, 0x306F2, 2_400_000)
 """Any struct hvm_save_header."""
 
@@ -33,7 +33,7 @@ def record(code: int, instance: int, body: bytes) -> bytes:
 
 def cpu(instance: int, *, cr0: int = 0x8005_0033, cr3: int) -> bytes:
     """A vCPU, in 64-bit mode if it has the usual cr0."""
-    body = bytearray(bytes(range(256)) * (_CPU_BYTES // 256))
+    body = bytearray(number % 256 for number in range(_CPU_BYTES))
     struct.pack_into("<QQQQ", body, 656, cr0, 0xDEAD, cr3, 0x6F0)
     return record(2, instance, bytes(body))
 
