@@ -16,7 +16,7 @@ from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of
 _HOT: Final = 2
 """A page is hot if it was dirty at least as often as this when the dirty bitmap was read."""
 _MOST: Final = 255
-"""Readings that are counted: an octet for each page."""
+"""Readings that are counted, in a byte for each page."""
 _COUNTED_AT_ONCE: Final = 1 << 14
 
 _MEASURABLE: Final = 256
@@ -52,7 +52,7 @@ class HotPages:
         while (start := dirty.find(1, start)) >= 0:
             part = slice(start, start + _COUNTED_AT_ONCE)
             counted = self._times[part]
-            # No octet overflows into the next one: there are not that many readings.
+            # No byte overflows into the next one: there are not that many readings.
             both = int.from_bytes(counted, "little") + int.from_bytes(dirty[part], "little")
             self._times[part] = both.to_bytes(len(counted), "little")
             start += _COUNTED_AT_ONCE

@@ -6,8 +6,8 @@ and remembers it in its registers. The hypervisor writes the time there at each 
 and does not wait for a page that is paged out: the guest crashes, as Linux does
 ("register_vcpu_info failed: cpu=0 err=-22").
 
-What Xen has not: the guest compares the version that it finds with the one that it saw last, so
-that a page that was sent too early is noticed, too.
+Beyond what guests of Xen do, the guest compares the version of the time that it finds with the one
+that it saw last: a page that was sent too early, and not again, crashes it as well.
 """
 
 from __future__ import annotations
