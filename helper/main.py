@@ -244,6 +244,7 @@ def _serve_libxl(
         and given.request.back_fd >= 0,
         missing_cpu_features=settings.missing_cpu_features,
         sparse=settings.sparse and given.request.operation is Operation.SAVE,
+        max_downtime_ms=settings.max_downtime_ms or 0,
     )
     job = Job(
         request,

@@ -154,8 +154,14 @@ _ROWS: Final = (
            "A round of precopy has ended; libxenguest's rounds have `frames` only."),
     _event("final_dirty", "int dirty_count", _HELPER,
            "The guest is suspended; `dirty_count` pages are left to send."),
-    _event("ahead", "list pfns", _HELPER,
-           "Pages that postcopy must not leave behind; those that are dirty are sent now."),
+    _event("ahead", "str why, list pfns, int sent", _HELPER,
+           "Pages that postcopy must not leave behind: `why` is what they are (vcpu_info, cr3, "
+           "viridian). The `sent` that are dirty are sent now; the others were."),
+    _event("hot_pages",
+           "int hot, int room, int sent, int max_downtime_ms, int|null pages_per_second", _HELPER,
+           "Of the pages left to postcopy, `hot` were dirty at least twice when the dirty bitmap "
+           "was read. The `sent` hottest go ahead: `room` is what the rounds' rate (null: no round "
+           "was long enough to tell) can move in `max_downtime_ms`."),
     _event("postcopy_pfns", "int pages", _HELPER, "The list of the remaining pages is sent."),
     _event("postcopy_complete", "", _HELPER, "The last page is in place at the destination."),
     _event("without_the_sender", "str error", _HELPER,

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.engine.environment import Environment
+from xen_save_helper.helper.engine.hot_pages import HotPages
 from xen_save_helper.helper.engine.page_stream import MapAhead, PageWriter
 from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain
 from xen_save_helper.helper.precopy_limits import limited_policy
@@ -23,7 +24,7 @@ from xen_save_helper.ipc_schema.channel.precopy_rule import (
     decide,
 )
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
-from xen_save_helper.ipc_schema.streams.pfns import Pfns
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of
 
 UNKNOWN = -1
 """The dirty count during a round."""
@@ -81,7 +82,11 @@ class Rounds:
         self._pages = pages
         self._reporter = environment.reporter
         self._statistics = environment.statistics
-        self._sparse = environment.job.request.sparse
+        request = environment.job.request
+        self._sparse = request.sparse
+        self._hot: HotPages | None = None
+        if request.max_downtime_ms and (request.postcopy or environment.page_server is not None):
+            self._hot = HotPages(self.p2m_size, request.max_downtime_ms)
         self._iteration = 0
         self._total_written = 0
         self._page_data = record_number(RecordType.PAGE_DATA, VERSION)
@@ -96,16 +101,37 @@ class Rounds:
         """Send the dirty pages of a suspended domain."""
         self._round(doing_what, self.dirty.count(1), None)
 
-    def send_ahead(self, pfns: Pfns) -> None:
-        """Send those of `pfns` that are dirty, of a suspended domain, and leave the others to
-        postcopy."""
+    def send_ahead(self, needed: Mapping[str, Pfns]) -> None:
+        """Send those of the pages `needed` (by what they are) that are dirty, of a suspended
+        domain, and the hottest others if the caller admits a downtime; leave the rest to postcopy.
+        Needed pages that are not dirty have been sent."""
         left = self.dirty
         self.dirty = Bitmap(self.p2m_size)
-        for pfn in pfns:
-            self.dirty[pfn] = left[pfn]
-            left[pfn] = 0
+        for why, pfns in needed.items():
+            dirty = pfns_of(pfn for pfn in pfns if pfn < self.p2m_size and left[pfn])
+            _move(dirty, left, self.dirty)
+            self._reporter.event("ahead", why=why, pfns=pfns.tolist(), sent=len(dirty))
+        if self._hot is not None:
+            _move(self._hottest(self._hot, left), left, self.dirty)
         self._round("Frames ahead", self.dirty.count(1), None)
         self.dirty = left
+
+    def _hottest(self, hot: HotPages, left: Bitmap) -> Pfns:
+        choice = hot.choose(left, self.dirty.count(1))
+        rate = choice.pages_per_second
+        self._reporter.event(
+            "hot_pages",
+            hot=choice.hot,
+            room=choice.room,
+            sent=len(choice.pfns),
+            max_downtime_ms=hot.max_downtime_ms,
+            pages_per_second=None if rate is None else round(rate),
+        )
+        self._reporter.info(
+            f"{len(choice.pfns)} of {choice.hot} hot pages go ahead of postcopy; "
+            f"{choice.room} can be sent in {hot.max_downtime_ms} ms"
+        )
+        return choice.pfns
 
     def send_memory_live(self, policy: Policy) -> PrecopyPolicy:
         """Send precopy rounds, with log-dirty mode on, until the policy decides on STOP_AND_COPY or
@@ -119,7 +145,7 @@ class Rounds:
             if decision is not PrecopyPolicy.CONTINUE_PRECOPY:
                 return decision
             self._iteration += 1
-            dirty_count = self._domain.logdirty_clean(self.dirty)
+            dirty_count = self._read_dirty()
             decision = self._ask(policy, dirty_count)
             if decision is not PrecopyPolicy.CONTINUE_PRECOPY:
                 _add(self.dirty, self._deferred)
@@ -128,10 +154,16 @@ class Rounds:
     def gather_final(self) -> int:
         """Read the dirty bitmap of the suspended domain, and add all pages that were deferred;
         returns how many there are."""
-        self._domain.logdirty_clean(self.dirty)
+        self._read_dirty()
         _add(self._deferred, self.dirty)
         self._deferred[:] = bytes(self.p2m_size)
         return self.dirty.count(1)
+
+    def _read_dirty(self) -> int:
+        count = self._domain.logdirty_clean(self.dirty)
+        if self._hot is not None:
+            self._hot.read(self.dirty)
+        return count
 
     def _ask(self, policy: Policy, dirty_count: int) -> PrecopyPolicy:
         decision = policy(self._iteration, self._total_written, dirty_count)
@@ -175,6 +207,9 @@ class Rounds:
                 self._reporter.progress(doing_what, written, entries)
         if written:
             self._statistics.rounds += 1
+        seconds = time.monotonic() - started
+        if self._hot is not None:
+            self._hot.sent(contents, seconds)
         self._reporter.event(
             "round",
             iteration=self._iteration,
@@ -183,9 +218,14 @@ class Rounds:
             pages=contents,
             dirty_count=entries,
             decision=decision.name,
-            seconds=round(time.monotonic() - started, 6),
+            seconds=round(seconds, 6),
         )
         return decision
+
+
+def _move(pfns: Pfns, source: Bitmap, to: Bitmap) -> None:
+    for pfn in pfns:
+        source[pfn], to[pfn] = 0, 1
 
 
 def _add(more: Bitmap, bitmap: Bitmap) -> None:

@@ -61,8 +61,8 @@ class _Save:
         self._out = StreamOutput(self._request.io_fd, self._abort, self._request.bandwidth)
         self._pages = PageWriter(domain, self._out)
         self._postcopy: PostcopySender | None = None
-        self._ahead = pfns_of()
-        """Pages that postcopy must not leave behind."""
+        self._vcpu_infos = pfns_of()
+        """Pages that postcopy must not leave behind: see `Domain.needed_at_once`."""
         self._logdirty = False
         self._qemu_logdirty = False
 
@@ -151,7 +151,7 @@ class _Save:
     def _precopy(self) -> Outcome:
         self._enable_logdirty()
         if self._request.postcopy or self._page_server is not None:
-            self._ahead = self._domain.needed_at_once()
+            self._vcpu_infos = self._domain.needed_at_once()
         policy = precopy_policy(self._reporter, self._job.limits, lambda: self._out.sent)
         decision = self._rounds.send_memory_live(policy)
         if self._page_server is not None:
@@ -198,12 +198,15 @@ class _Save:
         return Outcome.DONE
 
     def _state(self) -> Outcome:
+        return self._write_state(self._domain.hvm_getcontext())
+
+    def _write_state(self, context: bytes) -> Outcome:
         """The state of the CPUs and of the platform (x86_hvm_end_of_checkpoint)."""
         self._write_record(
             RecordType.X86_TSC_INFO,
             encode_body(RecordType.X86_TSC_INFO, self._domain.tsc_info()),
         )
-        self._write_record(RecordType.HVM_CONTEXT, self._domain.hvm_getcontext())
+        self._write_record(RecordType.HVM_CONTEXT, context)
         params = hvm_params.to_save(self._domain.hvm_param_get)
         if params:
             self._write_record(RecordType.HVM_PARAMS, encode_body(RecordType.HVM_PARAMS, params))
@@ -212,11 +215,12 @@ class _Save:
     def _postcopy_begin(self) -> Outcome:
         from xen_save_helper.helper.engine.postcopy_save import PostcopySender
 
-        self._reporter.event("ahead", pfns=self._ahead.tolist())
-        self._rounds.send_ahead(self._ahead)
+        context = self._domain.hvm_getcontext()
+        ahead = {"vcpu_info": self._vcpu_infos, **self._domain.needed_by(context)}
+        self._rounds.send_ahead(ahead)
         self._postcopy = PostcopySender(self._domain, self._out, self._environment)
         self._write_record(RecordType.POSTCOPY_BEGIN)
-        return self._state()
+        return self._write_state(context)
 
     def _sender(self) -> PostcopySender:
         # The table of phases ensures this: pages are listed only after POSTCOPY_BEGIN.

@@ -143,8 +143,12 @@ class Domain(ControlledDomain, PageSource, Protocol):
         """xc_domain_maximum_gpfn: the highest pfn; `p2m_size` is one more."""
 
     def needed_at_once(self) -> Pfns:
-        """Pages that must not be left behind by a postcopy: the hypervisor itself accesses them,
-        and does not wait for an evicted one. The domain may be running."""
+        """The pages with a struct vcpu_info, which a postcopy must not leave behind: the hypervisor
+        itself accesses them, and does not wait for an evicted one. The domain may be running."""
+
+    def needed_by(self, context: bytes) -> dict[str, Pfns]:
+        """Further such pages, by what they are: those that this HVM context of the domain names.
+        It may name pages that the domain does not have."""
 
     def logdirty_enable(self) -> None:
         """XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY. Raises EINVAL if it is on already."""

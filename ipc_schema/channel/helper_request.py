@@ -48,6 +48,7 @@ class HelperRequest(NamedTuple):
     postcopy: bool = False
     missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE
     sparse: bool = False
+    max_downtime_ms: int = 0
 
 
 OF_THE_CHANNEL = frozenset({"proof", "cbflags"})

@@ -189,13 +189,14 @@ _ROWS: Final = (
              "unsigned long cbflags, unsigned stream_type, u32 store_evtchn, u32 store_domid, "
              "u32 console_evtchn, u32 console_domid, STRING hypervisor, STRING engine, "
              "unsigned long bandwidth, bool postcopy, STRING missing_cpu_features, "
-             "bool sparse",
+             "bool sparse, unsigned long max_downtime_ms",
              Sender.CONTROLLER, _BOTH,
              "What to do; the fields of libxl's command line, the hypervisor to work on "
              "(`sim:DIRECTORY` or `xen`), the engine, a limit of the stream in bytes a second "
              "(0 none), whether the peer and the caller admit postcopy, and what a restore does "
              "with a guest that was offered more than the host's CPU has (a `MissingCpuFeatures`); "
-             "whether a save may leave out pages of zeros. "
+             "whether a save may leave out pages of zeros; the milliseconds of downtime in which a "
+             "postcopy may send the guest's hottest pages ahead (0 none). "
              "`back_fd` is recv_fd for a save, send_back_fd for a restore; a callback's bit in "
              "`cbflags` is its number in the postcopy series, or, for those that the series lacks, "
              f"one of {_BITS_BEYOND_THE_SERIES}."),

@@ -3,9 +3,11 @@
 #include "machine.h"
 
 #include <errno.h>
+#include <stddef.h>
 #include <string.h>
 
 #include <xen/domctl.h>
+#include <xen/hvm/save.h>
 #include <xen/sysctl.h>
 
 #define MAX_TYPES 1024
@@ -131,6 +133,16 @@ static long log_dirty_peek(struct guest *guest, void *argument, uint32_t short_b
 {
     return log_dirty_bitmap(guest, &((struct xen_domctl *)argument)->u.shadow_op, false, short_by);
 }
+
+/* What helper/hypervisors/xen/hvm_context.py knows of a context. */
+_Static_assert(HVM_SAVE_CODE(CPU) == 2, "typecode");
+_Static_assert(HVM_SAVE_CODE(VIRIDIAN_DOMAIN) == 15, "typecode");
+_Static_assert(HVM_SAVE_CODE(VIRIDIAN_VCPU) == 17, "typecode");
+_Static_assert(offsetof(struct hvm_hw_cpu, cr0) == 656, "of struct hvm_hw_cpu");
+_Static_assert(offsetof(struct hvm_hw_cpu, cr3) == 672, "of struct hvm_hw_cpu");
+_Static_assert(offsetof(struct hvm_viridian_domain_context, reference_tsc) == 24, "its offset");
+_Static_assert(offsetof(struct hvm_viridian_vcpu_context, vp_assist_msr) == 0, "its offset");
+_Static_assert(offsetof(struct hvm_viridian_vcpu_context, simp_msr) == 16, "its offset");
 
 static long gethvmcontext(struct guest *guest, void *argument, uint32_t short_by)
 {

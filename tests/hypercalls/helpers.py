@@ -9,9 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from tests import xen_structs
 from tests.helper.libxl_side import Libxl, cbflags, started
 from tests.hypercalls.build import Release
 from tests.hypercalls.machine import (
+    PAGE,
     PARAM_CONSOLE_PFN,
     PARAM_PAGING_RING_PFN,
     PARAM_STORE_PFN,
@@ -137,7 +139,8 @@ def restore(
 
 
 def guest(machine: Machine, domid: int, ram: Sequence[range], version: int = 0) -> Domain:
-    """Make a running guest: RAM with contents, xenstore's and the console's rings, a context."""
+    """Make a running guest: RAM with contents, xenstore's and the console's rings, a context whose
+    page tables are in the second page of RAM."""
     domain = machine.domain(domid)
     rings = (SPECIAL_PFNS + 1, SPECIAL_PFNS + 2)
     for pfns in (*ram, rings):
@@ -146,7 +149,7 @@ def guest(machine: Machine, domid: int, ram: Sequence[range], version: int = 0) 
     domain.set_kind([SPECIAL_PFNS + 7], Kind.SPECIAL)
     domain.state.params[PARAM_STORE_PFN], domain.state.params[PARAM_CONSOLE_PFN] = rings
     domain.state.params[PARAM_PAGING_RING_PFN] = SPECIAL_PFNS
-    domain.context = bytes(range(256)) * 30
+    domain.context = xen_structs.context(xen_structs.cpu(0, cr3=(ram[0].start + 1) * PAGE))
     domain.tsc = (1, 123456789012, 2_400_000, 3)
     domain.resume()
     return domain

@@ -4,16 +4,19 @@ the destination while its memory comes, on the hypercalls of a real domain."""
 from __future__ import annotations
 
 import errno
+import json
 import random
 import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from tests import xen_structs
 from tests.helper.libxl_side import Libxl, cbflags, started
 from tests.hypercalls.build import Release
 from tests.hypercalls.helpers import DIALECT, Answer, Done, answered, guest
@@ -33,25 +36,41 @@ from xen_save_helper.ipc_schema.channel.messages import Operation, PrecopyPolicy
 pytestmark = pytest.mark.usefixtures("restored")
 
 RAM: Final = (range(0xA0), range(0x100, 0x900))
-LEFT: Final = sum(len(pfns) for pfns in RAM)
-"""Pages that are left to postcopy: all but the rings, which a restore empties."""
+VCPU_INFO: Final = 0x812
+ROOTS: Final = {0x8, 0x345}
+"""Two vCPUs' page tables."""
+VIRIDIAN: Final = {0x20, 0x21}
+LEFT: Final = sum(len(pfns) for pfns in RAM) - 1 - len(ROOTS) - len(VIRIDIAN)
+"""Pages that are left to postcopy: all but those that Xen does not wait for, and the rings, which
+a restore empties."""
 
 
 @pytest.fixture
 def source(machine: Machine) -> Domain:
-    return guest(machine, 1, RAM)
+    domain = guest(machine, 1, RAM)
+    domain.write(VCPU_INFO, xen_structs.vcpu_info(), 128)
+    domain.context = xen_structs.context(
+        *(xen_structs.cpu(number, cr3=pfn * PAGE) for number, pfn in enumerate(sorted(ROOTS))),
+        xen_structs.viridian_domain(0x20 * PAGE | 1),
+        # A page that the guest does not have, and one that is not enabled.
+        xen_structs.viridian_vcpu(0, vp_assist=0x21 * PAGE | 1, simp=1 << 40 | 1),
+        xen_structs.viridian_vcpu(1, vp_assist=0x22 * PAGE, simp=0),
+    )
+    return domain
 
 
 class Migration:
     """Both helpers at work, and what they have been answered."""
 
-    def __init__(self, release: Release, machine: Machine, source: Domain) -> None:
+    def __init__(self, release: Release, machine: Machine, source: Domain, events: Path) -> None:
         self._source = source
         self._environment = {
             **release.environment,
             **machine.environment,
             "XEN_SAVE_HELPER_ENGINE": Engine.OWN.value,
+            "XEN_SAVE_HELPER_EVENTS": str(events),
         }
+        self._events = events
         self._loader = release.loader
         self.policy: Answer = lambda _stats: PrecopyPolicy.POSTCOPY
 
@@ -103,10 +122,14 @@ class Migration:
             received = both.submit(self.receive, far, resumed)
             return sent.result(120), received.result(120)
 
+    def traced(self, name: str) -> list[dict[str, Any]]:
+        events = map(json.loads, self._events.read_text().splitlines())
+        return [event for event in events if event["event"] == name]
+
 
 @pytest.fixture
-def migration(release: Release, machine: Machine, source: Domain) -> Migration:
-    return Migration(release, machine, source)
+def migration(release: Release, machine: Machine, source: Domain, tmp_path: Path) -> Migration:
+    return Migration(release, machine, source, tmp_path / "events")
 
 
 def read_all(domain: Domain, expected: Domain, pfns: list[int]) -> int:
@@ -145,6 +168,46 @@ def test_a_guest_runs_on_while_its_memory_comes(
     assert [destination.page(ring) for ring in rings] == [bytes(PAGE)] * 2
     assert destination.context == source.context
     assert destination.state.repopulated == 0
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_what_xen_does_not_wait_for_goes_ahead(
+    migration: Migration, source: Domain, destination: Domain, written: bool
+) -> None:
+    """With all of memory left behind, or with what is written while precopy sends it."""
+    needed = {VCPU_INFO, *ROOTS, *VIRIDIAN}
+    out: list[set[int]] = []
+    asked: list[int] = []
+
+    def policy(_stats: dict[str, Any]) -> int:
+        asked.append(0)
+        if written and len(asked) == 1:
+            return PrecopyPolicy.CONTINUE_PRECOPY
+        if written:
+            source.write(VCPU_INFO, b"written", 1000)
+        return PrecopyPolicy.POSTCOPY
+
+    def resume(_fields: dict[str, Any]) -> int:
+        out.append(set(destination.pages(Kind.PAGED_OUT).tolist()))
+        assert {pfn: destination.page(pfn) for pfn in needed} == {
+            pfn: source.page(pfn) for pfn in needed
+        }
+        destination.resume()
+        return 1
+
+    migration.policy = policy
+    sent, received = migration.run(resume)
+    assert sent.result == (0, 0), sent.logged
+    assert received.result == (0, 0), received.logged
+    assert len(out[0]) > 1000
+    assert not needed & out[0]
+    told = [(one["why"], set(one["pfns"]), one["sent"]) for one in migration.traced("ahead")]
+    all_left = not written
+    assert told == [
+        ("vcpu_info", {VCPU_INFO}, 1),
+        ("cr3", ROOTS, len(ROOTS) * all_left),
+        ("viridian", {*VIRIDIAN, 1 << 28}, len(VIRIDIAN) * all_left),
+    ]
 
 
 def test_pages_that_the_guest_gives_back_are_not_waited_for(

@@ -148,11 +148,14 @@ def _environment(process: psutil.Process) -> dict[str, str]:
 def test_helpers_end_and_the_last_pages_come(
     machine: Machine, migration: Migration, source: Domain, destination: Domain
 ) -> None:
-    sent, received = migration.run(BOTH, BOTH)
+    sent, received = migration.run({**BOTH, "XEN_SAVE_HELPER_MAX_DOWNTIME_MS": "70"}, BOTH)
     assert sent.result == (0, 0), sent.logged
     assert received.result == (0, 0), received.logged
+    # Nothing was written twice.
+    (told,) = migration.traced("hot_pages")
+    assert (told["max_downtime_ms"], told["hot"], told["sent"]) == (70, 0, 0)
     # libxl has been told that all is there. It destroys the one and lets the other run.
-    (kept,) = migration.traced("pages_kept")
+    (kept,) = wait_for(lambda: migration.traced("pages_kept"), "the page server goes on alone")
     assert kept["pages"] >= len(WRITTEN)
     expected = {pfn: source.page(pfn) for part in RAM for pfn in part}
     source.destroy()

@@ -15,12 +15,14 @@ from tests.helper.engine.test_restore import new_domain, records, restored, stre
 from tests.streams import parameters
 from tests.streams import whole as whole_stream
 from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
+from xen_save_helper.helper.hypervisors.xen.hvm_context import needed
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 PAGE_SIZE = 4096
 NO_CONTENTS = {0xD, 0xE, 0xF}
 HAVE_PFN = (1 << 52) - 1
+_PRESENT = 1
 
 
 def contents_of(stream: bytes) -> tuple[dict[int, bytes], bytes]:
@@ -41,6 +43,20 @@ def contents_of(stream: bytes) -> tuple[dict[int, bytes], bytes]:
                 place += PAGE_SIZE
         assert place == len(body)
     return pages, context
+
+
+@pytest.mark.parametrize("packed", [*parameters("hvm"), *parameters("pvh")])
+def test_a_context_names_the_root_of_the_page_tables(packed: Path | None) -> None:
+    """A 64-bit Linux: it has a page that, as a PML4, maps the kernel, and other tables."""
+    whole = lzma.decompress(whole_stream(packed).read_bytes())
+    pages, context = contents_of(whole[whole.index(b"\xff" * 8 + b"XENF") :])
+    (what, (root,)) = *needed(context), *needed(context).values()
+    assert what == "cr3"
+    entries = struct.unpack("<512Q", pages[root])
+    assert entries[511] & _PRESENT
+    tables = [entry for entry in entries if entry & _PRESENT]
+    assert len(tables) > 10
+    assert all((entry & HAVE_PFN) >> 12 in pages for entry in tables)
 
 
 @pytest.mark.parametrize("packed", parameters("pvh"))

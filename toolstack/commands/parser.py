@@ -274,7 +274,8 @@ def _add_migration_commands(command: Adder) -> None:
         "--max-downtime",
         type=count,
         metavar="MS",
-        help="end precopy once what is left takes no longer than this, at the measured rate",
+        help="end precopy once what is left takes no longer than this, at the measured rate; a "
+        "postcopy sends as many of the guest's hottest pages ahead as that",
     )
     migrate.add_argument(
         "--dirty-threshold",

@@ -143,6 +143,7 @@ def live_migrate_parameters(
     admitted: bool = True,
 ) -> SaveParameters:
     """Check the arguments of `domain_live_migrate`. Raises TypeError, ValueError."""
+    arguments.instance("precopy", precopy, PrecopyLimits)
     request = HelperRequest(
         Operation.SAVE,
         arguments.domain_number(domid),
@@ -154,11 +155,12 @@ def live_migrate_parameters(
         bandwidth=arguments.bandwidth(bandwidth),
         sparse=arguments.instance("sparse", sparse, bool),
         postcopy=memory_strategy is MemoryStrategy.POSTCOPY,
+        max_downtime_ms=precopy.max_downtime_ms or 0,
     )
     return SaveParameters(
         request,
         arguments.instance("memory_strategy", memory_strategy, MemoryStrategy),
-        arguments.instance("precopy", precopy, PrecopyLimits),
+        precopy,
         arguments.function("on_transition", on_transition),
         admitted=arguments.instance("admitted", admitted, bool),
     )

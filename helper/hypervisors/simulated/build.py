@@ -7,7 +7,7 @@ import struct
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from xen_save_helper.helper.hypervisors.simulated import layout
+from xen_save_helper.helper.hypervisors.simulated import layout, vcpu_info
 from xen_save_helper.helper.hypervisors.simulated.config import MAXMEM_CONSTANT
 from xen_save_helper.helper.hypervisors.simulated.kinds import DEFAULT_RATES, NAMES
 from xen_save_helper.helper.hypervisors.simulated.layout import DomainPage, HvmParam
@@ -55,13 +55,14 @@ def build_domain(
     domain.max_memkb = build_info["max_memkb"] + video_memkb + MAXMEM_CONSTANT
     domain.paused = 1
     domain.shutdown = layout.RUNS
-    domain.tsc_khz = 2_400_000
+    domain.tsc_khz = layout.HOST_KHZ
     shared.store_policy(
         without(b"".join(struct.pack("<6I", *leaf) for leaf in _CPUID), lacks),
         b"".join(struct.pack("<IIQ", *entry) for entry in _MSRS),
     )
     domain.hvm_params[HvmParam.PAE_ENABLED] = 1
     domain.hvm_params[HvmParam.TIMER_MODE] = 1
+    domain.vcpu_info = layout.NOT_REGISTERED
     domain.magic = layout.MAGIC
 
 
@@ -81,6 +82,9 @@ def fresh_registers(request: Mapping[str, Any]) -> Registers:
         # Memory is sent from pfn 0 on: who looks at it from there meets only what has come.
         sweep=request["pages"] // 2,
         token=secrets.token_bytes(16),
+        # Far from where a sweep and a sender start, and from what is given back first.
+        vcpu_info=request["pages"] // 4,
+        vcpu_info_version=vcpu_info.FIRST_VERSION,
     )
 
 

@@ -64,8 +64,13 @@ class SimulatedDomain(OpenDomain):
         return self.shared.domain.maximum_gpfn
 
     def needed_at_once(self) -> Pfns:
-        """None: a guest here makes no hypercalls that could fail."""
-        return pfns_of()
+        """The page that the guest has registered for its `vcpu_info`: see there."""
+        pfn = self.shared.domain.vcpu_info
+        return pfns_of() if pfn == layout.NOT_REGISTERED else pfns_of([pfn])
+
+    def needed_by(self, context: bytes) -> dict[str, Pfns]:
+        """None: a simulated guest has no page tables."""
+        return {}
 
     # -- log-dirty ------------------------------------------------------------------------------
 

@@ -190,7 +190,7 @@ class GuestLoop:
             self._compare_device_model()
         domain.paused = 0
         if domain.shutdown == RUNS:
-            self._vcpu.start()
+            self._guarded(self._vcpu.start)
         return {}
 
     def _resume(self, _connection: socket.socket, _message: Message) -> Message:
@@ -200,7 +200,7 @@ class GuestLoop:
         if domain.shutdown == ShutdownReason.SUSPEND:
             domain.shutdown = RUNS
             if not domain.paused:
-                self._vcpu.start()
+                self._guarded(self._vcpu.start)
         return {}
 
     def _save_registers(self) -> None:
@@ -212,6 +212,7 @@ class GuestLoop:
             context = self._vcpu.registers.encode()
             self._shared.write_area(layout.CONTEXT_OFFSET, context)
             self._domain.context_length = len(context)
+            self._vcpu.note_vcpu_info()
 
     def _load_registers(self) -> None:
         """Load registers that hvm_setcontext left, if any."""

@@ -12,8 +12,8 @@ from typing import Final
 
 PAGE_SIZE: Final = 4096
 
-MAGIC: Final = 0x304D4F4453485358
-"""Little-endian `XSHSDOM0`; changes with the layout."""
+MAGIC: Final = 0x314D4F4453485358
+"""Little-endian `XSHSDOM1`; changes with the layout."""
 
 MIN_CAPACITY: Final = 1 << 20
 """Pfns that every domain has room for: a real guest has its special pages just below 4 GiB."""
@@ -21,6 +21,9 @@ MIN_CAPACITY: Final = 1 << 20
 CONTEXT_AREA: Final = 1 << 20
 POLICY_AREA: Final = 1 << 16
 """Bytes that an HVM context, and each of the two CPU policies, can have."""
+
+HOST_KHZ: Final = 2_400_000
+"""The frequency of a simulated host's TSC."""
 
 HVM_NR_PARAMS: Final = 64
 """Xen 4.17 has 39."""
@@ -32,6 +35,9 @@ off."""
 
 RUNS: Final = -1
 """`shutdown` of a domain that is not shut down; else a ShutdownReason."""
+
+NOT_REGISTERED: Final = -1
+"""`vcpu_info` of a domain whose guest has not registered one since the domain was created."""
 
 
 class P2M(IntEnum):
@@ -98,6 +104,8 @@ class DomainPage(ctypes.Structure):
     tsc_nsec: int
     tsc_incarnation: int
     hvm_params: ctypes.Array[ctypes.c_uint64]
+    vcpu_info: int
+    """Pfn of the page with the vCPU's struct vcpu_info, or NOT_REGISTERED."""
 
     suspend_wanted: int
     """Number of the pending request to suspend, 0 for none. Changes under the suspend lock."""
@@ -139,6 +147,7 @@ class DomainPage(ctypes.Structure):
         ("tsc_incarnation", ctypes.c_uint32),
         ("tsc_nsec", ctypes.c_uint64),
         ("hvm_params", ctypes.c_uint64 * HVM_NR_PARAMS),
+        ("vcpu_info", ctypes.c_int64),
         ("suspend_wanted", ctypes.c_uint64),
         ("suspend_acknowledged", ctypes.c_uint64),
         ("suspend_count", ctypes.c_uint64),

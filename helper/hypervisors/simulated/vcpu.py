@@ -14,11 +14,12 @@ from typing import Final
 import numpy as np
 
 from xen_save_helper.helper.hypervisors.interface import ShutdownReason
-from xen_save_helper.helper.hypervisors.simulated import pattern, userfault
+from xen_save_helper.helper.hypervisors.simulated import pattern, userfault, vcpu_info
 from xen_save_helper.helper.hypervisors.simulated.kinds import UNLIMITED, Kind
 from xen_save_helper.helper.hypervisors.simulated.layout import (
     BUCKETS_PER_OCTAVE,
     FAULT_BUCKETS,
+    NOT_REGISTERED,
     P2M,
     PAGE_SIZE,
     RUNS,
@@ -70,12 +71,24 @@ class VCPU:
         pfns = np.arange(first, first + count, dtype=np.uint64)
         shared.make_ready(first * PAGE_SIZE, count * PAGE_SIZE, writable=True)
         pattern.write(self._words, registers.seed, pfns, np.zeros_like(pfns))
+        if first <= registers.vcpu_info < first + count:
+            page = self._words[registers.vcpu_info]
+            vcpu_info.write(page, registers.vcpu_info_version, self._domain.tsc_khz)
         shared.p2m[first : first + count] = P2M.POPULATED
 
     def start(self) -> None:
-        """Start running from the current registers, with a step at once."""
-        self._written_until = time.monotonic() - self._interval(self._running())
+        """Start running from the current registers, with a step at once. Raises Crash."""
+        registers = self._running()
+        self._written_until = time.monotonic() - self._interval(registers)
         self._domain.first_step_at = 0.0
+        self._domain.vcpu_info = registers.vcpu_info
+        self._tick()
+
+    def note_vcpu_info(self) -> None:
+        """Count the page with the vcpu_info as dirty. Log-dirty mode does not see the hypervisor's
+        own writes, which go on as long as the vCPU runs; it must stand still."""
+        if self._domain.vcpu_info != NOT_REGISTERED:
+            self._shared.writes[self._domain.vcpu_info] += np.uint32(2)
 
     # -- steps ----------------------------------------------------------------------------------
 
@@ -99,6 +112,7 @@ class VCPU:
         now = time.monotonic()
         if domain.first_step_at == 0.0:
             domain.first_step_at = now
+        self._tick()
         pfns, writes = registers.workload().targets(registers.writes, self._due(registers, now))
         drawn = len(pfns)
         here = pfns < np.uint64(registers.present)
@@ -134,8 +148,31 @@ class VCPU:
         # Odd while the page changes, and different at the end: a reader sees at any moment that the
         # page is not what it was (Linux/x86 keeps the order of these stores).
         counters[pfns] += np.uint32(1)
+        info = self._words[registers.vcpu_info, vcpu_info.WORDS]
+        kept = info.copy() if registers.vcpu_info in pfns else None
         pattern.write(self._words, registers.seed, pfns, writes)
+        if kept is not None:
+            info[:] = kept
         counters[pfns] += np.uint32(1)
+
+    def _tick(self) -> None:
+        """Have the hypervisor write the time. Raises Crash if it cannot, or what it has written
+        before is not there."""
+        registers = self._running()
+        try:
+            found, now = vcpu_info.update(self._shared, self._words, registers.vcpu_info)
+        except vcpu_info.NotThereError as error:
+            raise Crash(str(error)) from error
+        self._compare_version(registers, found)
+        registers.vcpu_info_version = now
+
+    def _compare_version(self, registers: Registers, found: int) -> None:
+        if found != registers.vcpu_info_version:
+            self._domain.memory_wrong += 1
+            raise Crash(
+                f"pfn {registers.vcpu_info:#x} is wrong: the time in the vcpu_info has version "
+                f"{found}, want {registers.vcpu_info_version}"
+            )
 
     # -- comparing ------------------------------------------------------------------------------
 
@@ -146,10 +183,15 @@ class VCPU:
         registers, domain = self._running(), self._domain
         self._bring_in(pfns)
         expected = registers.workload().writes_of(pfns, registers.writes)
-        wrong = pattern.first_wrong(self._words, registers.seed, pfns, expected)
+        wrong = pattern.first_wrong(
+            self._words, registers.seed, pfns, expected, (registers.vcpu_info, vcpu_info.WORDS)
+        )
         registers.pages_checked += len(pfns)
         domain.pages_checked = registers.pages_checked
         if wrong is None:
+            if registers.vcpu_info in pfns:
+                page = self._words[registers.vcpu_info]
+                self._compare_version(registers, vcpu_info.version_in(page))
             return
         domain.memory_wrong += 1
         pfn, write = int(pfns[wrong]), int(expected[wrong])
@@ -192,10 +234,11 @@ class VCPU:
     # -- giving memory back ---------------------------------------------------------------------
 
     def release(self, count: int) -> int:
-        """Give back the last `count` pages (XENMEM_decrease_reservation); how many it had."""
+        """Give back the last `count` pages (XENMEM_decrease_reservation), but none before its
+        vcpu_info; how many it had."""
         registers = self._running()
-        count = min(count, registers.present)
-        if not count:
+        count = min(count, registers.present - registers.vcpu_info - 1)
+        if count <= 0:
             return 0
         registers.present -= count
         registers.sweep = 0

@@ -202,6 +202,11 @@ class XenDomain(XenControlledDomain):
 
         return vcpu_info.find(self)
 
+    def needed_by(self, context: bytes) -> dict[str, Pfns]:
+        from xen_save_helper.helper.hypervisors.xen import hvm_context
+
+        return hvm_context.needed(context)
+
     def mem_paging_enable(self) -> XenPaging:
         """Raises OSError if this domain or this Xen cannot have paging, with the reason."""
         from xen_save_helper.helper.hypervisors.xen.paging import XenPaging

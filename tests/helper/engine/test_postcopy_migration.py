@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import struct
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from tests.helper.engine.running import (
     save_job,
 )
 from tests.waiting import wait_for
+from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
@@ -63,12 +65,27 @@ def test_a_guest_runs_on_while_its_memory_comes(
         assert results.statistics.bytes == sent.bytes
         assert results.statistics.postcopy_pages <= sent.postcopy_pages
         if rounds == 0:
-            assert sent.pages == 0
+            assert sent.pages == 1, "that of the vcpu_info"
             assert sent.postcopy_pages >= MEMORY // PAGE
         assert not log_dirty(guest.source, guest.domid)
         report = guest.target.verify(guest.new, 30)
         assert report.state is GuestState.RUNNING
         assert report.memory_ok
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_a_guest_whose_hypervisor_needs_a_page_at_once_is_lost_without_it(
+    host_factory: HostFactory, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SimulatedDomain, "needed_at_once", lambda _self: pfns_of())
+    with migration(host_factory, "random", MEMORY) as guest:
+        guest.receive(RECEIVE)
+        guest.send(SEND, precopy_policy=postcopy_in_round(rounds), postcopy_transition=1)
+        guest.received()
+        report = guest.target.report(guest.new)
+        assert report.state is GuestState.CRASHED
+        assert report.crash is not None
+        assert "vcpu_info: pfn 0x400 is paged out, and it does not wait" in report.crash
 
 
 def test_the_guest_faults_and_is_served_first(host_factory: HostFactory) -> None:
@@ -88,6 +105,42 @@ def test_the_guest_faults_and_is_served_first(host_factory: HostFactory) -> None
         assert report.fault_p50_us < 100_000, "far less than the half second that all pages take"
 
 
+@pytest.mark.parametrize(("milliseconds", "all_fit"), [(10, False), (5_000, True)])
+def test_the_hottest_pages_go_ahead_within_the_downtime(
+    host_factory: HostFactory, milliseconds: int, all_fit: bool
+) -> None:
+    """The guest writes an eighth of its memory in each round."""
+    with migration(host_factory, "random", MEMORY) as guest:
+        guest.receive(RECEIVE)
+        limits = {"bandwidth": 50_000_000, "max_downtime_ms": milliseconds}
+        sent, controller = guest.send(
+            save_job(live=True, postcopy=True, **limits),
+            precopy_policy=postcopy_in_round(2),
+            postcopy_transition=1,
+        )
+        guest.received()
+        (told,) = re.findall(
+            r"(\d+) of (\d+) hot pages go ahead of postcopy; (\d+) can be sent in",
+            controller.logged(),
+        )
+        ahead, hot, room = map(int, told)
+        assert hot > MEMORY // PAGE // 16
+        assert ahead == min(hot, room)
+        # The pages and their list take 4,104 bytes each.
+        assert 0 < room < 1.2 * limits["bandwidth"] / 4104 * milliseconds / 1000
+        assert (ahead == hot) is all_fit
+        assert (sent.postcopy_pages < hot // 4) is all_fit
+        assert guest.target.verify(guest.new, 30).memory_ok
+
+
+def test_without_a_downtime_no_page_is_counted_as_hot(host_factory: HostFactory) -> None:
+    with migration(host_factory, "random", MEMORY) as guest:
+        guest.receive(RECEIVE)
+        _, controller = guest.send(SEND, precopy_policy=postcopy_in_round(2), postcopy_transition=1)
+        guest.received()
+        assert "hot pages" not in controller.logged()
+
+
 def test_a_round_that_is_left_early_goes_by_postcopy(host_factory: HostFactory) -> None:
     asked = []
 
@@ -98,7 +151,7 @@ def test_a_round_that_is_left_early_goes_by_postcopy(host_factory: HostFactory) 
     with migration(host_factory, "random", MEMORY) as guest:
         guest.receive(RECEIVE)
         sent, _ = guest.send(SEND, precopy_policy=policy, postcopy_transition=1)
-        assert sent.pages == 2048
+        assert sent.pages == 2048 + 1, "and again that of the vcpu_info"
         assert sent.postcopy_pages >= MEMORY // PAGE - 2048
         guest.received()
         assert guest.target.verify(guest.new, 30).memory_ok

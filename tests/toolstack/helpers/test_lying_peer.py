@@ -303,6 +303,7 @@ def start_fields() -> dict[str, Any]:
         "postcopy": False,
         "missing_cpu_features": "refuse",
         "sparse": False,
+        "max_downtime_ms": 0,
     }
 
 

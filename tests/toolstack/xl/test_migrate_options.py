@@ -27,12 +27,14 @@ def remarks(ended: Ended) -> list[str]:
     return [text for text in ended.json["warnings"] if "stood still" not in text]
 
 
+def traced(events: Path, name: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in events.read_text().splitlines()]
+    return [row for row in rows if row["event"] == name]
+
+
 def policy(events: Path) -> list[dict[str, Any]]:
     """What the controller decided of precopy, round by round."""
-    rows = [json.loads(line) for line in events.read_text().splitlines()]
-    return [
-        row for row in rows if row["event"] == "precopy_policy" and row["process"] == "controller"
-    ]
+    return [row for row in traced(events, "precopy_policy") if row["process"] == "controller"]
 
 
 def test_precopy_ends_once_what_is_left_takes_no_longer(hosts: Hosts, tmp_path: Path) -> None:
@@ -45,6 +47,19 @@ def test_precopy_ends_once_what_is_left_takes_no_longer(hosts: Hosts, tmp_path: 
     assert last["answer"] == "STOP_AND_COPY"
     assert last["iteration"] == 1
     assert last["why"].endswith("at most 60000 wanted")
+
+
+def test_a_postcopy_spends_the_downtime_on_hot_pages(hosts: Hosts, tmp_path: Path) -> None:
+    guest(hosts, 16)
+    events = tmp_path / "events"
+    ended = migrate(hosts, "--postcopy", "--max-rounds=2", "--dirty-threshold=0",
+                    "--max-downtime=1", "--events", events)  # fmt: skip
+    assert ended.code == 0, ended
+    assert ended.json["postcopy"]["pages"]
+    (told,) = traced(events, "hot_pages")
+    assert told["max_downtime_ms"] == 1
+    assert told["hot"] > told["sent"] > 0
+    assert told["sent"] == told["room"]
 
 
 def test_a_migration_that_does_not_converge_is_given_up(hosts: Hosts) -> None:

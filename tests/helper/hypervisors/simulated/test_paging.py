@@ -38,7 +38,8 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 @dataclass
 class Receiver:
-    """A paused copy of a guest, some of its pages paged out (`out`), and the pager."""
+    """A paused copy of a guest, some of its pages paged out (`out`), and the pager. The page that
+    the hypervisor does not wait for is here."""
 
     host: SimulatedHost
     domid: int
@@ -93,11 +94,13 @@ def receiver(
         contents = read_pages(old, pfns)
         domain.populate_physmap_exact(pfns)
         write_pages(domain, pfns[:first_out], contents[: first_out * PAGE])
+        needed = old.needed_at_once()
+        write_pages(domain, needed, read_pages(old, needed))
         copy_rest(source, domid, target, new)
         paging = domain.mem_paging_enable()
         try:
-            paging.evict(pfns[first_out:])
-            out = set(pfns[first_out:].tolist())
+            out = set(pfns[first_out:]) - set(needed)
+            paging.evict(pfns_of(sorted(out)))
             yield Receiver(target, new, domain, paging, contents, out)
         finally:
             paging.close()
@@ -226,7 +229,7 @@ from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 from xen_save_helper.ipc_schema.streams.pfns import pfns_of
 domain = open_on_host(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
 paging = domain.mem_paging_enable()
-paging.evict(pfns_of(range(1024)))
+paging.evict(pfns_of(set(range(1024)) - set(domain.needed_at_once())))
 print("out", flush=True)
 sys.stdin.read()
 """

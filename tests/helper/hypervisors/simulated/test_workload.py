@@ -98,9 +98,16 @@ def test_scattered_pages_are_compared_as_runs_are(memory: pattern.Words) -> None
     assert pattern.first_wrong(memory, 3, some, WRITES[some]) == 2
 
 
+def test_words_that_are_another_writers_are_spared(memory: pattern.Words) -> None:
+    memory[3, 8:16] = 0
+    assert pattern.first_wrong(memory, 3, PFNS, WRITES, (3, slice(8, 16))) is None
+    for spared in ((2, slice(8, 16)), (3, slice(8, 15)), (-1, slice(8, 16))):
+        assert pattern.first_wrong(memory, 3, PFNS, WRITES, spared) == 3
+
+
 def registers() -> Registers:
     return Registers(
-        Kind.RANDOM, 2**63 - 1, 20_000.0, 65_536, 65_000, 123_456, 99, 777, 5, b"t" * 16
+        Kind.RANDOM, 2**63 - 1, 20_000.0, 65_536, 65_000, 123_456, 99, 777, 5, b"t" * 16, 16_384, 84
     )
 
 

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import random
-import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.xen_structs import SCALE, vcpu_info
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE
 from xen_save_helper.helper.hypervisors.xen.vcpu_info import Scale, pages_with, scale_of
-
-INFO = struct.Struct("=BB6xQ16xIIQQIbBH")
-"""pending, mask, pending_sel, (cr2 and a pad), version, pad0, tsc_timestamp, system_time,
-tsc_to_system_mul, tsc_shift, flags, pad1."""
-SCALE = scale_of(2_400_000)
-
-
-def info(
-    scale: Scale = SCALE, pending: int = 0, mask: int = 1, version: int = 8, flags: int = 1
-) -> bytes:
-    return INFO.pack(pending, mask, 0, version, 0, 10**12, 10**11, scale.mul, scale.shift, flags, 0)
 
 
 def memory(pages: int, infos: dict[int, bytes]) -> memoryview:
@@ -47,25 +36,29 @@ def test_scales_by_hand(khz: int, shift: int) -> None:
 
 
 def test_pages_are_found_each_once() -> None:
-    infos = {PAGE_SIZE + 64: info(), 5 * PAGE_SIZE: info(mask=0), 5 * PAGE_SIZE + 128: info()}
+    infos = {
+        PAGE_SIZE + 64: vcpu_info(),
+        5 * PAGE_SIZE: vcpu_info(mask=0),
+        5 * PAGE_SIZE + 128: vcpu_info(),
+    }
     assert list(pages_with(memory(8, infos), SCALE)) == [1, 5]
 
 
 @given(st.integers(-(SCALE.mul >> 11), SCALE.mul >> 11))
 def test_xen_has_measured_the_frequency_more_exactly_than_it_tells(off: int) -> None:
-    near = info(Scale(SCALE.mul + off, SCALE.shift))
+    near = vcpu_info(Scale(SCALE.mul + off, SCALE.shift))
     assert list(pages_with(memory(2, {PAGE_SIZE: near}), SCALE)) == [1]
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        info(Scale(SCALE.mul // 2, SCALE.shift)),
-        info(Scale(SCALE.mul, SCALE.shift - 1)),
-        info(pending=2),
-        info(mask=7),
-        info(version=0),
-        info(flags=0x10),
+        vcpu_info(Scale(SCALE.mul // 2, SCALE.shift)),
+        vcpu_info(Scale(SCALE.mul, SCALE.shift - 1)),
+        vcpu_info(pending=2),
+        vcpu_info(mask=7),
+        vcpu_info(version=0),
+        vcpu_info(flags=0x10),
         bytes(64),
         b"\xff" * 64,
     ],

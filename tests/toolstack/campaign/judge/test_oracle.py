@@ -27,6 +27,8 @@ UNANSWERED = "source/hello:before-send=garbage; source.controller/refused:after-
 HARMLESS = "source/hello=delay(0.1)"
 # All is sent, and the guest writes on: without the time, a quick machine would leave nothing dirty.
 DIRTIED = "source/suspend:before-send=delay(0.5)"
+# The guest starts before the first page comes.
+LATE_PAGES = "source/record.libxc.POSTCOPY_PAGE_DATA:write=delay(0.5)"
 
 CAUGHT = [
     ("forgets-the-rc", "source/exit=kill", "live", r"migrate exited with 0"),
@@ -58,6 +60,12 @@ CAUGHT = [
     ("harms-the-source", BROKEN, "stop-and-copy", r"crashed|memory of .* is wrong"),
     ("hides-the-cause", MISUNDERSTOOD, "live", r"does not name the cause"),
     ("loses-dirty-pages", DIRTIED, "live", r"crashed|memory of .* is wrong"),
+    (
+        "leaves-to-postcopy-what-the-hypervisor-needs",
+        LATE_PAGES,
+        "postcopy",
+        r"crashed\): .*vcpu_info: .* is paged out",
+    ),
     ("waits-without-an-end", LOST, "postcopy", r"did not end within"),
     ("lets-nobody-go-on", "source/exit=stop", "live", r"did not end within"),
     ("gives-the-usual-rc", "guest/suspend=refuse", "save", r"rc -3 at the source; right is -8"),

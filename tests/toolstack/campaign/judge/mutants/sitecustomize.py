@@ -263,6 +263,11 @@ def loses_dirty_pages(module: Any) -> None:
     module.SimulatedDomain.logdirty_clean = lose
 
 
+@mutant("xen_save_helper.helper.hypervisors.simulated.domain")
+def leaves_to_postcopy_what_the_hypervisor_needs(module: Any) -> None:
+    module.SimulatedDomain.needed_at_once = lambda _self: module.pfns_of()
+
+
 @mutant("xen_save_helper.ipc_schema.streams.libxc_record_types")
 def takes_any_record(module: Any) -> None:
     record_type = module.record_type
