@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from struct import Struct
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 import msgpack
 
@@ -16,8 +16,6 @@ from xen_save_helper.helper.faults.injector import Firing
 from xen_save_helper.ipc_schema.channel import msgpack_codec, pipe_codec
 from xen_save_helper.ipc_schema.channel.messages import MAX_BODY
 from xen_save_helper.ipc_schema.faults import actions
-
-T = TypeVar("T")
 
 Mangle = Callable[[bytes, Random], list[bytes]]
 
@@ -65,7 +63,7 @@ ON_ZMQ: Final[Mapping[str, Mangle]] = {
     actions.WRONG_SEQUENCE.name: _zmq_wrong_sequence,
     actions.WRONG_NUMBER.name: _zmq_wrong_number,
 }
-"""Without `reorder`: see `Outgoing`."""
+"""Without `reorder`: see `message_points`."""
 
 ON_PIPE: Final[Mapping[str, Mangle]] = {
     **_ANY,
@@ -88,29 +86,3 @@ def mangled(
     """The messages that go in the place of `messages`."""
     mangle = mangles[firing.fault.action.kind.name]
     return [made for one in messages for made in mangle(one, firing.random)]
-
-
-class Outgoing(Generic[T]):
-    """The outgoing messages of one channel; `T` is what the channel knows of each."""
-
-    def __init__(self, mangles: Mapping[str, Mangle]) -> None:
-        self._mangles = mangles
-        self._held: list[tuple[T, bytes]] = []
-
-    def instead(
-        self, known: T, data: bytes, firings: Sequence[Firing]
-    ) -> list[tuple[T, bytes]] | None:
-        """What goes out, in order, in the place of the message `data`; None if it is held until the
-        next one has gone."""
-        messages, held = [data], False
-        for firing in firings:
-            if firing.fault.action.kind is actions.REORDER:
-                held = True
-            else:
-                messages = mangled(self._mangles, messages, firing)
-        now = [(known, one) for one in messages]
-        if held:
-            self._held += now
-            return None
-        earlier, self._held = self._held, []
-        return now + earlier

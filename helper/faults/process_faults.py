@@ -37,8 +37,8 @@ def die(name: str) -> None:
     ctypes.CDLL(None).signal(ctypes.c_int(signum), None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signum})
     os.kill(os.getpid(), signum)
-    # A signal to the process may take effect in another thread.
-    if signum in _DEADLY:
+    # It may take effect in another thread.
+    if name not in actions.HARMLESS | actions.STOPPING:
         threading.Event().wait()
 
 
@@ -53,20 +53,6 @@ def send(name: str) -> None:
     """Send the process a signal that it may handle."""
     os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
 
-
-_HARMLESS: Final = frozenset(
-    {
-        signal.SIGCHLD,
-        signal.SIGCONT,
-        signal.SIGURG,
-        signal.SIGWINCH,
-        signal.SIGSTOP,
-        signal.SIGTSTP,
-        signal.SIGTTIN,
-        signal.SIGTTOU,
-    }
-)
-_DEADLY: Final = frozenset(signal.Signals) - _HARMLESS
 
 _DOES: Final[Mapping[str, Callable[[Any], None]]] = {
     actions.EXIT.name: exit_at_once,

@@ -27,6 +27,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable, Sequence
+from random import Random
 from typing import Final, NamedTuple
 
 from xen_save_helper.ipc_schema.faults.actions import (
@@ -134,6 +135,19 @@ class Plan(NamedTuple):
             for fault in self.faults
             if fault.point.who is who and (side is None or not fault.sides or side in fault.sides)
         )
+
+    def drawn(self, who: Who) -> list[Fault]:
+        """The faults of the link or the guest that strike. Their points are passed once, so chance
+        can be drawn beforehand; the plan has a seed if it has any."""
+        return [
+            fault
+            for index, fault in enumerate(self.of(who))
+            if fault.times.nth == 1
+            and (
+                fault.times.percent is None
+                or Random(f"{self.seed}/{who.value}/{index}").random() * 100 < fault.times.percent
+            )
+        ]
 
     @property
     def staged(self) -> tuple[Fault, ...]:

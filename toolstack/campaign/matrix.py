@@ -257,14 +257,11 @@ _SHORT: Final[Mapping[tuple[Who, str], int]] = {
 }
 """Bytes that go back in each run."""
 
-_WAITING: Final = frozenset({actions.STOP, actions.DELAY, actions.STALL, actions.LATE})
-"""Actions that would take minutes if they were done each time."""
-
 
 def _times(random: Random, fault: Fault) -> Times:
     if random.random() < 0.6 or fault.point.kind not in {Kind.MESSAGE, Kind.RECORD}:
         return FIRST
     once = Times(random.choice((2, 3)))
-    if fault.action.kind in _WAITING:
-        return once
+    if fault.action.kind in actions.WAITS:
+        return once  # each time would take minutes
     return random.choice((once, Times(2, onwards=True), Times(onwards=True), Times(percent=30)))

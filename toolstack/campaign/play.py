@@ -57,15 +57,6 @@ _START_UP_SECONDS: Final = 20.0
 """Seconds for the interpreters of a run to start on a busy machine."""
 _CLEAN_SECONDS: Final = 60.0
 """The limit of a command without faults."""
-_TIMES: Final = frozenset(
-    {
-        fault_actions.STOP.name,
-        fault_actions.DELAY.name,
-        fault_actions.STALL.name,
-        fault_actions.LATE.name,
-    }
-)
-"""Actions whose value is in seconds."""
 
 
 def time_limit(plan: Plan, limits: Limits) -> float:
@@ -75,7 +66,7 @@ def time_limit(plan: Plan, limits: Limits) -> float:
         # Nobody limits the controller itself; everything else that is late ends at a limit.
         seconds if fault.point.who is Who.CONTROLLER else min(seconds, each)
         for fault in plan.faults
-        if fault.action.kind.name in _TIMES
+        if fault.action.kind in fault_actions.WAITS
         for seconds in (float(fault.action.value or 0),)
     )
     return each + 3 * limits.abort + limits.handshake + _START_UP_SECONDS + waits

@@ -201,9 +201,9 @@ def test_nothing_is_read_behind_a_record_whose_callback_reads(
             found += os.read(ends.engine, 1000)
         assert found == first
         assert os.read(ends.real, len(LIBXL)) == LIBXL
-        ends.session.answered("suspend")
+        ends.session.streams.answered("suspend")
         assert os.get_blocking(ends.engine)
-        ends.session.answered(callback)
+        ends.session.streams.answered(callback)
         assert os.read(ends.engine, 1000) == END
 
 
@@ -213,7 +213,7 @@ def test_what_was_written_is_there_before_the_callback_that_writes(file: Path) -
         pending = first
         while pending:
             pending = pending[os.write(ends.engine, pending) :]
-        ends.session.calling("postcopy_transition")
+        ends.session.streams.calling("postcopy_transition")
         assert file.read_bytes() == first
         os.write(ends.real, LIBXL)
         os.lseek(ends.real, 0, os.SEEK_END)

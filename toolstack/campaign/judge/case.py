@@ -19,7 +19,6 @@ from xen_save_helper.toolstack.campaign.judge.expectation import (
     Spoils,
 )
 from xen_save_helper.toolstack.campaign.judge.progress import Stages, is_go
-from xen_save_helper.toolstack.faults.guest import of_guest
 from xen_save_helper.toolstack.limits import Limits
 
 HERE: Final = Side.SOURCE
@@ -65,7 +64,7 @@ def find_fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[Fired
             yield Fired(fault, side, what, late, event["t"])
         elif event["event"] == "suspend_request":
             # A guest behaves in one way only: the last that it was told.
-            for fault in of_guest(plan)[-1:]:
+            for fault in plan.drawn(Who.GUEST)[-1:]:
                 yield Fired(fault, HERE, expectation(fault, limits), after_go, event["t"])
 
 
