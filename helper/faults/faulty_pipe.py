@@ -10,7 +10,7 @@ from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.pipe_channel import PipeChannel
 from xen_save_helper.helper.faults.descriptors import hollow
 from xen_save_helper.helper.faults.injector import Firing
-from xen_save_helper.helper.faults.message_faults import ON_PIPE
+from xen_save_helper.helper.faults.mangles import ON_PIPE
 from xen_save_helper.helper.faults.message_points import CallbackPoints
 from xen_save_helper.helper.faults.session import Session
 from xen_save_helper.ipc_schema.channel import pipe_codec

@@ -11,7 +11,7 @@ import zmq
 from xen_save_helper.helper.channels.zmq_channel import ZmqChannel
 from xen_save_helper.helper.faults.echo import Echo
 from xen_save_helper.helper.faults.injector import Firing
-from xen_save_helper.helper.faults.message_faults import ON_ZMQ
+from xen_save_helper.helper.faults.mangles import ON_ZMQ
 from xen_save_helper.helper.faults.message_points import CallbackPoints
 from xen_save_helper.helper.faults.session import Session
 from xen_save_helper.ipc_schema.channel import msgpack_codec

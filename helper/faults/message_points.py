@@ -7,7 +7,7 @@ from functools import partial
 from typing import Protocol
 
 from xen_save_helper.helper.faults.injector import Firing
-from xen_save_helper.helper.faults.message_faults import Mangle, mangled
+from xen_save_helper.helper.faults.mangles import Mangle, mangled
 from xen_save_helper.helper.faults.session import Session
 from xen_save_helper.helper.faults.striker import Striker
 from xen_save_helper.ipc_schema.faults.actions import ANSWER, DROP, FAIL, HANG_UP, REORDER

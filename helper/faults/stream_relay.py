@@ -25,7 +25,6 @@ from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import CONTEXT
 from xen_save_helper.helper.faults.descriptors import fails_to_write, shut
 from xen_save_helper.helper.faults.outlet import BrokenError, Outlet
-from xen_save_helper.helper.faults.record_faults import RecordFaults
 from xen_save_helper.helper.faults.striker import Striker
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE
 from xen_save_helper.helper.job import EXIT_FAILED
@@ -98,7 +97,6 @@ class StreamRelay(threading.Thread):
         self._sink = ends.real if writing else ends.ours.fileno()
         self._moment = Moment.WRITE if writing else Moment.READ
         self._outlet = Outlet(striker.strike, self._write, self._piece_passed, writing=writing)
-        self._records = RecordFaults(self._outlet)
         self._poll = select.poll()
         self._poll.register(self._source, select.POLLIN)
         self._at_rest = threading.Condition()
@@ -176,7 +174,7 @@ class StreamRelay(threading.Thread):
                 self.turn.clear()
             self._record(kind, header, length)
             if kind in _LAST:
-                self._records.finish()
+                self._outlet.end_records()
                 self._last()
             if kind in CALLBACKS and not self.writing:
                 self.turn.wait()
@@ -190,14 +188,15 @@ class StreamRelay(threading.Thread):
                     mangling.append(firing)
                 else:
                     self._outlet.do(firing)
-        self._outlet.pass_on(self._records.begin(mangling, header, HEADER_SIZE + left))
+        self._outlet.begin_record(mangling)
+        self._outlet.pass_on(header)
         if self._pfns and kind in _LISTS:
             left -= self._page_list(kind, left)
         while left:
             data = self._some(left)
             left -= len(data)
             self._outlet.pass_on(data)
-        self._records.end()
+        self._outlet.end_record()
 
     def _page_list(self, kind: RecordType | None, left: int) -> int:
         """Pass on a page list, and place the points of the pages in it that faults wait for.

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from xen_save_helper.helper.faults.descriptors import hollow, shut
 from xen_save_helper.helper.faults.injector import Firing, Strike
-from xen_save_helper.helper.faults.message_faults import ON_LINK, mangled
+from xen_save_helper.helper.faults.mangles import ON_LINK, mangled
 from xen_save_helper.ipc_schema.faults import actions
 from xen_save_helper.ipc_schema.faults.points import Moment, handshake_point
 from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage

@@ -15,7 +15,6 @@ from typing import Any, Final, NamedTuple
 from xen_save_helper.helper.faults.descriptors import shut
 from xen_save_helper.helper.faults.injector import Firing, Strike
 from xen_save_helper.helper.faults.outlet import Outlet, Pace, ending
-from xen_save_helper.helper.faults.record_faults import RecordFaults
 from xen_save_helper.ipc_schema.faults import actions
 from xen_save_helper.ipc_schema.faults.points import Moment, record_point
 from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
@@ -28,7 +27,6 @@ Done = Callable[[Exception | None], None]
 
 _LONGEST: Final = 1 << 24
 """Bytes of the longest body that is read as a whole."""
-_MANGLE: Final = (*actions.RECORD, actions.FLIP)
 
 
 class _Work:
@@ -71,7 +69,6 @@ class RecordSeam(StreamSeam):
         self._strike = strike
         self._made = bytearray()
         self._outlet = Outlet(strike, self._made.extend, writing=True)
-        self._records = RecordFaults(self._outlet)
         self._read = b""
 
     def start_write(self, fd: int, data: bytes, done: Done, *, limit: float, what: str) -> Transfer:
@@ -113,15 +110,17 @@ class RecordSeam(StreamSeam):
         pace, stall, mangling = Pace(), 0.0, []
         for firing in self._strike(record_point("libxl", kind.name, moment)):
             action = firing.fault.action
-            if action.kind in _MANGLE:
+            if action.kind in actions.RECORD:
                 mangling.append(firing)
+            elif action.kind is actions.FLIP:
+                self._outlet.do(firing)
             elif action.kind is actions.STALL:
                 stall += float("inf") if action.value is None else float(action.value)
             elif not pace.take(action):
                 _end(fd, firing, moment, what)
-        header = self._records.begin(mangling, data[:HEADER_SIZE], len(data))
-        self._outlet.pass_on(header + data[HEADER_SIZE:])
-        self._records.end()
+        self._outlet.begin_record(mangling)
+        self._outlet.pass_on(data)
+        self._outlet.end_record()
         made = bytes(self._made)
         self._made.clear()
         return _Passage(made, pace, stall)

@@ -10,7 +10,7 @@ import zmq
 from xen_save_helper.helper.faults.descriptors import shut
 from xen_save_helper.helper.faults.echo import Echo
 from xen_save_helper.helper.faults.injector import Firing
-from xen_save_helper.helper.faults.message_faults import ON_ZMQ
+from xen_save_helper.helper.faults.mangles import ON_ZMQ
 from xen_save_helper.helper.faults.message_points import MessagePoints
 from xen_save_helper.helper.faults.striker import Striker
 from xen_save_helper.ipc_schema.channel.messages import Message, Operation

@@ -1,6 +1,6 @@
-"""What a fault does to an encoded message on its way out: pure functions for each encoding.
+"""What faults make of a message or record: a table for each encoding, of pure functions.
 
-Each takes a message's bytes and returns the messages that go in its place.
+Each takes the bytes of one and returns those that go in its place, none, one or two.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from xen_save_helper.helper.faults.injector import Firing
 from xen_save_helper.ipc_schema.channel import msgpack_codec, pipe_codec
 from xen_save_helper.ipc_schema.channel.messages import MAX_BODY
 from xen_save_helper.ipc_schema.faults import actions
+from xen_save_helper.ipc_schema.streams.records import HEADER, HEADER_SIZE, MAX_LENGTH
 
 Mangle = Callable[[bytes, Random], list[bytes]]
 
@@ -24,6 +25,8 @@ _NO_SUCH_NUMBER: Final = 0xFFFF
 _NEVER_USED: Final = b"\xc1"
 """The one byte that begins nothing in msgpack."""
 _U16: Final = Struct("=H")
+_NO_SUCH_TYPE: Final = 0x7FFFFF00
+"""An unknown type that nobody may skip: bit 31 is clear."""
 
 
 def _zmq_wrong_sequence(data: bytes, _random: Random) -> list[bytes]:
@@ -63,7 +66,7 @@ ON_ZMQ: Final[Mapping[str, Mangle]] = {
     actions.WRONG_SEQUENCE.name: _zmq_wrong_sequence,
     actions.WRONG_NUMBER.name: _zmq_wrong_number,
 }
-"""Without `reorder`: see `message_points`."""
+"""Without `reorder`, which is about two: see `message_points`, `outlet`."""
 
 ON_PIPE: Final[Mapping[str, Mangle]] = {
     **_ANY,
@@ -78,6 +81,37 @@ ON_PIPE: Final[Mapping[str, Mangle]] = {
 }
 """The actions on libxl's pipes: only `truncate` breaks the frame. `oversize` is as long as a frame
 can be, which no message is."""
+
+
+def _first_half(record: bytes, _random: Random) -> list[bytes]:
+    """The header, and half of the body if there is one."""
+    whole = HEADER_SIZE if len(record) > HEADER_SIZE else 0
+    return [record[: whole + (len(record) - whole) // 2]]
+
+
+def _garbled(record: bytes, random: Random) -> list[bytes]:
+    whole = HEADER_SIZE if len(record) > HEADER_SIZE else 0
+    return [record[:whole] + random.randbytes(len(record) - whole)]
+
+
+def _relabelled(record: bytes, number: int | None = None, length: int | None = None) -> list[bytes]:
+    if len(record) < HEADER_SIZE:
+        return [record]  # another fault has truncated it
+    own_number, own_length = HEADER.unpack_from(record)
+    header = HEADER.pack(
+        own_number if number is None else number, own_length if length is None else length
+    )
+    return [header + record[HEADER_SIZE:]]
+
+
+ON_RECORD: Final[Mapping[str, Mangle]] = {
+    **_ANY,
+    actions.TRUNCATE.name: _first_half,
+    actions.GARBAGE.name: _garbled,
+    actions.OVERSIZE.name: lambda record, _random: _relabelled(record, length=MAX_LENGTH + 8),
+    actions.WRONG_NUMBER.name: lambda record, _random: _relabelled(record, number=_NO_SUCH_TYPE),
+}
+"""The actions on records of either stream."""
 
 
 def mangled(
