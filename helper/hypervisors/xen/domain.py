@@ -22,7 +22,12 @@ from xen_save_helper.helper.hypervisors.xen.engine_abi import (
     ShadowOpStats,
 )
 from xen_save_helper.helper.hypervisors.xen.foreign_memory import ForeignMemory
-from xen_save_helper.helper.hypervisors.xen.libraries import abi_version, load, versioned
+from xen_save_helper.helper.hypervisors.xen.libraries import (
+    XENVER_VERSION,
+    abi_version,
+    load,
+    versioned,
+)
 from xen_save_helper.helper.hypervisors.xen.toollog import Logger
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.streams.pfns import Pfns
@@ -30,7 +35,6 @@ from xen_save_helper.ipc_schema.streams.pfns import Pfns
 if TYPE_CHECKING:
     from xen_save_helper.helper.hypervisors.xen.paging import XenPaging
 
-_XENVER_VERSION: Final = 0
 _SHADOW_OP_CLEAN: Final = 11
 
 _MAX_TYPES: Final = 1024
@@ -100,7 +104,7 @@ class XenDomain(XenControlledDomain):
         super().close()
 
     def version(self) -> tuple[int, int]:
-        found = self._call("xc_version", _XENVER_VERSION, None, of_domain=False)
+        found = self._call("xc_version", XENVER_VERSION, None, of_domain=False)
         return found >> 16, found & 0xFFFF
 
     def maximum_gpfn(self) -> int:

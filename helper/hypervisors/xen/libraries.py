@@ -24,11 +24,15 @@ Prototypes = Mapping[str, tuple[Any, Sequence[Any]]]
 _SYS_HYPERVISOR: Final = "/sys/hypervisor"
 _MACHINE: Final = "x86_64"
 
-_XENVER_VERSION: Final = 0
+XENVER_VERSION: Final = 0
+VERSION_CALL: Final[Prototypes] = {
+    "xc_version": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)),
+}
+"""It takes XENVER_VERSION, and is the same in every release."""
 _VERSION: Final[Prototypes] = {
+    **VERSION_CALL,
     "xc_interface_open": (ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint)),
     "xc_interface_close": (ctypes.c_int, (ctypes.c_void_p,)),
-    "xc_version": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)),
 }
 
 
@@ -71,7 +75,7 @@ def _asked_version(installed: Sequence[str]) -> str:
         xch = library.xc_interface_open(None, None, 0)
         if not xch:
             break
-        found: int = library.xc_version(xch, _XENVER_VERSION, None)
+        found: int = library.xc_version(xch, XENVER_VERSION, None)
         library.xc_interface_close(xch)
         if found > 0:
             return f"{found >> 16}.{found & 0xFFFF}"
