@@ -72,7 +72,7 @@ def slots() -> int:
 
 def _free_slot() -> IO[str] | None:
     for number in range(slots()):
-        file = open(CACHE / f"machine-{number}.lock", "w")  # noqa: SIM115
+        file = open(CACHE / f"machine-{number}.lock", "w")  # noqa: SIM115 - as long as the slot
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
