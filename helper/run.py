@@ -22,7 +22,7 @@ from xen_save_helper.helper.job import (
     EXIT_FAILED,
     Job,
     RestoreResults,
-    Statistics,
+    StreamCounts,
 )
 from xen_save_helper.ipc_schema.causes import Cause, Why, errno_of, why
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
@@ -42,7 +42,7 @@ class _Outcome(NamedTuple):
     retval: int = 0
     errnoval: int = 0
     results: RestoreResults | None = None
-    statistics: Statistics | None = None
+    statistics: StreamCounts | None = None
     internal_error: bool = False
 
 
@@ -82,7 +82,7 @@ def report_channel_error(over: ChannelError) -> int:
 
 
 def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace, streams: Streams) -> _Outcome:
-    request, counted = job.request, Statistics()
+    request, counted = job.request, StreamCounts()
     engine: Engine | None = None
     try:
         _keep("io_fd", request.io_fd)
@@ -132,7 +132,7 @@ def _with_engine(
     channel: Channel,
     abort: Abort,
     trace: Trace,
-    counted: Statistics,
+    counted: StreamCounts,
 ) -> _Outcome:
     """`domain` is open if the choice of the engine needed it; it is closed in the end. `counted` is
     kept up to date by a save of our engine."""

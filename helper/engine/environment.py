@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain
-from xen_save_helper.helper.job import Job, RestoreResults, Statistics
+from xen_save_helper.helper.job import Job, RestoreResults, StreamCounts
 from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
 
 
@@ -53,6 +53,6 @@ class Environment(NamedTuple):
     job: Job
     reporter: Reporter
     abort: Abort
-    statistics: Statistics
+    statistics: StreamCounts
     page_server: PageServer | None = None
     pager: Pager | None = None

@@ -35,14 +35,15 @@ MODES: Final = (Mode.SAVE, Mode.LIVE, Mode.POSTCOPY)
 """The modes of the whole matrix. Stop-and-copy passes no point that live does not."""
 
 
-class Guest(NamedTuple):
-    """A guest of `memory` bytes; `workload` is one of a simulated guest."""
+class GuestKind(NamedTuple):
+    """What a run's guest is like: its `memory` in bytes, and the `workload` of a simulated
+    guest."""
 
     memory: int
     workload: str
 
 
-_FAULTING: Final = Guest(16 << 20, "write-heavy")
+_FAULTING: Final = GuestKind(16 << 20, "write-heavy")
 """A guest that touches pages after the transition before they arrive by themselves."""
 
 
@@ -73,11 +74,11 @@ class Cell(NamedTuple):
         return f"{self.mode.value}: {self.plan}"
 
 
-def guest_for(plan: Plan, usual: Guest) -> Guest:
+def guest_for(plan: Plan, usual: GuestKind) -> GuestKind:
     """The guest with which the points of a plan are passed: the usual one, unless they need one
     that touches pages which have not arrived."""
     if any(fault.point.of == "POSTCOPY_FAULT" for fault in plan.faults):
-        return Guest(max(usual.memory, _FAULTING.memory), _FAULTING.workload)
+        return GuestKind(max(usual.memory, _FAULTING.memory), _FAULTING.workload)
     return usual
 
 
