@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from xen_save_helper.toolstack.commands.common import complain, guest_of, host_of, is_domid, show
 from xen_save_helper.toolstack.xl import journal
 from xen_save_helper.toolstack.xl.outcome import ExitCode
-from xen_save_helper.toolstack.xl.recover import Choice
+from xen_save_helper.toolstack.xl.recover import PersonsChoice
 from xen_save_helper.toolstack.xl.recover import recover as recover_guest
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def recover(arguments: argparse.Namespace) -> int:
     choice = None
     if arguments.resume:
-        choice = Choice.RESUME
+        choice = PersonsChoice.RESUME
     elif arguments.destroy:
-        choice = Choice.DESTROY
+        choice = PersonsChoice.DESTROY
     host = host_of(arguments)
     name = _name(host, arguments.name)
     recoveries = recover_guest(host, name, choice)

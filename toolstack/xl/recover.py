@@ -2,7 +2,7 @@
 
 `REMEDIES` says what is right for each role and promise; the state of the domain only narrows it. A
 guest that may run elsewhere is never resumed here: `recover` then says what to look at, and a
-person who has looked can choose `Choice.RESUME` or `Choice.DESTROY`.
+person who has looked can choose `PersonsChoice.RESUME` or `PersonsChoice.DESTROY`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ _LEFT: Final = {
 own for those that `REMEDIES` refuses."""
 
 
-class Choice(Enum):
+class PersonsChoice(Enum):
     """What a person may choose if `recover` refuses."""
 
     RESUME = "resume"
@@ -180,7 +180,7 @@ def waits_for(entry: JournalEntry) -> str:
 
 
 def recover(
-    host: Host, name: str, choice: Choice | None = None, *, role: Role | None = None
+    host: Host, name: str, choice: PersonsChoice | None = None, *, role: Role | None = None
 ) -> list[Recovery]:
     """Finish every operation on guest `name`, or those of one `role`, whose controller is dead;
     `name` is the guest's or its domain's. Returns an empty list if there were none. A guest that is
@@ -226,18 +226,18 @@ def _found(host: Host, name: str) -> list[JournalEntry]:
     return [entry for entry in standing if name in _names(entry)]
 
 
-def _recover_unexplained(host: Host, row: DomainSummary, choice: Choice | None) -> Recovery:
+def _recover_unexplained(host: Host, row: DomainSummary, choice: PersonsChoice | None) -> Recovery:
     """Deal with a guest that suspended for another toolstack, or after an earlier `recover`."""
     remedy, done = Remedy.REFUSE, False
     text = (
         f"{row.name!r} is suspended, and no journal here says why. If it runs nowhere else and "
         f"nobody is saving it: `recover {row.name} --resume`"
     )
-    if choice is Choice.RESUME:
+    if choice is PersonsChoice.RESUME:
         heal(host, row.domid)
         remedy, done = Remedy.RESUME, True
         text = f"{row.name!r} is {resume_for_sure(host, row.domid)} here"
-    elif choice is Choice.DESTROY:
+    elif choice is PersonsChoice.DESTROY:
         host.destroy(row.domid)
         remedy, done, text = (
             Remedy.DESTROY,
@@ -247,7 +247,7 @@ def _recover_unexplained(host: Host, row: DomainSummary, choice: Choice | None) 
     return Recovery(row.name, None, None, remedy, done, text)
 
 
-def _recover(host: Host, entry: JournalEntry, choice: Choice | None) -> Recovery:
+def _recover(host: Host, entry: JournalEntry, choice: PersonsChoice | None) -> Recovery:
     with journal.taken_over(host.state_dir, entry), _alone(host, entry.domid):
         return _end(host, entry, choice)
 
@@ -260,11 +260,11 @@ def _alone(host: Host, domid: int | None) -> AbstractContextManager[None]:
     return domain_lock(host.state_dir, domid, "recover")
 
 
-def _end(host: Host, entry: JournalEntry, choice: Choice | None) -> Recovery:
+def _end(host: Host, entry: JournalEntry, choice: PersonsChoice | None) -> Recovery:
     row = domain_of(host, entry)
     remedy = decide(entry.role, entry.promise, row.state.value if row else None)
     if remedy is Remedy.REFUSE and choice is not None:
-        remedy = Remedy.RESUME if choice is Choice.RESUME else Remedy.DESTROY
+        remedy = Remedy.RESUME if choice is PersonsChoice.RESUME else Remedy.DESTROY
     done, text = _carry_out(host, entry, row, remedy)
     if remedy is not Remedy.REFUSE:
         if entry.partial is not None:

@@ -20,7 +20,7 @@ from xen_save_helper.toolstack.xl import journal
 from xen_save_helper.toolstack.xl.journal import PROMISES, Journal, JournalError, Promise, Role
 from xen_save_helper.toolstack.xl.recover import (
     REMEDIES,
-    Choice,
+    PersonsChoice,
     Remedy,
     decide,
     recover,
@@ -141,7 +141,7 @@ def test_a_person_lets_it_go(hosts: Hosts) -> None:
     domid = hosts.guest()
     suspend(hosts.at_source, domid)
     left(hosts.at_source, Role.SOURCE, Promise.GO, domid=domid)
-    (recovery,) = recover(hosts.at_source, "g", Choice.DESTROY)
+    (recovery,) = recover(hosts.at_source, "g", PersonsChoice.DESTROY)
     assert recovery.done
     assert states(hosts.at_source) == {}
     assert hosts.journals() == []
@@ -343,7 +343,7 @@ def test_a_suspended_guest_without_a_journal_is_resumed_on_demand(hosts: Hosts) 
 
 def test_a_suspended_guest_without_a_journal_can_be_given_up(hosts: Hosts) -> None:
     suspend(hosts.at_source, hosts.guest())
-    (recovery,) = recover(hosts.at_source, "g", Choice.DESTROY)
+    (recovery,) = recover(hosts.at_source, "g", PersonsChoice.DESTROY)
     assert (recovery.remedy, recovery.done) == (Remedy.DESTROY, True)
     assert states(hosts.at_source) == {}
 
