@@ -25,7 +25,7 @@ def exit_at_once(code: int) -> NoReturn:
 
 
 def die(name: str) -> None:
-    """Die by the signal, whatever handles or blocks it, and leave no core file. Returns where the
+    """Die by the signal, whatever handles or blocks it, and leave no core file. Returns if the
     signal does not end a process by default."""
     signum = signal.Signals[f"SIG{name}"]
     # 1, not 0: then a core_pattern that is a program is not run either (core(5)).

@@ -66,7 +66,7 @@ class Paging(Protocol):
     """A domain's paging ring (xc_mem_paging_*, vm_event): the receiver side of postcopy."""
 
     loaded_at_once: int
-    """Pages to load with one call where no vCPU waits for any of them: few, since a fault that
+    """Pages to load with one call if no vCPU waits for any of them: few, since a fault that
     comes meanwhile waits too, but enough that the call does not cost more than the pages."""
 
     def fileno(self) -> int:

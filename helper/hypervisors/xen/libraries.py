@@ -39,10 +39,10 @@ _VERSION: Final[Prototypes] = {
 @cache
 def abi_version() -> str:
     """The release whose libraries to use, one of `SUPPORTED`: that of the running hypervisor.
-    Where the kernel does not tell it: of the only libraries that are installed, and of several
-    what the hypervisor says.
+    If the kernel does not tell it: that of the only libraries that are installed, or, of several,
+    the one that the hypervisor names.
 
-    Raises OSError: ENODEV where there is no Xen, ENOTSUP for a release or a machine that is not
+    Raises OSError: ENODEV if there is no Xen, ENOTSUP for a release or a machine that is not
     supported.
     """
     machine = os.uname().machine
@@ -89,7 +89,7 @@ def _asked_version(installed: Sequence[str]) -> str:
 
 
 def running_version(sys_hypervisor: str = _SYS_HYPERVISOR) -> str | None:
-    """The release of the hypervisor that this kernel runs on, as `4.17`; None where the kernel
+    """The release of the hypervisor that this kernel runs on, as `4.17`; None if the kernel
     knows of no Xen."""
     try:
         if _line(f"{sys_hypervisor}/type") != "xen":
@@ -115,7 +115,7 @@ def supported(version: str) -> str:
 
 def load(soname: str, prototypes: Prototypes) -> ctypes.CDLL:
     """The shared library with the functions in `prototypes` declared. Calls leave errno in
-    `ctypes.get_errno`. Raises OSError: ENOENT where it cannot be loaded, ENOSYS where it lacks one
+    `ctypes.get_errno`. Raises OSError: ENOENT if it cannot be loaded, ENOSYS if it lacks one
     of the functions."""
     try:
         library = ctypes.CDLL(soname, use_errno=True)
