@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.pipe_channel import PipeChannel
 from xen_save_helper.helper.faults.descriptors import hollow
 from xen_save_helper.helper.faults.injector import Firing
@@ -14,21 +13,12 @@ from xen_save_helper.helper.faults.mangles import ON_PIPE
 from xen_save_helper.helper.faults.message_points import CallbackPoints
 from xen_save_helper.helper.faults.session import Session
 from xen_save_helper.ipc_schema.channel import pipe_codec
-from xen_save_helper.ipc_schema.channel.messages import Dialect
 
 
 class FaultyPipeChannel(PipeChannel):
-    def __init__(
-        self,
-        session: Session,
-        answers: int,
-        messages: int,
-        dialect: Dialect,
-        cbflags: int,
-        abort: Abort,
-        answer_limit: float,
-    ) -> None:
-        super().__init__(answers, messages, dialect, cbflags, abort, answer_limit)
+    def __init__(self, session: Session, *given: Any) -> None:
+        """`given` are the parameters of `PipeChannel`."""
+        super().__init__(*given)
         self._points = CallbackPoints(session, ON_PIPE, self)
 
     def call(self, name: str, **fields: int | str) -> int:

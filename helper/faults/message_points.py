@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from xen_save_helper.helper.faults.injector import Firing
 from xen_save_helper.helper.faults.mangles import Mangle, mangled
@@ -12,6 +12,8 @@ from xen_save_helper.helper.faults.session import Session
 from xen_save_helper.helper.faults.striker import Striker
 from xen_save_helper.ipc_schema.faults.actions import ANSWER, DROP, FAIL, HANG_UP, REORDER
 from xen_save_helper.ipc_schema.faults.points import Moment, message_point
+
+S = TypeVar("S", bound=Striker)
 
 
 class Ends(Protocol):
@@ -23,13 +25,13 @@ class Ends(Protocol):
         """Close the channel. May return."""
 
 
-class MessagePoints:
+class MessagePoints(Generic[S]):
     """The points of one channel; `mangles` belong to its encoding. `settle` waits until what was
     transmitted has left the process."""
 
     def __init__(
         self,
-        striker: Striker,
+        striker: S,
         mangles: Mapping[str, Mangle],
         ends: Ends,
         settle: Callable[[], None] = lambda: None,
@@ -80,30 +82,21 @@ class MessagePoints:
             self.strike(name, Moment.AFTER_SEND)
 
 
-class CallbackPoints(MessagePoints):
+class CallbackPoints(MessagePoints[Session]):
     """The points of a helper's channel, which makes callbacks and takes their answers."""
 
-    def __init__(
-        self,
-        session: Session,
-        mangles: Mapping[str, Mangle],
-        ends: Ends,
-        settle: Callable[[], None] = lambda: None,
-    ) -> None:
-        super().__init__(session, mangles, ends, settle)
-        self._session = session
-        self.asked = ""
-        """The callback that is made, "" if none is."""
+    asked = ""
+    """The callback that is being made, "" if none is."""
 
     def call(self, name: str, make: Callable[[], int]) -> int:
         """Make the callback `name`. Raises OSError if the streams fail before it, or if it is to
         fail."""
-        self._session.streams.calling(name)
+        self._striker.streams.calling(name)
         self.asked = name
         value = make()
         self.asked = ""
-        self._session.streams.answered(name)
-        for firing in self._session.strike(message_point(name, Moment.AFTER_ANSWER)):
+        self._striker.streams.answered(name)
+        for firing in self._striker.strike(message_point(name, Moment.AFTER_ANSWER)):
             if firing.fault.action.kind is HANG_UP:
                 self._ends.hang_up(firing)
             raise firing.error()
