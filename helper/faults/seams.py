@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import CONTEXT
-from xen_save_helper.helper.faults.given import read_plan
 from xen_save_helper.helper.faults.injector import Strike
+from xen_save_helper.helper.faults.plan_source import read_plan
 from xen_save_helper.helper.faults.session import Session
 from xen_save_helper.helper.job import EXIT_FAILED, Job
 from xen_save_helper.helper.seams import Seams

@@ -29,26 +29,6 @@ _LONGEST: Final = 1 << 24
 """Bytes of the longest body that is read as a whole."""
 
 
-class _Work:
-    """A write that takes time."""
-
-    def __init__(self, work: Coroutine[Any, Any, None], done: Done) -> None:
-        self._done = done
-        self._task = spawn(work)
-        self._task.add_done_callback(self._over)
-
-    def cancel(self) -> None:
-        self._task.cancel()
-
-    def _over(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled():
-            return
-        error = task.exception()
-        if error is not None and not isinstance(error, Exception):
-            raise error
-        self._done(error)
-
-
 class _Passage(NamedTuple):
     """What passes in the place of a record: `data`, in the pieces of `pace`, after `stall`
     seconds, which may exceed every limit."""
@@ -76,7 +56,7 @@ class RecordSeam(StreamSeam):
         if kind is not None:
             passage = self._pass(fd, kind, data, Moment.WRITE, what)
             if not passage.data or passage.stall or not passage.pace.free:
-                return _Work(_write(fd, passage, limit, what), done)
+                return _start(_write(fd, passage, limit, what), done)
             data = passage.data
         return fd_io.start_write(fd, data, done, limit=limit, what=what)
 
@@ -140,6 +120,21 @@ def _end(fd: int, firing: Firing, moment: Moment, what: str) -> None:
     if not broken.errnoval:
         raise fd_io.UnexpectedEnd(f"{what}: the stream ends: {firing.reason}")
     raise OSError(broken.errnoval, f"{os.strerror(broken.errnoval)} ({firing.reason})")
+
+
+def _start(work: Coroutine[Any, Any, None], done: Done) -> Transfer:
+    """Start a write that takes time."""
+
+    def over(task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            error = task.exception()
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            done(error)
+
+    task = spawn(work)
+    task.add_done_callback(over)
+    return task
 
 
 async def _write(fd: int, passage: _Passage, limit: float, what: str) -> None:
