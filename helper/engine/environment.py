@@ -15,7 +15,7 @@ class PageServer(Protocol):
     """Of a save whose postcopy is left to another process (`helper.postcopy_link.source`)."""
 
     def offer(self) -> PostcopyOffer:
-        """Where it listens. Raises OSError with its reason where it cannot."""
+        """Where it listens. Raises OSError with its reason if it cannot."""
 
     def refusal(self) -> str:
         """Why there will be no postcopy, as far as is known now; "" if all is ready."""

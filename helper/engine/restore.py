@@ -66,11 +66,13 @@ class _Restore:
     def __init__(self, domain: Domain, environment: Environment) -> None:
         self._domain = domain
         self._environment = environment
-        self._job, self._reporter, self._abort, statistics = environment[:4]
+        self._job = environment.job
+        self._reporter = environment.reporter
+        self._abort = environment.abort
         self._pager = environment.pager
         self._request = self._job.request
         self._reader = StreamInput(self._request.io_fd, self._abort)
-        self._results = RestoreResults(statistics=statistics)
+        self._results = RestoreResults(statistics=environment.statistics)
         self._physmap = Physmap(domain)
         self._version = 0
         self._cpuid = b""
