@@ -189,14 +189,17 @@ class StreamRelay(threading.Thread):
                 else:
                     self._outlet.do(firing)
         self._outlet.begin_record(mangling)
-        self._outlet.pass_on(header)
-        if self._pfns and kind in _LISTS:
-            left -= self._page_list(kind, left)
-        while left:
-            data = self._some(left)
-            left -= len(data)
-            self._outlet.pass_on(data)
-        self._outlet.end_record()
+        try:
+            self._outlet.pass_on(header)
+            if self._pfns and kind in _LISTS:
+                left -= self._page_list(kind, left)
+            while left:
+                data = self._some(left)
+                left -= len(data)
+                self._outlet.pass_on(data)
+        finally:
+            # Also of a stream that ends within the record.
+            self._outlet.end_record()
 
     def _page_list(self, kind: RecordType | None, left: int) -> int:
         """Pass on a page list, and place the points of the pages in it that faults wait for.

@@ -111,6 +111,12 @@ def test_what_becomes_of_a_record(file: Path, action: str, expected: bytes) -> N
     assert read(f"record.libxc.PAGE_DATA:read#2={action}", file) == expected
 
 
+def test_a_stream_that_ends_within_a_record(file: Path) -> None:
+    part = BEFORE + AGAIN[:100]
+    expected = BEFORE + NO_SUCH_TYPE + AGAIN[4:100]
+    assert read("record.libxc.PAGE_DATA:read#2=wrong-number", file, part) == expected
+
+
 def test_garbage_is_the_same_with_the_same_seed(file: Path) -> None:
     plan = "record.libxc.PAGE_DATA:write#2=garbage; seed={}"
     first, again, other = (written(plan.format(seed), file) for seed in (1, 1, 2))
