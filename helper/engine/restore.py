@@ -14,7 +14,6 @@ from xen_save_helper.helper.engine.page_stream import read_page_list
 from xen_save_helper.helper.engine.physmap import Physmap
 from xen_save_helper.helper.engine.restore_order import POSTCOPY_RECORDS, RecordOrder
 from xen_save_helper.helper.engine.stream_io import StreamInput
-from xen_save_helper.helper.hypervisors import interface
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Domain
 from xen_save_helper.helper.job import RestoreResults
 from xen_save_helper.ipc_schema.channel.messages import StreamType, XentoollogLevel
@@ -292,7 +291,7 @@ class _Restore:
     def _tsc_info(self, length: int) -> None:
         tsc = self._decoded(RecordType.X86_TSC_INFO, length)
         assert isinstance(tsc, TscInfo)
-        self._domain.set_tsc_info(interface.TscInfo(tsc.mode, tsc.khz, tsc.nsec, tsc.incarnation))
+        self._domain.set_tsc_info(tsc)
 
     def _hvm_context(self, length: int) -> None:
         self._context = self._body(RecordType.HVM_CONTEXT, length)

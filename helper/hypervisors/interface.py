@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from xen_save_helper.ipc_schema.streams.pfns import Pfns
+
+if TYPE_CHECKING:
+    from xen_save_helper.ipc_schema.streams.libxc_bodies import TscInfo
 
 PAGE_SIZE = 4096
 
@@ -42,15 +45,6 @@ class DomainInfo(NamedTuple):
     max_memkb: int
     paged_pages: int = 0
     """Evicted pages, which a pager still has to load."""
-
-
-class TscInfo(NamedTuple):
-    """The body of an X86_TSC_INFO record."""
-
-    mode: int
-    khz: int
-    nsec: int
-    incarnation: int
 
 
 class PagingRequest(NamedTuple):

@@ -18,7 +18,6 @@ from xen_save_helper.ipc_schema.streams.libxc_bodies import (
     SHARED_INFO_SIZE,
     VCPU_HEADER_SIZE,
     Body,
-    TscFields,
     decode_bytes,
     decode_faults,
     decode_hvm_params,
@@ -116,7 +115,7 @@ WITH_CONTENTS: Final = frozenset(RecordType) - frozenset(BODIES)
 contents."""
 
 
-def encode_body(kind: RecordType, value: Body | TscFields = None) -> bytes:
+def encode_body(kind: RecordType, value: Body = None) -> bytes:
     """Encode the body of a record, without padding. Raises ValueError for what it cannot hold, and
     for records with page contents."""
     form = _format(kind)

@@ -12,7 +12,7 @@ import os
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from xen_save_helper.helper.hypervisors.interface import Bitmap, TscInfo
+from xen_save_helper.helper.hypervisors.interface import Bitmap
 from xen_save_helper.helper.hypervisors.xen import cpu_policy
 from xen_save_helper.helper.hypervisors.xen.controlled_domain import XenControlledDomain
 from xen_save_helper.helper.hypervisors.xen.engine_abi import (
@@ -30,6 +30,7 @@ from xen_save_helper.helper.hypervisors.xen.libraries import (
 )
 from xen_save_helper.helper.hypervisors.xen.toollog import Logger
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
+from xen_save_helper.ipc_schema.streams.libxc_bodies import TscInfo
 from xen_save_helper.ipc_schema.streams.pfns import Pfns
 
 if TYPE_CHECKING:
