@@ -16,7 +16,7 @@ from xen_save_helper.ipc_schema.faults.points import Moment, message_point
 S = TypeVar("S", bound=Striker)
 
 
-class Ends(Protocol):
+class ChannelEnds(Protocol):
     """How a channel fails or ends itself; both raise what its seam may raise."""
 
     def fail(self, firing: Firing) -> None: ...
@@ -33,7 +33,7 @@ class MessagePoints(Generic[S]):
         self,
         striker: S,
         mangles: Mapping[str, Mangle],
-        ends: Ends,
+        ends: ChannelEnds,
         settle: Callable[[], None] = lambda: None,
     ) -> None:
         self._striker = striker

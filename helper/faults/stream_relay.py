@@ -68,7 +68,7 @@ class _EndedError(Exception):
     """The source of the bytes has ended."""
 
 
-class StreamRelay(threading.Thread):
+class FaultyRelay(threading.Thread):
     """`name` is that of the stream's points: `stream` or `back`. `writing`: the engine writes.
 
     A fault that ends a back channel also requests the `abort`: its writer may have nothing left to

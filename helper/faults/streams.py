@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.faults.injector import Injector
 from xen_save_helper.helper.faults.session import Session, Streams
-from xen_save_helper.helper.faults.stream_relay import CALLBACKS, Ends, StreamRelay
+from xen_save_helper.helper.faults.stream_relay import CALLBACKS, Ends, FaultyRelay
 from xen_save_helper.helper.job import Job
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.faults.points import BACK_RECORDS, FIRST_BYTE, Moment, record_point
@@ -23,7 +23,7 @@ _LEAD = 4096
 class Relays(Streams):
     """The relays of one job."""
 
-    def __init__(self, relays: list[StreamRelay], limit: float) -> None:
+    def __init__(self, relays: list[FaultyRelay], limit: float) -> None:
         self._relays = relays
         self._limit = limit
 
@@ -60,7 +60,7 @@ def relayed(session: Session, job: Job, abort: Abort) -> Iterator[None]:
     ] * back
     ends = _interpose([fd for _name, fd, _writing in wanted])
     relays = [
-        StreamRelay(name, one, abort, session, writing=writing)
+        FaultyRelay(name, one, abort, session, writing=writing)
         for (name, _fd, writing), one in zip(wanted, ends, strict=True)
     ]
     if main:

@@ -80,7 +80,7 @@ def need_room(directory: Path) -> None:
         )
 
 
-class Stage:
+class RunStage:
     """The stage of a `run.FaultRun`. As a context it ends what was started."""
 
     def __init__(
