@@ -10,7 +10,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from xen_save_helper.helper.faults.descriptors import shut
 from xen_save_helper.helper.faults.injector import Firing, Strike
@@ -112,7 +112,7 @@ def _begins(data: bytes) -> tuple[RecordType | None, int]:
     return (RecordType(number) if number in set(RecordType) else None), length
 
 
-def _end(fd: int, firing: Firing, moment: Moment, what: str) -> None:
+def _end(fd: int, firing: Firing, moment: Moment, what: str) -> NoReturn:
     writing = moment is Moment.WRITE
     broken = ending(firing.fault.action, writing=writing)
     if writing and broken.shut:
