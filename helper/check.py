@@ -125,7 +125,7 @@ def _listen_problem(listen: Listen) -> str:
 
 
 def _faults_problem(given: str) -> str:
-    from xen_save_helper.helper.faults.given import read_plan
+    from xen_save_helper.helper.faults.plan_source import read_plan
     from xen_save_helper.helper.faults.session import Session
     from xen_save_helper.ipc_schema.faults.plan import PlanError
     from xen_save_helper.ipc_schema.trace import Trace

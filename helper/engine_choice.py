@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import errno
+from typing import TYPE_CHECKING
 
-from xen_save_helper.helper.hypervisors import XEN
+from xen_save_helper.helper.hypervisors import XEN, open_domain
 from xen_save_helper.ipc_schema.channel.helper_request import Engine, HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import StreamType
 
+if TYPE_CHECKING:
+    from xen_save_helper.helper.hypervisors.interface import Domain
 
-def choose_engine(request: HelperRequest) -> tuple[Engine, str]:
-    """The engine, and why it is not the requested one; empty if it is.
+
+def choose_engine(request: HelperRequest) -> tuple[Engine, str, Domain | None]:
+    """The engine, why it is not the requested one ("" if it is), and the domain if it had to be
+    opened to know that and is our own engine's.
 
     Raises OSError: ENOTSUP for an engine that does not work on the hypervisor, EOPNOTSUPP for a
     request that the engine cannot fulfil, and what Xen says about the domain.
@@ -22,8 +27,8 @@ def choose_engine(request: HelperRequest) -> tuple[Engine, str]:
                 f"engine {request.engine} works on the hypervisor {XEN} only, not on "
                 f"{request.hypervisor}",
             )
-        return request.engine, ""
-    reason = _beyond_own(request) if request.engine is Engine.OWN else ""
+        return request.engine, "", None
+    reason, domain = _beyond_own(request) if request.engine is Engine.OWN else ("", None)
     engine = Engine.LIBXENGUEST if reason else request.engine
     if engine is Engine.LIBXENGUEST:
         for wanted, what in (
@@ -33,7 +38,7 @@ def choose_engine(request: HelperRequest) -> tuple[Engine, str]:
             if wanted:
                 why = f", and works on {reason}" if reason else ""
                 raise OSError(errno.EOPNOTSUPP, f"libxenguest has no {what}{why}")
-    return engine, reason
+    return engine, reason, domain
 
 
 def what_works_on_what(engine: Engine) -> str:
@@ -46,12 +51,17 @@ def what_works_on_what(engine: Engine) -> str:
     )
 
 
-def _beyond_own(request: HelperRequest) -> str:
-    """What our own engine cannot do on Xen; empty if it can."""
+def _beyond_own(request: HelperRequest) -> tuple[str, Domain | None]:
+    """What our own engine cannot do on Xen, or "" and the domain, which it can work on."""
     if request.stream_type is not StreamType.PLAIN:
-        return f"a {request.stream_type.name} stream"
-    from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
-
-    with Xenctrl() as xenctrl:
-        hvm = xenctrl.domain_getinfo(request.domid).hvm
-    return "" if hvm else f"a PV domain, as {request.domid} is"
+        return f"a {request.stream_type.name} stream", None
+    domain = open_domain(request.hypervisor, request.domid)
+    try:
+        hvm = domain.getinfo().hvm
+    except BaseException:
+        domain.close()
+        raise
+    if hvm:
+        return "", domain
+    domain.close()
+    return f"a PV domain, as {request.domid} is", None

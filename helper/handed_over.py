@@ -20,7 +20,7 @@ _FAILED: Final = -1
 
 def serve(path: str, request: HelperRequest, channel: Channel, abort: Abort) -> int:
     """Hand the domain of libxl's request over to the controller at the socket `path`, and tell
-    libxl its results; returns the exit status. Raises ChannelError where libxl is gone."""
+    libxl its results; returns the exit status. Raises ChannelError if libxl is gone."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
         try:
             line.connect(path)

@@ -44,7 +44,7 @@ class Job(NamedTuple):
     """From the settings, for the processes that this one starts."""
 
 
-class Statistics:
+class StreamCounts:
     """What a stream carried: the fields of the catalogue's `statistics`.
 
     `rounds` counts the rounds that sent any page, stop-and-copy included; `pages` counts pages with
@@ -82,8 +82,8 @@ class RestoreResults:
     """The restored guest's rings (0 for none), and what the stream carried."""
 
     def __init__(
-        self, store_gfn: int = 0, console_gfn: int = 0, statistics: Statistics | None = None
+        self, store_gfn: int = 0, console_gfn: int = 0, statistics: StreamCounts | None = None
     ) -> None:
         self.store_gfn = store_gfn
         self.console_gfn = console_gfn
-        self.statistics = statistics or Statistics()
+        self.statistics = statistics or StreamCounts()

@@ -147,7 +147,7 @@ def _serve_zmq(
     if len(secret) != SECRET_SIZE:
         raise UsageError(f"--secret-fd: {len(secret)} bytes, want {SECRET_SIZE}")
 
-    channel = seams.zmq_channel(options.connect, secret, _answer_limit(options, settings))
+    channel = seams.zmq_channel()(options.connect, secret, _answer_limit(options, settings))
     try:
         channel.hello()
         trace.event("hello")
@@ -258,7 +258,7 @@ def _serve_libxl(
     )
     abort = _abort(job, answers, watchdog)
     seams.begin(job)
-    channel = seams.pipe_channel(
+    channel = seams.pipe_channel()(
         answers, messages, given.dialect, given.cbflags, abort, answer_limit
     )
     seams.milestone("hello")

@@ -22,7 +22,7 @@ from xen_save_helper.helper.job import (
     EXIT_FAILED,
     Job,
     RestoreResults,
-    Statistics,
+    StreamCounts,
 )
 from xen_save_helper.ipc_schema.causes import Cause, Why, errno_of, why
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
@@ -31,6 +31,7 @@ from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
+    from xen_save_helper.helper.hypervisors.interface import Domain
     from xen_save_helper.helper.postcopy_link.destination import Pager
     from xen_save_helper.helper.postcopy_link.source import PageServer
 
@@ -41,7 +42,7 @@ class _Outcome(NamedTuple):
     retval: int = 0
     errnoval: int = 0
     results: RestoreResults | None = None
-    statistics: Statistics | None = None
+    statistics: StreamCounts | None = None
     internal_error: bool = False
 
 
@@ -81,18 +82,18 @@ def report_channel_error(over: ChannelError) -> int:
 
 
 def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace, streams: Streams) -> _Outcome:
-    request, counted = job.request, Statistics()
+    request, counted = job.request, StreamCounts()
     engine: Engine | None = None
     try:
         _keep("io_fd", request.io_fd)
         if request.back_fd >= 0:
             _keep("back_fd", request.back_fd)
         with streams(job, abort):
-            engine, reason = choose_engine(request)
+            engine, reason, domain = choose_engine(request)
             trace.event("engine", engine=engine.value, hypervisor=request.hypervisor)
             if reason:
                 _log(channel, XentoollogLevel.INFO, f"libxenguest works on {reason}")
-            return _with_engine(engine, job, channel, abort, trace, counted)
+            return _with_engine(engine, domain, job, channel, abort, trace, counted)
     except (OSError, DecodeError, MemoryError) as bad:
         errnoval, text = errno_of(bad), _words_of(bad)
         if abort.requested:
@@ -125,9 +126,16 @@ def _words_of(bad: Exception) -> str:
 
 
 def _with_engine(
-    engine: Engine, job: Job, channel: Channel, abort: Abort, trace: Trace, counted: Statistics
+    engine: Engine,
+    domain: Domain | None,
+    job: Job,
+    channel: Channel,
+    abort: Abort,
+    trace: Trace,
+    counted: StreamCounts,
 ) -> _Outcome:
-    """`counted` is kept up to date by a save of our engine."""
+    """`domain` is open if the choice of the engine needed it; it is closed in the end. `counted` is
+    kept up to date by a save of our engine."""
     request = job.request
     if request.sparse and engine is Engine.LIBXENGUEST:
         _log(channel, XentoollogLevel.WARN, "libxenguest does not leave out pages of zeros")
@@ -146,7 +154,7 @@ def _with_engine(
     page_server, pager = _postcopy_link(job, channel, abort, trace)
     reporter = Reporter(channel, abort, trace)
     environment = Environment(job, reporter, abort, counted, page_server, pager)
-    domain = open_domain(request.hypervisor, request.domid)
+    domain = domain or open_domain(request.hypervisor, request.domid)
     try:
         if request.operation is Operation.SAVE:
             from xen_save_helper.helper.engine.save import domain_save

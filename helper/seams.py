@@ -3,6 +3,7 @@ here nothing is injected."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
     from xen_save_helper.helper.channels.pipe_channel import PipeChannel
     from xen_save_helper.helper.channels.zmq_channel import ZmqChannel
 
+    OpenZmq = Callable[[str, bytes, float], ZmqChannel]
+    OpenPipe = Callable[[int, int, Dialect, int, Abort, float], PipeChannel]
+
 
 class Seams:
     """What `main` and `run` do wherever a plan may have faults.
 
-    A channel is imported when it is opened, since a process needs only one of the two.
+    A channel's class is imported on demand, since a process needs only one of the two.
     """
 
     def milestone(self, name: str) -> None:
@@ -37,20 +41,12 @@ class Seams:
         del job, abort
         return nullcontext()
 
-    def zmq_channel(self, endpoint: str, secret: bytes, answer_limit: float) -> ZmqChannel:
+    def zmq_channel(self) -> OpenZmq:
         from xen_save_helper.helper.channels.zmq_channel import ZmqChannel
 
-        return ZmqChannel(endpoint, secret, answer_limit)
+        return ZmqChannel
 
-    def pipe_channel(
-        self,
-        answers: int,
-        messages: int,
-        dialect: Dialect,
-        cbflags: int,
-        abort: Abort,
-        answer_limit: float,
-    ) -> PipeChannel:
+    def pipe_channel(self) -> OpenPipe:
         from xen_save_helper.helper.channels.pipe_channel import PipeChannel
 
-        return PipeChannel(answers, messages, dialect, cbflags, abort, answer_limit)
+        return PipeChannel

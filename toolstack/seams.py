@@ -19,7 +19,7 @@ T = TypeVar("T")
 class Transfer(Protocol):
     """A write that is under way."""
 
-    def cancel(self) -> None:
+    def cancel(self) -> object:
         """Stop it, without calling `done`."""
 
 

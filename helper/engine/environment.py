@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain
-from xen_save_helper.helper.job import Job, PostcopyProgress, RestoreResults, Statistics
+from xen_save_helper.helper.job import Job, PostcopyProgress, RestoreResults, StreamCounts
 from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
 
 
@@ -16,7 +16,7 @@ class PageServer(Protocol):
     """Of a save whose postcopy is left to another process (`helper.postcopy_link.source`)."""
 
     def offer(self) -> PostcopyOffer:
-        """Where it listens. Raises OSError with its reason where it cannot."""
+        """Where it listens. Raises OSError with its reason if it cannot."""
 
     def refusal(self) -> str:
         """Why there will be no postcopy, as far as is known now; "" if all is ready."""
@@ -54,6 +54,6 @@ class Environment(NamedTuple):
     job: Job
     reporter: Reporter
     abort: Abort
-    statistics: Statistics
+    statistics: StreamCounts
     page_server: PageServer | None = None
     pager: Pager | None = None

@@ -55,7 +55,10 @@ class PostcopyReceiver:
     def __init__(
         self, domain: Domain, reader: StreamInput, version: int, environment: Environment
     ) -> None:
-        job, self._reporter, self._abort, self._statistics = environment[:4]
+        job = environment.job
+        self._reporter = environment.reporter
+        self._abort = environment.abort
+        self._statistics = environment.statistics
         self._stall_limit = job.stall_limit
         self._reader = reader
         self._version = version

@@ -38,7 +38,10 @@ class PostcopySender:
     def __init__(self, source: PageSource, out: StreamOutput, environment: Environment) -> None:
         self._source = source
         self._out = out
-        job, self._reporter, self._abort, self._statistics = environment[:4]
+        job = environment.job
+        self._reporter = environment.reporter
+        self._abort = environment.abort
+        self._statistics = environment.statistics
         self._recv_fd = job.request.back_fd
         self._stall_limit = job.stall_limit
 

@@ -14,7 +14,6 @@ from xen_save_helper.helper.engine.page_stream import read_page_list
 from xen_save_helper.helper.engine.physmap import Physmap
 from xen_save_helper.helper.engine.restore_order import POSTCOPY_RECORDS, RecordOrder
 from xen_save_helper.helper.engine.stream_io import StreamInput
-from xen_save_helper.helper.hypervisors import interface
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Domain
 from xen_save_helper.helper.job import RestoreResults
 from xen_save_helper.ipc_schema.channel.messages import StreamType, XentoollogLevel
@@ -66,11 +65,13 @@ class _Restore:
     def __init__(self, domain: Domain, environment: Environment) -> None:
         self._domain = domain
         self._environment = environment
-        self._job, self._reporter, self._abort, statistics = environment[:4]
+        self._job = environment.job
+        self._reporter = environment.reporter
+        self._abort = environment.abort
         self._pager = environment.pager
         self._request = self._job.request
         self._reader = StreamInput(self._request.io_fd, self._abort)
-        self._results = RestoreResults(statistics=statistics)
+        self._results = RestoreResults(statistics=environment.statistics)
         self._physmap = Physmap(domain)
         self._version = 0
         self._cpuid = b""
@@ -290,7 +291,7 @@ class _Restore:
     def _tsc_info(self, length: int) -> None:
         tsc = self._decoded(RecordType.X86_TSC_INFO, length)
         assert isinstance(tsc, TscInfo)
-        self._domain.set_tsc_info(interface.TscInfo(tsc.mode, tsc.khz, tsc.nsec, tsc.incarnation))
+        self._domain.set_tsc_info(tsc)
 
     def _hvm_context(self, length: int) -> None:
         self._context = self._body(RecordType.HVM_CONTEXT, length)

@@ -54,7 +54,10 @@ class _Save:
     def __init__(self, domain: Domain, environment: Environment) -> None:
         self._domain = domain
         self._environment = environment
-        self._job, self._reporter, self._abort, self._statistics = environment[:4]
+        self._job = environment.job
+        self._reporter = environment.reporter
+        self._abort = environment.abort
+        self._statistics = environment.statistics
         self._page_server = environment.page_server
         self._request = self._job.request
         self._live = bool(self._request.xcflags & XCFlags.LIVE)

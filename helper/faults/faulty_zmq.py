@@ -3,53 +3,36 @@
 from __future__ import annotations
 
 import errno
+from functools import partial
 from typing import NoReturn
 
 import zmq
 
 from xen_save_helper.helper.channels.zmq_channel import ZmqChannel
 from xen_save_helper.helper.faults.echo import Echo
-from xen_save_helper.helper.faults.message_faults import ON_ZMQ
-from xen_save_helper.helper.faults.message_points import MessagePoints
+from xen_save_helper.helper.faults.injector import Firing
+from xen_save_helper.helper.faults.mangles import ON_ZMQ
+from xen_save_helper.helper.faults.message_points import CallbackPoints
 from xen_save_helper.helper.faults.session import Session
 from xen_save_helper.ipc_schema.channel import msgpack_codec
 from xen_save_helper.ipc_schema.errors import DecodeError
-from xen_save_helper.ipc_schema.faults.points import Moment, message_point
 
 _ANSWERS = frozenset({"reply", "async_callback_done"})
 _FAREWELL_MILLISECONDS = 1000
 
 
 class FaultyZmqChannel(ZmqChannel):
-    def __init__(
-        self,
-        session: Session,
-        endpoint: str,
-        secret: bytes,
-        answer_limit: float,
-    ) -> None:
+    def __init__(self, session: Session, endpoint: str, secret: bytes, answer_limit: float) -> None:
         super().__init__(endpoint, secret, answer_limit)
         self._endpoint = endpoint
-        self._asked = ""
-        self._session = session
         self._echo = Echo(self._context)
-        self._points = MessagePoints(session, ON_ZMQ, self)
+        self._points = CallbackPoints(session, ON_ZMQ, self, self._echo.wait)
 
     def call(self, name: str, **fields: int | str) -> int:
-        self._points.calling(name)
-        self._asked = name
-        value = super().call(name, **fields)
-        self._asked = ""
-        self._points.taken(name)
-        return value
+        return self._points.call(name, partial(super().call, name, **fields))
 
     def _seam_send(self, name: str, data: bytes) -> None:
-        self._points.send(name, data, self._write)
-
-    def _write(self, name: str, data: bytes) -> None:
-        super()._seam_send(name, data)
-        if self._session.has(message_point(name, Moment.AFTER_SEND)):
-            self._echo.wait()
+        self._points.send(name, data, partial(super()._seam_send, name))
 
     def close(self) -> None:
         self._echo.close()
@@ -61,18 +44,18 @@ class FaultyZmqChannel(ZmqChannel):
             seq, message, fields = msgpack_codec.decode(data)
         except DecodeError:
             return data
-        if not self._asked or message.name not in _ANSWERS:
+        if not self._points.asked or message.name not in _ANSWERS:
             return data
-        value = self._points.answer(self._asked, fields["value"])
+        value = self._points.answer(fields["value"])
         if value is None:
             raise zmq.Again
         return msgpack_codec.encode(seq, message.name, {**fields, "value": value})
 
-    def fail(self, errnoval: int, reason: str) -> NoReturn:
-        self._fail(errnoval, reason)
+    def fail(self, firing: Firing) -> NoReturn:
+        self._fail(firing.errnoval, firing.reason)
 
-    def hang_up(self, reason: str) -> NoReturn:
+    def hang_up(self, firing: Firing) -> NoReturn:
         """Break the connection; what was sent still goes out."""
         self._socket.setsockopt(zmq.LINGER, _FAREWELL_MILLISECONDS)
         self._socket.disconnect(self._endpoint)
-        self._fail(errno.EPIPE, reason)
+        self._fail(errno.EPIPE, firing.reason)

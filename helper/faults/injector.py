@@ -25,9 +25,14 @@ class Firing(NamedTuple):
         """The errno of a `fail`."""
         return int(getattr(errno, str(self.fault.action.value)))
 
+    @property
+    def reason(self) -> str:
+        """The text of a failure that it causes."""
+        return f"fault: {self.fault}"
+
     def error(self) -> OSError:
         """The exception of a `fail`."""
-        return OSError(self.errnoval, f"fault: {self.fault}")
+        return OSError(self.errnoval, self.reason)
 
 
 class Strike(Protocol):

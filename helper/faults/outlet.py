@@ -1,4 +1,4 @@
-"""The outgoing end of a stream, with faults at places in it."""
+"""The outgoing end of a stream, with faults at places in it and in its records."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import errno
 import heapq
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from xen_save_helper.helper.faults.injector import Firing, Strike
+from xen_save_helper.helper.faults.mangles import ON_RECORD, mangled
 from xen_save_helper.ipc_schema.faults import actions
 from xen_save_helper.ipc_schema.faults.actions import Action
 
-Divert = Callable[[bytes], bytes]
-"""Takes bytes that pass, and returns those that go in their place."""
-
 _PIECES_A_SECOND: Final = 50
 """Pieces of a stream that trickles."""
+_MOST_KEPT: Final = 32 << 20
+"""Bytes of a record that can be changed."""
 
 
 class BrokenError(Exception):
@@ -91,13 +91,43 @@ class Outlet:
     ) -> None:
         self.offset = 0
         self.pace = Pace()
-        self.diverts: list[Divert] = []
         self._strike = strike
         self._write = write
         self._passed = passed
         self._writing = writing
         self._places: list[tuple[int, str, int | None]] = []
         self._flip = 0
+        self._firings: Sequence[Firing] = ()
+        self._kept = bytearray()
+        self._later: list[bytes] = []
+
+    def begin_record(self, firings: Sequence[Firing]) -> None:
+        """A record is about to pass. What `firings`, of `fault_actions.RECORD`, make of it passes
+        in its place once all of it is there."""
+        self._firings = firings
+
+    def end_record(self) -> None:
+        """The record has passed, and one that was to be reordered follows it."""
+        later, self._later = self._later, []
+        if self._firings:
+            records = [bytes(self._kept)]
+            for firing in self._firings:
+                if firing.fault.action.kind is not actions.REORDER:
+                    records = mangled(ON_RECORD, records, firing)
+            if any(firing.fault.action.kind is actions.REORDER for firing in self._firings):
+                self._later = records
+            else:
+                later = records + later
+        self._firings = ()
+        self._kept.clear()
+        for record in later:
+            self._put(record)
+
+    def end_records(self) -> None:
+        """There are no more records."""
+        for record in self._later:
+            self._put(record)
+        self._later = []
 
     def place(self, offset: int, point: str, at: int | None) -> None:
         """The point (see `Injector.passes`) is passed before the byte at `offset`."""
@@ -126,8 +156,7 @@ class Outlet:
         elif not self.pace.take(action):
             raise ending(action, writing=self._writing)
 
-    def put(self, data: bytes) -> None:
-        """Write bytes that do not belong to the stream as it came."""
+    def _put(self, data: bytes) -> None:
         for piece, pause in self.pace.pieces(data):
             self._write(piece)
             if self.pace.most:
@@ -142,9 +171,12 @@ class Outlet:
         if self._flip:
             data = bytes((data[0] ^ self._flip,)) + data[1:]
             self._flip = 0
-        for divert in self.diverts:
-            data = divert(data)
-        self.put(data)
+        if not self._firings:
+            self._put(data)
+        elif len(self._kept) + len(data) > _MOST_KEPT:
+            raise OSError(errno.ENOBUFS, f"'{self._firings[0].fault}': over {_MOST_KEPT} bytes")
+        else:
+            self._kept += data
 
 
 _ERRNOS: Final = {actions.EPIPE.name: errno.EPIPE, actions.ENOSPC.name: errno.ENOSPC}

@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import signal
+import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ def exit_at_once(code: int) -> NoReturn:
 
 
 def die(name: str) -> None:
-    """Die by the signal, whatever handles or blocks it, and leave no core file. Returns where the
+    """Die by the signal, whatever handles or blocks it, and leave no core file. Returns if the
     signal does not end a process by default."""
     signum = signal.Signals[f"SIG{name}"]
     # 1, not 0: then a core_pattern that is a program is not run either (core(5)).
@@ -37,8 +38,8 @@ def die(name: str) -> None:
     ctypes.CDLL(None).signal(ctypes.c_int(signum), None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signum})
     os.kill(os.getpid(), signum)
-    # A signal to the process may take effect in another thread.
-    if signum in _DEADLY:
+    # It may take effect in another thread.
+    if name not in actions.HARMLESS | actions.STOPPING:
         threading.Event().wait()
 
 
@@ -54,20 +55,6 @@ def send(name: str) -> None:
     os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
 
 
-_HARMLESS: Final = frozenset(
-    {
-        signal.SIGCHLD,
-        signal.SIGCONT,
-        signal.SIGURG,
-        signal.SIGWINCH,
-        signal.SIGSTOP,
-        signal.SIGTSTP,
-        signal.SIGTTIN,
-        signal.SIGTTOU,
-    }
-)
-_DEADLY: Final = frozenset(signal.Signals) - _HARMLESS
-
 _DOES: Final[Mapping[str, Callable[[Any], None]]] = {
     actions.EXIT.name: exit_at_once,
     actions.DIE.name: die,
@@ -79,35 +66,21 @@ _DOES: Final[Mapping[str, Callable[[Any], None]]] = {
 _CLOCK_MONOTONIC: Final = 1
 
 
-class _Sigevent(ctypes.Structure):
-    """struct sigevent of a signal to the process."""
-
-    _fields_ = (
-        ("sigev_value", ctypes.c_void_p),
-        ("sigev_signo", ctypes.c_int),
-        ("sigev_notify", ctypes.c_int),
-        ("padding", ctypes.c_char * 48),
-    )
-
-
-class _Itimerspec(ctypes.Structure):
-    _fields_ = (
-        ("it_interval_sec", ctypes.c_long),
-        ("it_interval_nsec", ctypes.c_long),
-        ("it_value_sec", ctypes.c_long),
-        ("it_value_nsec", ctypes.c_long),
-    )
+_SIGEVENT: Final = struct.Struct("Pii48x")
+"""sigev_value, sigev_signo, sigev_notify; SIGEV_SIGNAL is 0."""
+_ITIMERSPEC: Final = struct.Struct("4l")
+"""Seconds and nanoseconds of it_interval and of it_value."""
 
 
 def _continue_after(seconds: float) -> None:
     """Set a timer in the kernel, so that no other process has to send SIGCONT. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
-    event = _Sigevent(sigev_signo=signal.SIGCONT, sigev_notify=0)
+    event = _SIGEVENT.pack(0, signal.SIGCONT, 0)
     timer = ctypes.c_void_p()
     # A timer of 0 would be disarmed.
     whole, nanoseconds = divmod(max(1, int(seconds * 1e9)), 10**9)
-    due = _Itimerspec(it_value_sec=whole, it_value_nsec=nanoseconds)
-    if libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer)) or (
-        libc.timer_settime(timer, 0, ctypes.byref(due), None)
+    due = _ITIMERSPEC.pack(0, 0, whole, nanoseconds)
+    if libc.timer_create(_CLOCK_MONOTONIC, event, ctypes.byref(timer)) or (
+        libc.timer_settime(timer, 0, due, None)
     ):
         raise OSError(ctypes.get_errno(), "timer")

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import CONTEXT
-from xen_save_helper.helper.faults.given import read_plan
 from xen_save_helper.helper.faults.injector import Strike
+from xen_save_helper.helper.faults.plan_source import read_plan
 from xen_save_helper.helper.faults.session import Session
 from xen_save_helper.helper.job import EXIT_FAILED, Job
 from xen_save_helper.helper.seams import Seams
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
-from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation
+from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.faults.actions import FAIL
 from xen_save_helper.ipc_schema.faults.plan import PlanError
 from xen_save_helper.ipc_schema.faults.points import SIDES, Kind, phase_point
 from xen_save_helper.ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
-    from xen_save_helper.helper.faults.faulty_pipe import FaultyPipeChannel
-    from xen_save_helper.helper.faults.faulty_zmq import FaultyZmqChannel
+    from xen_save_helper.helper.seams import OpenPipe, OpenZmq
 
 
 class FaultySeams(Seams):
@@ -63,25 +63,15 @@ class FaultySeams(Seams):
 
         return relayed(self._session, job, abort)
 
-    def zmq_channel(self, endpoint: str, secret: bytes, answer_limit: float) -> FaultyZmqChannel:
+    def zmq_channel(self) -> OpenZmq:
         from xen_save_helper.helper.faults.faulty_zmq import FaultyZmqChannel
 
-        return FaultyZmqChannel(self._session, endpoint, secret, answer_limit)
+        return partial(FaultyZmqChannel, self._session)
 
-    def pipe_channel(
-        self,
-        answers: int,
-        messages: int,
-        dialect: Dialect,
-        cbflags: int,
-        abort: Abort,
-        answer_limit: float,
-    ) -> FaultyPipeChannel:
+    def pipe_channel(self) -> OpenPipe:
         from xen_save_helper.helper.faults.faulty_pipe import FaultyPipeChannel
 
-        return FaultyPipeChannel(
-            self._session, answers, messages, dialect, cbflags, abort, answer_limit
-        )
+        return partial(FaultyPipeChannel, self._session)
 
 
 def _refuse(reason: str) -> NoReturn:

@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 import termios
 import threading
@@ -25,24 +24,25 @@ from typing import Final, NamedTuple, NoReturn
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import CONTEXT
 from xen_save_helper.helper.faults.descriptors import fails_to_write, shut
-from xen_save_helper.helper.faults.injector import Injector, Strike
 from xen_save_helper.helper.faults.outlet import BrokenError, Outlet
-from xen_save_helper.helper.faults.record_faults import RecordFaults
+from xen_save_helper.helper.faults.striker import Striker
+from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE
 from xen_save_helper.helper.job import EXIT_FAILED
 from xen_save_helper.ipc_schema.channel.waits import Patience
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.faults.actions import RECORD
 from xen_save_helper.ipc_schema.faults.points import FIRST_BYTE, Moment, record_point
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSIONS, RecordType, record_type
+from xen_save_helper.ipc_schema.streams.libxc_stream import (
+    DOMAIN_HEADER_SIZE,
+    IMAGE_HEADER,
+    IMAGE_HEADER_SIZE,
+)
+from xen_save_helper.ipc_schema.streams.page_lists import ENTRY_SIZE, MAX_PFN
 from xen_save_helper.ipc_schema.streams.page_types import TYPE_SHIFT, has_contents
 from xen_save_helper.ipc_schema.streams.records import HEADER, HEADER_SIZE, padding
 
 _AT_ONCE: Final = 1 << 16
-_IMAGE_HEADER: Final = struct.Struct(">QIIHHI")
-_DOMAIN_HEADER_SIZE: Final = 16
-_ENTRY_SIZE: Final = 8
-_PFN_MASK: Final = (1 << 52) - 1
-_PAGE_SIZE: Final = 4096
 _LISTS: Final = frozenset(
     {RecordType.PAGE_DATA, RecordType.POSTCOPY_PFNS, RecordType.POSTCOPY_PAGE_DATA}
 )
@@ -68,9 +68,8 @@ class _EndedError(Exception):
     """The source of the bytes has ended."""
 
 
-class StreamRelay(threading.Thread):
+class FaultyRelay(threading.Thread):
     """`name` is that of the stream's points: `stream` or `back`. `writing`: the engine writes.
-    `injector` knows the places of faults, `strike` carries them out.
 
     A fault that ends a back channel also requests the `abort`: its writer may have nothing left to
     write, and wait for the other side.
@@ -83,8 +82,7 @@ class StreamRelay(threading.Thread):
         name: str,
         ends: Ends,
         abort: Abort,
-        injector: Injector,
-        strike: Strike,
+        striker: Striker,
         *,
         writing: bool,
     ) -> None:
@@ -93,26 +91,25 @@ class StreamRelay(threading.Thread):
         self.point = name
         self.writing = writing
         self.turn = threading.Event()
-        self._strike = strike
+        self._strike = striker.strike
         self._ends = ends
         self._source = ends.ours.fileno() if writing else ends.real
         self._sink = ends.real if writing else ends.ours.fileno()
         self._moment = Moment.WRITE if writing else Moment.READ
-        self._outlet = Outlet(strike, self._write, self._piece_passed, writing=writing)
-        self._records = RecordFaults(self._outlet)
+        self._outlet = Outlet(striker.strike, self._write, self._piece_passed, writing=writing)
         self._poll = select.poll()
         self._poll.register(self._source, select.POLLIN)
         self._at_rest = threading.Condition()
         self._idle = False
         self._ended = False
         self._errnoval = 0
-        for at in injector.places(name):
+        for at in striker.injector.places(name):
             self._outlet.place(at, name, at)
         if name == "stream":
             self._outlet.place(0, FIRST_BYTE, None)
-        self._pfns = frozenset(injector.places("page")) if name == "stream" else frozenset()
+        self._pfns = frozenset(striker.injector.places("page")) if name == "stream" else frozenset()
 
-    def settle(self, abort: Abort, limit: float) -> None:
+    def settle(self, limit: float) -> None:
         """Wait until all that the engine has written has passed. Raises OSError for what its next
         write would say: the stream's failure, the abort's reason, ETIMEDOUT after `limit` seconds
         (0: never)."""
@@ -123,8 +120,8 @@ class StreamRelay(threading.Thread):
             ):
                 self._at_rest.wait(_LOOK_UP_SECONDS)
                 if patience.look(time.monotonic()):
-                    abort.request(errno.ETIMEDOUT, f"the stream stands still for {limit} s")
-                abort.check()
+                    self._abort.request(errno.ETIMEDOUT, f"the stream stands still for {limit} s")
+                self._abort.check()
         if self._errnoval:
             raise OSError(self._errnoval, f"{self.point}: {os.strerror(self._errnoval)}")
 
@@ -160,12 +157,12 @@ class StreamRelay(threading.Thread):
 
     def _walk(self) -> NoReturn:
         if self.point == "stream":
-            image = self._exactly(_IMAGE_HEADER.size, between=True)
-            version = _IMAGE_HEADER.unpack(image)[2]
+            image = self._exactly(IMAGE_HEADER_SIZE, between=True)
+            version = IMAGE_HEADER.unpack(image)[2]
             self._outlet.pass_on(image)
             if version not in VERSIONS:
                 self._raw()
-            self._outlet.pass_on(self._exactly(_DOMAIN_HEADER_SIZE, between=True))
+            self._outlet.pass_on(self._exactly(DOMAIN_HEADER_SIZE, between=True))
             versions: tuple[int, ...] = (version,)
         else:
             versions = tuple(reversed(VERSIONS))
@@ -177,7 +174,7 @@ class StreamRelay(threading.Thread):
                 self.turn.clear()
             self._record(kind, header, length)
             if kind in _LAST:
-                self._records.finish()
+                self._outlet.end_records()
                 self._last()
             if kind in CALLBACKS and not self.writing:
                 self.turn.wait()
@@ -191,14 +188,18 @@ class StreamRelay(threading.Thread):
                     mangling.append(firing)
                 else:
                     self._outlet.do(firing)
-        self._outlet.pass_on(self._records.begin(mangling, header, HEADER_SIZE + left))
-        if self._pfns and kind in _LISTS:
-            left -= self._page_list(kind, left)
-        while left:
-            data = self._some(left)
-            left -= len(data)
-            self._outlet.pass_on(data)
-        self._records.end()
+        self._outlet.begin_record(mangling)
+        try:
+            self._outlet.pass_on(header)
+            if self._pfns and kind in _LISTS:
+                left -= self._page_list(kind, left)
+            while left:
+                data = self._some(left)
+                left -= len(data)
+                self._outlet.pass_on(data)
+        finally:
+            # Also of a stream that ends within the record.
+            self._outlet.end_record()
 
     def _page_list(self, kind: RecordType | None, left: int) -> int:
         """Pass on a page list, and place the points of the pages in it that faults wait for.
@@ -208,20 +209,20 @@ class StreamRelay(threading.Thread):
         head = self._exactly(HEADER_SIZE)
         self._outlet.pass_on(head)
         listed: int = HEADER.unpack(head)[0]
-        count = min(listed, (left - HEADER_SIZE) // _ENTRY_SIZE)
-        contents = self._outlet.offset + count * _ENTRY_SIZE
+        count = min(listed, (left - HEADER_SIZE) // ENTRY_SIZE)
+        contents = self._outlet.offset + count * ENTRY_SIZE
         follow = kind is not RecordType.POSTCOPY_PFNS
-        for first in range(0, count, _AT_ONCE // _ENTRY_SIZE):
-            data = self._exactly(min(count - first, _AT_ONCE // _ENTRY_SIZE) * _ENTRY_SIZE)
+        for first in range(0, count, _AT_ONCE // ENTRY_SIZE):
+            data = self._exactly(min(count - first, _AT_ONCE // ENTRY_SIZE) * ENTRY_SIZE)
             for index, entry in enumerate(array("Q", data)):
                 has = follow and has_contents(entry >> 60 << TYPE_SHIFT)
-                pfn = entry & _PFN_MASK
+                pfn = entry & MAX_PFN
                 if pfn in self._pfns:
-                    place = self._outlet.offset + index * _ENTRY_SIZE
+                    place = self._outlet.offset + index * ENTRY_SIZE
                     self._outlet.place(contents if has else place, "page", pfn)
-                contents += _PAGE_SIZE * has
+                contents += PAGE_SIZE * has
             self._outlet.pass_on(data)
-        return HEADER_SIZE + count * _ENTRY_SIZE
+        return HEADER_SIZE + count * ENTRY_SIZE
 
     def _last(self) -> NoReturn:
         """The stream's last record has passed; whatever else an engine writes passes as well."""

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.faults.injector import Injector
-from xen_save_helper.helper.faults.session import Session
-from xen_save_helper.helper.faults.stream_relay import CALLBACKS, Ends, StreamRelay
+from xen_save_helper.helper.faults.session import Session, Streams
+from xen_save_helper.helper.faults.stream_relay import CALLBACKS, Ends, FaultyRelay
 from xen_save_helper.helper.job import Job
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.faults.points import BACK_RECORDS, FIRST_BYTE, Moment, record_point
@@ -20,18 +20,17 @@ _LEAD = 4096
 """Bytes that an engine may be ahead of what has passed, the least that the system allows."""
 
 
-class Relays:
-    """The relays of one job, as `session.Streams`."""
+class Relays(Streams):
+    """The relays of one job."""
 
-    def __init__(self, relays: list[StreamRelay], abort: Abort, limit: float) -> None:
+    def __init__(self, relays: list[FaultyRelay], limit: float) -> None:
         self._relays = relays
-        self._abort = abort
         self._limit = limit
 
     def settle(self) -> None:
         for relay in self._relays:
             if relay.writing:
-                relay.settle(self._abort, self._limit)
+                relay.settle(self._limit)
 
     def calling(self, callback: str) -> None:
         if callback in CALLBACKS.values():
@@ -61,19 +60,19 @@ def relayed(session: Session, job: Job, abort: Abort) -> Iterator[None]:
     ] * back
     ends = _interpose([fd for _name, fd, _writing in wanted])
     relays = [
-        StreamRelay(name, one, abort, session.injector, session.strike, writing=writing)
+        FaultyRelay(name, one, abort, session, writing=writing)
         for (name, _fd, writing), one in zip(wanted, ends, strict=True)
     ]
     if main:
         relays[0].turn.set()
-    session.streams = streams = Relays(relays, abort, job.stall_limit)
+    session.streams = streams = Relays(relays, job.stall_limit)
     for relay in relays:
         relay.start()
     try:
         yield
         streams.settle()
     finally:
-        session.streams = None
+        session.streams = Streams()
 
 
 def _has(injector: Injector, *, back: bool) -> bool:

@@ -7,8 +7,13 @@ from collections.abc import Iterator
 
 from xen_save_helper.helper.faults.injector import Firing, Injector
 from xen_save_helper.helper.faults.process_faults import carry_out
+from xen_save_helper.helper.faults.shared_counts import counts_of
 from xen_save_helper.ipc_schema.faults.actions import PROCESS
+from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError
+from xen_save_helper.ipc_schema.faults.points import Side, Who
 from xen_save_helper.ipc_schema.trace import Trace
+
+_NOBODY = {Who.HELPER: "no helper", Who.CONTROLLER: "no helper and no controller"}
 
 
 def tell(trace: Trace, firing: Firing) -> None:
@@ -25,10 +30,21 @@ def tell(trace: Trace, firing: Firing) -> None:
 
 
 class Striker:
-    """Tells what fires in `trace` and on stderr, in lines that start with `prefix`."""
+    """The part of `plan`, which has a seed, that `who` carries out. What fires is told in `trace`
+    and on stderr, in lines that start with `prefix`. `side` is None if it becomes known later.
 
-    def __init__(self, injector: Injector, trace: Trace, prefix: str = "") -> None:
-        self.injector = injector
+    Raises PlanError for a fault that nobody here carries out, or without a place for its counts.
+    """
+
+    def __init__(
+        self, plan: Plan, who: Who, trace: Trace, *, side: Side | None = None, prefix: str = ""
+    ) -> None:
+        assert plan.seed is not None, "whoever reads a plan draws its seed"
+        for fault in plan.staged:
+            raise PlanError(f"'{fault}': {_NOBODY[who]} does that; `xen-toolstack faults run` does")
+        counts = counts_of(plan._replace(faults=plan.of(who, side)))
+        # The other side's faults as well: chance depends on a fault's place among all of them.
+        self.injector = Injector(plan.of(who), plan.seed, side, counts)
         self._trace = trace
         self._prefix = prefix
 

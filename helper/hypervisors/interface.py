@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from xen_save_helper.ipc_schema.streams.pfns import Pfns
+
+if TYPE_CHECKING:
+    from xen_save_helper.ipc_schema.streams.libxc_bodies import TscInfo
 
 PAGE_SIZE = 4096
 
@@ -44,15 +47,6 @@ class DomainInfo(NamedTuple):
     """Evicted pages, which a pager still has to load."""
 
 
-class TscInfo(NamedTuple):
-    """The body of an X86_TSC_INFO record."""
-
-    mode: int
-    khz: int
-    nsec: int
-    incarnation: int
-
-
 class PagingRequest(NamedTuple):
     """An access to an evicted page, by the guest or by the control domain, which maps it; or
     (`dropped`) the guest's release of one."""
@@ -66,7 +60,7 @@ class Paging(Protocol):
     """A domain's paging ring (xc_mem_paging_*, vm_event): the receiver side of postcopy."""
 
     loaded_at_once: int
-    """Pages to load with one call where no vCPU waits for any of them: few, since a fault that
+    """Pages to load with one call if no vCPU waits for any of them: few, since a fault that
     comes meanwhile waits too, but enough that the call does not cost more than the pages."""
 
     def fileno(self) -> int:

@@ -14,7 +14,7 @@ from xen_save_helper.helper.cpu_check import check_features
 from xen_save_helper.helper.hypervisors.xen.cpu_policy import system_cpu_policy
 from xen_save_helper.helper.hypervisors.xen.libraries import abi_version, load, versioned
 from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
-from xen_save_helper.helper.job import Job, RestoreResults, Statistics
+from xen_save_helper.helper.job import Job, RestoreResults, StreamCounts
 from xen_save_helper.helper.libxenguest.abi import ABIS, callback_names, provide
 from xen_save_helper.helper.libxenguest.callbacks import Callbacks
 from xen_save_helper.helper.libxenguest.peek import peek_policy
@@ -91,7 +91,7 @@ def domain_restore(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Re
         return RestoreResults(
             store_gfn=store_gfn.value,
             console_gfn=console_gfn.value,
-            statistics=Statistics(size=meter.of_stream()),
+            statistics=StreamCounts(size=meter.of_stream()),
         )
 
 

@@ -12,7 +12,7 @@ from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import Channel
 from xen_save_helper.helper.hypervisors.xen.libraries import abi_version, load, versioned
 from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
-from xen_save_helper.helper.job import Job, Statistics
+from xen_save_helper.helper.job import Job, StreamCounts
 from xen_save_helper.helper.libxenguest.abi import (
     ABIS,
     PrecopyStats,
@@ -47,7 +47,7 @@ _NEEDED: Final = {
 _Stats = PrecopyStats | PrecopyStats4_14
 
 
-def domain_save(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Statistics:
+def domain_save(job: Job, channel: Channel, abort: Abort, trace: Trace) -> StreamCounts:
     """Save the domain.
 
     Raises OSError with libxc's errno (also for finding and opening the libraries), ChannelError if
@@ -90,7 +90,9 @@ def domain_save(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Stati
         )
         callbacks.check("xc_domain_save", retval, ctypes.get_errno())
         size = meter.of_stream()
-        return Statistics(rounds=callbacks.rounds, pages=_pages(size, callbacks.frames), size=size)
+        return StreamCounts(
+            rounds=callbacks.rounds, pages=_pages(size, callbacks.frames), size=size
+        )
 
 
 def _check_provided(stream_type: StreamType, hvm: bool, channel: Channel) -> None:

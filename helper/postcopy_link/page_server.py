@@ -34,7 +34,7 @@ from xen_save_helper.helper.engine.postcopy_save import PostcopySender
 from xen_save_helper.helper.engine.stream_io import StreamOutput
 from xen_save_helper.helper.hypervisors.interface import Bitmap
 from xen_save_helper.helper.hypervisors.xen.domain import XenDomain
-from xen_save_helper.helper.job import Job, Statistics
+from xen_save_helper.helper.job import Job, StreamCounts
 from xen_save_helper.helper.postcopy_link.kept_pages import KeptPages
 from xen_save_helper.helper.postcopy_link.tunnel import TunnelServer, new_keys
 from xen_save_helper.helper.postcopy_link.watched import Watched, Work
@@ -141,7 +141,7 @@ def _serve(kept: KeptPages, tunnel: TunnelServer, domid: int, directory: str, tr
         reporter = Reporter(SilentChannel(), abort, trace)
         job = Job(HelperRequest(Operation.SAVE, domid, fd, fd))
         out = StreamOutput(fd, abort)
-        sender = PostcopySender(kept, out, Environment(job, reporter, abort, Statistics()))
+        sender = PostcopySender(kept, out, Environment(job, reporter, abort, StreamCounts()))
         sender.take_over(kept.bitmap)
         work = Work(Role.PAGE_SERVER, domid, sender.progress, tunnel, abort)
         watched, why_not = Watched(work, directory, trace), ""

@@ -39,7 +39,7 @@ class PageServer:
             )
 
     def offer(self) -> PostcopyOffer:
-        """Wait for it. Raises OSError with its reason where it cannot listen."""
+        """Wait for it. Raises OSError with its reason if it cannot listen."""
         return PostcopyOffer(**self._hear("offer", _OFFER_SECONDS))
 
     def refusal(self) -> str:

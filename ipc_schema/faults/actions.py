@@ -153,6 +153,13 @@ ACTIONS: Final[Mapping[str, ActionKind]] = {
 }
 """Every action, by name."""
 
+HARMLESS: Final = frozenset({"CHLD", "CONT", "URG", "WINCH"})
+STOPPING: Final = frozenset({"STOP", "TSTP", "TTIN", "TTOU"})
+"""Signals whose default action does not end a process, and those that stop it (signal(7))."""
+
+WAITS: Final = frozenset({STOP, DELAY, STALL, LATE})
+"""Actions whose argument is in seconds."""
+
 DEATHS: Final[Mapping[str, str]] = {"kill": "KILL", "abort": "ABRT"}
 """Short forms of die(SIGNAL): a person's SIGKILL, and a failed assertion in a library."""
 

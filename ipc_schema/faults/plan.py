@@ -27,6 +27,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable, Sequence
+from random import Random
 from typing import Final, NamedTuple
 
 from xen_save_helper.ipc_schema.faults.actions import (
@@ -40,7 +41,8 @@ from xen_save_helper.ipc_schema.faults.actions import (
     sides,
     text_of,
 )
-from xen_save_helper.ipc_schema.faults.points import POINTS, Kind, Moment, Point, Side, Who, find
+from xen_save_helper.ipc_schema.faults.points import Kind, Point, Side, Who, find
+from xen_save_helper.ipc_schema.faults.suggestions import close_to, no_point
 
 _SEED: Final = "seed"
 _COUNTS: Final = "counts"
@@ -48,8 +50,6 @@ _OF_ALL: Final = " of all"
 MAX_SEED: Final = 2**63 - 1
 _MAX_TIMES: Final = 10**9
 _MAX_AT: Final = 2**63 - 1
-_CLOSE: Final = 4
-"""How many names close to what was typed are shown."""
 
 
 class PlanError(ValueError):
@@ -134,6 +134,19 @@ class Plan(NamedTuple):
             for fault in self.faults
             if fault.point.who is who and (side is None or not fault.sides or side in fault.sides)
         )
+
+    def drawn(self, who: Who) -> list[Fault]:
+        """The faults of the link or the guest that strike. Their points are passed once, so chance
+        can be drawn beforehand; the plan has a seed if it has any."""
+        return [
+            fault
+            for index, fault in enumerate(self.of(who))
+            if fault.times.nth == 1
+            and (
+                fault.times.percent is None
+                or Random(f"{self.seed}/{who.value}/{index}").random() * 100 < fault.times.percent
+            )
+        ]
 
     @property
     def staged(self) -> tuple[Fault, ...]:
@@ -257,7 +270,7 @@ def _where(name: str) -> tuple[Side | None, Who | None, str]:
         else:
             known = (*_SIDES, *_WHOS)
             raise PlanError(
-                f"{prefix!r} does not say where; {_close(word, known)}want SIDE/, WHO/ or "
+                f"{prefix!r} does not say where; {close_to(word, known)}want SIDE/, WHO/ or "
                 f"SIDE.WHO/ with SIDE {' or '.join(_SIDES)}, and WHO {', '.join(_WHOS)}"
             )
     return side, who, rest.strip()
@@ -271,7 +284,7 @@ def _place(text: str, side: Side | None, who: Who | None) -> tuple[Point, int | 
     name, sign, number = text.partition("@")
     point = find(name, who)
     if point is None:
-        raise PlanError(_no_point(name, side, who))
+        raise PlanError(no_point(name, side, who))
     if not point.at:
         if sign:
             raise PlanError(f"{point} takes no @; stream, back and page do")
@@ -279,74 +292,6 @@ def _place(text: str, side: Side | None, who: Who | None) -> tuple[Point, int | 
     if not number:
         raise PlanError(f"{name} needs a place, as in {name}@4096")
     return point, _number(number, point.at, _MAX_AT)
-
-
-def _no_point(name: str, side: Side | None, who: Who | None) -> str:
-    points = [
-        point
-        for point in POINTS.values()
-        if (who is None or point.who is who) and (side is None or side in point.sides)
-    ]
-    names = [
-        point.name if who or find(point.name) else f"{point.who.value}/{point.name}"
-        for point in points
-    ]
-    what = "point" if who is None else f"point of the {who.value}"
-    if (of_message := _moments(name, names)) is not None:
-        return of_message
-    elsewhere = [one.who.value for one in POINTS.values() if one.name == name]
-    if elsewhere:
-        asked = who.value if who else Who.HELPER.value
-        return f"the {asked} has no point {name!r}; want {' or '.join(elsewhere)}/{name}"
-    return f"there is no {what} {name!r}; {_close_point(name, names)}want {_forms(points)}"
-
-
-def _close_point(name: str, names: Sequence[str]) -> str:
-    """Names close to `name` by all its letters, or else by one of its words."""
-    if close := _close(name, names):
-        return close
-    from difflib import get_close_matches
-
-    words = {word for one in names for word in _words(one)}
-    meant = {close for word in _words(name.lower()) for close in get_close_matches(word, words)}
-    holding = [one for one in names if meant & set(_words(one))][:_CLOSE]
-    return f"close to it: {', '.join(holding)}; " if holding else ""
-
-
-def _words(name: str) -> list[str]:
-    return [word for word in re.split(r"[.:@]", name.lower()) if word]
-
-
-def _forms(points: Iterable[Point]) -> str:
-    """The points in a line: those that stand alone, and one of each family."""
-    families: dict[str, str] = {}
-    alone = []
-    for point in points:
-        base, colon, _moment = str(point).partition(":")
-        family = base.rpartition(".")[0]
-        if family or colon:
-            form = f"{family}.NAME" if family else f"{base.rpartition('/')[0]}/NAME".lstrip("/")
-            families.setdefault(f"{form}:MOMENT" if colon else form, str(point))
-        else:
-            alone.append(str(point))
-    shown = [", ".join(alone)] if alone else []
-    shown += [f"{form} as {one}" for form, one in families.items()]
-    return "; ".join([*shown, "`xen-toolstack faults list` has them all"])
-
-
-def _moments(name: str, names: list[str]) -> str | None:
-    """What is wrong with the name of a message or record without a valid moment; None for
-    others."""
-    base, _, moment = name.partition(":")
-    # Some points of the helper and the controller have the same name.
-    own = list(dict.fromkeys(one for one in names if one.startswith(f"{base}:")))
-    if not own:
-        return None
-    moments = [one.removeprefix(f"{base}:") for one in own]
-    if not moment:
-        return f"{base} needs a moment: want {', '.join(own)}"
-    what = "" if moment in {m.value for m in Moment} else f"{_close(moment, moments)}"
-    return f"{base} has no moment {moment!r}; {what}want {', '.join(own)}"
 
 
 def _times(match: re.Match[str], point: Point) -> Times:
@@ -395,7 +340,7 @@ def _action(text: str, point: Point) -> Action:
     possible = admitted(point)
     kind = ACTIONS.get(name)
     if kind is None:
-        close = _close(name, [*DEATHS, *(kind.name for kind in possible)])
+        close = close_to(name, [*DEATHS, *(kind.name for kind in possible)])
         raise PlanError(f"there is no action {name!r}; {close}{_possible(point, possible)}")
     if kind not in possible:
         typed = match["name"]
@@ -429,12 +374,3 @@ def _number(text: str, what: str, most: int, least: int = 0) -> int:
         if least <= number <= most:
             return number
     raise PlanError(f"{what} {text!r}: want a whole number from {least} to {most}, 0x for base 16")
-
-
-def _close(word: str, names: Iterable[str]) -> str:
-    """`close to it: A, B; ` or nothing."""
-    from difflib import get_close_matches
-
-    lower = {name.lower(): name for name in names}
-    close = get_close_matches(word.lower(), lower, n=_CLOSE, cutoff=0.6)
-    return f"close to it: {', '.join(lower[name] for name in close)}; " if close else ""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams import page_lists
@@ -62,19 +62,6 @@ class TscInfo(NamedTuple):
     khz: int
     nsec: int
     incarnation: int
-
-
-class TscFields(Protocol):
-    """Anything with the fields of a `TscInfo`."""
-
-    @property
-    def mode(self) -> int: ...
-    @property
-    def khz(self) -> int: ...
-    @property
-    def nsec(self) -> int: ...
-    @property
-    def incarnation(self) -> int: ...
 
 
 class PageList(NamedTuple):
@@ -136,7 +123,7 @@ def decode_bytes(body: bytes, what: str, offset: int) -> bytes:
     return body
 
 
-def encode_tsc_info(info: TscFields) -> bytes:
+def encode_tsc_info(info: TscInfo) -> bytes:
     return _packed(_TSC_INFO, info.mode, info.khz, info.nsec, info.incarnation, 0)
 
 

@@ -18,7 +18,6 @@ from xen_save_helper.ipc_schema.streams.libxc_bodies import (
     SHARED_INFO_SIZE,
     VCPU_HEADER_SIZE,
     Body,
-    TscFields,
     decode_bytes,
     decode_count,
     decode_faults,
@@ -126,7 +125,7 @@ WITH_CONTENTS: Final = frozenset(RecordType) - frozenset(BODIES)
 contents."""
 
 
-def encode_body(kind: RecordType, value: Body | TscFields = None, version: int = VERSION) -> bytes:
+def encode_body(kind: RecordType, value: Body = None, version: int = VERSION) -> bytes:
     """Encode the body of a record, without padding, for a stream of `version`. Raises ValueError
     for what it cannot hold, and for records with page contents."""
     form = _format(kind, version)

@@ -23,12 +23,12 @@ IDENT: Final = int.from_bytes(b"XENF", "big")
 OPTION_BIG_ENDIAN: Final = 1 << 0
 PAGE_SHIFT: Final = 12
 
-_IMAGE_HEADER: Final = struct.Struct(">QIIHHI")
+IMAGE_HEADER: Final = struct.Struct(">QIIHHI")
 """marker, ident, version, options, reserved, reserved."""
-_DOMAIN_HEADER: Final = struct.Struct("<IHHII")
+DOMAIN_HEADER: Final = struct.Struct("<IHHII")
 """type, page_shift, reserved, xen_major, xen_minor."""
-IMAGE_HEADER_SIZE: Final = _IMAGE_HEADER.size
-DOMAIN_HEADER_SIZE: Final = _DOMAIN_HEADER.size
+IMAGE_HEADER_SIZE: Final = IMAGE_HEADER.size
+DOMAIN_HEADER_SIZE: Final = DOMAIN_HEADER.size
 
 
 class DomainType(IntEnum):
@@ -57,7 +57,7 @@ def encode_image_header(header: ImageHeader) -> bytes:
     """Encode IMAGE_HEADER_SIZE bytes. Raises ValueError for a version other than 2 or 3."""
     if header.version not in VERSIONS:
         raise ValueError(f"libxc stream version {header.version}, want 2 or 3")
-    return _IMAGE_HEADER.pack(MARKER, IDENT, header.version, 0, 0, 0)
+    return IMAGE_HEADER.pack(MARKER, IDENT, header.version, 0, 0, 0)
 
 
 def decode_image_header(data: bytes, offset: int = 0) -> ImageHeader:
@@ -67,7 +67,7 @@ def decode_image_header(data: bytes, offset: int = 0) -> ImageHeader:
     """
     what = "libxc image header"
     check_size(data, IMAGE_HEADER_SIZE, what, offset)
-    marker, ident, version, options, *reserved = _IMAGE_HEADER.unpack(data)
+    marker, ident, version, options, *reserved = IMAGE_HEADER.unpack(data)
     if marker != MARKER:
         raise DecodeError(what, offset, f"marker {marker:#018x}, want {MARKER:#018x}")
     if ident != IDENT:
@@ -90,7 +90,7 @@ def encode_domain_header(header: DomainHeader) -> bytes:
     if header.page_shift != PAGE_SHIFT:
         raise ValueError(f"page shift {header.page_shift}, want {PAGE_SHIFT}")
     try:
-        return _DOMAIN_HEADER.pack(
+        return DOMAIN_HEADER.pack(
             header.type, header.page_shift, 0, header.xen_major, header.xen_minor
         )
     except struct.error as bad:
@@ -104,7 +104,7 @@ def decode_domain_header(data: bytes, offset: int = IMAGE_HEADER_SIZE) -> Domain
     """
     what = "libxc domain header"
     check_size(data, DOMAIN_HEADER_SIZE, what, offset)
-    number, page_shift, reserved, xen_major, xen_minor = _DOMAIN_HEADER.unpack(data)
+    number, page_shift, reserved, xen_major, xen_minor = DOMAIN_HEADER.unpack(data)
     try:
         domain_type = DomainType(number)
     except ValueError:

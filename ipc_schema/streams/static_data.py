@@ -1,27 +1,25 @@
-"""Finds the CPU policy at the front of a libxc stream without reading on.
-
-`libxc_stream` is the codec; a save helper that leaves the stream to libxenguest avoids importing
-it.
-"""
+"""Finds the CPU policy at the front of a libxc stream without reading on."""
 
 from __future__ import annotations
 
-import struct
 from enum import Enum
 from typing import Final, NamedTuple
 
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.cpu_features import LEAF_SIZE
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_type
+from xen_save_helper.ipc_schema.streams.libxc_stream import (
+    DOMAIN_HEADER,
+    DOMAIN_HEADER_SIZE,
+    IDENT,
+    IMAGE_HEADER,
+    IMAGE_HEADER_SIZE,
+    MARKER,
+    DomainType,
+)
 from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE, decode_record_header, padding
 
-_IMAGE_HEADER: Final = struct.Struct(">QIIHHI")
-_MARKER: Final = 2**64 - 1
-_ID: Final = 0x58454E46
-_DOMAIN_HEADER: Final = struct.Struct("<IHHII")
-_X86_PV: Final = 1
-_X86_HVM: Final = 2
-_RECORDS: Final = _IMAGE_HEADER.size + _DOMAIN_HEADER.size
+_RECORDS: Final = IMAGE_HEADER_SIZE + DOMAIN_HEADER_SIZE
 
 _BEFORE: Final = frozenset({RecordType.X86_MSR_POLICY, RecordType.X86_PV_INFO})
 """Records that may come before X86_CPUID_POLICY."""
@@ -47,16 +45,16 @@ def policy_of(front: bytes) -> Policy | Absent:
         return Absent.ALTOGETHER
     if len(front) < _RECORDS:
         return Absent.YET
-    marker, magic, version, *_ = _IMAGE_HEADER.unpack_from(front)
-    guest, *_ = _DOMAIN_HEADER.unpack_from(front, _IMAGE_HEADER.size)
+    marker, ident, version, *_ = IMAGE_HEADER.unpack_from(front)
+    guest, *_ = DOMAIN_HEADER.unpack_from(front, IMAGE_HEADER_SIZE)
     # Version 2 has none. Errors in the stream are left to its reader.
-    if (marker, magic, version) != (_MARKER, _ID, VERSION) or guest not in (_X86_PV, _X86_HVM):
+    if (marker, ident, version) != (MARKER, IDENT, VERSION) or guest not in set(DomainType):
         return Absent.ALTOGETHER
     try:
         leaves = _leaves_in(front)
     except DecodeError:
         return Absent.ALTOGETHER
-    return leaves if isinstance(leaves, Absent) else Policy(guest == _X86_HVM, leaves)
+    return leaves if isinstance(leaves, Absent) else Policy(guest == DomainType.X86_HVM, leaves)
 
 
 def _leaves_in(front: bytes) -> bytes | Absent:

@@ -27,7 +27,7 @@ from xen_save_helper.helper.engine.restore import domain_restore
 from xen_save_helper.helper.hypervisors.simulated.domain import SimulatedDomain, open_on_host
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.helper.hypervisors.simulated.layout import P2M
-from xen_save_helper.helper.job import Job, Statistics
+from xen_save_helper.helper.job import Job, StreamCounts
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.errors import DecodeError, Error
@@ -259,7 +259,7 @@ def _helper() -> Target:
                 abort = host.abort()
                 reporter = Reporter(controller, abort, Trace("helper"))
                 job = Job(request, stall_limit=_STALL)
-                results = domain_restore(domain, Environment(job, reporter, abort, Statistics()))
+                results = domain_restore(domain, Environment(job, reporter, abort, StreamCounts()))
                 read = os.lseek(stream, 0, os.SEEK_CUR)
             promise(results.statistics.bytes == read, f"{read} octets were read, not counted")
             accepted(data[:read])

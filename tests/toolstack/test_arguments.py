@@ -156,14 +156,14 @@ def test_of_an_operation(
     ("make", "kind", "says"),
     [
         (lambda: Context.open("kvm:/x"), ValueError, "uri: unknown hypervisor 'kvm:/x', want xen"),
-        (lambda: Context.open(Path("/x")), TypeError, "uri: want a str"),  # type: ignore[arg-type]
+        (lambda: Context.open(Path("/x")), TypeError, "uri: want a str"),
         (lambda: PrecopyLimits(max_rounds=-1), ValueError, "max_rounds is -1: want 0 to"),
-        (lambda: PrecopyLimits("9"), TypeError, "dirty_threshold"),  # type: ignore[arg-type]
+        (lambda: PrecopyLimits("9"), TypeError, "dirty_threshold"),
         (lambda: Limits(suspend=-1), ValueError, "suspend: -1 is not a number of seconds above 0"),
         (lambda: Limits(abort=float("nan")), ValueError, "abort"),
-        (lambda: Limits(abort="5"), TypeError, "abort"),  # type: ignore[arg-type]
-        (lambda: MigrateOptions("postcopy"), TypeError, "strategy"),  # type: ignore[arg-type]
-        (lambda: MigrateOptions(config="{}"), TypeError, "config"),  # type: ignore[arg-type]
+        (lambda: Limits(abort="5"), TypeError, "abort"),
+        (lambda: MigrateOptions("postcopy"), TypeError, "strategy"),
+        (lambda: MigrateOptions(config="{}"), TypeError, "config"),
         (lambda: MigrateOptions(MemoryStrategy.POSTCOPY, bandwidth=-1), ValueError, "bandwidth"),
     ],
 )
@@ -176,11 +176,11 @@ def test_of_a_context(given: Given) -> None:
     with pytest.raises(ValueError, match="hypervisor: unknown hypervisor 'qemu'"):
         replace(given.ctx, hypervisor="qemu")
     with pytest.raises(TypeError, match="limits: want a Limits"):
-        replace(given.ctx, limits=60)  # type: ignore[arg-type]
+        replace(given.ctx, limits=60)
     with pytest.raises(TypeError, match="missing_cpu_features: want a MissingCpuFeatures"):
-        replace(given.ctx, missing_cpu_features="ignore")  # type: ignore[arg-type]
+        replace(given.ctx, missing_cpu_features="ignore")
     with pytest.raises(TypeError, match=r"engine: want an? Engine"):
-        replace(given.ctx, engine_choice="own")  # type: ignore[arg-type]
+        replace(given.ctx, engine_choice="own")
     with pytest.raises(ValueError, match="engine: libxenguest works on xen alone"):
         Context.open(given.ctx.hypervisor, engine=Engine.LIBXENGUEST)
     assert Context.open(given.ctx.hypervisor).host.domains() == []

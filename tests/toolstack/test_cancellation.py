@@ -59,7 +59,7 @@ class TestContract:
     def test_what_is_no_function_is_refused_before_anything_begins(self) -> None:
         work = Work()
         with pytest.raises(TypeError, match="on_end: want a function, not 3"):
-            asyncio.run(end_in_order(work.run(), 3))  # type: ignore[arg-type]
+            asyncio.run(end_in_order(work.run(), 3))
 
     def test_a_timeout_is_one(self) -> None:
         work = Work(steps=100_000)

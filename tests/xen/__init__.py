@@ -6,12 +6,13 @@
     python -m tests.xen baseline xl-migrate-pvh       these
     python -m tests.xen --keep DIR xl-faults-save xl-faults-restore xl-faults-migrate
                                                       what xl makes of each fault of its helper:
-                                                      told, and in DIR/xl-faults.md and .json
+                                                      printed, and in DIR/xl-faults.md and .json
     python -m tests.xen --keep DIR cross-release-back guests that go from 4.17 to 4.20 and back:
-                                                      told, and in DIR/cross-release.md and .json
+                                                      printed, and in DIR/cross-release.md and
+                                                      .json
     python -m tests.xen --suite sid                   Debian's next release, whose QEMU takes no
-                                                      saved state as libxl gives it
-    python -m pytest tests/xen                        every scenario as a test, but for sid's
+                                                      saved state the way libxl passes it
+    python -m pytest tests/xen                        every scenario as a test, except sid's
 
 It needs root and the programs of Debian 12's packages qemu-system-x86, mmdebstrap, e2fsprogs,
 busybox-static, cpio and zstd; and to build a Xen with shadow paging, for PV guests that migrate,

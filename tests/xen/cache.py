@@ -1,5 +1,5 @@
-"""The cache for what takes the rig long to make, shared by all checkouts of a user, with one maker
-of a thing at a time; and slots, so that no more machines run than this computer carries."""
+"""The cache for what takes the rig long to make. All checkouts of a user share it, and each thing
+has one maker at a time; slots limit the number of machines to what this computer can run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _MACHINE_BYTES: Final = 7 << 30
 
 @contextmanager
 def exclusive(name: str) -> Iterator[None]:
-    """Hold the lock `name`, after waiting for it; that ends, since all makers have time limits."""
+    """Hold the lock `name`, and wait for it if need be. The wait ends, since all makers have time
+    limits."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -31,8 +32,8 @@ def exclusive(name: str) -> Iterator[None]:
 
 @contextmanager
 def scratch(name: str) -> Iterator[Path]:
-    """A directory to make something in, for the holder of the lock `name`. The directories of
-    killed makers are removed first."""
+    """A directory to make something in, for the holder of the lock `name`. Directories that killed
+    makers left behind are removed first."""
     prefix = f"building-{name}-"
     for stale in CACHE.glob(f"{prefix}*"):
         shutil.rmtree(stale)
@@ -41,11 +42,11 @@ def scratch(name: str) -> Iterator[Path]:
 
 
 class Slot:
-    """The right to run a machine, of which this computer carries a few at once from all checkouts.
-    To be released by `release`."""
+    """The right to run a machine. This computer can run a few at once, for all checkouts together.
+    Its owner calls `release`."""
 
     def __init__(self, limit: float = 7200) -> None:
-        """Waits for a free slot. Raises TimeoutError after `limit` seconds."""
+        """Wait for a free slot. Raises TimeoutError after `limit` seconds."""
         CACHE.mkdir(parents=True, exist_ok=True)
         end = time.monotonic() + limit
         told = False
@@ -63,14 +64,15 @@ class Slot:
 
 
 def slots() -> int:
-    """How many machines this computer carries, of 7 GiB and a processor each."""
+    """The number of machines that this computer can run, at 7 GiB of memory and a processor
+    each."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, min(os.cpu_count() or 1, memory // _MACHINE_BYTES))
 
 
 def _free_slot() -> IO[str] | None:
     for number in range(slots()):
-        file = open(CACHE / f"machine-{number}.lock", "w")  # noqa: SIM115
+        file = open(CACHE / f"machine-{number}.lock", "w")  # noqa: SIM115 - as long as the slot
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

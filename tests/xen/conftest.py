@@ -1,4 +1,4 @@
-"""Runs tests on a real Xen only if asked for: `pytest tests/xen`, or a file or test in it."""
+"""Runs tests on a real Xen only on request: `pytest tests/xen`, or a file or test in it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def machines() -> Iterator[Machines]:
-    """Machines, booted when a scenario needs one and kept for the next ones."""
+    """Machines, which boot when a scenario first needs one and are kept for later scenarios."""
     with tempfile.TemporaryDirectory(prefix="xen-rig-") as directory:
         made = Machines(Path(directory))
         yield made

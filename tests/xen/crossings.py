@@ -16,8 +16,9 @@ PAGE_NAME: Final = "cross-release.md"
 
 @dataclass(frozen=True)
 class Crossing:
-    """A guest of `kind` (pv, pvh, hvm), saved on `source`, restored on `destination` (releases of
-    Xen and QEMU) by `command` with `helper`. `ended`: what it does there, or why it was refused."""
+    """A guest of `kind` (pv, pvh, hvm), saved on `source` and restored on `destination` (releases
+    of Xen and QEMU) by `command` with `helper`. `ended`: what it does there, or why it was
+    refused."""
 
     kind: str
     source: str
@@ -37,7 +38,7 @@ def write(rows: Iterable[Crossing], path: Path) -> None:
 
 
 def read(path: Path) -> list[Crossing]:
-    """Read what `write` wrote; no rows if there is no file."""
+    """Read what `write` wrote; no rows if the file does not exist."""
     return [Crossing(**row) for row in json.loads(path.read_text())] if path.exists() else []
 
 

@@ -1,4 +1,5 @@
-"""Runs QEMU with Xen and a dom0 in it, and notices if the emulator, not Xen, stands still."""
+"""Runs QEMU with Xen and a dom0 in it, and notices if the emulator, rather than Xen, stands
+still."""
 
 from __future__ import annotations
 
@@ -15,29 +16,29 @@ from typing import Any, Final
 from tests.xen.images import Image
 
 MEMORY_MIB: Final = 6000
-"""Enough for two HVM guests beside dom0; what is not used takes none of this computer's."""
+"""Enough for two HVM guests beside dom0; unused memory costs this computer nothing."""
 
 _CPU: Final = "max,-rdtscp,-cx16,-xsave,-xsaveopt,-avx,-avx2,-fma,-f16c,-pku,-pks"
 """A PVH guest dies if there is RDTSCP; without AVX and XSAVE the emulation is steadiest.
 
 QEMU 7.2's CMPXCHG16B takes the flags from an earlier instruction's operand. A kernel that is
-interrupted at the instruction after it (Linux's allocators use it all the time) goes on with bits
-of a pointer in EFLAGS: NT, TF, even reserved ones. Seen as a guest that died of it.
+interrupted at the instruction after it (which Linux's allocators use all the time) goes on with
+bits of a pointer in EFLAGS: NT, TF, even reserved ones. A guest was seen to die of it.
 """
 _XEN_OPTIONS: Final = (
     "console=com1 com1=115200,8n1 dom0_mem=2048M,max:2048M loglvl=warning bootscrub=0 "
     "smap=0 smep=0 xpti=no pcid=no spec-ctrl=no"
 )
 """With SMAP or SMEP the dom0 kernel crashes at its first instructions under emulation. The memory
-of a machine that starts is zero: to scrub it would only make this computer have all of it."""
+of a machine that starts is zero: scrubbing it would only make this computer allocate all of it."""
 _DOM0_OPTIONS: Final = (
     "root=/dev/vda rw console=hvc0 init=/sbin/rig-init mitigations=off init_on_alloc=0"
 )
-"""Mitigations for speculation only cost time on an emulated processor, and so does clearing all
-memory before it is used."""
+"""Mitigations for speculation, and clearing memory before it is used, only cost time on an emulated
+processor."""
 
 SILENCE_SECONDS: Final = 20.0
-"""Seconds without dom0's heartbeat, and idle, that mean frozen."""
+"""Seconds without dom0's heartbeat after which an idle QEMU counts as frozen."""
 IDLE_SHARE: Final = 0.2
 """The share of one processor below which QEMU is idle."""
 _END_SECONDS: Final = 20
@@ -47,7 +48,7 @@ _FREEZE_POLL_SECONDS: Final = 2.0
 
 
 class EmulatorError(Exception):
-    """The emulator froze, or crashed a program that is not ours: this proves nothing."""
+    """The emulator froze, or crashed a program that is not ours: the run proves nothing."""
 
 
 class MachineError(Exception):
@@ -55,8 +56,8 @@ class MachineError(Exception):
 
 
 def seconds_wanted(pid: int) -> float:
-    """Seconds for which a process's threads have used or waited for a processor: one that has to
-    wait is not idle. Raises FileNotFoundError if the process is gone."""
+    """Seconds for which a process's threads have used or waited for a processor: a thread that has
+    to wait is not idle. Raises FileNotFoundError if the process is gone."""
     nanoseconds = 0
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -76,14 +77,14 @@ def is_frozen(silence: float, wanted: float) -> bool:
 
 @dataclass(frozen=True)
 class Setup:
-    """What to boot: the image, and a hypervisor in place of the image's own."""
+    """What to boot: the image, and a hypervisor that replaces the image's own."""
 
     image: Image
     xen: Path
 
     @property
     def name(self) -> str:
-        """Of what is the same for all its users."""
+        """A name for it, equal for all its users."""
         return self.image.suite.name if self.is_plain else f"{self.image.suite.name}-other-xen"
 
     @property
@@ -97,7 +98,7 @@ class Setup:
 
     @property
     def command(self) -> list[str]:
-        """QEMU's, but for what differs from one start to another."""
+        """The arguments of QEMU, except those that differ from one start to another."""
         return [
             # It ends with us, whatever ends us.
             *("setpriv", "--pdeathsig", "KILL"),
@@ -116,11 +117,11 @@ class Setup:
 
 
 class Emulator:
-    """A running QEMU, whose dom0 has `share` by the 9p tag `host`."""
+    """A running QEMU; its dom0 sees `share` under the 9p tag `host`."""
 
     def __init__(self, command: Sequence[str], share: Path, console: Path) -> None:
-        """`command` is QEMU's, but for the share and what it speaks through; `console` gets all
-        that Xen and dom0 write on theirs."""
+        """`command` is QEMU's, without the share and its channels; `console` receives all that Xen
+        and dom0 write on their console."""
         self._console = console
         self._heartbeat = share / "heartbeat"
         self._line, line = socket.socketpair()
@@ -146,8 +147,8 @@ class Emulator:
         self._life = time.monotonic(), 0.0
 
     def until(self, path: Path, limit: float, what: str) -> Iterator[None]:
-        """Yields now and then until there is `path`. Raises EmulatorError where the emulator has
-        frozen, MachineError where it has ended or `limit` seconds are over."""
+        """Yields now and then until `path` exists. Raises EmulatorError if the emulator has frozen,
+        MachineError if it has ended or `limit` seconds are over."""
         end = time.monotonic() + limit
         next_look = 0.0
         while not path.exists():
@@ -171,15 +172,15 @@ class Emulator:
             )
 
     def lost(self, why: str) -> MachineError:
-        """With the end of dom0's console."""
+        """A MachineError with the end of dom0's console."""
         return MachineError(f"{why}; dom0's console ends:\n{self.console_tail()}")
 
     def tell(self, text: bytes) -> None:
-        """To whoever reads dom0's second serial line."""
+        """Send bytes to the process that reads dom0's second serial line."""
         self._line.sendall(text)
 
     def hear(self, text: bytes) -> None:
-        """Wait for this text, on the same line. Raises TimeoutError, MachineError."""
+        """Wait for this text on the second serial line. Raises TimeoutError, MachineError."""
         self._line.settimeout(_ANSWER_SECONDS)
         heard = b""
         while text not in heard:
@@ -189,7 +190,7 @@ class Emulator:
             heard += new
 
     def ask(self, command: str, **arguments: Any) -> Any:
-        """What QEMU answers to a QMP command. Raises MachineError where it refuses, and
+        """QEMU's answer to a QMP command. Raises MachineError if QEMU refuses it, and
         TimeoutError."""
         request = {"execute": command, "arguments": arguments}
         self._monitor.settimeout(_ANSWER_SECONDS)
@@ -226,7 +227,7 @@ class Emulator:
         return "\n".join(text.replace("\r", "").splitlines()[-lines:])
 
     def end(self) -> None:
-        """Pull the plug."""
+        """End QEMU at once, as if the power failed."""
         self._process.kill()
         self._process.wait(_END_SECONDS)
         self._line.close()

@@ -15,13 +15,11 @@ PAGE_NAME: Final = "xl-faults.md"
 
 @dataclass(frozen=True)
 class FaultRow:
-    """One fault under one command, on Xen `xen`.
-
-    `plan` is what XEN_SAVE_HELPER_FAULTS held; `rule` what has to happen; `status` xl's exit status
-    (negative: the signal that killed it, None: it did not end); `message` the most telling line of
-    all its `output`; `ended` what ended xl; `guest` where the guest was afterwards; `left` what had
-    to be cleared away; `wrongs` what libxl did wrong; `broken` the promises that we broke.
-    """
+    """One fault under one command, on Xen `xen`. `plan` is what XEN_SAVE_HELPER_FAULTS held; `rule`
+    what has to happen; `status` xl's exit status (negative: the signal that killed it, None: it did
+    not end); `message` the most telling line of its `output`; `ended` what ended xl; `guest` where
+    the guest was afterwards; `left` what had to be cleared away; `wrongs` what libxl did wrong;
+    `broken` the promises that we broke."""
 
     xen: str
     operation: str

@@ -16,7 +16,7 @@ PACKAGES: Final = {
     "cpio": "cpio",
     "zstd": "zstd",
 }
-"""Debian's package of each program."""
+"""The Debian package that each program is in."""
 
 BUILD_PACKAGES: Final = {
     "gcc": "gcc",
@@ -38,8 +38,8 @@ CONTAINED: Final = (
     *("setpriv", "--pdeathsig", "KILL"),
     *("unshare", "--mount", "--pid", "--fork", "--kill-child"),
 )
-"""mmdebstrap mounts /proc and /sys in its tree, and whoever kills it kills what would unmount them.
-In namespaces of its own its processes and mounts end with it, and it ends with us."""
+"""Namespaces for mmdebstrap, which mounts /proc and /sys in its tree: whoever kills it kills what
+would unmount them. With these its processes and mounts end when it does, and it ends when we do."""
 
 
 class MissingToolsError(RuntimeError):
@@ -67,13 +67,13 @@ def _need(packages: Mapping[str, str], install: Sequence[str]) -> None:
 
 
 def need_root(why: str) -> None:
-    """Raise MissingToolsError unless this process is root's."""
+    """Raise MissingToolsError unless this process runs as root."""
     if os.geteuid() != 0:
         raise MissingToolsError(f"the real-Xen tests must be run as root: {why}")
 
 
 def apt_fetch_settings() -> list[str]:
-    """This machine's settings for fetching (a proxy, a clock that is off), as lines of apt.conf,
+    """This machine's settings for downloads (a proxy, a clock that is off) as lines of apt.conf,
     for an apt that does not read them itself."""
     dump = subprocess.run(
         ["apt-config", "dump", *_APT_SETTINGS], check=True, capture_output=True, text=True

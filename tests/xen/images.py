@@ -34,14 +34,15 @@ _COMMON: Final = (
 )
 _LIBVIRT: Final = ("libvirt-daemon", "libvirt-daemon-driver-xen", "libvirt-clients")
 _INITRAMFS_TOOLS: Final = ("initramfs-tools",)
-"""Instead of dracut, which puts systemd into the initrd: that takes the emulated processor a
+"""Replaces dracut, which puts systemd into the initrd: starting that takes the emulated processor a
 minute."""
 _LEFT_OUT: Final = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*")
 _INITRD_SETTINGS: Final = {
     "etc/initramfs-tools/conf.d/rig": "MODULES=list\n",
     "usr/share/initramfs-tools/modules.d/rig": "virtio_pci\nvirtio_blk\next4\n",
 }
-"""Only the modules that find the root: the emulated processor would unpack all at each boot."""
+"""Only the modules that find the root: the emulated processor would have to unpack all others at
+each boot."""
 _KERNEL: Final = "vmlinux"
 _IMAGE_SIZE: Final = "3G"
 _SETUP_SECTORS: Final = 0x1F1
@@ -90,7 +91,7 @@ class Image:
 
     @property
     def kernel(self) -> Path:
-        """Debian's, unpacked."""
+        """The unpacked kernel, from Debian's package."""
         return self.directory / _KERNEL
 
     @property
@@ -99,7 +100,7 @@ class Image:
 
     @property
     def xen(self) -> Path:
-        """Debian's hypervisor, unpacked."""
+        """The unpacked hypervisor, from Debian's package."""
         return self.directory / "xen"
 
 

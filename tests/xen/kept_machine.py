@@ -26,7 +26,7 @@ from tests.xen.emulator import MEMORY_MIB, Emulator, MachineError, Setup
 _PREPARE_SECONDS: Final = 1800
 _POLL_SECONDS: Final = 0.2
 _OF_THE_RIG: Final = ("init.sh", "prepare.py", "kept_guests.py", "guest.py", "../guest-init")
-"""What a kept machine has been made by, in `dom0`."""
+"""The files, from `dom0`, that a kept machine was made by."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class KeptMachine:
     directory: Path
 
     def start(self, shared: Path, console: Path) -> Emulator:
-        """A machine that goes on from there, and changes nothing of what is kept. Raises
+        """A machine that goes on from the kept state, which it does not change. Raises
         MachineError."""
         memory = _memory(self.directory / "memory", share=False)
         disk = _disk(self.directory / "disk", keep=False)
@@ -54,10 +54,8 @@ class KeptMachine:
 
 
 def kept_machine(setup: Setup) -> KeptMachine:
-    """The machine of `setup`, made now (in minutes) if there is none.
-
-    Raises EmulatorError, MachineError, host_tools.MissingToolsError.
-    """
+    """The kept machine of `setup`, made now (in minutes) if there is none. Raises EmulatorError,
+    MachineError, host_tools.MissingToolsError."""
     name = f"machine-{setup.name}"
     directory = CACHE / f"{name}-{_key(setup)}"
     if not directory.is_dir():
@@ -82,7 +80,7 @@ def _key(setup: Setup) -> str:
 
 
 def _make(setup: Setup, parts: Path) -> None:
-    """`parts / "kept"`."""
+    """Make the machine in `parts / "kept"`."""
     host_tools.need("qemu-system-x86_64")
     print(f"tests.xen: booting {setup.name} and its guests (once)", flush=True)
     kept, shared = parts / "kept", parts / "share"
@@ -111,7 +109,7 @@ def _make(setup: Setup, parts: Path) -> None:
 
 
 def _leave_memory_out(emulator: Emulator) -> None:
-    """Of QEMU's state: it is in a file of its own."""
+    """Leaves the memory out of QEMU's state: it is in a file of its own."""
     emulator.ask("qmp_capabilities")
     capability = {"capability": "x-ignore-shared", "state": True}
     emulator.ask("migrate-set-capabilities", capabilities=[capability])

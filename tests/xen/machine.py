@@ -24,7 +24,8 @@ from tests.xen.kept_machine import KeptMachine
 
 START_SECONDS: Final = 540
 AFTER_LIMIT_SECONDS: Final = 120
-"""Seconds for the agent to end what takes too long, and to clear up; after that the agent hangs."""
+"""Seconds for the agent to end what takes too long, and to clear up; an agent that takes longer
+hangs."""
 _LOG_LINES: Final = 15
 _OUR_PROGRAMS: Final = ("python", "xen-save-helper", "xen-toolstack", "pip")
 
@@ -36,7 +37,7 @@ class Outcome:
     """How one request went. `outcome`: passed, failed, timeout. `faults` are the kernel's lines
     about programs that crashed, `kernel` all lines of dom0's kernel, `left_over` what could not be
     cleared away, `table` the rows of a scenario about faults, `crossings` those of one about guests
-    that go to another release of Xen. If it did not pass, `logs` are the ends of the logs of
+    that go to another release of Xen. If it did not pass, `logs` has the ends of the logs of
     guests, Xen and our helpers, by name; if it took too long, that of dom0's console as well."""
 
     outcome: str

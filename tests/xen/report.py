@@ -17,9 +17,9 @@ from tests.xen.fault_table import FaultRow
 
 @dataclass(frozen=True)
 class Row:
-    """A scenario on a suite: `outcome` passed, failed, timeout, lost (dom0 went down), emulator
-    (which failed each time), no machine (others have all) or not run (what comes before it did not
-    pass)."""
+    """A scenario on a suite. `outcome` is one of: passed, failed, timeout, lost (dom0 went down),
+    emulator (which failed each time), no machine (other users have them all), not run (what comes
+    before it did not pass)."""
 
     suite: str
     scenario: str
@@ -35,7 +35,8 @@ class Row:
 
 
 def print_table(rows: Sequence[Row], starts: int, spoiled: Sequence[str]) -> None:
-    """Every scenario, how it ended, seconds; what was measured; how often the emulator failed."""
+    """For every scenario how it ended and its seconds; what was measured; how often the emulator
+    failed."""
     table = Table()
     for heading in ("suite", "scenario", "outcome"):
         table.add_column(heading)
@@ -55,7 +56,7 @@ def print_table(rows: Sequence[Row], starts: int, spoiled: Sequence[str]) -> Non
 
 
 def tell_faults(rows: Sequence[Row], directory: Path) -> None:
-    """What `xl` made of each fault, if any were tried: here, and as files in `directory`."""
+    """What `xl` made of each fault, if any were tried: printed, and as files in `directory`."""
     table = [fault for row in rows for fault in row.table]
     if table:
         print(fault_table.text(table), flush=True)
@@ -64,7 +65,7 @@ def tell_faults(rows: Sequence[Row], directory: Path) -> None:
 
 
 def tell_crossings(rows: Sequence[Row], directory: Path) -> None:
-    """How guests came to another release of Xen, if any were sent: here, and as files in
+    """How guests got to another release of Xen, if any were sent: printed, and as files in
     `directory`."""
     table = [crossing for row in rows for crossing in row.crossings]
     if table:

@@ -1,5 +1,5 @@
-"""Runs scenarios on machines. One that failed is not run again, one that the emulator spoiled at
-most twice."""
+"""Runs scenarios on machines. A scenario that failed is not run again; one that the emulator
+spoiled is, at most twice."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from tests.xen.shadow_xen import shadow_xen
 from tests.xen.wheel import wheel
 
 SCENARIOS_PER_BOOT: Final = 10
-"""A start costs some seconds; a fresh one now and then keeps a fault from spreading."""
+"""A start costs some seconds; a fresh machine now and then keeps a fault from spreading."""
 RETRIES: Final = 2
 HANDED_OVER: Final = "handed-over"
-"""The directory, in that of a run, with what each scenario has left for later ones."""
+"""The directory, within that of a run, for what each scenario has left for later ones."""
 
 
 def machine_of(suite: str, shadow: bool) -> KeptMachine:
-    """What a scenario's machine starts from; makes it, an image and a hypervisor if there are
-    none."""
+    """What a scenario's machine starts from. It is made, with an image and a hypervisor, if there
+    is none."""
     made = image(SUITES[suite])
     return kept_machine(Setup(made, shadow_xen(made.suite) if shadow else made.xen))
 
 
 class Machines:
-    """One machine at a time: started when needed, kept for some scenarios of the same setup."""
+    """One machine at a time, started when needed, and kept for some scenarios of the same setup."""
 
     def __init__(self, directory: Path) -> None:
         """`directory`, which exists, gets a directory for each machine, and what scenarios hand
@@ -139,10 +139,13 @@ def run_scenarios(
 
 
 class Plan:
-    """Which machine gets which case next: a machine keeps to its setup while there are cases of
-    it. Small setups are begun first, and each case that others come after, or that may take long,
-    before the others of its setup: at the end there are short ones of the largest setup left for
-    all machines to share. `wanted` has with each case those that come before it."""
+    """Decides which machine gets which case next. A machine keeps to its setup while there are
+    cases of it. Small setups come first; within a setup, so do the cases that others wait for and
+    those that may take long. In the end there are short cases of the largest setup left for all
+    machines to share.
+
+    `wanted` includes the cases that each case depends on.
+    """
 
     def __init__(self, wanted: Sequence[Case]) -> None:
         self._left: dict[SetupKey, list[Case]] = {}
@@ -156,8 +159,8 @@ class Plan:
         self._changed = threading.Condition()
 
     def take(self, setup: SetupKey | None) -> Case | None:
-        """The next case for a machine that was started for `setup`, which reports its end by
-        `ended`; None if there is none, or none yet."""
+        """The next case for a machine that was started for `setup` and reports its end by `ended`.
+        None if there is none, or none yet."""
         with self._changed:
             if setup is None or not self._ready(setup):
                 setup = self._next_setup()
@@ -169,7 +172,7 @@ class Plan:
             return case
 
     def ended(self, case: Case, passed: bool) -> None:
-        """Note the end of a case; those that come after one that did not pass are not run."""
+        """Note the end of a case; cases that depend on one that did not pass are not run."""
         with self._changed:
             self._running.discard(case)
             if passed:
@@ -188,8 +191,8 @@ class Plan:
         return [case for case in left if case.before is None or case.before in self._passed]
 
     def _next_setup(self) -> SetupKey | None:
-        """A setup that no machine has begun, first of the suite that the fewest have, whose image
-        may have to be made; else the one with the most left."""
+        """A setup that no machine has begun, of the suite that the fewest have, since its image may
+        have to be made; else the setup with the most cases left."""
         untouched = [setup for setup in self._untouched if self._ready(setup)]
         if untouched:
             chosen = min(untouched, key=lambda key: (self._begun[key[0]], self._size(key)))
@@ -205,7 +208,7 @@ class Plan:
 
 @dataclass
 class _Done:
-    """The results of the machines that one thread has run, one after the other."""
+    """The results of the machines that one thread has run, one after another."""
 
     rows: dict[Case, Row] = field(default_factory=dict)
     starts: int = 0
@@ -235,7 +238,7 @@ def _work(plan: Plan, directory: Path) -> _Done:
 
 
 def _not_run(case: Case, rows: Mapping[Case, Row]) -> Row:
-    """The row of a case without a machine, or after one that did not pass."""
+    """The row of a case that had no machine, or that depends on one that did not pass."""
     before = None if case.before is None else rows.get(case.before)
     why = "no machine" if before is None or before.passed else "not run"
     return Row(case.suite, case.scenario.name, why, 0.0, {})
@@ -287,8 +290,8 @@ def _run_one(machines: Machines, case: Case) -> Row:
 
 
 def explained(outcome: Outcome) -> str:
-    """The output of a scenario that did not pass, the lines of dom0's kernel meanwhile, and the
-    ends of the logs."""
+    """The output of a scenario that did not pass, the lines of dom0's kernel from that time, and
+    the ends of the logs."""
     lines = [outcome.output.rstrip(), *(f"dom0 kernel: {line}" for line in outcome.kernel[-15:])]
     lines += [f"could not be cleared away: {what}" for what in outcome.left_over]
     for name, end in outcome.logs.items():

@@ -24,10 +24,8 @@ _BUILD_SECONDS: Final = 3600
 
 
 def shadow_xen(suite: Suite) -> Path:
-    """The hypervisor as QEMU boots it; built now (in one to two minutes) if there is none.
-
-    Raises host_tools.MissingToolsError, subprocess.CalledProcessError.
-    """
+    """The hypervisor as QEMU boots it, built now (in one to two minutes) if there is none. Raises
+    host_tools.MissingToolsError, subprocess.CalledProcessError."""
     recipe = "\n".join((suite.name, suite.xen, *_OPTIONS))
     key = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     kept = CACHE / f"shadow-xen-{suite.name}-{key}"

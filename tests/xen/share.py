@@ -10,7 +10,8 @@ from tests.xen.cache import REPOSITORY
 
 
 def make(share: Path) -> None:
-    """With the rig's code and the guests' ramdisk. Raises host_tools.MissingToolsError."""
+    """Make the directory, with the rig's code and the guests' ramdisk. Raises
+    host_tools.MissingToolsError."""
     for name in ("rig/tests", "requests", "results"):
         (share / name).mkdir(parents=True)
     ignored = shutil.ignore_patterns("__pycache__")

@@ -1,4 +1,4 @@
-"""Whose wrong it is, of what can be seen when a command ends whose helper had a fault."""
+"""Who is to blame for what can be seen when a command ends whose helper had a fault."""
 
 from __future__ import annotations
 

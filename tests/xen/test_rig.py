@@ -58,7 +58,7 @@ def test_a_frozen_emulator_is_idle_and_silent(silence: float, used: float, froze
 
 
 def test_who_waits_for_a_processor_is_not_idle() -> None:
-    """Two that spin on one processor use one together, and want two."""
+    """Two processes that spin on one processor use one together, and want two."""
     (processor, *_) = os.sched_getaffinity(0)
     command = ["taskset", "-c", str(processor), sys.executable, "-c", "while True: pass"]
     spinning = [subprocess.Popen(command) for _ in range(2)]
@@ -160,7 +160,7 @@ def test_scenarios_have_names_of_their_own_and_known_suites() -> None:
 
 
 def taken(plan: Plan, workers: int) -> list[list[Case]]:
-    """What each of so many machines gets, where all cases take equally long, and pass."""
+    """What each of this many machines gets if all cases take equally long, and pass."""
     got: list[list[Case]] = [[] for _ in range(workers)]
     running: dict[int, Case] = {}
     while True:
@@ -187,7 +187,7 @@ def test_every_case_runs_once_and_no_machine_idles_while_there_are_some(workers:
 
 
 def test_what_comes_after_another_one_waits_for_it() -> None:
-    """And others are run meanwhile."""
+    """And other cases are run meanwhile."""
     leave, arrive, back = (case for case in EVERY if "cross-release" in named(case))
     other = EVERY[0]
     plan = Plan([leave, arrive, back, other])
@@ -235,7 +235,7 @@ def test_a_machine_keeps_to_its_setup_while_there_are_cases_of_it() -> None:
 def test_two_machines_begin_with_two_images_and_end_in_the_largest_setup() -> None:
     one, other = taken(Plan(EVERY), 2)
     assert one[0].suite != other[0].suite
-    # But for what cannot be begun before another has ended.
+    # Except for cases that cannot begin before another has ended.
     for cases_of in (one, other):
         free = [case for case in cases_of if case.before is None]
         assert free[-1].setup == ("bookworm", False)
@@ -249,7 +249,7 @@ def test_of_a_setup_what_may_take_longest_is_begun_first() -> None:
 
 
 class FakeMachine:
-    """In place of `Machine`: each start's scenario ends by the next of `ends`."""
+    """Stands in for `Machine`: the scenario of each start ends with the next of `ends`."""
 
     ends: ClassVar[list[Outcome | Exception]] = []
     starts: ClassVar[int] = 0
@@ -403,7 +403,7 @@ def test_a_failure_is_explained_by_what_the_logs_end_with() -> None:
 
 
 class FakeKernelLog:
-    """What each call of `new_lines` finds."""
+    """What each call of `new_lines` returns."""
 
     def __init__(self, *finds: list[str]) -> None:
         self._finds = list(finds)

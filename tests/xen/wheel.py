@@ -21,10 +21,8 @@ _KEPT: Final = 5
 
 
 def wheel() -> Path:
-    """The checkout's wheel; built now unless one of the same sources is kept.
-
-    Raises subprocess.CalledProcessError.
-    """
+    """The checkout's wheel, built now unless one of the same sources is kept. Raises
+    subprocess.CalledProcessError."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="wheel-") as scratch:
         # A copy, because the build writes beside the sources and picks up whatever it finds there.

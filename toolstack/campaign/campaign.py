@@ -22,12 +22,12 @@ from xen_save_helper.ipc_schema.version import version
 from xen_save_helper.toolstack.aio.scratch import sweep
 from xen_save_helper.toolstack.campaign import matrix
 from xen_save_helper.toolstack.campaign.evidence import Mode
-from xen_save_helper.toolstack.campaign.matrix import Cell, Guest, guest_for
+from xen_save_helper.toolstack.campaign.matrix import Cell, GuestKind, guest_for
 from xen_save_helper.toolstack.campaign.run import FAULT_LIMITS, Verdict
 from xen_save_helper.toolstack.campaign.worker import PREFIX, end_all_in, unjudged
 from xen_save_helper.toolstack.limits import Limits
 
-USUAL_GUEST: Final = Guest(4 << 20, "random")
+USUAL_GUEST: Final = GuestKind(4 << 20, "random")
 
 RUN_LIMIT: Final = 300.0
 """Seconds for one run, several times what the slowest take: each of its waits has a limit."""
@@ -51,7 +51,7 @@ class Selection:
     random: int = 0
     seed: int = 0
     short: bool = False
-    guest: Guest = USUAL_GUEST
+    guest: GuestKind = USUAL_GUEST
     limits: Limits = FAULT_LIMITS
 
     def cells(self) -> list[Cell]:
@@ -77,7 +77,7 @@ class Selection:
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         made = {
             "modes": tuple(fields["modes"]),
-            "guest": Guest(*fields["guest"]),
+            "guest": GuestKind(*fields["guest"]),
             "limits": Limits(**fields["limits"]),
         }
         return cls(**{**fields, **made})

@@ -35,14 +35,15 @@ MODES: Final = (Mode.SAVE, Mode.LIVE, Mode.POSTCOPY)
 """The modes of the whole matrix. Stop-and-copy passes no point that live does not."""
 
 
-class Guest(NamedTuple):
-    """A guest of `memory` bytes; `workload` is one of a simulated guest."""
+class GuestKind(NamedTuple):
+    """What a run's guest is like: its `memory` in bytes, and the `workload` of a simulated
+    guest."""
 
     memory: int
     workload: str
 
 
-_FAULTING: Final = Guest(16 << 20, "write-heavy")
+_FAULTING: Final = GuestKind(16 << 20, "write-heavy")
 """A guest that touches pages after the transition before they arrive by themselves."""
 
 
@@ -73,11 +74,11 @@ class Cell(NamedTuple):
         return f"{self.mode.value}: {self.plan}"
 
 
-def guest_for(plan: Plan, usual: Guest) -> Guest:
+def guest_for(plan: Plan, usual: GuestKind) -> GuestKind:
     """The guest with which the points of a plan are passed: the usual one, unless they need one
     that touches pages which have not arrived."""
     if any(fault.point.of == "POSTCOPY_FAULT" for fault in plan.faults):
-        return Guest(max(usual.memory, _FAULTING.memory), _FAULTING.workload)
+        return GuestKind(max(usual.memory, _FAULTING.memory), _FAULTING.workload)
     return usual
 
 
@@ -257,14 +258,11 @@ _SHORT: Final[Mapping[tuple[Who, str], int]] = {
 }
 """Bytes that go back in each run."""
 
-_WAITING: Final = frozenset({actions.STOP, actions.DELAY, actions.STALL, actions.LATE})
-"""Actions that would take minutes if they were done each time."""
-
 
 def _times(random: Random, fault: Fault) -> Times:
     if random.random() < 0.6 or fault.point.kind not in {Kind.MESSAGE, Kind.RECORD}:
         return FIRST
     once = Times(random.choice((2, 3)))
-    if fault.action.kind in _WAITING:
-        return once
+    if fault.action.kind in actions.WAITS:
+        return once  # each time would take minutes
     return random.choice((once, Times(2, onwards=True), Times(onwards=True), Times(percent=30)))

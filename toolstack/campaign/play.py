@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
@@ -57,15 +57,6 @@ _START_UP_SECONDS: Final = 20.0
 """Seconds for the interpreters of a run to start on a busy machine."""
 _CLEAN_SECONDS: Final = 60.0
 """The limit of a command without faults."""
-_TIMES: Final = frozenset(
-    {
-        fault_actions.STOP.name,
-        fault_actions.DELAY.name,
-        fault_actions.STALL.name,
-        fault_actions.LATE.name,
-    }
-)
-"""Actions whose value is in seconds."""
 
 
 def time_limit(plan: Plan, limits: Limits) -> float:
@@ -75,7 +66,7 @@ def time_limit(plan: Plan, limits: Limits) -> float:
         # Nobody limits the controller itself; everything else that is late ends at a limit.
         seconds if fault.point.who is Who.CONTROLLER else min(seconds, each)
         for fault in plan.faults
-        if fault.action.kind.name in _TIMES
+        if fault.action.kind in fault_actions.WAITS
         for seconds in (float(fault.action.value or 0),)
     )
     return each + 3 * limits.abort + limits.handshake + _START_UP_SECONDS + waits
@@ -89,7 +80,7 @@ def need_room(directory: Path) -> None:
         )
 
 
-class Stage:
+class RunStage:
     """The stage of a `run.FaultRun`. As a context it ends what was started."""
 
     def __init__(
@@ -223,47 +214,40 @@ class Stage:
         }
         return {**inherited, **ours}
 
-    @contextlib.contextmanager
-    def _command(self, arguments: Sequence[str], *, faults: bool) -> Iterator[_Command]:
-        """Its output goes into files, which processes that it leaves behind may hold open."""
+    def _run(self, *arguments: str, host: Side, faults: bool = True) -> Ended:
+        """One command to its end, or to the end of its limit; with the plan in force, or clean. Its
+        output goes into files, which processes that it leaves behind may hold open."""
+        name, *rest = arguments
+        if faults:
+            given, limit = [name, *rest, "--json", *self._arguments(host)], self._limit
+        else:
+            given = [name, *rest, "--host", str(self._hosts[host].directory)]
+            limit = _CLEAN_SECONDS
+        started, late = time.monotonic(), False
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             process = subprocess.Popen(
-                [*_COMMAND, *arguments],
+                [*_COMMAND, *given],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 env=self._environment(faults),
                 start_new_session=True,
             )
-            with process:
-                try:
-                    yield _Command(process, out, err)
-                except BaseException:
-                    # An interrupted run does not wait for what may never end.
-                    processes.kill(processes.marked(self._token))
-                    process.kill()
-                    raise
-
-    def _run(self, *arguments: str, host: Side, faults: bool = True) -> Ended:
-        """One command to its end, or to the end of its limit; with the plan in force, or clean."""
-        name, *rest = arguments
-        started = time.monotonic()
-        if faults:
-            given, limit = [name, *rest, "--json", *self._arguments(host)], self._limit
-        else:
-            given = [name, *rest, "--host", str(self._hosts[host].directory)]
-            limit = _CLEAN_SECONDS
-        with self._command(given, faults=faults) as command:
-            late = False
             try:
-                command.process.wait(limit)
-            except subprocess.TimeoutExpired:
-                late = True
-                if faults:
+                process.wait(limit)
+            except BaseException as ended:
+                # An interrupted run does not wait for what may never end.
+                late = isinstance(ended, subprocess.TimeoutExpired)
+                if faults or not late:
                     processes.kill(processes.marked(self._token))
-                command.process.kill()
-                command.process.wait()
-            return command.ended(name, time.monotonic() - started, late=late)
+                process.kill()
+                process.wait()
+                if not late:
+                    raise
+            seconds = round(time.monotonic() - started, 3)
+            return Ended(
+                name, process.pid, process.returncode, _text(out), _text(err), seconds, late
+            )
 
     def _longest_stop(self) -> float:
         return max(
@@ -340,18 +324,6 @@ class Stage:
         for line in text[: text.rfind("\n") + 1].splitlines():
             event: dict[str, Any] = json.loads(line)
             yield event
-
-
-@dataclass(frozen=True)
-class _Command:
-    process: subprocess.Popen[bytes]
-    out: IO[bytes]
-    err: IO[bytes]
-
-    def ended(self, name: str, seconds: float, *, late: bool) -> Ended:
-        code = self.process.returncode
-        out, err = (_text(file) for file in (self.out, self.err))
-        return Ended(name, self.process.pid, code, out, err, round(seconds, 3), late)
 
 
 def _text(file: IO[bytes]) -> str:

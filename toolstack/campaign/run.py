@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 from xen_save_helper.ipc_schema.faults.plan import Plan
 from xen_save_helper.toolstack.campaign.evidence import Mode
 from xen_save_helper.toolstack.campaign.judge.oracle import judge
-from xen_save_helper.toolstack.campaign.play import Stage
+from xen_save_helper.toolstack.campaign.play import RunStage
 from xen_save_helper.toolstack.limits import Limits
 
 FAULT_LIMITS: Final = Limits(
@@ -89,7 +89,7 @@ def run_fault(run: FaultRun, *, limits: Limits = FAULT_LIMITS) -> Verdict:
     plan = run.plan.seeded()
     assert plan.seed is not None
     counted = plan.counting_in(str(run.directory.absolute() / "counts"))
-    with Stage(counted, run.mode, run.memory, run.workload, run.directory, limits) as stage:
+    with RunStage(counted, run.mode, run.memory, run.workload, run.directory, limits) as stage:
         evidence = stage.play()
     judgement = judge(plan, evidence, limits)
     return Verdict(

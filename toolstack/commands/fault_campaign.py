@@ -22,7 +22,7 @@ from xen_save_helper.toolstack.campaign.campaign import (
     stopped_by_signals,
 )
 from xen_save_helper.toolstack.campaign.evidence import Mode
-from xen_save_helper.toolstack.campaign.matrix import MODES, Cell, Guest
+from xen_save_helper.toolstack.campaign.matrix import MODES, Cell, GuestKind
 from xen_save_helper.toolstack.campaign.play import need_room
 from xen_save_helper.toolstack.campaign.report import figures as report
 from xen_save_helper.toolstack.campaign.report import html_page as html_report
@@ -140,7 +140,7 @@ def _selection(arguments: argparse.Namespace) -> Selection:
         random=arguments.random or 0,
         seed=secrets.randbelow(1 << 32) if arguments.seed is None else arguments.seed,
         short=arguments.short,
-        guest=Guest(
+        guest=GuestKind(
             arguments.memory or USUAL_GUEST.memory, arguments.workload or USUAL_GUEST.workload
         ),
         limits=fault_limits(arguments),

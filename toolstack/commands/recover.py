@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from xen_save_helper.toolstack.commands.common import complain, guest_of, host_of, is_domid, show
 from xen_save_helper.toolstack.xl import journal
 from xen_save_helper.toolstack.xl.outcome import ExitCode
-from xen_save_helper.toolstack.xl.recover import WayOut
+from xen_save_helper.toolstack.xl.recover import PersonsChoice
 from xen_save_helper.toolstack.xl.recover import recover as recover_guest
 
 if TYPE_CHECKING:
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def recover(arguments: argparse.Namespace) -> int:
-    way_out = None
+    choice = None
     if arguments.resume:
-        way_out = WayOut.RESUME
+        choice = PersonsChoice.RESUME
     elif arguments.destroy:
-        way_out = WayOut.DESTROY
+        choice = PersonsChoice.DESTROY
     host = host_of(arguments)
     name = _name(host, arguments.name)
-    recoveries = recover_guest(host, name, way_out)
+    recoveries = recover_guest(host, name, choice)
     if not recoveries:
         guest_of(host, name)
         text = f"nothing is left to recover for {name!r}"
@@ -33,7 +33,7 @@ def recover(arguments: argparse.Namespace) -> int:
             "name": recovery.name,
             "role": recovery.role and recovery.role.value,
             "promise": recovery.promise and recovery.promise.value,
-            "way": recovery.way.value,
+            "way": recovery.remedy.value,
             "done": recovery.done,
             "text": recovery.text,
         }

@@ -113,7 +113,7 @@ def _seams(trace: Trace, program: HelperProgram) -> Seams:
     given = os.environ.get(FAULTS_VARIABLE)
     if not given:
         return Seams()
-    from xen_save_helper.helper.faults.given import read_plan
+    from xen_save_helper.helper.faults.plan_source import read_plan
     from xen_save_helper.toolstack.faults.controller import ControllerFaults
 
     try:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xen_save_helper.helper.faults.injector import Injector
-from xen_save_helper.helper.faults.shared_counts import counts_of
 from xen_save_helper.helper.faults.striker import Striker
 from xen_save_helper.ipc_schema.channel.messages import Operation
-from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError
+from xen_save_helper.ipc_schema.faults.plan import Plan
 from xen_save_helper.ipc_schema.faults.points import SIDES, Kind, Who
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.faults.handshake import HandshakeFaults
@@ -26,30 +24,23 @@ class ControllerFaults(Seams):
 
     def __init__(self, plan: Plan, trace: Trace) -> None:
         """`plan` has a seed. Raises PlanError for faults that neither we nor a helper carry out."""
-        assert plan.seed is not None, "whoever reads a plan draws its seed"
-        for fault in plan.staged:
-            raise PlanError(
-                f"'{fault}': no helper and no controller does that; `xen-toolstack faults run` does"
-            )
-        mine = plan._replace(faults=plan.of(Who.CONTROLLER))
-        self._injector = Injector(mine.faults, plan.seed, counts=counts_of(mine))
-        self._striker = Striker(self._injector, trace)
+        self._striker = Striker(plan, Who.CONTROLLER, trace)
         self.stream = RecordSeam(self._striker.strike)
         self.handshake = HandshakeFaults(self._striker.strike)
 
     @property
     def idle(self) -> bool:
         """Whether the plan has no faults for a controller."""
-        return not self._injector.faults
+        return not self._striker.injector.faults
 
     @property
     def of_messages(self) -> list[str]:
         """The faults at messages, which only our own helper's channel has."""
-        faults = self._injector.faults
+        faults = self._striker.injector.faults
         return [str(fault) for fault in faults if fault.point.kind is Kind.MESSAGE]
 
     def begin(self, operation: Operation) -> None:
-        self._injector.side = SIDES[operation]
+        self._striker.injector.side = SIDES[operation]
 
     def open_zmq(
         self, operation: Operation, provided: frozenset[str], listener: ChannelListener

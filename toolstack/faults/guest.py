@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from typing import Final
 
 from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
 from xen_save_helper.ipc_schema.faults import actions as fault_actions
-from xen_save_helper.ipc_schema.faults.plan import Fault, Plan
+from xen_save_helper.ipc_schema.faults.plan import Plan
 from xen_save_helper.ipc_schema.faults.points import Who
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
@@ -19,21 +18,8 @@ _BEHAVIOURS: Final[Mapping[str, Behaviour]] = {
 }
 
 
-def of_guest(plan: Plan) -> list[Fault]:
-    """The faults that strike when the guest is asked, which happens once."""
-    return [
-        fault
-        for index, fault in enumerate(plan.of(Who.GUEST))
-        if fault.times.nth == 1
-        and (
-            fault.times.percent is None
-            or random.Random(f"{plan.seed}/guest/{index}").random() * 100 < fault.times.percent
-        )
-    ]
-
-
 def arm(host: SimulatedHost, domid: int, plan: Plan) -> None:
     """Have the guest carry out its faults; the last one wins, since a guest behaves in one way."""
-    for fault in of_guest(plan):
+    for fault in plan.drawn(Who.GUEST):
         seconds = float(fault.action.value or 0)
         host.set_behaviour(domid, _BEHAVIOURS[fault.action.kind.name], seconds)

@@ -35,17 +35,8 @@ _DIRECTIONS: Final[Mapping[Side, str]] = {Side.SOURCE: "stream", Side.DESTINATIO
 
 
 def faults_of(direction: str, plan: Plan) -> list[Fault]:
-    """The faults that strike in a direction. Each point is passed once, so there is nothing to
-    count; chance comes from the seed."""
-    return [
-        fault
-        for index, fault in enumerate(plan.of(Who.LINK))
-        if _direction_of(fault) == direction
-        and (
-            fault.times.percent is None
-            or Random(f"{plan.seed}/link/{index}").random() * 100 < fault.times.percent
-        )
-    ]
+    """The faults that strike in a direction."""
+    return [fault for fault in plan.drawn(Who.LINK) if _direction_of(fault) == direction]
 
 
 def _direction_of(fault: Fault) -> str:
@@ -111,30 +102,24 @@ class Direction(threading.Thread):
 
 
 class _Cut:
-    """Ends the link, in one direction or in both."""
+    """Ends the link, in one direction or in both; our descriptors of it stay in use."""
 
     def __init__(self, ends: Sequence[int]) -> None:
         """`ends`: our descriptors of both sides."""
         self._ends = ends
-        self._ended: set[int] = set()
         self._lock = threading.Lock()
 
-    def end(self, sink: int) -> None:
+    def end(self, *sinks: int, reset: bool = False) -> None:
+        """What has ended stays as it is."""
         with self._lock:
-            if sink not in self._ended:
-                self._ended.add(sink)
-                shut(sink)
-                hollow(sink)
+            for fd in sinks:
+                if reset:
+                    reset_at_end(fd)
+                shut(fd)
+                hollow(fd)
 
     def all(self, *, reset: bool) -> None:
-        for fd in self._ends:
-            with self._lock:
-                if fd not in self._ended:
-                    self._ended.add(fd)
-                    if reset:
-                        reset_at_end(fd)
-                    shut(fd)
-                    hollow(fd)
+        self.end(*self._ends, reset=reset)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -10,12 +10,11 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, NoReturn
 
 from xen_save_helper.helper.faults.descriptors import shut
 from xen_save_helper.helper.faults.injector import Firing, Strike
 from xen_save_helper.helper.faults.outlet import Outlet, Pace, ending
-from xen_save_helper.helper.faults.record_faults import RecordFaults
 from xen_save_helper.ipc_schema.faults import actions
 from xen_save_helper.ipc_schema.faults.points import Moment, record_point
 from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
@@ -28,27 +27,21 @@ Done = Callable[[Exception | None], None]
 
 _LONGEST: Final = 1 << 24
 """Bytes of the longest body that is read as a whole."""
-_MANGLE: Final = (*actions.RECORD, actions.FLIP)
 
 
-class _Work:
-    """A write that takes time."""
+class _Passage(NamedTuple):
+    """What passes in the place of a record: `data`, in the pieces of `pace`, after `stall`
+    seconds, which may exceed every limit."""
 
-    def __init__(self, work: Coroutine[Any, Any, None], done: Done) -> None:
-        self._done = done
-        self._task = spawn(work)
-        self._task.add_done_callback(self._over)
+    data: bytes
+    pace: Pace
+    stall: float
 
-    def cancel(self) -> None:
-        self._task.cancel()
-
-    def _over(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled():
-            return
-        error = task.exception()
-        if error is not None and not isinstance(error, Exception):
-            raise error
-        self._done(error)
+    async def stand_still(self, limit: float, what: str) -> None:
+        """Raises TimeoutError, as a write or read does, if the stall exceeds the limit."""
+        await asyncio.sleep(min(self.stall, limit))
+        if self.stall > limit:
+            raise TimeoutError(errno.ETIMEDOUT, f"{what} for {limit:g} s")
 
 
 class RecordSeam(StreamSeam):
@@ -56,29 +49,16 @@ class RecordSeam(StreamSeam):
         self._strike = strike
         self._made = bytearray()
         self._outlet = Outlet(strike, self._made.extend, writing=True)
-        self._records = RecordFaults(self._outlet)
         self._read = b""
 
     def start_write(self, fd: int, data: bytes, done: Done, *, limit: float, what: str) -> Transfer:
         kind, _length = _begins(data)
-        if kind is None:
-            return fd_io.start_write(fd, data, done, limit=limit, what=what)
-        pace, after, mangling = Pace(), 0.0, []
-        for firing in list(self._strike(record_point("libxl", kind.name, Moment.WRITE))):
-            action = firing.fault.action
-            if action.kind in _MANGLE:
-                mangling.append(firing)
-            elif action.kind is actions.STALL:
-                after += limit + 1 if action.value is None else float(action.value)
-            elif not pace.take(action):
-                end = ending(action, writing=True)
-                if end.shut:
-                    shut(fd)
-                raise _failure(end.errnoval, firing)
-        data = self._mangled(data, mangling)
-        if data and pace.free and not after:
-            return fd_io.start_write(fd, data, done, limit=limit, what=what)
-        return _Work(_write(fd, data, pace, after, limit, what), done)
+        if kind is not None:
+            passage = self._pass(fd, kind, data, Moment.WRITE, what)
+            if not passage.data or passage.stall or not passage.pace.free:
+                return _start(_write(fd, passage, limit, what), done)
+            data = passage.data
+        return fd_io.start_write(fd, data, done, limit=limit, what=what)
 
     async def read_exactly(self, fd: int, size: int, *, limit: float, what: str) -> bytes:
         while len(self._read) < size:
@@ -98,30 +78,32 @@ class RecordSeam(StreamSeam):
             return header
         size = length + padding(length)
         data = header + await fd_io.read_exactly(fd, size, limit=limit, what=what)
-        mangling = []
-        for firing in list(self._strike(record_point("libxl", kind.name, Moment.READ))):
-            action = firing.fault.action
-            if action.kind in _MANGLE:
-                mangling.append(firing)
-            elif action.kind is actions.STALL:
-                await _stall(action.value, limit, what)
-            elif action.kind is actions.TRICKLE:
-                await asyncio.sleep(len(data) / int(action.value or 1))
-            elif action.kind is not actions.SHORT_WRITES:  # a reader puts short pieces together
-                end = ending(action, writing=False)
-                if not end.errnoval:
-                    raise fd_io.UnexpectedEnd(f"{what}: the stream ends: fault: {firing.fault}")
-                raise _failure(end.errnoval, firing)
-        return self._mangled(data, mangling)
+        passage = self._pass(fd, kind, data, Moment.READ, what)
+        await passage.stand_still(limit, f"{what}: the other side has sent nothing")
+        # A reader puts short pieces together.
+        await asyncio.sleep(sum(pause for _piece, pause in passage.pace.pieces(data)))
+        return passage.data
 
-    def _mangled(self, data: bytes, firings: list[Firing]) -> bytes:
-        """What passes in the place of the record `data`."""
-        header = self._records.begin(firings, data[:HEADER_SIZE], len(data))
-        self._outlet.pass_on(header + data[HEADER_SIZE:])
-        self._records.end()
+    def _pass(self, fd: int, kind: RecordType, data: bytes, moment: Moment, what: str) -> _Passage:
+        """Pass the point of the record `data`. Raises OSError and UnexpectedEnd, as a write or read
+        does, for a fault that ends the stream."""
+        pace, stall, mangling = Pace(), 0.0, []
+        for firing in self._strike(record_point("libxl", kind.name, moment)):
+            action = firing.fault.action
+            if action.kind in actions.RECORD:
+                mangling.append(firing)
+            elif action.kind is actions.FLIP:
+                self._outlet.do(firing)
+            elif action.kind is actions.STALL:
+                stall += float("inf") if action.value is None else float(action.value)
+            elif not pace.take(action):
+                _end(fd, firing, moment, what)
+        self._outlet.begin_record(mangling)
+        self._outlet.pass_on(data)
+        self._outlet.end_record()
         made = bytes(self._made)
         self._made.clear()
-        return made
+        return _Passage(made, pace, stall)
 
 
 def _begins(data: bytes) -> tuple[RecordType | None, int]:
@@ -130,26 +112,33 @@ def _begins(data: bytes) -> tuple[RecordType | None, int]:
     return (RecordType(number) if number in set(RecordType) else None), length
 
 
-async def _write(fd: int, data: bytes, pace: Pace, after: float, limit: float, what: str) -> None:
-    await asyncio.sleep(min(after, limit))
-    if after > limit:
-        raise _timed_out(f"the stream stands still: nothing was taken for {limit:g} s")
-    for piece, pause in pace.pieces(data):
+def _end(fd: int, firing: Firing, moment: Moment, what: str) -> NoReturn:
+    writing = moment is Moment.WRITE
+    broken = ending(firing.fault.action, writing=writing)
+    if writing and broken.shut:
+        shut(fd)
+    if not broken.errnoval:
+        raise fd_io.UnexpectedEnd(f"{what}: the stream ends: {firing.reason}")
+    raise OSError(broken.errnoval, f"{os.strerror(broken.errnoval)} ({firing.reason})")
+
+
+def _start(work: Coroutine[Any, Any, None], done: Done) -> Transfer:
+    """Start a write that takes time."""
+
+    def over(task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            error = task.exception()
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            done(error)
+
+    task = spawn(work)
+    task.add_done_callback(over)
+    return task
+
+
+async def _write(fd: int, passage: _Passage, limit: float, what: str) -> None:
+    await passage.stand_still(limit, "the stream stands still: nothing was taken")
+    for piece, pause in passage.pace.pieces(passage.data):
         await fd_io.write_all(fd, piece, limit=limit, what=what)
         await asyncio.sleep(pause)
-
-
-async def _stall(value: float | int | str | None, limit: float, what: str) -> None:
-    """Raises TimeoutError, as a read does, if the stall exceeds the limit."""
-    seconds = None if value is None else float(value)
-    await asyncio.sleep(limit if seconds is None else min(seconds, limit))
-    if seconds is None or seconds > limit:
-        raise _timed_out(f"{what}: the other side has sent nothing for {limit:g} s")
-
-
-def _failure(errnoval: int, firing: Firing) -> OSError:
-    return OSError(errnoval, f"{os.strerror(errnoval)} (fault: {firing.fault})")
-
-
-def _timed_out(text: str) -> TimeoutError:
-    return TimeoutError(errno.ETIMEDOUT, text)

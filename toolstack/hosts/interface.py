@@ -159,7 +159,7 @@ class Host(Protocol):
         self, config: Mapping[str, Any], name: str, *, postcopy: bool
     ) -> RestoreProgram | None:
         """How the host's own toolstack restores a domain `name` of `config`; None if we restore it,
-        by `create`, a helper, and `rebuild_done`, as always where it may come by postcopy. Raises
+        by `create`, a helper, and `rebuild_done`, as always if it may come by postcopy. Raises
         OSError if it is already certain that it cannot be restored."""
 
     def create(self, config: Mapping[str, Any], name: str) -> int:

@@ -21,12 +21,9 @@ from xen_save_helper.toolstack.operations.restore import (
     RestoreParameters,
     RestoreResult,
 )
+from xen_save_helper.toolstack.operations.stream_operation import promises_nothing
 from xen_save_helper.toolstack.rules import arguments
 from xen_save_helper.toolstack.rules.cause import message_of
-
-
-def _nothing() -> None:
-    """Do nothing, for callers without an `on_resume`."""
 
 
 async def domain_create_restore(
@@ -36,7 +33,7 @@ async def domain_create_restore(
     restore_fd: int,
     send_back_fd: int = -1,
     *,
-    on_resume: Callable[[], None] = _nothing,
+    on_resume: Callable[[], None] = promises_nothing,
     on_end: Callable[[RestoreResult], object] = not_told,
 ) -> RestoreResult:
     """Make a domain called `name` from the libxl stream in `restore_fd`. It is left paused, unless
@@ -73,7 +70,7 @@ def restore_parameters(
     restore_fd: int,
     send_back_fd: int = -1,
     *,
-    on_resume: Callable[[], None] = _nothing,
+    on_resume: Callable[[], None] = promises_nothing,
 ) -> RestoreParameters:
     """Check the arguments of `domain_create_restore`. Raises TypeError, ValueError."""
     return RestoreParameters(

@@ -22,6 +22,7 @@ from xen_save_helper.toolstack.operations.save import (
     SaveParameters,
     SaveResult,
 )
+from xen_save_helper.toolstack.operations.stream_operation import promises_nothing
 from xen_save_helper.toolstack.rules import arguments
 from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
@@ -30,10 +31,6 @@ SUSPEND_DEBUG: Final = int(XCFlags.DEBUG)
 """LIBXL_SUSPEND_DEBUG: all memory is sent again after a live save, to be compared."""
 SUSPEND_LIVE: Final = int(XCFlags.LIVE)
 """LIBXL_SUSPEND_LIVE: the domain runs while its memory is sent."""
-
-
-def _nothing() -> None:
-    """Do nothing, for callers without an `on_transition`."""
 
 
 async def domain_suspend(
@@ -79,7 +76,7 @@ async def domain_live_migrate(
     precopy: PrecopyLimits = LIBXL_PRECOPY,
     bandwidth: int = 0,
     sparse: bool = False,
-    on_transition: Callable[[], None] = _nothing,
+    on_transition: Callable[[], None] = promises_nothing,
     admitted: bool = True,
     on_end: Callable[[SaveResult], object] = not_told,
 ) -> SaveResult:
@@ -125,7 +122,7 @@ def suspend_parameters(
         bandwidth=arguments.bandwidth(bandwidth),
         sparse=arguments.instance("sparse", sparse, bool),
     )
-    return SaveParameters(request, MemoryStrategy.DEFAULT, LIBXL_PRECOPY, _nothing)
+    return SaveParameters(request, MemoryStrategy.DEFAULT, LIBXL_PRECOPY, promises_nothing)
 
 
 def live_migrate_parameters(

@@ -220,7 +220,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
                     self._stream_failed("libxl stream", what, Why(Cause.INVALID))
                 case stream.Stopped(rc):
                     self._stream_stopped(rc)
-                case stream_read.CheckpointCallback() | stream_read.CheckpointStateCallback():
+                case stream_read.AnswerCheckpoint() | stream_read.CheckpointStateCallback():
                     raise RuntimeError("a plain stream has no checkpoints")
 
     # Reading

@@ -31,6 +31,10 @@ Result = TypeVar("Result")
 StreamAction_co = TypeVar("StreamAction_co", covariant=True)
 
 
+def promises_nothing() -> None:
+    """The default of `on_transition` and `on_resume`, for callers that record no promise."""
+
+
 def rc_of(error: BaseException) -> int:
     """The libxl code for a failed system or host call."""
     return Error.TIMEDOUT if isinstance(error, TimeoutError) else Error.FAIL

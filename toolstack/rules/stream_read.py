@@ -142,7 +142,7 @@ class Keep:
 
 
 @dataclass(frozen=True)
-class CheckpointCallback:
+class AnswerCheckpoint:
     """Answer libxc's checkpoint."""
 
     result: CheckpointResult
@@ -169,7 +169,7 @@ ReaderAction = (
     | CancelRead
     | StartHelper
     | Keep
-    | CheckpointCallback
+    | AnswerCheckpoint
     | CheckpointStateCallback
     | PostcopyTransitionCallback
     | Log
@@ -372,7 +372,7 @@ class StreamReader:
             case ReadPhase.CHECKPOINT_STATE:
                 return (CheckpointStateCallback(0, body),)
             case _:
-                return (CheckpointCallback(CheckpointResult.SUCCESS),)
+                return (AnswerCheckpoint(CheckpointResult.SUCCESS),)
 
     def _failed(self, rc: int) -> Actions:
         report = ON_FAILURE[self.phase]
@@ -384,9 +384,9 @@ class StreamReader:
             case FailureReport.JOIN:
                 return self._stop(rc)
             case FailureReport.FAILOVER:
-                return (CheckpointCallback(CheckpointResult.FAILOVER),)
+                return (AnswerCheckpoint(CheckpointResult.FAILOVER),)
             case FailureReport.ERROR:
-                return (CheckpointCallback(CheckpointResult.ERROR),)
+                return (AnswerCheckpoint(CheckpointResult.ERROR),)
             case FailureReport.CHECKPOINT_STATE:
                 return (CheckpointStateCallback(rc, b""),)
             case FailureReport.POSTCOPY_TRANSITION:

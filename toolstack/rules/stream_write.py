@@ -75,7 +75,7 @@ class Then(Enum):
     POSTCOPY_TRANSITION_CALLBACK = "postcopy transition callback, rc 0"
 
 
-class Cause(Enum):
+class Trigger(Enum):
     """What makes the stream write; the helper's end comes in two kinds, by what preceded it."""
 
     START = "start"
@@ -90,20 +90,20 @@ EMULATOR: Final = (Part.EMULATOR_XENSTORE_DATA, Part.EMULATOR_CONTEXT)
 """Written only if there is a device model."""
 
 # fmt: off
-SEQUENCES: Final[Mapping[Cause, tuple[WritePhase, tuple[Step, ...], Then]]] = {
-    Cause.START:
+SEQUENCES: Final[Mapping[Trigger, tuple[WritePhase, tuple[Step, ...], Then]]] = {
+    Trigger.START:
         (WritePhase.NORMAL, (Part.HEADER, Part.LIBXC_CONTEXT), Then.HELPER),
-    Cause.CHECKPOINT:
+    Trigger.CHECKPOINT:
         (WritePhase.CHECKPOINT, (*EMULATOR, Part.CHECKPOINT_END), Then.CHECKPOINT_CALLBACK),
-    Cause.CHECKPOINT_STATE:
+    Trigger.CHECKPOINT_STATE:
         (WritePhase.CHECKPOINT_STATE, (Part.CHECKPOINT_STATE,), Then.CHECKPOINT_CALLBACK),
-    Cause.POSTCOPY_TRANSITION:
+    Trigger.POSTCOPY_TRANSITION:
         (WritePhase.POSTCOPY_TRANSITION,
          (*EMULATOR, POINT_OF_NO_RETURN, Part.POSTCOPY_TRANSITION_END),
          Then.POSTCOPY_TRANSITION_CALLBACK),
-    Cause.HELPER_DONE:
+    Trigger.HELPER_DONE:
         (WritePhase.NORMAL, (*EMULATOR, Part.END), Then.STOP),
-    Cause.HELPER_DONE_TRANSITIONED:
+    Trigger.HELPER_DONE_TRANSITIONED:
         (WritePhase.NORMAL, (Part.END,), Then.STOP),
 }
 """The phase that a cause sets, its steps (what is written, and the point of no return), and what
@@ -177,22 +177,22 @@ class StreamWriter:
     def start(self) -> Actions:
         """libxl__stream_write_start."""
         self.running = True
-        return self._begin(Cause.START)
+        return self._begin(Trigger.START)
 
     def start_checkpoint(self) -> Actions:
         """libxl__stream_write_start_checkpoint: libxc has handed the stream over."""
-        self._need_turn(Cause.CHECKPOINT, checkpointed=True)
-        return self._begin(Cause.CHECKPOINT) if self.running else ()
+        self._need_turn(Trigger.CHECKPOINT, checkpointed=True)
+        return self._begin(Trigger.CHECKPOINT) if self.running else ()
 
     def start_checkpoint_state(self) -> Actions:
         """libxl__stream_write_checkpoint_state."""
-        self._need_turn(Cause.CHECKPOINT_STATE, checkpointed=True)
-        return self._begin(Cause.CHECKPOINT_STATE) if self.running else ()
+        self._need_turn(Trigger.CHECKPOINT_STATE, checkpointed=True)
+        return self._begin(Trigger.CHECKPOINT_STATE) if self.running else ()
 
     def start_postcopy_transition(self) -> Actions:
         """libxl__stream_write_start_postcopy_transition: once, and in a plain stream."""
-        self._need_turn(Cause.POSTCOPY_TRANSITION, checkpointed=False)
-        return self._begin(Cause.POSTCOPY_TRANSITION) if self.running else ()
+        self._need_turn(Trigger.POSTCOPY_TRANSITION, checkpointed=False)
+        return self._begin(Trigger.POSTCOPY_TRANSITION) if self.running else ()
 
     def write_done(self, rc: int) -> Actions:
         """The part in flight is out, or (`rc`) only some of it may be."""
@@ -231,8 +231,8 @@ class StreamWriter:
         if rc or self._broken:
             return actions + self._stop(rc or self._broken)
         if self.postcopy_transitioned:
-            return self._begin(Cause.HELPER_DONE_TRANSITIONED)
-        return self._begin(Cause.HELPER_DONE)
+            return self._begin(Trigger.HELPER_DONE_TRANSITIONED)
+        return self._begin(Trigger.HELPER_DONE)
 
     def abort(self, rc: int) -> Actions:
         """libxl__stream_write_abort."""
@@ -246,7 +246,7 @@ class StreamWriter:
         self._broken = rc
         return (CancelWrite(), *self._failed(rc))
 
-    def _need_turn(self, cause: Cause, *, checkpointed: bool) -> None:
+    def _need_turn(self, cause: Trigger, *, checkpointed: bool) -> None:
         if self._checkpointed is not checkpointed:
             kind = "checkpointed" if self._checkpointed else "plain"
             raise OutOfTurn(f"{cause.value} in a {kind} stream")
@@ -261,7 +261,7 @@ class StreamWriter:
         if self.postcopy_transitioned:
             raise OutOfTurn(f"{cause.value} for the second time")
 
-    def _begin(self, cause: Cause) -> Actions:
+    def _begin(self, cause: Trigger) -> Actions:
         self.phase, steps, self._then = SEQUENCES[cause]
         self._left = tuple(step for step in steps if self._device_model or step not in EMULATOR)
         return self._next()

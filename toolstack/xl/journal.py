@@ -89,7 +89,7 @@ class JournalError(OSError):
 
 
 @dataclass(frozen=True)
-class Process:
+class ProcessIdentity:
     """A process; start time and boot distinguish it from a later one with the same pid."""
 
     pid: int
@@ -97,7 +97,7 @@ class Process:
     boot_id: str
 
     @classmethod
-    def current(cls) -> Process:
+    def current(cls) -> ProcessIdentity:
         return cls(os.getpid(), _start_time(os.getpid()) or 0, _boot_id())
 
     def alive(self) -> bool:
@@ -105,7 +105,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Entry:
+class JournalEntry:
     """The contents of a journal. `peer` is the other side: the argument of `--to`, or the file.
     `partial` is a temporary file, which `recover` removes. `uuid` tells the guest from another one
     that was given the same name."""
@@ -116,7 +116,7 @@ class Entry:
     domid: int | None
     domain_name: str
     peer: str
-    process: Process
+    process: ProcessIdentity
     partial: str | None = None
     uuid: str | None = None
 
@@ -138,7 +138,7 @@ class Entry:
 class Journal:
     """The journal of a running operation, from `begin` to `close`."""
 
-    def __init__(self, path: Path, entry: Entry) -> None:
+    def __init__(self, path: Path, entry: JournalEntry) -> None:
         self._path = path
         self.entry = entry
 
@@ -157,8 +157,8 @@ class Journal:
     ) -> Journal:
         """Start a journal with the role's first promise. Raises JournalError if there is one for
         the same guest or domain."""
-        promise, process = PROMISES[role][0], Process.current()
-        entry = Entry(name, role, promise, domid, domain_name, peer, process, partial, uuid)
+        promise, process = PROMISES[role][0], ProcessIdentity.current()
+        entry = JournalEntry(name, role, promise, domid, domain_name, peer, process, partial, uuid)
         path = _path(state_dir, name, role)
         state_dir.mkdir(parents=True, exist_ok=True)
         with _locked(state_dir):
@@ -199,11 +199,11 @@ class Journal:
         remove(self._path.parent, self.entry)
 
 
-def entries(state_dir: Path) -> list[Entry]:
+def entries(state_dir: Path) -> list[JournalEntry]:
     """The journals of a host, sorted by name. Raises JournalError if one cannot be read."""
     if not state_dir.is_dir():
         return []
-    found: list[Entry] = []
+    found: list[JournalEntry] = []
     for path in sorted(state_dir.glob(f"*{SUFFIX}")):
         try:
             found.append(_read(path))
@@ -212,20 +212,20 @@ def entries(state_dir: Path) -> list[Entry]:
     return found
 
 
-def remove(state_dir: Path, entry: Entry) -> None:
+def remove(state_dir: Path, entry: JournalEntry) -> None:
     """Remove a journal, if it still exists."""
     _path(state_dir, entry.name, entry.role).unlink(missing_ok=True)
     _sync_directory(state_dir)
 
 
 @contextmanager
-def taken_over(state_dir: Path, entry: Entry) -> Iterator[None]:
+def taken_over(state_dir: Path, entry: JournalEntry) -> Iterator[None]:
     """Make a dead process's journal this process's while the context lasts.
 
     Raises JournalError if the journal has changed or another process has taken it over.
     """
     path = _path(state_dir, entry.name, entry.role)
-    ours = replace(entry, process=Process.current())
+    ours = replace(entry, process=ProcessIdentity.current())
     with _locked(state_dir):
         _expect(path, entry)
         _write(path, ours)
@@ -237,7 +237,7 @@ def taken_over(state_dir: Path, entry: Entry) -> Iterator[None]:
                 _write(path, entry)
 
 
-def _expect(path: Path, entry: Entry) -> None:
+def _expect(path: Path, entry: JournalEntry) -> None:
     """Raise JournalError unless the journal at `path` is `entry`."""
     try:
         standing = _read(path)
@@ -283,7 +283,7 @@ def _path(state_dir: Path, name: str, role: Role) -> Path:
     return state_dir / f"{quote(name, safe='')}.{role.value}{SUFFIX}"
 
 
-def _same_domain(standing: Entry, new: Entry) -> bool:
+def _same_domain(standing: JournalEntry, new: JournalEntry) -> bool:
     if new.domid is None:
         return False  # it does not exist yet
     if standing.domid is not None:
@@ -291,7 +291,7 @@ def _same_domain(standing: Entry, new: Entry) -> bool:
     return new.domain_name in standing.copy_names and standing.may_be(new.uuid)
 
 
-def _in_the_way(entry: Entry) -> JournalError:
+def _in_the_way(entry: JournalEntry) -> JournalError:
     if entry.process.alive():
         return JournalError(
             f"guest {entry.name!r} is in the middle of an operation ({entry.role.value}, "
@@ -308,18 +308,18 @@ def _in_the_way(entry: Entry) -> JournalError:
     )
 
 
-def _read(path: Path) -> Entry:
+def _read(path: Path) -> JournalEntry:
     text = path.read_bytes()
     try:
         fields: dict[str, Any] = json.loads(text)
         if fields.pop("version") != VERSION:
             raise ValueError("another version")
-        entry = Entry(
+        entry = JournalEntry(
             **{
                 **fields,
                 "role": Role(fields["role"]),
                 "promise": Promise(fields["promise"]),
-                "process": Process(**fields["process"]),
+                "process": ProcessIdentity(**fields["process"]),
             }
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -330,7 +330,7 @@ def _read(path: Path) -> Entry:
     return entry
 
 
-def _write(path: Path, entry: Entry) -> None:
+def _write(path: Path, entry: JournalEntry) -> None:
     """Write the entry to `path` and to the disk, whole or not at all. Raises JournalError,
     OSError."""
     fields = asdict(entry) | {

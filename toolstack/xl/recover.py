@@ -1,8 +1,8 @@
 """Finishes what a dead controller left in the middle, by what it had promised, never by guesswork.
 
-`WAYS` says what is right for each role and promise; the state of the domain only narrows it. A
+`REMEDIES` says what is right for each role and promise; the state of the domain only narrows it. A
 guest that may run elsewhere is never resumed here: `recover` then says what to look at, and a
-person who has looked can choose `WayOut.RESUME` or `WayOut.DESTROY`.
+person who has looked can choose `PersonsChoice.RESUME` or `PersonsChoice.DESTROY`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xen_save_helper.toolstack.operations.settle import DEAD, heal, resume_for_s
 from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.rules.handshake import INCOMING, MIGRATED_AWAY, POSTCOPY_INCONSISTENT
 from xen_save_helper.toolstack.xl import journal
-from xen_save_helper.toolstack.xl.journal import Entry, JournalError, Promise, Role
+from xen_save_helper.toolstack.xl.journal import JournalEntry, JournalError, Promise, Role
 
 if TYPE_CHECKING:
     from xen_save_helper.toolstack.hosts.interface import DomainSummary, Host
@@ -34,7 +34,7 @@ LATE_SUSPEND: Final = 0.5
 suspends after all, and has to be resumed by another `recover`."""
 
 
-class Way(Enum):
+class Remedy(Enum):
     """How `recover` ends an operation."""
 
     RESUME = "resume"
@@ -53,20 +53,20 @@ class Way(Enum):
     """Only remove the journal: nothing else is left to do here."""
 
 
-WAYS: Final = {
-    (Role.SOURCE, Promise.BEGUN): Way.RESUME,
-    (Role.SOURCE, Promise.GO): Way.REFUSE,
-    (Role.SOURCE, Promise.TRANSITION): Way.REFUSE,
-    (Role.SOURCE, Promise.DONE): Way.DESTROY,
-    (Role.DESTINATION, Promise.RECEIVING): Way.DESTROY,
-    (Role.DESTINATION, Promise.GO_RECEIVED): Way.START,
-    (Role.DESTINATION, Promise.RESUMED): Way.FINISH_IF_WHOLE,
-    (Role.DESTINATION, Promise.STARTED): Way.FINISH,
-    (Role.SAVE, Promise.BEGUN): Way.RESUME,
-    (Role.SAVE, Promise.DONE): Way.DESTROY,
-    (Role.RESTORE, Promise.RECEIVING): Way.DESTROY,
-    (Role.RESTORE, Promise.GO_RECEIVED): Way.START,
-    (Role.RESTORE, Promise.STARTED): Way.FINISH,
+REMEDIES: Final = {
+    (Role.SOURCE, Promise.BEGUN): Remedy.RESUME,
+    (Role.SOURCE, Promise.GO): Remedy.REFUSE,
+    (Role.SOURCE, Promise.TRANSITION): Remedy.REFUSE,
+    (Role.SOURCE, Promise.DONE): Remedy.DESTROY,
+    (Role.DESTINATION, Promise.RECEIVING): Remedy.DESTROY,
+    (Role.DESTINATION, Promise.GO_RECEIVED): Remedy.START,
+    (Role.DESTINATION, Promise.RESUMED): Remedy.FINISH_IF_WHOLE,
+    (Role.DESTINATION, Promise.STARTED): Remedy.FINISH,
+    (Role.SAVE, Promise.BEGUN): Remedy.RESUME,
+    (Role.SAVE, Promise.DONE): Remedy.DESTROY,
+    (Role.RESTORE, Promise.RECEIVING): Remedy.DESTROY,
+    (Role.RESTORE, Promise.GO_RECEIVED): Remedy.START,
+    (Role.RESTORE, Promise.STARTED): Remedy.FINISH,
 }
 
 
@@ -93,10 +93,10 @@ _LEFT: Final = {
     (Role.RESTORE, Promise.STARTED): "it was restored; its name is {entry.name!r}",
 }
 """What an operation whose process has ended left behind, for people; `waits_for` has a text of its
-own for those that `WAYS` refuses."""
+own for those that `REMEDIES` refuses."""
 
 
-class WayOut(Enum):
+class PersonsChoice(Enum):
     """What a person may choose if `recover` refuses."""
 
     RESUME = "resume"
@@ -106,32 +106,32 @@ class WayOut(Enum):
 @dataclass(frozen=True)
 class Recovery:
     """What became of one journal entry, or of a suspended guest without one (`role` and `promise`
-    are None). `way` was carried out; `done` is False if it was refused or the guest is lost; `text`
-    is a line for people."""
+    are None). `remedy` was carried out; `done` is False if it was refused or the guest is lost;
+    `text` is a line for people."""
 
     name: str
     role: Role | None
     promise: Promise | None
-    way: Way
+    remedy: Remedy
     done: bool
     text: str
 
 
-def decide(role: Role, promise: Promise, state: str | None) -> Way:
-    """The way to end an operation; `state` is the domain's, as `settle.state_of` gives it."""
-    way = WAYS[role, promise]
+def decide(role: Role, promise: Promise, state: str | None) -> Remedy:
+    """The right remedy for an operation; `state` is the domain's, as `settle.state_of` gives it."""
+    remedy = REMEDIES[role, promise]
     if state is None:
-        return Way.FORGET
-    if way is Way.REFUSE and state == "running":
-        return Way.FORGET  # a person has resumed it since
+        return Remedy.FORGET
+    if remedy is Remedy.REFUSE and state == "running":
+        return Remedy.FORGET  # a person has resumed it since
     if (role, promise, state) == (Role.SAVE, Promise.DONE, "running"):
-        return Way.FORGET  # its controller has resumed it, but could not take the promise back
-    if state in DEAD and way in {Way.RESUME, Way.START, Way.FINISH}:
-        return Way.FORGET
-    return way
+        return Remedy.FORGET  # its controller has resumed it, but could not take the promise back
+    if state in DEAD and remedy in {Remedy.RESUME, Remedy.START, Remedy.FINISH}:
+        return Remedy.FORGET
+    return remedy
 
 
-def domain_of(host: Host, entry: Entry) -> DomainSummary | None:
+def domain_of(host: Host, entry: JournalEntry) -> DomainSummary | None:
     """The domain that a journal is about, None if it is gone. A name alone proves nothing: a person
     may have given it to another guest.
 
@@ -149,7 +149,7 @@ def domain_of(host: Host, entry: Entry) -> DomainSummary | None:
     return next((row for name in entry.copy_names for row in rows if row.name == name), None)
 
 
-def _names(entry: Entry) -> tuple[str, ...]:
+def _names(entry: JournalEntry) -> tuple[str, ...]:
     """The names that the operation may have given its domain."""
     if entry.role in {Role.SOURCE, Role.SAVE}:
         suffixes = MIGRATED_AWAY, POSTCOPY_INCONSISTENT
@@ -157,7 +157,7 @@ def _names(entry: Entry) -> tuple[str, ...]:
     return (entry.name, entry.domain_name)
 
 
-def operations_on(host: Host, row: DomainSummary) -> list[Entry]:
+def operations_on(host: Host, row: DomainSummary) -> list[JournalEntry]:
     """The journals that are about this domain: usually none or one."""
     found = []
     for entry in journal.entries(host.state_dir):
@@ -167,24 +167,24 @@ def operations_on(host: Host, row: DomainSummary) -> list[Entry]:
     return found
 
 
-def waits_for(entry: Entry) -> str:
+def waits_for(entry: JournalEntry) -> str:
     """What a guest with this journal waits for, as `list` shows it."""
     if entry.process.alive():
         return (
             f"its {OPERATIONS[entry.role]} to end (process {entry.process.pid}, "
             f"{entry.promise.value})"
         )
-    if WAYS[entry.role, entry.promise] is Way.REFUSE:
+    if REMEDIES[entry.role, entry.promise] is Remedy.REFUSE:
         return f"a person: it may run at {entry.peer}; see `recover {entry.name}`"
     return f"`recover {entry.name}` ({_LEFT[entry.role, entry.promise].format(entry=entry)})"
 
 
 def recover(
-    host: Host, name: str, way_out: WayOut | None = None, *, role: Role | None = None
+    host: Host, name: str, choice: PersonsChoice | None = None, *, role: Role | None = None
 ) -> list[Recovery]:
     """Finish every operation on guest `name`, or those of one `role`, whose controller is dead;
     `name` is the guest's or its domain's. Returns an empty list if there were none. A guest that is
-    suspended without a journal is resumed only by `way_out`.
+    suspended without a journal is resumed only by `choice`.
 
     Raises JournalError if a controller is still alive or a journal cannot be read, OSError if the
     host cannot do what is needed (the journal then stays).
@@ -205,15 +205,15 @@ def recover(
     # The receiving end first: if both are on this host, it frees the name for the sending one.
     found.sort(key=lambda entry: entry.role is not Role.DESTINATION)
     if found or role is not None:
-        return [_recover(host, entry, way_out) for entry in found]
+        return [_recover(host, entry, choice) for entry in found]
     row = next((row for row in host.domains() if row.name == name), None)
     if row is None or row.state.value != "suspended":
         return []
     with _alone(host, row.domid):
-        return [_recover_unexplained(host, row, way_out)]
+        return [_recover_unexplained(host, row, choice)]
 
 
-def _found(host: Host, name: str) -> list[Entry]:
+def _found(host: Host, name: str) -> list[JournalEntry]:
     """The journals whose guest, or whose domain, has this name."""
     standing = journal.entries(host.state_dir)
     found = []
@@ -226,26 +226,30 @@ def _found(host: Host, name: str) -> list[Entry]:
     return [entry for entry in standing if name in _names(entry)]
 
 
-def _recover_unexplained(host: Host, row: DomainSummary, way_out: WayOut | None) -> Recovery:
+def _recover_unexplained(host: Host, row: DomainSummary, choice: PersonsChoice | None) -> Recovery:
     """Deal with a guest that suspended for another toolstack, or after an earlier `recover`."""
-    way, done = Way.REFUSE, False
+    remedy, done = Remedy.REFUSE, False
     text = (
         f"{row.name!r} is suspended, and no journal here says why. If it runs nowhere else and "
         f"nobody is saving it: `recover {row.name} --resume`"
     )
-    if way_out is WayOut.RESUME:
+    if choice is PersonsChoice.RESUME:
         heal(host, row.domid)
-        way, done = Way.RESUME, True
+        remedy, done = Remedy.RESUME, True
         text = f"{row.name!r} is {resume_for_sure(host, row.domid)} here"
-    elif way_out is WayOut.DESTROY:
+    elif choice is PersonsChoice.DESTROY:
         host.destroy(row.domid)
-        way, done, text = Way.DESTROY, True, f"{row.name!r} was given up by a person: destroyed"
-    return Recovery(row.name, None, None, way, done, text)
+        remedy, done, text = (
+            Remedy.DESTROY,
+            True,
+            f"{row.name!r} was given up by a person: destroyed",
+        )
+    return Recovery(row.name, None, None, remedy, done, text)
 
 
-def _recover(host: Host, entry: Entry, way_out: WayOut | None) -> Recovery:
+def _recover(host: Host, entry: JournalEntry, choice: PersonsChoice | None) -> Recovery:
     with journal.taken_over(host.state_dir, entry), _alone(host, entry.domid):
-        return _end(host, entry, way_out)
+        return _end(host, entry, choice)
 
 
 def _alone(host: Host, domid: int | None) -> AbstractContextManager[None]:
@@ -256,57 +260,59 @@ def _alone(host: Host, domid: int | None) -> AbstractContextManager[None]:
     return domain_lock(host.state_dir, domid, "recover")
 
 
-def _end(host: Host, entry: Entry, way_out: WayOut | None) -> Recovery:
+def _end(host: Host, entry: JournalEntry, choice: PersonsChoice | None) -> Recovery:
     row = domain_of(host, entry)
-    way = decide(entry.role, entry.promise, row.state.value if row else None)
-    if way is Way.REFUSE and way_out is not None:
-        way = Way.RESUME if way_out is WayOut.RESUME else Way.DESTROY
-    done, text = _carry_out(host, entry, row, way)
-    if way is not Way.REFUSE:
+    remedy = decide(entry.role, entry.promise, row.state.value if row else None)
+    if remedy is Remedy.REFUSE and choice is not None:
+        remedy = Remedy.RESUME if choice is PersonsChoice.RESUME else Remedy.DESTROY
+    done, text = _carry_out(host, entry, row, remedy)
+    if remedy is not Remedy.REFUSE:
         if entry.partial is not None:
             Path(entry.partial).unlink(missing_ok=True)
         journal.remove(host.state_dir, entry)
-    return Recovery(entry.name, entry.role, entry.promise, way, done, text)
+    return Recovery(entry.name, entry.role, entry.promise, remedy, done, text)
 
 
-def _carry_out(host: Host, entry: Entry, row: DomainSummary | None, way: Way) -> tuple[bool, str]:
+def _carry_out(
+    host: Host, entry: JournalEntry, row: DomainSummary | None, remedy: Remedy
+) -> tuple[bool, str]:
     """Returns whether the guest is where it should be, and a line for people."""
     if row is None:
         operation = OPERATIONS[entry.role]
         return True, f"no domain is left here from the {operation} of {entry.name!r}"
-    match way:
-        case Way.FORGET if row.state.value in DEAD:
+    match remedy:
+        case Remedy.FORGET if row.state.value in DEAD:
             return False, f"{row.name!r} {_dead(row.state.value)}, then `destroy {row.name}`"
-        case Way.FORGET if entry.role is Role.SAVE:
+        case Remedy.FORGET if entry.role is Role.SAVE:
             return True, f"{row.name!r} runs here; {entry.peer} holds it as it was when saved"
-        case Way.FORGET:
+        case Remedy.FORGET:
             return True, (
                 f"{row.name!r} runs here already; make sure that it does not run at {entry.peer}"
             )
-        case Way.RESUME:
+        case Remedy.RESUME:
             _rename(host, row, entry.name)
             problem = heal(host, row.domid)
             state = resume_for_sure(host, row.domid, watch=LATE_SUSPEND)
             if state in DEAD:
                 return False, f"{entry.name!r} {_dead(state)}, then destroy it"
             return True, f"{entry.name!r} is {state} here{f'; {problem}' if problem else ''}"
-        case Way.DESTROY:
+        case Remedy.DESTROY:
             host.destroy(row.domid)
             return True, f"{row.name!r} was {_why_destroyed(entry)}: destroyed"
-        case Way.START:
+        case Remedy.START:
             _rename(host, row, entry.name)
             host.unpause(row.domid)
             return True, f"{entry.name!r} was received whole and let go by the source: started"
-        case Way.FINISH:
+        case Remedy.FINISH:
             _rename(host, row, entry.name)
             return True, f"{entry.name!r} runs here"
-        case Way.FINISH_IF_WHOLE:
+        case Remedy.FINISH_IF_WHOLE:
             return _finish_if_whole(host, entry, row)
-        case Way.REFUSE:
+        case Remedy.REFUSE:
             return False, _refusal(host, entry, row)
 
 
-def _finish_if_whole(host: Host, entry: Entry, row: DomainSummary) -> tuple[bool, str]:
+def _finish_if_whole(host: Host, entry: JournalEntry, row: DomainSummary) -> tuple[bool, str]:
     """Raises TimeoutError if the guest does not answer in time: it may be the only whole copy."""
     try:
         report = host.verify(row.domid, VERIFY_LIMIT)
@@ -334,7 +340,7 @@ def _dead(state: str) -> str:
     return f"{'has crashed' if state == 'crashed' else f'is {state}'}; look at it"
 
 
-def _why_destroyed(entry: Entry) -> str:
+def _why_destroyed(entry: JournalEntry) -> str:
     if entry.promise is Promise.DONE:
         return "whole in its file" if entry.role is Role.SAVE else f"running at {entry.peer}"
     if entry.role in {Role.SOURCE, Role.SAVE}:
@@ -342,7 +348,7 @@ def _why_destroyed(entry: Entry) -> str:
     return "only partly received"
 
 
-def _refusal(host: Host, entry: Entry, row: DomainSummary) -> str:
+def _refusal(host: Host, entry: JournalEntry, row: DomainSummary) -> str:
     name = row.name
     if entry.promise is Promise.TRANSITION:
         name = entry.name + POSTCOPY_INCONSISTENT
@@ -384,7 +390,7 @@ def recover_copy(host: Host, name: str, trace: Trace) -> list[str]:
     warnings = []
     try:
         for recovery in recover(host, name, role=Role.DESTINATION):
-            trace.event("recovered", way=recovery.way.value, text=recovery.text)
+            trace.event("recovered", way=recovery.remedy.value, text=recovery.text)
             if not recovery.done:
                 warnings.append(f"destination: {recovery.text}")
     except OSError as error:

@@ -7,7 +7,7 @@ import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from xen_save_helper.helper.hypervisors.interface import Bitmap, Paging, TscInfo
+from xen_save_helper.helper.hypervisors.interface import Bitmap, Paging
 from xen_save_helper.helper.hypervisors.simulated import control, layout
 from xen_save_helper.helper.hypervisors.simulated.domain_files import (
     check_host,
@@ -17,6 +17,7 @@ from xen_save_helper.helper.hypervisors.simulated.domain_files import (
 from xen_save_helper.helper.hypervisors.simulated.layout import P2M, PAGE_SIZE
 from xen_save_helper.helper.hypervisors.simulated.open_domain import ANSWER_LIMIT, OpenDomain
 from xen_save_helper.ipc_schema.streams.cpu_features import all_but
+from xen_save_helper.ipc_schema.streams.libxc_bodies import TscInfo
 from xen_save_helper.ipc_schema.streams.page_types import PageType, type_octet
 from xen_save_helper.ipc_schema.streams.pfns import Pfns, highest, is_run, pfns_of, run_of, runs_of
 

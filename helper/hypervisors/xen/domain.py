@@ -12,7 +12,7 @@ import os
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from xen_save_helper.helper.hypervisors.interface import Bitmap, TscInfo
+from xen_save_helper.helper.hypervisors.interface import Bitmap
 from xen_save_helper.helper.hypervisors.xen import cpu_policy
 from xen_save_helper.helper.hypervisors.xen.controlled_domain import XenControlledDomain
 from xen_save_helper.helper.hypervisors.xen.engine_abi import (
@@ -22,16 +22,21 @@ from xen_save_helper.helper.hypervisors.xen.engine_abi import (
     ShadowOpStats,
 )
 from xen_save_helper.helper.hypervisors.xen.foreign_memory import ForeignMemory
-from xen_save_helper.helper.hypervisors.xen.libraries import abi_version, load, versioned
+from xen_save_helper.helper.hypervisors.xen.libraries import (
+    XENVER_VERSION,
+    abi_version,
+    load,
+    versioned,
+)
 from xen_save_helper.helper.hypervisors.xen.toollog import Logger
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
+from xen_save_helper.ipc_schema.streams.libxc_bodies import TscInfo
 from xen_save_helper.ipc_schema.streams.pfns import Pfns
 
 if TYPE_CHECKING:
     from xen_save_helper.helper.hypervisors.xen.paging import XenPaging
     from xen_save_helper.helper.hypervisors.xen.suspend_hold import XenSuspendHold
 
-_XENVER_VERSION: Final = 0
 _SHADOW_OP_CLEAN: Final = 11
 
 _MAX_TYPES: Final = 1024
@@ -101,7 +106,7 @@ class XenDomain(XenControlledDomain):
         super().close()
 
     def version(self) -> tuple[int, int]:
-        found = self._call("xc_version", _XENVER_VERSION, None, of_domain=False)
+        found = self._call("xc_version", XENVER_VERSION, None, of_domain=False)
         return found >> 16, found & 0xFFFF
 
     def maximum_gpfn(self) -> int:

@@ -11,7 +11,7 @@ import ctypes
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from xen_save_helper.helper.hypervisors.xen.libraries import SUPPORTED, Prototypes
+from xen_save_helper.helper.hypervisors.xen.libraries import SUPPORTED, VERSION_CALL, Prototypes
 from xen_save_helper.helper.hypervisors.xen.xenctrl_abi import DOMID, INTERFACE
 
 ARRAY: Final = ctypes.c_void_p
@@ -56,7 +56,7 @@ _BUFFER: Final = ctypes.POINTER(HypercallBuffer)
 _STATS: Final = ctypes.POINTER(ShadowOpStats)
 
 _CONTROL: Final[Prototypes] = {
-    "xc_version": (ctypes.c_int, (INTERFACE, ctypes.c_int, ctypes.c_void_p)),
+    **VERSION_CALL,
     "xc__hypercall_buffer_alloc_pages": (ctypes.c_void_p, (INTERFACE, _BUFFER, ctypes.c_int)),
     "xc__hypercall_buffer_free_pages": (None, (INTERFACE, _BUFFER, ctypes.c_int)),
     "xc_domain_maximum_gpfn": (ctypes.c_int, (INTERFACE, DOMID, ctypes.POINTER(ctypes.c_ulong))),

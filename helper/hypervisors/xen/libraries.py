@@ -24,21 +24,25 @@ Prototypes = Mapping[str, tuple[Any, Sequence[Any]]]
 _SYS_HYPERVISOR: Final = "/sys/hypervisor"
 _MACHINE: Final = "x86_64"
 
-_XENVER_VERSION: Final = 0
+XENVER_VERSION: Final = 0
+VERSION_CALL: Final[Prototypes] = {
+    "xc_version": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)),
+}
+"""It takes XENVER_VERSION, and is the same in every release."""
 _VERSION: Final[Prototypes] = {
+    **VERSION_CALL,
     "xc_interface_open": (ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint)),
     "xc_interface_close": (ctypes.c_int, (ctypes.c_void_p,)),
-    "xc_version": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)),
 }
 
 
 @cache
 def abi_version() -> str:
     """The release whose libraries to use, one of `SUPPORTED`: that of the running hypervisor.
-    Where the kernel does not tell it: of the only libraries that are installed, and of several
-    what the hypervisor says.
+    If the kernel does not tell it: that of the only libraries that are installed, or, of several,
+    the one that the hypervisor names.
 
-    Raises OSError: ENODEV where there is no Xen, ENOTSUP for a release or a machine that is not
+    Raises OSError: ENODEV if there is no Xen, ENOTSUP for a release or a machine that is not
     supported.
     """
     machine = os.uname().machine
@@ -71,7 +75,7 @@ def _asked_version(installed: Sequence[str]) -> str:
         xch = library.xc_interface_open(None, None, 0)
         if not xch:
             break
-        found: int = library.xc_version(xch, _XENVER_VERSION, None)
+        found: int = library.xc_version(xch, XENVER_VERSION, None)
         library.xc_interface_close(xch)
         if found > 0:
             return f"{found >> 16}.{found & 0xFFFF}"
@@ -85,7 +89,7 @@ def _asked_version(installed: Sequence[str]) -> str:
 
 
 def running_version(sys_hypervisor: str = _SYS_HYPERVISOR) -> str | None:
-    """The release of the hypervisor that this kernel runs on, as `4.17`; None where the kernel
+    """The release of the hypervisor that this kernel runs on, as `4.17`; None if the kernel
     knows of no Xen."""
     try:
         if _line(f"{sys_hypervisor}/type") != "xen":
@@ -111,7 +115,7 @@ def supported(version: str) -> str:
 
 def load(soname: str, prototypes: Prototypes) -> ctypes.CDLL:
     """The shared library with the functions in `prototypes` declared. Calls leave errno in
-    `ctypes.get_errno`. Raises OSError: ENOENT where it cannot be loaded, ENOSYS where it lacks one
+    `ctypes.get_errno`. Raises OSError: ENOENT if it cannot be loaded, ENOSYS if it lacks one
     of the functions."""
     try:
         library = ctypes.CDLL(soname, use_errno=True)

@@ -56,7 +56,7 @@ class RingRequest(NamedTuple):
 class PagingRing:
     """The pager's end of a ring in `page`, a mapping that can be written, which it initialises.
 
-    Xen puts no request where one is that has had no response: so every request needs one, in any
+    Xen puts no request where there is one without a response: so every request needs one, in any
     order, or there is soon no place left for the vCPUs (RING_FREE_REQUESTS).
     """
 

@@ -43,7 +43,7 @@ _VERSION: Final = re.compile(r"\bversion (\d+)\.(\d+)(?:\.(\d+))?")
 
 
 def packaged() -> str | None:
-    """The QEMU that libxl starts where a configuration names none; None where there is none."""
+    """The QEMU that libxl starts if a configuration names none; None if there is none."""
     return next((path for path in PACKAGED if os.access(path, os.X_OK)), None)
 
 
@@ -64,12 +64,12 @@ def started_by_wrapper(environ: Mapping[str, str]) -> str:
 
 
 def is_wrapper(program: str) -> bool:
-    """Also where it has been put in the place of another program, as a link."""
+    """Also if a link to it has been put in the place of another program."""
     return WRAPPER in (os.path.basename(program), os.path.basename(os.path.realpath(program)))
 
 
 def version_of(program: str) -> tuple[int, int, int]:
-    """What `PROGRAM --version` says. Raises OSError where that cannot be had (ETIMEDOUT, too)."""
+    """What `PROGRAM --version` says. Raises OSError (ETIMEDOUT, too) if it cannot be asked."""
     import subprocess
 
     from xen_save_helper.helper.hypervisors.xen.programs import run_patiently

@@ -30,8 +30,8 @@ _QEMU_XEN: Final = "qemu_xen"
 
 
 class Choice(NamedTuple):
-    """`config` is the configuration to restore with, `setting` the helper's SETTING, empty where it
-    need not be set, `remark` a line for people, empty where there is nothing to say."""
+    """`config` is the configuration to restore with, `setting` the helper's SETTING, empty if it
+    need not be set, `remark` a line for people, empty if there is nothing to say."""
 
     config: dict[str, Any]
     setting: str = ""
@@ -40,9 +40,9 @@ class Choice(NamedTuple):
 
 def choose(config: Mapping[str, Any]) -> Choice:
     """For a restore with libxl_domain_config's JSON `config`: with our wrapper as device model
-    where QEMU needs it, and nowhere else.
+    if QEMU needs it, and only then.
 
-    Raises OSError: ENOTSUP for a QEMU of the configuration's own that needs it, ENOENT where the
+    Raises OSError: ENOTSUP for a QEMU of the configuration's own that needs it, ENOENT if the
     wrapper is not installed.
     """
     chosen = dict(config)
@@ -92,7 +92,7 @@ def choose(config: Mapping[str, Any]) -> Choice:
 
 def check(domid: int, named: str) -> str:
     """For a helper that is to restore into `domid`, SETTING being `named`: returns a doubt for the
-    log, empty where there is none. Raises OSError (ENOTSUP) where the restore would fail when all
+    log, empty if there is none. Raises OSError (ENOTSUP) if the restore would fail when all
     memory has come."""
     if named == UNCHECKED:
         return ""
@@ -125,7 +125,7 @@ def check(domid: int, named: str) -> str:
 
 
 def _refusal(program: str) -> str:
-    """Why it will not take the state; empty where it will. Raises OSError where it does not tell
+    """Why it will not take the state; empty if it will. Raises OSError if it does not tell
     its version."""
     version = qemu.version_of(program)
     if qemu.takes_files(version):

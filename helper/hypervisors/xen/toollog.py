@@ -43,7 +43,7 @@ class _Struct(ctypes.Structure):
 
 class LogLine(Protocol):
     def __call__(self, level: int, errnoval: int, context: str, formatted: str) -> None:
-        """A line of an XTL_* level; `errnoval` is NO_ERRNO where there is none."""
+        """A line of an XTL_* level; `errnoval` is NO_ERRNO if there is none."""
 
 
 class Progress(Protocol):

@@ -119,7 +119,7 @@ class Xenctrl:
             self.handle = None
 
     def domain_getinfo(self, domid: int) -> XenDomainInfo:
-        """What is known of the domain. Raises ESRCH where there is none."""
+        """What is known of the domain. Raises ESRCH if there is none."""
         for info in self._getinfolist(domid, 1):
             if info.domid == domid:
                 return info

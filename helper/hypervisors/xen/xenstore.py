@@ -84,7 +84,7 @@ def _open() -> int:
 class Xenstore:
     """One connection, for one thread. Paths are absolute, values are octets.
 
-    Raises OSError with xenstored's errno, TimeoutError where it does not answer within `timeout`
+    Raises OSError with xenstored's errno, TimeoutError if it does not answer within `timeout`
     seconds; after that, and after EPROTO, the connection is of no use.
     """
 
@@ -113,7 +113,7 @@ class Xenstore:
         return self._fd
 
     def read(self, path: str, transaction: int = NO_TRANSACTION) -> bytes | None:
-        """The value of a node, None where there is no such node."""
+        """The value of a node, None if there is no such node."""
         try:
             return self._ask(_Type.READ, path.encode() + b"\0", transaction, path)
         except FileNotFoundError:
@@ -125,7 +125,7 @@ class Xenstore:
         return None if value is None else value.decode(errors="replace")
 
     def directory(self, path: str, transaction: int = NO_TRANSACTION) -> list[str]:
-        """The names of a node's children, none where there is no such node."""
+        """The names of a node's children, none if there is no such node."""
         try:
             names = self._ask(_Type.DIRECTORY, path.encode() + b"\0", transaction, path)
         except FileNotFoundError:
@@ -159,7 +159,7 @@ class Xenstore:
 
     def transact(self, work: Callable[[int], T]) -> T:
         """Do `work` in a transaction, again where another one came between; it must not have
-        effects elsewhere. Raises TimeoutError where that goes on for ever."""
+        effects elsewhere. Raises TimeoutError if that goes on for ever."""
         patience = Patience(self._timeout, time.monotonic())
         while True:
             transaction = int(self._ask(_Type.TRANSACTION_START, b"\0").rstrip(b"\0"))
@@ -177,7 +177,7 @@ class Xenstore:
             return result
 
     def take_events(self) -> list[Event]:
-        """The watches that have fired, without waiting. Raises OSError where xenstored is gone."""
+        """The watches that have fired, without waiting. Raises OSError if xenstored is gone."""
         while self._receive():
             pass
         while (message := self._next_message()) is not None:
@@ -229,7 +229,7 @@ class Xenstore:
                 self._wait(select.POLLOUT, patience, what)
 
     def _receive(self) -> bool:
-        """Take what has come; False where nothing has."""
+        """Take what has come; False if nothing has."""
         try:
             octets = os.read(self._fd, 1 << 16)
         except BlockingIOError:

@@ -18,7 +18,7 @@ from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
-from xen_save_helper.helper.job import Job, RestoreResults, Statistics
+from xen_save_helper.helper.job import Job, RestoreResults, StreamCounts
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags
 from xen_save_helper.ipc_schema.errors import DecodeError
@@ -123,7 +123,7 @@ def save(
     job: Job = PLAIN_SAVE,
     *,
     stall_limit: float = LIMIT,
-) -> Statistics:
+) -> StreamCounts:
     """Run domain_save in this process, in its main thread."""
     from xen_save_helper.helper.engine.save import domain_save
 
@@ -131,7 +131,7 @@ def save(
     with Abort(stall_limit=stall_limit) as abort:
         domain = open_on_host(host.directory, domid)
         try:
-            statistics = Statistics()
+            statistics = StreamCounts()
             wanted = job_on(job, domid, io_fd, recv_fd)
             reporter = Reporter(controller, abort, Trace("helper"))
             domain_save(domain, Environment(wanted, reporter, abort, statistics))
@@ -159,7 +159,7 @@ def restore(
         try:
             wanted = job_on(job, domid, io_fd, back_fd)
             reporter = Reporter(controller, abort, Trace("helper"))
-            return domain_restore(domain, Environment(wanted, reporter, abort, Statistics()))
+            return domain_restore(domain, Environment(wanted, reporter, abort, StreamCounts()))
         finally:
             domain.close()
 
@@ -263,7 +263,7 @@ class Migration:
         )
         self.far.close()
 
-    def send(self, job: Job = PLAIN_SAVE, **answers: Answer) -> tuple[Statistics, Controller]:
+    def send(self, job: Job = PLAIN_SAVE, **answers: Answer) -> tuple[StreamCounts, Controller]:
         controller = saving(self.source, self.domid, **answers)
         near = self.near.fileno()
         return save(self.source, self.domid, near, near, controller, job), controller

@@ -11,7 +11,7 @@ from xen_save_helper.helper.engine.save_phases import Outcome
 from xen_save_helper.helper.engine.stream_io import StreamOutput
 from xen_save_helper.helper.hypervisors.interface import Bitmap
 from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
-from xen_save_helper.helper.job import Statistics
+from xen_save_helper.helper.job import StreamCounts
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
 from xen_save_helper.ipc_schema.streams.records import encode_record
 from xen_save_helper.ipc_schema.trace import Trace
@@ -43,7 +43,7 @@ def test_the_drain_is_entered_also_where_the_receiver_has_all_with_the_last_page
         reporter = Reporter(SaysItHasAll(theirs), abort, Trace("helper"))
         out = StreamOutput(ours.fileno(), abort)
         job = job_on(save_job(stall_limit=LIMIT), domid, ours.fileno(), ours.fileno())
-        sender = PostcopySender(domain, out, Environment(job, reporter, abort, Statistics()))
+        sender = PostcopySender(domain, out, Environment(job, reporter, abort, StreamCounts()))
         dirty = Bitmap(domain.maximum_gpfn() + 1)
         dirty[7] = 1
         sender.send_pfns(domain, dirty)

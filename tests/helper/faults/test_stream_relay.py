@@ -111,6 +111,12 @@ def test_what_becomes_of_a_record(file: Path, action: str, expected: bytes) -> N
     assert read(f"record.libxc.PAGE_DATA:read#2={action}", file) == expected
 
 
+def test_a_stream_that_ends_within_a_record(file: Path) -> None:
+    part = BEFORE + AGAIN[:100]
+    expected = BEFORE + NO_SUCH_TYPE + AGAIN[4:100]
+    assert read("record.libxc.PAGE_DATA:read#2=wrong-number", file, part) == expected
+
+
 def test_garbage_is_the_same_with_the_same_seed(file: Path) -> None:
     plan = "record.libxc.PAGE_DATA:write#2=garbage; seed={}"
     first, again, other = (written(plan.format(seed), file) for seed in (1, 1, 2))
@@ -201,9 +207,9 @@ def test_nothing_is_read_behind_a_record_whose_callback_reads(
             found += os.read(ends.engine, 1000)
         assert found == first
         assert os.read(ends.real, len(LIBXL)) == LIBXL
-        ends.session.answered("suspend")
+        ends.session.streams.answered("suspend")
         assert os.get_blocking(ends.engine)
-        ends.session.answered(callback)
+        ends.session.streams.answered(callback)
         assert os.read(ends.engine, 1000) == END
 
 
@@ -213,7 +219,7 @@ def test_what_was_written_is_there_before_the_callback_that_writes(file: Path) -
         pending = first
         while pending:
             pending = pending[os.write(ends.engine, pending) :]
-        ends.session.calling("postcopy_transition")
+        ends.session.streams.calling("postcopy_transition")
         assert file.read_bytes() == first
         os.write(ends.real, LIBXL)
         os.lseek(ends.real, 0, os.SEEK_END)

@@ -261,8 +261,8 @@ def test_a_second_hello() -> None:
 @pytest.mark.parametrize("version", [0, PROTOCOL_VERSION + 1])
 def test_another_version(version: int) -> None:
     fields = {**HelperEnd(SECRET, NONCE).hello(17), "version": version}
-    work = lambda: new_controller().received(envelope(1, "hello", **fields))  # noqa: E731
-    assert violation_of(work) is Violation.WRONG_VERSION
+    hello = envelope(1, "hello", **fields)
+    assert violation_of(lambda: new_controller().received(hello)) is Violation.WRONG_VERSION
 
 
 @pytest.mark.parametrize(
@@ -377,9 +377,9 @@ class TestPipes:
     def test_a_second_callback_while_one_waits(self) -> None:
         end = self.end()
         end.received(CATALOGUE["static_data_done"], {"missing": 0})
-        work = lambda: end.received(CATALOGUE["log"], {})  # noqa: E731
-        assert violation_of(work) is Violation.WRONG_TURN
+        log = CATALOGUE["log"]
+        assert violation_of(lambda: end.received(log, {})) is Violation.WRONG_TURN
 
     def test_a_callback_that_is_not_provided(self) -> None:
-        work = lambda: self.end().received(CATALOGUE["suspend"], {})  # noqa: E731
-        assert violation_of(work) is Violation.NOT_PROVIDED
+        end, suspend = self.end(), CATALOGUE["suspend"]
+        assert violation_of(lambda: end.received(suspend, {})) is Violation.NOT_PROVIDED

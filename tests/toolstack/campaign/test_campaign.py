@@ -22,7 +22,7 @@ from xen_save_helper.ipc_schema.faults.plan import parse
 from xen_save_helper.toolstack.campaign import campaign
 from xen_save_helper.toolstack.campaign.campaign import Selection, State, StateError, run_cells
 from xen_save_helper.toolstack.campaign.evidence import Mode
-from xen_save_helper.toolstack.campaign.matrix import Cell, Guest
+from xen_save_helper.toolstack.campaign.matrix import Cell, GuestKind
 from xen_save_helper.toolstack.campaign.run import Verdict
 from xen_save_helper.toolstack.campaign.worker import PREFIX
 
@@ -203,7 +203,7 @@ class TestTheCommand:
 
     @pytest.mark.parametrize("kind", ["fails", "did not fire"])
     def test_what_does_not_hold_can_run_again(self, tmp_path: Path, kind: str) -> None:
-        selection = Selection(("save",), "guest/*", guest=Guest(1 << 20, "idle"))
+        selection = Selection(("save",), "guest/*", guest=GuestKind(1 << 20, "idle"))
         state = State(tmp_path / "verdicts.jsonl")
         state.begin(selection)
         first, *others = selection.cells()

@@ -18,7 +18,7 @@ from tests.toolstack.stage import TOOLSTACK, wait_for
 from xen_save_helper.ipc_schema.faults.actions import ACTIONS
 from xen_save_helper.ipc_schema.faults.plan import parse
 from xen_save_helper.toolstack.campaign.evidence import Mode
-from xen_save_helper.toolstack.campaign.play import Stage
+from xen_save_helper.toolstack.campaign.play import RunStage
 from xen_save_helper.toolstack.campaign.run import FaultRun, Verdict, run_fault
 from xen_save_helper.toolstack.commands.main import main
 from xen_save_helper.toolstack.faults.link import faults_of
@@ -209,7 +209,7 @@ def test_the_seed_is_the_guests_too() -> None:
     plan = parse("hello=kill; seed=7")
     with (
         tempfile.TemporaryDirectory(prefix="fr-") as directory,
-        Stage(plan, Mode.SAVE, 1 << 20, "idle", Path(directory), LIMITS),
+        RunStage(plan, Mode.SAVE, 1 << 20, "idle", Path(directory), LIMITS),
     ):
         host = SimulatedHost(Path(directory) / "source")
         assert host.config(host.find("g"))["simulated"]["seed"] == 7

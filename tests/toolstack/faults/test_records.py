@@ -105,7 +105,7 @@ def test_the_write_of_that_very_record_fails_and_nothing_of_it_passes(
         await write(faults, fd, END)
 
     with pair() as (ours, theirs):
-        with pytest.raises(OSError) as failed:  # noqa: PT011
+        with pytest.raises(OSError) as failed:  # noqa: PT011 - its errno is checked below
             asyncio.run(run(ours.fileno()))
         assert failed.value.errno == number
         if action not in {"cut", "reset"}:  # whose end the other side sees by itself

@@ -35,7 +35,7 @@ from xen_save_helper.toolstack.limits import Limits
 def test_statistics() -> None:
     wanted = FIELD_NAMES["statistics"]
     assert tuple(field.name for field in fields(Statistics)) == wanted
-    assert set(job.Statistics().fields()) == set(wanted)
+    assert set(job.StreamCounts().fields()) == set(wanted)
 
 
 def test_start() -> None:

@@ -53,7 +53,7 @@ class Time(asyncio.SelectorEventLoop):
 
     def _due(self) -> bool:
         """Whether a timer's moment has come."""
-        timers = self._scheduled  # type: ignore[attr-defined]
+        timers = self._scheduled
         return any(timer.when() <= self.now and not timer.cancelled() for timer in timers)
 
     def passes(self, seconds: float) -> None:
@@ -63,7 +63,7 @@ class Time(asyncio.SelectorEventLoop):
     def descriptors(self) -> int:
         """The number of descriptors that the loop watches for others."""
         # One is its own.
-        return len(self._selector.get_map()) - 1  # type: ignore[attr-defined]
+        return len(self._selector.get_map()) - 1
 
 
 class Waiting:

@@ -80,7 +80,7 @@ class RestoreOrders(OperationOrders):
         faults=st.sampled_from([0, 1, 1, 2, 2, 3, 40]),
         given_up=st.booleans(),
     )
-    def begin(
+    def begin_restore(
         self,
         postcopy: bool,
         device_model: bool,
@@ -322,7 +322,7 @@ TestRestore = RestoreOrders.TestCase
 def test_a_restore_that_goes_well_is_one_of_the_orders(postcopy: bool, device_model: bool) -> None:
     """Otherwise nothing that is judged at a good end would be tested."""
     restore = RestoreOrders()
-    restore.begin(postcopy=postcopy, device_model=device_model, steps=100)
+    restore.begin_restore(postcopy=postcopy, device_model=device_model, steps=100)
     restore.the_end_is_one()
     assert restore.result is not None
     assert (restore.result.rc, restore.trouble) == (0, 0)
@@ -334,7 +334,7 @@ def test_the_first_failure_is_kept_though_the_resumption_ends_before_the_stream(
     """The caller gives up while a postcopy domain's device model starts; that then fails, before
     the helper, and with it the stream, has stopped."""
     restore = RestoreOrders()
-    restore.begin(postcopy=True, device_model=True, steps=10, faults=2)
+    restore.begin_restore(postcopy=True, device_model=True, steps=10, faults=2)
     assert [waiting.what for waiting in restore.world.waiting] == ["call rebuild_done"]
     restore.the_caller_gives_up()
     restore.world.do(partial(restore.world.waiting[0].fail, TimeoutError("slow")))
@@ -355,7 +355,7 @@ def test_every_single_fault_at_every_step(postcopy: bool, device_model: bool, st
 
     def begun() -> RestoreOrders:
         restore = RestoreOrders()
-        restore.begin(postcopy=postcopy, device_model=device_model, steps=steps)
+        restore.begin_restore(postcopy=postcopy, device_model=device_model, steps=steps)
         return restore
 
     first = begun()

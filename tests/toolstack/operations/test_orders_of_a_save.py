@@ -84,7 +84,7 @@ class SaveOrders(OperationOrders):
         faults=st.sampled_from([0, 1, 1, 2, 2, 3, 40]),
         given_up=st.booleans(),
     )
-    def begin(
+    def begin_save(
         self,
         live: bool,
         postcopy: bool,
@@ -292,7 +292,7 @@ TestSave = SaveOrders.TestCase
 def test_a_save_that_goes_well_is_one_of_the_orders(postcopy: bool, device_model: bool) -> None:
     """Otherwise nothing that is judged at a good end would be tested."""
     save = SaveOrders()
-    save.begin(live=True, postcopy=postcopy, device_model=device_model, steps=100)
+    save.begin_save(live=True, postcopy=postcopy, device_model=device_model, steps=100)
     save.the_end_is_one()
     assert save.result is not None
     assert (save.result.rc, save.result.suspended, save.trouble) == (0, True, 0)
@@ -304,7 +304,7 @@ def test_a_save_that_goes_well_is_one_of_the_orders(postcopy: bool, device_model
 def test_success_that_is_read_only_after_the_helpers_end_is_success() -> None:
     """It is not a failure that nobody is left to take the answer."""
     save = SaveOrders()
-    save.begin(live=True, postcopy=False, device_model=False)
+    save.begin_save(live=True, postcopy=False, device_model=False)
     for step in save.good_steps()[:-3]:
         step()
     assert save.channel is not None
@@ -323,7 +323,7 @@ def test_success_that_is_read_only_after_the_helpers_end_is_success() -> None:
 def test_a_helper_that_is_slow_to_die_is_reported_as_dead() -> None:
     """Not as one that hung up."""
     save = SaveOrders()
-    save.begin(live=True, postcopy=False, device_model=False, steps=6)
+    save.begin_save(live=True, postcopy=False, device_model=False, steps=6)
     assert save.channel is not None
     assert save.world.alive is not None
     save.world.alive.dying = True
@@ -350,7 +350,7 @@ def test_every_single_fault_at_every_step(postcopy: bool, device_model: bool, st
 
     def begun() -> SaveOrders:
         save = SaveOrders()
-        save.begin(live=True, postcopy=postcopy, device_model=device_model, steps=steps)
+        save.begin_save(live=True, postcopy=postcopy, device_model=device_model, steps=steps)
         return save
 
     first = begun()

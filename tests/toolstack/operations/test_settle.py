@@ -87,7 +87,7 @@ class Destroying(SimulatedHost):
     def domain(self, domid: int) -> SimulatedDomain:
         domain = super().domain(domid)
         info = domain.getinfo()._replace(dying=True)
-        domain.getinfo = lambda: info  # type: ignore[method-assign]
+        domain.getinfo = lambda: info
         return domain
 
 

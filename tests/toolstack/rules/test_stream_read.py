@@ -21,8 +21,8 @@ from xen_save_helper.toolstack.rules.stream import (
 from xen_save_helper.toolstack.rules.stream_read import (
     MAX_QUEUED,
     Actions,
+    AnswerCheckpoint,
     CancelRead,
-    CheckpointCallback,
     CheckpointResult,
     CheckpointStateCallback,
     Keep,
@@ -205,14 +205,14 @@ class TestCheckpoint:
         assert reader.record_done(CONTEXT, b"c") == READ
         assert reader.record_done(RecordType.CHECKPOINT_END, b"") == (Keep(XENSTORE, b"x"),)
         assert reader.processed(0) == (Keep(CONTEXT, b"c"),)
-        assert reader.processed(0) == (CheckpointCallback(CheckpointResult.SUCCESS),)
+        assert reader.processed(0) == (AnswerCheckpoint(CheckpointResult.SUCCESS),)
         assert reader.phase is ReadPhase.NORMAL
 
     def test_a_link_that_breaks_while_queueing_is_failover(self) -> None:
         reader = at_work(stream_type=StreamType.REMUS)
         reader.start_checkpoint()
         reader.record_done(XENSTORE, b"x")
-        assert reader.read_failed(-3) == (CheckpointCallback(CheckpointResult.FAILOVER),)
+        assert reader.read_failed(-3) == (AnswerCheckpoint(CheckpointResult.FAILOVER),)
         assert reader.helper_done(0) == (Stopped(0),)
 
     def test_a_failure_while_processing_is_an_error(self) -> None:
@@ -220,7 +220,7 @@ class TestCheckpoint:
         reader.start_checkpoint()
         reader.record_done(XENSTORE, b"x")
         reader.record_done(RecordType.CHECKPOINT_END, b"")
-        assert reader.processed(-3) == (CheckpointCallback(CheckpointResult.ERROR),)
+        assert reader.processed(-3) == (AnswerCheckpoint(CheckpointResult.ERROR),)
 
     def test_its_memory_is_bounded(self) -> None:
         reader = at_work(stream_type=StreamType.REMUS)
@@ -228,7 +228,7 @@ class TestCheckpoint:
         body = bytes(MAX_QUEUED // 4)
         for _ in range(3):
             assert reader.record_done(CONTEXT, body) == READ
-        refused(reader.record_done(CONTEXT, body), CheckpointCallback(CheckpointResult.FAILOVER))
+        refused(reader.record_done(CONTEXT, body), AnswerCheckpoint(CheckpointResult.FAILOVER))
 
     def test_many_skipped_records_do_not_recurse(self) -> None:
         reader = at_work(stream_type=StreamType.REMUS)
@@ -236,7 +236,7 @@ class TestCheckpoint:
         for _ in range(5000):
             assert reader.record_done(0x80000001, b"") == READ
         actions = reader.record_done(RecordType.CHECKPOINT_END, b"")
-        assert actions == (CheckpointCallback(CheckpointResult.SUCCESS),)
+        assert actions == (AnswerCheckpoint(CheckpointResult.SUCCESS),)
 
     def test_state(self) -> None:
         reader = at_work(stream_type=StreamType.COLO)
@@ -297,7 +297,7 @@ class EveryOrder(RuleBasedStateMachine):
                 assert self.waiting == "postcopy" or self.helper == "ended"
                 self.transitions.append(rc)
                 self.waiting = ""
-            case CheckpointCallback() | CheckpointStateCallback():
+            case AnswerCheckpoint() | CheckpointStateCallback():
                 assert self.waiting == "checkpoint" or self.helper == "ended"
                 self.waiting = ""
             case Stopped(rc):

@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from xen_save_helper.toolstack.xl import journal
-from xen_save_helper.toolstack.xl.journal import Journal, JournalError, Process, Promise, Role
+from xen_save_helper.toolstack.xl.journal import (
+    Journal,
+    JournalError,
+    ProcessIdentity,
+    Promise,
+    Role,
+)
 
 
 def begin(directory: Path, role: Role = Role.SOURCE, domid: int | None = 3) -> Journal:
@@ -113,7 +119,7 @@ def test_a_dead_controller_is_told_from_a_live_one(tmp_path: Path) -> None:
 
 
 def test_a_later_process_with_the_same_pid_is_another() -> None:
-    me = Process.current()
+    me = ProcessIdentity.current()
     assert me.alive()
     assert not replace(me, start_time=me.start_time - 1).alive()
     assert not replace(me, boot_id="another boot").alive()

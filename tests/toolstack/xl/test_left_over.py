@@ -84,7 +84,7 @@ def dead(host: SimulatedHost, role: Role, promise: Promise, **of: object) -> Non
     pid = os.fork()
     if not pid:
         entry: dict[str, object] = {"domid": None, "domain_name": "g", "peer": "/there", **of}
-        Journal.begin(host.state_dir, "g", role, **entry).promise(promise)  # type: ignore[arg-type]
+        Journal.begin(host.state_dir, "g", role, **entry).promise(promise)
         os._exit(0)
     os.waitpid(pid, 0)
 

@@ -18,7 +18,14 @@ from xen_save_helper.toolstack.hosts.interface import SuspendState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.xl import journal
 from xen_save_helper.toolstack.xl.journal import PROMISES, Journal, JournalError, Promise, Role
-from xen_save_helper.toolstack.xl.recover import WAYS, Way, WayOut, decide, recover, waits_for
+from xen_save_helper.toolstack.xl.recover import (
+    REMEDIES,
+    PersonsChoice,
+    Remedy,
+    decide,
+    recover,
+    waits_for,
+)
 
 STATES = ("running", "paused", "suspended", "crashed", None)
 
@@ -53,19 +60,19 @@ def states(host: SimulatedHost) -> dict[str, str]:
 
 def test_every_promise_has_a_way() -> None:
     promised = {(role, promise) for role, promises in PROMISES.items() for promise in promises}
-    assert set(WAYS) == promised
+    assert set(REMEDIES) == promised
 
 
 @pytest.mark.parametrize("state", STATES)
 def test_a_guest_that_may_run_elsewhere_is_never_resumed(state: str | None) -> None:
     for promise in (Promise.GO, Promise.TRANSITION):
-        assert decide(Role.SOURCE, promise, state) in {Way.REFUSE, Way.FORGET}
-    assert decide(Role.SOURCE, Promise.DONE, state) in {Way.DESTROY, Way.FORGET}
+        assert decide(Role.SOURCE, promise, state) in {Remedy.REFUSE, Remedy.FORGET}
+    assert decide(Role.SOURCE, Promise.DONE, state) in {Remedy.DESTROY, Remedy.FORGET}
 
 
 def test_a_copy_without_go_never_starts() -> None:
     for state in STATES[:-1]:
-        assert decide(Role.DESTINATION, Promise.RECEIVING, state) is Way.DESTROY
+        assert decide(Role.DESTINATION, Promise.RECEIVING, state) is Remedy.DESTROY
 
 
 @pytest.mark.parametrize("role", [Role.SOURCE, Role.SAVE])
@@ -79,7 +86,7 @@ def test_begun_resumes(hosts: Hosts, role: Role) -> None:
     host.rename(domid, "g--migratedaway")
     left(host, role, Promise.BEGUN, domid=domid)
     (recovery,) = recover(host, "g--migratedaway")
-    assert (recovery.way, recovery.done) == (Way.RESUME, True)
+    assert (recovery.remedy, recovery.done) == (Remedy.RESUME, True)
     (row,) = host.domains()
     assert (row.name, row.state.value, row.log_dirty) == ("g", "running", False)
     steps = host.report(domid).steps
@@ -134,7 +141,7 @@ def test_a_person_lets_it_go(hosts: Hosts) -> None:
     domid = hosts.guest()
     suspend(hosts.at_source, domid)
     left(hosts.at_source, Role.SOURCE, Promise.GO, domid=domid)
-    (recovery,) = recover(hosts.at_source, "g", WayOut.DESTROY)
+    (recovery,) = recover(hosts.at_source, "g", PersonsChoice.DESTROY)
     assert recovery.done
     assert states(hosts.at_source) == {}
     assert hosts.journals() == []
@@ -147,7 +154,7 @@ def test_a_resumed_guest_that_was_not_started_yet_is_started(hosts: Hosts) -> No
     host.pause(domid)
     left(host, Role.DESTINATION, Promise.RESUMED, domid=None, domain_name="g--incoming")
     (recovery,) = recover(host, "g")
-    assert (recovery.way, recovery.done) == (Way.FINISH_IF_WHOLE, True)
+    assert (recovery.remedy, recovery.done) == (Remedy.FINISH_IF_WHOLE, True)
     assert states(host) == {"g": "running"}
     assert hosts.journals() == []
 
@@ -177,7 +184,7 @@ def test_another_guest_of_the_name_is_not_what_a_restore_left(hosts: Hosts) -> N
     hosts.guest()
     left(host, Role.RESTORE, Promise.RECEIVING, domid=None, domain_name="g--incoming")
     (recovery,) = recover(host, "g")
-    assert recovery.way is Way.FORGET
+    assert recovery.remedy is Remedy.FORGET
     assert states(host) == {"g": "running"}
     assert hosts.journals() == []
 
@@ -186,7 +193,7 @@ def test_a_saved_guest_that_runs_is_not_destroyed(hosts: Hosts) -> None:
     host = hosts.at_source
     left(host, Role.SAVE, Promise.DONE, domid=hosts.guest())
     (recovery,) = recover(host, "g")
-    assert (recovery.way, recovery.done) == (Way.FORGET, True)
+    assert (recovery.remedy, recovery.done) == (Remedy.FORGET, True)
     assert "runs here" in recovery.text
     assert states(host) == {"g": "running"}
     assert hosts.journals() == []
@@ -302,7 +309,7 @@ def test_the_domain_is_gone(hosts: Hosts) -> None:
         for promise in promises:
             left(hosts.at_source, role, promise, domid=77, domain_name="g--incoming")
             (recovery,) = recover(hosts.at_source, "g")
-            assert (recovery.way, recovery.done) == (Way.FORGET, True)
+            assert (recovery.remedy, recovery.done) == (Remedy.FORGET, True)
     assert hosts.journals() == []
 
 
@@ -336,8 +343,8 @@ def test_a_suspended_guest_without_a_journal_is_resumed_on_demand(hosts: Hosts) 
 
 def test_a_suspended_guest_without_a_journal_can_be_given_up(hosts: Hosts) -> None:
     suspend(hosts.at_source, hosts.guest())
-    (recovery,) = recover(hosts.at_source, "g", WayOut.DESTROY)
-    assert (recovery.way, recovery.done) == (Way.DESTROY, True)
+    (recovery,) = recover(hosts.at_source, "g", PersonsChoice.DESTROY)
+    assert (recovery.remedy, recovery.done) == (Remedy.DESTROY, True)
     assert states(hosts.at_source) == {}
 
 

@@ -78,7 +78,7 @@ def tmp_helper(hosts: Hosts) -> Path:
 
 def test_which_helpers_can(hosts: Hosts) -> None:
     def told(**changed: object) -> str:
-        return beyond_sparse(Context(hosts.at_source, "xen", **changed))  # type: ignore[arg-type]
+        return beyond_sparse(Context(hosts.at_source, "xen", **changed))
 
     assert told() == ""
     assert "the engine own does" in told(engine_choice=Engine.LIBXENGUEST)

@@ -3,15 +3,15 @@
 The share, as both ends see it (`tests.xen.machine` is the other one):
 
     rig/            the rig's own code; *.whl; the guest's ramdisk
-    installed.tar   what pip makes of the wheel, from an earlier boot, or for the next one
-    heartbeat       written every second: dom0 runs
-    kept.json       once, when a machine that is to be kept has done what is done once
-    boot.json       once, when dom0 is ready
-    requests/N.json what to run, from 1 on, one at a time
+    installed.tar   what pip has made of the wheel, at an earlier boot or for the next one
+    heartbeat       written every second while dom0 runs
+    kept.json       written once, when a machine that is to be kept has been prepared
+    boot.json       written once, when dom0 is ready
+    requests/N.json what to run, one at a time; N starts at 1
     results/N/      output (as it comes), figures.json, outcome.json (last), logs/, handed-over/
     given/          what an earlier scenario has handed over, if this one comes after it
 
-Whatever a request leaves behind is destroyed, killed and removed before the next one.
+Before each request, everything that the previous one has left behind is destroyed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.xen.dom0.lab import Lab, xen_version
 from tests.xen.dom0.share import HOST, Heartbeat, write
 
 INSTALL: Final = ("pip", "install", "--break-system-packages", "--no-index")
-"""The command of helper/README.md, before the wheel's name."""
+"""The command of helper/README.md, up to the wheel's name."""
 _POLL_SECONDS: Final = 0.2
 _INSTALL_SECONDS: Final = 420
 _CLEAN_UP_SECONDS: Final = 60
@@ -56,7 +56,7 @@ def main() -> None:
         results = HOST / "results" / str(number)
         outcome = _serve(json.loads(path.read_text()), results, kernel)
         left = clean_up.clean_up(ours, _CLEAN_UP_SECONDS)
-        # What crashes here is no scenario's fault, but a machine to run no other one on.
+        # A crash here is not the fault of a scenario, but the machine must not run another one.
         crashed = kernel_log.faults(kernel.new_lines())
         outcome["left_over"] = left + [f"clearing up: {fault['line']}" for fault in crashed]
         write(results / "outcome.json", outcome)
@@ -64,8 +64,9 @@ def main() -> None:
 
 
 def _install() -> None:
-    """As helper/README.md tells a user to: pip fetches nothing, and checks that Debian's libraries
-    will do. What it made is kept on the share, for the next boot of the same image and wheel."""
+    """Install it as helper/README.md tells a user to: pip downloads nothing, and checks that
+    Debian's libraries suffice. What pip made is kept on the share, for the next boot of the same
+    image and wheel."""
     kept = HOST / "installed.tar"
     if kept.exists():
         _must(["tar", "-C", "/usr/local", "-xf", str(kept)])
@@ -89,7 +90,7 @@ def _must(command: list[str]) -> None:
 
 def _serve(request: dict[str, Any], results: Path, kernel: kernel_log.KernelLog) -> dict[str, Any]:
     results.mkdir(parents=True)
-    # What came before is not this request's.
+    # Earlier lines do not belong to this request.
     kernel.new_lines()
     started = time.monotonic()
     command: Sequence[str]

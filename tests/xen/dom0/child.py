@@ -14,7 +14,7 @@ HELPERS = ("xen-save-helper", "libxl-save-helper", "xen-toolstack", "xl save", "
 
 
 def helpers() -> list[str]:
-    """The running saves, restores and migrations."""
+    """The saves, restores and migrations that are running."""
     return [
         command
         for command in clean_up.processes().values()
@@ -23,7 +23,7 @@ def helpers() -> list[str]:
 
 
 def main(name: str, results: Path) -> None:
-    """Ends with a traceback where the scenario fails, or leaves a helper behind."""
+    """Ends with a traceback if the scenario fails or leaves a helper behind."""
     (scenario,) = (scenario for scenario in SCENARIOS if scenario.name == name)
     lab = Lab(results)
     try:

@@ -1,4 +1,4 @@
-"""Bring dom0 back to what it was when it had booted."""
+"""Restores dom0 to the state that it had after booting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOGS: Final = Path("/var/log/xen")
 
 
 def processes() -> dict[tuple[int, str], str]:
-    """Every process that is not the kernel's or a zombie: (pid, start time) to its command."""
+    """Every process except the kernel's and zombies: its (pid, start time), and its command."""
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -26,7 +26,7 @@ def processes() -> dict[tuple[int, str], str]:
         try:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
             if not command:
-                # Most are the kernel's, and this is asked often.
+                # Most processes are the kernel's, and this is called often.
                 continue
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
@@ -37,16 +37,13 @@ def processes() -> dict[tuple[int, str], str]:
 
 
 def clean_up(ours: dict[tuple[int, str], str], limit: float) -> list[str]:
-    """Destroy all guests, kill all processes that are not in `ours`, empty /tmp and the logs.
-
-    Returns what could not be got rid of within `limit` seconds; the machine is then good for
-    nothing more.
-    """
+    """Destroy all guests, kill all processes that are not in `ours`, and empty /tmp and the logs.
+    Returns what could not be cleared away within `limit` seconds; the machine is then unusable."""
     end = time.monotonic() + limit
     left: list[str] = []
     while time.monotonic() < end:
         left = []
-        # Stray toolstacks first: they would only be in the way of xl destroy.
+        # Stray toolstacks first: they would only get in the way of xl destroy.
         for (pid, _start), command in _strangers(ours):
             left.append(f"process {pid}: {command}")
             if "qemu" not in command.split(" ", 1)[0]:
@@ -64,7 +61,7 @@ def clean_up(ours: dict[tuple[int, str], str], limit: float) -> list[str]:
 
 
 def describe(output: IO[bytes]) -> None:
-    """Write what hangs: processes, guests, where each process waits."""
+    """Report what hangs: the processes, the guests, and where each process waits."""
     output.write(b"\n--- time is up; processes, their kernel stacks, guests:\n")
     for (pid, _start), command in sorted(processes().items()):
         output.write(f"{pid} {command}\n".encode())
@@ -84,7 +81,7 @@ def _strangers(ours: dict[tuple[int, str], str]) -> Iterator[tuple[tuple[int, st
 
 
 def kill(pid: int) -> None:
-    """SIGKILL, if it is still there."""
+    """Send SIGKILL if the process still exists."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -97,7 +94,7 @@ def _guests() -> list[str]:
 
 
 def _xl(*arguments: str) -> str:
-    """Its output, and what went wrong with it in words."""
+    """The program's output, and what went wrong with it, if anything did."""
     try:
         done = subprocess.run(
             ["xl", *arguments],

@@ -1,4 +1,4 @@
-"""Run programs with limits, and see everything that they say."""
+"""Runs programs with time limits, and records all their output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Ended:
-    """How a program ended: its exit status (negative: the signal), what it said, seconds."""
+    """How a program ended: its exit status (negative for a signal), its output, and the seconds it
+    took."""
 
     status: int
     output: str
@@ -22,12 +23,12 @@ class Ended:
 
 
 class Program:
-    """A running program, leader of a session of its own; stdout and stderr in one."""
+    """A running program, which leads a session of its own; stdout and stderr go into one file."""
 
     def __init__(
         self, command: Sequence[str | Path], env: Mapping[str, str | None] | None = None
     ) -> None:
-        """`env` is beside the own environment; None takes a variable away."""
+        """`env` is added to our own environment; None removes a variable."""
         self.command = [str(word) for word in command]
         environment = {**os.environ, **(env or {})}
         self._output = os.memfd_create("output", os.MFD_CLOEXEC)
@@ -48,16 +49,16 @@ class Program:
 
     @property
     def output(self) -> str:
-        """What it has said so far."""
+        """The output so far."""
         size = os.fstat(self._output).st_size
         return os.pread(self._output, size, 0).decode(errors="replace")
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it to the program alone, as `kill` does."""
+        """Send a signal to the program alone, as `kill` does."""
         self._process.send_signal(number)
 
     def wait(self, seconds: float) -> bool:
-        """Whether it has ended, at the latest in `seconds`."""
+        """Whether the program ends within `seconds`."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -66,8 +67,8 @@ class Program:
         return True
 
     def end(self, limit: float) -> Ended:
-        """Wait for its end. AssertionError where it takes longer than `limit` seconds; then its
-        whole session has been killed."""
+        """Wait for the program to end. If it takes longer than `limit` seconds, its whole session
+        is killed, and AssertionError is raised."""
         if not self.wait(limit):
             self.kill_session()
             self._process.wait()
@@ -80,12 +81,13 @@ class Program:
         return ended
 
     def tell_unfinished(self) -> None:
-        """Print what it has said so far, if nobody has seen its end."""
+        """Print the output so far, unless the program has been waited for."""
         if not self._ended:
             print(f"{shlex.join(self.command)}, not waited for:\n{self.output}", flush=True)
 
     def kill_session(self) -> None:
-        """SIGKILL for it and its children, but those that took a session of their own."""
+        """Send SIGKILL to the program and its children, except those that have started a session of
+        their own."""
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -97,12 +99,12 @@ def run(
     limit: float = 60,
     env: Mapping[str, str | None] | None = None,
 ) -> Ended:
-    """Run a program to its end, whatever that is."""
+    """Run a program to its end, whatever its exit status."""
     return Program(command, env).end(limit)
 
 
 def wait_until(what: str, condition: Callable[[], bool], limit: float, every: float = 0.2) -> None:
-    """AssertionError that says `what` where `condition` stays false for `limit` seconds."""
+    """Raises an AssertionError that says `what` if `condition` stays false for `limit` seconds."""
     end = time.monotonic() + limit
     while not condition():
         assert time.monotonic() < end, f"not within {limit:g} s: {what}"

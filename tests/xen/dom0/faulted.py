@@ -1,4 +1,4 @@
-"""One run of `xl` with a fault in its helper: watched to its end, and judged."""
+"""One run of `xl` with a fault in its helper: observed to its end, and judged."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from tests.xen.dom0.commands import Program
 
 ANSWER_SECONDS: Final = 20
-"""Our helper's limit for an answer. What libxl asks a guest for takes it some seconds here."""
+"""Our helper's limit for an answer. Answering may involve a request to the guest, which takes some
+seconds here."""
 STALL_SECONDS: Final = 10
-"""Its limit for a stream that stands still, under a fault that stops the stream. Elsewhere it has
-its usual minute: the other end of a migration must not be the one that gives up."""
+"""Our helper's limit for a stream that stands still, if the fault stops the stream. Otherwise it
+keeps its usual minute, so that the other end of a migration is not the one that gives up."""
 
 
 def limits(plan: str) -> dict[str, str]:
@@ -31,19 +32,20 @@ def limits(plan: str) -> dict[str, str]:
 
 
 STOPPED_SECONDS: Final = 15
-"""A helper that has been stopped for so long, nobody will wake."""
+"""If a helper has been stopped for this long, nobody is going to continue it."""
 ALONE_SECONDS: Final = 45
-"""An `xl` that runs so long after its helpers have gone, will never end: what it has to do without
-them takes a fourth of that."""
+"""If `xl` still runs this long after its helpers have ended, it never will: what it has to do
+without them takes a quarter of that time."""
 BOUND_SECONDS: Final = 300
-"""What has not ended then waits for ever: all that a migration does takes a third of it."""
+"""A command that has not ended after this time waits for ever: a whole migration takes a third of
+it."""
 
 _GAVE_UP: Final = re.compile(r"no answer to \w+ within|the stream stands still")
 _POLL_SECONDS: Final = 0.25
 
 
 class End(Enum):
-    """What it took for `xl` to end."""
+    """What was necessary for `xl` to end."""
 
     ITSELF = "by itself"
     LIMIT = "ended by our helper's own limit"
@@ -53,7 +55,7 @@ class End(Enum):
 
 @dataclass(frozen=True)
 class Watched:
-    """`status` None where it did not end."""
+    """`status` is None if it did not end."""
 
     end: End
     status: int | None
@@ -62,8 +64,8 @@ class Watched:
 
 
 def watch(program: Program) -> Watched:
-    """Wait for its end, and kill its helpers where it waits for ever for them; if that does not
-    end it, kill it."""
+    """Wait for the command to end. If it waits for its helpers for ever, kill them; if that does
+    not end it, kill it."""
     started = time.monotonic()
     if _wait(program, started + BOUND_SECONDS):
         end = End.LIMIT if _GAVE_UP.search(program.output) else End.ITSELF
@@ -82,7 +84,7 @@ def watch(program: Program) -> Watched:
 
 
 def _wait(program: Program, end: float) -> bool:
-    """Whether it ends without help."""
+    """Whether the command ends by itself."""
     stopped, alone = _Lasting(STOPPED_SECONDS), _Lasting(ALONE_SECONDS)
     while not program.wait(_POLL_SECONDS):
         helpers = our_helpers()
@@ -96,7 +98,7 @@ def _wait(program: Program, end: float) -> bool:
 
 
 class _Lasting:
-    """Whether something has been so for `seconds`, each time that it was looked at."""
+    """Whether a condition has held for `seconds`, each time that it was checked."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -110,14 +112,15 @@ class _Lasting:
 
 _PLACE: Final = re.compile(r"^libxl: error: [\w.]+:\d+:\w+: ?(?:Domain \d+:)?")
 _OF_THE_PIPE: Final = "file/stream truncated reading ipc msg"
-"""What libxl says first of every helper that has gone; how it has gone comes after it."""
+"""The beginning of libxl's message about any helper that has ended; the way it ended follows."""
 _HOW_IT_WENT: Final = re.compile(r"save/restore helper \[\d+\] ")
 _OF_OUR_HELPER: Final = re.compile(r"^xen-save-helper: (?:error: )?(?!fault: )")
 
 
 def telling(output: str) -> str:
-    """What our helper said first, libxl's first error, which is the cause of its others, and the
-    assertion that ended xl; else what `xl` itself said last, other than how far it has come."""
+    """The most telling lines: our helper's first message; libxl's first error, which causes its
+    others; the assertion that ended xl; or else the last message of `xl` itself that is not about
+    progress."""
     lines = re.split(r"[\r\n]+", output)
     first = next((n for n, line in enumerate(lines) if _PLACE.match(line)), len(lines))
     errors = [_PLACE.sub("", line).strip() for line in lines[first:] if _PLACE.match(line)]
@@ -135,8 +138,8 @@ def _last_of_xl(lines: Sequence[str]) -> str:
 
 @dataclass
 class Left:
-    """What a command left behind that it should not: each in words. `helpers` are processes,
-    `log_dirty` whether the guest's log-dirty mode stayed on."""
+    """What a command has wrongly left behind, a line for each. `helpers` are processes; `log_dirty`
+    says whether the guest's log-dirty mode stayed on."""
 
     helpers: list[str] = field(default_factory=list)
     log_dirty: bool = False

@@ -1,10 +1,11 @@
-"""Stands between `xl migrate` and its receiver, and stops reading where it is told to.
+"""Stands between `xl migrate` and its receiver, and stops reading at a given point.
 
     python3 -m tests.xen.dom0.gate DIRECTORY OCTETS COMMAND...
 
-Passes stdin on to COMMAND (its stdout is ours), holds after OCTETS, makes the file DIRECTORY/held
-with its pid, and reads on when there is DIRECTORY/open; at most HOLD_SECONDS. It is another host's:
-what a terminal here sends to all does not reach it, so that a stream is held whatever ends `xl`.
+Passes stdin on to COMMAND, whose stdout is ours. After OCTETS bytes it holds the stream: it creates
+the file DIRECTORY/held with its pid, and reads on once DIRECTORY/open exists, or after
+HOLD_SECONDS. It counts as another host's process: signals of a terminal here do not reach it, so
+the stream is held whatever ends `xl`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _AT_ONCE: Final = 1 << 20
 
 
 class Gate:
-    """The scenario's side: in which directory the gate and the scenario meet."""
+    """The scenario's side: the directory in which the gate and the scenario meet."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -35,11 +36,11 @@ class Gate:
 
     @property
     def holds(self) -> bool:
-        """The gate has come to where it holds the stream, and is there: nobody reads, and the
-        writer's descriptor is good."""
+        """Whether the gate holds the stream and still runs: nobody reads, and the writer's
+        descriptor is valid."""
         try:
             pid = int((self.directory / "held").read_text())
-            return Path(f"/proc/{pid}/cmdline").read_bytes() != b""  # empty of a zombie
+            return Path(f"/proc/{pid}/cmdline").read_bytes() != b""  # empty for a zombie
         except (FileNotFoundError, ProcessLookupError):
             return False
 
@@ -50,12 +51,12 @@ class Gate:
 def main(directory: Path, octets: int, command: list[str]) -> int:
     """The command's exit status."""
     receiver = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    # Not before: the receiver would ignore it, too.
+    # Not earlier: the receiver would inherit that, and ignore it as well.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     assert receiver.stdin is not None
     into, left = receiver.stdin.fileno(), octets
     for pipe in (0, into):
-        # Each turn of two processes on one emulated processor costs more than what it carries.
+        # Switching processes on the one emulated processor costs more than moving the data.
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _AT_ONCE)
     try:
         while left > 0:
@@ -69,7 +70,7 @@ def main(directory: Path, octets: int, command: list[str]) -> int:
             while data := os.read(0, _AT_ONCE):
                 write_all(into, data)
     except BrokenPipeError:
-        pass  # The receiver has gone; it says why.
+        pass  # The receiver has ended, and says why.
     receiver.stdin.close()
     return receiver.wait()
 
@@ -84,7 +85,7 @@ def _hold(directory: Path) -> None:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Raises BrokenPipeError where nobody reads any more."""
+    """Raises BrokenPipeError once nobody reads any more."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]

@@ -1,4 +1,4 @@
-"""Guests that count on their consoles, and the proof that one goes on from where it was."""
+"""Guests that count on their consoles, which proves that a guest goes on from where it was."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ RAMDISK: Final = Path("/run/rig/guest.cpio")
 
 KINDS: Final = ("pv", "pvh", "hvm")
 COUNTS_SECONDS: Final = 480
-"""How long a new guest may take until it counts: several times what it does take, for the machines
-that emulate this one may have much else to do."""
+"""How long a new guest may take to start counting: several times what it usually takes, since the
+computer that emulates this one may be busy."""
 
 IGNORES_SUSPEND: Final = "initcall_blacklist=xen_setup_shutdown_event"
-"""For a guest's command line: Linux without the part that listens to control/shutdown."""
+"""For a guest's command line: disables the part of Linux that listens to control/shutdown."""
 
 KEPT: Final = b"kept from the start\n"
-"""What the first page of memory begins with that a guest keeps unchanged."""
+"""What the first page begins with of the memory that a guest keeps unchanged."""
 
 _COUNT: Final = re.compile(r"^count (\d+)\r?\n", re.MULTILINE)
-"""A whole line: of one that is still being written, the last digits may be to come."""
+"""A whole line: the last digits of an unfinished one may still be missing."""
 
 
 def dom0_kernel(kind: str) -> Path:
-    """Guests run dom0's own kernel: unpacked, so that `xl` need not, where libxc loads it. An HVM
-    guest's device model wants a bzImage."""
+    """Guests run dom0's own kernel. It is unpacked in advance, so that `xl` need not do that, if
+    libxc is to load it. An HVM guest's device model needs a bzImage."""
     (kernel,) = Path("/boot").glob("vmlinuz-*" if kind == "hvm" else "vmlinux-*")
     return kernel
 
 
 class Guest:
-    """A guest by name. Its console's text comes from the logs of all domains that it has been: a
-    migrated guest may go on writing to the log of the name that it had when it was made."""
+    """A guest, by name. Its console output comes from the logs of all the domains that it has been:
+    a migrated guest may go on writing to the log of the name that it was created with."""
 
     def __init__(
         self, name: str, kind: str, memory: int = 0, cmdline: str = "", dirty: int = 0
     ) -> None:
-        """`memory` in MiB, 0 for as little as does. `dirty`: the guest keeps writing so many MiB
-        of its memory over and over."""
+        """`memory` is in MiB, 0 for as little as suffices. `dirty`: the guest keeps overwriting
+        that many MiB of its memory."""
         assert kind in KINDS
         self.name = name
         self.kind = kind
@@ -59,7 +59,7 @@ class Guest:
         return 0 if platform.release().startswith("6.1.") else 96
 
     def create(self) -> Guest:
-        """`xl create`; returns when it counts."""
+        """Create it with `xl create`; returns once it counts."""
         done = run(["xl", "create", self.configure()], limit=120)
         assert done.status == 0, f"xl create: {done.output}"
         self.wait_for_count(1, COUNTS_SECONDS)
@@ -73,13 +73,13 @@ class Guest:
 
     @property
     def is_plain(self) -> bool:
-        """No more than its kind, and as little memory as does."""
+        """Request only its kind, and as little memory as suffices."""
         plain = Guest(self.name, self.kind)
         return (self.memory, self.cmdline) == (plain.memory, plain.cmdline)
 
     def arrived(self, console: str) -> Guest:
-        """It comes from another host, where it wrote `console`: it is to go on from there. What was
-        written here before, under its name, was another one's."""
+        """The guest comes from another host, where its output was `console`; it has to go on from
+        there. Anything that was written here under its name came from another guest."""
         self._text = console
         self._read = {path: path.stat().st_size for path in self._logs() if path.exists()}
         return self
@@ -111,12 +111,12 @@ class Guest:
 
     @property
     def octets(self) -> int:
-        """Its memory. The first round of a migration was seen to send 8 MiB more."""
+        """The guest's memory in MiB. The first round of a migration was seen to send 8 MiB more."""
         return self.memory << 20
 
     @property
     def console(self) -> str:
-        """All that it has written, in every place that it has lived."""
+        """All its output, from every domain that it has been."""
         for path in self._logs():
             if path.exists():
                 with open(path, "rb") as log:
@@ -128,24 +128,25 @@ class Guest:
 
     @property
     def counts(self) -> list[int]:
-        """Every number that it has written."""
+        """All the numbers that it has written."""
         return [int(number) for number in _COUNT.findall(self.console)]
 
     @property
     def count(self) -> int:
-        """The last number, -1 before the first."""
+        """The last number, or -1 if there is none."""
         return self.counts[-1] if self.counts else -1
 
     def wait_for_count(self, number: int, limit: float = 60) -> None:
-        """AssertionError with the console's end where it does not come to count so far."""
+        """Raises an AssertionError with the end of the console output if the guest does not count
+        up to this number."""
         try:
             wait_until(f"{self.name} counts to {number}", lambda: self.count >= number, limit)
         except AssertionError as late:
             raise AssertionError(f"{late}; its console ends: {self.console[-1500:]}") from None
 
     def goes_on(self, seconds: int = 3, limit: float = 60) -> None:
-        """It counts on, `seconds` more numbers, and in all its life has left out no number and
-        written none twice: AssertionError otherwise."""
+        """Check that it counts on for `seconds` more numbers, and that it has never left out or
+        repeated a number. Raises AssertionError."""
         self.wait_for_count(self.count + seconds, limit)
         counts = self.counts
         assert counts == list(range(len(counts))), f"{self.name} counted {counts}"

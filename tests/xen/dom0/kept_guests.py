@@ -1,5 +1,5 @@
-"""Guests that were booted once, when the machine was made, and that a restore brings back: to boot
-one takes the emulated processor a minute or more, to restore one some seconds."""
+"""Guests that were booted once, when the machine was made, and are brought back by a restore: the
+emulated processor takes a minute or more to boot one, and some seconds to restore it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RESTORE_SECONDS: Final = 120
 
 
 def keep(kind: str) -> None:
-    """Boot a guest of `kind`, with as little memory as does, and save it when it counts."""
+    """Boot a guest of `kind` with as little memory as suffices, and save it once it counts."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     guest = Guest(f"kept-{kind}", kind).create()
     done = run(["xl", "save", guest.name, _image(kind)], _SAVE_SECONDS)
@@ -24,8 +24,8 @@ def keep(kind: str) -> None:
 
 
 def bring_back(guest: Guest) -> Guest:
-    """`xl restore` with libxl's own helper, where one like this is kept, else `Guest.create`; it
-    counts."""
+    """Restore the guest with libxl's own helper (`xl restore`) if one like it is kept, else create
+    it (`Guest.create`). Returns once it counts."""
     if not guest.is_plain or not _image(guest.kind).exists():
         return guest.create()
     guest.arrived(_console(guest.kind).read_text())

@@ -1,4 +1,4 @@
-"""dom0's kernel log, and the programs that it says have crashed."""
+"""dom0's kernel log, and the programs that crashed according to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class KernelLog:
         self._fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def new_lines(self) -> list[str]:
-        """What has come since the last call, without the prefixes."""
+        """The lines since the last call, without their prefixes."""
         lines: list[str] = []
         while True:
             try:
@@ -28,14 +28,14 @@ class KernelLog:
             except BlockingIOError:
                 return lines
             except BrokenPipeError:
-                # The ring went round; the next read is at its oldest line.
+                # The ring has wrapped; the next read starts at its oldest line.
                 continue
             text = record.decode(errors="replace").partition(";")[2]
             lines.append(text.partition("\n")[0])
 
 
 def faults(lines: Iterable[str]) -> list[dict[str, str]]:
-    """Each program that died by a fault: its name, and the kernel's line."""
+    """Each program that died of a fault: its name, and the kernel's line about it."""
     found = []
     for line in lines:
         match = _FAULT.match(line)

@@ -22,15 +22,16 @@ XEN_BIN: Final = Path(os.environ.get("RIG_XEN_BIN", "/usr/lib/xen-4.17/bin"))
 
 @dataclass(frozen=True)
 class Helper:
-    """What libxl starts for a save or a restore: libxl's own helper, or ours with the engine that
-    it is told to use; without one it uses its default."""
+    """What libxl starts for a save or a restore: libxl's own helper, or ours. Our helper uses the
+    given engine, or its default if none is given."""
 
     program: Path
     engine: str = ""
 
     @property
     def environment(self) -> dict[str, str | None]:
-        """What makes libxl start it; None is a variable that must not be there."""
+        """The variables that make libxl start it; None stands for a variable that must not be
+        set."""
         return {
             "LIBXL_SAVE_HELPER": None if self == LIBXL else str(self.program),
             "XEN_SAVE_HELPER_ENGINE": self.engine or None,
@@ -47,22 +48,22 @@ ENGINES: Final = (OURS, OURS_LIBXENGUEST)
 """Our helper with each of its engines, for HVM and PVH guests."""
 
 COMMAND_SECONDS: Final = 600
-"""What a command may take that sends a guest or builds one; several times what it does take, for
-the machines that emulate this one may have much else to do."""
+"""The limit of a command that sends a guest or builds one: several times what it usually takes,
+since the computer that emulates this one may be busy."""
 
 MISSING: Final = "CPU features"
-"""In what our helper says where a guest comes that was offered more than this host has, and where
-it cannot know."""
+"""The beginning of our helper's message about a guest that arrives, if the guest was offered more
+than this host has, and if our helper cannot know."""
 
 GIVEN: Final = Path("/host/given")
 HANDED_OVER: Final = "handed-over"
-"""Among a scenario's results."""
+"""The name among a scenario's results."""
 
 _LOGS: Final = (CONSOLES, Path("/var/log/xen"))
 
 
 def xen_version() -> str:
-    """The running hypervisor's, such as "4.17.5"."""
+    """The release of the running hypervisor, such as "4.17.5"."""
     version = Path("/sys/hypervisor/version")
     parts = [(version / name).read_text().strip() for name in ("major", "minor", "extra")]
     return f"{parts[0]}.{parts[1]}{parts[2]}"
@@ -79,56 +80,59 @@ class DomainRow:
 
 
 class Lab:
-    """One scenario's: its guests have names of their own, its results go to one directory."""
+    """The lab of one scenario: its guests have names of their own, and its results go to one
+    directory."""
 
     def __init__(self, results: Path) -> None:
         self.results = results
         self.directory = Path("/tmp/lab")
         self.directory.mkdir(exist_ok=True)
         self.trace = self.directory / "events"
-        """What our helpers append their events to."""
+        """The file to which our helpers append their events."""
         self.given = GIVEN
-        """What the scenario that comes before this one has handed over."""
+        """The directory of what the preceding scenario has handed over."""
         self.handed_over = results / HANDED_OVER
-        """For the scenario that comes after this one."""
+        """The directory of what the next scenario gets."""
         self._programs: list[Program] = []
         self._figures: dict[str, Any] = {}
         self._made = 0
 
     def guest(self, kind: str, memory: int = 0, cmdline: str = "", dirty: int = 0) -> Guest:
-        """A new guest (`Guest` for the parameters), which counts already."""
+        """Create a guest (see `Guest` for the parameters); it already counts."""
         self._made += 1
         return kept_guests.bring_back(Guest(f"{kind}{self._made}", kind, memory, cmdline, dirty))
 
     def figure(self, name: str, value: Any) -> None:
-        """Put something measured into the scenario's result; any value that JSON has."""
+        """Add a measured value to the scenario's result; JSON must be able to express it."""
         self._figures[name] = value
         (self.results / "figures.json").write_text(json.dumps(self._figures))
 
     def events(self, name: str = "") -> list[dict[str, Any]]:
-        """What our helpers have traced so far, of all runs; of one `name` if there is one."""
+        """The events of our helpers so far, from all runs; if `name` is given, only those with that
+        name."""
         if not self.trace.exists():
             return []
-        # The last line may be half there.
+        # The last line may be incomplete.
         lines = self.trace.read_text().rpartition("\n")[0].splitlines()
         events = [json.loads(line) for line in lines]
         return [event for event in events if not name or event["event"] == name]
 
     def engines_done(self) -> list[str]:
-        """The engine of each of our helpers that has told success, in the order of their ends."""
+        """The engine of each of our helpers that has reported success, in the order in which they
+        ended."""
         engines = {event["pid"]: event["engine"] for event in self.events("engine")}
         ended = self.events("complete")
         return [engines[event["pid"]] for event in ended if event["retval"] == 0]
 
     def _assert_done(self, guest: Guest, before: int, *helpers: Helper) -> None:
-        """Since `before` helpers were done, those of ours in `helpers` have been, each with the
-        engine for this guest, and no other."""
+        """Check that since `before` helpers had finished, exactly those of `helpers` that are ours
+        have finished, each with the engine that is right for this guest."""
         done = Counter(self.engines_done()[before:])
         engines = [engine_for(guest, helper) for helper in helpers if helper != LIBXL]
         assert done == Counter(engines)
 
     def domains(self) -> dict[str, DomainRow]:
-        """The guests that there are, by name, those that are being built or destroyed too."""
+        """The existing guests, by name, including those that are being built or destroyed."""
         rows = {}
         done = subprocess.run(
             ["xl", "list"], check=True, capture_output=True, text=True, timeout=30
@@ -140,11 +144,11 @@ class Lab:
         return rows
 
     def domid(self, guest: Guest) -> int:
-        """Of the domain that has its name. KeyError where there is none."""
+        """The domain that has the guest's name. Raises KeyError if there is none."""
         return self.domains()[guest.name].domid
 
     def xenstore(self, path: str) -> str | None:
-        """What the node holds, None where there is none."""
+        """The value of the node, or None if it does not exist."""
         done = subprocess.run(
             ["xenstore-read", path], check=False, capture_output=True, text=True, timeout=30
         )
@@ -158,7 +162,7 @@ class Lab:
         env: Mapping[str, str | None] | None = None,
         limit: float = COMMAND_SECONDS,
     ) -> Ended:
-        """`xl save`, which must succeed, with the helper's work, and leave no domain."""
+        """Run `xl save`. It must succeed, with the helper's work, and leave no domain."""
         before = len(self.engines_done())
         done = self.xl(["save", guest.name, file], helper, env, limit)
         assert done.status == 0, "xl save failed"
@@ -174,7 +178,7 @@ class Lab:
         env: Mapping[str, str | None] | None = None,
         limit: float = COMMAND_SECONDS,
     ) -> Ended:
-        """`xl restore`, which must succeed, with the helper's work; the guest must go on from
+        """Run `xl restore`. It must succeed, with the helper's work, and the guest must go on from
         where it was."""
         before = len(self.engines_done())
         done = self.xl(["restore", file], helper, env, limit)
@@ -194,9 +198,9 @@ class Lab:
         limit: float = COMMAND_SECONDS,
         slow: bool = False,
     ) -> Ended:
-        """`xl migrate` to this same host, which must succeed, with the helpers' work; the guest
-        must go on, once. `capture` gets all that goes to the receiver; `slow`: over a link that
-        becomes slow before the first round is over."""
+        """Run `xl migrate` to this same host. It must succeed, with the helpers' work, and exactly
+        one guest must go on. `capture` receives everything that goes to the receiver; `slow`: the
+        link becomes slow before the first round is over."""
         before, domid = len(self.engines_done()), self.domid(guest)
         receive = receive_command(receiver, capture)
         if slow:
@@ -217,7 +221,7 @@ class Lab:
         receive: str = "xl migrate-receive",
         env: Mapping[str, str | None] | None = None,
     ) -> Program:
-        """`xl migrate` with a shell command in place of ssh and the other host."""
+        """Start `xl migrate` with a shell command that stands for ssh and the other host."""
         return self.start_xl(["migrate", "-s", "", guest.name, receive], sender, env)
 
     def xl(
@@ -235,7 +239,7 @@ class Lab:
         helper: Helper = OURS,
         env: Mapping[str, str | None] | None = None,
     ) -> Program:
-        """`xl` with this helper; ours traces into `events`."""
+        """Start `xl` with this helper; ours writes its trace into `events`."""
         ours = {"XEN_SAVE_HELPER_EVENTS": str(self.trace)}
         program = Program(["xl", *arguments], {**helper.environment, **ours, **(env or {})})
         self._programs.append(program)
@@ -243,17 +247,17 @@ class Lab:
 
     @staticmethod
     def running(word: str) -> list[str]:
-        """The commands of the processes that have `word` in them."""
+        """The commands of the processes that contain `word`."""
         return [command for command in clean_up.processes().values() if word in command]
 
     def tell_unfinished(self) -> None:
-        """Print what each `xl` that has not been waited for has said."""
+        """Print the output of each `xl` that has not been waited for."""
         for program in self._programs:
             program.tell_unfinished()
 
     def assert_only(self, guest: Guest, limit: float = 10) -> int:
-        """There is this guest and no other one, once Xen has freed those that were destroyed; its
-        domid."""
+        """Check that this guest is the only one, once Xen has freed those that were destroyed;
+        returns its domid."""
         rows: dict[str, DomainRow] = {}
 
         def is_alone() -> bool:
@@ -265,12 +269,13 @@ class Lab:
         return rows[guest.name].domid
 
     def assert_runs_on(self, guest: Guest, domid: int, limit: float = 60) -> None:
-        """The only guest, under its own name, the very domain that it was, and it counts on."""
+        """Check that it is the only guest, under its own name, still the same domain, and that it
+        counts on."""
         assert self.assert_only(guest, limit) == domid
         guest.goes_on(limit=limit)
 
     def verify_stream(self, file: Path, layer: str = "xl", limit: float = 120) -> None:
-        """Xen's own verifier accepts the stream."""
+        """Check that Xen's own verifier accepts the stream."""
         library = XEN_BIN.parent / "lib" / "python"
         done = run(
             ["python3", XEN_BIN / "verify-stream-v2", "-f", layer, "-v", "-i", file],
@@ -280,7 +285,7 @@ class Lab:
         assert done.status == 0, f"verify-stream-v2: {done.output[-1000:]}"
 
     def collect_logs(self, with_hypervisor: bool) -> None:
-        """Copy our helpers' traces, consoles and Xen's logs to the results."""
+        """Copy our helpers' traces, the consoles and Xen's logs to the results."""
         logs = self.results / "logs"
         if self.trace.exists():
             shutil.copy(self.trace, self.results / "events")
@@ -295,12 +300,12 @@ class Lab:
 
 
 def engine_for(guest: Guest, helper: Helper = OURS) -> str:
-    """What our helper does its work on this guest with."""
+    """The engine with which our helper works on this guest."""
     return "libxenguest" if guest.kind == "pv" else helper.engine or DEFAULT_ENGINE
 
 
 def receive_command(helper: Helper = OURS, capture: Path | None = None) -> str:
-    """A shell command for `xl migrate -s ''`: receive on this same host."""
+    """A shell command for `xl migrate -s ''` that receives on this same host."""
     variables = (
         f"-u {name}" if value is None else f"{name}={value}"
         for name, value in helper.environment.items()

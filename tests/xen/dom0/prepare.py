@@ -1,9 +1,9 @@
-"""What is done in dom0 once, before the host keeps the machine as it is then: everything that takes
-long and depends on the image alone.
+"""What is done in dom0 once, before the host keeps the machine in the state that it has then:
+everything that takes long and depends on the image alone.
 
-Then the share is given back (a machine with a share in use cannot be kept), the host told so over
-the second serial line, and the host's word awaited there. It comes in each machine that is started
-from what was kept, with the time of day.
+Afterwards the share is given back (a machine with a share in use cannot be kept), the host is told
+so over the second serial line, and dom0 waits there for the host's answer. Each machine that is
+started from the kept one gets that answer, with the time of day.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main(kinds: list[str]) -> None:
     time.clock_settime(time.CLOCK_REALTIME, float(now))
     mount = ["mount", "-t", "9p", "-o", "trans=virtio,version=9p2000.L", "host", HOST]
     subprocess.run(mount, check=True)
-    # The rig's code of today: the machine may have been kept for long.
+    # The rig's current code: the machine may have been kept for a long time.
     shutil.rmtree(_RIG)
     shutil.copytree(HOST / "rig", _RIG)
 

@@ -14,8 +14,8 @@ HEARTBEAT_SECONDS: Final = 1.0
 
 
 class Heartbeat:
-    """Tells the host every second that dom0 runs, from a process of its own: nothing that is done
-    here may hold it up."""
+    """Tell the host every second that dom0 runs. This has a process of its own, so that nothing
+    that is done here can delay it."""
 
     def __init__(self) -> None:
         self._pid = os.fork()
@@ -35,7 +35,7 @@ def _beat() -> None:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """All or nothing: the host looks for the name."""
+    """Write all or nothing: the host waits for the name to appear."""
     scratch = path.with_suffix(".tmp")
     scratch.write_text(json.dumps(content))
     scratch.rename(path)

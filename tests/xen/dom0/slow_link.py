@@ -2,9 +2,9 @@
 
     python3 -m tests.xen.dom0.slow_link OCTETS
 
-A guest has little of the one processor while dom0 sends its memory as fast as it can, and writes
-less from round to round, until nothing is dirty. When so many octets have gone over this link, it
-carries fewer than the guest writes: all that it writes over and over is dirty after each round.
+While dom0 sends a guest's memory as fast as it can, the guest gets little of the one processor and
+writes less from round to round, until nothing is dirty. After OCTETS bytes this link carries less
+than the guest writes, so that everything that it keeps overwriting is dirty after each round.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Final
 from tests.xen.dom0.gate import write_all
 
 OCTETS_PER_SECOND: Final = 1 << 20
-"""Of a slow link. A guest in log-dirty mode was seen to write three times that where the emulator's
-own machine was at its limit, and more elsewhere."""
+"""The rate of a slow link. A guest in log-dirty mode was seen to write three times as fast when the
+emulator's own machine was at its limit, and faster elsewhere."""
 _AT_ONCE: Final = 1 << 16
 
 
 def over_slow_link(octets: int, receive: str) -> str:
-    """The shell command for `xl migrate -s ''`, of one that receives."""
+    """The shell command for `xl migrate -s ''`, with the command `receive` at the other end."""
     return f"python3 -m {__name__} {octets} | {receive}"
 
 
 def main(octets: int) -> None:
-    """Until stdin ends; BrokenPipeError where nobody reads any more."""
+    """Pass on what comes until stdin ends. Raises BrokenPipeError once nobody reads any more."""
     while data := os.read(0, _AT_ONCE):
         octets -= len(data)
         if octets < 0:

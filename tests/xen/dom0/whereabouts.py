@@ -1,4 +1,4 @@
-"""Where a guest is, and what a command has left behind in dom0: looked at from the outside."""
+"""Where a guest is, and what a command has left behind in dom0, as seen from the outside."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COUNT_SECONDS: Final = 40
 _XL_SECONDS: Final = 30
 _POLL_SECONDS: Final = 0.5
 _DIRECTORIES: Final = (Path("/var/lib/xen"), Path("/run/xen"), Path("/run/xen-save-helper"))
-"""Where libxl and our own toolstack keep files of domains."""
+"""Where libxl and our own toolstack keep a domain's files."""
 _STATES: Final = {
     "d": "is dying",
     "c": "has crashed",
@@ -31,11 +31,11 @@ _STATES: Final = {
     "p": "is paused",
 }
 _STORED: Final = ("/local/domain", "/libxl", "/vm")
-"""Of xenstore: what has a node for each domain."""
+"""The directories of xenstore that have a node for each domain."""
 
 
 def our_helpers() -> dict[int, str]:
-    """The running ones under libxl, by pid, with the state of each as proc(5) has it."""
+    """The running helpers of libxl's commands, by pid, with the state of each as in proc(5)."""
     found = {}
     for (pid, _start), command in clean_up.processes().items():
         if "xen-save-helper" in command and "-domain" in command:
@@ -48,7 +48,7 @@ def our_helpers() -> dict[int, str]:
 
 
 def log_dirty_domains() -> set[int]:
-    """The domids in log-dirty mode, as Xen's own dump of its domains (debug key q) tells."""
+    """The domids in log-dirty mode, according to Xen's own dump of its domains (debug key q)."""
     for command in (["dmesg", "-c"], ["debug-keys", "q"]):
         _run(["xl", *command])
     found, domid = set(), -1
@@ -61,16 +61,16 @@ def log_dirty_domains() -> set[int]:
 
 
 def log_dirty_goes_off(limit: float = 10) -> None:
-    """No domain is in log-dirty mode, at the latest in `limit` seconds. That a migration succeeds
-    afterwards would not prove it: where the mode is on already, `enable_logdirty` of xg_sr_save.c
+    """Check that within `limit` seconds no domain is in log-dirty mode. A later migration that
+    succeeds would not prove it: if the mode is on already, `enable_logdirty` of xg_sr_save.c
     switches it off and tries again."""
     wait_until("log-dirty mode is off", lambda: not log_dirty_domains(), limit)
 
 
 @dataclass(frozen=True)
 class Remains:
-    """What is there that belongs to a domain: files, and nodes of xenstore; a node that is named by
-    a UUID with the domain that it is of, where there is one."""
+    """The existing files and xenstore nodes that belong to a domain. A node that is named by a UUID
+    comes with its domain, if it has one."""
 
     files: frozenset[str]
     nodes: frozenset[str]
@@ -96,8 +96,8 @@ def remains() -> Remains:
 @dataclass(frozen=True)
 class Whereabouts:
     """`place` is "runs" (and counts on), "stands still" (runs, but does not count on from where it
-    was), "is nowhere", or one of _STATES; `domid` is 0 where it is nowhere. `running` is how many
-    guests run, `others` what domains there are besides."""
+    was), "is nowhere", or one of _STATES; `domid` is 0 if the guest is nowhere. `running` is the
+    number of guests that run, `others` the other domains that exist."""
 
     place: str
     domid: int
@@ -107,7 +107,7 @@ class Whereabouts:
 
 
 def whereabouts(lab: Lab, guest: Guest, limit: float) -> Whereabouts:
-    """Of the only guest; `limit` seconds for other domains to go away."""
+    """Where the only guest is. Other domains get `limit` seconds to disappear."""
     end = time.monotonic() + limit
     while list(there := lab.domains()) not in ([guest.name], []) and time.monotonic() < end:
         time.sleep(_POLL_SECONDS)
@@ -120,7 +120,7 @@ def whereabouts(lab: Lab, guest: Guest, limit: float) -> Whereabouts:
     (row,) = own
     place, detail = _state(row), ""
     if place == "runs" and (detail := _counts(guest)):
-        # A suspension that was asked for may have come late.
+        # The guest may have suspended only now, on an earlier request.
         later = lab.domains().get(guest.name)
         place = "is nowhere" if later is None else _state(later)
         place = "stands still" if place == "runs" else place
@@ -128,7 +128,7 @@ def whereabouts(lab: Lab, guest: Guest, limit: float) -> Whereabouts:
 
 
 def wake(guest: Guest, where: Whereabouts) -> bool:
-    """Let a guest run on that was left suspended or paused. Whether it then counts on."""
+    """Let a guest run on that was left suspended or paused. Returns whether it then counts on."""
     host = open_host("xen")
     if where.place == "is suspended":
         host.resume(where.domid)
@@ -138,7 +138,7 @@ def wake(guest: Guest, where: Whereabouts) -> bool:
 
 
 def _counts(guest: Guest) -> str:
-    """Why it does not count on from where it was; "" where it does."""
+    """Why the guest does not count on from where it was; "" if it does."""
     try:
         guest.goes_on(_COUNTS, _COUNT_SECONDS)
     except AssertionError as bad:
@@ -147,7 +147,7 @@ def _counts(guest: Guest) -> str:
 
 
 def _state(row: DomainRow) -> str:
-    """Of `xl list`: r-----, -b----, --p---, ---s--, ----c-, -----d, or six dashes."""
+    """The states of `xl list`: r-----, -b----, --p---, ---s--, ----c-, -----d, or six dashes."""
     for letter, place in _STATES.items():
         if letter in row.state:
             return place

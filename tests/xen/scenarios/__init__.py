@@ -1,9 +1,9 @@
 """All scenarios, in the order in which they run.
 
-A scenario is a function that takes a `tests.xen.dom0.lab.Lab`, runs inside dom0, and raises where
-something is not as it must be. To add one: write the function in a module here, put it into that
-module's SCENARIOS, and a new module's SCENARIOS into the tuple below. One that needs files of
-another one, of another release of Xen perhaps, names it as what it comes `after`.
+A scenario is a function that takes a `tests.xen.dom0.lab.Lab`, runs inside dom0, and raises an
+exception if something is not as it must be. To add one: write the function in a module here, put it
+into that module's SCENARIOS, and a new module's SCENARIOS into the tuple below. A scenario that
+needs files of another one, perhaps from another release of Xen, names that one in `after`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Case:
 
 
 def with_those_before(wanted: Sequence[Case]) -> list[Case]:
-    """`wanted` and what these need, no case twice, and none ahead of what it needs."""
+    """`wanted` and what these depend on, without duplicates; no case comes before what it depends
+    on."""
     found: dict[Case, None] = {}
     for case in wanted:
         chain = [case]
@@ -92,9 +93,9 @@ def with_those_before(wanted: Sequence[Case]) -> list[Case]:
 
 
 def cases(suites: Sequence[str], names: Collection[str] = (), *, seldom: bool) -> list[Case]:
-    """Those with these names, or all; without those that are seldom run, unless `seldom`. So sorted
-    that those which can share a machine follow each other, and none comes ahead of what it
-    needs."""
+    """The scenarios with these names, or all; those that are seldom run only if `seldom`. They are
+    sorted so that those which can share a machine follow each other, and none comes before what it
+    depends on."""
     found = [
         Case(suite, scenario)
         for suite in suites

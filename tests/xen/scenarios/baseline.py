@@ -1,4 +1,4 @@
-"""libxl's own helper: what fails here is the rig's fault, not ours."""
+"""libxl's own helper: a failure here is the rig's fault, not ours."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def baseline(lab: Lab) -> None:
 
 
 def damage_is_noticed(lab: Lab) -> None:
-    """A few octets of a saved guest's memory are changed, and the restored guest says so."""
+    """If a few bytes of a saved guest's memory are changed, the restored guest says so."""
     guest = lab.guest("pvh")
     file = lab.directory / "saved"
     lab.save(guest, file, LIBXL)

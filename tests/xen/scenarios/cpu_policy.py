@@ -1,5 +1,5 @@
-"""A guest that was offered CPU features which this host lacks: the emulated CPU is made without
-`xsave` and `pku`, and the policy in a saved guest is made to offer them."""
+"""A guest that was offered CPU features which this host lacks: the emulated CPU has no `xsave` and
+`pku`, and the policy in a saved guest is changed so that it offers them."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 CLAIMED: Final = ("xsave", "pku")
 _ECX: Final = 4
 _BITS: Final = {0x1: 26, 0x7: 3}
-"""By leaf, in ecx of subleaf 0: where these two stand."""
+"""The features' bits, by leaf, in ecx of subleaf 0."""
 
 _LEAF: Final = struct.Struct("<6I")
 _NO_SUBLEAF: Final = 0xFFFFFFFF
 _FRONT: Final = 1 << 16
-"""Octets of a saved guest; its policy is among them."""
+"""Bytes of a saved guest that include its policy."""
 
 _REFUSED: Final = "this host lacks CPU features that the guest was offered: xsave, pku. "
 _IGNORED: Final = "this host lacks CPU features that the guest was offered: xsave, pku; "
 
 
 def policy_in(file: Path) -> tuple[int, bytes]:
-    """Where the leaves stand in a saved guest, and they themselves."""
+    """The place of the leaves in a saved guest, and the leaves themselves."""
     with open(file, "rb") as saved:
         front = saved.read(_FRONT)
     start = front.index(b"\xff" * 8 + b"XENF")
@@ -44,7 +44,7 @@ def policy_in(file: Path) -> tuple[int, bytes]:
 
 
 def with_claims(leaves: bytes) -> bytes:
-    """The policy that offers CLAIMED, too."""
+    """The policy with CLAIMED added to what it offers."""
     claiming = []
     for values in map(list, _LEAF.iter_unpack(leaves)):
         if values[0] in _BITS and values[1] in (0, _NO_SUBLEAF):
@@ -54,8 +54,8 @@ def with_claims(leaves: bytes) -> bytes:
 
 
 def claim(file: Path) -> None:
-    """Make the policy in a saved guest offer CLAIMED, too, which the guest that saved it had not:
-    so its CPU must lack them."""
+    """Change the policy in a saved guest so that it also offers CLAIMED. The guest itself was not
+    offered that, so this host's CPU must lack it."""
     place, true = policy_in(file)
     assert not set(CLAIMED) & set(features(true)), "the emulated CPU has them"
     claiming = with_claims(true)
@@ -66,9 +66,9 @@ def claim(file: Path) -> None:
 
 
 def by_xl(lab: Lab, kind: str) -> None:
-    """Refused by name before the first page, unless that is to be ignored: Xen hides then what is
-    not there, and the guest, which uses none of it, goes on. What it was truly offered is no
-    reason for a word."""
+    """The guest is refused by name before its first page, unless the setting ignores the
+    difference: then Xen hides what the CPU lacks, and the guest, which uses none of it, goes on.
+    Features that the guest was truly offered cause no message."""
     guest = lab.guest(kind)
     file = lab.directory / "saved"
     lab.save(guest, file)
@@ -96,7 +96,7 @@ def by_xl(lab: Lab, kind: str) -> None:
 
 def by_our_controller(lab: Lab) -> None:
     """`xen-toolstack restore` tells it in its one line, whatever the drop-in's variable says, and
-    hands its own setting to the `xl` that it starts."""
+    passes its own setting on to the `xl` that it starts."""
     guest = lab.guest("pvh")
     file = lab.directory / "saved"
     lab.save(guest, file)

@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 
 QEMU: Final = "/usr/libexec/xen-qemu-system-i386"
 KERNEL: Final = "kernel"
-"""Of the HVM guest: its device model loads it at each start, so it goes where the guest goes."""
+"""For the HVM guest: its device model loads it at each start, so it goes wherever the guest
+goes."""
 _SAVED_ON: Final = "saved-on"
 _LIMIT: Final = 1200
 
 
 class Traveller(Guest):
-    """A guest whose configuration names nothing that only the host has that it was made on."""
+    """A guest whose configuration names nothing that exists only on the host where it was made."""
 
     kernel: Path | None = None
 
@@ -54,7 +55,7 @@ def this_host() -> str:
 
 
 def leaves(lab: Lab) -> None:
-    """A guest of each kind is saved, and handed over with what it has said so far."""
+    """A guest of each kind is saved and handed over, with its output so far."""
     _begin_to_hand_over(lab)
     kernel = _place_kernel(lab, dom0_kernel("hvm"))
     shutil.copy(kernel, lab.handed_over / KERNEL)
@@ -66,7 +67,7 @@ def leaves(lab: Lab) -> None:
 
 
 def arrives(lab: Lab) -> None:
-    """Each is restored by xl with our helper, and by our controller; and saved here."""
+    """Each is restored by xl with our helper, and by our controller, and saved again here."""
     _begin_to_hand_over(lab)
     shutil.copy(_place_kernel(lab, lab.given / KERNEL), lab.handed_over / KERNEL)
     rows: list[Crossing] = []
@@ -81,7 +82,7 @@ def arrives(lab: Lab) -> None:
 
 
 def comes_back(lab: Lab) -> None:
-    """Each is restored by xl with our helper, or else libxl's cannot either."""
+    """Each is restored by xl with our helper; if that fails, libxl's helper must fail as well."""
     _place_kernel(lab, lab.given / KERNEL)
     rows: list[Crossing] = []
     for kind in KINDS:
@@ -102,7 +103,7 @@ def _begin_to_hand_over(lab: Lab) -> None:
 
 
 def _place_kernel(lab: Lab, kernel: Path) -> Path:
-    """Where the HVM guest's configuration has it, on every host."""
+    """The place that the HVM guest's configuration gives, on every host."""
     return Path(shutil.copy(kernel, lab.directory / KERNEL))
 
 
@@ -115,7 +116,7 @@ def _send_on(lab: Lab, guest: Guest) -> None:
 
 
 def _restored(lab: Lab, kind: str, command: str, helper: Helper) -> tuple[Crossing, Guest | None]:
-    """How a restore went, and the guest that counts on, from where it was on the other host."""
+    """How a restore went, and the guest, if it counts on from where it was on the other host."""
     file = lab.given / kind
     guest = Traveller(kind, kind).arrived((lab.given / f"{kind}.console").read_text())
     done = _restore(lab, file, command, helper)

@@ -1,5 +1,6 @@
-"""An HVM guest where QEMU takes no saved state as libxl gives it: our wrapper hands it over, and
-who does without is refused before the first page. On a Debian that has such a QEMU."""
+"""An HVM guest with a QEMU that does not take saved state the way libxl passes it. Our wrapper
+hands the state over; without it a guest is refused before the first page. This needs a Debian that
+has such a QEMU."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ WRAPPER: Final = "/usr/local/bin/xen-save-helper-qemu"
 
 
 class WrappedGuest(Guest):
-    """One whose configuration names the wrapper, as helper/README.md has it."""
+    """A guest whose configuration names the wrapper, as helper/README.md describes."""
 
     def _config(self) -> str:
         named = f'device_model_override = "{WRAPPER}"\ndevice_model_version = "qemu-xen"\n'
@@ -28,7 +29,8 @@ class WrappedGuest(Guest):
 
 
 def wrapped_by_configuration(lab: Lab) -> None:
-    """xl saves, restores and migrates it, with our helper at each end, and our controller does."""
+    """xl saves, restores and migrates the guest, with our helper at each end; so does our
+    controller."""
     guest = WrappedGuest("wrapped", "hvm").create()
     file = lab.directory / "saved"
     told: dict[str, str | None] = {SETTING: WRAPPER}
@@ -40,9 +42,9 @@ def wrapped_by_configuration(lab: Lab) -> None:
 
 
 def wrapped_where_it_is_needed(lab: Lab) -> None:
-    """A guest whose configuration names nothing: xl with our helper refuses it before the first
-    page, in a restore and in a migration, and it runs on; our controller has the wrapper start
-    QEMU."""
+    """A guest whose configuration does not name the wrapper: xl with our helper refuses it before
+    the first page, in a restore and in a migration, after which it runs on. Our controller has the
+    wrapper start QEMU."""
     guest = lab.guest("hvm")
     file = lab.directory / "saved"
     domid = lab.domid(guest)
@@ -64,7 +66,7 @@ def wrapped_where_it_is_needed(lab: Lab) -> None:
 
 
 def device_model_of(guest: Guest) -> str:
-    """That the guest's stored configuration names."""
+    """The device model that the guest's stored configuration names."""
     (described,) = json.loads(run(["xl", "list", "-l", guest.name]).output)
     return str(described["config"]["b_info"].get("device_model", ""))
 

@@ -1,4 +1,4 @@
-"""Our helper in the place of libxl's, under an unmodified `xl`."""
+"""Our helper in place of libxl's, under an unmodified `xl`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENVIRONMENT: Final = Path("/etc/environment")
 
 
 def save_and_restore(lab: Lab, guest: Guest, helpers: Sequence[Helper]) -> None:
-    """The same helper in both; Xen's own verifier accepts what was saved."""
+    """The same helper saves and restores; Xen's own verifier accepts what was saved."""
     file = lab.directory / "saved"
     for helper in helpers:
         lab.save(guest, file, helper)
@@ -40,27 +40,28 @@ def mixed(lab: Lab, guest: Guest, helpers: Sequence[Helper]) -> None:
 
 
 def migrate(lab: Lab, guest: Guest, helpers: Sequence[Helper]) -> None:
-    """Live, with the same helper at both ends."""
+    """A live migration with the same helper at both ends."""
     for helper in helpers:
         lab.migrate(guest, helper, helper)
 
 
 def sender_then_receiver(lab: Lab, guest: Guest, helpers: Sequence[Helper]) -> None:
-    """Live migrations of one guest: each of `helpers` at the one end, then at the other."""
+    """Live migrations of one guest, with each of `helpers` first at one end, then at the other."""
     for helper in helpers:
         lab.migrate(guest, helper, LIBXL)
         lab.migrate(guest, LIBXL, helper)
 
 
 def all_of_one_guest(lab: Lab, kind: str) -> None:
-    """Save, restore and live migration with ours, of a guest that takes a minute to boot."""
+    """A save, a restore and a live migration with our helper, of a guest that takes a minute to
+    boot."""
     guest = lab.guest(kind)
     save_and_restore(lab, guest, [OURS])
     migrate(lab, guest, [OURS])
 
 
 def log_line(lab: Lab) -> None:
-    """With -vvv, what xl logs says which helper it has started, as helper/README.md has it."""
+    """With -vvv, the log of xl says which helper it has started, as helper/README.md describes."""
     guest = lab.guest("pvh")
     done = lab.xl(["-vvv", "save", guest.name, lab.directory / "saved"], limit=COMMAND_SECONDS)
     assert done.status == 0
@@ -68,8 +69,8 @@ def log_line(lab: Lab) -> None:
 
 
 def receiver_by_etc_environment(lab: Lab) -> None:
-    """A receiver that PAM has started takes our helper by a line of /etc/environment, and libxl's
-    without it. Here `su -` calls pam_env, as sshd does on a host that one migrates to."""
+    """A receiver that PAM has started takes our helper because of a line in /etc/environment, and
+    libxl's without it. Here `su -` calls pam_env, as sshd does on a destination host."""
     guest = lab.guest("pvh")
     events = lab.directory / "receivers-events"
     lines = f"LIBXL_SAVE_HELPER={OURS.program}\nXEN_SAVE_HELPER_EVENTS={events}\n"
@@ -89,12 +90,12 @@ def receiver_by_etc_environment(lab: Lab) -> None:
 
 
 def _of_a_new(kind: str, work: Work, lab: Lab) -> None:
-    """`work` with a guest, and with both engines where our own works on its kind."""
+    """Do `work` with a guest, and with both engines if our own works on guests of its kind."""
     work(lab, lab.guest(kind), [OURS] if kind == "pv" else ENGINES)
 
 
 def _with_ours(kind: str, work: Work, lab: Lab) -> None:
-    """`work` with a guest and our helper as it is."""
+    """Do `work` with a guest, and with our helper's default engine."""
     work(lab, lab.guest(kind), [OURS])
 
 

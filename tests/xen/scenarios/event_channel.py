@@ -1,5 +1,5 @@
 """A guest that is asked to suspend through an event channel, as Linux' drivers no longer are: a
-program in it offers one, and has its own kernel suspend when an event comes."""
+program in it offers one, and lets its own kernel suspend when an event comes."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ exec /init
 
 PYTHON: Final = ("encodings", "codecs.py", "io.py", "abc.py", "os.py", "stat.py", "posixpath.py",
                  "genericpath.py", "_collections_abc.py", "struct.py")  # fmt: skip
-"""What of the standard library the program needs."""
+"""The modules of the standard library that the program needs."""
 
 
 class OfferingGuest(Guest):
-    """A PVH guest whose ramdisk has Python and the program besides."""
+    """A PVH guest whose ramdisk also has Python and the program."""
 
     def _config(self) -> str:
         ramdisk = Path("/tmp", f"{self.name}.cpio")
@@ -51,7 +51,7 @@ class OfferingGuest(Guest):
 
 
 def _archive(tree: Path) -> bytes:
-    """What the kernel unpacks over the guest's usual ramdisk: dom0's own Python."""
+    """What the kernel unpacks on top of the guest's usual ramdisk: dom0's own Python."""
     library = Path("/usr/lib/python3.11")
     python = Path("/usr/bin/python3.11")
     needed = run(["ldd", python]).output.split()
@@ -85,7 +85,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def suspend_by_event(lab: Lab) -> None:
-    """libxl offers a guest this node where it is asked to; here dom0 fills it in for the guest."""
+    """libxl creates this node for a guest on request; here dom0 writes it on the guest's behalf."""
     guest = OfferingGuest("offering", "pvh", memory=192, cmdline="rdinit=/first-init").create()
     domid = lab.domid(guest)
     wait_until("the guest offers a port", lambda: "suspend port " in guest.console, 60)

@@ -1,4 +1,4 @@
-"""What goes wrong in the middle of `xl migrate`; the guest must run on at the source each time."""
+"""What goes wrong in the middle of `xl migrate`; each time the guest must run on at the source."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _DIRTY_MIB: Final = 8
 _REACHED_SECONDS: Final = 240
 _FAILED_SECONDS: Final = 120
 _TERMINATED_SECONDS: Final = 1.0
-"""How soon a helper has ended that gets SIGTERM in a blocked write: what is promised."""
+"""Within this time a helper ends that gets SIGTERM in a blocked write: that is our promise."""
 _INTERRUPTED_SECONDS: Final = 5.0
-"""The same where `xl` is ended with it, which has much to do on the same processor."""
+"""The same if `xl` is ended with it, which keeps the one processor busy."""
 
 
 def our_helpers(operation: str = "--save-domain") -> list[int]:
-    """The running ones, by pid."""
+    """The running helpers, by pid."""
     return [
         pid
         for (pid, _start), command in clean_up.processes().items()
@@ -47,8 +47,9 @@ def our_helpers(operation: str = "--save-domain") -> list[int]:
 
 @dataclass(frozen=True)
 class Moment:
-    """When a helper is killed. The stream is held after `octets(guest)`; the kill comes when
-    `reached` holds. `dirty`: the guest keeps writing so many MiB, and the link becomes slow."""
+    """When a helper is killed. The stream is held after `octets(guest)`; the kill follows once
+    `reached` holds. `dirty`: the guest keeps overwriting that many MiB, and the link becomes
+    slow."""
 
     name: str
     reached: Callable[[Lab, Gate], bool]
@@ -68,13 +69,13 @@ def _held_in_last_copy(lab: Lab, gate: Gate) -> bool:
 
 
 def _past_first_round(guest: Guest) -> int:
-    """Somewhere in the second, of over 8 MiB."""
+    """A point within the second round, which has over 8 MiB."""
     return guest.octets + 10 * MIB
 
 
 def _asked_to_suspend(_lab: Lab, _gate: Gate) -> bool:
-    """Some domain is: only the guest can be, and the receiver's has no name at first. Looked at
-    without a process: each would take what the migration needs of the one processor."""
+    """Whether any domain is in log-dirty mode. It can only be the guest; the receiver's has no name
+    at first. This starts no process, which would take the one processor from the migration."""
     with Xenstore() as store:
         return any(
             store.text(f"/local/domain/{domid}/control/shutdown") == "suspend"
@@ -104,8 +105,8 @@ MOMENTS: Final = (
 
 
 def killed_helper(lab: Lab, moment: Moment) -> None:
-    """Our helper is killed under `xl migrate`: xl says so, and the guest runs on. In log-dirty
-    mode, if that was on: nobody is left who would end it."""
+    """Our helper is killed under `xl migrate`: xl reports it, and the guest runs on. If log-dirty
+    mode was on, it stays on, since nobody is left to end it."""
     guest = lab.guest("pvh", cmdline=moment.cmdline, dirty=moment.dirty)
     domid = lab.domid(guest)
     gate = Gate(lab.directory / "gate")
@@ -124,8 +125,8 @@ def killed_helper(lab: Lab, moment: Moment) -> None:
 
 
 def receiver_dies(lab: Lab) -> None:
-    """In the middle of the first round: the guest runs on, log-dirty mode is off, and it can be
-    migrated after all."""
+    """The receiver dies in the middle of the first round: the guest runs on, log-dirty mode is off,
+    and the guest can still be migrated."""
     guest = lab.guest("pvh")
     domid, gate, xl = held_migration(lab, guest)
     for pid in receivers():
@@ -133,7 +134,7 @@ def receiver_dies(lab: Lab) -> None:
         clean_up.kill(pid)
     gate.open()
     assert_failed(xl)
-    # What it had begun to build stays behind: nobody is left who would clear it up.
+    # The domain that it had begun to build stays behind: nobody is left to clear it up.
     for row in lab.domains().values():
         if row.name != guest.name:
             lab.xl(["destroy", str(row.domid)])
@@ -143,9 +144,10 @@ def receiver_dies(lab: Lab) -> None:
 
 
 def interrupted(lab: Lab, number: signal.Signals, *, group: bool) -> None:
-    """The receiver stops reading, and `xl migrate` gets a signal, alone (our helper then sees that
-    libxl has gone) or as all of a terminal's foreground do (our helper gets it, too). While still
-    nobody reads, our helper ends, and has turned log-dirty mode off. The guest runs on."""
+    """The receiver stops reading, and `xl migrate` gets a signal: alone (our helper then sees that
+    libxl has gone), or with all processes of its terminal's foreground (our helper gets it as
+    well). While the receiver still does not read, our helper turns log-dirty mode off and ends. The
+    guest runs on."""
     guest = lab.guest("pvh")
     domid, gate, xl = held_migration(lab, guest)
     if group:
@@ -163,8 +165,8 @@ def interrupted(lab: Lab, number: signal.Signals, *, group: bool) -> None:
 
 
 def helper_terminated(lab: Lab) -> None:
-    """SIGTERM for our helper, which is blocked in a write that nobody reads, as libxl would send
-    it: it tells that it failed, and ends at once, with log-dirty mode off."""
+    """Our helper, blocked in a write that nobody reads, gets SIGTERM, as libxl would send it: it
+    reports the failure, and ends at once, with log-dirty mode off."""
     guest = lab.guest("pvh")
     domid, gate, xl = held_migration(lab, guest)
     (helper,) = our_helpers()
@@ -181,8 +183,8 @@ def helper_terminated(lab: Lab) -> None:
 
 
 def held_migration(lab: Lab, guest: Guest) -> tuple[int, Gate, Program]:
-    """`xl migrate` whose stream is held in the first round; the guest's domid, in log-dirty
-    mode, the gate that holds it, and the command."""
+    """An `xl migrate` whose stream is held in the first round. Returns the guest's domid (it is in
+    log-dirty mode), the gate that holds the stream, and the command."""
     domid = lab.domid(guest)
     gate = Gate(lab.directory / "gate")
     xl = lab.start_migrate(guest, receive=gate.command(16 * MIB, receive_command()))
@@ -192,7 +194,7 @@ def held_migration(lab: Lab, guest: Guest) -> tuple[int, Gate, Program]:
 
 
 def receivers() -> list[int]:
-    """Everything at the receiving end of a migration, but for the gate."""
+    """All processes at the receiving end of a migration, except the gate."""
     found = []
     for (pid, _start), command in clean_up.processes().items():
         receiving = "migrate-receive" in command or "--restore-domain" in command
@@ -202,14 +204,14 @@ def receivers() -> list[int]:
 
 
 def assert_failed(xl: Program, word: str = "") -> None:
-    """`xl migrate` says that it failed, and `word` is in what it says."""
+    """Check that `xl migrate` reports a failure, with `word` in its output."""
     done = xl.end(_FAILED_SECONDS)
     assert done.status != 0, "xl migrate succeeded"
     assert word in done.output, f"no {word!r} in what xl migrate said"
 
 
 def assert_ends(lab: Lab, limit: float) -> None:
-    """The saving helper ends within `limit` seconds, and how soon is printed."""
+    """Check that the saving helper ends within `limit` seconds, and print how long it took."""
     began = time.monotonic()
     wait_until("our helper ends", lambda: not our_helpers(), _FAILED_SECONDS, every=0.02)
     seconds = time.monotonic() - began
@@ -218,7 +220,7 @@ def assert_ends(lab: Lab, limit: float) -> None:
 
 
 _SELDOM: Final = ("first-round", "later-round", "suspending")
-"""Moments that are like others, and some for which a guest has to be booted."""
+"""Moments that are similar to others, and some for which a guest has to be booted."""
 
 SCENARIOS: Final = (
     *(

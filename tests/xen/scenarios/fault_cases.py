@@ -1,4 +1,4 @@
-"""The faults that `xl` is put to, and what is right for each by libxl's own rules.
+"""The faults that `xl` has to face, and what is right for each by libxl's own rules.
 
 The rules are those of libxl_save_callout.c (`helper_stdout_readable`, `helper_exited`,
 `helper_done`), of libxl_stream_write.c and libxl_stream_read.c, and of xl_migrate.c.
@@ -21,8 +21,8 @@ class Right(Enum):
 
 @dataclass(frozen=True)
 class FaultCase:
-    """`plan` as for XEN_SAVE_HELPER_FAULTS; `rule` says why `right` is right, `waits` why libxl
-    waits if it waits for ever."""
+    """`plan` is a value of XEN_SAVE_HELPER_FAULTS; `rule` says why `right` is right, `waits` why
+    libxl waits, if it waits for ever."""
 
     plan: str
     right: Right
@@ -61,7 +61,7 @@ _WAITS: Final = {
     _SHORT: "in a blocking read of the rest, from inside its event loop",
     _TWICE: "the second request is set up over the first, which is at work",
 }
-"""By the rule that it breaks: what libxl's sources do instead."""
+"""What libxl's sources do instead, by the rule that this breaks."""
 
 SAVE: Final = (
     _fails("start=exit(0)", _UNTOLD),
@@ -106,7 +106,7 @@ MIGRATE: Final = (
 
 
 def some_of(cases: Sequence[FaultCase]) -> tuple[FaultCase, ...]:
-    """The first one of each rule after which nobody waits for a limit."""
+    """The first case of each rule after which nobody waits for a limit."""
     waiting = {*_WAITS, _SILENT, _CLOSED, _LATE}
     found: dict[str, FaultCase] = {}
     for case in cases:

@@ -1,4 +1,4 @@
-"""What is wrong with how a command ended whose helper had a fault, and whose wrong it is."""
+"""What is wrong with the way a command ended whose helper had a fault, and who is to blame."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Seen:
-    """What there was to see of one fault, when all was over.
-
-    `misplaced` says what is wrong with where the guest is, "" for nothing. `safe`: nothing is lost
-    of the guest; `woken`: it was left suspended or paused, and counts on once a person lets it.
-    `fired` is how often the fault did; `through` whether the helper that it struck was left to run
-    libxc's error path.
-    """
+    """What could be seen of one fault in the end. `misplaced` says what is wrong with the guest's
+    place, "" for nothing. `safe`: nothing of the guest is lost. `woken`: it was left suspended or
+    paused, and counts on once it is resumed. `fired` is how often the fault struck; `through`
+    whether the helper that it struck could run libxc's error path to the end."""
 
     watched: Watched
     now: Whereabouts
@@ -33,7 +30,7 @@ class Seen:
 
 
 def wrongs_of_libxl(case: FaultCase, seen: Seen) -> list[str]:
-    """What libxl does that is not right."""
+    """What libxl does wrong."""
     found = []
     watched = seen.watched
     if watched.end is not End.ITSELF:
@@ -55,7 +52,7 @@ def wrongs_of_libxl(case: FaultCase, seen: Seen) -> list[str]:
 
 
 def broken_promises(seen: Seen) -> list[str]:
-    """What this project promises and did not keep."""
+    """What this project promises, and has not kept."""
     found = []
     if not seen.fired:
         found.append("the fault did not fire")

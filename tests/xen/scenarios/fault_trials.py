@@ -1,5 +1,5 @@
-"""`xl save`, `xl restore` and `xl migrate` of one guest that goes through one fault after the
-other: how each is started, and where the guest belongs when it is over."""
+"""`xl save`, `xl restore` and `xl migrate` of one guest that meets one fault after another: how
+each command is started, and where the guest belongs afterwards."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Trial:
-    """A guest that goes through one fault after the other."""
+    """A guest that meets one fault after another."""
 
     command = ""
     live = False
-    """Whether the guest is in log-dirty mode while the command is at work."""
+    """Whether the guest is in log-dirty mode while the command works."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -27,24 +27,24 @@ class Trial:
         self.file = lab.directory / "saved"
 
     def prepare(self) -> None:
-        """Bring the guest to where the command finds it. It runs."""
+        """Put the guest where the command expects it. It runs."""
 
     def start(self, env: dict[str, str | None]) -> Program:
         raise NotImplementedError
 
     def misplaced(self, right: Right, before: int, now: Whereabouts) -> str:
-        """What is wrong with where the guest is, "" for nothing. `before` is its domid."""
+        """What is wrong with the guest's place, "" for nothing. `before` is its domid."""
         raise NotImplementedError
 
     def told(self, now: Whereabouts, before: int) -> str:
-        """Where it is, in words."""
+        """The guest's place, in words."""
         place = f"{now.place}{' and counts' if now.place == 'runs' else ''}"
         if now.domid and before:
             place += " at the source" if now.domid == before else " at the destination"
         return place
 
     def is_safe(self, now: Whereabouts) -> bool:
-        """Whether nothing is lost of the guest."""
+        """Whether nothing of the guest is lost."""
         return now.place == "runs"
 
 
@@ -69,7 +69,7 @@ class SaveTrial(Trial):
 
 
 class RestoreTrial(Trial):
-    """From one file, for as long as no restore succeeds."""
+    """Restores from one file, as long as none succeeds."""
 
     command = "xl restore"
 

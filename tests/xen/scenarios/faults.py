@@ -1,9 +1,9 @@
 """What an unmodified `xl` makes of a save helper that fails: a table, and the proof that no fault
 costs a guest.
 
-A scenario fails where this project's own promises break: a guest that is lost or runs twice, a
-helper or its log-dirty mode left behind, a fault that did not fire. Where libxl itself does wrong,
-the table says so, and the scenario goes on.
+A scenario fails if this project's own promises are broken: a guest that is lost or runs twice, a
+helper or its log-dirty mode left behind, a fault that did not fire. If libxl itself does wrong, the
+table says so, and the scenario goes on.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from tests.xen.dom0.lab import Lab
 
 _LEFT_SECONDS: Final = 10
-"""What a command that has ended leaves may still be on its way out for so long."""
+"""Seconds for what a command has left to disappear."""
 
 
 def put_to(trial_of: Callable[[Lab], Trial], cases: Sequence[FaultCase], lab: Lab) -> None:
-    """Every case in turn; AssertionError where promises of this project broke."""
+    """Try each case in turn. Raises AssertionError if promises of this project are broken."""
     trial = trial_of(lab)
     rows: list[FaultRow] = []
     ready = False
@@ -91,20 +91,20 @@ def _one(trial: Trial, case: FaultCase, before: int) -> Seen:
 
 
 def _new_remains(was: Remains, now: Remains, kept: set[int]) -> list[str]:
-    """Files and nodes of domains that there are no more."""
+    """Files and nodes of domains that no longer exist."""
     new = {*(now.nodes - was.nodes), *(now.files - was.files)}
     return sorted(name for name in new if _domid_of(name) not in kept)
 
 
 def _domid_of(name: str) -> int | None:
-    """Of a node such as /libxl/7 or `/vm/UUID of /local/domain/7`, or of a file such as
+    """The domain of a node such as /libxl/7 or `/vm/UUID of /local/domain/7`, or of a file such as
     userdata-d.7.UUID.libxl-json."""
     match = re.search(r"/(\d+)$|/userdata-\w\.(\d+)\.", name)
     return int(match[1] or match[2]) if match else None
 
 
 def _came_through(events: Sequence[dict[str, Any]]) -> bool:
-    """Whether each helper that a fault has struck was left to run libxc's error path."""
+    """Whether each helper that a fault has struck could run libxc's error path to the end."""
     struck = {event["pid"] for event in events if event["event"] == "fault"}
     over = {
         event["pid"]
@@ -137,7 +137,8 @@ def _row(trial: Trial, case: FaultCase, before: int, seen: Seen) -> FaultRow:
 
 
 def _restore_order(trial: Trial, seen: Seen) -> bool:
-    """Make dom0 fit for the next fault. Whether the guest is where the command finds it."""
+    """Make dom0 fit for the next fault. Returns whether the guest is where the command expects
+    it."""
     for pid in our_helpers():
         clean_up.kill(pid)
     for row in seen.now.others:

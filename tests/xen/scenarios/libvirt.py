@@ -22,7 +22,7 @@ _START_SECONDS: Final = 90
 
 
 def save_and_restore(lab: Lab) -> None:
-    """`virsh save` and `virsh restore`, the daemon's environment being that of helper/README.md."""
+    """`virsh save` and `virsh restore`; the daemon has the environment of helper/README.md."""
     guest = Guest("virtual", "pvh")
     file = lab.directory / "saved"
     daemon = _start_daemon(lab)
@@ -40,7 +40,7 @@ def save_and_restore(lab: Lab) -> None:
 
 
 def _start_daemon(lab: Lab) -> Program:
-    """As systemd does with what helper/README.md has one write into its unit."""
+    """Start the daemon as systemd does with the lines that helper/README.md puts into its unit."""
     _make_fit_for_libvirt()
     trace = {"XEN_SAVE_HELPER_EVENTS": str(lab.trace)}
     daemon = Program(["libvirtd"], {**OURS.environment, **trace})
@@ -57,8 +57,8 @@ def _start_daemon(lab: Lab) -> Program:
 
 
 def _make_fit_for_libvirt() -> None:
-    """The emulated processor has no VME, which the least of libvirt's models has; and without
-    systemd nobody has made the user that its other driver wants."""
+    """The emulated processor has no VME, which even the least of libvirt's models has; and without
+    systemd nobody has created the user that its other driver needs."""
     model = _LEAST_MODEL.read_text()
     _LEAST_MODEL.write_text(model.replace("<feature name='vme'/>", ""))
     if run(["id", _USER]).status:
@@ -66,7 +66,7 @@ def _make_fit_for_libvirt() -> None:
 
 
 def _description(directory: Path, guest: Guest) -> Path:
-    """libvirt's XML for what `guest` has."""
+    """libvirt's XML for the guest."""
     path = directory / f"{guest.name}.xml"
     path.write_text(
         f"""\

@@ -1,6 +1,7 @@
 """Our helper beside libxl's own: what they write of the same memory, and what it costs.
 
-What takes long to import is imported where it is used: each scenario's process loads this module.
+Modules that take long to import are imported where they are used: each scenario's process loads
+this one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SUSPEND_SECONDS: Final = 60
 PAIRS: Final = 3
 MEASURED_MIB: Final = 384
 MOST: Final = 1.3
-"""What ours may take as often as libxl's helper, by the median of the pairs."""
+"""How many times as long as libxl's helper ours may take, by the median of the pairs."""
 _SAMPLE_SECONDS: Final = 0.25
 TIME_STAMPS: Final = {
     ("X86_TSC_INFO", 0): {"X86_TSC_INFO nsec": range(8, 16)},
@@ -43,9 +44,9 @@ TIME_STAMPS: Final = {
     },
     ("HVM_CONTEXT", 13): {"HVM_CONTEXT PM timer, and that it has wrapped": range(5)},
 }
-"""What may differ: fields that tell when they were asked for, since Xen brings them up to date as
-it saves them (hpet_save, acpi_save). By record, and in an HVM context by Xen's type of the entry
-(structs hvm_hw_cpu, hvm_hw_hpet, hvm_hw_pmtimer): names, and their octets in the body."""
+"""What may differ: fields that depend on the time of the save, since Xen updates them then
+(hpet_save, acpi_save). By record, and in an HVM context by Xen's type of the entry (structs
+hvm_hw_cpu, hvm_hw_hpet, hvm_hw_pmtimer): names, and their bytes in the body."""
 
 _MAY_DIFFER: Final = {name for fields in TIME_STAMPS.values() for name in fields}
 _RECORD_HEADER: Final = 8
@@ -54,7 +55,7 @@ _HVM_ENTRY: Final = struct.Struct("=HHI")
 
 def identical_streams(lab: Lab, kind: str) -> None:
     """A guest that is suspended once is saved by libxl's helper and by ours, both under our
-    controller: the libxc streams are the same, but for TIME_STAMPS."""
+    controller: the libxc streams are the same, except for TIME_STAMPS."""
     import asyncio
 
     from xen_save_helper.ipc_schema.channel.messages import Dialect
@@ -88,7 +89,8 @@ def identical_streams(lab: Lab, kind: str) -> None:
 
 
 async def _save(domid: int, fd: int, program: HelperProgram) -> HelperResult:
-    """Let a helper save a domain that is suspended already, so its callbacks have nothing to do."""
+    """Let a helper save a domain that is suspended already, so that its callbacks have nothing to
+    do."""
     import asyncio
 
     from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
@@ -119,7 +121,7 @@ async def _save(domid: int, fd: int, program: HelperProgram) -> HelperResult:
 
 
 def differing_fields(one: Path, other: Path) -> Iterator[str]:
-    """The record of each octet that is not the same, and where in it, by a name."""
+    """The record of each byte that differs, and a name for its place in it."""
     from xen_save_helper.toolstack.inspect.summary import Summary
     from xen_save_helper.toolstack.inspect.walk import inspect
 
@@ -150,8 +152,9 @@ def _field(entry: StreamEntry, stream: bytes, offset: int) -> str:
 
 
 def _hvm_entry(stream: bytes, body: int, offset: int) -> tuple[int, int]:
-    """Of an HVM context, a list of Xen's own entries (struct hvm_save_descriptor, then so many
-    octets): the one that `offset` is in, its type and where its octets begin."""
+    """The entry that `offset` is in, of an HVM context, which is a list of Xen's own entries
+    (struct hvm_save_descriptor, then as many bytes as it says): its type, and the offset of its
+    bytes."""
     at = body
     while True:
         kind, _instance, length = _HVM_ENTRY.unpack_from(stream, at)
@@ -162,7 +165,7 @@ def _hvm_entry(stream: bytes, body: int, offset: int) -> tuple[int, int]:
 
 
 class Cost(NamedTuple):
-    """Of one `xl save`: seconds, the helper's peak memory in KiB, and when its process began."""
+    """One `xl save`: its seconds, the helper's peak memory in KiB, and when its process began."""
 
     seconds: float
     peak: int
@@ -170,9 +173,9 @@ class Cost(NamedTuple):
 
 
 def cost_ratio(lab: Lab) -> None:
-    """`xl save` with libxl's helper and with ours, in turns, of a guest that has memory worth it;
-    each goes first in every other pair, so that what comes of the order comes to both. Figures
-    only: a busy machine makes no scenario fail."""
+    """`xl save` with libxl's helper and with ours, in turns, of a guest with enough memory; each
+    goes first in every other pair, so that the order favours neither. This gives figures only: a
+    busy machine makes no scenario fail."""
     guest = lab.guest("pvh", memory=MEASURED_MIB)
     costs: dict[Helper, list[Cost]] = {LIBXL: [], OURS: []}
     for pair in range(PAIRS):
@@ -196,7 +199,8 @@ def cost_ratio(lab: Lab) -> None:
 
 
 def _where_it_goes(lab: Lab, started: list[float]) -> dict[str, float]:
-    """Medians over our helper's runs, in seconds, from its trace. `started` are its processes'."""
+    """Medians over our helper's runs, in seconds, from its trace. `started` are the times at which
+    its processes began."""
     begun, engine, ended = (
         [float(event["t"]) for event in lab.events(name)]
         for name in ("start", "engine", "complete")
@@ -217,7 +221,7 @@ def _where_it_goes(lab: Lab, started: list[float]) -> dict[str, float]:
 
 
 def _cost(lab: Lab, guest: Guest, helper: Helper) -> Cost:
-    """Save and let it run on: a restore in between would be the longer part."""
+    """Save the guest and let it run on: a restore in between would take longer than the save."""
     file = lab.directory / "measured"
     program = lab.start_xl(["save", "-c", guest.name, file], helper)
     peak, started = 0, 0.0
@@ -232,7 +236,7 @@ def _cost(lab: Lab, guest: Guest, helper: Helper) -> Cost:
 
 
 def _children(pid: int) -> list[int]:
-    """xl's only child is its helper."""
+    """The only child of xl, which is its helper."""
     try:
         return [
             int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -242,7 +246,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _started(pid: int) -> float:
-    """When a process began, in seconds of the clock that the trace has; 0 of one that has gone."""
+    """When a process began, in seconds of the trace's clock; 0 if it has gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -251,7 +255,7 @@ def _started(pid: int) -> float:
 
 
 def _peak(pid: int) -> int:
-    """VmHWM in KiB; 0 of a process that has gone."""
+    """VmHWM in KiB; 0 if the process has gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""The precopy policy of whoever runs the drop-in: its rounds, counted in the captured stream."""
+"""The precopy policy of a user of the drop-in: its rounds, counted in the captured stream."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ if TYPE_CHECKING:
 
 _DIRTY_MIB: Final = 2
 _NO_THRESHOLD: Final = {"XEN_SAVE_HELPER_DIRTY_THRESHOLD": "0"}
-"""A guest that has anything dirty is not stopped for having little."""
+"""With this a guest is not stopped because little of it is dirty, as long as anything is."""
 _ROUNDS_BEFORE_ABORT: Final = 2
 _INSPECT_SECONDS: Final = 120
 
 
 def abort_then_iterations(lab: Lab, iterations: int) -> None:
-    """Both of one guest, which has to be booted for it: what was given up can be done after all."""
+    """Both policies with one guest, which has to be booted for it: a migration that was given up
+    can succeed later."""
     guest = lab.guest("pvh", dirty=_DIRTY_MIB)
     abort_after(lab, guest)
     max_iterations(lab, guest, iterations)
 
 
 def max_iterations(lab: Lab, guest: Guest, iterations: int) -> None:
-    """So many rounds and the last copy."""
+    """The stream has as many rounds as allowed, and the final copy."""
     stream = lab.directory / "stream"
     env = {**_NO_THRESHOLD, "XEN_SAVE_HELPER_MAX_ITERATIONS": str(iterations)}
     lab.migrate(guest, env=env, capture=stream, slow=True)
@@ -48,8 +49,8 @@ def max_iterations(lab: Lab, guest: Guest, iterations: int) -> None:
 
 
 def abort_after(lab: Lab, guest: Guest) -> None:
-    """The migration is given up after so many rounds, which xl is told; the guest runs on, with
-    log-dirty mode off."""
+    """The migration is given up after as many rounds as allowed, which xl is told. The guest runs
+    on, with log-dirty mode off."""
     domid = lab.domid(guest)
     stream = lab.directory / "stream"
     env = {**_NO_THRESHOLD, "XEN_SAVE_HELPER_ABORT_AFTER": str(_ROUNDS_BEFORE_ABORT)}
@@ -67,7 +68,7 @@ def abort_after(lab: Lab, guest: Guest) -> None:
 
 
 def inspected(stream: Path, *, whole: bool = True) -> dict[str, Any]:
-    """What our `inspect` says of a stream, which is a whole one or was cut off."""
+    """What our `inspect` says of a stream, which may be complete or cut off."""
     done = subprocess.run(
         ["xen-toolstack", "inspect", "--json", stream],
         check=False,

@@ -1,4 +1,4 @@
-"""Memory paging and postcopy, on a Xen that is built with it; and on one that is not."""
+"""Memory paging and postcopy, on a Xen that is built with it, and on one that is not."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _BY_POSTCOPY: Final = {
 }
 _PAGES_SECONDS: Final = 240
 _ON_DEMAND_SECONDS: Final = 15.0
-"""For which a guest gets no page that it has not asked for."""
+"""How long a guest gets only the pages that it has asked for."""
 
 
 class _Pager:
-    """Brings back what was evicted, from `pages` by pfn."""
+    """Brings evicted pages back, from `pages`, by pfn."""
 
     def __init__(self, paging: Paging, pages: dict[int, bytes]) -> None:
         self._paging = paging
@@ -59,7 +59,7 @@ class _Pager:
         return len(self._pages)
 
     def serve(self, seconds: float) -> None:
-        """Serve the requests that come meanwhile."""
+        """Serve the requests that come in the meantime."""
         end = time.monotonic() + seconds
         while True:
             left = max(0.0, end - time.monotonic())
@@ -85,8 +85,8 @@ class _Pager:
 
 
 def paged_out_and_in(lab: Lab, kind: str) -> None:
-    """All of a running guest's memory but what Xen needs itself is evicted, and brought back: on
-    demand, then the rest. It counts on, and finds its memory as it was."""
+    """All memory of a running guest is evicted, except what Xen itself needs, and brought back: on
+    demand first, then the rest. The guest counts on, and finds its memory as it was."""
     guest = lab.guest(kind)
     run(["xl", "pause", guest.name])
     with closing(XenDomain(lab.domid(guest))) as domain:
@@ -98,8 +98,8 @@ def paged_out_and_in(lab: Lab, kind: str) -> None:
             try:
                 paging.evict(pfns_of(pages))
             except OSError as refused:
-                # Of a guest that has been running, Xen has mapped what it uses: here the vCPU's
-                # control block of event channels. All others are out.
+                # Once a guest has run, Xen has mapped pages of it that it uses itself: here the
+                # vCPU's control block of event channels. All others are out.
                 lab.figure("refused first", str(refused))
                 if refused.errno != errno.EBUSY:
                     raise
@@ -122,7 +122,7 @@ def paged_out_and_in(lab: Lab, kind: str) -> None:
 
 
 def _contents(domain: XenDomain, needed: set[int]) -> dict[int, bytes]:
-    """All pages but `needed` and those that hold a ring or the like."""
+    """All pages except `needed`, and those that hold a ring or the like."""
     rings = {domain.hvm_param_get(index) for index in (1, 5, 6, 11, 17, 27, 28, 29)}
     pages = {}
     end = domain.maximum_gpfn() + 1
@@ -139,14 +139,14 @@ def _contents(domain: XenDomain, needed: set[int]) -> dict[int, bytes]:
 
 
 def migrates(lab: Lab, kind: str, rounds: int) -> None:
-    """Our controllers at both ends: with all of its memory left behind, or what it writes during
-    the rounds. It runs before all its memory is there, and counts on."""
+    """Our controllers at both ends: the guest leaves all of its memory behind, or what it writes
+    during the rounds. It runs before all its memory has arrived, and counts on."""
     guest = lab.guest(kind)
     before = lab.domid(guest)
     options = ("--postcopy", "--max-rounds", str(rounds), "--json", "--events", lab.trace)
     done = succeeds("migrate", guest.name, "--to", RECEIVE, *options, *PATIENCE)
     assert lab.engines_done() == [DEFAULT_ENGINE] * 2
-    # While it came, its name was still that of the guest it had been.
+    # While it arrived, it still had the name of the guest at the source.
     succeeds("recover", guest.name)
     assert lab.assert_only(guest) != before
     guest.goes_on()
@@ -162,7 +162,7 @@ def migrates(lab: Lab, kind: str, rounds: int) -> None:
 
 
 def refused(lab: Lab) -> None:
-    """Debian's Xen has no memory paging: said before the guest is touched."""
+    """Debian's Xen has no memory paging, which is reported before the guest is touched."""
     guest = lab.guest("pvh")
     domid = lab.domid(guest)
     done = toolstack(
@@ -175,8 +175,8 @@ def refused(lab: Lab) -> None:
 
 
 def by_xl(lab: Lab, kind: str) -> None:
-    """Under an unmodified `xl` at both ends: it ends while pages are still to come, which a page
-    server and a pager see to. The guest counts on, and finds its memory as it was."""
+    """Under an unmodified `xl` at both ends, which ends while pages are still to come: a page
+    server and a pager deliver them. The guest counts on, and finds its memory as it was."""
     guest = lab.guest(kind)
     before = lab.domid(guest)
     done = lab.start_migrate(guest, env=_BY_POSTCOPY).end(COMMAND_SECONDS)

@@ -1,4 +1,4 @@
-"""What a scenario says of itself."""
+"""What is known of a scenario."""
 
 from __future__ import annotations
 
@@ -12,15 +12,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scenario:
-    """`run` inside dom0, on the dom0 of each of `suites`, may take `limit` seconds.
-
-    `seldom`: on those of these suites, too, if all scenarios are asked for, or this one by name.
-    What it adds to the others is not worth its time at each change.
-
-    `shadow`: on a Xen built with shadow paging and memory paging, which Debian's is not.
-    `after`: another scenario, of one suite, which must have passed: what that one has put into
-    `Lab.handed_over` this one finds in `Lab.given`.
-    """
+    """`run` runs inside dom0, on the dom0 of each of `suites`, for at most `limit` seconds.
+    `seldom`: it also runs on these suites, if all scenarios or this one are asked for by name; what
+    it adds is not worth its time at each change. `shadow`: it needs a Xen with shadow paging and
+    memory paging, which Debian's lacks. `after`: another scenario, of one suite, which must have
+    passed; this one finds in `Lab.given` what that one has put into `Lab.handed_over`."""
 
     name: str
     run: Callable[[Lab], None]
@@ -34,5 +30,5 @@ class Scenario:
 BOOKWORM = ("bookworm",)
 TRIXIE = ("trixie",)
 BOTH = (*BOOKWORM, *TRIXIE)
-"""Suites of a scenario that holds for every ABI of libxenguest."""
+"""Suites of a scenario that applies to every ABI of libxenguest."""
 NONE: tuple[str, ...] = ()

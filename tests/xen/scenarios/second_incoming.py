@@ -1,5 +1,5 @@
-"""Two guests that come in at once, where xl makes room for them: it holds its lock for as long as a
-guest is restored, and does not read the stream of a second one before."""
+"""Two guests that arrive at once, on a host where xl makes room for them: it holds its lock while a
+guest is restored, and does not read the stream of a second one until then."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 XL_CONF: Final = Path("/etc/xen/xl.conf")
 _AUTOBALLOON: Final = 'autoballoon="on"\n'
-"""The default where Xen's command line has no dom0_mem, as this machine's has: xl takes its lock
-then alone."""
+"""The default if Xen's command line has no dom0_mem, as on this machine: only then does xl take its
+lock."""
 _HELD_OCTETS: Final = 16 << 20
 _MORE_SECONDS: Final = 30.0
 """After the first warning, which comes when the stream has stood still for a minute."""
@@ -26,8 +26,8 @@ _WARNING: Final = "warning: the stream has stood still for "
 
 
 def second_waits(lab: Lab) -> None:
-    """The first one's stream is held for 90 s, and with it the second one's: both helpers say so
-    after a minute, give nothing up, and both guests are migrated."""
+    """The first guest's stream is held for 90 s, and the second one's with it: both helpers report
+    that after a minute and give nothing up, and both guests are migrated."""
     first, second = lab.guest("pvh"), lab.guest("pvh")
     before = {guest.name: lab.domid(guest) for guest in (first, second)}
     conf = XL_CONF.read_text() if XL_CONF.exists() else ""

@@ -25,22 +25,24 @@ if TYPE_CHECKING:
     from tests.xen.dom0.lab import Lab
 
 PATIENCE: Final = ("--limit=helper_start=180", "--limit=handshake=240", "--limit=abort=30")
-"""Under emulation a Python program takes its time to start."""
+"""A Python program takes long to start under emulation."""
 
 RECEIVE: Final = f"exec xen-toolstack receive {' '.join(PATIENCE)}"
-"""Traces where the command does that has started it: by the variable that it inherits."""
+"""Its trace goes to the file of the command that has started it, by the variable that it
+inherits."""
 BANNER: Final = r"printf 'xl migration receiver ready, send binary domain data.\n'"
 DYING_RECEIVER: Final = f"{BANNER}; head -c 20000000 >/dev/null; exit 3"
-"""Takes part of a guest's memory and is gone."""
+"""Takes part of a guest's memory, and ends."""
 DYING_LATE: Final = f"{RECEIVE.removeprefix('exec ')} | dd bs=1 count=60 status=none"
-"""Takes all of the guest, which is suspended then, and is cut off in the middle of saying ready.
-Ours, since xl leaves its copy there (migrate_receive exits where it cannot report)."""
+"""Takes all of the guest, which is suspended by then, and is cut off while it says that it is
+ready. It is our receiver, since xl leaves its copy behind (migrate_receive exits if it cannot
+report)."""
 
 RUNNING_AT_SOURCE: Final = 1
-"""The exit code of a migration after which the guest runs where it was."""
+"""The exit code of a migration after which the guest runs at the source."""
 
 _HELD_OCTETS: Final = 16 << 20
-"""In the first round: there are 96 MiB to come."""
+"""A point in the first round, which has 96 MiB."""
 _GIVEN_UP_SECONDS: Final = 15.0
 """From SIGINT, or the controller's death, to the end of libxc's error path, on a processor that a
 guest shares."""
@@ -59,9 +61,9 @@ def succeeds(*arguments: str | Path, limit: float = COMMAND_SECONDS) -> Ended:
 
 @contextmanager
 def done_by(lab: Lab, helpers: int) -> Iterator[tuple[str | Path, ...]]:
-    """The work in here is done by so many helpers of ours, which tell success, and by none that
-    fails; 0 where libxl's do it. Gives the options with which `xen-toolstack` has the helpers
-    trace that it starts or has `xl` start."""
+    """Check that the work within the context is done by `helpers` of our helpers, which report
+    success, and that none fails; 0 if libxl's helpers do it. Gives the options with which
+    `xen-toolstack` makes the helpers write a trace that it starts or has `xl` start."""
     before = len(lab.events())
     yield "--events", lab.trace
     traced = [event for event in lab.events()[before:] if event["process"] == "helper"]
@@ -84,8 +86,8 @@ def restore(lab: Lab, guest: Guest, file: Path, *options: str) -> None:
 
 
 def migrate(lab: Lab, guest: Guest, to: str) -> None:
-    """Our helper does it here, and at the other end too where `to` is not libxl's own. It must be
-    another domain there, and the only one, and count on."""
+    """Our helper does the work here, and also at the other end unless `to` is libxl's own. At the
+    other end the guest must be another domain, the only one, and count on."""
     before = lab.domid(guest)
     with done_by(lab, 1 if to == receive_command(LIBXL) else 2) as trace:
         succeeds("migrate", guest.name, "--to", to, *trace, *PATIENCE)
@@ -94,8 +96,8 @@ def migrate(lab: Lab, guest: Guest, to: str) -> None:
 
 
 def nothing_is_left() -> None:
-    """No journal, and no guest that waits for anybody. The file that domains are locked in stays;
-    the locks are gone with who held them."""
+    """Check that there is no journal, and no guest that waits for a person. The file in which
+    domains are locked stays; the locks disappear with their holders."""
     left = {path.name for path in Path("/run/xen-save-helper").glob("*")} - {domain_lock.FILE}
     assert left == set()
 
@@ -118,7 +120,7 @@ def migrate_both_ways(lab: Lab, guest: Guest) -> None:
 
 
 def all_of_one_guest(lab: Lab, kind: str) -> None:
-    """Both of a guest that takes a minute to boot."""
+    """Both migrations with one guest, which takes a minute to boot."""
     guest = lab.guest(kind)
     save_and_restore(lab, guest)
     migrate_both_ways(lab, guest)
@@ -134,13 +136,14 @@ def libxls_helper(lab: Lab, kind: str) -> None:
 
 
 def saves(lab: Lab) -> int:
-    """By our helpers, under our controller: a receiver's helper writes into the same trace."""
+    """How many saves our helpers have begun under our controller; a receiver's helper writes into
+    the same trace."""
     return sum(event.get("operation") == "save" for event in lab.events("start"))
 
 
 def receiver_dies(lab: Lab, kind: str) -> None:
-    """In the middle of a live migration: the guest runs on here, with log-dirty mode off, and can
-    be migrated after all."""
+    """The receiver dies in the middle of a live migration: the guest runs on here, with log-dirty
+    mode off, and can still be migrated."""
     guest = lab.guest(kind)
     domid = lab.domid(guest)
     tries: tuple[tuple[str, tuple[str, ...], int], ...] = (
@@ -161,7 +164,8 @@ def receiver_dies(lab: Lab, kind: str) -> None:
 
 
 def guest_ignores_suspend(lab: Lab) -> None:
-    """Neither a save nor a migration gets it to suspend; it runs on, and no request is left."""
+    """A guest that does not suspend: neither a save nor a migration suspends it; it runs on, and no
+    request is left."""
     guest = lab.guest("pvh", cmdline=IGNORES_SUSPEND)
     domid = lab.domid(guest)
     file = lab.directory / "saved"
@@ -182,8 +186,8 @@ def guest_ignores_suspend(lab: Lab) -> None:
 
 
 def controller_is_killed(lab: Lab) -> None:
-    """`recover` ends what it left: of a save with the guest suspended, of a live migration, whose
-    log-dirty mode our helper has ended by itself."""
+    """`recover` finishes what a dead controller has left: of a save whose guest is suspended, and
+    of a live migration, whose log-dirty mode our helper has turned off by itself."""
     guest = lab.guest("pvh")
     domid = lab.domid(guest)
     file = lab.directory / "saved"
@@ -202,9 +206,9 @@ def controller_is_killed(lab: Lab) -> None:
 
 
 def interrupted(lab: Lab) -> None:
-    """SIGINT in the first round, for the command alone and as a terminal sends it to all, while the
-    receiver reads nothing: log-dirty mode is soon off, and the guest runs on; the command ends when
-    the receiver, to which it gives its time, has ended."""
+    """SIGINT in the first round while the receiver reads nothing, for the command alone, and for
+    all processes as from a terminal: log-dirty mode is soon off, and the guest runs on. The command
+    ends after the receiver, which it gives time to end."""
     guest = lab.guest("pvh")
     domid = lab.domid(guest)
     for whom, send in (("alone", os.kill), ("group", os.killpg)):
@@ -228,7 +232,8 @@ def interrupted(lab: Lab) -> None:
 
 
 def kill_at(lab: Lab, moment: str, command: list[str]) -> None:
-    """SIGKILL a command at the first such event in its trace; its helper and its receiver end."""
+    """Kill a command with SIGKILL at the first such event in its trace; its helper and its receiver
+    end."""
     events = lab.directory / "events"
     program = Program(["xen-toolstack", *command, *PATIENCE, "--events", events])
     wait_until(

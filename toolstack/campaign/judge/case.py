@@ -19,7 +19,6 @@ from xen_save_helper.toolstack.campaign.judge.expectation import (
     Spoils,
 )
 from xen_save_helper.toolstack.campaign.judge.progress import Stages, is_go
-from xen_save_helper.toolstack.faults.guest import of_guest
 from xen_save_helper.toolstack.limits import Limits
 
 HERE: Final = Side.SOURCE
@@ -30,7 +29,7 @@ _MARGIN: Final = 12.0
 
 
 @dataclass(frozen=True)
-class Fired:
+class StruckFault:
     """A fault that struck, and what it must lead to. `side` is None for the link."""
 
     fault: Fault
@@ -49,7 +48,7 @@ class Fired:
         return f"{self.side.value}{'/' if self.fault.point.who is Who.HELPER else '.'}{text}"
 
 
-def find_fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[Fired]:
+def find_fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[StruckFault]:
     """Yield the faults in the order in which they struck."""
     by_text = {str(fault): fault for fault in plan.faults}
     after_go = False
@@ -62,14 +61,14 @@ def find_fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[Fired
             late = after_go or point.who is Who.LINK or point.kind is Kind.HANDSHAKE
             alone = side is not THERE or evidence.mode is Mode.SAVE
             what = expectation(fault, limits, side, alone=alone)
-            yield Fired(fault, side, what, late, event["t"])
+            yield StruckFault(fault, side, what, late, event["t"])
         elif event["event"] == "suspend_request":
             # A guest behaves in one way only: the last that it was told.
-            for fault in of_guest(plan)[-1:]:
-                yield Fired(fault, HERE, expectation(fault, limits), after_go, event["t"])
+            for fault in plan.drawn(Who.GUEST)[-1:]:
+                yield StruckFault(fault, HERE, expectation(fault, limits), after_go, event["t"])
 
 
-def effect_of(fired: Sequence[Fired]) -> Effect:
+def effect_of(fired: Sequence[StruckFault]) -> Effect:
     """The effect of several faults. Those after the first that fails the operation may have
     struck a dead process, so one is enough."""
     effects = {one.what.effect for one in fired}
@@ -79,7 +78,7 @@ def effect_of(fired: Sequence[Fired]) -> Effect:
     return Effect.NONE
 
 
-def _breaks_the_handshake(fired: Fired) -> bool:
+def _breaks_the_handshake(fired: StruckFault) -> bool:
     """Whether it certainly breaks the handshake, neither by chance nor too late."""
     return fired.fault.point.kind is Kind.HANDSHAKE and fired.what.effect is Effect.FAILS
 
@@ -94,7 +93,7 @@ def ways(effect: Effect, failures: set[int]) -> set[int]:
 class Case:
     """A run as the laws see it."""
 
-    def __init__(self, evidence: Evidence, fired: Sequence[Fired], limits: Limits) -> None:
+    def __init__(self, evidence: Evidence, fired: Sequence[StruckFault], limits: Limits) -> None:
         self.evidence = evidence
         self.limits = limits
         self.fired = fired
@@ -137,7 +136,7 @@ class Case:
         """The codes that a failed operation at a side may have: that of the first fault that must
         fail it, or of one before it; empty for any. A fault that is noticed only after a time may
         be overtaken by the next one, or by the failure of the other side."""
-        told = side is HERE and self.stages.told_failure
+        told = side is HERE and self.stages.helper_reported_failure
         unanswered = told and (not self.stages.guest_asked or self._guest_silent)
         if unanswered and not self.stages.helper_failed:
             return GUEST_TIMEDOUT
@@ -180,7 +179,7 @@ class Case:
         """Seconds that two helpers and a receiver may take to end while the guest is watched."""
         return 5 * self.limits.abort + self.limits.suspend + _MARGIN
 
-    def of(self, side: Side) -> list[Fired]:
+    def of(self, side: Side) -> list[StruckFault]:
         """The faults that the command at a side may have met; all of them in a migration."""
         if self.evidence.mode is not Mode.SAVE:
             return list(self.fired)

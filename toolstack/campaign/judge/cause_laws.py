@@ -9,7 +9,7 @@ from typing import Final
 from xen_save_helper.ipc_schema.causes import Cause
 from xen_save_helper.ipc_schema.faults.points import Side
 from xen_save_helper.toolstack.campaign.evidence import Event
-from xen_save_helper.toolstack.campaign.judge.case import HERE, THERE, Case, Fired
+from xen_save_helper.toolstack.campaign.judge.case import HERE, THERE, Case, StruckFault
 from xen_save_helper.toolstack.campaign.judge.expectation import Effect
 
 _OWN_STATUSES: Final = frozenset({0, 254, 255})
@@ -48,7 +48,7 @@ def _told(case: Case, side: Side) -> Event | None:
     return told[-1] if told else None
 
 
-def _leads_to(case: Case, fired: Fired, told: Event, side: Side) -> bool:
+def _leads_to(case: Case, fired: StruckFault, told: Event, side: Side) -> bool:
     what = fired.what
     if not what.causes:
         return True
@@ -67,7 +67,7 @@ def _status(case: Case, side: Side) -> int | None:
     return int(ended[-1]["status"]) if ended else None
 
 
-def _right(fired: Fired) -> str:
+def _right(fired: StruckFault) -> str:
     what = fired.what
     status = "" if what.status is None else f" (status {what.status})"
     number = f" (errno {what.errnoval})" if what.errnoval else ""

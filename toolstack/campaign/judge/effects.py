@@ -47,8 +47,6 @@ from xen_save_helper.toolstack.campaign.judge.expectation import (
 )
 from xen_save_helper.toolstack.limits import Limits
 
-_HARMLESS: Final = frozenset({"CHLD", "CONT", "URG", "WINCH"})
-_STOPPING: Final = frozenset({"STOP", "TSTP", "TTIN", "TTOU"})
 _HELPER: Final = frozenset({Cause.HELPER})
 _GUEST: Final = frozenset({Cause.GUEST})
 _CANCELLED: Final = frozenset({Cause.ABORTED})
@@ -169,7 +167,7 @@ def _of_process(fault: Fault, limits: Limits, side: Side | None, *, alone: bool)
         return _stands_still(fault, seconds if alone else min(seconds, limits.stopped), limits)
     if kind is actions.EXIT:
         return _exits(fault, int(value or 0))
-    if value in _HARMLESS:
+    if value in actions.HARMLESS:
         return NONE
     if _dies(fault):
         return Expectation(Effect.FAILS, _HELPER, FAILS, status=-_number(fault), waits=())
@@ -191,7 +189,7 @@ def _number(fault: Fault) -> int:
 def _stops(fault: Fault) -> bool:
     kind, value = fault.action
     by_signal = kind is actions.DIE or (kind is actions.SIGNAL and value == "STOP")
-    return kind is actions.STOP or (by_signal and value in _STOPPING)
+    return kind is actions.STOP or (by_signal and value in actions.STOPPING)
 
 
 def _dies(fault: Fault) -> bool:
@@ -238,7 +236,9 @@ def _exits(fault: Fault, code: int) -> Expectation:
 def _died(fault: Fault, found: Expectation) -> Expectation:
     """The expectation `found` for a helper, of a controller."""
     kind, value = fault.action
-    deadly = kind is actions.EXIT or (_dies(fault) and value not in _HARMLESS | _STOPPING)
+    deadly = kind is actions.EXIT or (
+        _dies(fault) and value not in actions.HARMLESS | actions.STOPPING
+    )
     if not (deadly or found.controller_dies):
         return found
     effect = Effect.EITHER if _all_is_said(fault) else Effect.FAILS

@@ -25,14 +25,14 @@ class Stages:
         self.transition_written = False
         self.whole_there = False
         """The destination's helper says that every page of a guest that runs there has arrived."""
-        self.told_failure = self.guest_asked = self.helper_failed = False
+        self.helper_reported_failure = self.guest_asked = self.helper_failed = False
         self.given_back = False
         """The destination has said that it did not start the guest and will not."""
         for event in evidence.events:
             at, what = event["pid"], event["event"]
             if at in here:
                 if what == "complete" and event["retval"]:
-                    self.told_failure = True
+                    self.helper_reported_failure = True
                 if what == "suspend_request":
                     self.guest_asked = True
                 if what == "helper_run":

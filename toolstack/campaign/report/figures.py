@@ -12,7 +12,7 @@ from xen_save_helper.ipc_schema.channel.messages import NO_ERRNO
 from xen_save_helper.ipc_schema.faults.plan import Fault, parse
 from xen_save_helper.ipc_schema.faults.points import Side, Who
 from xen_save_helper.toolstack.campaign.evidence import Mode
-from xen_save_helper.toolstack.campaign.matrix import Guest, guest_for
+from xen_save_helper.toolstack.campaign.matrix import GuestKind, guest_for
 from xen_save_helper.toolstack.campaign.run import Verdict
 
 HOLDS: Final = "holds"
@@ -98,7 +98,7 @@ class Report:
     cells: int
     verdicts: tuple[Verdict, ...]
     must_fire: bool
-    guest: Guest
+    guest: GuestKind
     trace: Callable[[Verdict], Sequence[Mapping[str, Any]]]
 
     @property

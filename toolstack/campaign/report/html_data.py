@@ -52,7 +52,7 @@ _SHOWN_OF_TEXT: Final = 2000
 """Characters that are kept of a field of an event."""
 
 
-class Entry(NamedTuple):
+class PlacedVerdict(NamedTuple):
     """A verdict, its place in the report, and the block that has its trace."""
 
     number: int
@@ -70,9 +70,9 @@ class Entry(NamedTuple):
         return self.faults == reach.primed(self.aim)
 
 
-def entries_of(report: Report) -> tuple[list[Entry], list[str]]:
+def entries_of(report: Report) -> tuple[list[PlacedVerdict], list[str]]:
     """Verdicts of the same point and mode share a block, since their traces are alike."""
-    rows: dict[tuple[str, Who, str], list[Entry]] = {}
+    rows: dict[tuple[str, Who, str], list[PlacedVerdict]] = {}
     entries = []
     for number, verdict in enumerate(report.verdicts):
         faults = parse(verdict.plan).faults
@@ -80,12 +80,12 @@ def entries_of(report: Report) -> tuple[list[Entry], list[str]]:
         key = (verdict.mode, point.who, point.name)
         row = rows.setdefault(key, [])
         block = row[0].block if row else len(rows) - 1
-        row.append(Entry(number, verdict, faults, block))
+        row.append(PlacedVerdict(number, verdict, faults, block))
         entries.append(row[-1])
     return entries, [_pack([_details(report, entry) for entry in row]) for row in rows.values()]
 
 
-def index_of(report: Report, entries: Sequence[Entry]) -> dict[str, object]:
+def index_of(report: Report, entries: Sequence[PlacedVerdict]) -> dict[str, object]:
     """What the script knows without unpacking anything. A verdict is a list: its block,
     class, mode, plan, seconds, what is wrong, and its cell (None outside a matrix): the place of
     its point in `points`, its action, and the death that it is by."""
@@ -117,7 +117,7 @@ def index_of(report: Report, entries: Sequence[Entry]) -> dict[str, object]:
     }
 
 
-def _row(entry: Entry, places: Mapping[Point, int]) -> list[object]:
+def _row(entry: PlacedVerdict, places: Mapping[Point, int]) -> list[object]:
     verdict = entry.verdict
     return [
         entry.block,
@@ -151,7 +151,7 @@ def _pack(content: object) -> str:
     return base64.b64encode(data).decode()
 
 
-def _details(report: Report, entry: Entry) -> dict[str, object]:
+def _details(report: Report, entry: PlacedVerdict) -> dict[str, object]:
     verdict = entry.verdict
     events = sorted(report.trace(verdict), key=lambda event: float(event["t"]))
     start = _zero(events)

@@ -44,7 +44,7 @@ _END_SECONDS: Final = 10.0
 class DomainBuild:
     """From xl's start to its end; `abandon` ends it at any time, and what it has made.
 
-    Raises OSError with xl's complaint where it fails, TimeoutError where it takes too long.
+    Raises OSError with xl's complaint if it fails, TimeoutError if it takes too long.
     """
 
     def __init__(self, config: Mapping[str, Any], name: str, seconds: float) -> None:

@@ -25,10 +25,11 @@ from tests.helper.hypervisors.simulated.guests import (
 )
 from tests.waiting import gone, wait_for
 from xen_save_helper.helper.hypervisors import open_domain
-from xen_save_helper.helper.hypervisors.interface import ShutdownReason, TscInfo
+from xen_save_helper.helper.hypervisors.interface import ShutdownReason
 from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
+from xen_save_helper.ipc_schema.streams.libxc_bodies import TscInfo
 from xen_save_helper.toolstack.hosts import open_host
 from xen_save_helper.toolstack.hosts.interface import GuestState, SuspendState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost

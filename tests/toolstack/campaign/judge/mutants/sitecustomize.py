@@ -224,7 +224,7 @@ def exits_with_another_code(module: Any) -> None:
 
 @mutant("xen_save_helper.toolstack.xl.recover")
 def recovers_by_guesswork(module: Any) -> None:
-    module.WAYS[module.Role.SOURCE, module.Promise.TRANSITION] = module.Way.RESUME
+    module.REMEDIES[module.Role.SOURCE, module.Promise.TRANSITION] = module.Remedy.RESUME
 
 
 @mutant("xen_save_helper.helper.channels.zmq_channel")
@@ -321,7 +321,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             execute(module)
             self._break(module)
 
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        spec.loader.exec_module = exec_module
         return spec
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ipc_schema.channel.catalogue_values import fields_of
-from xen_save_helper.helper.faults.message_faults import ON_PIPE, ON_ZMQ
+from xen_save_helper.helper.faults.mangles import ON_PIPE, ON_ZMQ
 from xen_save_helper.ipc_schema.channel import msgpack_codec, pipe_codec
 from xen_save_helper.ipc_schema.channel.messages import CALLBACKS, CATALOGUE, Dialect
 from xen_save_helper.ipc_schema.errors import DecodeError

@@ -1,6 +1,6 @@
-"""What a fault does to an encoded message on its way out: pure functions for each encoding.
+"""What faults make of a message or record: a table for each encoding, of pure functions.
 
-Each takes a message's bytes and returns the messages that go in its place.
+Each takes the bytes of one and returns those that go in its place, none, one or two.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from struct import Struct
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 import msgpack
 
@@ -16,8 +16,7 @@ from xen_save_helper.helper.faults.injector import Firing
 from xen_save_helper.ipc_schema.channel import msgpack_codec, pipe_codec
 from xen_save_helper.ipc_schema.channel.messages import MAX_BODY
 from xen_save_helper.ipc_schema.faults import actions
-
-T = TypeVar("T")
+from xen_save_helper.ipc_schema.streams.records import HEADER, HEADER_SIZE, MAX_LENGTH
 
 Mangle = Callable[[bytes, Random], list[bytes]]
 
@@ -26,6 +25,8 @@ _NO_SUCH_NUMBER: Final = 0xFFFF
 _NEVER_USED: Final = b"\xc1"
 """The one byte that begins nothing in msgpack."""
 _U16: Final = Struct("=H")
+_NO_SUCH_TYPE: Final = 0x7FFFFF00
+"""An unknown type that nobody may skip: bit 31 is clear."""
 
 
 def _zmq_wrong_sequence(data: bytes, _random: Random) -> list[bytes]:
@@ -65,7 +66,7 @@ ON_ZMQ: Final[Mapping[str, Mangle]] = {
     actions.WRONG_SEQUENCE.name: _zmq_wrong_sequence,
     actions.WRONG_NUMBER.name: _zmq_wrong_number,
 }
-"""Without `reorder`: see `Outgoing`."""
+"""Without `reorder`, which is about two: see `message_points`, `outlet`."""
 
 ON_PIPE: Final[Mapping[str, Mangle]] = {
     **_ANY,
@@ -82,35 +83,40 @@ ON_PIPE: Final[Mapping[str, Mangle]] = {
 can be, which no message is."""
 
 
+def _first_half(record: bytes, _random: Random) -> list[bytes]:
+    """The header, and half of the body if there is one."""
+    whole = HEADER_SIZE if len(record) > HEADER_SIZE else 0
+    return [record[: whole + (len(record) - whole) // 2]]
+
+
+def _garbled(record: bytes, random: Random) -> list[bytes]:
+    whole = HEADER_SIZE if len(record) > HEADER_SIZE else 0
+    return [record[:whole] + random.randbytes(len(record) - whole)]
+
+
+def _relabelled(record: bytes, number: int | None = None, length: int | None = None) -> list[bytes]:
+    if len(record) < HEADER_SIZE:
+        return [record]  # another fault has truncated it
+    own_number, own_length = HEADER.unpack_from(record)
+    header = HEADER.pack(
+        own_number if number is None else number, own_length if length is None else length
+    )
+    return [header + record[HEADER_SIZE:]]
+
+
+ON_RECORD: Final[Mapping[str, Mangle]] = {
+    **_ANY,
+    actions.TRUNCATE.name: _first_half,
+    actions.GARBAGE.name: _garbled,
+    actions.OVERSIZE.name: lambda record, _random: _relabelled(record, length=MAX_LENGTH + 8),
+    actions.WRONG_NUMBER.name: lambda record, _random: _relabelled(record, number=_NO_SUCH_TYPE),
+}
+"""The actions on records of either stream."""
+
+
 def mangled(
     mangles: Mapping[str, Mangle], messages: Sequence[bytes], firing: Firing
 ) -> list[bytes]:
     """The messages that go in the place of `messages`."""
     mangle = mangles[firing.fault.action.kind.name]
     return [made for one in messages for made in mangle(one, firing.random)]
-
-
-class Outgoing(Generic[T]):
-    """The outgoing messages of one channel; `T` is what the channel knows of each."""
-
-    def __init__(self, mangles: Mapping[str, Mangle]) -> None:
-        self._mangles = mangles
-        self._held: list[tuple[T, bytes]] = []
-
-    def instead(
-        self, known: T, data: bytes, firings: Sequence[Firing]
-    ) -> list[tuple[T, bytes]] | None:
-        """What goes out, in order, in the place of the message `data`; None if it is held until the
-        next one has gone."""
-        messages, held = [data], False
-        for firing in firings:
-            if firing.fault.action.kind is actions.REORDER:
-                held = True
-            else:
-                messages = mangled(self._mangles, messages, firing)
-        now = [(known, one) for one in messages]
-        if held:
-            self._held += now
-            return None
-        earlier, self._held = self._held, []
-        return now + earlier
