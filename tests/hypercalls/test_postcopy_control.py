@@ -23,6 +23,8 @@ from xen_save_helper.ipc_schema.control import Ask, Role
 from xen_save_helper.toolstack.commands.main import main
 from xen_save_helper.toolstack.helpers import control as control_of
 
+pytestmark = pytest.mark.usefixtures("restored")
+
 ALL: Final = range(0x100, 0x900)
 """What the guest writes: more than the two processes hold on their way."""
 
@@ -52,7 +54,7 @@ def migration(
     migration.written = ALL
     migration.environment["XEN_SAVE_HELPER_CONTROL"] = str(control)
     yield migration
-    wait_for(lambda: not left_behind(), "no page server and no pager", 20)
+    wait_for(lambda: not left_behind(migration.events), "no page server and no pager", 20)
 
 
 class Command:

@@ -123,17 +123,19 @@ def source(machine: Machine) -> Domain:
 def migration(
     release: Release, machine: Machine, source: Domain, tmp_path: Path
 ) -> Iterator[Migration]:
-    yield Migration(release, machine, source, tmp_path / "events")
-    wait_for(lambda: not left_behind(), "no page server and no pager", 20)
+    migration = Migration(release, machine, source, tmp_path / "events")
+    yield migration
+    wait_for(lambda: not left_behind(migration.events), "no page server and no pager", 20)
 
 
-def left_behind() -> list[psutil.Process]:
+def left_behind(events: Path) -> list[psutil.Process]:
+    """Page servers and pagers with this trace."""
     me = psutil.Process()
     return [
         process
         for process in psutil.process_iter(["cmdline"])
         if "xen_save_helper.helper" in " ".join(process.info["cmdline"] or ())
-        and "XEN_SAVE_HELPER_POSTCOPY" in _environment(process)
+        and _environment(process).get("XEN_SAVE_HELPER_EVENTS") == str(events)
         and process.pid != me.pid
     ]
 
@@ -261,7 +263,7 @@ def test_a_helper_that_dies_takes_its_page_server_with_it(
     bitmap[WRITTEN.start] = 1
     assert server.keep(bitmap) == 1
     server.close()
-    wait_for(lambda: not left_behind(), "it ends")
+    wait_for(lambda: not left_behind(migration.events), "it ends")
     assert migration.traced("pages_kept") == []
 
 
