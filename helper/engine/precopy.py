@@ -154,13 +154,13 @@ class Rounds:
     def gather_final(self) -> int:
         """Read the dirty bitmap of the suspended domain, and add all pages that were deferred;
         returns how many there are."""
-        self._read_dirty()
+        self._read_dirty(final=True)
         _add(self._deferred, self.dirty)
         self._deferred[:] = bytes(self.p2m_size)
         return self.dirty.count(1)
 
-    def _read_dirty(self) -> int:
-        count = self._domain.logdirty_clean(self.dirty)
+    def _read_dirty(self, *, final: bool = False) -> int:
+        count = self._domain.logdirty_clean(self.dirty, final=final)
         if self._hot is not None:
             self._hot.read(self.dirty)
         return count

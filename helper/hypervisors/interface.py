@@ -147,9 +147,11 @@ class Domain(ControlledDomain, PageSource, Protocol):
     def logdirty_enable(self) -> None:
         """XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY. Raises EINVAL if it is on already."""
 
-    def logdirty_clean(self, dirty: Bitmap) -> int:
+    def logdirty_clean(self, dirty: Bitmap, *, final: bool = False) -> int:
         """XEN_DOMCTL_SHADOW_OP_CLEAN: fill `dirty`, start over; returns the number of dirty pages.
-        A page written at any time after the previous clean is in this one or in the next."""
+        A page written at any time after the previous clean is in this one or in the next. `final`
+        (XEN_DOMCTL_SHADOW_LOGDIRTY_FINAL), for a domain that is suspended: so are pages that the
+        hypervisor itself has mapped, and may have written."""
 
     def get_pfn_type_batch(self, pfns: Pfns) -> bytes:
         """The top octet of each one's XEN_DOMCTL_PFINFO_*: 0 (NOTAB), or 0xD0, 0xE0 or 0xF0 if it

@@ -105,6 +105,9 @@ static long log_dirty_bitmap(struct guest *guest, struct xen_domctl_shadow_op *o
         return -EINVAL;
     if (bitmap && !in_buffer(bitmap, bytes, "the dirty bitmap"))
         return -EFAULT;
+    /* hvm_mapped_guest_frames_mark_dirty: such pages count as dirty at the last look alone. */
+    if (op->mode & XEN_DOMCTL_SHADOW_LOGDIRTY_FINAL && guest->domain->written_by_xen)
+        guest->dirty[guest->domain->written_by_xen] = 1;
     for (uint64_t i = 0; i < there; i++) {
         uint64_t word = __atomic_load_n(&dirty[i], __ATOMIC_RELAXED);
 

@@ -96,6 +96,7 @@ struct domain {
     uint32_t tsc_khz;
     uint32_t tsc_incarnation;
     uint64_t tsc_nsec;
+    uint64_t written_by_xen; /* a page that Xen itself has mapped, and writes unseen; 0: none */
     uint64_t params[MAX_PARAMS];
     uint64_t extents[MAX_ORDER]; /* that were populated, by order */
     uint32_t context_bytes;

@@ -119,6 +119,7 @@ class DomainStruct(ctypes.Structure):
         ("tsc_khz", c_uint32),
         ("tsc_incarnation", c_uint32),
         ("tsc_nsec", c_uint64),
+        ("written_by_xen", c_uint64),
         ("params", c_uint64 * MAX_PARAMS),
         ("extents", c_uint64 * MAX_ORDER),
         ("context_bytes", c_uint32),

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from xen_save_helper.helper.hypervisors.xen.suspend_hold import XenSuspendHold
 
 _SHADOW_OP_CLEAN: Final = 11
+_FINAL: Final = 1
+"""XEN_DOMCTL_SHADOW_LOGDIRTY_FINAL."""
 
 _MAX_TYPES: Final = 1024
 """What one XEN_DOMCTL_getpageframeinfo3 takes; more is E2BIG."""
@@ -119,17 +121,18 @@ class XenDomain(XenControlledDomain):
     def logdirty_enable(self) -> None:
         self._xenctrl.logdirty_enable(self.domid)
 
-    def logdirty_clean(self, dirty: Bitmap) -> int:
+    def logdirty_clean(self, dirty: Bitmap, *, final: bool = False) -> int:
         pages = len(dirty)
         bitmap = self._buffer(pages)
         stats = ShadowOpStats()
         both = ctypes.byref(bitmap), pages
+        mode = _FINAL if final else 0
         if _abi().splits_logdirty:
             name = "xc_logdirty_control"
-            done = self._call(name, _SHADOW_OP_CLEAN, *both, 0, ctypes.byref(stats))
+            done = self._call(name, _SHADOW_OP_CLEAN, *both, mode, ctypes.byref(stats))
         else:
             name = "xc_shadow_control"
-            done = self._call(name, _SHADOW_OP_CLEAN, *both, None, 0, ctypes.byref(stats))
+            done = self._call(name, _SHADOW_OP_CLEAN, *both, None, mode, ctypes.byref(stats))
         if done != pages:
             raise OSError(
                 errno.EIO, f"{name}, domain {self.domid}: the bitmap has {done} pages of {pages}"

@@ -255,8 +255,8 @@ def tells_its_result_twice(module: Any) -> None:
 def loses_dirty_pages(module: Any) -> None:
     clean = module.SimulatedDomain.logdirty_clean
 
-    def lose(self: Any, dirty: Any) -> int:
-        count = int(clean(self, dirty))
+    def lose(self: Any, dirty: Any, *, final: bool = False) -> int:
+        count = int(clean(self, dirty, final=final))
         dirty[:] = bytes(len(dirty))
         return count
 
