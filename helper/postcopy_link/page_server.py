@@ -76,7 +76,6 @@ def main(line: socket.socket, domid: int, options: Options, trace: Trace) -> int
         kept = _prepare(line, tunnel, domid)
         if kept is None:
             return EXIT_NOT_WANTED
-        trace.event("pages_kept", domid=domid, pages=kept.pages)
         with closing(kept):
             try:
                 status = _serve(kept, tunnel, domid, options.control, trace)
@@ -145,6 +144,7 @@ def _serve(kept: KeptPages, tunnel: TunnelServer, domid: int, directory: str, tr
         sender.take_over(kept.bitmap)
         work = Work(Role.PAGE_SERVER, domid, sender.progress, tunnel, abort)
         watched, why_not = Watched(work, directory, trace), ""
+        trace.event("pages_kept", domid=domid, pages=kept.pages)
         try:
             sender.send_pages()
             sender.drain()
