@@ -65,6 +65,13 @@ class KeptPages:
         except OSError:
             return False
 
+    def is_gone(self) -> bool:
+        """Whether the domain is destroyed; its pages stay as long as they are kept."""
+        try:
+            return self._domain.getinfo().dying
+        except OSError:
+            return True
+
     def close(self) -> None:
         """Let go of them: a domain that is destroyed is then gone."""
         self._runs.clear()

@@ -23,6 +23,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from contextlib import closing, suppress
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -51,6 +52,8 @@ from xen_save_helper.ipc_schema.trace import Trace
 EXIT_NOT_WANTED: Final = 0
 EXIT_RUNS_HERE: Final = 3
 _LOOK: Final = 1.0
+_DECISION_SECONDS: Final = 30.0
+"""How soon after the receiver's end `xl` decides where the guest runs."""
 _MCL_CURRENT_AND_FUTURE: Final = 3
 _NEVER_KILLED: Final = "-1000"
 """For oom_score_adj."""
@@ -150,10 +153,11 @@ def _serve(kept: KeptPages, tunnel: TunnelServer, domid: int, directory: str, tr
             sender.drain()
             out.write([encode_record(record_number(RecordType.END, VERSION), b"")])
         except (OSError, ValueError) as error:
-            if abort.errnoval != errno.ECANCELED:
-                why_not = getattr(error, "strerror", None) or str(error)
+            reason = getattr(error, "strerror", None) or str(error)
+            if abort.errnoval != errno.ECANCELED and (abort.requested or not _stays(kept)):
+                why_not = reason
                 raise
-            trace.event("pages_not_wanted", domid=domid, reason=str(error))
+            trace.event("pages_not_wanted", domid=domid, reason=reason)
             return EXIT_RUNS_HERE
         finally:
             over.set()
@@ -169,6 +173,15 @@ def _watch(kept: KeptPages, abort: Abort, over: threading.Event) -> None:
         if kept.runs_here():
             abort.request(errno.ECANCELED, "the guest runs here again")
             return
+
+
+def _stays(kept: KeptPages) -> bool:
+    """Whether the domain has its pages still, now that the other side has given up: `xl` may be
+    about to destroy it, or to resume it."""
+    end = time.monotonic() + _DECISION_SECONDS
+    while not kept.is_gone() and not kept.runs_here() and time.monotonic() < end:
+        time.sleep(_LOOK)
+    return not kept.is_gone()
 
 
 def _do_not_die() -> None:

@@ -212,7 +212,9 @@ def test_a_pager_holds_what_the_guest_is_asked(
     assert destination.state.paged_pages == 0
 
 
-def test_a_list_of_pages_that_is_lost(migration: Migration, destination: Domain) -> None:
+def test_a_list_of_pages_that_is_lost(
+    migration: Migration, source: Domain, destination: Domain
+) -> None:
     """libxl is told that the restore has failed: it lets the guest run on at its source, and not
     here, where its old pages are."""
     lost = {"XEN_SAVE_HELPER_FAULTS": "record.libxc.POSTCOPY_PFNS:read=drop"}
@@ -221,6 +223,8 @@ def test_a_list_of_pages_that_is_lost(migration: Migration, destination: Domain)
     assert any("0 pages were listed, want" in line for line in received.logged), received.logged
     assert sent.result == (0, 0), sent.logged
     assert not destination.state.started
+    source.resume()
+    wait_for(lambda: migration.traced("pages_not_wanted"), "the page server ends")
 
 
 def test_a_guest_that_runs_here_again_needs_no_page_server(
@@ -248,6 +252,40 @@ def test_a_guest_that_runs_here_again_needs_no_page_server(
     finally:
         client.close(0)
         os.waitpid(server.pid, 0)
+
+
+@pytest.mark.parametrize("decision", ["resumed", "destroyed"])
+def test_a_receiver_that_gives_up(
+    machine: Machine,
+    migration: Migration,
+    source: Domain,
+    monkeypatch: pytest.MonkeyPatch,
+    decision: str,
+) -> None:
+    """The pages are lost only if the guest is destroyed here."""
+    for name, value in {**migration.environment, **BOTH}.items():
+        monkeypatch.setenv(name, value)
+    server = PageServer(1, "127.0.0.1", 0, migration.control, str(migration.events))
+    offer = server.offer()
+    keys = Keys(offer.client_key.encode(), offer.client_secret.encode())
+    client = TunnelClient(offer.address, offer.port, keys, offer.server_key.encode())
+    os.write(client.fileno(), b"\n")
+    wait_for(lambda: not server.refusal(), "it knows of us")
+    source.suspend()
+    bitmap = Bitmap(0x900)
+    bitmap[WRITTEN.start : WRITTEN.stop] = b"\1" * len(WRITTEN)
+    assert server.keep(bitmap) == len(WRITTEN)
+    server.let_go()
+    server.close()
+    wait_for(lambda: migration.traced("pages_kept"), "it serves alone")
+    client.give_up()
+    if decision == "resumed":
+        source.resume()
+        wait_for(lambda: migration.traced("pages_not_wanted"), "it ends")
+    else:
+        source.destroy()
+        wait_for(lambda: migration.traced("pages_lost"), "it ends")
+    os.waitpid(server.pid, 0)
 
 
 def test_a_helper_that_dies_takes_its_page_server_with_it(
