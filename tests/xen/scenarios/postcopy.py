@@ -26,7 +26,7 @@ from tests.xen.scenarios.toolstack import (
 )
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE
 from xen_save_helper.helper.hypervisors.xen.domain import XenDomain
-from xen_save_helper.ipc_schema.control import DEFAULT_DIRECTORY
+from xen_save_helper.ipc_schema.control import DEFAULT_DIRECTORY, Role
 from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
 from xen_save_helper.ipc_schema.streams.pfns import pfns_of, run_of, selected
 from xen_save_helper.toolstack.helpers.control import processes
@@ -202,7 +202,8 @@ def _stands(lab: Lab, guest: Guest) -> tuple[int, int]:
     servers: list[Identity] = []
 
     def serves() -> bool:
-        servers[:] = processes(Path(DEFAULT_DIRECTORY))
+        there = processes(Path(DEFAULT_DIRECTORY))
+        servers[:] = [one for one in there if one.role is Role.PAGE_SERVER]
         return bool(servers)
 
     # Often, but it must leave the processor to those who work.
