@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 
 import pytest
@@ -90,14 +90,18 @@ class Link:
 
 
 @contextmanager
-def tunnel(keys: Keys | None = None) -> Iterator[tuple[Tunnel, Link, Tunnel]]:
-    """Server, link and client, the client with `keys`, or with those that the server wants."""
+def tunnel(
+    keys: Keys | None = None, linger: float = 10.0
+) -> Iterator[tuple[Tunnel, Link, Tunnel]]:
+    """Server, link and client, the client with `keys`, or with those that the server wants. When
+    they are closed, each has `linger` seconds for what is left."""
     ours, theirs = new_keys(), new_keys()
-    with (
-        closing(TunnelServer("127.0.0.1", 0, ours, theirs.public)) as server,
-        closing(Link(server.port)) as link,
-        closing(TunnelClient("127.0.0.1", link.port, keys or theirs, ours.public)) as client,
-    ):
+    with ExitStack() as stack:
+        server = TunnelServer("127.0.0.1", 0, ours, theirs.public)
+        stack.callback(server.close, linger)
+        link = stack.enter_context(closing(Link(server.port)))
+        client = TunnelClient("127.0.0.1", link.port, keys or theirs, ours.public)
+        stack.callback(client.close, linger)
         yield server, link, client
 
 
@@ -138,7 +142,7 @@ def test_both_get_what_the_other_has_sent(cuts: int) -> None:
 
 
 def test_nobody_without_the_key_is_heard() -> None:
-    with tunnel(new_keys()) as (server, link, client), ThreadPoolExecutor(1) as pool:
+    with tunnel(new_keys(), linger=0.1) as (server, link, client), ThreadPoolExecutor(1) as pool:
         pool.submit(send, client, b"let me in").result(10)
         wait_for(lambda: link.carried > 300, "it has tried")
         assert not select.select([server.fileno()], [], [], 1.0)[0]
