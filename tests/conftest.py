@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.left_out import leave_out
+from tests.nursery import forked_guests
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
@@ -63,6 +64,12 @@ def pytest_collection_finish() -> None:
     and forked processes would copy what a collection touches."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_guests() -> Iterator[None]:
+    with forked_guests():
+        yield
 
 
 CALM_RATE = 40

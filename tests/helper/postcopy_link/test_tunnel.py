@@ -90,9 +90,7 @@ class Link:
 
 
 @contextmanager
-def tunnel(
-    keys: Keys | None = None, linger: float = 10.0
-) -> Iterator[tuple[Tunnel, Link, Tunnel]]:
+def tunnel(keys: Keys | None = None, linger: float = 10.0) -> Iterator[tuple[Tunnel, Link, Tunnel]]:
     """Server, link and client, the client with `keys`, or with those that the server wants. When
     they are closed, each has `linger` seconds for what is left."""
     ours, theirs = new_keys(), new_keys()
