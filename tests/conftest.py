@@ -14,8 +14,8 @@ import hypothesis
 import psutil
 import pytest
 
+from tests import nursery
 from tests.left_out import leave_out
-from tests.nursery import forked_guests
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
@@ -68,7 +68,14 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _forked_guests() -> Iterator[None]:
-    with forked_guests():
+    with nursery.forked_guests():
+        yield
+
+
+@pytest.fixture
+def own_interpreters() -> Iterator[None]:
+    """Guests are started as users' are, in this process's environment."""
+    with nursery.own_interpreters():
         yield
 
 

@@ -3,7 +3,7 @@
 A guest's interpreter takes 0.08 s of computing to start, and a run makes more than a thousand. What
 is theirs alone is as it always is: `StartingGuest`, the descriptors, the way into the background,
 `guest.main`. Guests that a command starts have an interpreter of their own, and so have those of
-the tests of their host.
+tests with the fixture `own_interpreters`.
 """
 
 from __future__ import annotations
