@@ -424,7 +424,7 @@ def test_a_user_aborts(hosts: Hosts, tmp_path: Path, mode: str, number: signal.S
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_user_aborts_past_the_transition(hosts: Hosts, tmp_path: Path, times: int) -> None:
-    hosts.guest(megabytes=16)
+    hosts.guest(megabytes=32)
     events = tmp_path / "events"
     process = hosts.start(
         *arguments(hosts, "--events", events, "--bandwidth=8M", *MODES["postcopy"])
@@ -451,7 +451,7 @@ def test_a_user_aborts_past_the_transition(hosts: Hosts, tmp_path: Path, times: 
 
 def test_a_receiver_is_ended_past_the_resumption(hosts: Hosts, tmp_path: Path) -> None:
     """The guest's newer state is there alone: the first signal does not lose it."""
-    hosts.guest(megabytes=16)
+    hosts.guest(megabytes=32)
     events = tmp_path / "events"
     process = hosts.start(
         *arguments(hosts, "--events", events, "--bandwidth=8M", *MODES["postcopy"])
