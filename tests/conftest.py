@@ -14,6 +14,7 @@ import hypothesis
 import psutil
 import pytest
 
+from tests import nursery
 from tests.left_out import leave_out
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
@@ -55,6 +56,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave the long tests out unless they, or their file, are asked for."""
     if not config.getoption("--long"):
         leave_out(config, items, "long", lambda item, named: item.path in named)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what is there before the first test: thousands of items,
+    all modules. `no_leaks` collects after each of its tests, which would take 0.2 s of computing,
+    and forked processes would copy what a collection touches."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_guests() -> Iterator[None]:
+    with nursery.forked_guests():
+        yield
+
+
+@pytest.fixture
+def own_interpreters() -> Iterator[None]:
+    """Guests are started as users' are, in this process's environment."""
+    with nursery.own_interpreters():
+        yield
 
 
 CALM_RATE = 40

@@ -18,7 +18,7 @@ from tests.hypercalls.build import Release
 from tests.hypercalls.conftest import Releases
 from tests.hypercalls.helpers import guest
 from tests.hypercalls.machine import Domain, Machine
-from tests.hypercalls.test_postcopy_link import BOTH, RAM, Migration, left_behind
+from tests.hypercalls.test_postcopy_link import BOTH, RAM, Migration, nothing_is_left
 from tests.waiting import gone, wait_for
 from xen_save_helper.ipc_schema.control import Ask, Role
 from xen_save_helper.toolstack.commands.main import main
@@ -55,7 +55,7 @@ def migration(
     migration.written = ALL
     migration.environment["XEN_SAVE_HELPER_CONTROL"] = str(control)
     yield migration
-    wait_for(lambda: not left_behind(migration.events), "no page server and no pager", 20)
+    nothing_is_left(migration.events)
 
 
 class Command:

@@ -125,7 +125,16 @@ def migration(
 ) -> Iterator[Migration]:
     migration = Migration(release, machine, source, tmp_path / "events")
     yield migration
-    wait_for(lambda: not left_behind(migration.events), "no page server and no pager", 20)
+    nothing_is_left(migration.events)
+
+
+def nothing_is_left(events: Path) -> None:
+    """Page servers and pagers end by themselves; what does not is ended."""
+    try:
+        wait_for(lambda: not left_behind(events), "no page server and no pager", 20)
+    finally:
+        for process in left_behind(events):
+            process.kill()
 
 
 def left_behind(events: Path) -> list[psutil.Process]:

@@ -12,7 +12,7 @@ import pytest
 from tests.toolstack.stage import toolstack
 from xen_save_helper.toolstack.commands.demo import MODES
 
-MEMORY = {"32M": 32 << 20, "256M": 256 << 20, "2G": 2 << 30}
+MEMORY = {"32M": 32 << 20, "64M": 64 << 20, "256M": 256 << 20, "2G": 2 << 30}
 LARGE = {("stop-and-copy", "sequential"), ("precopy", "write-heavy"), ("postcopy", "random")}
 """What is done with the larger memory, too."""
 WORKLOADS = ("idle", "sequential", "random", "write-heavy")
@@ -23,8 +23,10 @@ SECONDS = 400
 def ways() -> Iterator[object]:
     """Each mode and workload, and each of `LARGE`."""
     for mode, workload in itertools.product(MODES, WORKLOADS):
-        # That even an idle guest meets a page that is not there yet takes some time.
-        memory = "256M" if mode == "postcopy" else "32M"
+        memory = "32M"
+        if mode == "postcopy":
+            # That even an idle guest meets a page that is not there yet takes some time.
+            memory = "256M" if workload in ("idle", "sequential") else "64M"
         yield pytest.param(memory, mode, workload, id=f"{memory}-{mode}-{workload}")
     for mode, workload in sorted(LARGE):
         yield pytest.param("2G", mode, workload, id=f"2G-{mode}-{workload}", marks=pytest.mark.long)

@@ -24,13 +24,13 @@ from xen_save_helper.toolstack.hosts.interface import GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 MEMORY: Final = 16 << 20
-STOPPED: Final = 6.0
+STOPPED: Final = 4.5
 """Seconds: beyond each limit but those of the streams."""
 LIMITS: Final = {
-    "helper_start": 4,
+    "helper_start": 3.5,
     "callback": 3,
     "suspend": 3,
-    "handshake": 4,
+    "handshake": 3.5,
     "abort": 2,
     "stream_stall": 20,
 }

@@ -106,7 +106,9 @@ def ending_stopped_controllers(token: str, patience: float) -> Iterator[None]:
             since = {one.pid: since.get(one.pid, now) for one in stopped}
             kill([one for one in stopped if now - since[one.pid] > patience])
 
-    thread = threading.Thread(target=watch, name="watch for stopped controllers")
+    # A signal that ends the run may come while the thread starts: then nobody says that it is over,
+    # and the process's end does not wait for that.
+    thread = threading.Thread(target=watch, name="watch for stopped controllers", daemon=True)
     thread.start()
     try:
         yield

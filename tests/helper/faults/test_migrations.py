@@ -140,7 +140,7 @@ AFTER = [
     (
         "source/postcopy_transition:after-answer=kill",
         "killed by signal 9",
-        "the stream ends|Broken pipe",
+        "the stream ends|Broken pipe|Connection reset",
     ),
 ]
 

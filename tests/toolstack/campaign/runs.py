@@ -24,11 +24,11 @@ LIMITS = Limits(
 )
 
 
-def run(plan: str, mode: str, workload: str = "random") -> Verdict:
+def run(plan: str, mode: str, workload: str = "random", limits: Limits = LIMITS) -> Verdict:
     """Judge a run of 2 MiB."""
     with tempfile.TemporaryDirectory(prefix="xf-") as directory:
         given = FaultRun(parse(plan), Mode(mode), 2 << 20, workload, Path(directory))
-        verdict = run_fault(given, limits=LIMITS)
+        verdict = run_fault(given, limits=limits)
     trace_lines.check(verdict.events)
     print(verdict.plan, verdict.fired, verdict.expected, verdict.seen, *verdict.problems, sep="\n")
     return verdict

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,9 +151,10 @@ def test_a_link_that_keeps_the_report_of_the_end_is_judged_by_its_own_end() -> N
 
 
 def test_a_helper_that_hangs_while_it_saves_to_a_file_ends() -> None:
-    verdict = run("source/phase.stop-and-copy=delay(100000)", "save")
+    limits = replace(LIMITS, callback=2, abort=1, stream_stall=1)
+    verdict = run("source/phase.stop-and-copy=delay(100000)", "save", limits=limits)
     assert verdict.holds, verdict.problems
-    assert "the helper has done nothing for 9 s" in str(verdict.seen["save said"])
+    assert "the helper has done nothing for 4 s" in str(verdict.seen["save said"])
     assert verdict.seconds < 60
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from tests.toolstack.campaign.runs import run
 
-pytestmark = pytest.mark.long
+# A mutant may be a guest's.
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("own_interpreters")]
 
 HERE = Path(__file__).parent / "mutants"
 

@@ -35,7 +35,7 @@ from xen_save_helper.toolstack.hosts.interface import GuestState, SuspendState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.hosts.simulated.process import StartingGuest
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = pytest.mark.usefixtures("no_leaks", "own_interpreters")
 
 BLANK = {"c_info": {"type": "pvh"}, "b_info": {"max_memkb": 4096}}
 

@@ -14,6 +14,7 @@ import pytest
 from tests.toolstack.hosts.xen.making_xl import COMPLAINT
 from xen_save_helper.ipc_schema.streams import libxl_stream
 from xen_save_helper.toolstack.hosts.interface import RestoredGfns, Rings
+from xen_save_helper.toolstack.hosts.xen import build
 from xen_save_helper.toolstack.hosts.xen.build import DomainBuild
 
 ROOT = Path(__file__).parents[4]
@@ -45,10 +46,10 @@ def told(report: Path) -> dict[str, Any]:
 
 def test_xl_makes_it_and_finishes_it_when_it_is_restored(xl: Callable[[str], Path]) -> None:
     report = xl("plain")
-    build = DomainBuild(CONFIG, "web--incoming", 60)
-    assert (build.domid, build.rings) == (7, Rings(1, 2, 3, 4))
-    assert build.static_data_done(2) == 0
-    build.finish(RestoredGfns(5, 6), [(b"physmap/1", b"x")], b"QEVM")
+    made = DomainBuild(CONFIG, "web--incoming", 60)
+    assert (made.domid, made.rings) == (7, Rings(1, 2, 3, 4))
+    assert made.static_data_done(2) == 0
+    made.finish(RestoredGfns(5, 6), [(b"physmap/1", b"x")], b"QEVM")
     seen = told(report)
     assert seen["config"]["c_info"] == {**CONFIG["c_info"], "name": "web--incoming"}
     assert seen["helper"] == [
@@ -85,7 +86,10 @@ def test_what_xl_complains_of_is_told(xl: Callable[[str], Path]) -> None:
     assert failed.value.errno == errno.EIO
 
 
-def test_an_xl_that_never_comes_to_it_is_ended(xl: Callable[[str], Path]) -> None:
+def test_an_xl_that_never_comes_to_it_is_ended(
+    xl: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     xl("waits")
-    with pytest.raises(TimeoutError, match="xl has not made the domain in 1 s"):
-        DomainBuild(CONFIG, "web", 1)
+    monkeypatch.setattr(build, "_END_SECONDS", 0.5)
+    with pytest.raises(TimeoutError, match=r"xl has not made the domain in 0\.5 s"):
+        DomainBuild(CONFIG, "web", 0.5)
