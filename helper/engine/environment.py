@@ -18,8 +18,9 @@ class PageServer(Protocol):
     def offer(self) -> PostcopyOffer:
         """Where it listens. Raises OSError with its reason if it cannot."""
 
-    def refusal(self) -> str:
-        """Why there will be no postcopy, as far as is known now; "" if all is ready."""
+    def refusal(self, seconds: float) -> str | None:
+        """Why the receiver cannot do postcopy, "" if it can; None if it has not said so within
+        `seconds`. Raises OSError if the page server has ended."""
 
     def keep(self, bitmap: Bitmap) -> int:
         """Have it map these pages; returns how many they are. Raises OSError."""

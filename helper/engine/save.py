@@ -4,6 +4,7 @@ asks for one (xg_sr_save.c and xg_sr_save_x86_hvm.c; xc_sr_save.c of the postcop
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,10 @@ from xen_save_helper.ipc_schema.streams.records import encode_record
 
 if TYPE_CHECKING:
     from xen_save_helper.helper.engine.postcopy_save import PostcopySender
+
+_READY_SECONDS = 5.0
+"""How long a receiver may take to connect to the page server, after the last round."""
+_LOOK_SECONDS = 0.2
 
 
 def domain_save(domain: Domain, environment: Environment) -> None:
@@ -158,7 +163,7 @@ class _Save:
         policy = precopy_policy(self._reporter, self._job.limits, lambda: self._out.sent)
         decision = self._rounds.send_memory_live(policy)
         if self._page_server is not None:
-            if refusal := self._page_server.refusal():
+            if refusal := self._refusal(self._page_server):
                 self._reporter.log(XentoollogLevel.WARN, f"no postcopy: {refusal}")
                 return Outcome.STOP_AND_COPY
             return Outcome.POSTCOPY
@@ -170,6 +175,21 @@ class _Save:
                 errno.EOPNOTSUPP, f"precopy policy asked for postcopy, but this save {why}"
             )
         return Outcome.POSTCOPY
+
+    def _refusal(self, page_server: PageServer) -> str:
+        """Why there will be no postcopy, "" if all is ready. A small guest is sent sooner than the
+        receiver has connected; it runs on meanwhile."""
+        self._abort.idle()
+        end = time.monotonic() + _READY_SECONDS
+        try:
+            while (refusal := page_server.refusal(_LOOK_SECONDS)) is None:
+                self._abort.check()
+                if time.monotonic() > end:
+                    return "the receiver has not connected to the page server"
+        except OSError as error:
+            self._abort.check()
+            return str(error)
+        return refusal
 
     def _suspend(self) -> Outcome:
         if self._reporter.call("suspend") != 1:

@@ -42,12 +42,11 @@ class PageServer:
         """Wait for it. Raises OSError with its reason if it cannot listen."""
         return PostcopyOffer(**self._hear("offer", _OFFER_SECONDS))
 
-    def refusal(self) -> str:
-        """Why there will be no postcopy, as far as is known now; "" if all is ready."""
-        if self._ready is None and select.select([self._line], [], [], 0)[0]:
+    def refusal(self, seconds: float) -> str | None:
+        """Why the receiver cannot do postcopy, "" if it can; None if it has not said so within
+        `seconds`. Raises OSError if the page server has ended."""
+        if self._ready is None and select.select([self._line], [], [], seconds)[0]:
             self._ready = str(self._hear("ready", 0))
-        if self._ready is None:
-            return "the receiver has not connected to the page server"
         return self._ready
 
     def keep(self, bitmap: Bitmap) -> int:
