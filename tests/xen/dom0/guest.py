@@ -39,13 +39,20 @@ class Guest:
     a migrated guest may go on writing to the log of the name that it was created with."""
 
     def __init__(
-        self, name: str, kind: str, memory: int = 0, cmdline: str = "", dirty: int = 0
+        self,
+        name: str,
+        kind: str,
+        memory: int = 0,
+        cmdline: str = "",
+        dirty: int = 0,
+        vcpus: int = 1,
     ) -> None:
         """`memory` is in MiB, 0 for as little as suffices. `dirty`: the guest keeps overwriting
         that many MiB of its memory."""
         assert kind in KINDS
         self.name = name
         self.kind = kind
+        self.vcpus = vcpus
         self.memory = memory or (128 if kind == "hvm" else 96) + self._more_for_new_kernels()
         self.cmdline = (
             f"console=hvc0 quiet mitigations=off init_on_alloc=0 dirty={dirty} {cmdline}".strip()
@@ -75,7 +82,7 @@ class Guest:
     def is_plain(self) -> bool:
         """Request only its kind, and as little memory as suffices."""
         plain = Guest(self.name, self.kind)
-        return (self.memory, self.cmdline) == (plain.memory, plain.cmdline)
+        return self._config() == plain._config()
 
     def arrived(self, console: str) -> Guest:
         """The guest comes from another host, where its output was `console`; it has to go on from
@@ -99,7 +106,7 @@ class Guest:
         }
         if self.kind == "hvm":
             lines |= {"vga": "none"}
-        numbers = {"memory": self.memory, "vcpus": 1}
+        numbers = {"memory": self.memory, "vcpus": self.vcpus}
         if self.kind == "hvm":
             numbers |= {"vnc": 0}
         return "".join(

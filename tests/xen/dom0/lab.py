@@ -97,10 +97,14 @@ class Lab:
         self._figures: dict[str, Any] = {}
         self._made = 0
 
-    def guest(self, kind: str, memory: int = 0, cmdline: str = "", dirty: int = 0) -> Guest:
+    def guest(
+        self, kind: str, memory: int = 0, cmdline: str = "", dirty: int = 0, vcpus: int = 1
+    ) -> Guest:
         """Create a guest (see `Guest` for the parameters); it already counts."""
         self._made += 1
-        return kept_guests.bring_back(Guest(f"{kind}{self._made}", kind, memory, cmdline, dirty))
+        return kept_guests.bring_back(
+            Guest(f"{kind}{self._made}", kind, memory, cmdline, dirty, vcpus)
+        )
 
     def figure(self, name: str, value: Any) -> None:
         """Add a measured value to the scenario's result; JSON must be able to express it."""
