@@ -304,6 +304,14 @@ SCENARIOS: Final = (
     Scenario("toolstack-postcopy-refused-pvh", refused),
     Scenario("xl-postcopy-pvh", partial(by_xl, kind="pvh"), shadow=True),
     Scenario("xl-postcopy-hvm", partial(by_xl, kind="hvm"), NONE, BOOKWORM, shadow=True),
+    Scenario(
+        "xl-postcopy-in-a-row-pvh",
+        partial(in_a_row, kind="pvh"),
+        NONE,
+        BOOKWORM,
+        shadow=True,
+        limit=3000,
+    ),
     Scenario("xl-postcopy-saved-meanwhile-pvh", partial(saved_meanwhile, kind="pvh"), shadow=True),
     Scenario(
         "xl-postcopy-page-server-killed-pvh",
