@@ -7,6 +7,7 @@ import json
 import os
 import select
 import signal
+import statistics
 import time
 from contextlib import closing
 from functools import partial
@@ -38,14 +39,16 @@ if TYPE_CHECKING:
     from xen_save_helper.ipc_schema.control import Identity
 
 _AT_ONCE: Final = 1024
-_BY_POSTCOPY: Final = {
-    "XEN_SAVE_HELPER_POSTCOPY": "127.0.0.1",
+_ONE_ROUND: Final = {
     "XEN_SAVE_HELPER_MAX_ITERATIONS": "1",
     "XEN_SAVE_HELPER_DIRTY_THRESHOLD": "0",
 }
+_BY_POSTCOPY: Final = {**_ONE_ROUND, "XEN_SAVE_HELPER_POSTCOPY": "127.0.0.1"}
 _PAGES_SECONDS: Final = 240
 _IN_A_ROW: Final = 20
 _WRITTEN_MIB: Final = 16
+_LARGE_MIB: Final = 512
+_PAIRS: Final = 3
 _ON_DEMAND_SECONDS: Final = 15.0
 """How long a guest gets only the pages that it has asked for."""
 
@@ -213,6 +216,39 @@ def in_a_row(lab: Lab, kind: str) -> None:
         lab.figure("pages left behind", kept)
 
 
+def downtime(lab: Lab, kind: str) -> None:
+    """How long a guest that writes all the time stands still, by stop-and-copy and by postcopy,
+    each after one round, in turns. Figures only."""
+    guest = lab.guest(kind, memory=_LARGE_MIB, dirty=_LARGE_MIB // 4)
+    stood: dict[str, list[float]] = {"stop-and-copy": [], "postcopy": []}
+    parts: dict[str, list[float]] = {"suspend": [], "state and lists": [], "evictions": []}
+    for _ in range(_PAIRS):
+        for name, env in (("stop-and-copy", _ONE_ROUND), ("postcopy", _BY_POSTCOPY)):
+            lab.trace.unlink(missing_ok=True)
+            assert lab.start_migrate(guest, env=env).end(COMMAND_SECONDS).status == 0
+            succeeds("postcopy", "wait", "--timeout", str(_PAGES_SECONDS))
+            wait_until("the pager ends", lambda: not lab.running("xen_save_helper.helper"), 30)
+            phases = {(event["name"], event["state"]): event["t"] for event in lab.events("phase")}
+            # libxl is told so, and lets the guest run.
+            there = min(event["t"] for event in lab.events("complete") + lab.events("pager"))
+            begun = phases["suspend", "begin"]
+            stood[name].append(round(there - begun, 2))
+            if name == "postcopy":
+                listed = phases["list of postcopy pages", "begin"]
+                suspended = phases["suspend", "end"]
+                for part, seconds in zip(
+                    parts,
+                    (suspended - begun, listed - suspended, there - listed),
+                    strict=True,
+                ):
+                    parts[part].append(round(seconds, 2))
+            guest.goes_on()
+    lab.figure("stands still, s", stood)
+    lab.figure("of postcopy's, s", parts)
+    medians = {name: statistics.median(seconds) for name, seconds in stood.items()}
+    lab.figure("ratio", round(medians["postcopy"] / medians["stop-and-copy"], 2))
+
+
 def _stands(lab: Lab, guest: Guest) -> tuple[int, int]:
     """Migrate it by postcopy, and stop its page server before its last page has gone: the pids of
     that and of the pager."""
@@ -307,6 +343,14 @@ SCENARIOS: Final = (
     Scenario(
         "xl-postcopy-in-a-row-pvh",
         partial(in_a_row, kind="pvh"),
+        NONE,
+        BOOKWORM,
+        shadow=True,
+        limit=3000,
+    ),
+    Scenario(
+        "xl-postcopy-downtime-pvh",
+        partial(downtime, kind="pvh"),
         NONE,
         BOOKWORM,
         shadow=True,
