@@ -48,6 +48,7 @@ _PAGES_SECONDS: Final = 240
 _IN_A_ROW: Final = 20
 _WRITTEN_MIB: Final = 16
 _LARGE_MIB: Final = 512
+_OF_A_RESTORE: Final = ("memory and state", "state before postcopy")
 _PAIRS: Final = 3
 _ON_DEMAND_SECONDS: Final = 15.0
 """How long a guest gets only the pages that it has asked for."""
@@ -229,8 +230,11 @@ def downtime(lab: Lab, kind: str) -> None:
             succeeds("postcopy", "wait", "--timeout", str(_PAGES_SECONDS))
             wait_until("the pager ends", lambda: not lab.running("xen_save_helper.helper"), 30)
             phases = {(event["name"], event["state"]): event["t"] for event in lab.events("phase")}
+            (receiver,) = {
+                event["pid"] for event in lab.events("phase") if event["name"] in _OF_A_RESTORE
+            }
             # libxl is told so, and lets the guest run.
-            there = min(event["t"] for event in lab.events("complete") + lab.events("pager"))
+            there = next(event["t"] for event in lab.events("complete") if event["pid"] == receiver)
             begun = phases["suspend", "begin"]
             stood[name].append(round(there - begun, 2))
             if name == "postcopy":
