@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.engine import bounce
 from xen_save_helper.helper.patience import poll_milliseconds, poll_patiently
 from xen_save_helper.ipc_schema.errors import StreamEndError
 
@@ -142,6 +143,7 @@ class StreamOutput:
         self.pacer = Pacer(bandwidth)
         self._abort = abort
         self._what = what
+        self._writev: Callable[[int, Sequence[Buffer]], int] = os.writev
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         """Write all of `buffers`, at the stream's pace.
@@ -166,12 +168,15 @@ class StreamOutput:
         while pending:
             self._abort.check()
             try:
-                written = os.writev(self.fd, pending[:IOV_MAX])
+                written = self._writev(self.fd, pending[:IOV_MAX])
             except BlockingIOError:
                 wait_for(self.fd, select.POLLOUT, self._abort, 0, self._what)
                 continue
             except OSError as error:
                 self._abort.check()
+                if error.errno == errno.EFAULT and self._writev is not bounce.writev:
+                    self._writev = bounce.writev
+                    continue
                 raise OSError(
                     error.errno, f"{self._what}, write at offset {self.sent:#x}: {error.strerror}"
                 ) from error
@@ -196,6 +201,7 @@ class StreamInput:
         self.offset = 0
         self._abort = abort
         self._what = what
+        self._readv: Callable[[int, Sequence[Buffer]], int] = os.readv
 
     def read(self, size: int, what: str) -> bytes:
         """Read exactly `size` bytes of `what`. Raises StreamEndError if the stream ends before.
@@ -237,12 +243,15 @@ class StreamInput:
         self._abort.check()
         while True:
             try:
-                taken = os.readv(self.fd, views[:IOV_MAX])
+                taken = self._readv(self.fd, views[:IOV_MAX])
             except BlockingIOError:
                 wait_for(self.fd, select.POLLIN, self._abort, 0, self._what)
                 continue
             except OSError as error:
                 self._abort.check()
+                if error.errno == errno.EFAULT and self._readv is not bounce.readv:
+                    self._readv = bounce.readv
+                    continue
                 raise OSError(
                     error.errno,
                     f"{self._what}, {what} at offset {self.offset:#x}: {error.strerror}",

@@ -60,6 +60,24 @@ def all_of_one_guest(lab: Lab, kind: str) -> None:
     migrate(lab, guest, [OURS])
 
 
+def on_a_share(lab: Lab) -> None:
+    """On 9p, whose driver hands memory itself to its transport, and cannot reach mapped pages of a
+    domain. What libxl's helper makes of it is a figure."""
+    guest = lab.guest("pvh")
+    file = lab.results / "saved"
+    with open("/proc/mounts", encoding="utf-8") as mounts:
+        kinds = {line.split()[1]: line.split()[2] for line in mounts}
+    assert any(kinds.get(str(parent)) == "9p" for parent in file.parents), kinds
+    try:
+        theirs = lab.xl(["save", "-c", guest.name, file], LIBXL, limit=COMMAND_SECONDS)
+        lab.figure("libxl's save", theirs.status)
+        lab.save(guest, file)
+        lab.verify_stream(file)
+        lab.restore(guest, file)
+    finally:
+        file.unlink(missing_ok=True)
+
+
 def log_line(lab: Lab) -> None:
     """With -vvv, the log of xl says which helper it has started, as helper/README.md describes."""
     guest = lab.guest("pvh")
@@ -118,6 +136,7 @@ SCENARIOS: Final = (
         BOOKWORM,
     ),
     Scenario("xl-log-line-pvh", log_line),
+    Scenario("xl-save-restore-on-9p-pvh", on_a_share),
     Scenario("xl-receiver-by-etc-environment-pvh", receiver_by_etc_environment),
     Scenario(
         "xl-save-verify-restore-migrate-hvm",
