@@ -152,11 +152,10 @@ def _tell(lab: Lab, rows: list[Crossing], row: Crossing) -> None:
 
 
 SCENARIOS: Final = (
-    Scenario("cross-release-leave", leaves, NONE, BOOKWORM, limit=_LIMIT),
+    Scenario("cross-release-leave", leaves, limit=_LIMIT),
     Scenario(
         "cross-release-arrive",
         arrives,
-        NONE,
         TRIXIE,
         limit=_LIMIT,
         after="cross-release-leave",

@@ -329,21 +329,17 @@ SCENARIOS: Final = (
     Scenario(
         "paged-out-and-in-pvh",
         partial(paged_out_and_in, kind="pvh"),
-        NONE,
-        BOOKWORM,
         shadow=True,
     ),
     Scenario("toolstack-postcopy-pvh", partial(migrates, kind="pvh", rounds=1), shadow=True),
     Scenario(
         "toolstack-postcopy-of-all-pvh",
         partial(migrates, kind="pvh", rounds=0),
-        NONE,
-        BOOKWORM,
         shadow=True,
     ),
     Scenario("toolstack-postcopy-refused-pvh", refused),
     Scenario("xl-postcopy-pvh", partial(by_xl, kind="pvh"), shadow=True),
-    Scenario("xl-postcopy-hvm", partial(by_xl, kind="hvm"), NONE, BOOKWORM, shadow=True),
+    Scenario("xl-postcopy-hvm", partial(by_xl, kind="hvm"), shadow=True),
     Scenario(
         "xl-postcopy-in-a-row-pvh",
         partial(in_a_row, kind="pvh"),
