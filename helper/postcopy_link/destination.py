@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from xen_save_helper.helper.postcopy_link.tunnel import Keys, TunnelClient
+from xen_save_helper.helper.postcopy_link.curve import Keys, TunnelClient
 from xen_save_helper.helper.postcopy_link.watched import Watched, Work
 from xen_save_helper.helper.watchdog import die_with_parent
 from xen_save_helper.ipc_schema.control import Role

@@ -36,8 +36,8 @@ from xen_save_helper.helper.engine.stream_io import StreamOutput
 from xen_save_helper.helper.hypervisors.interface import Bitmap
 from xen_save_helper.helper.hypervisors.xen.domain import XenDomain
 from xen_save_helper.helper.job import Job, StreamCounts
+from xen_save_helper.helper.postcopy_link.curve import TunnelServer, new_keys
 from xen_save_helper.helper.postcopy_link.kept_pages import KeptPages
-from xen_save_helper.helper.postcopy_link.tunnel import TunnelServer, new_keys
 from xen_save_helper.helper.postcopy_link.watched import Watched, Work
 from xen_save_helper.helper.trace_file import open_trace
 from xen_save_helper.ipc_schema.channel import packets

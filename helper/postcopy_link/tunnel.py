@@ -1,15 +1,14 @@
 """A stream of bytes in both directions, authenticated and encrypted, that outlives its connection.
 
-It runs over ZeroMQ's CURVE. ZeroMQ makes a broken connection anew, but forgets what was on its way:
-so each side numbers its bytes, keeps those that the other has not confirmed, and sends them again.
-What is confirmed has been read there, so neither side holds more than a window. Whoever reads and
-writes sees a socket of this machine that stands still for a while.
+It runs over ZeroMQ (`curve` has the two ends). ZeroMQ makes a broken connection anew, but forgets
+what was on its way: so each side numbers its bytes, keeps those that the other has not confirmed,
+and sends them again. What is confirmed has been read there, so neither side holds more than a
+window. Whoever reads and writes sees a socket of this machine that stands still for a while.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 import threading
@@ -22,7 +21,6 @@ from queue import SimpleQueue
 from typing import Any, Final, NamedTuple
 
 import zmq
-import zmq.auth.thread
 
 _FRAME: Final = struct.Struct("<QQB")
 """The number of the first byte, how many have been received, and an `_End`."""
@@ -35,10 +33,7 @@ _AGAIN_SECONDS: Final = 1.0
 """After so long without a word, what is unconfirmed is sent again."""
 _STANDS_SECONDS: Final = 3.0
 """After so long without any of it confirmed, too."""
-_CLIENT: Final = b"pager"
-_DOMAIN: Final = "postcopy"
-"""For ZAP (ZeroMQ's RFC 27)."""
-_LINGER_SECONDS: Final = 10.0
+LINGER_SECONDS: Final = 10.0
 _LAST_WORD_MS: Final = 1000
 _ORDER_SECONDS: Final = 5.0
 _DEAD_LINK_MS: Final = 10_000
@@ -59,17 +54,6 @@ class _Order(NamedTuple):
     address: str
     port: int
     moved: Future[None]
-
-
-class Keys(NamedTuple):
-    """A pair of CURVE's, in Z85."""
-
-    public: bytes
-    secret: bytes
-
-
-def new_keys() -> Keys:
-    return Keys(*zmq.curve_keypair())
 
 
 class Link(NamedTuple):
@@ -141,7 +125,7 @@ class Tunnel:
         order.moved.result(_ORDER_SECONDS)
         return self.link()
 
-    def close(self, linger: float = _LINGER_SECONDS) -> None:
+    def close(self, linger: float = LINGER_SECONDS) -> None:
         """Send what is left, for so many seconds at most, and end."""
         self._end(linger)
         self._release()
@@ -319,104 +303,3 @@ class Tunnel:
                 self._far.shutdown(socket.SHUT_WR)
             except OSError:
                 pass
-
-
-class TunnelServer(Tunnel):
-    """Listens on `address` (an IP address), on `port`, 0 for any that is free; takes whoever has
-    the secret key of `client_key`. Raises OSError."""
-
-    def __init__(self, address: str, port: int, keys: Keys, client_key: bytes) -> None:
-        self._authenticator: Any = None
-        bound = 0
-
-        def listen(context: zmq.Context[Any], sock: zmq.Socket[bytes]) -> None:
-            auth = zmq.auth.thread.ThreadAuthenticator(context)
-            auth.start()
-            auth.configure_curve_callback(_DOMAIN, credentials_provider=_Only(client_key))
-            self._authenticator = auth
-            sock.setsockopt(zmq.CURVE_SERVER, 1)
-            sock.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
-            sock.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN.encode())
-            sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
-            # A client whose connection has broken comes again before that may be known here.
-            sock.setsockopt(zmq.ROUTER_HANDOVER, 1)
-            try:
-                nonlocal bound
-                bound = _bind(sock, address, port)
-            except OSError:
-                auth.stop()
-                raise
-
-        super().__init__(zmq.ROUTER, address, port, listen)
-        self._port = bound
-
-    @property
-    def port(self) -> int:
-        return self._port
-
-    def _move(self, address: str, port: int) -> int:
-        return _bind(self._socket, address, port)
-
-    def _send(self, frame: bytes) -> None:
-        self._socket.send_multipart([_CLIENT, frame], zmq.NOBLOCK)
-
-    def _receive(self) -> bytes:
-        return self._socket.recv_multipart(zmq.NOBLOCK)[-1]
-
-    def close(self, linger: float = _LINGER_SECONDS) -> None:
-        self._end(linger)
-        self._authenticator.stop()
-        super().close(0)
-
-
-class TunnelClient(Tunnel):
-    """Connects, now or later, and again whenever the connection breaks."""
-
-    def __init__(self, address: str, port: int, keys: Keys, server_key: bytes) -> None:
-        def connect(_context: zmq.Context[Any], sock: zmq.Socket[bytes]) -> None:
-            sock.setsockopt(zmq.ROUTING_ID, _CLIENT)
-            sock.setsockopt(zmq.CURVE_SERVERKEY, server_key)
-            sock.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
-            sock.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
-            sock.connect(_endpoint(address, port))
-
-        super().__init__(zmq.DEALER, address, port, connect)
-
-    def _move(self, address: str, port: int) -> int:
-        self._socket.disconnect(_endpoint(self._address, self._port))
-        self._socket.connect(_endpoint(address, port))
-        return port
-
-    def _send(self, frame: bytes) -> None:
-        self._socket.send(frame, zmq.NOBLOCK)
-
-    def _receive(self) -> bytes:
-        return self._socket.recv(zmq.NOBLOCK)
-
-
-class _Only:
-    """zmq.auth's credentials provider."""
-
-    def __init__(self, key: bytes) -> None:
-        self._key = key
-
-    def callback(self, domain: str, key: bytes) -> bool:
-        del domain
-        return key == self._key
-
-
-def _bind(sock: zmq.Socket[bytes], address: str, port: int) -> int:
-    """Returns the port. Raises OSError that names what cannot be had."""
-    try:
-        sock.bind(_endpoint(address, port or "*"))
-    except zmq.ZMQError as error:
-        reason = os.strerror(error.errno or 0)
-        raise OSError(error.errno, f"{address}:{port}: {reason}") from error
-    bound = sock.getsockopt(zmq.LAST_ENDPOINT)
-    assert isinstance(bound, bytes)
-    return int(bound.rstrip(b"\0").rpartition(b":")[2])
-
-
-def _endpoint(address: str, port: int | str) -> str:
-    host = f"[{address}]" if ":" in address else address
-    return f"tcp://{host}:{port}"

@@ -23,8 +23,8 @@ from tests.hypercalls.machine import Domain, Machine
 from tests.hypercalls.xenstored import Guest, Xenstored
 from tests.waiting import wait_for
 from xen_save_helper.helper.hypervisors.interface import Bitmap
+from xen_save_helper.helper.postcopy_link.curve import Keys, TunnelClient
 from xen_save_helper.helper.postcopy_link.source import PageServer
-from xen_save_helper.helper.postcopy_link.tunnel import Keys, TunnelClient
 from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, XCFlags

@@ -11,17 +11,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
+import zmq
 
 from tests.waiting import wait_for
-from xen_save_helper.helper.postcopy_link.tunnel import (
+from xen_save_helper.helper.postcopy_link.curve import (
     Keys,
-    Tunnel,
     TunnelClient,
     TunnelServer,
     new_keys,
 )
+from xen_save_helper.helper.postcopy_link.tunnel import Tunnel
 
 pytestmark = pytest.mark.timeout(25)
 
@@ -163,6 +165,44 @@ def test_a_connection_whose_end_the_server_has_not_seen() -> None:
         sent.result(60)
         assert got.result(60) == octets(4)
         assert link.made == 4
+
+
+class Lossy(Tunnel):
+    """An end whose frames are lost, or come twice, as chance has it."""
+
+    def __init__(self, seed: int, port: int = 0) -> None:
+        self._chance = random.Random(seed)
+        bound = 0
+
+        def connect(_context: zmq.Context[Any], sock: zmq.Socket[bytes]) -> None:
+            nonlocal bound
+            if port:
+                sock.connect(f"tcp://127.0.0.1:{port}")
+            else:
+                bound = sock.bind_to_random_port("tcp://127.0.0.1")
+
+        super().__init__(zmq.PAIR, "127.0.0.1", port, connect)
+        self.port = bound
+
+    def _send(self, frame: bytes) -> None:
+        for _ in range(self._chance.choice((0, 1, 1, 1, 2))):
+            self._socket.send(frame, zmq.NOBLOCK)
+
+    def _receive(self) -> bytes:
+        return self._socket.recv(zmq.NOBLOCK)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_frames_that_are_lost_or_come_twice(seed: int) -> None:
+    one = Lossy(seed)
+    other = Lossy(seed + 100, one.port)
+    data = [random.Random(seed).randbytes(1 << 20) for _ in range(2)]
+    with closing(one), closing(other), ThreadPoolExecutor(4) as pool:
+        got = [pool.submit(receive, end) for end in (one, other)]
+        sent = [pool.submit(send, end, part) for end, part in ((other, data[0]), (one, data[1]))]
+        for done in sent:
+            done.result(60)
+        assert [each.result(60) for each in got] == data
 
 
 def test_nobody_without_the_key_is_heard() -> None:
