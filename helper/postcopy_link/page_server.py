@@ -106,6 +106,7 @@ def _prepare(line: socket.socket, tunnel: TunnelServer, domid: int) -> KeptPages
                 said += os.read(fd, packets.MOST)
                 if b"\n" in said or not said:
                     poll.unregister(fd)
+                    said = said or b"the receiver has given up"
                     _say(line, {"ready": said.partition(b"\n")[0].decode(errors="replace")})
                 continue
             data, fds, _flags, _address = socket.recv_fds(line, packets.MOST, 1)
@@ -146,7 +147,8 @@ def _serve(kept: KeptPages, tunnel: TunnelServer, domid: int, directory: str, tr
         sender = PostcopySender(kept, out, Environment(job, reporter, abort, StreamCounts()))
         sender.take_over(kept.bitmap)
         work = Work(Role.PAGE_SERVER, domid, sender.progress, tunnel, abort)
-        watched, why_not = Watched(work, directory, trace), ""
+        watched = Watched(work, directory, trace)
+        ended: dict[str, str] = {}
         trace.event("pages_kept", domid=domid, pages=kept.pages)
         try:
             sender.send_pages()
@@ -155,14 +157,15 @@ def _serve(kept: KeptPages, tunnel: TunnelServer, domid: int, directory: str, tr
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             if abort.errnoval != errno.ECANCELED and (abort.requested or not _stays(kept)):
-                why_not = reason
+                ended["why_not"] = reason
                 raise
+            ended["told"] = f"its pages are not wanted: {reason}"
             trace.event("pages_not_wanted", domid=domid, reason=reason)
             return EXIT_RUNS_HERE
         finally:
             over.set()
             watch.join()
-            watched.close(why_not)
+            watched.close(**ended)
     trace.event("pages_gone", domid=domid)
     return 0
 

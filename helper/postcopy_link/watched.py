@@ -48,7 +48,7 @@ class Work(NamedTuple):
 
 
 class Watched:
-    """From the constructor to `close`, for which no page may be missing, or they are lost."""
+    """From the constructor to `close`."""
 
     def __init__(self, work: Work, directory: str, trace: Trace) -> None:
         self._work = work
@@ -74,15 +74,15 @@ class Watched:
             trace.event("control", directory=directory, error=str(error))
             self._log(syslog.LOG_WARNING, f"nobody can ask for its state: {error}")
 
-    def close(self, why_not: str = "") -> None:
-        """`why_not` is why it has not done its work, if it has not."""
+    def close(self, why_not: str = "", told: str = "all pages are in place") -> None:
+        """`why_not` is why pages are lost, if they are; else `told` is what the log says."""
         if self._control is not None:
             self._control.close(why_not)
         if why_not:
             left = self._work.progress().left
             self._log(syslog.LOG_ERR, f"{left} pages are lost: {why_not}")
         else:
-            self._log(syslog.LOG_INFO, "all pages are in place")
+            self._log(syslog.LOG_INFO, told)
 
     def _log(self, priority: int, text: str) -> None:
         work = self._work

@@ -81,7 +81,7 @@ def wait(arguments: argparse.Namespace) -> int:
             print("no postcopy is going on")
         for process, row in zip(waited_for, rows, strict=True):
             if not row["lost"]:
-                print(f"{_named(process)}: all pages are in place")
+                print(f"{_named(process)}: no page is missing any more")
 
     return show(arguments, rows, human, code)
 
