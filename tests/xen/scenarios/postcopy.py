@@ -235,11 +235,12 @@ def downtime(lab: Lab, kind: str) -> None:
             }
             # libxl is told so, and lets the guest run.
             there = next(event["t"] for event in lab.events("complete") if event["pid"] == receiver)
-            begun = phases["suspend", "begin"]
+            suspend = "suspend for postcopy" if name == "postcopy" else "suspend"
+            begun = phases[suspend, "begin"]
             stood[name].append(round(there - begun, 2))
             if name == "postcopy":
                 listed = phases["list of postcopy pages", "begin"]
-                suspended = phases["suspend", "end"]
+                suspended = phases[suspend, "end"]
                 for part, seconds in zip(
                     parts,
                     (suspended - begun, listed - suspended, there - listed),
