@@ -46,6 +46,7 @@ _ONE_ROUND: Final = {
 _BY_POSTCOPY: Final = {**_ONE_ROUND, "XEN_SAVE_HELPER_POSTCOPY": "127.0.0.1"}
 _PAGES_SECONDS: Final = 240
 _IN_A_ROW: Final = 20
+_FOUR_VCPUS_MIB: Final = 192
 _WRITTEN_MIB: Final = 16
 _LARGE_MIB: Final = 512
 _OF_A_RESTORE: Final = ("memory and state", "state before postcopy")
@@ -203,7 +204,7 @@ def by_xl(lab: Lab, kind: str) -> None:
 
 def in_a_row(lab: Lab, kind: str) -> None:
     """Twenty times, by an unmodified `xl`, a guest of four vCPUs that writes all the time."""
-    guest = lab.guest(kind, dirty=_WRITTEN_MIB, vcpus=4)
+    guest = lab.guest(kind, memory=_FOUR_VCPUS_MIB, dirty=_WRITTEN_MIB, vcpus=4)
     for number in range(1, _IN_A_ROW + 1):
         before = lab.domid(guest)
         done = lab.start_migrate(guest, env=_BY_POSTCOPY).end(COMMAND_SECONDS)
