@@ -35,6 +35,8 @@ _STANDS_SECONDS: Final = 3.0
 """After so long without any of it confirmed, too."""
 LINGER_SECONDS: Final = 10.0
 _LAST_WORD_MS: Final = 1000
+_GIVING_UP_MS: Final = 10_000
+"""As long as a window may take on a slow link."""
 _ORDER_SECONDS: Final = 5.0
 _DEAD_LINK_MS: Final = 10_000
 """TCP_USER_TIMEOUT: after so long without an acknowledgement the connection is made anew."""
@@ -187,7 +189,9 @@ class Tunnel:
             while not self._orders.empty():
                 self._obey(self._orders.get())
         if self._given_up:
-            deadline = time.monotonic() + _LAST_WORD_MS / 1000
+            # It comes after all that is on its way already.
+            self._socket.setsockopt(zmq.LINGER, _GIVING_UP_MS)
+            deadline = time.monotonic() + _GIVING_UP_MS / 1000
             while not self._say_part(len(self._unconfirmed), b"") and time.monotonic() < deadline:
                 self._socket.poll(100, zmq.POLLOUT)
 

@@ -140,9 +140,9 @@ def run_scenarios(
 
 class Plan:
     """Decides which machine gets which case next. A machine keeps to its setup while there are
-    cases of it. Small setups come first; within a setup, so do the cases that others wait for and
-    those that may take long. In the end there are short cases of the largest setup left for all
-    machines to share.
+    cases of it, unless one of another is waited for. Small setups come first; within a setup, so do
+    the cases that others wait for and those that may take long. In the end there are short cases of
+    the largest setup left for all machines to share.
 
     `wanted` includes the cases that each case depends on.
     """
@@ -162,7 +162,9 @@ class Plan:
         """The next case for a machine that was started for `setup` and reports its end by `ended`.
         None if there is none, or none yet."""
         with self._changed:
-            if setup is None or not self._ready(setup):
+            if (urgent := self._awaited()) is not None:
+                setup = self._choose(urgent)
+            elif setup is None or not self._ready(setup):
                 setup = self._next_setup()
             if setup is None:
                 return None
@@ -195,12 +197,27 @@ class Plan:
         have to be made; else the setup with the most cases left."""
         untouched = [setup for setup in self._untouched if self._ready(setup)]
         if untouched:
-            chosen = min(untouched, key=lambda key: (self._begun[key[0]], self._size(key)))
-            del self._untouched[chosen]
-            self._begun[chosen[0]] += 1
-            return chosen
+            return self._choose(
+                min(untouched, key=lambda key: (self._begun[key[0]], self._size(key)))
+            )
         most = max(self._left, key=self._size, default=None)
         return most if most is not None and self._ready(most) else None
+
+    def _awaited(self) -> SetupKey | None:
+        """The setup of a case that others wait for, if no machine of it is at work: in the end they
+        would be waited for."""
+        needed = {case.before for cases in self._left.values() for case in cases}
+        at_work = {case.setup for case in self._running}
+        for setup in self._left.keys() - at_work:
+            if needed.intersection(self._ready(setup)):
+                return setup
+        return None
+
+    def _choose(self, setup: SetupKey) -> SetupKey:
+        if setup in self._untouched:
+            del self._untouched[setup]
+            self._begun[setup[0]] += 1
+        return setup
 
     def _size(self, setup: SetupKey) -> float:
         return sum(case.scenario.limit for case in self._ready(setup))

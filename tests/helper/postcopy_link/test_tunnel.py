@@ -25,7 +25,7 @@ from xen_save_helper.helper.postcopy_link.curve import (
 )
 from xen_save_helper.helper.postcopy_link.tunnel import Tunnel
 
-pytestmark = pytest.mark.timeout(25)
+pytestmark = pytest.mark.timeout(120)
 
 SIZE = 6 << 20
 
