@@ -513,9 +513,11 @@ def test_a_guest_that_dies_at_its_start_leaves_nothing(
 
     def too_late(starting: StartingGuest) -> None:
         (row,) = host.domains()
-        assert row.pid is not None
-        psutil.Process(row.pid).kill()
-        wait_for(lambda: host.domains()[0].pid is None, "it has died")
+        pid = row.pid
+        assert pid is not None
+        psutil.Process(pid).kill()
+        # It lets go of its lock before its last descriptor is closed.
+        wait_for(lambda: host.domains()[0].pid is None and gone(pid), "it has died")
         release(starting)
 
     monkeypatch.setattr(StartingGuest, "release", too_late)
