@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
+from xen_save_helper.ipc_schema.causes import words_of
 from xen_save_helper.ipc_schema.control import (
     IDENTITY,
     LONGEST_LINE,
@@ -50,7 +51,6 @@ class ControlSocket:
         self._answer = answer
         self._tick = tick
         self._directory = _own_directory(directory)
-        self._waiting: list[_Client] = []
         self._stop, self._stopped = socket.socketpair()
         self._ended = ""
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -165,7 +165,7 @@ class ControlSocket:
                 return
             response = self._answer(ask, request)
         except (OSError, ValueError) as error:
-            response = {"error": getattr(error, "strerror", None) or str(error)}
+            response = {"error": words_of(error)}
         client.outbox += encode_line(response)
 
     def _say_last(self, clients: dict[int, _Client]) -> None:

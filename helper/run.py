@@ -24,7 +24,7 @@ from xen_save_helper.helper.job import (
     RestoreResults,
     StreamCounts,
 )
-from xen_save_helper.ipc_schema.causes import Cause, Why, errno_of, why
+from xen_save_helper.ipc_schema.causes import Cause, Why, errno_of, why, words_of
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags, XentoollogLevel
 from xen_save_helper.ipc_schema.errors import DecodeError
@@ -95,7 +95,7 @@ def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace, streams: St
                 _log(channel, XentoollogLevel.INFO, f"libxenguest works on {reason}")
             return _with_engine(engine, domain, job, channel, abort, trace, counted)
     except (OSError, DecodeError, MemoryError) as bad:
-        errnoval, text = errno_of(bad), _words_of(bad)
+        errnoval, text = errno_of(bad), words_of(bad)
         if abort.requested:
             # The abort caused everything that failed after it, above all the stream's EBADF.
             trace.event("failure", what="aborted", error=text, **why(bad)._asdict())
@@ -118,11 +118,6 @@ def _keep(name: str, fd: int) -> None:
         os.set_inheritable(fd, False)
     except OSError as bad:
         raise OSError(bad.errno, f"{name} {fd}: {bad.strerror}") from None
-
-
-def _words_of(bad: Exception) -> str:
-    """The message without Python's `[Errno 32]`."""
-    return (isinstance(bad, OSError) and bad.strerror) or str(bad)
 
 
 def _with_engine(

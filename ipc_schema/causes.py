@@ -82,3 +82,8 @@ def errno_of(error: BaseException) -> int:
         case MemoryError():
             return errno.ENOMEM
     return errno.EIO
+
+
+def words_of(bad: BaseException) -> str:
+    """The message without Python's `[Errno 32]`; the name of an exception that has none."""
+    return (isinstance(bad, OSError) and bad.strerror) or str(bad) or type(bad).__name__

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from xen_save_helper.helper.postcopy_link.curve import Keys, TunnelClient
 from xen_save_helper.helper.postcopy_link.watched import Watched, Work
 from xen_save_helper.helper.watchdog import die_with_parent
+from xen_save_helper.ipc_schema.causes import words_of
 from xen_save_helper.ipc_schema.control import Role
 
 if TYPE_CHECKING:
@@ -85,14 +86,10 @@ class Pager:
     def close(self) -> None:
         error = sys.exception()
         if self._watched is not None:
-            self._watched.close(_words_of(error) if error and self._progress().left else "")
+            self._watched.close(words_of(error) if error and self._progress().left else "")
         if self._tunnel is None:
             return
         if error is None:
             self._tunnel.close()
         else:
             self._tunnel.give_up()
-
-
-def _words_of(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -40,6 +40,7 @@ from xen_save_helper.helper.postcopy_link.curve import TunnelServer, new_keys
 from xen_save_helper.helper.postcopy_link.kept_pages import KeptPages
 from xen_save_helper.helper.postcopy_link.watched import Watched, Work
 from xen_save_helper.helper.trace_file import open_trace
+from xen_save_helper.ipc_schema.causes import words_of
 from xen_save_helper.ipc_schema.channel import packets
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation
@@ -155,7 +156,7 @@ def _serve(kept: KeptPages, tunnel: TunnelServer, domid: int, directory: str, tr
             sender.drain()
             out.write([encode_record(record_number(RecordType.END, VERSION), b"")])
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+            reason = words_of(error)
             if abort.errnoval != errno.ECANCELED and (abort.requested or not _stays(kept)):
                 ended["why_not"] = reason
                 raise
