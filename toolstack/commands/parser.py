@@ -330,34 +330,46 @@ def _add_bandwidth(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _group(commands: argparse._SubParsersAction[_Parser], name: str, text: str) -> Adder:
+    """Add a command that has commands of its own, each with --json; returns what adds one."""
+    group = commands.add_parser(name, help=text, description=text)
+    those = group.add_subparsers(metavar="WHAT", required=True)
+
+    def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
+        added = those.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        _add_json(added)
+        return added
+
+    return command
+
+
 def _add_postcopy_commands(
     commands: argparse._SubParsersAction[_Parser],
 ) -> None:
     """Add the commands of `postcopy`; page servers and pagers are this machine's."""
     text = "see and steer what goes on after a postcopy under xl: page servers and pagers"
-    postcopy = commands.add_parser("postcopy", help=text, description=text)
-    those = postcopy.add_subparsers(metavar="WHAT", required=True)
-
-    def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
-        added = those.add_parser(name, help=text, description=text)
-        added.set_defaults(run=f"postcopy:{run}")
-        _add_json(added)
-        return added
-
-    command("list", "show_list", "show all of them")
-    status = command("status", "show_status", "show those of a guest; fails if its pages are lost")
+    command = _group(commands, "postcopy", text)
+    command("list", "postcopy:show_list", "show all of them")
+    status = command(
+        "status", "postcopy:show_status", "show those of a guest; fails if its pages are lost"
+    )
     status.add_argument("name", metavar="NAME")
-    wait = command("wait", "wait", "wait until all pages are in place; fails if they are lost")
+    wait = command(
+        "wait", "postcopy:wait", "wait until all pages are in place; fails if they are lost"
+    )
     wait.add_argument("names", metavar="NAME", nargs="*", help="default: all guests")
     wait.add_argument("--timeout", type=positive, metavar="SECONDS", help="fail after so long")
     reconnect = command(
         "reconnect",
-        "reconnect",
+        "postcopy:reconnect",
         "let a pager reach its page server at another address, or a page server listen there, too",
     )
     reconnect.add_argument("name", metavar="NAME")
     reconnect.add_argument("address", metavar="ADDRESS[:PORT]")
-    abandon = command("abandon", "abandon", "end one of them, or forget one that has ended")
+    abandon = command(
+        "abandon", "postcopy:abandon", "end one of them, or forget one that has ended"
+    )
     abandon.add_argument("name", metavar="NAME")
     abandon.add_argument(
         "--lose-the-guest", action="store_true", help="even if pages of it are still missing"
@@ -369,15 +381,7 @@ def _add_fault_commands(
 ) -> None:
     """Add the commands of `faults`; they make their own hosts, so there is no --host."""
     text = "provoke faults in a save or migration, and judge how it ends"
-    faults = commands.add_parser("faults", help=text, description=text)
-    those = faults.add_subparsers(metavar="WHAT", required=True)
-
-    def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
-        added = those.add_parser(name, help=text, description=text)
-        added.set_defaults(run=run)
-        _add_json(added)
-        return added
-
+    command = _group(commands, "faults", text)
     command("list", "faults:show_points", "show every point, and what can be done there")
 
     run = command("run", "faults:run", "run a plan once on two simulated hosts, and judge it")
