@@ -236,26 +236,38 @@ def test_a_list_of_pages_that_is_lost(
     wait_for(lambda: migration.traced("pages_not_wanted"), "the page server ends")
 
 
-def test_a_guest_that_runs_here_again_needs_no_page_server(
-    machine: Machine, migration: Migration, source: Domain, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The migration has failed after both helpers had done their work; so nobody takes pages."""
+def connected(
+    migration: Migration, monkeypatch: pytest.MonkeyPatch
+) -> tuple[PageServer, TunnelClient]:
+    """A page server, and a receiver's end that has said nothing yet."""
     for name, value in {**migration.environment, **BOTH}.items():
         monkeypatch.setenv(name, value)
     server = PageServer(1, "127.0.0.1", 0, migration.control, str(migration.events))
     offer = server.offer()
-    assert server.refusal(0) is None
     keys = Keys(offer.client_key.encode(), offer.client_secret.encode())
-    client = TunnelClient(offer.address, offer.port, keys, offer.server_key.encode())
+    return server, TunnelClient(offer.address, offer.port, keys, offer.server_key.encode())
+
+
+def serves_alone(server: PageServer, source: Domain) -> None:
+    """The receiver is ready: the guest is suspended, and the save is done."""
+    assert server.refusal(30) == ""
+    source.suspend()
+    bitmap = Bitmap(0x900)
+    bitmap[WRITTEN.start : WRITTEN.stop] = b"\1" * len(WRITTEN)
+    assert server.keep(bitmap) == len(WRITTEN)
+    server.let_go()
+    server.close()
+
+
+def test_a_guest_that_runs_here_again_needs_no_page_server(
+    machine: Machine, migration: Migration, source: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The migration has failed after both helpers had done their work; so nobody takes pages."""
+    server, client = connected(migration, monkeypatch)
+    assert server.refusal(0) is None
     try:
         os.write(client.fileno(), b"\n")
-        assert server.refusal(30) == ""
-        source.suspend()
-        bitmap = Bitmap(0x900)
-        bitmap[WRITTEN.start : WRITTEN.stop] = b"\1" * len(WRITTEN)
-        assert server.keep(bitmap) == len(WRITTEN)
-        server.let_go()
-        server.close()
+        serves_alone(server, source)
         source.resume()
         wait_for(lambda: bool(migration.traced("pages_not_wanted")), "it ends")
     finally:
@@ -272,20 +284,9 @@ def test_a_receiver_that_gives_up(
     decision: str,
 ) -> None:
     """The pages are lost only if the guest is destroyed here."""
-    for name, value in {**migration.environment, **BOTH}.items():
-        monkeypatch.setenv(name, value)
-    server = PageServer(1, "127.0.0.1", 0, migration.control, str(migration.events))
-    offer = server.offer()
-    keys = Keys(offer.client_key.encode(), offer.client_secret.encode())
-    client = TunnelClient(offer.address, offer.port, keys, offer.server_key.encode())
+    server, client = connected(migration, monkeypatch)
     os.write(client.fileno(), b"\n")
-    assert server.refusal(30) == ""
-    source.suspend()
-    bitmap = Bitmap(0x900)
-    bitmap[WRITTEN.start : WRITTEN.stop] = b"\1" * len(WRITTEN)
-    assert server.keep(bitmap) == len(WRITTEN)
-    server.let_go()
-    server.close()
+    serves_alone(server, source)
     wait_for(lambda: migration.traced("pages_kept"), "it serves alone")
     client.give_up()
     if decision == "resumed":
