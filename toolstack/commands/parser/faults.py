@@ -1,0 +1,73 @@
+"""The commands of `faults`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from xen_save_helper.toolstack.commands.common import count, guest_size, positive
+from xen_save_helper.toolstack.commands.parser.adding import Commands, add_group
+from xen_save_helper.toolstack.commands.parser.shared import WORKLOADS, add_events, add_limit
+
+FAULT_MODES: Final = ("save", "stop-and-copy", "live", "postcopy")
+
+
+def add_fault_commands(
+    commands: Commands,
+) -> None:
+    """Add the commands of `faults`; they make their own hosts, so there is no --host."""
+    text = "provoke faults in a save or migration, and judge how it ends"
+    command = add_group(commands, "faults", text)
+    command("list", "faults:show_points", "show every point, and what can be done there")
+
+    run = command("run", "faults:run", "run a plan once on two simulated hosts, and judge it")
+    run.add_argument(
+        "plan",
+        metavar="PLAN|@FILE",
+        help="such as `postcopy_transition:before-answer=kill`; `faults list` explains plans",
+    )
+    add_limit(run)
+    add_events(run)
+    run.add_argument("--mode", choices=FAULT_MODES, default="live")
+    run.add_argument(
+        "--memory", type=guest_size, default=4 << 20, metavar="SIZE", help="default: 4M"
+    )
+    run.add_argument("--workload", choices=WORKLOADS, default="write-heavy")
+
+    campaign = command(
+        "campaign",
+        "fault_campaign:campaign",
+        "run every point with every action, or a sample, and write reports",
+    )
+    add_limit(campaign)
+    campaign.add_argument("-v", "--verbose", action="store_true", help="show all runs")
+    campaign.add_argument(
+        "--modes",
+        metavar="MODE,...",
+        help=f"some of {', '.join(FAULT_MODES)} (default: save,live,postcopy)",
+    )
+    campaign.add_argument(
+        "--points", metavar="GLOB", help="only these points, e.g. 'suspend:*' or 'controller/*'"
+    )
+    part = campaign.add_mutually_exclusive_group()
+    part.add_argument(
+        "--short", action="store_true", help="a fixed part that touches each point and action"
+    )
+    part.add_argument("--random", type=positive, metavar="N", help="N random plans of two faults")
+    campaign.add_argument("--seed", type=count, metavar="S", help="repeats the plans of --random")
+    campaign.add_argument(
+        "--jobs", type=positive, metavar="J", help="runs at once (default: one per processor)"
+    )
+    campaign.add_argument(
+        "--out",
+        metavar="DIR",
+        default="fault-campaign",
+        help="directory of the reports (default: fault-campaign)",
+    )
+    campaign.add_argument("--resume", action="store_true", help="continue the campaign in DIR")
+    campaign.add_argument(
+        "--again", action="store_true", help="with --resume: also repeat runs that did not hold"
+    )
+    campaign.add_argument(
+        "--memory", type=guest_size, metavar="SIZE", help="memory of the guests (default: 4M)"
+    )
+    campaign.add_argument("--workload", choices=WORKLOADS)
