@@ -265,7 +265,11 @@ class _Save:
     def _end(self) -> Outcome:
         self._write_record(RecordType.END)
         if self._page_server is not None and self._postcopy is not None:
-            self._page_server.let_go()
+            name = self._page_server.let_go()
+            if self._reporter.provides("page_server"):
+                pages = self._sender().progress().pages
+                pid = self._page_server.pid
+                self._reporter.tell("page_server", server=name, pid=pid, pages=pages)
         self._reporter.info(
             f"Save successful: {self._statistics.pages} pages in {self._statistics.rounds} rounds, "
             f"{self._statistics.postcopy_pages} by postcopy, {self._out.sent} bytes"

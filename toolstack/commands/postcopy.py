@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from xen_save_helper.helper.settings import parse_listen, read_settings
+from xen_save_helper.helper.settings import read_settings
+from xen_save_helper.ipc_schema.channel.listen import parse_listen
 from xen_save_helper.ipc_schema.control import (
     DIRECTORY_VARIABLE,
     Ask,
