@@ -29,9 +29,6 @@ class PageServer(Protocol):
         """The save is done: it serves from here on, whatever becomes of this process. Returns its
         name in the directory of control sockets. Raises OSError."""
 
-    @property
-    def pid(self) -> int: ...
-
 
 class Pager(Protocol):
     """Of a restore that ends for its controller before its last pages are there

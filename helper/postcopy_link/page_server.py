@@ -1,7 +1,7 @@
 r"""The process that keeps a guest's last pages at the source until they are at the destination.
 
     python -m xen_save_helper.helper.postcopy_link.page_server \
-        LINE_FD DOMID PORT HYPERVISOR ADDRESS CONTROL EVENTS
+        LINE_FD DOMID PORT BANDWIDTH HYPERVISOR ADDRESS CONTROL EVENTS
 
 The saving helper starts it (`source`), tells it what to keep, and ends. Then `xl` destroys the
 domain, whose pages stay as long as they are mapped here. It does little, since what it loses is
@@ -63,10 +63,12 @@ _NEVER_KILLED: Final = "-1000"
 
 
 class Options(NamedTuple):
-    """The domain, where to listen, and the directory of the control socket."""
+    """The domain, where to listen, at most how many bytes to send a second (0: any), and the
+    directory of the control socket."""
 
     domid: int
     port: int
+    bandwidth: int
     hypervisor: str
     address: str
     control: str
@@ -150,7 +152,7 @@ def _serve(
         watch.start()
         reporter = Reporter(SilentChannel(), abort, trace)
         job = Job(HelperRequest(Operation.SAVE, domid, fd, fd))
-        out = StreamOutput(fd, abort)
+        out = StreamOutput(fd, abort, options.bandwidth)
         sender = PostcopySender(kept, out, Environment(job, reporter, abort, StreamCounts()))
         sender.take_over(kept.bitmap)
         work = Work(Role.PAGE_SERVER, options.hypervisor, domid, sender.progress, tunnel, abort)
@@ -211,10 +213,10 @@ def _say(line: socket.socket, packet: dict[str, Any]) -> None:
 def _run(arguments: list[str]) -> NoReturn:
     line = socket.socket(fileno=int(arguments[0]))
     line.set_inheritable(False)
-    trace = open_trace("".join(arguments[6:]), "page server", lambda _text: None)
+    trace = open_trace("".join(arguments[7:]), "page server", lambda _text: None)
     try:
-        domid, port = map(int, arguments[1:3])
-        status = main(line, Options(domid, port, *arguments[3:6]), trace)
+        domid, port, bandwidth = map(int, arguments[1:4])
+        status = main(line, Options(domid, port, bandwidth, *arguments[4:7]), trace)
     except (OSError, ValueError) as error:
         _say(line, {"error": str(error)})
         status = 1

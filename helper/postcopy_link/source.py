@@ -31,8 +31,9 @@ class PageServer:
         self._ready: str | None = None
         assert job.listen is not None
         with theirs:
-            numbers = (theirs.fileno(), job.request.domid, job.listen.port)
-            texts = (job.request.hypervisor, job.listen.address, job.control, job.events)
+            request = job.request
+            numbers = (theirs.fileno(), request.domid, job.listen.port, request.bandwidth)
+            texts = (request.hypervisor, job.listen.address, job.control, job.events)
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", _MODULE, *map(str, numbers), *texts],
                 pass_fds=[theirs.fileno()],

@@ -117,6 +117,7 @@ class Watched:
     def _status(self) -> PostcopyStatus:
         work = self._work
         progress, link = work.progress(), work.tunnel.link()
+        self._look_up_name()
         now = time.monotonic()
         since = None if work.role is Role.PAGE_SERVER else 0.0
         if progress.waiting_since is not None:
@@ -148,12 +149,10 @@ class Watched:
         work = self._work
         now = time.monotonic()
         self._left.append((now, work.progress().left))
-        if work.role is Role.PAGER:
-            # `xl` gives it its name when it has been restored.
-            self._domain = glance.name(work.hypervisor, work.domid)
-            if not glance.lives(work.hypervisor, work.domid):
-                work.abort.request(errno.ESRCH, f"domain {work.domid} is gone")
-                return
+        self._look_up_name()
+        if work.role is Role.PAGER and not glance.lives(work.hypervisor, work.domid):
+            work.abort.request(errno.ESRCH, f"domain {work.domid} is gone")
+            return
         silent = work.tunnel.link().silent
         if silent < SILENCE_SECONDS:
             if self._trouble:
@@ -164,6 +163,11 @@ class Watched:
         if now - self._looked >= _LOOK_SECONDS:
             self._looked = now
             self._tell(self._why_silent())
+
+    def _look_up_name(self) -> None:
+        """A guest gets its name when it has been restored, and loses it when it has been sent."""
+        if self._work.role is Role.PAGER:
+            self._domain = glance.name(self._work.hypervisor, self._work.domid)
 
     def _why_silent(self) -> str:
         """What can be found out."""

@@ -207,9 +207,11 @@ _ROWS: Final = (
              "unsigned long postcopy_pages, unsigned long postcopy_faults",
              Sender.HELPER, _BOTH,
              "What the stream carried, sent once before `complete`."),
-    _channel("page_server", "STRING server, u32 pid, unsigned long pages", Sender.HELPER, _SAVE,
-             "The guest's last pages are left to another process, which `server` names in the "
-             "directory `control` of `start`; sent before `complete`, if at all."),
+    _channel("page_server", "STRING server, unsigned long pages, STRING refusal", Sender.HELPER,
+             _SAVE,
+             "What has become of the `link` of `start`: the last pages are left to another "
+             "process, which `server` names in the directory `control`; or that is empty, and "
+             "`refusal` says why all goes over the stream. Sent before `complete`."),
     _channel("reply", "unsigned long to, int value", Sender.CONTROLLER, _BOTH,
              "The answer to the sync callback with sequence number `to`."),
     _channel("async_callback_done", "unsigned long to, int value", Sender.CONTROLLER, _BOTH,

@@ -30,12 +30,12 @@ class Statistics:
 
 @dataclass(frozen=True)
 class PageServer:
-    """The process that keeps a saved guest's last pages, and sends them: the fields of the
-    catalogue's `page_server`."""
+    """The process that keeps a saved guest's last pages, and sends them, or why there is none: the
+    fields of the catalogue's `page_server`."""
 
     server: str
-    pid: int
     pages: int
+    refusal: str
 
 
 @dataclass(frozen=True)

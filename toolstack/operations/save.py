@@ -71,7 +71,7 @@ class SaveResult:
     suspended: bool
     why: Why = SYSTEM
     page_server: PageServer | None = None
-    """Has the guest's last pages, if they were left to a link."""
+    """What has become of the link that was asked for."""
 
 
 @dataclass(frozen=True)

@@ -290,6 +290,8 @@ class _Sending(HandshakeSide[Sender]):
             self._fail(Error.FAIL, message_of(error), why(error))
             return Event.FAILED_AFTER_TRANSITION
         done = saved.postcopy_transitioned is PostcopyTransitioned.DONE
+        if saved.page_server is not None and saved.page_server.refusal:
+            self._course.warnings.append(f"no postcopy: {saved.page_server.refusal}")
         if not saved.rc:
             return Event.TRANSITIONED if done else Event.OK
         gone = "the other side closed the link: " if saved.why.cause is Cause.PEER else ""
@@ -334,8 +336,10 @@ class _Sending(HandshakeSide[Sender]):
 
     @property
     def _page_server(self) -> PageServer | None:
+        """The one that has the guest's last pages; None if all went over the stream."""
         saved = self._course.saved
-        return None if saved is None else saved.page_server
+        server = saved.page_server if saved else None
+        return server if server is not None and server.server else None
 
     async def _serve_pages(self) -> Event:
         """Wait until the page server has done its work. It goes on without us, and so does the
@@ -343,9 +347,9 @@ class _Sending(HandshakeSide[Sender]):
         server = self._page_server
         assert server is not None, "it was left pages"
         self._course.left_over = True
-        self._journal.promise(Promise.PAGES)
-        await self._end_receiver(Outcome.SUCCESS)
         try:
+            self._journal.promise(Promise.PAGES)
+            await self._end_receiver(Outcome.SUCCESS)
             self._course.pages_sent = await left_pages.all_sent(
                 self._host.control_dir, server.server, self._ctx.say_progress
             )

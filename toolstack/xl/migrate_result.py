@@ -76,7 +76,7 @@ class Course:
     source_report: GuestReport | None = None
     """The guest's last report here, before it was destroyed."""
     pages_sent: PostcopyStatus | None = None
-    """The page server's last status, once it has sent the last pages."""
+    """The page server's last status, once it has sent the last pages; None if it was too fast."""
     left_over: bool = False
     """Whether the guest runs there, but was not destroyed here."""
     report_came_at: float | None = None
@@ -116,8 +116,9 @@ class ResultMaker:
         else:
             guest = self._guest_here()
         postcopy = None
-        if course.pages_sent is not None:
-            postcopy = _postcopy_result(course.pages_sent.pages, course.pages_sent.faults, there)
+        if saved and saved.page_server is not None and saved.page_server.server:
+            faults = None if course.pages_sent is None else course.pages_sent.faults
+            postcopy = _postcopy_result(saved.page_server.pages, faults, there)
         if saved and saved.postcopy_transitioned is PostcopyTransitioned.DONE:
             postcopy = _postcopy_result(
                 statistics.postcopy_pages if statistics else None,
