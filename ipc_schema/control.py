@@ -14,7 +14,8 @@ request, each line that comes back the response to it, and both are JSON objects
 
 The `ended` of `wait` is empty if the process has done its work, else it says why not; `status` is
 its last one. A process that has lost what it kept leaves its NAME.json behind, with the reason in
-`ended`; one that was killed leaves both files.
+`ended`; one that was killed leaves both files. A pager's NAME.pages is what another one needs to
+take its place.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ DIRECTORY_VARIABLE: Final = "XEN_SAVE_HELPER_CONTROL"
 
 IDENTITY: Final = ".json"
 SOCKET: Final = ".sock"
+PAGES: Final = ".pages"
+"""The suffix of what a pager leaves for another one (`helper.postcopy_link.record`)."""
 
 LONGEST_LINE: Final = 1 << 16
 """The most bytes of a request or response."""

@@ -275,9 +275,13 @@ _ROWS: Final = (
            "object guest, str reason, list warnings, str cause?, int errnoval?", _SOURCE,
            "A migration has ended."),
 
-    # Of a postcopy under xl.
+    # Of a postcopy over a link of its own.
     _event("pages_kept", "int domid, int pages", _PAGE_SERVER,
            "The save is done; these pages are now here alone."),
+    _event("pager_again", "int domid, int missing", _OUTLIVES,
+           "Another pager has taken the place of one that died; so many pages had not come."),
+    _event("no_record", "str error", _HELPER,
+           "A pager could leave no record for another one to take its place."),
     _event("pages_gone", "int domid", _PAGE_SERVER, "All are in place at the destination."),
     _event("pages_not_wanted", "int domid, str reason", _PAGE_SERVER,
            "The migration has failed: the guest runs here, and they are let go."),

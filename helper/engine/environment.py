@@ -41,9 +41,12 @@ class Pager(Protocol):
     def offered(self, offer: PostcopyOffer, domain: Domain) -> None:
         """Connect to the page server, and say whether this domain can be paged."""
 
-    def leave(self, results: RestoreResults, progress: Callable[[], PostcopyProgress]) -> None:
+    def leave(
+        self, results: RestoreResults, progress: Callable[[], PostcopyProgress], missing: Bitmap
+    ) -> None:
         """Tell the controller that the domain is restored, and go on without it. `progress` may be
-        called from any thread. Raises ChannelError."""
+        called from any thread; `missing` are the pages that are still to come. Raises
+        ChannelError."""
 
     def fileno(self) -> int:
         """What pages come from, and faults go to, from then on."""

@@ -56,6 +56,7 @@ TRANSITIONS: Final[Mapping[tuple[PageState, PageEvent], PageState]] = {
 _WRONG: Final = 255
 _STATES: Final = tuple(PageState)
 _AWAITED: Final = tuple(s in (PageState.OUTSTANDING, PageState.REQUESTED) for s in PageState)
+_IS_AWAITED: Final = bytes(_AWAITED).ljust(256, b"\0")
 _AFTER: Final = tuple(
     bytes(TRANSITIONS.get((state, event), _WRONG) for state in PageState).ljust(256, b"\xff")
     for event in PageEvent
@@ -85,6 +86,10 @@ class PageStates:
 
     def of(self, pfn: int) -> PageState:
         return _STATES[self._states[pfn]]
+
+    def awaited(self) -> bytearray:
+        """For each pfn 1 if it is still to come, else 0."""
+        return self._states.translate(_IS_AWAITED)
 
     def happens_to(self, event: PageEvent, pfn: int) -> PageState:
         """Apply `event` to one page; returns its previous state. Raises PageStateError."""

@@ -19,9 +19,10 @@ from xen_save_helper.helper.engine.page_states import (
     PageStateError,
     PageStates,
 )
+from xen_save_helper.helper.engine.page_stream import set_bits
 from xen_save_helper.helper.engine.physmap import Physmap
 from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamInput
-from xen_save_helper.helper.hypervisors.interface import Domain, PagingRequest
+from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain, Paging, PagingRequest
 from xen_save_helper.helper.job import PostcopyProgress
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.channel.waits import Patience
@@ -53,8 +54,14 @@ class PostcopyReceiver:
     from then on the guest is not shown requests to suspend; `close` turns paging off."""
 
     def __init__(
-        self, domain: Domain, reader: StreamInput, version: int, environment: Environment
+        self,
+        domain: Domain,
+        reader: StreamInput,
+        version: int,
+        environment: Environment,
+        paging: Paging | None = None,
     ) -> None:
+        """`paging`: that of a pager which has died, and whose place this one takes."""
         job = environment.job
         self._reporter = environment.reporter
         self._abort = environment.abort
@@ -71,7 +78,7 @@ class PostcopyReceiver:
         self._requested: dict[int, float] = {}
         """The pages that vCPUs wait for and that have not arrived, and since when, in order."""
         with ExitStack() as undo:
-            self._paging = domain.mem_paging_enable()
+            self._paging = domain.mem_paging_enable() if paging is None else paging
             undo.callback(self._paging.close)
             self._suspends = HeldSuspend(domain, self._reporter)
             undo.callback(self._suspends.close)
@@ -136,6 +143,18 @@ class PostcopyReceiver:
                 self._paging.evict(backed)
             count -= part
         self._total = self._states.pending
+
+    def missing(self) -> Bitmap:
+        """The pages that are still to come, before the first has."""
+        return self._states.awaited()
+
+    def take_over(self, missing: Bitmap) -> None:
+        """These pages have been listed to a pager that has died, and are still to come."""
+        self._states = PageStates(len(missing))
+        pfns, _ = set_bits(missing, 0, missing.count(1))
+        self._states.happens(PageEvent.LISTED, pfns)
+        self._total = self._states.pending
+        self._paging.wake_all(pfns)
 
     def check_count(self, count: int, offset: int) -> None:
         """Raise DecodeError unless `count` pages, as POSTCOPY_TRANSITION says whose body is at

@@ -381,7 +381,7 @@ class _Restore:
         if self._pager is not None:
             self._next_record()  # END, says the order
             receiver = self._receiver()
-            self._pager.leave(self._results, receiver.progress)
+            self._pager.leave(self._results, receiver.progress, receiver.missing())
             receiver.go_on_over(self._pager.fileno())
             receiver.receive()
             return

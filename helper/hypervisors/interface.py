@@ -45,6 +45,8 @@ class DomainInfo(NamedTuple):
     max_memkb: int
     paged_pages: int = 0
     """Evicted pages, which a pager still has to load."""
+    vcpus: int = 1
+    """One more than `max_vcpu_id`."""
 
 
 class PagingRequest(NamedTuple):
@@ -68,6 +70,13 @@ class Paging(Protocol):
 
     def evict(self, pfns: Pfns) -> None:
         """Take these pages out of the guest; their next access is a request (nominate, evict)."""
+
+    def still_evicted(self, pfns: Pfns) -> Pfns:
+        """Those of these pages that are evicted now, and those that the guest has given back."""
+
+    def wake_all(self, evicted: Pfns) -> None:
+        """Have every vCPU try again that another pager has left waiting: it is a request anew.
+        `evicted` are all pages that are."""
 
     def take_requests(self) -> list[PagingRequest]:
         """All requests that wait, without blocking; a page can be requested more than once."""
@@ -206,6 +215,10 @@ class Domain(ControlledDomain, PageSource, Protocol):
         """xc_mem_paging_enable and the ring. Raises EBUSY if paging is on, and other errors if this
         domain cannot be paged here, with the reason. The domain must be paused; it may be without
         any memory yet."""
+
+    def mem_paging_take_over(self) -> Paging:
+        """Take the place of a pager that has died. Raises OSError: ENOTSUP where a domain does not
+        outlive its pager, EBUSY if the other one's ring cannot be given up now, ESRCH."""
 
     def hold_suspend(self) -> SuspendHold | None:
         """Hide from the domain, which does not run yet, what others ask of it; None where nobody

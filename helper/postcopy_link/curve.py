@@ -6,7 +6,10 @@ has broken at the client's side alone, and never hear the next one.
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
+import threading
 from typing import Any, Final, NamedTuple
 
 import zmq
@@ -56,6 +59,10 @@ class TunnelServer(Tunnel):
                 auth.stop()
                 raise
 
+        self._changing = threading.Lock()
+        self._ended: socket.socket | None = None
+        """The end of a session that is over, until `next_session`."""
+        self._over: set[int] = set()
         super().__init__(zmq.ROUTER, address, port, listen)
         self._port = bound
 
@@ -66,13 +73,50 @@ class TunnelServer(Tunnel):
     def _move(self, address: str, port: int) -> int:
         return _bind(self._socket, address, port)
 
+    def next_session(self) -> bool:
+        """Whether another client has begun a session, which `fileno` is from now on; what was the
+        descriptor, and has ended, is closed."""
+        with self._changing:
+            if self._ended is None:
+                return False
+            self._ended.close()
+            self._ended = None
+            return True
+
+    def fileno(self) -> int:
+        with self._changing:
+            return (self._ended or self._near).fileno()
+
+    def _admits(self, session: int) -> bool:
+        if session in self._over:
+            return False
+        if session != self._session:
+            if self._session:
+                self._over.add(self._session)
+                self._renew()
+            self._session = session
+        return True
+
+    def _renew(self) -> None:
+        with self._changing:
+            self._far.close()
+            if self._ended is None:
+                self._ended = self._near
+            else:
+                self._near.close()
+            self._begin()
+
     def _send(self, frame: bytes) -> None:
+        if not self._session:
+            raise zmq.ZMQError(errno.EHOSTUNREACH)
         self._socket.send_multipart([_CLIENT, frame], zmq.NOBLOCK)
 
     def _receive(self) -> bytes:
         return self._socket.recv_multipart(zmq.NOBLOCK)[-1]
 
     def close(self, linger: float = LINGER_SECONDS) -> None:
+        if self._ended is not None:
+            self._ended.close()
         self._end(linger)
         self._authenticator.stop()
         super().close(0)
@@ -89,7 +133,7 @@ class TunnelClient(Tunnel):
             sock.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
             sock.connect(_endpoint(address, port))
 
-        super().__init__(zmq.DEALER, address, port, connect)
+        super().__init__(zmq.DEALER, address, port, connect, int.from_bytes(os.urandom(8)) or 1)
 
     def _move(self, address: str, port: int) -> int:
         self._socket.disconnect(_endpoint(self._address, self._port))

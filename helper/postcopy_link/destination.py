@@ -6,8 +6,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xen_save_helper.helper.postcopy_link import record
 from xen_save_helper.helper.postcopy_link.curve import Keys, TunnelClient
 from xen_save_helper.helper.postcopy_link.watched import Watched, Work
 from xen_save_helper.helper.watchdog import die_with_parent
@@ -17,7 +19,7 @@ from xen_save_helper.ipc_schema.control import Role
 if TYPE_CHECKING:
     from xen_save_helper.helper.abort import Abort
     from xen_save_helper.helper.channels.channel import Channel
-    from xen_save_helper.helper.hypervisors.interface import Domain
+    from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain
     from xen_save_helper.helper.job import Job, PostcopyProgress, RestoreResults
     from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
     from xen_save_helper.ipc_schema.trace import Trace
@@ -33,6 +35,8 @@ class Pager:
         self._trace = trace
         self._tunnel: TunnelClient | None = None
         self._watched: Watched | None = None
+        self._offer: PostcopyOffer | None = None
+        self._record: Path | None = None
 
     def offered(self, offer: PostcopyOffer, domain: Domain) -> None:
         """Connect to the page server, and say whether this domain can be paged."""
@@ -41,6 +45,7 @@ class Pager:
             domain.mem_paging_enable().close()
         except OSError as error:
             refusal = error.strerror or str(error)
+        self._offer = offer
         keys = Keys(offer.client_key.encode(), offer.client_secret.encode())
         self._tunnel = TunnelClient(offer.address, offer.port, keys, offer.server_key.encode())
         self._trace.event("page_server", address=offer.address, port=offer.port, refusal=refusal)
@@ -54,7 +59,9 @@ class Pager:
         assert self._tunnel is not None
         return self._tunnel.fileno()
 
-    def leave(self, results: RestoreResults, progress: Callable[[], PostcopyProgress]) -> None:
+    def leave(
+        self, results: RestoreResults, progress: Callable[[], PostcopyProgress], missing: Bitmap
+    ) -> None:
         """Tell the controller that the domain is restored, and go on without it. Raises
         ChannelError."""
         assert self._tunnel is not None
@@ -80,13 +87,44 @@ class Pager:
                 os.close(fd)
         self._trace.event("pager")
         hypervisor, domid = request.hypervisor, request.domid
-        work = Work(Role.PAGER, hypervisor, domid, progress, self._tunnel, self._abort)
+        work = Work(Role.PAGER, hypervisor, domid, progress, self._tunnel, self._abort, self._moved)
         self._watched = Watched(work, self._job.control, self._trace)
+        self._put_on_record(missing)
         os.write(self._job.parent, b"\0")
         os.close(self._job.parent)
 
+    def _put_on_record(self, missing: Bitmap) -> None:
+        """For another pager, if this one is killed."""
+        assert self._watched is not None
+        assert self._offer is not None
+        if not self._watched.name:
+            return
+        request, offer = self._job.request, self._offer
+        found = record.Record(
+            hypervisor=request.hypervisor,
+            domid=request.domid,
+            address=offer.address,
+            port=offer.port,
+            server_key=offer.server_key,
+            client_key=offer.client_key,
+            client_secret=offer.client_secret,
+        )
+        path = record.path_of(self._job.control, self._watched.name)
+        try:
+            record.write(path, found, missing)
+        except OSError as error:
+            self._trace.event("no_record", error=str(error))
+        else:
+            self._record = path
+
+    def _moved(self, address: str, port: int) -> None:
+        if self._record is not None:
+            record.moved(self._record, address, port)
+
     def close(self) -> None:
         error = sys.exception()
+        if self._record is not None:
+            record.remove(self._record)
         if self._watched is not None:
             self._watched.close(words_of(error) if error and self._progress().left else "")
         if self._tunnel is None:

@@ -23,7 +23,7 @@ class KeptPages:
     is gone, too. Raises OSError."""
 
     def __init__(self, domain: Domain, bitmap: Bitmap) -> None:
-        self.bitmap = bitmap
+        self.bitmap = bytes(bitmap)
         self.pages = bitmap.count(1)
         self._domain = domain
         self._runs: list[_Run] = []
@@ -43,6 +43,11 @@ class KeptPages:
                 self._runs.append(_Run(first, count, view[octets:][: count * PAGE_SIZE]))
                 octets += count * PAGE_SIZE
         self._firsts = [run.first for run in self._runs]
+
+    def among(self, missing: Bitmap) -> Bitmap:
+        """Those of the pages that are among the missing ones, too."""
+        both = int.from_bytes(self.bitmap, "little") & int.from_bytes(missing, "little")
+        return Bitmap(both.to_bytes(len(self.bitmap), "little"))
 
     def foreign_map(self, pfns: Pfns, *, writable: bool = False) -> list[memoryview]:
         """As `interface.Domain`'s, of pages that are kept."""

@@ -33,10 +33,11 @@ from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.channels.silent_channel import SilentChannel
 from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.postcopy_save import PostcopySender
-from xen_save_helper.helper.engine.stream_io import StreamOutput
+from xen_save_helper.helper.engine.stream_io import StreamInput, StreamOutput
 from xen_save_helper.helper.hypervisors import open_domain
 from xen_save_helper.helper.hypervisors.interface import Bitmap
-from xen_save_helper.helper.job import Job, StreamCounts
+from xen_save_helper.helper.job import Job, PostcopyProgress, StreamCounts
+from xen_save_helper.helper.postcopy_link import record
 from xen_save_helper.helper.postcopy_link.curve import TunnelServer, new_keys
 from xen_save_helper.helper.postcopy_link.kept_pages import KeptPages
 from xen_save_helper.helper.postcopy_link.watched import Watched, Work
@@ -145,39 +146,81 @@ def _serve(
     line: socket.socket, kept: KeptPages, tunnel: TunnelServer, options: Options, trace: Trace
 ) -> int:
     """Until the other side has all, or wants none; returns the exit status."""
-    fd, domid = tunnel.fileno(), options.domid
     over = threading.Event()
     with Abort(signals=frozenset({signal.SIGTERM})) as abort:
         watch = threading.Thread(target=_watch, args=(kept, abort, over))
         watch.start()
-        reporter = Reporter(SilentChannel(), abort, trace)
-        job = Job(HelperRequest(Operation.SAVE, domid, fd, fd))
-        out = StreamOutput(fd, abort, options.bandwidth)
-        sender = PostcopySender(kept, out, Environment(job, reporter, abort, StreamCounts()))
-        sender.take_over(kept.bitmap)
-        work = Work(Role.PAGE_SERVER, options.hypervisor, domid, sender.progress, tunnel, abort)
+        sending = _Sending(kept, tunnel, options, abort, trace)
+        work = Work(
+            Role.PAGE_SERVER, options.hypervisor, options.domid, sending.progress, tunnel, abort
+        )
         watched = Watched(work, options.control, trace)
         _say(line, {"serves": watched.name})
         ended: dict[str, str] = {}
-        trace.event("pages_kept", domid=domid, pages=kept.pages)
+        trace.event("pages_kept", domid=options.domid, pages=kept.pages)
         try:
-            sender.send_pages()
-            sender.drain()
-            out.write([encode_record(record_number(RecordType.END, VERSION), b"")])
+            sending.send_all()
         except (OSError, ValueError) as error:
             reason = words_of(error)
             if abort.errnoval != errno.ECANCELED and (abort.requested or not _stays(kept)):
                 ended["why_not"] = reason
                 raise
             ended["told"] = f"its pages are not wanted: {reason}"
-            trace.event("pages_not_wanted", domid=domid, reason=reason)
+            trace.event("pages_not_wanted", domid=options.domid, reason=reason)
             return EXIT_RUNS_HERE
         finally:
             over.set()
             watch.join()
             watched.close(**ended)
-    trace.event("pages_gone", domid=domid)
+    trace.event("pages_gone", domid=options.domid)
     return 0
+
+
+class _Sending:
+    """To a pager, and to another one that takes its place."""
+
+    def __init__(
+        self, kept: KeptPages, tunnel: TunnelServer, options: Options, abort: Abort, trace: Trace
+    ) -> None:
+        self._kept = kept
+        self._tunnel = tunnel
+        self._options = options
+        self._abort = abort
+        self._trace = trace
+        self._statistics = StreamCounts()
+        self._begin(Bitmap(kept.bitmap))
+
+    def progress(self) -> PostcopyProgress:
+        """From any thread."""
+        return self._sender.progress()
+
+    def send_all(self) -> None:
+        """Raises OSError, ValueError."""
+        while True:
+            try:
+                self._sender.send_pages()
+                self._sender.drain()
+                self._out.write([encode_record(record_number(RecordType.END, VERSION), b"")])
+                return
+            except (OSError, ValueError):
+                if self._abort.requested or not self._tunnel.next_session():
+                    raise
+            self._begin(self._kept.among(self._missing()))
+
+    def _begin(self, bitmap: Bitmap) -> None:
+        fd, options = self._tunnel.fileno(), self._options
+        reporter = Reporter(SilentChannel(), self._abort, self._trace)
+        job = Job(HelperRequest(Operation.SAVE, options.domid, fd, fd))
+        self._out = StreamOutput(fd, self._abort, options.bandwidth)
+        environment = Environment(job, reporter, self._abort, self._statistics)
+        self._sender = PostcopySender(self._kept, self._out, environment)
+        self._sender.take_over(bitmap)
+
+    def _missing(self) -> Bitmap:
+        """What another pager says it lacks, as its first word."""
+        missing = record.read_missing(StreamInput(self._tunnel.fileno(), self._abort))
+        self._trace.event("pager_again", domid=self._options.domid, missing=missing.count(1))
+        return missing
 
 
 def _watch(kept: KeptPages, abort: Abort, over: threading.Event) -> None:

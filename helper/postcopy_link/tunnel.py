@@ -1,5 +1,8 @@
 """A stream of bytes in both directions, authenticated and encrypted, that outlives its connection.
 
+A session is what two processes have to say to each other. A client that has taken the place of one
+that died begins another, and the server's side of the old one ends.
+
 It runs over ZeroMQ (`curve` has the two ends). ZeroMQ makes a broken connection anew, but forgets
 what was on its way: so each side numbers its bytes, keeps those that the other has not confirmed,
 and sends them again. What is confirmed has been read there, so neither side holds more than a
@@ -22,8 +25,8 @@ from typing import Any, Final, NamedTuple
 
 import zmq
 
-_FRAME: Final = struct.Struct("<QQB")
-"""The number of the first byte, how many have been received, and an `_End`."""
+_FRAME: Final = struct.Struct("<QQQB")
+"""The session, the number of the first byte, how many have been received, and an `_End`."""
 _AT_ONCE: Final = 1 << 18
 _WINDOW: Final = 4 << 20
 """Bytes that may be on their way, unconfirmed."""
@@ -77,25 +80,19 @@ class Tunnel:
         address: str,
         port: int,
         connect: Callable[[zmq.Context[Any], zmq.Socket[bytes]], None],
+        session: int = 0,
     ) -> None:
+        """`session` is 0 for the side that takes those of the other."""
         self._address, self._port = address, port
+        self._session = session
         self._orders: SimpleQueue[_Order] = SimpleQueue()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(kind)
-        self._near, self._far = socket.socketpair()
-        self._far.setblocking(False)
         self._socket.setsockopt(zmq.LINGER, _LAST_WORD_MS)
         self._socket.setsockopt(zmq.TCP_MAXRT, _DEAD_LINK_MS)
         self._socket.setsockopt(zmq.SNDHWM, _FRAMES)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
-        self._unconfirmed = bytearray()
-        self._said = 0
-        """How many of the unconfirmed bytes have been given to ZeroMQ."""
-        self._confirmed = 0
-        self._received = 0
-        self._to_give = bytearray()
-        self._ours_ended = self._ours_told = self._theirs_ended = self._theirs_told = False
-        self._heard = self._went_on = time.monotonic()
+        self._begin()
         self._closing = False
         self._given_up = False
         self._stop = threading.Event()
@@ -107,6 +104,19 @@ class Tunnel:
             raise
         self._thread = threading.Thread(target=self._run, name="tunnel", daemon=True)
         self._thread.start()
+
+    def _begin(self) -> None:
+        """A session."""
+        self._near, self._far = socket.socketpair()
+        self._far.setblocking(False)
+        self._unconfirmed = bytearray()
+        self._said = 0
+        """How many of the unconfirmed bytes have been given to ZeroMQ."""
+        self._confirmed = 0
+        self._received = 0
+        self._to_give = bytearray()
+        self._ours_ended = self._ours_told = self._theirs_ended = self._theirs_told = False
+        self._heard = self._went_on = time.monotonic()
 
     def fileno(self) -> int:
         return self._near.fileno()
@@ -150,6 +160,10 @@ class Tunnel:
         """Raises zmq.Again if nothing is there."""
         raise NotImplementedError
 
+    def _admits(self, session: int) -> bool:
+        """In the thread: whether what is said in this session is for us."""
+        return session == self._session
+
     def _release(self) -> None:
         self._far.close()
         self._socket.close()
@@ -165,10 +179,12 @@ class Tunnel:
     # In the thread.
 
     def _run(self) -> None:
-        poller = zmq.Poller()
+        # To be known to the other side.
+        self._say_confirmed()
         while not self._stop.is_set() and not (
             self._closing and self._ours_told and self._theirs_ended
         ):
+            poller = zmq.Poller()
             unsaid = self._said < len(self._unconfirmed)
             poller.register(self._socket, zmq.POLLIN | (zmq.POLLOUT if unsaid else 0))
             events = zmq.POLLIN if self._may_take() else 0
@@ -244,7 +260,7 @@ class Tunnel:
         if self._theirs_ended and not self._to_give:
             confirmed += 1  # their end
         try:
-            self._send(_FRAME.pack(self._confirmed + at, confirmed, end) + data)
+            self._send(_FRAME.pack(self._session, self._confirmed + at, confirmed, end) + data)
         except zmq.ZMQError as error:
             if error.errno not in (errno.EAGAIN, errno.EHOSTUNREACH):
                 raise
@@ -265,7 +281,9 @@ class Tunnel:
                 break
             if len(frame) < _FRAME.size:
                 continue
-            start, confirmed, end = _FRAME.unpack_from(frame)
+            session, start, confirmed, end = _FRAME.unpack_from(frame)
+            if not self._admits(session):
+                continue
             self._confirm(confirmed)
             data = memoryview(frame)[_FRAME.size :]
             skip = self._received - start

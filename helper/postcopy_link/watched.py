@@ -44,6 +44,8 @@ class Work(NamedTuple):
     progress: Callable[[], PostcopyProgress]
     tunnel: Tunnel
     abort: Abort
+    moved: Callable[[str, int], None] = lambda _address, _port: None
+    """Called when the other side is reached at another address. Raises OSError, ValueError."""
 
 
 class Watched:
@@ -112,6 +114,7 @@ class Watched:
             raise ValueError("want an address and a port")
         link = self._work.tunnel.move(address, port)
         self._trace.event("reconnect", address=link.address, port=link.port)
+        self._work.moved(link.address, link.port)
         return {"address": link.address, "port": link.port}
 
     def _status(self) -> PostcopyStatus:

@@ -250,10 +250,24 @@ static long set_cpu_policy(struct guest *guest, void *argument, uint32_t short_b
     return 0;
 }
 
+static long pausedomain(struct guest *guest, void *argument, uint32_t short_by)
+{
+    guest->domain->flags |= XEN_DOMINF_paused;
+    return 0;
+}
+
+static long unpausedomain(struct guest *guest, void *argument, uint32_t short_by)
+{
+    guest->domain->flags &= ~XEN_DOMINF_paused;
+    return 0;
+}
+
 #define ANSWERED_BY(number, answer) {number, #number, answer}
 
 static const struct operation domctls[] = {
     ANSWERED_BY(XEN_DOMCTL_getdomaininfo, getdomaininfo),
+    ANSWERED_BY(XEN_DOMCTL_pausedomain, pausedomain),
+    ANSWERED_BY(XEN_DOMCTL_unpausedomain, unpausedomain),
     ANSWERED_BY(XEN_DOMCTL_getpageframeinfo3, getpageframeinfo3),
     ANSWERED_BY(XEN_DOMCTL_gethvmcontext, gethvmcontext),
     ANSWERED_BY(XEN_DOMCTL_sethvmcontext, sethvmcontext),

@@ -88,6 +88,7 @@ def halfway(
     migration: Migration, source: Domain, destination: Domain, control: Path
 ) -> Iterator[Halfway]:
     def stop(_fields: dict[str, Any]) -> None:
+        wait_for(lambda: migration.traced("pages_kept"), "it keeps nobody waiting")
         os.kill(pid_of(Role.PAGE_SERVER, control), signal.SIGSTOP)
 
     migration.restored = stop
@@ -222,6 +223,7 @@ def test_another_way(
     told: dict[str, Any] = {}
 
     def move(_fields: dict[str, Any]) -> None:
+        wait_for(lambda: migration.traced("pages_kept"), "it keeps nobody waiting")
         pid_of(Role.PAGE_SERVER, control)
         (server,) = control_of.processes(control)
         asked = {"address": "127.0.0.3", "port": 0}
@@ -250,3 +252,38 @@ def test_a_guest_that_is_destroyed_ends_its_pager(
         assert code == 1
         assert re.search("domain 2( is gone|: No such process)", complaint), complaint
         wait_for(lambda: gone(half.pager), "it has gone")
+
+
+def test_another_pager_takes_the_place_of_one_that_died(
+    machine: Machine,
+    migration: Migration,
+    source: Domain,
+    destination: Domain,
+    control: Path,
+    postcopy: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in migration.environment.items():
+        monkeypatch.setenv(name, value)
+    with halfway(migration, source, destination, control) as half:
+        assert not destination.access(ALL[-1])
+        waits_for(postcopy, lambda row: row["faults"])
+        code, _, complaint = postcopy("restart", "2")
+        assert code == 1
+        assert "it has not died" in complaint
+        os.kill(half.pager, signal.SIGKILL)
+        wait_for(lambda: gone(half.pager), "it has died")
+        assert "has died" in postcopy("status", "2")[1][0]["lost"]
+        os.kill(half.server, signal.SIGCONT)
+        code, told, complaint = postcopy("restart", "2", "--events", str(migration.events))
+        assert code == 0, complaint
+        assert told["process"].startswith("pager-2-")
+        assert destination.go_on() == 0
+        assert destination.read(ALL[-1]) == half.expected[ALL[-1]]
+        assert postcopy("wait")[0] == 0
+        wait_for(lambda: gone(half.server), "the page server has ended")
+        assert {pfn: destination.page(pfn) for pfn in half.expected} == half.expected
+        assert list(control.iterdir()) == []
+    # What the first one had, which the kernel takes back.
+    machine.state.handles_open -= 6
+    machine.state.buffers_held -= 1

@@ -1,5 +1,5 @@
-"""The commands postcopy list, status, wait, reconnect and abandon: what goes on after a migration
-whose last pages go over a link of their own."""
+"""The commands postcopy list, status, wait, reconnect, restart and abandon: what goes on after a
+migration whose last pages go over a link of their own."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ from xen_save_helper.toolstack.commands.common import (
 )
 from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.helpers.control import EndedError
+from xen_save_helper.toolstack.helpers.pager import start_again
+from xen_save_helper.toolstack.rules.handshake import INCOMING
 from xen_save_helper.toolstack.xl.outcome import ExitCode
 
 _LONGEST_END: Final = 30.0
@@ -106,6 +108,29 @@ def reconnect(arguments: argparse.Namespace) -> int:
     return show(arguments, told, lambda: print(text))
 
 
+def restart(arguments: argparse.Namespace) -> int:
+    """Start another pager in the place of one that has died."""
+    directory = _directory(arguments)
+    process = _one_of_guest(directory, arguments.name)
+    if process.role is not Role.PAGER:
+        raise CommandError(
+            f"{_named(process)}: its pages are lost with it; only a pager can follow"
+        )
+    try:
+        control.status(directory, process)
+    except EndedError as error:
+        if not error.lost or process.ended:
+            raise _has_ended(process, error) from None
+    except TimeoutError as error:
+        raise CommandError(f"{error}: it has not died") from None
+    else:
+        raise CommandError(f"{_named(process)}: it has not died")
+    serves = start_again(directory, process, arguments.events or "")
+    control.forget(directory, process)
+    text = f"{_named(process)}: another one has taken its place ({serves})"
+    return show(arguments, {"process": serves}, lambda: print(text))
+
+
 def abandon(arguments: argparse.Namespace) -> int:
     """End a page server or pager, or forget one that has ended."""
     directory = _directory(arguments)
@@ -174,7 +199,7 @@ def _domain(directory: Path, process: Identity) -> str:
     try:
         return control.status(directory, process).domain
     except (EndedError, OSError):
-        return process.domain
+        return process.domain.removesuffix(INCOMING)
 
 
 def _row(directory: Path, process: Identity) -> dict[str, Any]:

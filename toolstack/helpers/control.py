@@ -12,6 +12,7 @@ from typing import Any, Final
 from xen_save_helper.ipc_schema.control import (
     IDENTITY,
     LONGEST_LINE,
+    PAGES,
     SOCKET,
     Ask,
     Identity,
@@ -95,7 +96,7 @@ def wait(directory: Path, process: Identity, seconds: float) -> None:
 
 def forget(directory: Path, process: Identity) -> None:
     """Remove what a process that has ended has left behind. Raises OSError."""
-    for suffix in (SOCKET, IDENTITY):
+    for suffix in (SOCKET, IDENTITY, PAGES):
         (directory / (process.name + suffix)).unlink(missing_ok=True)
 
 

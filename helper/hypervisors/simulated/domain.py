@@ -197,6 +197,11 @@ class SimulatedDomain(OpenDomain):
             raise OSError(errno.EBUSY, f"paging of domain {self.domid} is on already")
         return open_paging(shared, control.connect(self._directory, self._timeout))
 
+    def mem_paging_take_over(self) -> Paging:
+        raise OSError(
+            errno.ENOTSUP, f"domain {self.domid} is a simulated one, which ends with its pager"
+        )
+
     def hold_suspend(self) -> None:
         """Only helpers of ours save it."""
 

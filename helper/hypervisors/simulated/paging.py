@@ -20,7 +20,7 @@ from xen_save_helper.helper.hypervisors.simulated import control, userfault
 from xen_save_helper.helper.hypervisors.simulated.layout import P2M, PAGE_SIZE
 from xen_save_helper.helper.hypervisors.simulated.shared import SharedMemory
 from xen_save_helper.helper.hypervisors.simulated.userfault import Fault
-from xen_save_helper.ipc_schema.streams.pfns import Pfns, runs_of
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of, runs_of
 
 _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2
@@ -77,6 +77,12 @@ class SimulatedPaging:
             # The state first: a running guest must not take the hole for a page.
             p2m[first : first + count] = _PAGED_OUT * count
             _punch_hole(self._shared.memory_fd, first * PAGE_SIZE, count * PAGE_SIZE)
+
+    def still_evicted(self, pfns: Pfns) -> Pfns:
+        return pfns_of(pfn for pfn in pfns if self._p2m[pfn] == P2M.PAGED_OUT)
+
+    def wake_all(self, evicted: Pfns) -> None:
+        """Nobody waits: a guest does not outlive a pager."""
 
     def take_requests(self) -> list[PagingRequest]:
         self._read_events()

@@ -39,6 +39,7 @@ class XenControlledDomain:
             nr_pages=info.tot_pages,
             max_memkb=info.max_pages * PAGE_KIB,
             paged_pages=info.paged_pages,
+            vcpus=info.max_vcpu_id + 1,
         )
 
     def logdirty_off(self) -> None:

@@ -221,6 +221,11 @@ class XenDomain(XenControlledDomain):
 
         return XenPaging(self, self._call, self._memory)
 
+    def mem_paging_take_over(self) -> XenPaging:
+        from xen_save_helper.helper.hypervisors.xen.paging import XenPaging
+
+        return XenPaging(self, self._call, self._memory, take_over=True)
+
     def hold_suspend(self) -> XenSuspendHold:
         """Raises OSError if xenstored or the domain's node is missing."""
         from xen_save_helper.helper.hypervisors.xen.suspend_hold import XenSuspendHold

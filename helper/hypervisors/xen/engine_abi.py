@@ -74,6 +74,8 @@ _CONTROL: Final[Prototypes] = {
     "xc_domain_claim_pages": (ctypes.c_int, (INTERFACE, DOMID, ctypes.c_ulong)),
     "xc_mem_paging_enable": (ctypes.c_int, (INTERFACE, DOMID, ctypes.POINTER(ctypes.c_uint32))),
     "xc_mem_paging_disable": (ctypes.c_int, (INTERFACE, DOMID)),
+    "xc_domain_pause": (ctypes.c_int, (INTERFACE, DOMID)),
+    "xc_domain_unpause": (ctypes.c_int, (INTERFACE, DOMID)),
     # xch, domid, first_pfn, nr
     "xc_hvm_modified_memory": (
         ctypes.c_int,

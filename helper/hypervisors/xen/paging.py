@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from typing import Final, Protocol
 
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, DomainInfo, PagingRequest
@@ -21,7 +22,13 @@ from xen_save_helper.helper.hypervisors.xen.paging_calls import (
     LOADED_AT_ONCE,
     PagingCalls,
 )
-from xen_save_helper.helper.hypervisors.xen.paging_ring import PagingRing, RingRequest
+from xen_save_helper.helper.hypervisors.xen.paging_ring import (
+    INTERFACE_VERSION,
+    REASON_MEM_PAGING,
+    VCPU_PAUSED,
+    PagingRing,
+    RingRequest,
+)
 from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of
 
 _PAGING_RING_PFN: Final = 27
@@ -29,6 +36,7 @@ _PAGING_RING_PFN: Final = 27
 _USUAL_RING: Final = 0xFEFF8
 """Where libxl has it (special_pfn(SPECIALPAGE_PAGING) of xg_dom_x86.c)."""
 
+_TYPES_AT_ONCE: Final = 1024
 _MOST: Final = LOADED_AT_ONCE * PAGE_SIZE
 
 _XTAB: Final = 0xF << 28
@@ -73,18 +81,40 @@ class XenPaging:
     loaded_at_once = 16
     """As many as a sender's record has (postcopy_pages.POSTCOPY_BATCH)."""
 
-    def __init__(self, domain: PagedDomain, call: Call, memory: ForeignMemory) -> None:
+    def __init__(
+        self, domain: PagedDomain, call: Call, memory: ForeignMemory, *, take_over: bool = False
+    ) -> None:
+        """`take_over`: another pager has died."""
         self._domain = domain
         self._domid = domain.domid
         self._call = call
         self._memory = memory
         self._waiting: dict[int, list[RingRequest]] = {}
         """Requests of paused vCPUs that have had no response, by pfn."""
-        self._claimed = False
+        self._to_wake: list[int] = []
+        """vCPUs that may wait for a pager which has died."""
+        self._mapping: threading.Thread | None = None
+        self._unanswered = 0
+        """Requests that are to get no response, since there was one already."""
+        self._claimed = take_over
         self._enabled = False
         with ExitStack() as undo:
-            self._enable(undo)
+            if take_over:
+                self._enable_anew(undo)
+            else:
+                self._enable(undo)
             self._undo = undo.pop_all()
+
+    def _enable_anew(self, undo: ExitStack) -> None:
+        """The ring of a pager that has died cannot be had, since it is no page of the guest, and
+        what was in it is lost. Without a ring a guest that accesses an evicted page is crashed, so
+        it is paused."""
+        self._call("xc_domain_pause")
+        try:
+            self._call("xc_mem_paging_disable")
+            self._enable(undo)
+        finally:
+            self._try("xc_domain_unpause")
 
     def _enable(self, undo: ExitStack) -> None:
         """xc_vm_event_enable, for a domain that is paused; and the event channel."""
@@ -179,6 +209,37 @@ class XenPaging:
                 )
             time.sleep(_PAUSE)
 
+    def still_evicted(self, pfns: Pfns) -> Pfns:
+        found = []
+        for start in range(0, len(pfns), _TYPES_AT_ONCE):
+            part = pfns[start : start + _TYPES_AT_ONCE]
+            kinds = (ctypes.c_uint64 * len(part))(*part)
+            self._call("xc_get_pfn_type_batch", len(part), kinds)
+            found += [pfn for pfn, kind in zip(part, kinds, strict=True) if kind & _XTAB == _XTAB]
+        return pfns_of(found)
+
+    def wake_all(self, evicted: Pfns) -> None:
+        """A response wakes the vCPU that it names, whatever its request was; without a request Xen
+        would take the ring to have a place more than it has. So pages are mapped, whose requests
+        need no response of their own. A page that a vCPU waits for makes none."""
+        self._to_wake = list(range(self._domain.getinfo().vcpus))
+        taken = evicted[: len(self._to_wake)]
+        self._mapping = threading.Thread(target=self._map, args=(taken,), daemon=True)
+        self._mapping.start()
+
+    def _map(self, pfns: Pfns) -> None:
+        """Returns once they have been loaded."""
+        with suppress(OSError), closing(ForeignMemory(self._domid)) as memory:
+            memory.unmap(memory.map(pfns, writable=False))
+
+    def _wake_the_rest(self) -> None:
+        """There were too few pages. The next requests that need no response get none."""
+        if self._to_wake and self._mapping is not None and not self._mapping.is_alive():
+            self._unanswered = len(self._to_wake)
+            self._ring.answer([_waking(vcpu) for vcpu in self._to_wake])
+            self._events.notify()
+            self._to_wake = []
+
     def take_requests(self) -> list[PagingRequest]:
         """Those of dom0, for a page that it wants to map, are among them; their `vcpu` is
         dom0's."""
@@ -190,6 +251,10 @@ class XenPaging:
         for request in requests:
             if request.waits:
                 self._waiting.setdefault(request.pfn, []).append(request)
+            elif self._to_wake:
+                free.append(_waking(self._to_wake.pop(), request))
+            elif self._unanswered:
+                self._unanswered -= 1
             else:
                 # Nobody waits for the response, but the ring's place is needed.
                 free.append(request)
@@ -218,6 +283,7 @@ class XenPaging:
                 part = data[start : start + _MOST]
                 self._calls.load(first + start // PAGE_SIZE, part)
         self._mark_dirty(first, size // PAGE_SIZE)
+        self._wake_the_rest()
         if self._waiting:
             self._answer_for(range(first, first + size // PAGE_SIZE))
 
@@ -268,6 +334,7 @@ class XenPaging:
         deadline = time.monotonic() + _TURN_OFF_SECONDS
         while self._enabled:
             self.take_requests()
+            self._wake_the_rest()
             if not self._domain.getinfo().paged_pages:
                 self._answer_for(list(self._waiting))
             try:
@@ -287,6 +354,12 @@ class XenPaging:
         """What cannot be undone goes with the domain, which may be gone already."""
         with suppress(OSError):
             self._call(function, *arguments)
+
+
+def _waking(vcpu: int, request: RingRequest | None = None) -> RingRequest:
+    """What to answer to have this vCPU try again, if it waits."""
+    request = request or RingRequest(INTERFACE_VERSION, 0, REASON_MEM_PAGING, vcpu, 0, 0)
+    return request._replace(vcpu=vcpu, flags=VCPU_PAUSED)
 
 
 def _one(pfn: int) -> ctypes.Array[ctypes.c_uint64]:

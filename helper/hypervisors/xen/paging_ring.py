@@ -26,7 +26,11 @@ _ENTRY: Final = 400
 _FIELDS: Final = struct.Struct("=IIII8xQ4xI")
 """version, flags, reason, vcpu_id, then of struct vm_event_paging: gfn, p2mt, flags."""
 
-_VCPU_PAUSED: Final = 1 << 0
+INTERFACE_VERSION: Final = 7
+"""VM_EVENT_INTERFACE_VERSION, of Xen 4.15 to 4.22."""
+REASON_MEM_PAGING: Final = 3
+"""VM_EVENT_REASON_MEM_PAGING."""
+VCPU_PAUSED: Final = 1 << 0
 _DROP_PAGE: Final = 1 << 0
 
 
@@ -45,7 +49,7 @@ class RingRequest(NamedTuple):
     def waits(self) -> bool:
         """Whether a vCPU of the guest is paused until the response. Requests of dom0
         (VM_EVENT_FLAG_FOREIGN) have dom0's vCPU, and pause none."""
-        return bool(self.flags & _VCPU_PAUSED)
+        return bool(self.flags & VCPU_PAUSED)
 
     @property
     def dropped(self) -> bool:
@@ -85,7 +89,7 @@ class PagingRing:
     def answer(self, requests: Iterable[RingRequest]) -> None:
         """Put in the responses to requests that were taken. Xen must then be notified."""
         for request in requests:
-            answer = request._replace(flags=request.flags & _VCPU_PAUSED)
+            answer = request._replace(flags=request.flags & VCPU_PAUSED)
             _FIELDS.pack_into(self._page, _place(self._answered), *answer)
             self._answered = self._answered + 1 & _U32
         self._counters[_RSP_PROD] = self._answered

@@ -47,6 +47,7 @@ class XenDomainInfo(NamedTuple):
     shared_info_frame: int
     cpu_time: int
     nr_online_vcpus: int
+    max_vcpu_id: int
     handle: bytes
 
     @property
@@ -193,6 +194,7 @@ class Xenctrl:
                 shared_info_frame=info.shared_info_frame,
                 cpu_time=info.cpu_time,
                 nr_online_vcpus=info.nr_online_vcpus,
+                max_vcpu_id=info.max_vcpu_id,
                 handle=bytes(info.handle),
             )
             for info in infos[:found]

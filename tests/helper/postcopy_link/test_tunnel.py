@@ -205,3 +205,29 @@ def test_where_it_cannot_go(address: str, port: int, error: type[Exception], tex
         sent = pool.submit(send, server, b"here")
         assert receive(client) == b"here"
         sent.result(10)
+
+
+def test_another_takes_the_place_of_a_client_that_died() -> None:
+    """The server's side of the old session ends, and what was said in it reaches nobody else."""
+    ours, theirs = new_keys(), new_keys()
+    with closing(TunnelServer("127.0.0.1", 0, ours, theirs.public)) as server:
+        first = TunnelClient("127.0.0.1", server.port, theirs, ours.public)
+        os.write(first.fileno(), b"first")
+        assert os.read(server.fileno(), 100) == b"first"
+        old = server.fileno()
+        os.write(old, b"for the first")
+        assert not server.next_session()
+        with closing(TunnelClient("127.0.0.1", server.port, theirs, ours.public)) as second:
+            os.write(second.fileno(), b"second")
+            assert os.read(old, 100) == b""
+            assert server.fileno() == old
+            assert server.next_session()
+            assert os.read(server.fileno(), 100) == b"second"
+            os.write(server.fileno(), b"for the second")
+            assert os.read(second.fileno(), 100) == b"for the second"
+            # It was not dead, but nobody hears it any more.
+            os.write(first.fileno(), b"first again")
+            os.write(second.fileno(), b"second again")
+            assert os.read(server.fileno(), 100) == b"second again"
+            assert not server.next_session()
+        first.close(0)

@@ -264,7 +264,7 @@ def _stands(lab: Lab, guest: Guest) -> tuple[int, int]:
     def serves() -> bool:
         there = processes(Path(DEFAULT_DIRECTORY))
         servers[:] = [one for one in there if one.role is Role.PAGE_SERVER]
-        return bool(servers)
+        return bool(servers and lab.events("pages_kept"))
 
     # Often, but it must leave the processor to those who work.
     wait_until("pages are kept", serves, COMMAND_SECONDS, 0.03)
@@ -321,6 +321,42 @@ def page_server_killed(lab: Lab, kind: str) -> None:
     assert _listed() == []
 
 
+def pager_killed(lab: Lab, kind: str) -> None:
+    """Another one takes its place, while vCPUs wait for what the first was to bring."""
+    guest = lab.guest(kind, vcpus=2)
+    server, pager = _stands(lab, guest)
+    domid = lab.domid(guest)
+    wait_until("a vCPU waits", lambda: _status(domid)[0]["faults"], 60, every=1)
+    os.kill(pager, signal.SIGKILL)
+    wait_until("it has died", lambda: "has died" in _status(domid)[0]["lost"], 60, every=1)
+    os.kill(server, signal.SIGCONT)
+    succeeds("postcopy", "restart", str(domid), "--events", lab.trace)
+    succeeds("postcopy", "wait", "--timeout", str(_PAGES_SECONDS))
+    wait_until("the pager ends", lambda: not lab.running("xen_save_helper.helper"), 60)
+    (again,) = (event for event in lab.events("pager_again") if event["process"] == "helper")
+    lab.figure("pages that the second one brought", again["missing"])
+    lab.assert_only(guest)
+    guest.goes_on()
+    lab.migrate(guest)
+
+
+def over_a_link(lab: Lab, kind: str) -> None:
+    """Our controllers at both ends, which end while pages are still to come."""
+    guest = lab.guest(kind)
+    before = lab.domid(guest)
+    options = ("--postcopy", "--link", "127.0.0.1", "--max-rounds", "1", "--json")
+    done = succeeds(
+        "migrate", guest.name, "--to", RECEIVE, *options, "--events", lab.trace, *PATIENCE
+    )
+    result = json.loads(done.output[done.output.index("{") : done.output.rindex("}") + 1])
+    assert result["outcome"] == "success"
+    lab.figure("pages left behind", result["postcopy"]["pages"])
+    wait_until("the pager ends", lambda: not lab.running("xen_save_helper.helper"), 60)
+    assert lab.assert_only(guest) != before
+    guest.goes_on()
+    nothing_is_left()
+
+
 def _listed() -> list[dict[str, Any]]:
     done = succeeds("postcopy", "list", "--json")
     rows: list[dict[str, Any]] = json.loads(done.output[done.output.index("[") :])
@@ -359,6 +395,8 @@ SCENARIOS: Final = (
         limit=3000,
     ),
     Scenario("xl-postcopy-saved-meanwhile-pvh", partial(saved_meanwhile, kind="pvh"), shadow=True),
+    Scenario("xl-postcopy-pager-killed-pvh", partial(pager_killed, kind="pvh"), shadow=True),
+    Scenario("toolstack-postcopy-link-pvh", partial(over_a_link, kind="pvh"), shadow=True),
     Scenario(
         "xl-postcopy-page-server-killed-pvh",
         partial(page_server_killed, kind="pvh"),

@@ -6,7 +6,7 @@ import argparse
 
 from xen_save_helper.toolstack.commands.common import positive
 from xen_save_helper.toolstack.commands.parser.adding import Commands, add_group
-from xen_save_helper.toolstack.commands.parser.shared import add_host
+from xen_save_helper.toolstack.commands.parser.shared import add_events, add_host
 
 
 def add_postcopy_commands(
@@ -41,6 +41,11 @@ def add_postcopy_commands(
     )
     reconnect.add_argument("name", metavar="NAME")
     reconnect.add_argument("address", metavar="ADDRESS[:PORT]")
+    restart = command(
+        "restart", "postcopy:restart", "start another pager in the place of one that has died"
+    )
+    restart.add_argument("name", metavar="NAME")
+    add_events(restart)
     abandon = command(
         "abandon", "postcopy:abandon", "end one of them, or forget one that has ended"
     )

@@ -52,7 +52,7 @@ SHUTDOWN, PAUSED = 1 << 2, 1 << 3
     ],
 )
 def test_a_domains_state(flags: int, state: GuestState) -> None:
-    assert state_of(XenDomainInfo(1, flags, 1, 1, 0, 0, 0, 1, bytes(16))) is state
+    assert state_of(XenDomainInfo(1, flags, 1, 1, 0, 0, 0, 1, 0, bytes(16))) is state
 
 
 def test_what_xl_complains_about() -> None:
