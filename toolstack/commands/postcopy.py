@@ -63,7 +63,7 @@ def wait(arguments: argparse.Namespace) -> int:
     """Until all pages of these guests, or of all, are in place."""
     directory = _directory(arguments)
     names = arguments.names
-    those = [process for name in names for process in _of_guest(directory, name)]
+    those = [process for name in names for process in _any_of_guest(directory, name)]
     waited_for = those if names else control.processes(directory)
     end = math.inf if arguments.timeout is None else time.monotonic() + arguments.timeout
     rows: list[dict[str, Any]] = []
@@ -174,16 +174,19 @@ def _directory(arguments: argparse.Namespace) -> Path:
 def _of_guest(directory: Path, name: str) -> list[Identity]:
     """Those of the guest that is named so, or has this domid. Raises CommandError if there is
     none."""
-    all_of_them = control.processes(directory)
-    if is_domid(name):
-        found = [process for process in all_of_them if process.domid == int(name)]
-    else:
-        found = [process for process in all_of_them if _domain(directory, process) == name]
+    found = _any_of_guest(directory, name)
     if not found:
-        known = sorted({_domain(directory, process) for process in all_of_them})
+        known = sorted({_domain(directory, one) for one in control.processes(directory)})
         others = f"; there is one of {', '.join(known)}" if known else ""
         raise CommandError(f"no postcopy of {name!r} is going on here{others}")
     return found
+
+
+def _any_of_guest(directory: Path, name: str) -> list[Identity]:
+    all_of_them = control.processes(directory)
+    if is_domid(name):
+        return [process for process in all_of_them if process.domid == int(name)]
+    return [process for process in all_of_them if _domain(directory, process) == name]
 
 
 def _one_of_guest(directory: Path, name: str) -> Identity:
