@@ -6,8 +6,8 @@ A message is said before it is heard. If the other machine's clock is `offset` a
 - one that they said at `u` and we heard at `t` shows that `offset >= u - t`.
 
 All messages together leave an interval, in which the true offset lies if it does not change
-meanwhile. Two clocks drift apart by some microseconds a second; over a long migration the bounds may then
-contradict each other, which is said.
+meanwhile. Two clocks drift apart by some microseconds a second; over a long migration the bounds
+may then contradict each other, which is said.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What both sides of a migration saw: the messages of the handshake, and the records of the
 stream.
 
-Each pair is certain: its cause was written into the trace before anything was sent, its effect after
-that had arrived.
+Each pair is certain: its cause was written into the trace before anything was sent, its effect
+after that had arrived.
 """
 
 from __future__ import annotations
