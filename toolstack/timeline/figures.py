@@ -105,9 +105,8 @@ def _of_postcopy(
             if isinstance(count, int) and since is not None and at > since:
                 faults.append((since, count / (at - since)))
                 since = at
-        elif str(line.get("doing_what")).startswith("postcopy"):
-            if isinstance(done, int) and isinstance(total, int):
-                missing.append((at, float(total - done)))
+        elif isinstance(done, int) and isinstance(total, int) and _is_of_postcopy(line):
+            missing.append((at, float(total - done)))
     if missing:
         yield Counter("missing", "pages", tuple(sorted(missing)))
     if faults and since is not None:
@@ -150,11 +149,16 @@ def _postcopy_rate(source: Side, place: Place) -> Iterator[tuple[float, float]]:
                 return
         elif begun is not None and done is not None and line.event == "callback":
             told = line.get("done")
-            if str(line.get("doing_what")).startswith("postcopy") and isinstance(told, int):
+            if isinstance(told, int) and _is_of_postcopy(line):
                 at = place(line)
                 if told > done and at - begun > 1e-3:
                     yield begun, (told - done) * words.PAGE_SIZE / (at - begun)
                     begun, done = at, told
+
+
+def _is_of_postcopy(line: Line) -> bool:
+    """Whether a report of progress is about the pages of a postcopy."""
+    return str(line.get("doing_what")).startswith("postcopy")
 
 
 def faults_of(operation: Operation) -> Faults | None:
