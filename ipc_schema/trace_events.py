@@ -81,7 +81,7 @@ COMMON: Final = frozenset({"t", "pid", "process", "event"})
 """Fields of every line, which no event declares."""
 
 ABOUT: Final = frozenset({"guest"})
-"""Fields that any line may have: the guest's name, of a controller that knows it (`Trace.about`)."""
+"""Fields that any line may have: the guest's name, if its writer knows it (`Trace.about`)."""
 
 
 def _fields(text: str) -> tuple[Field, ...]:

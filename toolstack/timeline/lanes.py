@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from xen_save_helper.ipc_schema.trace_events import Writer
+from xen_save_helper.toolstack.rules.handshake import Event
 from xen_save_helper.toolstack.timeline import words
 from xen_save_helper.toolstack.timeline.moments import Moments, Place
 from xen_save_helper.toolstack.timeline.operations import Operation
@@ -48,6 +49,10 @@ _BAD: Final = frozenset(
         "fault",
     }
 )
+_GOOD_RESULTS: Final = frozenset(
+    {None, Event.OK.value, Event.TRANSITIONED.value, Event.RESUMED.value}
+)
+"""Of a step of the handshake."""
 _SHOWN_AS_SPANS: Final = frozenset(
     {"handshake", "handshake_said", "handshake_heard", "phase", "round", "callback", "clock"}
 )
@@ -62,7 +67,7 @@ def is_bad(line: Line) -> bool:
     failed = isinstance(rc, int) and rc < 0
     if line.event in {"helper_exited", "receiver_exited", "restore_program_exited"}:
         return bool(line.get("status"))
-    return failed or line.get("result") in {"failed", "failed after the transition"}
+    return failed or line.get("result") not in _GOOD_RESULTS
 
 
 def is_noise(line: Line) -> bool:
@@ -121,7 +126,7 @@ def _of_guest(operation: Operation, moments: Moments, end: float) -> Iterator[Sp
     stopped = moments.suspended
     here = "runs at the source" if operation.migration else "runs"
     if stopped is None:
-        yield Span(0.0, end, here, Kind.RUNS, ended=False)
+        yield Span(0.0, end, here, Kind.RUNS)
         return
     asked = moments.suspend_asked or stopped
     yield Span(0.0, asked.at, here, Kind.RUNS)
@@ -129,23 +134,23 @@ def _of_guest(operation: Operation, moments: Moments, end: float) -> Iterator[Sp
     until = end if again is None else max(again.at, asked.at)
     yield Span(asked.at, until, "stands still", Kind.STANDS, ended=again is not None)
     if moments.runs_here is not None:
-        yield Span(until, end, "runs on at the source", Kind.RUNS, ended=False)
+        yield Span(until, end, "runs on at the source", Kind.RUNS)
     elif moments.runs_there is not None:
         yield from _there(moments, end)
 
 
 def _there(moments: Moments, end: float) -> Iterator[Span]:
+    """The guest at the destination; a pager may go on when the trace ends."""
     assert moments.runs_there is not None
     start = moments.runs_there.at
-    where = "runs at the destination"
     if moments.postcopy:
         arrived = moments.all_there
         until = end if arrived is None else max(start, arrived.at)
-        yield Span(start, until, f"{where}, pages arrive", Kind.ARRIVES, ended=arrived is not None)
+        yield Span(start, until, "runs, pages arrive", Kind.ARRIVES, ended=arrived is not None)
         start = until
         if arrived is None:
             return
-    yield Span(start, end, where, Kind.RUNS, ended=False)
+    yield Span(start, end, "runs at the destination", Kind.RUNS)
 
 
 # -- controllers and helpers ----------------------------------------------------------------------
@@ -201,8 +206,7 @@ def _steps(lines: Sequence[Line], place: Place) -> Iterator[Span]:
         result = line.get("result")
         if begun is not None:
             details: Details = () if result is None else (("result", words.text(result)),)
-            failed = result is not None and "fail" in str(result)
-            kind = Kind.FAILURE if failed else Kind.STEP
+            kind = Kind.STEP if result in _GOOD_RESULTS else Kind.FAILURE
             yield Span(begun[0], at, begun[1], kind, details)
             begun = None
         if line.event == "handshake" and result is None:

@@ -29,6 +29,10 @@ _OUTCOMES: Final = {
     "guest-died": "the guest itself died",
 }
 
+_ENDS: Final = frozenset(
+    {"helper_result", "save_ended", "restore_ended", "received", "receiver_exited", "migrated"}
+)
+
 
 def draw(operation: Operation, files: Sequence[str] = (), notes: Sequence[str] = ()) -> Picture:
     """The picture of an operation. `files` and `notes` are told at its end."""
@@ -72,13 +76,19 @@ def draw(operation: Operation, files: Sequence[str] = (), notes: Sequence[str] =
         rounds=rounds,
         downtime=downtime,
         faults=faults,
-        failures=tuple(row for row in rows if row.bad),
+        failures=_told_once([row for row in rows if row.bad]),
         rows=rows,
         alignment=alignment,
         same_clock=alignment is None and len(operation.sides) > 1,
         files=tuple(files),
         notes=(*notes, *_missing(operation)),
     )
+
+
+def _told_once(bad: Sequence[Row]) -> tuple[Row, ...]:
+    """Without the ends that only repeat a failure that was told."""
+    first_hand = tuple(row for row in bad if row.event not in _ENDS)
+    return first_hand or tuple(bad)
 
 
 def _alignment(operation: Operation) -> Alignment | None:

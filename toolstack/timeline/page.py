@@ -71,9 +71,15 @@ def _section(name: str, title: str, content: str, note: str = "") -> str:
     )
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[str] = ()) -> str:
-    """A table whose cells are HTML. On a narrow screen each row is a list, with the columns' names.
-    `kinds` are the classes of the columns."""
+def _table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    kinds: Sequence[str] = (),
+    *,
+    stacks: bool = True,
+) -> str:
+    """A table whose cells are HTML. If it `stacks`, each row is a list with the columns' names on a
+    narrow screen. `kinds` are the classes of the columns."""
     classes = [*kinds, *[""] * (len(columns) - len(kinds))]
     head = "".join(
         f'<th scope="col" class="{kind}">{escape(name)}</th>'
@@ -82,13 +88,15 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequenc
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td class="{kind}" data-label="{escape(name)}">{cell}</td>'
+            f'<td class="{kind}{"" if cell else " none"}" data-label="{escape(name)}">'
+            f"<span>{cell}</span></td>"
             for name, kind, cell in zip(columns, classes, row, strict=True)
         )
         + "</tr>"
         for row in rows
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    kind = "stacks" if stacks else "stays"
+    return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _bar(share: float, kind: str) -> str:
@@ -164,7 +172,8 @@ def _faults(faults: Faults) -> str:
             for number, count in enumerate(faults.classes)
             if number >= first
         ]
-        content = _table(("latency", "faults", ""), rows, ("name", "number", "wide"))
+        columns = ("latency", "faults", "")
+        content = _table(columns, rows, ("name", "number", "wide"), stacks=False)
     return _section("faults", "Page faults after the switch", content, " ".join(said))
 
 
@@ -187,7 +196,7 @@ def _rounds(rounds: Sequence[Round]) -> str:
             )
         )
     columns = ("round", "began at", "took", "pages", "size", "rate", "dirty after", "decision")
-    kinds = ("name", *["number"] * 6, "why")
+    kinds = ("name", *["number"] * 4, "number rate", "number", "why")
     return _section("rounds", "Rounds of memory", _table(columns, rows, kinds))
 
 
@@ -229,11 +238,11 @@ def _events(rows: Sequence[Row]) -> str:
         shown = [*shown[:half], *shown[-half:]]
     body = "".join(
         f'<tr class="{" ".join(filter(None, ("noise" * row.noise, "bad" * row.bad)))}">'
-        f'<td class="number" data-label="time">{words.seconds(row.at)}</td>'
-        f'<td class="who" data-label="who">{escape(row.lane)}</td>'
+        f'<td class="number" data-label="time"><span>{words.seconds(row.at)}</span></td>'
+        f'<td class="who" data-label="who"><span>{escape(row.lane)}</span></td>'
         f'<td class="what" data-label="what"><b>{escape(row.event)}</b></td>'
-        f'<td class="why" data-label="details">'
-        f"{escape(' · '.join(f'{name} {value}' for name, value in row.details))}</td></tr>"
+        f'<td class="why" data-label="details"><span>'
+        f"{escape(' · '.join(f'{name} {value}' for name, value in row.details))}</span></td></tr>"
         for row in shown
     )
     noise = sum(1 for row in shown if row.noise)
@@ -243,7 +252,7 @@ def _events(rows: Sequence[Row]) -> str:
         f"{said}</summary>"
         f'<input type="checkbox" id="noise"><label for="noise">'
         f"show {words.number(noise)} lines of log, progress and polling</label>"
-        '<table><thead><tr><th scope="col" class="number">time</th><th scope="col">who</th>'
-        '<th scope="col">what</th><th scope="col">details</th></tr></thead>'
+        '<table class="stacks"><thead><tr><th scope="col" class="number">time</th>'
+        '<th scope="col">who</th><th scope="col">what</th><th scope="col">details</th></tr></thead>'
         f"<tbody>{body}</tbody></table></details>"
     )

@@ -7,8 +7,10 @@ and unpacks a trace when it is opened."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from xen_save_helper.toolstack import self_contained
@@ -22,13 +24,13 @@ _BODY: Final = """\
 {blocks}"""
 
 
-def write(report: Report, path: Path) -> None:
-    """Raises OSError."""
-    path.write_text(page(report), encoding="utf-8", errors="backslashreplace")
+def write(report: Report, path: Path, timelines: Mapping[int, str] = MappingProxyType({})) -> None:
+    """`timelines` are links by the verdicts' numbers. Raises OSError."""
+    path.write_text(page(report, timelines), encoding="utf-8", errors="backslashreplace")
 
 
-def page(report: Report) -> str:
-    entries, blocks = entries_of(report)
+def page(report: Report, timelines: Mapping[int, str] = MappingProxyType({})) -> str:
+    entries, blocks = entries_of(report, timelines)
     title = f"{report.title}: {headline(report)}"
     body = _BODY.format(
         title=escape(title),
