@@ -169,7 +169,7 @@ def _say(
     if picture.alignment is not None:
         error = picture.alignment.error
         shown = "an unknown error" if error == float("inf") else f"± {words.seconds(error)}"
-        offset = words.seconds(picture.alignment.offset)
+        offset = words.offset(picture.alignment.offset)
         print(f"the destination's clock is ahead by {offset}, {shown}: {picture.alignment.how}")
     for note in picture.notes:
         print(note)

@@ -6,9 +6,9 @@ Places are percentages of the width, so that the chart fits any screen, and grow
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
-from typing import Final
+from typing import Final, TypeVar
 
 from xen_save_helper.toolstack.timeline import words
 from xen_save_helper.toolstack.timeline.picture import (
@@ -36,6 +36,11 @@ _LETTER: Final = 6.4
 """Pixels of a letter."""
 _TICKS: Final = 6
 _STEPS: Final = (1, 2, 5)
+
+_MOST: Final = 1_000
+"""Spans in a row, and marks in a lane, that are drawn."""
+
+T = TypeVar("T")
 
 _SHAPES: Final = {
     Kind.DECISION: "M0-6 6 0 0 6-6 0Z",
@@ -130,15 +135,19 @@ class _Drawing:
         )
 
     def lane(self, lane: Lane) -> str:
-        rows = max(1, len(lane.rows)) if lane.rows and any(lane.rows) else 0
+        rows = len(lane.rows) if any(lane.rows) else 0
+        shown_marks = ends_of(lane.marks, _MOST)
+        left_out = len(lane.marks) - len(shown_marks)
         height = rows * _ROW + (_MARKS if lane.marks else 0) + 6
         spans = "".join(
             self._span(span, 4 + number * _ROW)
             for number, row in enumerate(lane.rows)
-            for span in row
+            for span in ends_of(row, _MOST)
         )
-        marks = "".join(self._mark(mark, rows * _ROW + 4 + _MARKS / 2) for mark in lane.marks)
-        note = f" <small>{escape(lane.note)}</small>" if lane.note else ""
+        marks = "".join(self._mark(mark, rows * _ROW + 4 + _MARKS / 2) for mark in shown_marks)
+        left_out += sum(max(0, len(row) - _MOST) for row in lane.rows)
+        notes = [lane.note, f"{words.number(left_out)} not shown" if left_out else ""]
+        note = "".join(f" <small>{escape(one)}</small>" for one in notes if one)
         return (
             f'<div class="lane" data-lane="{escape(lane.name)}">'
             f'<div class="label"><b>{escape(lane.name)}</b>{note}</div>'
@@ -151,7 +160,7 @@ class _Drawing:
         fits = breadth / 100 * _WIDTH >= len(span.name) * _LETTER + 10
         x, width = self.x(span.start), f"{breadth:.5f}%"
         took = words.seconds(span.seconds) + ("" if span.ended else ", not ended in the trace")
-        details = (("took", took), ("from", words.seconds(span.start)), *span.details)
+        details = (("took", took), ("from", words.moment(span.start)), *span.details)
         classes = ["item", "span", span.kind.value, *["tight"] * (not fits)]
         classes += ["cut"] * (not span.ended)
         item = self._item(span.start, span.end, span.name, details)
@@ -165,7 +174,7 @@ class _Drawing:
         )
 
     def _mark(self, mark: Mark, y: float) -> str:
-        details = (("at", words.seconds(mark.at)), *mark.details)
+        details = (("at", words.moment(mark.at)), *mark.details)
         return (
             f'<svg class="item mark {mark.kind.value}" x="{self.x(mark.at)}" y="{y}" '
             f'overflow="visible" {self._item(mark.at, mark.at, mark.name, details)}>'
@@ -210,6 +219,13 @@ class _Drawing:
             started = True
         if started:
             yield f"V{floor} Z"
+
+
+def ends_of(items: Sequence[T], most: int) -> Sequence[T]:
+    """At most `most` of them: the first and the last."""
+    if len(items) <= most:
+        return items
+    return [*items[: most // 2], *items[-(most // 2) :]]
 
 
 def _unit(counter: Counter) -> str:

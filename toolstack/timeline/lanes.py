@@ -119,38 +119,33 @@ def lanes_of(
 
 
 def _of_guest(operation: Operation, moments: Moments, end: float) -> Iterator[Span]:
-    if operation.source is None:
-        if moments.runs_there is not None:
-            yield from _there(moments, end)
-        return
-    stopped = moments.suspended
+    """The guest's states, which follow each other."""
     here = "runs at the source" if operation.migration else "runs"
-    if stopped is None:
-        yield Span(0.0, end, here, Kind.RUNS)
-        return
-    asked = moments.suspend_asked or stopped
-    yield Span(0.0, asked.at, here, Kind.RUNS)
-    again = moments.runs_here or moments.runs_there
-    until = end if again is None else max(again.at, asked.at)
-    yield Span(asked.at, until, "stands still", Kind.STANDS, ended=again is not None)
+    states: list[tuple[float, str, Kind]] = []
+    if operation.source is not None:
+        states.append((0.0, here, Kind.RUNS))
+    if moments.suspend_asked is not None:
+        states.append((moments.suspend_asked.at, "stands still", Kind.STANDS))
     if moments.runs_here is not None:
-        yield Span(until, end, "runs on at the source", Kind.RUNS)
+        states.append((moments.runs_here.at, "runs on at the source", Kind.RUNS))
     elif moments.runs_there is not None:
-        yield from _there(moments, end)
-
-
-def _there(moments: Moments, end: float) -> Iterator[Span]:
-    """The guest at the destination; a pager may go on when the trace ends."""
-    assert moments.runs_there is not None
-    start = moments.runs_there.at
-    if moments.postcopy:
-        arrived = moments.all_there
-        until = end if arrived is None else max(start, arrived.at)
-        yield Span(start, until, "runs, pages arrive", Kind.ARRIVES, ended=arrived is not None)
-        start = until
-        if arrived is None:
-            return
-    yield Span(start, end, "runs at the destination", Kind.RUNS)
+        arrives = moments.postcopy
+        states.append(
+            (moments.runs_there.at, "runs, pages arrive", Kind.ARRIVES)
+            if arrives
+            else (moments.runs_there.at, "runs at the destination", Kind.RUNS)
+        )
+        if arrives and moments.all_there is not None:
+            states.append((moments.all_there.at, "runs at the destination", Kind.RUNS))
+        if moments.lost_there is not None:
+            states.append((moments.lost_there.at, "is gone there", Kind.STANDS))
+    if moments.died is not None:
+        states.append((moments.died.at, "has died", Kind.STANDS))
+    ends = [at for at, _name, _kind in states[1:]] + [end]
+    for (at, name, kind), until in zip(states, ends, strict=True):
+        # Still suspended, or still without its pages, when the trace ends.
+        open_end = until == end and kind in {Kind.STANDS, Kind.ARRIVES} and moments.died is None
+        yield Span(at, max(at, until), name, kind, ended=not open_end)
 
 
 # -- controllers and helpers ----------------------------------------------------------------------
@@ -276,7 +271,7 @@ def _as_spans(rounds: Sequence[Round]) -> list[Span]:
         if one.rate is not None:
             details.append(("rate", words.rate(one.rate)))
         if one.dirty is not None:
-            details.append(("dirty after it", f"{words.number(one.dirty)} pages"))
+            details.append(("dirty after it", words.counted(one.dirty, "page")))
         spans.append(Span(one.start, one.end, one.name, Kind.ROUND, tuple(details)))
     return spans
 

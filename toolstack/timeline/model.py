@@ -178,7 +178,7 @@ def _figures(
     if moments.postcopy and source is not None:
         left = source.value("pages", "postcopy_pfns")
         if isinstance(left, int):
-            yield "left to postcopy", f"{words.number(left)} pages"
+            yield "left to postcopy", words.counted(left, "page")
 
 
 def _missing(operation: Operation) -> Iterator[str]:
@@ -206,7 +206,7 @@ def fields_of(picture: Picture) -> Details:
     if not alignment.sure and alignment.error != float("inf"):
         error += ", if both machines' clocks are right"
     return (
-        ("the destination's clock is ahead by", words.seconds(alignment.offset)),
+        ("the destination's clock is ahead by", words.offset(alignment.offset)),
         ("which may be wrong by", error),
         ("aligned", alignment.how),
     )

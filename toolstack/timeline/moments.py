@@ -38,6 +38,10 @@ class Moments:
     """The last page of a postcopy is in place."""
     runs_here: Moment | None
     """It was resumed at the source."""
+    lost_there: Moment | None
+    """The destination failed after the guest had run there."""
+    died: Moment | None
+    """The guest itself died: when that was first told."""
     postcopy: bool
 
 
@@ -84,8 +88,18 @@ def moments_of(operation: Operation, place: Place) -> Moments:
         runs_there=runs,
         all_there=there.line("postcopy_complete"),
         runs_here=resumed,
+        lost_there=None if runs is None else there.failed("restore_ended"),
+        died=_died(operation, here, there),
         postcopy=postcopy,
     )
+
+
+def _died(operation: Operation, here: _Side, there: _Side) -> Moment | None:
+    source = operation.source
+    if source is None or source.value("outcome", "migrated") != "guest-died":
+        return None
+    told = [one for one in (here.line("failure"), there.line("failure")) if one is not None]
+    return min(told, default=here.line("migrated"))
 
 
 def downtime_of(operation: Operation, moments: Moments) -> Downtime | None:
@@ -112,7 +126,8 @@ def downtime_of(operation: Operation, moments: Moments) -> Downtime | None:
     told = None
     if operation.source is not None:
         value = operation.source.value("downtime_seconds", "migrated")
-        told = float(value) if isinstance(value, int | float) else None
+        # A guest may be shown another clock at the destination.
+        told = float(value) if isinstance(value, int | float) and value >= 0 else None
     return Downtime(tuple(parts), not open_names, missing, told)
 
 
@@ -169,6 +184,15 @@ class _Side:
             return None
         shown = fields.get("action") or event
         return Moment(self._place(found), str(shown))
+
+    def failed(self, event: str) -> Moment | None:
+        """The event, if it tells of a failure."""
+        if self._side is None:
+            return None
+        for line in self._side.named(event):
+            if line.get("rc"):
+                return Moment(self._place(line), event)
+        return None
 
     def phase(self, phase: Phase, state: str) -> Moment | None:
         if self._side is None:

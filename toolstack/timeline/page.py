@@ -14,12 +14,13 @@ from typing import Final
 from xen_save_helper.ipc_schema.version import version
 from xen_save_helper.toolstack import self_contained
 from xen_save_helper.toolstack.timeline import words
-from xen_save_helper.toolstack.timeline.chart import chart
+from xen_save_helper.toolstack.timeline.chart import chart, ends_of
 from xen_save_helper.toolstack.timeline.model import fields_of
 from xen_save_helper.toolstack.timeline.picture import Downtime, Faults, Picture, Round, Row
 
 _MOST_ROWS: Final = 3_000
 """Lines of the trace that a page shows."""
+_MOST_FAILURES: Final = 100
 
 
 def page(picture: Picture) -> str:
@@ -148,7 +149,7 @@ def _downtime(downtime: Downtime) -> str:
 
 
 def _faults(faults: Faults) -> str:
-    said = [f"vCPUs waited for {words.number(faults.count)} missing pages."]
+    said = [f"vCPUs waited for {words.counted(faults.count, 'missing page')}."]
     bounds = [
         f"{name} ≤ {words.seconds(value)}"
         for name, share in (("half of them", 0.5), ("99 %", 0.99))
@@ -186,7 +187,7 @@ def _rounds(rounds: Sequence[Round]) -> str:
         rows.append(
             (
                 escape(one.name),
-                words.seconds(one.start),
+                words.moment(one.start),
                 words.seconds(one.seconds),
                 words.number(one.pages),
                 words.size(one.size) if one.size else "0",
@@ -203,19 +204,21 @@ def _rounds(rounds: Sequence[Round]) -> str:
 def _failures(failures: Sequence[Row]) -> str:
     rows = [
         (
-            words.seconds(row.at),
+            words.moment(row.at),
             escape(row.lane),
             f"<b>{escape(row.event)}</b>",
             escape("; ".join(f"{name} {value}" for name, value in row.details)),
         )
-        for row in failures
+        for row in failures[:_MOST_FAILURES]
     ]
+    more = len(failures) - len(rows)
     columns = ("time", "who", "what", "details")
     return _section(
         "failures",
         "What went wrong",
         _table(columns, rows, ("number", "who", "what", "why")),
-        "In the order of time; the first is mostly the cause.",
+        "In the order of time; the first is mostly the cause."
+        + (f" {words.number(more)} more are among the events below." if more else ""),
     )
 
 
@@ -230,15 +233,12 @@ def _sources(picture: Picture) -> str:
 
 
 def _events(rows: Sequence[Row]) -> str:
-    shown = [row for row in rows if not row.noise] if len(rows) > _MOST_ROWS else list(rows)
+    all_of_them = [row for row in rows if not row.noise] if len(rows) > _MOST_ROWS else rows
+    shown = ends_of(all_of_them, _MOST_ROWS)
     left_out = len(rows) - len(shown)
-    if len(shown) > _MOST_ROWS:
-        half = _MOST_ROWS // 2
-        left_out += len(shown) - 2 * half
-        shown = [*shown[:half], *shown[-half:]]
     body = "".join(
         f'<tr class="{" ".join(filter(None, ("noise" * row.noise, "bad" * row.bad)))}">'
-        f'<td class="number" data-label="time"><span>{words.seconds(row.at)}</span></td>'
+        f'<td class="number" data-label="time"><span>{words.moment(row.at)}</span></td>'
         f'<td class="who" data-label="who"><span>{escape(row.lane)}</span></td>'
         f'<td class="what" data-label="what"><b>{escape(row.event)}</b></td>'
         f'<td class="why" data-label="details"><span>'

@@ -107,20 +107,22 @@ def sides_in(lines: list[Line]) -> Iterator[Side]:
     """The sides in the trace of one machine."""
     lines.sort(key=lambda line: line.t)
     processes = [_Process(pid, own) for pid, own in _by_process(lines)]
-    helpers = {one.pid: one for one in processes if one.is_helper}
-    rest = set(helpers)
+    helpers = [one for one in processes if one.is_helper]
     sides: list[Side] = []
     for process in processes:
         if not process.controls:
             continue
         for own in process.operations():
-            started = [line.get("helper") for line in own if line.event == "helper_started"]
-            ours = [helpers[pid] for pid in started if pid in rest]
-            rest.difference_update(one.pid for one in ours)
+            ours = [
+                helper
+                for line in own
+                if line.event == "helper_started"
+                and (helper := _started(helpers, line)) is not None
+            ]
             saves = _saves(own, ours)
             sides.append(Side(saves, _sorted(own, *(one.lines for one in ours))))
-    for pid in rest:
-        sides.append(Side(helpers[pid].saves is not False, list(helpers[pid].lines)))
+    for helper in helpers:
+        sides.append(Side(helper.saves is not False, list(helper.lines)))
     for process in processes:
         if not process.is_helper and not process.controls:
             _add_to_nearest(sides, process.lines)
@@ -166,6 +168,16 @@ class _Process:
                 yield _sorted(clock, one)
 
 
+def _started(helpers: list[_Process], line: Line) -> _Process | None:
+    """Take out of the list the helper that a controller started; its pid may have come again."""
+    known = [one for one in helpers if one.pid == line.get("helper")]
+    if not known:
+        return None
+    found = min(known, key=lambda one: abs(one.lines[0].t - line.t))
+    helpers.remove(found)
+    return found
+
+
 def _split(lines: list[Line]) -> Iterator[list[Line]]:
     """Split where an operation begins after another one has ended."""
     clock = [line for line in lines if line.event == "clock"]
@@ -178,7 +190,7 @@ def _split(lines: list[Line]) -> Iterator[list[Line]]:
         current.append(line)
         over = over or line.event in {"migrated", "received"}
         if line.event in {"save_ended", "restore_ended"}:
-            over = not any(one.event in {"migrate", "handshake"} for one in current)
+            over = not any(one.event.startswith(("migrate", "handshake")) for one in current)
     if current:
         yield current
 

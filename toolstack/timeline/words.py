@@ -28,6 +28,23 @@ def seconds(value: float) -> str:
     return f"{sign}{minutes} min {rest:02} s"
 
 
+def moment(value: float) -> str:
+    """A time from the beginning, to the tenth of a millisecond: `512.3 ms`, `2.2134 s`."""
+    if abs(value) < 0.99995:
+        return f"{value * 1e3:.1f} ms"
+    return f"{value:,.4f} s"
+
+
+def counted(number: int, what: str) -> str:
+    """`1 page`, `1,024 pages`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def offset(value: float) -> str:
+    """The difference of two clocks, to the microsecond: `86,400.000312 s`."""
+    return f"{value:,.6f} s"
+
+
 def size(value: float) -> str:
     """Bytes: `32.1 MiB`."""
     number, unit = float(value), "B"
