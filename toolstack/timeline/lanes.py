@@ -18,6 +18,7 @@ from xen_save_helper.toolstack.timeline.picture import (
     Message,
     Round,
     Span,
+    told,
 )
 from xen_save_helper.toolstack.timeline.sides import Side
 from xen_save_helper.toolstack.timeline.trace_lines import Line
@@ -90,11 +91,6 @@ def lane_name(operation: Operation, side: Side, line: Line) -> str:
     if not operation.migration:
         return what
     return f"{'source' if side.saves else 'destination'} {what}"
-
-
-def details_of(line: Line) -> Details:
-    """The fields of a line, for people."""
-    return tuple((name, words.text(value, name)) for name, value in line.fields.items())
 
 
 def lanes_of(
@@ -231,7 +227,7 @@ def _phases(lines: Sequence[Line], place: Place) -> Iterator[Span]:
         if line.event == "failure" and isinstance(line.get("phase"), str):
             key = line.pid, line.get("phase")
             if key in begun:
-                yield Span(begun.pop(key), place(line), key[1], Kind.FAILURE, details_of(line))
+                yield Span(begun.pop(key), place(line), key[1], Kind.FAILURE, told(line.fields))
         if line.event != "phase":
             continue
         key = line.pid, str(line.get("name"))
@@ -258,7 +254,7 @@ def _called(lines: Sequence[Line], place: Place) -> Iterator[Span]:
 
 
 def _without_name(line: Line) -> Details:
-    return tuple(pair for pair in details_of(line) if pair[0] not in {"name", "seconds"})
+    return tuple(pair for pair in told(line.fields) if pair[0] not in {"name", "seconds"})
 
 
 def _as_spans(rounds: Sequence[Round]) -> list[Span]:
@@ -283,12 +279,12 @@ def _marks(lines: Sequence[Line], place: Place) -> Iterator[Mark]:
         elif line.event == "precopy_policy":
             decision = line.get("answer") or line.get("decision")
             yield Mark(
-                place(line), f"{decision}: {line.get('why')}", Kind.DECISION, details_of(line)
+                place(line), f"{decision}: {line.get('why')}", Kind.DECISION, told(line.fields)
             )
         elif is_bad(line):
-            yield Mark(place(line), _in_words(line), Kind.FAILURE, details_of(line))
+            yield Mark(place(line), _in_words(line), Kind.FAILURE, told(line.fields))
         elif line.event not in _SHOWN_AS_SPANS | _LITTLE:
-            yield Mark(place(line), line.event, Kind.EVENT, details_of(line))
+            yield Mark(place(line), line.event, Kind.EVENT, told(line.fields))
 
 
 def _in_words(line: Line) -> str:

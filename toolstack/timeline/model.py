@@ -9,7 +9,6 @@ from xen_save_helper.toolstack.timeline import words
 from xen_save_helper.toolstack.timeline.clocks import Alignment, align
 from xen_save_helper.toolstack.timeline.figures import counters_of, faults_of, rounds_of
 from xen_save_helper.toolstack.timeline.lanes import (
-    details_of,
     is_bad,
     is_noise,
     lane_name,
@@ -52,7 +51,7 @@ def draw(operation: Operation, files: Sequence[str] = (), notes: Sequence[str] =
                     place(line),
                     lane_name(operation, side, line),
                     line.event,
-                    details_of(line),
+                    line.fields,
                     is_noise(line),
                     is_bad(line),
                 )

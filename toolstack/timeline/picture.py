@@ -5,9 +5,12 @@ All times are seconds from its beginning; negative ones may come from the error 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
+from xen_save_helper.toolstack.timeline import words
 from xen_save_helper.toolstack.timeline.clocks import Alignment
 
 Details = tuple[tuple[str, str], ...]
@@ -175,9 +178,18 @@ class Row:
     at: float
     lane: str
     event: str
-    details: Details
+    fields: Mapping[str, Any]
     noise: bool
     bad: bool
+
+    @property
+    def details(self) -> Details:
+        return told(self.fields)
+
+
+def told(fields: Mapping[str, Any]) -> Details:
+    """Fields of an event, for people."""
+    return tuple((name, words.text(value, name)) for name, value in fields.items())
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from xen_save_helper.toolstack.timeline.trace_lines import read_trace
 def real_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trace of both sides of a postcopy migration of a simulated guest."""
     path = tmp_path_factory.mktemp("trace") / "events"
-    options = ("--mode", "postcopy", "--memory", "16M", "--bandwidth", "32M")
+    options = ("--mode", "postcopy", "--memory", "4M", "--bandwidth", "16M")
     ended = toolstack("demo", *options, "--events", path)
     assert ended.code == 0, ended.err
     return path

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from html.parser import HTMLParser
 
 from hypothesis import given, settings
@@ -25,6 +26,10 @@ class Markup(HTMLParser):
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
         self._open: list[str] = []
+        for mine in ("script", "style"):
+            # Ours, in which nothing is a trace's; the parser is slow in them.
+            start, end = text.rindex(f"<{mine}>") + len(mine) + 2, text.rindex(f"</{mine}>")
+            text = text[:start] + text[end:]
         self.feed(text)
         self.close()
         assert not self._open, f"not closed: {self._open}"
@@ -81,9 +86,6 @@ def test_each_thing_can_be_reached_and_is_named(real_picture: Picture) -> None:
     assert all(one["role"] == "button" and one["aria-label"] for one in items)
 
 
-PLAIN = precopy(guest="web")
-
-
 def with_texts(text: str) -> str:
     """A page of a migration whose guest, reasons and whatever else have this text."""
     both = precopy(guest=text or "web")
@@ -97,15 +99,17 @@ def with_texts(text: str) -> str:
     return page.page(draw(both.operation(), [text], [text]))
 
 
+@cache
+def plain_elements() -> set[str]:
+    return {tag for tag, _ in Markup(with_texts("plain")).shape()}
+
+
 @given(st.text(max_size=60) | st.sampled_from([HOSTILE, "<b>", "&lt;", "'", '"', "`"]))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_what_a_trace_says_is_text_and_nothing_else(text: str) -> None:
-    written = with_texts(text).encode("utf-8", "backslashreplace").decode()
-    markup = Markup(written)
-    allowed = {tag for tag, _ in Markup(with_texts("plain")).shape()}
-    assert {tag for tag, _ in markup.shape()} <= allowed
-    scripts = [tag for tag, _ in markup.elements if tag == "script"]
-    assert scripts == ["script"]
+    markup = Markup(with_texts(text).encode("utf-8", "backslashreplace").decode())
+    assert {tag for tag, _ in markup.shape()} <= plain_elements()
+    assert [tag for tag, _ in markup.elements if tag == "script"] == ["script"]
     for _tag, attributes in markup.elements:
         assert not any(name.startswith("on") for name in attributes)
 
@@ -116,8 +120,8 @@ def test_a_page_of_hostile_texts_has_the_same_elements() -> None:
 
 def test_a_long_trace_does_not_make_an_endless_page() -> None:
     both = precopy()
-    for number in range(20_000):
-        both.add(0.5 + number * 5e-5, 0, 10, "controller", "consequence", reason=f"{number}")
+    for number in range(5_000):
+        both.add(0.5 + number * 2e-4, 0, 10, "controller", "consequence", reason=f"{number}")
     text = page.page(draw(both.operation()))
     assert "are left out" in text
-    assert len(text) < 8_000_000
+    assert len(text) < 4_000_000
