@@ -56,7 +56,19 @@ function refresh() {
     const wide = ((Number(item.dataset.to) - from(item)) / seconds) * width;
     item.classList.toggle("tight", wide < Number(item.dataset.needs));
   }
+  follow();
+}
+
+// Ticks are drawn, and names moved, where they are seen.
+function follow() {
+  const width = whole();
   drawTicks(width);
+  for (const item of items) {
+    const text = item.querySelector("text");
+    if (!text) continue;
+    const left = place(from(item)), room = place(Number(item.dataset.to)) - left - Number(item.dataset.needs);
+    text.setAttribute("x", 5 + Math.max(0, Math.min(chart.scrollLeft - left, room)));
+  }
 }
 
 const pen = document.createElement("canvas").getContext("2d");
@@ -106,7 +118,7 @@ function choose(item, { focus = true } = {}) {
 function bring(item) {
   const left = place(from(item)), right = place(Number(item.dataset.to));
   const [first, last] = [chart.scrollLeft, chart.scrollLeft + seen()];
-  if (left < first || left > last - 20) chart.scrollLeft = left - Math.max(20, (seen() - (right - left)) / 2);
+  if (right < first + 20 || left > last - 20) chart.scrollLeft = left - Math.max(20, (seen() - (right - left)) / 2);
 }
 
 function beside(item, by) {
@@ -117,7 +129,9 @@ function beside(item, by) {
 function across(item, by) {
   const lane = lanes[lanes.findIndex((one) => one.includes(item)) + by];
   const distance = (one) => Math.max(0, from(one) - middle(item), middle(item) - Number(one.dataset.to));
-  return lane?.reduce((one, other) => (distance(other) < distance(one) ? other : one));
+  const length = (one) => Number(one.dataset.to) - from(one);
+  const closer = (one, other) => distance(one) - distance(other) || length(one) - length(other);
+  return lane?.reduce((one, other) => (closer(other, one) < 0 ? other : one));
 }
 
 const keys = {
@@ -161,7 +175,7 @@ chart.addEventListener("wheel", (event) => {
   const x = event.clientX - chart.getBoundingClientRect().left - labels() + chart.scrollLeft;
   setZoom(zoom * (event.deltaY > 0 ? 1 / 1.2 : 1.2), start + (x / whole()) * seconds);
 }, { passive: false });
-chart.addEventListener("scroll", () => drawTicks(whole()), { passive: true });
+chart.addEventListener("scroll", follow, { passive: true });
 document.getElementById("zoom-in").addEventListener("click", () => setZoom(zoom * 2));
 document.getElementById("zoom-out").addEventListener("click", () => setZoom(zoom / 2));
 document.getElementById("zoom-all").addEventListener("click", () => setZoom(1));
