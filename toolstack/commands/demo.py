@@ -224,7 +224,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def _report(
-    arguments: argparse.Namespace, result: DemoResult, drawn: Sequence[tuple[str, str]]
+    arguments: argparse.Namespace, result: DemoResult, drawn: Sequence[tuple[str, str]] = ()
 ) -> int:
     migration = result.migration
     rows = [("verified", _VERIFIED)] if result.verified else []

@@ -137,7 +137,7 @@ def _of_guest(operation: Operation, moments: Moments, end: float) -> Iterator[Sp
             states.append((moments.lost_there.at, "is gone there", Kind.STANDS))
     if moments.died is not None:
         states.append((moments.died.at, "has died", Kind.STANDS))
-    ends = [at for at, _name, _kind in states[1:]] + [end]
+    ends = [*(at for at, _name, _kind in states), end][1:]
     for (at, name, kind), until in zip(states, ends, strict=True):
         # Still suspended, or still without its pages, when the trace ends.
         open_end = until == end and kind in {Kind.STANDS, Kind.ARRIVES} and moments.died is None

@@ -200,13 +200,19 @@ def _by_process(lines: Iterable[Line]) -> Iterator[tuple[int, list[Line]]]:
     current: dict[int, list[Line]] = {}
     for line in lines:
         own = current.get(line.pid)
-        new = line.event in {"clock", "hello"} or (
-            line.event == "start" and line.get("arguments") is not None
-        )
-        if own is not None and new and any(one.event != "clock" for one in own):
+        if own is not None and _is_first(line, own):
             yield line.pid, current.pop(line.pid)
         current.setdefault(line.pid, []).append(line)
     yield from current.items()
+
+
+def _is_first(line: Line, before: list[Line]) -> bool:
+    """Whether it is the first line of another process than those `before`, of the same pid."""
+    if before[0].event == "clock":
+        return line.event == "clock"
+    # A trace that does not tell its clock.
+    libxls = line.event == "start" and line.get("arguments") is not None
+    return line.event in {"clock", "hello"} or libxls
 
 
 def _saves(lines: list[Line], helpers: list[_Process]) -> bool:

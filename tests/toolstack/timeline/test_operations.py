@@ -111,6 +111,15 @@ def test_a_pid_that_comes_again_is_another_process() -> None:
     assert len(found) == 2
 
 
+def test_what_comes_before_a_hello_is_of_the_same_process() -> None:
+    both = precopy()
+    place = next(n for n, line in enumerate(both.lines[0]) if line["event"] == "start")
+    start = both.lines[0][place]
+    for event in ("hello", "faults"):
+        both.lines[0].insert(place, {**start, "event": event, "plan": "start=stop"})
+    assert [line.event for line in both.operation().sides[0].lines].count("faults") == 1
+
+
 def test_a_page_server_belongs_to_its_save() -> None:
     server = {"t": 3.0, "pid": 9, "process": "page server", "event": "pages_kept", "domid": 5}
     (one,) = find_operations([trace_of([*drop_in(0, 1, *LIVE), {**server, "pages": 4}])])
