@@ -57,7 +57,10 @@ _GOOD_RESULTS: Final = frozenset(
 _SHOWN_AS_SPANS: Final = frozenset(
     {"handshake", "handshake_said", "handshake_heard", "phase", "round", "callback", "clock"}
 )
-_LITTLE: Final = frozenset({"answer", "log", "helper_stderr", "restore_program_says"})
+_LITTLE: Final = frozenset(
+    {"answer", "log", "helper_stderr", "restore_program_says", "postcopy_faults"}
+)
+"""Events that no lane marks: they are shown elsewhere, or say little."""
 
 
 def is_bad(line: Line) -> bool:

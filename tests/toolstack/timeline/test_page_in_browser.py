@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-from tests.unavailable import unavailable
+from tests.chromium import chromium, resize
 from xen_save_helper.toolstack.timeline.files import write_page
 from xen_save_helper.toolstack.timeline.picture import Picture
 
@@ -24,20 +21,9 @@ WIDTHS = (400, 1280)
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[webdriver.Chrome]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        unavailable("the page is tested in Chromium: install chromium and chromium-driver")
-    options = Options()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options, Service(driver))
-    try:
-        yield browser
-    finally:
-        browser.quit()
+def browser() -> Iterator[webdriver.Chrome]:
+    with chromium() as found:
+        yield found
 
 
 class Shown:
@@ -48,8 +34,7 @@ class Shown:
         self.path = path
 
     def open(self, width: int) -> None:
-        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        resize(self.browser, width, 900)
         self.browser.get(self.path.as_uri())
 
     def js(self, code: str, *arguments: object) -> Any:
@@ -79,8 +64,8 @@ def path(real_picture: Picture, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
-def shown(chromium: webdriver.Chrome, path: Path) -> Shown:
-    page = Shown(chromium, path)
+def shown(browser: webdriver.Chrome, path: Path) -> Shown:
+    page = Shown(browser, path)
     page.open(1280)
     return page
 
