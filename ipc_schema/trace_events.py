@@ -172,7 +172,7 @@ _ROWS: Final = (
     _event("postcopy_pfns", "int pages", _HELPER, "The list of the remaining pages is sent."),
     _event("postcopy_faults", "int faults, list latencies, real longest, int missing", _HELPER,
            "`faults` missing pages that vCPUs waited for have arrived since the last such line, "
-           "the last of them after `longest` seconds; `latencies[n]` of them took less than 2**n "
+           "the slowest after `longest` seconds; `latencies[n]` of them took less than 2**n "
            "microseconds and no less than half of that. `missing` pages are still to come."),
     _event("postcopy_complete", "", _HELPER, "The last page is in place at the destination."),
     _event("without_the_sender", "str error", _HELPER,
