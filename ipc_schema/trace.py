@@ -8,6 +8,7 @@ written whole, so processes may share a file that is open for appending.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import time
 from collections.abc import Callable
@@ -30,17 +31,32 @@ class Trace:
         self._process = process
         self._write = write
         self._ended = ended
+        self._guest: str | None = None
+        self._clock_told_by = 0
+        """The pid that has written `clock`: a process that was forked writes its own."""
+
+    def about(self, guest: str) -> Trace:
+        """The same trace for one guest's operation: each line also says `guest`, by which those of
+        operations that go on at once in a process can be told apart."""
+        other = copy.copy(self)
+        other._guest = guest
+        return other
 
     def event(self, event: str, **fields: object) -> None:
         if self._write is None:
             return
+        pid = os.getpid()
+        if pid != self._clock_told_by:
+            self._clock_told_by = pid
+            self.event("clock", **clock())
         import json
 
         line = {
             "t": round(time.monotonic(), 6),
-            "pid": os.getpid(),
+            "pid": pid,
             "process": self._process,
             "event": event,
+            **({} if self._guest is None else {"guest": self._guest}),
             **fields,
         }
         try:
@@ -50,3 +66,18 @@ class Trace:
             if self._ended is not None:
                 with contextlib.suppress(OSError):  # nobody is left to tell
                     self._ended(error)
+
+
+def clock() -> dict[str, object]:
+    """The fields of `clock`: which CLOCK_MONOTONIC `t` is of, and the time of day at which.
+
+    `boot` is the running kernel's boot_id, and with `time_namespace`, the inode of the process's
+    time namespace, names the clock: lines with the same pair can be compared. Each is None where
+    /proc does not say it.
+    """
+    boot = time_namespace = None
+    with contextlib.suppress(OSError):
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            boot = file.read().strip()
+        time_namespace = os.stat("/proc/self/ns/time").st_ino
+    return {"boot": boot, "time_namespace": time_namespace, "realtime": round(time.time(), 6)}

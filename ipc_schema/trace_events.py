@@ -80,6 +80,9 @@ class TraceEvent(NamedTuple):
 COMMON: Final = frozenset({"t", "pid", "process", "event"})
 """Fields of every line, which no event declares."""
 
+ABOUT: Final = frozenset({"guest"})
+"""Fields that any line may have: the guest's name, if its writer knows it (`Trace.about`)."""
+
 
 def _fields(text: str) -> tuple[Field, ...]:
     """Parse `KIND NAME, KIND|KIND NAME, KIND NAME?, …`; the last one is optional."""
@@ -139,6 +142,10 @@ def _event(
 
 # fmt: off
 _ROWS: Final = (
+    _event("clock", "str|null boot, int|null time_namespace, real realtime", frozenset(Writer),
+           "The first line of each process: whose CLOCK_MONOTONIC `t` is (lines with the same "
+           "`boot` and `time_namespace` have the same), and the time of day in seconds."),
+
     # What a helper does.
     _event("faults", "str plan", _HELPER, "The process was given a fault plan."),
     _event("hello", "", _HELPER, "The channel to a controller of ours is about to be opened."),
@@ -163,6 +170,10 @@ _ROWS: Final = (
            "was read. The `sent` hottest go ahead: `room` is what the rounds' rate (null: no round "
            "was long enough to tell) can move in `max_downtime_ms`."),
     _event("postcopy_pfns", "int pages", _HELPER, "The list of the remaining pages is sent."),
+    _event("postcopy_faults", "int faults, list latencies, real longest, int missing", _HELPER,
+           "`faults` missing pages that vCPUs waited for have arrived since the last such line, "
+           "the slowest after `longest` seconds; `latencies[n]` of them took less than 2**n "
+           "microseconds and no less than half of that. `missing` pages are still to come."),
     _event("postcopy_complete", "", _HELPER, "The last page is in place at the destination."),
     _event("without_the_sender", "str error", _HELPER,
            "The sender disconnected after the last page had arrived."),
@@ -255,6 +266,10 @@ _ROWS: Final = (
     # What xl adds.
     _event("handshake", "str action, str result?", _LIBXL,
            "A step of a migration begins, or (with `result`) has ended."),
+    _event("handshake_said", "str message", _LIBXL,
+           "A message of the handshake is about to be written."),
+    _event("handshake_heard", "str message", _LIBXL, "One was read."),
+    _event("migrate", "int domid, str to", _SOURCE, "A migration begins."),
     _event("abort", "str action, bool followed", _LIBXL,
            "The migration was interrupted during a step; `followed` is whether it obeys there."),
     _event("receiver_exited", "int status", _SOURCE,
@@ -315,7 +330,7 @@ def why_not_catalogued(line: Mapping[str, Any]) -> Iterator[str]:
         return
     if line.get("process") not in row.writers:
         yield f"{row.name}: not written by {line.get('process')!r}"
-    for name in set(line) - COMMON - row.field_names:
+    for name in set(line) - COMMON - ABOUT - row.field_names:
         yield f"{row.name}: unknown field {name!r}"
     for field in row.fields:
         if field.name not in line:

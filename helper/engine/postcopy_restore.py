@@ -11,6 +11,7 @@ from contextlib import ExitStack, suppress
 
 from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.fault_channel import FaultWriter
+from xen_save_helper.helper.engine.fault_latencies import FaultLatencies
 from xen_save_helper.helper.engine.held_suspend import HeldSuspend
 from xen_save_helper.helper.engine.page_assembler import PageAssembler
 from xen_save_helper.helper.engine.page_states import (
@@ -77,6 +78,7 @@ class PostcopyReceiver:
         self._total = 0
         self._requested: dict[int, float] = {}
         """The pages that vCPUs wait for and that have not arrived, and since when, in order."""
+        self._latencies = FaultLatencies(self._reporter)
         with ExitStack() as undo:
             self._paging = domain.mem_paging_enable() if paging is None else paging
             undo.callback(self._paging.close)
@@ -226,6 +228,7 @@ class PostcopyReceiver:
                 )
 
     def _tell_complete(self) -> None:
+        self._latencies.tell(missing=0)
         self._reporter.event("postcopy_complete")
         try:
             self._faults.complete()
@@ -270,7 +273,7 @@ class PostcopyReceiver:
                 assert data is not None
                 if before is PageState.REQUESTED:
                     self._paging.load(pfn, data)
-                    del self._requested[pfn]
+                    self._latencies.add(self._requested.pop(pfn), self._states.pending)
                     self._poll.expect()
             self._statistics.postcopy_pages += 1
 

@@ -21,6 +21,7 @@ from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.aio.scratch import ScratchDirectory
 from xen_save_helper.toolstack.cancellation import told
 from xen_save_helper.toolstack.commands.migrate import report
+from xen_save_helper.toolstack.commands.own_timeline import own_timeline
 from xen_save_helper.toolstack.commands.running import limits_of, open_trace, progress_for, run
 from xen_save_helper.toolstack.context import Context, ProgressLine
 from xen_save_helper.toolstack.limits import Limits
@@ -204,7 +205,7 @@ def demo(arguments: argparse.Namespace) -> int:
             arguments.events = str(scratch.path / "events")
         given = [f"--limit={setting}" for setting in arguments.limit]
         given.append(f"--events={Path(arguments.events).absolute()}")
-        with progress_for(arguments, "demo") as progress:
+        with own_timeline(arguments) as timeline, progress_for(arguments, "demo") as progress:
             result = run(
                 play(
                     arguments.mode,
@@ -218,14 +219,18 @@ def demo(arguments: argparse.Namespace) -> int:
                     progress=progress,
                 )
             )
-    return _report(arguments, result)
+            drawn = timeline.draw()
+    return _report(arguments, result, drawn)
 
 
-def _report(arguments: argparse.Namespace, result: DemoResult) -> int:
+def _report(
+    arguments: argparse.Namespace, result: DemoResult, drawn: Sequence[tuple[str, str]] = ()
+) -> int:
     migration = result.migration
     rows = [("verified", _VERIFIED)] if result.verified else []
     if result.first_step_lead_seconds is not None:
         rows.append(("first step", _lead(result.first_step_lead_seconds)))
+    rows += drawn
     extra = {
         "verified": result.verified,
         "first_step_lead_seconds": result.first_step_lead_seconds,

@@ -28,6 +28,7 @@ from xen_save_helper.toolstack.campaign.report import figures as report
 from xen_save_helper.toolstack.campaign.report import html_page as html_report
 from xen_save_helper.toolstack.campaign.report import junit
 from xen_save_helper.toolstack.campaign.report.figures import Report
+from xen_save_helper.toolstack.campaign.report.timelines import write_timelines
 from xen_save_helper.toolstack.campaign.run import Verdict
 from xen_save_helper.toolstack.campaign.worker import longest_directory
 from xen_save_helper.toolstack.commands.common import CommandError, UsageError, show
@@ -80,7 +81,8 @@ def campaign(arguments: argparse.Namespace) -> int:
         trace=state.trace,
     )
     junit.write(found, directory / JUNIT)
-    html_report.write(found, directory / PAGE)
+    timelines = write_timelines(found, directory, every=arguments.timelines == "all")
+    html_report.write(found, directory / PAGE, timelines)
 
     def human() -> None:
         report.show(found)

@@ -20,11 +20,14 @@ from xen_save_helper.ipc_schema.faults.points import POINTS, Point, Side
 from xen_save_helper.toolstack.aio.scratch import ScratchDirectory
 from xen_save_helper.toolstack.campaign.evidence import Mode
 from xen_save_helper.toolstack.campaign.report.figures import not_fired, value_text
+from xen_save_helper.toolstack.campaign.report.timelines import picture_of_run
 from xen_save_helper.toolstack.campaign.run import FAULT_LIMITS, FaultRun, Verdict, run_fault
 from xen_save_helper.toolstack.campaign.worker import end_all_in
 from xen_save_helper.toolstack.commands.common import CommandError, UsageError, show
+from xen_save_helper.toolstack.commands.own_timeline import check_target
 from xen_save_helper.toolstack.commands.running import limits_of
 from xen_save_helper.toolstack.limits import Limits
+from xen_save_helper.toolstack.timeline.files import write_page
 from xen_save_helper.toolstack.xl.outcome import ExitCode
 
 PREFIX: Final = "xen-faults-"
@@ -96,7 +99,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Run a plan once, and show the verdict."""
     plan = plan_of(arguments.plan)
     limits = fault_limits(arguments)
+    rows = []
     with contextlib.ExitStack() as stack:
+        if arguments.timeline is not None:
+            check_target(arguments.timeline)
         # Before the run: an error afterwards would waste it.
         events = arguments.events and stack.enter_context(open(arguments.events, "a"))
         stack.enter_context(_ended_in_order())
@@ -110,8 +116,15 @@ def run(arguments: argparse.Namespace) -> int:
             raise CommandError(str(error)) from error
         if events:
             events.writelines(json.dumps(event) + "\n" for event in verdict.events)
+    if arguments.timeline is not None:
+        picture = picture_of_run(verdict.events, verdict.plan)
+        if picture is not None:
+            write_page(picture, Path(arguments.timeline))
+            rows.append(f"{'timeline':19} {arguments.timeline}")
     code = ExitCode.SUCCESS if verdict.holds else ExitCode.FAILED
-    return show(arguments, verdict.as_json(), lambda: print("\n".join(text_of(verdict))), code)
+    return show(
+        arguments, verdict.as_json(), lambda: print("\n".join([*text_of(verdict), *rows])), code
+    )
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from xen_save_helper.toolstack.commands.common import (
     hypervisor_of,
     show,
 )
+from xen_save_helper.toolstack.commands.own_timeline import own_timeline
 from xen_save_helper.toolstack.commands.running import context_of, progress_for, run
 from xen_save_helper.toolstack.operations.settle import DEAD, GuestStateError
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
@@ -46,17 +47,23 @@ from xen_save_helper.toolstack.xl.outcome import (
 
 def migrate(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
+    with own_timeline(arguments) as timeline:
+        result = _migrate(arguments, options)
+        rows = timeline.draw()
+    return report(arguments, result, rows)
+
+
+def _migrate(arguments: argparse.Namespace, options: MigrateOptions) -> MigrationResult:
     with progress_for(arguments, f"migrate {arguments.name}") as progress:
         ctx = context_of(arguments, progress=progress)
         domid = guest_of(ctx.host, arguments.name).domid
         destination = destination_of(arguments)
         try:
-            result = run(told(partial(migrate_guest, ctx, domid, destination, options)))
+            return run(told(partial(migrate_guest, ctx, domid, destination, options)))
         except GuestStateError as error:
             if error.state not in DEAD:
                 raise
             raise CommandError(str(error), ExitCode.GUEST_DIED) from error
-    return report(arguments, result)
 
 
 def _options(arguments: argparse.Namespace) -> MigrateOptions:

@@ -102,6 +102,7 @@ class HandshakeLink:
         self._hears = hears
         self._says = says
         self._limit = ctx.limits.handshake
+        self._trace = ctx.trace
         ctx.seams.begin(operation)
         self._seam = ctx.seams.handshake
 
@@ -109,6 +110,7 @@ class HandshakeLink:
         """Write a message; `data` if it is more than its fixed bytes."""
         write = partial(self._write, message.what)
         whole = message.data if data is None else data
+        self._trace.event("handshake_said", message=message.name)
         await self._seam.say((self._hears, self._says), message, whole, write)
 
     async def hear(self, message: HandshakeMessage, limit: float | None = None) -> None:
@@ -141,7 +143,9 @@ class HandshakeLink:
 
     async def hear_by(self, message: HandshakeMessage, read: Callable[[], Awaitable[T]]) -> T:
         """Read a message by `read`, and return what that returns."""
-        return await self._seam.hear((self._hears, self._says), message, read)
+        heard = await self._seam.hear((self._hears, self._says), message, read)
+        self._trace.event("handshake_heard", message=message.name)
+        return heard
 
     async def _read(self, message: HandshakeMessage, limit: float | None = None) -> None:
         await read_message(

@@ -7,6 +7,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from xen_save_helper.helper.hypervisors import XEN
@@ -109,6 +110,7 @@ async def _migrate(
         except OSError:
             journal.close()
             raise
+        ctx = replace(ctx, trace=ctx.trace.about(name))
         return await _Sending(Migration(ctx, domid, name, destination, options, journal)).run()
 
 
@@ -157,6 +159,7 @@ class _Sending(HandshakeSide[Sender]):
 
     async def _run(self) -> MigrationResult:
         started = time.monotonic()
+        self._ctx.trace.event("migrate", domid=self._domid, to=str(self._destination))
         try:
             await self._run_handshake()
         except BaseException:

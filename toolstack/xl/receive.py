@@ -183,6 +183,7 @@ class _Receiving(HandshakeSide[Receiver]):
             xl_handshake.CONFIG, lambda: read_config(self._stream_fd, limit)
         )
         self._name = name_of(self._config)
+        self._ctx = replace(self._ctx, trace=self._ctx.trace.about(self._name))
         return Event.OK
 
     async def _examine(self) -> Event:

@@ -7,7 +7,7 @@ import os
 import stat
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,7 @@ async def _restore_from(
             preface = await read_preface(fd, file, ctx.limits.stream_stall)
             config = _configuration(ctx, preface, path, config, name)
             name = name_of(config)
+            ctx = replace(ctx, trace=ctx.trace.about(name))
             _check_free(ctx, name)
             end = end_of_stream(fd, start) if seekable else 0
         except NotAStreamError as error:

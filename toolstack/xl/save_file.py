@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -111,6 +111,7 @@ async def _save(
     """Save without `end_in_order`: a cancellation ends the save as a SaveFileError."""
     row = row_of_domain(ctx.host, domid)
     name = row.name
+    ctx = replace(ctx, trace=ctx.trace.about(name))
     config = json.dumps(ctx.host.config(domid)).encode() + b"\0"
     try:
         target = save_target(file)

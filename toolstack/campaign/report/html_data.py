@@ -70,8 +70,11 @@ class PlacedVerdict(NamedTuple):
         return self.faults == reach.primed(self.aim)
 
 
-def entries_of(report: Report) -> tuple[list[PlacedVerdict], list[str]]:
-    """Verdicts of the same point and mode share a block, since their traces are alike."""
+def entries_of(
+    report: Report, timelines: Mapping[int, str]
+) -> tuple[list[PlacedVerdict], list[str]]:
+    """Verdicts of the same point and mode share a block, since their traces are alike.
+    `timelines` are links by the verdicts' numbers."""
     rows: dict[tuple[str, Who, str], list[PlacedVerdict]] = {}
     entries = []
     for number, verdict in enumerate(report.verdicts):
@@ -82,7 +85,9 @@ def entries_of(report: Report) -> tuple[list[PlacedVerdict], list[str]]:
         block = row[0].block if row else len(rows) - 1
         row.append(PlacedVerdict(number, verdict, faults, block))
         entries.append(row[-1])
-    return entries, [_pack([_details(report, entry) for entry in row]) for row in rows.values()]
+    return entries, [
+        _pack([_details(report, entry, timelines) for entry in row]) for row in rows.values()
+    ]
 
 
 def index_of(report: Report, entries: Sequence[PlacedVerdict]) -> dict[str, object]:
@@ -151,13 +156,16 @@ def _pack(content: object) -> str:
     return base64.b64encode(data).decode()
 
 
-def _details(report: Report, entry: PlacedVerdict) -> dict[str, object]:
+def _details(
+    report: Report, entry: PlacedVerdict, timelines: Mapping[int, str]
+) -> dict[str, object]:
     verdict = entry.verdict
     events = sorted(report.trace(verdict), key=lambda event: float(event["t"]))
     start = _zero(events)
     return {
         "number": entry.number,
         "again": report.again(verdict),
+        "timeline": timelines.get(entry.number),
         "expected": verdict.expected,
         "seen": [[name, _text(value)] for name, value in verdict.seen.items()],
         "fired": list(verdict.fired),

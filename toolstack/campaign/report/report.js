@@ -230,6 +230,9 @@ function facts(found) {
       copy.textContent = "Selected";
     }
   });
+  row("timeline", found.timeline
+    ? make("a", { href: found.timeline, target: "_blank", rel: "noopener" }, "the run as a picture")
+    : make("span", {}, "none was kept: ", make("code", {}, "--timeline FILE.html"), " draws one, again"));
   row("again", make("span", { class: "command" }, make("code", {}, found.again), copy));
   return list;
 }

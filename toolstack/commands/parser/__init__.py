@@ -16,6 +16,7 @@ from xen_save_helper.toolstack.commands.parser.guests import add_guest_commands
 from xen_save_helper.toolstack.commands.parser.migration import add_migration_commands
 from xen_save_helper.toolstack.commands.parser.postcopy import add_postcopy_commands
 from xen_save_helper.toolstack.commands.parser.shared import ADD_SHARED, SHARED
+from xen_save_helper.toolstack.commands.parser.timeline import add_timeline_command
 
 EXIT_CODES_TEXT: Final = """\
 exit codes: 0 success; 1 failed (after migrate and demo, the guest runs at the source); 2 usage;
@@ -53,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_guest_commands(command)
     add_file_commands(command)
     add_migration_commands(command)
+    add_timeline_command(command)
     add_postcopy_commands(commands)
     add_fault_commands(commands)
     return parser

@@ -7,6 +7,7 @@ from typing import Final
 from xen_save_helper.toolstack.commands.common import count, guest_size, positive
 from xen_save_helper.toolstack.commands.parser.adding import Commands, add_group
 from xen_save_helper.toolstack.commands.parser.shared import WORKLOADS, add_events, add_limit
+from xen_save_helper.toolstack.commands.parser.timeline import add_timeline_option
 
 FAULT_MODES: Final = ("save", "stop-and-copy", "live", "postcopy")
 
@@ -27,6 +28,7 @@ def add_fault_commands(
     )
     add_limit(run)
     add_events(run)
+    add_timeline_option(run)
     run.add_argument("--mode", choices=FAULT_MODES, default="live")
     run.add_argument(
         "--memory", type=guest_size, default=4 << 20, metavar="SIZE", help="default: 4M"
@@ -62,6 +64,13 @@ def add_fault_commands(
         metavar="DIR",
         default="fault-campaign",
         help="directory of the reports (default: fault-campaign)",
+    )
+    campaign.add_argument(
+        "--timelines",
+        choices=("wrong", "all"),
+        default="wrong",
+        help="of which runs the report links a timeline: of those that do not hold (the default), "
+        "or of all, each about 100 KiB",
     )
     campaign.add_argument("--resume", action="store_true", help="continue the campaign in DIR")
     campaign.add_argument(

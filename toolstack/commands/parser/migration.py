@@ -5,6 +5,7 @@ from __future__ import annotations
 from xen_save_helper.toolstack.commands.common import count, guest_size, positive
 from xen_save_helper.toolstack.commands.parser.adding import Adder
 from xen_save_helper.toolstack.commands.parser.shared import WORKLOADS, add_bandwidth, add_sparse
+from xen_save_helper.toolstack.commands.parser.timeline import add_timeline_option
 
 
 def add_migration_commands(command: Adder) -> None:
@@ -57,6 +58,7 @@ def add_migration_commands(command: Adder) -> None:
     )
     add_bandwidth(migrate)
     add_sparse(migrate)
+    add_timeline_option(migrate)
     migrate.add_argument(
         "-p", "--paused", action="store_true", help="leave the guest paused at the destination"
     )
@@ -93,3 +95,4 @@ def add_migration_commands(command: Adder) -> None:
     demo.add_argument("--memory", type=guest_size, default=256 << 20, metavar="SIZE")
     demo.add_argument("--workload", choices=WORKLOADS, default="random")
     add_bandwidth(demo)
+    add_timeline_option(demo)

@@ -106,6 +106,7 @@ SHARED: Final[Mapping[str, Sequence[str]]] = {
     # Its stdout is the link.
     "receive": ("host", "limit", "events", "verbose", "helper", "engine", "missing_cpu_features"),
     "recover": _QUICK,
+    "timeline": ("json",),
     "demo": ("json", "limit", "events"),
 }
 """The shared options of each command: those that have an effect on it."""
