@@ -19,7 +19,7 @@ import pytest
 from tests.toolstack.campaign.judge.verdicts import verdict
 from tests.toolstack.stage import TOOLSTACK, Ended, called, wait_for
 from xen_save_helper.ipc_schema.faults.plan import parse
-from xen_save_helper.toolstack.campaign import campaign
+from xen_save_helper.toolstack.campaign import run_process
 from xen_save_helper.toolstack.campaign.campaign import Selection, State, StateError, run_cells
 from xen_save_helper.toolstack.campaign.evidence import Mode
 from xen_save_helper.toolstack.campaign.matrix import Cell, GuestKind
@@ -311,7 +311,7 @@ class TestRuns:
         )
 
     def test_one_that_does_not_end_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(campaign, "RUN_LIMIT", 1.0)
+        monkeypatch.setattr(run_process, "RUN_LIMIT", 1.0)
         stopped = Cell(Mode.SAVE, parse("source/suspend:before-send=stop"))
         (one,) = verdicts_of([stopped])
         assert one.problems == ("the run had not ended after 1 s",)
