@@ -135,6 +135,12 @@ class State:
         self._append({"campaign": asdict(selection), "version": self.version, **part})
         self.selection, self.shard = selection, shard
 
+    def forget(self) -> None:
+        """Remove the file, and its directory if that has nothing else. Raises OSError."""
+        self._path.unlink()
+        with contextlib.suppress(OSError):
+            self._path.parent.rmdir()
+
     def add(self, cell: Cell, verdict: Verdict) -> None:
         """Raises OSError."""
         place = self._append({"cell": str(cell), **verdict.as_json()})

@@ -60,6 +60,16 @@ class ClusterError(Exception):
 Say = Callable[[str], None]
 
 
+def need_dask() -> None:
+    """Raises ClusterError if Dask is not installed."""
+    try:
+        import distributed  # noqa: F401
+    except ImportError as missing:
+        raise ClusterError(
+            f"--scheduler needs Dask ({missing}): pip install '{DISTRIBUTION}[{EXTRA}]'"
+        ) from None
+
+
 async def run_cells_on(
     address: str,
     cells: Sequence[Cell],
@@ -81,25 +91,20 @@ async def run_cells_on(
 @contextlib.asynccontextmanager
 async def _connected(address: str) -> AsyncIterator[Any]:
     """A client of the scheduler. Raises ClusterError if it cannot be reached."""
-    try:
-        from distributed import Client
-    except ImportError as missing:
-        raise ClusterError(
-            f"--scheduler needs Dask ({missing}): pip install '{DISTRIBUTION}[{EXTRA}]'"
-        ) from None
+    from distributed import Client
+
     # What it would log is told by us, in one line.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     for name in ("client", "core", "comm", "batched"):
         logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
-    connect: Any = Client
+    make: Any = Client
+    client = make(address, asynchronous=True, timeout=_CONNECT_LIMIT, set_as_default=False)
     try:
-        client = await connect(
-            address, asynchronous=True, timeout=_CONNECT_LIMIT, set_as_default=False
-        )
-    except (OSError, ValueError) as error:
-        why = " ".join(str(error).split()) or "no answer"
-        raise ClusterError(f"no Dask scheduler at {address}: {why}") from None
-    try:
+        try:
+            await client
+        except (OSError, ValueError) as error:
+            why = " ".join(str(error).split()) or "no answer"
+            raise ClusterError(f"no Dask scheduler at {address}: {why}") from None
         yield client
     finally:
         # The scheduler cancels the tasks of a client that has gone.
@@ -136,18 +141,21 @@ class _Cluster:
 
     async def look(self, *, soon: bool = False) -> None:
         """Bring `threads` up to date, if that was not done just now or `soon` is set. Raises
-        ClusterError if the scheduler has gone, or there has been no worker for long."""
+        ClusterError if the scheduler is lost, or there has been no worker for long."""
         now = time.monotonic()
         if now < self._next and not soon:
             return
         self._next = now + _LOOK
+        # Dask would try to connect again for half a minute, but the tasks are lost already.
+        if self.client.status != "running":
+            raise ClusterError(f"the connection to the scheduler at {self._address} is lost")
         try:
             there: Mapping[str, int] = await self.client.nthreads()
             new = [one for one in there if one not in self.threads and one not in self._refused]
             admitted = await self._admit(new)
         except OSError as error:
             why = " ".join(str(error).split())
-            raise ClusterError(f"the scheduler at {self._address} has gone: {why}") from None
+            raise ClusterError(f"the scheduler at {self._address} does not answer: {why}") from None
         for gone in self.threads.keys() - there.keys():
             self._say(f"worker {gone} has gone: what it was running runs again elsewhere")
         if self.threads:  # what is refused at the beginning ends the campaign

@@ -29,7 +29,7 @@ from xen_save_helper.toolstack.campaign.report import html_page as html_report
 from xen_save_helper.toolstack.campaign.report import junit
 from xen_save_helper.toolstack.campaign.report.figures import Report
 from xen_save_helper.toolstack.campaign.run import Verdict
-from xen_save_helper.toolstack.campaign.scheduler import ClusterError, run_cells_on
+from xen_save_helper.toolstack.campaign.scheduler import ClusterError, need_dask, run_cells_on
 from xen_save_helper.toolstack.campaign.shards import Shard
 from xen_save_helper.toolstack.campaign.worker import longest_directory
 from xen_save_helper.toolstack.commands.common import CommandError, UsageError, show
@@ -53,9 +53,11 @@ def campaign(arguments: argparse.Namespace) -> int:
     state, selection, shard = _begin(arguments, directory)
     cells = _cells(selection, shard)
     try:
-        # On a cluster, the workers are asked.
-        need_room(longest_directory(len(cells) if arguments.scheduler is None else 0))
-    except ValueError as error:
+        if arguments.scheduler is not None:
+            need_dask()
+        else:
+            need_room(longest_directory(len(cells)))
+    except (ClusterError, ValueError) as error:
         raise CommandError(str(error)) from error
     if state.selection is None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -74,6 +76,9 @@ def campaign(arguments: argparse.Namespace) -> int:
     except asyncio.CancelledError:
         interrupted = True
     except ClusterError as error:
+        if not state.verdicts:
+            state.forget()
+            raise CommandError(str(error)) from error
         interrupted, trouble = False, str(error)
     found = write_reports(arguments, state, cells, directory)
     if interrupted or trouble:
@@ -173,13 +178,18 @@ def _selection(arguments: argparse.Namespace) -> Selection:
         modes=tuple(dict.fromkeys(modes)),
         points="*" if arguments.points is None else arguments.points,
         random=arguments.random or 0,
-        seed=secrets.randbelow(1 << 32) if arguments.seed is None else arguments.seed,
+        seed=_seed(arguments) if arguments.random else 0,
         short=arguments.short,
         guest=GuestKind(
             arguments.memory or USUAL_GUEST.memory, arguments.workload or USUAL_GUEST.workload
         ),
         limits=fault_limits(arguments),
     )
+
+
+def _seed(arguments: argparse.Namespace) -> int:
+    given: int | None = arguments.seed
+    return secrets.randbelow(1 << 32) if given is None else given
 
 
 async def _run(

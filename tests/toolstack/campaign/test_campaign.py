@@ -137,6 +137,17 @@ class TestTheCommand:
             said = err.read().splitlines()
         assert [line for line in said if not line.startswith("xen-toolstack: ")] == []
 
+    def test_a_killed_one_ends_the_runs_that_wait(self, tmp_path: Path, temporary: Path) -> None:
+        out = tmp_path / "out"
+        waits = ("--points", "suspend:before-answer", "--modes", "save", "--limit", "callback=600")
+        command = [*TOOLSTACK, "faults", "campaign", *waits, "--jobs", "1", "--out", str(out)]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            # The campaign, the maker of runs, a guest, a controller and a helper.
+            wait_for(lambda: len(of(str(temporary))) >= 5, "a run", 60)
+            process.kill()
+        wait_for(lambda: not of(str(temporary)), "the end of its processes", 15)
+        assert list(temporary.glob(f"{PREFIX}*")) == []
+
     @pytest.mark.parametrize(
         ("arguments", "code", "words"),
         [
