@@ -12,7 +12,10 @@ def add_postcopy_commands(
     """Add the commands of `postcopy`; page servers and pagers are this machine's."""
     text = "see and steer what goes on after a postcopy under xl: page servers and pagers"
     command = add_group(commands, "postcopy", text)
-    command("list", "postcopy:show_list", "show all of them")
+    shown = command("list", "postcopy:show_list", "show all of them")
+    shown.add_argument(
+        "--name", action="store_true", help="only their guests' names, one on each line"
+    )
     status = command(
         "status", "postcopy:show_status", "show those of a guest; fails if its pages are lost"
     )

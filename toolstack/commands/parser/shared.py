@@ -16,6 +16,10 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
 
 
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+
+
 def add_limit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit",
@@ -107,6 +111,7 @@ SHARED: Final[Mapping[str, Sequence[str]]] = {
     "receive": ("host", "limit", "events", "verbose", "helper", "engine", "missing_cpu_features"),
     "recover": _QUICK,
     "demo": ("json", "limit", "events"),
+    "completion": (),
 }
 """The shared options of each command: those that have an effect on it."""
 
