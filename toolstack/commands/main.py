@@ -31,6 +31,7 @@ from xen_save_helper.toolstack.xl.outcome import ExitCode
 
 PRINTING: Final = frozenset(
     {
+        "completion:completion",
         "guests:show_list",
         "inspect:inspect",
         "faults:show_points",

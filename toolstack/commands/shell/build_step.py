@@ -49,6 +49,9 @@ class BuildShellFiles(Command):
             *(self.distribution.data_files or ()),
             *sorted(by_place.items()),
         ]
+        if self.editable_mode:
+            # Only a whole installation does that by itself.
+            self.run_command("install_data")
 
     def get_source_files(self) -> list[str]:
         return []

@@ -24,7 +24,7 @@ DIRECTORY: Final[Completer] = {
     "fish": "(__fish_complete_directories (commandline -ct))",
 }
 
-# A name may hold anything, so nothing here evaluates one. bash makes three words of --host=DIR.
+# A name may hold anything, so nothing here evaluates one.
 _NAMES: Final = {
     "bash": """\
 _xen_toolstack_names() {
@@ -32,7 +32,6 @@ _xen_toolstack_names() {
   shift
   for ((index = 1; index < COMP_CWORD; index++)); do
     if [[ ${COMP_WORDS[index]} == --host ]]; then
-      [[ ${COMP_WORDS[index + 1]} == = ]] && ((index++))
       host=(--host "${COMP_WORDS[index + 1]/#\\~\\//$HOME/}")
     fi
   done

@@ -35,6 +35,33 @@ _MANUALS: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {
 """What the man pages have besides what the parsers say: what a program does, and sections."""
 
 
+_VALUED: Final = re.compile(r'"(--[\w-]+)(?=\[.*\]:)')
+"""A long option of a zsh script that has a value, which may be in the next word or after a `=`; for
+zsh's `_arguments`, the `=` says so."""
+
+
+_REGISTERED: Final = re.compile(r"^complete (.*) -F (\w+) (\S+)$", re.MULTILINE)
+_JOINED: Final = r"""
+# bash makes three words of --option=value, and the functions above take the second for the value.
+\2_joined() {
+  local -a words=()
+  local index cword=0
+  for ((index = 0; index < ${#COMP_WORDS[@]}; index++)); do
+    if [[ ${COMP_WORDS[index]} != "=" || ${COMP_WORDS[index - 1]} != --* ]]; then
+      words+=("${COMP_WORDS[index]}")
+    elif ((index == COMP_CWORD)); then
+      words+=("")
+    fi
+    ((index == COMP_CWORD)) && cword=$((${#words[@]} - 1))
+  done
+  local -a COMP_WORDS=("${words[@]}")
+  local COMP_CWORD=$cword
+  \2 "$@"
+}
+
+complete \1 -F \2_joined \3"""
+
+
 def generate(directory: Path, version: str) -> list[Path]:
     """Write all files below `directory`, as below a prefix such as /usr; returns their paths
     there."""
@@ -55,4 +82,9 @@ def _completion(parser: argparse.ArgumentParser, shell: str) -> str:
     import shtab
 
     add_completers(parser)
-    return f"{shtab.complete(parser, shell=shell).rstrip()}\n"
+    text = f"{shtab.complete(parser, shell=shell).rstrip()}\n"
+    if shell == "zsh":
+        text = _VALUED.sub(r'"\1=', text)
+    if shell == "bash":
+        text = _REGISTERED.sub(_JOINED, text)
+    return text

@@ -40,7 +40,9 @@ def page(
             made.add_section(title, "=", section(text))
         others = sorted({"xen-toolstack", "xen-save-helper", "xl"} - {parser.prog})
         made.add_section("SEE ALSO", "=", ",\n".join(f".BR {_escaped(one)} (1)" for one in others))
-        return str(made)
+        # No even right margin, and no hyphens: most lines have words that must stay whole.
+        title, rest = str(made).split("\n", 1)
+        return f"{title}\n.nh\n.ad l\n{rest}"
 
 
 def section(text: str) -> str:
