@@ -128,8 +128,9 @@ class _Cluster:
 
     async def begin(self, runs: int, stop: asyncio.Event) -> None:
         """Wait for workers, or for `stop`; a run of the campaign is one of `runs`. Raises
-        ClusterError without a worker, and if one of them cannot have cells."""
+        ClusterError without a worker, and if one of them, or the scheduler, is not fit for it."""
         self._runs = runs
+        await self._check_scheduler()
         await self.look()
         if not self.threads and not self._refused:
             self._say(f"waiting for a worker of {self._address}")
@@ -170,15 +171,27 @@ class _Cluster:
                 f"the scheduler at {self._address} has had no worker for {NO_WORKER_LIMIT:.0f} s"
             )
 
+    async def _check_scheduler(self) -> None:
+        """Raise ClusterError unless the scheduler has this version: it reads each task."""
+        try:
+            theirs = await self.client.run_on_scheduler(metadata.version, DISTRIBUTION)
+        except metadata.PackageNotFoundError:
+            theirs = None
+        except OSError as error:
+            raise ClusterError(
+                f"the scheduler at {self._address} does not answer: {error}"
+            ) from None
+        if (wrong := _not_ours(theirs)) is not None:
+            raise ClusterError(f"the scheduler at {self._address} {wrong}")
+
     async def _admit(self, new: Sequence[str]) -> set[str]:
         """Those of the workers that may have cells; `_refused` says why the others may not. One
         that does not answer is asked again at the next look."""
-        ours = version()
         for one, theirs in (await self._on(new, metadata.version, DISTRIBUTION)).items():
-            if isinstance(theirs, metadata.PackageNotFoundError):
-                self._refused[one] = f"worker {one} does not have {DISTRIBUTION} {ours}"
-            elif isinstance(theirs, str) and theirs != ours:
-                self._refused[one] = f"worker {one} has {DISTRIBUTION} {theirs}, and this is {ours}"
+            if isinstance(theirs, str | metadata.PackageNotFoundError):
+                wrong = _not_ours(theirs if isinstance(theirs, str) else None)
+                if wrong is not None:
+                    self._refused[one] = f"worker {one} {wrong}"
         able = await self._on([one for one in new if one not in self._refused], _unable, self._runs)
         for one, why in able.items():
             if why is not None and not isinstance(why, OSError):
@@ -195,6 +208,16 @@ class _Cluster:
             function, *arguments, workers=list(workers), on_error="return"
         )
         return answers
+
+
+def _not_ours(theirs: str | None) -> str | None:
+    """What is wrong with a version of our package, None if it has none; None if it is this one."""
+    ours = version()
+    if theirs == ours:
+        return None
+    if theirs is None:
+        return f"does not have {DISTRIBUTION} {ours}"
+    return f"has {DISTRIBUTION} {theirs}, and this is {ours}"
 
 
 def _unable(runs: int) -> str | None:

@@ -29,11 +29,13 @@ WAITS = ("--points", "suspend:before-answer", "--modes", "save", "--limit", "cal
 class Cluster:
     """A scheduler, and workers with a directory for temporary files of their own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **environment: str) -> None:
         self.directory = directory
         self._started: list[subprocess.Popen[bytes]] = []
         file = directory / "scheduler.json"
-        self.scheduler = self._start("scheduler", "--scheduler-file", file, "--port", "0")
+        self.scheduler = self._start(
+            "scheduler", "--scheduler-file", file, "--port", "0", **environment
+        )
         self.address: str = wait_for(lambda: self._address(file), "a scheduler")
 
     @staticmethod
@@ -162,20 +164,36 @@ def test_without_its_scheduler_it_can_go_on_here(
     assert called("faults", "campaign", "--resume", "--out", tmp_path / "out").code == 0
 
 
+@pytest.fixture
+def older(tmp_path: Path) -> str:
+    """A directory in which a Python path finds an older version of our package."""
+    info = tmp_path / "site" / "xen_save_helper-0.0.9.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: xen-save-helper\nVersion: 0.0.9\n")
+    return str(info.parent)
+
+
 def test_another_version_is_refused_by_name_before_the_first_cell(
-    cluster: Cluster, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    cluster: Cluster, start: Callable[..., subprocess.Popen[str]], tmp_path: Path, older: str
 ) -> None:
-    older = tmp_path / "site" / "xen_save_helper-0.0.9.dist-info"
-    older.mkdir(parents=True)
-    (older / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: xen-save-helper\nVersion: 0.0.9\n"
-    )
-    cluster.worker(PYTHONPATH=str(older.parent))
+    cluster.worker(PYTHONPATH=older)
     told = ended(start(*GUEST))
     assert told.code == 1
     assert re.search(r"worker tcp://\S+ has xen-save-helper 0\.0\.9, and this is \S+", told.err)
     assert not (tmp_path / "out").exists()
     assert not cluster.runs()
+
+
+def test_a_scheduler_of_another_version_is_refused(tmp_path: Path, older: str) -> None:
+    cluster = Cluster(tmp_path, PYTHONPATH=older)
+    try:
+        at = ("--scheduler", cluster.address, "--out", tmp_path / "out")
+        told = called("faults", "campaign", *GUEST, *at)
+    finally:
+        cluster.close()
+    assert told.code == 1
+    assert f"the scheduler at {cluster.address} has xen-save-helper 0.0.9, and" in told.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_scheduler_is_told(tmp_path: Path) -> None:
