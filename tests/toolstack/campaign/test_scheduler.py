@@ -19,7 +19,7 @@ from tests.toolstack.campaign.test_campaign import GUEST, lines_of, of
 from tests.toolstack.stage import TOOLSTACK, Ended, called, wait_for
 from xen_save_helper.toolstack.campaign.worker import PREFIX
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 DASK = str(Path(sys.executable).with_name("dask"))
 WAITS = ("--points", "suspend:before-answer", "--modes", "save", "--limit", "callback=60")
@@ -36,7 +36,7 @@ class Cluster:
         self.scheduler = self._start(
             "scheduler", "--scheduler-file", file, "--port", "0", **environment
         )
-        self.address: str = wait_for(lambda: self._address(file), "a scheduler")
+        self.address: str = wait_for(lambda: self._address(file), "a scheduler", 90)
 
     @staticmethod
     def _address(file: Path) -> str | None:
@@ -105,7 +105,7 @@ def start(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., subprocess
 
 
 def ended(process: subprocess.Popen[str]) -> Ended:
-    out, err = process.communicate(timeout=90)
+    out, err = process.communicate(timeout=150)
     return Ended(process.returncode, out, err)
 
 
@@ -145,7 +145,7 @@ def test_nothing_of_an_ended_campaign_stays_at_the_workers(
     wait_for(lambda: len(cluster.runs()) > 3, "the helper of a run", 60)
     campaign.send_signal(number)
     ended(campaign)
-    wait_for(lambda: not cluster.runs(), "the end of the processes of its runs", 15)
+    wait_for(lambda: not cluster.runs(), "the end of the processes of its runs", 60)
     wait_for(lambda: not list(cluster.directory.glob(f"{PREFIX}*")), "no directory of a run")
 
 
