@@ -116,7 +116,7 @@ def test_a_worker_that_dies_costs_a_second_try(
     campaign = start(*GUEST)
     first = cluster.worker()
     second = cluster.worker()
-    wait_for(lambda: lines_of(tmp_path / "out"), "a verdict", 60)
+    wait_for(lambda: lines_of(tmp_path / "out"), "a verdict", 120)
     wait_for(lambda: psutil.Process(first.pid).children(), "a run at the first worker")
     first.kill()
     told = ended(campaign)
@@ -142,7 +142,7 @@ def test_nothing_of_an_ended_campaign_stays_at_the_workers(
 ) -> None:
     cluster.worker()
     campaign = start(*WAITS)
-    wait_for(lambda: len(cluster.runs()) > 3, "the helper of a run", 60)
+    wait_for(lambda: len(cluster.runs()) > 3, "the helper of a run", 120)
     campaign.send_signal(number)
     ended(campaign)
     wait_for(lambda: not cluster.runs(), "the end of the processes of its runs", 60)
@@ -154,7 +154,7 @@ def test_without_its_scheduler_it_can_go_on_here(
 ) -> None:
     cluster.worker()
     campaign = start(*GUEST)
-    wait_for(lambda: lines_of(tmp_path / "out"), "a verdict", 60)
+    wait_for(lambda: lines_of(tmp_path / "out"), "a verdict", 120)
     cluster.scheduler.kill()
     told = ended(campaign)
     assert told.code == 1
