@@ -10,23 +10,42 @@ from xen_save_helper.helper.settings import ANSWER_LIMIT, DEFAULT_CONFIG
 from xen_save_helper.ipc_schema.channel.messages import Dialect, MissingCpuFeatures
 from xen_save_helper.ipc_schema.channel.waits import LONGEST_WAIT
 
-USAGE: Final = f"""\
-{CONTEXT}: saves or restores one Xen domain for a toolstack, which starts it.
 
-  {CONTEXT} --save-domain NUMBER...      started by libxl (set LIBXL_SAVE_HELPER to this
-  {CONTEXT} --restore-domain NUMBER...   program's path); speaks libxl's protocol on stdin, stdout
-  {CONTEXT} --connect ENDPOINT --secret-fd N [--stream-stall S] [--answer-limit S]
-                              [--admission S] [--start-limit S] [--outlive 1]
-                                           started by xen-toolstack; speaks over ZeroMQ
-  {CONTEXT} --check                      says what each setting is, where it comes from, and
-                                           what is wrong; exit status 1 if anything is
-  {CONTEXT} --help | --version           this text or the version, and which Xen is found
+class Option(NamedTuple):
+    """An option that has a value of type `kind`."""
 
-  --events FILE: append a JSON line for each event.
-  --faults PLAN|@FILE: inject faults, e.g. suspend:before-answer=kill (xen-toolstack faults list).
-  --operation save|restore: what the controller will ask for, for faults that strike before it does
-  --outlive 1: a restore's last pages may come over a link, when the controller has gone
+    kind: type
+    metavar: str
+    text: str
 
+
+OPTIONS: Final = {
+    "connect": Option(str, "ENDPOINT", "the controller's ZeroMQ endpoint"),
+    "secret_fd": Option(int, "N", "the descriptor from which the controller's secret is read"),
+    "stream_stall": Option(
+        float, "S", "seconds after which a stream that stands still is given up"
+    ),
+    "answer_limit": Option(float, "S", "seconds that a callback may stay unanswered"),
+    "admission": Option(float, "S", "the stream's limit in seconds until the receiver has begun"),
+    "start_limit": Option(float, "S", "seconds that the first message of the controller may take"),
+    "outlive": Option(
+        int, "1", "a restore's last pages may come over a link, when the controller has gone"
+    ),
+    "events": Option(str, "FILE", "append a JSON line for each event"),
+    "faults": Option(
+        str,
+        "PLAN|@FILE",
+        "inject faults, e.g. suspend:before-answer=kill (xen-toolstack faults list)",
+    ),
+    "operation": Option(
+        str,
+        "save|restore",
+        "what the controller will ask for, for faults that strike before it does",
+    ),
+}
+"""The options by their names in `Options`."""
+
+ENVIRONMENT: Final = f"""\
 Settings, from the environment or as lines NAME=VALUE of {DEFAULT_CONFIG}
 (another file: XEN_SAVE_HELPER_CONFIG); the environment comes first. A wrong setting is ignored with
 a warning in the log, as is a trace that cannot be written (a wrong FAULTS, DIALECT or HYPERVISOR is
@@ -61,9 +80,38 @@ is set; libxenguest's own is 5 rounds or fewer than 50 dirty pages:
   XEN_SAVE_HELPER_DIRTY_THRESHOLD   stop it earlier, with at most this many dirty pages (49),
   XEN_SAVE_HELPER_MAX_DOWNTIME_MS   or if these take no longer to send, at the last round's rate
   XEN_SAVE_HELPER_ABORT_AFTER       in place of MAX_ITERATIONS: rounds after which the migration
-                                    is given up, and the guest runs on where it is
+                                    is given up, and the guest runs on where it is"""
 
-Exit status: 0 the result was reported, 254 the controller is gone, 255 any error of its own.
+EXIT_STATUS: Final = (
+    "0 the result was reported, 254 the controller is gone, 255 any error of its own."
+)
+
+
+def _options() -> str:
+    """The options that people give, for the help."""
+    return "\n".join(
+        f"  --{name} {OPTIONS[name].metavar}: {OPTIONS[name].text}"
+        for name in ("events", "faults", "operation")
+    )
+
+
+USAGE: Final = f"""\
+{CONTEXT}: saves or restores one Xen domain for a toolstack, which starts it.
+
+  {CONTEXT} --save-domain NUMBER...      started by libxl (set LIBXL_SAVE_HELPER to this
+  {CONTEXT} --restore-domain NUMBER...   program's path); speaks libxl's protocol on stdin, stdout
+  {CONTEXT} --connect ENDPOINT --secret-fd N [--stream-stall S] [--answer-limit S]
+                              [--admission S] [--start-limit S] [--outlive 1]
+                                           started by xen-toolstack; speaks over ZeroMQ
+  {CONTEXT} --check                      says what each setting is, where it comes from, and
+                                           what is wrong; exit status 1 if anything is
+  {CONTEXT} --help | --version           this text or the version, and which Xen is found
+
+{_options()}
+
+{ENVIRONMENT}
+
+Exit status: {EXIT_STATUS}
 """
 
 
@@ -89,18 +137,6 @@ class Options(NamedTuple):
     libxl: tuple[str, ...] = ()
 
 
-_OPTIONS: Final[dict[str, type]] = {
-    "connect": str,
-    "secret_fd": int,
-    "stream_stall": float,
-    "admission": float,
-    "answer_limit": float,
-    "start_limit": float,
-    "outlive": int,
-    "events": str,
-    "faults": str,
-    "operation": str,
-}
 _MODES: Final = ("--save-domain", "--restore-domain")
 
 
@@ -111,11 +147,11 @@ def parse(arguments: Sequence[str]) -> Options:
     while rest and rest[0] not in _MODES:
         option = rest.pop(0)
         name = option.removeprefix("--").replace("-", "_")
-        if not option.startswith("--") or name not in _OPTIONS:
+        if not option.startswith("--") or name not in OPTIONS:
             raise UsageError(f"unknown option {option!r}")
         if not rest:
             raise UsageError(f"{option} needs a value")
-        given[name] = _value(option, rest.pop(0), _OPTIONS[name])
+        given[name] = _value(option, rest.pop(0), OPTIONS[name].kind)
     options = Options(**given, libxl=tuple(rest))
     if rest and options.connect:
         raise UsageError("--connect and libxl's arguments exclude each other")

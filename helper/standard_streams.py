@@ -31,13 +31,15 @@ _KEPT: Final = 1 << 20
 class Output(io.TextIOBase):
     """A text stream onto the descriptor `fd`. `error` is what ended it; anything written after that
     is lost. Once `hurried` is set, which may be done at any time, nothing waits for a reader or
-    terminal that takes nothing at the moment: the output is kept for a later write or flush.
+    terminal that takes nothing at the moment: the output is kept for a later write or flush. While
+    `quiet` is set, what is written is dropped, and no terminal is there.
 
     Threads may write to it concurrently, and so may a signal handler in the middle of a write."""
 
     def __init__(self, fd: int, encoding: str) -> None:
         self.error: OSError | None = None
         self.hurried = False
+        self.quiet = False
         self._fd = fd
         self._encoding = encoding
         self._line_by_line = fd == 2 or os.isatty(fd)
@@ -57,9 +59,11 @@ class Output(io.TextIOBase):
         return self._fd
 
     def isatty(self) -> bool:
-        return os.isatty(self._fd)
+        return not self.quiet and os.isatty(self._fd)
 
     def write(self, text: str, /) -> int:
+        if self.quiet:
+            return len(text)
         with self._lock:
             status, self._status = self._status, ""
             self._paint()
@@ -180,6 +184,21 @@ def hurried(stream: TextIO) -> Iterator[None]:
         yield
     finally:
         stream.hurried = False
+
+
+@contextlib.contextmanager
+def quietened(*streams: TextIO, quiet: bool = True) -> Iterator[None]:
+    """Drop what is written to standard streams for as long as the context lasts; `quiet=False` lets
+    it through in the middle of that."""
+    those = [stream for stream in streams if isinstance(stream, Output)]
+    before = [stream.quiet for stream in those]
+    for stream in those:
+        stream.quiet = quiet
+    try:
+        yield
+    finally:
+        for stream, was in zip(those, before, strict=True):
+            stream.quiet = was
 
 
 def hurry(stream: TextIO) -> None:

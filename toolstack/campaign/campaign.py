@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,23 +21,14 @@ from xen_save_helper.ipc_schema.version import version
 from xen_save_helper.toolstack.aio.scratch import sweep
 from xen_save_helper.toolstack.campaign import matrix
 from xen_save_helper.toolstack.campaign.evidence import Mode
-from xen_save_helper.toolstack.campaign.matrix import Cell, GuestKind, guest_for
+from xen_save_helper.toolstack.campaign.matrix import Cell, GuestKind
 from xen_save_helper.toolstack.campaign.run import FAULT_LIMITS, Verdict
-from xen_save_helper.toolstack.campaign.worker import PREFIX, end_all_in, unjudged
+from xen_save_helper.toolstack.campaign.run_process import RunProcess, request, verdict_by
+from xen_save_helper.toolstack.campaign.shards import Shard
+from xen_save_helper.toolstack.campaign.worker import PREFIX, end_all_in
 from xen_save_helper.toolstack.limits import Limits
 
 USUAL_GUEST: Final = GuestKind(4 << 20, "random")
-
-RUN_LIMIT: Final = 300.0
-"""Seconds for one run, several times what the slowest take: each of its waits has a limit."""
-
-_TRIES: Final = 3
-
-_END_LIMIT: Final = 30.0
-"""Seconds for a process that has nothing left to do to end."""
-
-_LONGEST_LINE: Final = 64 << 20
-"""Bytes of a verdict with its trace."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +54,16 @@ class Selection:
             raise ValueError(f"no point of these modes is like {self.points!r}")
         return matrix.short(found) if self.short else found
 
+    def request(self, cell: Cell) -> dict[str, Any]:
+        """What makes a run of one of the cells (`run_process.request`)."""
+        return request(cell, self.guest, self.limits, must_fire=self.must_fire)
+
+    @property
+    def must_fire(self) -> bool:
+        """Whether each cell was chosen because a run passes its points: some plans by chance never
+        fire."""
+        return not self.random
+
     @property
     def title(self) -> str:
         of = "" if self.points == "*" else f" at {self.points}"
@@ -88,15 +88,19 @@ class StateError(Exception):
 
 
 class State:
-    """The file. `selection` is None before `begin`, `version` is that of the program that began it,
-    `verdicts` are by the cell's text. Their traces stay in the file: `trace` reads one."""
+    """The file. `selection` is None before `begin`, `shard` for a whole campaign; `version` is that
+    of the program that began it, `verdicts` are by the cell's text. Their traces stay in the file:
+    `trace` reads one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, only_read: bool = False) -> None:
         """Read the file if there is one. A last line that is incomplete was being written when the
-        campaign was killed: it is cut off, and its cell runs again. Raises StateError, OSError."""
+        campaign was killed: it is cut off, and its cell runs again; `only_read` passes over it.
+        Raises StateError, OSError."""
         self._path = path
+        self._only_read = only_read
         self._places: dict[tuple[str, str], int] = {}
         self.selection: Selection | None = None
+        self.shard: Shard | None = None
         self.version = version()
         self.verdicts: dict[str, Verdict] = {}
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
@@ -106,13 +110,16 @@ class State:
         place = 0
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
-                os.truncate(self._path, place)
+                if not self._only_read:
+                    os.truncate(self._path, place)
                 break
             try:
                 fields = json.loads(line)
                 if number == 1:
                     self.selection = Selection.from_json(fields["campaign"])
                     self.version = str(fields["version"])
+                    if "shard" in fields:
+                        self.shard = Shard.parse(fields["shard"])
                 else:
                     self._keep(fields.pop("cell"), Verdict.from_json(fields), place)
             except (ValueError, KeyError, TypeError, AttributeError) as bad:
@@ -122,10 +129,17 @@ class State:
                 ) from None
             place += len(line)
 
-    def begin(self, selection: Selection) -> None:
+    def begin(self, selection: Selection, shard: Shard | None = None) -> None:
         """Raises OSError."""
-        self._append({"campaign": asdict(selection), "version": self.version})
-        self.selection = selection
+        part = {} if shard is None else {"shard": str(shard)}
+        self._append({"campaign": asdict(selection), "version": self.version, **part})
+        self.selection, self.shard = selection, shard
+
+    def forget(self) -> None:
+        """Remove the file, and its directory if that has nothing else. Raises OSError."""
+        self._path.unlink()
+        with contextlib.suppress(OSError):
+            self._path.parent.rmdir()
 
     def add(self, cell: Cell, verdict: Verdict) -> None:
         """Raises OSError."""
@@ -137,6 +151,13 @@ class State:
         with open(self._path, "rb") as file:
             file.seek(self._places[verdict.mode, verdict.plan])
             return tuple(json.loads(file.readline())["events"])
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the line of each verdict in `verdicts`. Raises OSError."""
+        with open(self._path, "rb") as file:
+            for place in sorted(self._places.values()):
+                file.seek(place)
+                yield file.readline()
 
     def _keep(self, cell: str, verdict: Verdict, place: int) -> None:
         self.verdicts[cell] = replace(verdict, events=())
@@ -158,7 +179,7 @@ async def run_cells(
     cells: Sequence[Cell], selection: Selection, jobs: int, heard: Heard, stop: asyncio.Event
 ) -> None:
     """Run `cells`, `jobs` at once, and tell `heard` each verdict. Once `stop` is set, what runs
-    ends and nothing new begins. A cancellation kills what runs. Raises OSError, and what `heard`
+    ends and nothing new begins. A cancellation ends what runs. Raises OSError, and what `heard`
     raises."""
     waiting = iter(cells)
     workers = [_work(waiting, selection, heard, stop) for _ in range(min(jobs, len(cells)))]
@@ -176,95 +197,12 @@ async def run_cells(
 async def _work(
     waiting: Iterator[Cell], selection: Selection, heard: Heard, stop: asyncio.Event
 ) -> None:
-    worker = _Worker(selection)
+    process = RunProcess()
     try:
         while not stop.is_set() and (cell := next(waiting, None)) is not None:
-            heard(cell, await _verdict(worker, cell, must_fire=not selection.random))
+            heard(cell, await verdict_by(process, selection.request(cell)))
     finally:
-        await worker.end()
-
-
-async def _verdict(worker: _Worker, cell: Cell, *, must_fire: bool) -> Verdict:
-    """`must_fire`: a run of the matrix shows nothing if the fault that it aims at does not fire.
-    Such a run is repeated: it is up to the guest whether it touches a page in time."""
-    for _ in range(_TRIES):
-        verdict = await worker.run(cell)
-        if verdict.problems or not must_fire or str(cell.aim) in verdict.fired:
-            return verdict
-    return replace(verdict, holds=False)
-
-
-class _Worker:
-    """A process that makes runs, one after another; it is replaced if it had to be killed."""
-
-    def __init__(self, selection: Selection) -> None:
-        self._selection = selection
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def run(self, cell: Cell) -> Verdict:
-        """Raises OSError if the process cannot start."""
-        if self._process is None:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "xen_save_helper.toolstack.campaign.worker"),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                limit=_LONGEST_LINE,
-                start_new_session=True,
-            )
-        mode, plan = cell.mode.value, str(cell.seeded)
-        guest = guest_for(cell.plan, self._selection.guest)
-        asked = {
-            "mode": mode,
-            "plan": plan,
-            **guest._asdict(),
-            "limits": asdict(self._selection.limits),
-        }
-        try:
-            async with asyncio.timeout(RUN_LIMIT):
-                return Verdict.from_json(await self._ask(asked))
-        except TimeoutError:
-            problem = f"the run had not ended after {RUN_LIMIT:.0f} s"
-        except (ConnectionError, ValueError) as bad:
-            problem = f"the process that made the run has failed: {bad}"
-        except asyncio.CancelledError:
-            await self._kill()
-            raise
-        await self._kill()
-        return unjudged(mode, plan, problem)
-
-    async def _ask(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Raises ConnectionError without an answer, ValueError for an answer that is not JSON."""
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(asked).encode() + b"\n")
-        await process.stdin.drain()
-        line = await process.stdout.readline()
-        if not line.endswith(b"\n"):
-            raise ConnectionError(f"it ended with exit status {await process.wait()}")
-        fields: dict[str, Any] = json.loads(line)
-        return fields
-
-    async def end(self) -> None:
-        """End the process in order once it has nothing to do."""
-        if self._process is None:
-            return
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            async with asyncio.timeout(_END_LIMIT):
-                await self._process.wait()
-        except TimeoutError:
-            await self._kill()
-        self._process = None
-
-    async def _kill(self) -> None:
-        assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
-        self._process = None
+        await process.end()
 
 
 @contextlib.contextmanager

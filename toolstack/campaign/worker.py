@@ -1,20 +1,24 @@
 """A worker process of a campaign: it reads a line for each run from stdin and writes its verdict.
 
-A request is `{"mode": ..., "plan": ..., "memory": ..., "workload": ..., "limits": {...}}`.
+A request is `{"mode": ..., "plan": ..., "memory": ..., "workload": ..., "limits": {...}}`. The end
+of stdin ends the process and the run that is under way: a campaign that is killed leaves nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import queue
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from xen_save_helper.ipc_schema.faults.plan import parse
 from xen_save_helper.ipc_schema.faults.points import Side
@@ -33,18 +37,49 @@ def longest_directory(runs: int) -> Path:
     return Path(tempfile.gettempdir(), f"{PREFIX}{'x' * 8}", str(runs))
 
 
+class _Abandoned(BaseException):
+    """Nobody waits for the run any more. Not an Exception: `verdict_on` would make it a verdict."""
+
+
 def main() -> None:
     # The campaign handles what is typed at the terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with ScratchDirectory(PREFIX, clear=end_all_in) as scratch:
-        for number, line in enumerate(sys.stdin):
-            directory = scratch.path / str(number)
-            directory.mkdir()
-            try:
-                _tell(verdict_on(json.loads(line), directory))
-            except BrokenPipeError:
-                return  # the campaign was killed
-            shutil.rmtree(directory)
+    signal.signal(signal.SIGTERM, _abandon)
+    with (
+        contextlib.suppress(_Abandoned, BrokenPipeError),
+        ScratchDirectory(PREFIX, clear=end_all_in) as scratch,
+    ):
+        try:
+            _serve(scratch.path)
+        finally:
+            # A run that was interrupted may have been about to start, or to end, something.
+            end_all_in(scratch.path)
+
+
+def _serve(scratch: Path) -> None:
+    """Make what is asked for. Raises _Abandoned at the end of stdin, BrokenPipeError if nobody
+    hears a verdict."""
+    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    for number in itertools.count():
+        asked = json.loads(requests.get())
+        directory = scratch / str(number)
+        directory.mkdir()
+        _tell(verdict_on(asked, directory))
+        shutil.rmtree(directory)
+
+
+def _listen(requests: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        requests.put(line)
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+    signal.pthread_kill(main_thread, signal.SIGTERM)
+
+
+def _abandon(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Abandoned
 
 
 def _tell(verdict: Verdict) -> None:

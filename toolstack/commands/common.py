@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from xen_save_helper.helper.hypervisors import SIMULATED, XEN
-from xen_save_helper.helper.standard_streams import hurry, lost
+from xen_save_helper.helper.standard_streams import hurry, lost, quietened
 from xen_save_helper.toolstack.hosts import open_host
 from xen_save_helper.toolstack.hosts.xen.presence import in_control_domain
 from xen_save_helper.toolstack.operations.settle import why_not_listed
@@ -182,6 +182,7 @@ def complain(arguments: argparse.Namespace, text: str) -> None:
     """Print the one line of a failure to stderr; if that fails, to stdout, unless that is for JSON,
     which holds the line as well."""
     line = f"{PROGRAM}: {' '.join(text.split())}"
-    print(line, file=sys.stderr)
+    with quietened(sys.stderr, quiet=False):
+        print(line, file=sys.stderr)
     if lost(sys.stderr) and not arguments.json:
         print(line)

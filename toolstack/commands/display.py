@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +21,11 @@ STATE_COLOURS: Final = {
 _PAGE_SIZE: Final = 4096
 _UNFOLDED: Final = 10_000
 """More columns than any row takes."""
+_BETWEEN: Final = 2
+"""Columns between those of a table."""
+_NARROWEST_NAME: Final = 12
+_NARROWEST_WAIT: Final = 24
+"""Columns in which a person can still read what a guest waits for."""
 
 HEADLINES: Final = {
     Outcome.SUCCESS: ("green", "migrated: the guest runs at the destination"),
@@ -51,24 +56,49 @@ def seconds(value: float | None) -> str:
 
 
 def guests(rows: Sequence[dict[str, Any]]) -> None:
-    """Print the table of `list`."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    """Print the table of `list`. Only names and what guests wait for are folded. On a terminal that
+    is too narrow for both, the latter is below the table; on one that is too narrow for names, each
+    guest has lines of its own."""
+    console = _console()
     simulated = any(row["workload"] for row in rows)
-    what = "Workload" if simulated else "Type"
-    table.add_column("Name", overflow="fold")
-    for title in ("ID", "Memory", what, "State"):
-        table.add_column(title, justify="right" if title in {"ID", "Memory"} else "left")
-    waiting = any(row["waits"] for row in rows)
-    if waiting:
+    titles = ("ID", "Memory", "Workload" if simulated else "Type", "State")
+    cells = [_short_cells(row, simulated) for row in rows]
+    widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
+    room = console.width - sum(widths) - _BETWEEN * len(widths)
+    longest = max((len(row["name"]) for row in rows), default=0)
+    waiting = [row for row in rows if row["waits"]]
+    beside = room - min(longest, room // 2) - _BETWEEN >= _NARROWEST_WAIT
+    if room < min(longest, _NARROWEST_NAME):
+        for row, others in zip(rows, cells, strict=True):
+            console.print(Text(row["name"]), overflow="fold")
+            console.print(Text("  ".join(["", *others])))
+            if row["waits"]:
+                console.print(Text(f"  waits for {row['waits']}"), overflow="fold")
+        return
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    narrowest = min(longest, room // 2 if waiting and beside else room)
+    table.add_column("Name", overflow="fold", min_width=max(narrowest, 1))
+    for title, width in zip(titles, widths, strict=True):
+        side: Literal["left", "right"] = "right" if title in {"ID", "Memory"} else "left"
+        table.add_column(title, justify=side, min_width=width, no_wrap=True)
+    if waiting and beside:
         table.add_column("Waits for", overflow="fold")
-    for row in rows:
-        state = Text(row["state"], style=STATE_COLOURS.get(row["state"], ""))
-        kind = (row["workload"] or "-") if simulated else (row["type"] or "-").upper()
-        domid = "-" if row["domid"] is None else str(row["domid"])
-        memory = "-" if row["memory"] is None else binary_size(row["memory"])
-        cells = [row["name"], domid, memory, kind, state]
-        table.add_row(*cells, *([row["waits"] or ""] if waiting else []))
-    _console().print(table)
+    for row, (*others, state) in zip(rows, cells, strict=True):
+        coloured = Text(state, style=STATE_COLOURS.get(state, ""))
+        waits = [row["waits"] or ""] if waiting and beside else []
+        table.add_row(row["name"], *others, coloured, *waits)
+    console.print(table)
+    for row in waiting if not beside else ():
+        console.print(Text(f"{row['name']} waits for {row['waits']}"), overflow="fold")
+
+
+def _short_cells(row: dict[str, Any], simulated: bool) -> list[str]:
+    """What a row has besides names."""
+    kind = (row["workload"] or "-") if simulated else (row["type"] or "-").upper()
+    domid = "-" if row["domid"] is None else str(row["domid"])
+    memory = "-" if row["memory"] is None else binary_size(row["memory"])
+    return [domid, memory, kind, row["state"]]
 
 
 def postcopies(rows: Sequence[dict[str, Any]]) -> None:

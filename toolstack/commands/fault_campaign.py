@@ -30,6 +30,8 @@ from xen_save_helper.toolstack.campaign.report import junit
 from xen_save_helper.toolstack.campaign.report.figures import Report
 from xen_save_helper.toolstack.campaign.report.timelines import write_timelines
 from xen_save_helper.toolstack.campaign.run import Verdict
+from xen_save_helper.toolstack.campaign.scheduler import ClusterError, need_dask, run_cells_on
+from xen_save_helper.toolstack.campaign.shards import Shard
 from xen_save_helper.toolstack.campaign.worker import longest_directory
 from xen_save_helper.toolstack.commands.common import CommandError, UsageError, show
 from xen_save_helper.toolstack.commands.faults import fault_limits
@@ -39,7 +41,9 @@ VERDICTS: Final = "verdicts.jsonl"
 JUNIT: Final = "junit.xml"
 PAGE: Final = "report.html"
 
-_SELECTING: Final = ("modes", "points", "short", "random", "seed", "memory", "workload", "limit")
+_SELECTING: Final = (
+    "modes", "points", "short", "random", "seed", "memory", "workload", "limit", "shard",
+)  # fmt: skip
 """Options that a resumed campaign keeps."""
 
 
@@ -47,37 +51,65 @@ def campaign(arguments: argparse.Namespace) -> int:
     """Run what is selected, or what is still missing of it; then write the reports on all verdicts,
     even if it was interrupted."""
     directory = Path(arguments.out)
-    state, selection = _begin(arguments, directory)
+    state, selection, shard = _begin(arguments, directory)
+    cells = _cells(selection, shard)
     try:
-        cells = selection.cells()
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    try:
-        need_room(longest_directory(len(cells)))
-    except ValueError as error:
+        if arguments.scheduler is not None:
+            need_dask()
+        else:
+            need_room(longest_directory(len(cells)))
+    except (ClusterError, ValueError) as error:
         raise CommandError(str(error)) from error
     if state.selection is None:
         directory.mkdir(parents=True, exist_ok=True)
-        state.begin(selection)
-    again, must_fire = arguments.again, not selection.random
+        state.begin(selection, shard)
+    again, must_fire = arguments.again, selection.must_fire
     missing = [
         cell
         for cell in cells
         if (verdict := state.verdicts.get(str(cell))) is None
         or (again and report.is_wrong(verdict, must_fire=must_fire))
     ]
-    _say(f"{selection.title}: {len(missing)} of {len(cells)} runs to do; into {directory}")
+    say(f"{title(state)}: {len(missing)} of {len(cells)} runs to do; into {directory}")
+    trouble = ""
     try:
         interrupted = asyncio.run(_run(arguments, state, selection, missing))
     except asyncio.CancelledError:
         interrupted = True
+    except ClusterError as error:
+        if not state.verdicts:
+            state.forget()
+            raise CommandError(str(error)) from error
+        interrupted, trouble = False, str(error)
+    found = write_reports(arguments, state, cells, directory)
+    if interrupted or trouble:
+        why = trouble or "interrupted"
+        say(f"{why}; `--resume --out {directory}` continues")
+    elif not found.all_hold:
+        say(f"`--resume --again --out {directory}` repeats the runs that do not hold")
+    return ExitCode.SUCCESS if found.all_hold else ExitCode.FAILED
+
+
+def title(state: State) -> str:
+    """What the campaign runs, and which part of it."""
+    assert state.selection is not None
+    of = "" if state.shard is None else f", shard {state.shard}"
+    return f"{state.selection.title}{of}"
+
+
+def write_reports(
+    arguments: argparse.Namespace, state: State, cells: Sequence[Cell], directory: Path
+) -> Report:
+    """Write the reports on all verdicts that there are into the directory, and print the figures.
+    Raises OSError."""
+    assert state.selection is not None
     found = Report(
-        title=selection.title,
+        title=title(state),
         version=state.version,
         cells=len(cells),
         verdicts=tuple(state.verdicts[str(cell)] for cell in cells if str(cell) in state.verdicts),
-        must_fire=must_fire,
-        guest=selection.guest,
+        must_fire=state.selection.must_fire,
+        guest=state.selection.guest,
         trace=state.trace,
     )
     junit.write(found, directory / JUNIT)
@@ -89,15 +121,21 @@ def campaign(arguments: argparse.Namespace) -> int:
         print(f"{directory / PAGE}, {directory / JUNIT}, {directory / VERDICTS}")
 
     show(arguments, {**found.as_json(), "directory": str(directory)}, human)
-    if interrupted:
-        _say(f"interrupted; `--resume --out {directory}` continues")
-    elif not found.all_hold:
-        _say(f"`--resume --again --out {directory}` repeats the runs that do not hold")
-    return ExitCode.SUCCESS if found.all_hold else ExitCode.FAILED
+    return found
 
 
-def _begin(arguments: argparse.Namespace, directory: Path) -> tuple[State, Selection]:
-    """The state in the directory, and what to run. Raises UsageError, CommandError, OSError."""
+def _cells(selection: Selection, shard: Shard | None) -> list[Cell]:
+    """Raises UsageError if nothing is selected."""
+    try:
+        cells = selection.cells()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return cells if shard is None else shard.part(cells)
+
+
+def _begin(arguments: argparse.Namespace, directory: Path) -> tuple[State, Selection, Shard | None]:
+    """The state in the directory, what to run, and which part of it. Raises UsageError,
+    CommandError, OSError."""
     try:
         state = State(directory / VERDICTS)
     except StateError as error:
@@ -110,7 +148,7 @@ def _begin(arguments: argparse.Namespace, directory: Path) -> tuple[State, Selec
                 f"{directory} has a campaign already: `--resume` continues it, `--out` names "
                 "another directory"
             )
-        return state, _selection(arguments)
+        return state, _selection(arguments), arguments.shard
     if state.selection is None:
         raise CommandError(f"{directory} has no campaign to resume")
     if state.version != version():
@@ -122,13 +160,15 @@ def _begin(arguments: argparse.Namespace, directory: Path) -> tuple[State, Selec
         given = getattr(arguments, name)
         if given is not None and given is not False and given != []:
             raise UsageError(f"--{name}: a resumed campaign keeps what it was begun with")
-    return state, state.selection
+    return state, state.selection, state.shard
 
 
 def _selection(arguments: argparse.Namespace) -> Selection:
     """The selection of the command line. Raises UsageError."""
     if arguments.seed is not None and not arguments.random:
         raise UsageError("--seed needs --random N; the matrix is not random")
+    if arguments.shard and arguments.random and arguments.seed is None:
+        raise UsageError("--shard of --random needs --seed S: each shard would draw other plans")
     modes = tuple(mode.value for mode in MODES)
     if arguments.modes is not None:
         modes = tuple(arguments.modes.split(","))
@@ -140,7 +180,7 @@ def _selection(arguments: argparse.Namespace) -> Selection:
         modes=tuple(dict.fromkeys(modes)),
         points="*" if arguments.points is None else arguments.points,
         random=arguments.random or 0,
-        seed=secrets.randbelow(1 << 32) if arguments.seed is None else arguments.seed,
+        seed=_seed(arguments) if arguments.random else 0,
         short=arguments.short,
         guest=GuestKind(
             arguments.memory or USUAL_GUEST.memory, arguments.workload or USUAL_GUEST.workload
@@ -149,19 +189,28 @@ def _selection(arguments: argparse.Namespace) -> Selection:
     )
 
 
+def _seed(arguments: argparse.Namespace) -> int:
+    given: int | None = arguments.seed
+    return secrets.randbelow(1 << 32) if given is None else given
+
+
 async def _run(
     arguments: argparse.Namespace, state: State, selection: Selection, cells: Sequence[Cell]
 ) -> bool:
-    """Run the cells. Returns whether it was interrupted."""
+    """Run the cells. Returns whether it was interrupted. Raises ClusterError, OSError."""
     stop = asyncio.Event()
-    jobs = arguments.jobs or os.cpu_count() or 1
+    at_once: int | None = arguments.jobs
     with stopped_by_signals(stop), _progress(arguments, len(cells)) as told:
 
         def heard(cell: Cell, verdict: Verdict) -> None:
             state.add(cell, verdict)
             told(cell, verdict)
 
-        await run_cells(cells, selection, jobs, heard, stop)
+        if arguments.scheduler is None:
+            await run_cells(cells, selection, at_once or os.cpu_count() or 1, heard, stop)
+        elif cells:
+            address = arguments.scheduler
+            await run_cells_on(address, cells, selection, at_once, heard, stop, say)
     return stop.is_set()
 
 
@@ -179,9 +228,9 @@ def _progress(arguments: argparse.Namespace, number: int) -> Iterator[Told]:
             nonlocal done
             done += 1
             if not verdict.holds or arguments.verbose:
-                _say(_line(cell, verdict))
+                say(_line(cell, verdict))
             if done % max(1, number // 20) == 0:
-                _say(f"{done} of {number}")
+                say(f"{done} of {number}")
 
         yield tell
         return
@@ -224,5 +273,6 @@ def _line(cell: Cell, verdict: Verdict) -> str:
     return f"{verdict.kind}: {cell}" + ("" if verdict.holds else f": {report.why(verdict)}")
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell how the campaign goes, in a line on stderr."""
     print(f"xen-toolstack: {' '.join(text.split())}", file=sys.stderr, flush=True)

@@ -148,6 +148,9 @@ def show_list(arguments: argparse.Namespace) -> int:
     rows += left
 
     def human() -> None:
+        if arguments.name:
+            print(*(row["name"] for row in rows), sep="\n", end="\n" if rows else "")
+            return
         from xen_save_helper.toolstack.commands.display import guests
 
         guests(rows)

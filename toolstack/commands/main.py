@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from xen_save_helper.helper.standard_streams import hurry, lost, standard_streams
+from xen_save_helper.helper.standard_streams import hurry, lost, quietened, standard_streams
 from xen_save_helper.toolstack.commands.common import (
     ENDING_SIGNALS,
     PROGRAM,
@@ -31,6 +31,7 @@ from xen_save_helper.toolstack.xl.outcome import ExitCode
 
 PRINTING: Final = frozenset(
     {
+        "completion:completion",
         "guests:show_list",
         "inspect:inspect",
         "faults:show_points",
@@ -56,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return ExitCode.FAILED
         handlers = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
         try:
-            return _told(arguments, _run(arguments))
+            silent = (sys.stdout, sys.stderr) if arguments.quiet else ()
+            with quietened(*silent):
+                return _told(arguments, _run(arguments))
         finally:
             if argv is None:
                 # All is said: a signal would only change the exit status.
@@ -69,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     module, function = arguments.run.split(":")
     try:
+        _check_quiet(arguments)
         command = getattr(
             importlib.import_module(f"xen_save_helper.toolstack.commands.{module}"), function
         )
@@ -86,6 +90,13 @@ def _run(arguments: argparse.Namespace) -> int:
         hurry(sys.stdout)
         _complain(arguments, "interrupted")
         return ExitCode.FAILED
+
+
+def _check_quiet(arguments: argparse.Namespace) -> None:
+    """Raise UsageError if --quiet is given with what asks for the contrary."""
+    for name in ("json", "verbose"):
+        if arguments.quiet and getattr(arguments, name, False):
+            raise UsageError(f"--quiet and --{name} exclude each other")
 
 
 def _complain(arguments: argparse.Namespace, text: str) -> None:

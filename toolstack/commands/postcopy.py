@@ -47,7 +47,15 @@ def show_list(arguments: argparse.Namespace) -> int:
     """Show all page servers and pagers."""
     directory = _directory(arguments)
     rows = [_row(directory, process) for process in control.processes(directory)]
-    return show(arguments, rows, lambda: _print(rows))
+
+    def human() -> None:
+        if arguments.name:
+            names = dict.fromkeys(str(row["domain"]) for row in rows)
+            print(*names, sep="\n", end="\n" if names else "")
+        else:
+            _print(rows)
+
+    return show(arguments, rows, human)
 
 
 def show_status(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ import pytest
 from tests.toolstack.campaign.judge.verdicts import verdict
 from tests.toolstack.stage import TOOLSTACK, Ended, called, wait_for
 from xen_save_helper.ipc_schema.faults.plan import parse
-from xen_save_helper.toolstack.campaign import campaign
+from xen_save_helper.toolstack.campaign import run_process
 from xen_save_helper.toolstack.campaign.campaign import Selection, State, StateError, run_cells
 from xen_save_helper.toolstack.campaign.evidence import Mode
 from xen_save_helper.toolstack.campaign.matrix import Cell, GuestKind
@@ -136,6 +136,17 @@ class TestTheCommand:
             err.seek(0)
             said = err.read().splitlines()
         assert [line for line in said if not line.startswith("xen-toolstack: ")] == []
+
+    def test_a_killed_one_ends_the_runs_that_wait(self, tmp_path: Path, temporary: Path) -> None:
+        out = tmp_path / "out"
+        waits = ("--points", "suspend:before-answer", "--modes", "save", "--limit", "callback=600")
+        command = [*TOOLSTACK, "faults", "campaign", *waits, "--jobs", "1", "--out", str(out)]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            # The campaign, the maker of runs, a guest, a controller and a helper.
+            wait_for(lambda: len(of(str(temporary))) >= 5, "a run", 60)
+            process.kill()
+        wait_for(lambda: not of(str(temporary)), "the end of its processes", 15)
+        assert list(temporary.glob(f"{PREFIX}*")) == []
 
     @pytest.mark.parametrize(
         ("arguments", "code", "words"),
@@ -311,7 +322,7 @@ class TestRuns:
         )
 
     def test_one_that_does_not_end_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(campaign, "RUN_LIMIT", 1.0)
+        monkeypatch.setattr(run_process, "RUN_LIMIT", 1.0)
         stopped = Cell(Mode.SAVE, parse("source/suspend:before-send=stop"))
         (one,) = verdicts_of([stopped])
         assert one.problems == ("the run had not ended after 1 s",)

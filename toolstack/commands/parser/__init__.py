@@ -6,31 +6,22 @@ Each command names the function that carries it out (`module:function`), which `
 from __future__ import annotations
 
 import argparse
-from typing import Final, NoReturn
+from typing import Final
 
-from xen_save_helper.ipc_schema.version import version
 from xen_save_helper.toolstack.commands.parser.adding import OneLineParser
 from xen_save_helper.toolstack.commands.parser.faults import add_fault_commands
 from xen_save_helper.toolstack.commands.parser.files import add_file_commands
 from xen_save_helper.toolstack.commands.parser.guests import add_guest_commands
 from xen_save_helper.toolstack.commands.parser.migration import add_migration_commands
 from xen_save_helper.toolstack.commands.parser.postcopy import add_postcopy_commands
-from xen_save_helper.toolstack.commands.parser.shared import ADD_SHARED, SHARED
+from xen_save_helper.toolstack.commands.parser.shared import ADD_SHARED, SHARED, add_quiet
+from xen_save_helper.toolstack.commands.parser.shell import add_shell_commands
 from xen_save_helper.toolstack.commands.parser.timeline import add_timeline_command
 
-EXIT_CODES_TEXT: Final = """\
-exit codes: 0 success; 1 failed (after migrate and demo, the guest runs at the source); 2 usage;
+EXIT_CODES: Final = """\
+0 success; 1 failed (after migrate and demo, the guest runs at the source); 2 usage;
 3 failed after the postcopy transition: the guest is left suspended at the source;
 4 undefined: the link was lost after GO, look at both ends; 5 the guest itself died"""
-
-
-class _Version(argparse.Action):
-    """Prints the version. argparse's own action needs it beforehand, which costs every command
-    time."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        print(f"{parser.prog} {version()}")
-        parser.exit()
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -38,15 +29,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="xen-toolstack",
         description="Run, save, restore and migrate guests.",
-        epilog=EXIT_CODES_TEXT,
+        epilog=f"exit codes: {EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print it and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run, json=False)
+        add_quiet(added)
         for option in SHARED[name]:
             ADD_SHARED[option](added)
         return added
@@ -57,4 +48,5 @@ def make_parser() -> argparse.ArgumentParser:
     add_timeline_command(command)
     add_postcopy_commands(commands)
     add_fault_commands(commands)
+    add_shell_commands(command)
     return parser

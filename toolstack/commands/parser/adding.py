@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
-from xen_save_helper.toolstack.commands.parser.shared import add_json
+from xen_save_helper.ipc_schema.version import version
+from xen_save_helper.toolstack.commands.parser.shared import add_json, add_quiet
 
 Adder = Callable[[str, str, str], argparse.ArgumentParser]
 """(name, `module:function` that runs it, what it does) -> its parser."""
 
 
+class _Version(argparse.Action):
+    """Prints the version. argparse's own action needs it beforehand, which costs every command
+    time."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(f"{parser.prog.split()[0]} {version()}")
+        parser.exit()
+
+
 class OneLineParser(argparse.ArgumentParser):
-    """Reports a usage error in one line; argparse prints the usage as well."""
+    """Reports a usage error in one line; argparse prints the usage as well. Has --version, as have
+    the parsers of its commands."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.add_argument("--version", action=_Version, nargs=0, help="print it and exit")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
@@ -31,6 +46,7 @@ def add_group(commands: Commands, name: str, text: str) -> Adder:
         added = those.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
         add_json(added)
+        add_quiet(added)
         return added
 
     return command

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final
+import argparse
+from typing import TYPE_CHECKING, Final
 
 from xen_save_helper.toolstack.commands.common import count, guest_size, positive
 from xen_save_helper.toolstack.commands.parser.adding import Commands, add_group
 from xen_save_helper.toolstack.commands.parser.shared import WORKLOADS, add_events, add_limit
 from xen_save_helper.toolstack.commands.parser.timeline import add_timeline_option
+
+if TYPE_CHECKING:
+    from xen_save_helper.toolstack.campaign.shards import Shard
 
 FAULT_MODES: Final = ("save", "stop-and-copy", "live", "postcopy")
 
@@ -57,7 +61,18 @@ def add_fault_commands(
     part.add_argument("--random", type=positive, metavar="N", help="N random plans of two faults")
     campaign.add_argument("--seed", type=count, metavar="S", help="repeats the plans of --random")
     campaign.add_argument(
-        "--jobs", type=positive, metavar="J", help="runs at once (default: one per processor)"
+        "--shard", type=_shard, metavar="K/N", help="only part K of N, which `faults merge` joins"
+    )
+    campaign.add_argument(
+        "--jobs",
+        type=positive,
+        metavar="J",
+        help="runs at once (default: one per processor, or per thread of the cluster's workers)",
+    )
+    campaign.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="run on the workers of the Dask scheduler there, such as tcp://HOST:8786",
     )
     campaign.add_argument(
         "--out",
@@ -80,3 +95,22 @@ def add_fault_commands(
         "--memory", type=guest_size, metavar="SIZE", help="memory of the guests (default: 4M)"
     )
     campaign.add_argument("--workload", choices=WORKLOADS)
+
+    merge = command(
+        "merge", "fault_merge:merge", "make one campaign, with its reports, of its shards"
+    )
+    merge.add_argument(
+        "shards", metavar="DIR", nargs="+", help="what `campaign --shard K/N --out DIR` has written"
+    )
+    merge.add_argument(
+        "--out", metavar="DIR", required=True, help="directory of the campaign and its reports"
+    )
+
+
+def _shard(text: str) -> Shard:
+    from xen_save_helper.toolstack.campaign.shards import Shard
+
+    try:
+        return Shard.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -33,7 +33,8 @@ def add_guest_commands(command: Adder) -> None:
         help="what it does when asked to suspend: normal, refuse, late:SECONDS or die",
     )
 
-    command("list", "guests:show_list", "show the host's guests")
+    shown = command("list", "guests:show_list", "show the host's guests")
+    shown.add_argument("--name", action="store_true", help="only their names, one on each line")
     for name, text in (
         ("destroy", "end a guest"),
         ("pause", "stop a guest's vCPUs"),

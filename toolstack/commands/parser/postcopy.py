@@ -24,7 +24,10 @@ def add_postcopy_commands(
         add_host(parser)
         return parser
 
-    command("list", "postcopy:show_list", "show all of them")
+    shown = command("list", "postcopy:show_list", "show all of them")
+    shown.add_argument(
+        "--name", action="store_true", help="only their guests' names, one on each line"
+    )
     status = command(
         "status", "postcopy:show_status", "show those of a guest; fails if its pages are lost"
     )

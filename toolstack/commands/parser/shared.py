@@ -16,6 +16,10 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
 
 
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+
+
 def add_limit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit",
@@ -108,6 +112,7 @@ SHARED: Final[Mapping[str, Sequence[str]]] = {
     "recover": _QUICK,
     "timeline": ("json",),
     "demo": ("json", "limit", "events"),
+    "completion": (),
 }
 """The shared options of each command: those that have an effect on it."""
 
