@@ -23,6 +23,7 @@ from xen_save_helper.helper.engine.physmap import Physmap
 from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamInput
 from xen_save_helper.helper.hypervisors.interface import Domain, PagingRequest
 from xen_save_helper.helper.job import PostcopyProgress
+from xen_save_helper.ipc_schema.board import Word
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.channel.waits import Patience
 from xen_save_helper.ipc_schema.errors import DecodeError, StreamEndError
@@ -59,6 +60,7 @@ class PostcopyReceiver:
         self._reporter = environment.reporter
         self._abort = environment.abort
         self._statistics = environment.statistics
+        self._board = environment.reporter.board
         self._stall_limit = job.stall_limit
         self._reader = reader
         self._version = version
@@ -136,6 +138,8 @@ class PostcopyReceiver:
                 self._paging.evict(backed)
             count -= part
         self._total = self._states.pending
+        self._board.ints[Word.POSTCOPY_TOTAL] = self._total
+        self._board.ints[Word.POSTCOPY_LEFT] = self._total
 
     def check_count(self, count: int, offset: int) -> None:
         """Raise DecodeError unless `count` pages, as POSTCOPY_TRANSITION says whose body is at
@@ -251,15 +255,28 @@ class PostcopyReceiver:
                 assert data is not None
                 if before is PageState.REQUESTED:
                     self._paging.load(pfn, data)
-                    del self._requested[pfn]
+                    self._has_come(pfn)
                     self._poll.expect()
             self._statistics.postcopy_pages += 1
+        self._count_left()
+
+    def _has_come(self, pfn: int) -> None:
+        """A vCPU waited for this page. Time in which several wait counts once."""
+        del self._requested[pfn]
+        if not self._requested:
+            reals = self._board.reals
+            reals[Word.BLOCKTIME] += time.monotonic() - reals[Word.BLOCKED_SINCE]
+            reals[Word.BLOCKED_SINCE] = 0.0
+
+    def _count_left(self) -> None:
+        self._board.ints[Word.POSTCOPY_LEFT] = self._states.pending + self._assembler.held
 
     def _load_oldest(self) -> None:
         """Load the oldest pages that are still held."""
         run = self._assembler.take_oldest(self._paging.loaded_at_once)
         if run is not None:
             self._paging.load(*run)
+            self._count_left()
         in_place = self._total - self._states.pending - self._assembler.held
         doing_what = f"postcopy: {self._statistics.postcopy_faults:,} faults"
         self._reporter.progress(doing_what, in_place, self._total)
@@ -288,8 +305,12 @@ class PostcopyReceiver:
                     self._paging.load(request.pfn, data)
         if wanted:
             self._faults.fault(wanted)
-            self._requested.update(dict.fromkeys(wanted, time.monotonic()))
+            now = time.monotonic()
+            if not self._requested:
+                self._board.reals[Word.BLOCKED_SINCE] = now
+            self._requested.update(dict.fromkeys(wanted, now))
             self._statistics.postcopy_faults += len(wanted)
+            self._board.ints[Word.POSTCOPY_FAULTS] = self._statistics.postcopy_faults
         if answered:
             self._paging.resume(answered)
 

@@ -17,6 +17,7 @@ from xen_save_helper.helper.engine.save_phases import NEXT, Outcome
 from xen_save_helper.helper.engine.stream_io import StreamOutput
 from xen_save_helper.helper.hypervisors.interface import Domain, ShutdownReason
 from xen_save_helper.helper.paged_in import check_paged_in
+from xen_save_helper.ipc_schema.board import Word
 from xen_save_helper.ipc_schema.channel.messages import (
     PrecopyPolicy,
     StreamType,
@@ -66,7 +67,10 @@ class _Save:
         self._page_server = environment.page_server
         self._request = self._job.request
         self._live = bool(self._request.xcflags & XCFlags.LIVE)
-        self._out = StreamOutput(self._request.io_fd, self._abort, self._request.bandwidth)
+        board = environment.reporter.board
+        self._out = StreamOutput(
+            self._request.io_fd, self._abort, self._request.bandwidth, board=board
+        )
         self._pages = PageWriter(domain, self._out)
         self._postcopy: PostcopySender | None = None
         self._vcpu_infos = pfns_of()
@@ -102,6 +106,7 @@ class _Save:
                     outcome = phases[phase]()
                 phase = NEXT[phase, outcome]
         finally:
+            self._reporter.board.phase = Phase.FINISHED.value
             self._statistics.bytes = self._out.sent
             self._abort.release_stream()
             self._cleanup()
@@ -122,6 +127,7 @@ class _Save:
                 "only; use libxenguest's",
             )
         check_paged_in(self._domain.domid, info.paged_pages)
+        self._reporter.board.ints[Word.TOTAL_PAGES] = info.nr_pages
 
     # The phases, in the order of their table.
 

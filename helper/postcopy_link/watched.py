@@ -71,7 +71,7 @@ class Watched:
             self._control = ControlSocket(directory, identity, self._answer, self._look)
         except OSError as error:
             # Nobody can ask, but it works.
-            trace.event("control", directory=directory, error=str(error))
+            trace.event("no_control", directory=directory, error=str(error))
             self._log(syslog.LOG_WARNING, f"nobody can ask for its state: {error}")
 
     def close(self, why_not: str = "", told: str = "all pages are in place") -> None:
@@ -97,6 +97,8 @@ class Watched:
             return self._status()._asdict()
         if ask is Ask.RECONNECT:
             return self._reconnect(request.get("address"), request.get("port"))
+        if ask is not Ask.ABANDON:
+            raise OSError(f"a {self._work.role.value} has no {ask.value}")
         self._work.abort.request(errno.ECONNABORTED, "it was abandoned")
         return {}
 
