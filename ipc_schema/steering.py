@@ -45,8 +45,9 @@ class Steering:
 
     The owner keeps these up to date: `saving`; `live`, `rounds` and `postcopy` (whether it may end
     in one) once they are known; `no_rounds` and `no_bandwidth` say why the helper follows neither
-    limits nor a bandwidth, `bandwidth` what was asked for at the start; `step` says what is done while there is no phase. `cancel` ends the
-    operation, unless `too_late` says why that cannot be.
+    limits nor a bandwidth, if it does not; `bandwidth` is what was asked for at the start; `step`
+    says what is done while there is no phase. `cancel` ends the operation, unless `too_late` says
+    why that cannot be.
     """
 
     def __init__(
@@ -86,6 +87,10 @@ class Steering:
         """A clock that stands still while sending is paused, for rates."""
         now = self._clock() if self._paused_at is None else self._paused_at
         return now - self._paused_before
+
+    def has_domid(self, domid: int) -> None:
+        """The domain of a restore has been made."""
+        self.identity = self.identity._replace(domid=domid)
 
     def look(self) -> None:
         """To be called each second."""
@@ -169,9 +174,7 @@ class Steering:
             try:
                 self._open_rounds()
             except OSError as error:
-                raise OSError(
-                    f"{error}: the guest would only stand still for longer"
-                ) from None
+                raise OSError(f"{error}: the guest would only stand still for longer") from None
         if self._paused_at is None:
             self._paused_at = self._clock()
         self.board.ints[Word.PAUSED] = 1
@@ -194,9 +197,10 @@ class Steering:
         return self.rounds
 
     def _why_no_bandwidth(self) -> str:
-        if self.board.engine is Engine.LIBXENGUEST:
+        engine = self.board.engine
+        if engine is Engine.LIBXENGUEST:
             return "libxenguest, which sends this guest's memory, has no bandwidth limit"
-        return self.no_bandwidth
+        return self.no_bandwidth if engine is None else ""
 
     def _parameters(self) -> dict[str, int | None]:
         limits = self.rounds.limits if self.rounds is not None else None

@@ -17,6 +17,7 @@ import pytest
 from tests import nursery
 from tests.left_out import leave_out
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
+from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 # No deadline: a slow machine is no failure, and a hang has pytest-timeout's limit. The rest is set
@@ -158,6 +159,8 @@ def hosts_in(directory: Path, kind: type[SimulatedHost] = SimulatedHost) -> Iter
         for row in host.domains():
             host.destroy(row.domid)
         assert list((host.directory / "domains").iterdir()) == []
+        # What a killed operation has left is removed by the next look at its host.
+        assert control.operations(host.directory / "control") == []
         assert sockets_under(host.directory) == []
     assert processes_under(directory) == []
 

@@ -16,14 +16,11 @@ from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.hot_pages import HotPages
 from xen_save_helper.helper.engine.page_stream import MapAhead, PageWriter
 from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain
+from xen_save_helper.helper.job import Job
 from xen_save_helper.helper.precopy_limits import limited_policy
 from xen_save_helper.ipc_schema.board import Word
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
-from xen_save_helper.ipc_schema.channel.precopy_rule import (
-    LIBXENGUEST_PRECOPY,
-    PrecopyLimits,
-    decide,
-)
+from xen_save_helper.ipc_schema.channel.precopy_rule import LIBXENGUEST_PRECOPY, decide
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of
 
@@ -44,15 +41,13 @@ def simple_precopy_policy(iteration: int, total_written: int, dirty_count: int) 
     return decide(LIBXENGUEST_PRECOPY, iteration, dirty_count, None).policy
 
 
-def precopy_policy(
-    reporter: Reporter, limits: PrecopyLimits | None, sent: Callable[[], int]
-) -> Policy:
-    """The controller's policy if it has one, else that of `limits`, else libxenguest's. `sent`
-    counts the stream's bytes."""
+def precopy_policy(reporter: Reporter, job: Job, sent: Callable[[], int]) -> Policy:
+    """The controller's policy if it has one, else that of the job's limits, else libxenguest's.
+    `sent` counts the stream's bytes."""
     if not reporter.provides("precopy_policy"):
-        if limits is None:
+        if job.limits is None and job.steered is None:
             return simple_precopy_policy
-        return limited_policy(limits, sent, reporter)
+        return limited_policy(job, sent, reporter)
 
     def ask(iteration: int, total_written: int, dirty_count: int) -> PrecopyPolicy:
         answer = reporter.call(

@@ -99,6 +99,7 @@ class _Restore:
             self._order = RecordOrder(self._version)
             self._records()
         finally:
+            self._board.phase = Stage.ENDED.value
             self._results.statistics.bytes = self._reader.offset
             self._abort.release_stream()
             if self._postcopy is not None:

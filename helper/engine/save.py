@@ -166,7 +166,7 @@ class _Save:
         self._enable_logdirty()
         if self._request.postcopy or self._page_server is not None:
             self._vcpu_infos = self._domain.needed_at_once()
-        policy = precopy_policy(self._reporter, self._job.limits, lambda: self._out.sent)
+        policy = precopy_policy(self._reporter, self._job, lambda: self._out.sent)
         decision = self._rounds.send_memory_live(policy)
         if self._page_server is not None:
             if refusal := self._refusal(self._page_server):

@@ -13,13 +13,13 @@ import syslog
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.control_socket import ControlSocket
+from xen_save_helper.helper.hypervisors import XEN
+from xen_save_helper.helper.hypervisors.domain_name import domain_name
 from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
-from xen_save_helper.helper.hypervisors.xen.xenstore import Xenstore
 from xen_save_helper.helper.job import PostcopyProgress
 from xen_save_helper.helper.postcopy_link.scope import enter_scope
 from xen_save_helper.helper.postcopy_link.tunnel import Tunnel
@@ -53,7 +53,7 @@ class Watched:
     def __init__(self, work: Work, directory: str, trace: Trace) -> None:
         self._work = work
         self._trace = trace
-        self._domain = domain_name(work.domid)
+        self._domain = domain_name(XEN, work.domid)
         self._left: deque[tuple[float, int]] = deque(maxlen=_RATE_SECONDS)
         self._trouble = ""
         self._looked = 0.0
@@ -145,7 +145,7 @@ class Watched:
         self._left.append((now, work.progress().left))
         if work.role is Role.PAGER:
             # `xl` gives it its name when it has been restored.
-            self._domain = domain_name(work.domid)
+            self._domain = domain_name(XEN, work.domid)
             if not _lives(work.domid):
                 work.abort.request(errno.ESRCH, f"domain {work.domid} is gone")
                 return
@@ -189,11 +189,3 @@ def _lives(domid: int) -> bool:
             return not xenctrl.domain_getinfo(domid).dying
     except OSError:
         return False
-
-
-def domain_name(domid: int) -> str:
-    """As xenstore has it; else by its number."""
-    with suppress(OSError), Xenstore() as xenstore:
-        if name := xenstore.text(f"/local/domain/{domid}/name"):
-            return name
-    return f"domain {domid}"

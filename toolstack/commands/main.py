@@ -36,6 +36,7 @@ PRINTING: Final = frozenset(
         "faults:show_points",
         "postcopy:show_list",
         "postcopy:show_status",
+        "control:show_status",
     }
 )
 """The commands that do nothing but print: they fail if they cannot."""

@@ -106,6 +106,12 @@ SHARED: Final[Mapping[str, Sequence[str]]] = {
     # Its stdout is the link.
     "receive": ("host", "limit", "events", "verbose", "helper", "engine", "missing_cpu_features"),
     "recover": _QUICK,
+    "status": _QUICK,
+    "cancel": _QUICK,
+    "set": _QUICK,
+    "switch": _QUICK,
+    "pause-sending": _QUICK,
+    "resume-sending": _QUICK,
     "demo": ("json", "limit", "events"),
 }
 """The shared options of each command: those that have an effect on it."""
