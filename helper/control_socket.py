@@ -1,7 +1,8 @@
 """A socket on which a process answers what is asked of it (`ipc_schema.control`): from its event
 loop (`ControlServer`), or in a thread of its own (`ControlSocket`).
 
-Whoever asks cannot disturb the work: a client that sends no request, or does not read, is closed.
+Whoever asks cannot disturb the work: a client that sends no request, or does not read, is closed,
+and all of them together get a tenth of the time.
 """
 
 from __future__ import annotations
@@ -35,13 +36,16 @@ Answer = Callable[[Ask, Mapping[str, Any]], Mapping[str, Any]]
 _MOST_CLIENTS: Final = 128
 _TICK: Final = 1.0
 _LAST_WORD_SECONDS: Final = 1.0
+_REST: Final = 9
+"""For how many times as long as it has served it does nothing."""
+_MOST_ASKED: Final = 4 * LONGEST_LINE
 _CREDENTIALS: Final = struct.Struct("3i")
 """struct ucred: pid, uid, gid."""
 
 
 class ControlServer:
-    """Its descriptor polls readable when there is something to `serve`, which never waits, except
-    for the last words in `close`.
+    """Its descriptor polls readable when there is something to `serve`. Nothing waits, except for
+    the last words in `close`.
 
     Raises OSError if the directory cannot be had, or belongs to others too.
     """
@@ -67,13 +71,15 @@ class ControlServer:
     def fileno(self) -> int:
         return self._selector.fileno()
 
-    def serve(self) -> None:
-        """Answer what has come."""
+    def serve(self) -> float:
+        """Answer one request of each client. Returns for how many seconds to leave it alone."""
+        began = time.thread_time()
         for key, events in self._selector.select(0):
             if key.fileobj is self._listener:
                 self._accept()
             elif (client := self._clients.get(key.fd)) is not None:
                 self._serve(client, events)
+        return _REST * (time.thread_time() - began)
 
     def close(self, ended: str = "", *, leaves: bool = True) -> None:
         """Tell those who wait that it is over: `ended` says why its work is not done; the identity
@@ -113,28 +119,33 @@ class ControlServer:
         os.rename(fresh, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
     def _accept(self) -> None:
+        """All that wait: their places in the queue are few."""
         with suppress(OSError):
-            sock = self._listener.accept()[0]
-            sock.setblocking(False)
-            if len(self._clients) >= _MOST_CLIENTS or not _is_ours(sock):
-                sock.close()
-                return
-            self._clients[sock.fileno()] = _Client(sock)
-            self._selector.register(sock, selectors.EVENT_READ)
+            for _ in range(_MOST_CLIENTS):
+                sock = self._listener.accept()[0]
+                sock.setblocking(False)
+                if len(self._clients) >= _MOST_CLIENTS or not _is_ours(sock):
+                    sock.close()
+                    continue
+                self._clients[sock.fileno()] = _Client(sock)
+                self._selector.register(sock, selectors.EVENT_READ)
 
     def _serve(self, client: _Client, events: int) -> None:
         try:
             if events & selectors.EVENT_READ:
-                for line in client.take_lines():
-                    self._respond(client, line)
+                client.receive()
+            if line := client.take_line():
+                self._respond(client, line)
             client.send()
-        except (OSError, ValueError, EOFError):
+            wants = client.wants
+        except (OSError, ValueError):
+            wants = 0
+        if wants:
+            self._selector.modify(client.sock, wants)
+        else:
             self._selector.unregister(client.sock)
             del self._clients[client.sock.fileno()]
             client.sock.close()
-            return
-        wants = selectors.EVENT_WRITE if client.outbox else 0
-        self._selector.modify(client.sock, selectors.EVENT_READ | wants)
 
     def _respond(self, client: _Client, line: bytes) -> None:
         try:
@@ -192,10 +203,12 @@ class ControlSocket:
             ready = poll.poll(max(0.0, due - time.monotonic()) * 1000)
             if any(fd == self._stopped.fileno() for fd, _events in ready):
                 return
-            self._server.serve()
+            rest = self._server.serve()
             if time.monotonic() >= due:
                 self._tick()
                 due = time.monotonic() + _TICK
+            if select.select([self._stopped], [], [], rest)[0]:
+                return
 
 
 class _Client:
@@ -204,18 +217,35 @@ class _Client:
         self.inbox = bytearray()
         self.outbox = bytearray()
         self.waits = False
+        self.ended = False
+        """It sends nothing any more."""
 
-    def take_lines(self) -> list[bytes]:
-        """Whole ones that have come. Raises EOFError at its end, ValueError for too long a line."""
+    def receive(self) -> None:
+        """Raises OSError, ValueError if it sends no requests, or does not wait for answers."""
         data = self.sock.recv(LONGEST_LINE)
-        if not data:
-            raise EOFError
+        self.ended = not data
         self.inbox += data
-        *lines, rest = bytes(self.inbox).split(b"\n")
-        self.inbox[:] = rest
-        if len(rest) > LONGEST_LINE:
-            raise ValueError("it sends no requests")
-        return lines
+        if len(self.inbox) > _MOST_ASKED or len(self.inbox) > LONGEST_LINE > self._line_end():
+            raise ValueError("too much")
+
+    def take_line(self) -> bytes:
+        """The next whole one; empty if there is none, or while it has not read the last answer."""
+        end = self._line_end()
+        if self.outbox or end < 0:
+            return b""
+        line = bytes(self.inbox[: end + 1])
+        del self.inbox[: end + 1]
+        return line
+
+    def _line_end(self) -> int:
+        return self.inbox.find(b"\n")
+
+    @property
+    def wants(self) -> int:
+        """The events to wait for; 0 if it has gone, and has been told all."""
+        read = 0 if self.ended else selectors.EVENT_READ
+        more = self.outbox or self._line_end() >= 0
+        return read | (selectors.EVENT_WRITE if more else 0)
 
     def send(self) -> None:
         """As much as it takes. Raises OSError, ValueError if it reads nothing."""

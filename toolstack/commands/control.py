@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +20,7 @@ from xen_save_helper.toolstack.commands.common import (
     show,
 )
 from xen_save_helper.toolstack.helpers import control
-from xen_save_helper.toolstack.helpers.control import EndedError
+from xen_save_helper.toolstack.helpers.control import EndedError, RefusedError
 from xen_save_helper.toolstack.helpers.operation_control import control_directory
 from xen_save_helper.toolstack.rules.handshake import INCOMING
 from xen_save_helper.toolstack.xl.outcome import ExitCode
@@ -50,7 +52,8 @@ def show_status(arguments: argparse.Namespace) -> int:
 
 def cancel(arguments: argparse.Namespace) -> int:
     directory, process = _one(arguments)
-    ended = control.cancel(directory, process, _LONGEST_END)
+    with _told(process):
+        ended = control.cancel(directory, process, _LONGEST_END)
     if not ended:
         raise CommandError(f"{_named(process)}: it had done its work before it could be cancelled")
     text = f"{_named(process)}: cancelled: {ended}"
@@ -163,10 +166,19 @@ def _watch(arguments: argparse.Namespace, directory: Path) -> int:
 
 
 def _ask(directory: Path, process: Identity, what: Ask, **fields: Any) -> dict[str, Any]:
-    try:
+    with _told(process):
         return control.ask(directory, process, what, **fields)
+
+
+@contextmanager
+def _told(process: Identity) -> Iterator[None]:
+    """Translate what an operation answers, or that it has ended, into a CommandError."""
+    try:
+        yield
     except EndedError as error:
         raise CommandError(f"{_named(process)}: {error.lost or 'it has ended'}") from None
+    except RefusedError as error:
+        raise CommandError(f"{_named(process)}: {error.why}") from None
 
 
 def _named(process: Identity) -> str:

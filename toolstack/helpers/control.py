@@ -35,6 +35,14 @@ class EndedError(Exception):
         self.lost = lost
 
 
+class RefusedError(OSError):
+    """The process cannot do what was asked; `why` is its own account."""
+
+    def __init__(self, process: Identity, why: str) -> None:
+        super().__init__(f"{process.name}: {why}")
+        self.why = why
+
+
 def processes(directory: Path, roles: Collection[Role] = OUTLIVING) -> list[Identity]:
     """Those that work, and those that have ended without having done their work, by name. Raises
     OSError, ValueError for a file of theirs that cannot be read."""
@@ -82,8 +90,8 @@ def status(directory: Path, process: Identity) -> PostcopyStatus:
 def ask(
     directory: Path, process: Identity, what: Ask, seconds: float = _ANSWER_SECONDS, **fields: Any
 ) -> dict[str, Any]:
-    """Its response. Raises EndedError if it has ended, TimeoutError, OSError with its words for
-    what it cannot do, ValueError for what is no response."""
+    """Its response. Raises EndedError if it has ended, TimeoutError, RefusedError for what it
+    cannot do, OSError, ValueError for what is no response."""
     with _Conversation(directory, process, seconds) as talk:
         talk.say(what, **fields)
         return talk.hear()
@@ -128,7 +136,7 @@ class _Conversation:
         line, _, self._came = self._came.partition(b"\n")
         response = decode_line(line)
         if "error" in response:
-            raise OSError(f"{self._process.name}: {response['error']}")
+            raise RefusedError(self._process, str(response["error"]))
         return response
 
     @contextmanager
@@ -174,6 +182,9 @@ def _connect(sock: socket.socket, directory: Path, process: Identity) -> None:
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         sock.connect(f"/proc/self/fd/{fd}/{process.name}{SOCKET}")
+    except BlockingIOError:
+        # Its queue is full.
+        raise TimeoutError(f"{process.name}: it takes no more connections") from None
     finally:
         os.close(fd)
 

@@ -61,15 +61,23 @@ class OperationControl:
         except BaseException:
             self.board.close()
             raise
-        self._loop.add_reader(self._server.fileno(), self._server.serve)
         self._timer = self._loop.call_later(_LOOK, self._look)
+        self._rest = self._loop.call_soon(self._listen)
 
     def close(self) -> None:
         """Tell those who wait that it is over."""
         self._timer.cancel()
+        self._rest.cancel()
         self._loop.remove_reader(self._server.fileno())
         self._server.close(self.ended, leaves=False)
         self.board.close()
+
+    def _listen(self) -> None:
+        self._loop.add_reader(self._server.fileno(), self._serve)
+
+    def _serve(self) -> None:
+        self._loop.remove_reader(self._server.fileno())
+        self._rest = self._loop.call_later(self._server.serve(), self._listen)
 
     def _look(self) -> None:
         self.steering.look()
