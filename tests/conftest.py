@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hypothesis
 import psutil
@@ -77,6 +78,14 @@ def _forked_guests() -> Iterator[None]:
 def own_interpreters() -> Iterator[None]:
     """Guests are started as users' are, in this process's environment."""
     with nursery.own_interpreters():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _control_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Drop-ins and controllers of domains that are no simulated host's answer there."""
+    directory = tmp_path_factory.mktemp("control") / "xen"
+    with mock.patch.dict(os.environ, XEN_SAVE_HELPER_CONTROL=str(directory)):
         yield
 
 

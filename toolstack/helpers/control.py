@@ -79,7 +79,19 @@ def operations(directory: Path) -> list[Identity]:
             except TimeoutError:
                 pass  # it is there, but does not answer
         running.append(process)
+    _remove_unfinished(directory)
     return running
+
+
+def _remove_unfinished(directory: Path) -> None:
+    """What a process has left that was killed before it could be found."""
+    for file in directory.glob("*") if directory.is_dir() else ():
+        unfinished = file.suffix == SOCKET and not file.with_suffix(IDENTITY).exists()
+        if not unfinished and not file.name.startswith("."):
+            continue
+        pid = file.stem.rpartition("-")[2].partition(".")[0]
+        if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+            file.unlink(missing_ok=True)
 
 
 def status(directory: Path, process: Identity) -> PostcopyStatus:

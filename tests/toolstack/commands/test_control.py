@@ -21,6 +21,7 @@ from tests import trace_lines
 from tests.toolstack.stage import Ended, Hosts, called, wait_for
 from xen_save_helper.ipc_schema.control import Ask, Identity, Role
 from xen_save_helper.ipc_schema.operation_status import OperationStatus
+from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 SLOW: Final = "1M"
@@ -390,6 +391,17 @@ def test_a_process_is_known_by_name_and_by_serial() -> None:
         Identity(Role.PAGER, 1, "g", 7).name,
     }
     assert names == {"migrate-1-7.1", "migrate-1-7.2", "receive-new-7.3", "pager-1-7"}
+
+
+def test_what_was_killed_at_its_start_is_removed(tmp_path: Path) -> None:
+    gone = max(map(int, filter(str.isdecimal, os.listdir("/proc")))) + (1 << 22)
+    for name in (f"migrate-1-{gone}.1.sock", f".save-2-{gone}.1.json"):
+        (tmp_path / name).touch()
+    others = [f"migrate-1-{os.getpid()}.1.sock", "notes.sock", ".hidden"]
+    for name in others:
+        (tmp_path / name).touch()
+    assert control.operations(tmp_path) == []
+    assert sorted(os.listdir(tmp_path)) == sorted(others)
 
 
 def test_every_way_to_steer_has_a_command() -> None:
