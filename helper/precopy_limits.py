@@ -9,7 +9,7 @@ from typing import Final
 
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.job import Job
-from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, XentoollogLevel
+from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, XCFlags, XentoollogLevel
 from xen_save_helper.ipc_schema.channel.precopy_rule import LIBXENGUEST_PRECOPY, PrecopyRounds
 
 _LEVELS: Final = {
@@ -28,7 +28,7 @@ def limited_policy(
     given = job.limits or LIBXENGUEST_PRECOPY
     clock = time.monotonic if job.steered is None else job.steered.sending_clock
     rounds = PrecopyRounds(given, sent, clock)
-    if job.steered is not None:
+    if job.steered is not None and job.request.xcflags & XCFlags.LIVE:
         job.steered.rounds = rounds
     told: tuple[int, int] | None = None
 

@@ -81,6 +81,7 @@ class _Save:
     def run(self) -> None:
         self._check()
         self._rounds = Rounds(self._domain, self._pages, self._environment)
+        self._policy = precopy_policy(self._reporter, self._job, lambda: self._out.sent)
         phases: dict[Phase, Callable[[], Outcome]] = {
             Phase.HEADERS: self._headers,
             Phase.STATIC_DATA: self._static_data,
@@ -166,8 +167,7 @@ class _Save:
         self._enable_logdirty()
         if self._request.postcopy or self._page_server is not None:
             self._vcpu_infos = self._domain.needed_at_once()
-        policy = precopy_policy(self._reporter, self._job, lambda: self._out.sent)
-        decision = self._rounds.send_memory_live(policy)
+        decision = self._rounds.send_memory_live(self._policy)
         if self._page_server is not None:
             if refusal := self._refusal(self._page_server):
                 self._reporter.log(XentoollogLevel.WARN, f"no postcopy: {refusal}")
