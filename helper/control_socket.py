@@ -160,10 +160,13 @@ class ControlServer:
         client.outbox += encode_line(response)
 
     def _say_last(self, ended: str) -> None:
+        status: Mapping[str, Any] = {}
+        with suppress(OSError, ValueError):
+            status = self._answer(Ask.STATUS, {})
         end = time.monotonic() + _LAST_WORD_SECONDS
         for client in self._clients.values():
             if client.waits:
-                client.outbox += encode_line({"ended": ended})
+                client.outbox += encode_line({"ended": ended, "status": status})
             client.sock.settimeout(max(0.001, end - time.monotonic()))
             with suppress(OSError):
                 client.sock.sendall(client.outbox)

@@ -12,8 +12,8 @@ from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 
 if TYPE_CHECKING:
     from xen_save_helper.helper.operation_control import OperationControl
-    from xen_save_helper.helper.settings import Listen
     from xen_save_helper.ipc_schema.board import Board
+    from xen_save_helper.ipc_schema.channel.listen import Listen
 
 EXIT_DONE: Final = 0
 """`complete` was sent and answered, whatever libxc's result."""

@@ -55,12 +55,15 @@ class OperationControl:
         abort: Abort,
         trace: Trace,
         remark: Callable[[XentoollogLevel, str], object],
+        *,
+        by_link: bool,
     ) -> None:
-        """`remark` logs a line, from any thread."""
+        """`remark` logs a line, from any thread; `by_link` is `Steering`'s."""
         self.rounds: PrecopyRounds | None = None
         self.ended = ""
         self._request = request
         self._directory = directory
+        self._by_link = by_link
         self._board = board
         self._abort = abort
         self._trace = trace
@@ -87,7 +90,7 @@ class OperationControl:
         if self._over.wait(_AFTER):
             return
         from xen_save_helper.helper.control_socket import ControlSocket
-        from xen_save_helper.helper.hypervisors.domain_name import domain_name
+        from xen_save_helper.helper.hypervisors import glance
         from xen_save_helper.ipc_schema.control import Identity, Role, directory_of
         from xen_save_helper.ipc_schema.steering import Steering
 
@@ -96,7 +99,7 @@ class OperationControl:
         identity = Identity(
             Role.HELPER_SAVE if saving else Role.HELPER_RESTORE,
             request.domid,
-            domain_name(request.hypervisor, request.domid),
+            glance.name(request.hypervisor, request.domid),
             os.getpid(),
         )
         self._steering = steering = Steering(
@@ -109,6 +112,7 @@ class OperationControl:
             steered=self._steered,
         )
         steering.live = bool(request.xcflags & XCFlags.LIVE)
+        steering.by_link = self._by_link
         steering.no_rounds = "a guest that is saved while it stands still has no precopy"
         if steering.live:
             steering.no_rounds = "its stream has not begun, or libxl decides about precopy"

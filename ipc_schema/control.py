@@ -8,7 +8,7 @@ response to one that cannot be met is `{"error": str}`, and nothing has been cha
 | ask | besides | response |
 |---|---|---|
 | `status` | | an `OperationStatus`, or a `PostcopyStatus` |
-| `wait` | | `{"ended": str}`, once it ends: empty if it has done its work, else why not |
+| `wait` | | `{"ended": str, "status": ...}`, once it ends |
 | `cancel` | | `{}`; it ends in order, as after SIGINT |
 | `set` | one or more of `PARAMETERS`, int | all parameters, as they are now |
 | `switch` | `to` str: `postcopy` or `stop-and-copy` | `{}`; precopy ends with its next batch |
@@ -19,6 +19,7 @@ response to one that cannot be met is `{"error": str}`, and nothing has been cha
 `reconnect` and `abandon` are for page servers and pagers, `cancel` to `resume-sending` for the
 others. The drop-in has no postcopy to switch to.
 
+The `ended` of `wait` is empty if the work is done, else it says why not; `status` is the last one.
 A page server or pager that has lost what it kept leaves its NAME.json behind, with the reason in
 `ended`; a process that was killed leaves both files.
 """

@@ -43,11 +43,11 @@ class Steering:
     """Of one operation. `clock` is CLOCK_MONOTONIC, in seconds; `steered` is called with what was
     changed, for the trace.
 
-    The owner keeps these up to date: `saving`; `live`, `rounds` and `postcopy` (whether it may end
-    in one) once they are known; `no_rounds` and `no_bandwidth` say why the helper follows neither
-    limits nor a bandwidth, if it does not; `bandwidth` is what was asked for at the start; `step`
-    says what is done while there is no phase. `cancel` ends the operation, unless `too_late` says
-    why that cannot be.
+    The owner keeps these up to date: `saving`; `live`, `rounds`, `postcopy` (whether it may end in
+    one) and `by_link` (it does, over a link of its own) once they are known; `no_rounds` and
+    `no_bandwidth` say why the helper follows neither limits nor a bandwidth, if it does not;
+    `bandwidth` is what was asked for at the start; `step` says what is done while there is no
+    phase. `cancel` ends the operation, unless `too_late` says why that cannot be.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Steering:
         self.saving = saving
         self.live = False
         self.postcopy = False
+        self.by_link = False
         self.rounds: PrecopyRounds | None = None
         self.no_rounds = "its stream has not begun"
         self.bandwidth = 0
@@ -160,7 +161,12 @@ class Steering:
         if not self.saving:
             raise OSError(_ONCE)
         rounds = self._open_rounds()
-        if way is PrecopyPolicy.POSTCOPY and not self.postcopy:
+        if self.by_link:
+            if way is PrecopyPolicy.STOP_AND_COPY:
+                raise OSError("what is left after precopy goes over a link of its own (postcopy)")
+            # That is how a helper with a page server understands any end of precopy.
+            way = PrecopyPolicy.STOP_AND_COPY
+        elif way is PrecopyPolicy.POSTCOPY and not self.postcopy:
             raise OSError("postcopy was not asked for when it began (migrate --postcopy)")
         rounds.wanted = way
         return {}

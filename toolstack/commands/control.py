@@ -15,13 +15,13 @@ from xen_save_helper.ipc_schema.operation_status import OperationStatus
 from xen_save_helper.toolstack.commands.common import (
     CommandError,
     UsageError,
+    control_directory_of,
     hypervisor_of,
     is_domid,
     show,
 )
 from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.helpers.control import EndedError, RefusedError
-from xen_save_helper.toolstack.helpers.operation_control import control_directory
 from xen_save_helper.toolstack.rules.handshake import INCOMING
 from xen_save_helper.toolstack.xl.outcome import ExitCode
 
@@ -91,7 +91,8 @@ def _steer(arguments: argparse.Namespace, what: Ask, done: str, **fields: Any) -
 
 
 def _directory(arguments: argparse.Namespace) -> Path:
-    return Path(control_directory(hypervisor_of(arguments)))
+    hypervisor_of(arguments)  # a host must be named where there is none
+    return control_directory_of(arguments)
 
 
 def _one(arguments: argparse.Namespace) -> tuple[Path, Identity]:

@@ -72,7 +72,7 @@ def operations(directory: Path) -> list[Identity]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(_ANSWER_SECONDS)
             try:
-                _connect(sock, directory, process)
+                connect(sock, directory, process)
             except (ConnectionError, FileNotFoundError):
                 forget(directory, process)
                 continue
@@ -124,7 +124,7 @@ class _Conversation:
         self._sock.settimeout(self._seconds)
         try:
             with self._told():
-                _connect(self._sock, self._directory, self._process)
+                connect(self._sock, self._directory, self._process)
         except BaseException:
             self._sock.close()
             raise
@@ -143,7 +143,7 @@ class _Conversation:
             with self._told():
                 part = self._sock.recv(LONGEST_LINE)
             if not part:
-                raise _ended(self._directory, self._process)
+                raise how_ended(self._directory, self._process)
             self._came += part
         line, _, self._came = self._came.partition(b"\n")
         response = decode_line(line)
@@ -160,7 +160,7 @@ class _Conversation:
             name = self._process.name
             raise TimeoutError(f"{name}: no answer within {self._seconds:g} s") from None
         except (ConnectionError, FileNotFoundError):
-            raise _ended(self._directory, self._process) from None
+            raise how_ended(self._directory, self._process) from None
 
 
 def cancel(directory: Path, process: Identity, seconds: float) -> str:
@@ -189,7 +189,8 @@ def forget(directory: Path, process: Identity) -> None:
         (directory / (process.name + suffix)).unlink(missing_ok=True)
 
 
-def _connect(sock: socket.socket, directory: Path, process: Identity) -> None:
+def connect(sock: socket.socket, directory: Path, process: Identity) -> None:
+    """Raises OSError."""
     # Through the directory's descriptor: a socket's whole path may be too long.
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -201,7 +202,8 @@ def _connect(sock: socket.socket, directory: Path, process: Identity) -> None:
         os.close(fd)
 
 
-def _ended(directory: Path, process: Identity) -> EndedError:
+def how_ended(directory: Path, process: Identity) -> EndedError:
+    """For a process that is not there, or has hung up."""
     try:
         left = Identity.decode((directory / (process.name + IDENTITY)).read_bytes())
     except FileNotFoundError:

@@ -7,12 +7,11 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final
 
 from xen_save_helper.helper.control_socket import ControlServer
-from xen_save_helper.helper.hypervisors import XEN
-from xen_save_helper.helper.settings import read_settings
-from xen_save_helper.ipc_schema.control import Ask, Identity, Role, directory_of
+from xen_save_helper.ipc_schema.control import Ask, Identity, Role
 from xen_save_helper.ipc_schema.steering import Steering
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.helpers.board import SharedBoard
@@ -29,7 +28,7 @@ class OperationControl:
 
     def __init__(
         self,
-        hypervisor: str,
+        directory: Path,
         role: Role,
         *,
         name: str,
@@ -56,8 +55,7 @@ class OperationControl:
             steered=self._steered,
         )
         try:
-            directory = control_directory(hypervisor)
-            self._server = ControlServer(directory, identity, self.steering.answer)
+            self._server = ControlServer(str(directory), identity, self.steering.answer)
         except BaseException:
             self.board.close()
             raise
@@ -85,9 +83,3 @@ class OperationControl:
 
     def _steered(self, ask: Ask, fields: Mapping[str, object]) -> None:
         self._trace.event("control", ask=ask.value, fields=dict(fields))
-
-
-def control_directory(hypervisor: str) -> str:
-    """Where the operations on a hypervisor are asked."""
-    setting = read_settings(os.environ).settings.control if hypervisor == XEN else ""
-    return directory_of(hypervisor, setting)

@@ -23,6 +23,7 @@ from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import (
     HelperResult,
+    PageServer,
     PipeHelper,
     Statistics,
     asks_for_policy,
@@ -76,6 +77,8 @@ class SaveResult:
     reason: str
     suspended: bool
     why: Why = SYSTEM
+    page_server: PageServer | None = None
+    """What has become of the link that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         request, program = self._parameters.request, self._ctx.program
         steering.live = self._live
         steering.postcopy = request.postcopy
+        steering.by_link = bool(request.link)
         steering.bandwidth = request.bandwidth
         if self._ctx.engine is Engine.LIBXENGUEST:
             steering.no_bandwidth = "libxenguest has no bandwidth limit"
@@ -177,6 +181,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
             reason,
             suspended,
             self._report.why,
+            self._helper_result.page_server if self._helper_result else None,
         )
 
     async def _prepare(self) -> int:

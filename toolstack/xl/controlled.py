@@ -33,7 +33,7 @@ def controlled(
     assert task is not None, "an operation runs in a task"
     try:
         control = OperationControl(
-            ctx.hypervisor,
+            ctx.host.control_dir,
             role,
             name=name,
             domid=domid,
@@ -44,7 +44,7 @@ def controlled(
         )
     except OSError as error:
         why = message_of(error)
-        ctx.trace.event("no_control", directory=ctx.hypervisor, error=why)
+        ctx.trace.event("no_control", directory=str(ctx.host.control_dir), error=why)
         ctx.say(XentoollogLevel.DEBUG, OURS, f"no other shell can see or steer this: {why}")
         yield ctx
         return
