@@ -18,6 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parsed_by_node_exporter
 
 from tests import trace_lines
+from tests.conftest import processes_under
 from tests.toolstack.stage import Ended, Hosts, called, wait_for
 from xen_save_helper.ipc_schema.control import Ask, Identity, Role
 from xen_save_helper.ipc_schema.operation_status import OperationStatus
@@ -312,6 +313,11 @@ def test_one_that_stands_still_or_was_killed(hosts: Hosts, monkeypatch: Any) -> 
     wait_for(lambda: not operation.row(), "it is not shown any more")
     assert list((hosts.source / "control").iterdir()) == []
     assert called("recover", "g", "--host", hosts.source).code == 0
+
+    def others() -> list[str]:
+        return [one for one in processes_under(hosts.source.parent) if "guest" not in one]
+
+    wait_for(lambda: not others(), "its helper and the receiver end")
 
 
 @pytest.mark.usefixtures("no_leaks")
