@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Callable, Mapping
 
@@ -15,6 +14,8 @@ def take_board(environ: Mapping[str, str], problem: Callable[[str], object]) -> 
     given = environ.get(VARIABLE)
     if not given:
         return None
+    import mmap
+
     try:
         fd = int(given)
         try:

@@ -20,7 +20,6 @@ from xen_save_helper.helper.channels.channel import CONTEXT, ChannelError
 from xen_save_helper.helper.command_line import USAGE, Options, UsageError, here, parse
 from xen_save_helper.helper.engine_choice import what_works_on_what
 from xen_save_helper.helper.job import EXIT_DONE, EXIT_FAILED, Job
-from xen_save_helper.helper.operation_control import OperationControl
 from xen_save_helper.helper.run import report_channel_error, run
 from xen_save_helper.helper.seams import Seams
 from xen_save_helper.helper.settings import (
@@ -313,6 +312,8 @@ def _steered(
         return job._replace(board=board)
     if job.request.stream_type is not StreamType.PLAIN:
         return job
+    from xen_save_helper.helper.operation_control import OperationControl
+
     board = Board()
     by_link = job.listen is not None
     control = OperationControl(
