@@ -118,7 +118,7 @@ def _policy(
         return callbacks.guard(
             "precopy_policy", _ask_controller(callbacks), int(PrecopyPolicy.ABORT)
         )
-    if job.limits is None and job.steered is None:
+    if job.limits is None and (job.steered is None or not job.request.xcflags & XCFlags.LIVE):
         return None
     policy = limited_policy(job, meter.of_stream, callbacks.reporter)
 
