@@ -9,6 +9,7 @@ from xen_save_helper.helper.channels.channel import CONTEXT
 from xen_save_helper.helper.settings import ANSWER_LIMIT, DEFAULT_CONFIG
 from xen_save_helper.ipc_schema.channel.messages import Dialect, MissingCpuFeatures
 from xen_save_helper.ipc_schema.channel.waits import LONGEST_WAIT
+from xen_save_helper.ipc_schema.control import DEFAULT_DIRECTORY
 
 
 class Option(NamedTuple):
@@ -66,6 +67,8 @@ an error: without it something else would be done):
                                     PV guests, Remus and COLO are always libxenguest's
   XEN_SAVE_HELPER_SPARSE            1: pages of zeros are left out, by our own engine. Only it can
                                     read such a stream; libxl's own helper refuses it at once
+  XEN_SAVE_HELPER_CONTROL           the directory in which `xen-toolstack status`, `set` and others
+                                    find it ({DEFAULT_DIRECTORY})
   XEN_SAVE_HELPER_DEVICE_MODEL      device_model_override of the HVM guests that are restored here,
                                     which libxl does not pass on (unchecked: skip the check); and,
                                     as an environment variable only, XEN_SAVE_HELPER_QEMU: the QEMU

@@ -1,12 +1,14 @@
-"""A socket on which a process answers what is asked of it, in a thread of its own
-(`ipc_schema.control`).
+"""A socket on which a process answers what is asked of it (`ipc_schema.control`): from its event
+loop (`ControlServer`), or in a thread of its own (`ControlSocket`).
 
-Whoever asks cannot disturb the work: a client that sends no request, or does not read, is closed.
+Whoever asks cannot disturb the work: a client that sends no request, or does not read, is closed,
+and all of them together get a tenth of the time.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import socket
 import stat
@@ -34,26 +36,26 @@ Answer = Callable[[Ask, Mapping[str, Any]], Mapping[str, Any]]
 _MOST_CLIENTS: Final = 128
 _TICK: Final = 1.0
 _LAST_WORD_SECONDS: Final = 1.0
+_REST: Final = 9
+"""For how many times as long as it has served it does nothing."""
+_MOST_ASKED: Final = 4 * LONGEST_LINE
 _CREDENTIALS: Final = struct.Struct("3i")
 """struct ucred: pid, uid, gid."""
 
 
-class ControlSocket:
-    """Of the process that makes it. `answer`, and each second `tick`, are called in its thread.
+class ControlServer:
+    """Its descriptor polls readable when there is something to `serve`. Nothing waits, except for
+    the last words in `close`.
 
     Raises OSError if the directory cannot be had, or belongs to others too.
     """
 
-    def __init__(
-        self, directory: str, identity: Identity, answer: Answer, tick: Callable[[], None]
-    ) -> None:
+    def __init__(self, directory: str, identity: Identity, answer: Answer) -> None:
         self._identity = identity
         self._answer = answer
-        self._status: Mapping[str, Any] = {}
-        self._tick = tick
         self._directory = _own_directory(directory)
-        self._stop, self._stopped = socket.socketpair()
-        self._ended = ""
+        self._selector = selectors.EpollSelector()
+        self._clients: dict[int, _Client] = {}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._listen()
@@ -64,29 +66,38 @@ class ControlSocket:
             self._remove(IDENTITY)
             self._release()
             raise
-        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
-        self._thread.start()
+        self._selector.register(self._listener, selectors.EVENT_READ)
 
-    def close(self, ended: str = "") -> None:
-        """Tell those who wait that it is over: `ended` says why its work is not done."""
-        self._ended = ended
-        with suppress(OSError, ValueError):
-            self._status = self._answer(Ask.STATUS, {})
+    def fileno(self) -> int:
+        return self._selector.fileno()
+
+    def serve(self) -> float:
+        """Answer one request of each client. Returns for how many seconds to leave it alone."""
+        began = time.thread_time()
+        for key, events in self._selector.select(0):
+            if key.fileobj is self._listener:
+                self._accept()
+            elif (client := self._clients.get(key.fd)) is not None:
+                self._serve(client, events)
+        return _REST * (time.thread_time() - began)
+
+    def close(self, ended: str = "", *, leaves: bool = True) -> None:
+        """Tell those who wait that it is over: `ended` says why its work is not done; the identity
+        stays then, if it `leaves` something to look for."""
         # First, for those who are told, or can no longer connect, and look for it.
-        if ended:
+        if ended and leaves:
             self._identity = self._identity._replace(ended=ended)
             with suppress(OSError):
                 self._write_identity()
         else:
             self._remove(IDENTITY)
-        self._stop.close()
-        self._thread.join()
+        self._say_last(ended)
         self._remove(SOCKET)
         self._release()
 
     def _release(self) -> None:
-        for sock in (self._listener, self._stop, self._stopped):
-            sock.close()
+        self._selector.close()
+        self._listener.close()
         os.close(self._directory)
 
     def _listen(self) -> None:
@@ -107,57 +118,34 @@ class ControlSocket:
             file.write(encode_line(self._identity._asdict()))
         os.rename(fresh, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
-    # In the thread.
-
-    def _run(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._listener, selectors.EVENT_READ)
-            selector.register(self._stopped, selectors.EVENT_READ)
-            clients: dict[int, _Client] = {}
-            due = time.monotonic() + _TICK
-            over = False
-            while not over:
-                for key, events in selector.select(max(0.0, due - time.monotonic())):
-                    if key.fileobj is self._stopped:
-                        over = True
-                    elif key.fileobj is self._listener:
-                        self._accept(selector, clients)
-                    else:
-                        self._serve(selector, clients, clients[key.fd], events)
-                if time.monotonic() >= due:
-                    self._tick()
-                    due = time.monotonic() + _TICK
-            self._say_last(clients)
-
-    def _accept(self, selector: selectors.BaseSelector, clients: dict[int, _Client]) -> None:
+    def _accept(self) -> None:
+        """All that wait: their places in the queue are few."""
         with suppress(OSError):
-            sock = self._listener.accept()[0]
-            sock.setblocking(False)
-            if len(clients) >= _MOST_CLIENTS or not _is_ours(sock):
-                sock.close()
-                return
-            clients[sock.fileno()] = _Client(sock)
-            selector.register(sock, selectors.EVENT_READ)
+            for _ in range(_MOST_CLIENTS):
+                sock = self._listener.accept()[0]
+                sock.setblocking(False)
+                if len(self._clients) >= _MOST_CLIENTS or not _is_ours(sock):
+                    sock.close()
+                    continue
+                self._clients[sock.fileno()] = _Client(sock)
+                self._selector.register(sock, selectors.EVENT_READ)
 
-    def _serve(
-        self,
-        selector: selectors.BaseSelector,
-        clients: dict[int, _Client],
-        client: _Client,
-        events: int,
-    ) -> None:
+    def _serve(self, client: _Client, events: int) -> None:
         try:
             if events & selectors.EVENT_READ:
-                for line in client.take_lines():
-                    self._respond(client, line)
+                client.receive()
+            if line := client.take_line():
+                self._respond(client, line)
             client.send()
-        except (OSError, ValueError, EOFError):
-            selector.unregister(client.sock)
-            del clients[client.sock.fileno()]
+            wants = client.wants
+        except (OSError, ValueError):
+            wants = 0
+        if wants:
+            self._selector.modify(client.sock, wants)
+        else:
+            self._selector.unregister(client.sock)
+            del self._clients[client.sock.fileno()]
             client.sock.close()
-            return
-        wants = selectors.EVENT_WRITE if client.outbox else 0
-        selector.modify(client.sock, selectors.EVENT_READ | wants)
 
     def _respond(self, client: _Client, line: bytes) -> None:
         try:
@@ -171,14 +159,59 @@ class ControlSocket:
             response = {"error": words_of(error)}
         client.outbox += encode_line(response)
 
-    def _say_last(self, clients: dict[int, _Client]) -> None:
-        for client in clients.values():
+    def _say_last(self, ended: str) -> None:
+        status: Mapping[str, Any] = {}
+        with suppress(OSError, ValueError):
+            status = self._answer(Ask.STATUS, {})
+        end = time.monotonic() + _LAST_WORD_SECONDS
+        for client in self._clients.values():
             if client.waits:
-                client.outbox += encode_line({"ended": self._ended, "status": self._status})
-            client.sock.settimeout(_LAST_WORD_SECONDS)
+                client.outbox += encode_line({"ended": ended, "status": status})
+            client.sock.settimeout(max(0.001, end - time.monotonic()))
             with suppress(OSError):
                 client.sock.sendall(client.outbox)
             client.sock.close()
+
+
+class ControlSocket:
+    """A `ControlServer` in a thread: `answer`, and each second `tick`, are called there."""
+
+    def __init__(
+        self, directory: str, identity: Identity, answer: Answer, tick: Callable[[], object]
+    ) -> None:
+        self._tick = tick
+        self._stop, self._stopped = socket.socketpair()
+        try:
+            self._server = ControlServer(directory, identity, answer)
+        except BaseException:
+            self._stop.close()
+            self._stopped.close()
+            raise
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+        self._thread.start()
+
+    def close(self, ended: str = "", *, leaves: bool = True) -> None:
+        """See `ControlServer.close`."""
+        self._stop.close()
+        self._thread.join()
+        self._stopped.close()
+        self._server.close(ended, leaves=leaves)
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._server, select.POLLIN)
+        poll.register(self._stopped, select.POLLIN)
+        due = time.monotonic() + _TICK
+        while True:
+            ready = poll.poll(max(0.0, due - time.monotonic()) * 1000)
+            if any(fd == self._stopped.fileno() for fd, _events in ready):
+                return
+            rest = self._server.serve()
+            if time.monotonic() >= due:
+                self._tick()
+                due = time.monotonic() + _TICK
+            if select.select([self._stopped], [], [], rest)[0]:
+                return
 
 
 class _Client:
@@ -187,18 +220,35 @@ class _Client:
         self.inbox = bytearray()
         self.outbox = bytearray()
         self.waits = False
+        self.ended = False
+        """It sends nothing any more."""
 
-    def take_lines(self) -> list[bytes]:
-        """Whole ones that have come. Raises EOFError at its end, ValueError for too long a line."""
+    def receive(self) -> None:
+        """Raises OSError, ValueError if it sends no requests, or does not wait for answers."""
         data = self.sock.recv(LONGEST_LINE)
-        if not data:
-            raise EOFError
+        self.ended = not data
         self.inbox += data
-        *lines, rest = bytes(self.inbox).split(b"\n")
-        self.inbox[:] = rest
-        if len(rest) > LONGEST_LINE:
-            raise ValueError("it sends no requests")
-        return lines
+        if len(self.inbox) > _MOST_ASKED or len(self.inbox) > LONGEST_LINE > self._line_end():
+            raise ValueError("too much")
+
+    def take_line(self) -> bytes:
+        """The next whole one; empty if there is none, or while it has not read the last answer."""
+        end = self._line_end()
+        if self.outbox or end < 0:
+            return b""
+        line = bytes(self.inbox[: end + 1])
+        del self.inbox[: end + 1]
+        return line
+
+    def _line_end(self) -> int:
+        return self.inbox.find(b"\n")
+
+    @property
+    def wants(self) -> int:
+        """The events to wait for; 0 if it has gone, and has been told all."""
+        read = 0 if self.ended else selectors.EVENT_READ
+        more = self.outbox or self._line_end() >= 0
+        return read | (selectors.EVENT_WRITE if more else 0)
 
     def send(self) -> None:
         """As much as it takes. Raises OSError, ValueError if it reads nothing."""

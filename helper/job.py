@@ -11,6 +11,8 @@ from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 
 if TYPE_CHECKING:
+    from xen_save_helper.helper.operation_control import OperationControl
+    from xen_save_helper.ipc_schema.board import Board
     from xen_save_helper.ipc_schema.channel.listen import Listen
 
 EXIT_DONE: Final = 0
@@ -40,6 +42,10 @@ class Job(NamedTuple):
     """The descriptor of `settings.OUTLIVE`; -1 for none."""
     control: str = ""
     """From the settings: the directory of `helper.control_socket`."""
+    board: Board | None = None
+    """The controller's, or the one that `steered` shows; None for neither."""
+    steered: OperationControl | None = None
+    """What answers to other shells; None if that is left to a controller of ours."""
     events: str = ""
     """From the settings, for the processes that this one starts."""
 

@@ -11,10 +11,11 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from xen_save_helper.helper.abort import SAVE_SIGNALS, Abort
+from xen_save_helper.helper.board import take_board
 from xen_save_helper.helper.channels.channel import CONTEXT, ChannelError
 from xen_save_helper.helper.command_line import USAGE, Options, UsageError, here, parse
 from xen_save_helper.helper.engine_choice import what_works_on_what
@@ -32,6 +33,7 @@ from xen_save_helper.helper.settings import (
 from xen_save_helper.helper.standard_streams import lost, standard_streams
 from xen_save_helper.helper.trace_file import open_trace
 from xen_save_helper.helper.watchdog import Watchdog, die_with_parent, limit_of, wake_when_orphaned
+from xen_save_helper.ipc_schema.board import Board
 from xen_save_helper.ipc_schema.causes import Cause
 from xen_save_helper.ipc_schema.channel.helper_request import (
     DEFAULT_ENGINE,
@@ -161,7 +163,9 @@ def _serve_zmq(
         seams.milestone("hello")
         start = channel.wait_for_start(options.secret_fd, options.start_limit)
         trace.event("start", **{name: start[name] for name in start if name != "proof"})
-        job = _job_of_start(start, options, settings)._replace(parent=parent)
+        job = _job_of_start(start, options, settings)._replace(
+            parent=parent, board=take_board(os.environ, remarks.append)
+        )
         if job.request.stream_type is not StreamType.PLAIN:
             watchdog.stop()
         seams.begin(job)
@@ -288,7 +292,34 @@ def _serve_libxl(
     if not stall_limit:
         abort.tell_of_waits(told)
     with abort:
-        _exit(run(job, channel, abort, seams.traced(trace), seams.streams, remarks), seams)
+        job = _steered(job, abort, trace, channel.remark, remarks)
+        status = run(job, channel, abort, seams.traced(trace), seams.streams, remarks)
+        if job.steered is not None:
+            job.steered.close()
+        _exit(status, seams)
+
+
+def _steered(
+    job: Job,
+    abort: Abort,
+    trace: Trace,
+    remark: Callable[[XentoollogLevel, str], bool],
+    remarks: list[str],
+) -> Job:
+    """The job, to be seen and steered by others: through a controller of ours if there is one. A
+    checkpointed stream never ends, and giving it up would be taken for its side's death."""
+    if (board := take_board(os.environ, remarks.append)) is not None:
+        return job._replace(board=board)
+    if job.request.stream_type is not StreamType.PLAIN:
+        return job
+    from xen_save_helper.helper.operation_control import OperationControl
+
+    board = Board()
+    by_link = job.listen is not None
+    control = OperationControl(
+        job.request, job.control, board, abort, trace, remark, by_link=by_link
+    )
+    return job._replace(board=board, steered=control)
 
 
 def _outlived() -> int:

@@ -91,6 +91,8 @@ def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace, streams: St
         with streams(job, abort):
             engine, reason, domain = choose_engine(request)
             trace.event("engine", engine=engine.value, hypervisor=request.hypervisor)
+            if job.board is not None:
+                job.board.engine = engine
             if reason:
                 _log(channel, XentoollogLevel.INFO, f"libxenguest works on {reason}")
             return _with_engine(engine, domain, job, channel, abort, trace, counted)
@@ -100,6 +102,8 @@ def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace, streams: St
             # The abort caused everything that failed after it, above all the stream's EBADF.
             trace.event("failure", what="aborted", error=text, **why(bad)._asdict())
             errnoval, text = abort.errnoval, abort.reason
+        if job.steered is not None:
+            job.steered.ended = text
         _log(channel, XentoollogLevel.ERROR, text, errnoval)
         counts = request.operation is Operation.SAVE and engine is Engine.OWN
         return _Outcome(retval=-1, errnoval=errnoval, statistics=counted if counts else None)
@@ -147,7 +151,7 @@ def _with_engine(
     from xen_save_helper.helper.hypervisors import open_domain
 
     page_server, pager = _postcopy_link(job, channel, abort, trace)
-    reporter = Reporter(channel, abort, trace)
+    reporter = Reporter(channel, abort, trace, board=job.board)
     environment = Environment(job, reporter, abort, counted, page_server, pager)
     domain = domain or open_domain(request.hypervisor, request.domid)
     try:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from xen_save_helper.ipc_schema.board import VARIABLE as BOARD
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.listen import Listen, parse_listen
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures
@@ -32,8 +33,9 @@ OUTLIVE: Final = f"{PREFIX}OUTLIVE"
 """For the process that libxl's helper has started to do its work (`postcopy_link.outlive`): the
 descriptor on which it says that the domain is restored."""
 
-_OTHERS: Final = (CONFIG, HAND_OVER, OUTLIVE, f"{PREFIX}QEMU")
-"""Variables that are not settings: the settings file, and one of `helper.qemu_wrapper`."""
+_OTHERS: Final = (CONFIG, HAND_OVER, OUTLIVE, BOARD, f"{PREFIX}QEMU")
+"""Variables that are not settings: the settings file, one of `helper.qemu_wrapper`, and those of
+our own processes."""
 
 ANSWER_LIMIT: Final = 600.0
 """Seconds that a callback may stay unanswered by default."""

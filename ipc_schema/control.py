@@ -1,21 +1,28 @@
-"""What a process that outlives its `xl` can be asked, from another shell.
+"""What a running operation, or a process that outlives its `xl`, can be asked from another shell.
 
-In a directory that is its user's alone each such process has two files. NAME.json is its
-`Identity`, one JSON object. NAME.sock is a stream socket: each line that is sent to it is a
-request, each line that comes back the response to it, and both are JSON objects. A request is
-`{"ask": Ask, ...}`; a response to one that cannot be met is `{"error": str}`.
+In a directory that is its user's alone each of them has two files. NAME.json is its `Identity`, one
+JSON object. NAME.sock is a stream socket: each line that is sent to it is a request, each line that
+comes back the response to it, and both are JSON objects. A request is `{"ask": Ask, ...}`; a
+response to one that cannot be met is `{"error": str}`, and nothing has been changed.
 
 | ask | besides | response |
 |---|---|---|
-| `status` | | a `PostcopyStatus` |
-| `wait` | | `{"ended": str, "status": PostcopyStatus}`, once it ends |
+| `status` | | an `OperationStatus`, or a `PostcopyStatus` |
+| `wait` | | `{"ended": str, "status": ...}`, once it ends |
+| `cancel` | | `{}`; it ends in order, as after SIGINT |
+| `set` | one or more of `PARAMETERS`, int | all parameters, as they are now |
+| `switch` | `to` str: `postcopy` or `stop-and-copy` | `{}`; precopy ends with its next batch |
+| `pause-sending`, `resume-sending` | | `{}` |
 | `reconnect` | `address` str, `port` int | `{"address": str, "port": int}` |
 | `abandon` | | `{}`; it ends |
 
-The `ended` of `wait` is empty if the process has done its work, else it says why not; `status` is
-its last one. A process that has lost what it kept leaves its NAME.json behind, with the reason in
-`ended`; one that was killed leaves both files. A pager's NAME.pages is what another one needs to
-take its place.
+`reconnect` and `abandon` are for page servers and pagers, `cancel` to `resume-sending` for the
+others. The drop-in has no postcopy to switch to.
+
+The `ended` of `wait` is empty if the work is done, else it says why not; `status` is the last one.
+A page server or pager that has lost what it kept leaves its NAME.json behind, with the reason in
+`ended`; a process that was killed leaves both files. A pager's NAME.pages is what
+another one needs to take its place.
 """
 
 from __future__ import annotations
@@ -38,33 +45,59 @@ LONGEST_LINE: Final = 1 << 16
 
 
 class Role(StrEnum):
-    """What a process does for a guest: it serves its last pages, or puts them in place."""
+    """What a process does for a guest."""
 
+    MIGRATE = "migrate"
+    RECEIVE = "receive"
+    SAVE = "save"
+    RESTORE = "restore"
+    HELPER_SAVE = "helper-save"
+    """The drop-in's save, of an `xl save` or at the source of an `xl migrate`."""
+    HELPER_RESTORE = "helper-restore"
     PAGE_SERVER = "page-server"
+    """It serves the guest's last pages."""
     PAGER = "pager"
+    """It puts them in place."""
+
+
+OUTLIVING: Final = frozenset({Role.PAGE_SERVER, Role.PAGER})
+"""The roles of processes that outlive their `xl`."""
 
 
 class Ask(StrEnum):
     STATUS = "status"
     WAIT = "wait"
+    CANCEL = "cancel"
+    SET = "set"
+    SWITCH = "switch"
+    PAUSE_SENDING = "pause-sending"
+    RESUME_SENDING = "resume-sending"
     RECONNECT = "reconnect"
     ABANDON = "abandon"
 
 
+PARAMETERS: Final = ("bandwidth", "max_downtime", "max_rounds", "abort_after", "dirty_threshold")
+"""What `set` changes: bytes a second (0 for no limit), milliseconds, rounds, rounds, pages."""
+
+
 class Identity(NamedTuple):
     """`domain` is the guest's name, as far as it is known; `ended` why the process has ended
-    without having done its work, empty while it has not."""
+    without having done its work, empty while it has not. `domid` is -1 before there is a domain.
+    `serial` tells operations of one process apart."""
 
     role: Role
     domid: int
     domain: str
     pid: int
     ended: str = ""
+    serial: int = 0
 
     @property
     def name(self) -> str:
         """Of its files."""
-        return f"{self.role.value}-{self.domid}-{self.pid}"
+        which = self.domid if self.domid >= 0 else "new"
+        of_process = f"{self.pid}.{self.serial}" if self.serial else self.pid
+        return f"{self.role.value}-{which}-{of_process}"
 
     @classmethod
     def decode(cls, line: bytes) -> Identity:
@@ -110,6 +143,13 @@ class PostcopyStatus(NamedTuple):
             return status._replace(role=Role(status.role))
         except TypeError as error:
             raise ValueError(f"no status: {error}") from None
+
+
+def directory_of(hypervisor: str, of_xen: str) -> str:
+    """Where the operations on a hypervisor (`xen` or `sim:DIRECTORY`) are asked; `of_xen` is the
+    setting for Xen."""
+    simulated, colon, directory = hypervisor.partition(":")
+    return f"{directory}/control" if colon and simulated == "sim" else of_xen
 
 
 def encode_line(fields: Mapping[str, Any]) -> bytes:

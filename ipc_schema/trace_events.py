@@ -229,6 +229,11 @@ _ROWS: Final = (
     _event("fault", "str point, str action, int count, str fault", _ALL,
            "A fault strikes: `fault` as in the plan, the `count`-th time its point is reached."),
 
+    _event("control", "str ask, object fields", _BOTH,
+           "Somebody has steered the operation from another shell: a row of `ipc_schema.control`."),
+    _event("no_control", "str directory, str error", _BOTH | _PAGE_SERVER,
+           "Nobody can see it or steer it: its control socket cannot be made."),
+
     # libxl's operations.
     _event("save", "int domid, bool live, str strategy", _SOURCE, "A save begins."),
     _event("suspend_request", "int domid", _SOURCE, "The guest is asked to suspend."),
@@ -301,8 +306,6 @@ _ROWS: Final = (
     _event("pages_not_wanted", "int domid, str reason", _PAGE_SERVER,
            "The migration has failed: the guest runs here, and they are let go."),
     _event("pages_lost", "str error", _PAGE_SERVER, "It has failed; what it kept is lost."),
-    _event("control", "str directory, str error", _OUTLIVES,
-           "`xen-toolstack postcopy` cannot ask it."),
     _event("no_scope", "str error", _OUTLIVES,
            "systemd did not give it a unit of its own, so it may end with who has started it."),
     _event("link_silent", "str trouble", _OUTLIVES,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hypothesis
 import psutil
@@ -17,6 +18,7 @@ import pytest
 from tests import nursery
 from tests.left_out import leave_out
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
+from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
 # No deadline: a slow machine is no failure, and a hang has pytest-timeout's limit. The rest is set
@@ -76,6 +78,14 @@ def _forked_guests() -> Iterator[None]:
 def own_interpreters() -> Iterator[None]:
     """Guests are started as users' are, in this process's environment."""
     with nursery.own_interpreters():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _control_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Drop-ins and controllers of domains that are no simulated host's answer there."""
+    directory = tmp_path_factory.mktemp("control") / "xen"
+    with mock.patch.dict(os.environ, XEN_SAVE_HELPER_CONTROL=str(directory)):
         yield
 
 
@@ -159,6 +169,8 @@ def hosts_in(directory: Path, kind: type[SimulatedHost] = SimulatedHost) -> Iter
         for row in host.domains():
             host.destroy(row.domid)
         assert list((host.directory / "domains").iterdir()) == []
+        # What a killed operation has left is removed by the next look at its host.
+        assert control.operations(host.directory / "control") == []
         assert sockets_under(host.directory) == []
     assert processes_under(directory) == []
 

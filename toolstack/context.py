@@ -19,6 +19,7 @@ from xen_save_helper.toolstack.rules import arguments
 from xen_save_helper.toolstack.seams import Seams
 
 if TYPE_CHECKING:
+    from xen_save_helper.toolstack.helpers.operation_control import OperationControl
     from xen_save_helper.toolstack.hosts.interface import Host
 
 P = ParamSpec("P")
@@ -66,6 +67,8 @@ class Context:
     seams: Seams = field(default_factory=Seams)
     missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE
     engine_choice: Engine | None = None
+    control: OperationControl | None = None
+    """What lets other shells see and steer this one operation; xl's operations have it."""
 
     def __post_init__(self) -> None:
         check_uri("hypervisor", self.hypervisor)

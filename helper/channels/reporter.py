@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import Channel
+from xen_save_helper.ipc_schema.board import Board, Word
 from xen_save_helper.ipc_schema.causes import why
 from xen_save_helper.ipc_schema.channel.messages import NO_ERRNO, XentoollogLevel
 from xen_save_helper.ipc_schema.trace import Trace
@@ -17,9 +18,18 @@ _PROGRESS_SECONDS = 0.1
 
 
 class Reporter:
-    """The controller as the engine sees it. `context` is that of log and progress lines."""
+    """The controller as the engine sees it. `context` is that of log and progress lines, `board`
+    (by default one that nobody sees) that of the engine's counters."""
 
-    def __init__(self, channel: Channel, abort: Abort, trace: Trace, context: str = "xc") -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        abort: Abort,
+        trace: Trace,
+        context: str = "xc",
+        board: Board | None = None,
+    ) -> None:
+        self.board = Board() if board is None else board
         self._channel = channel
         self._abort = abort
         self._trace = trace
@@ -37,9 +47,14 @@ class Reporter:
         if not self._channel.provides(name):
             raise OSError(errno.EINVAL, f"the controller provides no {name} callback")
         self._abort.idle()
+        self.board.callback = name
         started = time.monotonic()
         value = self._channel.call(name, **fields)
-        seconds = round(time.monotonic() - started, 6)
+        ended = time.monotonic()
+        self.board.callback = ""
+        if name == "suspend" and value == 1:
+            self.board.reals[Word.SUSPENDED_AT] = ended
+        seconds = round(ended - started, 6)
         self._abort.progress()
         self._trace.event("callback", name=name, value=value, seconds=seconds, **fields)
         return value
@@ -91,6 +106,7 @@ class Reporter:
         """Log and trace a phase: when it began, how long it took, or how it failed."""
         self.detail(f"phase {name}")
         self._abort.alive()
+        self.board.phase = name
         self._trace.event("phase", name=name, state="begin")
         started = time.monotonic()
         try:

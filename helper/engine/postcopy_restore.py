@@ -25,6 +25,7 @@ from xen_save_helper.helper.engine.physmap import Physmap
 from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamInput
 from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain, Paging, PagingRequest
 from xen_save_helper.helper.job import PostcopyProgress
+from xen_save_helper.ipc_schema.board import Word
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.channel.waits import Patience
 from xen_save_helper.ipc_schema.errors import DecodeError, StreamEndError
@@ -67,6 +68,7 @@ class PostcopyReceiver:
         self._reporter = environment.reporter
         self._abort = environment.abort
         self._statistics = environment.statistics
+        self._board = environment.reporter.board
         self._stall_limit = job.stall_limit
         self._reader = reader
         self._version = version
@@ -145,6 +147,8 @@ class PostcopyReceiver:
                 self._paging.evict(backed)
             count -= part
         self._total = self._states.pending
+        self._board.ints[Word.POSTCOPY_TOTAL] = self._total
+        self._board.ints[Word.POSTCOPY_LEFT] = self._total
 
     def missing(self) -> Bitmap:
         """The pages that are still to come, before the first has."""
@@ -156,6 +160,8 @@ class PostcopyReceiver:
         pfns, _ = set_bits(missing, 0, missing.count(1))
         self._states.happens(PageEvent.LISTED, pfns)
         self._total = self._states.pending
+        self._board.ints[Word.POSTCOPY_TOTAL] = self._total
+        self._board.ints[Word.POSTCOPY_LEFT] = self._total
         self._paging.wake_all(pfns)
 
     def check_count(self, count: int, offset: int) -> None:
@@ -274,14 +280,27 @@ class PostcopyReceiver:
                 if before is PageState.REQUESTED:
                     self._paging.load(pfn, data)
                     self._latencies.add(self._requested.pop(pfn), self._states.pending)
+                    self._one_has_come()
                     self._poll.expect()
             self._statistics.postcopy_pages += 1
+        self._count_left()
+
+    def _one_has_come(self) -> None:
+        """For which a vCPU waited. Time in which several wait counts once."""
+        if not self._requested:
+            reals = self._board.reals
+            reals[Word.BLOCKTIME] += time.monotonic() - reals[Word.BLOCKED_SINCE]
+            reals[Word.BLOCKED_SINCE] = 0.0
+
+    def _count_left(self) -> None:
+        self._board.ints[Word.POSTCOPY_LEFT] = self._states.pending + self._assembler.held
 
     def _load_oldest(self) -> None:
         """Load the oldest pages that are still held."""
         run = self._assembler.take_oldest(self._paging.loaded_at_once)
         if run is not None:
             self._paging.load(*run)
+            self._count_left()
         in_place = self._total - self._states.pending - self._assembler.held
         doing_what = f"postcopy: {self._statistics.postcopy_faults:,} faults"
         self._reporter.progress(doing_what, in_place, self._total)
@@ -310,8 +329,12 @@ class PostcopyReceiver:
                     self._paging.load(request.pfn, data)
         if wanted:
             self._faults.fault(wanted)
-            self._requested.update(dict.fromkeys(wanted, time.monotonic()))
+            now = time.monotonic()
+            if not self._requested:
+                self._board.reals[Word.BLOCKED_SINCE] = now
+            self._requested.update(dict.fromkeys(wanted, now))
             self._statistics.postcopy_faults += len(wanted)
+            self._board.ints[Word.POSTCOPY_FAULTS] = self._statistics.postcopy_faults
         if answered:
             self._paging.resume(answered)
 

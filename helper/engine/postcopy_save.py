@@ -14,6 +14,7 @@ from xen_save_helper.helper.engine.save_phases import Outcome
 from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamOutput, wait_for
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, PageSource
 from xen_save_helper.helper.job import PostcopyProgress
+from xen_save_helper.ipc_schema.board import Word
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.page_lists import (
     ENTRY_SIZE,
@@ -42,6 +43,7 @@ class PostcopySender:
         self._reporter = environment.reporter
         self._abort = environment.abort
         self._statistics = environment.statistics
+        self._board = environment.reporter.board
         self._recv_fd = job.request.back_fd
         self._stall_limit = job.stall_limit
 
@@ -75,6 +77,8 @@ class PostcopySender:
         self._pages = PostcopyPages(left)
         self._p2m_size = len(left)
         self._total = self._pages.remaining
+        self._board.ints[Word.POSTCOPY_TOTAL] = self._total
+        self._board.ints[Word.POSTCOPY_LEFT] = self._total
 
     def progress(self) -> PostcopyProgress:
         """How far it is. From any thread."""
@@ -102,7 +106,7 @@ class PostcopySender:
             if pages.urgent:
                 self._send(pfns_of([pages.take_urgent()]))
                 # Right after a faulted page others hold nobody up: the guest runs now.
-                background = not pages.urgent and not self._out.pacer.delay() and self._look(0)
+                background = not pages.urgent and not self._out.delay() and self._look(0)
             else:
                 background = self._wait()
             if background and pages.remaining:
@@ -119,10 +123,10 @@ class PostcopySender:
 
         The abort watcher's stall clock ends a wait for the stream.
         """
-        if quiet := max(self._out.pacer.delay(), self._calm.busy):
+        if quiet := max(self._out.patience(), self._calm.busy):
             faults = self._calm.poll(quiet)
             self._abort.progress()
-            if faults:
+            if faults or self._out.delay():
                 return False
         return self._look(None)
 
@@ -142,6 +146,7 @@ class PostcopySender:
         finally:
             self._source.foreign_unmap(views)
         self._statistics.postcopy_pages += len(pfns)
+        self._board.ints[Word.POSTCOPY_LEFT] = self._pages.remaining
         doing_what = f"postcopy: {self._statistics.postcopy_faults:,} faults"
         self._reporter.progress(doing_what, self._total - self._pages.remaining, self._total)
 
@@ -165,6 +170,7 @@ class PostcopySender:
             return
         self._calm.expect()
         self._statistics.postcopy_faults += self._pages.fault(pfns)
+        self._board.ints[Word.POSTCOPY_FAULTS] = self._statistics.postcopy_faults
 
     def _write_header(self, kind: RecordType, length: int) -> None:
         self._out.write([encode_record_header(record_number(kind, VERSION), length)])

@@ -16,13 +16,11 @@ from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.hot_pages import HotPages
 from xen_save_helper.helper.engine.page_stream import MapAhead, PageWriter
 from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain
+from xen_save_helper.helper.job import Job
 from xen_save_helper.helper.precopy_limits import limited_policy
+from xen_save_helper.ipc_schema.board import Word
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
-from xen_save_helper.ipc_schema.channel.precopy_rule import (
-    LIBXENGUEST_PRECOPY,
-    PrecopyLimits,
-    decide,
-)
+from xen_save_helper.ipc_schema.channel.precopy_rule import LIBXENGUEST_PRECOPY, decide
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of
 
@@ -43,15 +41,13 @@ def simple_precopy_policy(iteration: int, total_written: int, dirty_count: int) 
     return decide(LIBXENGUEST_PRECOPY, iteration, dirty_count, None).policy
 
 
-def precopy_policy(
-    reporter: Reporter, limits: PrecopyLimits | None, sent: Callable[[], int]
-) -> Policy:
-    """The controller's policy if it has one, else that of `limits`, else libxenguest's. `sent`
-    counts the stream's bytes."""
+def precopy_policy(reporter: Reporter, job: Job, sent: Callable[[], int]) -> Policy:
+    """The controller's policy if it has one, else that of the job's limits, else libxenguest's.
+    `sent` counts the stream's bytes."""
     if not reporter.provides("precopy_policy"):
-        if limits is None:
+        if job.limits is None and job.steered is None:
             return simple_precopy_policy
-        return limited_policy(limits, sent, reporter)
+        return limited_policy(job, sent, reporter)
 
     def ask(iteration: int, total_written: int, dirty_count: int) -> PrecopyPolicy:
         answer = reporter.call(
@@ -82,6 +78,9 @@ class Rounds:
         self._pages = pages
         self._reporter = environment.reporter
         self._statistics = environment.statistics
+        self._board = environment.reporter.board
+        self._read_at: float | None = None
+        """When the dirty bitmap was last read, or log-dirty mode enabled."""
         request = environment.job.request
         self._sparse = request.sparse
         self._hot: HotPages | None = None
@@ -138,6 +137,7 @@ class Rounds:
         POSTCOPY. Raises OSError(ECANCELED) if it decides on ABORT."""
         self.dirty[:] = b"\1" * self.p2m_size
         dirty_count = self.p2m_size
+        self._read_at = time.monotonic()
         while True:
             doing_what = f"Frames iteration {self._iteration}"
             sparse = self._sparse and not self._iteration
@@ -161,6 +161,11 @@ class Rounds:
 
     def _read_dirty(self, *, final: bool = False) -> int:
         count = self._domain.logdirty_clean(self.dirty, final=final)
+        now, board = time.monotonic(), self._board
+        if self._read_at is not None and now > self._read_at:
+            board.reals[Word.DIRTY_RATE] = count / (now - self._read_at)
+        self._read_at = now
+        board.ints[Word.DIRTY_COUNT] = count
         if self._hot is not None:
             self._hot.read(self.dirty)
         return count
@@ -179,6 +184,9 @@ class Rounds:
         """Send the dirty pages batch by batch. If the policy ends the round early, the rest is left
         to the next phase."""
         started = time.monotonic()
+        words, reals = self._board.ints, self._board.reals
+        words[Word.ROUND_DONE], words[Word.ROUND_TOTAL] = 0, entries
+        rate = reals[Word.ROUND_RATE]
         decision = PrecopyPolicy.CONTINUE_PRECOPY
         written = 0
         contents = 0
@@ -204,10 +212,17 @@ class Rounds:
                 contents += batch.pages
                 self._total_written += len(batch.pfns)
                 self._statistics.pages += batch.pages
+                words[Word.ROUND_DONE] = written
+                words[Word.PAGES] = self._statistics.pages
                 self._reporter.progress(doing_what, written, entries)
         if written:
             self._statistics.rounds += 1
+            words[Word.ROUNDS] = self._statistics.rounds
         seconds = time.monotonic() - started
+        if decision is PrecopyPolicy.CONTINUE_PRECOPY and contents:
+            reals[Word.LAST_EXPECTED] = entries / rate if rate else 0.0
+            reals[Word.LAST_TOOK] = seconds
+            reals[Word.ROUND_RATE] = contents / seconds
         if self._hot is not None:
             self._hot.sent(contents, seconds)
         self._reporter.event(

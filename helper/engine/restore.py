@@ -16,6 +16,7 @@ from xen_save_helper.helper.engine.restore_order import POSTCOPY_RECORDS, Record
 from xen_save_helper.helper.engine.stream_io import StreamInput
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Domain
 from xen_save_helper.helper.job import RestoreResults
+from xen_save_helper.ipc_schema.board import Word
 from xen_save_helper.ipc_schema.channel.messages import StreamType, XentoollogLevel
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams import postcopy_offer
@@ -70,7 +71,8 @@ class _Restore:
         self._abort = environment.abort
         self._pager = environment.pager
         self._request = self._job.request
-        self._reader = StreamInput(self._request.io_fd, self._abort)
+        self._board = environment.reporter.board
+        self._reader = StreamInput(self._request.io_fd, self._abort, board=self._board)
         self._results = RestoreResults(statistics=environment.statistics)
         self._physmap = Physmap(domain)
         self._version = 0
@@ -97,6 +99,7 @@ class _Restore:
             self._order = RecordOrder(self._version)
             self._records()
         finally:
+            self._board.phase = Stage.ENDED.value
             self._results.statistics.bytes = self._reader.offset
             self._abort.release_stream()
             if self._postcopy is not None:
@@ -249,6 +252,7 @@ class _Restore:
         finally:
             self._domain.foreign_unmap(views)
         self._results.statistics.pages += pages
+        self._board.ints[Word.PAGES] = self._results.statistics.pages
         self._tell_progress()
 
     def _tell_progress(self) -> None:
@@ -256,6 +260,9 @@ class _Restore:
         bring no new page are not reported."""
         if self._physmap.count != self._given:
             self._given = self._physmap.count
+            self._board.ints[Word.ROUND_DONE] = self._given
+            self._board.ints[Word.ROUND_TOTAL] = self._physmap.memory
+            self._board.ints[Word.TOTAL_PAGES] = self._physmap.memory
             self._reporter.progress("Frames", self._given, self._physmap.memory)
 
     def _verify(self, length: int) -> None:

@@ -17,6 +17,7 @@ from xen_save_helper.helper.engine.save_phases import NEXT, Outcome
 from xen_save_helper.helper.engine.stream_io import StreamOutput
 from xen_save_helper.helper.hypervisors.interface import Domain, ShutdownReason
 from xen_save_helper.helper.paged_in import check_paged_in
+from xen_save_helper.ipc_schema.board import Word
 from xen_save_helper.ipc_schema.channel.messages import (
     PrecopyPolicy,
     StreamType,
@@ -66,7 +67,10 @@ class _Save:
         self._page_server = environment.page_server
         self._request = self._job.request
         self._live = bool(self._request.xcflags & XCFlags.LIVE)
-        self._out = StreamOutput(self._request.io_fd, self._abort, self._request.bandwidth)
+        board = environment.reporter.board
+        self._out = StreamOutput(
+            self._request.io_fd, self._abort, self._request.bandwidth, board=board
+        )
         self._pages = PageWriter(domain, self._out)
         self._postcopy: PostcopySender | None = None
         self._vcpu_infos = pfns_of()
@@ -77,6 +81,7 @@ class _Save:
     def run(self) -> None:
         self._check()
         self._rounds = Rounds(self._domain, self._pages, self._environment)
+        self._policy = precopy_policy(self._reporter, self._job, lambda: self._out.sent)
         phases: dict[Phase, Callable[[], Outcome]] = {
             Phase.HEADERS: self._headers,
             Phase.STATIC_DATA: self._static_data,
@@ -102,6 +107,7 @@ class _Save:
                     outcome = phases[phase]()
                 phase = NEXT[phase, outcome]
         finally:
+            self._reporter.board.phase = Phase.FINISHED.value
             self._statistics.bytes = self._out.sent
             self._abort.release_stream()
             self._cleanup()
@@ -122,6 +128,7 @@ class _Save:
                 "only; use libxenguest's",
             )
         check_paged_in(self._domain.domid, info.paged_pages)
+        self._reporter.board.ints[Word.TOTAL_PAGES] = info.nr_pages
 
     # The phases, in the order of their table.
 
@@ -166,8 +173,7 @@ class _Save:
         self._enable_logdirty()
         if self._request.postcopy or self._page_server is not None:
             self._vcpu_infos = self._domain.needed_at_once()
-        policy = precopy_policy(self._reporter, self._job.limits, lambda: self._out.sent)
-        decision = self._rounds.send_memory_live(policy)
+        decision = self._rounds.send_memory_live(self._policy)
         if self._page_server is not None:
             if refusal := self._refusal(self._page_server):
                 self._no_link(refusal)

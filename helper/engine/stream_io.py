@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.engine import bounce
 from xen_save_helper.helper.patience import poll_milliseconds, poll_patiently
+from xen_save_helper.ipc_schema.board import AS_ASKED, Board, Word
 from xen_save_helper.ipc_schema.errors import StreamEndError
 
 IOV_MAX = os.sysconf("SC_IOV_MAX")
@@ -28,6 +29,13 @@ _PACE_SECONDS = 0.01
 """How many seconds' worth of bytes may go at once, and how late a write may be without losing its
 turn."""
 
+_PAUSED_BANDWIDTH = 4096
+"""Bytes a second that a stream carries while sending is paused, as a sign of life: neither the
+other side nor whoever watches this one may take it for a stream that stands still."""
+
+_OBEY_SECONDS = 0.1
+"""How soon a wait for its turn follows a change of the bandwidth."""
+
 _READ_CHUNK = 1 << 20
 
 
@@ -38,6 +46,12 @@ class Pacer:
         self._bandwidth = bandwidth
         self._clock = clock
         self._due = clock()
+
+    def change(self, bandwidth: int) -> None:
+        """Another limit, from now on."""
+        if bandwidth != self._bandwidth:
+            self._bandwidth = bandwidth
+            self._due = self._clock()
 
     @property
     def quantum(self) -> int:
@@ -135,14 +149,24 @@ def take(buffers: Sequence[Buffer], size: int) -> list[Buffer]:
 
 
 class StreamOutput:
-    """The sending end. `sent` counts the bytes written."""
+    """The sending end. `sent` counts the bytes written, for the `board` as well, which may change
+    the `bandwidth`, and pause it."""
 
-    def __init__(self, fd: int, abort: Abort, bandwidth: int = 0, what: str = "stream") -> None:
+    def __init__(
+        self,
+        fd: int,
+        abort: Abort,
+        bandwidth: int = 0,
+        what: str = "stream",
+        board: Board | None = None,
+    ) -> None:
         self.fd = fd
         self.sent = 0
-        self.pacer = Pacer(bandwidth)
+        self._pacer = Pacer(bandwidth)
         self._abort = abort
         self._what = what
+        self._bandwidth = bandwidth
+        self._words = (Board() if board is None else board).ints
         self._writev: Callable[[int, Sequence[Buffer]], int] = os.writev
 
     def write(self, buffers: Sequence[Buffer]) -> None:
@@ -151,16 +175,30 @@ class StreamOutput:
         Raises the abort's error if there is one, else the write's (EPIPE, ENOSPC, ...) with the
         offset of the failure.
         """
-        quantum = self.pacer.quantum
-        if not quantum:
-            self.write_now(buffers)
-            return
-        pending = list(buffers)
+        pending = buffers
         while pending:
-            if delay := self.pacer.delay():
+            if delay := self.patience():
                 self._sleep(delay)
+                continue
+            quantum = self._pacer.quantum
+            if not quantum:
+                self.write_now(pending)
+                return
             self.write_now(take(pending, quantum))
             pending = advance(pending, quantum)
+
+    def delay(self) -> float:
+        """Seconds until the next bytes are due, by the board as it is now; 0 if they are."""
+        if self._words[Word.PAUSED]:
+            bandwidth = _PAUSED_BANDWIDTH
+        elif (bandwidth := self._words[Word.BANDWIDTH]) == AS_ASKED:
+            bandwidth = self._bandwidth
+        self._pacer.change(bandwidth)
+        return self._pacer.delay()
+
+    def patience(self) -> float:
+        """Seconds to wait before looking at `delay` again; 0 if bytes are due."""
+        return min(self.delay(), _OBEY_SECONDS)
 
     def write_now(self, buffers: Sequence[Buffer]) -> None:
         """Write all of `buffers` regardless of the pace; later writes make up for it."""
@@ -181,7 +219,8 @@ class StreamOutput:
                     error.errno, f"{self._what}, write at offset {self.sent:#x}: {error.strerror}"
                 ) from error
             self.sent += written
-            self.pacer.charge(written)
+            self._words[Word.BYTES] = self.sent
+            self._pacer.charge(written)
             self._abort.progress()
             pending = advance(pending, written)
 
@@ -194,10 +233,14 @@ class StreamOutput:
 
 
 class StreamInput:
-    """The receiving end. `offset` is that of the next byte in the stream."""
+    """The receiving end. `offset` is that of the next byte in the stream, on the `board` as
+    well."""
 
-    def __init__(self, fd: int, abort: Abort, what: str = "stream") -> None:
+    def __init__(
+        self, fd: int, abort: Abort, what: str = "stream", board: Board | None = None
+    ) -> None:
         self.fd = fd
+        self._words = (Board() if board is None else board).ints
         self.offset = 0
         self._abort = abort
         self._what = what
@@ -257,5 +300,6 @@ class StreamInput:
                     f"{self._what}, {what} at offset {self.offset:#x}: {error.strerror}",
                 ) from error
             self.offset += taken
+            self._words[Word.BYTES] = self.offset
             self._abort.progress()
             return taken

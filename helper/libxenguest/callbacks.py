@@ -20,8 +20,10 @@ from xen_save_helper.helper.channels.channel import Channel
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.hypervisors.xen.toollog import Logger
 from xen_save_helper.helper.libxenguest.thread_meter import ThreadMeter
+from xen_save_helper.ipc_schema.board import Board, Word
 from xen_save_helper.ipc_schema.causes import why
 from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, XentoollogLevel
+from xen_save_helper.ipc_schema.streams.phases import Phase, Stage
 from xen_save_helper.ipc_schema.trace import Trace
 
 _U32: Final = 2**32 - 1
@@ -38,7 +40,12 @@ class Callbacks:
     """
 
     def __init__(
-        self, channel: Channel, abort: Abort, trace: Trace, meter: ThreadMeter | None
+        self,
+        channel: Channel,
+        abort: Abort,
+        trace: Trace,
+        meter: ThreadMeter | None,
+        board: Board | None = None,
     ) -> None:
         self.error: BaseException | None = None
         """The first exception, with the callback's name in its notes."""
@@ -48,11 +55,18 @@ class Callbacks:
         self.frames = 0
         """Rounds over the memory that libxc completed, and pfns that it covered in them."""
         self._channel = channel
-        self.reporter = Reporter(channel, abort, trace)
+        self.reporter = Reporter(channel, abort, trace, board=board)
+        self._board = self.reporter.board
+        self._of_stream: Callable[[], int] = int
         self._abort = abort
         self._trace = trace
         self._meter = meter
         self._round_began = time.monotonic()
+
+    def begin(self, phase: Phase | Stage, meter: ThreadMeter) -> None:
+        """Keep the board from here on: libxc's own phases are known by its callbacks only."""
+        self._board.phase = phase.value
+        self._of_stream = meter.of_stream
 
     def guard_stream(self, fd: int, meter: ThreadMeter, *, reading: bool = False) -> None:
         """Have the abort guard the stream, and see by `meter` whether it stands still. If that
@@ -138,14 +152,24 @@ class Callbacks:
 
     def _progress(self, context: str, doing_what: str, done: int, total: int) -> None:
         with self._aside():
+            self._count(doing_what, done, total)
             if 0 < done == total and doing_what.startswith(_FRAMES) and doing_what != _VERIFY:
                 self._round_ended(doing_what, total)
             self._channel.tell(
                 "progress", context=context, doing_what=doing_what, done=done, total=total
             )
 
+    def _count(self, doing_what: str, done: int, total: int) -> None:
+        board = self._board
+        if board.reals[Word.SUSPENDED_AT] and board.phase != Phase.STOP_AND_COPY.value:
+            board.phase = Phase.STOP_AND_COPY.value
+        if doing_what.startswith(_FRAMES):
+            board.ints[Word.ROUND_DONE], board.ints[Word.ROUND_TOTAL] = done, total
+        board.ints[Word.BYTES] = self._of_stream()
+
     def _round_ended(self, doing_what: str, frames: int) -> None:
         self.rounds += 1
+        self._board.ints[Word.ROUNDS] = self.rounds
         self.frames += frames
         now = time.monotonic()
         seconds = round(now - self._round_began, 6)

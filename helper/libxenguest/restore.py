@@ -26,6 +26,7 @@ from xen_save_helper.ipc_schema.channel.messages import (
     StreamType,
     XentoollogLevel,
 )
+from xen_save_helper.ipc_schema.streams.phases import Stage
 from xen_save_helper.ipc_schema.streams.static_data import Absent
 from xen_save_helper.ipc_schema.trace import Trace
 
@@ -55,7 +56,8 @@ def domain_restore(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Re
         meter = ThreadMeter(reading=True)
         stack.callback(meter.close)
         counted = meter if channel.provides("statistics") else None
-        callbacks = Callbacks(channel, abort, trace, counted)
+        callbacks = Callbacks(channel, abort, trace, counted, job.board)
+        callbacks.begin(Stage.MEMORY, meter)
         logger = callbacks.logger()
         xch = stack.enter_context(Xenctrl(logger))
         abi = ABIS[abi_version()]

@@ -24,8 +24,9 @@ from xen_save_helper.helper.libxenguest.callbacks import Callbacks
 from xen_save_helper.helper.libxenguest.thread_meter import ThreadMeter
 from xen_save_helper.helper.paged_in import check_paged_in
 from xen_save_helper.helper.precopy_limits import limited_policy
+from xen_save_helper.ipc_schema.board import Word
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, StreamType, XCFlags
-from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
+from xen_save_helper.ipc_schema.streams.phases import Phase
 from xen_save_helper.ipc_schema.trace import Trace
 
 _U32: Final = 2**32 - 1
@@ -59,7 +60,8 @@ def domain_save(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Strea
         stack.callback(meter.close)
         own_policy = limits is not None and not channel.provides("precopy_policy")
         counted = own_policy or channel.provides("statistics")
-        callbacks = Callbacks(channel, abort, trace, meter if counted else None)
+        callbacks = Callbacks(channel, abort, trace, meter if counted else None, job.board)
+        callbacks.begin(Phase.PRECOPY if request.xcflags & XCFlags.LIVE else Phase.SUSPEND, meter)
         logger = callbacks.logger()
         xch = stack.enter_context(Xenctrl(logger))
         abi = ABIS[abi_version()]
@@ -72,7 +74,7 @@ def domain_save(job: Job, channel: Channel, abort: Abort, trace: Trace) -> Strea
         for name in callback_names(abi.save_callbacks):
             if channel.provides(name) and name != "precopy_policy":
                 provide(struct, name, callbacks.ask(name))
-        policy = _policy(callbacks, channel, limits, meter)
+        policy = _policy(callbacks, channel, job, meter)
         if policy is not None:
             provide(struct, "precopy_policy", policy)
         with meter.aside():
@@ -108,7 +110,7 @@ def _check_provided(stream_type: StreamType, hvm: bool, channel: Channel) -> Non
 
 
 def _policy(
-    callbacks: Callbacks, channel: Channel, limits: PrecopyLimits | None, meter: ThreadMeter
+    callbacks: Callbacks, channel: Channel, job: Job, meter: ThreadMeter
 ) -> Callable[[_Stats, int], int] | None:
     """The policy that decides after each round: the controller's, the settings', or (None)
     libxenguest's own."""
@@ -116,11 +118,12 @@ def _policy(
         return callbacks.guard(
             "precopy_policy", _ask_controller(callbacks), int(PrecopyPolicy.ABORT)
         )
-    if limits is None:
+    if job.limits is None and (job.steered is None or not job.request.xcflags & XCFlags.LIVE):
         return None
-    policy = limited_policy(limits, meter.of_stream, callbacks.reporter)
+    policy = limited_policy(job, meter.of_stream, callbacks.reporter)
 
     def decide(stats: _Stats, _data: int) -> int:
+        _count_dirty(callbacks, stats)
         decision = policy(stats.iteration, stats.total_written, stats.dirty_count)
         if decision is PrecopyPolicy.ABORT:
             ctypes.set_errno(errno.ECANCELED)
@@ -129,11 +132,17 @@ def _policy(
     return callbacks.guard("precopy_policy", decide, int(PrecopyPolicy.ABORT))
 
 
+def _count_dirty(callbacks: Callbacks, stats: _Stats) -> None:
+    if stats.dirty_count >= 0:
+        callbacks.reporter.board.ints[Word.DIRTY_COUNT] = stats.dirty_count
+
+
 _DECISIONS: Final = frozenset(PrecopyPolicy)
 
 
 def _ask_controller(callbacks: Callbacks) -> Callable[[_Stats, int], int]:
     def ask(stats: _Stats, _data: int) -> int:
+        _count_dirty(callbacks, stats)
         answer = callbacks.reporter.call(
             "precopy_policy",
             iteration=stats.iteration,

@@ -72,6 +72,8 @@ class Pager:
         self._channel.call("complete", retval=0, errnoval=0)
         self._abort.outlive()
         self._channel.leave()
+        if self._job.steered is not None:
+            self._job.steered.close()
         die_with_parent(0)
         os.setsid()
         for number in (signal.SIGINT, signal.SIGHUP):

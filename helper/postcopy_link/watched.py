@@ -71,7 +71,7 @@ class Watched:
             self.name = identity.name
         except OSError as error:
             # Nobody can ask, but it works.
-            trace.event("control", directory=directory, error=str(error))
+            trace.event("no_control", directory=directory, error=str(error))
             self._log(syslog.LOG_WARNING, f"nobody can ask for its state: {error}")
 
     def _enter_scope(self, identity: Identity) -> None:
@@ -106,6 +106,8 @@ class Watched:
             return self._status()._asdict()
         if ask is Ask.RECONNECT:
             return self._reconnect(request.get("address"), request.get("port"))
+        if ask is not Ask.ABANDON:
+            raise OSError(f"a {self._work.role.value} has no {ask.value}")
         self._work.abort.request(errno.ECONNABORTED, "it was abandoned")
         return {}
 

@@ -112,13 +112,16 @@ class PrecopyRounds:
     """Follows the rounds of one save. An engine asks before each round, with the dirty count, and
     during or after it, without (-1).
 
-    `sent` counts the bytes that the stream has taken, `clock` is in seconds.
+    `sent` counts the bytes that the stream has taken, `clock` is in seconds. `limits` may be
+    changed meanwhile; `wanted` ends precopy in this way at the next question. `ended` once it has.
     """
 
     def __init__(
         self, limits: PrecopyLimits, sent: Callable[[], int], clock: Callable[[], float]
     ) -> None:
-        self._limits = limits
+        self.limits = limits
+        self.wanted: PrecopyPolicy | None = None
+        self.ended = False
         self._sent = sent
         self._clock = clock
         self._began: tuple[float, int] | None = None
@@ -132,7 +135,11 @@ class PrecopyRounds:
     def ask(self, iteration: int, dirty_count: int) -> Decision:
         if dirty_count < 0:
             self._measure()
-        decision = decide(self._limits, iteration, dirty_count, self._rate)
+        if self.wanted is None:
+            decision = decide(self.limits, iteration, dirty_count, self._rate)
+        else:
+            decision = Decision(self.wanted, "asked for while it ran")
+        self.ended = decision.policy is not PrecopyPolicy.CONTINUE_PRECOPY
         # Not every engine asks before its first round.
         if dirty_count >= 0 or self._began is None:
             self._began = (self._clock(), self._sent())

@@ -12,17 +12,21 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from tests.benchmarks import limits
 from xen_save_helper.ipc_schema.channel.messages import XCFlags
+from xen_save_helper.ipc_schema.control import Role
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.operations.domain_restore import domain_create_restore
 from xen_save_helper.toolstack.operations.domain_save import domain_suspend
+from xen_save_helper.toolstack.xl.controlled import controlled
 
 WARM_UP = 4 << 20
 """Bytes of a stream before the clock starts: by then the helper is up and at its pages."""
@@ -136,12 +140,17 @@ def _measure(
     return Measured(size, seconds, most[0])
 
 
-def save(host: SimulatedHost, domid: int, *, live: bool = False, watch: bool = False) -> Measured:
-    """Save the guest into a socket that is drained, and let it run on."""
+def save(
+    host: SimulatedHost, domid: int, *, live: bool = False, watch: bool = False, seen: bool = False
+) -> Measured:
+    """Save the guest into a socket that is drained, and let it run on; `seen` through a control
+    socket, as xl's operations are."""
     context = Context(host, f"sim:{host.directory}")
 
     async def work(fd: int) -> None:
-        result = await domain_suspend(context, domid, fd, XCFlags.LIVE if live else 0)
+        shown = controlled(context, Role.SAVE, "benchmark", domid) if seen else nullcontext(context)
+        with shown as ctx:
+            result = await domain_suspend(ctx, domid, fd, XCFlags.LIVE if live else 0)
         if result.rc:
             raise RuntimeError(f"the save failed: {result.reason}")
 
@@ -149,6 +158,36 @@ def save(host: SimulatedHost, domid: int, *, live: bool = False, watch: bool = F
         return _measure(_timed_drain, work, watch)
     finally:
         host.resume(domid)
+
+
+_WATCHER: Final = """
+import sys, time
+from pathlib import Path
+from xen_save_helper.ipc_schema.control import Ask
+from xen_save_helper.toolstack.helpers import control
+print(flush=True)
+while True:
+    began = time.monotonic()
+    for process in control.operations(Path(sys.argv[1])):
+        try:
+            control.ask(Path(sys.argv[1]), process, Ask.STATUS)
+        except (OSError, control.EndedError):
+            continue
+    time.sleep(max(0.0, began + 0.1 - time.monotonic()))
+"""
+
+
+@contextmanager
+def watcher(host: SimulatedHost) -> Iterator[None]:
+    """A process that asks the host's operations for their status ten times a second."""
+    command = [sys.executable, "-c", _WATCHER, str(host.directory / "control")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def helper_run(host: SimulatedHost, domid: int) -> float:

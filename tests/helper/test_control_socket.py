@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
@@ -165,7 +166,8 @@ def test_who_waits_is_told_how_it_ends(directory: Path, ended: str) -> None:
         sock.sendall(b'{"ask": "wait"}\n{"ask": "status"}\n')
         assert b"asked" in sock.recv(LONGEST_LINE)
         served.close(ended)
-        assert sock.recv(LONGEST_LINE) == f'{{"ended": "{ended}"}}\n'.encode()
+        told = json.loads(sock.recv(LONGEST_LINE))
+        assert told == {"ended": ended, "status": answer(Ask.STATUS, {})}
     left = control.processes(directory)
     assert left == ([ME._replace(ended=ended)] if ended else [])
     with pytest.raises(EndedError) as raised:

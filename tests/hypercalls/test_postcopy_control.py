@@ -165,6 +165,26 @@ def waits_for(postcopy: Command, condition: Callable[[dict[str, Any]], Any]) -> 
     return rows[0]
 
 
+def test_they_are_among_all_that_goes_on(
+    migration: Migration,
+    source: Domain,
+    destination: Domain,
+    control: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They are not operations: to cancel one would be to lose the guest."""
+    with halfway(migration, source, destination, control) as half:
+        capsys.readouterr()
+        assert main(["status", "2", "--host", "xen", "--json"]) == 0
+        (row,) = json.loads(capsys.readouterr().out)
+        assert (row["role"], row["pid"]) == ("pager", half.pager)
+        (pager,) = (one for one in control_of.processes(control) if one.role is Role.PAGER)
+        for ask in (Ask.CANCEL, Ask.SET, Ask.SWITCH, Ask.PAUSE_SENDING):
+            with pytest.raises(OSError, match=f"a pager has no {ask.value}"):
+                control_of.ask(control, pager, ask)
+        os.kill(half.server, signal.SIGCONT)
+
+
 def test_a_page_server_that_dies(
     machine: Machine,
     migration: Migration,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import signal
 import sys
@@ -122,6 +123,21 @@ def host_of(arguments: argparse.Namespace) -> Host:
     if hypervisor == XEN:
         return open_host(hypervisor)
     return host_at(directory_of(arguments))
+
+
+def control_directory_of(arguments: argparse.Namespace) -> Path:
+    """Where operations, page servers and pagers are asked: a simulated host's own directory, or
+    that of the helpers' own settings. Raises UsageError for a wrong setting, and as `host_at`."""
+    if arguments.host not in {None, XEN}:
+        return host_of(arguments).control_dir
+    from xen_save_helper.helper.settings import read_settings
+    from xen_save_helper.ipc_schema.control import DIRECTORY_VARIABLE
+
+    found = read_settings(os.environ)
+    for problem in found.problems:
+        if DIRECTORY_VARIABLE in problem:
+            raise UsageError(problem)
+    return Path(found.settings.control)
 
 
 def host_at(directory: Path) -> Host:

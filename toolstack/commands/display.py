@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from json import dumps
 from typing import Any, Final, Literal
 
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -120,6 +125,128 @@ def postcopies(rows: Sequence[dict[str, Any]]) -> None:
         wait = seconds(row["longest_wait"])
         table.add_row(*cells, left, str(row["faults"]), rate, wait, state)
     _console().print(table)
+
+
+def operations(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the table of `status`, whose rows are an `OperationStatus` or a `PostcopyStatus`."""
+    _console().print(_table_of(rows))
+
+
+def _table_of(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("Name", overflow="fold")
+    for title in ("ID", "What", "Phase", "Sent", "Left", "Rate", "Time"):
+        table.add_column(title, justify="left" if title in {"What", "Phase"} else "right")
+    table.add_column("State", overflow="fold")
+    for row in rows:
+        table.add_row(*_operation_cells(row))
+    return table
+
+
+def _operation_cells(row: dict[str, Any]) -> Iterator[str | Text]:
+    yield row["domain"]
+    yield "-" if row["domid"] < 0 else str(row["domid"])
+    yield str(row["role"])
+    if "pages_left" in row:
+        yield "postcopy"
+        yield _size((row["pages"] - row["pages_left"]) * _PAGE_SIZE)
+        yield _size(row["pages_left"] * _PAGE_SIZE)
+        yield f"{binary_size(int(row['pages_per_second'] * _PAGE_SIZE))}/s"
+        yield "-"
+        yield Text(row["trouble"] or "working", style="yellow" if row["trouble"] else "green")
+        return
+    phase = row["phase"] or "-"
+    yield f"{phase} {row['dirty_sync_count']}" if phase == "precopy" else phase
+    yield _size(row["transferred"])
+    yield _size(row["remaining"])
+    yield "-" if row["memory_bps"] is None else f"{binary_size(int(row['memory_bps']))}/s"
+    yield _milliseconds(row["time_remaining"])
+    waits = row["waits_for"]
+    yield Text(f"waits for {waits}" if waits else "working", style="yellow" if waits else "green")
+
+
+def operation(row: dict[str, Any]) -> None:
+    """Print all that is known of one operation."""
+    if "pages_left" in row:
+        operations([row])
+        return
+    console = _console()
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for name, value in _operation_figures(row):
+        table.add_row(name, value)
+    console.print(Text(f"{row['role']} of {row['domain']}", style="bold"), soft_wrap=True)
+    console.print(table)
+
+
+def _operation_figures(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "phase", f"{row['phase'] or '-'} ({row['status'] or '-'})"
+    if row["status"] is None:
+        yield "waits for", row["waits_for"]
+        return
+    yield "took", _milliseconds(row["total_time"])
+    moved = f"{_size(row['transferred'])}, {row['normal']} pages"
+    yield "moved", moved if row["total"] is None else f"{moved}, of {_size(row['total'])}"
+    yield "left", f"{_size(row['remaining'])}, {_milliseconds(row['time_remaining'])}"
+    if row["memory_bps"] is not None:
+        yield "rate", f"{binary_size(int(row['memory_bps']))}/s"
+    if row["dirty_pages"] >= 0:
+        rate = row["dirty_pages_rate"]
+        per_second = "" if rate is None else f", {binary_size(int(rate * _PAGE_SIZE))}/s"
+        yield "dirty", f"{row['dirty_pages']} pages in round {row['rounds']}{per_second}"
+    if row["last_round_expected"] is not None:
+        expected, took = row["last_round_expected"], row["last_round_time"]
+        yield "last round", f"took {_milliseconds(took)}, expected {_milliseconds(expected)}"
+    if row["expected_downtime"] is not None:
+        yield "downtime", f"{_milliseconds(row['expected_downtime'])} if precopy ended now"
+    if row["downtime"] is not None:
+        yield "downtime", f"{_milliseconds(row['downtime'])} so far"
+    if row["postcopy_total"]:
+        of = f"{row['postcopy_remaining']} of {row['postcopy_total']} pages to come"
+        yield "postcopy", f"{of}, {row['postcopy_requests']} faults"
+    if row["postcopy_blocktime"] is not None:
+        waits = f", one for {_milliseconds(row['longest_wait'])} now" if row["longest_wait"] else ""
+        yield "vCPUs waited", f"{_milliseconds(row['postcopy_blocktime'])}{waits}"
+    limits = {
+        "bandwidth": row["max_bandwidth"] and f"{binary_size(row['max_bandwidth'])}/s",
+        "max-downtime": row["downtime_limit"] and f"{row['downtime_limit']} ms",
+        "max-rounds": row["max_rounds"],
+        "abort-after": row["abort_after"],
+        "dirty-threshold": row["dirty_threshold"],
+    }
+    if told := ", ".join(f"{name} {value}" for name, value in limits.items() if value is not None):
+        yield "limits", told
+    if row["waits_for"]:
+        yield "waits for", row["waits_for"]
+
+
+def _size(number: int | None) -> str:
+    return "-" if number is None else binary_size(number)
+
+
+def _milliseconds(value: int | None) -> str:
+    return seconds(None if value is None else value / 1000)
+
+
+@contextmanager
+def watching(*, json: bool) -> Iterator[Callable[[Sequence[dict[str, Any]]], None]]:
+    """Show the rows of `status` again and again: a terminal shows the last, anything else gets each
+    one; as JSON, one line each."""
+    console = _console()
+    if json or not console.is_terminal:
+        yield partial(_print_again, json=json)
+        return
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+        yield lambda rows: live.update(_table_of(rows), refresh=True)
+
+
+def _print_again(rows: Sequence[dict[str, Any]], *, json: bool) -> None:
+    if json:
+        print(dumps(rows), flush=True)
+    elif rows:
+        operations(rows)
+        sys.stdout.flush()
 
 
 def migration(result: MigrationResult, extra: Sequence[tuple[str, str]] = ()) -> None:

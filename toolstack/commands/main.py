@@ -38,6 +38,7 @@ PRINTING: Final = frozenset(
         "postcopy:show_list",
         "postcopy:show_status",
         "timeline:timeline",
+        "control:show_status",
     }
 )
 """The commands that do nothing but print: they fail if they cannot."""

@@ -5,16 +5,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any, Final
 
-from xen_save_helper.helper.hypervisors import XEN
-from xen_save_helper.helper.settings import read_settings
 from xen_save_helper.ipc_schema.channel.listen import parse_listen
 from xen_save_helper.ipc_schema.control import (
-    DIRECTORY_VARIABLE,
     Ask,
     Identity,
     PostcopyStatus,
@@ -24,7 +20,7 @@ from xen_save_helper.toolstack.commands.common import (
     CommandError,
     UsageError,
     complain,
-    host_of,
+    control_directory_of,
     is_domid,
     show,
 )
@@ -45,7 +41,7 @@ WITHOUT: Final = {
 
 def show_list(arguments: argparse.Namespace) -> int:
     """Show all page servers and pagers."""
-    directory = _directory(arguments)
+    directory = control_directory_of(arguments)
     rows = [_row(directory, process) for process in control.processes(directory)]
 
     def human() -> None:
@@ -60,7 +56,7 @@ def show_list(arguments: argparse.Namespace) -> int:
 
 def show_status(arguments: argparse.Namespace) -> int:
     """Show those of one guest; FAILED if one of them has lost its pages."""
-    directory = _directory(arguments)
+    directory = control_directory_of(arguments)
     rows = [_row(directory, process) for process in _of_guest(directory, arguments.name)]
     lost = any(row["lost"] for row in rows)
     code = ExitCode.FAILED if lost else ExitCode.SUCCESS
@@ -69,7 +65,7 @@ def show_status(arguments: argparse.Namespace) -> int:
 
 def wait(arguments: argparse.Namespace) -> int:
     """Until all pages of these guests, or of all, are in place."""
-    directory = _directory(arguments)
+    directory = control_directory_of(arguments)
     names = arguments.names
     those = [process for name in names for process in _any_of_guest(directory, name)]
     waited_for = those if names else control.processes(directory)
@@ -105,7 +101,7 @@ def reconnect(arguments: argparse.Namespace) -> int:
         where = parse_listen(arguments.address)
     except ValueError as error:
         raise UsageError(f"{arguments.address!r}: want {error}") from None
-    directory = _directory(arguments)
+    directory = control_directory_of(arguments)
     process = _one_of_guest(directory, arguments.name)
     port = where.port
     if not port and process.role is Role.PAGER:
@@ -118,7 +114,7 @@ def reconnect(arguments: argparse.Namespace) -> int:
 
 def restart(arguments: argparse.Namespace) -> int:
     """Start another pager in the place of one that has died."""
-    directory = _directory(arguments)
+    directory = control_directory_of(arguments)
     process = _one_of_guest(directory, arguments.name)
     if process.role is not Role.PAGER:
         raise CommandError(
@@ -141,7 +137,7 @@ def restart(arguments: argparse.Namespace) -> int:
 
 def abandon(arguments: argparse.Namespace) -> int:
     """End a page server or pager, or forget one that has ended."""
-    directory = _directory(arguments)
+    directory = control_directory_of(arguments)
     process = _one_of_guest(directory, arguments.name)
     try:
         status = control.status(directory, process)
@@ -166,17 +162,6 @@ def abandon(arguments: argparse.Namespace) -> int:
     if not lost:
         text = f"{_named(process)}: it had done its work"
     return show(arguments, {"lost": lost}, lambda: print(text))
-
-
-def _directory(arguments: argparse.Namespace) -> Path:
-    """A simulated host's own, or where the helpers' own settings have it."""
-    if arguments.host not in {None, XEN}:
-        return host_of(arguments).control_dir
-    found = read_settings(os.environ)
-    for problem in found.problems:
-        if DIRECTORY_VARIABLE in problem:
-            raise UsageError(problem)
-    return Path(found.settings.control)
 
 
 def _of_guest(directory: Path, name: str) -> list[Identity]:

@@ -1,22 +1,26 @@
-"""Asking processes that have outlived their `xl` (`ipc_schema.control`)."""
+"""Asking running operations, and processes that have outlived their `xl`
+(`ipc_schema.control`)."""
 
 from __future__ import annotations
 
 import os
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from xen_save_helper.ipc_schema.control import (
     IDENTITY,
     LONGEST_LINE,
+    OUTLIVING,
     PAGES,
     SOCKET,
     Ask,
     Identity,
     PostcopyStatus,
+    Role,
     decode_line,
     encode_line,
 )
@@ -32,7 +36,15 @@ class EndedError(Exception):
         self.lost = lost
 
 
-def processes(directory: Path) -> list[Identity]:
+class RefusedError(OSError):
+    """The process cannot do what was asked; `why` is its own account."""
+
+    def __init__(self, process: Identity, why: str) -> None:
+        super().__init__(f"{process.name}: {why}")
+        self.why = why
+
+
+def processes(directory: Path, roles: Collection[Role] = OUTLIVING) -> list[Identity]:
     """Those that work, and those that have ended without having done their work, by name. Raises
     OSError, ValueError for a file of theirs that cannot be read."""
     try:
@@ -45,10 +57,42 @@ def processes(directory: Path) -> list[Identity]:
             continue
         with suppress(FileNotFoundError):  # it has just ended
             try:
-                found.append(Identity.decode((directory / name).read_bytes()))
+                process = Identity.decode((directory / name).read_bytes())
+                if process.role in roles:
+                    found.append(process)
             except ValueError as error:
                 raise ValueError(f"{directory / name}: {error}") from None
     return found
+
+
+def operations(directory: Path) -> list[Identity]:
+    """Those that are running, by name. What others have left that were killed is removed. Raises as
+    `processes`."""
+    running = []
+    for process in processes(directory, frozenset(Role) - OUTLIVING):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(_ANSWER_SECONDS)
+            try:
+                connect(sock, directory, process)
+            except (ConnectionError, FileNotFoundError):
+                forget(directory, process)
+                continue
+            except TimeoutError:
+                pass  # it is there, but does not answer
+        running.append(process)
+    _remove_unfinished(directory)
+    return running
+
+
+def _remove_unfinished(directory: Path) -> None:
+    """What a process has left that was killed before it could be found."""
+    for file in directory.glob("*") if directory.is_dir() else ():
+        unfinished = file.suffix == SOCKET and not file.with_suffix(IDENTITY).exists()
+        if not unfinished and not file.name.startswith("."):
+            continue
+        pid = file.stem.rpartition("-")[2].partition(".")[0]
+        if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+            file.unlink(missing_ok=True)
 
 
 def status(directory: Path, process: Identity) -> PostcopyStatus:
@@ -59,29 +103,75 @@ def status(directory: Path, process: Identity) -> PostcopyStatus:
 def ask(
     directory: Path, process: Identity, what: Ask, seconds: float = _ANSWER_SECONDS, **fields: Any
 ) -> dict[str, Any]:
-    """Its response. Raises EndedError if it has ended, TimeoutError, OSError with its words for
-    what it cannot do, ValueError for what is no response."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        deadline = time.monotonic() + seconds
-        sock.settimeout(seconds)
-        answer = b""
+    """Its response. Raises EndedError if it has ended, TimeoutError, RefusedError for what it
+    cannot do, OSError, ValueError for what is no response."""
+    with _Conversation(directory, process, seconds) as talk:
+        talk.say(what, **fields)
+        return talk.hear()
+
+
+class _Conversation:
+    """Requests and their responses, in `seconds`. Raises as `ask`."""
+
+    def __init__(self, directory: Path, process: Identity, seconds: float) -> None:
+        self._directory = directory
+        self._process = process
+        self._seconds = seconds
+        self._deadline = time.monotonic() + seconds
+        self._came = b""
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+    def __enter__(self) -> Self:
+        self._sock.settimeout(self._seconds)
         try:
-            connect(sock, directory, process)
-            sock.sendall(encode_line({"ask": what, **fields}))
-            while not answer.endswith(b"\n"):
-                sock.settimeout(max(0.001, deadline - time.monotonic()))
-                part = sock.recv(LONGEST_LINE)
-                if not part:
-                    raise how_ended(directory, process)
-                answer += part
+            with self._told():
+                connect(self._sock, self._directory, self._process)
+        except BaseException:
+            self._sock.close()
+            raise
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._sock.close()
+
+    def say(self, what: Ask, **fields: Any) -> None:
+        with self._told():
+            self._sock.sendall(encode_line({"ask": what, **fields}))
+
+    def hear(self) -> dict[str, Any]:
+        while b"\n" not in self._came:
+            self._sock.settimeout(max(0.001, self._deadline - time.monotonic()))
+            with self._told():
+                part = self._sock.recv(LONGEST_LINE)
+            if not part:
+                raise how_ended(self._directory, self._process)
+            self._came += part
+        line, _, self._came = self._came.partition(b"\n")
+        response = decode_line(line)
+        if "error" in response:
+            raise RefusedError(self._process, str(response["error"]))
+        return response
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Translate what can go wrong."""
+        try:
+            yield
         except TimeoutError:
-            raise TimeoutError(f"{process.name}: no answer within {seconds:g} s") from None
+            name = self._process.name
+            raise TimeoutError(f"{name}: no answer within {self._seconds:g} s") from None
         except (ConnectionError, FileNotFoundError):
-            raise how_ended(directory, process) from None
-    response = decode_line(answer)
-    if "error" in response:
-        raise OSError(f"{process.name}: {response['error']}")
-    return response
+            raise how_ended(self._directory, self._process) from None
+
+
+def cancel(directory: Path, process: Identity, seconds: float) -> str:
+    """Have an operation end, and wait for that: why its work is not done, "" if it is. Raises as
+    `ask`."""
+    with _Conversation(directory, process, seconds) as talk:
+        talk.say(Ask.CANCEL)
+        talk.say(Ask.WAIT)
+        talk.hear()
+        return str(talk.hear()["ended"])
 
 
 def wait(directory: Path, process: Identity, seconds: float) -> None:
@@ -106,6 +196,9 @@ def connect(sock: socket.socket, directory: Path, process: Identity) -> None:
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         sock.connect(f"/proc/self/fd/{fd}/{process.name}{SOCKET}")
+    except BlockingIOError:
+        # Its queue is full.
+        raise TimeoutError(f"{process.name}: it takes no more connections") from None
     finally:
         os.close(fd)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from xen_save_helper.ipc_schema.board import VARIABLE as BOARD
 from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest, start_fields
 from xen_save_helper.ipc_schema.channel.messages import (
@@ -46,6 +47,8 @@ class HelperLaunch:
     open_zmq: OpenZmq = open_zmq
     admission: float = 0.0
     """Seconds for which a save's receiver may leave the stream unread; 0 if it reads at once."""
+    board_fd: int = -1
+    """The descriptor of the board, which the helper inherits; -1 for none."""
 
     def channel(self, listener: ChannelListener) -> HelperChannel:
         """Open the channel. Raises OSError, with ENOTSUP for what the protocol cannot carry."""
@@ -82,10 +85,13 @@ class HelperLaunch:
         )  # fmt: skip
 
     def environment(self) -> dict[str, str]:
-        """What libxl's command line has no argument for, for our helper in its place."""
+        """The board, and what libxl's command line has no argument for, for our helper in its
+        place."""
+        board = {BOARD: str(self.board_fd)} if self.board_fd >= 0 else {}
         if not isinstance(self.program, PipeHelper):
-            return {}
+            return board
         return {
+            **board,
             "XEN_SAVE_HELPER_DIALECT": self.program.dialect.value,
             "XEN_SAVE_HELPER_HYPERVISOR": self.request.hypervisor,
             "XEN_SAVE_HELPER_ENGINE": self.request.engine.value,

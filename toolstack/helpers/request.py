@@ -9,9 +9,7 @@ from typing import Final
 
 from xen_save_helper.helper.hypervisors.own_programs import own_program
 from xen_save_helper.ipc_schema.causes import SYSTEM, Why
-from xen_save_helper.ipc_schema.channel.messages import (
-    Dialect,
-)
+from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, Dialect
 
 DROP_IN: Final = "xen-save-helper"
 """The name of our helper as a command, in place of libxl's."""
@@ -81,6 +79,14 @@ class PipeHelper:
 
 OUR_HELPER = OwnHelper()
 HelperProgram = OwnHelper | PipeHelper
+
+
+def asks_for_policy(program: HelperProgram) -> bool:
+    """Whether it makes the callback `precopy_policy`."""
+    if isinstance(program, OwnHelper):
+        return True
+    return program.dialect in CATALOGUE["precopy_policy"].numbers
+
 
 Callbacks = Mapping[str, Callable[..., int | None]]
 """Handlers by catalogue name. They are called with the message's fields as keywords. A sync

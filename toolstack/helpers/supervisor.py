@@ -71,17 +71,20 @@ class SaveHelper:
         stood_still: Callable[[float], object] = lambda _seconds: None,
         admission: float = 0.0,
         waits: Callable[[str], object] = lambda _line: None,
+        board_fd: int = -1,
     ) -> None:
         """`stood_still` is called with the seconds for which the helper was stopped, when it
-        continues; `waits` with a line now and then while nothing moves. For `admission` see
-        `HelperLaunch`."""
+        continues; `waits` with a line now and then while nothing moves. For `admission`
+        and `board_fd` see `HelperLaunch`."""
         for name in callbacks:
             if request.operation not in CATALOGUE[name].operations:
                 raise ValueError(f"{name} is not a callback of a {request.operation.value}")
         self._callbacks = callbacks
         self._tell_wait = waits
         provided = frozenset(callbacks)
-        self._launch = HelperLaunch(request, provided, program, limits, open_zmq, admission)
+        self._launch = HelperLaunch(
+            request, provided, program, limits, open_zmq, admission, board_fd
+        )
         self._done = done
         self._limits = limits
         self._trace = trace
@@ -124,7 +127,10 @@ class SaveHelper:
             arguments = self._channel.process_arguments
             self._process = HelperProcess(
                 (*self._launch.command(), *arguments.arguments),
-                pass_fds=(*(fd for fd in copies if fd >= 0), *arguments.pass_fds),
+                pass_fds=(
+                    *(fd for fd in (*copies, self._launch.board_fd) if fd >= 0),
+                    *arguments.pass_fds,
+                ),
                 stdin=arguments.stdin,
                 stdout=arguments.stdout,
                 environment=self._launch.environment(),

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Final
 
 from xen_save_helper.ipc_schema.channel.helper_request import Engine, HelperRequest
-from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, Operation, XCFlags
+from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags
 from xen_save_helper.ipc_schema.channel.precopy_rule import LIBXL_PRECOPY, PrecopyLimits
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.aio import descriptors
 from xen_save_helper.toolstack.cancellation import absorb, end_in_order, not_told
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.helpers.request import PipeHelper
+from xen_save_helper.toolstack.helpers.request import PipeHelper, asks_for_policy
 from xen_save_helper.toolstack.operations.domain_lock import DomainBusyError, domain_lock
 from xen_save_helper.toolstack.operations.own_stream import OwnStream
 from xen_save_helper.toolstack.operations.save import (
@@ -229,7 +229,7 @@ def beyond_helper(
         return problem
     if (
         isinstance(program, PipeHelper)
-        and program.dialect not in CATALOGUE["precopy_policy"].numbers
+        and not asks_for_policy(program)
         and precopy != LIBXL_PRECOPY
     ):
         return f"{program.path} does not ask for a precopy policy: it follows libxc's own"

@@ -118,6 +118,8 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
             self._report.failed(text, why(error))
             return Error.INVAL if isinstance(error, ValueError | FileExistsError) else rc_of(error)
         self._report.event("domain_created", name=parameters.name)
+        if self._ctx.control is not None:
+            self._ctx.control.steering.has_domid(self._domid)
         return 0
 
     async def _restore(self) -> int:

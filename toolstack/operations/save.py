@@ -11,16 +11,23 @@ from dataclasses import dataclass
 from enum import Enum
 
 from xen_save_helper.ipc_schema.causes import SYSTEM, Cause, Why, why
-from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
+from xen_save_helper.ipc_schema.channel.helper_request import Engine, HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, XCFlags
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 from xen_save_helper.ipc_schema.channel.waits import BUFFERED
 from xen_save_helper.ipc_schema.errors import Error
+from xen_save_helper.ipc_schema.steering import Steering
 from xen_save_helper.ipc_schema.streams import libxl_stream
 from xen_save_helper.ipc_schema.streams.libxl_stream import EmulatorId, RecordType
 from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.helpers.request import HelperResult, PageServer, Statistics
+from xen_save_helper.toolstack.helpers.request import (
+    HelperResult,
+    PageServer,
+    PipeHelper,
+    Statistics,
+    asks_for_policy,
+)
 from xen_save_helper.toolstack.operations.settle import heal, why_not_suspend
 from xen_save_helper.toolstack.operations.stream_operation import StreamOperation, rc_of
 from xen_save_helper.toolstack.operations.suspend import GuestSuspension
@@ -119,9 +126,30 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         self._suspension: GuestSuspension | None = None
         self._earlier_rc = 0
         self._precopy = PrecopyProgress(ctx.limits.stream_stall)
-        loop = asyncio.get_running_loop()
-        self._decisions = PrecopyDecisions(parameters.precopy, parameters.strategy, loop.time)
+        steering = None if ctx.control is None else ctx.control.steering
+        clock = asyncio.get_running_loop().time if steering is None else steering.sending_clock
+        self._decisions = PrecopyDecisions(parameters.precopy, parameters.strategy, clock)
+        if steering is not None:
+            self._let_steer(steering)
         self._transitioned = PostcopyTransitioned.NEVER
+
+    def _let_steer(self, steering: Steering) -> None:
+        """Say what can be changed about this save."""
+        request, program = self._parameters.request, self._ctx.program
+        steering.live = self._live
+        steering.postcopy = request.postcopy
+        steering.by_link = bool(request.link)
+        steering.bandwidth = request.bandwidth
+        if self._ctx.engine is Engine.LIBXENGUEST:
+            steering.no_bandwidth = "libxenguest has no bandwidth limit"
+        elif isinstance(program, PipeHelper):
+            steering.no_bandwidth = f"{program.path} has no bandwidth limit"
+        if not self._live:
+            steering.no_rounds = "a guest that is saved while it stands still has no precopy"
+        elif not asks_for_policy(program):
+            steering.no_rounds = f"{program.path} follows libxc's own precopy policy"
+        else:
+            steering.rounds = self._decisions.rounds
 
     async def _run(self) -> SaveResult:
         self._report.event("save", live=self._live, strategy=self._parameters.strategy.value)

@@ -230,6 +230,7 @@ class StreamOperation(ABC, Generic[StreamAction_co, Result]):
             admission=admission,
             waits=self._ctx.warn,
             stood_still=partial(standstill.tell, self._ctx, standstill.HELPER),
+            board_fd=-1 if self._ctx.control is None else self._ctx.control.board.fd,
         )
         self._helper.start()
 

@@ -37,7 +37,7 @@ class PrecopyDecisions:
         """`clock` is in seconds."""
         self._strategy = strategy
         self._written = 0
-        self._rounds = PrecopyRounds(limits, self._sent, clock)
+        self.rounds = PrecopyRounds(limits, self._sent, clock)
 
     def _sent(self) -> int:
         """The bytes in the stream, as far as this side knows: the pages the helper has written."""
@@ -47,7 +47,9 @@ class PrecopyDecisions:
         """Decide after `iteration` rounds and `total_written` pages, with `dirty_count` pages known
         to be dirty (-1: unknown, within a round)."""
         self._written = total_written
-        decision = self._rounds.ask(iteration, dirty_count)
+        decision = self.rounds.ask(iteration, dirty_count)
+        if self.rounds.wanted is not None:
+            return decision
         postcopy = self._strategy is MemoryStrategy.POSTCOPY
         if decision.policy is PrecopyPolicy.STOP_AND_COPY and postcopy:
             return decision._replace(policy=PrecopyPolicy.POSTCOPY)

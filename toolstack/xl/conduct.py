@@ -114,6 +114,15 @@ class HandshakeSide(ABC, Generic[State]):
             return False
         return state in self.interruptible
 
+    def _why_too_late(self) -> str:
+        """Why the migration cannot be cancelled any more; "" if it can."""
+        if self._beyond:
+            return self.past_return
+        state = self._machine.state
+        if state not in self.interruptible:
+            return f"it is too late: it goes on to {state.value}"
+        return ""
+
     def _fail(self, rc: int, reason: str, why: Why = SYSTEM) -> None:
         self._failures.met(Failure(rc, reason, why))
 

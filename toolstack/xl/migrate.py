@@ -12,6 +12,7 @@ from typing import Final
 
 from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.ipc_schema.causes import Cause, Why, errno_of, why
+from xen_save_helper.ipc_schema.control import Role as ControlRole
 from xen_save_helper.ipc_schema.errors import DecodeError, Error
 from xen_save_helper.ipc_schema.streams import xl_handshake, xl_header
 from xen_save_helper.toolstack import standstill
@@ -44,6 +45,7 @@ from xen_save_helper.toolstack.rules.handshake import SENDER_INTERRUPTIBLE, Even
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 from xen_save_helper.toolstack.xl import left_pages, link
 from xen_save_helper.toolstack.xl.conduct import Action, HandshakeSide
+from xen_save_helper.toolstack.xl.controlled import controlled
 from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
 from xen_save_helper.toolstack.xl.migrate_options import (
     Destination,
@@ -154,8 +156,19 @@ class _Sending(HandshakeSide[Sender]):
         }
 
     async def run(self) -> MigrationResult:
-        with standstill.telling(self._ctx) as self._stops:
-            return await self._run()
+        with controlled(
+            self._ctx,
+            ControlRole.MIGRATE,
+            self._migration.name,
+            self._domid,
+            too_late=self._why_too_late,
+            step=lambda: str(self._machine.state.value),
+        ) as self._ctx:
+            with standstill.telling(self._ctx) as self._stops:
+                result = await self._run()
+            if self._ctx.control is not None and result.outcome is not Outcome.SUCCESS:
+                self._ctx.control.ended = result.reason or result.outcome.value
+            return result
 
     async def _run(self) -> MigrationResult:
         started = time.monotonic()

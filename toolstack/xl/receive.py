@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.ipc_schema.causes import why
 from xen_save_helper.ipc_schema.channel.messages import Operation
+from xen_save_helper.ipc_schema.control import Role as ControlRole
 from xen_save_helper.ipc_schema.errors import DecodeError, Error
 from xen_save_helper.ipc_schema.streams import xl_handshake, xl_header
 from xen_save_helper.ipc_schema.streams.xl_handshake import Verdict
@@ -28,6 +30,7 @@ from xen_save_helper.toolstack.rules.handshake import RECEIVER_INTERRUPTIBLE, Ev
 from xen_save_helper.toolstack.standstill import stands_still, telling
 from xen_save_helper.toolstack.xl import link
 from xen_save_helper.toolstack.xl.conduct import Action, HandshakeSide
+from xen_save_helper.toolstack.xl.controlled import controlled
 from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
 from xen_save_helper.toolstack.xl.link import HandshakeLink
 
@@ -133,6 +136,14 @@ class _Receiving(HandshakeSide[Receiver]):
         }
 
     async def run(self) -> ReceiveResult:
+        self._task = asyncio.current_task()
+        with contextlib.ExitStack() as self._seen:
+            result = await self._run()
+            if self._ctx.control is not None and not result.started:
+                self._ctx.control.ended = result.reason or "not started"
+            return result
+
+    async def _run(self) -> ReceiveResult:
         try:
             with telling(self._ctx):
                 await self._run_handshake()
@@ -184,6 +195,16 @@ class _Receiving(HandshakeSide[Receiver]):
         )
         self._name = name_of(self._config)
         self._ctx = replace(self._ctx, trace=self._ctx.trace.about(self._name))
+        self._ctx = self._seen.enter_context(
+            controlled(
+                self._ctx,
+                ControlRole.RECEIVE,
+                self._name,
+                task=self._task,
+                too_late=self._why_too_late,
+                step=lambda: str(self._machine.state.value),
+            )
+        )
         return Event.OK
 
     async def _examine(self) -> Event:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xen_save_helper.ipc_schema.causes import why
+from xen_save_helper.ipc_schema.control import Role as ControlRole
 from xen_save_helper.ipc_schema.errors import DecodeError, Error, rc_name
 from xen_save_helper.toolstack.aio import descriptors, file_argument
 from xen_save_helper.toolstack.cancellation import end_in_order, not_told
@@ -19,10 +20,12 @@ from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import Statistics
 from xen_save_helper.toolstack.inspect.foreign_formats import NotAStreamError
 from xen_save_helper.toolstack.operations.domain_restore import restore_domain, restore_parameters
+from xen_save_helper.toolstack.operations.restore import RestoreParameters, RestoreResult
 from xen_save_helper.toolstack.operations.settle import state_of
 from xen_save_helper.toolstack.rules import arguments
 from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.rules.handshake import INCOMING
+from xen_save_helper.toolstack.xl.controlled import controlled
 from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
 from xen_save_helper.toolstack.xl.receive import name_of, parse_config, uuid_of
 from xen_save_helper.toolstack.xl.save_file import SaveFileError
@@ -127,7 +130,7 @@ async def _restore_from(
             uuid=uuid_of(config),
         )
         try:
-            result = await restore_domain(ctx, restore_parameters(config, incoming, fd))
+            result = await _restore_seen(ctx, name, restore_parameters(config, incoming, fd))
         except BaseException:
             journal.close()
             raise
@@ -158,6 +161,15 @@ async def _restore_from(
             os.lseek(fd, end, os.SEEK_SET)
         state = "paused" if leave_paused else "running"
         return Restored(name, result.domid, state, result.statistics)
+
+
+async def _restore_seen(ctx: Context, name: str, parameters: RestoreParameters) -> RestoreResult:
+    """`restore_domain`, which other shells can see."""
+    with controlled(ctx, ControlRole.RESTORE, name, step=lambda: "read the file") as seen:
+        result = await restore_domain(seen, parameters)
+        if seen.control is not None and result.rc:
+            seen.control.ended = result.reason or rc_name(result.rc)
+    return result
 
 
 def _check_free(ctx: Context, name: str) -> None:

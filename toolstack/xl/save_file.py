@@ -14,6 +14,7 @@ from typing import Final
 from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.ipc_schema.causes import SYSTEM
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
+from xen_save_helper.ipc_schema.control import Role as ControlRole
 from xen_save_helper.ipc_schema.errors import rc_name
 from xen_save_helper.ipc_schema.streams import xl_header
 from xen_save_helper.toolstack.aio import descriptors, fd_io, file_argument
@@ -32,6 +33,7 @@ from xen_save_helper.toolstack.operations.settle import (
 )
 from xen_save_helper.toolstack.rules import arguments
 from xen_save_helper.toolstack.rules.cause import message_of
+from xen_save_helper.toolstack.xl.controlled import controlled
 from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
 from xen_save_helper.toolstack.xl.outcome import told_once, where_guest_is
 from xen_save_helper.toolstack.xl.save_target import SaveTarget, save_target
@@ -137,7 +139,8 @@ async def _save(
             journal.close()
             raise
         how = partial(suspend_parameters, flags=0, bandwidth=bandwidth, sparse=sparse)
-        result = await _write(ctx, domid, target, config, journal, how, keep=keep)
+        with controlled(ctx, ControlRole.SAVE, name, domid, step=lambda: "write the file") as seen:
+            result = await _write(seen, domid, target, config, journal, how, keep=keep)
         if not keep:
             with contextlib.suppress(ProcessLookupError):  # somebody else has destroyed it
                 ctx.host.destroy(domid)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.waiting import wait_for
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.engine.stream_io import (
     IOV_MAX,
@@ -24,6 +25,7 @@ from xen_save_helper.helper.engine.stream_io import (
     advance,
     take,
 )
+from xen_save_helper.ipc_schema.board import Board, Word
 from xen_save_helper.ipc_schema.errors import DecodeError
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -143,6 +145,33 @@ def test_the_pace_is_kept(abort: Abort, ends: tuple[socket.socket, socket.socket
     near.shutdown(socket.SHUT_WR)
     thread.join()
     assert len(got) == 800_000
+
+
+def test_what_the_board_says_is_followed_at_once(
+    abort: Abort, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    """A paused stream shows life, and no more; a bandwidth and its end are followed within one
+    write."""
+    near, far = ends
+    got = bytearray()
+    thread = drain(far, got)
+    board = Board()
+    board.ints[Word.PAUSED] = 1
+    out = StreamOutput(near.fileno(), abort, bandwidth=1, board=board)
+    writer = threading.Thread(target=out.write, args=([bytes(800_000)],))
+    writer.start()
+    wait_for(lambda: got, "a sign of life")
+    wait_for(lambda: len(got) > 4096, "and another")
+    assert len(got) < 800_000
+    board.ints[Word.BANDWIDTH], board.ints[Word.PAUSED] = 400_000, 0
+    wait_for(lambda: len(got) > 50_000, "it goes on")
+    assert len(got) < 800_000
+    board.ints[Word.BANDWIDTH] = 0
+    writer.join(5)
+    assert not writer.is_alive()
+    near.shutdown(socket.SHUT_WR)
+    thread.join()
+    assert len(got) == out.sent == board.ints[Word.BYTES] == 800_000
 
 
 @given(st.lists(st.tuples(st.integers(1, 10_000), st.floats(0, 0.1)), max_size=30))

@@ -9,6 +9,7 @@ import argparse
 from typing import Final
 
 from xen_save_helper.toolstack.commands.parser.adding import OneLineParser
+from xen_save_helper.toolstack.commands.parser.control import add_control_commands
 from xen_save_helper.toolstack.commands.parser.faults import add_fault_commands
 from xen_save_helper.toolstack.commands.parser.files import add_file_commands
 from xen_save_helper.toolstack.commands.parser.guests import add_guest_commands
@@ -46,6 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_file_commands(command)
     add_migration_commands(command)
     add_timeline_command(command)
+    add_control_commands(command)
     add_postcopy_commands(commands)
     add_fault_commands(commands)
     add_shell_commands(command)

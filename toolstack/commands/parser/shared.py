@@ -111,6 +111,12 @@ SHARED: Final[Mapping[str, Sequence[str]]] = {
     "receive": ("host", "limit", "events", "verbose", "helper", "engine", "missing_cpu_features"),
     "recover": _QUICK,
     "timeline": ("json",),
+    "status": _QUICK,
+    "cancel": _QUICK,
+    "set": _QUICK,
+    "switch": _QUICK,
+    "pause-sending": _QUICK,
+    "resume-sending": _QUICK,
     "demo": ("json", "limit", "events"),
     "completion": (),
 }
