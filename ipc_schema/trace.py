@@ -1,8 +1,9 @@
 """The trace: one JSON line for each callback, phase and failure, from every process.
 
 A line is an object with `t` (CLOCK_MONOTONIC, seconds), `pid`, `process` (`helper`, `controller`,
-`receiver`), `event`, and the event's own fields; `trace_events` is the catalogue of them. Lines are
-written whole, so processes may share a file that is open for appending.
+`receiver`), `event`, and the event's own fields; `trace_events` is the catalogue of them. Those of
+an evacuation's controller have a `guest_name` as well. Lines are written whole, so processes may
+share a file that is open for appending.
 """
 
 from __future__ import annotations
@@ -30,6 +31,13 @@ class Trace:
         self._process = process
         self._write = write
         self._ended = ended
+        self._common: dict[str, object] = {}
+
+    def about(self, guest: str) -> Trace:
+        """The same trace, with a `guest_name` in each line: for work on several guests."""
+        about = Trace(self._process, self._write and self._put)
+        about._common = {"guest_name": guest}
+        return about
 
     def event(self, event: str, **fields: object) -> None:
         if self._write is None:
@@ -41,10 +49,16 @@ class Trace:
             "pid": os.getpid(),
             "process": self._process,
             "event": event,
+            **self._common,
             **fields,
         }
+        self._put(json.dumps(line, default=str).encode() + b"\n")
+
+    def _put(self, line: bytes) -> None:
+        if self._write is None:
+            return
         try:
-            self._write(json.dumps(line, default=str).encode() + b"\n")
+            self._write(line)
         except OSError as error:
             self._write = None
             if self._ended is not None:

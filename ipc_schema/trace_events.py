@@ -80,6 +80,9 @@ class TraceEvent(NamedTuple):
 COMMON: Final = frozenset({"t", "pid", "process", "event"})
 """Fields of every line, which no event declares."""
 
+GUEST_NAME: Final = "guest_name"
+"""A field of each line of a controller that is at work on several guests (`Trace.about`)."""
+
 
 def _fields(text: str) -> tuple[Field, ...]:
     """Parse `KIND NAME, KIND|KIND NAME, KIND NAME?, …`; the last one is optional."""
@@ -311,7 +314,7 @@ def why_not_catalogued(line: Mapping[str, Any]) -> Iterator[str]:
         return
     if line.get("process") not in row.writers:
         yield f"{row.name}: not written by {line.get('process')!r}"
-    for name in set(line) - COMMON - row.field_names:
+    for name in set(line) - COMMON - {GUEST_NAME} - row.field_names:
         yield f"{row.name}: unknown field {name!r}"
     for field in row.fields:
         if field.name not in line:

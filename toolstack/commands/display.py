@@ -68,7 +68,7 @@ def guests(rows: Sequence[dict[str, Any]]) -> None:
         memory = "-" if row["memory"] is None else binary_size(row["memory"])
         cells = [row["name"], domid, memory, kind, state]
         table.add_row(*cells, *([row["waits"] or ""] if waiting else []))
-    _console().print(table)
+    console_on_stdout().print(table)
 
 
 def postcopies(rows: Sequence[dict[str, Any]]) -> None:
@@ -89,7 +89,7 @@ def postcopies(rows: Sequence[dict[str, Any]]) -> None:
         state = Text(row["trouble"] or "working", style="yellow" if row["trouble"] else "green")
         wait = seconds(row["longest_wait"])
         table.add_row(*cells, left, str(row["faults"]), rate, wait, state)
-    _console().print(table)
+    console_on_stdout().print(table)
 
 
 def migration(result: MigrationResult, extra: Sequence[tuple[str, str]] = ()) -> None:
@@ -99,7 +99,7 @@ def migration(result: MigrationResult, extra: Sequence[tuple[str, str]] = ()) ->
         headline = "migrated: the guest is paused at the destination"
     if result.outcome is Outcome.RUNNING_AT_SOURCE and result.guest.state not in {None, "running"}:
         headline = f"not migrated: the guest is {result.guest.state} at the source"
-    console = _console()
+    console = console_on_stdout()
     console.print(Text(headline, style=f"bold {colour}"), soft_wrap=True)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
@@ -113,7 +113,7 @@ def migration(result: MigrationResult, extra: Sequence[tuple[str, str]] = ()) ->
         console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
 
 
-def _console() -> Console:
+def console_on_stdout() -> Console:
     """A console on stdout: a terminal has a width; in a file or pipe, which other programs read,
     each row is one line."""
     console = Console()

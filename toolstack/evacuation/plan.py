@@ -1,8 +1,8 @@
 """The plan of an evacuation: which guest goes where, in which order, and what cannot move and why.
 
-Pure: `survey` looks at the hosts, `run` carries the plan out. Bin packing has no quick exact answer,
-so two simple rules are tried: guests spread over the destinations, and, if that leaves some without
-a place, guests packed tightly.
+Pure: `survey` looks at the hosts, `run` carries the plan out. Bin packing has no quick exact
+answer, so two simple rules are tried: guests spread over the destinations, and, if that leaves some
+without a place, guests packed tightly.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
-
-from xen_save_helper.toolstack.rules.amounts import mib
 
 NOMINAL_RATE: Final = 125_000_000
 """Bytes a second of a link whose rate nobody has told, 1 Gbit/s; it only orders the guests."""
@@ -88,7 +86,7 @@ class Rooms:
         left = self.left(place)
         if left is None or guest.memory <= left:
             return ""
-        return f"no room for {mib(guest.memory)}: {mib(left)} are left"
+        return f"no room for {_mib(guest.memory)}: {_mib(left)} are left"
 
     def choices(self, guest: Guest, tried: Iterable[str] = ()) -> list[str]:
         """The destinations at which the guest may fit, but for those `tried`."""
@@ -203,3 +201,7 @@ def _assign(
             rooms.take(guest, place)
             assigned[guest.name] = place
     return assigned, rooms
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.6g} MiB"

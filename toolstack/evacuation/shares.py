@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 class Shares:
     """Shares of `total` bytes a second (0: no limit) for those under way, by weight, which is 1 if
-    not given. Together they never have more than `total`.
+    not given. Together they never have more than `total`, if that is a byte for each.
 
     A share is fixed when its migration begins. A migration whose bandwidth can be changed while it
     runs takes its part of `fair` instead, each time that one begins or ends.

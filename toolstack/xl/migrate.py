@@ -392,7 +392,9 @@ class _Sending(HandshakeSide[Sender]):
         end = await self._receiver.end()
         self._ctx.trace.event("receiver_exited", status=end.status)
         if outcome is Outcome.SUCCESS:
-            self._course.receiver_lines = [*end.lines]
+            if isinstance(self._destination, HostDestination):
+                # Another program's lines need not be about trouble.
+                self._course.receiver_lines = [*end.lines]
         elif reason := end.failure(self._destination, self._failures.cause):
             self._fail(Error.FAIL, reason, _BY_DESTINATION)
         if end.status < 0 and isinstance(self._destination, HostDestination):

@@ -10,6 +10,7 @@ from typing import Final, NoReturn
 
 from xen_save_helper.ipc_schema.version import version
 from xen_save_helper.toolstack.commands.parser.adding import OneLineParser
+from xen_save_helper.toolstack.commands.parser.evacuation import add_evacuation_command
 from xen_save_helper.toolstack.commands.parser.faults import add_fault_commands
 from xen_save_helper.toolstack.commands.parser.files import add_file_commands
 from xen_save_helper.toolstack.commands.parser.guests import add_guest_commands
@@ -53,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_guest_commands(command)
     add_file_commands(command)
     add_migration_commands(command)
+    add_evacuation_command(command)
     add_postcopy_commands(commands)
     add_fault_commands(commands)
     return parser
