@@ -26,7 +26,7 @@ from xen_save_helper.toolstack.commands.migrate import destination_of, options_o
 from xen_save_helper.toolstack.commands.running import can_show_progress, context_of, run
 from xen_save_helper.toolstack.evacuation import record
 from xen_save_helper.toolstack.evacuation.outcome import EvacuationResult, Fate, GuestEnd
-from xen_save_helper.toolstack.evacuation.plan import NOMINAL_RATE, Plan, make_plan
+from xen_save_helper.toolstack.evacuation.plan import Plan, make_plan
 from xen_save_helper.toolstack.evacuation.run import EvacuationOptions
 from xen_save_helper.toolstack.evacuation.run import evacuate as evacuate_guests
 from xen_save_helper.toolstack.evacuation.survey import (
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from xen_save_helper.toolstack.context import Context
     from xen_save_helper.toolstack.hosts.interface import DomainSummary, Host
 
+_AT_ONCE: Final = 1
+"""Guests at once at one Xen host: xl holds its lock while a guest comes in, and a receiver of ours
+may use xl."""
 _DESCRIPTORS: Final = 32
 """Descriptors for each migration under way, at most."""
 
@@ -60,8 +63,7 @@ def evacuate(arguments: argparse.Namespace) -> int:
         options = EvacuationOptions(
             migration=migration,
             jobs=arguments.jobs,
-            # xl holds its lock while a guest comes in, and our receiver may use xl.
-            at_once=1 if ctx.hypervisor == XEN else None,
+            at_once=_AT_ONCE if ctx.hypervisor == XEN else None,
             weights=dict(arguments.weight),
             stop_on_failure=arguments.stop_on_failure,
         )
@@ -140,11 +142,14 @@ def _plan(
         look_at_destination(destination, ctx.host, guests, postcopy=postcopy)
         for destination in destinations.values()
     ]
-    at_once = max(1, min(arguments.jobs, len(guests)))
+    at_once = arguments.jobs
+    if ctx.hypervisor == XEN:
+        at_once = min(at_once, _AT_ONCE * len(places))
     return make_plan(
         guests,
         places,
-        rate=arguments.bandwidth / at_once or NOMINAL_RATE,
+        bandwidth=arguments.bandwidth,
+        jobs=at_once,
         max_rounds=migration.precopy.max_rounds,
         order=[name for name in dict.fromkeys(order) if name in names],
     )

@@ -40,8 +40,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Move:
-    """`seconds` is how long it is expected to take at the rate that the plan was made for, on
-    which nothing but the order depends."""
+    """`seconds` is how long it is expected to take, for the order."""
 
     guest: Guest
     place: str
@@ -145,15 +144,17 @@ def make_plan(
     guests: Sequence[Guest],
     places: Sequence[Place],
     *,
-    rate: float = NOMINAL_RATE,
+    bandwidth: int = 0,
+    jobs: int = 1,
     max_rounds: int = 5,
     order: Sequence[str] = (),
 ) -> Plan:
     """Plan the evacuation of `guests` to `places`, whose names are unique.
 
-    The smallest expected time at `rate` (bytes a second for one guest) comes first, after those
-    named in `order`. No destination whose memory is known is given more than that. The same
-    arguments make the same plan. Raises ValueError for an order that names no guest.
+    The smallest expected time comes first, after those named in `order`; it is told for a guest's
+    part of `bandwidth` (bytes a second, 0 for no limit) if `jobs` are on their way at once. No
+    destination whose memory is known is given more than that. The same arguments make the same
+    plan. Raises ValueError for an order that names no guest.
     """
     names = {guest.name for guest in guests}
     for name in order:
@@ -166,6 +167,7 @@ def make_plan(
         tight, tight_rooms = _assign(able, places, Rooms.tightest)
         if len(tight) > len(assigned):
             assigned, rooms = tight, tight_rooms
+    rate = bandwidth / max(1, min(jobs, len(assigned))) or NOMINAL_RATE
     rank = {name: index for index, name in reversed([*enumerate(order)])}
     moves = [
         Move(guest, assigned[guest.name], expected_seconds(guest, rate, max_rounds))

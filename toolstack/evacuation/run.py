@@ -134,7 +134,9 @@ class _Evacuation:
         self._watcher = watcher
         self._steer = steer
         self._rooms = plan.rooms()
-        self._shares = Shares(options.migration.bandwidth, options.weights)
+        self._shares = Shares(
+            options.migration.bandwidth, options.weights, adjustable=steer is not None
+        )
         self._waiting = [_Turn(move) for move in plan.moves]
         self._running: dict[str, tuple[_Turn, asyncio.Task[None]]] = {}
         self._starting: set[str] = set()
@@ -210,13 +212,13 @@ class _Evacuation:
         task = spawn(self._carry_out(turn))
         self._running[name] = turn, task
         bandwidth = self._shares.begin(name, self._soon())
-        self._reshare()
+        self._steer_all()
         self._watcher.began(turn.guest, turn.place, bandwidth)
         task.add_done_callback(partial(self._over, turn))
 
-    def _reshare(self) -> None:
+    def _steer_all(self) -> None:
         if self._steer is not None:
-            for name, share in self._shares.fair(self._soon()).items():
+            for name, share in self._shares.held.items():
                 self._steer(name, share)
 
     # -- one guest ------------------------------------------------------------------------------
@@ -295,7 +297,7 @@ class _Evacuation:
             self._stopped |= self._options.stop_on_failure
             if end.fate in {Fate.STAYS, Fate.NOT_HERE, Fate.DIED}:
                 self._rooms.give_back(turn.guest, turn.place)
-        self._reshare()
+        self._steer_all()
         self._wake.set()
 
     def _log(self, name: str, level: int, context: str, text: str) -> None:
