@@ -7,17 +7,17 @@ import asyncio
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from xen_save_helper.toolstack.commands.display import binary_size, console_on_stdout, seconds
-from xen_save_helper.toolstack.commands.evacuation_view import View, why_not_moved
-from xen_save_helper.toolstack.commands.progress import Progress, clock, rate_of
+from xen_save_helper.toolstack.commands.evacuation_view import View
+from xen_save_helper.toolstack.commands.progress import Progress, clock, rate_of, shortened
 from xen_save_helper.toolstack.evacuation.outcome import EvacuationResult, Fate, GuestEnd
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ _REPAINT_SECONDS: Final = 0.25
 _WIDE: Final = 100
 """Columns from which a row has a bar."""
 _BAR: Final = 20
+_FIGURES: Final = 25
+"""Columns of the figures: done, rate and left, and the gaps between all."""
 
 _COLOURS: Final = {
     Fate.MOVED: "green",
@@ -116,6 +118,14 @@ def _table(*titles: str) -> Table:
     return table
 
 
+class _Row(NamedTuple):
+    guest: str
+    to: str
+    now: str
+    style: str = ""
+    figures: tuple[RenderableType, RenderableType, RenderableType, RenderableType] = ("",) * 4
+
+
 class LiveTable(View):
     """A table at the foot of the terminal: the guests that are on their way, those that have
     failed, and, as far as there is room, those that wait and those that have moved."""
@@ -176,33 +186,43 @@ class LiveTable(View):
     def picture(self) -> Group:
         """The table as it is now, for the terminal's size."""
         wide = self._console.width >= _WIDE
-        table = Table(box=None, header_style="bold", pad_edge=False, expand=False)
-        table.add_column("Guest", no_wrap=True, overflow="ellipsis", max_width=24)
-        table.add_column("To", no_wrap=True, overflow="ellipsis", max_width=40 if wide else 18)
-        table.add_column("Now", no_wrap=True, overflow="ellipsis", max_width=30)
-        table.add_column("Done", justify="right", no_wrap=True)
+        # What is left of the columns, but for the gaps and the last four.
+        room = max(24, self._console.width - _FIGURES - wide * (_BAR + 1) - 1)
+        name, to, now = room * 3 // 10, room * 3 // 10, room * 4 // 10
+        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("Guest", no_wrap=True)
+        table.add_column("To", no_wrap=True)
+        # As wide as it ever is, so that the figures stay where they are.
+        table.add_column("Now", no_wrap=True, overflow="ellipsis", width=now)
+        table.add_column("Done", justify="right", min_width=5)
         if wide:
             table.add_column("", width=_BAR)
-        table.add_column("Rate", justify="right", no_wrap=True)
-        table.add_column("Left", justify="right", no_wrap=True)
-        room = max(1, self._console.height - 4)
-        for _, row in zip(range(room), self._rows(), strict=False):
-            done, bar, rate, left = row[3:]
-            table.add_row(*row[:3], done, *([bar] if wide else []), rate, left)
+        table.add_column("Rate", justify="right", min_width=9)
+        table.add_column("Left", justify="right", min_width=5)
+        lines = max(1, self._console.height - 4)
+        for _, row in zip(range(lines), self._rows(), strict=False):
+            done, bar, rate, left = row.figures
+            table.add_row(
+                Text(shortened(row.guest, name)),
+                Text(shortened(row.to, to)),
+                Text(row.now, style=row.style),
+                done,
+                *([bar] if wide else []),
+                rate,
+                left,
+            )
         return Group(Text(self._headline(), style="bold", no_wrap=True, overflow="ellipsis"), table)
 
-    def _rows(self) -> Iterator[tuple[Text | ProgressBar | str, ...]]:
+    def _rows(self) -> Iterator[_Row]:
         for name, (destination, progress) in self._under_way.items():
             share, rate, left = progress.share, progress.rate, progress.left
-            yield (
-                name,
-                destination,
-                progress.doing,
+            figures = (
                 "" if share is None else f"{100 * share:.0f} %",
                 "" if share is None else ProgressBar(total=1.0, completed=share, width=_BAR),
                 "" if rate is None else rate_of(rate),
                 "" if left is None else clock(left),
             )
+            yield _Row(name, destination, progress.doing, figures=figures)
         last = reversed(self._ends.values())
         ends = sorted(last, key=lambda end: end.fate is Fate.MOVED)
         failed = [end for end in ends if end.fate is not Fate.MOVED]
@@ -210,17 +230,13 @@ class LiveTable(View):
             yield self._row_of_end(end)
         for move in self._moves.values():
             if move.guest.name not in self._under_way and move.guest.name not in self._ends:
-                waits = Text("waits", style="dim")
-                yield move.guest.name, move.place, waits, "", "", "", ""
+                yield _Row(move.guest.name, move.place, "waits", "dim")
         for end in ends[len(failed) :]:
             yield self._row_of_end(end)
 
     @staticmethod
-    def _row_of_end(end: GuestEnd) -> tuple[Text | str, ...]:
-        what = Text(end.fate.value, style=_COLOURS[end.fate])
-        if end.fate is not Fate.MOVED:
-            what.append(f": {why_not_moved(end)}")
-        return end.name, end.destination or "-", what, "", "", "", ""
+    def _row_of_end(end: GuestEnd) -> _Row:
+        return _Row(end.name, end.destination or "-", end.fate.value, _COLOURS[end.fate])
 
     def _headline(self) -> str:
         fates = [end.fate for end in self._ends.values()]

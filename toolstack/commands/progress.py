@@ -64,6 +64,14 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
 
 
+def shortened(text: str, columns: int) -> str:
+    """`text` without its middle if it is longer than so many columns, at least 3."""
+    if len(text) <= columns:
+        return text
+    head = (columns - 1) // 2
+    return f"{text[: columns - 1 - head]}…{text[-head:]}"
+
+
 class Progress:
     """The progress of an operation, as a line. There is one bar for the whole operation: the share
     of the guest's memory that has arrived. Each round of a live migration takes it back by what the
@@ -92,11 +100,7 @@ class Progress:
     def line(self, columns: int) -> str:
         """The line, in at most `columns`: a long title loses its middle, then there is no bar."""
         text = ", ".join(self._parts())
-        title = self._title
-        room = max(_SHORTEST_TITLE, columns - len(text) - 2)
-        if len(title) > room:
-            head = (room - 1) // 2
-            title = f"{title[: room - 1 - head]}…{title[-head:]}"
+        title = shortened(self._title, max(_SHORTEST_TITLE, columns - len(text) - 2))
         line = f"{title}: {text}" if text else title
         width = min(columns - len(line) - 3, _LONGEST_BAR)
         share = self.share
