@@ -21,7 +21,8 @@ from xen_save_helper.toolstack.commands.parser.shared import ADD_SHARED, SHARED
 EXIT_CODES_TEXT: Final = """\
 exit codes: 0 success; 1 failed (after migrate and demo, the guest runs at the source); 2 usage;
 3 failed after the postcopy transition: the guest is left suspended at the source;
-4 undefined: the link was lost after GO, look at both ends; 5 the guest itself died"""
+4 undefined: the link was lost after GO, look at both ends; 5 the guest itself died;
+after evacuate, that of the guest that fared worst"""
 
 
 class _Version(argparse.Action):
