@@ -109,12 +109,16 @@ async def evacuate(
 
 
 class _Turn:
-    """A guest that is under way: its move, and what came before."""
+    """A guest's turn: its move, which may change, and the destinations that refused it."""
 
     def __init__(self, move: Move) -> None:
         self.guest = move.guest
         self.place = move.place
         self.tried: list[Try] = []
+
+    def end(self, fate: Fate, reason: str, result: MigrationResult | None = None) -> GuestEnd:
+        guest, tried = self.guest, tuple(self.tried)
+        return GuestEnd(guest.name, guest.memory, self.place, fate, reason, tried, result)
 
 
 class _Evacuation:
@@ -138,7 +142,7 @@ class _Evacuation:
             options.migration.bandwidth, options.weights, adjustable=steer is not None
         )
         self._waiting = [_Turn(move) for move in plan.moves]
-        self._running: dict[str, tuple[_Turn, asyncio.Task[None]]] = {}
+        self._running: dict[str, tuple[_Turn, asyncio.Task[GuestEnd | None]]] = {}
         self._starting: set[str] = set()
         self._ends: dict[str, GuestEnd] = {}
         self._wake = asyncio.Event()
@@ -160,10 +164,7 @@ class _Evacuation:
             self._wake.clear()
         why = _INTERRUPTED if self._interrupted else "another guest has failed"
         for turn in self._waiting:
-            guest = turn.guest
-            self._end(
-                GuestEnd(guest.name, guest.memory, None, Fate.NOT_BEGUN, why, tuple(turn.tried))
-            )
+            self._end(turn.end(Fate.NOT_BEGUN, why))
         order = [move.guest.name for move in self._plan.moves]
         order += [stay.guest.name for stay in self._plan.stays]
         ends = tuple(self._ends[name] for name in order)
@@ -223,7 +224,8 @@ class _Evacuation:
 
     # -- one guest ------------------------------------------------------------------------------
 
-    async def _carry_out(self, turn: _Turn) -> None:
+    async def _carry_out(self, turn: _Turn) -> GuestEnd | None:
+        """Migrate the guest. Returns None if it is to try another destination."""
         guest = turn.guest
         options = replace(self._options.migration, bandwidth=self._shares.held.get(guest.name, 0))
         ctx = replace(
@@ -237,38 +239,33 @@ class _Evacuation:
             result = await told(partial(migrate, ctx, guest.domid, destination, options))
         except GuestStateError as error:
             fate = Fate.DIED if error.state in DEAD else Fate.STAYS
-            self._end(self._end_of(turn, fate, message_of(error)))
+            return turn.end(fate, message_of(error))
         except ProcessLookupError as error:
-            self._end(self._end_of(turn, Fate.NOT_HERE, message_of(error)))
+            return turn.end(Fate.NOT_HERE, message_of(error))
         except (OSError, EOFError, ValueError) as error:
-            self._end(self._end_of(turn, Fate.STAYS, message_of(error)))
+            return turn.end(Fate.STAYS, message_of(error))
         except asyncio.CancelledError:
-            self._end(self._end_of(turn, Fate.NOT_BEGUN, _INTERRUPTED))
-        else:
-            self._ended(turn, result)
-
-    def _ended(self, turn: _Turn, result: MigrationResult) -> None:
+            return turn.end(Fate.NOT_BEGUN, _INTERRUPTED)
         fate = FATES[result.outcome]
         if fate is Fate.MOVED:
             self._record(turn)
-        elif fate is Fate.STAYS and result.bytes_sent == 0 and not self._stopped:
-            tried = [*turn.tried, Try(turn.place, result.reason)]
-            following = self._rooms.roomiest(turn.guest, (one.destination for one in tried))
-            if following is not None:
-                self._watcher.refused(turn.guest, turn.place, result.reason, following)
-                self._rooms.give_back(turn.guest, turn.place)
-                self._rooms.take(turn.guest, following)
-                turn.tried, turn.place = tried, following
-                self._waiting.insert(0, turn)
-                return
-        self._end(self._end_of(turn, fate, result.reason, result))
+        refused = fate is Fate.STAYS and result.bytes_sent == 0
+        if refused and not self._stopped and self._tries_another(turn, result.reason):
+            return None
+        return turn.end(fate, result.reason, result)
 
-    @staticmethod
-    def _end_of(
-        turn: _Turn, fate: Fate, reason: str, result: MigrationResult | None = None
-    ) -> GuestEnd:
-        guest, tried = turn.guest, tuple(turn.tried)
-        return GuestEnd(guest.name, guest.memory, turn.place, fate, reason, tried, result)
+    def _tries_another(self, turn: _Turn, reason: str) -> bool:
+        """Whether there is another destination at which the guest may fit; it has the guest's room
+        from here on."""
+        tried = [*turn.tried, Try(turn.place, reason)]
+        following = self._rooms.roomiest(turn.guest, (one.destination for one in tried))
+        if following is None:
+            return False
+        self._watcher.refused(turn.guest, turn.place, reason, following)
+        self._rooms.give_back(turn.guest, turn.place)
+        self._rooms.take(turn.guest, following)
+        turn.tried, turn.place = tried, following
+        return True
 
     def _end(self, end: GuestEnd) -> None:
         self._ends[end.name] = end
@@ -280,25 +277,31 @@ class _Evacuation:
         except OSError as error:
             self._ctx.warn(f"{turn.guest.name}: not noted as moved: {message_of(error)}")
 
-    def _over(self, turn: _Turn, task: asyncio.Task[None]) -> None:
+    def _over(self, turn: _Turn, task: asyncio.Task[GuestEnd | None]) -> None:
         name = turn.guest.name
         del self._running[name]
         self._starting.discard(name)
         self._shares.end(name)
+        self._steer_all()
+        self._wake.set()
         if task.cancelled():
             # Before its first step.
-            self._end(self._end_of(turn, Fate.NOT_BEGUN, _INTERRUPTED))
+            end: GuestEnd | None = turn.end(Fate.NOT_BEGUN, _INTERRUPTED)
         elif (bug := task.exception()) is not None:
             what = f"the migration of {name} failed by a bug"
             task.get_loop().call_exception_handler({"message": what, "exception": bug})
-            self._end(self._end_of(turn, Fate.UNDEFINED, f"{what}: {bug!r}"))
-        end = self._ends.get(name)
-        if end is not None and end.fate is not Fate.MOVED:
-            self._stopped |= self._options.stop_on_failure
-            if end.fate in {Fate.STAYS, Fate.NOT_HERE, Fate.DIED}:
-                self._rooms.give_back(turn.guest, turn.place)
-        self._steer_all()
-        self._wake.set()
+            end = turn.end(Fate.UNDEFINED, f"{what}: {bug!r}")
+        else:
+            end = task.result()
+        if end is None:
+            self._waiting.insert(0, turn)
+            return
+        self._end(end)
+        if end.fate is Fate.MOVED:
+            return
+        self._stopped |= self._options.stop_on_failure
+        if end.fate in {Fate.STAYS, Fate.NOT_HERE, Fate.DIED}:
+            self._rooms.give_back(turn.guest, turn.place)
 
     def _log(self, name: str, level: int, context: str, text: str) -> None:
         self._ctx.log(level, context, f"{name}: {text}")
