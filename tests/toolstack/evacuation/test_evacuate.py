@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -273,6 +275,45 @@ def test_a_guest_that_dies_sets_the_exit_code(hosts: Hosts, tmp_path: Path) -> N
     assert code == 5
     assert fates(result) == {"g0": "died", "g1": "moved"}
     all_run(hosts.at_destination, ["g1"])
+
+
+def test_lines_say_who_begins_and_who_has_moved(hosts: Hosts) -> None:
+    hosts.guest("g", megabytes=2)
+    there = hosts.destination
+    done = called("evacuate", "--host", hosts.source, "--to", there)
+    assert done.code == 0
+    begins, moved = done.err.splitlines()
+    assert begins == f"xen-toolstack: g: on its way to {there}"
+    assert re.fullmatch(rf"xen-toolstack: g: moved to {there} in \d+\.\d s \(1 of 1\)", moved)
+    headline, titles, row = done.out.splitlines()
+    assert re.match(r"evacuated: 1 of 1 guests moved in \S+ m?s", headline)
+    assert re.fullmatch(r"Guest +Memory +What +Where +Took +Stood still +Sent", titles)
+    assert row.split()[:5] == ["g", "2", "MiB", "moved", str(there)]
+
+
+def test_a_terminal_shows_a_table_while_it_lasts(hosts: Hosts) -> None:
+    hosts.guest("g", megabytes=2)
+    ours, terminal = pty.openpty()
+    command = [*TOOLSTACK, "evacuate", "--host", hosts.source, "--to", hosts.destination]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        env={**os.environ, "TERM": "xterm"},
+    ) as process:
+        os.close(terminal)
+        shown = b""
+        # A terminal ends with EIO.
+        with open(ours, "rb", buffering=0) as screen, contextlib.suppress(OSError):
+            while data := screen.read(4096):
+                shown += data
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    text = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", shown).decode()
+    assert "0 of 1 moved, 1 on their way" in text
+    assert "waiting for the dest" in text
+    assert out.startswith(b"evacuated: 1 of 1 guests moved in ")
 
 
 class TestRefused:
