@@ -98,9 +98,10 @@ def _selected(
 ) -> tuple[list[DomainSummary], list[GuestEnd]]:
     """The guests to move, and those named that were moved by an earlier evacuation. Raises
     CommandError for a name that is neither."""
+    # On Xen a domain that is being made has no name yet.
+    here = [row for row in host.domains() if row.name]
     if not arguments.names:
-        return host.domains(), []
-    here = host.domains()
+        return here, []
     by_name = {row.name: row for row in here}
     by_domid = {str(row.domid): row for row in here}
     moved = record.moved(host.state_dir)

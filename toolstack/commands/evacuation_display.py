@@ -60,7 +60,7 @@ def show_plan(plan: Plan, *, limited: bool) -> None:
     table = _table("Destination", "Free", "Takes", "Left")
     for place in plan.places:
         left = rooms.left(place.name)
-        free = "not known before" if place.free is None else binary_size(place.free)
+        free = "no bound known" if place.free is None else binary_size(place.free)
         after = "-" if left is None else binary_size(left)
         table.add_row(place.name, free, binary_size(rooms.taken(place.name)), after)
     console.print()

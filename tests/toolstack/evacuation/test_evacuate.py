@@ -99,7 +99,10 @@ def test_a_dry_run_shows_the_plan_and_moves_nothing(hosts: Hosts) -> None:
     guests(hosts, 2)
     hosts.guest("large", megabytes=8)
     hosts.at_source.pause(hosts.at_source.find("g1"))
-    hosts.at_destination.bound_memory(9 << 20)
+    for name, there in (("taken", "taken"), ("half", "half--incoming")):
+        hosts.guest(name, megabytes=1)
+        hosts.at_destination.create_guest(there, 1 << 20, "idle")
+    hosts.at_destination.bound_memory(11 << 20)
     command = ("evacuate", "--host", hosts.source, "--to", hosts.destination, "--dry-run")
     done = called(*command, "--json")
     assert (done.code, done.err) == (1, "")
@@ -108,13 +111,15 @@ def test_a_dry_run_shows_the_plan_and_moves_nothing(hosts: Hosts) -> None:
     reasons = {stay["name"]: stay["reason"] for stay in plan["stays"]}
     assert reasons["g0"] == f"{hosts.destination}: no room for 4 MiB: 1 MiB are left"
     assert "'g1' is paused" in reasons["g1"]
+    assert reasons["taken"] == f"{hosts.destination}: there is another guest 'taken'"
+    assert reasons["half"] == f"{hosts.destination}: there is a guest 'half--incoming'"
     (place,) = plan["destinations"]
     assert (place["free"], place["takes"], place["left"]) == (9 << 20, 8 << 20, 1 << 20)
     shown = called(*command, "--bandwidth", "1M")
     assert shown.code == 1
     assert re.search(r"large +8 MiB +\S+ +9\.\d\d s", shown.out), shown.out
     assert "g0 cannot move: " in shown.out
-    assert hosts.states(hosts.at_destination) == {}
+    assert hosts.states(hosts.at_destination).keys() == {"taken", "half--incoming"}
 
 
 def test_a_guest_whose_helper_is_killed_stays_and_the_others_go(
