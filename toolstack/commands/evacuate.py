@@ -114,7 +114,8 @@ def _selected(
         elif name in moved:
             before[name] = GuestEnd(name, None, moved[name], Fate.MOVED_BEFORE)
         else:
-            guest_of(host, name)
+            row = guest_of(host, name)
+            rows[row.domid] = row
     return [*rows.values()], [*before.values()]
 
 
