@@ -16,12 +16,12 @@ from xen_save_helper.helper.settings import (
     DEFAULT_CONFIG,
     PREFIX,
     Found,
-    Listen,
     Settings,
     read_settings,
 )
 from xen_save_helper.helper.trace_file import open_for_trace
 from xen_save_helper.ipc_schema.channel.helper_request import DEFAULT_ENGINE
+from xen_save_helper.ipc_schema.channel.listen import Listen
 from xen_save_helper.ipc_schema.channel.messages import Dialect, MissingCpuFeatures
 from xen_save_helper.ipc_schema.version import version
 

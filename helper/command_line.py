@@ -16,7 +16,7 @@ USAGE: Final = f"""\
   {CONTEXT} --save-domain NUMBER...      started by libxl (set LIBXL_SAVE_HELPER to this
   {CONTEXT} --restore-domain NUMBER...   program's path); speaks libxl's protocol on stdin, stdout
   {CONTEXT} --connect ENDPOINT --secret-fd N [--stream-stall S] [--answer-limit S]
-                              [--admission S] [--start-limit S]
+                              [--admission S] [--start-limit S] [--outlive 1]
                                            started by xen-toolstack; speaks over ZeroMQ
   {CONTEXT} --check                      says what each setting is, where it comes from, and
                                            what is wrong; exit status 1 if anything is
@@ -25,6 +25,7 @@ USAGE: Final = f"""\
   --events FILE: append a JSON line for each event.
   --faults PLAN|@FILE: inject faults, e.g. suspend:before-answer=kill (xen-toolstack faults list).
   --operation save|restore: what the controller will ask for, for faults that strike before it does
+  --outlive 1: a restore's last pages may come over a link, when the controller has gone
 
 Settings, from the environment or as lines NAME=VALUE of {DEFAULT_CONFIG}
 (another file: XEN_SAVE_HELPER_CONFIG); the environment comes first. A wrong setting is ignored with
@@ -81,6 +82,7 @@ class Options(NamedTuple):
     admission: float = 0.0
     answer_limit: float | None = None
     start_limit: float = 10.0
+    outlive: int = 0
     events: str = ""
     faults: str = ""
     operation: str = ""
@@ -94,6 +96,7 @@ _OPTIONS: Final[dict[str, type]] = {
     "admission": float,
     "answer_limit": float,
     "start_limit": float,
+    "outlive": int,
     "events": str,
     "faults": str,
     "operation": str,

@@ -49,6 +49,7 @@ class ControlSocket:
     ) -> None:
         self._identity = identity
         self._answer = answer
+        self._status: Mapping[str, Any] = {}
         self._tick = tick
         self._directory = _own_directory(directory)
         self._stop, self._stopped = socket.socketpair()
@@ -69,6 +70,8 @@ class ControlSocket:
     def close(self, ended: str = "") -> None:
         """Tell those who wait that it is over: `ended` says why its work is not done."""
         self._ended = ended
+        with suppress(OSError, ValueError):
+            self._status = self._answer(Ask.STATUS, {})
         # First, for those who are told, or can no longer connect, and look for it.
         if ended:
             self._identity = self._identity._replace(ended=ended)
@@ -171,7 +174,7 @@ class ControlSocket:
     def _say_last(self, clients: dict[int, _Client]) -> None:
         for client in clients.values():
             if client.waits:
-                client.outbox += encode_line({"ended": self._ended})
+                client.outbox += encode_line({"ended": self._ended, "status": self._status})
             client.sock.settimeout(_LAST_WORD_SECONDS)
             with suppress(OSError):
                 client.sock.sendall(client.outbox)

@@ -11,7 +11,7 @@ from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
 
 if TYPE_CHECKING:
-    from xen_save_helper.helper.settings import Listen
+    from xen_save_helper.ipc_schema.channel.listen import Listen
 
 EXIT_DONE: Final = 0
 """`complete` was sent and answered, whatever libxc's result."""

@@ -38,6 +38,7 @@ from xen_save_helper.ipc_schema.channel.helper_request import (
     Engine,
     request_of_start,
 )
+from xen_save_helper.ipc_schema.channel.listen import parse_listen
 from xen_save_helper.ipc_schema.channel.messages import (
     Dialect,
     Operation,
@@ -136,6 +137,12 @@ def _serve_zmq(
 ) -> NoReturn:
     from xen_save_helper.ipc_schema.channel.authentication import SECRET_SIZE
 
+    if options.outlive and OUTLIVE not in os.environ:
+        from xen_save_helper.helper.postcopy_link.outlive import inherited, run_beside
+
+        watchdog.stop()
+        run_beside(sys.argv[1:], inherited())
+    parent = _outlived()
     path = options.connect.removeprefix("ipc://")
     if path == options.connect or not os.path.exists(path):
         raise UsageError(f"--connect {options.connect}: want ipc:// and the path of a socket")
@@ -154,7 +161,7 @@ def _serve_zmq(
         seams.milestone("hello")
         start = channel.wait_for_start(options.secret_fd, options.start_limit)
         trace.event("start", **{name: start[name] for name in start if name != "proof"})
-        job = _job_of_start(start, options, settings)
+        job = _job_of_start(start, options, settings)._replace(parent=parent)
         if job.request.stream_type is not StreamType.PLAIN:
             watchdog.stop()
         seams.begin(job)
@@ -179,6 +186,10 @@ def _job_of_start(start: dict[str, Any], options: Options, settings: Settings) -
         request = request_of_start(start)
     except ValueError as bad:
         raise ChannelError(errno.EPROTO, f"start: {bad}") from None
+    try:
+        listen = parse_listen(request.link) if request.link else None
+    except ValueError as bad:
+        raise ChannelError(errno.EPROTO, f"start: link {request.link!r}: want {bad}") from None
     plain = request.stream_type is StreamType.PLAIN
     return Job(
         request,
@@ -186,6 +197,9 @@ def _job_of_start(start: dict[str, Any], options: Options, settings: Settings) -
         admission=options.admission if plain and request.operation is Operation.SAVE else 0.0,
         limits=_limits(settings),
         device_model=settings.device_model,
+        listen=listen,
+        control=request.control,
+        events=options.events or settings.events,
     )
 
 
@@ -231,11 +245,7 @@ def _serve_libxl(
         dialect=given.dialect.value,
         stream_stall=stall_limit,
     )
-    parent = os.environ.get(OUTLIVE)
-    if parent is not None:
-        # libxl's own helper, which may have to be killed: then this is no use either.
-        die_with_parent(signal.SIGKILL)
-        os.set_inheritable(int(parent), False)
+    parent = _outlived()
     answers, messages = _take_pipes()
     request = given.request._replace(
         hypervisor=settings.hypervisor,
@@ -252,7 +262,7 @@ def _serve_libxl(
         limits=_limits(settings),
         device_model=settings.device_model,
         listen=settings.postcopy,
-        parent=-1 if parent is None else int(parent),
+        parent=parent,
         control=settings.control,
         events=options.events or settings.events,
     )
@@ -279,6 +289,17 @@ def _serve_libxl(
         abort.tell_of_waits(told)
     with abort:
         _exit(run(job, channel, abort, seams.traced(trace), seams.streams, remarks), seams)
+
+
+def _outlived() -> int:
+    """The descriptor of OUTLIVE, -1 for none."""
+    parent = os.environ.get(OUTLIVE)
+    if parent is None:
+        return -1
+    # It is the helper for the controller, which may kill it: then this process is no use either.
+    die_with_parent(signal.SIGKILL)
+    os.set_inheritable(int(parent), False)
+    return int(parent)
 
 
 def _limits_that_do_not_hold(settings: Settings, stream_type: StreamType) -> Iterator[str]:

@@ -170,24 +170,20 @@ def _with_engine(
 def _postcopy_link(
     job: Job, channel: Channel, abort: Abort, trace: Trace
 ) -> tuple[PageServer | None, Pager | None]:
-    """What a save or a restore under libxl has that may become a postcopy."""
+    """What a save or a restore has that may leave the last pages to a link."""
     request = job.request
-    if job.listen is None or request.hypervisor != XEN:
-        return None, None
     if request.operation is Operation.RESTORE:
         if job.parent < 0:
             return None, None
-        from xen_save_helper.helper.channels.pipe_channel import PipeChannel
         from xen_save_helper.helper.postcopy_link.destination import Pager
 
-        assert isinstance(channel, PipeChannel), "libxl started the helper"
         return None, Pager(job, channel, abort, trace)
-    if not request.xcflags & XCFlags.LIVE:
+    if job.listen is None or not request.xcflags & XCFlags.LIVE:
         return None, None
     from xen_save_helper.helper.postcopy_link.source import PageServer
 
     try:
-        return PageServer(request.domid, *job.listen, job.control, job.events), None
+        return PageServer(job), None
     except OSError as error:
         _log(channel, XentoollogLevel.WARN, f"no postcopy: its page server: {error}")
         return None, None

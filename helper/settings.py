@@ -7,9 +7,11 @@ the environment (libvirt's daemon starts us). The environment takes precedence.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
+from xen_save_helper.ipc_schema.channel.listen import Listen, parse_listen
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures
 from xen_save_helper.ipc_schema.channel.waits import LONGEST_WAIT
 from xen_save_helper.ipc_schema.control import DEFAULT_DIRECTORY
@@ -61,13 +63,6 @@ class Settings(NamedTuple):
     missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE
 
 
-class Listen(NamedTuple):
-    """Where a page server listens: an IP address, and a port, 0 for any that is free."""
-
-    address: str
-    port: int = 0
-
-
 class Given(NamedTuple):
     """The text of a setting, and where it was found."""
 
@@ -105,6 +100,11 @@ def read_settings(environ: Mapping[str, str]) -> Found:
     _choose_one(given, values, problems)
     fields = {name.removeprefix(PREFIX).lower(): value for name, value in values.items()}
     return Found(Settings(**fields), given, tuple(problems))
+
+
+def control_directory(environ: Mapping[str, str]) -> Path:
+    """The directory of control sockets on a Xen host."""
+    return Path(read_settings(environ).settings.control)
 
 
 def _of_environment(environ: Mapping[str, str], problems: list[str]) -> dict[str, Given]:
@@ -206,23 +206,6 @@ def _absolute(text: str) -> str:
     if not text.startswith("/"):
         raise ValueError("a directory's absolute path")
     return text
-
-
-def parse_listen(text: str) -> Listen:
-    # Imported late: it would slow down every helper's start.
-    from ipaddress import ip_address
-
-    # ADDRESS or ADDRESS:PORT; an IPv6 address has colons of its own, and brackets before a port.
-    address, port = text, "0"
-    if text.count(":") == 1 or "]:" in text:
-        address, _, port = text.rpartition(":")
-    try:
-        listen = Listen(str(ip_address(address.strip("[]"))), int(port))
-        if not 0 <= listen.port < 1 << 16:
-            raise ValueError
-    except ValueError:
-        raise ValueError("an IP address of this host, and perhaps :PORT") from None
-    return listen
 
 
 def _seconds(text: str) -> float:

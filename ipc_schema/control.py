@@ -8,12 +8,13 @@ request, each line that comes back the response to it, and both are JSON objects
 | ask | besides | response |
 |---|---|---|
 | `status` | | a `PostcopyStatus` |
-| `wait` | | `{"ended": str}`, once it ends: empty if it has done its work, else why not |
+| `wait` | | `{"ended": str, "status": PostcopyStatus}`, once it ends |
 | `reconnect` | `address` str, `port` int | `{"address": str, "port": int}` |
 | `abandon` | | `{}`; it ends |
 
-A process that has lost what it kept leaves its NAME.json behind, with the reason in `ended`; one
-that was killed leaves both files.
+The `ended` of `wait` is empty if the process has done its work, else it says why not; `status` is
+its last one. A process that has lost what it kept leaves its NAME.json behind, with the reason in
+`ended`; one that was killed leaves both files.
 """
 
 from __future__ import annotations

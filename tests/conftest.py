@@ -101,6 +101,7 @@ HostFactory = Callable[[str], SimulatedHost]
 OURS = (
     "xen_save_helper.helper.hypervisors.simulated.guest",
     "xen_save_helper.helper.main",
+    "xen_save_helper.helper.postcopy_link.page_server",
     "xen_save_helper.toolstack.commands.main",
 )
 """The modules that our processes run."""

@@ -43,6 +43,10 @@ class Channel(Protocol):
     def tell(self, name: str, **fields: int | str) -> None:
         """Send a message that has no answer. Raises ChannelError."""
 
+    def leave(self) -> None:
+        """The controller has all that it needs: what is said from here on goes to nobody, and what
+        is asked is answered by 0. Closes the connection."""
+
 
 def log_fields(level: XentoollogLevel, text: str, errnoval: int = 0) -> dict[str, int | str]:
     """The fields of a log line of the helper's own; an `errnoval` of 0 means none."""

@@ -73,8 +73,6 @@ class PipeChannel:
         self._send(name, printable(fields))
 
     def leave(self) -> None:
-        """libxl has all that it needs: what is said from here on goes to nobody, and what is asked
-        is answered by 0. Closes the descriptors."""
         self._hung_up = True
         for fd in (self._answers, self._messages):
             os.close(fd)

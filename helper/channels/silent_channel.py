@@ -23,3 +23,6 @@ class SilentChannel:
 
     def tell(self, name: str, **fields: int | str) -> None:
         pass
+
+    def leave(self) -> None:
+        pass

@@ -53,6 +53,7 @@ class ZmqChannel:
         self._turns = HelperEnd(secret, os.urandom(NONCE_SIZE))
         self._abort: Abort | None = None
         self._over: ChannelError | None = None
+        self._left = False
         self._provided: frozenset[str] = ALWAYS_PROVIDED
         self._answer_limit = answer_limit
         self._context = zmq.Context()
@@ -107,6 +108,8 @@ class ZmqChannel:
         return name in self._provided
 
     def call(self, name: str, **fields: int | str) -> int:
+        if self._left:
+            return 0
         self._send(name, fields)
         over = self._answer_over()
         self._wait_eagerly()
@@ -123,10 +126,17 @@ class ZmqChannel:
         self._answer_limit = 0.0
 
     def tell(self, name: str, **fields: int | str) -> None:
-        self._send(name, printable(fields))
+        if not self._left:
+            self._send(name, printable(fields))
+
+    def leave(self) -> None:
+        self.close()
+        self._left = True
 
     def close(self) -> None:
         """Send what is still unsent, within a second, and close the socket."""
+        if self._left:
+            return
         lost = self._abort is not None and self._abort.lost
         with self._monitor_lock:
             self._monitored = False

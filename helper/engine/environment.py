@@ -25,8 +25,9 @@ class PageServer(Protocol):
     def keep(self, bitmap: Bitmap) -> int:
         """Have it map these pages; returns how many they are. Raises OSError."""
 
-    def let_go(self) -> None:
-        """The save is done: it serves from here on, whatever becomes of this process."""
+    def let_go(self) -> str:
+        """The save is done: it serves from here on, whatever becomes of this process. Returns its
+        name in the directory of control sockets. Raises OSError."""
 
 
 class Pager(Protocol):

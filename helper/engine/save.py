@@ -151,10 +151,16 @@ class _Save:
         try:
             offer = page_server.offer()
         except OSError as error:
-            self._reporter.log(XentoollogLevel.WARN, f"no postcopy: {error}")
-            self._page_server = None
+            self._no_link(str(error))
             return
         self._write_record(RecordType.POSTCOPY_OFFER, postcopy_offer.encode(offer))
+
+    def _no_link(self, refusal: str) -> None:
+        """All goes over the stream. The page server ends with this process."""
+        self._page_server = None
+        self._reporter.log(XentoollogLevel.WARN, f"no postcopy: {refusal}")
+        if self._reporter.provides("page_server"):
+            self._reporter.tell("page_server", server="", pages=0, refusal=refusal)
 
     def _precopy(self) -> Outcome:
         self._enable_logdirty()
@@ -164,7 +170,7 @@ class _Save:
         decision = self._rounds.send_memory_live(policy)
         if self._page_server is not None:
             if refusal := self._refusal(self._page_server):
-                self._reporter.log(XentoollogLevel.WARN, f"no postcopy: {refusal}")
+                self._no_link(refusal)
                 return Outcome.STOP_AND_COPY
             return Outcome.POSTCOPY
         if decision is not PrecopyPolicy.POSTCOPY:
@@ -265,7 +271,10 @@ class _Save:
     def _end(self) -> Outcome:
         self._write_record(RecordType.END)
         if self._page_server is not None and self._postcopy is not None:
-            self._page_server.let_go()
+            name = self._page_server.let_go()
+            if self._reporter.provides("page_server"):
+                pages = self._sender().progress().pages
+                self._reporter.tell("page_server", server=name, pages=pages, refusal="")
         self._reporter.info(
             f"Save successful: {self._statistics.pages} pages in {self._statistics.rounds} rounds, "
             f"{self._statistics.postcopy_pages} by postcopy, {self._out.sent} bytes"

@@ -16,7 +16,7 @@ from xen_save_helper.ipc_schema.control import Role
 
 if TYPE_CHECKING:
     from xen_save_helper.helper.abort import Abort
-    from xen_save_helper.helper.channels.pipe_channel import PipeChannel
+    from xen_save_helper.helper.channels.channel import Channel
     from xen_save_helper.helper.hypervisors.interface import Domain
     from xen_save_helper.helper.job import Job, PostcopyProgress, RestoreResults
     from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class Pager:
-    """Of a restore under libxl that may become a postcopy."""
+    """Of a restore that may become a postcopy, and go on without its controller."""
 
-    def __init__(self, job: Job, channel: PipeChannel, abort: Abort, trace: Trace) -> None:
+    def __init__(self, job: Job, channel: Channel, abort: Abort, trace: Trace) -> None:
         self._job = job
         self._channel = channel
         self._abort = abort
@@ -55,7 +55,8 @@ class Pager:
         return self._tunnel.fileno()
 
     def leave(self, results: RestoreResults, progress: Callable[[], PostcopyProgress]) -> None:
-        """Tell libxl that the domain is restored, and go on without it. Raises ChannelError."""
+        """Tell the controller that the domain is restored, and go on without it. Raises
+        ChannelError."""
         assert self._tunnel is not None
         self._progress = progress
         gfns = {"store_gfn": results.store_gfn, "console_gfn": results.console_gfn}
@@ -78,7 +79,8 @@ class Pager:
             if fd >= 0:
                 os.close(fd)
         self._trace.event("pager")
-        work = Work(Role.PAGER, request.domid, progress, self._tunnel, self._abort)
+        hypervisor, domid = request.hypervisor, request.domid
+        work = Work(Role.PAGER, hypervisor, domid, progress, self._tunnel, self._abort)
         self._watched = Watched(work, self._job.control, self._trace)
         os.write(self._job.parent, b"\0")
         os.close(self._job.parent)

@@ -6,8 +6,7 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 from xen_save_helper.helper.engine.page_stream import set_bits
-from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap
-from xen_save_helper.helper.hypervisors.xen.domain import XenDomain
+from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain
 from xen_save_helper.ipc_schema.streams.pfns import Pfns, runs_of
 
 _AT_ONCE = 1024
@@ -23,7 +22,7 @@ class KeptPages:
     """The pages of `bitmap`. As far as a sender of pages asks for it, they are the domain: after it
     is gone, too. Raises OSError."""
 
-    def __init__(self, domain: XenDomain, bitmap: Bitmap) -> None:
+    def __init__(self, domain: Domain, bitmap: Bitmap) -> None:
         self.bitmap = bitmap
         self.pages = bitmap.count(1)
         self._domain = domain

@@ -1,8 +1,8 @@
 """A restore whose work is done by a process that may outlive it, as a pager.
 
-libxl waits for the end of the helper that it has started. So that one starts another, which does
-all the work on the helper's own pipes, and ends with it: or earlier, when the domain is restored
-and its last pages are still to come.
+Whoever has started a helper waits for its end. So that one starts another, which does all the work
+on the helper's own channel, and ends with it: or earlier, when the domain is restored and its last
+pages are still to come.
 """
 
 from __future__ import annotations
@@ -19,9 +19,22 @@ from xen_save_helper.helper.settings import OUTLIVE
 _EXIT_BY_SIGNAL = 128
 
 
+def inherited() -> list[int]:
+    """The descriptors that were handed to this process, besides the standard ones."""
+    numbers = map(int, os.listdir("/proc/self/fd"))
+    return [fd for fd in numbers if fd > 2 and _is_inheritable(fd)]
+
+
+def _is_inheritable(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False  # that of the listing itself
+
+
 def run_beside(arguments: list[str], streams: Sequence[int]) -> NoReturn:
-    """Have another process do what libxl has asked for with `arguments`, on its `streams`; end when
-    it has, or when the domain is restored."""
+    """Have another process do what this one was started for with `arguments`, on its inherited
+    descriptors `streams`; end when it has, or when the domain is restored."""
     mine, its = os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "xen_save_helper.helper.main", *arguments],

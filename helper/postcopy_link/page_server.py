@@ -1,7 +1,7 @@
 r"""The process that keeps a guest's last pages at the source until they are at the destination.
 
     python -m xen_save_helper.helper.postcopy_link.page_server \
-        LINE_FD DOMID ADDRESS PORT CONTROL EVENTS
+        LINE_FD DOMID PORT BANDWIDTH HYPERVISOR ADDRESS CONTROL EVENTS
 
 The saving helper starts it (`source`), tells it what to keep, and ends. Then `xl` destroys the
 domain, whose pages stay as long as they are mapped here. It does little, since what it loses is
@@ -10,7 +10,8 @@ because the migration has failed.
 
 On the line, a socket, go `packets`: from here `{"offer": ...}`, `{"ready": refusal}` once the
 other side has connected, `{"kept": pages}` or `{"error": reason}`; to here `{"keep": p2m_size}`
-with the bitmap's memfd, and `{"go": true}` when the save is done.
+with the bitmap's memfd, and `{"go": true}` when the save is done, which is answered by
+`{"serves": name}`, that of its control socket.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from xen_save_helper.helper.channels.silent_channel import SilentChannel
 from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.postcopy_save import PostcopySender
 from xen_save_helper.helper.engine.stream_io import StreamOutput
+from xen_save_helper.helper.hypervisors import open_domain
 from xen_save_helper.helper.hypervisors.interface import Bitmap
-from xen_save_helper.helper.hypervisors.xen.domain import XenDomain
 from xen_save_helper.helper.job import Job, StreamCounts
 from xen_save_helper.helper.postcopy_link.curve import TunnelServer, new_keys
 from xen_save_helper.helper.postcopy_link.kept_pages import KeptPages
@@ -55,20 +56,25 @@ EXIT_RUNS_HERE: Final = 3
 _LOOK: Final = 1.0
 _DECISION_SECONDS: Final = 30.0
 """How soon after the receiver's end `xl` decides where the guest runs."""
-_MCL_CURRENT_AND_FUTURE: Final = 3
+_MCL_ALL: Final = 1 | 2 | 4
+"""MCL_CURRENT, MCL_FUTURE and MCL_ONFAULT: what is mapped is not read in for that."""
 _NEVER_KILLED: Final = "-1000"
 """For oom_score_adj."""
 
 
 class Options(NamedTuple):
-    """Where to listen, and the directory of the control socket."""
+    """The domain, where to listen, at most how many bytes to send a second (0: any), and the
+    directory of the control socket."""
 
-    address: str
+    domid: int
     port: int
+    bandwidth: int
+    hypervisor: str
+    address: str
     control: str
 
 
-def main(line: socket.socket, domid: int, options: Options, trace: Trace) -> int:
+def main(line: socket.socket, options: Options, trace: Trace) -> int:
     """Returns the exit status. Raises OSError, ValueError if pages are lost."""
     server_keys, client_keys = new_keys(), new_keys()
     tunnel = TunnelServer(options.address, options.port, server_keys, client_keys.public)
@@ -77,12 +83,12 @@ def main(line: socket.socket, domid: int, options: Options, trace: Trace) -> int
         keys = (server_keys.public, client_keys.public, client_keys.secret)
         offer = PostcopyOffer(options.address, tunnel.port, *(key.decode() for key in keys))
         _say(line, {"offer": offer._asdict()})
-        kept = _prepare(line, tunnel, domid)
+        kept = _prepare(line, tunnel, options)
         if kept is None:
             return EXIT_NOT_WANTED
         with closing(kept):
             try:
-                status = _serve(kept, tunnel, domid, options.control, trace)
+                status = _serve(line, kept, tunnel, options, trace)
             except (OSError, ValueError) as error:
                 trace.event("pages_lost", error=str(error))
                 raise
@@ -95,7 +101,7 @@ def main(line: socket.socket, domid: int, options: Options, trace: Trace) -> int
             tunnel.give_up()
 
 
-def _prepare(line: socket.socket, tunnel: TunnelServer, domid: int) -> KeptPages | None:
+def _prepare(line: socket.socket, tunnel: TunnelServer, options: Options) -> KeptPages | None:
     """Until the save is done; None if it does without."""
     poll = select.poll()
     for fd in (line.fileno(), tunnel.fileno()):
@@ -113,7 +119,7 @@ def _prepare(line: socket.socket, tunnel: TunnelServer, domid: int) -> KeptPages
             data, fds, _flags, _address = socket.recv_fds(line, packets.MOST, 1)
             packet = packets.decode(data)
             if "keep" in packet:
-                kept = _keep(line, domid, fds[0], packet["keep"])
+                kept = _keep(line, options, fds[0], packet["keep"])
             elif "go" in packet:
                 return kept
             else:
@@ -122,12 +128,12 @@ def _prepare(line: socket.socket, tunnel: TunnelServer, domid: int) -> KeptPages
                 return None
 
 
-def _keep(line: socket.socket, domid: int, memfd: int, size: int) -> KeptPages | None:
+def _keep(line: socket.socket, options: Options, memfd: int, size: int) -> KeptPages | None:
     with open(memfd, "rb") as file:
         bitmap = Bitmap(file.read(size))
     try:
         _do_not_die()
-        kept = KeptPages(XenDomain(domid), bitmap)
+        kept = KeptPages(open_domain(options.hypervisor, options.domid), bitmap)
     except OSError as error:
         _say(line, {"error": error.strerror or str(error)})
         return None
@@ -135,20 +141,23 @@ def _keep(line: socket.socket, domid: int, memfd: int, size: int) -> KeptPages |
     return kept
 
 
-def _serve(kept: KeptPages, tunnel: TunnelServer, domid: int, directory: str, trace: Trace) -> int:
+def _serve(
+    line: socket.socket, kept: KeptPages, tunnel: TunnelServer, options: Options, trace: Trace
+) -> int:
     """Until the other side has all, or wants none; returns the exit status."""
-    fd = tunnel.fileno()
+    fd, domid = tunnel.fileno(), options.domid
     over = threading.Event()
     with Abort(signals=frozenset({signal.SIGTERM})) as abort:
         watch = threading.Thread(target=_watch, args=(kept, abort, over))
         watch.start()
         reporter = Reporter(SilentChannel(), abort, trace)
         job = Job(HelperRequest(Operation.SAVE, domid, fd, fd))
-        out = StreamOutput(fd, abort)
+        out = StreamOutput(fd, abort, options.bandwidth)
         sender = PostcopySender(kept, out, Environment(job, reporter, abort, StreamCounts()))
         sender.take_over(kept.bitmap)
-        work = Work(Role.PAGE_SERVER, domid, sender.progress, tunnel, abort)
-        watched = Watched(work, directory, trace)
+        work = Work(Role.PAGE_SERVER, options.hypervisor, domid, sender.progress, tunnel, abort)
+        watched = Watched(work, options.control, trace)
+        _say(line, {"serves": watched.name})
         ended: dict[str, str] = {}
         trace.event("pages_kept", domid=domid, pages=kept.pages)
         try:
@@ -191,7 +200,7 @@ def _stays(kept: KeptPages) -> bool:
 def _do_not_die() -> None:
     """What can be done about it is done as far as it goes: no memory of this process is ever
     written out, and others are killed first for want of memory."""
-    ctypes.CDLL(None).mlockall(_MCL_CURRENT_AND_FUTURE)
+    ctypes.CDLL(None).mlockall(_MCL_ALL)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write(_NEVER_KILLED)
 
@@ -204,10 +213,10 @@ def _say(line: socket.socket, packet: dict[str, Any]) -> None:
 def _run(arguments: list[str]) -> NoReturn:
     line = socket.socket(fileno=int(arguments[0]))
     line.set_inheritable(False)
-    trace = open_trace("".join(arguments[5:]), "page server", lambda _text: None)
+    trace = open_trace("".join(arguments[7:]), "page server", lambda _text: None)
     try:
-        domid, address, port, control = arguments[1:5]
-        status = main(line, int(domid), Options(address, int(port), control), trace)
+        domid, port, bandwidth = map(int, arguments[1:4])
+        status = main(line, Options(domid, port, bandwidth, *arguments[4:7]), trace)
     except (OSError, ValueError) as error:
         _say(line, {"error": str(error)})
         status = 1

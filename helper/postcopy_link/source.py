@@ -8,11 +8,14 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from xen_save_helper.helper.hypervisors.interface import Bitmap
 from xen_save_helper.ipc_schema.channel import packets
 from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
+
+if TYPE_CHECKING:
+    from xen_save_helper.helper.job import Job
 
 _MODULE: Final = "xen_save_helper.helper.postcopy_link.page_server"
 _OFFER_SECONDS: Final = 20.0
@@ -21,16 +24,18 @@ _END_SECONDS: Final = 5.0
 
 
 class PageServer:
-    """Started for a domain. Until `let_go` it ends with this process."""
+    """Started for the domain of a job. Until `let_go` it ends with this process."""
 
-    def __init__(self, domid: int, address: str, port: int, control: str, events: str = "") -> None:
+    def __init__(self, job: Job) -> None:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ready: str | None = None
+        assert job.listen is not None
         with theirs:
-            numbers = (theirs.fileno(), domid)
-            arguments = (*map(str, numbers), address, str(port), control, events)
+            request = job.request
+            numbers = (theirs.fileno(), request.domid, job.listen.port, request.bandwidth)
+            texts = (request.hypervisor, job.listen.address, job.control, job.events)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", _MODULE, *arguments],
+                [sys.executable, "-P", "-m", _MODULE, *map(str, numbers), *texts],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -59,11 +64,14 @@ class PageServer:
             socket.send_fds(self._line, [packet], [memfd])
             return int(self._hear("kept", _KEEP_SECONDS))
 
-    def let_go(self) -> None:
-        """The save is done: it serves from here on, whatever becomes of this process."""
+    def let_go(self) -> str:
+        """The save is done: it serves from here on, whatever becomes of this process. Returns its
+        name in the directory of control sockets. Raises OSError if it has lost the pages."""
         packets.send(self._line, {"go": True})
+        name = str(self._hear("serves", _OFFER_SECONDS))
         # Nobody waits for it.
         self._process.returncode = 0
+        return name
 
     @property
     def pid(self) -> int:

@@ -13,13 +13,11 @@ import syslog
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.control_socket import ControlSocket
-from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
-from xen_save_helper.helper.hypervisors.xen.xenstore import Xenstore
+from xen_save_helper.helper.hypervisors import XEN, glance
 from xen_save_helper.helper.job import PostcopyProgress
 from xen_save_helper.helper.postcopy_link.scope import enter_scope
 from xen_save_helper.helper.postcopy_link.tunnel import Tunnel
@@ -41,6 +39,7 @@ class Work(NamedTuple):
     """Of the process that is watched."""
 
     role: Role
+    hypervisor: str
     domid: int
     progress: Callable[[], PostcopyProgress]
     tunnel: Tunnel
@@ -53,7 +52,7 @@ class Watched:
     def __init__(self, work: Work, directory: str, trace: Trace) -> None:
         self._work = work
         self._trace = trace
-        self._domain = domain_name(work.domid)
+        self._domain = glance.name(work.hypervisor, work.domid)
         self._left: deque[tuple[float, int]] = deque(maxlen=_RATE_SECONDS)
         self._trouble = ""
         self._looked = 0.0
@@ -61,18 +60,26 @@ class Watched:
         identity = Identity(work.role, work.domid, self._domain, os.getpid())
         syslog.openlog("xen-save-helper", syslog.LOG_PID, syslog.LOG_DAEMON)
         self._log(syslog.LOG_INFO, f"{work.progress().pages} pages: {_SAYS[work.role]}")
-        why_not = enter_scope(
-            f"xen-save-helper-{identity.name}", f"Postcopy {work.role.value} of {self._domain}"
-        )
-        if why_not:
-            trace.event("no_scope", error=why_not)
-            self._log(syslog.LOG_WARNING, f"it may end with who has started it: {why_not}")
+        if work.hypervisor == XEN:
+            self._enter_scope(identity)
+        self.name = ""
+        """Under which it can be asked; "" if it cannot."""
         try:
             self._control = ControlSocket(directory, identity, self._answer, self._look)
+            self.name = identity.name
         except OSError as error:
             # Nobody can ask, but it works.
             trace.event("control", directory=directory, error=str(error))
             self._log(syslog.LOG_WARNING, f"nobody can ask for its state: {error}")
+
+    def _enter_scope(self, identity: Identity) -> None:
+        why_not = enter_scope(
+            f"xen-save-helper-{identity.name}",
+            f"Postcopy {identity.role.value} of {identity.domain}",
+        )
+        if why_not:
+            self._trace.event("no_scope", error=why_not)
+            self._log(syslog.LOG_WARNING, f"it may end with who has started it: {why_not}")
 
     def close(self, why_not: str = "", told: str = "all pages are in place") -> None:
         """`why_not` is why pages are lost, if they are; else `told` is what the log says."""
@@ -110,6 +117,7 @@ class Watched:
     def _status(self) -> PostcopyStatus:
         work = self._work
         progress, link = work.progress(), work.tunnel.link()
+        self._look_up_name()
         now = time.monotonic()
         since = None if work.role is Role.PAGE_SERVER else 0.0
         if progress.waiting_since is not None:
@@ -141,12 +149,10 @@ class Watched:
         work = self._work
         now = time.monotonic()
         self._left.append((now, work.progress().left))
-        if work.role is Role.PAGER:
-            # `xl` gives it its name when it has been restored.
-            self._domain = domain_name(work.domid)
-            if not _lives(work.domid):
-                work.abort.request(errno.ESRCH, f"domain {work.domid} is gone")
-                return
+        self._look_up_name()
+        if work.role is Role.PAGER and not glance.lives(work.hypervisor, work.domid):
+            work.abort.request(errno.ESRCH, f"domain {work.domid} is gone")
+            return
         silent = work.tunnel.link().silent
         if silent < SILENCE_SECONDS:
             if self._trouble:
@@ -157,6 +163,11 @@ class Watched:
         if now - self._looked >= _LOOK_SECONDS:
             self._looked = now
             self._tell(self._why_silent())
+
+    def _look_up_name(self) -> None:
+        """A guest gets its name when it has been restored, and loses it when it has been sent."""
+        if self._work.role is Role.PAGER:
+            self._domain = glance.name(self._work.hypervisor, self._work.domid)
 
     def _why_silent(self) -> str:
         """What can be found out."""
@@ -178,20 +189,3 @@ class Watched:
         self._trouble = trouble
         self._trace.event("link_silent", trouble=trouble)
         self._log(syslog.LOG_WARNING, trouble)
-
-
-def _lives(domid: int) -> bool:
-    try:
-        # A connection of its own: this is not the thread that works on the domain.
-        with Xenctrl() as xenctrl:
-            return not xenctrl.domain_getinfo(domid).dying
-    except OSError:
-        return False
-
-
-def domain_name(domid: int) -> str:
-    """As xenstore has it; else by its number."""
-    with suppress(OSError), Xenstore() as xenstore:
-        if name := xenstore.text(f"/local/domain/{domid}/name"):
-            return name
-    return f"domain {domid}"

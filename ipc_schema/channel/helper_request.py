@@ -29,7 +29,8 @@ class HelperRequest(NamedTuple):
     """One save or restore; the catalogue's `start` says what its fields mean.
 
     `io_fd` and `back_fd` are descriptors of the process that holds the request: the helper gets
-    copies of a toolstack's, under other numbers. `back_fd` is -1 for none.
+    copies of a toolstack's, under other numbers. `back_fd` is -1 for none. A restore with a
+    `control` may be left to a pager, as a save with a `link` to a page server.
     """
 
     operation: Operation
@@ -49,6 +50,8 @@ class HelperRequest(NamedTuple):
     missing_cpu_features: MissingCpuFeatures = MissingCpuFeatures.REFUSE
     sparse: bool = False
     max_downtime_ms: int = 0
+    link: str = ""
+    control: str = ""
 
 
 OF_THE_CHANNEL = frozenset({"proof", "cbflags"})

@@ -189,14 +189,16 @@ _ROWS: Final = (
              "unsigned long cbflags, unsigned stream_type, u32 store_evtchn, u32 store_domid, "
              "u32 console_evtchn, u32 console_domid, STRING hypervisor, STRING engine, "
              "unsigned long bandwidth, bool postcopy, STRING missing_cpu_features, "
-             "bool sparse, unsigned long max_downtime_ms",
+             "bool sparse, unsigned long max_downtime_ms, STRING link, STRING control",
              Sender.CONTROLLER, _BOTH,
              "What to do; the fields of libxl's command line, the hypervisor to work on "
              "(`sim:DIRECTORY` or `xen`), the engine, a limit of the stream in bytes a second "
              "(0 none), whether the peer and the caller admit postcopy, and what a restore does "
              "with a guest that was offered more than the host's CPU has (a `MissingCpuFeatures`); "
              "whether a save may leave out pages of zeros; the milliseconds of downtime in which a "
-             "postcopy may send the guest's hottest pages ahead (0 none). "
+             "postcopy may send the guest's hottest pages ahead (0 none); where the page server of "
+             "a save listens, `ADDRESS:PORT` (empty for none), and the directory in which it, or "
+             "the pager of a restore, can be asked. "
              "`back_fd` is recv_fd for a save, send_back_fd for a restore; a callback's bit in "
              "`cbflags` is its number in the postcopy series, or, for those that the series lacks, "
              f"one of {_BITS_BEYOND_THE_SERIES}."),
@@ -205,6 +207,11 @@ _ROWS: Final = (
              "unsigned long postcopy_pages, unsigned long postcopy_faults",
              Sender.HELPER, _BOTH,
              "What the stream carried, sent once before `complete`."),
+    _channel("page_server", "STRING server, unsigned long pages, STRING refusal", Sender.HELPER,
+             _SAVE,
+             "What has become of the `link` of `start`: the last pages are left to another "
+             "process, which `server` names in the directory `control`; or that is empty, and "
+             "`refusal` says why all goes over the stream. Sent before `complete`."),
     _channel("reply", "unsigned long to, int value", Sender.CONTROLLER, _BOTH,
              "The answer to the sync callback with sequence number `to`."),
     _channel("async_callback_done", "unsigned long to, int value", Sender.CONTROLLER, _BOTH,

@@ -97,6 +97,7 @@ _CHANNEL_TURNS: Final[Mapping[str, Turn]] = {
     "hello": Turn.HELLO,
     "start": Turn.START,
     "statistics": Turn.NOTICE,
+    "page_server": Turn.NOTICE,
     "reply": Turn.REPLY,
     "async_callback_done": Turn.ASYNC_DONE,
     "abort": Turn.ABORT,

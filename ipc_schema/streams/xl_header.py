@@ -31,7 +31,9 @@ OPTIONAL_POSTCOPY: Final = 1 << 30
 """Ours: the sender may ask for a postcopy transition."""
 OPTIONAL_SPARSE: Final = 1 << 29
 """Ours: the libxc stream leaves out pages of zeros. xl has no optional flags so far and ignores
-unknown ones; these three are far from any it is likely to add."""
+unknown ones; ours are far from any it is likely to add."""
+OPTIONAL_LINK: Final = 1 << 28
+"""Ours: the guest's last pages may come over a link of their own, after the migration."""
 MAX_OPTIONAL_DATA: Final = 16 << 20
 """xl has no limit. A configuration has some KiB; firmware and device trees are not part of it."""
 

@@ -23,10 +23,12 @@ from tests.hypercalls.machine import Domain, Machine
 from tests.hypercalls.xenstored import Guest, Xenstored
 from tests.waiting import wait_for
 from xen_save_helper.helper.hypervisors.interface import Bitmap
+from xen_save_helper.helper.job import Job
 from xen_save_helper.helper.postcopy_link.curve import Keys, TunnelClient
 from xen_save_helper.helper.postcopy_link.source import PageServer
 from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
+from xen_save_helper.ipc_schema.channel.listen import Listen
 from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, XCFlags
 from xen_save_helper.ipc_schema.streams.pfns import pfns_of
 
@@ -236,13 +238,19 @@ def test_a_list_of_pages_that_is_lost(
     wait_for(lambda: migration.traced("pages_not_wanted"), "the page server ends")
 
 
+def page_server(migration: Migration, address: str) -> PageServer:
+    request = HelperRequest(Operation.SAVE, 1, -1)
+    events, control = str(migration.events), migration.control
+    return PageServer(Job(request, listen=Listen(address), control=control, events=events))
+
+
 def connected(
     migration: Migration, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[PageServer, TunnelClient]:
     """A page server, and a receiver's end that has said nothing yet."""
     for name, value in {**migration.environment, **BOTH}.items():
         monkeypatch.setenv(name, value)
-    server = PageServer(1, "127.0.0.1", 0, migration.control, str(migration.events))
+    server = page_server(migration, "127.0.0.1")
     offer = server.offer()
     keys = Keys(offer.client_key.encode(), offer.client_secret.encode())
     return server, TunnelClient(offer.address, offer.port, keys, offer.server_key.encode())
@@ -304,7 +312,7 @@ def test_a_helper_that_dies_takes_its_page_server_with_it(
     """As long as the save is not done: the guest will run on here."""
     for name, value in {**migration.environment, **BOTH}.items():
         monkeypatch.setenv(name, value)
-    server = PageServer(1, "127.0.0.1", 0, migration.control, str(migration.events))
+    server = page_server(migration, "127.0.0.1")
     server.offer()
     source.suspend()
     bitmap = Bitmap(0x900)
@@ -330,7 +338,7 @@ def test_a_page_server_that_cannot_listen_says_so(
 ) -> None:
     for name, value in {**migration.environment, **BOTH}.items():
         monkeypatch.setenv(name, value)
-    server = PageServer(1, "192.0.2.7", 0, migration.control)
+    server = page_server(migration, "192.0.2.7")
     with pytest.raises(OSError, match=r"page server: .*192\.0\.2\.7:0: Cannot assign"):
         server.offer()
     server.close()

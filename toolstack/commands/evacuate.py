@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from xen_save_helper.helper.hypervisors import XEN
+from xen_save_helper.ipc_schema.channel.listen import parse_listen
 from xen_save_helper.toolstack.aio import descriptors
 from xen_save_helper.toolstack.cancellation import told
 from xen_save_helper.toolstack.commands.common import (
@@ -55,6 +56,8 @@ _DESCRIPTORS: Final = 32
 
 def evacuate(arguments: argparse.Namespace) -> int:
     migration = options_of(arguments)
+    if arguments.jobs > 1 and migration.link and parse_listen(migration.link).port:
+        raise UsageError("--link with a PORT is for one at a time: leave it out, or give --jobs 1")
     with _watching(arguments) as view:
         ctx = context_of(arguments, say=view.say)
         destinations = _destinations(arguments, ctx)

@@ -82,6 +82,7 @@ def options_of(arguments: argparse.Namespace) -> MigrateOptions:
             config=config,
             debug=arguments.debug,
             sparse=arguments.sparse,
+            link=arguments.link,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -1,5 +1,5 @@
-"""The commands postcopy list, status, wait, reconnect and abandon: what goes on after a postcopy
-migration whose `xl` has ended."""
+"""The commands postcopy list, status, wait, reconnect and abandon: what goes on after a migration
+whose last pages go over a link of their own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from xen_save_helper.helper.settings import parse_listen, read_settings
+from xen_save_helper.helper.hypervisors import XEN
+from xen_save_helper.helper.settings import read_settings
+from xen_save_helper.ipc_schema.channel.listen import parse_listen
 from xen_save_helper.ipc_schema.control import (
     DIRECTORY_VARIABLE,
     Ask,
@@ -22,6 +24,7 @@ from xen_save_helper.toolstack.commands.common import (
     CommandError,
     UsageError,
     complain,
+    host_of,
     is_domid,
     show,
 )
@@ -40,14 +43,14 @@ WITHOUT: Final = {
 
 def show_list(arguments: argparse.Namespace) -> int:
     """Show all page servers and pagers."""
-    directory = _directory()
+    directory = _directory(arguments)
     rows = [_row(directory, process) for process in control.processes(directory)]
     return show(arguments, rows, lambda: _print(rows))
 
 
 def show_status(arguments: argparse.Namespace) -> int:
     """Show those of one guest; FAILED if one of them has lost its pages."""
-    directory = _directory()
+    directory = _directory(arguments)
     rows = [_row(directory, process) for process in _of_guest(directory, arguments.name)]
     lost = any(row["lost"] for row in rows)
     code = ExitCode.FAILED if lost else ExitCode.SUCCESS
@@ -56,7 +59,7 @@ def show_status(arguments: argparse.Namespace) -> int:
 
 def wait(arguments: argparse.Namespace) -> int:
     """Until all pages of these guests, or of all, are in place."""
-    directory = _directory()
+    directory = _directory(arguments)
     names = arguments.names
     those = [process for name in names for process in _of_guest(directory, name)]
     waited_for = those if names else control.processes(directory)
@@ -92,7 +95,7 @@ def reconnect(arguments: argparse.Namespace) -> int:
         where = parse_listen(arguments.address)
     except ValueError as error:
         raise UsageError(f"{arguments.address!r}: want {error}") from None
-    directory = _directory()
+    directory = _directory(arguments)
     process = _one_of_guest(directory, arguments.name)
     port = where.port
     if not port and process.role is Role.PAGER:
@@ -105,7 +108,7 @@ def reconnect(arguments: argparse.Namespace) -> int:
 
 def abandon(arguments: argparse.Namespace) -> int:
     """End a page server or pager, or forget one that has ended."""
-    directory = _directory()
+    directory = _directory(arguments)
     process = _one_of_guest(directory, arguments.name)
     try:
         status = control.status(directory, process)
@@ -132,8 +135,10 @@ def abandon(arguments: argparse.Namespace) -> int:
     return show(arguments, {"lost": lost}, lambda: print(text))
 
 
-def _directory() -> Path:
-    """Where the helpers' own settings have it."""
+def _directory(arguments: argparse.Namespace) -> Path:
+    """A simulated host's own, or where the helpers' own settings have it."""
+    if arguments.host not in {None, XEN}:
+        return host_of(arguments).control_dir
     found = read_settings(os.environ)
     for problem in found.problems:
         if DIRECTORY_VARIABLE in problem:

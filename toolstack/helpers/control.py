@@ -65,18 +65,18 @@ def ask(
         sock.settimeout(seconds)
         answer = b""
         try:
-            _connect(sock, directory, process)
+            connect(sock, directory, process)
             sock.sendall(encode_line({"ask": what, **fields}))
             while not answer.endswith(b"\n"):
                 sock.settimeout(max(0.001, deadline - time.monotonic()))
                 part = sock.recv(LONGEST_LINE)
                 if not part:
-                    raise _ended(directory, process)
+                    raise how_ended(directory, process)
                 answer += part
         except TimeoutError:
             raise TimeoutError(f"{process.name}: no answer within {seconds:g} s") from None
         except (ConnectionError, FileNotFoundError):
-            raise _ended(directory, process) from None
+            raise how_ended(directory, process) from None
     response = decode_line(answer)
     if "error" in response:
         raise OSError(f"{process.name}: {response['error']}")
@@ -99,7 +99,8 @@ def forget(directory: Path, process: Identity) -> None:
         (directory / (process.name + suffix)).unlink(missing_ok=True)
 
 
-def _connect(sock: socket.socket, directory: Path, process: Identity) -> None:
+def connect(sock: socket.socket, directory: Path, process: Identity) -> None:
+    """Raises OSError."""
     # Through the directory's descriptor: a socket's whole path may be too long.
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -108,7 +109,8 @@ def _connect(sock: socket.socket, directory: Path, process: Identity) -> None:
         os.close(fd)
 
 
-def _ended(directory: Path, process: Identity) -> EndedError:
+def how_ended(directory: Path, process: Identity) -> EndedError:
+    """For a process that is not there, or has hung up."""
     try:
         left = Identity.decode((directory / (process.name + IDENTITY)).read_bytes())
     except FileNotFoundError:

@@ -78,6 +78,7 @@ class HelperLaunch:
             "--start-limit", str(self.limits.helper_start),
             "--answer-limit", str(self._patience),
             "--operation", self.request.operation.value,
+            "--outlive", str(int(self._may_be_outlived)),
         )  # fmt: skip
 
     def environment(self) -> dict[str, str]:
@@ -92,6 +93,10 @@ class HelperLaunch:
             "XEN_SAVE_HELPER_ANSWER_LIMIT": str(self._patience),
             "XEN_SAVE_HELPER_MISSING_CPU_FEATURES": self.request.missing_cpu_features.value,
         }
+
+    @property
+    def _may_be_outlived(self) -> bool:
+        return self.request.operation is Operation.RESTORE and bool(self.request.control)
 
     def start_fields(self) -> dict[str, Any]:
         """The fields of the catalogue's `start`."""

@@ -29,6 +29,16 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class PageServer:
+    """The process that keeps a saved guest's last pages, and sends them, or why there is none: the
+    fields of the catalogue's `page_server`."""
+
+    server: str
+    pages: int
+    refusal: str
+
+
+@dataclass(frozen=True)
 class HelperResult:
     """How a helper ended.
 
@@ -45,6 +55,7 @@ class HelperResult:
     statistics: Statistics | None
     completed: bool
     why: Why = SYSTEM
+    page_server: PageServer | None = None
 
 
 @dataclass(frozen=True)

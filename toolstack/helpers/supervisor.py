@@ -33,6 +33,7 @@ from xen_save_helper.toolstack.helpers.request import (
     Callbacks,
     HelperProgram,
     HelperResult,
+    PageServer,
     Statistics,
 )
 from xen_save_helper.toolstack.helpers.watch import HelperWatch
@@ -97,6 +98,7 @@ class SaveHelper:
         self._last_words = ""
         self._reaped = False
         self._statistics: Statistics | None = None
+        self._page_server: PageServer | None = None
         self._done_called = False
 
     @property
@@ -189,6 +191,8 @@ class SaveHelper:
                 self._complete(message, **fields)
             case "statistics":
                 self._statistics = Statistics(**fields)
+            case "page_server":
+                self._page_server = PageServer(**fields)
             case "log" | "progress":
                 if message.name in self._callbacks:
                     self._call(message, fields)
@@ -389,6 +393,7 @@ class SaveHelper:
             why=run.why,
             statistics=self._statistics,
             completed=run.completed,
+            page_server=self._page_server,
         )
         self._done_called = True
         # Never on top of the caller's start or abort.

@@ -139,6 +139,9 @@ class Host(Protocol):
     state_dir: Path
     """The host's directory in which the toolstack keeps its journal."""
 
+    control_dir: Path
+    """The directory of the sockets on which processes of ours answer (`ipc_schema.control`)."""
+
     def domains(self) -> list[DomainSummary]:
         """libxl_list_domain, without the control domain."""
 

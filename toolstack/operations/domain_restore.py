@@ -33,6 +33,7 @@ async def domain_create_restore(
     restore_fd: int,
     send_back_fd: int = -1,
     *,
+    link: bool = False,
     on_resume: Callable[[], None] = promises_nothing,
     on_end: Callable[[RestoreResult], object] = not_told,
 ) -> RestoreResult:
@@ -41,7 +42,8 @@ async def domain_create_restore(
     for none.
 
     `on_resume` is called right before the domain may run, on the postcopy path only; if it raises,
-    the restore fails. On any failure the domain is destroyed.
+    the restore fails. On any failure the domain is destroyed. With `link` the stream may leave the
+    last pages to a link (`domain_live_migrate`): a pager then stays behind that brings them.
 
     It works on duplicates of the descriptors, shuts the stream if it fails, raises TypeError and
     ValueError, and handles a cancellation, all as `domain_suspend` does. A cancellation comes too
@@ -50,7 +52,9 @@ async def domain_create_restore(
     result.
     """
     arguments.instance("ctx", ctx, Context)
-    parameters = restore_parameters(config, name, restore_fd, send_back_fd, on_resume=on_resume)
+    parameters = restore_parameters(
+        config, name, restore_fd, send_back_fd, link=link, on_resume=on_resume
+    )
     with OwnStream(parameters.restore_fd, parameters.send_back_fd) as own:
 
         async def restore() -> RestoreResult:
@@ -70,6 +74,7 @@ def restore_parameters(
     restore_fd: int,
     send_back_fd: int = -1,
     *,
+    link: bool = False,
     on_resume: Callable[[], None] = promises_nothing,
 ) -> RestoreParameters:
     """Check the arguments of `domain_create_restore`. Raises TypeError, ValueError."""
@@ -79,6 +84,7 @@ def restore_parameters(
         descriptors.readable("restore_fd", restore_fd),
         -1 if send_back_fd == -1 else descriptors.writable("send_back_fd", send_back_fd),
         arguments.function("on_resume", on_resume),
+        link=arguments.instance("link", link, bool),
     )
 
 

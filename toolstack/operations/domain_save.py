@@ -76,6 +76,7 @@ async def domain_live_migrate(
     precopy: PrecopyLimits = LIBXL_PRECOPY,
     bandwidth: int = 0,
     sparse: bool = False,
+    link: str = "",
     on_transition: Callable[[], None] = promises_nothing,
     admitted: bool = True,
     on_end: Callable[[SaveResult], object] = not_told,
@@ -89,6 +90,12 @@ async def domain_live_migrate(
     If it raises, the transition fails without having begun. If `admitted` is false the receiver may
     leave the stream unread at first, as xl's does while it waits for its lock: `Limits.admission`
     applies until it begins, and the log says that we are waiting for it.
+
+    With a `link` (`ADDRESS[:PORT]`, an IP address of this host) there is no transition: the save
+    ends with its stream, and the last pages stay with a page server, which the receiver's pager
+    reaches there (`SaveResult.page_server`). They are lost with the domain, unless that is kept
+    until it has ended. If there is no connection, all memory goes over the stream, and the log says
+    so.
     """
     if recv_fd == -1:
         return _refused(Error.INVAL, "a live migration needs a back channel, recv_fd")
@@ -102,6 +109,7 @@ async def domain_live_migrate(
         precopy=precopy,
         bandwidth=bandwidth,
         sparse=sparse,
+        link=link,
         on_transition=on_transition,
         admitted=admitted,
     )
@@ -136,6 +144,7 @@ def live_migrate_parameters(
     precopy: PrecopyLimits,
     bandwidth: int,
     sparse: bool,
+    link: str,
     on_transition: Callable[[], None],
     admitted: bool = True,
 ) -> SaveParameters:
@@ -153,6 +162,8 @@ def live_migrate_parameters(
         sparse=arguments.instance("sparse", sparse, bool),
         postcopy=memory_strategy is MemoryStrategy.POSTCOPY,
         max_downtime_ms=precopy.max_downtime_ms or 0,
+        link=arguments.link(link),
+        control=str(ctx.host.control_dir) if link else "",
     )
     return SaveParameters(
         request,
@@ -194,7 +205,7 @@ async def save_domain(ctx: Context, parameters: SaveParameters) -> SaveResult:
     request = parameters.request
     if problem := beyond_helper(
         ctx,
-        postcopy=request.postcopy,
+        postcopy=request.postcopy or bool(request.link),
         bandwidth=request.bandwidth,
         sparse=request.sparse,
         precopy=parameters.precopy,

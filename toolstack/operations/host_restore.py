@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from xen_save_helper.ipc_schema.causes import SYSTEM, Cause, Why, why
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.channel.waits import Patience
+from xen_save_helper.ipc_schema.control import DIRECTORY_VARIABLE
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.aio.patience import patience
@@ -110,6 +111,10 @@ class HostRestore:
             "XEN_SAVE_HELPER_ENGINE": self._ctx.engine.value,
             "XEN_SAVE_HELPER_MISSING_CPU_FEATURES": self._ctx.missing_cpu_features.value,
         }
+        if self._parameters.link:
+            # A pager connects, and listens nowhere.
+            environment["XEN_SAVE_HELPER_POSTCOPY"] = "0.0.0.0"
+            environment[DIRECTORY_VARIABLE] = str(self._ctx.host.control_dir)
         reader, writer = make_pipe()
         try:
             # It moves nothing before the loop's next turn.

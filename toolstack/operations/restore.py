@@ -60,6 +60,7 @@ class RestoreParameters:
     on_resume: Callable[[], None]
     """Records the point of no return (`rules.stream.PointOfNoReturn`). If it raises, the domain
     does not run."""
+    link: bool = False
 
 
 class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
@@ -308,6 +309,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
             engine=self._ctx.engine,
             postcopy=parameters.send_back_fd >= 0,
             missing_cpu_features=self._ctx.missing_cpu_features,
+            control=str(self._ctx.host.control_dir) if parameters.link else "",
         )
         callbacks: dict[str, Callable[..., int | None]] = {
             "static_data_done": self._on_static_data_done,

@@ -20,7 +20,7 @@ from xen_save_helper.ipc_schema.streams import libxl_stream
 from xen_save_helper.ipc_schema.streams.libxl_stream import EmulatorId, RecordType
 from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.context import Context
-from xen_save_helper.toolstack.helpers.request import HelperResult, Statistics
+from xen_save_helper.toolstack.helpers.request import HelperResult, PageServer, Statistics
 from xen_save_helper.toolstack.operations.settle import heal, why_not_suspend
 from xen_save_helper.toolstack.operations.stream_operation import StreamOperation, rc_of
 from xen_save_helper.toolstack.operations.suspend import GuestSuspension
@@ -70,6 +70,8 @@ class SaveResult:
     reason: str
     suspended: bool
     why: Why = SYSTEM
+    page_server: PageServer | None = None
+    """What has become of the link that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
             reason,
             suspended,
             self._report.why,
+            self._helper_result.page_server if self._helper_result else None,
         )
 
     async def _prepare(self) -> int:

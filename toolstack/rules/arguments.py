@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 from xen_save_helper.ipc_schema.channel.field_checks import whole_number
+from xen_save_helper.ipc_schema.channel.listen import parse_listen
 from xen_save_helper.ipc_schema.channel.messages import INTEGER_RANGES, Kind
 
 _T = TypeVar("_T")
@@ -26,6 +27,18 @@ def domain_number(value: object) -> int:
             f"domid: want a domain's number, not its name {value!r}; Context.host.find(name) has it"
         )
     return whole_number("domid", value, 0, DOMID_FIRST_RESERVED - 1)
+
+
+def link(value: object) -> str:
+    """Return `value` if it is an IP address, and perhaps :PORT; or empty."""
+    if not isinstance(value, str):
+        raise TypeError(f"link: want a string, not {value!r}")
+    try:
+        if value:
+            parse_listen(value)
+    except ValueError as error:
+        raise ValueError(f"link {value!r}: want {error}") from None
+    return value
 
 
 def bandwidth(value: object) -> int:

@@ -6,8 +6,9 @@ after a failure is in `SENDER_TABLE` and `RECEIVER_TABLE` (xl: migrate_domain, m
 
 The verdict (READ_VERDICT, EXAMINE, ACCEPT, REFUSE) is ours alone: xl finds out what a guest lacks
 when the guest has arrived. It is sent only if the sender asks for it; otherwise these actions pass
-in silence. Apart from it the tables differ from xl in three places, each of which leaves one guest
-where xl leaves none or two half ones:
+in silence. So is SERVE_PAGES, for a guest whose last pages go over a link of their own. Apart from
+these the tables differ from xl in three places, each of which leaves one guest where xl leaves none
+or two half ones:
 - xl destroys the source after a postcopy whose sync message never came. Nobody knows then whether
   the guest was resumed, so the source is kept, as after any failure past the transition.
 - The receiver sends the sync message after it has given the guest its name, not before.
@@ -41,6 +42,10 @@ class Event(Enum):
     """RUN_STREAM, RESUME, SETTLE: no guest is left, here or there."""
     NOT_STARTED = "the destination could not start the guest"
     """READ_REPORT."""
+    PAGES_LEFT = "the guest runs, and its last pages are still here"
+    """READ_REPORT."""
+    NOT_AWAITED = "nobody waits for its last pages any more"
+    """SERVE_PAGES."""
     RESUMED = "resumed"
     """The receiver's RUN_STREAM: postcopy ended well, and the guest runs."""
 
@@ -56,6 +61,7 @@ class Sender(Enum):
     RENAME_AWAY = "rename the guest away"
     SAY_GO = "give the destination permission to start"
     READ_REPORT = "wait for the destination's report"
+    SERVE_PAGES = "wait until the last pages are there"
     READ_PERMISSION = "wait for permission to have the guest back"
     RENAME_BACK = "give the guest its name back"
     RESUME = "resume the guest"
@@ -115,9 +121,11 @@ SENDER_INTERRUPTIBLE: Final = frozenset(
         Sender.READ_VERDICT,
         Sender.RUN_STREAM,
         Sender.READ_READY,
+        Sender.SERVE_PAGES,
     }
 )
-"""The states in which the user can abort. Later the handshake runs to its end, within its limits:
+"""The states in which the user can abort; in SERVE_PAGES only our waiting ends. Elsewhere the
+handshake runs to its end, within its limits:
 stopping it would only turn a known state into an undefined one."""
 RECEIVER_INTERRUPTIBLE: Final = frozenset(
     {
@@ -160,6 +168,7 @@ SENDER_TABLE: Final[dict[tuple[Sender, Event], Sender]] = {
     (_S.SAY_GO, _E.OK): _S.READ_REPORT,
     (_S.SAY_GO, _E.FAILED): _S.UNDEFINED,
     (_S.READ_REPORT, _E.OK): _S.DESTROY,
+    (_S.READ_REPORT, _E.PAGES_LEFT): _S.SERVE_PAGES,
     (_S.READ_REPORT, _E.NOT_STARTED): _S.READ_PERMISSION,
     (_S.READ_REPORT, _E.FAILED): _S.UNDEFINED,
     (_S.READ_PERMISSION, _E.OK): _S.RENAME_BACK,
@@ -181,6 +190,10 @@ SENDER_TABLE: Final[dict[tuple[Sender, Event], Sender]] = {
     # The destination's report counts, whatever went wrong here.
     (_S.LOOK_FOR_SYNC, _E.OK): _S.DESTROY,
     (_S.LOOK_FOR_SYNC, _E.FAILED): _S.RENAME_INCONSISTENT,
+    # The domain holds the pages until they are there; its page server goes on without us.
+    (_S.SERVE_PAGES, _E.OK): _S.DESTROY,
+    (_S.SERVE_PAGES, _E.NOT_AWAITED): _S.SUCCESS,
+    (_S.SERVE_PAGES, _E.FAILED): _S.RENAME_INCONSISTENT,
     # The guest runs there; `recover` removes what is left here, by the journal.
     (_S.DESTROY, _E.OK): _S.SUCCESS,
     (_S.DESTROY, _E.FAILED): _S.SUCCESS,

@@ -55,6 +55,9 @@ class Promise(Enum):
     """SOURCE: the destination may have been told to start the guest."""
     TRANSITION = "transition"
     """SOURCE: the postcopy transition may have reached the destination."""
+    PAGES = "pages"
+    """SOURCE: the destination has reported that the guest runs there; its last pages are still
+    here, with a page server that sends them."""
     DONE = "done"
     """SOURCE: the destination has reported that the guest runs there. SAVE: the file is whole, and
     the guest was to end. What is left here must be destroyed."""
@@ -70,7 +73,7 @@ class Promise(Enum):
 
 
 PROMISES: Final = {
-    Role.SOURCE: (Promise.BEGUN, Promise.GO, Promise.TRANSITION, Promise.DONE),
+    Role.SOURCE: (Promise.BEGUN, Promise.GO, Promise.TRANSITION, Promise.PAGES, Promise.DONE),
     Role.DESTINATION: (
         Promise.RECEIVING,
         Promise.GO_RECEIVED,

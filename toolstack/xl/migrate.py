@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import time
@@ -16,6 +17,7 @@ from xen_save_helper.toolstack import standstill
 from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.cancellation import end_in_order, not_told, uninterrupted
 from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.helpers.request import PageServer
 from xen_save_helper.toolstack.helpers.wait_log import READY, telling_of
 from xen_save_helper.toolstack.operations.domain_save import (
     SUSPEND_DEBUG,
@@ -40,7 +42,7 @@ from xen_save_helper.toolstack.rules import arguments, handshake
 from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.rules.handshake import SENDER_INTERRUPTIBLE, Event, Sender
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
-from xen_save_helper.toolstack.xl import link
+from xen_save_helper.toolstack.xl import left_pages, link
 from xen_save_helper.toolstack.xl.conduct import Action, HandshakeSide
 from xen_save_helper.toolstack.xl.journal import Journal, Promise, Role
 from xen_save_helper.toolstack.xl.migrate_options import (
@@ -129,6 +131,7 @@ class _Sending(HandshakeSide[Sender]):
         self._options = migration.options
         self._journal = migration.journal
         self._receiver: RunningReceiver | None = None
+        self._receiver_ended = False
 
     @property
     def _actions(self) -> dict[Sender, Action]:
@@ -141,6 +144,7 @@ class _Sending(HandshakeSide[Sender]):
             Sender.RENAME_AWAY: self._rename_away,
             Sender.SAY_GO: lambda: self._say(xl_handshake.GO),
             Sender.READ_REPORT: self._read_report,
+            Sender.SERVE_PAGES: self._serve_pages,
             Sender.READ_PERMISSION: lambda: self._hear(xl_handshake.PERMISSION),
             Sender.RENAME_BACK: self._rename_back,
             Sender.RESUME: self._resume,
@@ -225,7 +229,9 @@ class _Sending(HandshakeSide[Sender]):
         """Ask for a verdict if the receiver must be ours: only ours takes a simulated guest, does
         postcopy, or restores a sparse stream. xl's sends no verdict."""
         flags = 0
-        if self._options.strategy is MemoryStrategy.POSTCOPY:
+        if self._options.link:
+            flags |= xl_header.OPTIONAL_LINK
+        elif self._options.strategy is MemoryStrategy.POSTCOPY:
             flags |= xl_header.OPTIONAL_POSTCOPY
         if self._options.sparse:
             flags |= xl_header.OPTIONAL_SPARSE
@@ -272,10 +278,11 @@ class _Sending(HandshakeSide[Sender]):
                     self._there.process.send_fd,
                     SUSPEND_LIVE | (SUSPEND_DEBUG if self._options.debug else 0),
                     self._there.process.recv_fd,
-                    self._options.strategy,
+                    MemoryStrategy.DEFAULT if self._options.link else self._options.strategy,
                     precopy=self._options.precopy,
                     bandwidth=self._options.bandwidth,
                     sparse=self._options.sparse,
+                    link=self._options.link,
                     on_transition=self._transition_begins,
                     admitted=self._admitted,
                 ),
@@ -287,6 +294,8 @@ class _Sending(HandshakeSide[Sender]):
             self._fail(Error.FAIL, message_of(error), why(error))
             return Event.FAILED_AFTER_TRANSITION
         done = saved.postcopy_transitioned is PostcopyTransitioned.DONE
+        if saved.page_server is not None and saved.page_server.refusal:
+            self._course.warnings.append(f"no postcopy: {saved.page_server.refusal}")
         if not saved.rc:
             return Event.TRANSITIONED if done else Event.OK
         gone = "the other side closed the link: " if saved.why.cause is Cause.PEER else ""
@@ -327,6 +336,32 @@ class _Sending(HandshakeSide[Sender]):
             self._fail(Error.FAIL, reason, Why(Cause.PEER))
             return Event.NOT_STARTED
         self._course.report_came_at = time.monotonic()
+        return Event.OK if self._page_server is None else Event.PAGES_LEFT
+
+    @property
+    def _page_server(self) -> PageServer | None:
+        """The one that has the guest's last pages; None if all went over the stream."""
+        saved = self._course.saved
+        server = saved.page_server if saved else None
+        return server if server is not None and server.server else None
+
+    async def _serve_pages(self) -> Event:
+        """Wait until the page server has done its work. It goes on without us, and so does the
+        guest."""
+        server = self._page_server
+        assert server is not None, "it was left pages"
+        self._course.left_over = True
+        try:
+            self._journal.promise(Promise.PAGES)
+            await self._end_receiver(Outcome.SUCCESS)
+            self._course.pages_sent = await left_pages.all_sent(
+                self._host.control_dir, server.server, self._ctx.say_progress
+            )
+        except asyncio.CancelledError:
+            return Event.NOT_AWAITED
+        except left_pages.PagesLostError as error:
+            self._fail(Error.FAIL, f"the destination lacks pages: {error}", _BY_DESTINATION)
+            return Event.FAILED
         return Event.OK
 
     async def _read_sync(self) -> Event:
@@ -387,8 +422,9 @@ class _Sending(HandshakeSide[Sender]):
 
     async def _end_receiver(self, outcome: Outcome) -> None:
         """Wait for the receiver to end; on this machine, finish what a killed one left."""
-        if self._receiver is None:
+        if self._receiver is None or self._receiver_ended:
             return
+        self._receiver_ended = True
         end = await self._receiver.end()
         self._ctx.trace.event("receiver_exited", status=end.status)
         if outcome is Outcome.SUCCESS:

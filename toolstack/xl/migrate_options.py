@@ -47,7 +47,9 @@ class MigrateOptions:
     """How to migrate. `bandwidth`: bytes per second at most, 0 for no limit. `paused`: the guest
     stays paused at the destination. `config`: sent instead of the domain's own configuration.
     `debug`: SUSPEND_DEBUG, all memory is sent again and compared. `sparse`: leave
-    out pages of zeros; the receiver must be ours.
+    out pages of zeros; the receiver must be ours. `link`, of a postcopy: `ADDRESS[:PORT]`, an IP
+    address of this host at which the receiver fetches the last pages, over a connection of its own;
+    whatever becomes of the migration's, the guest is not lost.
 
     Raises TypeError and ValueError for invalid options and combinations.
     """
@@ -59,6 +61,7 @@ class MigrateOptions:
     config: Mapping[str, Any] | None = None
     debug: bool = False
     sparse: bool = False
+    link: str = ""
 
     def __post_init__(self) -> None:
         arguments.instance("strategy", self.strategy, MemoryStrategy)
@@ -67,10 +70,14 @@ class MigrateOptions:
         arguments.instance("sparse", self.sparse, bool)
         if self.config is not None:
             arguments.configuration(self.config)
+        arguments.link(self.link)
         if self.strategy is not MemoryStrategy.POSTCOPY:
+            if self.link:
+                raise ValueError("link: only a postcopy has last pages that come later")
             return
+        paused = self.paused and not self.link
         for name, given, why in (
-            ("paused", self.paused, "the guest runs before all its memory is there"),
+            ("paused", paused, "the guest runs before all its memory is there"),
             ("debug", self.debug, "the guest runs, and changes the memory to compare"),
             ("abort_after", self.precopy.abort_after is not None, "postcopy always converges"),
         ):

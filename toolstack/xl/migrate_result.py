@@ -32,6 +32,7 @@ from xen_save_helper.toolstack.xl.outcome import (
 )
 
 if TYPE_CHECKING:
+    from xen_save_helper.ipc_schema.control import PostcopyStatus
     from xen_save_helper.toolstack.hosts.interface import GuestReport, Host
 
 LONG_DOWNTIME = 1.0
@@ -75,6 +76,8 @@ class Course:
     """Whether the stream has begun."""
     source_report: GuestReport | None = None
     """The guest's last report here, before it was destroyed."""
+    pages_sent: PostcopyStatus | None = None
+    """The page server's last status, once it has sent the last pages; None if it was too fast."""
     left_over: bool = False
     """Whether the guest runs there, but was not destroyed here."""
     report_came_at: float | None = None
@@ -114,12 +117,14 @@ class ResultMaker:
         else:
             guest = self._guest_here()
         postcopy = None
+        if saved and saved.page_server is not None and saved.page_server.server:
+            faults = None if course.pages_sent is None else course.pages_sent.faults
+            postcopy = _postcopy_result(saved.page_server.pages, faults, there)
         if saved and saved.postcopy_transitioned is PostcopyTransitioned.DONE:
-            postcopy = PostcopyResult(
-                pages=statistics.postcopy_pages if statistics else None,
-                faults=statistics.postcopy_faults if statistics else None,
-                fault_p50_us=there.fault_p50_us if there else None,
-                fault_p99_us=there.fault_p99_us if there else None,
+            postcopy = _postcopy_result(
+                statistics.postcopy_pages if statistics else None,
+                statistics.postcopy_faults if statistics else None,
+                there,
             )
         never = PostcopyTransitioned.NEVER
         downtime = self._downtime(there) if outcome is Outcome.SUCCESS else None
@@ -204,6 +209,17 @@ def _place(ctx: Context) -> str:
     """A host's name for people: a simulated one's directory, or the name of the machine."""
     directory = ctx.hypervisor.removeprefix("sim:")
     return platform.node() if directory == ctx.hypervisor else directory
+
+
+def _postcopy_result(
+    pages: int | None, faults: int | None, there: GuestReport | None
+) -> PostcopyResult:
+    return PostcopyResult(
+        pages=pages,
+        faults=faults,
+        fault_p50_us=there.fault_p50_us if there else None,
+        fault_p99_us=there.fault_p99_us if there else None,
+    )
 
 
 def _guest_result(place: str | None, state: str | None, report: GuestReport | None) -> GuestResult:

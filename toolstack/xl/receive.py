@@ -222,9 +222,9 @@ class _Receiving(HandshakeSide[Receiver]):
             return f"the domain {self._incoming} cannot be created: {problem}"
         if self._flags & xl_header.OPTIONAL_SPARSE and (problem := beyond_sparse(self._ctx)):
             return problem
-        if not self._flags & xl_header.OPTIONAL_POSTCOPY:
+        if not self._flags & (xl_header.OPTIONAL_POSTCOPY | xl_header.OPTIONAL_LINK):
             return ""
-        if self._leave_paused:
+        if self._leave_paused and self._flags & xl_header.OPTIONAL_POSTCOPY:
             return "a guest that comes by postcopy runs at once and cannot stay paused"
         return host.why_no_postcopy()
 
@@ -266,6 +266,7 @@ class _Receiving(HandshakeSide[Receiver]):
                 self._incoming,
                 self._stream_fd,
                 self._back_fd if self._may_be_postcopy else -1,
+                link=bool(self._flags & xl_header.OPTIONAL_LINK),
                 on_resume=self._resumes,
             ),
         )

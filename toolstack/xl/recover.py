@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.helpers import page_server
 from xen_save_helper.toolstack.helpers.endpoint import sweep_endpoints
 from xen_save_helper.toolstack.operations.domain_lock import domain_lock
 from xen_save_helper.toolstack.operations.settle import DEAD, heal, resume_for_sure
@@ -47,6 +48,8 @@ class Remedy(Enum):
     """The guest runs: give it its name."""
     FINISH_IF_WHOLE = "finish if whole"
     """The guest may have run with part of its memory: keep it only if it can compare all of it."""
+    DESTROY_IF_SENT = "destroy if sent"
+    """The guest runs at the other side: destroy what is here once its last pages are there."""
     REFUSE = "refuse"
     """The guest may run at the other side: leave the choice to a person."""
     FORGET = "forget"
@@ -57,6 +60,7 @@ REMEDIES: Final = {
     (Role.SOURCE, Promise.BEGUN): Remedy.RESUME,
     (Role.SOURCE, Promise.GO): Remedy.REFUSE,
     (Role.SOURCE, Promise.TRANSITION): Remedy.REFUSE,
+    (Role.SOURCE, Promise.PAGES): Remedy.DESTROY_IF_SENT,
     (Role.SOURCE, Promise.DONE): Remedy.DESTROY,
     (Role.DESTINATION, Promise.RECEIVING): Remedy.DESTROY,
     (Role.DESTINATION, Promise.GO_RECEIVED): Remedy.START,
@@ -70,6 +74,9 @@ REMEDIES: Final = {
 }
 
 
+_UNCERTAIN: Final = frozenset({Remedy.REFUSE, Remedy.DESTROY_IF_SENT})
+"""Remedies that change nothing, until a person chooses."""
+
 OPERATIONS: Final = {
     Role.SOURCE: "migration",
     Role.DESTINATION: "migration",
@@ -81,6 +88,7 @@ OPERATIONS: Final = {
 
 _LEFT: Final = {
     (Role.SOURCE, Promise.BEGUN): "its migration was left in the middle",
+    (Role.SOURCE, Promise.PAGES): "it runs at {entry.peer}, and its last pages are sent from here",
     (Role.SOURCE, Promise.DONE): "it runs at {entry.peer}; what is left here goes",
     (Role.DESTINATION, Promise.RECEIVING): "only partly received",
     (Role.DESTINATION, Promise.GO_RECEIVED): "received whole, but not started yet",
@@ -122,7 +130,7 @@ def decide(role: Role, promise: Promise, state: str | None) -> Remedy:
     remedy = REMEDIES[role, promise]
     if state is None:
         return Remedy.FORGET
-    if remedy is Remedy.REFUSE and state == "running":
+    if remedy in _UNCERTAIN and state == "running":
         return Remedy.FORGET  # a person has resumed it since
     if (role, promise, state) == (Role.SAVE, Promise.DONE, "running"):
         return Remedy.FORGET  # its controller has resumed it, but could not take the promise back
@@ -263,14 +271,23 @@ def _alone(host: Host, domid: int | None) -> AbstractContextManager[None]:
 def _end(host: Host, entry: JournalEntry, choice: PersonsChoice | None) -> Recovery:
     row = domain_of(host, entry)
     remedy = decide(entry.role, entry.promise, row.state.value if row else None)
-    if remedy is Remedy.REFUSE and choice is not None:
+    if remedy is Remedy.DESTROY_IF_SENT and not _not_sent(host, entry):
+        remedy = Remedy.DESTROY
+    if remedy in _UNCERTAIN and choice is not None:
         remedy = Remedy.RESUME if choice is PersonsChoice.RESUME else Remedy.DESTROY
     done, text = _carry_out(host, entry, row, remedy)
-    if remedy is not Remedy.REFUSE:
+    if remedy not in _UNCERTAIN:
         if entry.partial is not None:
             Path(entry.partial).unlink(missing_ok=True)
+        if entry.promise is Promise.PAGES and entry.domid is not None:
+            page_server.forget(host.control_dir, entry.domid)
         journal.remove(host.state_dir, entry)
     return Recovery(entry.name, entry.role, entry.promise, remedy, done, text)
+
+
+def _not_sent(host: Host, entry: JournalEntry) -> str:
+    assert entry.domid is not None, "the source knows its domain"
+    return page_server.why_not_sent(host.control_dir, entry.domid)
 
 
 def _carry_out(
@@ -308,6 +325,11 @@ def _carry_out(
             return True, f"{entry.name!r} runs here"
         case Remedy.FINISH_IF_WHOLE:
             return _finish_if_whole(host, entry, row)
+        case Remedy.DESTROY_IF_SENT:
+            return False, (
+                f"{row.name!r} runs at {entry.peer}, and its last pages are here: "
+                f"{_not_sent(host, entry)}"
+            )
         case Remedy.REFUSE:
             return False, _refusal(host, entry, row)
 

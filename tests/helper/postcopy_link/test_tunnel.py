@@ -6,7 +6,6 @@ import os
 import random
 import select
 import socket
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import zmq
 
+from tests.helper.postcopy_link.cable import Link
 from tests.waiting import wait_for
 from xen_save_helper.helper.postcopy_link.curve import (
     Keys,
@@ -28,77 +28,6 @@ from xen_save_helper.helper.postcopy_link.tunnel import Tunnel
 pytestmark = pytest.mark.timeout(120)
 
 SIZE = 6 << 20
-
-
-class Link:
-    """Carries connections to `port`, until they are `cut`."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.carried = 0
-        self.made = 0
-        self._ends: list[socket.socket] = []
-        self._near: list[socket.socket] = []
-        self._keep_far = False
-        self._kept: list[socket.socket] = []
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def cut(self, *, one_side: bool = False) -> None:
-        """`one_side`: the server's does not notice."""
-        self._keep_far = one_side
-        for end in self._near if one_side else list(self._ends):
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-
-    def close(self) -> None:
-        self._stopping = True
-        self._thread.join()
-        self._listener.close()
-
-    def _run(self) -> None:
-        other: dict[socket.socket, socket.socket] = {}
-        while not self._stopping:
-            ready, _, _ = select.select([self._listener, *other], [], [], 0.05)
-            for end in ready:
-                if end is self._listener:
-                    near = self._listener.accept()[0]
-                    try:
-                        far = socket.create_connection(("127.0.0.1", self._target))
-                    except OSError:
-                        near.close()
-                        continue
-                    other[near], other[far] = far, near
-                    self._ends = list(other)
-                    self._near = [near]
-                    self.made += 1
-                elif end in other:
-                    self._carry(end, other)
-        for end in (*other, *self._kept):
-            end.close()
-
-    def _carry(self, end: socket.socket, other: dict[socket.socket, socket.socket]) -> None:
-        try:
-            data = end.recv(1 << 16)
-            if data:
-                other[end].sendall(data)
-                self.carried += len(data)
-                return
-        except OSError:
-            pass
-        far = other.pop(end)
-        other.pop(far)
-        end.close()
-        if self._keep_far:
-            self._kept.append(far)
-        else:
-            far.close()
-        self._ends = list(other)
 
 
 @contextmanager

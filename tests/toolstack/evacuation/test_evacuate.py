@@ -335,6 +335,7 @@ class TestRefused:
             (["--weight", "2"], 2, "invalid weight '2'"),
             (["--jobs", "0"], 2, "invalid number '0'"),
             (["--postcopy", "--paused"], 2, "postcopy excludes paused"),
+            (["--postcopy", "--link=127.0.0.1:99"], 2, "--link with a PORT is for one at a time"),
         ],
     )
     def test_options(self, unharmed: Hosts, more: list[str], code: int, text: str) -> None:

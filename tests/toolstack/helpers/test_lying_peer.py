@@ -304,6 +304,8 @@ def start_fields() -> dict[str, Any]:
         "missing_cpu_features": "refuse",
         "sparse": False,
         "max_downtime_ms": 0,
+        "link": "",
+        "control": "",
     }
 
 

@@ -61,4 +61,5 @@ def test_each_callback_has_its_own_bit_or_needs_none() -> None:
 
 
 def test_what_is_always_provided() -> None:
-    assert {"log", "progress", "complete", "statistics", "hello"} == ALWAYS_PROVIDED
+    unasked = {"log", "progress", "complete", "statistics", "page_server", "hello"}
+    assert unasked == ALWAYS_PROVIDED

@@ -143,7 +143,9 @@ def test_each_end_of_the_sender_has_an_exit_code() -> None:
 
 
 def test_an_abort_is_possible_only_while_the_guest_is_surely_here() -> None:
-    for state in SENDER_INTERRUPTIBLE:
+    """Or while nothing but our own waiting is given up."""
+    assert SENDER_TABLE[Sender.SERVE_PAGES, Event.NOT_AWAITED] is Sender.SUCCESS
+    for state in SENDER_INTERRUPTIBLE - {Sender.SERVE_PAGES}:
         end = SENDER_TABLE[state, Event.FAILED]
         assert end in {Sender.RUNNING_AT_SOURCE, Sender.RESUME}
 
@@ -195,6 +197,7 @@ class World:
         self.config_sent = False
         self.accepted = False
         self.streamed: Event | None = None
+        self.left = False
         self.source, self.destination = "running", "absent"
         self.nothing_fails = False
 
@@ -209,6 +212,8 @@ class World:
         if state in self.EXPECTS:
             if self.to_sender:
                 event = self.EXPECTS[state].get(self.to_sender.pop(0), Event.FAILED)
+                if state is Sender.READ_REPORT and event is OK and self.left:
+                    event = Event.PAGES_LEFT
             elif self.receiver.ended or self.fails():
                 event = Event.FAILED
             else:
@@ -224,6 +229,11 @@ class World:
                 st.sampled_from([OK, Event.TRANSITIONED, FAILED, Event.FAILED_AFTER_TRANSITION])
             )
             self.streamed = event
+            self.left = event is OK and bool(self.draw(st.booleans()))
+        elif state is Sender.SERVE_PAGES:
+            assert self.destination == "running"
+            event = FAILED if self.fails() else self.draw(st.sampled_from([OK, Event.NOT_AWAITED]))
+            self.left = event is not OK
         else:
             event = FAILED if self.fails() else OK
         if event is OK:
@@ -232,6 +242,7 @@ class World:
             if state is Sender.RESUME:
                 self.source = "running"
             if state is Sender.DESTROY:
+                assert not self.left, "the destination lacks pages that are here"
                 self.source = "gone"
         self.sender.step(event)
         return True

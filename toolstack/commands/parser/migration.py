@@ -27,6 +27,13 @@ def add_migration_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--postcopy", action="store_true", help="let the guest run before all its memory is there"
     )
+    parser.add_argument(
+        "--link",
+        metavar="ADDRESS[:PORT]",
+        default="",
+        help="with --postcopy: an address of this host at which the destination fetches the last "
+        "pages, over a connection of its own, which may break and come back",
+    )
     rounds = parser.add_mutually_exclusive_group()
     rounds.add_argument(
         "--max-rounds",

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
+
 from xen_save_helper.toolstack.commands.common import positive
 from xen_save_helper.toolstack.commands.parser.adding import Commands, add_group
+from xen_save_helper.toolstack.commands.parser.shared import add_host
 
 
 def add_postcopy_commands(
     commands: Commands,
 ) -> None:
-    """Add the commands of `postcopy`; page servers and pagers are this machine's."""
-    text = "see and steer what goes on after a postcopy under xl: page servers and pagers"
-    command = add_group(commands, "postcopy", text)
+    """Add the commands of `postcopy`."""
+    text = (
+        "see and steer what goes on after a postcopy under xl, or with `migrate --link`: page "
+        "servers and pagers"
+    )
+    added = add_group(commands, "postcopy", text)
+
+    def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
+        parser = added(name, run, text)
+        add_host(parser)
+        return parser
+
     command("list", "postcopy:show_list", "show all of them")
     status = command(
         "status", "postcopy:show_status", "show those of a guest; fails if its pages are lost"

@@ -37,7 +37,7 @@ def add_events(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_host(parser: argparse.ArgumentParser) -> None:
+def add_host(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host",
         metavar="DIR|xen",
@@ -76,7 +76,7 @@ def _add_missing_cpu_features(parser: argparse.ArgumentParser) -> None:
 
 
 ADD_SHARED: Final[Mapping[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "host": _add_host,
+    "host": add_host,
     "json": add_json,
     "limit": add_limit,
     "events": add_events,

@@ -52,6 +52,7 @@ class SimulatedHost:
         self.directory = Path(directory).absolute()
         domain_files.check_host(self.directory)
         self.state_dir = self.directory
+        self.control_dir = self.directory / "control"
         self.timeout = timeout
 
     # -- who is there ---------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -23,6 +24,7 @@ from xen_save_helper.helper.hypervisors.xen.controlled_domain import (
 from xen_save_helper.helper.hypervisors.xen.domain import XenDomain
 from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl, XenDomainInfo
 from xen_save_helper.helper.hypervisors.xen.xenstore import Xenstore
+from xen_save_helper.helper.settings import control_directory
 from xen_save_helper.ipc_schema.streams import xl_header
 from xen_save_helper.toolstack.hosts.interface import (
     DomainSummary,
@@ -61,6 +63,7 @@ class XenHost:
 
     def __init__(self) -> None:
         self.state_dir = STATE_DIRECTORY
+        self.control_dir = control_directory(os.environ)
         self._emulator_contexts: dict[int, bytes] = {}
         self._suspended_at: dict[int, float] = {}
         self._builds: dict[int, DomainBuild] = {}

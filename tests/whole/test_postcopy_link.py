@@ -1,0 +1,219 @@
+"""A postcopy whose last pages go over a link of their own, with our controllers at both ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Final
+
+import pytest
+
+from tests.conftest import HostFactory, processes_under
+from tests.helper.postcopy_link.cable import Link
+from tests.waiting import wait_for
+from tests.whole.stage import TOOLSTACK, Ended, Stage, toolstack
+from xen_save_helper.ipc_schema.control import Identity, PostcopyStatus
+from xen_save_helper.toolstack.helpers import control
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+
+MEMORY: Final = 16 << 20
+LINK: Final = ("--postcopy", "--max-rounds", "0", "--link", "127.0.0.1")
+SLOW: Final = ("--bandwidth", "4M")
+"""All memory takes four seconds."""
+
+
+@pytest.fixture
+def stage(host_factory: HostFactory) -> Iterator[Stage]:
+    stage = Stage(host_factory, MEMORY, "random")
+    yield stage
+    for host in stage.hosts:
+        for row in host.domains():
+            host.destroy(row.domid)
+    root = stage.events.parent
+    wait_for(lambda: processes_under(root) == [], "page server and pager have ended")
+
+
+@dataclass
+class Halfway:
+    """A migration whose guest runs at the destination; most of its pages are still to come, since
+    its pager stands still."""
+
+    process: subprocess.Popen[str]
+    pager: int
+
+    def go_on(self) -> None:
+        os.kill(self.pager, signal.SIGCONT)
+
+    def ended(self) -> Ended:
+        out, err = self.process.communicate(timeout=60)
+        return Ended(self.process.returncode, out, err)
+
+
+@pytest.fixture
+def halfway(stage: Stage) -> Iterator[Halfway]:
+    process = subprocess.Popen(
+        stage.migrate_arguments(*LINK, *SLOW),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    there = stage.destination.control_dir
+
+    def pager() -> int:
+        """Once it no longer keeps its controller waiting."""
+        assert process.poll() is None, process.communicate()
+        left = any(
+            (event["process"], event["event"]) == ("receiver", "helper_exited")
+            for event in stage.trace()
+        )
+        return control.processes(there)[0].pid if left else 0
+
+    try:
+        pid = wait_for(pager, "there is a pager")
+        os.kill(pid, signal.SIGSTOP)
+        wait_for(
+            lambda: any(event["event"] == "receiver_exited" for event in stage.trace()),
+            "the guest runs there",
+        )
+        yield Halfway(process, pid)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+        process.kill()
+        process.communicate()
+
+
+def identity(host: SimulatedHost) -> Identity:
+    (found,) = control.processes(host.control_dir)
+    return found
+
+
+def status(host: SimulatedHost) -> PostcopyStatus:
+    return control.status(host.control_dir, identity(host))
+
+
+def is_whole(stage: Stage) -> None:
+    """The guest runs at the destination alone, with all its memory."""
+    assert stage.source.domains() == []
+    (row,) = stage.destination.domains()
+    assert (row.name, row.state) == ("g", GuestState.RUNNING)
+    report = stage.destination.verify(row.domid, 30)
+    assert report.memory_ok
+    assert report.crash is None
+
+
+def postcopy(host: SimulatedHost, *arguments: str) -> Ended:
+    return toolstack("postcopy", *arguments, "--host", str(host.directory), "--json")
+
+
+def test_the_last_pages_come_after_the_migration(stage: Stage) -> None:
+    done = toolstack(*stage.migrate_arguments(*LINK)[len(TOOLSTACK) :])
+    assert done.code == 0, done.err
+    result = done.json
+    assert result["outcome"] == "success"
+    assert result["mode"] == "postcopy"
+    assert result["postcopy_transitioned"] == "never"
+    assert result["postcopy"]["pages"] >= MEMORY // 4096
+    assert result["warnings"] == []
+    is_whole(stage)
+    assert list(stage.source.control_dir.iterdir()) == []
+
+
+def test_a_paused_guest_gets_its_pages(stage: Stage) -> None:
+    done = toolstack(*stage.migrate_arguments(*LINK, "--paused")[len(TOOLSTACK) :])
+    assert done.code == 0, done.err
+    (row,) = stage.destination.domains()
+    assert row.state is GuestState.PAUSED
+    stage.destination.unpause(row.domid)
+    is_whole(stage)
+
+
+def test_the_senders_controller_dies(stage: Stage, halfway: Halfway) -> None:
+    """Nothing is lost: the page server goes on, and `recover` does the rest once it is done."""
+    halfway.process.kill()
+    halfway.process.wait()
+    early = toolstack("recover", "g", "--host", str(stage.source.directory))
+    assert early.code == 1
+    assert "still to be sent" in early.err + early.out
+    assert "xen-toolstack postcopy wait" in early.err + early.out
+    halfway.go_on()
+    assert postcopy(stage.source, "wait", "g").code == 0
+    late = toolstack("recover", "g", "--host", str(stage.source.directory))
+    assert late.code == 0, late.err
+    is_whole(stage)
+
+
+def test_an_interrupt_ends_the_waiting_alone(stage: Stage, halfway: Halfway) -> None:
+    halfway.process.send_signal(signal.SIGINT)
+    done = halfway.ended()
+    assert done.code == 0
+    assert done.json["outcome"] == "success"
+    assert any("recover g" in line for line in done.json["warnings"])
+    assert status(stage.source).pages_left > 0
+    halfway.go_on()
+    assert postcopy(stage.destination, "wait", "g").code == 0
+    wait_for(lambda: not control.processes(stage.source.control_dir), "the page server has ended")
+    assert toolstack("recover", "g", "--host", str(stage.source.directory)).code == 0
+    is_whole(stage)
+
+
+def test_the_page_server_dies(stage: Stage, halfway: Halfway) -> None:
+    """The domain that holds the pages is kept, and both ends say that they are lost."""
+    os.kill(identity(stage.source).pid, signal.SIGKILL)
+    done = halfway.ended()
+    assert done.code == 3
+    assert done.json["outcome"] == "postcopy-failed"
+    assert "has died" in done.json["reason"]
+    (row,) = stage.source.domains()
+    assert row.name == "g--postcopy-inconsistent"
+    told = postcopy(stage.source, "status", "g")
+    assert told.code == 1
+    assert json.loads(told.out)[0]["lost"]
+    assert postcopy(stage.source, "abandon", "g").code == 0
+
+
+def test_nobody_can_listen_there(stage: Stage) -> None:
+    """It is an ordinary migration then, and says so."""
+    arguments = stage.migrate_arguments("--postcopy", "--link", "192.0.2.7")[len(TOOLSTACK) :]
+    done = toolstack(*arguments, "-v")
+    assert done.code == 0
+    assert done.json["postcopy"] is None
+    assert any("192.0.2.7" in line for line in done.json["warnings"])
+    is_whole(stage)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--link", "127.0.0.1"), "only a postcopy has last pages"),
+        (("--postcopy", "--link", "localhost"), "want an IP address"),
+        (("--postcopy", "--link", "127.0.0.1:70000"), "want an IP address"),
+    ],
+)
+def test_a_link_that_cannot_be(stage: Stage, options: tuple[str, ...], problem: str) -> None:
+    done = toolstack(*stage.migrate_arguments(*options)[len(TOOLSTACK) :])
+    assert done.code == 2
+    assert problem in done.err
+
+
+def test_a_link_that_breaks_twenty_times(stage: Stage, halfway: Halfway) -> None:
+    halfway.go_on()
+    with closing(Link(status(stage.source).port)) as link:
+        where = f"127.0.0.1:{link.port}"
+        assert postcopy(stage.destination, "reconnect", "g", where).code == 0
+        for cut in range(1, 21):
+            wait_for(
+                lambda cut=cut: link.made >= cut and link.carried > cut * MEMORY // 100,
+                "it carries again",
+            )
+            link.cut()
+        done = halfway.ended()
+        assert link.made > 20
+    assert done.json["outcome"] == "success"
+    is_whole(stage)
