@@ -216,8 +216,8 @@ def _report(arguments: argparse.Namespace, result: EvacuationResult) -> int:
     show(arguments, {**result.as_json(), "exit_code": int(result.exit_code)}, human)
     if result.interrupted:
         here = len(result.guests) - len(result.having(Fate.MOVED, Fate.MOVED_BEFORE))
-        text = f"{here} are not moved, and the same command goes on with them"
-        complain(arguments, f"interrupted: {text if here else 'too late, all have moved'}")
+        text = f"with {here} not moved; the same command goes on with them"
+        complain(arguments, f"interrupted {text if here else 'too late: all have moved'}")
     return result.exit_code
 
 

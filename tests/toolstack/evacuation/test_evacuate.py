@@ -24,8 +24,9 @@ from xen_save_helper.toolstack.evacuation import record
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
-SLOW = "--bandwidth=6M"
-"""Three guests of 4 MiB are on their way for two seconds."""
+BANDWIDTH = "--bandwidth=8M"
+SLOW = 1 / 32
+"""The weight of a guest that would be on its way for half a minute."""
 
 
 def guests(hosts: Hosts, number: int, megabytes: int = 4) -> list[str]:
@@ -65,8 +66,8 @@ def helpers(events: Path) -> dict[str, int]:
 
 def under_way(events: Path, name: str) -> int:
     """Wait until the guest's first round of precopy has begun; returns its helper's pid."""
-    policy = {"process": "controller", "guest_name": name}
-    wait_for(lambda: begun(events, "precopy_policy", **policy), f"{name} is on its way")
+    asked = {"process": "controller", "guest_name": name, "name": "precopy_policy"}
+    wait_for(lambda: begun(events, "callback", **asked), f"{name} is on its way")
     return helpers(events)[name]
 
 
@@ -129,7 +130,7 @@ def test_a_guest_whose_helper_is_killed_stays_and_the_others_go(
     events = tmp_path / "events"
     process = hosts.start(
         *("evacuate", "--host", hosts.source, "--to", hosts.destination, "--json"),
-        *(SLOW, "--weight", "g2=2", "--events", events),
+        *(BANDWIDTH, "--weight", f"g1={SLOW}", "--weight", "g2=2", "--events", events),
     )
     os.kill(under_way(events, "g1"), signal.SIGKILL)
     code, result, err = ended(process)
@@ -146,10 +147,10 @@ def test_a_guest_whose_helper_is_killed_stays_and_the_others_go(
         for event in begun(events, "start", process="helper", operation="save")
     }
     # The first has its part although the others have not begun yet.
+    whole, weights = 8 << 20, {"g0": 1, "g1": SLOW, "g2": 2}
     pids = helpers(events)
-    assert [shares[pids[name]] for name in ("g0", "g1", "g2")] == [
-        (6 << 20) // 4, (6 << 20) // 4, (6 << 20) // 2
-    ]  # fmt: skip
+    for name, weight in weights.items():
+        assert shares[pids[name]] == pytest.approx(whole * weight / sum(weights.values()), abs=4)
 
 
 def test_a_guest_whose_receiver_is_killed_stays_and_the_others_go(
@@ -159,7 +160,7 @@ def test_a_guest_whose_receiver_is_killed_stays_and_the_others_go(
     events = tmp_path / "events"
     process = hosts.start(
         *("evacuate", "--host", hosts.source, "--to", hosts.destination, "--json"),
-        *(SLOW, "--events", events),
+        *(BANDWIDTH, "--weight", f"g2={SLOW}", "--events", events),
     )
     under_way(events, "g2")
     children = psutil.Process(process.pid).children()
@@ -180,7 +181,10 @@ def test_an_interrupted_evacuation_says_what_is_where_and_goes_on(
     names = guests(hosts, 4)
     events = tmp_path / "events"
     command = ("evacuate", "--host", hosts.source, "--to", hosts.destination, "--json", *names)
-    process = hosts.start(*command, "--bandwidth", "8M", "--jobs", 2, "--events", events)
+    process = hosts.start(
+        *(*command, "--jobs", 2, "--events", events),
+        *(BANDWIDTH, "--weight", f"g3={SLOW}", "--order", "g3"),
+    )
     wait_for(lambda: begun(events, "migrated", outcome="success"), "the first has moved")
     process.send_signal(signal.SIGINT)
     code, result, err = ended(process)
@@ -188,14 +192,14 @@ def test_an_interrupted_evacuation_says_what_is_where_and_goes_on(
     assert result["interrupted"]
     moved = [name for name, fate in fates(result).items() if fate == "moved"]
     here = [name for name in names if name not in moved]
+    assert fates(result)["g3"] == "stays"
     assert set(fates(result).values()) <= {"moved", "stays", "not begun"}
     all_run(hosts.at_destination, moved)
     all_run(hosts.at_source, here)
     assert moved
     assert here
     assert err.splitlines()[-1] == (
-        f"xen-toolstack: interrupted: {len(here)} are not moved, and the same command goes on with "
-        "them"
+        f"xen-toolstack: interrupted with {len(here)} not moved; the same command goes on with them"
     )
     again = called(*command)
     assert (again.code, again.err) == (0, "")
@@ -270,7 +274,7 @@ def test_a_guest_that_dies_sets_the_exit_code(hosts: Hosts, tmp_path: Path) -> N
     events = tmp_path / "events"
     process = hosts.start(
         *("evacuate", "--host", hosts.source, "--to", hosts.destination, "--json"),
-        *("--bandwidth=4M", "--events", events),
+        *(BANDWIDTH, "--weight", f"g0={4 * SLOW}", "--events", events),
     )
     under_way(events, "g0")
     pid = next(row.pid for row in hosts.at_source.domains() if row.name == "g0")
