@@ -1,8 +1,9 @@
 """The trace: one JSON line for each callback, phase and failure, from every process.
 
 A line is an object with `t` (CLOCK_MONOTONIC, seconds), `pid`, `process` (`helper`, `controller`,
-`receiver`), `event`, and the event's own fields; `trace_events` is the catalogue of them. Lines are
-written whole, so processes may share a file that is open for appending.
+`receiver`), `event`, and the event's own fields; `trace_events` is the catalogue of them. Those of
+an evacuation's controller have a `guest_name` as well. Lines are written whole, so processes may
+share a file that is open for appending.
 """
 
 from __future__ import annotations
@@ -29,11 +30,8 @@ class Trace:
         ended: Callable[[OSError], object] | None = None,
     ) -> None:
         self._process = process
-        self._write = write
-        self._ended = ended
+        self._sink = _Sink(write, ended)
         self._guest: str | None = None
-        self._clock_told_by = 0
-        """The pid that has written `clock`: a process that was forked writes its own."""
 
     def about(self, guest: str) -> Trace:
         """The same trace for one guest's operation: each line also says `guest`, by which those of
@@ -43,11 +41,11 @@ class Trace:
         return other
 
     def event(self, event: str, **fields: object) -> None:
-        if self._write is None:
+        if self._sink.write is None:
             return
         pid = os.getpid()
-        if pid != self._clock_told_by:
-            self._clock_told_by = pid
+        if pid != self._sink.clock_told_by:
+            self._sink.clock_told_by = pid
             self.event("clock", **clock())
         import json
 
@@ -59,10 +57,29 @@ class Trace:
             **({} if self._guest is None else {"guest": self._guest}),
             **fields,
         }
+        self._sink.put(json.dumps(line, default=str).encode() + b"\n")
+
+
+class _Sink:
+    """Where the lines of a trace go, whichever guest they are about."""
+
+    def __init__(
+        self,
+        write: Callable[[bytes], object] | None,
+        ended: Callable[[OSError], object] | None,
+    ) -> None:
+        self.write = write
+        self._ended = ended
+        self.clock_told_by = 0
+        """The pid that has written `clock`: a process that was forked writes its own."""
+
+    def put(self, line: bytes) -> None:
+        if self.write is None:
+            return
         try:
-            self._write(json.dumps(line, default=str).encode() + b"\n")
+            self.write(line)
         except OSError as error:
-            self._write = None
+            self.write = None
             if self._ended is not None:
                 with contextlib.suppress(OSError):  # nobody is left to tell
                     self._ended(error)

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from tests.benchmarks import callbacks, limits, migrations, throughput
 from tests.benchmarks.beside_c_lines import beside_c
+from tests.benchmarks.evacuations import evacuations
 from tests.benchmarks.line import Line, Pair, show
 from tests.benchmarks.paging import paging
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
@@ -180,6 +181,7 @@ def simulated(memory: int, runs: int, large: str) -> Iterator[Line]:
     yield from starts(runs)
     yield from faults("256M", runs)
     yield from downtime(large)
+    yield from evacuations(-(-runs // 4))
 
 
 def main() -> int:

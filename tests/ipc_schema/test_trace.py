@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -58,3 +59,16 @@ def test_lines_about_a_guest_say_which() -> None:
 
 def test_without_a_file_nothing_is_done() -> None:
     Trace("helper").about("web").event("hello", unserialisable=object())
+
+
+def test_the_end_of_a_trace_about_several_guests_is_told_once() -> None:
+    told: list[OSError] = []
+
+    def full(_line: bytes) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    trace = Trace("controller", full, told.append)
+    web, db = trace.about("web"), trace.about("db")
+    for one in (web, db, trace, web):
+        one.event("receiver_exited", status=0)
+    assert len(told) == 1

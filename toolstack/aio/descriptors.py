@@ -33,6 +33,15 @@ def why_not() -> str:
     )
 
 
+def raise_limit(more: int) -> None:
+    """Raise this process's limit, as far as it may, so that it can open `more` descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = len(os.listdir("/proc/self/fd")) + more
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def duplicate(fd: int) -> int:
     """Return another descriptor of the same open file, which the caller closes; -1 for -1. It is
     above 2: those are for the standard streams only."""

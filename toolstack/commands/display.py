@@ -64,7 +64,7 @@ def guests(rows: Sequence[dict[str, Any]]) -> None:
     """Print the table of `list`. Only names and what guests wait for are folded. On a terminal that
     is too narrow for both, the latter is below the table; on one that is too narrow for names, each
     guest has lines of its own."""
-    console = _console()
+    console = console_on_stdout()
     simulated = any(row["workload"] for row in rows)
     titles = ("ID", "Memory", "Workload" if simulated else "Type", "State")
     cells = [_short_cells(row, simulated) for row in rows]
@@ -124,12 +124,12 @@ def postcopies(rows: Sequence[dict[str, Any]]) -> None:
         state = Text(row["trouble"] or "working", style="yellow" if row["trouble"] else "green")
         wait = seconds(row["longest_wait"])
         table.add_row(*cells, left, str(row["faults"]), rate, wait, state)
-    _console().print(table)
+    console_on_stdout().print(table)
 
 
 def operations(rows: Sequence[dict[str, Any]]) -> None:
     """Print the table of `status`, whose rows are an `OperationStatus` or a `PostcopyStatus`."""
-    _console().print(_table_of(rows))
+    console_on_stdout().print(_table_of(rows))
 
 
 def _table_of(rows: Sequence[dict[str, Any]]) -> Table:
@@ -170,7 +170,7 @@ def operation(row: dict[str, Any]) -> None:
     if "pages_left" in row:
         operations([row])
         return
-    console = _console()
+    console = console_on_stdout()
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column()
@@ -233,7 +233,7 @@ def _milliseconds(value: int | None) -> str:
 def watching(*, json: bool) -> Iterator[Callable[[Sequence[dict[str, Any]]], None]]:
     """Show the rows of `status` again and again: a terminal shows the last, anything else gets each
     one; as JSON, one line each."""
-    console = _console()
+    console = console_on_stdout()
     if json or not console.is_terminal:
         yield partial(_print_again, json=json)
         return
@@ -256,7 +256,7 @@ def migration(result: MigrationResult, extra: Sequence[tuple[str, str]] = ()) ->
         headline = "migrated: the guest is paused at the destination"
     if result.outcome is Outcome.RUNNING_AT_SOURCE and result.guest.state not in {None, "running"}:
         headline = f"not migrated: the guest is {result.guest.state} at the source"
-    console = _console()
+    console = console_on_stdout()
     console.print(Text(headline, style=f"bold {colour}"), soft_wrap=True)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
@@ -270,7 +270,7 @@ def migration(result: MigrationResult, extra: Sequence[tuple[str, str]] = ()) ->
         console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
 
 
-def _console() -> Console:
+def console_on_stdout() -> Console:
     """A console on stdout: a terminal has a width; in a file or pipe, which other programs read,
     each row is one line."""
     console = Console()

@@ -46,7 +46,7 @@ from xen_save_helper.toolstack.xl.outcome import (
 
 
 def migrate(arguments: argparse.Namespace) -> int:
-    options = _options(arguments)
+    options = options_of(arguments)
     with own_timeline(arguments) as timeline:
         result = _migrate(arguments, options)
         rows = timeline.draw()
@@ -57,7 +57,7 @@ def _migrate(arguments: argparse.Namespace, options: MigrateOptions) -> Migratio
     with progress_for(arguments, f"migrate {arguments.name}") as progress:
         ctx = context_of(arguments, progress=progress)
         domid = guest_of(ctx.host, arguments.name).domid
-        destination = destination_of(arguments)
+        destination = destination_of(arguments, arguments.to)
         try:
             return run(told(partial(migrate_guest, ctx, domid, destination, options)))
         except GuestStateError as error:
@@ -66,7 +66,7 @@ def _migrate(arguments: argparse.Namespace, options: MigrateOptions) -> Migratio
             raise CommandError(str(error), ExitCode.GUEST_DIED) from error
 
 
-def _options(arguments: argparse.Namespace) -> MigrateOptions:
+def options_of(arguments: argparse.Namespace) -> MigrateOptions:
     """The options of a migration. Raises UsageError for options that exclude each other,
     CommandError for a file without a configuration, and OSError."""
     config = None
@@ -142,15 +142,14 @@ def receiver_arguments(arguments: argparse.Namespace) -> list[str]:
     return given
 
 
-def destination_of(arguments: argparse.Namespace) -> Destination:
-    """The destination that --to names: a directory is a simulated host on this machine, anything
-    else is a command, as for `xl migrate -s`.
+def destination_of(arguments: argparse.Namespace, text: str) -> Destination:
+    """The destination that a --to names by `text`: a directory is a simulated host on this machine,
+    anything else is a command, as for `xl migrate -s`.
 
     Raises CommandError for a directory that is not a host, for a simulated host if the guest is a
     real one, and for what looks like a path but is neither a directory nor a program; UsageError
     for an empty command, and for options that do not reach a command's receiver.
     """
-    text: str = arguments.to
     # os.path: pathlib fails for a command that is longer than a name can be.
     if os.path.isdir(text):
         path = Path(text)

@@ -64,6 +64,14 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
 
 
+def shortened(text: str, columns: int) -> str:
+    """`text` without its middle if it is longer than so many columns, at least 3."""
+    if len(text) <= columns:
+        return text
+    head = (columns - 1) // 2
+    return f"{text[: columns - 1 - head]}…{text[-head:]}"
+
+
 class Progress:
     """The progress of an operation, as a line. There is one bar for the whole operation: the share
     of the guest's memory that has arrived. Each round of a live migration takes it back by what the
@@ -92,20 +100,39 @@ class Progress:
     def line(self, columns: int) -> str:
         """The line, in at most `columns`: a long title loses its middle, then there is no bar."""
         text = ", ".join(self._parts())
-        title = self._title
-        room = max(_SHORTEST_TITLE, columns - len(text) - 2)
-        if len(title) > room:
-            head = (room - 1) // 2
-            title = f"{title[: room - 1 - head]}…{title[-head:]}"
+        title = shortened(self._title, max(_SHORTEST_TITLE, columns - len(text) - 2))
         line = f"{title}: {text}" if text else title
         width = min(columns - len(line) - 3, _LONGEST_BAR)
-        if self._total and width >= _SHORTEST_BAR:
-            filled = int(width * self._share())
+        share = self.share
+        if share is not None and width >= _SHORTEST_BAR:
+            filled = int(width * share)
             line = f"{line} [{'=' * filled}{' ' * (width - filled)}]"
         return line[:columns]
 
-    def _share(self) -> float:
-        return 1 - (self._total - self._done) / self._memory
+    @property
+    def doing(self) -> str:
+        """What it does, in words; "" before the first report."""
+        return self._what
+
+    @property
+    def share(self) -> float | None:
+        """The part of the guest's memory that has arrived; None if it cannot be measured now."""
+        return 1 - (self._total - self._done) / self._memory if self._total else None
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes a second; None if not known yet."""
+        if not self._total:
+            return None
+        began, at = self._seen[0]
+        passed, pages = self._seen[-1][0] - began, self._seen[-1][1] - at
+        return pages * _PAGE / passed if passed >= _MEASURABLE_SECONDS and pages > 0 else None
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that what it does will take at this rate."""
+        rate = self.rate
+        return None if rate is None else (self._total - self._done) * _PAGE / rate
 
     def _parts(self) -> Iterator[str]:
         if self._what:
@@ -115,11 +142,10 @@ class Progress:
                 yield f"{waited} s"
             return
         yield amount(self._done * _PAGE, self._total * _PAGE)
-        began, at = self._seen[0]
-        passed, pages = self._seen[-1][0] - began, self._seen[-1][1] - at
-        if passed >= _MEASURABLE_SECONDS and pages > 0:
-            yield rate_of(pages * _PAGE / passed)
-            yield f"{clock((self._total - self._done) * passed / pages)} left"
+        rate, left = self.rate, self.left
+        if rate is not None and left is not None:
+            yield rate_of(rate)
+            yield f"{clock(left)} left"
 
 
 @contextlib.contextmanager

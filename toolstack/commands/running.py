@@ -8,7 +8,8 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -65,14 +66,19 @@ def open_trace(arguments: argparse.Namespace, process: str) -> Trace:
     )
 
 
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def context_of(
     arguments: argparse.Namespace,
     process: str = "controller",
     *,
     progress: ProgressLine = no_progress,
+    say: Callable[[str], object] = _to_stderr,
 ) -> Context:
-    """The context of a command, by its --host, --helper, --limit and other options. Raises
-    UsageError, CommandError, OSError."""
+    """The context of a command, by its --host, --helper, --limit and other options; `say` is called
+    with each line of its log. Raises UsageError, CommandError, OSError."""
     hypervisor = hypervisor_of(arguments)
     trace = open_trace(arguments, process)
     program = _program_of(arguments.helper, hypervisor)
@@ -82,7 +88,7 @@ def context_of(
         hypervisor=hypervisor,
         trace=trace,
         limits=limits_of(arguments),
-        log=_log if arguments.verbose else _log_ours,
+        log=partial(_log if arguments.verbose else _log_ours, say),
         progress=progress,
         program=program,
         seams=_seams(trace, program),
@@ -158,13 +164,13 @@ def limits_of(arguments: argparse.Namespace) -> Limits:
         raise UsageError(str(error)) from error
 
 
-def _log(level: int, context: str, text: str) -> None:
-    print(f"{context}[{level}]: {text}", file=sys.stderr)
+def _log(say: Callable[[str], object], level: int, context: str, text: str) -> None:
+    say(f"{context}[{level}]: {text}")
 
 
-def _log_ours(level: int, context: str, text: str) -> None:
+def _log_ours(say: Callable[[str], object], level: int, context: str, text: str) -> None:
     if context == OURS and level >= XentoollogLevel.WARN:
-        print(f"{context}: {text}", file=sys.stderr, flush=True)
+        say(f"{context}: {text}")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -207,10 +213,15 @@ def _end_printing(*_: object) -> None:
         hurry(stream)
 
 
+def can_show_progress() -> bool:
+    """Whether stderr is a terminal that can repaint a line."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
 @contextlib.contextmanager
 def progress_for(arguments: argparse.Namespace, title: str) -> Iterator[ProgressLine]:
     """A progress line on stderr, if that is a terminal that can show one."""
-    if arguments.json or not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+    if arguments.json or not can_show_progress():
         yield no_progress
         return
     with progress_line(title) as progress:

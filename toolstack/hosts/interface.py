@@ -145,8 +145,15 @@ class Host(Protocol):
     def domains(self) -> list[DomainSummary]:
         """libxl_list_domain, without the control domain."""
 
+    def summary(self, domid: int) -> DomainSummary:
+        """libxl_domain_info: one row of `domains`, without looking at the others."""
+
     def find(self, name: str) -> int:
         """The domid of `name`. Raises ProcessLookupError."""
+
+    def free_memory(self) -> int | None:
+        """The bytes that new guests may have, 0 or more; None if there is no bound, or none that
+        can be told before a guest is made."""
 
     def domain(self, domid: int) -> ControlledDomain:
         """The domain as libxc has it; the caller closes it."""

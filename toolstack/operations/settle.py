@@ -54,7 +54,10 @@ def check_can_suspend(host: Host, domid: int) -> None:
 
 def state_of(host: Host, domid: int) -> str | None:
     """`running`, `paused`, `suspended`, `crashed` or `shut down`; None if the domain is gone."""
-    return next((row.state.value for row in host.domains() if row.domid == domid), None)
+    try:
+        return host.summary(domid).state.value
+    except ProcessLookupError:
+        return None
 
 
 def how_guest_ended(state: str | None) -> str:
@@ -69,10 +72,10 @@ def how_guest_ended(state: str | None) -> str:
 
 def row_of_domain(host: Host, domid: int) -> DomainSummary:
     """The summary of a domain. Raises ProcessLookupError if there is no such domain."""
-    row = next((row for row in host.domains() if row.domid == domid), None)
-    if row is None:
-        raise ProcessLookupError(errno.ESRCH, why_not_listed(host, domid))
-    return row
+    try:
+        return host.summary(domid)
+    except ProcessLookupError as error:
+        raise ProcessLookupError(errno.ESRCH, why_not_listed(host, domid)) from error
 
 
 def why_not_listed(host: Host, domid: int) -> str:

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.ipc_schema.causes import Cause, Why, errno_of, why
@@ -16,6 +16,7 @@ from xen_save_helper.ipc_schema.control import Role as ControlRole
 from xen_save_helper.ipc_schema.errors import DecodeError, Error
 from xen_save_helper.ipc_schema.streams import xl_handshake, xl_header
 from xen_save_helper.toolstack import standstill
+from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.cancellation import end_in_order, not_told, uninterrupted
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import PageServer
@@ -56,6 +57,9 @@ from xen_save_helper.toolstack.xl.migrate_result import Course, Migration, Resul
 from xen_save_helper.toolstack.xl.outcome import MigrationResult, Outcome, outcome_of
 from xen_save_helper.toolstack.xl.receiver_process import RunningReceiver
 from xen_save_helper.toolstack.xl.recover import recover_copy
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _BY_DESTINATION: Final = Why(Cause.DESTINATION)
 
@@ -231,7 +235,7 @@ class _Sending(HandshakeSide[Sender]):
     async def _write_config(self) -> Event:
         config = self._options.config
         if config is None:
-            config = self._host.config(self._domid)
+            config = await self._aside(self._host.config, self._domid)
         text = json.dumps(config).encode() + b"\0"
         header = xl_header.encode_header(text, self._optional_flags())
         await self._link.say(xl_handshake.CONFIG, header)
@@ -337,7 +341,7 @@ class _Sending(HandshakeSide[Sender]):
         return Event.OK
 
     async def _rename_away(self) -> Event:
-        self._host.rename(self._domid, self._migration.name + handshake.MIGRATED_AWAY)
+        await self._rename(self._migration.name + handshake.MIGRATED_AWAY)
         self._journal.promise(Promise.GO)
         return Event.OK
 
@@ -392,7 +396,7 @@ class _Sending(HandshakeSide[Sender]):
         return Event.OK
 
     async def _rename_back(self) -> Event:
-        self._host.rename(self._domid, self._migration.name)
+        await self._rename(self._migration.name)
         return Event.OK
 
     async def _resume(self) -> Event:
@@ -404,23 +408,31 @@ class _Sending(HandshakeSide[Sender]):
             self._fail(Error.FAIL, f"journal: {message_of(error)}", why(error))
         if state_of(self._host, self._domid) in {None, *DEAD}:
             return Event.GUEST_DIED
-        if problem := heal(self._host, self._domid):
+        if problem := await self._aside(heal, self._host, self._domid):
             self._course.warnings.append(problem)
         may_suspend = self._course.saved is not None and self._course.saved.suspended
         watch = self._ctx.limits.suspend if may_suspend else 0.0
-        state = resume_for_sure(self._host, self._domid, watch=watch)
+        state = await self._aside(resume_for_sure, self._host, self._domid, watch=watch)
         return Event.GUEST_DIED if state in DEAD else Event.OK
 
     async def _rename_inconsistent(self) -> Event:
-        self._host.rename(self._domid, self._migration.name + handshake.POSTCOPY_INCONSISTENT)
+        await self._rename(self._migration.name + handshake.POSTCOPY_INCONSISTENT)
         return Event.OK
+
+    async def _rename(self, name: str) -> None:
+        await self._aside(self._host.rename, self._domid, name)
+
+    @staticmethod
+    async def _aside(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Make a call of the host beside the loop, in which other migrations may be at work."""
+        return await blocking.call(0, call, *args, **kwargs)
 
     async def _destroy(self) -> Event:
         self._course.left_over = True
         self._journal.promise(Promise.DONE)
         self._course.source_report = self._migration.report(self._host, self._domid)
         with contextlib.suppress(ProcessLookupError):  # somebody else has destroyed it
-            self._host.destroy(self._domid)
+            await self._aside(self._host.destroy, self._domid)
         self._course.left_over = False
         return Event.OK
 
@@ -432,7 +444,9 @@ class _Sending(HandshakeSide[Sender]):
         end = await self._receiver.end()
         self._ctx.trace.event("receiver_exited", status=end.status)
         if outcome is Outcome.SUCCESS:
-            self._course.receiver_lines = [*end.lines]
+            if isinstance(self._destination, HostDestination):
+                # Another program's lines need not be about trouble.
+                self._course.receiver_lines = [*end.lines]
         elif reason := end.failure(self._destination, self._failures.cause):
             self._fail(Error.FAIL, reason, _BY_DESTINATION)
         if end.status < 0 and isinstance(self._destination, HostDestination):

@@ -29,9 +29,11 @@ class HostDestination:
 
 @dataclass(frozen=True)
 class CommandDestination:
-    """A command whose stdin and stdout lead to a receiver, as those of `ssh` do."""
+    """A command whose stdin and stdout lead to a receiver, as those of `ssh` do. With `keep_stderr`
+    its stderr is kept, and the last line told if it fails; otherwise that is ours."""
 
     command: str
+    keep_stderr: bool = False
 
     def __str__(self) -> str:
         return self.command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import platform
 import time
@@ -32,7 +33,7 @@ from xen_save_helper.toolstack.xl.outcome import (
 
 if TYPE_CHECKING:
     from xen_save_helper.ipc_schema.control import PostcopyStatus
-    from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestReport, Host
+    from xen_save_helper.toolstack.hosts.interface import GuestReport, Host
 
 LONG_DOWNTIME = 1.0
 """Seconds of downtime above which there is a warning."""
@@ -175,10 +176,13 @@ class ResultMaker:
             return _guest_result(None, None, None), None
         host, place = self._migration.destination.host, str(self._migration.destination)
         patience = Patience(FIRST_STEP_LIMIT, time.monotonic())
+        domid: int | None = None
         while True:
             try:
-                row = self._find_there(host)
-                report, state = self._migration.report(host, row.domid), row.state.value
+                if domid is None:
+                    domid = self._find_there(host)
+                state = host.summary(domid).state.value
+                report = self._migration.report(host, domid)
             except OSError as error:
                 # It ran, says the destination; others may have moved it on since.
                 self._ctx.trace.event("no_report", reason=message_of(error))
@@ -188,14 +192,16 @@ class ResultMaker:
                 return _guest_result(place, state, report), report
             await asyncio.sleep(0.01)
 
-    def _find_there(self, host: Host) -> DomainSummary:
-        """The guest at the destination; it is still called a copy if its own name was taken."""
+    def _find_there(self, host: Host) -> int:
+        """The guest's domid at the destination; it is still called a copy if its own name was
+        taken."""
         any_uuid = self._migration.options.config is not None
         entry = self._migration.journal.entry
         for name in (self._migration.name_there + handshake.INCOMING, self._migration.name_there):
-            for row in host.domains():
-                if row.name == name and (any_uuid or entry.may_be(row.uuid)):
-                    return row
+            with contextlib.suppress(ProcessLookupError):
+                domid = host.find(name)
+                if any_uuid or entry.may_be(host.summary(domid).uuid):
+                    return domid
         raise ProcessLookupError(errno.ESRCH, f"there is no guest {self._migration.name!r}")
 
 

@@ -178,7 +178,13 @@ class _Receiving(HandshakeSide[Receiver]):
 
     def _is_here(self) -> bool:
         """Whether there is a copy that does not have the guest's name yet."""
-        return any(row.name == self._incoming for row in self._ctx.host.domains())
+        return self._domid_of(self._incoming) is not None
+
+    def _domid_of(self, name: str) -> int | None:
+        try:
+            return self._ctx.host.find(name)
+        except ProcessLookupError:
+            return None
 
     @property
     def _incoming(self) -> str:
@@ -209,10 +215,10 @@ class _Receiving(HandshakeSide[Receiver]):
 
     async def _examine(self) -> Event:
         """Check beforehand all that would keep the guest from running here."""
-        taken = {row.name: row.domid for row in self._ctx.host.domains()}
-        if self._incoming in taken:
+        if self._is_here():
             raise FileExistsError(f"there is a guest {self._incoming!r} here already")
-        if self._name in taken and not self._is_the_guest(taken[self._name]):
+        taken = self._domid_of(self._name)
+        if taken is not None and not self._is_the_guest(taken):
             raise FileExistsError(f"there is another guest {self._name!r} here already")
         problem = descriptors.why_not() or await blocking.call(
             self._ctx.limits.callback, self._objection

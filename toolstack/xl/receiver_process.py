@@ -50,7 +50,8 @@ class ReceiverEnd:
             return f"destination: {self.own[-1]}"
         if isinstance(destination, CommandDestination):
             before = f"{cause.reason}; " if cause is not None and cause.theirs else ""
-            return f"{before}{destination} ended with exit status {self.status}"
+            words = f": {self.lines[-1]}" if self.lines else ""
+            return f"{before}{destination} ended with exit status {self.status}{words}"
         return ""
 
 
@@ -168,20 +169,24 @@ class ReceiverProcess:
 
 def start_receiver(destination: Destination, *, paused: bool) -> ReceiverProcess:
     """Run `xen-toolstack receive` for a host on this machine, over socket pairs; or a command, as
-    `xl migrate` does: `sh -c` over pipes, with our stderr. `paused`: the guest must not run there.
-    Raises OSError."""
+    `xl migrate` does: `sh -c` over pipes, with our stderr unless that is kept. `paused`: the guest
+    must not run there. Raises OSError."""
     if isinstance(destination, CommandDestination):
         # xl migrate -p does so for xl migrate-receive.
-        command = destination.command + (" -p" if paused else "")
-        return _start(["sh", "-c", command], os.pipe, None)
-    receive = [
-        *(sys.executable, "-m", "xen_save_helper.toolstack.commands.main", "receive"),
-        *("--host", str(destination.directory), *destination.arguments),
-        *(["--paused"] if paused else []),
-    ]
+        command = ["sh", "-c", destination.command + (" -p" if paused else "")]
+        make_pair, keep_stderr = os.pipe, destination.keep_stderr
+    else:
+        command = [
+            *(sys.executable, "-m", "xen_save_helper.toolstack.commands.main", "receive"),
+            *("--host", str(destination.directory), *destination.arguments),
+            *(["--paused"] if paused else []),
+        ]
+        make_pair, keep_stderr = _socket_pair, True
+    if not keep_stderr:
+        return _start(command, make_pair, None)
     with contextlib.ExitStack() as opened:
         stderr = opened.enter_context(tempfile.TemporaryFile())
-        receiver = _start(receive, _socket_pair, stderr)
+        receiver = _start(command, make_pair, stderr)
         opened.pop_all()
     return receiver
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,8 @@ _UNFINISHED: Final = ".new-"
 _GOING: Final = ".gone-"
 _POLL: Final = 0.005
 """Seconds between two attempts to take a lock; flock(2) has no time limit of its own."""
+_TURN: Final = 8
+"""Bytes in a lock's file that each holder makes different."""
 
 
 def create_host(
@@ -115,17 +117,25 @@ def _write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def _locked(fd: int, timeout: float, what: str) -> Iterator[None]:
-    """Hold flock(2) on `fd`, which is closed at the end. Raises TimeoutError."""
+    """Hold flock(2) on `fd`, which is closed at the end. Raises TimeoutError if one process holds
+    it for longer than `timeout` seconds; however many take it before us, that is no sign of one
+    that is stuck."""
     patience = Patience(timeout, time.monotonic())
+    turn = os.pread(fd, _TURN, 0)
     with open(fd):
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError as error:
-                if patience.look(time.monotonic()):
+                before, turn = turn, os.pread(fd, _TURN, 0)
+                if turn != before:
+                    patience.restart(time.monotonic())
+                elif patience.look(time.monotonic()):
                     raise TimeoutError(f"could not take {what} within {timeout} s") from error
                 time.sleep(_POLL)
+        with suppress(OSError):  # no room: others only wait less patiently
+            os.pwrite(fd, os.urandom(_TURN), 0)
         yield
 
 

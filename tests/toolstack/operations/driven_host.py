@@ -111,8 +111,11 @@ class DrivenHost:
         self.restored: list[object] = []
 
     def domains(self) -> list[DomainSummary]:
-        row = DomainSummary(DOMID, "g", 4096, "hvm", None, GuestState.RUNNING, self.logdirty, PID)
-        return [row] if self.exists else []
+        return [self.summary(DOMID)] if self.exists else []
+
+    def summary(self, domid: int) -> DomainSummary:
+        self._need(domid)
+        return DomainSummary(DOMID, "g", 4096, "hvm", None, GuestState.RUNNING, self.logdirty, PID)
 
     def domain(self, domid: int) -> DrivenDomain:
         self._need(domid)
@@ -174,6 +177,9 @@ class DrivenHost:
     # What neither a save nor a restore may ask for
 
     def find(self, name: str) -> int:
+        raise AssertionError
+
+    def free_memory(self) -> int | None:
         raise AssertionError
 
     def restore_program(

@@ -84,6 +84,9 @@ class Destroying(SimulatedHost):
     def domains(self) -> list[DomainSummary]:
         return []
 
+    def summary(self, domid: int) -> DomainSummary:
+        raise ProcessLookupError(errno.ESRCH, f"there is no domain {domid}")
+
     def domain(self, domid: int) -> SimulatedDomain:
         domain = super().domain(domid)
         info = domain.getinfo()._replace(dying=True)

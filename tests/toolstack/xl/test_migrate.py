@@ -25,7 +25,6 @@ from tests.waiting import wait_for
 from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
 from xen_save_helper.ipc_schema.streams import xl_handshake
 from xen_save_helper.ipc_schema.streams.phases import Phase
-from xen_save_helper.toolstack.hosts.interface import DomainSummary
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.operations.save import SaveParameters
 from xen_save_helper.toolstack.xl import journal
@@ -469,9 +468,6 @@ def test_a_receiver_is_ended_past_the_resumption(hosts: Hosts, tmp_path: Path) -
 
 def test_a_guest_that_has_moved_on_was_migrated_all_the_same(hosts: Hosts) -> None:
     class Crossroads(SimulatedHost):
-        def domains(self) -> list[DomainSummary]:
-            return []
-
         def find(self, name: str) -> int:
             raise ProcessLookupError(errno.ESRCH, f"{name} is not here any more")
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from xen_save_helper.toolstack.commands.parser.adding import OneLineParser
 from xen_save_helper.toolstack.commands.parser.control import add_control_commands
+from xen_save_helper.toolstack.commands.parser.evacuation import add_evacuation_command
 from xen_save_helper.toolstack.commands.parser.faults import add_fault_commands
 from xen_save_helper.toolstack.commands.parser.files import add_file_commands
 from xen_save_helper.toolstack.commands.parser.guests import add_guest_commands
@@ -22,7 +23,8 @@ from xen_save_helper.toolstack.commands.parser.timeline import add_timeline_comm
 EXIT_CODES: Final = """\
 0 success; 1 failed (after migrate and demo, the guest runs at the source); 2 usage;
 3 failed after the postcopy transition: the guest is left suspended at the source;
-4 undefined: the link was lost after GO, look at both ends; 5 the guest itself died"""
+4 undefined: the link was lost after GO, look at both ends; 5 the guest itself died;
+after evacuate, that of the guest that fared worst"""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -48,6 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_migration_commands(command)
     add_timeline_command(command)
     add_control_commands(command)
+    add_evacuation_command(command)
     add_postcopy_commands(commands)
     add_fault_commands(commands)
     add_shell_commands(command)

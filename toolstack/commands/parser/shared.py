@@ -107,6 +107,7 @@ SHARED: Final[Mapping[str, Sequence[str]]] = {
     "restore": (*_WORK, "missing_cpu_features"),
     "inspect": ("json",),
     "migrate": (*_WORK, "missing_cpu_features"),
+    "evacuate": (*_WORK, "missing_cpu_features"),
     # Its stdout is the link.
     "receive": ("host", "limit", "events", "verbose", "helper", "engine", "missing_cpu_features"),
     "recover": _QUICK,
@@ -131,7 +132,5 @@ def add_sparse(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_bandwidth(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--bandwidth", type=size, default=0, metavar="SIZE", help="bytes per second at most"
-    )
+def add_bandwidth(parser: argparse.ArgumentParser, text: str = "bytes per second at most") -> None:
+    parser.add_argument("--bandwidth", type=size, default=0, metavar="SIZE", help=text)

@@ -61,12 +61,15 @@ class SimulatedHost:
         rows = []
         for domid in domain_files.domids(self.directory):
             try:
-                with self.domain(domid) as domain:
-                    rows.append(self._summary(domain))
+                rows.append(self.summary(domid))
             except ProcessLookupError:
                 # Destroyed while we looked.
                 continue
         return rows
+
+    def summary(self, domid: int) -> DomainSummary:
+        with self.domain(domid) as domain:
+            return self._summary(domain)
 
     @staticmethod
     def _summary(domain: OpenDomain) -> DomainSummary:
@@ -124,21 +127,22 @@ class SimulatedHost:
         return self._why_no_room(config)
 
     def _why_no_room(self, config: Mapping[str, Any]) -> str:
-        memory, needed = domain_files.read_memory(self.directory), memory_of(config)
-        if memory is None:
-            return ""
-        free = max(0, memory - self.memory_in_use())
-        if needed <= free:
+        free, needed = self.free_memory(), memory_of(config)
+        if free is None or needed <= free:
             return ""
         return (
-            f"no room for {_mib(needed)}: of {_mib(memory)} there are {_mib(free)} free on "
-            f"{self.directory}"
+            f"no room for {_mib(needed)}: of {_mib(self.memory or 0)} there are {_mib(free)} free "
+            f"on {self.directory}"
         )
 
     @property
     def memory(self) -> int | None:
         """The bytes that the host's guests may have together; None if there is no bound."""
         return domain_files.read_memory(self.directory)
+
+    def free_memory(self) -> int | None:
+        memory = self.memory
+        return None if memory is None else max(0, memory - self.memory_in_use())
 
     def memory_in_use(self) -> int:
         """The bytes that all its domains have, including suspended and crashed ones."""

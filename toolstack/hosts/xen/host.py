@@ -98,6 +98,11 @@ class XenHost:
             uuid=str(UUID(bytes=info.handle)),
         )
 
+    def summary(self, domid: int) -> DomainSummary:
+        info = self._info(domid)
+        with Xenstore() as xenstore:
+            return self._summary(xenstore, info)
+
     def find(self, name: str) -> int:
         for row in self.domains():
             if row.name == name:
@@ -145,6 +150,10 @@ class XenHost:
         except OSError:
             return ""
         return memory.why_no_room(memory.needed_kib(config), total, others * PAGE_KIB)
+
+    def free_memory(self) -> int | None:
+        """Unknown: xl takes memory from the control domain for a new guest, as far as that goes."""
+        return None
 
     def why_no_postcopy(self) -> str:
         return paging_calls.why_no_paging()
