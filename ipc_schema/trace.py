@@ -1,9 +1,8 @@
 """The trace: one JSON line for each callback, phase and failure, from every process.
 
 A line is an object with `t` (CLOCK_MONOTONIC, seconds), `pid`, `process` (`helper`, `controller`,
-`receiver`), `event`, and the event's own fields; `trace_events` is the catalogue of them. Those of
-an evacuation's controller have a `guest_name` as well. Lines are written whole, so processes may
-share a file that is open for appending.
+`receiver`), `event`, and the event's own fields; `trace_events` is the catalogue of them. Lines are
+written whole, so processes may share a file that is open for appending.
 """
 
 from __future__ import annotations

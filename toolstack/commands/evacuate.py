@@ -30,6 +30,7 @@ from xen_save_helper.toolstack.evacuation.outcome import EvacuationResult, Fate,
 from xen_save_helper.toolstack.evacuation.plan import Plan, make_plan
 from xen_save_helper.toolstack.evacuation.run import EvacuationOptions
 from xen_save_helper.toolstack.evacuation.run import evacuate as evacuate_guests
+from xen_save_helper.toolstack.evacuation.steering import Bandwidths
 from xen_save_helper.toolstack.evacuation.survey import (
     is_same_host,
     look_at_destination,
@@ -74,7 +75,11 @@ def evacuate(arguments: argparse.Namespace) -> int:
             return _show_plan(arguments, plan, options, before)
         view.begins(plan)
         descriptors.raise_limit(_DESCRIPTORS * min(options.jobs, len(plan.moves)))
-        result = run(told(partial(evacuate_guests, ctx, plan, destinations, options, watcher=view)))
+        steer = Bandwidths(ctx.host.control_dir) if migration.bandwidth else None
+        begin = partial(
+            evacuate_guests, ctx, plan, destinations, options, watcher=view, steer=steer
+        )
+        result = run(told(begin))
     result = replace(result, guests=(*result.guests, *before))
     return _report(arguments, result)
 

@@ -96,6 +96,20 @@ def test_a_host_is_evacuated_to_two(hosts: Hosts, host_factory: HostFactory) -> 
     assert hosts.journals() == []
 
 
+def test_what_one_leaves_the_others_get(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.guest("large", megabytes=12)
+    hosts.guest("small", megabytes=2)
+    events = tmp_path / "events"
+    process = hosts.start(
+        *("evacuate", "--host", hosts.source, "--to", hosts.destination, "--json"),
+        *("--order", "large,small", "--bandwidth", "4M", "--events", events),
+    )
+    code, _result, err = ended(process)
+    assert code == 0, err
+    told = begun(events, "control", guest="large", ask="set")
+    assert [event["fields"]["bandwidth"] for event in told] == [2 << 20, 4 << 20]
+
+
 def test_a_dry_run_shows_the_plan_and_moves_nothing(hosts: Hosts) -> None:
     guests(hosts, 2)
     hosts.guest("large", megabytes=8)
