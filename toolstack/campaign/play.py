@@ -45,7 +45,7 @@ _MODE_OPTIONS: Final[Mapping[Mode, tuple[str, ...]]] = {
     # So slow that the guest does fault.
     Mode.POSTCOPY: ("--max-rounds", "1", "--postcopy", "--bandwidth", "16M"),
 }
-_HOST_FILES: Final = frozenset({"domains", "lock", "operations.lock", "xen-host.json"})
+_HOST_FILES: Final = frozenset({"control", "domains", "lock", "operations.lock", "xen-host.json"})
 _LONGEST_DIRECTORY: Final = 64
 """Bytes of a directory's path that leave room for the name of a socket."""
 _RATES: Final = {"random": 4_000.0}
@@ -356,7 +356,9 @@ def _guest(host: SimulatedHost, row: DomainSummary, most: int, *, verify: bool) 
 
 def _files(host: SimulatedHost) -> tuple[str, ...]:
     known = {str(row.domid) for row in host.domains()}
+    control = host.control_dir
     return (
+        *sorted(f"control/{path.name}" for path in control.glob("*")),
         *sorted(path.name for path in host.directory.iterdir() if path.name not in _HOST_FILES),
         *sorted(
             f"domains/{path.name}"

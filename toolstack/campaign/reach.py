@@ -36,6 +36,7 @@ NOT_PASSED: Final[Mapping[str, str]] = {
     "TOOLSTACK": "of senders before Xen 4.14",
     "SPARSE": "of a sender with --sparse",
     "POSTCOPY_OFFER": "of a sender under xl with XEN_SAVE_HELPER_POSTCOPY",
+    "page_server": "of a migration with --link",
     "VERIFY": _DEBUG,
     Phase.VERIFY.value: _DEBUG,
     Stage.VERIFY.value: _DEBUG,

@@ -12,7 +12,6 @@ from xen_save_helper.toolstack.commands.common import (
     is_domid,
     show,
 )
-from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.xl import journal
 from xen_save_helper.toolstack.xl.outcome import ExitCode
 from xen_save_helper.toolstack.xl.recover import PersonsChoice
@@ -29,7 +28,6 @@ def recover(arguments: argparse.Namespace) -> int:
     elif arguments.destroy:
         choice = PersonsChoice.DESTROY
     host = host_of(arguments)
-    control.operations(host.control_dir)
     name = _name(host, arguments.name)
     recoveries = recover_guest(host, name, choice)
     if not recoveries:

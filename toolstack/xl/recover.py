@@ -8,14 +8,14 @@ person who has looked can choose `PersonsChoice.RESUME` or `PersonsChoice.DESTRO
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from xen_save_helper.ipc_schema.trace import Trace
-from xen_save_helper.toolstack.helpers import page_server
+from xen_save_helper.toolstack.helpers import control, page_server
 from xen_save_helper.toolstack.helpers.endpoint import sweep_endpoints
 from xen_save_helper.toolstack.operations.domain_lock import domain_lock
 from xen_save_helper.toolstack.operations.settle import DEAD, heal, resume_for_sure
@@ -200,6 +200,8 @@ def recover(
     journal.sweep(host.state_dir)
     host.clear_up()
     sweep_endpoints()
+    with suppress(OSError, ValueError):  # a file of others there is no reason to stop
+        control.operations(host.control_dir)
     found = _found(host, name)
     if role is not None:
         found = [entry for entry in found if entry.role is role]

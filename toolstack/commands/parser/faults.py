@@ -80,13 +80,7 @@ def add_fault_commands(
         default="fault-campaign",
         help="directory of the reports (default: fault-campaign)",
     )
-    campaign.add_argument(
-        "--timelines",
-        choices=("wrong", "all"),
-        default="wrong",
-        help="of which runs the report links a timeline: of those that do not hold (the default), "
-        "or of all, each about 100 KiB",
-    )
+    _add_timelines(campaign)
     campaign.add_argument("--resume", action="store_true", help="continue the campaign in DIR")
     campaign.add_argument(
         "--again", action="store_true", help="with --resume: also repeat runs that did not hold"
@@ -104,6 +98,17 @@ def add_fault_commands(
     )
     merge.add_argument(
         "--out", metavar="DIR", required=True, help="directory of the campaign and its reports"
+    )
+    _add_timelines(merge)
+
+
+def _add_timelines(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--timelines",
+        choices=("wrong", "all"),
+        default="wrong",
+        help="of which runs the report links a timeline: of those that do not hold (the default), "
+        "or of all, each about 100 KiB",
     )
 
 
