@@ -9,6 +9,7 @@ that its retry meets the new descriptor.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -91,6 +92,7 @@ class Abort:
         self._wait_log: WaitLog | None = None
         self._stopping = False
         self._outlives = False
+        self._looks_away = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="abort watcher", daemon=True)
         if watchdog is not None:
             watchdog.when_quiet(self.request)
@@ -185,8 +187,12 @@ class Abort:
 
     def outlive(self) -> None:
         """The controller is done, and will go: that ends nothing from here on, and nobody is there
-        to be told that the process hangs."""
+        to be told that the process hangs. The descriptors by which it was watched may be closed
+        once this has returned: another one with the number of one that is watched would stay open
+        for as long as it is."""
         self._outlives = True
+        self._wake()
+        self._looks_away.wait()
         self.release_stream()
         if self._watchdog is not None:
             self._watchdog.stop()
@@ -239,6 +245,7 @@ class Abort:
         except BaseException as bug:
             # Without the watcher nobody sees a signal, or a stream that stands still.
             sys.excepthook(type(bug), bug, bug.__traceback__)
+            self._looks_away.set()
             self.request(errno.EIO, f"the abort watcher failed: {bug!r}")
 
     def _look_out(self) -> None:
@@ -258,11 +265,16 @@ class Abort:
                     self._take_signals()
                 elif fd == self._lifeline:
                     poll.unregister(fd)
-                    if self._outlives:
-                        continue
-                    self.request(errno.EPIPE, "the controller died", lost=True)
+                    if not self._outlives:
+                        self.request(errno.EPIPE, "the controller died", lost=True)
                 else:
                     self._watched[fd]()
+            if self._outlives and not self._looks_away.is_set():
+                for fd in (self._lifeline, *self._watched):
+                    # The lifeline may be gone already.
+                    with contextlib.suppress(KeyError):
+                        poll.unregister(fd)
+                self._looks_away.set()
             self._check_stall()
 
     def _take_signals(self) -> None:
