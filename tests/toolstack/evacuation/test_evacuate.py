@@ -169,14 +169,16 @@ def test_a_guest_whose_helper_is_killed_stays_and_the_others_go(
 def test_a_guest_whose_receiver_is_killed_stays_and_the_others_go(
     hosts: Hosts, tmp_path: Path
 ) -> None:
-    guests(hosts, 3)
+    guests(hosts, 2)
+    hosts.guest("g2", megabytes=32)
     events = tmp_path / "events"
     process = hosts.start(
         *("evacuate", "--host", hosts.source, "--to", hosts.destination, "--json"),
         *(BANDWIDTH, "--weight", f"g2={SLOW}", "--events", events),
     )
-    under_way(events, "g2")
-    os.kill(begun(events, "handshake", process="receiver", guest="g2")[0]["pid"], signal.SIGKILL)
+    there = {"process": "receiver", "guest": "g2"}
+    (started,) = wait_for(lambda: begun(events, "helper_started", **there), "it has come there")
+    os.kill(started["pid"], signal.SIGKILL)
     code, result, err = ended(process)
     assert code == 1
     assert fates(result) == {"g0": "moved", "g1": "moved", "g2": "stays"}
