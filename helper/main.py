@@ -144,7 +144,7 @@ def _serve_zmq(
 
         watchdog.stop()
         run_beside(sys.argv[1:], inherited())
-    parent = _outlived()
+    parent = _outlived(trace)
     path = options.connect.removeprefix("ipc://")
     if path == options.connect or not os.path.exists(path):
         raise UsageError(f"--connect {options.connect}: want ipc:// and the path of a socket")
@@ -249,7 +249,7 @@ def _serve_libxl(
         dialect=given.dialect.value,
         stream_stall=stall_limit,
     )
-    parent = _outlived()
+    parent = _outlived(trace)
     answers, messages = _take_pipes()
     request = given.request._replace(
         hypervisor=settings.hypervisor,
@@ -322,13 +322,14 @@ def _steered(
     return job._replace(board=board, steered=control)
 
 
-def _outlived() -> int:
+def _outlived(trace: Trace) -> int:
     """The descriptor of OUTLIVE, -1 for none."""
     parent = os.environ.get(OUTLIVE)
     if parent is None:
         return -1
     # It is the helper for the controller, which may kill it: then this process is no use either.
     die_with_parent(signal.SIGKILL)
+    trace.event("outlives", started=os.getppid())
     os.set_inheritable(int(parent), False)
     return int(parent)
 

@@ -186,6 +186,9 @@ _ROWS: Final = (
            "The last page is in place: the guest is shown what it was asked for so long ago."),
     _event("suspend_hold_failed", "str error", _HELPER,
            "Requests can no longer be seen, or the guest not be shown them."),
+    _event("outlives", "int started", _HELPER,
+           "The process does the work of the helper that a controller has started, whose pid is "
+           "`started`, and may outlive it as a pager."),
     _event("pager", "", _HELPER, "libxl has been told that all is restored; the pager goes on."),
     _event("cleanup_failed", "str error", _HELPER,
            "A save could not undo something at its end, such as log-dirty mode."),

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -123,6 +124,16 @@ def test_the_last_pages_come_after_the_migration(stage: Stage) -> None:
     assert not [line for line in result["warnings"] if "stood still" not in line]
     is_whole(stage)
     assert list(stage.source.control_dir.iterdir()) == []
+
+
+def test_its_timeline_shows_both_ends(stage: Stage, tmp_path: Path) -> None:
+    """The process that does the receiving helper's work is not the one that was started."""
+    assert toolstack(*stage.migrate_arguments(*LINK)[len(TOOLSTACK) :]).code == 0
+    file = tmp_path / "timeline.json"
+    assert toolstack("timeline", stage.events, "--trace-event", file).code == 0
+    shown = {event["name"] for event in json.loads(file.read_text())["traceEvents"]}
+    assert {"runs, pages arrive", "postcopy pages", "wait until the last pages are there"} <= shown
+    assert not {name for name in shown if "went wrong" in name}
 
 
 def test_a_paused_guest_gets_its_pages(stage: Stage) -> None:

@@ -51,7 +51,14 @@ _BAD: Final = frozenset(
     }
 )
 _GOOD_RESULTS: Final = frozenset(
-    {None, Event.OK.value, Event.TRANSITIONED.value, Event.RESUMED.value}
+    {
+        None,
+        Event.OK.value,
+        Event.TRANSITIONED.value,
+        Event.RESUMED.value,
+        Event.PAGES_LEFT.value,
+        Event.NOT_AWAITED.value,
+    }
 )
 """Of a step of the handshake."""
 _SHOWN_AS_SPANS: Final = frozenset(

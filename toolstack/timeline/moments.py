@@ -43,6 +43,9 @@ class Moments:
     died: Moment | None
     """The guest itself died: when that was first told."""
     postcopy: bool
+    """It ran before its last pages were there."""
+    by_link: bool = False
+    """They came over a link of their own, after an ordinary migration."""
 
 
 def moments_of(operation: Operation, place: Place) -> Moments:
@@ -59,7 +62,9 @@ def moments_of(operation: Operation, place: Place) -> Moments:
     done = here.line("suspend_done", rc=0) or here.callback("suspend", value=1)
     if done is None:
         done = here.phase(Phase.SUSPEND, "end") or here.phase(Phase.SUSPEND_FOR_POSTCOPY, "end")
-    if postcopy:
+    by_link = postcopy and there.callback("postcopy_transition", begins=True) is None
+    by_link = by_link and not there.line("postcopy_transition")
+    if postcopy and not by_link:
         sent = here.phase(Phase.POSTCOPY_PFNS, "end")
         state = there.callback("postcopy_transition", begins=True) or there.line(
             "postcopy_transition"
@@ -68,7 +73,7 @@ def moments_of(operation: Operation, place: Place) -> Moments:
         allowed = None
         runs = there.line("postcopy_resume_done", rc=0)
     else:
-        sent = here.phase(Phase.STOP_AND_COPY, "end")
+        sent = here.phase(Phase.POSTCOPY_PFNS if by_link else Phase.STOP_AND_COPY, "end")
         state = there.line("complete", retval=0) or there.line("helper_result", rc=0)
         model = there.line("restore_ended", rc=0)
         allowed = there.line("handshake", action=Receiver.UNPAUSE.value)
@@ -91,6 +96,7 @@ def moments_of(operation: Operation, place: Place) -> Moments:
         lost_there=None if runs is None else there.failed("restore_ended"),
         died=_died(operation, here, there),
         postcopy=postcopy,
+        by_link=by_link,
     )
 
 
@@ -113,7 +119,7 @@ def downtime_of(operation: Operation, moments: Moments) -> Downtime | None:
         ("device model", moments.device_model),
     ]
     if operation.migration and moments.runs_here is None:
-        if not moments.postcopy:
+        if not moments.postcopy or moments.by_link:
             chain.append(("handshake", moments.allowed))
         chain.append(("resume", moments.runs_there))
     if moments.runs_here is not None:

@@ -142,6 +142,11 @@ class _Process:
         return self.process == Writer.HELPER.value
 
     @property
+    def beside(self) -> int | None:
+        """The process that a controller has started, if this one does its work."""
+        return next((line.get("started") for line in self.lines if line.event == "outlives"), None)
+
+    @property
     def controls(self) -> bool:
         return self.process in _CONTROLLERS
 
@@ -170,7 +175,7 @@ class _Process:
 
 def _started(helpers: list[_Process], line: Line) -> _Process | None:
     """Take out of the list the helper that a controller started; its pid may have come again."""
-    known = [one for one in helpers if one.pid == line.get("helper")]
+    known = [one for one in helpers if line.get("helper") in {one.pid, one.beside}]
     if not known:
         return None
     found = min(known, key=lambda one: abs(one.lines[0].t - line.t))
