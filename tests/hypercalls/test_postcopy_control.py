@@ -19,6 +19,7 @@ from tests.hypercalls.conftest import Releases
 from tests.hypercalls.helpers import guest
 from tests.hypercalls.machine import Domain, Machine
 from tests.hypercalls.test_postcopy_link import BOTH, RAM, Migration, nothing_is_left
+from tests.hypercalls.xenstored import Guest, Xenstored
 from tests.waiting import gone, wait_for
 from xen_save_helper.ipc_schema.control import Ask, Role
 from xen_save_helper.toolstack.commands.main import main
@@ -282,6 +283,8 @@ def test_another_pager_takes_the_place_of_one_that_died(
     control: Path,
     postcopy: Command,
     monkeypatch: pytest.MonkeyPatch,
+    restored: Guest,
+    xenstored: Xenstored,
 ) -> None:
     for name, value in migration.environment.items():
         monkeypatch.setenv(name, value)
@@ -304,6 +307,8 @@ def test_another_pager_takes_the_place_of_one_that_died(
         wait_for(lambda: gone(half.server), "the page server has ended")
         assert {pfn: destination.page(pfn) for pfn in half.expected} == half.expected
         assert list(control.iterdir()) == []
+        # The guest may see requests to suspend again.
+        assert xenstored.permissions(restored.path) == ["n2"]
     # What the first one had, which the kernel takes back.
     machine.state.handles_open -= 6
     machine.state.buffers_held -= 1

@@ -30,6 +30,9 @@ class XenSuspendHold:
         self._xenstore = Xenstore()
         try:
             self._permissions = self._xenstore.permissions(self._path)
+            if tuple(self._permissions) == _CONTROL_DOMAIN_ALONE:
+                # By a pager that died: libxl had made the node the domain's own.
+                self._permissions = [f"n{domid}"]
             self._xenstore.set_permissions(self._path, _CONTROL_DOMAIN_ALONE)
             self._xenstore.watch(self._path, _TOKEN)
         except BaseException:

@@ -72,7 +72,7 @@ def _nothing_is_left() -> None:
     domains are locked."""
     directory = Path("/run/xen-save-helper")
     (directory / record.FILE).unlink(missing_ok=True)
-    assert {path.name for path in directory.glob("*")} <= {domain_lock.FILE}
+    assert {path.name for path in directory.glob("*")} <= {domain_lock.FILE, "control"}
 
 
 SCENARIOS: Final = (
