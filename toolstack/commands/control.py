@@ -68,8 +68,13 @@ def set_parameters(arguments: argparse.Namespace) -> int:
         raise UsageError(f"set: want one or more of {options}")
     directory, process = _one(arguments)
     now = _ask(directory, process, Ask.SET, **given)
-    told = ", ".join(f"{name} {value}" for name, value in now.items() if value is not None)
-    return show(arguments, now, lambda: print(f"{_named(process)}: {told}"))
+
+    def human() -> None:
+        from xen_save_helper.toolstack.commands.display import limits
+
+        print(f"{_named(process)}: {limits(now)}")
+
+    return show(arguments, now, human)
 
 
 def switch(arguments: argparse.Namespace) -> int:

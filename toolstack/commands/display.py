@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from json import dumps
@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from xen_save_helper.ipc_schema.control import PARAMETERS
 from xen_save_helper.toolstack.xl.outcome import MigrationResult, Outcome
 
 STATE_COLOURS: Final = {
@@ -208,17 +209,23 @@ def _operation_figures(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if row["postcopy_blocktime"] is not None:
         waits = f", one for {_milliseconds(row['longest_wait'])} now" if row["longest_wait"] else ""
         yield "vCPUs waited", f"{_milliseconds(row['postcopy_blocktime'])}{waits}"
-    limits = {
-        "bandwidth": row["max_bandwidth"] and f"{binary_size(row['max_bandwidth'])}/s",
-        "max-downtime": row["downtime_limit"] and f"{row['downtime_limit']} ms",
-        "max-rounds": row["max_rounds"],
-        "abort-after": row["abort_after"],
-        "dirty-threshold": row["dirty_threshold"],
-    }
-    if told := ", ".join(f"{name} {value}" for name, value in limits.items() if value is not None):
+    names = {"bandwidth": "max_bandwidth", "max_downtime": "downtime_limit"}
+    if told := limits({name: row[names.get(name, name)] for name in PARAMETERS}):
         yield "limits", told
     if row["waits_for"]:
         yield "waits for", row["waits_for"]
+
+
+def limits(parameters: Mapping[str, int | None]) -> str:
+    """What `set` can change, with the units that its options have."""
+    told = []
+    for name, value in parameters.items():
+        if value is None or (name, value) == ("bandwidth", 0):
+            continue
+        text = f"{binary_size(value)}/s" if name == "bandwidth" else str(value)
+        unit = " ms" if name == "max_downtime" else ""
+        told.append(f"{name.replace('_', '-')} {text}{unit}")
+    return ", ".join(told)
 
 
 def _size(number: int | None) -> str:
