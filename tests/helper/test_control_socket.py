@@ -175,3 +175,19 @@ def test_who_waits_is_told_how_it_ends(directory: Path, ended: str) -> None:
     assert raised.value.lost == ended
     control.forget(directory, ME)
     assert os.listdir(directory) == []
+
+
+def test_what_the_killed_have_left(directory: Path) -> None:
+    """Whoever begins removes it, but for what says that pages are lost."""
+    directory.mkdir(mode=0o700, parents=True)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    lost = f"page-server-3-{dead.pid}.json"
+    living = f"save-5-{os.getpid()}.1.json"
+    others = ["notes.txt", "a-b.json"]
+    killed = [f"helper-save-4-{dead.pid}.sock", f"migrate-new-{dead.pid}.2.json"]
+    for name in (lost, living, *others, *killed):
+        (directory / name).touch()
+    with closing(ControlSocket(str(directory), ME, answer, lambda: None)):
+        ours = {f"{ME.name}.json", f"{ME.name}.sock"}
+        assert set(os.listdir(directory)) == {lost, living, *others, *ours}
