@@ -21,9 +21,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("events", nargs="+", type=Path)
     parser.add_argument("-o", "--output", required=True, type=Path)
+    parser.add_argument("--operation", type=int, default=0, metavar="N", help="default: the last")
     arguments = parser.parse_args()
     files = [read_trace(path) for path in arguments.events]
-    picture = picture_of(files, find_operations(files)[-1])
+    picture = picture_of(files, find_operations(files)[arguments.operation - 1])
     with tempfile.TemporaryDirectory() as scratch, chromium() as browser:
         page = Path(scratch) / "timeline.html"
         write_page(picture, page)
