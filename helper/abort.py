@@ -44,6 +44,10 @@ def _nothing(_signum: int, _frame: object) -> None:
     """A Python-level handler, so that the C-level one writes to the wake-up descriptor."""
 
 
+_LOOK_AWAY_SECONDS: Final = 5.0
+"""The watcher needs no time for it; a wait has an end all the same."""
+
+
 class Abort:
     """Watches, from a thread of its own, for reasons to give up: a signal, the controller's death
     (the other end of `lifeline` closed), a stream that stands still, and `watch`ed descriptors.
@@ -192,7 +196,7 @@ class Abort:
         for as long as it is."""
         self._outlives = True
         self._wake()
-        self._looks_away.wait()
+        self._looks_away.wait(_LOOK_AWAY_SECONDS)
         self.release_stream()
         if self._watchdog is not None:
             self._watchdog.stop()
