@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Self
+from typing import Final, Self
 
 from xen_save_helper.helper.waiting import WaitLog
 from xen_save_helper.helper.watchdog import Watchdog
