@@ -12,6 +12,9 @@ import pytest
 from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, called, toolstack
 from tests.waiting import wait_for
 
+SLOWLY = "--bandwidth=16M"
+"""So a guest of 8 MiB has time to write in each round, on a busy machine, too."""
+
 
 def migrate(hosts: Hosts, *more: object, to: object = None) -> Ended:
     return called("migrate", "g", "--host", hosts.source, "--to", to or hosts.destination,
@@ -38,10 +41,10 @@ def policy(events: Path) -> list[dict[str, Any]]:
 
 
 def test_precopy_ends_once_what_is_left_takes_no_longer(hosts: Hosts, tmp_path: Path) -> None:
-    guest(hosts, 16)
+    guest(hosts, 8)
     events = tmp_path / "events"
-    ended = migrate(hosts, "--max-rounds=30", "--dirty-threshold=0", "--max-downtime=60000",
-                    "--events", events)  # fmt: skip
+    ended = migrate(hosts, SLOWLY, "--max-rounds=30", "--dirty-threshold=0",
+                    "--max-downtime=60000", "--events", events)  # fmt: skip
     assert ended.code == 0, ended
     last = policy(events)[-1]
     assert last["answer"] == "STOP_AND_COPY"
@@ -50,10 +53,10 @@ def test_precopy_ends_once_what_is_left_takes_no_longer(hosts: Hosts, tmp_path: 
 
 
 def test_a_postcopy_spends_the_downtime_on_hot_pages(hosts: Hosts, tmp_path: Path) -> None:
-    guest(hosts, 16)
+    guest(hosts, 8)
     events = tmp_path / "events"
-    ended = migrate(hosts, "--postcopy", "--max-rounds=2", "--dirty-threshold=0",
-                    "--max-downtime=1", "--events", events)  # fmt: skip
+    ended = migrate(hosts, SLOWLY, "--postcopy", "--max-rounds=2",
+                    "--dirty-threshold=0", "--max-downtime=1", "--events", events)  # fmt: skip
     assert ended.code == 0, ended
     assert ended.json["postcopy"]["pages"]
     (told,) = traced(events, "hot_pages")
@@ -63,8 +66,8 @@ def test_a_postcopy_spends_the_downtime_on_hot_pages(hosts: Hosts, tmp_path: Pat
 
 
 def test_a_migration_that_does_not_converge_is_given_up(hosts: Hosts) -> None:
-    guest(hosts, 16)
-    ended = migrate(hosts, "--abort-after=2", "--dirty-threshold=0", "--max-downtime=0")
+    guest(hosts, 8)
+    ended = migrate(hosts, SLOWLY, "--abort-after=2", "--dirty-threshold=0", "--max-downtime=0")
     assert ended.code == 1
     assert ended.json["outcome"] == "running-at-source"
     assert "precopy does not converge" in ended.json["reason"]
