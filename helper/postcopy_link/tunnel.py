@@ -26,7 +26,9 @@ from typing import Any, Final, NamedTuple
 import zmq
 
 _FRAME: Final = struct.Struct("<QQQB")
-"""The session, the number of the first byte, how many have been received, and an `_End`."""
+"""The session, the number of the first byte, how many have been received, and an `_End`, with
+`_HEARD` if the other side's giving up has been heard."""
+_HEARD: Final = 0x80
 _AT_ONCE: Final = 1 << 18
 _WINDOW: Final = 4 << 20
 """Bytes that may be on their way, unconfirmed."""
@@ -38,8 +40,10 @@ _STANDS_SECONDS: Final = 3.0
 """After so long without any of it confirmed, too."""
 LINGER_SECONDS: Final = 10.0
 _LAST_WORD_MS: Final = 1000
-_GIVING_UP_MS: Final = 10_000
-"""As long as a window may take on a slow link."""
+_GIVING_UP_SECONDS: Final = 10.0
+"""As long as a window may take on a slow link, after the last word from the other side."""
+_GIVING_UP_LEAST_SECONDS: Final = 1.0
+_GIVING_UP_AGAIN_MS: Final = 200
 _ORDER_SECONDS: Final = 5.0
 _DEAD_LINK_MS: Final = 10_000
 """TCP_USER_TIMEOUT: after so long without an acknowledgement the connection is made anew."""
@@ -116,6 +120,7 @@ class Tunnel:
         self._received = 0
         self._to_give = bytearray()
         self._ours_ended = self._ours_told = self._theirs_ended = self._theirs_told = False
+        self._they_gave_up = self._we_are_heard = False
         self._heard = self._went_on = time.monotonic()
 
     def fileno(self) -> int:
@@ -143,8 +148,8 @@ class Tunnel:
         self._release()
 
     def give_up(self) -> None:
-        """End at once. The other side reads the end, if it can be reached now, though perhaps not
-        all that was written here."""
+        """End at once. The other side reads the end, if it can be reached within some seconds,
+        though perhaps not all that was written here."""
         self._given_up = True
         self.close(0)
 
@@ -205,11 +210,21 @@ class Tunnel:
             while not self._orders.empty():
                 self._obey(self._orders.get())
         if self._given_up:
-            # It comes after all that is on its way already.
-            self._socket.setsockopt(zmq.LINGER, _GIVING_UP_MS)
-            deadline = time.monotonic() + _GIVING_UP_MS / 1000
-            while not self._say_part(len(self._unconfirmed), b"") and time.monotonic() < deadline:
-                self._socket.poll(100, zmq.POLLOUT)
+            self._say_given_up()
+
+    def _say_given_up(self) -> None:
+        """Until it is heard, after all that is on its way already: a process that ends takes with
+        it what TCP has not brought yet."""
+        deadline = max(
+            self._heard + _GIVING_UP_SECONDS, time.monotonic() + _GIVING_UP_LEAST_SECONDS
+        )
+        said = False
+        while time.monotonic() < deadline:
+            said = self._say_part(len(self._unconfirmed), b"") or said
+            if said and (self._we_are_heard or self._they_gave_up):
+                return
+            if self._socket.poll(_GIVING_UP_AGAIN_MS):
+                self._hear()
 
     def _obey(self, order: _Order) -> None:
         try:
@@ -259,8 +274,9 @@ class Tunnel:
         confirmed = self._received - len(self._to_give)
         if self._theirs_ended and not self._to_give:
             confirmed += 1  # their end
+        flags = end | (_HEARD if self._they_gave_up else 0)
         try:
-            self._send(_FRAME.pack(self._session, self._confirmed + at, confirmed, end) + data)
+            self._send(_FRAME.pack(self._session, self._confirmed + at, confirmed, flags) + data)
         except zmq.ZMQError as error:
             if error.errno not in (errno.EAGAIN, errno.EHOSTUNREACH):
                 raise
@@ -281,9 +297,12 @@ class Tunnel:
                 break
             if len(frame) < _FRAME.size:
                 continue
-            session, start, confirmed, end = _FRAME.unpack_from(frame)
+            session, start, confirmed, flags = _FRAME.unpack_from(frame)
             if not self._admits(session):
                 continue
+            end = flags & ~_HEARD
+            self._we_are_heard = self._we_are_heard or bool(flags & _HEARD)
+            self._they_gave_up = self._they_gave_up or end == _End.GIVEN_UP
             self._confirm(confirmed)
             data = memoryview(frame)[_FRAME.size :]
             skip = self._received - start
@@ -291,7 +310,7 @@ class Tunnel:
                 self._to_give += data[skip:]
                 self._received += len(data) - skip
                 self._theirs_ended = self._theirs_ended or end == _End.LAST
-            self._theirs_ended = self._theirs_ended or end == _End.GIVEN_UP
+            self._theirs_ended = self._theirs_ended or self._they_gave_up
             fresh = fresh or bool(data) or bool(end)
         self._heard = time.monotonic()
         if self._to_give or self._theirs_ended:

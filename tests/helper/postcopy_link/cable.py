@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import select
 import socket
+import struct
+import termios
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Link:
@@ -19,6 +24,7 @@ class Link:
         self._ends: list[socket.socket] = []
         self._near: list[socket.socket] = []
         self._keep_far = False
+        self._held = False
         self._kept: list[socket.socket] = []
         self._stopping = False
         self._thread = threading.Thread(target=self._run)
@@ -33,6 +39,20 @@ class Link:
             except OSError:
                 pass
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What comes from the server waits meanwhile."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def waiting(self) -> int:
+        """Bytes from the server that are `held`."""
+        far = next(end for end in self._ends if end not in self._near)
+        return int(struct.unpack("i", fcntl.ioctl(far, termios.FIONREAD, b"\0" * 4))[0])
+
     def close(self) -> None:
         self._stopping = True
         self._thread.join()
@@ -41,7 +61,8 @@ class Link:
     def _run(self) -> None:
         other: dict[socket.socket, socket.socket] = {}
         while not self._stopping:
-            ready, _, _ = select.select([self._listener, *other], [], [], 0.05)
+            ends = self._near if self._held else other
+            ready, _, _ = select.select([self._listener, *ends], [], [], 0.05)
             for end in ready:
                 if end is self._listener:
                     near = self._listener.accept()[0]
@@ -71,6 +92,7 @@ class Link:
         far = other.pop(end)
         other.pop(far)
         end.close()
+        self._near = []
         if self._keep_far:
             self._kept.append(far)
         else:

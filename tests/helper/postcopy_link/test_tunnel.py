@@ -8,7 +8,7 @@ import select
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -189,6 +189,21 @@ def test_who_gives_up_is_heard_before_all_has_been_read() -> None:
         assert len(data) < SIZE
 
 
+def test_who_gives_up_is_heard_though_the_link_breaks_then() -> None:
+    """What had left the process is lost on the way."""
+    with tunnel() as (server, link, client), ThreadPoolExecutor(2) as pool:
+        pool.submit(send, client, b"here").result(10)
+        assert receive(server) == b"here"
+        with link.held():
+            before = link.waiting()
+            given_up = pool.submit(server.give_up)
+            wait_for(lambda: link.waiting() > before, "it is on its way")
+            link.cut()
+        given_up.result(30)
+        assert pool.submit(receive, client).result(10) == b""
+        assert link.made == 2
+
+
 @pytest.mark.parametrize(
     ("address", "port", "error", "text"),
     [
@@ -210,24 +225,27 @@ def test_where_it_cannot_go(address: str, port: int, error: type[Exception], tex
 def test_another_takes_the_place_of_a_client_that_died() -> None:
     """The server's side of the old session ends, and what was said in it reaches nobody else."""
     ours, theirs = new_keys(), new_keys()
-    with closing(TunnelServer("127.0.0.1", 0, ours, theirs.public)) as server:
+    with ExitStack() as stack:
+        server = TunnelServer("127.0.0.1", 0, ours, theirs.public)
+        stack.callback(server.close, 0)
         first = TunnelClient("127.0.0.1", server.port, theirs, ours.public)
+        stack.callback(first.close, 0)
         os.write(first.fileno(), b"first")
         assert os.read(server.fileno(), 100) == b"first"
         old = server.fileno()
         os.write(old, b"for the first")
         assert not server.next_session()
-        with closing(TunnelClient("127.0.0.1", server.port, theirs, ours.public)) as second:
-            os.write(second.fileno(), b"second")
-            assert os.read(old, 100) == b""
-            assert server.fileno() == old
-            assert server.next_session()
-            assert os.read(server.fileno(), 100) == b"second"
-            os.write(server.fileno(), b"for the second")
-            assert os.read(second.fileno(), 100) == b"for the second"
-            # It was not dead, but nobody hears it any more.
-            os.write(first.fileno(), b"first again")
-            os.write(second.fileno(), b"second again")
-            assert os.read(server.fileno(), 100) == b"second again"
-            assert not server.next_session()
-        first.close(0)
+        second = TunnelClient("127.0.0.1", server.port, theirs, ours.public)
+        stack.callback(second.close, 0)
+        os.write(second.fileno(), b"second")
+        assert os.read(old, 100) == b""
+        assert server.fileno() == old
+        assert server.next_session()
+        assert os.read(server.fileno(), 100) == b"second"
+        os.write(server.fileno(), b"for the second")
+        assert os.read(second.fileno(), 100) == b"for the second"
+        # It was not dead, but nobody hears it any more.
+        os.write(first.fileno(), b"first again")
+        os.write(second.fileno(), b"second again")
+        assert os.read(server.fileno(), 100) == b"second again"
+        assert not server.next_session()
