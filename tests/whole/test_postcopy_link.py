@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,12 +17,14 @@ import pytest
 
 from tests.conftest import HostFactory, processes_under
 from tests.helper.postcopy_link.cable import Link
+from tests.toolstack.stage import called
 from tests.waiting import wait_for
 from tests.whole.stage import TOOLSTACK, Ended, Stage, toolstack
 from xen_save_helper.ipc_schema.control import Identity, PostcopyStatus
 from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.hosts.interface import GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
+from xen_save_helper.toolstack.xl.journal import Journal, Promise
 
 MEMORY: Final = 16 << 20
 LINK: Final = ("--postcopy", "--max-rounds", "0", "--link", "127.0.0.1")
@@ -187,6 +190,39 @@ def test_the_page_server_dies(stage: Stage, halfway: Halfway) -> None:
     assert told.code == 1
     assert json.loads(told.out)[0]["lost"]
     assert postcopy(stage.source, "abandon", "g").code == 0
+
+
+def test_anothers_file_beside_that_of_the_page_server(stage: Stage) -> None:
+    strange = stage.source.control_dir / "page-server-9-1.json"
+    strange.parent.mkdir(mode=0o700, exist_ok=True)
+    strange.write_text("this is not of ours")
+    done = toolstack(*stage.migrate_arguments(*LINK)[len(TOOLSTACK) :])
+    assert done.code == 0, done.err
+    assert done.json["outcome"] == "success"
+    strange.unlink()
+    is_whole(stage)
+
+
+def test_a_journal_that_cannot_be_written(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest runs there already, and gets its pages."""
+    promise = Journal.promise
+
+    def full(self: Journal, what: Promise) -> None:
+        if what in {Promise.PAGES, Promise.DONE}:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        promise(self, what)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "promise", full)
+        done = called(*stage.migrate_arguments(*LINK)[len(TOOLSTACK) :])
+    assert done.code == 0, done.err
+    assert done.json["outcome"] == "success"
+    assert any("No space left" in line for line in done.json["warnings"])
+    assert any("recover g" in line for line in done.json["warnings"])
+    (row,) = stage.source.domains()
+    assert (row.name, row.state) == ("g--migratedaway", GuestState.SUSPENDED)
+    stage.source.destroy(row.domid)
+    is_whole(stage)
 
 
 def test_nobody_can_listen_there(stage: Stage) -> None:

@@ -65,6 +65,15 @@ def processes(directory: Path, roles: Collection[Role] = OUTLIVING) -> list[Iden
     return found
 
 
+def process_of(directory: Path, name: str) -> Identity | None:
+    """The one of this name; None if it has ended, and has done its work. Raises OSError,
+    ValueError."""
+    try:
+        return Identity.decode((directory / (name + IDENTITY)).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
 def operations(directory: Path) -> list[Identity]:
     """Those that are running, by name. What others have left that were killed is removed. Raises as
     `processes`."""
@@ -174,14 +183,16 @@ def cancel(directory: Path, process: Identity, seconds: float) -> str:
         return str(talk.hear()["ended"])
 
 
-def wait(directory: Path, process: Identity, seconds: float) -> None:
-    """Until it has done its work. Raises EndedError if it ends otherwise, TimeoutError."""
+def wait(directory: Path, process: Identity, seconds: float) -> dict[str, Any]:
+    """Until it has done its work: its last status, empty if it had ended before. Raises EndedError
+    if it ends otherwise, TimeoutError."""
     try:
-        ended = str(ask(directory, process, Ask.WAIT, seconds)["ended"])
+        told = ask(directory, process, Ask.WAIT, seconds)
     except EndedError as error:
-        ended = error.lost
-    if ended:
-        raise EndedError(ended)
+        told = {"ended": error.lost, "status": {}}
+    if told["ended"]:
+        raise EndedError(str(told["ended"]))
+    return dict(told["status"])
 
 
 def forget(directory: Path, process: Identity) -> None:

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from xen_save_helper.ipc_schema.control import (
-    LONGEST_LINE,
-    Ask,
-    Identity,
-    PostcopyStatus,
-    decode_line,
-    encode_line,
-)
+from xen_save_helper.ipc_schema.control import PostcopyStatus
 from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.helpers.control import EndedError
 
@@ -31,50 +23,23 @@ class PagesLostError(OSError):
 
 async def all_sent(directory: Path, name: str, progress: ProgressLine) -> PostcopyStatus | None:
     """Wait until the page server `name` has sent them all; returns its last status, None if it
-    had ended before. Raises PagesLostError."""
-    server = next((one for one in control.processes(directory) if one.name == name), None)
-    if server is None:
-        return None
-    ended = asyncio.ensure_future(_ended(directory, server))
+    was too fast to be asked. Raises PagesLostError; OSError, ValueError if it cannot be told how
+    far it is."""
+    server = control.process_of(directory, name)
+    last = None
     try:
-        while not (await asyncio.wait([ended], timeout=_LOOK_SECONDS))[0]:
-            with suppress(OSError, EndedError):
-                status = await asyncio.to_thread(control.status, directory, server)
-                there = status.pages - status.pages_left
-                what = f"postcopy: {status.faults:,} faults"
-                if status.trouble:
-                    what += f"; {status.trouble}"
-                progress(what, there, status.pages)
-        return ended.result()
+        while server is not None:
+            # A thread cannot be cancelled: it waits a little at a time.
+            with suppress(TimeoutError):
+                told = await asyncio.to_thread(control.wait, directory, server, _LOOK_SECONDS)
+                return PostcopyStatus.decode(told) if told else last
+            with suppress(TimeoutError):
+                last = await asyncio.to_thread(control.status, directory, server)
+                what = f"postcopy: {last.faults:,} faults"
+                if last.trouble:
+                    what += f"; {last.trouble}"
+                progress(what, last.pages - last.pages_left, last.pages)
     except EndedError as error:
-        if not error.lost:
-            return None
-        raise PagesLostError(error.lost) from error
-    finally:
-        ended.cancel()
-
-
-async def _ended(directory: Path, process: Identity) -> PostcopyStatus:
-    """Wait, in a loop, until it has done its work; returns its last status. Raises EndedError if it
-    ends otherwise, or has ended."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        control.connect(sock, directory, process)
-        sock.setblocking(False)
-        reader, writer = await asyncio.open_unix_connection(sock=sock, limit=LONGEST_LINE)
-    except OSError:
-        sock.close()
-        raise control.how_ended(directory, process) from None
-    try:
-        writer.write(encode_line({"ask": Ask.WAIT}))
-        answer = await reader.readline()
-    except ConnectionError:
-        answer = b""
-    finally:
-        writer.close()
-    if not answer.endswith(b"\n"):
-        raise control.how_ended(directory, process)
-    told = decode_line(answer)
-    if told["ended"]:
-        raise EndedError(str(told["ended"]))
-    return PostcopyStatus.decode(told["status"])
+        if error.lost:
+            raise PagesLostError(error.lost) from error
+    return last

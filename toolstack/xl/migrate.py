@@ -369,7 +369,11 @@ class _Sending(HandshakeSide[Sender]):
         self._course.left_over = True
         try:
             self._journal.promise(Promise.PAGES)
-            await self._end_receiver(Outcome.SUCCESS)
+        except OSError as error:
+            # With what it has promised before, `recover` asks a person.
+            self._course.warnings.append(f"journal: {message_of(error)}")
+        await self._end_receiver(Outcome.SUCCESS)
+        try:
             self._course.pages_sent = await left_pages.all_sent(
                 self._host.control_dir, server.server, self._ctx.say_progress
             )
@@ -378,6 +382,11 @@ class _Sending(HandshakeSide[Sender]):
         except left_pages.PagesLostError as error:
             self._fail(Error.FAIL, f"the destination lacks pages: {error}", _BY_DESTINATION)
             return Event.FAILED
+        except (OSError, ValueError) as error:
+            self._course.warnings.append(
+                f"the page server {server.server} cannot be asked: {message_of(error)}"
+            )
+            return Event.NOT_AWAITED
         return Event.OK
 
     async def _read_sync(self) -> Event:
