@@ -36,10 +36,11 @@ class Limits:
     """How long a receiver that has not sent a verdict may take to begin reading the stream: xl's
     waits for its global lock while another guest comes in."""
     handshake: float = 60.0
-    """For each message of the migration handshake but READY."""
+    """For each message of the migration handshake but those of `ready`."""
     ready: float = 180.0
-    """From the stream's end to READY: meanwhile the receiver starts the guest's devices, and libxl
-    allows its device model, disks and networks this long."""
+    """For what the receiver says when it has done something with the guest (READY, the report, the
+    sync message): meanwhile it starts the guest's devices, and libxl allows its device model, disks
+    and networks this long."""
 
     def __post_init__(self) -> None:
         for one in fields(self):

@@ -214,7 +214,8 @@ def _wait_for(directory: Path, process: Identity, end: float) -> None:
     while True:
         seconds = min(end - time.monotonic(), _AT_ONCE)
         try:
-            return control.wait(directory, process, max(0.001, seconds))
+            control.wait(directory, process, max(0.001, seconds))
+            return
         except TimeoutError:
             if time.monotonic() >= end:
                 raise

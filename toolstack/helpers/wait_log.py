@@ -11,6 +11,7 @@ from xen_save_helper.ipc_schema.channel.waits import LongWait, Patience
 
 STREAM: Final = "the stream has stood still"
 READY: Final = "the receiver has not said that it is ready"
+REPORT: Final = "the receiver has not said that the guest runs there"
 
 
 class WaitLog:

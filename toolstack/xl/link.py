@@ -117,11 +117,11 @@ class HandshakeLink:
         """Read a message of fixed bytes, within `limit` seconds, or `handshake` if that is None."""
         await self.hear_by(message, partial(self._read, message, limit))
 
-    async def hear_code(self, message: HandshakeMessage) -> int:
-        """Read a message, and return the byte behind it."""
+    async def hear_code(self, message: HandshakeMessage, limit: float) -> int:
+        """Read a message, within `limit` seconds, and return the byte behind it."""
 
         async def read() -> int:
-            await self._read(message)
+            await self._read(message, limit)
             what = f"the byte behind {message.what}"
             (code,) = await read_exactly(self._hears, 1, self._limit, what, self._stopped)
             return code

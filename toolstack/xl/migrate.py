@@ -20,7 +20,7 @@ from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.cancellation import end_in_order, not_told, uninterrupted
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.request import PageServer
-from xen_save_helper.toolstack.helpers.wait_log import READY, telling_of
+from xen_save_helper.toolstack.helpers.wait_log import READY, REPORT, telling_of
 from xen_save_helper.toolstack.operations.domain_save import (
     SUSPEND_DEBUG,
     SUSPEND_LIVE,
@@ -346,7 +346,8 @@ class _Sending(HandshakeSide[Sender]):
         return Event.OK
 
     async def _read_report(self) -> Event:
-        code = await self._link.hear_code(xl_handshake.REPORT)
+        with telling_of(REPORT, self._ctx.warn):
+            code = await self._link.hear_code(xl_handshake.REPORT, self._ctx.limits.ready)
         if code:
             reason = f"the destination could not start the guest (status {code})"
             self._fail(Error.FAIL, reason, Why(Cause.PEER))
@@ -390,7 +391,8 @@ class _Sending(HandshakeSide[Sender]):
         return Event.OK
 
     async def _read_sync(self) -> Event:
-        await self._hear(xl_handshake.SYNC)
+        with telling_of(REPORT, self._ctx.warn):
+            await self._link.hear(xl_handshake.SYNC, self._ctx.limits.ready)
         self._course.report_came_at = time.monotonic()
         return Event.OK
 
@@ -453,9 +455,9 @@ class _Sending(HandshakeSide[Sender]):
         end = await self._receiver.end()
         self._ctx.trace.event("receiver_exited", status=end.status)
         if outcome is Outcome.SUCCESS:
-            if isinstance(self._destination, HostDestination):
-                # Another program's lines need not be about trouble.
-                self._course.receiver_lines = [*end.lines]
+            # Another program's lines need not be about trouble.
+            a_host = isinstance(self._destination, HostDestination)
+            self._course.receiver_lines = [*(end.lines if a_host else end.own)]
         elif reason := end.failure(self._destination, self._failures.cause):
             self._fail(Error.FAIL, reason, _BY_DESTINATION)
         if end.status < 0 and isinstance(self._destination, HostDestination):

@@ -29,8 +29,8 @@ class HostDestination:
 
 @dataclass(frozen=True)
 class CommandDestination:
-    """A command whose stdin and stdout lead to a receiver, as those of `ssh` do. With `keep_stderr`
-    its stderr is kept, and the last line told if it fails; otherwise that is ours."""
+    """A command whose stdin and stdout lead to a receiver, as those of `ssh` do. What it writes to
+    stderr is shown on ours, unless `keep_stderr`; if it fails, its last line is told as well."""
 
     command: str
     keep_stderr: bool = False

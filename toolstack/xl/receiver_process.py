@@ -9,11 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, Final
 
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.toolstack import standstill
@@ -22,16 +20,14 @@ from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.rules.cause import Failure
 from xen_save_helper.toolstack.xl.link import HandshakeLink
 from xen_save_helper.toolstack.xl.migrate_options import CommandDestination, Destination
-
-_OWN: Final = "xen-toolstack: "
-"""The prefix of a receiver's own lines."""
+from xen_save_helper.toolstack.xl.receiver_stderr import ReceiverStderr
 
 
 @dataclass(frozen=True)
 class ReceiverEnd:
     """How a receiver ended. `status` is its exit status, negative for a signal; `by_us`: we sent
     that signal, since it took too long. `lines` are those that it wrote to stderr, `own` those
-    among them in which it speaks for itself; both are empty if its stderr is ours."""
+    among them in which it speaks for itself."""
 
     status: int
     by_us: bool
@@ -62,6 +58,7 @@ class RunningReceiver:
         """Start it. `paused`: the guest must not run there. Raises OSError."""
         self._limit = ctx.limits.abort
         self.process = start_receiver(destination, paused=paused)
+        self.process.stderr.watch()
         self.link = HandshakeLink(
             ctx,
             Operation.SAVE,
@@ -80,7 +77,8 @@ class RunningReceiver:
         process = self.process
         try:
             status = await process.end(self._limit)
-            return ReceiverEnd(status, process.ended_by_us, process.lines(), process.own_lines())
+            said = process.stderr
+            return ReceiverEnd(status, process.ended_by_us, said.lines(), said.own_lines())
         finally:
             process.dispose()
             self._watch.cancel()
@@ -93,8 +91,7 @@ class ReceiverProcess:
     process: subprocess.Popen[bytes]
     send_fd: int
     recv_fd: int
-    stderr: IO[bytes] | None
-    """None if it writes to ours."""
+    stderr: ReceiverStderr
     ended_by_us: bool = False
     """We have sent it a signal, since it took too long."""
 
@@ -143,49 +140,29 @@ class ReceiverProcess:
             os.close(pidfd)
         return True
 
-    def own_lines(self) -> list[str]:
-        """The lines in which the receiver speaks for itself, or those of a traceback."""
-        lines = self._stderr_lines()
-        own = [line.removeprefix(_OWN) for line in lines if line.startswith(_OWN)]
-        if not own and any(line.startswith("Traceback") for line in lines):
-            return lines
-        return own
-
-    def lines(self) -> list[str]:
-        """All lines that were written to its stderr; none if that is ours."""
-        return [line.removeprefix(_OWN) for line in self._stderr_lines()]
-
-    def _stderr_lines(self) -> list[str]:
-        if self.stderr is None:
-            return []
-        self.stderr.seek(0)
-        return self.stderr.read().decode(errors="replace").strip().splitlines()
-
     def dispose(self) -> None:
         self.close_link()
-        if self.stderr is not None:
-            self.stderr.close()
+        self.stderr.close()
 
 
 def start_receiver(destination: Destination, *, paused: bool) -> ReceiverProcess:
     """Run `xen-toolstack receive` for a host on this machine, over socket pairs; or a command, as
-    `xl migrate` does: `sh -c` over pipes, with our stderr unless that is kept. `paused`: the guest
-    must not run there. Raises OSError."""
+    `xl migrate` does: `sh -c` over pipes. `paused`: the guest must not run there. Raises
+    OSError."""
     if isinstance(destination, CommandDestination):
         # xl migrate -p does so for xl migrate-receive.
         command = ["sh", "-c", destination.command + (" -p" if paused else "")]
-        make_pair, keep_stderr = os.pipe, destination.keep_stderr
+        make_pair, echo = os.pipe, not destination.keep_stderr
     else:
         command = [
             *(sys.executable, "-m", "xen_save_helper.toolstack.commands.main", "receive"),
             *("--host", str(destination.directory), *destination.arguments),
             *(["--paused"] if paused else []),
         ]
-        make_pair, keep_stderr = _socket_pair, True
-    if not keep_stderr:
-        return _start(command, make_pair, None)
+        make_pair, echo = _socket_pair, False
     with contextlib.ExitStack() as opened:
-        stderr = opened.enter_context(tempfile.TemporaryFile())
+        stderr = ReceiverStderr(echo=echo)
+        opened.callback(stderr.close)
         receiver = _start(command, make_pair, stderr)
         opened.pop_all()
     return receiver
@@ -197,7 +174,7 @@ def _socket_pair() -> tuple[int, int]:
 
 
 def _start(
-    command: Sequence[str], make_pair: Callable[[], tuple[int, int]], stderr: IO[bytes] | None
+    command: Sequence[str], make_pair: Callable[[], tuple[int, int]], stderr: ReceiverStderr
 ) -> ReceiverProcess:
     """Start `command` on two new pairs; `make_pair` opens a reading and a writing end."""
     with contextlib.ExitStack() as its_own, contextlib.ExitStack() as ours:
@@ -208,7 +185,11 @@ def _start(
         ours.callback(os.close, from_it)
         its_own.callback(os.close, its_stdout)
         process = subprocess.Popen(
-            command, stdin=its_stdin, stdout=its_stdout, stderr=stderr, start_new_session=True
+            command,
+            stdin=its_stdin,
+            stdout=its_stdout,
+            stderr=stderr.fileno(),
+            start_new_session=True,
         )
         ours.pop_all()
     return ReceiverProcess(process, to_it, from_it, stderr)

@@ -525,11 +525,17 @@ def test_two_at_once(hosts: Hosts, tmp_path: Path) -> None:
     runs_on(hosts, there=True)
 
 
-def test_the_receiver_has_more_time_to_be_ready_than_for_a_word(hosts: Hosts) -> None:
-    """It starts the guest's devices before it says so."""
+@pytest.mark.parametrize(
+    ("message", "mode"), [("ready", "precopy"), ("report", "precopy"), ("sync", "postcopy")]
+)
+def test_the_receiver_has_more_time_for_a_guest_than_for_a_word(
+    hosts: Hosts, message: str, mode: str
+) -> None:
+    """It starts the guest's devices, or the guest, before it says so; over a link that is not of
+    this machine nobody can see whether it is stopped."""
     hosts.guest()
-    plan = "destination.controller/handshake.ready:before-send=delay(4)"
+    plan = f"destination.controller/handshake.{message}:before-send=delay(4)"
     with mock.patch.dict(os.environ, {"XEN_SAVE_HELPER_FAULTS": plan}):
-        ended = migrate(hosts, "--limit=ready=30")
+        ended = migrate(hosts, "--limit=ready=30", *MODES[mode])
     assert ended.code == 0, ended
     runs_on(hosts, there=True)

@@ -83,6 +83,7 @@ def test_what_fails_here_is_not_what_the_destination_sees_of_it(
         assert consequence not in ended.line
 
 
+@pytest.mark.parametrize("over", ["host", "command"])
 @pytest.mark.parametrize(
     ("plan", "cause", "kind"),
     [
@@ -92,18 +93,46 @@ def test_what_fails_here_is_not_what_the_destination_sees_of_it(
     ],
 )
 def test_what_fails_there_is_not_what_we_see_of_it(
-    hosts: Hosts, tmp_path: Path, plan: str, cause: str, kind: str | None
+    hosts: Hosts, tmp_path: Path, plan: str, cause: str, kind: str | None, over: str
 ) -> None:
     hosts.guest()
     events = tmp_path / "events"
-    ended = migrate(hosts, plan, "--events", events)
+    to = f"exec {receiver(hosts)}" if over == "command" else ""
+    ended = migrate(hosts, plan, "--events", events, to=to)
     assert ended.code == 1
+    # What has struck there is shown by the command.
+    line = ended.err.splitlines()[-1] if over == "command" else ended.line
     told = causes(events)
-    assert (told["here"], told.get("there")) == ("destination", kind)
-    assert cause in ended.line
-    assert ended.line.endswith("; the guest runs on at the source")
+    assert told["here"] == "destination"
+    if over == "host":
+        assert told.get("there") == kind
+    assert cause in line
+    assert line.endswith("; the guest runs on at the source")
     for consequence in ("Broken pipe", "reset by peer", "closed the link", "partly received"):
-        assert consequence not in ended.line
+        assert consequence not in line
+
+
+def test_what_another_program_says_is_shown_as_it_comes(hosts: Hosts, tmp_path: Path) -> None:
+    """Without its line's end, too: it may ask for something."""
+    hosts.guest()
+    answer = tmp_path / "answer"
+    os.mkfifo(answer)
+    asks = "printf 'Warning: \\377\\nPassphrase for key: ' >&2"
+    fails = "printf 'xen-toolstack: no such %s\\n' $line >&2; exit 1"
+    command = f"{asks}; read line <{answer}; echo >&2; {fails}"
+    process = hosts.start("migrate", "g", "--host", hosts.source, "--to", command)
+    assert process.stderr is not None
+    shown = ""
+    while not shown.endswith("key: "):
+        char = process.stderr.read(1)
+        assert char, shown
+        shown += char
+    answer.write_text("host\n")
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert shown == "Warning: \ufffd\nPassphrase for key: "
+    assert err.count("no such host") == 1
+    assert "destination: no such host" in err
 
 
 def test_a_link_that_is_cut_is_told_as_that(hosts: Hosts) -> None:
