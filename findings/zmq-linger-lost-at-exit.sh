@@ -22,6 +22,7 @@ sock = context.socket(zmq.PAIR)
 sock.setsockopt(zmq.LINGER, -1)
 sock.setsockopt(zmq.RCVHWM, 1)
 sock.setsockopt(zmq.SNDBUF, 1 << 20)
+sock.setsockopt(zmq.RCVBUF, 1 << 20)
 print(sock.bind_to_random_port("tcp://127.0.0.1"), flush=True)
 sock.recv()
 sock.send(b"hello")
@@ -39,6 +40,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import zmq
 
@@ -49,6 +52,7 @@ sock = context.socket(zmq.PAIR)
 sock.setsockopt(zmq.LINGER, 0)
 sock.setsockopt(zmq.RCVBUF, 65536)
 sock.setsockopt(zmq.SNDHWM, 1)
+sock.setsockopt(zmq.SNDBUF, 1 << 20)
 sock.connect("tcp://127.0.0.1:" + sys.argv[1])
 sock.send(b"hello")
 sock.recv()
@@ -63,6 +67,12 @@ print(got, last, flush=True)
 """
 
 
+def stands_still(pid):
+    """Whether all its threads do."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks)
+
+
 def look(unread):
     """How many of 6 messages a peer gets that stands still for a moment, and whether the last."""
     sender = subprocess.Popen(
@@ -74,6 +84,8 @@ def look(unread):
     )
     receiver.stdout.readline()
     os.kill(receiver.pid, signal.SIGSTOP)
+    while not stands_still(receiver.pid):
+        time.sleep(0.01)
     sender.stdin.write("\n")
     sender.stdin.flush()
     told = sender.stdout.readline().strip()
