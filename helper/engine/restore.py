@@ -389,7 +389,7 @@ class _Restore:
             self._next_record()  # END, says the order
             receiver = self._receiver()
             self._pager.leave(self._results, receiver.progress, receiver.missing())
-            receiver.go_on_over(self._pager.fileno())
+            receiver.go_on_over(self._pager.fileno(), self._pager.step)
             receiver.receive()
             return
         self._receiver().receive()
