@@ -175,7 +175,7 @@ def _serve(
             sending.send_all()
         except (OSError, ValueError) as error:
             reason = words_of(error)
-            if abort.errnoval != errno.ECANCELED and (abort.requested or not _stays(kept)):
+            if not kept.runs_here() and (abort.requested or not _stays(kept)):
                 ended["why_not"] = reason
                 raise
             ended["told"] = f"its pages are not wanted: {reason}"

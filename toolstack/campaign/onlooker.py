@@ -46,7 +46,14 @@ class LonePids:
         lone = [] if all(alive.values()) else [one for side in alive for one in alive[side]]
         now = time.monotonic()
         self._since = {one.pid: self._since.get(one.pid, now) for one in lone}
-        return {pid for pid, since in self._since.items() if now - since > LONE_SECONDS}
+        return {
+            one.pid
+            for side, directory in self._directories.items()
+            for one in alive[side]
+            # One that lacks nothing ends by itself.
+            if now - self._since.get(one.pid, now) > LONE_SECONDS
+            and outliving(directory, one).left != 0
+        }
 
 
 class Onlooker:

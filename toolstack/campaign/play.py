@@ -324,7 +324,7 @@ class RunStage:
 
     def _postcopy(self, verb: str, side: Side) -> Ended:
         """Of the guest that is the only one."""
-        (one, *_) = control.processes(self._hosts[side].control_dir)
+        one = control.processes(self._hosts[side].control_dir)[0]
         lose = ["--lose-the-guest"] if verb == "abandon" else []
         return self._run("postcopy", verb, str(one.domid), *lose, host=side, faults=False)
 
