@@ -135,7 +135,15 @@ def arguments(point: Point, kind: ActionKind) -> Sequence[Value | None]:
         return _answers(point.of)
     if kind.argument is None:
         return (None,)
-    return _ARGUMENTS[kind]
+    return _OF_LINK.get((point.who, kind), _ARGUMENTS[kind])
+
+
+_OF_LINK: Final[Mapping[tuple[Who, ActionKind], Sequence[Value | None]]] = {
+    # The quick one first, which `short` takes.
+    (Who.TUNNEL, actions.STALL): (_LITTLE, None),
+    (Who.PAGE_SERVER, actions.STOP): (_A_WHILE, None),
+    (Who.PAGER, actions.STOP): (_A_WHILE, None),
+}
 
 
 def _answers(message: str) -> Sequence[int]:
@@ -217,12 +225,19 @@ def _touches(cell: Cell) -> set[Hashable]:
     side."""
     point, action, side, *_ = cell.aim
     done = str(action) if action.kind is actions.DIE else action.kind.name
-    return {
-        ("point", point.who, point.name),
-        ("action", point.who, point.kind, done),
-        ("mode", cell.mode, action.kind.name),
-        ("side", cell.mode, side, point.who),
-    }
+    at_side: Hashable = ("side", cell.mode, side, point.who)
+    at_point: Hashable = ("point", point.who, point.name)
+    by_action: Hashable = ("action", point.who, point.kind, done)
+    if cell.mode is Mode.LINK:
+        # Its runs take longer: they touch what no other mode has.
+        if point.who in _OF_LINK_ALONE:
+            return {at_side, at_point, by_action}
+        alone = reach.modes(point, side) == {Mode.LINK}
+        return {at_side, at_point} if alone else {at_side}
+    return {at_side, at_point, by_action, ("mode", cell.mode, action.kind.name)}
+
+
+_OF_LINK_ALONE: Final = frozenset({Who.PAGE_SERVER, Who.PAGER, Who.TUNNEL})
 
 
 # Chance

@@ -38,6 +38,11 @@ class LonePids:
         self._directories = directories
         self._since: dict[int, float] = {}
 
+    def of(self, side: Side) -> bool:
+        """Whether there is one at a side."""
+        there = {one.pid for one in control.processes(self._directories[side])}
+        return bool(there & self.found())
+
     def found(self) -> set[int]:
         alive = {
             side: [one for one in control.processes(directory) if _is_alive(one)]

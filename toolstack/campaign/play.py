@@ -120,6 +120,7 @@ class RunStage:
         arm(self._source, self._source.find(NAME), plan)
         self._limit = time_limit(plan, limits)
         self._descriptors = sys.maxsize
+        self._lone = LonePids({side: host.control_dir for side, host in self._hosts.items()})
 
     @property
     def _source(self) -> SimulatedHost:
@@ -345,7 +346,7 @@ class RunStage:
 
     def _scene(self, *, verify: bool = False) -> Scene:
         began = time.monotonic()
-        lone = LonePids({side: host.control_dir for side, host in self._hosts.items()})
+        lone = self._lone
         left = processes.left_over(
             self._token, lambda: self._guest_pids() | lone.found(), self._patience
         )
@@ -353,7 +354,8 @@ class RunStage:
         return Scene(
             outliving=self._outliving(),
             places={
-                side: Place(self._guests(host, verify=verify), _files(host))
+                # A guest that waits for pages does not answer.
+                side: Place(self._guests(host, verify=verify and not lone.of(side)), _files(host))
                 for side, host in self._hosts.items()
             },
             processes=tuple(map(str, left)),
