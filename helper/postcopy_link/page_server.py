@@ -44,6 +44,7 @@ from xen_save_helper.helper.postcopy_link.watched import Watched, Work
 from xen_save_helper.helper.seams import Seams
 from xen_save_helper.helper.settings import FAULTS_VARIABLE
 from xen_save_helper.helper.trace_file import open_trace
+from xen_save_helper.helper.watchdog import die_with_parent
 from xen_save_helper.ipc_schema.causes import words_of
 from xen_save_helper.ipc_schema.channel import packets
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
@@ -129,6 +130,7 @@ def _prepare(
                 seams.step("keeps")
                 kept = _keep(line, options, fds[0], packet["keep"])
             elif "go" in packet:
+                die_with_parent(0)
                 return kept
             else:
                 if kept is not None:
@@ -283,6 +285,10 @@ def _say(line: socket.socket, packet: dict[str, Any]) -> None:
 
 
 def _run(arguments: list[str]) -> NoReturn:
+    # The helper has its signals blocked, for a thread of its own.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # Until it serves it is a part of the save, even if it is stopped.
+    die_with_parent(signal.SIGKILL)
     line = socket.socket(fileno=int(arguments[0]))
     line.set_inheritable(False)
     trace = open_trace("".join(arguments[7:]), "page server", lambda _text: None)

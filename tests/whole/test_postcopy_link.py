@@ -189,6 +189,27 @@ def test_the_page_server_dies(stage: Stage, halfway: Halfway) -> None:
     assert postcopy(stage.source, "abandon", "g").code == 0
 
 
+def test_the_page_server_is_terminated(stage: Stage, halfway: Halfway) -> None:
+    os.kill(identity(stage.source).pid, signal.SIGTERM)
+    done = halfway.ended()
+    assert done.code == 3
+    assert "SIGTERM" in done.json["reason"]
+    (row,) = stage.source.domains()
+    assert row.name == "g--postcopy-inconsistent"
+    halfway.go_on()
+
+
+def test_what_was_abandoned_is_not_taken_for_sent(stage: Stage, halfway: Halfway) -> None:
+    """The guest that is left belongs to a person."""
+    assert postcopy(stage.source, "abandon", "g", "--lose-the-guest").code == 0
+    assert halfway.ended().code == 3
+    done = toolstack("recover", "g", "--host", str(stage.source.directory))
+    assert done.code == 1
+    assert "is not resumed here" in done.out + done.err
+    assert [row.name for row in stage.source.domains()] == ["g--postcopy-inconsistent"]
+    halfway.go_on()
+
+
 def test_nobody_can_listen_there(stage: Stage) -> None:
     """It is an ordinary migration then, and says so."""
     arguments = stage.migrate_arguments("--postcopy", "--link", "192.0.2.7")[len(TOOLSTACK) :]

@@ -210,7 +210,10 @@ class RunStage:
         if not self._plan.of(Who.TUNNEL):
             yield
             return
-        with TunnelRelay(self._plan, self._target, trace_to(self._events)) as relay:
+        with (
+            trace_to(self._events) as trace,
+            TunnelRelay(self._plan, self._target, trace) as relay,
+        ):
             self._tunnel_port = relay.port
             yield
 

@@ -137,7 +137,11 @@ class _Cut:
 def main(arguments: Sequence[str]) -> int:
     text, events, port, target, *command = arguments
     plan = parse(text)
-    trace = trace_to(Path(events))
+    with trace_to(Path(events)) as trace:
+        return _between(command, plan, trace, int(port), Path(target))
+
+
+def _between(command: Sequence[str], plan: Plan, trace: Trace, port: int, target: Path) -> int:
     ours, its_stdin = socket.socketpair()
     ours_too, its_stdout = socket.socketpair()
     process = subprocess.Popen(command, stdin=its_stdin.fileno(), stdout=its_stdout.fileno())
@@ -147,7 +151,7 @@ def main(arguments: Sequence[str]) -> int:
     cut = _Cut((0, 1, to_it, from_it))
 
     def led(data: bytes) -> bytes:
-        return led_to(int(port), data, Path(target)) if port != "0" else data
+        return led_to(port, data, target) if port else data
 
     Direction("stream", 0, to_it, plan, trace, cut, led).start()
     back = Direction("back", from_it, 1, plan, trace, cut)

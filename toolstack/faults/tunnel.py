@@ -12,7 +12,7 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -80,7 +80,7 @@ class TunnelRelay:
         self._thread.join()
         self._listener.close()
         for connection in self._connections:
-            connection.end()
+            connection.close()
 
     def _accept(self) -> None:
         poll = select.poll()
@@ -106,10 +106,21 @@ class _Connection:
         self._ends = (near, far)
         self._lock = threading.Lock()
         self.over = threading.Event()
-        for name, source, sink in (("stream", far, near), ("back", near, far)):
-            for end in self._ends:
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _Way(name, source, sink, self, injector, trace).start()
+        for end in self._ends:
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._ways = [
+            _Way(name, source, sink, self, injector, trace)
+            for name, source, sink in (("stream", far, near), ("back", near, far))
+        ]
+        for way in self._ways:
+            way.start()
+
+    def close(self) -> None:
+        self.end()
+        for way in self._ways:
+            way.join()
+        for one in self._ends:
+            one.close()
 
     def end(self, *, reset: bool = False) -> None:
         """Both ends see it, in both directions."""
@@ -137,8 +148,8 @@ class _Way(threading.Thread):
         trace: Trace,
     ) -> None:
         super().__init__(name=name, daemon=True)
-        self._source = source.dup()
-        self._sink = sink.dup()
+        self._source = source
+        self._sink = sink
         self._connection = connection
         self._injector = injector
         self._trace = trace
@@ -166,8 +177,6 @@ class _Way(threading.Thread):
         except OSError:
             pass
         self._connection.end(reset=reset)
-        self._source.close()
-        self._sink.close()
 
     def _strike(self, point: str, at: int | None = None) -> Iterator[Firing]:
         for firing in self._injector.passes(point, at):
@@ -194,7 +203,11 @@ class _Way(threading.Thread):
         self._sink.sendall(data)
 
 
-def trace_to(file: Path) -> Trace:
+@contextmanager
+def trace_to(file: Path) -> Iterator[Trace]:
     """Lines of the process `link` in a file that others write, too."""
     fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    return Trace("link", lambda line: os.write(fd, line))
+    try:
+        yield Trace("link", lambda line: os.write(fd, line))
+    finally:
+        os.close(fd)
