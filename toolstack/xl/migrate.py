@@ -417,7 +417,8 @@ class _Sending(HandshakeSide[Sender]):
         if state_of(self._host, self._domid) in {None, *DEAD}:
             return Event.GUEST_DIED
         # Its pages are of no use to anybody else.
-        page_server.forget(self._host.control_dir, self._domid)
+        with contextlib.suppress(OSError, ValueError):  # files of others that cannot be read
+            page_server.forget(self._host.control_dir, self._domid)
         if problem := await self._aside(heal, self._host, self._domid):
             self._course.warnings.append(problem)
         may_suspend = self._course.saved is not None and self._course.saved.suspended
