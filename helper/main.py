@@ -175,7 +175,7 @@ def _serve_zmq(
         channel.close()
         raise
     with abort:
-        status = run(job, channel, abort, seams.traced(trace), seams.streams, remarks)
+        status = run(job, channel, abort, seams.traced(trace), seams, remarks)
         channel.close()
         _exit(status, seams)
 
@@ -293,7 +293,7 @@ def _serve_libxl(
         abort.tell_of_waits(told)
     with abort:
         job = _steered(job, abort, trace, channel.remark, remarks)
-        status = run(job, channel, abort, seams.traced(trace), seams.streams, remarks)
+        status = run(job, channel, abort, seams.traced(trace), seams, remarks)
         if job.steered is not None:
             job.steered.close()
         _exit(status, seams)

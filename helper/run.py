@@ -8,8 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple
 
 from xen_save_helper.helper.abort import Abort
@@ -24,6 +22,7 @@ from xen_save_helper.helper.job import (
     RestoreResults,
     StreamCounts,
 )
+from xen_save_helper.helper.seams import Seams
 from xen_save_helper.ipc_schema.causes import Cause, Why, errno_of, why, words_of
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags, XentoollogLevel
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from xen_save_helper.helper.hypervisors.interface import Domain
     from xen_save_helper.helper.postcopy_link.destination import Pager
     from xen_save_helper.helper.postcopy_link.source import PageServer
-
-Streams = Callable[[Job, Abort], AbstractContextManager[None]]
 
 
 class _Outcome(NamedTuple):
@@ -51,16 +48,15 @@ def run(
     channel: Channel,
     abort: Abort,
     trace: Trace,
-    streams: Streams,
+    seams: Seams,
     remarks: list[str],
 ) -> int:
-    """Do the job and tell the controller how it ended; returns the exit status. `streams` surrounds
-    the work on the job's streams. `remarks` are warnings for the controller's log, sent now and
-    before the end."""
+    """Do the job and tell the controller how it ended; returns the exit status. `remarks` are
+    warnings for the controller's log, sent now and before the end."""
     try:
         _log(channel, XentoollogLevel.DEBUG, f"starting {job.request.operation.value}")
         _say(channel, remarks)
-        outcome = _operate(job, channel, abort, trace, streams)
+        outcome = _operate(job, channel, abort, trace, seams)
         _say(channel, remarks)
         _tell(job, outcome, channel, trace)
     except ChannelError as over:
@@ -81,21 +77,21 @@ def report_channel_error(over: ChannelError) -> int:
     return EXIT_CONTROLLER_GONE if over.errno == errno.EPIPE else EXIT_FAILED
 
 
-def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace, streams: Streams) -> _Outcome:
+def _operate(job: Job, channel: Channel, abort: Abort, trace: Trace, seams: Seams) -> _Outcome:
     request, counted = job.request, StreamCounts()
     engine: Engine | None = None
     try:
         _keep("io_fd", request.io_fd)
         if request.back_fd >= 0:
             _keep("back_fd", request.back_fd)
-        with streams(job, abort):
+        with seams.streams(job, abort):
             engine, reason, domain = choose_engine(request)
             trace.event("engine", engine=engine.value, hypervisor=request.hypervisor)
             if job.board is not None:
                 job.board.engine = engine
             if reason:
                 _log(channel, XentoollogLevel.INFO, f"libxenguest works on {reason}")
-            return _with_engine(engine, domain, job, channel, abort, trace, counted)
+            return _with_engine(engine, domain, job, channel, abort, trace, seams, counted)
     except (OSError, DecodeError, MemoryError) as bad:
         errnoval, text = errno_of(bad), words_of(bad)
         if abort.requested:
@@ -131,6 +127,7 @@ def _with_engine(
     channel: Channel,
     abort: Abort,
     trace: Trace,
+    seams: Seams,
     counted: StreamCounts,
 ) -> _Outcome:
     """`domain` is open if the choice of the engine needed it; it is closed in the end. `counted` is
@@ -150,7 +147,7 @@ def _with_engine(
     from xen_save_helper.helper.engine.environment import Environment
     from xen_save_helper.helper.hypervisors import open_domain
 
-    page_server, pager = _postcopy_link(job, channel, abort, trace)
+    page_server, pager = _postcopy_link(job, channel, abort, trace, seams)
     reporter = Reporter(channel, abort, trace, board=job.board)
     environment = Environment(job, reporter, abort, counted, page_server, pager)
     domain = domain or open_domain(request.hypervisor, request.domid)
@@ -172,7 +169,7 @@ def _with_engine(
 
 
 def _postcopy_link(
-    job: Job, channel: Channel, abort: Abort, trace: Trace
+    job: Job, channel: Channel, abort: Abort, trace: Trace, seams: Seams
 ) -> tuple[PageServer | None, Pager | None]:
     """What a save or a restore has that may leave the last pages to a link."""
     request = job.request
@@ -181,7 +178,7 @@ def _postcopy_link(
             return None, None
         from xen_save_helper.helper.postcopy_link.destination import Pager
 
-        return None, Pager(job, channel, abort, trace)
+        return None, Pager(job, channel, abort, trace, seams.step)
     if job.listen is None or not request.xcflags & XCFlags.LIVE:
         return None, None
     from xen_save_helper.helper.postcopy_link.source import PageServer

@@ -29,6 +29,9 @@ class Seams:
     def milestone(self, name: str) -> None:
         """Called when the process reaches `start`, `hello` or `exit`."""
 
+    def step(self, name: str) -> None:
+        """Called before each step of a page server or a pager (`ipc_schema.faults.points`)."""
+
     def begin(self, job: Job) -> None:
         """Called once the job is known."""
 

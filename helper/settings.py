@@ -33,6 +33,8 @@ OUTLIVE: Final = f"{PREFIX}OUTLIVE"
 """For the process that libxl's helper has started to do its work (`postcopy_link.outlive`): the
 descriptor on which it says that the domain is restored."""
 
+FAULTS_VARIABLE: Final = f"{PREFIX}FAULTS"
+
 _OTHERS: Final = (CONFIG, HAND_OVER, OUTLIVE, BOARD, f"{PREFIX}QEMU")
 """Variables that are not settings: the settings file, one of `helper.qemu_wrapper`, and those of
 our own processes."""
@@ -222,7 +224,7 @@ def _seconds(text: str) -> float:
 
 _KINDS: Final[Mapping[str, Callable[[str], object]]] = {
     f"{PREFIX}EVENTS": str,
-    f"{PREFIX}FAULTS": str,
+    FAULTS_VARIABLE: str,
     f"{PREFIX}DIALECT": str,
     f"{PREFIX}HYPERVISOR": str,
     f"{PREFIX}STREAM_STALL": _seconds,

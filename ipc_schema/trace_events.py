@@ -127,7 +127,7 @@ _SOURCE = frozenset({Writer.CONTROLLER})
 _DESTINATION = frozenset({Writer.RECEIVER})
 _LIBXL = _SOURCE | _DESTINATION
 _BOTH = _LIBXL | _HELPER
-_ALL = _BOTH | _LINK
+_ALL = _BOTH | _LINK | _PAGE_SERVER
 
 
 def _event(

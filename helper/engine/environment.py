@@ -51,6 +51,9 @@ class Pager(Protocol):
     def fileno(self) -> int:
         """What pages come from, and faults go to, from then on."""
 
+    def step(self, name: str) -> None:
+        """See `seams.Seams`."""
+
 
 class Environment(NamedTuple):
     """`statistics` are kept up to date even if the save or restore fails. `page_server` and `pager`

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import select
 import time
-from collections.abc import Set
+from collections.abc import Callable, Set
 from contextlib import ExitStack, suppress
 
 from xen_save_helper.helper.engine.environment import Environment
@@ -81,6 +81,7 @@ class PostcopyReceiver:
         self._requested: dict[int, float] = {}
         """The pages that vCPUs wait for and that have not arrived, and since when, in order."""
         self._latencies = FaultLatencies(self._reporter)
+        self._step: Callable[[str], None] = lambda _name: None
         with ExitStack() as undo:
             self._paging = domain.mem_paging_enable() if paging is None else paging
             undo.callback(self._paging.close)
@@ -107,9 +108,10 @@ class PostcopyReceiver:
             return next(iter(self._requested.values()), None)
         return None
 
-    def go_on_over(self, fd: int) -> None:
+    def go_on_over(self, fd: int, step: Callable[[str], None]) -> None:
         """The pages come over this descriptor, in both directions: not over the stream. It may
-        stand still for as long as it likes."""
+        stand still for as long as it likes. `step` is that of `seams.Seams`."""
+        self._step = step
         self._stall_limit = 0.0
         self._reader = StreamInput(fd, self._abort)
         self._answer_over(fd)
@@ -236,6 +238,7 @@ class PostcopyReceiver:
     def _tell_complete(self) -> None:
         self._latencies.tell(missing=0)
         self._reporter.event("postcopy_complete")
+        self._step("all-in")
         try:
             self._faults.complete()
         except OSError as error:
@@ -278,7 +281,7 @@ class PostcopyReceiver:
                 data = self._assembler.take(pfn)
                 assert data is not None
                 if before is PageState.REQUESTED:
-                    self._paging.load(pfn, data)
+                    self._load(pfn, data)
                     self._latencies.add(self._requested.pop(pfn), self._states.pending)
                     self._one_has_come()
                     self._poll.expect()
@@ -299,11 +302,15 @@ class PostcopyReceiver:
         """Load the oldest pages that are still held."""
         run = self._assembler.take_oldest(self._paging.loaded_at_once)
         if run is not None:
-            self._paging.load(*run)
+            self._load(*run)
             self._count_left()
         in_place = self._total - self._states.pending - self._assembler.held
         doing_what = f"postcopy: {self._statistics.postcopy_faults:,} faults"
         self._reporter.progress(doing_what, in_place, self._total)
+
+    def _load(self, first: int, data: memoryview) -> None:
+        self._step("loads")
+        self._paging.load(first, data)
 
     def _serve_requests(self) -> None:
         """Report first faults to the sender, and resume vCPUs that need not wait. The others
@@ -326,8 +333,9 @@ class PostcopyReceiver:
                 if data is None:
                     answered.append(request)
                 else:
-                    self._paging.load(request.pfn, data)
+                    self._load(request.pfn, data)
         if wanted:
+            self._step("asks")
             self._faults.fault(wanted)
             now = time.monotonic()
             if not self._requested:

@@ -381,6 +381,8 @@ class _Restore:
     def _postcopy_offer(self, length: int) -> None:
         offset = self._reader.offset
         body = self._body(RecordType.POSTCOPY_OFFER, length)
+        if self._pager is not None and self._pager.connected:
+            raise DecodeError("POSTCOPY_OFFER", offset, "there is a page server already")
         if self._pager is not None:
             self._pager.offered(postcopy_offer.decode(body, offset), self._domain)
 
@@ -389,7 +391,7 @@ class _Restore:
             self._next_record()  # END, says the order
             receiver = self._receiver()
             self._pager.leave(self._results, receiver.progress, receiver.missing())
-            receiver.go_on_over(self._pager.fileno())
+            receiver.go_on_over(self._pager.fileno(), self._pager.step)
             receiver.receive()
             return
         self._receiver().receive()

@@ -100,6 +100,8 @@ class Injector:
 
     def _is_here(self, index: int) -> bool:
         sides = self.faults[index].sides
+        if not sides:
+            return True
         return self.side in sides if self.side is not None else len(sides) == len(Side)
 
     def _counts(self, index: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import AbstractContextManager
 from functools import partial
@@ -11,14 +12,16 @@ from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import CONTEXT
 from xen_save_helper.helper.faults.injector import Strike
 from xen_save_helper.helper.faults.plan_source import read_plan
-from xen_save_helper.helper.faults.session import Session
+from xen_save_helper.helper.faults.session import PREFIX, Session
+from xen_save_helper.helper.faults.striker import Striker
 from xen_save_helper.helper.job import EXIT_FAILED, Job
 from xen_save_helper.helper.seams import Seams
+from xen_save_helper.helper.settings import FAULTS_VARIABLE
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.faults.actions import FAIL
 from xen_save_helper.ipc_schema.faults.plan import PlanError
-from xen_save_helper.ipc_schema.faults.points import SIDES, Kind, phase_point
+from xen_save_helper.ipc_schema.faults.points import SIDES, Kind, Side, Who, phase_point
 from xen_save_helper.ipc_schema.trace import Trace
 
 if TYPE_CHECKING:
@@ -39,17 +42,22 @@ class FaultySeams(Seams):
                 raise PlanError(f"--operation {operation!r}: want {known}")
             side = SIDES[Operation(operation)] if operation else None
             self._session = Session(read_plan(given), trace, pipe=pipe, side=side)
+            self._pager = Striker(self._session.plan, Who.PAGER, trace, side=side, prefix=PREFIX)
         except PlanError as wrong:
             _refuse(str(wrong))
+        # A page server that this process starts has its part of the same plan.
+        os.environ[FAULTS_VARIABLE] = str(self._session.plan)
+
+    def step(self, name: str) -> None:
+        _strike(self._pager, name)
 
     def milestone(self, name: str) -> None:
-        """Only the process can be struck at a milestone."""
-        for firing in self._session.strike(name):
-            raise AssertionError(firing)
+        _strike(self._session, name)
 
     def begin(self, job: Job) -> None:
         """Ends the process if a fault cannot fire in the job."""
-        self._session.injector.side = SIDES[job.request.operation]
+        side = SIDES[job.request.operation]
+        self._session.injector.side = self._pager.injector.side = side
         for fault in self._session.injector.faults:
             if fault.point.kind is Kind.PHASE and job.request.engine is Engine.LIBXENGUEST:
                 _refuse(f"'{fault}': the engine {job.request.engine.value} has no phases")
@@ -72,6 +80,24 @@ class FaultySeams(Seams):
         from xen_save_helper.helper.faults.faulty_pipe import FaultyPipeChannel
 
         return partial(FaultyPipeChannel, self._session)
+
+
+class PageServerSeams(Seams):
+    """The seams of a page server with its part of the plan that is `given`."""
+
+    def __init__(self, given: str, trace: Trace) -> None:
+        """Raises ValueError for a wrong plan."""
+        plan = read_plan(given).seeded()
+        self._striker = Striker(plan, Who.PAGE_SERVER, trace, side=Side.SOURCE, prefix=PREFIX)
+
+    def step(self, name: str) -> None:
+        _strike(self._striker, name)
+
+
+def _strike(striker: Striker, point: str) -> None:
+    """Only the process can be struck there."""
+    for firing in striker.strike(point):
+        raise AssertionError(firing)
 
 
 def _refuse(reason: str) -> NoReturn:

@@ -11,6 +11,9 @@ from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError
 from xen_save_helper.ipc_schema.faults.points import Side, Who
 from xen_save_helper.ipc_schema.trace import Trace
 
+PREFIX = f"{CONTEXT}: "
+"""Of lines on stderr."""
+
 
 class Streams:
     """The job's streams, which hear of each callback. These pass no relays."""
@@ -31,12 +34,12 @@ class Session(Striker):
     """
 
     def __init__(self, plan: Plan, trace: Trace, *, pipe: bool, side: Side | None = None) -> None:
-        plan = plan.seeded()
+        self.plan = plan = plan.seeded()
         mine = plan._replace(faults=plan.of(Who.HELPER, side))
         for fault in mine.faults:
             if pipe and not on_pipe(fault.point, fault.action.kind):
                 raise PlanError(f"'{fault}': there is no such thing on libxl's pipes")
-        super().__init__(plan, Who.HELPER, trace, side=side, prefix=f"{CONTEXT}: ")
+        super().__init__(plan, Who.HELPER, trace, side=side, prefix=PREFIX)
         self.streams = Streams()
         trace.event("faults", plan=str(plan))
         if mine.by_chance:

@@ -131,7 +131,7 @@ class TunnelClient(Tunnel):
             sock.setsockopt(zmq.CURVE_SERVERKEY, server_key)
             sock.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
             sock.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
-            sock.connect(_endpoint(address, port))
+            sock.connect(_endpoint(self._address, self._port))
 
         super().__init__(zmq.DEALER, address, port, connect, int.from_bytes(os.urandom(8)) or 1)
 
@@ -139,6 +139,12 @@ class TunnelClient(Tunnel):
         self._socket.disconnect(_endpoint(self._address, self._port))
         self._socket.connect(_endpoint(address, port))
         return port
+
+    def _anew(self) -> None:
+        self._socket.close(0)
+        self._socket = self._new_socket(zmq.DEALER)
+        self._connect(self._context, self._socket)
+        self._say_again()
 
     def _send(self, frame: bytes) -> None:
         self._socket.send(frame, zmq.NOBLOCK)

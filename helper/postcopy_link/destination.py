@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 class Pager:
     """Of a restore that may become a postcopy, and go on without its controller."""
 
-    def __init__(self, job: Job, channel: Channel, abort: Abort, trace: Trace) -> None:
+    def __init__(
+        self, job: Job, channel: Channel, abort: Abort, trace: Trace, step: Callable[[str], None]
+    ) -> None:
+        """`step` is that of `seams.Seams`."""
+        self._step = step
         self._job = job
         self._channel = channel
         self._abort = abort
@@ -40,6 +44,7 @@ class Pager:
 
     def offered(self, offer: PostcopyOffer, domain: Domain) -> None:
         """Connect to the page server, and say whether this domain can be paged."""
+        self._step("connects")
         refusal = ""
         try:
             domain.mem_paging_enable().close()
@@ -58,6 +63,9 @@ class Pager:
     def fileno(self) -> int:
         assert self._tunnel is not None
         return self._tunnel.fileno()
+
+    def step(self, name: str) -> None:
+        self._step(name)
 
     def leave(
         self, results: RestoreResults, progress: Callable[[], PostcopyProgress], missing: Bitmap
@@ -94,6 +102,7 @@ class Pager:
         self._put_on_record(missing)
         os.write(self._job.parent, b"\0")
         os.close(self._job.parent)
+        self._step("takes-over")
 
     def _put_on_record(self, missing: Bitmap) -> None:
         """For another pager, if this one is killed."""

@@ -8,9 +8,12 @@ pages are still to come.
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from xen_save_helper.helper.job import EXIT_DONE
@@ -45,4 +48,17 @@ def run_beside(arguments: list[str], streams: Sequence[int]) -> NoReturn:
     if os.read(mine, 1):
         os._exit(EXIT_DONE)
     status = process.wait()
-    os._exit(status if status >= 0 else _EXIT_BY_SIGNAL - status)
+    if status < 0:
+        _die_as(-status)
+    os._exit(status)
+
+
+def _die_as(number: int) -> None:
+    """As the one that has done the work, so that whoever waits is told why. That one has written
+    its memory out if anybody wants it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    with suppress(OSError):  # that of SIGKILL cannot be set
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    os.kill(os.getpid(), number)
+    os._exit(_EXIT_BY_SIGNAL + number)

@@ -41,13 +41,17 @@ from xen_save_helper.helper.postcopy_link import record
 from xen_save_helper.helper.postcopy_link.curve import TunnelServer, new_keys
 from xen_save_helper.helper.postcopy_link.kept_pages import KeptPages
 from xen_save_helper.helper.postcopy_link.watched import Watched, Work
+from xen_save_helper.helper.seams import Seams
+from xen_save_helper.helper.settings import FAULTS_VARIABLE
 from xen_save_helper.helper.trace_file import open_trace
+from xen_save_helper.helper.watchdog import die_with_parent
 from xen_save_helper.ipc_schema.causes import words_of
 from xen_save_helper.ipc_schema.channel import packets
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.control import Role
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
+from xen_save_helper.ipc_schema.streams.pfns import Pfns
 from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
 from xen_save_helper.ipc_schema.streams.records import encode_record
 from xen_save_helper.ipc_schema.trace import Trace
@@ -75,7 +79,7 @@ class Options(NamedTuple):
     control: str
 
 
-def main(line: socket.socket, options: Options, trace: Trace) -> int:
+def main(line: socket.socket, options: Options, trace: Trace, seams: Seams) -> int:
     """Returns the exit status. Raises OSError, ValueError if pages are lost."""
     server_keys, client_keys = new_keys(), new_keys()
     tunnel = TunnelServer(options.address, options.port, server_keys, client_keys.public)
@@ -83,13 +87,14 @@ def main(line: socket.socket, options: Options, trace: Trace) -> int:
     try:
         keys = (server_keys.public, client_keys.public, client_keys.secret)
         offer = PostcopyOffer(options.address, tunnel.port, *(key.decode() for key in keys))
+        seams.step("offers")
         _say(line, {"offer": offer._asdict()})
-        kept = _prepare(line, tunnel, options)
+        kept = _prepare(line, tunnel, options, seams)
         if kept is None:
             return EXIT_NOT_WANTED
         with closing(kept):
             try:
-                status = _serve(line, kept, tunnel, options, trace)
+                status = _serve(line, kept, tunnel, options, trace, seams)
             except (OSError, ValueError) as error:
                 trace.event("pages_lost", error=str(error))
                 raise
@@ -102,7 +107,9 @@ def main(line: socket.socket, options: Options, trace: Trace) -> int:
             tunnel.give_up()
 
 
-def _prepare(line: socket.socket, tunnel: TunnelServer, options: Options) -> KeptPages | None:
+def _prepare(
+    line: socket.socket, tunnel: TunnelServer, options: Options, seams: Seams
+) -> KeptPages | None:
     """Until the save is done; None if it does without."""
     poll = select.poll()
     for fd in (line.fileno(), tunnel.fileno()):
@@ -120,8 +127,10 @@ def _prepare(line: socket.socket, tunnel: TunnelServer, options: Options) -> Kep
             data, fds, _flags, _address = socket.recv_fds(line, packets.MOST, 1)
             packet = packets.decode(data)
             if "keep" in packet:
+                seams.step("keeps")
                 kept = _keep(line, options, fds[0], packet["keep"])
             elif "go" in packet:
+                die_with_parent(0)
                 return kept
             else:
                 if kept is not None:
@@ -143,14 +152,19 @@ def _keep(line: socket.socket, options: Options, memfd: int, size: int) -> KeptP
 
 
 def _serve(
-    line: socket.socket, kept: KeptPages, tunnel: TunnelServer, options: Options, trace: Trace
+    line: socket.socket,
+    kept: KeptPages,
+    tunnel: TunnelServer,
+    options: Options,
+    trace: Trace,
+    seams: Seams,
 ) -> int:
     """Until the other side has all, or wants none; returns the exit status."""
     over = threading.Event()
     with Abort(signals=frozenset({signal.SIGTERM})) as abort:
         watch = threading.Thread(target=_watch, args=(kept, abort, over))
         watch.start()
-        sending = _Sending(kept, tunnel, options, abort, trace)
+        sending = _Sending(kept, tunnel, options, abort, trace, seams)
         work = Work(
             Role.PAGE_SERVER, options.hypervisor, options.domid, sending.progress, tunnel, abort
         )
@@ -158,11 +172,12 @@ def _serve(
         _say(line, {"serves": watched.name})
         ended: dict[str, str] = {}
         trace.event("pages_kept", domid=options.domid, pages=kept.pages)
+        seams.step("serves")
         try:
             sending.send_all()
         except (OSError, ValueError) as error:
             reason = words_of(error)
-            if abort.errnoval != errno.ECANCELED and (abort.requested or not _stays(kept)):
+            if not kept.runs_here() and (abort.requested or not _stays(kept)):
                 ended["why_not"] = reason
                 raise
             ended["told"] = f"its pages are not wanted: {reason}"
@@ -180,13 +195,20 @@ class _Sending:
     """To a pager, and to another one that takes its place."""
 
     def __init__(
-        self, kept: KeptPages, tunnel: TunnelServer, options: Options, abort: Abort, trace: Trace
+        self,
+        kept: KeptPages,
+        tunnel: TunnelServer,
+        options: Options,
+        abort: Abort,
+        trace: Trace,
+        seams: Seams,
     ) -> None:
         self._kept = kept
         self._tunnel = tunnel
         self._options = options
         self._abort = abort
         self._trace = trace
+        self._seams = seams
         self._statistics = StreamCounts()
         self._begin(Bitmap(kept.bitmap))
 
@@ -200,6 +222,7 @@ class _Sending:
             try:
                 self._sender.send_pages()
                 self._sender.drain()
+                self._seams.step("drained")
                 self._out.write([encode_record(record_number(RecordType.END, VERSION), b"")])
                 return
             except (OSError, ValueError):
@@ -213,8 +236,16 @@ class _Sending:
         job = Job(HelperRequest(Operation.SAVE, options.domid, fd, fd))
         self._out = StreamOutput(fd, self._abort, options.bandwidth)
         environment = Environment(job, reporter, self._abort, self._statistics)
-        self._sender = PostcopySender(self._kept, self._out, environment)
+        self._sender = PostcopySender(self, self._out, environment)
         self._sender.take_over(bitmap)
+
+    def foreign_map(self, pfns: Pfns, *, writable: bool = False) -> list[memoryview]:
+        """As `interface.Domain`'s, of pages that are about to be sent."""
+        self._seams.step("sends")
+        return self._kept.foreign_map(pfns, writable=writable)
+
+    def foreign_unmap(self, views: list[memoryview]) -> None:
+        self._kept.foreign_unmap(views)
 
     def _missing(self) -> Bitmap:
         """What another pager says it lacks, as its first word."""
@@ -254,16 +285,31 @@ def _say(line: socket.socket, packet: dict[str, Any]) -> None:
 
 
 def _run(arguments: list[str]) -> NoReturn:
+    # The helper has its signals blocked, for a thread of its own.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # Until it serves it is a part of the save, even if it is stopped.
+    die_with_parent(signal.SIGKILL)
     line = socket.socket(fileno=int(arguments[0]))
     line.set_inheritable(False)
     trace = open_trace("".join(arguments[7:]), "page server", lambda _text: None)
     try:
         domid, port, bandwidth = map(int, arguments[1:4])
-        status = main(line, Options(domid, port, bandwidth, *arguments[4:7]), trace)
+        options = Options(domid, port, bandwidth, *arguments[4:7])
+        status = main(line, options, trace, _seams(trace))
     except (OSError, ValueError) as error:
         _say(line, {"error": str(error)})
         status = 1
     os._exit(status)
+
+
+def _seams(trace: Trace) -> Seams:
+    """Those of the plan that whoever has started us carries out. Raises ValueError."""
+    given = os.environ.get(FAULTS_VARIABLE)
+    if not given:
+        return Seams()
+    from xen_save_helper.helper.faults.seams import PageServerSeams
+
+    return PageServerSeams(given, trace)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,11 @@ _FRAME: Final = struct.Struct("<QQQB")
 """The session, the number of the first byte, how many have been received, and an `_End`, with
 `_HEARD` if the other side's giving up has been heard."""
 _HEARD: Final = 0x80
-_AT_ONCE: Final = 1 << 18
+_AT_ONCE: Final = 1 << 16
+"""Bytes of a frame: what of it has come when the connection breaks is lost, and a connection that
+never lasts for a whole one brings nothing."""
+_LONGEST: Final = 1 << 20
+"""Bytes. A frame's length is not authenticated; one that says more breaks the connection."""
 _WINDOW: Final = 4 << 20
 """Bytes that may be on their way, unconfirmed."""
 _FRAMES: Final = 64
@@ -46,7 +50,13 @@ _GIVING_UP_LEAST_SECONDS: Final = 1.0
 _GIVING_UP_AGAIN_MS: Final = 200
 _ORDER_SECONDS: Final = 5.0
 _DEAD_LINK_MS: Final = 10_000
-"""TCP_USER_TIMEOUT: after so long without an acknowledgement the connection is made anew."""
+"""TCP_USER_TIMEOUT: after so long without an acknowledgement the connection is made anew. So it is
+if ZeroMQ's own exchange of keys takes so long, or if a server hears nothing for so long."""
+_ASK_MS: Final = 3000
+"""How often ZeroMQ asks whether the other side is there."""
+_ANEW_SECONDS: Final = 10.0
+"""So long after the last word a client connects anew. ZeroMQ does so after an error of the network,
+but never after one of its own protocol, as from an octet that was changed on its way."""
 
 
 class _End(IntEnum):
@@ -91,11 +101,8 @@ class Tunnel:
         self._session = session
         self._orders: SimpleQueue[_Order] = SimpleQueue()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = self._context.socket(kind)
-        self._socket.setsockopt(zmq.LINGER, _LAST_WORD_MS)
-        self._socket.setsockopt(zmq.TCP_MAXRT, _DEAD_LINK_MS)
-        self._socket.setsockopt(zmq.SNDHWM, _FRAMES)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        self._connect = connect
+        self._socket = self._new_socket(kind)
         self._begin()
         self._closing = False
         self._given_up = False
@@ -108,6 +115,19 @@ class Tunnel:
             raise
         self._thread = threading.Thread(target=self._run, name="tunnel", daemon=True)
         self._thread.start()
+
+    def _new_socket(self, kind: int) -> zmq.Socket[bytes]:
+        sock = self._context.socket(kind)
+        sock.setsockopt(zmq.LINGER, _LAST_WORD_MS)
+        sock.setsockopt(zmq.TCP_MAXRT, _DEAD_LINK_MS)
+        sock.setsockopt(zmq.HANDSHAKE_IVL, _DEAD_LINK_MS)
+        sock.setsockopt(zmq.HEARTBEAT_IVL, _ASK_MS)
+        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, _DEAD_LINK_MS)
+        sock.setsockopt(zmq.MAXMSGSIZE, _LONGEST)
+        sock.setsockopt(zmq.SNDHWM, _FRAMES)
+        sock.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        self._made = time.monotonic()
+        return sock
 
     def _begin(self) -> None:
         """A session."""
@@ -156,6 +176,9 @@ class Tunnel:
     def _move(self, address: str, port: int) -> int:
         """In the thread; returns the port. Raises OSError."""
         raise NotImplementedError
+
+    def _anew(self) -> None:
+        """In the thread, after a long silence."""
 
     def _send(self, frame: bytes) -> None:
         """Raises zmq.ZMQError if nobody is there, or takes it."""
@@ -207,6 +230,8 @@ class Tunnel:
                 self._unconfirmed and time.monotonic() - self._went_on > _STANDS_SECONDS
             ):
                 self._say_again()
+            if time.monotonic() - max(self._heard, self._made) > _ANEW_SECONDS:
+                self._anew()
             while not self._orders.empty():
                 self._obey(self._orders.get())
         if self._given_up:

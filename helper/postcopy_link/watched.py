@@ -58,6 +58,8 @@ class Watched:
         self._left: deque[tuple[float, int]] = deque(maxlen=_RATE_SECONDS)
         self._trouble = ""
         self._looked = 0.0
+        self._has_nobody = False
+        """A pager whose page server has ended."""
         self._control: ControlSocket | None = None
         identity = Identity(work.role, work.domid, self._domain, os.getpid())
         syslog.openlog("xen-save-helper", syslog.LOG_PID, syslog.LOG_DAEMON)
@@ -85,10 +87,13 @@ class Watched:
 
     def close(self, why_not: str = "", told: str = "all pages are in place") -> None:
         """`why_not` is why pages are lost, if they are; else `told` is what the log says."""
+        work = self._work
+        # Nobody looks for the pages of a copy that was destroyed.
+        leaves = work.role is Role.PAGE_SERVER or glance.lives(work.hypervisor, work.domid)
         if self._control is not None:
-            self._control.close(why_not)
+            self._control.close(why_not, leaves=leaves)
         if why_not:
-            left = self._work.progress().left
+            left = work.progress().left
             self._log(syslog.LOG_ERR, f"{left} pages are lost: {why_not}")
         else:
             self._log(syslog.LOG_INFO, told)
@@ -168,6 +173,8 @@ class Watched:
         if now - self._looked >= _LOOK_SECONDS:
             self._looked = now
             self._tell(self._why_silent())
+            if self._has_nobody and not work.progress().left:
+                work.abort.request(errno.ETIMEDOUT, self._trouble)
 
     def _look_up_name(self) -> None:
         """A guest gets its name when it has been restored, and loses it when it has been sent."""
@@ -176,6 +183,7 @@ class Watched:
 
     def _why_silent(self) -> str:
         """What can be found out."""
+        self._has_nobody = False
         if self._work.role is Role.PAGE_SERVER:
             return "nothing comes from the destination"
         link = self._work.tunnel.link()
@@ -183,6 +191,7 @@ class Watched:
         try:
             socket.create_connection((link.address, link.port), _CONNECT_SECONDS).close()
         except ConnectionRefusedError:
+            self._has_nobody = True
             return f"nobody listens at {where}: the page server has ended, or may not be reached"
         except OSError as error:
             return f"{where} cannot be reached: {error.strerror or error}"

@@ -170,7 +170,8 @@ def admitted(point: Point) -> tuple[ActionKind, ...]:
 
 
 def sides(point: Point, kind: ActionKind) -> frozenset[Side]:
-    """The sides at which `kind` can be done at `point`, which admits it; empty for the link."""
+    """The sides at which `kind` can be done at `point`, which admits it; empty for the link and the
+    tunnel."""
     if kind in _WRITING and point.kind is Kind.STREAM:
         # The source writes the main stream, the destination the back channel.
         return point.sides & {Side.DESTINATION if point.of == "back" else Side.SOURCE}
@@ -236,7 +237,7 @@ def _of_record(point: Point) -> tuple[ActionKind, ...]:
 
 
 def _of_stream(point: Point) -> tuple[ActionKind, ...]:
-    if point.who is Who.LINK:
+    if point.who in {Who.LINK, Who.TUNNEL}:
         return _ON_LINK
     return (*PROCESS, *STREAM)
 
@@ -249,4 +250,5 @@ _ADMITTED: Final[Mapping[Kind, Callable[[Point], tuple[ActionKind, ...]]]] = {
     Kind.RECORD: _of_record,
     Kind.STREAM: _of_stream,
     Kind.GUEST: lambda _point: GUEST,
+    Kind.STEP: lambda _point: PROCESS,
 }

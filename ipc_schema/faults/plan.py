@@ -5,20 +5,23 @@
 on a line each, or several on a line with `;` between. A line that starts with `#` is a comment.
 `seed=N` makes chance repeatable: the same choices wherever the plan is carried out. Without it,
 whoever reads the plan first draws one, prints it, and passes it on to all processes that it starts.
-SIDE is `source` or `destination`; WHO is `helper` (the default), `controller`, `link` or `guest`;
-one of them may stand alone. TIMES is `#3` (the third time alone), `#3+` (from the third on), `#*`
-(each time) or `#30%` (each time with that probability); without it, the first time alone.
+SIDE is `source` or `destination`; WHO is `helper` (the default), `controller`, `link`, `guest`,
+`page-server`, `pager` or `tunnel`; one of them may stand alone. TIMES is `#3` (the third time
+alone), `#3+` (from the third on), `#*` (each time) or `#30%` (each time with that probability);
+without it, the first time alone.
 
-Each process counts for itself: `#1` strikes in each helper that is started. `#1 of all` and
-`#3+ of all` count over all processes that carry out the plan, as in "the first try fails, the
-second succeeds". They count in a file, which `counts=FILE` names (an absolute path; a plan that is
-read from `@FILE` and names none has FILE.counts); to begin anew, remove it. Examples:
+Each process counts for itself: `#1` strikes in each helper that is started. Offsets of the tunnel
+are counted in each of its connections, and times are the connections that have come so far.
+`#1 of all` and `#3+ of all` count over all processes that carry out the plan, as in "the first try
+fails, the second succeeds". They count in a file, which `counts=FILE` names (an absolute path; a
+plan that is read from `@FILE` and names none has FILE.counts); to begin anew, remove it. Examples:
 
     postcopy_transition:before-answer=kill
     source/log:before-send#30%=drop; seed=7
     destination/record.libxc.PAGE_DATA:read#3=garbage
     controller/suspend:before-answer=answer(0)
     stream@4096=cut; page@0x1f=flip; link/stream@0=stall(2); guest/suspend=late(5)
+    page-server/sends#3=kill; tunnel/stream@300000#*=cut
     hello#1 of all=exit(3); counts=/tmp/tries
 """
 
@@ -84,7 +87,7 @@ class Times(NamedTuple):
 
 FIRST: Final = Times()
 
-_STAGED: Final = frozenset({Who.LINK, Who.GUEST})
+_STAGED: Final = frozenset({Who.LINK, Who.GUEST, Who.TUNNEL})
 
 
 class Fault(NamedTuple):
@@ -98,7 +101,7 @@ class Fault(NamedTuple):
 
     @property
     def sides(self) -> frozenset[Side]:
-        """The sides at which it can fire; empty for the link."""
+        """The sides at which it can fire; empty for the link and the tunnel."""
         possible = sides(self.point, self.action.kind)
         return possible if self.side is None else possible & {self.side}
 
@@ -150,12 +153,12 @@ class Plan(NamedTuple):
 
     @property
     def staged(self) -> tuple[Fault, ...]:
-        """The faults that neither a helper nor a controller carries out: the link's and the
-        guest's."""
+        """The faults that no process of ours carries out: those of the link, the tunnel and the
+        guest."""
         return tuple(fault for fault in self.faults if fault.point.who in _STAGED)
 
     def without_staged(self) -> Plan:
-        """The part for helpers and controllers, which fires as in the whole plan."""
+        """The part for our processes, which fires as in the whole plan."""
         left = tuple(fault for fault in self.faults if fault.point.who not in _STAGED)
         return self._replace(faults=left)
 
@@ -319,7 +322,7 @@ def _times(match: re.Match[str], point: Point) -> Times:
 
 def _is_passed_once(point: Point) -> bool:
     if point.kind is Kind.STREAM:
-        return point.of != "page"
+        return point.of != "page" and point.who is not Who.TUNNEL
     return point.kind in {Kind.MILESTONE, Kind.HANDSHAKE}
 
 

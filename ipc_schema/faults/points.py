@@ -3,7 +3,8 @@
 A point is typed as its name, after who carries out the fault unless that is the helper:
 `suspend:before-answer`, `phase.precopy`, `record.libxc.HVM_CONTEXT:write`, `stream@4096`,
 `controller/suspend:heard`, `controller/handshake.go:before-send`, `link/handshake.report`,
-`link/stream@4096`, `guest/suspend`. A new row of a table has its points by itself.
+`link/stream@4096`, `guest/suspend`, `page-server/sends`, `pager/loads`, `tunnel/stream@4096`. A
+new row of a table has its points by itself.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ class Who(Enum):
     CONTROLLER = "controller"
     LINK = "link"
     GUEST = "guest"
+    PAGE_SERVER = "page-server"
+    """It has a guest's last pages, which the pager brings over a link of their own."""
+    PAGER = "pager"
+    """The restoring helper, as far as it deals with a page server; it outlives its controller."""
+    TUNNEL = "tunnel"
+    """The connections of a pager to its page server."""
 
 
 class Side(Enum):
@@ -56,6 +63,8 @@ class Kind(Enum):
     RECORD = "record"
     STREAM = "stream"
     GUEST = "guest"
+    STEP = "step"
+    """Of the work of a page server or a pager."""
 
 
 class Moment(Enum):
@@ -76,8 +85,8 @@ class Moment(Enum):
 
 
 class Point(NamedTuple):
-    """A point. `of` is the name of its message, phase or record; `sides` is empty for the link,
-    which belongs to no side."""
+    """A point. `of` is the name of its message, phase or record; `sides` is empty for the link and
+    the tunnel, which belong to no side."""
 
     who: Who
     name: str
@@ -110,6 +119,20 @@ FIRST_BYTE: Final = "first-byte"
 START: Final = "start"
 HELLO: Final = "hello"
 EXIT: Final = "exit"
+
+OFFERS: Final = "offers"
+KEEPS: Final = "keeps"
+SERVES: Final = "serves"
+SENDS: Final = "sends"
+DRAINED: Final = "drained"
+"""Steps of a page server."""
+
+CONNECTS: Final = "connects"
+TAKES_OVER: Final = "takes-over"
+ASKS: Final = "asks"
+LOADS: Final = "loads"
+ALL_IN: Final = "all-in"
+"""Steps of a pager."""
 
 _AT: Final = {"stream": "OFFSET", "back": "OFFSET", "page": "PFN"}
 _BOTH: Final = frozenset(Side)
@@ -261,6 +284,30 @@ def _streams() -> Iterator[Point]:
         ("back", "before the byte at this offset of all that comes back from it"),
     ):
         yield Point(Who.LINK, name, Kind.STREAM, frozenset(), doc, name)
+    for name, doc in (
+        ("stream", "before the byte at this offset of what a connection brings to the pager"),
+        ("back", "before the byte at this offset of what a connection brings to the page server"),
+    ):
+        yield Point(Who.TUNNEL, name, Kind.STREAM, frozenset(), doc, name)
+
+
+def _steps() -> Iterator[Point]:
+    for name, doc in (
+        (OFFERS, "the page server listens, and is about to say where"),
+        (KEEPS, "the page server is told which pages to keep, and has none yet"),
+        (SERVES, "the save is done: the page server serves, and goes on without the helper"),
+        (SENDS, "the page server is about to send pages"),
+        (DRAINED, "the page server hears that all pages are in place"),
+    ):
+        yield Point(Who.PAGE_SERVER, name, Kind.STEP, _SOURCE, doc, name)
+    for name, doc in (
+        (CONNECTS, "the pager is about to connect to the page server"),
+        (TAKES_OVER, "the guest is restored: the pager goes on without its controller"),
+        (ASKS, "the pager is about to ask for a page that a vCPU waits for"),
+        (LOADS, "the pager is about to put a page in place"),
+        (ALL_IN, "no page is missing any more, and the page server does not know yet"),
+    ):
+        yield Point(Who.PAGER, name, Kind.STEP, _DESTINATION, doc, name)
 
 
 def _guest() -> Iterator[Point]:
@@ -279,6 +326,7 @@ POINTS: Final[Mapping[tuple[Who, str], Point]] = {
         _streams(),
         _records(),
         _guest(),
+        _steps(),
     )
     for point in rows
 }

@@ -225,6 +225,46 @@ def test_a_journal_that_cannot_be_written(stage: Stage, monkeypatch: pytest.Monk
     is_whole(stage)
 
 
+def test_the_page_server_is_terminated(stage: Stage, halfway: Halfway) -> None:
+    os.kill(identity(stage.source).pid, signal.SIGTERM)
+    done = halfway.ended()
+    assert done.code == 3
+    assert "SIGTERM" in done.json["reason"]
+    (row,) = stage.source.domains()
+    assert row.name == "g--postcopy-inconsistent"
+    halfway.go_on()
+
+
+def test_what_was_abandoned_is_not_taken_for_sent(stage: Stage, halfway: Halfway) -> None:
+    """The guest that is left belongs to a person."""
+    assert postcopy(stage.source, "abandon", "g", "--lose-the-guest").code == 0
+    assert halfway.ended().code == 3
+    done = toolstack("recover", "g", "--host", str(stage.source.directory))
+    assert done.code == 1
+    assert "is not resumed here" in done.out + done.err
+    assert [row.name for row in stage.source.domains()] == ["g--postcopy-inconsistent"]
+    halfway.go_on()
+
+
+@pytest.mark.parametrize("first", ["killed", "works"])
+def test_what_was_abandoned_after_its_controller_is_not_taken_for_sent(
+    stage: Stage, halfway: Halfway, first: str
+) -> None:
+    server = identity(stage.source)
+    wait_for(lambda: stage.trace()[-1]["event"] == "receiver_exited", "it waits")
+    halfway.process.kill()
+    halfway.process.wait()
+    if first == "killed":
+        os.kill(server.pid, signal.SIGKILL)
+        wait_for(lambda: not Path(f"/proc/{server.pid}").exists(), "it is dead")
+    assert postcopy(stage.source, "abandon", str(server.domid), "--lose-the-guest").code == 0
+    done = toolstack("recover", "g", "--host", str(stage.source.directory))
+    assert done.code == 1
+    assert "is not resumed here" in done.out + done.err
+    assert [row.name for row in stage.source.domains()] == ["g--postcopy-inconsistent"]
+    halfway.go_on()
+
+
 def test_nobody_can_listen_there(stage: Stage) -> None:
     """It is an ordinary migration then, and says so."""
     arguments = stage.migrate_arguments("--postcopy", "--link", "192.0.2.7")[len(TOOLSTACK) :]

@@ -27,6 +27,8 @@ class Mode(Enum):
     STOP_AND_COPY = "stop-and-copy"
     LIVE = "live"
     POSTCOPY = "postcopy"
+    LINK = "link"
+    """A postcopy whose last pages go over a link of their own."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,24 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Outliving:
+    """A page server or a pager that has outlived its controller, as its host knows it. `alive`:
+    its process is there. `left` is how many pages it lacks, None if it cannot be asked."""
+
+    role: str
+    alive: bool
+    left: int | None
+
+    def __str__(self) -> str:
+        state = "" if self.alive else ", dead"
+        return f"{self.role} ({'?' if self.left is None else self.left} pages left{state})"
+
+
+@dataclass(frozen=True)
 class Scene:
     """Both hosts at one time, the processes of the run that are not guests, and the names in its
-    directory for temporary files."""
+    directory for temporary files. A page server or pager that works, and waits for one that is
+    dead, is among those that have outlived, and not among the processes."""
 
     places: Mapping[Side, Place]
     processes: tuple[str, ...]
@@ -94,6 +111,7 @@ class Scene:
     """Whether the save file exists."""
     lingered: float = 0.0
     """Seconds that processes which still ran took to end."""
+    outliving: Mapping[Side, tuple[Outliving, ...]] = field(default_factory=dict)
 
     def running(self) -> list[Guest]:
         return [guest for guest in self.guests() if guest.runs]
@@ -140,13 +158,22 @@ class Evidence:
     """Seconds within which each command had to end."""
 
     def of(self, side: Side) -> set[int]:
-        """The pids of our controllers and of the helpers that they started at a side."""
+        """The pids of our controllers, of the helpers that they started at a side, and of what
+        these have started."""
         controllers = self.controllers(side)
-        return controllers | {
+        started = {
             int(event["helper"])
             for event in self.named("helper_started")
             if event["pid"] in controllers
         }
+        # One that outlives the helper does its work.
+        working = {event["pid"] for event in self.named("outlives") if event["started"] in started}
+        servers = {
+            event["pid"]
+            for event in self.events
+            if side is Side.SOURCE and event["process"] == "page server"
+        }
+        return controllers | started | working | servers
 
     def controllers(self, side: Side) -> set[int]:
         if side is Side.SOURCE:

@@ -18,7 +18,7 @@ from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, PrecopyPolicy
 from xen_save_helper.ipc_schema.faults import actions
 from xen_save_helper.ipc_schema.faults.actions import Action, ActionKind, Value, admitted, sides
 from xen_save_helper.ipc_schema.faults.plan import FIRST, Fault, Plan, Times
-from xen_save_helper.ipc_schema.faults.points import POINTS, Kind, Point, Side, Who
+from xen_save_helper.ipc_schema.faults.points import ASKS, POINTS, Kind, Point, Side, Who
 from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE
 from xen_save_helper.ipc_schema.streams.xl_handshake import (
     BANNER,
@@ -31,7 +31,7 @@ from xen_save_helper.ipc_schema.streams.xl_handshake import (
 from xen_save_helper.toolstack.campaign import reach
 from xen_save_helper.toolstack.campaign.evidence import Mode
 
-MODES: Final = (Mode.SAVE, Mode.LIVE, Mode.POSTCOPY)
+MODES: Final = (Mode.SAVE, Mode.LIVE, Mode.POSTCOPY, Mode.LINK)
 """The modes of the whole matrix. Stop-and-copy passes no point that live does not."""
 
 
@@ -45,6 +45,10 @@ class GuestKind(NamedTuple):
 
 _FAULTING: Final = GuestKind(16 << 20, "write-heavy")
 """A guest that touches pages after the transition before they arrive by themselves."""
+
+
+_WHEN_IT_FAULTS: Final = frozenset({"POSTCOPY_FAULT", ASKS})
+"""What points belong to that are passed if it does."""
 
 
 class Cell(NamedTuple):
@@ -77,7 +81,7 @@ class Cell(NamedTuple):
 def guest_for(plan: Plan, usual: GuestKind) -> GuestKind:
     """The guest with which the points of a plan are passed: the usual one, unless they need one
     that touches pages which have not arrived."""
-    if any(fault.point.of == "POSTCOPY_FAULT" for fault in plan.faults):
+    if any(fault.point.of in _WHEN_IT_FAULTS for fault in plan.faults):
         return GuestKind(max(usual.memory, _FAULTING.memory), _FAULTING.workload)
     return usual
 
@@ -113,7 +117,16 @@ _PLACES: Final[Mapping[tuple[Who, str], Sequence[int]]] = {
     (Who.HELPER, "page"): (5,),
     (Who.LINK, "stream"): (0, 100, 300_007),  # in the xl header, libxl's and libxc's records
     (Who.LINK, "back"): (0, 25),  # in the banner; what follows it has points of its own
+    # In the greeting and the keys' exchange of a connection, and among pages.
+    (Who.TUNNEL, "stream"): (5, 200, 100_003),
+    (Who.TUNNEL, "back"): (5, 200, 700),
 }
+
+_WITHOUT_PAGES: Final[Mapping[tuple[Who, str], Sequence[int]]] = {
+    (Who.HELPER, "stream"): (17, 9_007),
+    (Who.LINK, "stream"): (0, 100, 9_007),
+}
+"""Places in a stream without the guest's memory, which has a link of its own."""
 
 
 def arguments(point: Point, kind: ActionKind) -> Sequence[Value | None]:
@@ -122,7 +135,15 @@ def arguments(point: Point, kind: ActionKind) -> Sequence[Value | None]:
         return _answers(point.of)
     if kind.argument is None:
         return (None,)
-    return _ARGUMENTS[kind]
+    return _OF_LINK.get((point.who, kind), _ARGUMENTS[kind])
+
+
+_OF_LINK: Final[Mapping[tuple[Who, ActionKind], Sequence[Value | None]]] = {
+    # The quick one first, which `short` takes.
+    (Who.TUNNEL, actions.STALL): (_LITTLE, None),
+    (Who.PAGE_SERVER, actions.STOP): (_A_WHILE, None),
+    (Who.PAGER, actions.STOP): (_A_WHILE, None),
+}
 
 
 def _answers(message: str) -> Sequence[int]:
@@ -152,9 +173,16 @@ def matches(point: Point, glob: str) -> bool:
 
 def _plans(mode: Mode, point: Point, kind: ActionKind) -> Iterator[Plan]:
     for side in _sides(mode, point, kind):
-        for at in _PLACES.get((point.who, point.name), (None,)):
+        for at in _places(mode, point):
             for value in arguments(point, kind):
                 yield Plan(reach.primed(Fault(point, Action(kind, value), side, at)))
+
+
+def _places(mode: Mode, point: Point) -> Sequence[int | None]:
+    of = (point.who, point.name)
+    if mode is Mode.LINK and of in _WITHOUT_PAGES:
+        return _WITHOUT_PAGES[of]
+    return _PLACES.get(of, (None,))
 
 
 def _sides(mode: Mode, point: Point, kind: ActionKind) -> list[Side | None]:
@@ -197,12 +225,19 @@ def _touches(cell: Cell) -> set[Hashable]:
     side."""
     point, action, side, *_ = cell.aim
     done = str(action) if action.kind is actions.DIE else action.kind.name
-    return {
-        ("point", point.who, point.name),
-        ("action", point.who, point.kind, done),
-        ("mode", cell.mode, action.kind.name),
-        ("side", cell.mode, side, point.who),
-    }
+    at_side: Hashable = ("side", cell.mode, side, point.who)
+    at_point: Hashable = ("point", point.who, point.name)
+    by_action: Hashable = ("action", point.who, point.kind, done)
+    if cell.mode is Mode.LINK:
+        # Its runs take longer: they touch what no other mode has.
+        if point.who in _OF_LINK_ALONE:
+            return {at_side, at_point, by_action}
+        alone = reach.modes(point, side) == {Mode.LINK}
+        return {at_side, at_point} if alone else {at_side}
+    return {at_side, at_point, by_action, ("mode", cell.mode, action.kind.name)}
+
+
+_OF_LINK_ALONE: Final = frozenset({Who.PAGE_SERVER, Who.PAGER, Who.TUNNEL})
 
 
 # Chance
@@ -234,22 +269,28 @@ def _pair(random: Random, mode: Mode, points: Sequence[Sequence[Fault]]) -> Cell
     while len(faults) < 2:
         fault = random.choice(random.choice(points))
         if all(fault[:4] != other[:4] for other in faults):
-            faults.append(fault._replace(at=_place(random, fault), times=_times(random, fault)))
+            faults.append(
+                fault._replace(at=_place(random, mode, fault), times=_times(random, fault))
+            )
     return Cell(mode, Plan(tuple(faults), random.getrandbits(32)))
 
 
-def _place(random: Random, fault: Fault) -> int | None:
+def _place(random: Random, mode: Mode, fault: Fault) -> int | None:
     if fault.at is None:
         return None
     length = _SHORT.get((fault.point.who, fault.point.name))
     if length is not None:
         return random.choice((fault.at, random.randrange(length)))
-    return random.choice((fault.at, random.randrange(100), random.randrange(_FAR)))
+    of = (fault.point.who, fault.point.name)
+    far = _FAR_WITHOUT_PAGES if mode is Mode.LINK and of in _WITHOUT_PAGES else _FAR
+    return random.choice((fault.at, random.randrange(100), random.randrange(far)))
 
 
 _FAR: Final = 500_000
 """Bytes that every stream has; a pfn beyond the guest's memory is never passed."""
+_FAR_WITHOUT_PAGES: Final = 10_000
 _SHORT: Final[Mapping[tuple[Who, str], int]] = {
+    (Who.TUNNEL, "back"): 700,
     # At least the record that says that all pages have arrived.
     (Who.HELPER, "back"): HEADER_SIZE,
     (Who.LINK, "back"): len(BANNER.data + VERDICT.data)

@@ -28,10 +28,14 @@ from xen_save_helper.toolstack.campaign.evidence import (
     Evidence,
     Guest,
     Mode,
+    Outliving,
     Place,
     Scene,
 )
+from xen_save_helper.toolstack.campaign.onlooker import LonePids, Onlooker, outliving
 from xen_save_helper.toolstack.faults.guest import arm
+from xen_save_helper.toolstack.faults.tunnel import TunnelRelay, trace_to
+from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.limits import Limits
@@ -44,6 +48,8 @@ _MODE_OPTIONS: Final[Mapping[Mode, tuple[str, ...]]] = {
     Mode.LIVE: ("--max-rounds", "3"),
     # So slow that the guest does fault.
     Mode.POSTCOPY: ("--max-rounds", "1", "--postcopy", "--bandwidth", "16M"),
+    # All memory comes by the link, most of it once the guest runs.
+    Mode.LINK: ("--max-rounds", "0", "--postcopy", "--link", "127.0.0.1", "--bandwidth", "8M"),
 }
 _HOST_FILES: Final = frozenset({"control", "domains", "lock", "operations.lock", "xen-host.json"})
 _LONGEST_DIRECTORY: Final = 64
@@ -51,6 +57,10 @@ _LONGEST_DIRECTORY: Final = 64
 _RATES: Final = {"random": 4_000.0}
 """Pages a second that a guest writes if its workload's own rate would take a third of the processor
 time of a run: each page is still written many times in a round."""
+_UNLIMITED: Final = frozenset({Who.CONTROLLER, Who.PAGE_SERVER, Who.PAGER, Who.TUNNEL})
+_OF_LINK: Final = _UNLIMITED - {Who.CONTROLLER}
+_HEALS_SECONDS: Final = 20.0
+"""Seconds in which a connection of a tunnel that stands still is made anew."""
 _SETTLE_SECONDS: Final = 2.0
 _VERIFY_SECONDS: Final = 20.0
 _START_UP_SECONDS: Final = 20.0
@@ -63,13 +73,14 @@ def time_limit(plan: Plan, limits: Limits) -> float:
     """Seconds within which a command must end, however many of its limits it runs into."""
     each: float = sum(asdict(limits).values())
     waits = sum(
-        # Nobody limits the controller itself; everything else that is late ends at a limit.
-        seconds if fault.point.who is Who.CONTROLLER else min(seconds, each)
+        # Nobody limits these; everything else that is late ends at a limit.
+        seconds if fault.point.who in _UNLIMITED else min(seconds, each)
         for fault in plan.faults
         if fault.action.kind in fault_actions.WAITS
         for seconds in (float(fault.action.value or 0),)
     )
-    return each + 3 * limits.abort + limits.handshake + _START_UP_SECONDS + waits
+    heals = 2 * _HEALS_SECONDS * any(fault.point.who in _OF_LINK for fault in plan.faults)
+    return each + 3 * limits.abort + limits.handshake + _START_UP_SECONDS + waits + heals
 
 
 def need_room(directory: Path) -> None:
@@ -96,6 +107,9 @@ class RunStage:
         self._temporary = directory / "tmp"
         self._events = directory / "events"
         self._file = directory / "saved" / NAME
+        self._target = directory / "tunnel"
+        self._tunnel_port = 0
+        self._persons: list[Ended] = []
         self._temporary.mkdir(parents=True)
         self._file.parent.mkdir()
         self._hosts: dict[Side, SimulatedHost] = {}
@@ -106,6 +120,7 @@ class RunStage:
         arm(self._source, self._source.find(NAME), plan)
         self._limit = time_limit(plan, limits)
         self._descriptors = sys.maxsize
+        self._lone = LonePids({side: host.control_dir for side, host in self._hosts.items()})
 
     @property
     def _source(self) -> SimulatedHost:
@@ -129,7 +144,11 @@ class RunStage:
         """Play the run to its end."""
         # A receiver's parent continues it first.
         patience = max(self._longest_stop(), self._limits.stopped) + 2.0
-        with processes.ending_stopped_controllers(self._token, patience):
+        with (
+            processes.ending_stopped_controllers(self._token, patience),
+            self._tunnel(),
+            contextlib.nullcontext() if self._mode is not Mode.LINK else self._onlooker(patience),
+        ):
             return self._play()
 
     def _play(self) -> Evidence:
@@ -167,7 +186,7 @@ class RunStage:
             command=command,
             restore=restore,
             recoveries=tuple(recoveries),
-            persons=tuple(persons),
+            persons=(*self._persons, *persons),
             after_save=after_save,
             ends=tuple(ends),
             recovered=recovered,
@@ -185,9 +204,30 @@ class RunStage:
         directory = str(self._hosts[host].directory)
         return ["--host", directory, "--events", str(self._events), *limits]
 
+    @contextlib.contextmanager
+    def _tunnel(self) -> Iterator[None]:
+        """While the tunnel's faults may strike."""
+        if not self._plan.of(Who.TUNNEL):
+            yield
+            return
+        with (
+            trace_to(self._events) as trace,
+            TunnelRelay(self._plan, self._target, trace) as relay,
+        ):
+            self._tunnel_port = relay.port
+            yield
+
+    def _onlooker(self, patience: float) -> Onlooker:
+        source, destination = (self._hosts[side].control_dir for side in Side)
+
+        def abandon() -> None:
+            self._persons.append(self._postcopy("abandon", Side.SOURCE))
+
+        return Onlooker(source, destination, patience, abandon)
+
     def _receiver(self) -> str:
         """The argument of `migrate --to`: the host, or the link with its faults in front of it."""
-        plan = self._plan._replace(faults=self._plan.of(Who.LINK))
+        plan = self._plan._replace(faults=(*self._plan.of(Who.LINK), *self._plan.of(Who.TUNNEL)))
         if not plan.faults:
             return str(self._destination.directory)
         receive = [
@@ -196,7 +236,8 @@ class RunStage:
             *self._arguments(Side.DESTINATION),
             f"--from={self._source.directory}",
         ]
-        return shlex.join([*_LINK, str(plan), str(self._events), *receive])
+        led = [str(self._tunnel_port), str(self._target)]
+        return shlex.join([*_LINK, str(plan), str(self._events), *led, *receive])
 
     def _environment(self, faults: bool) -> dict[str, str]:
         ours = {
@@ -270,11 +311,34 @@ class RunStage:
     def _look(self, scene: Scene) -> list[Ended]:
         """Do what a person does after `recover` at the source has refused: look at the destination
         and say where the guest is to be."""
-        if not scene.places[Side.SOURCE].journals:
-            return []
+        done = []
         there = scene.places[Side.DESTINATION].guest(NAME)
-        way = "--destroy" if there is not None and there.runs else "--resume"
-        return [self._run("recover", NAME, way, host=Side.SOURCE, faults=False)]
+        whole = there is not None and there.runs and there.memory_ok is True
+        if scene.outliving.get(Side.DESTINATION):
+            done.append(self._postcopy("abandon", Side.DESTINATION))
+            if there is not None and not whole:
+                done.append(self._run("destroy", NAME, host=Side.DESTINATION, faults=False))
+        if scene.places[Side.SOURCE].journals:
+            kept = self._mode is Mode.LINK and not whole
+            way = "--destroy" if there is not None and there.runs and not kept else "--resume"
+            done.append(self._run("recover", NAME, way, host=Side.SOURCE, faults=False))
+        if scene.outliving.get(Side.SOURCE) and self._outliving()[Side.SOURCE]:
+            done.append(self._postcopy("abandon", Side.SOURCE))
+        return done
+
+    def _postcopy(self, verb: str, side: Side) -> Ended:
+        """Of the guest that is the only one."""
+        one = control.processes(self._hosts[side].control_dir)[0]
+        lose = ["--lose-the-guest"] if verb == "abandon" else []
+        return self._run("postcopy", verb, str(one.domid), *lose, host=side, faults=False)
+
+    def _outliving(self) -> dict[Side, tuple[Outliving, ...]]:
+        return {
+            side: tuple(
+                outliving(host.control_dir, one) for one in control.processes(host.control_dir)
+            )
+            for side, host in self._hosts.items()
+        }
 
     def _restore_again(self) -> Again:
         """Restore from the file without faults: it must be as good as it was."""
@@ -285,11 +349,16 @@ class RunStage:
 
     def _scene(self, *, verify: bool = False) -> Scene:
         began = time.monotonic()
-        left = processes.left_over(self._token, self._guest_pids, self._patience)
+        lone = self._lone
+        left = processes.left_over(
+            self._token, lambda: self._guest_pids() | lone.found(), self._patience
+        )
         lingered = time.monotonic() - began
         return Scene(
+            outliving=self._outliving(),
             places={
-                side: Place(self._guests(host, verify=verify), _files(host))
+                # A guest that waits for pages does not answer.
+                side: Place(self._guests(host, verify=verify and not lone.of(side)), _files(host))
                 for side, host in self._hosts.items()
             },
             processes=tuple(map(str, left)),
@@ -306,7 +375,8 @@ class RunStage:
         """Seconds for processes to end whose controller has ended: a helper notices at once, a
         receiver ends its helper first."""
         limits = self._limits
-        return limits.sender_silence + 4 * limits.abort + 2
+        heals = _HEALS_SECONDS if self._mode is Mode.LINK else 0.0
+        return limits.sender_silence + 4 * limits.abort + 2 + heals
 
     def _guest_pids(self) -> set[int]:
         return {row.pid for host in self._hosts.values() for row in host.domains() if row.pid}
@@ -356,9 +426,9 @@ def _guest(host: SimulatedHost, row: DomainSummary, most: int, *, verify: bool) 
 
 def _files(host: SimulatedHost) -> tuple[str, ...]:
     known = {str(row.domid) for row in host.domains()}
-    control = host.control_dir
+    directory = host.control_dir
     return (
-        *sorted(f"control/{path.name}" for path in control.glob("*")),
+        *sorted(f"control/{path.name}" for path in directory.glob("*")),
         *sorted(path.name for path in host.directory.iterdir() if path.name not in _HOST_FILES),
         *sorted(
             f"domains/{path.name}"

@@ -35,8 +35,6 @@ NOT_PASSED: Final[Mapping[str, str]] = {
     "SHARED_INFO": _PV,
     "TOOLSTACK": "of senders before Xen 4.14",
     "SPARSE": "of a sender with --sparse",
-    "POSTCOPY_OFFER": "of a sender under xl with XEN_SAVE_HELPER_POSTCOPY",
-    "page_server": "of a migration with --link",
     "VERIFY": _DEBUG,
     Phase.VERIFY.value: _DEBUG,
     Stage.VERIFY.value: _DEBUG,
@@ -46,16 +44,21 @@ NOT_PASSED: Final[Mapping[str, str]] = {
 _ALL: Final = frozenset(Mode)
 _MIGRATIONS: Final = _ALL - {Mode.SAVE}
 _POSTCOPY: Final = frozenset({Mode.POSTCOPY})
+"""The last pages come over the migration's own stream."""
+_LINK: Final = frozenset({Mode.LINK})
+_PAGES_LAST: Final = _POSTCOPY | _LINK
 _NEVER: Final[frozenset[Mode]] = frozenset()
 
 _OF_MESSAGES: Final[Mapping[str, frozenset[Mode]]] = {
     "precopy_policy": _MIGRATIONS,
     "postcopy_transition": _POSTCOPY,
+    "page_server": _LINK,
 }
 """A message that is not listed is in every mode, as in the tables that follow."""
 
 _OF_MESSAGES_AT_DESTINATION: Final[Mapping[str, frozenset[Mode]]] = {
     "suspend": _NEVER,  # COLO's
+    "statistics": _ALL - _LINK,  # a pager goes on counting when nobody listens any more
     # The answer to an async callback; a restore only has postcopy_transition.
     "async_callback_done": _POSTCOPY,
 }
@@ -71,17 +74,33 @@ _OF_HANDSHAKE: Final[Mapping[str, frozenset[Mode]]] = {
 
 _OF_PHASES: Final[Mapping[str, frozenset[Mode]]] = {
     Phase.PRECOPY.value: _MIGRATIONS,
-    Phase.SUSPEND.value: _ALL - _POSTCOPY,
-    Phase.STOP_AND_COPY.value: _ALL - _POSTCOPY,
-    Phase.STATE.value: _ALL - _POSTCOPY,
-    Phase.SUSPEND_FOR_POSTCOPY.value: _POSTCOPY,
-    Phase.POSTCOPY_BEGIN.value: _POSTCOPY,
-    Phase.POSTCOPY_PFNS.value: _POSTCOPY,
-    Phase.POSTCOPY_TRANSITION.value: _POSTCOPY,
+    Phase.SUSPEND.value: _ALL - _PAGES_LAST,
+    Phase.STOP_AND_COPY.value: _ALL - _PAGES_LAST,
+    Phase.STATE.value: _ALL - _PAGES_LAST,
+    Phase.SUSPEND_FOR_POSTCOPY.value: _PAGES_LAST,
+    Phase.POSTCOPY_BEGIN.value: _PAGES_LAST,
+    Phase.POSTCOPY_PFNS.value: _PAGES_LAST,
+    Phase.POSTCOPY_TRANSITION.value: _PAGES_LAST,
     Phase.POSTCOPY_PAGES.value: _POSTCOPY,
     Phase.POSTCOPY_DRAIN.value: _POSTCOPY,
-    Stage.POSTCOPY_STATE.value: _POSTCOPY,
-    Stage.POSTCOPY_PFNS.value: _POSTCOPY,
+    Stage.POSTCOPY_STATE.value: _PAGES_LAST,
+    Stage.POSTCOPY_PFNS.value: _PAGES_LAST,
+}
+
+_BY_PAGER: Final = (Phase.POSTCOPY_PAGES.value, Side.DESTINATION)
+"""Pages that a page server sends are no phase at the source."""
+
+_OF_RECORDS: Final[Mapping[str, frozenset[Mode]]] = {
+    "POSTCOPY_OFFER": _LINK,
+    "POSTCOPY_BEGIN": _PAGES_LAST,
+    "POSTCOPY_PFNS_BEGIN": _PAGES_LAST,
+    "POSTCOPY_PFNS": _PAGES_LAST,
+    "POSTCOPY_TRANSITION": _PAGES_LAST,
+    # With a link they pass the tunnel, in which nobody can see them.
+    "POSTCOPY_PAGE_DATA": _POSTCOPY,
+    "POSTCOPY_FAULT": _POSTCOPY,
+    "POSTCOPY_COMPLETE": _POSTCOPY,
+    "POSTCOPY_TRANSITION_END": _POSTCOPY,
 }
 
 PRIMERS: Final[Mapping[str, str]] = {
@@ -119,9 +138,14 @@ def modes(point: Point, side: Side | None) -> frozenset[Mode]:
         case Kind.HANDSHAKE:
             return _OF_HANDSHAKE.get(point.of, _MIGRATIONS)
         case Kind.PHASE:
-            return _OF_PHASES.get(point.of, _ALL)
+            found = _OF_PHASES.get(point.of, _ALL)
+            return found | _LINK if (point.of, side) == _BY_PAGER else found
         case Kind.RECORD:
-            return _POSTCOPY if point.of.startswith("POSTCOPY_") else _ALL
+            return _OF_RECORDS.get(point.of, _ALL)
+        case Kind.STEP:
+            return _LINK
+        case Kind.STREAM if point.who is Who.TUNNEL:
+            return _LINK
         case Kind.STREAM if point.who is Who.LINK:
             return _MIGRATIONS
         case Kind.STREAM if point.of == "back":

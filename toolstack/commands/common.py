@@ -140,6 +140,15 @@ def control_directory_of(arguments: argparse.Namespace) -> Path:
     return Path(found.settings.control)
 
 
+def state_directory_of(arguments: argparse.Namespace) -> Path:
+    """Where the host's journals are; it need not be there. Raises as `host_at`."""
+    if arguments.host not in {None, XEN}:
+        return host_of(arguments).state_dir
+    from xen_save_helper.toolstack.hosts.xen.host import STATE_DIRECTORY
+
+    return STATE_DIRECTORY
+
+
 def host_at(directory: Path) -> Host:
     """Open a simulated host. Raises CommandError if the directory is not one."""
     try:

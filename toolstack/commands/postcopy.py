@@ -23,11 +23,13 @@ from xen_save_helper.toolstack.commands.common import (
     control_directory_of,
     is_domid,
     show,
+    state_directory_of,
 )
 from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.helpers.control import EndedError
 from xen_save_helper.toolstack.helpers.pager import start_again
 from xen_save_helper.toolstack.rules.handshake import INCOMING
+from xen_save_helper.toolstack.xl import journal
 from xen_save_helper.toolstack.xl.outcome import ExitCode
 
 _LONGEST_END: Final = 30.0
@@ -142,6 +144,8 @@ def abandon(arguments: argparse.Namespace) -> int:
     try:
         status = control.status(directory, process)
     except EndedError as error:
+        if error.lost:
+            _keep_the_guest(arguments, process)
         control.forget(directory, process)
         text = f"{_named(process)}: forgotten; {error.lost or 'it had done its work'}"
         return show(arguments, {"lost": error.lost}, lambda: print(text))
@@ -157,11 +161,19 @@ def abandon(arguments: argparse.Namespace) -> int:
         control.wait(directory, process, _LONGEST_END)
     except EndedError as error:
         lost = error.lost
+        if lost:
+            _keep_the_guest(arguments, process)
         control.forget(directory, process)
     text = f"{_named(process)}: abandoned; {left} pages are lost"
     if not lost:
         text = f"{_named(process)}: it had done its work"
     return show(arguments, {"lost": lost}, lambda: print(text))
+
+
+def _keep_the_guest(arguments: argparse.Namespace, process: Identity) -> None:
+    """`recover` must not take pages for sent of which nothing is known any more."""
+    if process.role is Role.PAGE_SERVER:
+        journal.pages_lost(state_directory_of(arguments), process.domid)
 
 
 def _of_guest(directory: Path, name: str) -> list[Identity]:

@@ -1,9 +1,10 @@
 """The link of a migration with faults in it: a relay between the sender and the receiver's command.
 
-    python -m xen_save_helper.toolstack.faults.link PLAN EVENTS COMMAND...
+    python -m xen_save_helper.toolstack.faults.link PLAN EVENTS PORT TARGET COMMAND...
 
 It stands in the place of `ssh`: what comes on its stdin goes to COMMAND's, and COMMAND's stdout
-goes to its own. EVENTS is the trace's file. Its exit status is COMMAND's.
+goes to its own. EVENTS is the trace's file. Its exit status is COMMAND's. If PORT is not 0, a
+pager is led there, and the page server's own port goes into the file TARGET (`tunnel`).
 
 A message of the handshake is recognised by its bytes. They arrive together: each message is written
 at once, and mostly after everything before it has been read.
@@ -16,7 +17,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from random import Random
 from typing import Final
 
@@ -28,6 +30,7 @@ from xen_save_helper.ipc_schema.faults.plan import Fault, Plan, parse
 from xen_save_helper.ipc_schema.faults.points import SIDES, Kind, Side, Who
 from xen_save_helper.ipc_schema.streams.xl_handshake import MESSAGES
 from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.faults.tunnel import led_to, trace_to
 
 _AT_ONCE: Final = 1 << 16
 _DIRECTIONS: Final[Mapping[Side, str]] = {Side.SOURCE: "stream", Side.DESTINATION: "back"}
@@ -49,13 +52,22 @@ class Direction(threading.Thread):
     """Passes bytes from `source` to `sink`, through the faults of the direction `name`."""
 
     def __init__(
-        self, name: str, source: int, sink: int, plan: Plan, trace: Trace, cut: _Cut
+        self,
+        name: str,
+        source: int,
+        sink: int,
+        plan: Plan,
+        trace: Trace,
+        cut: _Cut,
+        seen: Callable[[bytes], bytes] = lambda data: data,
     ) -> None:
+        """`seen` makes of what comes what is to pass."""
         super().__init__(name=name, daemon=True)
         self._source = source
         self._sink = sink
         self._trace = trace
         self._cut = cut
+        self._seen = seen
         self._faults = faults_of(name, plan)
         self._outlet = Outlet(self._strike, self._write, writing=True)
         self._unheard = {
@@ -73,7 +85,7 @@ class Direction(threading.Thread):
         try:
             while data := os.read(self._source, _AT_ONCE):
                 self._find_messages(data)
-                self._outlet.pass_on(data)
+                self._outlet.pass_on(self._seen(data))
         except BrokenError as broken:
             self._cut.all(reset=broken.both)
             return
@@ -123,10 +135,13 @@ class _Cut:
 
 
 def main(arguments: Sequence[str]) -> int:
-    text, events, *command = arguments
+    text, events, port, target, *command = arguments
     plan = parse(text)
-    file = os.open(events, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    trace = Trace("link", lambda line: os.write(file, line))
+    with trace_to(Path(events)) as trace:
+        return _between(command, plan, trace, int(port), Path(target))
+
+
+def _between(command: Sequence[str], plan: Plan, trace: Trace, port: int, target: Path) -> int:
     ours, its_stdin = socket.socketpair()
     ours_too, its_stdout = socket.socketpair()
     process = subprocess.Popen(command, stdin=its_stdin.fileno(), stdout=its_stdout.fileno())
@@ -134,7 +149,11 @@ def main(arguments: Sequence[str]) -> int:
         theirs.close()
     to_it, from_it = ours.detach(), ours_too.detach()
     cut = _Cut((0, 1, to_it, from_it))
-    Direction("stream", 0, to_it, plan, trace, cut).start()
+
+    def led(data: bytes) -> bytes:
+        return led_to(port, data, target) if port else data
+
+    Direction("stream", 0, to_it, plan, trace, cut, led).start()
     back = Direction("back", from_it, 1, plan, trace, cut)
     back.start()
     status = process.wait()

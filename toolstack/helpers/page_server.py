@@ -5,16 +5,18 @@ The domain holds them until they are there: whoever destroys it before loses the
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
-from xen_save_helper.ipc_schema.control import Identity, Role
+from xen_save_helper.ipc_schema.control import IDENTITY, Identity, Role
 from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.helpers.control import EndedError
 
 
 def why_not_sent(directory: Path, domid: int) -> str:
     """Why the pages of a domain are not at the destination, or not yet; "" if they are."""
-    server = _page_server(directory, domid)
+    server = _process(directory, Role.PAGE_SERVER, domid)
     if server is None:
         return ""
     try:
@@ -29,14 +31,27 @@ def why_not_sent(directory: Path, domid: int) -> str:
 
 
 def forget(directory: Path, domid: int) -> None:
-    """Remove what a page server has left behind that has lost the pages of this domain."""
-    server = _page_server(directory, domid)
-    if server is not None:
-        control.forget(directory, server)
+    """Remove what a page server has left behind that has lost the pages of this domain. One that
+    works goes on."""
+    _forget(directory, Role.PAGE_SERVER, domid)
 
 
-def _page_server(directory: Path, domid: int) -> Identity | None:
-    for process in control.processes(directory):
-        if process.role is Role.PAGE_SERVER and process.domid == domid:
+def forget_pager(directory: Path, domid: int) -> None:
+    """Remove what a pager has left behind that has failed, and whose domain is destroyed."""
+    _forget(directory, Role.PAGER, domid)
+
+
+def _forget(directory: Path, role: Role, domid: int) -> None:
+    with suppress(ValueError):  # what cannot be read is not ours
+        process = _process(directory, role, domid)
+        if process is not None and (process.ended or not os.path.exists(f"/proc/{process.pid}")):
+            control.forget(directory, process)
+
+
+def _process(directory: Path, role: Role, domid: int) -> Identity | None:
+    """Raises OSError, ValueError for a file that has such a name and cannot be read."""
+    for file in directory.glob(f"{role.value}-{domid}-*{IDENTITY}"):
+        process = control.process_of(directory, file.stem)
+        if process is not None and process.domid == domid:
             return process
     return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from xen_save_helper.ipc_schema.streams import libxl_stream, records
 from xen_save_helper.ipc_schema.streams.libxl_stream import RecordType
 from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.helpers import page_server
 from xen_save_helper.toolstack.helpers.request import HelperResult, Statistics
 from xen_save_helper.toolstack.hosts.interface import RestoredGfns
 from xen_save_helper.toolstack.operations.stream_operation import (
@@ -168,6 +170,8 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
         except OSError as error:
             self._report.failed(f"the domain cannot be destroyed: {error}", why(error))
             return
+        with suppress(OSError, ValueError):  # files of others that cannot be read
+            page_server.forget_pager(self._ctx.host.control_dir, domid)
         self._domid = None
 
     # What the rules decide

@@ -221,6 +221,19 @@ def remove(state_dir: Path, entry: JournalEntry) -> None:
     _sync_directory(state_dir)
 
 
+def pages_lost(state_dir: Path, domid: int) -> None:
+    """Note that the last pages of a domain, which a dead controller has left to a page server, will
+    not come: a person must decide about what is left here. Raises JournalError, OSError."""
+    if not state_dir.is_dir():
+        return
+    with _locked(state_dir):
+        for entry in entries(state_dir):
+            left = (entry.role, entry.promise, entry.domid) == (Role.SOURCE, Promise.PAGES, domid)
+            if left and not entry.process.alive():
+                path = _path(state_dir, entry.name, entry.role)
+                _write(path, replace(entry, promise=Promise.TRANSITION))
+
+
 @contextmanager
 def taken_over(state_dir: Path, entry: JournalEntry) -> Iterator[None]:
     """Make a dead process's journal this process's while the context lasts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,17 @@ _LOOK_SECONDS: Final = 1.0
 
 class PagesLostError(OSError):
     """They will not come; the text says why."""
+
+
+def why_lost(directory: Path, name: str) -> str:
+    """Why the pages of the page server `name` will not come, "" if nothing is known against it. It
+    need not answer."""
+    server = control.process_of(directory, name)
+    if server is None:
+        return ""
+    if not server.ended and os.path.exists(f"/proc/{server.pid}"):
+        return ""
+    return control.how_ended(directory, server).lost
 
 
 async def all_sent(directory: Path, name: str, progress: ProgressLine) -> PostcopyStatus | None:

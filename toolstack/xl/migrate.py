@@ -19,6 +19,7 @@ from xen_save_helper.toolstack import standstill
 from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.cancellation import end_in_order, not_told, uninterrupted
 from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.helpers import page_server
 from xen_save_helper.toolstack.helpers.request import PageServer
 from xen_save_helper.toolstack.helpers.wait_log import READY, REPORT, telling_of
 from xen_save_helper.toolstack.operations.domain_save import (
@@ -338,6 +339,11 @@ class _Sending(HandshakeSide[Sender]):
             limit += limits.admission
         with telling_of(READY, self._ctx.warn):
             await self._link.hear(xl_handshake.READY, limit)
+        server = self._page_server
+        if server and (why_lost := left_pages.why_lost(self._host.control_dir, server.server)):
+            # While the guest has not run there.
+            self._fail(Error.FAIL, f"its last pages cannot be sent: {why_lost}")
+            return Event.FAILED
         return Event.OK
 
     async def _rename_away(self) -> Event:
@@ -381,6 +387,8 @@ class _Sending(HandshakeSide[Sender]):
         except asyncio.CancelledError:
             return Event.NOT_AWAITED
         except left_pages.PagesLostError as error:
+            # Whatever becomes of what the page server has left behind.
+            self._journal.promise(Promise.TRANSITION)
             self._fail(Error.FAIL, f"the destination lacks pages: {error}", _BY_DESTINATION)
             return Event.FAILED
         except (OSError, ValueError) as error:
@@ -419,6 +427,9 @@ class _Sending(HandshakeSide[Sender]):
             self._fail(Error.FAIL, f"journal: {message_of(error)}", why(error))
         if state_of(self._host, self._domid) in {None, *DEAD}:
             return Event.GUEST_DIED
+        # Its pages are of no use to anybody else.
+        with contextlib.suppress(OSError, ValueError):  # files of others that cannot be read
+            page_server.forget(self._host.control_dir, self._domid)
         if problem := await self._aside(heal, self._host, self._domid):
             self._course.warnings.append(problem)
         may_suspend = self._course.saved is not None and self._course.saved.suspended

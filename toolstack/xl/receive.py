@@ -21,6 +21,7 @@ from xen_save_helper.ipc_schema.streams.xl_handshake import Verdict
 from xen_save_helper.toolstack.aio import blocking, descriptors
 from xen_save_helper.toolstack.cancellation import end_in_order, not_told
 from xen_save_helper.toolstack.context import Context
+from xen_save_helper.toolstack.helpers import page_server
 from xen_save_helper.toolstack.operations.domain_restore import restore_domain, restore_parameters
 from xen_save_helper.toolstack.operations.domain_save import beyond_sparse
 from xen_save_helper.toolstack.operations.own_stream import OwnStream
@@ -339,6 +340,8 @@ class _Receiving(HandshakeSide[Receiver]):
         if self._domid is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._ctx.host.destroy(self._domid)
+            with contextlib.suppress(ValueError):  # a file of others that cannot be read
+                page_server.forget_pager(self._ctx.host.control_dir, self._domid)
             self._domid = None
         return Event.OK
 

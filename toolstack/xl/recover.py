@@ -281,7 +281,7 @@ def _end(host: Host, entry: JournalEntry, choice: PersonsChoice | None) -> Recov
     if remedy not in _UNCERTAIN:
         if entry.partial is not None:
             Path(entry.partial).unlink(missing_ok=True)
-        if entry.promise is Promise.PAGES and entry.domid is not None:
+        if entry.role is Role.SOURCE and entry.domid is not None:
             page_server.forget(host.control_dir, entry.domid)
         journal.remove(host.state_dir, entry)
     return Recovery(entry.name, entry.role, entry.promise, remedy, done, text)

@@ -25,6 +25,10 @@ class Link:
         self._near: list[socket.socket] = []
         self._keep_far = False
         self._held = False
+        self._flips = False
+        self.lasts = 0
+        """Bytes after which each connection is cut, 0 for any number."""
+        self._carried_before = 0
         self._kept: list[socket.socket] = []
         self._stopping = False
         self._thread = threading.Thread(target=self._run)
@@ -38,6 +42,10 @@ class Link:
                 end.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
+
+    def flip(self) -> None:
+        """Change an octet of what comes next from the server."""
+        self._flips = True
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -74,6 +82,7 @@ class Link:
                     other[near], other[far] = far, near
                     self._ends = list(other)
                     self._near = [near]
+                    self._carried_before = self.carried
                     self.made += 1
                 elif end in other:
                     self._carry(end, other)
@@ -83,9 +92,14 @@ class Link:
     def _carry(self, end: socket.socket, other: dict[socket.socket, socket.socket]) -> None:
         try:
             data = end.recv(1 << 16)
+            if data and self._flips and end not in self._near:
+                self._flips = False
+                data = data[:-1] + bytes([data[-1] ^ 1])
             if data:
                 other[end].sendall(data)
                 self.carried += len(data)
+                if self.lasts and self.carried - self._carried_before > self.lasts:
+                    self.cut()
                 return
         except OSError:
             pass

@@ -121,6 +121,30 @@ class Lossy(Tunnel):
         return self._socket.recv(zmq.NOBLOCK)
 
 
+def test_an_octet_that_is_changed_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ZeroMQ's client does not connect again by itself then."""
+    monkeypatch.setattr("xen_save_helper.helper.postcopy_link.tunnel._ANEW_SECONDS", 1.5)
+    with tunnel() as (server, link, client), ThreadPoolExecutor(1) as pool:
+        data = octets(5)
+        sent = pool.submit(send, server, data)
+        wait_for(lambda: link.carried > 1 << 20, "it carries")
+        link.flip()
+        assert receive(client) == data
+        sent.result(10)
+        assert link.made == 2
+
+
+def test_a_connection_that_is_soon_broken_each_time() -> None:
+    """What one lasts for is less than ZeroMQ may have in its hands, and more than a frame."""
+    with tunnel() as (server, link, client), ThreadPoolExecutor(1) as pool:
+        data = octets(6)[: 1 << 19]
+        link.lasts = 200_000
+        sent = pool.submit(send, server, data)
+        assert receive(client) == data
+        sent.result(10)
+        assert link.made > 2
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_frames_that_are_lost_or_come_twice(seed: int) -> None:
     one = Lossy(seed)

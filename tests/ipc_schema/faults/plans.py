@@ -36,7 +36,7 @@ def values(kind: ActionKind) -> st.SearchStrategy[Value | None]:
 def times(point: Point) -> st.SearchStrategy[Times]:
     chance = st.builds(lambda percent: Times(percent=percent), st.floats(0, 100, exclude_min=True))
     once = {Kind.MILESTONE, Kind.HANDSHAKE}
-    if point.who not in {Who.LINK, Who.GUEST}:
+    if point.who not in {Who.LINK, Who.GUEST, Who.TUNNEL}:
         chance |= st.builds(Times, st.integers(1, 10**9), st.booleans(), st.none(), st.just(True))
     if point.kind in once or (point.kind is Kind.STREAM and point.of != "page"):
         return st.just(Times()) | chance

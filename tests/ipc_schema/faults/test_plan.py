@@ -19,7 +19,7 @@ def test_a_plan_is_read_as_it_is_written(plan: Plan) -> None:
 def test_the_examples_of_the_documentation() -> None:
     assert fault_plan.__doc__ is not None
     examples = fault_plan.__doc__.split("Examples:")[1]
-    assert len(parse(examples).faults) == 9
+    assert len(parse(examples).faults) == 11
 
 
 def point(name: str, who: Who = Who.HELPER) -> fault_plan.Point:

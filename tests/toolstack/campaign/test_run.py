@@ -47,6 +47,16 @@ pytestmark = pytest.mark.timeout(180)
         ("controller/handshake.report:before-send=kill", "live", ("destination.c",), 4),
         ("controller/handshake.sync:before-send=truncate", "postcopy", ("destination.c",), 3),
         ("guest/suspend=crash", "live", ("source.guest/",), 5),
+        ("page-server/offers=kill", "link", ("source.page-server/",), 0),
+        ("page-server/offers=signal(TERM)", "link", ("source.page-server/",), 0),
+        ("page-server/serves=signal(TERM)", "link", ("source.page-server/",), 1),
+        ("page-server/drained=exit(0)", "link", ("source.page-server/",), 3),
+        ("pager/all-in=kill", "link", ("destination.pager/",), 3),
+        ("pager/loads=stop", "link", ("destination.pager/",), 3),
+        ("tunnel/stream@1000003#*=cut", "link", ("tunnel/",), 0),
+        ("tunnel/stream@1000003=flip", "link", ("tunnel/",), 0),
+        ("tunnel/back@700=stall", "link", ("tunnel/",), 0),
+        ("source/record.libxc.POSTCOPY_OFFER:write=duplicate", "link", ("source/",), 1),
     ],
 )
 def test_a_fault_strikes_and_the_rules_hold(
@@ -99,6 +109,13 @@ def test_a_guest_that_the_destination_gives_back(lost: str, code: int, at_source
     assert verdict.holds, verdict.problems
     assert len(verdict.fired) == 2
     assert (verdict.seen["exit code"], verdict.seen["at the source"]) == (code, at_source)
+
+
+def test_a_pager_that_dies_early_is_the_helper_that_was_killed() -> None:
+    verdict = run("pager/connects=kill", "link")
+    assert verdict.holds, verdict.problems
+    assert "the helper was killed by signal 9" in str(verdict.seen["migrate said"])
+    assert verdict.seen["at the source"] == "g (running)"
 
 
 def test_recover_refuses_after_a_controller_that_died_past_go() -> None:

@@ -8,16 +8,18 @@ from functools import cached_property
 from typing import Final
 
 from xen_save_helper.ipc_schema.faults.plan import Fault, Plan
-from xen_save_helper.ipc_schema.faults.points import Kind, Side, Who
+from xen_save_helper.ipc_schema.faults.points import EXIT, Kind, Side, Who
 from xen_save_helper.toolstack.campaign.evidence import Ended, Evidence, Mode
 from xen_save_helper.toolstack.campaign.judge.effects import expectation
 from xen_save_helper.toolstack.campaign.judge.expectation import (
     GUEST_TIMEDOUT,
+    NONE,
     OF_A_PEER,
     Effect,
     Expectation,
     Spoils,
 )
+from xen_save_helper.toolstack.campaign.judge.link_effects import WITHOUT_PAGES, of_pager
 from xen_save_helper.toolstack.campaign.judge.progress import Stages, is_go
 from xen_save_helper.toolstack.limits import Limits
 
@@ -52,7 +54,10 @@ def find_fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[Struc
     """Yield the faults in the order in which they struck."""
     by_text = {str(fault): fault for fault in plan.faults}
     after_go = False
+    pagers: set[int] = set()
     for event in evidence.events:
+        if event["event"] == "pager":
+            pagers.add(event["pid"])
         after_go = after_go or is_go(event)
         if event["event"] == "fault":
             fault = by_text[event["fault"]]
@@ -61,6 +66,9 @@ def find_fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[Struc
             late = after_go or point.who is Who.LINK or point.kind is Kind.HANDSHAKE
             alone = side is not THERE or evidence.mode is Mode.SAVE
             what = expectation(fault, limits, side, alone=alone)
+            if point.who is Who.HELPER and event["pid"] in pagers:
+                # Its controller has gone, and its work is done once it is about to exit.
+                what = NONE if point.name == EXIT else of_pager(fault)
             yield StruckFault(fault, side, what, late, event["t"])
         elif event["event"] == "suspend_request":
             # A guest behaves in one way only: the last that it was told.
@@ -76,6 +84,11 @@ def effect_of(fired: Sequence[StruckFault]) -> Effect:
         if effect in effects:
             return effect
     return Effect.NONE
+
+
+def _is_of_link(fired: StruckFault) -> bool:
+    """Whether it is of a page server that serves, or a pager that its controller has left."""
+    return fired.what.causes == WITHOUT_PAGES
 
 
 def _breaks_the_handshake(fired: StruckFault) -> bool:
@@ -108,6 +121,12 @@ class Case:
 
     def may_crash(self, side: Side) -> bool:
         return self.spoils(side, Spoils.DEVICE_MODEL, Spoils.MEMORY)
+
+    @property
+    def pages_lost(self) -> bool:
+        """Whether a process has died that had the guest's last pages in hand, too early for it to
+        be whole at the destination."""
+        return not self.stages.all_in and any(one.what.loses_pages for one in self.fired)
 
     @property
     def file_corrupted(self) -> bool:
@@ -207,7 +226,23 @@ class Case:
         """The exit codes that the command at the source may have."""
         if self.evidence.mode is Mode.SAVE:
             return ways(effect_of(self.of(HERE)), {1})
-        effect = effect_of(self.fired)
+        # Who loses pages keeps the guest; before GO nobody else has it.
+        losing = effect_of([one for one in self.fired if one.what.loses_pages])
+        kept = {3} if self.stages.go_said else {1}
+        if losing is Effect.FAILS and not self.stages.whole_there:
+            return (self._by([one for one in self.fired if not one.what.loses_pages]) - {0}) | kept
+        if losing is not Effect.NONE or self._unheard:
+            return self._by([one for one in self.fired if not _is_of_link(one)]) | {0} | kept
+        return self._by(self.fired)
+
+    @property
+    def _unheard(self) -> bool:
+        """Whether a process has died when all pages were in place, and perhaps unheard."""
+        return any(_is_of_link(one) and one.what.effect is Effect.EITHER for one in self.fired)
+
+    def _by(self, fired: Sequence[StruckFault]) -> set[int]:
+        """The exit codes that a migration may have by some of the faults."""
+        effect = effect_of(fired)
         stages = self.stages
         if stages.transition_heard or stages.transition_written:
             failures = {3}
@@ -216,10 +251,10 @@ class Case:
         else:
             failures = {1}
         if stages.go_said and not stages.transition_begun:
-            late = effect_of([one for one in self.fired if one.after_go])
+            late = effect_of([one for one in fired if one.after_go])
             if late is not Effect.NONE:
                 failures = {1, 4} if stages.given_back else {4}
-                if not all(map(_breaks_the_handshake, self.fired)):
+                if not all(map(_breaks_the_handshake, fired)):
                     effect = Effect.EITHER
         elif stages.whole_there or (stages.transition_heard and self.dead(THERE)):
             effect = effect if effect is Effect.NONE else Effect.EITHER

@@ -18,6 +18,7 @@ from xen_save_helper.ipc_schema.faults import actions
 from xen_save_helper.ipc_schema.faults.plan import Fault
 from xen_save_helper.ipc_schema.faults.points import (
     BACK_RECORDS,
+    CONNECTS,
     EXIT,
     START,
     Kind,
@@ -43,15 +44,19 @@ from xen_save_helper.toolstack.campaign.judge.expectation import (
     Effect,
     Expectation,
     Spoils,
+    dies,
+    outlasted,
     short,
+    stops,
 )
+from xen_save_helper.toolstack.campaign.judge.link_effects import of_page_server, of_pager
 from xen_save_helper.toolstack.limits import Limits
 
 _HELPER: Final = frozenset({Cause.HELPER})
 _GUEST: Final = frozenset({Cause.GUEST})
 _CANCELLED: Final = frozenset({Cause.ABORTED})
 
-_TOLD: Final = frozenset({"log", "progress", "statistics", "restore_results"})
+_TOLD: Final = frozenset({"log", "progress", "statistics", "restore_results", "page_server"})
 """Messages without an answer."""
 _LONG_BEFORE_THE_END: Final = frozenset(
     {
@@ -75,6 +80,7 @@ _WHOLE: Final = frozenset({actions.DROP, actions.DUPLICATE, actions.REORDER})
 _BACK: Final = frozenset(kind.name for kind in BACK_RECORDS)
 _FRAMES: Final = frozenset(
     {
+        "POSTCOPY_OFFER",
         "LIBXC_CONTEXT",
         "CHECKPOINT_END",
         "CHECKPOINT_STATE",
@@ -82,7 +88,7 @@ _FRAMES: Final = frozenset(
         "END",
     }
 )
-"""Records without contents, of either stream."""
+"""Records without the guest's contents, of either stream."""
 _OF_DEVICE_MODEL: Final = frozenset({"EMULATOR_XENSTORE_DATA", "EMULATOR_CONTEXT"})
 _INDISPENSABLE: Final = frozenset(
     {
@@ -123,11 +129,6 @@ def _by(good: bool, bad: bool) -> Effect:
     return Effect.NONE if good else Effect.FAILS if bad else Effect.EITHER
 
 
-def _outlasted(limits: Limits) -> float:
-    """Seconds that a process may be stopped while somebody waits for it who cannot see that."""
-    return 0.7 * min(limits.stream_stall, limits.handshake)
-
-
 def expectation(
     fault: Fault, limits: Limits, side: Side | None = None, *, alone: bool = False
 ) -> Expectation:
@@ -136,6 +137,12 @@ def expectation(
     kind = fault.action.kind
     if fault.point.who is Who.GUEST:
         return _of_guest(fault, limits)
+    if fault.point.who is Who.TUNNEL:
+        return NONE
+    if fault.point.who is Who.PAGE_SERVER:
+        return of_page_server(fault, limits)
+    if fault.point.who is Who.PAGER and fault.point.name != CONNECTS:
+        return of_pager(fault)
     if kind in actions.PROCESS:
         controller = fault.point.who is Who.CONTROLLER
         found = _of_process(fault, limits, side, alone=alone and controller)
@@ -162,14 +169,14 @@ def _of_guest(fault: Fault, limits: Limits) -> Expectation:
 
 def _of_process(fault: Fault, limits: Limits, side: Side | None, *, alone: bool) -> Expectation:
     kind, value = fault.action
-    if _stops(fault):
+    if stops(fault):
         seconds = float(value) if kind is actions.STOP and value is not None else math.inf
         return _stands_still(fault, seconds if alone else min(seconds, limits.stopped), limits)
     if kind is actions.EXIT:
         return _exits(fault, int(value or 0))
     if value in actions.HARMLESS:
         return NONE
-    if _dies(fault):
+    if dies(fault):
         return Expectation(Effect.FAILS, _HELPER, FAILS, status=-_number(fault), waits=())
     if kind is actions.SIGNAL:
         return _asked_to_end(fault, side)
@@ -184,18 +191,6 @@ def _of_process(fault: Fault, limits: Limits, side: Side | None, *, alone: bool)
 
 def _number(fault: Fault) -> int:
     return int(signal.Signals[f"SIG{fault.action.value}"])
-
-
-def _stops(fault: Fault) -> bool:
-    kind, value = fault.action
-    by_signal = kind is actions.DIE or (kind is actions.SIGNAL and value == "STOP")
-    return kind is actions.STOP or (by_signal and value in actions.STOPPING)
-
-
-def _dies(fault: Fault) -> bool:
-    """Whether a signal ends the process whatever handles it; nothing handles SIGKILL."""
-    kind, value = fault.action
-    return kind is actions.DIE or (kind is actions.SIGNAL and value == "KILL")
 
 
 def _asked_to_end(fault: Fault, side: Side | None) -> Expectation:
@@ -218,7 +213,7 @@ def _stands_still(fault: Fault, seconds: float, limits: Limits) -> Expectation:
     over the stream cannot see why it is silent."""
     if seconds == math.inf:
         return replace(EITHER, controller_dies=True)
-    if seconds <= _outlasted(limits) and fault.times.is_first:
+    if seconds <= outlasted(limits) and fault.times.is_first:
         return NONE
     return replace(EITHER, causes=SILENCE)
 
@@ -237,7 +232,7 @@ def _died(fault: Fault, found: Expectation) -> Expectation:
     """The expectation `found` for a helper, of a controller."""
     kind, value = fault.action
     deadly = kind is actions.EXIT or (
-        _dies(fault) and value not in actions.HARMLESS | actions.STOPPING
+        dies(fault) and value not in actions.HARMLESS | actions.STOPPING
     )
     if not (deadly or found.controller_dies):
         return found

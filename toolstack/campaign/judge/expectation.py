@@ -8,6 +8,8 @@ from enum import Enum
 from typing import Final
 
 from xen_save_helper.ipc_schema.causes import Cause
+from xen_save_helper.ipc_schema.faults import actions
+from xen_save_helper.ipc_schema.faults.plan import Fault
 from xen_save_helper.ipc_schema.faults.points import Side
 from xen_save_helper.toolstack.limits import Limits
 
@@ -34,7 +36,8 @@ class Expectation:
     `errnoval` is an errno that an event must tell, 0 for none. `status` is the status of a helper
     that ends by itself, None for one of its own exit statuses. `controller_dies`: the fault ends
     the controller at its side. `corrupts`: it changes the stream, and `effect` is that on the
-    stream's reader. `guest_dies`: the guest crashes by itself. `waits` names the fields of `Limits`
+    stream's reader. `guest_dies`: the guest crashes by itself. `loses_pages`: last pages that have
+    a link of their own cannot come any more. `waits` names the fields of `Limits`
     that may have to pass, one after another, before anybody notices; None for all of them.
     """
 
@@ -47,6 +50,7 @@ class Expectation:
     corrupts: bool = False
     spoils: Spoils = Spoils.NOTHING
     guest_dies: bool = False
+    loses_pages: bool = False
     waits: tuple[str, ...] | None = None
 
 
@@ -84,3 +88,21 @@ EITHER: Final = Expectation(Effect.EITHER, rcs=LATE)
 def short(limits: Limits) -> float:
     """Seconds that exceed no limit, even on a slow machine."""
     return 0.5 * min(limits.suspend, limits.stream_stall, limits.abort)
+
+
+def outlasted(limits: Limits) -> float:
+    """Seconds that a process may be stopped while somebody waits for it who cannot see that."""
+    return 0.7 * min(limits.stream_stall, limits.handshake)
+
+
+def stops(fault: Fault) -> bool:
+    """Whether it stops its process."""
+    kind, value = fault.action
+    by_signal = kind is actions.DIE or (kind is actions.SIGNAL and value == "STOP")
+    return kind is actions.STOP or (by_signal and value in actions.STOPPING)
+
+
+def dies(fault: Fault) -> bool:
+    """Whether a signal ends the process whatever handles it; nothing handles SIGKILL."""
+    kind, value = fault.action
+    return kind is actions.DIE or (kind is actions.SIGNAL and value == "KILL")

@@ -4,12 +4,14 @@ one guest in one place; and nothing left behind."""
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from xen_save_helper.ipc_schema.faults.points import Side
-from xen_save_helper.toolstack.campaign.evidence import NAME, Again, Ended, Guest, Scene
+from xen_save_helper.ipc_schema.control import Role
+from xen_save_helper.ipc_schema.faults.points import Side, Who
+from xen_save_helper.toolstack.campaign.evidence import NAME, Again, Ended, Guest, Mode, Scene
 from xen_save_helper.toolstack.campaign.judge.case import HERE, THERE, Case
 from xen_save_helper.toolstack.campaign.judge.expectation import Effect, Spoils
 
@@ -17,6 +19,9 @@ AWAY: Final = f"{NAME}--migratedaway"
 INCONSISTENT: Final = f"{NAME}--postcopy-inconsistent"
 WAITING: Final = frozenset({AWAY, INCONSISTENT})
 """Names under which a suspended guest waits for a person to look at the other side."""
+OUTLIVING: Final = tuple(f"control/{role.value}-" for role in (Role.PAGE_SERVER, Role.PAGER))
+"""How the names of files of what outlives a migration begin; see `link_laws`."""
+_LINK: Final = frozenset({Who.PAGE_SERVER, Who.PAGER, Who.TUNNEL})
 _PATIENCE: Final = 2.0
 """Seconds that the processes of a command may take to end after it."""
 
@@ -104,6 +109,8 @@ def _half_done(guest: Guest) -> Iterator[str]:
 def _unsound(case: Case, guest: Guest, side: Side) -> Iterator[str]:
     """Yield what is wrong with a guest at a side."""
     bad = guest.memory_ok is not True or guest.crash
+    if case.pages_lost and side is THERE:
+        return  # it cannot live, and may not have come to where it lacks something
     if guest.runs and bad and not case.spoils(side, Spoils.MEMORY):
         yield f"the memory of {guest} is wrong: {guest.crash or 'unverified'}"
     if guest.state == "crashed" and not (case.guest_dies or case.may_crash(side)):
@@ -161,7 +168,7 @@ def _nothing_left(case: Case) -> Iterator[str]:
         if _journals(case) and evidence.command.code in {0, 1, 5}:
             yield "a journal was left of what had ended"
         for scene in evidence.ends:
-            if scene.lingered > _PATIENCE and not scene.processes:
+            if scene.lingered > _patience(case) and not scene.processes:
                 yield f"a process was there for {scene.lingered:g} s after the command's end"
     swept = {"`recover`": evidence.recovered, "all": evidence.last}
     for when, scene in swept.items():
@@ -172,9 +179,15 @@ def _nothing_left(case: Case) -> Iterator[str]:
             yield f"a file was left at the {side.value}: {name}"
     for side, place in evidence.recovered.places.items():
         for name in place.files:
-            if not name.endswith(".journal"):
+            if not name.endswith(".journal") and not name.startswith(OUTLIVING):
                 yield f"a file was left at the {side.value}: {name}"
     yield from _descriptors(case)
+
+
+def _patience(case: Case) -> float:
+    """A page server and a pager need nobody, and have their own time."""
+    alone = case.evidence.command.code or any(one.fault.point.who in _LINK for one in case.fired)
+    return math.inf if case.evidence.mode is Mode.LINK and alone else _PATIENCE
 
 
 def _journals(case: Case) -> bool:

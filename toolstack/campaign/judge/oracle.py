@@ -15,6 +15,7 @@ from xen_save_helper.toolstack.campaign.evidence import Evidence, Mode
 from xen_save_helper.toolstack.campaign.judge.case import HERE, Case, find_fired
 from xen_save_helper.toolstack.campaign.judge.cause_laws import caused
 from xen_save_helper.toolstack.campaign.judge.laws import general, listed, words
+from xen_save_helper.toolstack.campaign.judge.link_laws import linked
 from xen_save_helper.toolstack.campaign.judge.outcome_laws import OUTCOMES, migrated, saved
 from xen_save_helper.toolstack.campaign.judge.trace_laws import traced
 from xen_save_helper.toolstack.limits import Limits
@@ -44,6 +45,7 @@ def _problems(case: Case) -> Iterator[str]:
     yield from general(case)
     yield from traced(case)
     yield from (saved if case.evidence.mode is Mode.SAVE else migrated)(case)
+    yield from linked(case)
     yield from caused(case)
     yield from words(case)
 

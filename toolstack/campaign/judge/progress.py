@@ -20,6 +20,7 @@ class Stages:
 
     def __init__(self, evidence: Evidence) -> None:
         self._postcopy = evidence.mode is Mode.POSTCOPY
+        linked = evidence.mode is Mode.LINK
         here, there = evidence.of(Side.SOURCE), evidence.of(Side.DESTINATION)
         self.transition_begun = self.transition_heard = self.go_said = self.ran_there = False
         self.transition_written = False
@@ -28,6 +29,8 @@ class Stages:
         self.helper_reported_failure = self.guest_asked = self.helper_failed = False
         self.given_back = False
         """The destination has said that it did not start the guest and will not."""
+        self.all_in = False
+        """Every page that had a link of its own is in place at the destination."""
         for event in evidence.events:
             at, what = event["pid"], event["event"]
             if at in here:
@@ -57,6 +60,9 @@ class Stages:
                     self.ran_there = True
                 if what == "handshake" and event["action"] == _GIVES_BACK:
                     self.given_back = True
+                if linked and what == "postcopy_complete":
+                    self.all_in = True
+        self.whole_there = self.whole_there or (self.all_in and self.ran_there)
 
     @property
     def promised(self) -> bool:

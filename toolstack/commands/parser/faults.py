@@ -13,7 +13,7 @@ from xen_save_helper.toolstack.commands.parser.timeline import add_timeline_opti
 if TYPE_CHECKING:
     from xen_save_helper.toolstack.campaign.shards import Shard
 
-FAULT_MODES: Final = ("save", "stop-and-copy", "live", "postcopy")
+FAULT_MODES: Final = ("save", "stop-and-copy", "live", "postcopy", "link")
 
 
 def add_fault_commands(
@@ -49,7 +49,7 @@ def add_fault_commands(
     campaign.add_argument(
         "--modes",
         metavar="MODE,...",
-        help=f"some of {', '.join(FAULT_MODES)} (default: save,live,postcopy)",
+        help=f"some of {', '.join(FAULT_MODES)} (default: save,live,postcopy,link)",
     )
     campaign.add_argument(
         "--points", metavar="GLOB", help="only these points, e.g. 'suspend:*' or 'controller/*'"

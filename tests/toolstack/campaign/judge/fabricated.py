@@ -16,11 +16,12 @@ from xen_save_helper.toolstack.campaign.evidence import (
     Evidence,
     Guest,
     Mode,
+    Outliving,
     Place,
     Scene,
 )
 
-CONTROLLER, HELPER, RECEIVER, ITS_HELPER, LINK, RECOVER = range(1, 7)
+CONTROLLER, HELPER, RECEIVER, ITS_HELPER, LINK, RECOVER, SERVER, PAGER = range(1, 9)
 """Pids."""
 GO = "give the destination permission to start"
 GIVEN_BACK = "permit the sender to have the guest back"
@@ -63,7 +64,12 @@ THERE = scene(there=[guest()])
 
 
 def event(pid: int, name: str, at: float, **fields: Any) -> Event:
-    process = {CONTROLLER: "controller", RECEIVER: "receiver", LINK: "link"}.get(pid, "helper")
+    process = {
+        CONTROLLER: "controller",
+        RECEIVER: "receiver",
+        LINK: "link",
+        SERVER: "page server",
+    }.get(pid, "helper")
     return {"t": at, "pid": pid, "process": process, "event": name, **fields}
 
 
@@ -286,3 +292,78 @@ SAVED_RUN = replace(
     after_save=HERE,
 )
 """`KILLED`, and the guest was to go into a file."""
+
+SERVER_DIES = "source.page-server/sends=kill"
+_LOST = "the destination lacks pages: its process has died, without a word"
+_WAITS = {
+    Side.SOURCE: (Outliving("page-server", False, None),),
+    Side.DESTINATION: (Outliving("pager", True, 100),),
+}
+SERVER_DIES_RUN = evidence(
+    migrate(3, "postcopy-failed", _LOST),
+    [
+        *source(0, event(SERVER, "pages_kept", 7.95, domid=1, pages=128)),
+        event(CONTROLLER, "handshake", 8.25, action=GO),
+        event(RECEIVER, "handshake", 8.28, action="report the start"),
+        fault(SERVER_DIES, SERVER, 8.5),
+        event(CONTROLLER, "migrated", 8.9, cause=Cause.DESTINATION),
+        *destination(0, started=True),
+    ],
+    scene(
+        [waiting("g--postcopy-inconsistent")],
+        [guest(memory_ok=None)],
+        here_files=["g.journal", "control/page-server-1-7.json"],
+        there_files=["control/pager-1-8.json"],
+        outliving=_WAITS,
+    ),
+    mode=Mode.LINK,
+    recoveries=(Ended("recover", RECOVER, 1, "", "it may run at the destination", 1.0),),
+    persons=(
+        Ended("postcopy", RECOVER, 0, "abandoned", "", 1.0),
+        Ended("destroy", RECOVER, 0, "", "", 1.0),
+        Ended("recover", RECOVER, 0, "'g' is running here", "", 1.0),
+    ),
+    last=HERE,
+)
+"""The page server dies, and its pager waits for a person to look."""
+
+PAGER_DIES = "destination.pager/loads=kill"
+PAGER_DIES_RUN = replace(
+    SERVER_DIES_RUN,
+    command=migrate(3, "postcopy-failed", "the destination lacks pages: it was abandoned"),
+    events=tuple(
+        sorted(
+            [
+                *(one for one in SERVER_DIES_RUN.events if one["event"] != "fault"),
+                event(PAGER, "outlives", 1.4, started=ITS_HELPER),
+                fault(PAGER_DIES, PAGER, 8.5),
+            ],
+            key=lambda one: float(one["t"]),
+        )
+    ),
+    ends=(
+        _CRASHED_THERE := scene(
+            [waiting("g--postcopy-inconsistent")],
+            [guest(state="crashed", memory_ok=None, crash="pfn 0x4c is paged out")],
+            here_files=["g.journal"],
+            there_files=["control/pager-1-8.json"],
+            outliving={Side.DESTINATION: (Outliving("pager", False, None),)},
+        ),
+    ),
+    recovered=_CRASHED_THERE,
+)
+"""The pager dies, and the guest with it; a person tells the page server."""
+
+TUNNEL_CUT = "tunnel/stream@100003=cut"
+TUNNEL_CUT_RUN = evidence(
+    migrate(0, "success"),
+    [
+        *source(0, event(SERVER, "pages_kept", 7.95, domid=1, pages=128)),
+        event(CONTROLLER, "handshake", 8.25, action=GO),
+        fault(TUNNEL_CUT, LINK, 8.3),
+        *destination(0, started=True),
+    ],
+    THERE,
+    mode=Mode.LINK,
+)
+"""A connection of the tunnel breaks."""

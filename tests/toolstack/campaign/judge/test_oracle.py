@@ -25,6 +25,9 @@ MISUNDERSTOOD = "source.controller/suspend:before-answer=garbage"
 RESTORED = "destination/complete:before-send=kill"
 SENTENCED = "source.controller/suspend:heard=kill"
 UNANSWERED = "source/hello:before-send=garbage; source.controller/refused:after-send=kill"
+# Once the guest runs at the destination.
+UNSERVED = "page-server/serves=delay(2); page-server/sends#2=kill"
+DISCONNECTED = "tunnel/stream@100003=cut"
 HARMLESS = "source/hello=delay(0.1)"
 # All is sent, and the guest writes on: without the time, a quick machine would leave nothing dirty.
 DIRTIED = "source/suspend:before-send=delay(0.5)"
@@ -88,6 +91,9 @@ CAUGHT = [
         "postcopy",
         r"when it might run at the destination",
     ),
+    ("resumes-when-pages-are-lost", UNSERVED, "link", r"two guests run|after it had run at"),
+    ("takes-lost-pages-for-sent", UNSERVED, "link", r"lost, and the source has let it go"),
+    ("says-nothing-again", DISCONNECTED, "link", r"did not end within"),
 ]
 """(mutant, plan, mode, what the oracle must say)."""
 

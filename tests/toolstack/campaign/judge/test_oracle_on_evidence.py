@@ -12,9 +12,17 @@ from typing import Any
 import pytest
 
 from tests.toolstack.campaign.judge import fabricated as made
-from tests.toolstack.campaign.judge.fabricated import HELPER, event, fault, guest, scene
+from tests.toolstack.campaign.judge.fabricated import (
+    HELPER,
+    event,
+    fault,
+    guest,
+    scene,
+    waiting,
+)
 from xen_save_helper.ipc_schema.faults.plan import parse
-from xen_save_helper.toolstack.campaign.evidence import Again, Ended, Evidence
+from xen_save_helper.toolstack.campaign.evidence import Again, Ended, Evidence, Outliving
+from xen_save_helper.toolstack.campaign.judge.case import HERE, THERE
 from xen_save_helper.toolstack.campaign.judge.oracle import judge
 from xen_save_helper.toolstack.campaign.run import FAULT_LIMITS
 
@@ -27,6 +35,9 @@ FLAWLESS = {
     made.BACK: made.BACK_RUN,
     made.TRANSITIONED: made.TRANSITIONED_RUN,
     made.RESTORED: made.RESTORED_RUN,
+    made.SERVER_DIES: made.SERVER_DIES_RUN,
+    made.PAGER_DIES: made.PAGER_DIES_RUN,
+    made.TUNNEL_CUT: made.TUNNEL_CUT_RUN,
 }
 
 
@@ -350,6 +361,95 @@ SPOILT: list[tuple[str, str, Spoil, str]] = [
         made.REPORT_LOST,
         lambda evidence: replace(evidence, last=scene()),
         r"the guest is lost",
+    ),
+    (
+        "the page server dies, and that is called success",
+        made.SERVER_DIES,
+        command(code=0),
+        r"migrate exited with 0; right is 3",
+    ),
+    (
+        "the page server dies, and the source lets the guest go",
+        made.SERVER_DIES,
+        recovered(scene(there=[guest(memory_ok=None)])),
+        r"its last pages are lost, and the source has let it go",
+    ),
+    (
+        "the page server dies, and the guest runs at both",
+        made.SERVER_DIES,
+        recovered(scene([guest()], [guest(memory_ok=None)])),
+        r"two guests run",
+    ),
+    (
+        "the page server dies, and the older guest runs again unasked",
+        made.SERVER_DIES,
+        recovered(scene([guest()], [guest(state="crashed", memory_ok=None)])),
+        r"resumed at the source after it had run at the destination",
+    ),
+    (
+        "the page server dies, and the other half stays for good",
+        made.SERVER_DIES,
+        lambda evidence: replace(evidence, last=scene([guest()], [guest(state="crashed")])),
+        r"its last pages are lost, and yet it stays there",
+    ),
+    (
+        "the pager dies, and recover destroys the guest that can live",
+        made.PAGER_DIES,
+        recovered(scene(there=[guest(state="crashed", crash="a page is paged out")])),
+        r"its last pages are lost, and the source has let it go",
+    ),
+    (
+        "a pager waits for a page server that works",
+        made.SERVER_DIES,
+        at_end(
+            scene(
+                [waiting("g--postcopy-inconsistent")],
+                [guest(memory_ok=None)],
+                here_files=["g.journal"],
+                outliving={
+                    HERE: (Outliving("page-server", True, 7),),
+                    THERE: (Outliving("pager", True, 7),),
+                },
+            )
+        ),
+        r"a pager \(7 pages left\) waits after its end",
+    ),
+    (
+        "a page server waits for nobody",
+        made.TUNNEL_CUT,
+        at_end(
+            scene(there=[guest()], outliving={HERE: (Outliving("page-server", True, 7),)}),
+        ),
+        r"a page-server \(7 pages left\) waits for nobody after its end",
+    ),
+    (
+        "one has left its files behind when all is over",
+        made.TUNNEL_CUT,
+        lambda evidence: replace(
+            evidence,
+            last=scene(there=[guest()], outliving={THERE: (Outliving("pager", False, None),)}),
+        ),
+        r"in the end there is a pager \(\? pages left, dead\) at the destination",
+    ),
+    (
+        "a broken link alone fails the migration",
+        made.TUNNEL_CUT,
+        command(code=3),
+        r"migrate exited with 3; right is 0",
+    ),
+    (
+        "a broken link brings a wrong page",
+        made.TUNNEL_CUT,
+        recovered(scene(there=[guest(memory_ok=False)])),
+        r"the memory of g \(running\) is wrong",
+    ),
+    (
+        "a broken link needs a person",
+        made.TUNNEL_CUT,
+        lambda evidence: replace(
+            evidence, persons=(Ended("postcopy", made.RECOVER, 0, "", "", 1.0),)
+        ),
+        r"the link alone was disturbed, and it took postcopy",
     ),
 ]
 """(what is wrong, the plan of a run without a flaw, how it is spoilt, what the oracle must say)"""

@@ -302,6 +302,31 @@ def hides_the_cause(module: Any) -> None:
     module.HelperRun.exited = lambda self, status, _last_words="": exited(self, status)
 
 
+@mutant("xen_save_helper.toolstack.rules.handshake")
+def resumes_when_pages_are_lost(module: Any) -> None:
+    lost = (module.Sender.SERVE_PAGES, module.Event.FAILED)
+    module.SENDER_TABLE[lost] = module.Sender.RESUME
+
+
+@mutant("xen_save_helper.toolstack.xl.left_pages")
+def takes_lost_pages_for_sent(module: Any) -> None:
+    all_sent = module.all_sent
+
+    async def sent(*of: Any) -> Any:
+        try:
+            return await all_sent(*of)
+        except module.PagesLostError:
+            return None
+
+    module.all_sent = sent
+
+
+@mutant("xen_save_helper.helper.postcopy_link.tunnel")
+def says_nothing_again(module: Any) -> None:
+    """What was on its way when the connection broke."""
+    module.Tunnel._say_again = lambda self: setattr(self, "_went_on", time.monotonic())
+
+
 class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, module: str, broken: Break) -> None:
         self._module = module

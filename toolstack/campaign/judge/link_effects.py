@@ -1,0 +1,83 @@
+"""What each fault of a page server or a pager must do, by who has the guest's last pages in hand.
+
+Before the page server has been told what to keep, nothing depends on it: the migration does without
+a link. From then on the pages are lost with it, until the last one is in place at the destination;
+and so they are with the pager, which has the guest's memory half filled.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import Final
+
+from xen_save_helper.ipc_schema.causes import Cause
+from xen_save_helper.ipc_schema.faults import actions
+from xen_save_helper.ipc_schema.faults.plan import Fault
+from xen_save_helper.ipc_schema.faults.points import ALL_IN, DRAINED, KEEPS, OFFERS
+from xen_save_helper.toolstack.campaign.judge.expectation import (
+    LATE,
+    NONE,
+    SILENCE,
+    Effect,
+    Expectation,
+    dies,
+    outlasted,
+    stops,
+)
+from xen_save_helper.toolstack.limits import Limits
+
+WITHOUT_PAGES: Final = frozenset({Cause.DESTINATION, Cause.HELPER, Cause.SYSTEM})
+"""Causes at a source that has lost its page server."""
+_LOST: Final = Expectation(
+    Effect.FAILS, WITHOUT_PAGES, LATE, loses_pages=True, waits=("stopped", "stopped")
+)
+_ALL_THERE: Final = Expectation(Effect.EITHER, WITHOUT_PAGES, LATE)
+"""Nobody may have heard of it."""
+
+
+def of_page_server(fault: Fault, limits: Limits) -> Expectation:
+    """The expectation of a fault at a step of a page server."""
+    point = fault.point.name
+    if point in {OFFERS, KEEPS}:
+        return _of_a_part_of_the_save(fault, limits)
+    if not ends(fault):
+        return NONE
+    return _ALL_THERE if point == DRAINED else _LOST
+
+
+def of_pager(fault: Fault) -> Expectation:
+    """The expectation of a fault at a step of a pager that its controller has left."""
+    if not ends(fault):
+        return NONE
+    return _ALL_THERE if fault.point.name == ALL_IN else _LOST
+
+
+def ends(fault: Fault) -> bool:
+    """Whether it ends a process that nobody waits for: a person ends one that stands still for
+    ever."""
+    kind, value = fault.action
+    if stops(fault):
+        return kind is not actions.STOP or value is None
+    if kind is actions.SIGNAL:
+        return value not in actions.HARMLESS and value not in _IGNORED
+    return kind is actions.EXIT or (dies(fault) and value not in actions.HARMLESS)
+
+
+_IGNORED: Final = frozenset(
+    name for name in ("HUP", "INT") if f"SIG{name}" in signal.Signals.__members__
+)
+"""Of a terminal that the process has left."""
+
+
+def _of_a_part_of_the_save(fault: Fault, limits: Limits) -> Expectation:
+    """The helper waits for it, within its own limits."""
+    kind, value = fault.action
+    waits = stops(fault) or kind is actions.DELAY
+    if waits:
+        for_ever = kind is not actions.DELAY and (kind is not actions.STOP or value is None)
+        if not for_ever and float(value or 0) <= outlasted(limits):
+            return NONE
+        return Expectation(Effect.EITHER, SILENCE | {Cause.SYSTEM}, LATE)
+    if not ends(fault) or fault.point.name == OFFERS:
+        return NONE
+    return Expectation(Effect.FAILS, frozenset({Cause.SYSTEM}), LATE, waits=())
