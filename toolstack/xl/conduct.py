@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Set
-from typing import Any, Generic
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from xen_save_helper.ipc_schema.causes import SYSTEM, Cause, Why, why
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage
 from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.cancellation import spawn
 from xen_save_helper.toolstack.context import OURS, Context
 from xen_save_helper.toolstack.rules.cause import Failure, Failures, message_of
 from xen_save_helper.toolstack.rules.handshake import Event, Handshake, State
 from xen_save_helper.toolstack.xl.link import HandshakeLink
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 Action = Callable[[], Coroutine[Any, Any, Event]]
 
@@ -138,6 +142,12 @@ class HandshakeSide(ABC, Generic[State]):
             self._ctx.trace.event("consequence", reason=consequence)
             self._ctx.say(XentoollogLevel.NOTICE, OURS, f"after that: {consequence}")
         return self._failures.reason
+
+    @staticmethod
+    async def _aside(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Make a call of the host beside the loop, in which other migrations may be at work, and
+        where the control socket answers."""
+        return await blocking.call(0, call, *args, **kwargs)
 
     async def _say(self, message: HandshakeMessage) -> Event:
         await self._link.say(message)

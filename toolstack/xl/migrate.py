@@ -8,15 +8,13 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, ParamSpec, TypeVar
+from typing import Final
 
-from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.ipc_schema.causes import Cause, Why, errno_of, why
 from xen_save_helper.ipc_schema.control import Role as ControlRole
 from xen_save_helper.ipc_schema.errors import DecodeError, Error
 from xen_save_helper.ipc_schema.streams import xl_handshake, xl_header
 from xen_save_helper.toolstack import standstill
-from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.cancellation import end_in_order, not_told, uninterrupted
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers import page_server
@@ -58,9 +56,6 @@ from xen_save_helper.toolstack.xl.migrate_result import Course, Migration, Resul
 from xen_save_helper.toolstack.xl.outcome import MigrationResult, Outcome, outcome_of
 from xen_save_helper.toolstack.xl.receiver_process import RunningReceiver
 from xen_save_helper.toolstack.xl.recover import recover_copy
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 _BY_DESTINATION: Final = Why(Cause.DESTINATION)
 
@@ -238,37 +233,24 @@ class _Sending(HandshakeSide[Sender]):
         if config is None:
             config = await self._aside(self._host.config, self._domid)
         text = json.dumps(config).encode() + b"\0"
-        header = xl_header.encode_header(text, self._optional_flags())
+        flags = self._options.optional_flags(self._ctx.hypervisor)
+        header = xl_header.encode_header(text, flags)
         await self._link.say(xl_handshake.CONFIG, header)
         return Event.OK
 
-    def _optional_flags(self) -> int:
-        """Ask for a verdict if the receiver must be ours: only ours takes a simulated guest, does
-        postcopy, or restores a sparse stream. xl's sends no verdict."""
-        flags = 0
-        if self._options.link:
-            flags |= xl_header.OPTIONAL_LINK
-        elif self._options.strategy is MemoryStrategy.POSTCOPY:
-            flags |= xl_header.OPTIONAL_POSTCOPY
-        if self._options.sparse:
-            flags |= xl_header.OPTIONAL_SPARSE
-        return flags | xl_header.OPTIONAL_VERDICT if flags or self._ctx.hypervisor != XEN else 0
-
     @property
-    def _asked_for(self) -> str:
-        """What no receiver of xl's has; "" if nothing was asked for."""
-        if self._options.strategy is MemoryStrategy.POSTCOPY:
-            return "postcopy"
-        return "sparse streams" if self._options.sparse else ""
+    def _admitted(self) -> bool:
+        """Whether the receiver says beforehand that it will read the stream at once."""
+        return bool(self._options.optional_flags(self._ctx.hypervisor))
 
     async def _read_verdict(self) -> Event:
-        if not self._optional_flags():
+        if not self._admitted:
             return Event.OK
         try:
             verdict = await self._link.hear_verdict()
         except (link.LinkError, DecodeError) as error:
             gone = why(error).cause is Cause.PEER
-            asked = self._asked_for
+            asked = self._options.asked_for
             if gone or not asked:
                 raise
             raise link.LinkError(
@@ -324,11 +306,6 @@ class _Sending(HandshakeSide[Sender]):
         if saved.rc == Error.GUEST_TIMEDOUT:
             return Event.NEVER_SUSPENDED
         return Event.FAILED
-
-    @property
-    def _admitted(self) -> bool:
-        """Whether the receiver has said that it will read the stream at once."""
-        return bool(self._optional_flags())
 
     async def _read_ready(self) -> Event:
         self._ctx.say_progress("waiting for the destination to be ready", 0, 0)
@@ -443,11 +420,6 @@ class _Sending(HandshakeSide[Sender]):
 
     async def _rename(self, name: str) -> None:
         await self._aside(self._host.rename, self._domid, name)
-
-    @staticmethod
-    async def _aside(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Make a call of the host beside the loop, in which other migrations may be at work."""
-        return await blocking.call(0, call, *args, **kwargs)
 
     async def _destroy(self) -> Event:
         self._course.left_over = True

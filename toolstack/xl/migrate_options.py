@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.ipc_schema.channel.precopy_rule import LIBXL_PRECOPY, PrecopyLimits
+from xen_save_helper.ipc_schema.streams import xl_header
 from xen_save_helper.toolstack.rules import arguments
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
 
@@ -89,3 +91,23 @@ class MigrateOptions:
         if self.strategy is MemoryStrategy.POSTCOPY:
             return "postcopy"
         return "precopy" if self.precopy.max_rounds else "stop-and-copy"
+
+    @property
+    def asked_for(self) -> str:
+        """What no receiver of xl's has; "" if nothing was asked for."""
+        if self.strategy is MemoryStrategy.POSTCOPY:
+            return "postcopy"
+        return "sparse streams" if self.sparse else ""
+
+    def optional_flags(self, hypervisor: str) -> int:
+        """The flags of the xl header. A verdict is asked for if the receiver must be ours: only
+        ours takes a simulated guest, does postcopy, or restores a sparse stream. xl's sends no
+        verdict."""
+        flags = 0
+        if self.link:
+            flags |= xl_header.OPTIONAL_LINK
+        elif self.strategy is MemoryStrategy.POSTCOPY:
+            flags |= xl_header.OPTIONAL_POSTCOPY
+        if self.sparse:
+            flags |= xl_header.OPTIONAL_SPARSE
+        return flags | xl_header.OPTIONAL_VERDICT if flags or hypervisor != XEN else 0

@@ -308,7 +308,7 @@ class _Receiving(HandshakeSide[Receiver]):
         return Event.OK
 
     async def _rename(self) -> Event:
-        self._ctx.host.rename(self._made(), self._name)
+        await self._aside(self._ctx.host.rename, self._made(), self._name)
         return Event.OK
 
     async def _rename_resumed(self) -> Event:
@@ -323,7 +323,7 @@ class _Receiving(HandshakeSide[Receiver]):
 
     async def _unpause(self) -> Event:
         if not self._leave_paused:
-            self._ctx.host.unpause(self._made())
+            await self._aside(self._ctx.host.unpause, self._made())
         self._started()
         return Event.OK
 
@@ -331,7 +331,7 @@ class _Receiving(HandshakeSide[Receiver]):
         # From here on our copy is given up, under the name that `recover` knows it by. A copy that
         # somebody else has destroyed needs no name.
         with contextlib.suppress(ProcessLookupError):
-            self._ctx.host.rename(self._made(), self._incoming)
+            await self._aside(self._ctx.host.rename, self._made(), self._incoming)
         self._promise(Promise.RECEIVING)
         code = bytes([-self._failures.rc & 0xFF or 0xFF])
         return await self._report(code)
@@ -339,7 +339,7 @@ class _Receiving(HandshakeSide[Receiver]):
     async def _destroy(self) -> Event:
         if self._domid is not None:
             with contextlib.suppress(ProcessLookupError):
-                self._ctx.host.destroy(self._domid)
+                await self._aside(self._ctx.host.destroy, self._domid)
             with contextlib.suppress(ValueError):  # a file of others that cannot be read
                 page_server.forget_pager(self._ctx.host.control_dir, self._domid)
             self._domid = None
