@@ -13,7 +13,7 @@ from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError
 from xen_save_helper.ipc_schema.faults.points import Side, Who
 from xen_save_helper.ipc_schema.trace import Trace
 
-_NOBODY = {Who.CONTROLLER: "no helper and no controller"}
+_NOBODY = dict.fromkeys(Who, "no helper") | {Who.CONTROLLER: "no helper and no controller"}
 
 
 def tell(trace: Trace, firing: Firing) -> None:

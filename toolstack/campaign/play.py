@@ -33,10 +33,10 @@ from xen_save_helper.toolstack.campaign.evidence import (
     Scene,
 )
 from xen_save_helper.toolstack.campaign.onlooker import LonePids, Onlooker, outliving
+from xen_save_helper.toolstack.campaign.seen import files_seen, guest_seen
 from xen_save_helper.toolstack.faults.guest import arm
 from xen_save_helper.toolstack.faults.tunnel import TunnelRelay, trace_to
 from xen_save_helper.toolstack.helpers import control
-from xen_save_helper.toolstack.hosts.interface import DomainSummary, GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.limits import Limits
 
@@ -51,7 +51,6 @@ _MODE_OPTIONS: Final[Mapping[Mode, tuple[str, ...]]] = {
     # All memory comes by the link, most of it once the guest runs.
     Mode.LINK: ("--max-rounds", "0", "--postcopy", "--link", "127.0.0.1", "--bandwidth", "8M"),
 }
-_HOST_FILES: Final = frozenset({"control", "domains", "lock", "operations.lock", "xen-host.json"})
 _LONGEST_DIRECTORY: Final = 64
 """Bytes of a directory's path that leave room for the name of a socket."""
 _RATES: Final = {"random": 4_000.0}
@@ -61,8 +60,6 @@ _UNLIMITED: Final = frozenset({Who.CONTROLLER, Who.PAGE_SERVER, Who.PAGER, Who.T
 _OF_LINK: Final = _UNLIMITED - {Who.CONTROLLER}
 _HEALS_SECONDS: Final = 20.0
 """Seconds in which a connection of a tunnel that stands still is made anew."""
-_SETTLE_SECONDS: Final = 2.0
-_VERIFY_SECONDS: Final = 20.0
 _START_UP_SECONDS: Final = 20.0
 """Seconds for the interpreters of a run to start on a busy machine."""
 _CLEAN_SECONDS: Final = 60.0
@@ -358,7 +355,9 @@ class RunStage:
             outliving=self._outliving(),
             places={
                 # A guest that waits for pages does not answer.
-                side: Place(self._guests(host, verify=verify and not lone.of(side)), _files(host))
+                side: Place(
+                    self._guests(host, verify=verify and not lone.of(side)), files_seen(host)
+                )
                 for side, host in self._hosts.items()
             },
             processes=tuple(map(str, left)),
@@ -384,7 +383,7 @@ class RunStage:
     def _guests(self, host: SimulatedHost, *, verify: bool) -> tuple[Guest, ...]:
         # Nothing is compared with the descriptors of a guest at the destination.
         most = self._descriptors if host is self._source else sys.maxsize
-        return tuple(_guest(host, row, most, verify=verify) for row in host.domains())
+        return tuple(guest_seen(host, row, most, verify=verify) for row in host.domains())
 
     def _trace(self) -> Iterator[Event]:
         """Yield the whole lines; none if nothing has begun."""
@@ -399,40 +398,3 @@ class RunStage:
 def _text(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read().decode(errors="replace")
-
-
-def _guest(host: SimulatedHost, row: DomainSummary, most: int, *, verify: bool) -> Guest:
-    """`most` is the number of descriptors that its process should have."""
-    memory_ok: bool | None = None
-    crash: str | None = None
-    state = row.state
-    try:
-        report = host.report(row.domid)
-        if verify and report.state is GuestState.RUNNING:
-            report = host.verify(row.domid, _VERIFY_SECONDS)
-            memory_ok = report.memory_ok
-        state, crash = report.state, report.crash
-    except (TimeoutError, ConnectionError, ProcessLookupError) as error:
-        crash = f"it does not answer: {error}"
-    return Guest(
-        row.name,
-        state.value,
-        bool(row.log_dirty),
-        memory_ok,
-        crash,
-        processes.settled_descriptors(row.pid, most, _SETTLE_SECONDS) if row.pid else {},
-    )
-
-
-def _files(host: SimulatedHost) -> tuple[str, ...]:
-    known = {str(row.domid) for row in host.domains()}
-    directory = host.control_dir
-    return (
-        *sorted(f"control/{path.name}" for path in directory.glob("*")),
-        *sorted(path.name for path in host.directory.iterdir() if path.name not in _HOST_FILES),
-        *sorted(
-            f"domains/{path.name}"
-            for path in (host.directory / "domains").iterdir()
-            if path.name not in known
-        ),
-    )

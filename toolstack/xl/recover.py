@@ -283,6 +283,8 @@ def _end(host: Host, entry: JournalEntry, choice: PersonsChoice | None) -> Recov
             Path(entry.partial).unlink(missing_ok=True)
         if entry.role is Role.SOURCE and entry.domid is not None:
             page_server.forget(host.control_dir, entry.domid)
+        if entry.role is Role.DESTINATION and row is not None and domain_of(host, entry) is None:
+            page_server.forget_pager(host.control_dir, row.domid)
         journal.remove(host.state_dir, entry)
     return Recovery(entry.name, entry.role, entry.promise, remedy, done, text)
 

@@ -155,7 +155,7 @@ class TestAtRandom:
         assert {fault.action.kind.name for _mode, fault in faults} == set(ACTIONS)
 
     def test_places_on_the_short_way_back_are_passed(self) -> None:
-        faults = [fault for cell in at_random(4000, 3) for fault in cell.plan.faults]
+        faults = [fault for cell in at_random(8000, 3) for fault in cell.plan.faults]
         lengths = {Who.HELPER: 8, Who.LINK: 54 + 35 + 8 + 42, Who.TUNNEL: 701}
         for who, length in lengths.items():
             places = {

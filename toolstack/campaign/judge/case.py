@@ -19,7 +19,7 @@ from xen_save_helper.toolstack.campaign.judge.expectation import (
     Expectation,
     Spoils,
 )
-from xen_save_helper.toolstack.campaign.judge.link_effects import WITHOUT_PAGES, of_pager
+from xen_save_helper.toolstack.campaign.judge.link_effects import ALL_THERE, LOST, of_pager
 from xen_save_helper.toolstack.campaign.judge.progress import Stages, is_go
 from xen_save_helper.toolstack.limits import Limits
 
@@ -87,8 +87,8 @@ def effect_of(fired: Sequence[StruckFault]) -> Effect:
 
 
 def _is_of_link(fired: StruckFault) -> bool:
-    """Whether it is of a page server that serves, or a pager that its controller has left."""
-    return fired.what.causes == WITHOUT_PAGES
+    """Whether it has ended a page server that served, or a pager that its controller had left."""
+    return fired.what in {LOST, ALL_THERE}
 
 
 def _breaks_the_handshake(fired: StruckFault) -> bool:
@@ -238,7 +238,7 @@ class Case:
     @property
     def _unheard(self) -> bool:
         """Whether a process has died when all pages were in place, and perhaps unheard."""
-        return any(_is_of_link(one) and one.what.effect is Effect.EITHER for one in self.fired)
+        return any(one.what == ALL_THERE for one in self.fired)
 
     def _by(self, fired: Sequence[StruckFault]) -> set[int]:
         """The exit codes that a migration may have by some of the faults."""

@@ -7,13 +7,12 @@ and so they are with the pager, which has the guest's memory half filled.
 
 from __future__ import annotations
 
-import signal
 from typing import Final
 
 from xen_save_helper.ipc_schema.causes import Cause
 from xen_save_helper.ipc_schema.faults import actions
 from xen_save_helper.ipc_schema.faults.plan import Fault
-from xen_save_helper.ipc_schema.faults.points import ALL_IN, DRAINED, KEEPS, OFFERS
+from xen_save_helper.ipc_schema.faults.points import ALL_IN, DRAINED, KEEPS, OFFERS, Who
 from xen_save_helper.toolstack.campaign.judge.expectation import (
     LATE,
     NONE,
@@ -26,13 +25,14 @@ from xen_save_helper.toolstack.campaign.judge.expectation import (
 )
 from xen_save_helper.toolstack.limits import Limits
 
-WITHOUT_PAGES: Final = frozenset({Cause.DESTINATION, Cause.HELPER, Cause.SYSTEM})
+_WITHOUT_PAGES: Final = frozenset({Cause.DESTINATION, Cause.HELPER, Cause.SYSTEM})
 """Causes at a source that has lost its page server."""
-_LOST: Final = Expectation(
-    Effect.FAILS, WITHOUT_PAGES, LATE, loses_pages=True, waits=("stopped", "stopped")
+LOST: Final = Expectation(
+    Effect.FAILS, _WITHOUT_PAGES, LATE, loses_pages=True, waits=("stopped", "stopped")
 )
-_ALL_THERE: Final = Expectation(Effect.EITHER, WITHOUT_PAGES, LATE)
-"""Nobody may have heard of it."""
+"""Either has ended with pages in hand."""
+ALL_THERE: Final = Expectation(Effect.EITHER, _WITHOUT_PAGES, LATE)
+"""Either has ended when all were in place, of which nobody may have heard."""
 
 
 def of_page_server(fault: Fault, limits: Limits) -> Expectation:
@@ -42,14 +42,14 @@ def of_page_server(fault: Fault, limits: Limits) -> Expectation:
         return _of_a_part_of_the_save(fault, limits)
     if not ends(fault):
         return NONE
-    return _ALL_THERE if point == DRAINED else _LOST
+    return ALL_THERE if point == DRAINED else LOST
 
 
 def of_pager(fault: Fault) -> Expectation:
     """The expectation of a fault at a step of a pager that its controller has left."""
     if not ends(fault):
         return NONE
-    return _ALL_THERE if fault.point.name == ALL_IN else _LOST
+    return ALL_THERE if fault.point.name == ALL_IN else LOST
 
 
 def ends(fault: Fault) -> bool:
@@ -59,14 +59,13 @@ def ends(fault: Fault) -> bool:
     if stops(fault):
         return kind is not actions.STOP or value is None
     if kind is actions.SIGNAL:
-        return value not in actions.HARMLESS and value not in _IGNORED
+        ignored = frozenset() if fault.point.who is Who.PAGE_SERVER else _IGNORED
+        return value not in actions.HARMLESS | ignored
     return kind is actions.EXIT or (dies(fault) and value not in actions.HARMLESS)
 
 
-_IGNORED: Final = frozenset(
-    name for name in ("HUP", "INT") if f"SIG{name}" in signal.Signals.__members__
-)
-"""Of a terminal that the process has left."""
+_IGNORED: Final = frozenset({"HUP", "INT"})
+"""Of a terminal that a pager has left."""
 
 
 def _of_a_part_of_the_save(fault: Fault, limits: Limits) -> Expectation:

@@ -38,6 +38,7 @@ _KINDS: Final[Mapping[Kind, str]] = {
     Kind.RECORD: "records",
     Kind.STREAM: "streams",
     Kind.GUEST: "",
+    Kind.STEP: "steps",
 }
 _GROUPS: Final[tuple[tuple[str, tuple[ActionKind, ...]], ...]] = (
     ("process", fault_actions.PROCESS),
