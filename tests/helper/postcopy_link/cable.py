@@ -25,6 +25,8 @@ class Link:
         self._near: list[socket.socket] = []
         self._keep_far = False
         self._held = False
+        self._holds = threading.Event()
+        """Whoever carries has seen `_held`."""
         self._flips = False
         self.lasts = 0
         """Bytes after which each connection is cut, 0 for any number."""
@@ -51,10 +53,12 @@ class Link:
     def held(self) -> Iterator[None]:
         """What comes from the server waits meanwhile."""
         self._held = True
+        self._holds.wait()
         try:
             yield
         finally:
             self._held = False
+            self._holds.clear()
 
     def waiting(self) -> int:
         """Bytes from the server that are `held`."""
@@ -69,7 +73,9 @@ class Link:
     def _run(self) -> None:
         other: dict[socket.socket, socket.socket] = {}
         while not self._stopping:
-            ends = self._near if self._held else other
+            if self._held:
+                self._holds.set()
+            ends = self._near if self._holds.is_set() else other
             ready, _, _ = select.select([self._listener, *ends], [], [], 0.05)
             for end in ready:
                 if end is self._listener:
