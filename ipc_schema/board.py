@@ -24,7 +24,7 @@ from xen_save_helper.ipc_schema.streams.phases import Phase, Stage
 VARIABLE: Final = "XEN_SAVE_HELPER_BOARD"
 SIZE: Final = 4096
 _WORD: Final = 8
-MAGIC: Final = 0x5853_4842_0000_0001
+MAGIC: Final = 0x5853_4842_0000_0002
 """`XSHB`, and the version of the table below."""
 
 UNKNOWN: Final = -1
@@ -57,6 +57,7 @@ class Word(IntEnum):
     BLOCKED_SINCE = 20
     BANDWIDTH = 32
     PAUSED = 33
+    MAX_DOWNTIME = 34
 
 
 class WordKind(Enum):
@@ -115,6 +116,11 @@ WORDS: Final[Mapping[Word, Row]] = {
     Word.PAUSED: Row(
         WordKind.INT, BoardWriter.CONTROLLER, "1 while nothing but signs of life is to be sent"
     ),
+    Word.MAX_DOWNTIME: Row(
+        WordKind.INT,
+        BoardWriter.CONTROLLER,
+        "milliseconds for hot pages ahead of postcopy; 0 for none, -1 for what the request says",
+    ),
 }
 
 ENGINES: Final[tuple[Engine | None, ...]] = (None, *Engine)
@@ -140,7 +146,8 @@ class Board:
         if not self.ints[Word.MAGIC]:
             self.ints[Word.MAGIC] = MAGIC
             self.ints[Word.DIRTY_COUNT] = UNKNOWN
-            self.ints[Word.BANDWIDTH] = AS_ASKED
+            for word in (Word.BANDWIDTH, Word.MAX_DOWNTIME):
+                self.ints[word] = AS_ASKED
 
     @property
     def is_ours(self) -> bool:

@@ -31,6 +31,8 @@ _SAMPLES: Final = 6
 """Seconds over which the rate is measured, with one `look` a second."""
 _STILL: Final = 2.0
 """Seconds without a byte after which the operation waits for the other side."""
+_LONGEST: Final = INTEGER_RANGES[Kind.LONG][1]
+"""The most that a word of the board takes."""
 _ENDED: Final = "precopy has ended"
 _ONCE: Final = "it is the sender that decides: ask at the source"
 _WAYS: Final = {
@@ -150,6 +152,8 @@ class Steering:
             rounds = self._open_rounds()
             limits = _changed(rounds.limits, given)
             rounds.limits = limits
+            if "max_downtime" in given:
+                self.board.ints[Word.MAX_DOWNTIME] = min(limits.max_downtime_ms or 0, _LONGEST)
         if bandwidth is not None:
             self.board.ints[Word.BANDWIDTH] = bandwidth
         return self._parameters()
@@ -314,8 +318,7 @@ def _or_none(measured: float, seconds: float) -> int | None:
 
 
 def _check_number(name: str, value: object) -> None:
-    most = INTEGER_RANGES[Kind.LONG][1]
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _LONGEST:
         raise ValueError(f"{name} {value!r}: want a whole number, 0 or more")
 
 

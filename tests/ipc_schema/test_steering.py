@@ -81,11 +81,23 @@ def test_what_is_set_is_followed() -> None:
         "dirty_threshold": 50,
     }  # fmt: skip
     assert operation.board.ints[Word.BANDWIDTH] == 1000
+    assert operation.board.ints[Word.MAX_DOWNTIME] == 300
     assert operation.rounds.limits == PrecopyLimits(50, 8, 300, None)
     operation.ask(Ask.SET, abort_after=9)
     assert operation.rounds.ask(8, 900).policy is PrecopyPolicy.CONTINUE_PRECOPY
     assert operation.rounds.ask(9, 900).policy is PrecopyPolicy.ABORT
     assert [ask for ask, _ in operation.steered] == [Ask.SET, Ask.SET]
+
+
+def test_a_helper_is_told_of_a_downtime_only_if_that_is_set() -> None:
+    operation = Operation()
+    operation.ask(Ask.SET, max_rounds=8)
+    assert operation.board.ints[Word.MAX_DOWNTIME] == AS_ASKED
+    operation.ask(Ask.SET, max_downtime=2**64 - 1)
+    assert operation.rounds.limits.max_downtime_ms == 2**64 - 1
+    assert operation.board.ints[Word.MAX_DOWNTIME] == 2**63 - 1
+    operation.ask(Ask.SET, max_downtime=0)
+    assert operation.board.ints[Word.MAX_DOWNTIME] == 0
 
 
 def test_rounds_that_are_set_take_the_place_of_an_abort() -> None:
@@ -117,6 +129,7 @@ def test_a_wrong_figure_changes_nothing(fields: dict[str, Any], why: str) -> Non
         operation.ask(Ask.SET, **fields)
     assert operation.rounds.limits == LIBXL_PRECOPY
     assert operation.board.ints[Word.BANDWIDTH] == AS_ASKED
+    assert operation.board.ints[Word.MAX_DOWNTIME] == AS_ASKED
 
 
 JSON: Final = st.recursive(

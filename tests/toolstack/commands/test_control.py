@@ -182,6 +182,33 @@ def test_before_and_after_the_postcopy_transition(hosts: Hosts) -> None:
     assert told["guest"]["memory_ok"]
 
 
+def hot_pages(hosts: Hosts, *options: object, **limits: object) -> list[dict[str, Any]]:
+    """What is traced of them if these limits are set once there are some."""
+    never = ("--max-rounds", 100_000, "--dirty-threshold", 0)
+    operation = migration(hosts, "--postcopy", *never, *options, rate=12_000)
+    operation.until("precopy", normal=1)
+    # As long as nothing is dirty yet, precopy cannot end.
+    operation.does("set", "--max-downtime", 0, "--bandwidth", "20M")
+    operation.until("precopy", rounds=3)
+    for name, value in limits.items():
+        operation.does("set", f"--{name.replace('_', '-')}", value)
+    if not limits:
+        operation.does("switch", "postcopy")
+    code, told = operation.ended()
+    assert (code, told["mode"]) == (0, "postcopy")
+    return [line for line in trace_lines.read(operation.events) if line["event"] == "hot_pages"]
+
+
+def test_a_downtime_that_is_set_while_it_runs_is_spent_on_hot_pages(hosts: Hosts) -> None:
+    (line,) = hot_pages(hosts, max_downtime=60_000)
+    assert line["max_downtime_ms"] == 60_000
+    assert 0 < line["sent"] == line["hot"]
+
+
+def test_a_downtime_that_is_taken_back_while_it_runs_is_not(hosts: Hosts) -> None:
+    assert hot_pages(hosts, "--max-downtime", 60_000) == []
+
+
 def test_a_postcopy_that_becomes_a_stop_and_copy(hosts: Hosts) -> None:
     operation = migration(hosts, "--postcopy")
     operation.until("precopy", normal=1)
