@@ -23,12 +23,12 @@ from xen_save_helper.ipc_schema.causes import words_of
 from xen_save_helper.ipc_schema.control import (
     IDENTITY,
     LONGEST_LINE,
-    OUTLIVING,
     SOCKET,
     Ask,
     Identity,
     decode_line,
     encode_line,
+    left_by_the_dead,
 )
 
 Answer = Callable[[Ask, Mapping[str, Any]], Mapping[str, Any]]
@@ -113,17 +113,9 @@ class ControlServer:
             os.unlink(self._identity.name + suffix, dir_fd=self._directory)
 
     def _remove_those_of_the_dead(self) -> None:
-        """What operations that were killed have left. A page server's or a pager's says that pages
-        are lost."""
-        for file in os.listdir(f"/proc/self/fd/{self._directory}"):
-            stem, suffix = os.path.splitext(file)
-            role, *rest = stem.rsplit("-", 2)
-            pid = rest[-1].partition(".")[0] if rest else ""
-            if suffix not in {IDENTITY, SOCKET} or role in OUTLIVING or not pid.isdecimal():
-                continue
-            if not os.path.exists(f"/proc/{pid}"):
-                with suppress(OSError):  # another one has removed it
-                    os.unlink(file, dir_fd=self._directory)
+        for file in left_by_the_dead(os.listdir(f"/proc/self/fd/{self._directory}")):
+            with suppress(OSError):  # another one has removed it
+                os.unlink(file, dir_fd=self._directory)
 
     def _write_identity(self) -> None:
         name = self._identity.name + IDENTITY

@@ -28,7 +28,9 @@ another one needs to take its place.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -62,6 +64,8 @@ class Role(StrEnum):
 
 OUTLIVING: Final = frozenset({Role.PAGE_SERVER, Role.PAGER})
 """The roles of processes that outlive their `xl`."""
+SENDING: Final = frozenset({Role.MIGRATE, Role.SAVE, Role.HELPER_SAVE})
+"""Those of operations that send a guest, whose sending can be steered."""
 
 
 class Ask(StrEnum):
@@ -108,6 +112,32 @@ class Identity(NamedTuple):
             return identity._replace(role=Role(identity.role))
         except TypeError as error:
             raise ValueError(f"no identity: {error}") from None
+
+
+# Compiled only where it is needed: every helper's start reads this module.
+_FILE: Final = (
+    rf"(?P<unfinished>\.?)(?P<name>(?P<role>{'|'.join(Role)})-(new|\d+)-(?P<pid>\d+)(\.\d+)?)"
+    rf"(?P<suffix>{'|'.join(map(re.escape, (IDENTITY, SOCKET, PAGES)))})"
+)
+
+
+def lives(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+
+
+def left_by_the_dead(names: Collection[str], lives: Callable[[int], bool] = lives) -> list[str]:
+    """Those of the files of a directory, by their names, that are good for nothing: what operations
+    have left that were killed, and what any process has left that was killed before it could be
+    found. A page server or pager that can be found says that pages are lost."""
+    left = []
+    for file in names:
+        parts = re.fullmatch(_FILE, file)
+        if parts is None or lives(int(parts["pid"])):
+            continue
+        found = parts["name"] + IDENTITY in names and not parts["unfinished"]
+        if parts["role"] not in OUTLIVING or not found:
+            left.append(file)
+    return left
 
 
 class PostcopyStatus(NamedTuple):

@@ -1,11 +1,13 @@
 """What is answered to those who ask a running operation (`ipc_schema.control`): its state, and what
 may still be changed about it. The same rules for our controller and for the drop-in.
 
-It reads and writes the board, and the precopy policy's limits; no I/O, the clock is the caller's.
+It reads and writes the board, and the precopy policy's limits, and traces what was changed; no
+other I/O.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -14,7 +16,7 @@ from xen_save_helper.ipc_schema.board import AS_ASKED, Board, Word
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import INTEGER_RANGES, Kind, PrecopyPolicy
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits, PrecopyRounds
-from xen_save_helper.ipc_schema.control import PARAMETERS, Ask, Identity
+from xen_save_helper.ipc_schema.control import PARAMETERS, SENDING, Ask, Identity
 from xen_save_helper.ipc_schema.operation_status import (
     PAGE_SIZE,
     WAITS_FOR,
@@ -26,6 +28,7 @@ from xen_save_helper.ipc_schema.operation_status import (
     remaining_pages,
     status_of,
 )
+from xen_save_helper.ipc_schema.trace import Trace
 
 _SAMPLES: Final = 6
 """Seconds over which the rate is measured, with one `look` a second."""
@@ -43,9 +46,9 @@ _WAYS: Final = {
 
 class Steering:
     """Of one operation. `clock` is CLOCK_MONOTONIC, in seconds; `steered` is called with what was
-    changed, for the trace.
+    changed.
 
-    The owner keeps these up to date: `saving`; `live`, `rounds`, `postcopy` (whether it may end in
+    The owner keeps these up to date: `live`, `rounds`, `postcopy` (whether it may end in
     one) and `by_link` (it does, over a link of its own) once they are known; `no_rounds` and
     `no_bandwidth` say why the helper follows neither limits nor a bandwidth, if it does not;
     `bandwidth` is what was asked for at the start; `step` says what is done while there is no
@@ -56,17 +59,17 @@ class Steering:
         self,
         board: Board,
         identity: Identity,
-        clock: Callable[[], float],
+        trace: Trace,
         *,
-        saving: bool,
         cancel: Callable[[], object],
         too_late: Callable[[], str] = lambda: "",
         step: Callable[[], str] = lambda: "",
         steered: Callable[[Ask, Mapping[str, object]], object] = lambda _ask, _fields: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.board = board
         self.identity = identity
-        self.saving = saving
+        self.saving = identity.role in SENDING
         self.live = False
         self.postcopy = False
         self.by_link = False
@@ -78,6 +81,7 @@ class Steering:
         self._cancel = cancel
         self._too_late = too_late
         self._step = step
+        self._trace = trace
         self._steered = steered
         self._cancelled = False
         self._began = clock()
@@ -120,7 +124,9 @@ class Steering:
                 response = self._resume()
             case _:
                 raise OSError(f"{ask.value} is for page servers and pagers")
-        self._steered(ask, {name: request[name] for name in request if name != "ask"})
+        fields = {name: request[name] for name in request if name != "ask"}
+        self._trace.event("control", ask=ask.value, fields=fields)
+        self._steered(ask, fields)
         return response
 
     # What can be changed

@@ -23,8 +23,10 @@ from xen_save_helper.ipc_schema.control import PARAMETERS, Ask, Identity, Role
 from xen_save_helper.ipc_schema.operation_status import MigrationStatus, OperationStatus
 from xen_save_helper.ipc_schema.steering import Steering
 from xen_save_helper.ipc_schema.streams.phases import Phase, Stage
+from xen_save_helper.ipc_schema.trace import Trace
 
 ME: Final = Identity(Role.MIGRATE, 7, "web", 4711)
+THERE: Final = ME._replace(role=Role.RECEIVE)
 
 
 class Operation:
@@ -35,17 +37,18 @@ class Operation:
         self.cancelled = 0
         self.too_late = ""
         self.steered: list[tuple[Ask, Mapping[str, object]]] = []
+        self.traced: list[dict[str, Any]] = []
         self.board = Board()
         self.board.engine = Engine.OWN
         self.steering = Steering(
             self.board,
-            ME,
-            lambda: self.now,
-            saving=saving,
+            ME if saving else THERE,
+            Trace("controller", lambda line: self.traced.append(json.loads(line))),
             cancel=self._cancel,
             too_late=lambda: self.too_late,
             step=lambda: "wait for the receiver",
             steered=lambda ask, fields: self.steered.append((ask, fields)),
+            clock=lambda: self.now,
         )
         self.rounds = PrecopyRounds(LIBXL_PRECOPY, lambda: 0, self.steering.sending_clock)
         self.steering.live, self.steering.postcopy = live, postcopy
@@ -87,6 +90,9 @@ def test_what_is_set_is_followed() -> None:
     assert operation.rounds.ask(8, 900).policy is PrecopyPolicy.CONTINUE_PRECOPY
     assert operation.rounds.ask(9, 900).policy is PrecopyPolicy.ABORT
     assert [ask for ask, _ in operation.steered] == [Ask.SET, Ask.SET]
+    (*_, told) = operation.traced
+    assert (told["event"], told["ask"]) == ("control", "set")
+    assert told["fields"] == {"abort_after": 9}
 
 
 def test_a_helper_is_told_of_a_downtime_only_if_that_is_set() -> None:
