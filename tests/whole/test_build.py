@@ -20,6 +20,12 @@ from xen_save_helper.toolstack.commands.shell.places import COMPLETIONS, MANUAL
 DEBIAN_12 = ("setuptools==66.1.1", "wheel==0.38.4", "shtab==1.5.5", "argparse-manpage==1.2.2")
 """python3-setuptools, python3-wheel, python3-shtab and python3-argparse-manpage."""
 
+DEFINITIONS = {
+    "bash": "_xen_toolstack_guests() {",
+    "zsh": "_xen_toolstack_guests() {",
+    "fish": "function __xen_toolstack_guests",
+}
+
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
@@ -54,10 +60,18 @@ def test_the_oldest_tools_that_it_names_will_do(sources: Path, tmp_path: Path) -
     )
     assert status == 0, said
     (wheel,) = tmp_path.glob("*.whl")
-    files = {name.partition(".data/data/")[2] for name in zipfile.ZipFile(wheel).namelist()}
+    with zipfile.ZipFile(wheel) as opened:
+        files = {
+            name.partition(".data/data/")[2]: opened.read(name).decode()
+            for name in opened.namelist()
+            if ".data/data/" in name
+        }
     for program in ("xen-toolstack", "xen-save-helper"):
         wanted = {place.format(program) for shell in SHELLS for place in COMPLETIONS[shell]}
-        assert {*wanted, MANUAL.format(program)} <= files
+        assert {*wanted, MANUAL.format(program)} <= files.keys()
+    # Older ones than those build as well, but leave out the functions that complete names.
+    for shell, function in DEFINITIONS.items():
+        assert function in files[COMPLETIONS[shell][0].format("xen-toolstack")]
 
 
 @pytest.mark.timeout(300)
@@ -71,7 +85,7 @@ def test_with_debian_12s_tools_it_says_which_are_too_old(sources: Path, tmp_path
     )
     assert status != 0
     (line,) = (line.strip() for line in said.splitlines() if "error: completion" in line)
-    assert "argparse-manpage>=4.4 (this is 1.2.2), shtab>=1.9 (this is 1.5.5)" in line
+    assert "argparse-manpage>=4.4 (this is 1.2.2), shtab>=1.10 (this is 1.5.5)" in line
     assert line.endswith("pip gets them by itself, without --no-build-isolation")
     assert "Traceback" not in said
     status, said = pip(python, "uninstall", "-q", "-y", "shtab")
@@ -80,4 +94,4 @@ def test_with_debian_12s_tools_it_says_which_are_too_old(sources: Path, tmp_path
         python, "wheel", "--no-build-isolation", "--no-deps", "-w", tmp_path, sources
     )
     assert status != 0
-    assert "shtab>=1.9 (there is none)" in said
+    assert "shtab>=1.10 (there is none)" in said
