@@ -3,8 +3,9 @@ may change while the helper works.
 
 Nobody is asked and no message is sent: the helper writes once a batch, whether anybody looks or
 not, and reads what the controller has written at the same time. The controller makes the page, a
-memfd that the helper inherits (`XEN_SAVE_HELPER_BOARD` is its descriptor); a helper without a
-controller of ours has a board of its own, for its control socket.
+memfd that the helper inherits: `XEN_SAVE_HELPER_BOARD` is its descriptor. If another program starts
+the helper for that controller, it is a path, below the controller's `/proc/PID/fd`. A helper
+without a controller of ours has a board of its own, for its control socket.
 
 The page is an array of words of 8 bytes, in the machine's byte order: both sides are on one
 machine. A word is written whole, so no reader sees a half one; several of them need not be of the
