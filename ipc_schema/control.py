@@ -188,7 +188,10 @@ def encode_line(fields: Mapping[str, Any]) -> bytes:
 
 def decode_line(line: bytes) -> dict[str, Any]:
     """Raises ValueError for anything but a JSON object."""
-    fields = json.loads(line)
+    try:
+        fields = json.loads(line)
+    except RecursionError:
+        raise ValueError("it goes too deep") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{fields!r} is no object")
     return fields

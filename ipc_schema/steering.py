@@ -30,6 +30,9 @@ from xen_save_helper.ipc_schema.operation_status import (
 )
 from xen_save_helper.ipc_schema.trace import Trace
 
+_FIELDS: Final[Mapping[Ask, tuple[str, ...]]] = {Ask.SET: PARAMETERS, Ask.SWITCH: ("to",)}
+_SHOWN: Final = 40
+"""Characters of a wrong name that are repeated."""
 _SAMPLES: Final = 6
 """Seconds over which the rate is measured, with one `look` a second."""
 _STILL: Final = 2.0
@@ -73,7 +76,7 @@ class Steering:
         self.live = False
         self.postcopy = False
         self.by_link = False
-        self.rounds: PrecopyRounds | None = None
+        self._rounds: PrecopyRounds | None = None
         self.no_rounds = "its stream has not begun"
         self.bandwidth = 0
         self.no_bandwidth = ""
@@ -89,6 +92,17 @@ class Steering:
         self._paused_before = 0.0
         self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
         self._moved = (self._began, 0)
+
+    @property
+    def rounds(self) -> PrecopyRounds | None:
+        return self._rounds
+
+    @rounds.setter
+    def rounds(self, rounds: PrecopyRounds | None) -> None:
+        self._rounds = rounds
+        if rounds is not None:
+            # It may have been paused before they began.
+            rounds.held = bool(self.board.ints[Word.PAUSED])
 
     def sending_clock(self) -> float:
         """A clock that stands still while sending is paused, for rates."""
@@ -109,13 +123,19 @@ class Steering:
     def answer(self, ask: Ask, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """The response. Raises OSError for what cannot be (any more), ValueError for a request that
         is wrong; nothing is changed then."""
+        if ask is Ask.STATUS:
+            return self.status()._asdict()
+        fields = {name: request[name] for name in request if name != "ask"}
+        if unknown := fields.keys() - set(_FIELDS.get(ask, ())):
+            wants = ", ".join(_FIELDS.get(ask, ())) or "nothing besides"
+            raise ValueError(f"unknown parameter {min(unknown)[:_SHOWN]!r}: want {wants}")
+        if self._cancelled and ask is not Ask.CANCEL:
+            raise OSError("it is being cancelled")
         match ask:
-            case Ask.STATUS:
-                return self.status()._asdict()
             case Ask.CANCEL:
                 response = self._ask_to_end()
             case Ask.SET:
-                response = self._set(request)
+                response = self._set(fields)
             case Ask.SWITCH:
                 response = self._switch(request.get("to"))
             case Ask.PAUSE_SENDING:
@@ -124,7 +144,6 @@ class Steering:
                 response = self._resume()
             case _:
                 raise OSError(f"{ask.value} is for page servers and pagers")
-        fields = {name: request[name] for name in request if name != "ask"}
         self._trace.event("control", ask=ask.value, fields=fields)
         self._steered(ask, fields)
         return response
@@ -132,16 +151,17 @@ class Steering:
     # What can be changed
 
     def _ask_to_end(self) -> Mapping[str, Any]:
+        if self._cancelled:
+            # Once: what is cancelled again may give up more than it should.
+            return {}
         if reason := self._too_late():
             raise OSError(reason)
         self._cancelled = True
         self._cancel()
         return {}
 
-    def _set(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        given = {name: request[name] for name in request if name != "ask"}
-        if unknown := given.keys() - set(PARAMETERS):
-            raise ValueError(f"unknown parameter {min(unknown)!r}: want {', '.join(PARAMETERS)}")
+    def _set(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        given = dict(fields)
         if not given:
             raise ValueError(f"want one or more of {', '.join(PARAMETERS)}")
         if {"max_rounds", "abort_after"} <= given.keys():
@@ -193,7 +213,7 @@ class Steering:
                 raise OSError(f"{error}: the guest would only stand still for longer") from None
         if self._paused_at is None:
             self._paused_at = self._clock()
-        self.board.ints[Word.PAUSED] = 1
+        self._hold(paused=True)
         return {}
 
     def _resume(self) -> Mapping[str, Any]:
@@ -201,8 +221,14 @@ class Steering:
             raise OSError("sending is not paused")
         self._paused_before += self._clock() - self._paused_at
         self._paused_at = None
-        self.board.ints[Word.PAUSED] = 0
+        self._hold(paused=False)
         return {}
+
+    def _hold(self, *, paused: bool) -> None:
+        """Signs of life go on, and with them a round may end: precopy must not."""
+        self.board.ints[Word.PAUSED] = paused
+        if self.rounds is not None:
+            self.rounds.held = paused
 
     def _open_rounds(self) -> PrecopyRounds:
         """The rounds, as long as they can be steered. Raises OSError."""

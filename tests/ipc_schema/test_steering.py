@@ -207,6 +207,50 @@ def test_a_cancel() -> None:
     assert operation.status.status is MigrationStatus.CANCELLING
 
 
+def test_what_is_being_cancelled_is_not_cancelled_again_and_not_changed() -> None:
+    operation = Operation()
+    operation.ask(Ask.CANCEL)
+    operation.too_late = "past the transition"
+    assert operation.ask(Ask.CANCEL) == {}
+    assert operation.cancelled == 1
+    operation.steered.clear()
+    for ask, fields in STEERED.items():
+        operation.refuses("it is being cancelled", ask, **fields)
+
+
+STEERED: Final[Mapping[Ask, Mapping[str, Any]]] = {
+    Ask.SET: {"bandwidth": 1},
+    Ask.SWITCH: {"to": "postcopy"},
+    Ask.PAUSE_SENDING: {},
+    Ask.RESUME_SENDING: {},
+}
+
+
+@pytest.mark.parametrize("ask", [Ask.CANCEL, *STEERED])
+def test_what_an_ask_does_not_know_is_refused(ask: Ask) -> None:
+    operation = Operation()
+    with pytest.raises(ValueError, match=r"unknown parameter 'x{40}': want "):
+        operation.ask(ask, **STEERED.get(ask, {}), **{"x" * 5000: 1})
+    assert not operation.cancelled
+    assert operation.steered == operation.traced == []
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["in a round", "before the first"])
+def test_precopy_does_not_end_while_sending_is_paused(early: bool) -> None:
+    """A round may end all the same, by the signs of life: the guest would stand still then."""
+    operation = Operation()
+    if early:
+        operation.steering.live, operation.steering.rounds = False, None
+    operation.ask(Ask.PAUSE_SENDING)
+    operation.steering.live, operation.steering.rounds = True, operation.rounds
+    operation.ask(Ask.SWITCH, to="stop-and-copy")
+    assert operation.rounds.ask(9, 0).policy is PrecopyPolicy.CONTINUE_PRECOPY
+    assert not operation.rounds.ended
+    operation.ask(Ask.SET, max_downtime=60_000)
+    operation.ask(Ask.RESUME_SENDING)
+    assert operation.rounds.ask(9, 0).policy is PrecopyPolicy.STOP_AND_COPY
+
+
 @pytest.mark.parametrize(
     "changed", [{"live": False}, {}], ids=["a save of a guest that stands still", "a postcopy"]
 )
