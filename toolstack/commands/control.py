@@ -103,14 +103,32 @@ def _directory(arguments: argparse.Namespace) -> Path:
 def _one(arguments: argparse.Namespace) -> tuple[Path, Identity]:
     """The operation on the guest that is named. Raises CommandError."""
     directory = _directory(arguments)
-    found = _of_guest(_known(directory, control.operations(directory)), arguments.name)
+    running = [*control.operations(directory), *control.processes(directory, OUTLIVING)]
+    found = _of_guest(_known(directory, running), arguments.name)
+    steered = [one for one in found if one[0].role not in OUTLIVING]
+    if not steered:
+        what = " and ".join(sorted({one[0].role.value for one in found}))
+        raise CommandError(
+            f"the operation on {arguments.name!r} is over here, but for its {what}: see `postcopy`"
+        )
+    found = steered
     if len(found) > 1:
         # A controller answers for the drop-in that it has started.
         found = [one for one in found if one[0].role not in _DROP_INS] or found
     if len(found) > 1:
-        which = ", ".join(f"{row['role']} of domid {row['domid']}" for _, row in found)
-        raise CommandError(f"more than one operation on {arguments.name!r} is going on: {which}")
+        which = ", ".join(map(_with_domid, found))
+        raise CommandError(
+            f"more than one operation on {arguments.name!r} is going on; name one by its domid: "
+            f"{which}"
+        )
     return directory, found[0][0]
+
+
+def _with_domid(known: _Known) -> str:
+    process, row = known
+    if row["domid"] < 0:
+        return f"{process.role.value} (its domain is not made yet)"
+    return f"{process.role.value} of domid {row['domid']}"
 
 
 def _rows(directory: Path, name: str | None) -> list[dict[str, Any]]:
@@ -185,6 +203,9 @@ def _told(process: Identity) -> Iterator[None]:
         raise CommandError(f"{_named(process)}: {error.lost or 'it has ended'}") from None
     except RefusedError as error:
         raise CommandError(f"{_named(process)}: {error.why}") from None
+    except TimeoutError as error:
+        why = str(error).removeprefix(f"{process.name}: ")
+        raise CommandError(f"{_named(process)}: {why}") from None
 
 
 def _named(process: Identity) -> str:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families as parsed_by
 from tests import trace_lines
 from tests.conftest import processes_under
 from tests.toolstack.stage import Ended, Hosts, called, wait_for
+from xen_save_helper.helper.control_socket import ControlSocket
 from xen_save_helper.ipc_schema.control import Ask, Identity, Role
 from xen_save_helper.ipc_schema.operation_status import OperationStatus
 from xen_save_helper.toolstack.helpers import control
@@ -239,6 +240,60 @@ def test_a_paused_migration_does_not_stand_still_and_can_be_cancelled(hosts: Hos
     assert hosts.states(hosts.at_source) == {"g": "running"}
     assert hosts.states(hosts.at_destination) == {}
     assert hosts.journals() == []
+
+
+def test_a_sigterm_ends_what_is_paused(hosts: Hosts) -> None:
+    operation = migration(hosts)
+    pid = operation.until("precopy", normal=1)["pid"]
+    operation.does("pause-sending")
+    os.kill(pid, signal.SIGTERM)
+    code, told = operation.ended()
+    assert told["outcome"] == "running-at-source"
+    assert code != 0
+    assert hosts.states(hosts.at_source) == {"g": "running"}
+    assert hosts.states(hosts.at_destination) == {}
+    assert hosts.journals() == []
+
+
+def test_two_who_cancel_at_once_are_told_the_same(hosts: Hosts) -> None:
+    operation = migration(hosts)
+    operation.until("precopy", normal=1)
+    commands = [hosts.start("cancel", "g", "--json", "--host", hosts.source) for _ in range(2)]
+    said = [command.communicate(timeout=30)[0] for command in commands]
+    assert operation.ended()[0] == 1
+    heard = {json.loads(text)["ended"] for text in said if text}
+    assert len(heard) == 1
+    assert hosts.states(hosts.at_source) == {"g": "running"}
+    assert hosts.states(hosts.at_destination) == {}
+
+
+def test_what_is_left_of_a_postcopy_is_not_an_operation(hosts: Hosts) -> None:
+    server = Identity(Role.PAGE_SERVER, 5, "g", os.getpid())
+    directory = hosts.source / "control"
+    status = {"role": server.role, "domid": 5, "domain": "g"}
+    with closing(ControlSocket(str(directory), server, lambda *_: status, lambda: None)):
+        for command in ("cancel", "pause-sending"):
+            refused = called(command, "g", "--host", hosts.source)
+            assert refused.code == 1
+            assert "but for its page-server: see `postcopy`" in refused.line
+
+
+def test_two_operations_on_one_name(hosts: Hosts) -> None:
+    """As of a guest that is migrated within its host."""
+    with ExitStack() as stack:
+        for role, domid in ((Role.MIGRATE, 5), (Role.RECEIVE, -1), (Role.RECEIVE, 6)):
+            one = Identity(role, domid, "g", os.getpid())
+            status = {"role": role, "domid": domid, "domain": "g"}
+            server = ControlSocket(
+                str(hosts.source / "control"), one, lambda *_, status=status: status, lambda: None
+            )
+            stack.enter_context(closing(server))
+        refused = called("cancel", "g", "--host", hosts.source)
+        assert refused.line.endswith(
+            "more than one operation on 'g' is going on; name one by its domid: migrate of domid "
+            "5, receive of domid 6, receive (its domain is not made yet)"
+        )
+        assert called("pause-sending", "5", "--host", hosts.source).code == 0
 
 
 @contextmanager
