@@ -16,6 +16,9 @@ response to one that cannot be met is `{"error": str}`, and nothing has been cha
 | `reconnect` | `address` str, `port` int | `{"address": str, "port": int}` |
 | `abandon` | | `{}`; it ends |
 
+While sending is paused precopy does not end: what `switch` and `set` ask for holds once it goes on.
+An operation that is being cancelled is changed no more; to cancel it again changes nothing either.
+
 `reconnect` and `abandon` are for page servers and pagers, `cancel` to `resume-sending` for the
 others. The drop-in has no postcopy to switch to.
 
@@ -109,9 +112,15 @@ class Identity(NamedTuple):
         fields = decode_line(line)
         try:
             identity = cls(**fields)
-            return identity._replace(role=Role(identity.role))
         except TypeError as error:
             raise ValueError(f"no identity: {error}") from None
+        for name in ("domid", "pid", "serial"):
+            if type(fields.get(name, 0)) is not int:
+                raise ValueError(f"no identity: {name} {fields[name]!r}")
+        for name in ("domain", "ended"):
+            if not isinstance(fields.get(name, ""), str):
+                raise ValueError(f"no identity: {name} {fields[name]!r}")
+        return identity._replace(role=Role(identity.role))
 
 
 # Compiled only where it is needed: every helper's start reads this module.
@@ -119,6 +128,12 @@ _FILE: Final = (
     rf"(?P<unfinished>\.?)(?P<name>(?P<role>{'|'.join(Role)})-(new|\d+)-(?P<pid>\d+)(\.\d+)?)"
     rf"(?P<suffix>{'|'.join(map(re.escape, (IDENTITY, SOCKET, PAGES)))})"
 )
+
+
+def is_identity(file: str) -> bool:
+    """Whether a file in the directory is an `Identity`, by its name."""
+    parts = re.fullmatch(_FILE, file)
+    return parts is not None and not parts["unfinished"] and parts["suffix"] == IDENTITY
 
 
 def lives(pid: int) -> bool:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from xen_save_helper.ipc_schema.control import IDENTITY, SOCKET, Identity, Role, left_by_the_dead
+from xen_save_helper.ipc_schema.control import (
+    IDENTITY,
+    SOCKET,
+    Identity,
+    Role,
+    encode_line,
+    left_by_the_dead,
+)
 
 ALIVE, DEAD = 7, 4711
 
@@ -31,6 +40,19 @@ def test_of_a_dead_one_all_that_does_not_say_that_pages_are_lost(role: Role, dom
     # It was killed before it could be found.
     unfinished = {f".{name}.json", name + SOCKET}
     assert left(*unfinished) == unfinished
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"role": "cook"}, {"domid": "1"}, {"domid": True}, {"pid": None}, {"domain": 5},
+     {"ended": []}, {"serial": 1.5}, {"more": 1}],
+)  # fmt: skip
+def test_an_identity_is_what_it_says(fields: dict[str, Any]) -> None:
+    usual = {"role": "save", "domid": 1, "domain": "web", "pid": 7}
+    line = encode_line(usual | fields if fields else {"role": "save"})
+    with pytest.raises(ValueError, match=r"no identity|cook"):
+        Identity.decode(line)
+    assert Identity.decode(encode_line(usual)) == Identity(Role.SAVE, 1, "web", 7)
 
 
 def test_what_others_keep_there_is_theirs() -> None:

@@ -10,7 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from xen_save_helper.ipc_schema.control import OUTLIVING, PARAMETERS, Ask, Identity, Role
+from xen_save_helper.ipc_schema.control import (
+    OUTLIVING,
+    PARAMETERS,
+    Ask,
+    Identity,
+    PostcopyStatus,
+    Role,
+)
 from xen_save_helper.ipc_schema.operation_status import OperationStatus
 from xen_save_helper.toolstack.commands.common import (
     CommandError,
@@ -157,13 +164,15 @@ def _of_guest(known: list[_Known], name: str) -> list[_Known]:
 
 
 def _row(directory: Path, process: Identity) -> dict[str, Any] | None:
-    """An `OperationStatus` or a `PostcopyStatus`; what is not known is None. None if it has
-    ended."""
+    """An `OperationStatus` or a `PostcopyStatus`; what is not known is None: one that does not
+    answer, or has other fields, as one of another version. None if it has ended."""
     try:
-        return control.ask(directory, process, Ask.STATUS)
+        row = control.ask(directory, process, Ask.STATUS)
+        (PostcopyStatus if process.role in OUTLIVING else OperationStatus).decode(row)
+        return row
     except EndedError:
         return None
-    except TimeoutError as error:
+    except (TimeoutError, ValueError) as error:
         known = {"role": process.role, "domid": process.domid, "domain": process.domain}
         fields = dict.fromkeys(OperationStatus._fields)
         return {**fields, **known, "pid": process.pid, "waits_for": f"itself: {error}"}
@@ -206,6 +215,8 @@ def _told(process: Identity) -> Iterator[None]:
     except TimeoutError as error:
         why = str(error).removeprefix(f"{process.name}: ")
         raise CommandError(f"{_named(process)}: {why}") from None
+    except ValueError as error:
+        raise CommandError(f"{_named(process)}: its answer is none: {error}") from None
 
 
 def _named(process: Identity) -> str:

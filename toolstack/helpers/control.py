@@ -23,6 +23,7 @@ from xen_save_helper.ipc_schema.control import (
     Role,
     decode_line,
     encode_line,
+    is_identity,
     left_by_the_dead,
 )
 
@@ -54,7 +55,7 @@ def processes(directory: Path, roles: Collection[Role] = OUTLIVING) -> list[Iden
         return []
     found = []
     for name in sorted(names):
-        if name.startswith(".") or not name.endswith(IDENTITY):
+        if not is_identity(name):
             continue
         with suppress(FileNotFoundError):  # it has just ended
             try:

@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from tests import trace_lines
 from tests.conftest import processes_under
 from tests.toolstack.stage import Ended, Hosts, called, wait_for
 from xen_save_helper.helper.control_socket import ControlSocket
-from xen_save_helper.ipc_schema.control import Ask, Identity, Role
+from xen_save_helper.ipc_schema.control import Ask, Identity, Role, encode_line
 from xen_save_helper.ipc_schema.operation_status import OperationStatus
 from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
@@ -276,6 +277,53 @@ def test_what_is_left_of_a_postcopy_is_not_an_operation(hosts: Hosts) -> None:
             refused = called(command, "g", "--host", hosts.source)
             assert refused.code == 1
             assert "but for its page-server: see `postcopy`" in refused.line
+
+
+@contextmanager
+def who_answers(directory: Path, answer: bytes) -> Iterator[None]:
+    """An operation on guest g that gives this answer to whatever it is asked."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    one = Identity(Role.SAVE, 5, "g", os.getpid())
+    (directory / f"{one.name}.json").write_bytes(encode_line(one._asdict()))
+
+    def answer_all() -> None:
+        with suppress(OSError):  # it is shut
+            while True:
+                with listener.accept()[0] as asked:
+                    if asked.recv(1000):
+                        asked.sendall(answer)
+
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as aside:
+        listener.bind(str(directory / f"{one.name}.sock"))
+        listener.listen(8)
+        aside.submit(answer_all)
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+    for file in directory.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize("answer", [b"junk\n", b'{"role": "save"}\n', b"[]\n"])
+def test_one_that_talks_nonsense_or_is_of_another_version(hosts: Hosts, answer: bytes) -> None:
+    """It is shown, and hides nothing else."""
+    hosts.guest()
+    with who_answers(hosts.source / "control", answer):
+        shown = called("status", "--host", hosts.source)
+        assert shown.code == 0, shown.err
+        assert "waits for itself: " in shown.out
+        assert called("status", "g", "--host", hosts.source).code == 0
+        if answer == b"junk\n":
+            refused = called("pause-sending", "g", "--host", hosts.source)
+            assert refused.code == 1
+            assert "save of g: its answer is none: " in refused.line
+
+
+def test_what_somebody_has_put_beside_the_sockets_hides_nothing(hosts: Hosts) -> None:
+    (hosts.source / "control").mkdir(mode=0o700)
+    (hosts.source / "control" / "notes.json").write_text("to do")
+    assert called("status", "--host", hosts.source).out == "nothing is going on\n"
 
 
 def test_two_operations_on_one_name(hosts: Hosts) -> None:
