@@ -2,7 +2,8 @@
 loop (`ControlServer`), or in a thread of its own (`ControlSocket`).
 
 Whoever asks cannot disturb the work: a client that sends no request, or does not read, is closed,
-and all of them together get a tenth of the time.
+and all of them together get a tenth of the time. Nor do they keep out others: if there are too
+many, the one that has said nothing for longest is closed, but for those that wait for the end.
 """
 
 from __future__ import annotations
@@ -23,18 +24,19 @@ from xen_save_helper.ipc_schema.causes import words_of
 from xen_save_helper.ipc_schema.control import (
     IDENTITY,
     LONGEST_LINE,
-    OUTLIVING,
     SOCKET,
     Ask,
     Identity,
     decode_line,
     encode_line,
+    left_by_the_dead,
 )
 
 Answer = Callable[[Ask, Mapping[str, Any]], Mapping[str, Any]]
 """The response to a request. Raises OSError or ValueError for one that cannot be met."""
 
 _MOST_CLIENTS: Final = 128
+_TOO_MANY: Final = encode_line({"error": f"{_MOST_CLIENTS} others wait for its end already"})
 _TICK: Final = 1.0
 _LAST_WORD_SECONDS: Final = 1.0
 _REST: Final = 9
@@ -79,7 +81,10 @@ class ControlServer:
         for key, events in self._selector.select(0):
             if key.fileobj is self._listener:
                 self._accept()
-            elif (client := self._clients.get(key.fd)) is not None:
+                continue
+            client = self._clients.get(key.fd)
+            # A client that was just accepted may have the number of one that made room for it.
+            if client is not None and client.sock is key.fileobj:
                 self._serve(client, events)
         return _REST * (time.thread_time() - began)
 
@@ -113,17 +118,9 @@ class ControlServer:
             os.unlink(self._identity.name + suffix, dir_fd=self._directory)
 
     def _remove_those_of_the_dead(self) -> None:
-        """What operations that were killed have left. A page server's or a pager's says that pages
-        are lost."""
-        for file in os.listdir(f"/proc/self/fd/{self._directory}"):
-            stem, suffix = os.path.splitext(file)
-            role, *rest = stem.rsplit("-", 2)
-            pid = rest[-1].partition(".")[0] if rest else ""
-            if suffix not in {IDENTITY, SOCKET} or role in OUTLIVING or not pid.isdecimal():
-                continue
-            if not os.path.exists(f"/proc/{pid}"):
-                with suppress(OSError):  # another one has removed it
-                    os.unlink(file, dir_fd=self._directory)
+        for file in left_by_the_dead(os.listdir(f"/proc/self/fd/{self._directory}")):
+            with suppress(OSError):  # another one has removed it
+                os.unlink(file, dir_fd=self._directory)
 
     def _write_identity(self) -> None:
         name = self._identity.name + IDENTITY
@@ -139,13 +136,32 @@ class ControlServer:
             for _ in range(_MOST_CLIENTS):
                 sock = self._listener.accept()[0]
                 sock.setblocking(False)
-                if len(self._clients) >= _MOST_CLIENTS or not _is_ours(sock):
+                if not _is_ours(sock):
+                    sock.close()
+                    continue
+                if len(self._clients) >= _MOST_CLIENTS and not self._make_room():
+                    with suppress(OSError):
+                        sock.send(_TOO_MANY)
                     sock.close()
                     continue
                 self._clients[sock.fileno()] = _Client(sock)
                 self._selector.register(sock, selectors.EVENT_READ)
 
+    def _make_room(self) -> bool:
+        """Close the client that has said nothing for longest; False if all wait for the end."""
+        idle = next((one for one in self._clients.values() if not one.waits), None)
+        if idle is not None:
+            self._close(idle)
+        return idle is not None
+
+    def _close(self, client: _Client) -> None:
+        self._selector.unregister(client.sock)
+        del self._clients[client.sock.fileno()]
+        client.sock.close()
+
     def _serve(self, client: _Client, events: int) -> None:
+        # The last in the order of who has said something.
+        self._clients[client.sock.fileno()] = self._clients.pop(client.sock.fileno())
         try:
             if events & selectors.EVENT_READ:
                 client.receive()
@@ -158,9 +174,7 @@ class ControlServer:
         if wants:
             self._selector.modify(client.sock, wants)
         else:
-            self._selector.unregister(client.sock)
-            del self._clients[client.sock.fileno()]
-            client.sock.close()
+            self._close(client)
 
     def _respond(self, client: _Client, line: bytes) -> None:
         try:

@@ -95,9 +95,9 @@ class OperationControl:
         from xen_save_helper.ipc_schema.steering import Steering
 
         request = self._request
-        saving = request.operation is Operation.SAVE
+        saves = request.operation is Operation.SAVE
         identity = Identity(
-            Role.HELPER_SAVE if saving else Role.HELPER_RESTORE,
+            Role.HELPER_SAVE if saves else Role.HELPER_RESTORE,
             request.domid,
             glance.name(request.hypervisor, request.domid),
             os.getpid(),
@@ -105,8 +105,7 @@ class OperationControl:
         self._steering = steering = Steering(
             self._board,
             identity,
-            time.monotonic,
-            saving=saving,
+            self._trace,
             cancel=lambda: self._abort.request(errno.ECANCELED, "it was cancelled"),
             too_late=lambda: _TOO_LATE.get(self._board.phase, ""),
             steered=self._steered,
@@ -131,6 +130,5 @@ class OperationControl:
         return self._steering.answer(ask, request)
 
     def _steered(self, ask: Ask, fields: Mapping[str, object]) -> None:
-        self._trace.event("control", ask=ask.value, fields=dict(fields))
         said = " ".join(f"{name}={value}" for name, value in fields.items())
         self._remark(XentoollogLevel.INFO, f"asked from another shell: {ask.value} {said}"[:200])

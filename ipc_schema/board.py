@@ -3,8 +3,9 @@ may change while the helper works.
 
 Nobody is asked and no message is sent: the helper writes once a batch, whether anybody looks or
 not, and reads what the controller has written at the same time. The controller makes the page, a
-memfd that the helper inherits (`XEN_SAVE_HELPER_BOARD` is its descriptor); a helper without a
-controller of ours has a board of its own, for its control socket.
+memfd that the helper inherits: `XEN_SAVE_HELPER_BOARD` is its descriptor. If another program starts
+the helper for that controller, it is a path, below the controller's `/proc/PID/fd`. A helper
+without a controller of ours has a board of its own, for its control socket.
 
 The page is an array of words of 8 bytes, in the machine's byte order: both sides are on one
 machine. A word is written whole, so no reader sees a half one; several of them need not be of the
@@ -24,7 +25,7 @@ from xen_save_helper.ipc_schema.streams.phases import Phase, Stage
 VARIABLE: Final = "XEN_SAVE_HELPER_BOARD"
 SIZE: Final = 4096
 _WORD: Final = 8
-MAGIC: Final = 0x5853_4842_0000_0001
+MAGIC: Final = 0x5853_4842_0000_0002
 """`XSHB`, and the version of the table below."""
 
 UNKNOWN: Final = -1
@@ -57,6 +58,7 @@ class Word(IntEnum):
     BLOCKED_SINCE = 20
     BANDWIDTH = 32
     PAUSED = 33
+    MAX_DOWNTIME = 34
 
 
 class WordKind(Enum):
@@ -115,6 +117,11 @@ WORDS: Final[Mapping[Word, Row]] = {
     Word.PAUSED: Row(
         WordKind.INT, BoardWriter.CONTROLLER, "1 while nothing but signs of life is to be sent"
     ),
+    Word.MAX_DOWNTIME: Row(
+        WordKind.INT,
+        BoardWriter.CONTROLLER,
+        "milliseconds for hot pages ahead of postcopy; 0 for none, -1 for what the request says",
+    ),
 }
 
 ENGINES: Final[tuple[Engine | None, ...]] = (None, *Engine)
@@ -140,7 +147,8 @@ class Board:
         if not self.ints[Word.MAGIC]:
             self.ints[Word.MAGIC] = MAGIC
             self.ints[Word.DIRTY_COUNT] = UNKNOWN
-            self.ints[Word.BANDWIDTH] = AS_ASKED
+            for word in (Word.BANDWIDTH, Word.MAX_DOWNTIME):
+                self.ints[word] = AS_ASKED
 
     @property
     def is_ours(self) -> bool:

@@ -16,6 +16,9 @@ response to one that cannot be met is `{"error": str}`, and nothing has been cha
 | `reconnect` | `address` str, `port` int | `{"address": str, "port": int}` |
 | `abandon` | | `{}`; it ends |
 
+While sending is paused precopy does not end: what `switch` and `set` ask for holds once it goes on.
+An operation that is being cancelled is changed no more; to cancel it again changes nothing either.
+
 `reconnect` and `abandon` are for page servers and pagers, `cancel` to `resume-sending` for the
 others. The drop-in has no postcopy to switch to.
 
@@ -28,7 +31,9 @@ another one needs to take its place.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -62,6 +67,8 @@ class Role(StrEnum):
 
 OUTLIVING: Final = frozenset({Role.PAGE_SERVER, Role.PAGER})
 """The roles of processes that outlive their `xl`."""
+SENDING: Final = frozenset({Role.MIGRATE, Role.SAVE, Role.HELPER_SAVE})
+"""Those of operations that send a guest, whose sending can be steered."""
 
 
 class Ask(StrEnum):
@@ -105,9 +112,47 @@ class Identity(NamedTuple):
         fields = decode_line(line)
         try:
             identity = cls(**fields)
-            return identity._replace(role=Role(identity.role))
         except TypeError as error:
             raise ValueError(f"no identity: {error}") from None
+        for name in ("domid", "pid", "serial"):
+            if type(fields.get(name, 0)) is not int:
+                raise ValueError(f"no identity: {name} {fields[name]!r}")
+        for name in ("domain", "ended"):
+            if not isinstance(fields.get(name, ""), str):
+                raise ValueError(f"no identity: {name} {fields[name]!r}")
+        return identity._replace(role=Role(identity.role))
+
+
+# Compiled only where it is needed: every helper's start reads this module.
+_FILE: Final = (
+    rf"(?P<unfinished>\.?)(?P<name>(?P<role>{'|'.join(Role)})-(new|\d+)-(?P<pid>\d+)(\.\d+)?)"
+    rf"(?P<suffix>{'|'.join(map(re.escape, (IDENTITY, SOCKET, PAGES)))})"
+)
+
+
+def is_identity(file: str) -> bool:
+    """Whether a file in the directory is an `Identity`, by its name."""
+    parts = re.fullmatch(_FILE, file)
+    return parts is not None and not parts["unfinished"] and parts["suffix"] == IDENTITY
+
+
+def lives(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+
+
+def left_by_the_dead(names: Collection[str], lives: Callable[[int], bool] = lives) -> list[str]:
+    """Those of the files of a directory, by their names, that are good for nothing: what operations
+    have left that were killed, and what any process has left that was killed before it could be
+    found. A page server or pager that can be found says that pages are lost."""
+    left = []
+    for file in names:
+        parts = re.fullmatch(_FILE, file)
+        if parts is None or lives(int(parts["pid"])):
+            continue
+        found = parts["name"] + IDENTITY in names and not parts["unfinished"]
+        if parts["role"] not in OUTLIVING or not found:
+            left.append(file)
+    return left
 
 
 class PostcopyStatus(NamedTuple):
@@ -158,7 +203,10 @@ def encode_line(fields: Mapping[str, Any]) -> bytes:
 
 def decode_line(line: bytes) -> dict[str, Any]:
     """Raises ValueError for anything but a JSON object."""
-    fields = json.loads(line)
+    try:
+        fields = json.loads(line)
+    except RecursionError:
+        raise ValueError("it goes too deep") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{fields!r} is no object")
     return fields

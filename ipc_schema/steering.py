@@ -1,11 +1,13 @@
 """What is answered to those who ask a running operation (`ipc_schema.control`): its state, and what
 may still be changed about it. The same rules for our controller and for the drop-in.
 
-It reads and writes the board, and the precopy policy's limits; no I/O, the clock is the caller's.
+It reads and writes the board, and the precopy policy's limits, and traces what was changed; no
+other I/O.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -14,7 +16,7 @@ from xen_save_helper.ipc_schema.board import AS_ASKED, Board, Word
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import INTEGER_RANGES, Kind, PrecopyPolicy
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits, PrecopyRounds
-from xen_save_helper.ipc_schema.control import PARAMETERS, Ask, Identity
+from xen_save_helper.ipc_schema.control import PARAMETERS, SENDING, Ask, Identity
 from xen_save_helper.ipc_schema.operation_status import (
     PAGE_SIZE,
     WAITS_FOR,
@@ -26,11 +28,17 @@ from xen_save_helper.ipc_schema.operation_status import (
     remaining_pages,
     status_of,
 )
+from xen_save_helper.ipc_schema.trace import Trace
 
+_FIELDS: Final[Mapping[Ask, tuple[str, ...]]] = {Ask.SET: PARAMETERS, Ask.SWITCH: ("to",)}
+_SHOWN: Final = 40
+"""Characters of a wrong name that are repeated."""
 _SAMPLES: Final = 6
 """Seconds over which the rate is measured, with one `look` a second."""
 _STILL: Final = 2.0
 """Seconds without a byte after which the operation waits for the other side."""
+_LONGEST: Final = INTEGER_RANGES[Kind.LONG][1]
+"""The most that a word of the board takes."""
 _ENDED: Final = "precopy has ended"
 _ONCE: Final = "it is the sender that decides: ask at the source"
 _WAYS: Final = {
@@ -41,9 +49,9 @@ _WAYS: Final = {
 
 class Steering:
     """Of one operation. `clock` is CLOCK_MONOTONIC, in seconds; `steered` is called with what was
-    changed, for the trace.
+    changed.
 
-    The owner keeps these up to date: `saving`; `live`, `rounds`, `postcopy` (whether it may end in
+    The owner keeps these up to date: `live`, `rounds`, `postcopy` (whether it may end in
     one) and `by_link` (it does, over a link of its own) once they are known; `no_rounds` and
     `no_bandwidth` say why the helper follows neither limits nor a bandwidth, if it does not;
     `bandwidth` is what was asked for at the start; `step` says what is done while there is no
@@ -54,21 +62,21 @@ class Steering:
         self,
         board: Board,
         identity: Identity,
-        clock: Callable[[], float],
+        trace: Trace,
         *,
-        saving: bool,
         cancel: Callable[[], object],
         too_late: Callable[[], str] = lambda: "",
         step: Callable[[], str] = lambda: "",
         steered: Callable[[Ask, Mapping[str, object]], object] = lambda _ask, _fields: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.board = board
         self.identity = identity
-        self.saving = saving
+        self.saving = identity.role in SENDING
         self.live = False
         self.postcopy = False
         self.by_link = False
-        self.rounds: PrecopyRounds | None = None
+        self._rounds: PrecopyRounds | None = None
         self.no_rounds = "its stream has not begun"
         self.bandwidth = 0
         self.no_bandwidth = ""
@@ -76,6 +84,7 @@ class Steering:
         self._cancel = cancel
         self._too_late = too_late
         self._step = step
+        self._trace = trace
         self._steered = steered
         self._cancelled = False
         self._began = clock()
@@ -83,6 +92,17 @@ class Steering:
         self._paused_before = 0.0
         self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
         self._moved = (self._began, 0)
+
+    @property
+    def rounds(self) -> PrecopyRounds | None:
+        return self._rounds
+
+    @rounds.setter
+    def rounds(self, rounds: PrecopyRounds | None) -> None:
+        self._rounds = rounds
+        if rounds is not None:
+            # It may have been paused before they began.
+            rounds.held = bool(self.board.ints[Word.PAUSED])
 
     def sending_clock(self) -> float:
         """A clock that stands still while sending is paused, for rates."""
@@ -103,13 +123,19 @@ class Steering:
     def answer(self, ask: Ask, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """The response. Raises OSError for what cannot be (any more), ValueError for a request that
         is wrong; nothing is changed then."""
+        if ask is Ask.STATUS:
+            return self.status()._asdict()
+        fields = {name: request[name] for name in request if name != "ask"}
+        if unknown := fields.keys() - set(_FIELDS.get(ask, ())):
+            wants = ", ".join(_FIELDS.get(ask, ())) or "nothing besides"
+            raise ValueError(f"unknown parameter {min(unknown)[:_SHOWN]!r}: want {wants}")
+        if self._cancelled and ask is not Ask.CANCEL:
+            raise OSError("it is being cancelled")
         match ask:
-            case Ask.STATUS:
-                return self.status()._asdict()
             case Ask.CANCEL:
                 response = self._ask_to_end()
             case Ask.SET:
-                response = self._set(request)
+                response = self._set(fields)
             case Ask.SWITCH:
                 response = self._switch(request.get("to"))
             case Ask.PAUSE_SENDING:
@@ -118,22 +144,24 @@ class Steering:
                 response = self._resume()
             case _:
                 raise OSError(f"{ask.value} is for page servers and pagers")
-        self._steered(ask, {name: request[name] for name in request if name != "ask"})
+        self._trace.event("control", ask=ask.value, fields=fields)
+        self._steered(ask, fields)
         return response
 
     # What can be changed
 
     def _ask_to_end(self) -> Mapping[str, Any]:
+        if self._cancelled:
+            # Once: what is cancelled again may give up more than it should.
+            return {}
         if reason := self._too_late():
             raise OSError(reason)
         self._cancelled = True
         self._cancel()
         return {}
 
-    def _set(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        given = {name: request[name] for name in request if name != "ask"}
-        if unknown := given.keys() - set(PARAMETERS):
-            raise ValueError(f"unknown parameter {min(unknown)!r}: want {', '.join(PARAMETERS)}")
+    def _set(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        given = dict(fields)
         if not given:
             raise ValueError(f"want one or more of {', '.join(PARAMETERS)}")
         if {"max_rounds", "abort_after"} <= given.keys():
@@ -150,6 +178,8 @@ class Steering:
             rounds = self._open_rounds()
             limits = _changed(rounds.limits, given)
             rounds.limits = limits
+            if "max_downtime" in given:
+                self.board.ints[Word.MAX_DOWNTIME] = min(limits.max_downtime_ms or 0, _LONGEST)
         if bandwidth is not None:
             self.board.ints[Word.BANDWIDTH] = bandwidth
         return self._parameters()
@@ -183,7 +213,7 @@ class Steering:
                 raise OSError(f"{error}: the guest would only stand still for longer") from None
         if self._paused_at is None:
             self._paused_at = self._clock()
-        self.board.ints[Word.PAUSED] = 1
+        self._hold(paused=True)
         return {}
 
     def _resume(self) -> Mapping[str, Any]:
@@ -191,8 +221,14 @@ class Steering:
             raise OSError("sending is not paused")
         self._paused_before += self._clock() - self._paused_at
         self._paused_at = None
-        self.board.ints[Word.PAUSED] = 0
+        self._hold(paused=False)
         return {}
+
+    def _hold(self, *, paused: bool) -> None:
+        """Signs of life go on, and with them a round may end: precopy must not."""
+        self.board.ints[Word.PAUSED] = paused
+        if self.rounds is not None:
+            self.rounds.held = paused
 
     def _open_rounds(self) -> PrecopyRounds:
         """The rounds, as long as they can be steered. Raises OSError."""
@@ -314,8 +350,7 @@ def _or_none(measured: float, seconds: float) -> int | None:
 
 
 def _check_number(name: str, value: object) -> None:
-    most = INTEGER_RANGES[Kind.LONG][1]
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _LONGEST:
         raise ValueError(f"{name} {value!r}: want a whole number, 0 or more")
 
 

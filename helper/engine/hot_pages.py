@@ -37,8 +37,7 @@ class Choice(NamedTuple):
 class HotPages:
     """Counts how often each page of a domain was dirty, and measures how fast pages are sent."""
 
-    def __init__(self, p2m_size: int, max_downtime_ms: int) -> None:
-        self.max_downtime_ms = max_downtime_ms
+    def __init__(self, p2m_size: int) -> None:
         self._times = bytearray(p2m_size)
         self._readings = 0
         self._rate: float | None = None
@@ -62,7 +61,7 @@ class HotPages:
         if pages >= _MEASURABLE and seconds > 0:
             self._rate = pages / seconds
 
-    def choose(self, left: Bitmap, others: int) -> Choice:
+    def choose(self, left: Bitmap, others: int, max_downtime_ms: int) -> Choice:
         """The hottest pages of `left` (of two that are equally hot, the lower pfn) that can be sent
         within the downtime, beside `others` that must be."""
         # Only a postcopy pays for its import.
@@ -70,6 +69,6 @@ class HotPages:
 
         times = np.frombuffer(self._times, np.uint8) * np.frombuffer(left, np.uint8)
         hot = np.flatnonzero(times >= _HOT)
-        room = max(0, int((self._rate or 0.0) * self.max_downtime_ms / 1000) - others)
+        room = max(0, int((self._rate or 0.0) * max_downtime_ms / 1000) - others)
         hottest = np.argsort(_MOST - times[hot], kind="stable")[:room]
         return Choice(pfns_of(hot[hottest].tolist()), len(hot), room, self._rate)

@@ -18,7 +18,7 @@ from xen_save_helper.helper.engine.page_stream import MapAhead, PageWriter
 from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain
 from xen_save_helper.helper.job import Job
 from xen_save_helper.helper.precopy_limits import limited_policy
-from xen_save_helper.ipc_schema.board import Word
+from xen_save_helper.ipc_schema.board import AS_ASKED, Word
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 from xen_save_helper.ipc_schema.channel.precopy_rule import LIBXENGUEST_PRECOPY, decide
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
@@ -83,9 +83,11 @@ class Rounds:
         """When the dirty bitmap was last read, or log-dirty mode enabled."""
         request = environment.job.request
         self._sparse = request.sparse
+        self._max_downtime_ms = request.max_downtime_ms
         self._hot: HotPages | None = None
-        if request.max_downtime_ms and (request.postcopy or environment.page_server is not None):
-            self._hot = HotPages(self.p2m_size, request.max_downtime_ms)
+        if request.postcopy or environment.page_server is not None:
+            # Even if no downtime is admitted yet.
+            self._hot = HotPages(self.p2m_size)
         self._iteration = 0
         self._total_written = 0
         self._page_data = record_number(RecordType.PAGE_DATA, VERSION)
@@ -110,25 +112,30 @@ class Rounds:
             dirty = pfns_of(pfn for pfn in pfns if pfn < self.p2m_size and left[pfn])
             _move(dirty, left, self.dirty)
             self._reporter.event("ahead", why=why, pfns=pfns.tolist(), sent=len(dirty))
-        if self._hot is not None:
-            _move(self._hottest(self._hot, left), left, self.dirty)
+        if self._hot is not None and (downtime := self._downtime_now()):
+            _move(self._hottest(self._hot, left, downtime), left, self.dirty)
         self._round("Frames ahead", self.dirty.count(1), None)
         self.dirty = left
 
-    def _hottest(self, hot: HotPages, left: Bitmap) -> Pfns:
-        choice = hot.choose(left, self.dirty.count(1))
+    def _downtime_now(self) -> int:
+        """The milliseconds that the caller admits by now."""
+        steered = self._board.ints[Word.MAX_DOWNTIME]
+        return self._max_downtime_ms if steered == AS_ASKED else steered
+
+    def _hottest(self, hot: HotPages, left: Bitmap, max_downtime_ms: int) -> Pfns:
+        choice = hot.choose(left, self.dirty.count(1), max_downtime_ms)
         rate = choice.pages_per_second
         self._reporter.event(
             "hot_pages",
             hot=choice.hot,
             room=choice.room,
             sent=len(choice.pfns),
-            max_downtime_ms=hot.max_downtime_ms,
+            max_downtime_ms=max_downtime_ms,
             pages_per_second=None if rate is None else round(rate),
         )
         self._reporter.info(
             f"{len(choice.pfns)} of {choice.hot} hot pages go ahead of postcopy; "
-            f"{choice.room} can be sent in {hot.max_downtime_ms} ms"
+            f"{choice.room} can be sent in {max_downtime_ms} ms"
         )
         return choice.pfns
 

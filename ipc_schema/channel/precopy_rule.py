@@ -113,7 +113,8 @@ class PrecopyRounds:
     during or after it, without (-1).
 
     `sent` counts the bytes that the stream has taken, `clock` is in seconds. `limits` may be
-    changed meanwhile; `wanted` ends precopy in this way at the next question. `ended` once it has.
+    changed meanwhile; `wanted` ends precopy in this way at the next question; `held`: not now, for
+    the guest would stand still for as long as sending is paused. `ended` once it has ended.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class PrecopyRounds:
     ) -> None:
         self.limits = limits
         self.wanted: PrecopyPolicy | None = None
+        self.held = False
         self.ended = False
         self._sent = sent
         self._clock = clock
@@ -135,7 +137,9 @@ class PrecopyRounds:
     def ask(self, iteration: int, dirty_count: int) -> Decision:
         if dirty_count < 0:
             self._measure()
-        if self.wanted is None:
+        if self.held:
+            decision = Decision(PrecopyPolicy.CONTINUE_PRECOPY, "sending is paused")
+        elif self.wanted is None:
             decision = decide(self.limits, iteration, dirty_count, self._rate)
         else:
             decision = Decision(self.wanted, "asked for while it ran")

@@ -20,7 +20,7 @@ from tests.waiting import wait_for
 from xen_save_helper.helper.control_socket import ControlSocket
 from xen_save_helper.ipc_schema.control import LONGEST_LINE, Ask, Identity, Role
 from xen_save_helper.toolstack.helpers import control
-from xen_save_helper.toolstack.helpers.control import EndedError
+from xen_save_helper.toolstack.helpers.control import EndedError, RefusedError
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -69,7 +69,17 @@ def test_who_may_look(served: Path) -> None:
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"\n", b"{}\n", b"[]\n", b"\xff\xfe\n", b'{"ask": "money"}\n', b'{"ask": 7}\n', b"null\n"],
+    [
+        b"[" * 60_000 + b"\n",
+        b'{"ask":' * 9_000 + b"\n",
+        b"\n",
+        b"{}\n",
+        b"[]\n",
+        b"\xff\xfe\n",
+        b'{"ask": "money"}\n',
+        b'{"ask": 7}\n',
+        b"null\n",
+    ],
 )
 def test_what_is_no_request_is_answered_as_that(served: Path, garbage: bytes) -> None:
     with connected(served) as sock:
@@ -109,18 +119,29 @@ def test_many_at_once(served: Path) -> None:
         assert works(served.parent)
 
 
-def test_too_many(served: Path) -> None:
-    """They are sent away; when they have gone, there is room again."""
+def test_however_many_say_nothing_who_asks_is_answered(served: Path) -> None:
     with ExitStack() as stack:
-        for _ in range(200):
+        asking = stack.enter_context(connected(served))
+        for _ in range(300):
             stack.enter_context(connected(served))
-        with pytest.raises((EndedError, ConnectionError)):
+            asking.sendall(b'{"ask": "status"}\n')
+            assert asking.recv(LONGEST_LINE)
+        assert works(served.parent)
+
+
+def test_when_all_wait_for_the_end_another_is_told_why_it_is_not_answered(served: Path) -> None:
+    with ExitStack() as stack:
+        for _ in range(128):
+            waiting = stack.enter_context(connected(served))
+            waiting.sendall(b'{"ask": "wait"}\n{"ask": "status"}\n')
+            assert waiting.recv(LONGEST_LINE).startswith(b'{"asked": "status"')
+        with pytest.raises(RefusedError, match="128 others wait for its end already"):
             control.ask(served.parent, ME, Ask.STATUS)
 
     def room() -> bool:
         try:
             return works(served.parent)
-        except EndedError:
+        except RefusedError:
             return False
 
     wait_for(room, "there is room again")

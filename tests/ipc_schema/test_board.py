@@ -51,6 +51,7 @@ def test_a_new_board_says_that_nothing_is_known() -> None:
     assert (board.phase, board.callback, board.engine) == ("", "", None)
     assert board.ints[Word.DIRTY_COUNT] == UNKNOWN
     assert board.ints[Word.BANDWIDTH] == AS_ASKED
+    assert board.ints[Word.MAX_DOWNTIME] == AS_ASKED
 
 
 @pytest.mark.parametrize("name", [one.value for one in (*Phase, *Stage)])

@@ -23,8 +23,10 @@ from xen_save_helper.ipc_schema.control import PARAMETERS, Ask, Identity, Role
 from xen_save_helper.ipc_schema.operation_status import MigrationStatus, OperationStatus
 from xen_save_helper.ipc_schema.steering import Steering
 from xen_save_helper.ipc_schema.streams.phases import Phase, Stage
+from xen_save_helper.ipc_schema.trace import Trace
 
 ME: Final = Identity(Role.MIGRATE, 7, "web", 4711)
+THERE: Final = ME._replace(role=Role.RECEIVE)
 
 
 class Operation:
@@ -35,17 +37,18 @@ class Operation:
         self.cancelled = 0
         self.too_late = ""
         self.steered: list[tuple[Ask, Mapping[str, object]]] = []
+        self.traced: list[dict[str, Any]] = []
         self.board = Board()
         self.board.engine = Engine.OWN
         self.steering = Steering(
             self.board,
-            ME,
-            lambda: self.now,
-            saving=saving,
+            ME if saving else THERE,
+            Trace("controller", lambda line: self.traced.append(json.loads(line))),
             cancel=self._cancel,
             too_late=lambda: self.too_late,
             step=lambda: "wait for the receiver",
             steered=lambda ask, fields: self.steered.append((ask, fields)),
+            clock=lambda: self.now,
         )
         self.rounds = PrecopyRounds(LIBXL_PRECOPY, lambda: 0, self.steering.sending_clock)
         self.steering.live, self.steering.postcopy = live, postcopy
@@ -81,11 +84,26 @@ def test_what_is_set_is_followed() -> None:
         "dirty_threshold": 50,
     }  # fmt: skip
     assert operation.board.ints[Word.BANDWIDTH] == 1000
+    assert operation.board.ints[Word.MAX_DOWNTIME] == 300
     assert operation.rounds.limits == PrecopyLimits(50, 8, 300, None)
     operation.ask(Ask.SET, abort_after=9)
     assert operation.rounds.ask(8, 900).policy is PrecopyPolicy.CONTINUE_PRECOPY
     assert operation.rounds.ask(9, 900).policy is PrecopyPolicy.ABORT
     assert [ask for ask, _ in operation.steered] == [Ask.SET, Ask.SET]
+    (*_, told) = operation.traced
+    assert (told["event"], told["ask"]) == ("control", "set")
+    assert told["fields"] == {"abort_after": 9}
+
+
+def test_a_helper_is_told_of_a_downtime_only_if_that_is_set() -> None:
+    operation = Operation()
+    operation.ask(Ask.SET, max_rounds=8)
+    assert operation.board.ints[Word.MAX_DOWNTIME] == AS_ASKED
+    operation.ask(Ask.SET, max_downtime=2**64 - 1)
+    assert operation.rounds.limits.max_downtime_ms == 2**64 - 1
+    assert operation.board.ints[Word.MAX_DOWNTIME] == 2**63 - 1
+    operation.ask(Ask.SET, max_downtime=0)
+    assert operation.board.ints[Word.MAX_DOWNTIME] == 0
 
 
 def test_rounds_that_are_set_take_the_place_of_an_abort() -> None:
@@ -117,6 +135,7 @@ def test_a_wrong_figure_changes_nothing(fields: dict[str, Any], why: str) -> Non
         operation.ask(Ask.SET, **fields)
     assert operation.rounds.limits == LIBXL_PRECOPY
     assert operation.board.ints[Word.BANDWIDTH] == AS_ASKED
+    assert operation.board.ints[Word.MAX_DOWNTIME] == AS_ASKED
 
 
 JSON: Final = st.recursive(
@@ -186,6 +205,50 @@ def test_a_cancel() -> None:
     operation.ask(Ask.CANCEL)
     assert operation.cancelled == 1
     assert operation.status.status is MigrationStatus.CANCELLING
+
+
+def test_what_is_being_cancelled_is_not_cancelled_again_and_not_changed() -> None:
+    operation = Operation()
+    operation.ask(Ask.CANCEL)
+    operation.too_late = "past the transition"
+    assert operation.ask(Ask.CANCEL) == {}
+    assert operation.cancelled == 1
+    operation.steered.clear()
+    for ask, fields in STEERED.items():
+        operation.refuses("it is being cancelled", ask, **fields)
+
+
+STEERED: Final[Mapping[Ask, Mapping[str, Any]]] = {
+    Ask.SET: {"bandwidth": 1},
+    Ask.SWITCH: {"to": "postcopy"},
+    Ask.PAUSE_SENDING: {},
+    Ask.RESUME_SENDING: {},
+}
+
+
+@pytest.mark.parametrize("ask", [Ask.CANCEL, *STEERED])
+def test_what_an_ask_does_not_know_is_refused(ask: Ask) -> None:
+    operation = Operation()
+    with pytest.raises(ValueError, match=r"unknown parameter 'x{40}': want "):
+        operation.ask(ask, **STEERED.get(ask, {}), **{"x" * 5000: 1})
+    assert not operation.cancelled
+    assert operation.steered == operation.traced == []
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["in a round", "before the first"])
+def test_precopy_does_not_end_while_sending_is_paused(early: bool) -> None:
+    """A round may end all the same, by the signs of life: the guest would stand still then."""
+    operation = Operation()
+    if early:
+        operation.steering.live, operation.steering.rounds = False, None
+    operation.ask(Ask.PAUSE_SENDING)
+    operation.steering.live, operation.steering.rounds = True, operation.rounds
+    operation.ask(Ask.SWITCH, to="stop-and-copy")
+    assert operation.rounds.ask(9, 0).policy is PrecopyPolicy.CONTINUE_PRECOPY
+    assert not operation.rounds.ended
+    operation.ask(Ask.SET, max_downtime=60_000)
+    operation.ask(Ask.RESUME_SENDING)
+    assert operation.rounds.ask(9, 0).policy is PrecopyPolicy.STOP_AND_COPY
 
 
 @pytest.mark.parametrize(

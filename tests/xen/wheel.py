@@ -13,7 +13,7 @@ from typing import Final
 
 from tests.xen.cache import CACHE, REPOSITORY, exclusive
 
-_SOURCES: Final = (
+SOURCES: Final = (
     "pyproject.toml", "README.md", "LICENSE", ".packages", "ipc_schema", "helper", "toolstack",
 )  # fmt: skip
 _BUILD_SECONDS: Final = 300
@@ -27,7 +27,7 @@ def wheel() -> Path:
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="wheel-") as scratch:
         # A copy, because the build writes beside the sources and picks up whatever it finds there.
         source = Path(scratch, "source")
-        copy_sources(_SOURCES, source)
+        copy_sources(SOURCES, source)
         kept = CACHE / "wheels" / _digest(source)
         with exclusive("wheels"):
             if not kept.is_dir():

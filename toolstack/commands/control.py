@@ -10,7 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from xen_save_helper.ipc_schema.control import OUTLIVING, PARAMETERS, Ask, Identity, Role
+from xen_save_helper.ipc_schema.control import (
+    OUTLIVING,
+    PARAMETERS,
+    Ask,
+    Identity,
+    PostcopyStatus,
+    Role,
+)
 from xen_save_helper.ipc_schema.operation_status import OperationStatus
 from xen_save_helper.toolstack.commands.common import (
     CommandError,
@@ -103,14 +110,32 @@ def _directory(arguments: argparse.Namespace) -> Path:
 def _one(arguments: argparse.Namespace) -> tuple[Path, Identity]:
     """The operation on the guest that is named. Raises CommandError."""
     directory = _directory(arguments)
-    found = _of_guest(_known(directory, control.operations(directory)), arguments.name)
+    running = [*control.operations(directory), *control.processes(directory, OUTLIVING)]
+    found = _of_guest(_known(directory, running), arguments.name)
+    steered = [one for one in found if one[0].role not in OUTLIVING]
+    if not steered:
+        what = " and ".join(sorted({one[0].role.value for one in found}))
+        raise CommandError(
+            f"the operation on {arguments.name!r} is over here, but for its {what}: see `postcopy`"
+        )
+    found = steered
     if len(found) > 1:
         # A controller answers for the drop-in that it has started.
         found = [one for one in found if one[0].role not in _DROP_INS] or found
     if len(found) > 1:
-        which = ", ".join(f"{row['role']} of domid {row['domid']}" for _, row in found)
-        raise CommandError(f"more than one operation on {arguments.name!r} is going on: {which}")
+        which = ", ".join(map(_with_domid, found))
+        raise CommandError(
+            f"more than one operation on {arguments.name!r} is going on; name one by its domid: "
+            f"{which}"
+        )
     return directory, found[0][0]
+
+
+def _with_domid(known: _Known) -> str:
+    process, row = known
+    if row["domid"] < 0:
+        return f"{process.role.value} (its domain is not made yet)"
+    return f"{process.role.value} of domid {row['domid']}"
 
 
 def _rows(directory: Path, name: str | None) -> list[dict[str, Any]]:
@@ -139,13 +164,15 @@ def _of_guest(known: list[_Known], name: str) -> list[_Known]:
 
 
 def _row(directory: Path, process: Identity) -> dict[str, Any] | None:
-    """An `OperationStatus` or a `PostcopyStatus`; what is not known is None. None if it has
-    ended."""
+    """An `OperationStatus` or a `PostcopyStatus`; what is not known is None: one that does not
+    answer, or has other fields, as one of another version. None if it has ended."""
     try:
-        return control.ask(directory, process, Ask.STATUS)
+        row = control.ask(directory, process, Ask.STATUS)
+        (PostcopyStatus if process.role in OUTLIVING else OperationStatus).decode(row)
+        return row
     except EndedError:
         return None
-    except TimeoutError as error:
+    except (TimeoutError, ValueError) as error:
         known = {"role": process.role, "domid": process.domid, "domain": process.domain}
         fields = dict.fromkeys(OperationStatus._fields)
         return {**fields, **known, "pid": process.pid, "waits_for": f"itself: {error}"}
@@ -185,6 +212,11 @@ def _told(process: Identity) -> Iterator[None]:
         raise CommandError(f"{_named(process)}: {error.lost or 'it has ended'}") from None
     except RefusedError as error:
         raise CommandError(f"{_named(process)}: {error.why}") from None
+    except TimeoutError as error:
+        why = str(error).removeprefix(f"{process.name}: ")
+        raise CommandError(f"{_named(process)}: {why}") from None
+    except ValueError as error:
+        raise CommandError(f"{_named(process)}: its answer is none: {error}") from None
 
 
 def _named(process: Identity) -> str:

@@ -9,12 +9,13 @@ from functools import partial
 from json import dumps
 from typing import Any, Final, Literal
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from xen_save_helper.ipc_schema.control import PARAMETERS
+from xen_save_helper.toolstack.commands.tables import BETWEEN, Cell, fitted
 from xen_save_helper.toolstack.xl.outcome import MigrationResult, Outcome
 
 STATE_COLOURS: Final = {
@@ -27,8 +28,8 @@ STATE_COLOURS: Final = {
 _PAGE_SIZE: Final = 4096
 _UNFOLDED: Final = 10_000
 """More columns than any row takes."""
-_BETWEEN: Final = 2
-"""Columns between those of a table."""
+_WORDS: Final = frozenset({"What", "Phase"})
+"""Columns of words, not of figures."""
 _NARROWEST_NAME: Final = 12
 _NARROWEST_WAIT: Final = 24
 """Columns in which a person can still read what a guest waits for."""
@@ -55,10 +56,16 @@ def binary_size(number: float) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """`12.3 ms` or `1.23 s`; `-` for None."""
+    """`12.3 ms`, `1.23 s`, `2 min 3 s` or `1 h 2 min`; `-` for None."""
     if value is None:
         return "-"
-    return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
+    if value < 100:
+        return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
 
 
 def guests(rows: Sequence[dict[str, Any]]) -> None:
@@ -70,10 +77,10 @@ def guests(rows: Sequence[dict[str, Any]]) -> None:
     titles = ("ID", "Memory", "Workload" if simulated else "Type", "State")
     cells = [_short_cells(row, simulated) for row in rows]
     widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
-    room = console.width - sum(widths) - _BETWEEN * len(widths)
+    room = console.width - sum(widths) - BETWEEN * len(widths)
     longest = max((len(row["name"]) for row in rows), default=0)
     waiting = [row for row in rows if row["waits"]]
-    beside = room - min(longest, room // 2) - _BETWEEN >= _NARROWEST_WAIT
+    beside = room - min(longest, room // 2) - BETWEEN >= _NARROWEST_WAIT
     if room < min(longest, _NARROWEST_NAME):
         for row, others in zip(rows, cells, strict=True):
             console.print(Text(row["name"]), overflow="fold")
@@ -93,7 +100,7 @@ def guests(rows: Sequence[dict[str, Any]]) -> None:
     for row, (*others, state) in zip(rows, cells, strict=True):
         coloured = Text(state, style=STATE_COLOURS.get(state, ""))
         waits = [row["waits"] or ""] if waiting and beside else []
-        table.add_row(row["name"], *others, coloured, *waits)
+        table.add_row(Text(row["name"]), *others, coloured, *map(Text, waits))
     console.print(table)
     for row in waiting if not beside else ():
         console.print(Text(f"{row['name']} waits for {row['waits']}"), overflow="fold")
@@ -109,42 +116,36 @@ def _short_cells(row: dict[str, Any], simulated: bool) -> list[str]:
 
 def postcopies(rows: Sequence[dict[str, Any]]) -> None:
     """Print the table of `postcopy list`, whose rows are a `PostcopyStatus` and `lost`."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("Name", overflow="fold")
-    for title in ("ID", "What", "Left", "Faults", "Rate", "Longest wait"):
-        table.add_column(title, justify="left" if title == "What" else "right")
-    table.add_column("State", overflow="fold")
+    titles = ("Name", "ID", "What", "Left", "Faults", "Rate", "Longest wait", "State")
+    found: list[list[Cell]] = []
     for row in rows:
         cells = [row["domain"], str(row["domid"]), str(row["role"])]
         if row["pages_left"] is None:
             state = Text(f"lost: {row['lost']}" if row["lost"] else row["trouble"], style="red")
-            table.add_row(*cells, *["-"] * 4, state)
+            found.append([*cells, *["-"] * 4, state])
             continue
         left = binary_size(row["pages_left"] * _PAGE_SIZE)
         rate = f"{binary_size(int(row['pages_per_second'] * _PAGE_SIZE))}/s"
         state = Text(row["trouble"] or "working", style="yellow" if row["trouble"] else "green")
         wait = seconds(row["longest_wait"])
-        table.add_row(*cells, left, str(row["faults"]), rate, wait, state)
-    console_on_stdout().print(table)
+        found.append([*cells, left, str(row["faults"]), rate, wait, state])
+    console = console_on_stdout()
+    console.print(fitted(console.width, titles, found, free="State", left=_WORDS))
 
 
 def operations(rows: Sequence[dict[str, Any]]) -> None:
     """Print the table of `status`, whose rows are an `OperationStatus` or a `PostcopyStatus`."""
-    console_on_stdout().print(_table_of(rows))
+    console = console_on_stdout()
+    console.print(_table_of(rows, console.width))
 
 
-def _table_of(rows: Sequence[dict[str, Any]]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("Name", overflow="fold")
-    for title in ("ID", "What", "Phase", "Sent", "Left", "Rate", "Time"):
-        table.add_column(title, justify="left" if title in {"What", "Phase"} else "right")
-    table.add_column("State", overflow="fold")
-    for row in rows:
-        table.add_row(*_operation_cells(row))
-    return table
+def _table_of(rows: Sequence[dict[str, Any]], width: int) -> RenderableType:
+    titles = ("Name", "ID", "What", "Phase", "Sent", "Left", "Rate", "Time", "State")
+    cells = [[*_operation_cells(row)] for row in rows]
+    return fitted(width, titles, cells, free="State", left=_WORDS)
 
 
-def _operation_cells(row: dict[str, Any]) -> Iterator[str | Text]:
+def _operation_cells(row: dict[str, Any]) -> Iterator[Cell]:
     yield row["domain"]
     yield "-" if row["domid"] < 0 else str(row["domid"])
     yield str(row["role"])
@@ -177,7 +178,7 @@ def operation(row: dict[str, Any]) -> None:
     table.add_column()
     for name, value in _operation_figures(row):
         table.add_row(name, value)
-    console.print(Text(f"{row['role']} of {row['domain']}", style="bold"), soft_wrap=True)
+    console.print(Text(f"{row['role']} of {row['domain']}", style="bold"), overflow="fold")
     console.print(table)
 
 
@@ -245,7 +246,7 @@ def watching(*, json: bool) -> Iterator[Callable[[Sequence[dict[str, Any]]], Non
         yield partial(_print_again, json=json)
         return
     with Live(console=console, auto_refresh=False, transient=False) as live:
-        yield lambda rows: live.update(_table_of(rows), refresh=True)
+        yield lambda rows: live.update(_table_of(rows, console.width), refresh=True)
 
 
 def _print_again(rows: Sequence[dict[str, Any]], *, json: bool) -> None:

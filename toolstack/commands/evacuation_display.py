@@ -18,6 +18,7 @@ from rich.text import Text
 from xen_save_helper.toolstack.commands.display import binary_size, console_on_stdout, seconds
 from xen_save_helper.toolstack.commands.evacuation_view import View
 from xen_save_helper.toolstack.commands.progress import Progress, clock, rate_of, shortened
+from xen_save_helper.toolstack.commands.tables import Cell, fitted
 from xen_save_helper.toolstack.evacuation.outcome import EvacuationResult, Fate, GuestEnd
 
 if TYPE_CHECKING:
@@ -45,26 +46,28 @@ _COLOURS: Final = {
 def show_plan(plan: Plan, *, limited: bool) -> None:
     """Print a plan. `limited`: the bandwidth is, so that times can be told."""
     console = console_on_stdout()
-    table = _table("Guest", "Memory", "To", *(["Expected"] if limited else []))
+    titles = ("Guest", "Memory", "To", *(["Expected"] if limited else []))
+    rows = []
     for move in plan.moves:
         expected = [seconds(move.seconds)] if limited else []
-        table.add_row(move.guest.name, binary_size(move.guest.memory), move.place, *expected)
-    if plan.moves:
-        console.print(table)
+        rows.append([move.guest.name, binary_size(move.guest.memory), move.place, *expected])
+    if rows:
+        console.print(fitted(console.width, titles, rows, free="To"))
     for stay in plan.stays:
         line = Text.assemble((f"{stay.guest.name} cannot move: ", "yellow"), stay.reason)
-        console.print(line, soft_wrap=True)
+        console.print(line, overflow="fold")
     if not plan.moves and not plan.stays:
         console.print("no guests to move")
     rooms = plan.rooms()
-    table = _table("Destination", "Free", "Takes", "Left")
+    rows = []
     for place in plan.places:
         left = rooms.left(place.name)
         free = "no bound known" if place.free is None else binary_size(place.free)
         after = "-" if left is None else binary_size(left)
-        table.add_row(place.name, free, binary_size(rooms.taken(place.name)), after)
+        rows.append([place.name, free, binary_size(rooms.taken(place.name)), after])
     console.print()
-    console.print(table)
+    titles = ("Destination", "Free", "Takes", "Left")
+    console.print(fitted(console.width, titles, rows, free="Destination"))
 
 
 def show_result(result: EvacuationResult) -> None:
@@ -78,17 +81,16 @@ def show_result(result: EvacuationResult) -> None:
     what = f"{moved} of {len(result.guests)} guests moved in {seconds(result.seconds)}"
     headline = f"evacuated: {what}" if whole else f"not evacuated: {what}"
     console.print(Text(headline, style="bold green" if whole else "bold yellow"))
-    table = _table("Guest", "Memory", "What", "Where", "Took", "Stood still", "Sent")
-    for end in result.guests:
-        table.add_row(*_cells(end))
-    console.print(table)
+    titles = ("Guest", "Memory", "What", "Where", "Took", "Stood still", "Sent")
+    rows = [[*_cells(end)] for end in result.guests]
+    console.print(fitted(console.width, titles, rows, free="Where", left=("What",)))
     for end in result.guests:
         for warning in end.result.warnings if end.result else ():
             line = Text(f"warning: {end.name}: {warning}", style="yellow")
-            console.print(line, soft_wrap=True)
+            console.print(line, overflow="fold")
 
 
-def _cells(end: GuestEnd) -> Iterator[Text | str]:
+def _cells(end: GuestEnd) -> Iterator[Cell]:
     yield end.name
     yield "-" if end.memory is None else binary_size(end.memory)
     yield Text(end.fate.value, style=_COLOURS[end.fate])
@@ -105,17 +107,6 @@ def _cells(end: GuestEnd) -> Iterator[Text | str]:
     yield "-" if result is None else seconds(result.total_seconds)
     yield "-" if result is None else seconds(result.downtime_seconds)
     yield "-" if result is None or result.bytes_sent is None else binary_size(result.bytes_sent)
-
-
-_LEFT_ALIGNED: Final = frozenset({"Guest", "To", "What", "Where", "Destination", "Now"})
-
-
-def _table(*titles: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in titles:
-        left = title in _LEFT_ALIGNED
-        table.add_column(title, justify="left" if left else "right", overflow="fold")
-    return table
 
 
 class _Row(NamedTuple):

@@ -1,4 +1,4 @@
-"""The board of an operation: the helper inherits its descriptor."""
+"""The board of an operation: the helper inherits its descriptor, or opens its path."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ class SharedBoard(Board):
             raise
         self._view = memoryview(self._memory)
         super().__init__(self._view)
+
+    @property
+    def path(self) -> str:
+        """For processes of the same user, as long as this one lives."""
+        return f"/proc/{os.getpid()}/fd/{self.fd}"
 
     def close(self) -> None:
         for view in (self.ints, self.reals, self._view):

@@ -23,6 +23,8 @@ from xen_save_helper.ipc_schema.control import (
     Role,
     decode_line,
     encode_line,
+    is_identity,
+    left_by_the_dead,
 )
 
 _ANSWER_SECONDS: Final = 5.0
@@ -53,7 +55,7 @@ def processes(directory: Path, roles: Collection[Role] = OUTLIVING) -> list[Iden
         return []
     found = []
     for name in sorted(names):
-        if name.startswith(".") or not name.endswith(IDENTITY):
+        if not is_identity(name):
             continue
         with suppress(FileNotFoundError):  # it has just ended
             try:
@@ -77,6 +79,8 @@ def process_of(directory: Path, name: str) -> Identity | None:
 def operations(directory: Path) -> list[Identity]:
     """Those that are running, by name. What others have left that were killed is removed. Raises as
     `processes`."""
+    for file in left_by_the_dead(os.listdir(directory) if directory.is_dir() else ()):
+        (directory / file).unlink(missing_ok=True)
     running = []
     for process in processes(directory, frozenset(Role) - OUTLIVING):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -89,19 +93,7 @@ def operations(directory: Path) -> list[Identity]:
             except TimeoutError:
                 pass  # it is there, but does not answer
         running.append(process)
-    _remove_unfinished(directory)
     return running
-
-
-def _remove_unfinished(directory: Path) -> None:
-    """What a process has left that was killed before it could be found."""
-    for file in directory.glob("*") if directory.is_dir() else ():
-        unfinished = file.suffix == SOCKET and not file.with_suffix(IDENTITY).exists()
-        if not unfinished and not file.name.startswith("."):
-            continue
-        pid = file.stem.rpartition("-")[2].partition(".")[0]
-        if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
-            file.unlink(missing_ok=True)
 
 
 def status(directory: Path, process: Identity) -> PostcopyStatus:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from xen_save_helper.helper.control_socket import ControlServer
-from xen_save_helper.ipc_schema.control import Ask, Identity, Role
+from xen_save_helper.ipc_schema.control import Identity, Role
 from xen_save_helper.ipc_schema.steering import Steering
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.helpers.board import SharedBoard
 
 _LOOK: Final = 1.0
 _serials: Final = itertools.count(1)
-
-SENDING: Final = frozenset({Role.MIGRATE, Role.SAVE})
 
 
 class OperationControl:
@@ -40,19 +37,16 @@ class OperationControl:
     ) -> None:
         """See `Steering`. Raises OSError if there can be no control socket."""
         self.ended = ""
-        self._trace = trace
         self._loop = asyncio.get_running_loop()
         identity = Identity(role, domid, name, os.getpid(), serial=next(_serials))
         self.board = SharedBoard()
         self.steering = Steering(
             self.board,
             identity,
-            time.monotonic,
-            saving=role in SENDING,
+            trace,
             cancel=cancel,
             too_late=too_late,
             step=step,
-            steered=self._steered,
         )
         try:
             self._server = ControlServer(str(directory), identity, self.steering.answer)
@@ -80,6 +74,3 @@ class OperationControl:
     def _look(self) -> None:
         self.steering.look()
         self._timer = self._loop.call_later(_LOOK, self._look)
-
-    def _steered(self, ask: Ask, fields: Mapping[str, object]) -> None:
-        self._trace.event("control", ask=ask.value, fields=dict(fields))

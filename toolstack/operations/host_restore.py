@@ -6,12 +6,14 @@ If it is killed it leaves a domain with the name that we gave; we destroy that.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from xen_save_helper.ipc_schema.board import VARIABLE as BOARD
 from xen_save_helper.ipc_schema.causes import SYSTEM, Cause, Why, why
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.channel.waits import Patience
@@ -111,6 +113,9 @@ class HostRestore:
             "XEN_SAVE_HELPER_ENGINE": self._ctx.engine.value,
             "XEN_SAVE_HELPER_MISSING_CPU_FEATURES": self._ctx.missing_cpu_features.value,
         }
+        if self._ctx.control is not None:
+            # By its path: the program may leave processes behind, which need not inherit it.
+            environment[BOARD] = self._ctx.control.board.path
         if self._parameters.link:
             # A pager connects, and listens nowhere.
             environment["XEN_SAVE_HELPER_POSTCOPY"] = "0.0.0.0"
@@ -171,6 +176,7 @@ class HostRestore:
                 quiet.restart(self._now())
             waits.look(quiet.spent)
             self._check(quiet.spent, not_begun=moved > 0 == taken)
+            await self._tell_domid()
         limit = self._ctx.limits.abort
         for end in (None, self._process.terminate, self._process.kill):
             if end is not None:
@@ -179,6 +185,15 @@ class HostRestore:
                 break
         # SIGKILL cannot be refused.
         return await self._status
+
+    async def _tell_domid(self) -> None:
+        """Tell those who ask which domain it is, once the helper works on it."""
+        control = self._ctx.control
+        if control is None or control.steering.identity.domid >= 0 or not control.board.phase:
+            return
+        with contextlib.suppress(OSError):  # the end of the restore will show what that means
+            find = partial(self._ctx.host.find, self._parameters.name)
+            control.steering.has_domid(await blocking.call(self._ctx.limits.callback, find))
 
     def _check(self, quiet: float, *, not_begun: bool) -> None:
         """Give up if it has been quiet for too long. A program that has not begun on a stream that

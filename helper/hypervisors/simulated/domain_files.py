@@ -24,6 +24,7 @@ _SUSPEND_LOCK: Final = "suspend.lock"
 _CONFIG: Final = "config.json"
 _UNFINISHED: Final = ".new-"
 _GOING: Final = ".gone-"
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _POLL: Final = 0.005
 """Seconds between two attempts to take a lock; flock(2) has no time limit of its own."""
 _TURN: Final = 8
@@ -177,11 +178,16 @@ def read_config(directory: int) -> dict[str, Any]:
 
 
 def write_config(domain: Path, config: Mapping[str, Any]) -> None:
-    _write_json(domain / _CONFIG, config)
+    _write_json(config_path(domain), config)
 
 
 def domain_path(host: Path, domid: int) -> Path:
     return host / DOMAINS / str(domid)
+
+
+def config_path(domain: Path) -> Path:
+    """The file with the configuration of the domain in `domain`; it is only ever replaced."""
+    return domain / _CONFIG
 
 
 def domids(host: Path) -> list[int]:
@@ -189,8 +195,10 @@ def domids(host: Path) -> list[int]:
     return sorted(int(path.name) for path in (host / DOMAINS).iterdir() if path.name.isdecimal())
 
 
-def new_domain_directory(host: Path, config: Mapping[str, Any]) -> tuple[int, Path]:
-    """A domid that was never used, and a directory with its configuration, not yet in place.
+def new_domain_directory(host: Path, config: Mapping[str, Any]) -> tuple[int, Path, int]:
+    """A domid that was never used, and a directory with its configuration, not yet in place. The
+    descriptor claims it: while that is open, the domain counts as one that is `being_made`, with or
+    without the host's lock.
 
     The host's lock must be held.
     """
@@ -200,8 +208,37 @@ def new_domain_directory(host: Path, config: Mapping[str, Any]) -> tuple[int, Pa
     _write_json(host / MARKER, {**marker, "next_domid": domid + 1})
     path = host / DOMAINS / f"{_UNFINISHED}{domid}"
     path.mkdir(mode=0o700)
-    write_config(path, config)
-    return domid, path
+    claim = os.open(path, _DIRECTORY)
+    try:
+        # At once, but for one that just looks whether it is claimed.
+        fcntl.flock(claim, fcntl.LOCK_EX)
+        write_config(path, config)
+    except BaseException:
+        os.close(claim)
+        raise
+    return domid, path, claim
+
+
+def being_made(host: Path) -> dict[int, dict[str, Any]]:
+    """The configurations of the domains that are not in place yet, by domid."""
+    configs = {}
+    for path in (host / DOMAINS).glob(_UNFINISHED + "*"):
+        with suppress(FileNotFoundError):  # it is in place now, or was given up
+            if _is_claimed(path):
+                with directory_fd(path) as fd:
+                    configs[int(path.name.removeprefix(_UNFINISHED))] = read_config(fd)
+    return configs
+
+
+def _is_claimed(path: Path) -> bool:
+    """Whether a process that lives is making this domain. Raises FileNotFoundError."""
+    with directory_fd(path) as fd:
+        try:
+            # Shared: others who look shall not take us for the maker.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def remove_domain(host: Path, domid: int) -> None:
@@ -218,7 +255,9 @@ def clear_up(host: Path) -> None:
     must be held."""
     for prefix in (_UNFINISHED, _GOING):
         for path in (host / DOMAINS).glob(prefix + "*"):
-            remove_tree(path)
+            with suppress(FileNotFoundError):  # its maker has given it up
+                if prefix == _GOING or not _is_claimed(path):
+                    remove_tree(path)
 
 
 def remove_tree(path: Path) -> None:
@@ -234,7 +273,7 @@ def remove_tree(path: Path) -> None:
 @contextmanager
 def directory_fd(path: Path) -> Iterator[int]:
     """A descriptor of a directory. Raises FileNotFoundError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(path, _DIRECTORY)
     try:
         yield fd
     finally:

@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families as parsed_by
 from tests import trace_lines
 from tests.conftest import processes_under
 from tests.toolstack.stage import Ended, Hosts, called, wait_for
-from xen_save_helper.ipc_schema.control import Ask, Identity, Role
+from xen_save_helper.helper.control_socket import ControlSocket
+from xen_save_helper.ipc_schema.control import Ask, Identity, Role, encode_line
 from xen_save_helper.ipc_schema.operation_status import OperationStatus
 from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
@@ -182,6 +184,33 @@ def test_before_and_after_the_postcopy_transition(hosts: Hosts) -> None:
     assert told["guest"]["memory_ok"]
 
 
+def hot_pages(hosts: Hosts, *options: object, **limits: object) -> list[dict[str, Any]]:
+    """What is traced of them if these limits are set once there are some."""
+    never = ("--max-rounds", 100_000, "--dirty-threshold", 0)
+    operation = migration(hosts, "--postcopy", *never, *options, rate=12_000)
+    operation.until("precopy", normal=1)
+    # As long as nothing is dirty yet, precopy cannot end.
+    operation.does("set", "--max-downtime", 0, "--bandwidth", "20M")
+    operation.until("precopy", rounds=3)
+    for name, value in limits.items():
+        operation.does("set", f"--{name.replace('_', '-')}", value)
+    if not limits:
+        operation.does("switch", "postcopy")
+    code, told = operation.ended()
+    assert (code, told["mode"]) == (0, "postcopy")
+    return [line for line in trace_lines.read(operation.events) if line["event"] == "hot_pages"]
+
+
+def test_a_downtime_that_is_set_while_it_runs_is_spent_on_hot_pages(hosts: Hosts) -> None:
+    (line,) = hot_pages(hosts, max_downtime=60_000)
+    assert line["max_downtime_ms"] == 60_000
+    assert 0 < line["sent"] == line["hot"]
+
+
+def test_a_downtime_that_is_taken_back_while_it_runs_is_not(hosts: Hosts) -> None:
+    assert hot_pages(hosts, "--max-downtime", 60_000) == []
+
+
 def test_a_postcopy_that_becomes_a_stop_and_copy(hosts: Hosts) -> None:
     operation = migration(hosts, "--postcopy")
     operation.until("precopy", normal=1)
@@ -212,6 +241,107 @@ def test_a_paused_migration_does_not_stand_still_and_can_be_cancelled(hosts: Hos
     assert hosts.states(hosts.at_source) == {"g": "running"}
     assert hosts.states(hosts.at_destination) == {}
     assert hosts.journals() == []
+
+
+def test_a_sigterm_ends_what_is_paused(hosts: Hosts) -> None:
+    operation = migration(hosts)
+    pid = operation.until("precopy", normal=1)["pid"]
+    operation.does("pause-sending")
+    os.kill(pid, signal.SIGTERM)
+    code, told = operation.ended()
+    assert told["outcome"] == "running-at-source"
+    assert code != 0
+    assert hosts.states(hosts.at_source) == {"g": "running"}
+    assert hosts.states(hosts.at_destination) == {}
+    assert hosts.journals() == []
+
+
+def test_two_who_cancel_at_once_are_told_the_same(hosts: Hosts) -> None:
+    operation = migration(hosts)
+    operation.until("precopy", normal=1)
+    commands = [hosts.start("cancel", "g", "--json", "--host", hosts.source) for _ in range(2)]
+    said = [command.communicate(timeout=30)[0] for command in commands]
+    assert operation.ended()[0] == 1
+    heard = {json.loads(text)["ended"] for text in said if text}
+    assert len(heard) == 1
+    assert hosts.states(hosts.at_source) == {"g": "running"}
+    assert hosts.states(hosts.at_destination) == {}
+
+
+def test_what_is_left_of_a_postcopy_is_not_an_operation(hosts: Hosts) -> None:
+    server = Identity(Role.PAGE_SERVER, 5, "g", os.getpid())
+    directory = hosts.source / "control"
+    status = {"role": server.role, "domid": 5, "domain": "g"}
+    with closing(ControlSocket(str(directory), server, lambda *_: status, lambda: None)):
+        for command in ("cancel", "pause-sending"):
+            refused = called(command, "g", "--host", hosts.source)
+            assert refused.code == 1
+            assert "but for its page-server: see `postcopy`" in refused.line
+
+
+@contextmanager
+def who_answers(directory: Path, answer: bytes) -> Iterator[None]:
+    """An operation on guest g that gives this answer to whatever it is asked."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    one = Identity(Role.SAVE, 5, "g", os.getpid())
+    (directory / f"{one.name}.json").write_bytes(encode_line(one._asdict()))
+
+    def answer_all() -> None:
+        with suppress(OSError):  # it is shut
+            while True:
+                with listener.accept()[0] as asked:
+                    if asked.recv(1000):
+                        asked.sendall(answer)
+
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as aside:
+        listener.bind(str(directory / f"{one.name}.sock"))
+        listener.listen(8)
+        aside.submit(answer_all)
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+    for file in directory.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize("answer", [b"junk\n", b'{"role": "save"}\n', b"[]\n"])
+def test_one_that_talks_nonsense_or_is_of_another_version(hosts: Hosts, answer: bytes) -> None:
+    """It is shown, and hides nothing else."""
+    hosts.guest()
+    with who_answers(hosts.source / "control", answer):
+        shown = called("status", "--host", hosts.source)
+        assert shown.code == 0, shown.err
+        assert "waits for itself: " in shown.out
+        assert called("status", "g", "--host", hosts.source).code == 0
+        if answer == b"junk\n":
+            refused = called("pause-sending", "g", "--host", hosts.source)
+            assert refused.code == 1
+            assert "save of g: its answer is none: " in refused.line
+
+
+def test_what_somebody_has_put_beside_the_sockets_hides_nothing(hosts: Hosts) -> None:
+    (hosts.source / "control").mkdir(mode=0o700)
+    (hosts.source / "control" / "notes.json").write_text("to do")
+    assert called("status", "--host", hosts.source).out == "nothing is going on\n"
+
+
+def test_two_operations_on_one_name(hosts: Hosts) -> None:
+    """As of a guest that is migrated within its host."""
+    with ExitStack() as stack:
+        for role, domid in ((Role.MIGRATE, 5), (Role.RECEIVE, -1), (Role.RECEIVE, 6)):
+            one = Identity(role, domid, "g", os.getpid())
+            status = {"role": role, "domid": domid, "domain": "g"}
+            server = ControlSocket(
+                str(hosts.source / "control"), one, lambda *_, status=status: status, lambda: None
+            )
+            stack.enter_context(closing(server))
+        refused = called("cancel", "g", "--host", hosts.source)
+        assert refused.line.endswith(
+            "more than one operation on 'g' is going on; name one by its domid: migrate of domid "
+            "5, receive of domid 6, receive (its domain is not made yet)"
+        )
+        assert called("pause-sending", "5", "--host", hosts.source).code == 0
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -17,12 +18,16 @@ import psutil
 import pytest
 
 from tests.conftest import HostFactory
-from tests.toolstack.two_hosts import MEMORY, Side, run
+from tests.toolstack.operations.like_xl import HELPER_VARIABLE
+from tests.toolstack.two_hosts import MEMORY, Side, cancelled, run
+from tests.waiting import wait_for
 from xen_save_helper.ipc_schema.channel import waits
 from xen_save_helper.ipc_schema.channel.messages import Dialect, MissingCpuFeatures
+from xen_save_helper.ipc_schema.control import Ask, Role
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.streams import xl_header
 from xen_save_helper.toolstack.context import OURS
+from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.helpers.request import OUR_HELPER, PipeHelper
 from xen_save_helper.toolstack.hosts.interface import GuestState, RestoreProgram
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
@@ -30,6 +35,7 @@ from xen_save_helper.toolstack.hosts.xen import xl
 from xen_save_helper.toolstack.operations.domain_restore import domain_create_restore
 from xen_save_helper.toolstack.operations.domain_save import domain_suspend
 from xen_save_helper.toolstack.operations.restore import RestoreResult
+from xen_save_helper.toolstack.xl.controlled import controlled
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -61,7 +67,7 @@ class ProgrammedHost(SimulatedHost):
         return RestoreProgram(
             self.program or (*RESTORE, "--host", str(self.directory)),
             xl_header.encode_header(json.dumps(named).encode()),
-            "THE_HELPER",
+            HELPER_VARIABLE,
             xl.complaint,
             self.environment,
             self.remark,
@@ -120,6 +126,52 @@ def test_what_the_sender_says_after_the_stream_is_left_to_be_read(
         theirs.sendall(b"GO")
         assert ours.recv(100) == b"GO"
     assert result.rc == 0, result
+
+
+def test_who_asks_the_receiver_sees_what_the_programs_helper_does(
+    destination: Side, saved: tuple[Path, dict[str, Any]]
+) -> None:
+    """The bytes, the phase and the domain, in one place; and a cancel there ends all."""
+    path, config = saved
+    directory = destination.host.control_dir
+    command = (sys.executable, "-m", "tests.toolstack.operations.like_xl")
+    programmed(destination, *command, str(destination.host.directory))
+    ended: list[RestoreResult] = []
+
+    def look_and_cancel() -> dict[str, Any]:
+        def halfway() -> dict[str, Any]:
+            running = control.operations(directory)
+            assert {one.role for one in running} <= {Role.RECEIVE}
+            row = control.ask(directory, running[0], Ask.STATUS) if running else {}
+            moved = row and row["transferred"] > 1 << 20 and row["domid"] > 0
+            return row if moved else {}
+
+        row: dict[str, Any] = wait_for(halfway, "it tells of the bytes")
+        (one,) = control.operations(directory)
+        assert control.cancel(directory, one, 20)
+        return row
+
+    async def restored(fd: int) -> dict[str, Any]:
+        async def receive() -> RestoreResult:
+            with controlled(destination.ctx, Role.RECEIVE, "h") as ctx:
+                return await domain_create_restore(ctx, config, "h", fd, on_end=ended.append)
+
+        task = asyncio.ensure_future(receive())
+        row = await asyncio.to_thread(look_and_cancel)
+        await cancelled(task, ended)
+        return row
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        half = path.read_bytes()[: MEMORY // 2]
+        feeder = threading.Thread(target=theirs.sendall, args=(half,))
+        feeder.start()
+        row = run(restored(ours.fileno()))
+        feeder.join(20)
+    assert (row["phase"], row["engine"], row["status"]) == ("memory and state", "own", "active")
+    assert ended[0].rc == Error.ABORTED
+    assert destination.host.domains() == []
+    assert list(directory.iterdir()) == []
 
 
 def test_half_a_stream_leaves_nothing_but_the_programs_complaint(

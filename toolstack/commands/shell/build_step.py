@@ -5,16 +5,45 @@ It is loaded from the sources, before anything of them is installed.
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
+import tomllib
 from collections import defaultdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
 
 from setuptools import Command
 from setuptools.command.build import build
+from setuptools.errors import SetupError
 
 _PACKAGES = Path(".packages")
+
+
+def _check_tools() -> None:
+    """Raise SetupError for what this build lacks: pip does not look, unless it gets all itself."""
+    lacks = []
+    for requirement in tomllib.loads(Path("pyproject.toml").read_text())["build-system"][
+        "requires"
+    ]:
+        name, _, least = requirement.partition(">=")
+        try:
+            here = version(name)
+        except PackageNotFoundError:
+            lacks.append(f"{requirement} (there is none)")
+            continue
+        if _figures(here) < _figures(least):
+            lacks.append(f"{requirement} (this is {here})")
+    if lacks:
+        raise SetupError(
+            f"completion scripts and man pages are made with {', '.join(lacks)}: "
+            "pip gets them by itself, without --no-build-isolation"
+        )
+
+
+def _figures(text: str) -> list[int]:
+    return [int(figure) for figure in re.findall(r"\d+", text)]
 
 
 class BuildShellFiles(Command):
@@ -33,6 +62,7 @@ class BuildShellFiles(Command):
 
     def run(self) -> None:
         assert self.build_base is not None
+        _check_tools()
         directory = Path(self.build_base, "shell")
         shutil.rmtree(directory, ignore_errors=True)
         sys.path.insert(0, str(_PACKAGES.absolute()))

@@ -8,7 +8,7 @@ import secrets
 import signal
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -32,6 +32,7 @@ from xen_save_helper.toolstack.hosts.interface import (
     RestoreProgram,
     Rings,
 )
+from xen_save_helper.toolstack.hosts.simulated.names import Names
 from xen_save_helper.toolstack.hosts.simulated.process import StartingGuest
 from xen_save_helper.toolstack.hosts.simulated.reports import report_of, state_of
 from xen_save_helper.toolstack.hosts.simulated.suspend import SimulatedSuspendRequest
@@ -54,6 +55,7 @@ class SimulatedHost:
         self.state_dir = self.directory
         self.control_dir = self.directory / "control"
         self.timeout = timeout
+        self._names = Names(self.directory)
 
     # -- who is there ---------------------------------------------------------------------------
 
@@ -90,13 +92,11 @@ class SimulatedHost:
         )
 
     def find(self, name: str) -> int:
-        for domid in domain_files.domids(self.directory):
-            try:
-                if self.config(domid)["c_info"].get("name") == name:
-                    return domid
-            except ProcessLookupError:
-                continue
-        raise ProcessLookupError(errno.ESRCH, f"there is no domain {name!r} on {self.directory}")
+        domid = self._names.find(name)
+        if domid is None:
+            text = f"there is no domain {name!r} on {self.directory}"
+            raise ProcessLookupError(errno.ESRCH, text)
+        return domid
 
     def domain(self, domid: int) -> OpenDomain:
         path = domain_files.domain_path(self.directory, domid)
@@ -145,14 +145,13 @@ class SimulatedHost:
         return None if memory is None else max(0, memory - self.memory_in_use())
 
     def memory_in_use(self) -> int:
-        """The bytes that all its domains have, including suspended and crashed ones."""
-        in_use = 0
+        """The bytes that all its domains have, including suspended and crashed ones, and those that
+        are being made."""
+        configs = domain_files.being_made(self.directory)
         for domid in domain_files.domids(self.directory):
-            try:
-                in_use += memory_of(self.config(domid))
-            except ProcessLookupError:
-                continue
-        return in_use
+            with suppress(ProcessLookupError):
+                configs[domid] = self.config(domid)
+        return sum(map(memory_of, configs.values()))
 
     def bound_memory(self, memory: int) -> None:
         """Set the bytes that the host's guests may have together. Raises OSError (EBUSY) if they
@@ -190,38 +189,52 @@ class SimulatedHost:
         named = {**config, "c_info": {**config["c_info"], "name": name}}
         with domain_files.host_lock(self.directory, self.timeout):
             self._check_name_free(name)
-            # Domains come and go under this lock, so the memory that is free now stays free.
             if problem := self._why_no_room(config):
                 raise OSError(errno.ENOMEM, problem)
-            domid, path = domain_files.new_domain_directory(self.directory, named)
-            try:
-                with domain_files.directory_fd(path) as fd:
-                    guest = StartingGuest(domid, fd, self.timeout)
-            except BaseException:
-                domain_files.remove_tree(path)
-                raise
-            try:
-                path.rename(domain_files.domain_path(self.directory, domid))
-            except BaseException:
-                guest.cancel()
-                raise
-            try:
-                guest.release()
-            except BaseException:
-                domain_files.remove_domain(self.directory, domid)
-                raise
+            domid, path, claim = domain_files.new_domain_directory(self.directory, named)
+        # Without the lock, which others wait for: its name and memory are taken from here on.
+        try:
+            self._start(domid, path)
+        finally:
+            os.close(claim)
         return domid
+
+    def _start(self, domid: int, path: Path) -> None:
+        """Start the process of a domain that is being made in `path`, and put that in place."""
+        try:
+            with domain_files.directory_fd(path) as fd:
+                guest = StartingGuest(domid, fd, self.timeout)
+        except BaseException:
+            domain_files.remove_tree(path)
+            raise
+        try:
+            with domain_files.host_lock(self.directory, self.timeout):
+                path.rename(domain_files.domain_path(self.directory, domid))
+        except BaseException:
+            guest.cancel()
+            raise
+        try:
+            guest.release()
+        except BaseException:
+            with (
+                domain_files.host_lock(self.directory, self.timeout),
+                suppress(FileNotFoundError),  # the process has ended because that was destroyed
+            ):
+                domain_files.remove_domain(self.directory, domid)
+            raise
 
     def _check_name_free(self, name: str) -> None:
         """Raise FileExistsError if the name is taken, ValueError if it is not a name. The caller
         holds the host's lock."""
         if not name or len(name) > 200 or not name.isprintable():
             raise ValueError(f"{name!r} is not a name for a domain")
-        try:
-            domid = self.find(name)
-        except ProcessLookupError:
-            return
-        raise FileExistsError(errno.EEXIST, f"there is already a domain {name!r} ({domid})")
+        domid = self._names.find(name)
+        if domid is None:
+            made = domain_files.being_made(self.directory)
+            names = {config["c_info"]["name"]: domid for domid, config in made.items()}
+            domid = names.get(name)
+        if domid is not None:
+            raise FileExistsError(errno.EEXIST, f"there is already a domain {name!r} ({domid})")
 
     def create_guest(
         self,

@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -26,6 +28,7 @@ from tests.helper.hypervisors.simulated.guests import (
 from tests.waiting import gone, wait_for
 from xen_save_helper.helper.hypervisors import open_domain
 from xen_save_helper.helper.hypervisors.interface import ShutdownReason
+from xen_save_helper.helper.hypervisors.simulated import domain_files
 from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
@@ -536,3 +539,60 @@ def test_a_name_leaves_room_for_what_a_migration_puts_behind_it(
         host.create_guest(name, MIB, "idle")
     host.create_guest(name[:-1], MIB, "idle")
     host.rename(host.find(name[:-1]), f"{name[:-1]}--postcopy-inconsistent")
+
+
+# -- several at once ----------------------------------------------------------------------------
+
+
+def test_a_guest_that_starts_slowly_keeps_nobody_waiting_but_has_its_name_and_memory(
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts, may_start = threading.Event(), threading.Event()
+
+    class SlowToStart(StartingGuest):
+        def __init__(self, domid: int, directory: int, timeout: float) -> None:
+            starts.set()
+            may_start.wait(10)
+            super().__init__(domid, directory, timeout)
+
+    host.bound_memory(3 * 4 * MIB)
+    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as aside:
+        patch.setattr("xen_save_helper.toolstack.hosts.simulated.host.StartingGuest", SlowToStart)
+        slow = aside.submit(host.create, BLANK, "slow")
+        assert starts.wait(10)
+        patch.undo()
+        try:
+            assert host.domains() == []
+            quick = host.create(BLANK, "quick")
+            with pytest.raises(FileExistsError, match="there is already a domain 'slow'"):
+                host.create(BLANK, "slow")
+            with pytest.raises(FileExistsError, match="there is already a domain 'slow'"):
+                host.rename(quick, "slow")
+            assert host.free_memory() == 4 * MIB
+            host.clear_up()
+        finally:
+            may_start.set()
+        assert host.summary(slow.result(10)).name == "slow"
+    assert [row.name for row in host.domains()] == ["slow", "quick"]
+    assert host.free_memory() == 4 * MIB
+
+
+def test_a_guest_is_found_by_the_name_that_it_has_now(host: SimulatedHost) -> None:
+    elsewhere = SimulatedHost(host.directory)
+    first, second = host.create(BLANK, "first"), host.create(BLANK, "second")
+    assert (elsewhere.find("first"), elsewhere.find("second")) == (first, second)
+    host.rename(first, "third")
+    host.rename(second, "first")
+    assert (elsewhere.find("third"), elsewhere.find("first")) == (first, second)
+    host.destroy(second)
+    with pytest.raises(ProcessLookupError, match="there is no domain 'first'"):
+        elsewhere.find("first")
+
+
+def test_to_find_a_name_again_no_configuration_is_read_again(
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {name: host.create(BLANK, name) for name in ("first", "second", "third")}
+    assert host.find("third") == made["third"]
+    monkeypatch.setattr(domain_files, "read_config", lambda _fd: pytest.fail("it is read again"))
+    assert {name: host.find(name) for name in made} == made
