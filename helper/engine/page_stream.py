@@ -101,7 +101,7 @@ class PageWriter:
             count = empty_records * MAX_BATCH_SIZE or MAPPED_AT_ONCE
             pfns, types, mask = pfns[:count], types[:count], mask[:count]
         while True:
-            present = selected(pfns, mask) if 0 in mask else pfns
+            present = selected(pfns, mask)
             try:
                 views = self._domain.foreign_map(present) if present else []
                 break
@@ -151,17 +151,41 @@ def _records(record: int, entries: bytearray, mask: bytes, views: list[memoryvie
     listed = memoryview(entries)
     contents: Sequence[Buffer] = views
     buffers: list[Buffer] = []
-    for start in range(0, len(mask), MAX_BATCH_SIZE):
+    start = 0
+    while start < len(mask):
+        if empty := _empty_records(mask, start):
+            buffers.append(_without_contents(record, listed[start * ENTRY_SIZE :], empty))
+            start += empty * MAX_BATCH_SIZE
+            continue
         end = min(start + MAX_BATCH_SIZE, len(mask))
-        list_header = encode_page_list_header(end - start)
-        list_size = len(list_header) + (end - start) * ENTRY_SIZE
         size = mask.count(1, start, end) * PAGE_SIZE
-        buffers.append(encode_record_header(record, list_size + size) + list_header)
+        buffers.append(_header(record, end - start, size))
         buffers.append(listed[start * ENTRY_SIZE : end * ENTRY_SIZE])
         if size:
             buffers += take(contents, size)
             contents = advance(contents, size)
+        start = end
     return buffers
+
+
+def _empty_records(mask: bytes, start: int) -> int:
+    """How many whole records from `start` on have no contents."""
+    end = mask.find(1, start)
+    return ((len(mask) if end < 0 else end) - start) // MAX_BATCH_SIZE
+
+
+def _without_contents(record: int, listed: memoryview, count: int) -> bytes:
+    """The first `count` whole records of these entries, in one piece."""
+    size = MAX_BATCH_SIZE * ENTRY_SIZE
+    lists = (listed[start : start + size] for start in range(0, count * size, size))
+    return _header(record, MAX_BATCH_SIZE, 0).join((b"", *lists))
+
+
+def _header(record: int, count: int, size: int) -> bytes:
+    """What precedes `count` entries and `size` bytes of contents."""
+    list_header = encode_page_list_header(count)
+    length = len(list_header) + count * ENTRY_SIZE + size
+    return encode_record_header(record, length) + list_header
 
 
 class MapAhead:
