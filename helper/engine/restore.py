@@ -19,7 +19,6 @@ from xen_save_helper.helper.job import RestoreResults
 from xen_save_helper.ipc_schema.board import Word
 from xen_save_helper.ipc_schema.channel.messages import StreamType, XentoollogLevel
 from xen_save_helper.ipc_schema.errors import DecodeError
-from xen_save_helper.ipc_schema.streams import postcopy_offer
 from xen_save_helper.ipc_schema.streams.libxc_bodies import Body, TscInfo
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_type
 from xen_save_helper.ipc_schema.streams.libxc_records import check_length, decode_body
@@ -379,6 +378,8 @@ class _Restore:
             raise OSError(errno.EIO, "the postcopy transition callback failed")
 
     def _postcopy_offer(self, length: int) -> None:
+        from xen_save_helper.ipc_schema.streams import postcopy_offer
+
         offset = self._reader.offset
         body = self._body(RecordType.POSTCOPY_OFFER, length)
         if self._pager is not None:
