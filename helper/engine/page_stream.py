@@ -35,6 +35,7 @@ from xen_save_helper.ipc_schema.streams.page_lists import (
 )
 from xen_save_helper.ipc_schema.streams.page_types import PageType, type_octet
 from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of, run_of, selected
+from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE as RECORD_HEADER_SIZE
 from xen_save_helper.ipc_schema.streams.records import encode_record_header
 
 MAX_BATCH_SIZE = 1024
@@ -49,6 +50,9 @@ _LISTED_AT_ONCE = 16 * MAX_BATCH_SIZE
 special pages are below 4 GiB, and most pfns before them have no page."""
 
 _MAX_WINDOW = 1 << 16
+
+_LIST_SIZE = MAX_BATCH_SIZE * ENTRY_SIZE
+"""Bytes of the entries of most records."""
 
 
 def set_bits(bitmap: Bitmap, start: int, limit: int) -> tuple[Pfns, int]:
@@ -282,7 +286,11 @@ def read_page_list(reader: StreamInput, length: int, what: str) -> tuple[Pfns, b
     start = reader.offset
     if length < HEADER_SIZE + ENTRY_SIZE:
         raise DecodeError(what, start, f"{length} bytes are too short for a page list")
-    count = decode_page_list_header(reader.read(HEADER_SIZE, what), what, start)
+    # All of the list, as a rule. If that is all of the record, another's header follows; if not,
+    # contents do, which are to go to the domain's memory and nowhere else.
+    rest = length - HEADER_SIZE
+    ahead = _LIST_SIZE if rest > _LIST_SIZE else rest + RECORD_HEADER_SIZE
+    count = decode_page_list_header(reader.read(HEADER_SIZE, what, ahead), what, start)
     if HEADER_SIZE + count * ENTRY_SIZE > length:
         raise DecodeError(what, start, f"{length} bytes are too short for a list of {count} pfns")
     entries = reader.read(count * ENTRY_SIZE, what)

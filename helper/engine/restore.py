@@ -247,7 +247,8 @@ class _Restore:
             if self._order.stage is Stage.VERIFY:
                 self._compare(present, views)
             else:
-                self._reader.readinto(views, "PAGE_DATA")
+                # Another record must follow: END, at least.
+                self._reader.readinto(views, "PAGE_DATA", ahead=HEADER_SIZE)
         finally:
             self._domain.foreign_unmap(views)
         self._results.statistics.pages += pages

@@ -71,7 +71,7 @@ def _guest() -> ctypes.CDLL:
     return load(versioned("libxenguest"), _abi().guest)
 
 
-def _unpack(bits: bytes, bitmap: Bitmap) -> None:
+def unpack(bits: bytes, bitmap: Bitmap) -> None:
     """Fill `bitmap` with `bits`, least significant first; there may be some more of these."""
     clean = bytes(8 * _UNPACKED_AT_ONCE)
     for start in range(0, len(bits), _UNPACKED_AT_ONCE):
@@ -139,7 +139,7 @@ class XenDomain(XenControlledDomain):
             raise OSError(
                 errno.EIO, f"{name}, domain {self.domid}: the bitmap has {done} pages of {pages}"
             )
-        _unpack(ctypes.string_at(bitmap.hbuf or 0, -(-pages // 8)), dirty)
+        unpack(ctypes.string_at(bitmap.hbuf or 0, -(-pages // 8)), dirty)
         return int(stats.dirty_count)
 
     def _buffer(self, bits: int) -> HypercallBuffer:
