@@ -45,7 +45,7 @@ types)."""
 MAPPED_AT_ONCE = 2 * MAX_BATCH_SIZE
 """Pages that are mapped with one call: each call costs, and more at a time would gain little."""
 
-_LISTED_AT_ONCE = 16 * MAX_BATCH_SIZE
+_LISTED_AT_ONCE = 8 * MAX_BATCH_SIZE
 """Pages of records written at once if none has contents. A small guest has a million of them: its
 special pages are below 4 GiB, and most pfns before them have no page."""
 

@@ -239,9 +239,9 @@ class _Restore:
             zeros = selected(pfns, allocated_mask(types))
             for first, count, _ in runs_of(zeros):
                 self._domain.clear_pages(first, count)
-        present = pfns if pages == len(pfns) else selected(pfns, contents_mask(types))
         if not pages:
             return
+        present = pfns if pages == len(pfns) else selected(pfns, contents_mask(types))
         views = self._domain.foreign_map(present, writable=True)
         try:
             if self._order.stage is Stage.VERIFY:
