@@ -91,7 +91,8 @@ class OperationControl:
             return
         from xen_save_helper.helper.control_socket import ControlSocket
         from xen_save_helper.helper.hypervisors import glance
-        from xen_save_helper.ipc_schema.control import Identity, Role, directory_of
+        from xen_save_helper.ipc_schema.control import Identity, Role
+        from xen_save_helper.ipc_schema.control_directory import directory_of
         from xen_save_helper.ipc_schema.steering import Steering
 
         request = self._request

@@ -7,15 +7,18 @@ the environment (libvirt's daemon starts us). The environment takes precedence.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from xen_save_helper.ipc_schema.board import VARIABLE as BOARD
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.listen import Listen, parse_listen
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures
 from xen_save_helper.ipc_schema.channel.waits import LONGEST_WAIT
-from xen_save_helper.ipc_schema.control import DEFAULT_DIRECTORY
+from xen_save_helper.ipc_schema.control_directory import DEFAULT_DIRECTORY
+from xen_save_helper.ipc_schema.named_tuple import NamedTuple
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PREFIX: Final = "XEN_SAVE_HELPER_"
 CONFIG: Final = f"{PREFIX}CONFIG"
@@ -108,6 +111,9 @@ def read_settings(environ: Mapping[str, str]) -> Found:
 
 def control_directory(environ: Mapping[str, str]) -> Path:
     """The directory of control sockets on a Xen host."""
+    # Imported late: it would slow down every helper's start.
+    from pathlib import Path
+
     return Path(read_settings(environ).settings.control)
 
 

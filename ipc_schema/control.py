@@ -35,10 +35,9 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-DEFAULT_DIRECTORY: Final = "/run/xen-save-helper/control"
-DIRECTORY_VARIABLE: Final = "XEN_SAVE_HELPER_CONTROL"
+from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 IDENTITY: Final = ".json"
 SOCKET: Final = ".sock"
@@ -188,13 +187,6 @@ class PostcopyStatus(NamedTuple):
             return status._replace(role=Role(status.role))
         except TypeError as error:
             raise ValueError(f"no status: {error}") from None
-
-
-def directory_of(hypervisor: str, of_xen: str) -> str:
-    """Where the operations on a hypervisor (`xen` or `sim:DIRECTORY`) are asked; `of_xen` is the
-    setting for Xen."""
-    simulated, colon, directory = hypervisor.partition(":")
-    return f"{directory}/control" if colon and simulated == "sim" else of_xen
 
 
 def encode_line(fields: Mapping[str, Any]) -> bytes:

@@ -8,7 +8,6 @@ written whole, so processes may share a file that is open for appending.
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import time
 from collections.abc import Callable
@@ -35,7 +34,8 @@ class Trace:
     def about(self, guest: str) -> Trace:
         """The same trace for one guest's operation: each line also says `guest`, by which those of
         operations that go on at once in a process can be told apart."""
-        other = copy.copy(self)
+        other = Trace(self._process)
+        other._sink = self._sink
         other._guest = guest
         return other
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain
 from xen_save_helper.helper.job import Job, PostcopyProgress, RestoreResults, StreamCounts
-from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
+from xen_save_helper.ipc_schema.named_tuple import NamedTuple
+
+if TYPE_CHECKING:
+    from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
 
 
 class PageServer(Protocol):

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from itertools import compress
 from queue import SimpleQueue
-from typing import NamedTuple, Self
+from typing import Self
 
 from xen_save_helper.helper.engine.stream_io import (
     Buffer,
@@ -23,6 +23,7 @@ from xen_save_helper.helper.engine.stream_io import (
 )
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain
 from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 from xen_save_helper.ipc_schema.streams.page_lists import (
     ENTRY_SIZE,
     HEADER_SIZE,
@@ -34,6 +35,7 @@ from xen_save_helper.ipc_schema.streams.page_lists import (
 )
 from xen_save_helper.ipc_schema.streams.page_types import PageType, type_octet
 from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of, run_of, selected
+from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE as RECORD_HEADER_SIZE
 from xen_save_helper.ipc_schema.streams.records import encode_record_header
 
 MAX_BATCH_SIZE = 1024
@@ -43,11 +45,14 @@ types)."""
 MAPPED_AT_ONCE = 2 * MAX_BATCH_SIZE
 """Pages that are mapped with one call: each call costs, and more at a time would gain little."""
 
-_LISTED_AT_ONCE = 16 * MAX_BATCH_SIZE
+_LISTED_AT_ONCE = 8 * MAX_BATCH_SIZE
 """Pages of records written at once if none has contents. A small guest has a million of them: its
 special pages are below 4 GiB, and most pfns before them have no page."""
 
 _MAX_WINDOW = 1 << 16
+
+_LIST_SIZE = MAX_BATCH_SIZE * ENTRY_SIZE
+"""Bytes of the entries of most records."""
 
 
 def set_bits(bitmap: Bitmap, start: int, limit: int) -> tuple[Pfns, int]:
@@ -101,7 +106,7 @@ class PageWriter:
             count = empty_records * MAX_BATCH_SIZE or MAPPED_AT_ONCE
             pfns, types, mask = pfns[:count], types[:count], mask[:count]
         while True:
-            present = selected(pfns, mask) if 0 in mask else pfns
+            present = selected(pfns, mask)
             try:
                 views = self._domain.foreign_map(present) if present else []
                 break
@@ -151,17 +156,41 @@ def _records(record: int, entries: bytearray, mask: bytes, views: list[memoryvie
     listed = memoryview(entries)
     contents: Sequence[Buffer] = views
     buffers: list[Buffer] = []
-    for start in range(0, len(mask), MAX_BATCH_SIZE):
+    start = 0
+    while start < len(mask):
+        if empty := _empty_records(mask, start):
+            buffers.append(_without_contents(record, listed[start * ENTRY_SIZE :], empty))
+            start += empty * MAX_BATCH_SIZE
+            continue
         end = min(start + MAX_BATCH_SIZE, len(mask))
-        list_header = encode_page_list_header(end - start)
-        list_size = len(list_header) + (end - start) * ENTRY_SIZE
         size = mask.count(1, start, end) * PAGE_SIZE
-        buffers.append(encode_record_header(record, list_size + size) + list_header)
+        buffers.append(_header(record, end - start, size))
         buffers.append(listed[start * ENTRY_SIZE : end * ENTRY_SIZE])
         if size:
             buffers += take(contents, size)
             contents = advance(contents, size)
+        start = end
     return buffers
+
+
+def _empty_records(mask: bytes, start: int) -> int:
+    """How many whole records from `start` on have no contents."""
+    end = mask.find(1, start)
+    return ((len(mask) if end < 0 else end) - start) // MAX_BATCH_SIZE
+
+
+def _without_contents(record: int, listed: memoryview, count: int) -> bytes:
+    """The first `count` whole records of these entries, in one piece."""
+    size = MAX_BATCH_SIZE * ENTRY_SIZE
+    lists = (listed[start : start + size] for start in range(0, count * size, size))
+    return _header(record, MAX_BATCH_SIZE, 0).join((b"", *lists))
+
+
+def _header(record: int, count: int, size: int) -> bytes:
+    """What precedes `count` entries and `size` bytes of contents."""
+    list_header = encode_page_list_header(count)
+    length = len(list_header) + count * ENTRY_SIZE + size
+    return encode_record_header(record, length) + list_header
 
 
 class MapAhead:
@@ -257,7 +286,11 @@ def read_page_list(reader: StreamInput, length: int, what: str) -> tuple[Pfns, b
     start = reader.offset
     if length < HEADER_SIZE + ENTRY_SIZE:
         raise DecodeError(what, start, f"{length} bytes are too short for a page list")
-    count = decode_page_list_header(reader.read(HEADER_SIZE, what), what, start)
+    # All of the list, as a rule. If that is all of the record, another's header follows; if not,
+    # contents do, which are to go to the domain's memory and nowhere else.
+    rest = length - HEADER_SIZE
+    ahead = _LIST_SIZE if rest > _LIST_SIZE else rest + RECORD_HEADER_SIZE
+    count = decode_page_list_header(reader.read(HEADER_SIZE, what, ahead), what, start)
     if HEADER_SIZE + count * ENTRY_SIZE > length:
         raise DecodeError(what, start, f"{length} bytes are too short for a list of {count} pfns")
     entries = reader.read(count * ENTRY_SIZE, what)

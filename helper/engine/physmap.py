@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import compress
 from typing import Final
 
 from xen_save_helper.helper.hypervisors.interface import Domain
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.page_types import PageType, type_octet
-from xen_save_helper.ipc_schema.streams.pfns import Pfns, highest, is_run, pfns_of, runs_of
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, highest, is_run, pfns_of, run_of, runs_of
 
 _SUPERPAGE_ORDER = 9
 _SUPERPAGE = 1 << _SUPERPAGE_ORDER
@@ -63,31 +63,33 @@ class Physmap:
         if 1 not in exists:
             return
         populated = self._populated
-        first, end = pfns[0], pfns[0] + len(pfns)
-        if 0 not in exists and is_run(pfns) and populated.find(1, first, end) < 0:
-            populated[first:end] = exists
-            new = pfns
-        else:
-            new = pfns_of()
-            for pfn in compress(pfns, exists):
-                if not populated[pfn]:
-                    populated[pfn] = 1
-                    new.append(pfn)
-        if new:
-            self._populate(new)
-            self.count += len(new)
+        if 0 not in exists and is_run(pfns):
+            first, end = pfns[0], pfns[0] + len(pfns)
+            if populated.find(1, first, end) < 0:
+                populated[first:end] = exists
+                self._populate([range(first, end)])
+                return
+            if populated.find(0, first, end) < 0:
+                return
+        new = pfns_of()
+        for pfn in compress(pfns, exists):
+            if not populated[pfn]:
+                populated[pfn] = 1
+                new.append(pfn)
+        self._populate([range(first, first + count) for first, count, _ in runs_of(new)])
 
     def populate_one(self, pfn: int, offset: int) -> None:
         self.populate(pfns_of([pfn]), bytes([type_octet(PageType.NOTAB)]), offset)
 
-    def _populate(self, pfns: Pfns) -> None:
+    def _populate(self, runs: Sequence[range]) -> None:
         small = pfns_of()
-        for first, count, _ in runs_of(pfns):
-            for part in _split(range(first, first + count)):
+        for run in runs:
+            for part in _split(run):
                 if len(part) != _SUPERPAGE or not self._populate_superpage(part[0]):
-                    small.extend(part)
+                    small += run_of(part[0], len(part))
         if small:
             self._domain.populate_physmap_exact(small)
+        self.count += sum(map(len, runs))
 
     def _populate_superpage(self, pfn: int) -> bool:
         """Populate one superpage; False if memory is too fragmented."""

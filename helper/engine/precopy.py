@@ -10,19 +10,21 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.engine.environment import Environment
-from xen_save_helper.helper.engine.hot_pages import HotPages
 from xen_save_helper.helper.engine.page_stream import MapAhead, PageWriter
 from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain
 from xen_save_helper.helper.job import Job
-from xen_save_helper.helper.precopy_limits import limited_policy
 from xen_save_helper.ipc_schema.board import AS_ASKED, Word
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 from xen_save_helper.ipc_schema.channel.precopy_rule import LIBXENGUEST_PRECOPY, decide
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of
+
+if TYPE_CHECKING:
+    from xen_save_helper.helper.engine.hot_pages import HotPages
 
 UNKNOWN = -1
 """The dirty count during a round."""
@@ -47,6 +49,8 @@ def precopy_policy(reporter: Reporter, job: Job, sent: Callable[[], int]) -> Pol
     if not reporter.provides("precopy_policy"):
         if job.limits is None and job.steered is None:
             return simple_precopy_policy
+        from xen_save_helper.helper.precopy_limits import limited_policy
+
         return limited_policy(job, sent, reporter)
 
     def ask(iteration: int, total_written: int, dirty_count: int) -> PrecopyPolicy:
@@ -86,6 +90,8 @@ class Rounds:
         self._max_downtime_ms = request.max_downtime_ms
         self._hot: HotPages | None = None
         if request.postcopy or environment.page_server is not None:
+            from xen_save_helper.helper.engine.hot_pages import HotPages
+
             # Even if no downtime is admitted yet.
             self._hot = HotPages(self.p2m_size)
         self._iteration = 0

@@ -19,7 +19,6 @@ from xen_save_helper.helper.job import RestoreResults
 from xen_save_helper.ipc_schema.board import Word
 from xen_save_helper.ipc_schema.channel.messages import StreamType, XentoollogLevel
 from xen_save_helper.ipc_schema.errors import DecodeError
-from xen_save_helper.ipc_schema.streams import postcopy_offer
 from xen_save_helper.ipc_schema.streams.libxc_bodies import Body, TscInfo
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_type
 from xen_save_helper.ipc_schema.streams.libxc_records import check_length, decode_body
@@ -240,15 +239,16 @@ class _Restore:
             zeros = selected(pfns, allocated_mask(types))
             for first, count, _ in runs_of(zeros):
                 self._domain.clear_pages(first, count)
-        present = pfns if pages == len(pfns) else selected(pfns, contents_mask(types))
         if not pages:
             return
+        present = pfns if pages == len(pfns) else selected(pfns, contents_mask(types))
         views = self._domain.foreign_map(present, writable=True)
         try:
             if self._order.stage is Stage.VERIFY:
                 self._compare(present, views)
             else:
-                self._reader.readinto(views, "PAGE_DATA")
+                # Another record must follow: END, at least.
+                self._reader.readinto(views, "PAGE_DATA", ahead=HEADER_SIZE)
         finally:
             self._domain.foreign_unmap(views)
         self._results.statistics.pages += pages
@@ -379,6 +379,8 @@ class _Restore:
             raise OSError(errno.EIO, "the postcopy transition callback failed")
 
     def _postcopy_offer(self, length: int) -> None:
+        from xen_save_helper.ipc_schema.streams import postcopy_offer
+
         offset = self._reader.offset
         body = self._body(RecordType.POSTCOPY_OFFER, length)
         if self._pager is not None and self._pager.connected:

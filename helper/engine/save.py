@@ -24,7 +24,6 @@ from xen_save_helper.ipc_schema.channel.messages import (
     XCFlags,
     XentoollogLevel,
 )
-from xen_save_helper.ipc_schema.streams import postcopy_offer
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.libxc_records import encode_body
 from xen_save_helper.ipc_schema.streams.libxc_stream import (
@@ -155,6 +154,8 @@ class _Save:
         return Outcome.LIVE if self._live else Outcome.NON_LIVE
 
     def _offer_postcopy(self, page_server: PageServer) -> None:
+        from xen_save_helper.ipc_schema.streams import postcopy_offer
+
         try:
             offer = page_server.offer()
         except OSError as error:

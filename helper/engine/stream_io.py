@@ -233,27 +233,37 @@ class StreamOutput:
 
 
 class StreamInput:
-    """The receiving end. `offset` is that of the next byte in the stream, on the `board` as
-    well."""
+    """The receiving end. Nothing is read that was not asked for: what follows the stream is another
+    reader's. `ahead` says how many bytes more are sure to follow in the stream; as many of them as
+    have come are kept for the next read, which spares a system call."""
 
     def __init__(
         self, fd: int, abort: Abort, what: str = "stream", board: Board | None = None
     ) -> None:
         self.fd = fd
         self._words = (Board() if board is None else board).ints
-        self.offset = 0
+        self._received = 0
+        self._kept = memoryview(b"")
         self._abort = abort
         self._what = what
         self._readv: Callable[[int, Sequence[Buffer]], int] = os.readv
 
-    def read(self, size: int, what: str) -> bytes:
+    @property
+    def offset(self) -> int:
+        """That of the next byte in the stream. The board has how many have come."""
+        return self._received - len(self._kept)
+
+    def read(self, size: int, what: str, ahead: int = 0) -> bytes:
         """Read exactly `size` bytes of `what`. Raises StreamEndError if the stream ends before.
 
         Memory is allocated as bytes arrive, since `size` may be a lie.
         """
+        if size <= len(self._kept):
+            taken, self._kept = self._kept[:size], self._kept[size:]
+            return bytes(taken)
         if size <= _READ_CHUNK:
             buffer = bytearray(size)
-            self.readinto([memoryview(buffer)], what)
+            self.readinto([memoryview(buffer)], what, ahead)
             return bytes(buffer)
         gathered = bytearray()
         while len(gathered) < size:
@@ -268,21 +278,42 @@ class StreamInput:
             self.readinto([part], what)
             size -= len(part)
 
-    def readinto(self, views: Sequence[memoryview], what: str) -> None:
+    def readinto(self, views: Sequence[memoryview], what: str, ahead: int = 0) -> None:
         """Fill `views`. Raises StreamEndError if the stream ends before, and OSError."""
-        # Reading into an empty view alone would return 0, which looks like the end of the stream.
-        pending: Sequence[Buffer] = [view for view in views if len(view)]
-        while pending:
-            taken = self.read_some(pending, what)
+        missing = sum(map(len, views))
+        pending: Sequence[Buffer] = views
+        if self._kept and missing:
+            taken = self._take_kept(views)
+            missing -= taken
+            pending = advance(views, taken)
+        extra = memoryview(bytearray(ahead))
+        if ahead:
+            pending = [*pending, extra]
+        while missing > 0:
+            taken = self._receive(pending, what)
             if taken == 0:
-                missing = sum(len(view) for view in pending)
                 raise StreamEndError(
                     what, self.offset, f"the stream ends, {missing} bytes are missing"
                 )
+            missing -= taken
             pending = advance(pending, taken)
+        if missing:
+            self._kept = extra[:-missing]
 
     def read_some(self, views: Sequence[Buffer], what: str) -> int:
         """Read once; returns the number of bytes read, 0 at the end of the stream."""
+        return self._take_kept(views) if self._kept else self._receive(views, what)
+
+    def _take_kept(self, views: Sequence[Buffer]) -> int:
+        """Fill views with bytes that have come already; returns how many they were."""
+        before = len(self._kept)
+        for view in views:
+            part = self._kept[: len(view)]
+            memoryview(view)[: len(part)] = part
+            self._kept = self._kept[len(part) :]
+        return before - len(self._kept)
+
+    def _receive(self, views: Sequence[Buffer], what: str) -> int:
         self._abort.check()
         while True:
             try:
@@ -299,7 +330,7 @@ class StreamInput:
                     error.errno,
                     f"{self._what}, {what} at offset {self.offset:#x}: {error.strerror}",
                 ) from error
-            self.offset += taken
-            self._words[Word.BYTES] = self.offset
+            self._received += taken
+            self._words[Word.BYTES] = self._received
             self._abort.progress()
             return taken

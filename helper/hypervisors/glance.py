@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.hypervisors import SIMULATED, XEN
@@ -45,6 +44,8 @@ def _name(hypervisor: str, domid: int) -> str | None:
 
 
 def _simulated(hypervisor: str, domid: int) -> OpenDomain:
+    from pathlib import Path
+
     from xen_save_helper.helper.hypervisors.simulated.domain_files import domain_path
     from xen_save_helper.helper.hypervisors.simulated.open_domain import ANSWER_LIMIT, OpenDomain
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sys
-import sysconfig
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def own_program(command: str) -> Path:
     """The program's path. Raises FileNotFoundError that names the directories searched."""
+    # Imported late: a restore needs them only to say that it is refused.
+    import shutil
+    import sysconfig
+    from pathlib import Path
+
     directories = dict.fromkeys(
         (
             str(Path(sys.argv[0]).resolve().parent),

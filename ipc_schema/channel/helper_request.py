@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum, StrEnum
-from typing import Any, Final, NamedTuple, get_type_hints
+from typing import Any, Final, get_type_hints
 
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, Operation, StreamType
+from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 
 class Engine(StrEnum):

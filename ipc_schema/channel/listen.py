@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 
 class Listen(NamedTuple):

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum, IntEnum, StrEnum
-from typing import Final, NamedTuple
+from typing import Final
+
+from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 PROTOCOL_VERSION: Final = 1
 """Version of the ZeroMQ conversation, shown in `hello`; both ends must have the same."""

@@ -57,7 +57,7 @@ def encode_page_list_header(count: int) -> bytes:
 def encode_entries(pfns: Pfns, types: bytes | bytearray) -> bytearray:
     """Encode the entries of `encode_page_list`, of as many lists as they are for. Raises ValueError
     for a pfn above MAX_PFN and an unknown type."""
-    entries = bytearray(pfns.tobytes())
+    entries = bytearray(memoryview(pfns).cast("B"))
     columns = entries[_TYPES], entries[_NEXT_TO_TYPES]
     if not (_only(columns[0], b"\0") and _only(columns[1], _PFN_BITS_ONLY)):
         raise ValueError(f"pfn {max(pfns):#x} in a page list, want at most {MAX_PFN:#x}")

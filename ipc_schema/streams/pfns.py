@@ -53,8 +53,13 @@ def _low_octets() -> bytes:
 
 
 def selected(pfns: Pfns, mask: bytes | bytearray) -> Pfns:
-    """Those of `pfns` whose octet in `mask`, which is as long, is not 0."""
-    return array("Q", compress(pfns, mask))
+    """Those of `pfns` whose octet in `mask`, which is as long, is 1; the others are 0. A mask is
+    mostly one run of ones, or has none."""
+    first, end = mask.find(1), mask.rfind(1) + 1
+    if not end:
+        return pfns_of()
+    part, chosen = pfns[first:end], mask[first:end]
+    return array("Q", compress(part, chosen)) if 0 in chosen else part
 
 
 def is_run(pfns: Pfns) -> bool:

@@ -9,9 +9,10 @@ msgpack is imported here when it is wanted: few streams have an offer.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 _KEY: Final = 40
 """Characters of a key of CURVE, in Z85."""

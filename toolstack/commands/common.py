@@ -131,7 +131,7 @@ def control_directory_of(arguments: argparse.Namespace) -> Path:
     if arguments.host not in {None, XEN}:
         return host_of(arguments).control_dir
     from xen_save_helper.helper.settings import read_settings
-    from xen_save_helper.ipc_schema.control import DIRECTORY_VARIABLE
+    from xen_save_helper.ipc_schema.control_directory import DIRECTORY_VARIABLE
 
     found = read_settings(os.environ)
     for problem in found.problems:

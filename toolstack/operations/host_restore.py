@@ -17,7 +17,7 @@ from xen_save_helper.ipc_schema.board import VARIABLE as BOARD
 from xen_save_helper.ipc_schema.causes import SYSTEM, Cause, Why, why
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.channel.waits import Patience
-from xen_save_helper.ipc_schema.control import DIRECTORY_VARIABLE
+from xen_save_helper.ipc_schema.control_directory import DIRECTORY_VARIABLE
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.toolstack.aio import blocking
 from xen_save_helper.toolstack.aio.patience import patience

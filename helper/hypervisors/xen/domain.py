@@ -50,8 +50,9 @@ _TYPE_OCTETS: Final = slice(3, None, 8)
 _PAGE_BITS: Final = 4096 * 8
 """Bits of a page of a hypercall buffer."""
 
-_UNPACKED: Final = tuple(bytes(octet >> bit & 1 for bit in range(8)) for octet in range(256))
-_UNPACKED_AT_ONCE: Final = 512
+_BITS: Final = tuple(bytes(octet >> bit & 1 for octet in range(256)) for bit in range(8))
+"""For each bit of an octet, whether it is set in each octet."""
+_UNPACKED_AT_ONCE: Final = 4096
 """Octets of a bitmap: most parts of one are either holes or clean."""
 
 
@@ -70,14 +71,15 @@ def _guest() -> ctypes.CDLL:
     return load(versioned("libxenguest"), _abi().guest)
 
 
-def _unpack(bits: bytes, bitmap: Bitmap) -> None:
+def unpack(bits: bytes, bitmap: Bitmap) -> None:
     """Fill `bitmap` with `bits`, least significant first; there may be some more of these."""
-    clean = bytes(_UNPACKED_AT_ONCE)
+    clean = bytes(8 * _UNPACKED_AT_ONCE)
     for start in range(0, len(bits), _UNPACKED_AT_ONCE):
         part = bits[start : start + _UNPACKED_AT_ONCE]
-        unpacked = (
-            bytes(8 * len(part)) if part == clean else b"".join(map(_UNPACKED.__getitem__, part))
-        )
+        unpacked = bytearray(clean[: 8 * len(part)])
+        if part.count(0) < len(part):
+            for bit, is_set in enumerate(_BITS):
+                unpacked[bit::8] = part.translate(is_set)
         end = min(8 * start + len(unpacked), len(bitmap))
         bitmap[8 * start : end] = unpacked[: end - 8 * start]
 
@@ -137,7 +139,7 @@ class XenDomain(XenControlledDomain):
             raise OSError(
                 errno.EIO, f"{name}, domain {self.domid}: the bitmap has {done} pages of {pages}"
             )
-        _unpack(ctypes.string_at(bitmap.hbuf or 0, -(-pages // 8)), dirty)
+        unpack(ctypes.string_at(bitmap.hbuf or 0, -(-pages // 8)), dirty)
         return int(stats.dirty_count)
 
     def _buffer(self, bits: int) -> HypercallBuffer:

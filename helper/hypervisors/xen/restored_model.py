@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from xen_save_helper.helper.hypervisors.own_programs import own_program
 from xen_save_helper.helper.hypervisors.xen import qemu
-from xen_save_helper.helper.hypervisors.xen.xenstore import Xenstore
+from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 SETTING: Final = "XEN_SAVE_HELPER_DEVICE_MODEL"
 """What libxl starts as a restored HVM domain's device model, a path, where that is not the packaged
@@ -96,6 +96,12 @@ def check(domid: int, named: str) -> str:
     memory has come."""
     if named == UNCHECKED:
         return ""
+    program = named or qemu.packaged()
+    if program is None or qemu.is_wrapper(program):
+        return ""
+    # Imported late: where no such program is, a restore need not wait for the sockets' module.
+    from xen_save_helper.helper.hypervisors.xen.xenstore import Xenstore
+
     try:
         with Xenstore() as xenstore:
             kind = xenstore.text(f"/libxl/{domid}/type")
@@ -103,9 +109,6 @@ def check(domid: int, named: str) -> str:
     except OSError as bad:
         return f"what domain {domid} has for a device model is not known: {bad.strerror}"
     if kind != _HVM or version != _QEMU_XEN:
-        return ""
-    program = named or qemu.packaged()
-    if program is None or qemu.is_wrapper(program):
         return ""
     try:
         refusal = _refusal(program)

@@ -15,10 +15,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Final, NamedTuple, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from xen_save_helper.helper.patience import poll_milliseconds
 from xen_save_helper.ipc_schema.channel.waits import Patience
+from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 T = TypeVar("T")
 

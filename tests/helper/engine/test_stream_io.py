@@ -228,6 +228,48 @@ def test_skipping(abort: Abort, ends: tuple[socket.socket, socket.socket]) -> No
     assert reader.offset == 103
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=6),
+    st.booleans(),
+)
+def test_reading_ahead_takes_what_follows_and_no_more(
+    steps: list[tuple[int, int]], some: bool
+) -> None:
+    """Each step reads so many bytes, and says how many more will surely follow."""
+    sizes = [size for size, _ahead in steps]
+    stream = bytes(number % 251 for number in range(sum(sizes)))
+    near, far = socket.socketpair()
+    with near, far, Abort(signals=frozenset()) as abort:
+        far.send(stream + b"another's")
+        reader = StreamInput(near.fileno(), abort)
+        got = b""
+        for place, (size, ahead) in enumerate(steps, 1):
+            following = min(ahead, sum(sizes[place:]))
+            if some:
+                got += reader.read(size, "part", following)
+            else:
+                buffer = memoryview(bytearray(size))
+                reader.readinto([buffer[: size // 2], buffer[size // 2 :]], "part", following)
+                got += bytes(buffer)
+            assert reader.offset == len(got)
+        assert got == stream
+        assert near.recv(100) == b"another's"
+
+
+def test_what_was_read_ahead_comes_first(
+    abort: Abort, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    near, far = ends
+    far.send(b"0123456789")
+    reader = StreamInput(near.fileno(), abort)
+    assert reader.read(2, "first", ahead=3) == b"01"
+    buffer = bytearray(8)
+    assert reader.read_some([memoryview(buffer)], "next") == 3
+    assert buffer[:3] == b"234"
+    assert reader.read_some([memoryview(buffer)], "last") == 5
+    assert (bytes(buffer[:5]), reader.offset) == (b"56789", 10)
+
+
 @pytest.mark.parametrize("expecting", [False, True])
 @pytest.mark.parametrize("seconds", [0.0, 0.02, None])
 def test_a_busy_poll_tells_what_a_poll_tells(

@@ -54,5 +54,8 @@ def test_what_is_no_run(pfns: list[int]) -> None:
     assert not is_run(pfns_of(pfns))
 
 
-def test_a_mask_selects() -> None:
-    assert selected(pfns_of([9, 3, 7]), b"\1\0\1").tolist() == [9, 7]
+@given(st.lists(st.tuples(st.integers(0, 1 << 52), st.booleans())))
+def test_a_mask_selects(chosen: list[tuple[int, bool]]) -> None:
+    pfns = pfns_of(pfn for pfn, _ in chosen)
+    mask = bytes(there for _, there in chosen)
+    assert selected(pfns, mask).tolist() == [pfn for pfn, there in chosen if there]

@@ -27,7 +27,8 @@ from tests.xen.scenarios.toolstack import (
 )
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE
 from xen_save_helper.helper.hypervisors.xen.domain import XenDomain
-from xen_save_helper.ipc_schema.control import DEFAULT_DIRECTORY, Role
+from xen_save_helper.ipc_schema.control import Role
+from xen_save_helper.ipc_schema.control_directory import DEFAULT_DIRECTORY
 from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
 from xen_save_helper.ipc_schema.streams.pfns import pfns_of, run_of, selected
 from xen_save_helper.toolstack.helpers.control import processes

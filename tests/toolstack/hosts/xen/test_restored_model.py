@@ -101,7 +101,8 @@ def test_a_wrapper_in_the_packaged_ones_place_will_do(
     link.symlink_to(WRAPPER)
     monkeypatch.setattr(qemu, "PACKAGED", (str(link),))
     assert choose(config()) == (config(), "", "")
-    assert checked(tmp_path, monkeypatch) == ""
+    monkeypatch.setenv("XENSTORED_PATH", "/nowhere/socket")
+    assert check(7, "") == "", "xenstore need not be asked"
 
 
 def test_a_qemu_that_the_configuration_names_is_examined(
@@ -189,7 +190,6 @@ def test_the_drop_in_goes_on_if_a_wrapper_is_in_use_or_none_is_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     packaged_is(NEW)
-    assert checked(tmp_path, monkeypatch, WRAPPER) == ""
     assert checked(tmp_path, monkeypatch, qemu_is(OLD, "own-qemu")) == ""
     assert checked(tmp_path, monkeypatch, kind="pvh", model="none") == ""
     assert checked(tmp_path, monkeypatch, kind="pv", model=None) == ""
@@ -198,6 +198,10 @@ def test_the_drop_in_goes_on_if_a_wrapper_is_in_use_or_none_is_needed(
     assert checked(tmp_path, monkeypatch) == ""
     with pytest.raises(OSError, match=r"own-qemu is QEMU 11\.1\.3"):
         checked(tmp_path, monkeypatch, qemu_is(NEW, "own-qemu"))
+    monkeypatch.setenv("XENSTORED_PATH", "/nowhere/socket")
+    assert check(7, WRAPPER) == "", "xenstore need not be asked"
+    monkeypatch.setattr(qemu, "PACKAGED", ())
+    assert check(7, "") == "", "nor if there is no QEMU: libxl will say so"
 
 
 def test_what_cannot_be_known_is_logged(
