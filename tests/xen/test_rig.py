@@ -159,6 +159,17 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cached"
 
 
+def test_a_maker_leaves_those_of_other_things_alone(own_cache: Path) -> None:
+    """The names of some begin with the names of others."""
+    own_cache.mkdir()
+    stale = own_cache / "building-machine-some-abcdefgh"
+    stale.mkdir()
+    with cache.scratch("machine-some-other") as other, cache.scratch("machine-some") as made:
+        assert other.is_dir()
+        assert made.is_dir()
+        assert not stale.exists()
+
+
 @pytest.mark.usefixtures("mirror", "own_cache")
 def test_where_the_archive_lacks_the_source_it_is_said_what_else_there_is(
     monkeypatch: pytest.MonkeyPatch,
