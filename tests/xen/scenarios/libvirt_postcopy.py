@@ -30,8 +30,6 @@ from tests.xen.scenarios.toolstack import succeeds
 if TYPE_CHECKING:
     from tests.xen.dom0.lab import Lab
 
-_MIB: Final = 128
-_WRITTEN_MIB: Final = 8
 _PAGES_SECONDS: Final = 240
 _OWN: Final = {
     "run": Path("/run/libvirt"),
@@ -59,7 +57,7 @@ def there_and_back(lab: Lab) -> None:
     libvirt's own connection (--tunnelled). It counts on, finds its memory as it was, and its daemon
     can save it."""
     first, second, third = _Moving.NAMES
-    guest = _Moving(first, "pvh", _MIB, dirty=_WRITTEN_MIB)
+    guest = _Moving(first, "pvh")
     with _by_environment(lab), _by_file(lab) as (there, here_from_there):
         virsh("create", description(lab.directory, guest), limit=120)
         guest.wait_for_count(1, COUNTS_SECONDS)
@@ -89,7 +87,7 @@ def _goes_on_as(lab: Lab, guest: Guest, name: str, uri: str) -> None:
     succeeds("postcopy", "wait", "--timeout", str(_PAGES_SECONDS))
     wait_until("the pager ends", lambda: not lab.running("xen_save_helper.helper"), 60)
     wait_until("the old domain is gone", lambda: list(lab.domains()) == [name], 30)
-    assert virsh("list", "--all", "--name", uri=uri).output.split() == [name]
+    assert virsh("list", "--all", "--name", uri=uri).output.split() == ["Domain-0", name]
     lab.figure("faults", sum(event["faults"] for event in lab.events("postcopy_faults")))
     guest.goes_on()
 
