@@ -69,7 +69,8 @@ def _leave_some(lab: Lab, guest: Guest, share: int, number: int) -> None:
     to = gate.command(octets, "xl migrate-receive")
     program = lab.start_migrate(guest, receive=to, env=BY_POSTCOPY)
     wait_until("the stream is held", lambda: gate.holds, COMMAND_SECONDS)
-    succeeds("switch", guest.name, "stop-and-copy")
+    # The guest that arrives may have the same name by now.
+    succeeds("switch", str(lab.domid(guest)), "stop-and-copy")
     gate.open()
     assert program.end(COMMAND_SECONDS).status == 0
 
