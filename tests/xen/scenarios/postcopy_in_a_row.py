@@ -64,13 +64,14 @@ def in_a_row(lab: Lab, kind: str, vcpus: int, share: int | None) -> None:
 
 def _leave_some(lab: Lab, guest: Guest, share: int, number: int) -> None:
     """The stream is held in the first round; it is told meanwhile that precopy shall end."""
+    # By its domid: the guest that arrives may have the same name by then.
+    domid = lab.domid(guest)
     gate = Gate(lab.directory / f"gate-{number}")
     octets = max(1, guest.octets * (100 - share) // 100 - _UNDER_WAY)
     to = gate.command(octets, "xl migrate-receive")
     program = lab.start_migrate(guest, receive=to, env=BY_POSTCOPY)
     wait_until("the stream is held", lambda: gate.holds, COMMAND_SECONDS)
-    # The guest that arrives may have the same name by now.
-    succeeds("switch", str(lab.domid(guest)), "stop-and-copy")
+    succeeds("switch", str(domid), "stop-and-copy")
     gate.open()
     assert program.end(COMMAND_SECONDS).status == 0
 
