@@ -71,7 +71,7 @@ def _leave_some(lab: Lab, guest: Guest, share: int, number: int) -> None:
     to = gate.command(octets, "xl migrate-receive")
     program = lab.start_migrate(guest, receive=to, env=BY_POSTCOPY)
     wait_until("the stream is held", lambda: gate.holds, COMMAND_SECONDS)
-    succeeds("switch", str(domid), "stop-and-copy")
+    succeeds("switch", str(domid), "postcopy")
     gate.open()
     assert program.end(COMMAND_SECONDS).status == 0
 
