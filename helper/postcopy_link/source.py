@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from xen_save_helper.helper.job import Job
 
 _MODULE: Final = "xen_save_helper.helper.postcopy_link.page_server"
-_OFFER_SECONDS: Final = 20.0
+_OFFER_SECONDS: Final = 60.0
+"""For the start of an interpreter, on a dom0 that may be busy: 20 s were seen to be too few. The
+guest runs meanwhile."""
+_SERVES_SECONDS: Final = 20.0
 _KEEP_SECONDS: Final = 60.0
 _END_SECONDS: Final = 5.0
 
@@ -68,7 +71,7 @@ class PageServer:
         """The save is done: it serves from here on, whatever becomes of this process. Returns its
         name in the directory of control sockets. Raises OSError if it has lost the pages."""
         packets.send(self._line, {"go": True})
-        name = str(self._hear("serves", _OFFER_SECONDS))
+        name = str(self._hear("serves", _SERVES_SECONDS))
         # Nobody waits for it.
         self._process.returncode = 0
         return name

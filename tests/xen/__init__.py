@@ -16,10 +16,11 @@
 
 It needs root and the programs of Debian 12's packages qemu-system-x86, mmdebstrap, e2fsprogs,
 busybox-static, cpio and zstd; and to build a Xen with shadow paging, for PV guests that migrate,
-gcc, make, bison, flex, libelf-dev and dpkg-dev. dom0 images, that Xen, and each machine as it was
-when dom0 and some guests had booted are made once and kept in `~/.cache/xen-save-helper/rig`. The
-package is the checkout's, built as a wheel and installed by pip in each machine that is started, on
-Debian's own Python libraries.
+gcc, make, bison, flex, libelf-dev and dpkg-dev. Its sources are Debian's package, or a release's
+tree in the directory that XEN_SOURCES names (see `shadow_xen`). dom0 images, that Xen, and each
+machine as it was when dom0 and some guests had booted are made once and kept in
+`~/.cache/xen-save-helper/rig`. The package is the checkout's, built as a wheel and installed by pip
+in each machine that is started, on Debian's own Python libraries.
 
 To try something out: start a machine, run a script in dom0, and see its output as it comes:
 

@@ -35,7 +35,8 @@ def scratch(name: str) -> Iterator[Path]:
     """A directory to make something in, for the holder of the lock `name`. Directories that killed
     makers left behind are removed first."""
     prefix = f"building-{name}-"
-    for stale in CACHE.glob(f"{prefix}*"):
+    # The random part of mkdtemp has eight characters. A longer rest belongs to another name.
+    for stale in CACHE.glob(f"{prefix}????????"):
         shutil.rmtree(stale)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix=prefix) as directory:
         yield Path(directory)

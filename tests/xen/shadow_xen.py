@@ -3,6 +3,10 @@
 Only these options of the release's source package are changed: a PV guest's dirty pages can only be
 logged with shadow paging. Only the hypervisor is built; the image's tools work with any of the
 release.
+
+Where Debian's archive does not have the source package, SOURCES_VARIABLE names a directory with
+Xen's own sources, a tree for each release: `4.20/xen/Makefile`, say. What is there is taken in
+place of the package.
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ from typing import Final
 from tests.xen import host_tools
 from tests.xen.cache import CACHE, exclusive, scratch
 from tests.xen.images import Suite
+from tests.xen.wheel import digest
 
+SOURCES_VARIABLE: Final = "XEN_SOURCES"
 _OPTIONS: Final = ("CONFIG_UNSUPPORTED=y", "CONFIG_SHADOW_PAGING=y", "CONFIG_MEM_PAGING=y")
 _KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _BUILD_SECONDS: Final = 3600
@@ -26,7 +32,9 @@ _BUILD_SECONDS: Final = 3600
 def shadow_xen(suite: Suite) -> Path:
     """The hypervisor as QEMU boots it, built now (in one to two minutes) if there is none. Raises
     host_tools.MissingToolsError, subprocess.CalledProcessError."""
-    recipe = "\n".join((suite.name, suite.xen, *_OPTIONS))
+    tree = _own_tree(suite)
+    own = () if tree is None else (digest(tree / "xen"),)
+    recipe = "\n".join((suite.name, suite.xen, *_OPTIONS, *own))
     key = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     kept = CACHE / f"shadow-xen-{suite.name}-{key}"
     if not kept.exists():
@@ -34,14 +42,33 @@ def shadow_xen(suite: Suite) -> Path:
         with exclusive(name):
             if not kept.exists():
                 with scratch(name) as parts:
-                    _build(suite, parts, kept)
+                    _build(suite, tree, parts, kept)
     return kept
 
 
-def _build(suite: Suite, parts: Path, kept: Path) -> None:
+def _own_tree(suite: Suite) -> Path | None:
+    """The release's sources in the directory of SOURCES_VARIABLE, None if that is not set or has
+    none of this release. Raises host_tools.MissingToolsError if there is no such directory."""
+    directory = os.environ.get(SOURCES_VARIABLE)
+    if not directory:
+        return None
+    if not Path(directory).is_dir():
+        raise host_tools.MissingToolsError(f"{SOURCES_VARIABLE}: {directory} is not a directory")
+    tree = Path(directory, suite.xen)
+    return tree if (tree / "xen" / "Makefile").is_file() else None
+
+
+def _build(suite: Suite, tree: Path | None, parts: Path, kept: Path) -> None:
     host_tools.need_to_build()
-    print(f"tests.xen: building Xen {suite.xen} with shadow paging (once)", flush=True)
-    source = _source(suite, parts)
+    origin = "Debian's source package" if tree is None else tree
+    print(
+        f"tests.xen: building Xen {suite.xen} with shadow paging from {origin} (once)", flush=True
+    )
+    if tree is None:
+        source = _source(suite, parts)
+    else:
+        own = shutil.ignore_patterns(".git")
+        source = shutil.copytree(tree, parts / "xen", symlinks=True, ignore=own) / "xen"
     (source / ".config").write_text("".join(f"{option}\n" for option in _OPTIONS))
     jobs = f"-j{os.cpu_count() or 1}"
     log = parts / "log"
@@ -63,7 +90,8 @@ def _build(suite: Suite, parts: Path, kept: Path) -> None:
 
 
 def _source(suite: Suite, scratch: Path) -> Path:
-    """Unpack the source package; returns the hypervisor's part."""
+    """Unpack the source package; returns the hypervisor's part. Raises host_tools.MissingToolsError
+    if the archive has none."""
     (scratch / "lists" / "partial").mkdir(parents=True)
     sources = scratch / "sources.list"
     archive = host_tools.debian_archive()
@@ -72,13 +100,22 @@ def _source(suite: Suite, scratch: Path) -> Path:
     apt += ["-o", "Dir::Etc::sourceparts=-", "-o", f"Dir::State::lists={scratch}/lists"]
     apt += ["-o", "APT::Sandbox::User=root"]
     for command in (["update"], ["source", "xen"]):
-        subprocess.run(
+        done = subprocess.run(
             [*apt, *command],
             cwd=scratch,
-            check=True,
+            check=False,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
             timeout=_BUILD_SECONDS,
         )
+        if done.returncode:
+            raise host_tools.MissingToolsError(
+                f"no source package of Xen {suite.xen}: apt-get {command[0]} says:\n"
+                f"{done.stderr.rstrip()}\n"
+                f"{SOURCES_VARIABLE} can name a directory that has the release's sources in "
+                f"{suite.xen}/"
+            )
     (tree,) = (path for path in scratch.glob("xen-*") if path.is_dir())
     return tree / "xen"

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.waiting import wait_for
-from tests.xen import crossings, host_tools, runner
+from tests.xen import cache, crossings, host_tools, runner, shadow_xen
 from tests.xen.cache import REPOSITORY
 from tests.xen.crossings import Crossing
 from tests.xen.dom0 import agent, guest, kernel_log
@@ -35,7 +35,7 @@ from tests.xen.emulator import (
     is_frozen,
     seconds_wanted,
 )
-from tests.xen.images import SUITES, unpacked
+from tests.xen.images import SUITES, Suite, unpacked
 from tests.xen.machine import Outcome
 from tests.xen.runner import Machines, Plan
 from tests.xen.scenarios import SCENARIOS, Case, cases, with_those_before
@@ -127,9 +127,9 @@ def own_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return sources
 
 
-def test_sources_come_from_where_this_machine_has_debians_packages(
-    own_apt: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def mirror(own_apt: Path, tmp_path: Path) -> Path:
+    """The directory of a mirror with a package, but no source, which that machine's apt knows."""
     for name, label in (("security", "Debian-Security"), ("mirror", "Debian")):
         release = tmp_path / name / "dists" / "somewhen"
         (release / "main" / "binary-amd64").mkdir(parents=True)
@@ -144,7 +144,64 @@ def test_sources_come_from_where_this_machine_has_debians_packages(
         with own_apt.open("a") as sources:
             sources.write(f"deb [trusted=yes] file:{tmp_path}/{name} somewhen main\n")
     subprocess.run(["apt-get", "-qq", "update"], check=True, capture_output=True, timeout=60)
-    assert host_tools.debian_archive().rstrip("/") == f"file:{tmp_path}/mirror"
+    return tmp_path / "mirror"
+
+
+def test_sources_come_from_where_this_machine_has_debians_packages(mirror: Path) -> None:
+    assert host_tools.debian_archive().rstrip("/") == f"file:{mirror}"
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for hypervisors."""
+    for module in (cache, shadow_xen):
+        monkeypatch.setattr(module, "CACHE", tmp_path / "cached")
+    return tmp_path / "cached"
+
+
+def test_a_maker_leaves_those_of_other_things_alone(own_cache: Path) -> None:
+    """The names of some begin with the names of others."""
+    own_cache.mkdir()
+    stale = own_cache / "building-machine-some-abcdefgh"
+    stale.mkdir()
+    with cache.scratch("machine-some-other") as other, cache.scratch("machine-some") as made:
+        assert other.is_dir()
+        assert made.is_dir()
+        assert not stale.exists()
+
+
+@pytest.mark.usefixtures("mirror", "own_cache")
+def test_where_the_archive_lacks_the_source_it_is_said_what_else_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(shadow_xen.SOURCES_VARIABLE, raising=False)
+    with pytest.raises(host_tools.MissingToolsError, match=shadow_xen.SOURCES_VARIABLE):
+        shadow_xen.shadow_xen(Suite("somewhen", "4.99"))
+
+
+def test_a_hypervisor_is_built_from_sources_that_are_at_hand(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = tmp_path / "sources" / "4.99"
+    (tree / "xen").mkdir(parents=True)
+    (tree / "Config.mk").write_text("release = one\n")
+    makefile = tree / "xen" / "Makefile"
+    makefile.write_text("include ../Config.mk\nall:\n\techo $(release) >xen\nolddefconfig:\n")
+    monkeypatch.setenv(shadow_xen.SOURCES_VARIABLE, str(tmp_path / "sources"))
+    one = shadow_xen.shadow_xen(Suite("somewhen", "4.99"))
+    assert one.parent == own_cache
+    assert one.read_text() == "one\n"
+    assert sorted(path.name for path in (tree / "xen").iterdir()) == ["Makefile"]
+    makefile.write_text("all:\n\techo two >xen\nolddefconfig:\n")
+    assert shadow_xen.shadow_xen(Suite("somewhen", "4.99")).read_text() == "two\n"
+
+
+def test_a_directory_of_sources_that_does_not_exist_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(shadow_xen.SOURCES_VARIABLE, str(tmp_path / "missing"))
+    with pytest.raises(host_tools.MissingToolsError, match="not a directory"):
+        shadow_xen.shadow_xen(Suite("somewhen", "4.99"))
 
 
 @pytest.mark.usefixtures("own_apt")

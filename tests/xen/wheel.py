@@ -28,7 +28,7 @@ def wheel() -> Path:
         # A copy, because the build writes beside the sources and picks up whatever it finds there.
         source = Path(scratch, "source")
         copy_sources(SOURCES, source)
-        kept = CACHE / "wheels" / _digest(source)
+        kept = CACHE / "wheels" / digest(source)
         with exclusive("wheels"):
             if not kept.is_dir():
                 _build(source, Path(scratch, "built"), kept)
@@ -47,7 +47,8 @@ def copy_sources(names: Iterable[str], directory: Path) -> None:
             shutil.copy(REPOSITORY / name, directory / name)
 
 
-def _digest(tree: Path) -> str:
+def digest(tree: Path) -> str:
+    """16 hexadecimal digits for all files of a tree, by name and contents."""
     digest = hashlib.sha256()
     for path in sorted(tree.rglob("*")):
         if path.is_file():

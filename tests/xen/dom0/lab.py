@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from tests.xen.dom0 import clean_up, kept_guests
 from tests.xen.dom0.commands import Ended, Program, run, wait_until
-from tests.xen.dom0.guest import CONSOLES, Guest
+from tests.xen.dom0.guest import CONSOLES, GOES_ON_SECONDS, Guest
 from tests.xen.dom0.slow_link import over_slow_link
 
 XEN_BIN: Final = Path(os.environ.get("RIG_XEN_BIN", "/usr/lib/xen-4.17/bin"))
@@ -272,7 +272,7 @@ class Lab:
         wait_until("there is only the guest", is_alone, limit)
         return rows[guest.name].domid
 
-    def assert_runs_on(self, guest: Guest, domid: int, limit: float = 60) -> None:
+    def assert_runs_on(self, guest: Guest, domid: int, limit: float = GOES_ON_SECONDS) -> None:
         """Check that it is the only guest, under its own name, still the same domain, and that it
         counts on."""
         assert self.assert_only(guest, limit) == domid

@@ -15,7 +15,8 @@ from tests.xen.scenarios.scenario import Scenario
 if TYPE_CHECKING:
     from tests.xen.dom0.lab import Lab
 
-_VIRSH: Final = ("virsh", "-c", "xen:///system")
+HERE: Final = "xen:///system"
+"""The daemon at its usual socket."""
 _LEAST_MODEL: Final = Path("/usr/share/libvirt/cpu_map/x86_486.xml")
 _USER: Final = "libvirt-qemu"
 _START_SECONDS: Final = 90
@@ -27,36 +28,43 @@ def save_and_restore(lab: Lab) -> None:
     file = lab.directory / "saved"
     daemon = _start_daemon(lab)
     try:
-        _virsh("create", _description(lab.directory, guest), limit=120)
+        virsh("create", description(lab.directory, guest), limit=120)
         guest.wait_for_count(1, COUNTS_SECONDS)
-        _virsh("save", guest.name, file)
+        virsh("save", guest.name, file)
         assert guest.name not in lab.domains()
-        _virsh("restore", file)
+        virsh("restore", file)
         guest.goes_on()
         assert lab.engines_done() == [DEFAULT_ENGINE] * 2, "a save and a restore"
-        _virsh("destroy", guest.name)
+        virsh("destroy", guest.name)
     finally:
         daemon.kill_session()
 
 
 def _start_daemon(lab: Lab) -> Program:
     """Start the daemon as systemd does with the lines that helper/README.md puts into its unit."""
-    _make_fit_for_libvirt()
+    make_fit_for_libvirt()
     trace = {"XEN_SAVE_HELPER_EVENTS": str(lab.trace)}
-    daemon = Program(["libvirtd"], {**OURS.environment, **trace})
+    return started(Program(["libvirtd"], {**OURS.environment, **trace}))
+
+
+def started(daemon: Program, uri: str = HERE) -> Program:
+    """Returns the daemon once it answers at `uri`. Raises AssertionError with what it has said if
+    it does not."""
 
     def answers() -> bool:
-        asked = subprocess.run([*_VIRSH, "version"], check=False, capture_output=True, timeout=60)
+        command = ["virsh", "-c", uri, "version"]
+        asked = subprocess.run(command, check=False, capture_output=True, timeout=60)
         return asked.returncode == 0
 
     try:
-        wait_until("libvirtd answers", answers, _START_SECONDS)
+        wait_until(f"libvirtd answers at {uri}", answers, _START_SECONDS)
     except AssertionError as silent:
+        daemon.kill_session()
         raise AssertionError(f"{silent}; it says: {daemon.output[-1500:]}") from None
     return daemon
 
 
-def _make_fit_for_libvirt() -> None:
+def make_fit_for_libvirt() -> None:
     """The emulated processor has no VME, which even the least of libvirt's models has; and without
     systemd nobody has created the user that its other driver needs."""
     model = _LEAST_MODEL.read_text()
@@ -65,7 +73,7 @@ def _make_fit_for_libvirt() -> None:
         assert run(["useradd", "--system", _USER]).status == 0
 
 
-def _description(directory: Path, guest: Guest) -> Path:
+def description(directory: Path, guest: Guest) -> Path:
     """libvirt's XML for the guest."""
     path = directory / f"{guest.name}.xml"
     path.write_text(
@@ -90,9 +98,10 @@ def _description(directory: Path, guest: Guest) -> Path:
     return path
 
 
-def _virsh(*arguments: str | Path, limit: float = COMMAND_SECONDS) -> Ended:
-    done = run([*_VIRSH, *arguments], limit)
-    assert done.status == 0, f"virsh {arguments[0]} failed"
+def virsh(*arguments: str | Path, uri: str = HERE, limit: float = COMMAND_SECONDS) -> Ended:
+    """Run virsh, which must succeed, against the daemon at `uri`."""
+    done = run(["virsh", "-c", uri, *arguments], limit)
+    assert done.status == 0, f"virsh {arguments[0]}: {done.output}"
     return done
 
 
