@@ -44,8 +44,10 @@ _STANDS_SECONDS: Final = 3.0
 """After so long without any of it confirmed, too."""
 LINGER_SECONDS: Final = 10.0
 _LAST_WORD_MS: Final = 1000
-_GIVING_UP_SECONDS: Final = 10.0
-"""As long as a window may take on a slow link, after the last word from the other side."""
+_GIVING_UP_SECONDS: Final = 60.0
+"""As long as a window may take on a slow link."""
+_GONE_SECONDS: Final = 5.0
+"""The other side, which says something each second, has gone if it has said nothing for so long."""
 _GIVING_UP_LEAST_SECONDS: Final = 1.0
 _GIVING_UP_AGAIN_MS: Final = 200
 _ORDER_SECONDS: Final = 5.0
@@ -240,16 +242,15 @@ class Tunnel:
     def _say_given_up(self) -> None:
         """Until it is heard, after all that is on its way already: a process that ends takes with
         it what TCP has not brought yet."""
-        deadline = max(
-            self._heard + _GIVING_UP_SECONDS, time.monotonic() + _GIVING_UP_LEAST_SECONDS
-        )
-        said = False
-        while time.monotonic() < deadline:
-            said = self._say_part(len(self._unconfirmed), b"") or said
-            if said and (self._we_are_heard or self._they_gave_up):
-                return
+        now = time.monotonic()
+        least, most = now + _GIVING_UP_LEAST_SECONDS, now + _GIVING_UP_SECONDS
+        while not (self._we_are_heard or self._they_gave_up):
+            self._say_part(len(self._unconfirmed), b"")
             if self._socket.poll(_GIVING_UP_AGAIN_MS):
                 self._hear()
+            now = time.monotonic()
+            if now > most or now > max(least, self._heard + _GONE_SECONDS):
+                return
 
     def _obey(self, order: _Order) -> None:
         try:

@@ -16,7 +16,7 @@ from tests import trace_lines
 from tests.helper.engine.running import suspend
 from tests.helper.libxl_side import Libxl, restore_of, save_of, started
 from tests.waiting import wait_for
-from xen_save_helper.ipc_schema.channel.messages import XCFlags
+from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, Answer, XCFlags
 from xen_save_helper.ipc_schema.control import Ask, Identity, Role
 from xen_save_helper.ipc_schema.operation_status import OperationStatus
 from xen_save_helper.toolstack.helpers import control
@@ -81,7 +81,7 @@ def answered(libxl: Libxl, host: SimulatedHost, domid: int) -> tuple[int, int]:
         if name == "suspend":
             suspend(host, domid)
             libxl.answer(1)
-        else:
+        elif CATALOGUE[name].answer is not Answer.NONE:
             libxl.answer(0)
 
 

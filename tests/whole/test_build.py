@@ -47,6 +47,7 @@ def pip(python: Path | str, *arguments: object, **environment: str) -> tuple[int
     return done.returncode, done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_oldest_tools_that_it_names_will_do(sources: Path, tmp_path: Path) -> None:
     requires = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["build-system"][
@@ -74,6 +75,7 @@ def test_the_oldest_tools_that_it_names_will_do(sources: Path, tmp_path: Path) -
         assert function in files[COMPLETIONS[shell][0].format("xen-toolstack")]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_with_debian_12s_tools_it_says_which_are_too_old(sources: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)

@@ -100,7 +100,7 @@ class DrivenDomain:
 class DrivenHost:
     """A host with one guest, or none as long as it is not made."""
 
-    state_dir = Path("/nowhere")
+    state_dir = control_dir = Path("/nowhere")
 
     def __init__(self, *, exists: bool, device_model: bool) -> None:
         self.exists = exists
