@@ -31,7 +31,6 @@ another one needs to take its place.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
@@ -136,7 +135,13 @@ def is_identity(file: str) -> bool:
 
 
 def lives(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}")
+    """Whether there is such a process, and it has not ended: another one may not have asked for its
+    status yet."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in {b"Z", b"X"}
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def left_by_the_dead(names: Collection[str], lives: Callable[[int], bool] = lives) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from xen_save_helper.ipc_schema.control import (
     Role,
     encode_line,
     left_by_the_dead,
+    lives,
 )
 
 ALIVE, DEAD = 7, 4711
@@ -59,3 +62,14 @@ def test_what_others_keep_there_is_theirs() -> None:
     names = ("notes.json", "a-1-4711.sock", "save-x-4711.json", "save-1-4711.json.bak", ".hidden",
              "save-1-.json", "migrate-1-4711.1")  # fmt: skip
     assert left(*names) == set()
+
+
+def test_one_that_has_ended_does_not_live_though_nobody_has_asked_for_its_status() -> None:
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    assert lives(process.pid)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert os.path.exists(f"/proc/{process.pid}")
+    assert not lives(process.pid)
+    process.communicate()
+    assert not lives(process.pid)

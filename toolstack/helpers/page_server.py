@@ -5,11 +5,10 @@ The domain holds them until they are there: whoever destroys it before loses the
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
-from xen_save_helper.ipc_schema.control import IDENTITY, Identity, Role
+from xen_save_helper.ipc_schema.control import IDENTITY, Identity, Role, lives
 from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.helpers.control import EndedError
 
@@ -44,7 +43,7 @@ def forget_pager(directory: Path, domid: int) -> None:
 def _forget(directory: Path, role: Role, domid: int) -> None:
     with suppress(ValueError):  # what cannot be read is not ours
         process = _process(directory, role, domid)
-        if process is not None and (process.ended or not os.path.exists(f"/proc/{process.pid}")):
+        if process is not None and (process.ended or not lives(process.pid)):
             control.forget(directory, process)
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from xen_save_helper.ipc_schema.control import PostcopyStatus
+from xen_save_helper.ipc_schema.control import PostcopyStatus, lives
 from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.helpers.control import EndedError
 
@@ -28,7 +27,7 @@ def why_lost(directory: Path, name: str) -> str:
     server = control.process_of(directory, name)
     if server is None:
         return ""
-    if not server.ended and os.path.exists(f"/proc/{server.pid}"):
+    if not server.ended and lives(server.pid):
         return ""
     return control.how_ended(directory, server).lost
 

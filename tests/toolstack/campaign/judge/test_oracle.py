@@ -17,7 +17,6 @@ HERE = Path(__file__).parent / "mutants"
 KILLED = "suspend:before-answer=kill"
 LOST = "source/postcopy_transition:before-send=drop"
 TRANSITIONED = "source/record.libxc.POSTCOPY_PAGE_DATA:write=cut"
-UNLISTED = "destination/record.libxc.POSTCOPY_PFNS:read=drop"
 REPORT_LOST = "link/handshake.report=cut"
 FOREIGN = "source/record.libxc.X86_TSC_INFO:write=wrong-number"
 BROKEN = "source/record.libxc.HVM_CONTEXT:write=truncate"
@@ -33,6 +32,8 @@ HARMLESS = "source/hello=delay(0.1)"
 DIRTIED = "source/suspend:before-send=delay(0.5)"
 # The guest starts before the first page comes.
 LATE_PAGES = "source/record.libxc.POSTCOPY_PAGE_DATA:write=delay(0.5)"
+# The receiver, which knows of no page, says that it has all before one comes.
+UNLISTED = "source/phase.postcopy-pages=delay(1); destination/record.libxc.POSTCOPY_PFNS:read=drop"
 
 CAUGHT = [
     ("forgets-the-rc", "source/exit=kill", "live", r"migrate exited with 0"),
