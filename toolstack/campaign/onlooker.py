@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Self
 
-from xen_save_helper.ipc_schema.control import Identity, Role
+from xen_save_helper.ipc_schema.control import Identity, Role, lives
 from xen_save_helper.ipc_schema.faults.points import Side
 from xen_save_helper.toolstack.campaign.evidence import Outliving
 from xen_save_helper.toolstack.helpers import control
@@ -28,7 +28,7 @@ def outliving(directory: Path, process: Identity) -> Outliving:
     left: int | None = None
     with contextlib.suppress(EndedError, OSError):
         left = control.status(directory, process).pages_left
-    return Outliving(process.role.value, _is_alive(process), left)
+    return Outliving(process.role.value, lives(process.pid), left)
 
 
 class LonePids:
@@ -45,7 +45,7 @@ class LonePids:
 
     def found(self) -> set[int]:
         alive = {
-            side: [one for one in control.processes(directory) if _is_alive(one)]
+            side: [one for one in control.processes(directory) if lives(one.pid)]
             for side, directory in self._directories.items()
         }
         lone = [] if all(alive.values()) else [one for side in alive for one in alive[side]]
@@ -91,25 +91,17 @@ class Onlooker:
                 control.processes(directory) for directory in (self._source, self._destination)
             )
             wrong = [one for one in (*servers, *pagers) if stands_still(one.pid)]
-            dead = [one for one in pagers if not _is_alive(one)]
-            waiting = [one for one in servers if _is_alive(one)]
+            dead = [one for one in pagers if not lives(one.pid)]
+            waiting = [one for one in servers if lives(one.pid)]
             if dead and waiting:
                 wrong += dead
             now = time.monotonic()
             since = {one.pid: since.get(one.pid, now) for one in wrong}
             late = [one for one in wrong if now - since[one.pid] > self._patience]
             for one in late:
-                if _is_alive(one):
+                if lives(one.pid):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(one.pid, signal.SIGKILL)
-            if any(not _is_alive(one) and one.role is Role.PAGER for one in late):
+            if any(not lives(one.pid) and one.role is Role.PAGER for one in late):
                 self._abandon()
                 return
-
-
-def _is_alive(process: Identity) -> bool:
-    try:
-        stat = Path(f"/proc/{process.pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(b")")[2].split()[0] not in {b"Z", b"X"}

@@ -170,7 +170,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
         except OSError as error:
             self._report.failed(f"the domain cannot be destroyed: {error}", why(error))
             return
-        with suppress(OSError, ValueError):  # files of others that cannot be read
+        with suppress(OSError):  # its directory cannot be read, or written
             page_server.forget_pager(self._ctx.host.control_dir, domid)
         self._domid = None
 

@@ -340,8 +340,7 @@ class _Receiving(HandshakeSide[Receiver]):
         if self._domid is not None:
             with contextlib.suppress(ProcessLookupError):
                 await self._aside(self._ctx.host.destroy, self._domid)
-            with contextlib.suppress(ValueError):  # a file of others that cannot be read
-                page_server.forget_pager(self._ctx.host.control_dir, self._domid)
+            page_server.forget_pager(self._ctx.host.control_dir, self._domid)
             self._domid = None
         return Event.OK
 
