@@ -308,8 +308,10 @@ def _figures(result: MigrationResult) -> Iterator[tuple[str, str]]:
                 f"{result.postcopy.fault_p99_us:.0f} us (p99)"
             )
         if result.postcopy.pages is not None:
-            counts = f"{result.postcopy.pages} pages, {result.postcopy.faults} faults"
-            yield "postcopy", f"{counts}{waits}"
+            faults = result.postcopy.faults
+            # A page server may have ended before it could be asked.
+            counted = "" if faults is None else f", {faults} faults"
+            yield "postcopy", f"{result.postcopy.pages} pages{counted}{waits}"
     guest = result.guest
     if guest.state is not None:
         yield "guest", f"{guest.state} at {guest.host}"

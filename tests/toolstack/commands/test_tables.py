@@ -12,10 +12,17 @@ import pytest
 from rich.console import Console
 
 from xen_save_helper.ipc_schema.control import Role
+from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.operation_status import MigrationStatus, OperationStatus
 from xen_save_helper.toolstack.commands import display, evacuation_display
 from xen_save_helper.toolstack.evacuation.outcome import EvacuationResult, Fate, GuestEnd
 from xen_save_helper.toolstack.evacuation.plan import Guest, Place, make_plan
+from xen_save_helper.toolstack.xl.outcome import (
+    GuestResult,
+    MigrationResult,
+    Outcome,
+    PostcopyResult,
+)
 
 GIB = 1 << 30
 NAMES = ("database-of-the-accounts-department-0001", "database-of-the-accounts-department-0002",
@@ -140,3 +147,28 @@ def test_the_result_of_an_evacuation(monkeypatch: pytest.MonkeyPatch, width: int
 )  # fmt: skip
 def test_times(value: float | None, text: str) -> None:
     assert display.seconds(value) == text
+
+
+@pytest.mark.parametrize(("faults", "text"), [(3, "9 pages, 3 faults"), (None, "9 pages")])
+def test_what_is_not_known_of_a_postcopy_is_not_shown(
+    capsys: pytest.CaptureFixture[str], faults: int | None, text: str
+) -> None:
+    display.migration(
+        MigrationResult(
+            outcome=Outcome.SUCCESS,
+            rc=Error(0),
+            mode="postcopy",
+            postcopy_transitioned="never",
+            rounds=1,
+            pages_sent=9,
+            bytes_sent=9 << 12,
+            total_seconds=1.0,
+            downtime_seconds=0.1,
+            stopped_seconds=0.0,
+            postcopy=PostcopyResult(9, faults, None, None),
+            guest=GuestResult(None, None, None, None, None),
+            reason="",
+        )
+    )
+    (line,) = (one for one in capsys.readouterr().out.splitlines() if one.startswith("postcopy"))
+    assert line.removeprefix("postcopy").strip() == text
