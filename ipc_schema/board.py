@@ -26,7 +26,7 @@ from xen_save_helper.ipc_schema.streams.phases import Phase, Stage
 VARIABLE: Final = "XEN_SAVE_HELPER_BOARD"
 SIZE: Final = 4096
 _WORD: Final = 8
-MAGIC: Final = 0x5853_4842_0000_0002
+MAGIC: Final = 0x5853_4842_0000_0003
 """`XSHB`, and the version of the table below."""
 
 UNKNOWN: Final = -1
@@ -58,8 +58,9 @@ class Word(IntEnum):
     BLOCKTIME = 19
     BLOCKED_SINCE = 20
     BANDWIDTH = 32
-    PAUSED = 33
+    PAUSED_SINCE = 33
     MAX_DOWNTIME = 34
+    PAUSED_BEFORE = 35
 
 
 class WordKind(Enum):
@@ -115,13 +116,18 @@ WORDS: Final[Mapping[Word, Row]] = {
         BoardWriter.CONTROLLER,
         "bytes a second to send at most; 0 for no limit, -1 for what the request says",
     ),
-    Word.PAUSED: Row(
-        WordKind.INT, BoardWriter.CONTROLLER, "1 while nothing but signs of life is to be sent"
+    Word.PAUSED_SINCE: Row(
+        WordKind.REAL,
+        BoardWriter.CONTROLLER,
+        "since when nothing but signs of life is to be sent (CLOCK_MONOTONIC); 0 if all is",
     ),
     Word.MAX_DOWNTIME: Row(
         WordKind.INT,
         BoardWriter.CONTROLLER,
         "milliseconds for hot pages ahead of postcopy; 0 for none, -1 for what the request says",
+    ),
+    Word.PAUSED_BEFORE: Row(
+        WordKind.REAL, BoardWriter.CONTROLLER, "seconds in which sending was paused, now aside"
     ),
 }
 
@@ -155,6 +161,25 @@ class Board:
     def is_ours(self) -> bool:
         """Whether it has this table's layout."""
         return bool(self.ints[Word.MAGIC] == MAGIC)
+
+    @property
+    def paused(self) -> bool:
+        """Whether sending is."""
+        return self.reals[Word.PAUSED_SINCE] != 0.0
+
+    def pause(self, now: float) -> None:
+        """`now` is CLOCK_MONOTONIC, in seconds, as below."""
+        self.reals[Word.PAUSED_SINCE] = self.reals[Word.PAUSED_SINCE] or now
+
+    def resume(self, now: float) -> None:
+        """End a pause."""
+        # In this order, whoever reads in between takes a little time off a round, and adds none.
+        self.reals[Word.PAUSED_BEFORE] += now - self.reals[Word.PAUSED_SINCE]
+        self.reals[Word.PAUSED_SINCE] = 0.0
+
+    def sending_clock(self, now: float) -> float:
+        """A clock, in seconds, that stands still while sending is paused, for rates."""
+        return (self.reals[Word.PAUSED_SINCE] or now) - self.reals[Word.PAUSED_BEFORE]
 
     @property
     def engine(self) -> Engine | None:

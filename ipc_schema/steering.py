@@ -88,8 +88,6 @@ class Steering:
         self._steered = steered
         self._cancelled = False
         self._began = clock()
-        self._paused_at: float | None = None
-        self._paused_before = 0.0
         self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
         self._moved = (self._began, 0)
 
@@ -102,12 +100,11 @@ class Steering:
         self._rounds = rounds
         if rounds is not None:
             # It may have been paused before they began.
-            rounds.held = bool(self.board.ints[Word.PAUSED])
+            rounds.held = self.board.paused
 
     def sending_clock(self) -> float:
         """A clock that stands still while sending is paused, for rates."""
-        now = self._clock() if self._paused_at is None else self._paused_at
-        return now - self._paused_before
+        return self.board.sending_clock(self._clock())
 
     def has_domid(self, domid: int) -> None:
         """The domain of a restore has been made."""
@@ -211,24 +208,21 @@ class Steering:
                 self._open_rounds()
             except OSError as error:
                 raise OSError(f"{error}: the guest would only stand still for longer") from None
-        if self._paused_at is None:
-            self._paused_at = self._clock()
-        self._hold(paused=True)
+        self.board.pause(self._clock())
+        self._hold()
         return {}
 
     def _resume(self) -> Mapping[str, Any]:
-        if self._paused_at is None:
+        if not self.board.paused:
             raise OSError("sending is not paused")
-        self._paused_before += self._clock() - self._paused_at
-        self._paused_at = None
-        self._hold(paused=False)
+        self.board.resume(self._clock())
+        self._hold()
         return {}
 
-    def _hold(self, *, paused: bool) -> None:
+    def _hold(self) -> None:
         """Signs of life go on, and with them a round may end: precopy must not."""
-        self.board.ints[Word.PAUSED] = paused
         if self.rounds is not None:
-            self.rounds.held = paused
+            self.rounds.held = self.board.paused
 
     def _open_rounds(self) -> PrecopyRounds:
         """The rounds, as long as they can be steered. Raises OSError."""
@@ -308,7 +302,7 @@ class Steering:
             if postcopy and not self.saving
             else None,
             longest_wait=milliseconds(wait) if postcopy and not self.saving else None,
-            paused=bool(ints[Word.PAUSED]),
+            paused=board.paused,
             waits_for=self._waits_for(now),
             max_bandwidth=parameters["bandwidth"] or None,
             downtime_limit=parameters["max_downtime"],
@@ -330,7 +324,7 @@ class Steering:
 
     def _waits_for(self, now: float) -> str:
         board = self.board
-        if board.ints[Word.PAUSED]:
+        if board.paused:
             return "you: sending is paused (resume-sending)"
         if waits := WAITS_FOR.get(board.callback):
             return waits

@@ -197,6 +197,7 @@ class Rounds:
         """Send the dirty pages batch by batch. If the policy ends the round early, the rest is left
         to the next phase."""
         started = time.monotonic()
+        sending_since = self._board.sending_clock(started)
         words, reals = self._board.ints, self._board.reals
         words[Word.ROUND_DONE], words[Word.ROUND_TOTAL] = 0, entries
         rate = reals[Word.ROUND_RATE]
@@ -231,8 +232,9 @@ class Rounds:
         if written:
             self._statistics.rounds += 1
             words[Word.ROUNDS] = self._statistics.rounds
-        seconds = time.monotonic() - started
-        if decision is PrecopyPolicy.CONTINUE_PRECOPY and contents:
+        now = time.monotonic()
+        seconds = self._board.sending_clock(now) - sending_since
+        if decision is PrecopyPolicy.CONTINUE_PRECOPY and contents and seconds > 0:
             reals[Word.LAST_EXPECTED] = entries / rate if rate else 0.0
             reals[Word.LAST_TOOK] = seconds
             reals[Word.ROUND_RATE] = contents / seconds
@@ -246,7 +248,7 @@ class Rounds:
             pages=contents,
             dirty_count=entries,
             decision=decision.name,
-            seconds=round(seconds, 6),
+            seconds=round(now - started, 6),
         )
         return decision
 

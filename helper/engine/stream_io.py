@@ -166,7 +166,8 @@ class StreamOutput:
         self._abort = abort
         self._what = what
         self._bandwidth = bandwidth
-        self._words = (Board() if board is None else board).ints
+        self._board = Board() if board is None else board
+        self._words = self._board.ints
         self._writev: Callable[[int, Sequence[Buffer]], int] = os.writev
 
     def write(self, buffers: Sequence[Buffer]) -> None:
@@ -189,7 +190,7 @@ class StreamOutput:
 
     def delay(self) -> float:
         """Seconds until the next bytes are due, by the board as it is now; 0 if they are."""
-        if self._words[Word.PAUSED]:
+        if self._board.paused:
             bandwidth = _PAUSED_BANDWIDTH
         elif (bandwidth := self._words[Word.BANDWIDTH]) == AS_ASKED:
             bandwidth = self._bandwidth

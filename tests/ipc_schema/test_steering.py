@@ -73,7 +73,7 @@ class Operation:
         assert self.steered == []
         assert self.rounds.limits == LIBXL_PRECOPY
         assert self.board.ints[Word.BANDWIDTH] == AS_ASKED
-        assert not self.board.ints[Word.PAUSED]
+        assert not self.board.paused
 
 
 def test_what_is_set_is_followed() -> None:

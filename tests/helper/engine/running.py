@@ -19,6 +19,7 @@ from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 from xen_save_helper.helper.job import Job, RestoreResults, StreamCounts
+from xen_save_helper.ipc_schema.board import Board
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags
 from xen_save_helper.ipc_schema.errors import DecodeError
@@ -123,6 +124,7 @@ def save(
     job: Job = PLAIN_SAVE,
     *,
     stall_limit: float = LIMIT,
+    board: Board | None = None,
 ) -> StreamCounts:
     """Run domain_save in this process, in its main thread."""
     from xen_save_helper.helper.engine.save import domain_save
@@ -133,7 +135,7 @@ def save(
         try:
             statistics = StreamCounts()
             wanted = job_on(job, domid, io_fd, recv_fd)
-            reporter = Reporter(controller, abort, Trace("helper"))
+            reporter = Reporter(controller, abort, Trace("helper"), board=board)
             domain_save(domain, Environment(wanted, reporter, abort, statistics))
             return statistics
         finally:

@@ -7,6 +7,7 @@ import os
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from xen_save_helper.helper.engine.save_phases import NEXT, Outcome
 from xen_save_helper.helper.hypervisors.simulated.domain import open_on_host
 from xen_save_helper.helper.hypervisors.simulated.layout import Behaviour
 from xen_save_helper.helper.job import Job
+from xen_save_helper.ipc_schema.board import Board, Word
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, StreamType
 from xen_save_helper.ipc_schema.streams.phases import Phase
 from xen_save_helper.toolstack.hosts.interface import GuestState
@@ -114,6 +116,34 @@ def test_the_policy_is_asked_before_every_batch_and_at_each_rounds_end(
     assert first_of_second[2] >= 0, "at a round's end the new dirty count is known"
     assert asked[-1][0] == 2
     assert asked[-1][2] >= 0
+
+
+def test_a_pause_in_a_round_does_not_count_for_its_rate(host: SimulatedHost) -> None:
+    domid = host.create_guest("guest", MEMORY, "idle")
+    board = Board()
+    paused: list[float] = []
+
+    def policy(iteration: int, total_written: int, dirty_count: int) -> int:
+        if not paused and total_written:
+            board.pause(time.monotonic())
+            threading.Event().wait(0.5)
+            board.resume(time.monotonic())
+            paused.append(board.reals[Word.PAUSED_BEFORE])
+        if not iteration:
+            return CONTINUE
+        took = time.monotonic() - began
+        assert 0 < board.reals[Word.LAST_TOOK] <= took - paused[0]
+        assert board.reals[Word.ROUND_RATE] >= MEMORY // 4096 / (took - paused[0])
+        return STOP
+
+    controller = saving(host, domid, precopy_policy=policy)
+    began = time.monotonic()
+    drained(
+        lambda fd: save(
+            host, domid, fd, controller=controller, job=save_job(live=True), board=board
+        )
+    )
+    assert paused
 
 
 @pytest.mark.parametrize("turn", [0, 1, 2, 3])

@@ -156,14 +156,15 @@ def test_what_the_board_says_is_followed_at_once(
     got = bytearray()
     thread = drain(far, got)
     board = Board()
-    board.ints[Word.PAUSED] = 1
+    board.pause(time.monotonic())
     out = StreamOutput(near.fileno(), abort, bandwidth=1, board=board)
     writer = threading.Thread(target=out.write, args=([bytes(800_000)],))
     writer.start()
     wait_for(lambda: got, "a sign of life")
     wait_for(lambda: len(got) > 4096, "and another")
     assert len(got) < 800_000
-    board.ints[Word.BANDWIDTH], board.ints[Word.PAUSED] = 400_000, 0
+    board.ints[Word.BANDWIDTH] = 400_000
+    board.resume(time.monotonic())
     wait_for(lambda: len(got) > 50_000, "it goes on")
     assert len(got) < 800_000
     board.ints[Word.BANDWIDTH] = 0
