@@ -15,6 +15,7 @@ from xen_save_helper.ipc_schema.channel.listen import Listen, parse_listen
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures
 from xen_save_helper.ipc_schema.channel.waits import LONGEST_WAIT
 from xen_save_helper.ipc_schema.control_directory import DEFAULT_DIRECTORY
+from xen_save_helper.ipc_schema.faults import PLAN_VARIABLE
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ OUTLIVE: Final = f"{PREFIX}OUTLIVE"
 """For the process that libxl's helper has started to do its work (`postcopy_link.outlive`): the
 descriptor on which it says that the domain is restored."""
 
-FAULTS_VARIABLE: Final = f"{PREFIX}FAULTS"
 
 _OTHERS: Final = (CONFIG, HAND_OVER, OUTLIVE, BOARD, f"{PREFIX}QEMU")
 """Variables that are not settings: the settings file, one of `helper.qemu_wrapper`, and those of
@@ -230,7 +230,7 @@ def _seconds(text: str) -> float:
 
 _KINDS: Final[Mapping[str, Callable[[str], object]]] = {
     f"{PREFIX}EVENTS": str,
-    FAULTS_VARIABLE: str,
+    PLAN_VARIABLE: str,
     f"{PREFIX}DIALECT": str,
     f"{PREFIX}HYPERVISOR": str,
     f"{PREFIX}STREAM_STALL": _seconds,

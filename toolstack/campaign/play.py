@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Self
 
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
+from xen_save_helper.ipc_schema.faults import PLAN_VARIABLE
 from xen_save_helper.ipc_schema.faults import actions as fault_actions
 from xen_save_helper.ipc_schema.faults.plan import Plan
 from xen_save_helper.ipc_schema.faults.points import Side, Who
@@ -40,7 +41,6 @@ from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.limits import Limits
 
-PLAN_VARIABLE: Final = "XEN_SAVE_HELPER_FAULTS"
 _COMMAND: Final = (sys.executable, "-m", "xen_save_helper.toolstack.commands.main")
 _LINK: Final = (sys.executable, "-m", "xen_save_helper.toolstack.faults.link")
 _MODE_OPTIONS: Final[Mapping[Mode, tuple[str, ...]]] = {

@@ -179,7 +179,12 @@ class LiveTable(View):
         wide = self._console.width >= _WIDE
         # What is left of the columns, but for the gaps and the last four.
         room = max(24, self._console.width - _FIGURES - wide * (_BAR + 1) - 1)
-        name, to, now = room * 3 // 10, room * 3 // 10, room * 4 // 10
+        now = room * 4 // 10
+        lines = max(1, self._console.height - 4)
+        rows = [row for _, row in zip(range(lines), self._rows(), strict=False)]
+        # Names of guests are the longer ones: they have what the destinations leave.
+        to = min(room * 3 // 10, max((len(row.to) for row in rows), default=0))
+        name = room - now - to
         table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("Guest", no_wrap=True)
         table.add_column("To", no_wrap=True)
@@ -190,8 +195,7 @@ class LiveTable(View):
             table.add_column("", width=_BAR)
         table.add_column("Rate", justify="right", min_width=9)
         table.add_column("Left", justify="right", min_width=5)
-        lines = max(1, self._console.height - 4)
-        for _, row in zip(range(lines), self._rows(), strict=False):
+        for row in rows:
             done, bar, rate, left = row.figures
             table.add_row(
                 Text(shortened(row.guest, name)),

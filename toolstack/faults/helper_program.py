@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from xen_save_helper.ipc_schema.faults import PLAN_VARIABLE
 from xen_save_helper.ipc_schema.faults.actions import on_pipe
 from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError, parse
 from xen_save_helper.ipc_schema.faults.points import Who
@@ -18,7 +19,6 @@ from xen_save_helper.toolstack.faults.environments import having
 from xen_save_helper.toolstack.helpers.request import HelperProgram, OwnHelper
 
 _EVENTS: Final = "XEN_SAVE_HELPER_EVENTS"
-_FAULTS: Final = "XEN_SAVE_HELPER_FAULTS"
 
 
 def helper_plan(text: str) -> Plan:
@@ -50,7 +50,7 @@ class FaultyHelper:
         self._events = directory / "events"
         self._program = directory / "xen-save-helper"
         self._others: list[FaultyHelper] = []
-        set_plan = f"unset {_FAULTS}" if plan is None else _export(_FAULTS, str(plan))
+        set_plan = f"unset {PLAN_VARIABLE}" if plan is None else _export(PLAN_VARIABLE, str(plan))
         helper = shlex.join([sys.executable, "-P", "-m", "xen_save_helper.helper.main"])
         lines = ("#!/bin/sh", set_plan, _export(_EVENTS, str(self._events)), f'exec {helper} "$@"')
         self._program.write_text("".join(f"{line}\n" for line in lines))

@@ -41,7 +41,9 @@ def forget_pager(directory: Path, domid: int) -> None:
 
 
 def _forget(directory: Path, role: Role, domid: int) -> None:
-    with suppress(ValueError):  # what cannot be read is not ours
+    # What cannot be read is not ours. What cannot be removed changes nothing of what was done:
+    # `postcopy list` shows it, and `postcopy abandon` removes it.
+    with suppress(ValueError, OSError):
         process = _process(directory, role, domid)
         if process is not None and (process.ended or not lives(process.pid)):
             control.forget(directory, process)

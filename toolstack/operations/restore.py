@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,8 +169,7 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
         except OSError as error:
             self._report.failed(f"the domain cannot be destroyed: {error}", why(error))
             return
-        with suppress(OSError):  # its directory cannot be read, or written
-            page_server.forget_pager(self._ctx.host.control_dir, domid)
+        page_server.forget_pager(self._ctx.host.control_dir, domid)
         self._domid = None
 
     # What the rules decide

@@ -405,8 +405,7 @@ class _Sending(HandshakeSide[Sender]):
         if state_of(self._host, self._domid) in {None, *DEAD}:
             return Event.GUEST_DIED
         # Its pages are of no use to anybody else.
-        with contextlib.suppress(OSError):  # its directory cannot be read, or written
-            page_server.forget(self._host.control_dir, self._domid)
+        page_server.forget(self._host.control_dir, self._domid)
         if problem := await self._aside(heal, self._host, self._domid):
             self._course.warnings.append(problem)
         may_suspend = self._course.saved is not None and self._course.saved.suspended

@@ -66,6 +66,13 @@ def test_it_fits_the_terminal_and_shows_who_is_where(columns: int) -> None:
     assert ("━" in moving) == (columns >= 100)
 
 
+def test_names_have_the_room_that_destinations_leave() -> None:
+    table, console = table_at(120)
+    name = "a-guest-of-34-characters-number-42"
+    table._under_way = {name: ("/srv/there", table._under_way[LONG][1])}
+    assert shown(table, console)[2].startswith(f"{name} /srv/there ")
+
+
 def test_a_low_terminal_shows_who_is_on_the_way_and_who_failed() -> None:
     table, console = table_at(80, lines=8, guests=64)
     lines = shown(table, console)
