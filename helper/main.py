@@ -20,6 +20,7 @@ from xen_save_helper.helper.channels.channel import CONTEXT, ChannelError
 from xen_save_helper.helper.command_line import USAGE, Options, UsageError, here, parse
 from xen_save_helper.helper.engine_choice import what_works_on_what
 from xen_save_helper.helper.job import EXIT_DONE, EXIT_FAILED, Job
+from xen_save_helper.helper.own_memory import keep_small
 from xen_save_helper.helper.run import report_channel_error, run
 from xen_save_helper.helper.seams import Seams
 from xen_save_helper.helper.settings import (
@@ -80,6 +81,7 @@ def _main() -> int:
         settings, _given, problems = read_settings(os.environ)
         remarks = list(problems)
         wake_when_orphaned()
+        keep_small()
         trace = open_trace(options.events or settings.events, "helper", remarks.append)
         watchdog = _watchdog(options, settings, trace)
         seams = _seams(options, settings, trace)

@@ -169,7 +169,7 @@ class Rounds:
         returns how many there are."""
         self._read_dirty(final=True)
         _add(self._deferred, self.dirty)
-        self._deferred[:] = bytes(self.p2m_size)
+        self._deferred = Bitmap(self.p2m_size)
         return self.dirty.count(1)
 
     def _read_dirty(self, *, final: bool = False) -> int:

@@ -12,6 +12,7 @@ import resource
 import shutil
 import socket
 import struct
+import sys
 import tempfile
 import threading
 import time
@@ -25,7 +26,7 @@ from typing import Final
 from tests.benchmarks import limits
 from tests.benchmarks.throughput import WARM_UP, anonymous_memory
 from tests.debian_packages import unpacked
-from tests.helper.libxl_side import HELPER, Libxl, cbflags, started
+from tests.helper.libxl_side import Libxl, cbflags, started
 from tests.hypercalls.build import built
 from tests.hypercalls.helpers import answered, guest
 from tests.hypercalls.machine import PAGE, SPECIAL_PFNS, Domain, Machine
@@ -37,6 +38,7 @@ RELEASE: Final = "4.17"
 REWRITTEN: Final = 10
 """One page of so many is dirty after each round."""
 
+_OURS: Final = Path(sys.executable).with_name("xen-save-helper")
 _SOURCE: Final = 1
 _DESTINATION: Final = 2
 _VGA: Final = range(0xA0, 0x100)
@@ -196,7 +198,7 @@ class Bench:
         began = time.perf_counter()
         with started(
             arguments,
-            command=[str(self._helper)] if side is Side.C else HELPER,
+            command=[str(self._helper if side is Side.C else _OURS)],
             XEN_SAVE_HELPER_ENGINE="own",
             **self._release.environment,
             **self._machine.environment,
