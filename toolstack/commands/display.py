@@ -140,7 +140,7 @@ def operations(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _table_of(rows: Sequence[dict[str, Any]], width: int) -> RenderableType:
-    titles = ("Name", "ID", "What", "Phase", "Sent", "Left", "Rate", "Time", "State")
+    titles = ("Name", "ID", "What", "Phase", "Sent", "Left", "Rate", "Time left", "State")
     cells = [[*_operation_cells(row)] for row in rows]
     return fitted(width, titles, cells, free="State", left=_WORDS)
 
@@ -187,7 +187,7 @@ def _operation_figures(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if row["status"] is None:
         yield "waits for", row["waits_for"]
         return
-    yield "took", _milliseconds(row["total_time"])
+    yield "so far", _milliseconds(row["total_time"])
     moved = f"{_size(row['transferred'])}, {row['normal']} pages"
     yield "moved", moved if row["total"] is None else f"{moved}, of {_size(row['total'])}"
     yield "left", f"{_size(row['remaining'])}, {_milliseconds(row['time_remaining'])}"
