@@ -186,9 +186,8 @@ class Rounds:
     def _ask(self, policy: Policy, dirty_count: int) -> PrecopyPolicy:
         decision = policy(self._iteration, self._total_written, dirty_count)
         if decision is PrecopyPolicy.ABORT:
-            raise OSError(
-                errno.ECANCELED, f"precopy policy asked for an abort in round {self._iteration}"
-            )
+            round_ = self._iteration + 1
+            raise OSError(errno.ECANCELED, f"precopy policy asked for an abort in round {round_}")
         return decision
 
     def _round(

@@ -11,7 +11,11 @@ from xen_save_helper.toolstack.timeline.picture import Counter, Details, Faults,
 from xen_save_helper.toolstack.timeline.sides import Side
 from xen_save_helper.toolstack.timeline.trace_lines import Line
 
-_NAMES = {"Final precopy iteration": "last pages", "Frames ahead": "ahead of postcopy"}
+_NAMES = {
+    "Final precopy iteration": "last pages",
+    "Frames ahead": "ahead of postcopy",
+    "Frames verify": "verify pass",
+}
 
 
 def rounds_of(source: Side, place: Place) -> Iterator[Round]:
@@ -22,12 +26,11 @@ def rounds_of(source: Side, place: Place) -> Iterator[Round]:
         pages = next(
             (value for name in ("pages", "frames") if isinstance(value := line.get(name), int)), 0
         )
-        iteration = line.get("iteration")
         doing = str(line.get("doing_what"))
         after = lines[position + 1] if position + 1 < len(lines) else None
         dirty, decision, why = _decided(source, line, after)
         yield Round(
-            name=_NAMES.get(doing) or (f"round {iteration}" if iteration is not None else doing),
+            name=_NAMES.get(doing) or _numbered(line, doing),
             start=end - float(line.get("seconds")),
             end=end,
             pages=pages,
@@ -36,6 +39,12 @@ def rounds_of(source: Side, place: Place) -> Iterator[Round]:
             decision=decision,
             why=why,
         )
+
+
+def _numbered(line: Line, doing: str) -> str:
+    """Of libxc's iteration 0 the name is round 1, as in all that people are shown."""
+    iteration = line.get("iteration")
+    return f"round {iteration + 1}" if isinstance(iteration, int) else doing
 
 
 def _whole(line: Line) -> bool:

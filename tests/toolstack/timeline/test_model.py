@@ -46,6 +46,7 @@ def test_what_the_trace_does_not_show_is_said() -> None:
 
 def test_rounds_have_bytes_rate_dirty_pages_and_the_decision() -> None:
     (one,) = draw(precopy().operation()).rounds
+    assert one.name == "round 1"
     assert (one.pages, one.size, one.dirty) == (1000, 4_096_000, 10)
     assert one.rate == pytest.approx(4_096_000)
     assert (one.decision, one.why) == ("STOP_AND_COPY", "10 pages are few")
