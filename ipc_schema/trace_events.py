@@ -301,6 +301,9 @@ _ROWS: Final = (
     # Of a postcopy over a link of its own.
     _event("pages_kept", "int domid, int pages", _PAGE_SERVER,
            "The save is done; these pages are now here alone."),
+    _event("not_spared", "str what, str error", _PAGE_SERVER,
+           "The kernel may write its memory out, or end it for want of memory: that cannot be "
+           "forbidden here."),
     _event("pager_again", "int domid, int missing", _OUTLIVES,
            "Another pager has taken the place of one that died; so many pages had not come."),
     _event("no_record", "str error", _HELPER,

@@ -89,7 +89,7 @@ def main(line: socket.socket, options: Options, trace: Trace, seams: Seams) -> i
         offer = PostcopyOffer(options.address, tunnel.port, *(key.decode() for key in keys))
         seams.step("offers")
         _say(line, {"offer": offer._asdict()})
-        kept = _prepare(line, tunnel, options, seams)
+        kept = _prepare(line, tunnel, options, trace, seams)
         if kept is None:
             return EXIT_NOT_WANTED
         with closing(kept):
@@ -108,7 +108,7 @@ def main(line: socket.socket, options: Options, trace: Trace, seams: Seams) -> i
 
 
 def _prepare(
-    line: socket.socket, tunnel: TunnelServer, options: Options, seams: Seams
+    line: socket.socket, tunnel: TunnelServer, options: Options, trace: Trace, seams: Seams
 ) -> KeptPages | None:
     """Until the save is done; None if it does without."""
     poll = select.poll()
@@ -128,7 +128,7 @@ def _prepare(
             packet = packets.decode(data)
             if "keep" in packet:
                 seams.step("keeps")
-                kept = _keep(line, options, fds[0], packet["keep"])
+                kept = _keep(line, options, fds[0], packet["keep"], trace)
             elif "go" in packet:
                 die_with_parent(0)
                 return kept
@@ -138,11 +138,13 @@ def _prepare(
                 return None
 
 
-def _keep(line: socket.socket, options: Options, memfd: int, size: int) -> KeptPages | None:
+def _keep(
+    line: socket.socket, options: Options, memfd: int, size: int, trace: Trace
+) -> KeptPages | None:
     with open(memfd, "rb") as file:
         bitmap = Bitmap(file.read(size))
     try:
-        _do_not_die()
+        _do_not_die(trace)
         kept = KeptPages(open_domain(options.hypervisor, options.domid), bitmap)
     except OSError as error:
         _say(line, {"error": error.strerror or str(error)})
@@ -271,12 +273,17 @@ def _stays(kept: KeptPages) -> bool:
     return not kept.is_gone()
 
 
-def _do_not_die() -> None:
+def _do_not_die(trace: Trace) -> None:
     """What can be done about it is done as far as it goes: no memory of this process is ever
     written out, and others are killed first for want of memory."""
-    ctypes.CDLL(None).mlockall(_MCL_ALL)
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-        score.write(_NEVER_KILLED)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlockall(_MCL_ALL):
+        trace.event("not_spared", what="mlockall", error=os.strerror(ctypes.get_errno()))
+    try:
+        with open("/proc/self/oom_score_adj", "w") as score:
+            score.write(_NEVER_KILLED)
+    except OSError as error:
+        trace.event("not_spared", what="oom_score_adj", error=words_of(error))
 
 
 def _say(line: socket.socket, packet: dict[str, Any]) -> None:
