@@ -11,7 +11,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from xen_save_helper.helper.abort import SAVE_SIGNALS, Abort
@@ -20,14 +20,18 @@ from xen_save_helper.helper.channels.channel import CONTEXT, ChannelError
 from xen_save_helper.helper.command_line import USAGE, Options, UsageError, here, parse
 from xen_save_helper.helper.engine_choice import what_works_on_what
 from xen_save_helper.helper.job import EXIT_DONE, EXIT_FAILED, Job
+from xen_save_helper.helper.limits import (
+    answer_limit_of,
+    limits_that_do_not_hold,
+    precopy_limits_of,
+    stall_limit_of,
+)
 from xen_save_helper.helper.own_memory import keep_small
 from xen_save_helper.helper.run import report_channel_error, run
 from xen_save_helper.helper.seams import Seams
 from xen_save_helper.helper.settings import (
-    ANSWER_LIMIT,
     HAND_OVER,
     OUTLIVE,
-    PREFIX,
     Settings,
     read_settings,
 )
@@ -49,7 +53,6 @@ from xen_save_helper.ipc_schema.channel.messages import (
     XentoollogLevel,
     callbacks_of,
 )
-from xen_save_helper.ipc_schema.channel.precopy_rule import LIBXENGUEST_PRECOPY, PrecopyLimits
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.ipc_schema.version import version
 
@@ -158,7 +161,7 @@ def _serve_zmq(
     if len(secret) != SECRET_SIZE:
         raise UsageError(f"--secret-fd: {len(secret)} bytes, want {SECRET_SIZE}")
 
-    channel = seams.zmq_channel()(options.connect, secret, _answer_limit(options, settings))
+    channel = seams.zmq_channel()(options.connect, secret, answer_limit_of(options, settings))
     try:
         channel.hello()
         trace.event("hello")
@@ -199,9 +202,9 @@ def _job_of_start(start: dict[str, Any], options: Options, settings: Settings) -
     plain = request.stream_type is StreamType.PLAIN
     return Job(
         request,
-        stall_limit=_stall_limit(options, settings) if plain else 0.0,
+        stall_limit=stall_limit_of(options, settings) if plain else 0.0,
         admission=options.admission if plain and request.operation is Operation.SAVE else 0.0,
-        limits=_limits(settings),
+        limits=precopy_limits_of(settings),
         device_model=settings.device_model,
         listen=listen,
         control=request.control,
@@ -238,11 +241,11 @@ def _serve_libxl(
             list(options.libxl),
             [fd for fd in (given.request.io_fd, given.request.back_fd) if fd >= 0],
         )
-    stall_limit = _stall_limit(options, settings)
-    answer_limit = _answer_limit(options, settings)
+    stall_limit = stall_limit_of(options, settings)
+    answer_limit = answer_limit_of(options, settings)
     if stream_type is not StreamType.PLAIN:
         # libxc would take giving up for the other side's death, and the guest would run at both.
-        remarks += _limits_that_do_not_hold(settings, stream_type)
+        remarks += limits_that_do_not_hold(settings, stream_type)
         stall_limit = answer_limit = 0.0
         watchdog.stop()
     trace.event(
@@ -265,7 +268,7 @@ def _serve_libxl(
     job = Job(
         request,
         stall_limit=stall_limit,
-        limits=_limits(settings),
+        limits=precopy_limits_of(settings),
         device_model=settings.device_model,
         listen=settings.postcopy,
         parent=parent,
@@ -336,46 +339,12 @@ def _outlived(trace: Trace) -> int:
     return int(parent)
 
 
-def _limits_that_do_not_hold(settings: Settings, stream_type: StreamType) -> Iterator[str]:
-    """A line for each limit that is set but must not end a checkpointed stream."""
-    for name in ("stream_stall", "answer_limit"):
-        if getattr(settings, name) is not None:
-            yield (
-                f"{PREFIX}{name.upper()} is ignored for a {stream_type.name} stream: giving it up "
-                "would be taken for the other side's death, and two guests would run"
-            )
-
-
 def _dialect(name: str) -> Dialect:
     try:
         return Dialect(name)
     except ValueError:
         known = ", ".join(dialect.value for dialect in Dialect)
         raise ValueError(f"XEN_SAVE_HELPER_DIALECT {name!r}: want one of {known}") from None
-
-
-def _stall_limit(options: Options, settings: Settings) -> float:
-    """No limit unless one is set: waiting for the other side is not a failure."""
-    given = settings.stream_stall if options.stream_stall is None else options.stream_stall
-    return given or 0.0
-
-
-def _answer_limit(options: Options, settings: Settings) -> float:
-    if options.answer_limit is not None:
-        return options.answer_limit
-    return ANSWER_LIMIT if settings.answer_limit is None else settings.answer_limit
-
-
-def _limits(settings: Settings) -> PrecopyLimits | None:
-    """The precopy policy of the settings; None if they have none, for the engine's own."""
-    figures = {
-        "dirty_threshold": settings.dirty_threshold,
-        "max_rounds": settings.max_iterations,
-        "max_downtime_ms": settings.max_downtime_ms,
-        "abort_after": settings.abort_after,
-    }
-    chosen = {name: figure for name, figure in figures.items() if figure is not None}
-    return LIBXENGUEST_PRECOPY._replace(**chosen) if chosen else None
 
 
 def _watchdog(options: Options, settings: Settings, trace: Trace) -> Watchdog:
@@ -387,9 +356,9 @@ def _watchdog(options: Options, settings: Settings, trace: Trace) -> Watchdog:
             os.write(2, f"{CONTEXT}: {reason}\n".encode())
         os._exit(EXIT_FAILED)
 
-    stall_limit = _stall_limit(options, settings)
+    stall_limit = stall_limit_of(options, settings)
     longest = max(stall_limit, options.admission) if stall_limit else 0.0
-    limit = limit_of(longest, _answer_limit(options, settings))
+    limit = limit_of(longest, answer_limit_of(options, settings))
     watchdog = Watchdog(limit, hung)
     watchdog.start()
     return watchdog
