@@ -295,7 +295,9 @@ def test_a_stream_that_stands_still_is_waited_for_and_told_of(
         told: list[str] = []
         while len(told) < 2:
             name, fields = libxl.hear_any()
-            if name == "log" and fields["level"] == XentoollogLevel.WARN:
+            # On a busy machine it may be the helper that has done nothing for a while.
+            if name == "log" and "stood still" in fields["formatted"]:
+                assert fields["level"] == XentoollogLevel.WARN
                 told.append(fields["formatted"])
         libxl.process.send_signal(signal.SIGTERM)
         assert libxl.hear() == ("switch_qemu_logdirty", {"domid": domid, "enable": 0})
