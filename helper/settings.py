@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from xen_save_helper.ipc_schema import variables
 from xen_save_helper.ipc_schema.board import VARIABLE as BOARD
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.listen import Listen, parse_listen
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures
 from xen_save_helper.ipc_schema.channel.waits import LONGEST_WAIT
 from xen_save_helper.ipc_schema.control_directory import DEFAULT_DIRECTORY
-from xen_save_helper.ipc_schema.faults import PLAN_VARIABLE
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ HAND_OVER: Final = f"{PREFIX}HAND_OVER"
 OUTLIVE: Final = f"{PREFIX}OUTLIVE"
 """For the process that libxl's helper has started to do its work (`postcopy_link.outlive`): the
 descriptor on which it says that the domain is restored."""
-
 
 _OTHERS: Final = (CONFIG, HAND_OVER, OUTLIVE, BOARD, f"{PREFIX}QEMU")
 """Variables that are not settings: the settings file, one of `helper.qemu_wrapper`, and those of
@@ -229,8 +228,8 @@ def _seconds(text: str) -> float:
 
 
 _KINDS: Final[Mapping[str, Callable[[str], object]]] = {
-    f"{PREFIX}EVENTS": str,
-    PLAN_VARIABLE: str,
+    variables.EVENTS: str,
+    variables.FAULTS: str,
     f"{PREFIX}DIALECT": str,
     f"{PREFIX}HYPERVISOR": str,
     f"{PREFIX}STREAM_STALL": _seconds,

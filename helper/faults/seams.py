@@ -16,9 +16,9 @@ from xen_save_helper.helper.faults.session import PREFIX, Session
 from xen_save_helper.helper.faults.striker import Striker
 from xen_save_helper.helper.job import EXIT_FAILED, Job
 from xen_save_helper.helper.seams import Seams
+from xen_save_helper.ipc_schema import variables
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import Operation
-from xen_save_helper.ipc_schema.faults import PLAN_VARIABLE
 from xen_save_helper.ipc_schema.faults.actions import FAIL
 from xen_save_helper.ipc_schema.faults.plan import PlanError
 from xen_save_helper.ipc_schema.faults.points import SIDES, Kind, Side, Who, phase_point
@@ -46,7 +46,7 @@ class FaultySeams(Seams):
         except PlanError as wrong:
             _refuse(str(wrong))
         # A page server that this process starts has its part of the same plan.
-        os.environ[PLAN_VARIABLE] = str(self._session.plan)
+        os.environ[variables.FAULTS] = str(self._session.plan)
 
     def step(self, name: str) -> None:
         _strike(self._pager, name)

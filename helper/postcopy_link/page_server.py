@@ -44,12 +44,12 @@ from xen_save_helper.helper.postcopy_link.watched import Watched, Work
 from xen_save_helper.helper.seams import Seams
 from xen_save_helper.helper.trace_file import open_trace
 from xen_save_helper.helper.watchdog import die_with_parent
+from xen_save_helper.ipc_schema import variables
 from xen_save_helper.ipc_schema.causes import words_of
 from xen_save_helper.ipc_schema.channel import packets
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.control import Role
-from xen_save_helper.ipc_schema.faults import PLAN_VARIABLE
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.pfns import Pfns
 from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
@@ -311,7 +311,7 @@ def _run(arguments: list[str]) -> NoReturn:
 
 def _seams(trace: Trace) -> Seams:
     """Those of the plan that whoever has started us carries out. Raises ValueError."""
-    given = os.environ.get(PLAN_VARIABLE)
+    given = os.environ.get(variables.FAULTS)
     if not given:
         return Seams()
     from xen_save_helper.helper.faults.seams import PageServerSeams

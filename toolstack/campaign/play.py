@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Self
 
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
-from xen_save_helper.ipc_schema.faults import PLAN_VARIABLE
+from xen_save_helper.ipc_schema import variables
 from xen_save_helper.ipc_schema.faults import actions as fault_actions
 from xen_save_helper.ipc_schema.faults.plan import Plan
 from xen_save_helper.ipc_schema.faults.points import Side, Who
@@ -244,7 +244,7 @@ class RunStage:
             "XEN_SAVE_HELPER_CONFIG": os.devnull,
         }
         if faults and (plan := self._plan.without_staged()).faults:
-            ours[PLAN_VARIABLE] = str(plan)
+            ours[variables.FAULTS] = str(plan)
         inherited = {
             name: value
             for name, value in os.environ.items()

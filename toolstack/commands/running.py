@@ -15,9 +15,9 @@ from typing import Any, Final, TypeVar
 
 from xen_save_helper.helper.hypervisors import XEN
 from xen_save_helper.helper.standard_streams import hurried, hurry
+from xen_save_helper.ipc_schema import variables
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import Dialect, MissingCpuFeatures, XentoollogLevel
-from xen_save_helper.ipc_schema.faults import PLAN_VARIABLE
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.commands.common import (
     ENDING_SIGNALS,
@@ -36,9 +36,6 @@ T = TypeVar("T")
 
 LIBXL: Final = "libxl"
 """The `--helper` that stands for libxl's own."""
-
-EVENTS_VARIABLE: Final = "XEN_SAVE_HELPER_EVENTS"
-"""Tells the helpers the file of the trace."""
 
 
 def open_trace(arguments: argparse.Namespace, process: str) -> Trace:
@@ -59,7 +56,7 @@ def open_trace(arguments: argparse.Namespace, process: str) -> Trace:
     except OSError as error:
         problem(error, "there is no trace")
         return Trace(process)
-    os.environ[EVENTS_VARIABLE] = str(path)
+    os.environ[variables.EVENTS] = str(path)
     return Trace(
         process, lambda line: os.write(file, line), lambda e: problem(e, "the trace ends here")
     )
@@ -115,7 +112,7 @@ def _missing_cpu_features(arguments: argparse.Namespace) -> MissingCpuFeatures:
 def _seams(trace: Trace, program: HelperProgram) -> Seams:
     """The seams of the environment's fault plan, if it has anything for us. The helpers and the
     receiver that we start read it as well, with the seed that we drew. Raises UsageError."""
-    given = os.environ.get(PLAN_VARIABLE)
+    given = os.environ.get(variables.FAULTS)
     if not given:
         return Seams()
     from xen_save_helper.helper.faults.plan_source import read_plan
@@ -126,13 +123,13 @@ def _seams(trace: Trace, program: HelperProgram) -> Seams:
         plan = typed.seeded()
         faults = ControllerFaults(plan, trace)
     except ValueError as error:
-        raise UsageError(f"{PLAN_VARIABLE}: {error}") from error
-    os.environ[PLAN_VARIABLE] = str(plan)
+        raise UsageError(f"{variables.FAULTS}: {error}") from error
+    os.environ[variables.FAULTS] = str(plan)
     if plan.by_chance and typed.seed is None:
         print(f"{OURS}: faults: seed={plan.seed}", file=sys.stderr, flush=True)
     if isinstance(program, PipeHelper) and faults.of_messages:
         raise UsageError(
-            f"{PLAN_VARIABLE}: '{faults.of_messages[0]}': the controller has no such point when "
+            f"{variables.FAULTS}: '{faults.of_messages[0]}': the controller has no such point when "
             "it speaks libxl's protocol (--helper)"
         )
     return Seams() if faults.idle else faults

@@ -9,16 +9,14 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from xen_save_helper.ipc_schema.faults import PLAN_VARIABLE
+from xen_save_helper.ipc_schema import variables
 from xen_save_helper.ipc_schema.faults.actions import on_pipe
 from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError, parse
 from xen_save_helper.ipc_schema.faults.points import Who
 from xen_save_helper.toolstack.faults.environments import having
 from xen_save_helper.toolstack.helpers.request import HelperProgram, OwnHelper
-
-_EVENTS: Final = "XEN_SAVE_HELPER_EVENTS"
 
 
 def helper_plan(text: str) -> Plan:
@@ -50,9 +48,16 @@ class FaultyHelper:
         self._events = directory / "events"
         self._program = directory / "xen-save-helper"
         self._others: list[FaultyHelper] = []
-        set_plan = f"unset {PLAN_VARIABLE}" if plan is None else _export(PLAN_VARIABLE, str(plan))
+        set_plan = (
+            f"unset {variables.FAULTS}" if plan is None else _export(variables.FAULTS, str(plan))
+        )
         helper = shlex.join([sys.executable, "-P", "-m", "xen_save_helper.helper.main"])
-        lines = ("#!/bin/sh", set_plan, _export(_EVENTS, str(self._events)), f'exec {helper} "$@"')
+        lines = (
+            "#!/bin/sh",
+            set_plan,
+            _export(variables.EVENTS, str(self._events)),
+            f'exec {helper} "$@"',
+        )
         self._program.write_text("".join(f"{line}\n" for line in lines))
         self._program.chmod(0o700)
 
@@ -98,7 +103,7 @@ class FaultyHelper:
 
     def kill(self) -> None:
         """Send SIGKILL to helpers that still exist: a stopped one would stay for ever."""
-        for pid in having(f"{_EVENTS}={self._events}"):
+        for pid in having(f"{variables.EVENTS}={self._events}"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for other in self._others:
