@@ -272,21 +272,31 @@ class PostcopyReceiver:
                 self._reader.offset,
                 f"the stream ends, {self._states.pending} pages are missing",
             )
-        for pfn in self._assembler.filled(taken):
-            try:
-                before = self._states.happens_to(PageEvent.ARRIVED, pfn)
-            except PageStateError as error:
-                raise DecodeError("POSTCOPY_PAGE_DATA", self._reader.offset, str(error)) from error
-            if before is not PageState.OUTSTANDING:
+        if pfns := self._assembler.filled(taken):
+            self._arrived(pfns)
+            self._count_left()
+
+    def _arrived(self, pfns: list[int]) -> None:
+        """These pages are whole. Load those that vCPUs wait for; the others are held."""
+        try:
+            if len(pfns) == 1:
+                states = bytes([self._states.happens_to(PageEvent.ARRIVED, pfns[0])])
+            else:
+                states = self._states.happens(PageEvent.ARRIVED, pfns_of(pfns))
+        except PageStateError as error:
+            raise DecodeError("POSTCOPY_PAGE_DATA", self._reader.offset, str(error)) from error
+        self._statistics.postcopy_pages += len(pfns)
+        if states.count(PageState.OUTSTANDING) == len(pfns):
+            return
+        for pfn, before in zip(pfns, states, strict=True):
+            if before != PageState.OUTSTANDING:
                 data = self._assembler.take(pfn)
                 assert data is not None
-                if before is PageState.REQUESTED:
+                if before == PageState.REQUESTED:
                     self._load(pfn, data)
                     self._latencies.add(self._requested.pop(pfn), self._states.pending)
                     self._one_has_come()
                     self._poll.expect()
-            self._statistics.postcopy_pages += 1
-        self._count_left()
 
     def _one_has_come(self) -> None:
         """For which a vCPU waited. Time in which several wait counts once."""
