@@ -140,9 +140,11 @@ async def _speeds(memory: int) -> Speeds:
     if first is None or last is None:
         raise RuntimeError("the guest took no step, or its last page never came")
     bounds = [first + (last - first) * tenth / TENTHS for tenth in range(TENTHS + 1)]
-    tenths = [_speed(watch.samples, *ends) for ends in pairwise(bounds)]
+    # Before its first step, the guest may not have loaded how many it had made at the source.
+    samples = watch.samples[bisect_left(watch.samples, (first, 0)) :]
+    tenths = [_speed(samples, *ends) for ends in pairwise(bounds)]
     settled = last + _SETTLE_SECONDS
-    at_the_end = _speed(watch.samples, settled, settled + _AT_THE_END_SECONDS)
+    at_the_end = _speed(samples, settled, settled + _AT_THE_END_SECONDS)
     return Speeds(tenths, at_the_end, last - first)
 
 
