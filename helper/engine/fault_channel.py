@@ -68,6 +68,14 @@ class FaultReader:
         self._p2m_size = p2m_size
         self._offset = 0
         self._buffer = bytearray()
+        """Of the record that is coming, and perhaps the next one's header."""
+        self._wanted = HEADER_SIZE
+        self._kind: RecordType | None = None
+        """That of the record whose header has come; None for an unknown optional one."""
+        self._length = 0
+        """That of its body."""
+        self._end = 0
+        """That of the record, with its padding; 0 until its header has come."""
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
 
@@ -80,7 +88,7 @@ class FaultReader:
         faults: list[int] = []
         while not self.complete and self._poll.poll(0):
             try:
-                data = os.read(self.fd, self._wanted())
+                data = os.read(self.fd, self._wanted)
             except OSError as error:
                 raise OSError(error.errno, f"{_WHAT}: {error.strerror}") from error
             if not data:
@@ -92,40 +100,45 @@ class FaultReader:
             self._parse(faults)
         return faults
 
-    def _wanted(self) -> int:
-        """Bytes that may be read: to the end of this record, and the next record's header, since
-        another one must follow."""
-        if len(self._buffer) < HEADER_SIZE:
-            return HEADER_SIZE - len(self._buffer)
-        _number, length = decode_record_header(
-            bytes(self._buffer[:HEADER_SIZE]), _WHAT, self._offset
-        )
-        return HEADER_SIZE + length + padding(length) - len(self._buffer) + HEADER_SIZE
-
     def _parse(self, faults: list[int]) -> None:
-        while len(self._buffer) >= HEADER_SIZE and not self.complete:
-            number, length = decode_record_header(
-                bytes(self._buffer[:HEADER_SIZE]), _WHAT, self._offset
-            )
-            kind = record_type(number, self._version, self._offset)
-            if kind is RecordType.POSTCOPY_COMPLETE:
-                if length:
-                    raise DecodeError(_WHAT, self._offset, f"POSTCOPY_COMPLETE of {length} bytes")
+        """Add the pfns of the records that are complete. `_wanted` are then the bytes that may be
+        read: to the end of this record, and the next record's header, since another one must
+        follow."""
+        buffer = self._buffer
+        while len(buffer) >= self._end:
+            if not self._end:
+                if len(buffer) < HEADER_SIZE:
+                    break
+                self._read_header()
+                continue
+            if self._kind is RecordType.POSTCOPY_COMPLETE:
                 self.complete = True
                 return
-            if kind is not RecordType.POSTCOPY_FAULT and kind is not None:
-                raise DecodeError(_WHAT, self._offset, f"{kind.name} may not come here")
-            if length > _MAX_BODY:
-                raise DecodeError(_WHAT, self._offset, f"a body of {length} bytes is too long")
-            end = HEADER_SIZE + length
-            padded = end + padding(length)
-            if len(self._buffer) < padded:
-                return
-            check_padding(bytes(self._buffer[end:padded]), _WHAT, self._offset + end)
-            if kind is not None:
-                faults += self._decode(bytes(self._buffer[HEADER_SIZE:end]))
-            del self._buffer[:padded]
-            self._offset += padded
+            end = HEADER_SIZE + self._length
+            if end < self._end:
+                check_padding(bytes(buffer[end : self._end]), _WHAT, self._offset + end)
+            if self._kind is not None:
+                faults += self._decode(bytes(buffer[HEADER_SIZE:end]))
+            del buffer[: self._end]
+            self._offset += self._end
+            self._end = 0
+        self._wanted = (self._end + HEADER_SIZE) - len(buffer)
+
+    def _read_header(self) -> None:
+        number, self._length = decode_record_header(
+            bytes(self._buffer[:HEADER_SIZE]), _WHAT, self._offset
+        )
+        kind = self._kind = record_type(number, self._version, self._offset)
+        if kind is RecordType.POSTCOPY_COMPLETE:
+            if self._length:
+                problem = f"POSTCOPY_COMPLETE of {self._length} bytes"
+                raise DecodeError(_WHAT, self._offset, problem)
+        elif kind is not RecordType.POSTCOPY_FAULT and kind is not None:
+            raise DecodeError(_WHAT, self._offset, f"{kind.name} may not come here")
+        elif self._length > _MAX_BODY:
+            problem = f"a body of {self._length} bytes is too long"
+            raise DecodeError(_WHAT, self._offset, problem)
+        self._end = HEADER_SIZE + self._length + padding(self._length)
 
     def _decode(self, body: bytes) -> list[int]:
         offset = self._offset + HEADER_SIZE
@@ -137,10 +150,10 @@ class FaultReader:
             raise DecodeError(what, offset, f"{len(body)} bytes do not hold {count} pfns")
         offset += LIST_HEADER_SIZE
         pfns = decode_pfns(body[LIST_HEADER_SIZE:], what, offset)
-        for index, pfn in enumerate(pfns):
-            if pfn >= self._p2m_size:
-                problem = f"pfn {pfn:#x} is above the guest's {self._p2m_size:#x}"
-                raise DecodeError(what, offset + index * ENTRY_SIZE, problem)
+        if max(pfns) >= self._p2m_size:
+            index, pfn = next(one for one in enumerate(pfns) if one[1] >= self._p2m_size)
+            problem = f"pfn {pfn:#x} is above the guest's {self._p2m_size:#x}"
+            raise DecodeError(what, offset + index * ENTRY_SIZE, problem)
         return pfns
 
 

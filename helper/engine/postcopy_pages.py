@@ -13,10 +13,14 @@ POSTCOPY_BATCH = 16
 """Background pages in a POSTCOPY_PAGE_DATA record: few, since a fault has to wait for the current
 record."""
 
+PREFETCH_AROUND_FAULTS = True
+"""Whether background pages continue after the last fault: the guest's next access is likely near
+it. Not a setting: the benchmarks show what it is worth."""
+
 
 class PostcopyPages:
     """The pages still to be sent, each exactly once: faulted ones first, in the order of their
-    faults, then the others from the last fault on (the guest's next access is likely near it).
+    faults, then the others from the last fault on (see PREFETCH_AROUND_FAULTS).
 
     Takes over `bitmap`, in which 1 is a page to send.
     """
@@ -47,7 +51,8 @@ class PostcopyPages:
                 bitmap[pfn] = 0
                 self._urgent.append(pfn)
                 new += 1
-            self._next = (pfn + 1) % len(bitmap)
+            if PREFETCH_AROUND_FAULTS:
+                self._next = (pfn + 1) % len(bitmap)
         return new
 
     def take_urgent(self) -> int:

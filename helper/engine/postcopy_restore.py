@@ -188,6 +188,8 @@ class PostcopyReceiver:
         self._poll = BusyPoll(_BUSY_SECONDS)
         for fd in (stream, paging, self._abort.fileno()):
             self._poll.register(fd, select.POLLIN)
+        self._more = select.poll()
+        self._more.register(stream, select.POLLIN)
         self._suspends.watch(self._poll, self._states.pending)
         assembler = self._assembler
         self._patience = Patience(self._stall_limit, time.monotonic())
@@ -265,28 +267,44 @@ class PostcopyReceiver:
         return self._assembler.room > 0 if self._requested else self._assembler.held < _READ_AHEAD
 
     def _take_pages(self) -> None:
-        taken = self._reader.read_some(self._assembler.views(), "POSTCOPY_PAGE_DATA")
-        if not taken:
-            raise StreamEndError(
-                "POSTCOPY_PAGE_DATA",
-                self._reader.offset,
-                f"the stream ends, {self._states.pending} pages are missing",
-            )
-        for pfn in self._assembler.filled(taken):
-            try:
-                before = self._states.happens_to(PageEvent.ARRIVED, pfn)
-            except PageStateError as error:
-                raise DecodeError("POSTCOPY_PAGE_DATA", self._reader.offset, str(error)) from error
-            if before is not PageState.OUTSTANDING:
+        """Read what has come, of one record. A page that a vCPU waits for comes right behind its
+        record's header."""
+        while True:
+            taken = self._reader.read_some(self._assembler.views(), "POSTCOPY_PAGE_DATA")
+            if not taken:
+                raise StreamEndError(
+                    "POSTCOPY_PAGE_DATA",
+                    self._reader.offset,
+                    f"the stream ends, {self._states.pending} pages are missing",
+                )
+            if pfns := self._assembler.filled(taken):
+                self._arrived(pfns)
+                self._count_left()
+                return
+            if self._assembler.ended or not self._more.poll(0):
+                return
+
+    def _arrived(self, pfns: list[int]) -> None:
+        """These pages are whole. Load those that vCPUs wait for; the others are held."""
+        try:
+            if len(pfns) == 1:
+                states = bytes([self._states.happens_to(PageEvent.ARRIVED, pfns[0])])
+            else:
+                states = self._states.happens(PageEvent.ARRIVED, pfns_of(pfns))
+        except PageStateError as error:
+            raise DecodeError("POSTCOPY_PAGE_DATA", self._reader.offset, str(error)) from error
+        self._statistics.postcopy_pages += len(pfns)
+        if states.count(PageState.OUTSTANDING) == len(pfns):
+            return
+        for pfn, before in zip(pfns, states, strict=True):
+            if before != PageState.OUTSTANDING:
                 data = self._assembler.take(pfn)
                 assert data is not None
-                if before is PageState.REQUESTED:
+                if before == PageState.REQUESTED:
                     self._load(pfn, data)
                     self._latencies.add(self._requested.pop(pfn), self._states.pending)
                     self._one_has_come()
                     self._poll.expect()
-            self._statistics.postcopy_pages += 1
-        self._count_left()
 
     def _one_has_come(self) -> None:
         """For which a vCPU waited. Time in which several wait counts once."""

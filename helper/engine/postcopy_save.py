@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import select
 import struct
+import time
 
 from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.fault_channel import FaultReader, carry_at_once
 from xen_save_helper.helper.engine.page_stream import set_bits
-from xen_save_helper.helper.engine.postcopy_pages import PostcopyPages
+from xen_save_helper.helper.engine.postcopy_pages import POSTCOPY_BATCH, PostcopyPages
 from xen_save_helper.helper.engine.save_phases import Outcome
 from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamOutput, wait_for
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, PageSource
@@ -29,6 +30,10 @@ from xen_save_helper.ipc_schema.streams.records import encode_record_header
 
 _BUSY_SECONDS = 0.0005
 """How soon the next fault is expected after one."""
+
+_LARGEST_BATCH = 64
+_BATCH_SECONDS = 0.0002
+"""How long a record of background pages may take to write: a fault has to wait for it."""
 
 _LISTED_AT_ONCE = 1 << 14
 
@@ -94,6 +99,7 @@ class PostcopySender:
         self._faults = FaultReader(self._recv_fd, VERSION, self._p2m_size)
         self._record = record_number(RecordType.POSTCOPY_PAGE_DATA, VERSION)
         self._calm = BusyPoll(_BUSY_SECONDS)
+        self._batch = POSTCOPY_BATCH
         self._stream = select.poll()
         for poll in (self._calm, self._stream):
             poll.register(self._recv_fd, select.POLLIN)
@@ -110,7 +116,7 @@ class PostcopySender:
             else:
                 background = self._wait()
             if background and pages.remaining:
-                self._send(pages.take_background())
+                self._send_background()
             self._take_faults()
             if self._faults.complete and pages.remaining:
                 self._reporter.detail(f"the receiver needs none of {pages.remaining} pages")
@@ -123,7 +129,10 @@ class PostcopySender:
 
         The abort watcher's stall clock ends a wait for the stream.
         """
-        if quiet := max(self._out.patience(), self._calm.busy):
+        quiet = self._out.patience()
+        if self._out.paced:
+            quiet = max(quiet, self._calm.busy)
+        if quiet:
             faults = self._calm.poll(quiet)
             self._abort.progress()
             if faults or self._out.delay():
@@ -135,6 +144,16 @@ class PostcopySender:
         ready = self._stream.poll(milliseconds)
         self._abort.check()
         return bool(ready) and not any(events & select.POLLIN for _fd, events in ready)
+
+    def _send_background(self) -> None:
+        """Send a record of pages that nobody waits for: a small one if the stream has a pace, which
+        leaves time, or takes larger ones slowly. Else a large one costs less, and brings what the
+        guest would fault for."""
+        count = POSTCOPY_BATCH if self._out.paced else self._batch
+        began = time.monotonic()
+        self._send(self._pages.take_background(count))
+        slow = time.monotonic() - began > _BATCH_SECONDS
+        self._batch = POSTCOPY_BATCH if slow else min(2 * self._batch, _LARGEST_BATCH)
 
     def _send(self, pfns: Pfns) -> None:
         views = self._source.foreign_map(pfns)

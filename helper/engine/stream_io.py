@@ -39,6 +39,14 @@ _OBEY_SECONDS = 0.1
 _READ_CHUNK = 1 << 20
 
 
+_SLICE_SECONDS = 0.0005
+"""A yield that takes longer has lost the processor to a program that computes."""
+_SLEPT_AT_LEAST = 8
+_SLEPT_AT_MOST = 4096
+_SPUN_IN_PEACE = 64
+"""After so many busy waits, a slice that is lost is taken for an accident."""
+
+
 class Pacer:
     """Says when the next bytes may go, so that at most `bandwidth` a second do (0: no limit)."""
 
@@ -75,12 +83,22 @@ class BusyPoll:
     Waking up costs more than the rest of a fault's round trip, and while faults come the next one
     is near. `expect` says that something is due: waits are then busy for `seconds`, but yield to
     anything else that wants this processor, which may be the guest that was just woken.
+
+    If that is a program which computes, it has the processor for a slice, and a fault waits for it;
+    who sleeps is put in its place at once. So after a yield that was a slice, some waits sleep:
+    more and more of them while spinning goes on to end so.
     """
 
     def __init__(self, seconds: float) -> None:
         self._poll = select.poll()
         self._seconds = seconds
         self._busy_until = 0.0
+        self._to_sleep = 0
+        """Waits that are to sleep."""
+        self._slept = _SLEPT_AT_LEAST
+        """How many were, after the last slice that was lost."""
+        self._spun = 0
+        """Waits since then that were busy."""
 
     def register(self, fd: int, events: int) -> None:
         self._poll.register(fd, events)
@@ -93,21 +111,41 @@ class BusyPoll:
 
     @property
     def busy(self) -> float:
-        """Seconds for which waits stay busy."""
+        """Seconds for which something is expected."""
         return max(0.0, self._busy_until - time.monotonic())
 
     def poll(self, seconds: float | None) -> list[tuple[int, int]]:
         """Like `select.poll.poll`, for at most `seconds` (None: for ever), at first busily."""
-        end = math.inf if seconds is None else time.monotonic() + seconds
+        ready = self._poll.poll(0)
+        if ready or seconds == 0:
+            return ready
+        now = time.monotonic()
+        end = math.inf if seconds is None else now + seconds
         busy_until = min(end, self._busy_until)
-        while not (ready := self._poll.poll(0)):
-            now = time.monotonic()
-            if now >= end:
-                break
-            if now >= busy_until:
-                return self._poll.poll(None if seconds is None else poll_milliseconds(end - now))
-            os.sched_yield()
-        return ready
+        if now < busy_until:
+            if self._to_sleep:
+                self._to_sleep -= 1
+            else:
+                self._spun += 1
+                while now < busy_until:
+                    os.sched_yield()
+                    before, now = now, time.monotonic()
+                    lost = now - before > _SLICE_SECONDS
+                    if lost:
+                        self._lost()
+                    if ready := self._poll.poll(0):
+                        return ready
+                    if lost:
+                        break
+        if now >= end:
+            return []
+        return self._poll.poll(None if seconds is None else poll_milliseconds(end - now))
+
+    def _lost(self) -> None:
+        soon = self._spun < _SPUN_IN_PEACE
+        self._slept = min(2 * self._slept, _SLEPT_AT_MOST) if soon else _SLEPT_AT_LEAST
+        self._to_sleep = self._slept
+        self._spun = 0
 
 
 def wait_for(fd: int, events: int, abort: Abort, limit: float, what: str) -> None:
@@ -200,6 +238,11 @@ class StreamOutput:
     def patience(self) -> float:
         """Seconds to wait before looking at `delay` again; 0 if bytes are due."""
         return min(self.delay(), _OBEY_SECONDS)
+
+    @property
+    def paced(self) -> bool:
+        """Whether it had a bandwidth when `delay` was last asked."""
+        return self._pacer.quantum > 0
 
     def write_now(self, buffers: Sequence[Buffer]) -> None:
         """Write all of `buffers` regardless of the pace; later writes make up for it."""

@@ -65,7 +65,7 @@ def selected(pfns: Pfns, mask: bytes | bytearray) -> Pfns:
 def is_run(pfns: Pfns) -> bool:
     """Whether `pfns`, at least one, are neighbours in ascending order."""
     first, count = pfns[0], len(pfns)
-    return pfns[-1] - first == count - 1 and pfns == run_of(first, count)
+    return count == 1 or (pfns[-1] - first == count - 1 and pfns == run_of(first, count))
 
 
 def highest(pfns: Pfns) -> int:

@@ -1,9 +1,10 @@
 """Measure everything that the project promises about its speed, and print it.
 
-    python -m tests.benchmarks [--json] [--quick] [beside-c | simulated | evacuations]
+    python -m tests.benchmarks [--json] [--quick] [beside-c | simulated | postcopy | evacuations]
 
 `beside-c` has C's save helper, Debian's own, on the stand-in for the hypervisor, as the limit of
-ours; `simulated`, the simulated hypervisor, plain loops; `evacuations` compares those of many
+ours; `simulated`, the simulated hypervisor, plain loops; `postcopy` compares a postcopy with a
+stop-and-copy, a ping-pong, and the same guest afterwards; `evacuations` compares those of many
 guests with those of few. Without a name all are measured.
 
 Each figure is measured alternately with its limit, several times, so that a drift of the machine
@@ -23,18 +24,15 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.benchmarks import callbacks, limits, migrations, throughput
+from tests.benchmarks import callbacks, limits, throughput
 from tests.benchmarks.beside_c_lines import beside_c
 from tests.benchmarks.evacuations import evacuations
 from tests.benchmarks.line import Line, Pair, show
 from tests.benchmarks.paging import paging
+from tests.benchmarks.postcopy import postcopy
+from tests.benchmarks.speed_curve import Curve, show_curves
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
-
-FAULT_BANDWIDTH = "200M"
-"""Bytes a second of background pages while faults are timed: far below what the link can do, so
-that it is empty when a fault comes."""
-
 
 GIB = 1 << 30
 SMALL = 4 << 20
@@ -149,63 +147,42 @@ def starts(runs: int) -> Iterator[Line]:
             host.destroy(domid)
 
 
-def faults(memory: str, runs: int) -> Iterator[Line]:
-    """Compare the p50 and p99 of each migration's faults."""
-    pairs: dict[int, list[Pair]] = {50: [], 99: []}
-    for _ in range(runs):
-        ping = limits.percentile(limits.socket_ping_pong(4000), 50) * MICRO
-        result = migrations.demo("postcopy", memory, "random", "--bandwidth", FAULT_BANDWIDTH)
-        for percent, of_percent in pairs.items():
-            of_percent.append((result["postcopy"][f"fault_p{percent}_us"], ping))
-    for percent, reach in ((50, 6), (99, 20)):
-        yield Line(
-            f"postcopy fault, p{percent}", "µs",
-            pairs[percent], "ping-pong over a socket, p50", reach,
-        )  # fmt: skip
-
-
-def downtime(memory: str) -> Iterator[Line]:
-    postcopy, stop_and_copy = (
-        migrations.demo(mode, memory, "write-heavy")["downtime_seconds"] * MILLI
-        for mode in ("postcopy", "stop-and-copy")
-    )
-    yield Line(
-        f"downtime, postcopy, {memory}, write-heavy", "ms",
-        [(postcopy, stop_and_copy)], "stop-and-copy", 0.1,
-    )  # fmt: skip
-
-
-def simulated(memory: int, runs: int, large: str) -> Iterator[Line]:
+def simulated(memory: int, runs: int) -> Iterator[Line]:
     yield from throughputs(memory, runs)
     yield from watched(memory, runs)
     yield from round_trips(runs)
     yield from starts(runs)
-    yield from faults("256M", runs)
-    yield from downtime(large)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
     parser.add_argument("--quick", action="store_true", help="small guests, one run of each")
-    groups = ("all", "beside-c", "simulated", "evacuations")
+    groups = ("all", "beside-c", "simulated", "postcopy", "evacuations")
     parser.add_argument("group", nargs="?", choices=groups, default="all")
     arguments = parser.parse_args()
-    memory, runs, large = (GIB, 11, "2G") if not arguments.quick else (GIB // 8, 1, "128M")
+    memory, runs = (GIB, 11) if not arguments.quick else (GIB // 8, 1)
     stolen, started = limits.stolen_seconds(), time.monotonic()
     lines: list[Line] = []
     if arguments.group in {"all", "beside-c"}:
         lines += beside_c(memory, -(-runs // 2))
         lines += paging(runs)
     if arguments.group in {"all", "simulated"}:
-        lines += simulated(memory, runs, large)
+        lines += simulated(memory, runs)
+    curves: list[Curve] = []
+    if arguments.group in {"all", "postcopy"}:
+        more, curves = postcopy(quick=arguments.quick)
+        lines += more
     if arguments.group in {"all", "evacuations"}:
         lines += evacuations(-(-runs // 4))
     stolen = (limits.stolen_seconds() - stolen) / (time.monotonic() - started)
     if arguments.json:
-        print(json.dumps([asdict(line) | {"ratio": line.ratio} for line in lines]))
+        rows = [asdict(line) | {"ratio": line.ratio} for line in lines]
+        print(json.dumps(rows + [asdict(curve) for curve in curves]))
     else:
         show(lines)
+        if curves:
+            show_curves(curves)
         print(f"The hypervisor below took {1000 * stolen:.1f} ms of processor time a second.")
         print(f"The load is {os.getloadavg()[0]:.1f} for the last minute.")
     return 0 if all(line.reached for line in lines) else 1

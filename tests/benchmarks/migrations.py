@@ -7,8 +7,11 @@ import subprocess
 import sys
 from typing import Any
 
+Result = dict[str, Any]
+"""What a demo prints as JSON."""
 
-def demo(mode: str, memory: str, workload: str, *more: str) -> dict[str, Any]:
+
+def demo(mode: str, memory: str, workload: str, *more: str) -> Result:
     """Run one `xen-toolstack demo`; return the object that it prints."""
     done = subprocess.run(
         [
@@ -21,5 +24,5 @@ def demo(mode: str, memory: str, workload: str, *more: str) -> dict[str, Any]:
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"the demo ended with {done.returncode}: {done.stderr}")
-    result: dict[str, Any] = json.loads(done.stdout)
+    result: Result = json.loads(done.stdout)
     return result

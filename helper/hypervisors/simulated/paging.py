@@ -42,7 +42,7 @@ def _punch_hole(fd: int, offset: int, length: int) -> None:
 class SimulatedPaging:
     """interface.Paging. The connection to the guest stays open as long as paging is on."""
 
-    loaded_at_once = 4
+    loaded_at_once = 16
 
     def __init__(
         self, shared: SharedMemory, connection: socket.socket, userfault_fd: int, address: int

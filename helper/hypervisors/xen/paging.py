@@ -79,7 +79,7 @@ class XenPaging:
     """
 
     loaded_at_once = 16
-    """As many as a sender's record has (postcopy_pages.POSTCOPY_BATCH)."""
+    """As many as a sender's smallest record has (postcopy_pages.POSTCOPY_BATCH)."""
 
     def __init__(
         self, domain: PagedDomain, call: Call, memory: ForeignMemory, *, take_over: bool = False

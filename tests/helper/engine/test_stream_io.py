@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.waiting import wait_for
 from xen_save_helper.helper.abort import Abort
+from xen_save_helper.helper.engine import stream_io
 from xen_save_helper.helper.engine.stream_io import (
     IOV_MAX,
     BusyPoll,
@@ -299,3 +300,45 @@ def test_a_busy_poll_is_busy_for_a_while_after_what_is_expected() -> None:
     assert 0 < poll.busy <= 0.01
     assert poll.poll(poll.busy) == []
     assert poll.busy == 0
+
+
+def test_a_busy_poll_sleeps_more_while_it_loses_its_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    yields = 0
+
+    def to_a_program_that_computes() -> None:
+        nonlocal yields
+        yields += 1
+        time.sleep(0.001)
+
+    def waits_until_it_spins() -> int:
+        before = yields
+        waits = 0
+        while yields == before:
+            poll.expect()
+            assert poll.poll(0.0001) == []
+            waits += 1
+        return waits
+
+    monkeypatch.setattr(os, "sched_yield", to_a_program_that_computes)
+    poll = BusyPoll(1.0)
+    assert [waits_until_it_spins() for _ in range(4)] == [1, 17, 33, 65]
+    assert yields == 4, "a wait that has lost a slice goes on asleep"
+    with monkeypatch.context() as patch:
+        patch.setattr(stream_io, "_SLICE_SECONDS", 1000.0)  # however busy this machine is
+        for _ in range(stream_io._SPUN_IN_PEACE):
+            waits_until_it_spins()
+    assert [waits_until_it_spins() for _ in range(2)] == [1, 9]
+
+
+def test_a_stream_says_whether_it_is_paced(
+    ends: tuple[socket.socket, socket.socket], abort: Abort
+) -> None:
+    board = Board()
+    out = StreamOutput(ends[0].fileno(), abort, board=board)
+    out.delay()
+    assert not out.paced
+    board.ints[Word.BANDWIDTH] = 1 << 20
+    out.delay()
+    assert out.paced
