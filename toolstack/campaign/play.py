@@ -117,7 +117,7 @@ class RunStage:
         arm(self._source, self._source.find(NAME), plan)
         self._limit = time_limit(plan, limits)
         self._descriptors = sys.maxsize
-        self._lone = LonePids({side: host.control_dir for side, host in self._hosts.items()})
+        self._lone = LonePids(self._hosts)
 
     @property
     def _source(self) -> SimulatedHost:

@@ -39,8 +39,10 @@ def _idle(case: Case, scene: Scene) -> Iterator[str]:
     for pager in filter(_alive, pagers):
         if any(map(_alive, servers)) or not case.pages_lost or pager.left == 0:
             yield f"a {pager} waits"
+    # Of a controller that has died, `recover` says whether the guest is to run here.
+    names = {*WAITING, NAME} if case.dead(HERE) else WAITING
     waits = any(
-        guest.state == "suspended" and guest.name in WAITING for guest in scene.places[HERE].guests
+        guest.state == "suspended" and guest.name in names for guest in scene.places[HERE].guests
     )
     for server in filter(_alive, servers):
         if not waits:
