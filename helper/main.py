@@ -84,15 +84,15 @@ def _main() -> int:
         watchdog = _watchdog(options, settings, trace)
         seams = _seams(options, settings, trace)
         seams.milestone("start")
-        if options.libxl:
-            _serve_libxl(options, settings, trace, watchdog, seams, remarks)
-        _serve_zmq(options, settings, trace, watchdog, seams, remarks)
+        serve = _serve_libxl if options.libxl else _serve_zmq
+        try:
+            serve(options, settings, trace, watchdog, seams, remarks)
+        except ChannelError as over:
+            return report_channel_error(over, trace)
     except UsageError as wrong:
         # A controller repeats the last line.
         print(f"{USAGE}\n{here()}\n\n{CONTEXT}: {wrong}", file=sys.stderr)
         return EXIT_FAILED
-    except ChannelError as over:
-        return report_channel_error(over)
 
 
 def _printed() -> int:
