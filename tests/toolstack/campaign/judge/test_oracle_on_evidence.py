@@ -21,7 +21,7 @@ from tests.toolstack.campaign.judge.fabricated import (
     waiting,
 )
 from xen_save_helper.ipc_schema.faults.plan import parse
-from xen_save_helper.toolstack.campaign.evidence import Again, Ended, Evidence, Outliving
+from xen_save_helper.toolstack.campaign.evidence import Again, Ended, Evidence, Mode, Outliving
 from xen_save_helper.toolstack.campaign.judge.case import HERE, THERE
 from xen_save_helper.toolstack.campaign.judge.oracle import judge
 from xen_save_helper.toolstack.campaign.run import FAULT_LIMITS
@@ -546,3 +546,12 @@ def test_a_stream_that_trickles_is_no_failure() -> None:
 def test_a_helper_of_a_dead_controller_has_its_time() -> None:
     end = replace(made.SENTENCED_RUN.ends[0], lingered=9.0)
     assert problems(made.SENTENCED, at_end(end)(made.SENTENCED_RUN)) == ()
+
+
+def test_a_page_server_of_a_dead_controller_waits_for_recover() -> None:
+    linked = replace(made.SENTENCED_RUN, mode=Mode.LINK)
+    waits = {HERE: (Outliving("page-server", True, 7),)}
+    assert problems(made.SENTENCED, at_end(replace(linked.ends[0], outliving=waits))(linked)) == ()
+    after = replace(linked.recovered, outliving=waits)
+    (said, *_) = problems(made.SENTENCED, replace(linked, recovered=after))
+    assert said == "a page-server (7 pages left) waits for nobody after recover"
