@@ -47,9 +47,12 @@ def _idle(case: Case, scene: Scene) -> Iterator[str]:
     for server in filter(_alive, servers):
         if not waits:
             yield f"a {server} waits for nobody"
-    for dead in (one for one in (*servers, *pagers) if not one.alive):
-        if not waits:
-            yield f"there is what a {dead} has left, and no guest waits for that"
+    # So does the copy of a receiver that has died.
+    copies = case.dead(THERE) and scene.places[THERE].guests
+    for side_waits, those in ((waits, servers), (waits or copies, pagers)):
+        for dead in (one for one in those if not one.alive):
+            if not side_waits:
+                yield f"there is what a {dead} has left, and no guest waits for that"
 
 
 def _alive(one: Outliving) -> bool:
