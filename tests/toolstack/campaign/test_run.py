@@ -59,6 +59,7 @@ pytestmark = pytest.mark.timeout(180)
         ("source/record.libxc.POSTCOPY_OFFER:write=duplicate", "link", ("source/",), 1),
         ("destination/complete:before-answer=exit(0)", "link", ("destination/",), 1),
         ("destination/exit=stop", "link", ("destination/",), 0),
+        ("source.controller/handshake.report:heard=signal(TERM)", "link", ("source.c",), 0),
         ("source.controller/handshake.ready:heard=kill", "link", ("source.controller/",), -9),
     ],
 )
