@@ -88,15 +88,16 @@ class ControlServer:
                 self._serve(client, events)
         return _REST * (time.thread_time() - began)
 
-    def close(self, ended: str = "", *, leaves: bool = True) -> None:
+    def close(self, ended: str = "", *, leaves: Callable[[], bool] = lambda: True) -> None:
         """Tell those who wait that it is over: `ended` says why its work is not done; the identity
         stays then, if it `leaves` something to look for."""
         # First, for those who are told, or can no longer connect, and look for it.
-        if ended and leaves:
+        if ended and leaves():
             self._identity = self._identity._replace(ended=ended)
             with suppress(OSError):
                 self._write_identity()
-        else:
+        # Asked again: who has destroyed that meanwhile has seen a process that still worked.
+        if not (ended and leaves()):
             self._remove(IDENTITY)
         self._say_last(ended)
         self._remove(SOCKET)
@@ -219,7 +220,7 @@ class ControlSocket:
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
 
-    def close(self, ended: str = "", *, leaves: bool = True) -> None:
+    def close(self, ended: str = "", *, leaves: Callable[[], bool] = lambda: True) -> None:
         """See `ControlServer.close`."""
         self._stop.close()
         self._thread.join()

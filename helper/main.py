@@ -89,15 +89,15 @@ def _main() -> int:
         watchdog = _watchdog(options, settings, trace)
         seams = _seams(options, settings, trace)
         seams.milestone("start")
-        if options.libxl:
-            _serve_libxl(options, settings, trace, watchdog, seams, remarks)
-        _serve_zmq(options, settings, trace, watchdog, seams, remarks)
+        serve = _serve_libxl if options.libxl else _serve_zmq
+        try:
+            serve(options, settings, trace, watchdog, seams, remarks)
+        except ChannelError as over:
+            return report_channel_error(over, trace)
     except UsageError as wrong:
         # A controller repeats the last line.
         print(f"{USAGE}\n{here()}\n\n{CONTEXT}: {wrong}", file=sys.stderr)
         return EXIT_FAILED
-    except ChannelError as over:
-        return report_channel_error(over)
 
 
 def _printed() -> int:
@@ -125,9 +125,14 @@ def _seams(options: Options, settings: Settings, trace: Trace) -> Seams:
     return FaultySeams(given, _operation(options), trace, pipe=bool(options.libxl))
 
 
-def _exit(status: int, seams: Seams) -> NoReturn:
+def _exit(status: int, seams: Seams, parent: int = -1) -> NoReturn:
     """End the process while the abort watcher still has the signals: during the interpreter's own
-    teardown a late SIGTERM would kill a helper whose save was reported as done."""
+    teardown a late SIGTERM would kill a helper whose save was reported as done. `parent` is the
+    descriptor of OUTLIVE."""
+    if parent >= 0:
+        from xen_save_helper.helper.postcopy_link import last_word
+
+        last_word.say(last_word.ENDS, parent)
     seams.milestone("exit")
     sys.stdout.flush()
     sys.stderr.flush()
@@ -182,7 +187,7 @@ def _serve_zmq(
     with abort:
         status = run(job, channel, abort, seams.traced(trace), seams, remarks)
         channel.close()
-        _exit(status, seams)
+        _exit(status, seams, parent)
 
 
 def _job_of_start(start: dict[str, Any], options: Options, settings: Settings) -> Job:
@@ -301,7 +306,7 @@ def _serve_libxl(
         status = run(job, channel, abort, seams.traced(trace), seams, remarks)
         if job.steered is not None:
             job.steered.close()
-        _exit(status, seams)
+        _exit(status, seams, parent)
 
 
 def _steered(

@@ -83,7 +83,7 @@ class OperationControl:
         self._over.set()
         self._thread.join()
         if self._socket is not None:
-            self._socket.close(self.ended, leaves=False)
+            self._socket.close(self.ended, leaves=lambda: False)
             self._socket = None
 
     def _begin(self) -> None:

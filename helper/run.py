@@ -61,9 +61,7 @@ def run(
         _say(channel, remarks)
         _tell(job, outcome, channel, trace)
     except ChannelError as over:
-        what = Why(Cause.CHANNEL, over.errno or 0)
-        trace.event("failure", what="channel", error=over.strerror, **what._asdict())
-        return report_channel_error(over)
+        return report_channel_error(over, trace)
     return EXIT_FAILED if outcome.internal_error else EXIT_DONE
 
 
@@ -72,8 +70,10 @@ def _say(channel: Channel, remarks: list[str]) -> None:
         _log(channel, XentoollogLevel.WARN, remarks.pop(0))
 
 
-def report_channel_error(over: ChannelError) -> int:
-    """Print why the conversation is over; returns the exit status."""
+def report_channel_error(over: ChannelError, trace: Trace) -> int:
+    """Tell why the conversation is over; returns the exit status."""
+    what = Why(Cause.CHANNEL, over.errno or 0)
+    trace.event("failure", what="channel", error=over.strerror, **what._asdict())
     print(f"{CONTEXT}: {over.strerror}", file=sys.stderr)
     return EXIT_CONTROLLER_GONE if over.errno == errno.EPIPE else EXIT_FAILED
 

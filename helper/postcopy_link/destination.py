@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xen_save_helper.helper.postcopy_link import record
+from xen_save_helper.helper.postcopy_link import last_word, record
 from xen_save_helper.helper.postcopy_link.curve import Keys, TunnelClient
 from xen_save_helper.helper.postcopy_link.watched import Watched, Work
 from xen_save_helper.helper.watchdog import die_with_parent
@@ -100,8 +100,7 @@ class Pager:
         work = Work(Role.PAGER, hypervisor, domid, progress, self._tunnel, self._abort, self._moved)
         self._watched = Watched(work, self._job.control, self._trace)
         self._put_on_record(missing)
-        os.write(self._job.parent, b"\0")
-        os.close(self._job.parent)
+        last_word.say(last_word.GOES_ON, self._job.parent)
         self._step("takes-over")
 
     def _put_on_record(self, missing: Bitmap) -> None:

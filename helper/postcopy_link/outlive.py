@@ -2,7 +2,7 @@
 
 Whoever has started a helper waits for its end. So that one starts another, which does all the work
 on the helper's own channel, and ends with it: or earlier, when the domain is restored and its last
-pages are still to come.
+pages are still to come. The other one says which it is (`last_word`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from xen_save_helper.helper.job import EXIT_DONE
+from xen_save_helper.helper.channels.channel import CONTEXT
+from xen_save_helper.helper.job import EXIT_DONE, EXIT_FAILED
+from xen_save_helper.helper.postcopy_link import last_word
 from xen_save_helper.helper.settings import OUTLIVE
 
 _EXIT_BY_SIGNAL = 128
@@ -45,11 +47,15 @@ def run_beside(arguments: list[str], streams: Sequence[int]) -> NoReturn:
         pass_fds=[its, *streams],
     )
     os.close(its)
-    if os.read(mine, 1):
+    word = os.read(mine, 1)
+    if word == last_word.GOES_ON:
         os._exit(EXIT_DONE)
     status = process.wait()
     if status < 0:
         _die_as(-status)
+    if status == EXIT_DONE and word != last_word.ENDS:
+        print(f"{CONTEXT}: the process that works for it ended too early", file=sys.stderr)
+        status = EXIT_FAILED
     os._exit(status)
 
 

@@ -88,8 +88,11 @@ class Watched:
     def close(self, why_not: str = "", told: str = "all pages are in place") -> None:
         """`why_not` is why pages are lost, if they are; else `told` is what the log says."""
         work = self._work
-        # Nobody looks for the pages of a copy that was destroyed.
-        leaves = work.role is Role.PAGE_SERVER or glance.lives(work.hypervisor, work.domid)
+
+        def leaves() -> bool:
+            """Nobody looks for the pages of a copy that was destroyed."""
+            return work.role is Role.PAGE_SERVER or glance.lives(work.hypervisor, work.domid)
+
         if self._control is not None:
             self._control.close(why_not, leaves=leaves)
         if why_not:

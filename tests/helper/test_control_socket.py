@@ -147,6 +147,15 @@ def test_when_all_wait_for_the_end_another_is_told_why_it_is_not_answered(served
     wait_for(room, "there is room again")
 
 
+def test_what_is_destroyed_while_it_says_how_it_has_ended_is_looked_for_by_nobody(
+    directory: Path,
+) -> None:
+    lives = iter([True, False])
+    served = ControlSocket(str(directory), ME, answer, lambda: None)
+    served.close("no such domain", leaves=lambda: next(lives))
+    assert os.listdir(directory) == []
+
+
 def test_another_user(served: Path) -> None:
     if os.geteuid():
         unavailable("to be another user needs root")

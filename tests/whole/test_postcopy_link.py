@@ -20,7 +20,7 @@ from tests.helper.postcopy_link.cable import Link
 from tests.toolstack.stage import called
 from tests.waiting import wait_for
 from tests.whole.stage import TOOLSTACK, Ended, Stage, toolstack
-from xen_save_helper.ipc_schema.control import Identity, PostcopyStatus
+from xen_save_helper.ipc_schema.control import Identity, PostcopyStatus, lives
 from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.hosts.interface import GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
@@ -262,6 +262,26 @@ def test_what_was_abandoned_after_its_controller_is_not_taken_for_sent(
     assert done.code == 1
     assert "is not resumed here" in done.out + done.err
     assert [row.name for row in stage.source.domains()] == ["g--postcopy-inconsistent"]
+    halfway.go_on()
+
+
+def test_what_is_forgotten_before_its_controller_has_looked_is_not_taken_for_sent(
+    stage: Stage, halfway: Halfway
+) -> None:
+    server = identity(stage.source)
+    wait_for(lambda: stage.trace()[-1]["event"] == "receiver_exited", "it waits")
+    halfway.process.send_signal(signal.SIGSTOP)
+    os.kill(server.pid, signal.SIGKILL)
+    wait_for(lambda: not lives(server.pid), "it is dead")
+    told = postcopy(stage.source, "abandon", str(server.domid), "--lose-the-guest")
+    assert told.code == 0, told.err
+    halfway.process.send_signal(signal.SIGCONT)
+    done = halfway.ended()
+    assert (done.code, done.json["outcome"]) == (3, "postcopy-failed")
+    assert "has died" in done.json["reason"]
+    assert [row.name for row in stage.source.domains()] == ["g--postcopy-inconsistent"]
+    assert postcopy(stage.source, "abandon", str(server.domid)).code == 0
+    assert control.processes(stage.source.control_dir) == []
     halfway.go_on()
 
 

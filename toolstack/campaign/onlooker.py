@@ -16,6 +16,8 @@ from xen_save_helper.ipc_schema.faults.points import Side
 from xen_save_helper.toolstack.campaign.evidence import Outliving
 from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.helpers.control import EndedError
+from xen_save_helper.toolstack.hosts.interface import GuestState
+from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.standstill import stands_still
 
 _LOOK: Final = 0.1
@@ -34,31 +36,37 @@ def outliving(directory: Path, process: Identity) -> Outliving:
 class LonePids:
     """The pids of page servers and pagers whose other side has been dead for some time."""
 
-    def __init__(self, directories: Mapping[Side, Path]) -> None:
-        self._directories = directories
+    def __init__(self, hosts: Mapping[Side, SimulatedHost]) -> None:
+        self._hosts = hosts
         self._since: dict[int, float] = {}
 
     def of(self, side: Side) -> bool:
         """Whether there is one at a side."""
-        there = {one.pid for one in control.processes(self._directories[side])}
+        there = {one.pid for one in control.processes(self._hosts[side].control_dir)}
         return bool(there & self.found())
 
     def found(self) -> set[int]:
         alive = {
-            side: [one for one in control.processes(directory) if lives(one.pid)]
-            for side, directory in self._directories.items()
+            side: [one for one in control.processes(host.control_dir) if lives(one.pid)]
+            for side, host in self._hosts.items()
         }
         lone = [] if all(alive.values()) else [one for side in alive for one in alive[side]]
         now = time.monotonic()
         self._since = {one.pid: self._since.get(one.pid, now) for one in lone}
         return {
             one.pid
-            for side, directory in self._directories.items()
+            for side, host in self._hosts.items()
             for one in alive[side]
-            # One that lacks nothing ends by itself.
-            if now - self._since.get(one.pid, now) > LONE_SECONDS
-            and outliving(directory, one).left != 0
+            if now - self._since.get(one.pid, now) > LONE_SECONDS and not _ends_by_itself(host, one)
         }
+
+
+def _ends_by_itself(host: SimulatedHost, process: Identity) -> bool:
+    """One that lacks nothing does, and a page server whose guest runs here again."""
+    if outliving(host.control_dir, process).left == 0:
+        return True
+    states = {row.domid: row.state for row in host.domains()}
+    return process.role is Role.PAGE_SERVER and states.get(process.domid) is GuestState.RUNNING
 
 
 class Onlooker:
@@ -86,11 +94,14 @@ class Onlooker:
 
     def _watch(self) -> None:
         since: dict[int, float] = {}
+        # One that is stopped when it is about to exit has removed its files.
+        known: dict[int, Identity] = {}
         while not self._over.wait(_LOOK):
             servers, pagers = (
                 control.processes(directory) for directory in (self._source, self._destination)
             )
-            wrong = [one for one in (*servers, *pagers) if stands_still(one.pid)]
+            known.update((one.pid, one) for one in (*servers, *pagers))
+            wrong = [one for one in known.values() if stands_still(one.pid)]
             dead = [one for one in pagers if not lives(one.pid)]
             waiting = [one for one in servers if lives(one.pid)]
             if dead and waiting:
@@ -102,6 +113,6 @@ class Onlooker:
                 if lives(one.pid):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(one.pid, signal.SIGKILL)
-            if any(not lives(one.pid) and one.role is Role.PAGER for one in late):
+            if any(one in pagers and not lives(one.pid) for one in late):
                 self._abandon()
                 return

@@ -117,7 +117,7 @@ class RunStage:
         arm(self._source, self._source.find(NAME), plan)
         self._limit = time_limit(plan, limits)
         self._descriptors = sys.maxsize
-        self._lone = LonePids({side: host.control_dir for side, host in self._hosts.items()})
+        self._lone = LonePids(self._hosts)
 
     @property
     def _source(self) -> SimulatedHost:
@@ -218,7 +218,7 @@ class RunStage:
         source, destination = (self._hosts[side].control_dir for side in Side)
 
         def abandon() -> None:
-            self._persons.append(self._postcopy("abandon", Side.SOURCE))
+            self._persons += self._abandon(Side.SOURCE)
 
         return Onlooker(source, destination, patience, abandon)
 
@@ -312,22 +312,27 @@ class RunStage:
         there = scene.places[Side.DESTINATION].guest(NAME)
         whole = there is not None and there.runs and there.memory_ok is True
         if scene.outliving.get(Side.DESTINATION):
-            done.append(self._postcopy("abandon", Side.DESTINATION))
+            done += self._abandon(Side.DESTINATION)
             if there is not None and not whole:
                 done.append(self._run("destroy", NAME, host=Side.DESTINATION, faults=False))
         if scene.places[Side.SOURCE].journals:
             kept = self._mode is Mode.LINK and not whole
             way = "--destroy" if there is not None and there.runs and not kept else "--resume"
             done.append(self._run("recover", NAME, way, host=Side.SOURCE, faults=False))
-        if scene.outliving.get(Side.SOURCE) and self._outliving()[Side.SOURCE]:
-            done.append(self._postcopy("abandon", Side.SOURCE))
+        if scene.outliving.get(Side.SOURCE):
+            done += self._abandon(Side.SOURCE)
         return done
 
-    def _postcopy(self, verb: str, side: Side) -> Ended:
-        """Of the guest that is the only one."""
-        one = control.processes(self._hosts[side].control_dir)[0]
-        lose = ["--lose-the-guest"] if verb == "abandon" else []
-        return self._run("postcopy", verb, str(one.domid), *lose, host=side, faults=False)
+    def _abandon(self, side: Side) -> list[Ended]:
+        """What outlives a migration at a side, and has not ended meanwhile."""
+        return [
+            self._run(
+                *("postcopy", "abandon", str(one.domid), "--lose-the-guest"),
+                host=side,
+                faults=False,
+            )
+            for one in control.processes(self._hosts[side].control_dir)[:1]
+        ]
 
     def _outliving(self) -> dict[Side, tuple[Outliving, ...]]:
         return {

@@ -144,10 +144,9 @@ def abandon(arguments: argparse.Namespace) -> int:
     try:
         status = control.status(directory, process)
     except EndedError as error:
-        if error.lost:
-            _keep_the_guest(arguments, process)
-        control.forget(directory, process)
-        text = f"{_named(process)}: forgotten; {error.lost or 'it had done its work'}"
+        known = _forget(arguments, directory, process, error.lost)
+        done = "forgotten" if known else "its migration has yet to hear of it"
+        text = f"{_named(process)}: {done}; {error.lost or 'it had done its work'}"
         return show(arguments, {"lost": error.lost}, lambda: print(text))
     left = status.pages_left
     if left and not arguments.lose_the_guest:
@@ -161,19 +160,21 @@ def abandon(arguments: argparse.Namespace) -> int:
         control.wait(directory, process, _LONGEST_END)
     except EndedError as error:
         lost = error.lost
-        if lost:
-            _keep_the_guest(arguments, process)
-        control.forget(directory, process)
+        _forget(arguments, directory, process, lost)
     text = f"{_named(process)}: abandoned; {left} pages are lost"
     if not lost:
         text = f"{_named(process)}: it had done its work"
     return show(arguments, {"lost": lost}, lambda: print(text))
 
 
-def _keep_the_guest(arguments: argparse.Namespace, process: Identity) -> None:
-    """`recover` must not take pages for sent of which nothing is known any more."""
-    if process.role is Role.PAGE_SERVER:
-        journal.pages_lost(state_directory_of(arguments), process.domid)
+def _forget(arguments: argparse.Namespace, directory: Path, process: Identity, lost: str) -> bool:
+    """Whatever becomes of the guest must not take pages for sent of which nothing is known any
+    more. Returns False if what is left stays, for a migration that looks for it."""
+    of_source = lost and process.role is Role.PAGE_SERVER
+    if of_source and journal.pages_lost(state_directory_of(arguments), process.domid):
+        return False
+    control.forget(directory, process)
+    return True
 
 
 def _of_guest(directory: Path, name: str) -> list[Identity]:

@@ -61,7 +61,7 @@ class OperationControl:
         self._timer.cancel()
         self._rest.cancel()
         self._loop.remove_reader(self._server.fileno())
-        self._server.close(self.ended, leaves=False)
+        self._server.close(self.ended, leaves=lambda: False)
         self.board.close()
 
     def _listen(self) -> None:

@@ -45,17 +45,20 @@ async def run_handshake(
         state = machine.state
         trace.event("handshake", action=state.value)
         task = spawn(actions[state]())
+        begun = False
         while not task.done():
-            if abort:
+            # Only an action that has begun can say what it means that it was cancelled.
+            if abort and begun:
                 abort, followed = False, gives_up(state)
                 trace.event("abort", action=state.value, followed=followed)
                 if followed:
                     failed(Failure(Error.ABORTED, "interrupted", Why(Cause.ABORTED)))
                     task.cancel()
             try:
-                await asyncio.wait([task])
+                await (asyncio.wait([task]) if begun else asyncio.sleep(0))
             except asyncio.CancelledError:
                 abort = True
+            begun = True
         event = _event_of(task, failed)
         if event is not Event.OK:
             trace.event("handshake", action=state.value, result=event.value)

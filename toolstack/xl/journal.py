@@ -221,17 +221,23 @@ def remove(state_dir: Path, entry: JournalEntry) -> None:
     _sync_directory(state_dir)
 
 
-def pages_lost(state_dir: Path, domid: int) -> None:
+def pages_lost(state_dir: Path, domid: int) -> bool:
     """Note that the last pages of a domain, which a dead controller has left to a page server, will
-    not come: a person must decide about what is left here. Raises JournalError, OSError."""
+    not come: a person must decide about what is left here. Returns whether there is a controller
+    that lives, and has yet to hear of that. Raises JournalError, OSError."""
+    awaited = False
     if not state_dir.is_dir():
-        return
+        return awaited
     with _locked(state_dir):
         for entry in entries(state_dir):
-            left = (entry.role, entry.promise, entry.domid) == (Role.SOURCE, Promise.PAGES, domid)
-            if left and not entry.process.alive():
+            if (entry.role, entry.domid) != (Role.SOURCE, domid):
+                continue
+            if entry.process.alive():
+                awaited = True
+            elif entry.promise is Promise.PAGES:
                 path = _path(state_dir, entry.name, entry.role)
                 _write(path, replace(entry, promise=Promise.TRANSITION))
+    return awaited
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from xen_save_helper.ipc_schema.control import Role as ControlRole
 from xen_save_helper.ipc_schema.errors import DecodeError, Error
 from xen_save_helper.ipc_schema.streams import xl_handshake, xl_header
 from xen_save_helper.toolstack import standstill
-from xen_save_helper.toolstack.cancellation import end_in_order, not_told, uninterrupted
+from xen_save_helper.toolstack.cancellation import absorb, end_in_order, not_told, uninterrupted
 from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers import page_server
 from xen_save_helper.toolstack.helpers.request import PageServer
@@ -356,7 +356,10 @@ class _Sending(HandshakeSide[Sender]):
         except OSError as error:
             # With what it has promised before, `recover` asks a person.
             self._course.warnings.append(f"journal: {message_of(error)}")
-        await self._end_receiver(Outcome.SUCCESS)
+        interrupted: list[bool] = []
+        await absorb(self._end_receiver(Outcome.SUCCESS), lambda: interrupted.append(True))
+        if interrupted:
+            return Event.NOT_AWAITED
         try:
             self._course.pages_sent = await left_pages.all_sent(
                 self._host.control_dir, server.server, self._ctx.say_progress

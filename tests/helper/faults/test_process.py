@@ -240,6 +240,12 @@ def test_what_the_encodings_show(
     assert words in result.reason
 
 
+def test_a_channel_that_fails_before_the_start_has_an_errno_in_the_trace(saving: Saving) -> None:
+    assert saving.run("hello:before-send=fail(EIO)").rc == FAIL
+    (failure,) = (one for one in trace_lines.read(saving.events) if one["event"] == "failure")
+    assert (failure["what"], failure["errnoval"]) == ("channel", errno.EIO)
+
+
 def test_what_libxls_pipes_do_not_show(saving: Saving) -> None:
     for action in ("drop", "duplicate", "reorder"):
         result = saving.run(f"log:before-send#2={action}", PIPE)

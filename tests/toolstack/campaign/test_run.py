@@ -57,6 +57,10 @@ pytestmark = pytest.mark.timeout(180)
         ("tunnel/stream@1000003=flip", "link", ("tunnel/",), 0),
         ("tunnel/back@700=stall", "link", ("tunnel/",), 0),
         ("source/record.libxc.POSTCOPY_OFFER:write=duplicate", "link", ("source/",), 1),
+        ("destination/complete:before-answer=exit(0)", "link", ("destination/",), 1),
+        ("destination/exit=stop", "link", ("destination/",), 0),
+        ("source.controller/handshake.report:heard=signal(TERM)", "link", ("source.c",), 0),
+        ("source.controller/handshake.ready:heard=kill", "link", ("source.controller/",), -9),
     ],
 )
 def test_a_fault_strikes_and_the_rules_hold(

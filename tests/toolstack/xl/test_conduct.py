@@ -11,7 +11,7 @@ import pytest
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.toolstack.rules.handshake import Event, Receiver, receiver
-from xen_save_helper.toolstack.xl.conduct import run_handshake
+from xen_save_helper.toolstack.xl.conduct import Action, run_handshake
 
 
 class Played:
@@ -23,6 +23,9 @@ class Played:
         self.failures: list[int] = []
         self._gives_up = gives_up
         self._aborted = aborted_at_the_end_of
+        self.actions: dict[Receiver, Action] = {
+            state: partial(self._act, state) for state in Receiver
+        }
 
     async def _act(self, state: Receiver) -> Event:
         await asyncio.sleep(0)
@@ -36,7 +39,7 @@ class Played:
         self._task = asyncio.current_task()
         await run_handshake(
             self.machine,
-            {state: partial(self._act, state) for state in Receiver},
+            self.actions,
             gives_up=self._gives_up.__contains__,
             failed=lambda failure: self.failures.append(failure.rc),
             trace=Trace("test"),
@@ -60,3 +63,17 @@ def test_where_the_next_one_does_not_give_up_it_is_put_off_and_nothing_fails() -
     played.play()
     assert played.machine.state is Receiver.STARTED
     assert played.failures == []
+
+
+def test_an_action_that_is_aborted_before_it_begins_says_what_that_means() -> None:
+    async def waits() -> Event:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return Event.OK
+        raise AssertionError
+
+    played = Played(frozenset({Receiver.READ_CONFIG}), Receiver.SAY_BANNER)
+    played.actions[Receiver.READ_CONFIG] = waits
+    played.play()
+    assert played.machine.state is Receiver.STARTED

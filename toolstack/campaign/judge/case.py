@@ -19,7 +19,12 @@ from xen_save_helper.toolstack.campaign.judge.expectation import (
     Expectation,
     Spoils,
 )
-from xen_save_helper.toolstack.campaign.judge.link_effects import ALL_THERE, LOST, of_pager
+from xen_save_helper.toolstack.campaign.judge.link_effects import (
+    ALL_THERE,
+    LOST,
+    of_pager,
+    of_restore,
+)
 from xen_save_helper.toolstack.campaign.judge.progress import Stages, is_go
 from xen_save_helper.toolstack.limits import Limits
 
@@ -69,6 +74,8 @@ def find_fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[Struc
             if point.who is Who.HELPER and event["pid"] in pagers:
                 # Its controller has gone, and its work is done once it is about to exit.
                 what = NONE if point.name == EXIT else of_pager(fault)
+            elif point.who is Who.HELPER and side is THERE and evidence.mode is Mode.LINK:
+                what = of_restore(fault, what)
             yield StruckFault(fault, side, what, late, event["t"])
         elif event["event"] == "suspend_request":
             # A guest behaves in one way only: the last that it was told.

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from xen_save_helper.ipc_schema.control import Role
+from xen_save_helper.ipc_schema.faults import actions
 from xen_save_helper.ipc_schema.faults.points import Side, Who
 from xen_save_helper.toolstack.campaign.evidence import NAME, Again, Ended, Guest, Mode, Scene
 from xen_save_helper.toolstack.campaign.judge.case import HERE, THERE, Case
@@ -165,7 +166,8 @@ def _nothing_left(case: Case) -> Iterator[str]:
     if not case.somebody_dies:
         for name in (name for scene in evidence.ends for name in scene.temporary):
             yield f"a temporary file was left: {name}"
-        if _journals(case) and evidence.command.code in {0, 1, 5}:
+        ended = evidence.command.code in {0, 1, 5} and not _left_to_recover(case)
+        if _journals(case) and ended:
             yield "a journal was left of what had ended"
         for scene in evidence.ends:
             if scene.lingered > _patience(case) and not scene.processes:
@@ -188,6 +190,14 @@ def _patience(case: Case) -> float:
     """A page server and a pager need nobody, and have their own time."""
     alone = case.evidence.command.code or any(one.fault.point.who in _LINK for one in case.fired)
     return math.inf if case.evidence.mode is Mode.LINK and alone else _PATIENCE
+
+
+def _left_to_recover(case: Case) -> bool:
+    """Whether the sender's controller was told to end when only last pages were still to go, which
+    need it no longer: `recover` destroys what has held them."""
+    told = [one for one in case.fired if one.side is HERE and one.fault.point.who is Who.CONTROLLER]
+    asked = any(one.fault.action.kind is actions.SIGNAL for one in told)
+    return case.evidence.mode is Mode.LINK and asked and case.stages.ran_there
 
 
 def _journals(case: Case) -> bool:

@@ -12,7 +12,14 @@ from typing import Final
 from xen_save_helper.ipc_schema.causes import Cause
 from xen_save_helper.ipc_schema.faults import actions
 from xen_save_helper.ipc_schema.faults.plan import Fault
-from xen_save_helper.ipc_schema.faults.points import ALL_IN, DRAINED, KEEPS, OFFERS, Who
+from xen_save_helper.ipc_schema.faults.points import (
+    ALL_IN,
+    DRAINED,
+    EXIT,
+    KEEPS,
+    OFFERS,
+    Who,
+)
 from xen_save_helper.toolstack.campaign.judge.expectation import (
     LATE,
     NONE,
@@ -50,6 +57,15 @@ def of_pager(fault: Fault) -> Expectation:
     if not ends(fault):
         return NONE
     return ALL_THERE if fault.point.name == ALL_IN else LOST
+
+
+def of_restore(fault: Fault, found: Expectation) -> Expectation:
+    """The expectation `found` for a restoring helper, of one that may go on as a pager: an exit is
+    taken for its end only if it has said that it ends."""
+    kind, code = fault.action
+    if kind is not actions.EXIT or code or fault.point.name == EXIT:
+        return found
+    return Expectation(Effect.FAILS, frozenset({Cause.HELPER, Cause.CHANNEL}), LATE, waits=())
 
 
 def ends(fault: Fault) -> bool:

@@ -39,15 +39,20 @@ def _idle(case: Case, scene: Scene) -> Iterator[str]:
     for pager in filter(_alive, pagers):
         if any(map(_alive, servers)) or not case.pages_lost or pager.left == 0:
             yield f"a {pager} waits"
+    # Of a controller that has died, `recover` says whether the guest is to run here.
+    names = {*WAITING, NAME} if case.dead(HERE) else WAITING
     waits = any(
-        guest.state == "suspended" and guest.name in WAITING for guest in scene.places[HERE].guests
+        guest.state == "suspended" and guest.name in names for guest in scene.places[HERE].guests
     )
     for server in filter(_alive, servers):
         if not waits:
             yield f"a {server} waits for nobody"
-    for dead in (one for one in (*servers, *pagers) if not one.alive):
-        if not waits:
-            yield f"there is what a {dead} has left, and no guest waits for that"
+    # So does the copy of a receiver that has died.
+    copies = case.dead(THERE) and scene.places[THERE].guests
+    for side_waits, those in ((waits, servers), (waits or copies, pagers)):
+        for dead in (one for one in those if not one.alive):
+            if not side_waits:
+                yield f"there is what a {dead} has left, and no guest waits for that"
 
 
 def _alive(one: Outliving) -> bool:

@@ -20,8 +20,9 @@ from tests.toolstack.campaign.judge.fabricated import (
     scene,
     waiting,
 )
+from xen_save_helper.ipc_schema.causes import Cause
 from xen_save_helper.ipc_schema.faults.plan import parse
-from xen_save_helper.toolstack.campaign.evidence import Again, Ended, Evidence, Outliving
+from xen_save_helper.toolstack.campaign.evidence import Again, Ended, Evidence, Mode, Outliving
 from xen_save_helper.toolstack.campaign.judge.case import HERE, THERE
 from xen_save_helper.toolstack.campaign.judge.oracle import judge
 from xen_save_helper.toolstack.campaign.run import FAULT_LIMITS
@@ -546,3 +547,28 @@ def test_a_stream_that_trickles_is_no_failure() -> None:
 def test_a_helper_of_a_dead_controller_has_its_time() -> None:
     end = replace(made.SENTENCED_RUN.ends[0], lingered=9.0)
     assert problems(made.SENTENCED, at_end(end)(made.SENTENCED_RUN)) == ()
+
+
+def test_a_page_server_of_a_dead_controller_waits_for_recover() -> None:
+    linked = replace(made.SENTENCED_RUN, mode=Mode.LINK)
+    waits = {HERE: (Outliving("page-server", True, 7),)}
+    assert problems(made.SENTENCED, at_end(replace(linked.ends[0], outliving=waits))(linked)) == ()
+    after = replace(linked.recovered, outliving=waits)
+    (said, *_) = problems(made.SENTENCED, replace(linked, recovered=after))
+    assert said == "a page-server (7 pages left) waits for nobody after recover"
+
+
+def test_the_word_of_a_pager_is_left_as_long_as_the_copy_of_a_dead_receiver() -> None:
+    plan = "destination.controller/record.libxl.END:read=exit(0)"
+    left = {THERE: (Outliving("pager", False, None),)}
+    copy = scene([guest()], [waiting("g--incoming")], there_files=["g.journal"], outliving=left)
+    evidence = made.evidence(
+        made.migrate(1, "running-at-source", "the receiver is gone"),
+        [*made.source(-3, fault(plan, R), cause=Cause.PEER), *made.destination(-3)[:-2]],
+        made.HERE,
+        mode=Mode.LINK,
+    )
+    said = "there is what a pager (? pages left, dead) has left, and no guest waits for that"
+    assert f"{said} after its end" not in problems(plan, at_end(copy)(evidence))
+    gone = replace(made.HERE, outliving=left)
+    assert f"{said} after its end" in problems(plan, at_end(gone)(evidence))
