@@ -62,11 +62,12 @@ class LonePids:
 
 
 def _ends_by_itself(host: SimulatedHost, process: Identity) -> bool:
-    """One that lacks nothing does, and a page server whose guest runs here again."""
-    if outliving(host.control_dir, process).left == 0:
-        return True
+    """A pager that lacks nothing does, and a page server whose guest runs here again. One that has
+    sent all waits to be told that it has come."""
+    if process.role is Role.PAGER:
+        return outliving(host.control_dir, process).left == 0
     states = {row.domid: row.state for row in host.domains()}
-    return process.role is Role.PAGE_SERVER and states.get(process.domid) is GuestState.RUNNING
+    return states.get(process.domid) is GuestState.RUNNING
 
 
 class Onlooker:
