@@ -6,7 +6,7 @@ that died begins another, and the server's side of the old one ends.
 It runs over ZeroMQ (`curve` has the two ends). ZeroMQ makes a broken connection anew, but forgets
 what was on its way: so each side numbers its bytes, keeps those that the other has not confirmed,
 and sends them again. What is confirmed has been read there, so neither side holds more than a
-window. Whoever reads and writes sees a socket of this machine that stands still for a while.
+`Window`. Whoever reads and writes sees a socket of this machine that stands still for a while.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from typing import Any, Final, NamedTuple
 
 import zmq
 
+from xen_save_helper.helper.postcopy_link.window import Window
+
 _FRAME: Final = struct.Struct("<QQQB")
 """The session, the number of the first byte, how many have been received, and an `_End`, with
 `_HEARD` if the other side's giving up has been heard."""
@@ -34,8 +36,6 @@ _AT_ONCE: Final = 1 << 16
 never lasts for a whole one brings nothing."""
 _LONGEST: Final = 1 << 20
 """Bytes. A frame's length is not authenticated; one that says more breaks the connection."""
-_WINDOW: Final = 4 << 20
-"""Bytes that may be on their way, unconfirmed."""
 _FRAMES: Final = 64
 """The most that ZeroMQ has in its hands."""
 _AGAIN_SECONDS: Final = 1.0
@@ -136,6 +136,7 @@ class Tunnel:
         self._near, self._far = socket.socketpair()
         self._far.setblocking(False)
         self._unconfirmed = bytearray()
+        self._window = Window()
         self._said = 0
         """How many of the unconfirmed bytes have been given to ZeroMQ."""
         self._confirmed = 0
@@ -263,7 +264,7 @@ class Tunnel:
             self._say_again()
 
     def _may_take(self) -> bool:
-        return not self._ours_ended and len(self._unconfirmed) < _WINDOW
+        return not self._ours_ended and len(self._unconfirmed) < self._window.size
 
     def _take(self) -> None:
         try:
@@ -286,6 +287,7 @@ class Tunnel:
             if not self._say_part(self._said, data):
                 return
             self._said += len(data)
+            self._window.sent(self._confirmed + self._said, time.monotonic())
 
     def _say_confirmed(self) -> None:
         self._say_part(len(self._unconfirmed), b"")
@@ -312,6 +314,8 @@ class Tunnel:
     def _say_again(self) -> None:
         self._went_on = time.monotonic()
         self._said = 0
+        # The way may be another one, and a confirmation does not tell of which sending it is.
+        self._window = Window(self._confirmed)
         self._say_confirmed()
 
     def _hear(self) -> None:
@@ -354,6 +358,7 @@ class Tunnel:
             self._confirmed = confirmed
             self._said = max(0, self._said - new)
             self._went_on = time.monotonic()
+            self._window.confirmed(confirmed, self._went_on)
 
     def _give(self) -> None:
         try:

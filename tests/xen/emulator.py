@@ -37,6 +37,8 @@ _DOM0_OPTIONS: Final = (
 """Mitigations for speculation, and clearing memory before it is used, only cost time on an emulated
 processor."""
 
+LATE_SECONDS: Final = 4.0
+"""Seconds without dom0's heartbeat after which it gets an interrupt (`Emulator._wake_if_late`)."""
 SILENCE_SECONDS: Final = 20.0
 """Seconds without dom0's heartbeat after which an idle QEMU counts as frozen."""
 IDLE_SHARE: Final = 0.2
@@ -145,6 +147,8 @@ class Emulator:
             )
         self._last_beat = 0.0
         self._life = time.monotonic(), 0.0
+        self._heard = 0.0, time.monotonic()
+        """The last heartbeat, and when it was first seen."""
 
     def until(self, path: Path, limit: float, what: str) -> Iterator[None]:
         """Yields now and then until `path` exists. Raises EmulatorError if the emulator has frozen,
@@ -170,6 +174,30 @@ class Emulator:
                 f"{what}: QEMU idle and no heartbeat of dom0; its console ends:\n"
                 f"{self.console_tail()}"
             )
+        self._wake_if_late()
+
+    def _wake_if_late(self) -> None:
+        """Press a key that does nothing, if dom0 has been silent for a while.
+
+        QEMU 7.2 loses an interrupt now and then: a processor that leaves a guest clears a bit of
+        its word of interrupts without a lock (do_vmexit), and what a device sets in that word at
+        the same time is gone. If it was that of Xen's timer, no further one comes: a guest that
+        waits in a loop for another of its vCPUs was seen to keep the processor for minutes, with
+        the timer's vector in the APIC's IRR. The APIC raises all that is there once any other
+        device has an interrupt.
+        """
+        beat, now = self._beat(), time.monotonic()
+        if beat != self._heard[0]:
+            self._heard = beat, now
+        elif beat and now - self._heard[1] >= LATE_SECONDS:
+            self.ask("send-key", keys=[{"type": "qcode", "data": "shift"}])
+
+    def _beat(self) -> float:
+        """When dom0 last wrote its heartbeat, 0 if it has not yet."""
+        try:
+            return self._heartbeat.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     def lost(self, why: str) -> MachineError:
         """A MachineError with the end of dom0's console."""
@@ -210,11 +238,7 @@ class Emulator:
             wanted = seconds_wanted(self._process.pid)
         except FileNotFoundError:
             return False
-        now = time.monotonic()
-        try:
-            beat = self._heartbeat.stat().st_mtime
-        except FileNotFoundError:
-            beat = 0.0
+        now, beat = time.monotonic(), self._beat()
         if beat != self._last_beat or wanted - self._life[1] >= IDLE_SHARE * SILENCE_SECONDS:
             self._last_beat = beat
             self._life = now, wanted

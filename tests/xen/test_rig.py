@@ -7,6 +7,7 @@ import lzma
 import os
 import re
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -21,8 +22,9 @@ from typing import Any, ClassVar
 
 import pytest
 
+from tests.unavailable import unavailable
 from tests.waiting import wait_for
-from tests.xen import cache, crossings, host_tools, runner, shadow_xen
+from tests.xen import cache, crossings, emulator, host_tools, runner, shadow_xen
 from tests.xen.cache import REPOSITORY
 from tests.xen.crossings import Crossing
 from tests.xen.dom0 import agent, guest, kernel_log
@@ -30,6 +32,7 @@ from tests.xen.dom0.gate import Gate
 from tests.xen.dom0.lab import Lab
 from tests.xen.emulator import (
     SILENCE_SECONDS,
+    Emulator,
     EmulatorError,
     MachineError,
     is_frozen,
@@ -74,6 +77,28 @@ def test_who_waits_for_a_processor_is_not_idle() -> None:
         for process in spinning:
             process.kill()
             process.wait()
+
+
+def test_a_dom0_that_is_silent_gets_an_interrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU, with nothing to boot, tells of each key."""
+    if not shutil.which("qemu-system-x86_64"):
+        unavailable("needs Debian's package qemu-system-x86")
+    monkeypatch.setattr(emulator, "LATE_SECONDS", 0.5)
+    monkeypatch.setattr(emulator, "_FREEZE_POLL_SECONDS", 0.1)
+    (tmp_path / "heartbeat").touch()
+    console = tmp_path / "console"
+    command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-machine", "pc"]
+    command += ["-m", "16", "-display", "none", "-net", "none", "-trace", "input_event_key_qcode"]
+    machine = Emulator(command, tmp_path, console)
+    try:
+        machine.ask("qmp_capabilities")
+        for _ in machine.until(tmp_path / "never", 60, "a key"):
+            if "shift" in console.read_text(errors="replace"):
+                break
+    finally:
+        machine.end()
 
 
 def test_crashed_programs_are_found_in_the_kernel_log() -> None:

@@ -127,7 +127,7 @@ def test_an_octet_that_is_changed_on_its_way(monkeypatch: pytest.MonkeyPatch) ->
     with tunnel() as (server, link, client), ThreadPoolExecutor(1) as pool:
         data = octets(5)
         sent = pool.submit(send, server, data)
-        wait_for(lambda: link.carried > 1 << 20, "it carries")
+        wait_for(lambda: link.carried > 1 << 17, "it carries")
         link.flip()
         assert receive(client) == data
         sent.result(10)
@@ -177,13 +177,14 @@ def test_neither_side_holds_much_for_a_reader_that_stands_still() -> None:
     with tunnel() as (server, link, client), ThreadPoolExecutor(1) as pool:
         data = random.Random(3).randbytes(16 << 20)
         sent = pool.submit(send, server, data)
-        wait_for(lambda: link.carried > 3 << 20, "a window is on its way")
+        wait_for(lambda: link.carried > 1 << 17, "a window is on its way")
         before = -1
         while before != link.carried:
             # Each side says something each second; nothing that is new.
             before = link.carried
             select.select([], [], [], 0.3)
-        assert link.carried < 8 << 20
+        # A page that is asked for comes after all this.
+        assert link.carried < 2 << 20
         assert receive(client) == data
         sent.result(60)
 

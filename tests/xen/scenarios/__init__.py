@@ -29,6 +29,7 @@ from tests.xen.scenarios import (
     postcopy,
     postcopy_in_a_row,
     second_incoming,
+    sparse,
     toolstack,
 )
 from tests.xen.scenarios.scenario import Scenario
@@ -44,6 +45,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     *second_incoming.SCENARIOS,
     *faults.SCENARIOS,
     *toolstack.SCENARIOS,
+    *sparse.SCENARIOS,
     *evacuation.SCENARIOS,
     *event_channel.SCENARIOS,
     *postcopy.SCENARIOS,

@@ -102,7 +102,7 @@ def paged_out_and_in(lab: Lab, kind: str) -> None:
         needed = domain.needed_at_once()
         lab.figure("pages that must stay", needed.tolist())
         assert needed, "Linux has a struct vcpu_info"
-        pages = _contents(domain, set(needed))
+        pages = contents(domain, set(needed))
         with closing(domain.mem_paging_enable()) as paging:
             try:
                 paging.evict(pfns_of(pages))
@@ -130,8 +130,8 @@ def paged_out_and_in(lab: Lab, kind: str) -> None:
     lab.restore(guest, lab.directory / "saved")
 
 
-def _contents(domain: XenDomain, needed: set[int]) -> dict[int, bytes]:
-    """All pages except `needed`, and those that hold a ring or the like."""
+def contents(domain: XenDomain, needed: set[int]) -> dict[int, bytes]:
+    """All pages except `needed`, by pfn, and those that hold a ring or the like."""
     rings = {domain.hvm_param_get(index) for index in (1, 5, 6, 11, 17, 27, 28, 29)}
     pages = {}
     end = domain.maximum_gpfn() + 1
