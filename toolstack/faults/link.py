@@ -30,7 +30,7 @@ from xen_save_helper.ipc_schema.faults.plan import Fault, Plan, parse
 from xen_save_helper.ipc_schema.faults.points import SIDES, Kind, Side, Who
 from xen_save_helper.ipc_schema.streams.xl_handshake import MESSAGES
 from xen_save_helper.ipc_schema.trace import Trace
-from xen_save_helper.toolstack.faults.tunnel import led_to, trace_to
+from xen_save_helper.toolstack.faults.tunnel import Led, trace_to
 
 _AT_ONCE: Final = 1 << 16
 _DIRECTIONS: Final[Mapping[Side, str]] = {Side.SOURCE: "stream", Side.DESTINATION: "back"}
@@ -150,10 +150,8 @@ def _between(command: Sequence[str], plan: Plan, trace: Trace, port: int, target
     to_it, from_it = ours.detach(), ours_too.detach()
     cut = _Cut((0, 1, to_it, from_it))
 
-    def led(data: bytes) -> bytes:
-        return led_to(port, data, target) if port else data
-
-    Direction("stream", 0, to_it, plan, trace, cut, led).start()
+    led = [Led(port, target)] if port else []
+    Direction("stream", 0, to_it, plan, trace, cut, *led).start()
     back = Direction("back", from_it, 1, plan, trace, cut)
     back.start()
     status = process.wait()

@@ -35,25 +35,42 @@ _OFFER: Final = HEADER.pack(record_number(RecordType.POSTCOPY_OFFER, VERSION), 0
 _GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 
-def led_to(port: int, data: bytes, target: Path) -> bytes:
-    """What passes a link, with `port` in the place of the page server's own if its offer is in it,
-    which the file `target` gets. Raises OSError."""
-    place = -1
-    while (place := data.find(_OFFER, place + 1)) >= 0:
-        body = place + HEADER_SIZE
-        if body > len(data):
-            break
-        length = HEADER.unpack_from(data, place)[1]
-        try:
-            offer = postcopy_offer.decode(data[body : body + length], body)
-        except DecodeError:
-            continue  # other bytes that look so
-        fresh = target.with_name(f".{target.name}")
-        fresh.write_text(f"{offer.port}")
-        fresh.rename(target)
-        led = postcopy_offer.encode(offer._replace(port=port))
-        return data[:body] + led + data[body + length :]
-    return data
+class Led:
+    """What passes a link, with `port` in the place of the page server's own in its offer, which the
+    file `target` gets."""
+
+    def __init__(self, port: int, target: Path) -> None:
+        self._port = port
+        self._target = target
+        self._held = b""
+        """The beginning of an offer whose rest is still to come."""
+        self._done = False
+
+    def __call__(self, data: bytes) -> bytes:
+        """The bytes that are to pass now. Raises OSError."""
+        if self._done:
+            return data
+        data, self._held = self._held + data, b""
+        place = -1
+        while (place := data.find(_OFFER, place + 1)) >= 0:
+            body = place + HEADER_SIZE
+            length = HEADER.unpack_from(data, place)[1] if body <= len(data) else 0
+            if length > postcopy_offer.MOST:
+                continue  # other bytes that look so
+            if body + length > len(data):
+                self._held = data[place:]
+                return data[:place]
+            try:
+                offer = postcopy_offer.decode(data[body : body + length], body)
+            except DecodeError:
+                continue
+            fresh = self._target.with_name(f".{self._target.name}")
+            fresh.write_text(f"{offer.port}")
+            fresh.rename(self._target)
+            self._done = True
+            led = postcopy_offer.encode(offer._replace(port=self._port))
+            return data[:body] + led + data[body + length :]
+        return data
 
 
 class TunnelRelay:

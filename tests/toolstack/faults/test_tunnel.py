@@ -15,7 +15,7 @@ from xen_save_helper.ipc_schema.streams import postcopy_offer
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.postcopy_offer import PostcopyOffer
 from xen_save_helper.ipc_schema.streams.records import encode_record
-from xen_save_helper.toolstack.faults.tunnel import TunnelRelay, led_to, trace_to
+from xen_save_helper.toolstack.faults.tunnel import Led, TunnelRelay, trace_to
 
 OFFER = PostcopyOffer("192.0.2.7", 40000, "s" * 40, "c" * 40, "x" * 40)
 
@@ -26,17 +26,23 @@ def record(offer: PostcopyOffer) -> bytes:
 
 
 def test_a_pager_is_led_to_the_relay(tmp_path: Path) -> None:
+    """Wherever the offer is cut in two on its way."""
     before, after = b"before it", b"and after"
     target = tmp_path / "target"
-    led = led_to(50000, before + record(OFFER) + after, target)
-    assert led == before + record(OFFER._replace(port=50000)) + after
-    assert target.read_text() == "40000"
+    whole = before + record(OFFER) + after
+    # The type of a record comes in one piece.
+    for cut in (0, len(before), *range(len(before) + 4, len(whole) + 1)):
+        led = Led(50000, target)
+        passed = led(whole[:cut]) + led(whole[cut:])
+        assert passed == before + record(OFFER._replace(port=50000)) + after
+        assert target.read_text() == "40000"
+        target.unlink()
 
 
 def test_what_only_looks_like_an_offer_passes(tmp_path: Path) -> None:
     head = record(OFFER)[:8]
-    for data in (b"", b"nothing", head, head + b"\xff" * 200):
-        assert led_to(50000, data, tmp_path / "target") == data
+    for data in (b"", b"nothing", head[:4] + b"\xff" * 8, head + b"\xff" * 200):
+        assert Led(50000, tmp_path / "target")(data) == data
     assert not (tmp_path / "target").exists()
 
 
