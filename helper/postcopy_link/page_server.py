@@ -234,6 +234,8 @@ class _Sending:
 
     def _begin(self, bitmap: Bitmap) -> None:
         fd, options = self._tunnel.fileno(), self._options
+        # A record may be larger than what the tunnel takes: an abort could not end such a write.
+        os.set_blocking(fd, False)
         reporter = Reporter(SilentChannel(), self._abort, self._trace)
         job = Job(HelperRequest(Operation.SAVE, options.domid, fd, fd))
         self._out = StreamOutput(fd, self._abort, options.bandwidth)
