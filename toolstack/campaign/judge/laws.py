@@ -187,8 +187,11 @@ def _nothing_left(case: Case) -> Iterator[str]:
 
 
 def _patience(case: Case) -> float:
-    """A page server and a pager need nobody, and have their own time."""
-    alone = case.evidence.command.code or any(one.fault.point.who in _LINK for one in case.fired)
+    """A page server and a pager need nobody, and have their own time; the helper that has restored
+    the guest goes on as a pager."""
+    of_pager = any(one.side is THERE and one.fault.point.who is Who.HELPER for one in case.fired)
+    of_link = any(one.fault.point.who in _LINK for one in case.fired)
+    alone = case.evidence.command.code or of_pager or of_link
     return math.inf if case.evidence.mode is Mode.LINK and alone else _PATIENCE
 
 
