@@ -76,7 +76,7 @@ class OperationControl:
 
     def sending_clock(self) -> float:
         """As `Steering.sending_clock`."""
-        return time.monotonic() if self._steering is None else self._steering.sending_clock()
+        return self._board.sending_clock(time.monotonic())
 
     def close(self) -> None:
         """Tell those who wait that it is over, and how it has `ended`."""
