@@ -16,6 +16,7 @@ import pytest
 
 from tests import nursery
 from tests.left_out import leave_out
+from tests.waiting import wait_for
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
@@ -114,6 +115,8 @@ OURS = (
     "xen_save_helper.toolstack.commands.main",
 )
 """The modules that our processes run."""
+OUTLIVES = "--outlive 1"
+"""Of a restoring helper that may go on as a pager."""
 
 
 def open_descriptors() -> set[str]:
@@ -173,6 +176,8 @@ def hosts_in(directory: Path, kind: type[SimulatedHost] = SimulatedHost) -> Iter
         # What a killed operation has left is removed by the next look at its host.
         assert control.operations(host.directory / "control") == []
         assert sockets_under(host.directory) == []
+    # Nobody waits for the end of a pager whose guest was destroyed.
+    wait_for(lambda: not any(OUTLIVES in one for one in processes_under(directory)), "pagers end")
     assert processes_under(directory) == []
 
 

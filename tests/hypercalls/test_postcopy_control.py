@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ from tests.hypercalls.machine import Domain, Machine
 from tests.hypercalls.test_postcopy_link import BOTH, RAM, Migration, nothing_is_left
 from tests.hypercalls.xenstored import Guest, Xenstored
 from tests.waiting import gone, wait_for
-from xen_save_helper.ipc_schema.control import Ask, Role
+from xen_save_helper.ipc_schema.control import Ask, Role, decode_line, encode_line
 from xen_save_helper.toolstack.commands.main import main
 from xen_save_helper.toolstack.helpers import control as control_of
 
@@ -268,11 +269,16 @@ def test_a_guest_that_is_destroyed_ends_its_pager(
     migration: Migration, source: Domain, destination: Domain, control: Path, postcopy: Command
 ) -> None:
     with halfway(migration, source, destination, control) as half:
-        destination.destroy()
-        code, rows, complaint = postcopy("wait", "2")
-        if rows:
-            assert code == 1
-            assert re.search("domain 2( is gone|: No such process)", complaint), complaint
+        (pager,) = (one for one in control_of.processes(control) if one.role is Role.PAGER)
+        with socket.socket(socket.AF_UNIX) as sock:
+            control_of.connect(sock, control, pager)
+            answers = sock.makefile("rb")
+            # The answer to the second request tells that the first has been taken.
+            sock.sendall(b"".join(encode_line({"ask": ask}) for ask in (Ask.WAIT, Ask.STATUS)))
+            assert decode_line(answers.readline())["pages_left"]
+            destination.destroy()
+            told = str(decode_line(answers.readline())["ended"])
+        assert re.search("domain 2( is gone|: No such process)", told)
         wait_for(lambda: gone(half.pager), "it has gone")
         # There is nothing that a person would have to look at.
         assert [row["role"] for row in postcopy("list")[1]] == ["page-server"]
