@@ -18,7 +18,14 @@ import pytest
 from tests.unavailable import unavailable
 from tests.waiting import wait_for
 from xen_save_helper.helper.control_socket import ControlSocket
-from xen_save_helper.ipc_schema.control import LONGEST_LINE, Ask, Identity, Role
+from xen_save_helper.ipc_schema.control import (
+    LONGEST_LINE,
+    SOCKET,
+    Ask,
+    Identity,
+    Role,
+    encode_line,
+)
 from xen_save_helper.toolstack.helpers import control
 from xen_save_helper.toolstack.helpers.control import EndedError, RefusedError
 
@@ -145,6 +152,24 @@ def test_when_all_wait_for_the_end_another_is_told_why_it_is_not_answered(served
             return False
 
     wait_for(room, "there is room again")
+
+
+def test_who_is_refused_before_it_has_asked_hears_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / (ME.name + SOCKET)))
+        listener.listen()
+        connect = control.connect
+
+        def refused(*arguments: Any) -> None:
+            connect(*arguments)
+            with listener.accept()[0] as sock:
+                sock.sendall(encode_line({"error": "no room"}))
+
+        monkeypatch.setattr(control, "connect", refused)
+        with pytest.raises(RefusedError, match="no room"):
+            control.ask(tmp_path, ME, Ask.STATUS)
 
 
 def test_what_is_destroyed_while_it_says_how_it_has_ended_is_looked_for_by_nobody(

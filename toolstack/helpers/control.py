@@ -136,7 +136,8 @@ class _Conversation:
         self._sock.close()
 
     def say(self, what: Ask, **fields: Any) -> None:
-        with self._told():
+        # One that has no room for another has said so and hung up: that is heard.
+        with self._told(), suppress(BrokenPipeError):
             self._sock.sendall(encode_line({"ask": what, **fields}))
 
     def hear(self) -> dict[str, Any]:
