@@ -21,7 +21,7 @@ def wait_for(condition: Callable[[], Any], what: str, limit: float = 30.0) -> An
             return value
         assert time.monotonic() < end, f"not within {limit} s: {what}"
         # One that costs much does not take the processor from what is waited for.
-        time.sleep(max(0.002, 3 * (time.thread_time() - begun)))
+        time.sleep(max(0.005, 9 * (time.thread_time() - begun)))
 
 
 def gone(pid: int) -> bool:

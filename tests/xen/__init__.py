@@ -15,10 +15,10 @@
     python -m pytest tests/xen                        every scenario as a test, except sid's
 
 It needs root and the programs of Debian 12's packages qemu-system-x86, mmdebstrap, e2fsprogs,
-busybox-static, cpio and zstd; and to build a Xen with shadow paging, for PV guests that migrate,
-gcc, make, bison, flex, libelf-dev and dpkg-dev. Its sources are Debian's package, or a release's
-tree in the directory that XEN_SOURCES names (see `shadow_xen`). dom0 images, that Xen, and each
-machine as it was when dom0 and some guests had booted are made once and kept in
+busybox-static, cpio, zstd, gcc and libc6-dev; and to build a Xen with shadow paging, for PV guests
+that migrate, make, bison, flex, libelf-dev and dpkg-dev. Its sources are Debian's package, or a
+release's tree in the directory that XEN_SOURCES names (see `shadow_xen`). dom0 images, that Xen,
+and each machine as it was when dom0 and some guests had booted are made once and kept in
 `~/.cache/xen-save-helper/rig`. The package is the checkout's, built as a wheel and installed by pip
 in each machine that is started, on Debian's own Python libraries.
 

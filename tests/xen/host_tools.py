@@ -15,6 +15,7 @@ PACKAGES: Final = {
     "busybox": "busybox-static",
     "cpio": "cpio",
     "zstd": "zstd",
+    "gcc": "gcc libc6-dev",
 }
 """The Debian package that each program is in."""
 

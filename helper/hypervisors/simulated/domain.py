@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from xen_save_helper.helper.hypervisors.interface import Bitmap, Paging
 from xen_save_helper.helper.hypervisors.simulated import control, layout
@@ -15,15 +15,12 @@ from xen_save_helper.helper.hypervisors.simulated.domain_files import (
     read_lacks,
 )
 from xen_save_helper.helper.hypervisors.simulated.layout import P2M, PAGE_SIZE
+from xen_save_helper.helper.hypervisors.simulated.log_dirty import LogDirty
 from xen_save_helper.helper.hypervisors.simulated.open_domain import ANSWER_LIMIT, OpenDomain
 from xen_save_helper.ipc_schema.streams.cpu_features import all_but
 from xen_save_helper.ipc_schema.streams.libxc_bodies import TscInfo
 from xen_save_helper.ipc_schema.streams.page_types import PageType, type_octet
 from xen_save_helper.ipc_schema.streams.pfns import Pfns, highest, is_run, pfns_of, run_of, runs_of
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 VERSION: Final = (4, 17)
 """The Xen release that a simulated host's streams name."""
@@ -32,9 +29,6 @@ _TYPES: Final = bytes(
     type_octet(PageType.XTAB if state == P2M.ABSENT else PageType.NOTAB) for state in range(256)
 )
 """For each layout.P2M value."""
-
-CHUNK: Final = 1 << 16
-"""Pages handled at a time, so that temporaries stay small whatever the guest's size."""
 
 
 def open_on_host(host: Path, domid: int) -> SimulatedDomain:
@@ -50,12 +44,12 @@ class SimulatedDomain(OpenDomain):
     def __init__(self, path: Path, domid: int, timeout: float) -> None:
         """See OpenDomain."""
         self._host = path.parent.parent
-        self._seen: NDArray[np.uint32] | None = None
+        self._log_dirty: LogDirty | None = None
         self._logdirty_epoch = 0
         super().__init__(path, domid, timeout)
 
     def close(self) -> None:
-        self._seen = None
+        self._log_dirty = None
         super().close()
 
     def version(self) -> tuple[int, int]:
@@ -79,36 +73,22 @@ class SimulatedDomain(OpenDomain):
         domain = self.shared.domain
         if domain.logdirty_epoch % 2:
             raise OSError(errno.EINVAL, f"log-dirty mode of domain {self.domid} is on already")
-        self._seen = self.shared.writes[: domain.maximum_gpfn + 1].copy()
+        self._log_dirty = LogDirty(self.shared.counters, domain.maximum_gpfn + 1)
         self._logdirty_epoch = domain.logdirty_epoch + 1
         domain.logdirty_epoch = self._logdirty_epoch
 
     def logdirty_off(self) -> None:
         super().logdirty_off()
-        self._seen = None
+        self._log_dirty = None
 
     def logdirty_clean(self, dirty: Bitmap, *, final: bool = False) -> int:
         """Raises EINVAL if this object has not turned log-dirty mode on, or another turned it
         off."""
-        import numpy as np
-
         del final  # what its hypervisor writes is logged
-        shared = self.shared
-        if self._seen is None or shared.domain.logdirty_epoch != self._logdirty_epoch:
+        epoch = self.shared.domain.logdirty_epoch
+        if self._log_dirty is None or epoch != self._logdirty_epoch:
             raise OSError(errno.EINVAL, f"log-dirty mode of domain {self.domid} is off")
-        if len(dirty) > len(self._seen):
-            grown = np.zeros(len(dirty), np.uint32)
-            grown[: len(self._seen)] = self._seen
-            self._seen = grown
-        bits = np.frombuffer(dirty, np.bool_)
-        for start in range(0, len(dirty), CHUNK):
-            part = slice(start, min(start + CHUNK, len(dirty)))
-            now = shared.writes[part].copy()
-            changed = now != self._seen[part]
-            # Odd: being written right now.
-            changed |= (now & np.uint32(1)).astype(np.bool_)
-            self._seen[part] = now
-            bits[part] = changed
+        self._log_dirty.clean(dirty)
         return dirty.count(1)
 
     # -- memory ---------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -262,6 +261,8 @@ def clear_up(host: Path) -> None:
 
 def remove_tree(path: Path) -> None:
     """shutil.rmtree, for a directory that another process may remove at the same time."""
+    # A helper removes nothing, and its start is faster without.
+    import shutil
 
     def failed(_function: object, _name: str, info: Any) -> None:
         if not isinstance(info[1], FileNotFoundError):

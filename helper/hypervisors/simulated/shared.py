@@ -8,13 +8,13 @@ import json
 import mmap
 import os
 import select
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from xen_save_helper.helper.hypervisors.simulated import layout
 from xen_save_helper.helper.hypervisors.simulated.layout import DomainPage
+from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,6 +104,11 @@ class SharedMemory:
 
         return np.frombuffer(self._maps["writes"], np.uint32)
 
+    @property
+    def counters(self) -> mmap.mmap:
+        """The same counters, 4 bytes each, without numpy."""
+        return self._maps["writes"]
+
     def read_area(self, offset: int, length: int) -> bytes:
         return self._maps["domain"][offset : offset + length]
 
@@ -164,8 +169,7 @@ def write_process_file(directory: int, fds: dict[str, int]) -> None:
     os.rename(temporary, PROCESS_FILE, src_dir_fd=directory, dst_dir_fd=directory)
 
 
-@dataclass(frozen=True)
-class GuestProcess:
+class GuestProcess(NamedTuple):
     """The guest's process, held by a pidfd, so that its pid cannot be reused unnoticed."""
 
     pid: int

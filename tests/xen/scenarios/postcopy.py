@@ -203,7 +203,7 @@ def by_xl(lab: Lab, kind: str) -> None:
 def downtime(lab: Lab, kind: str) -> None:
     """How long a guest that writes all the time stands still, by stop-and-copy and by postcopy,
     each after one round, in turns. Figures only."""
-    guest = lab.guest(kind, memory=_LARGE_MIB, dirty=_LARGE_MIB // 4)
+    guest = lab.guest(kind, memory=_LARGE_MIB, cmdline=f"touched={_LARGE_MIB // 4}")
     stood: dict[str, list[float]] = {"stop-and-copy": [], "postcopy": []}
     parts: dict[str, list[float]] = {"suspend": [], "state and lists": [], "evictions": []}
     for _ in range(_PAIRS):
