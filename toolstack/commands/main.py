@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with standard_streams():
         try:
-            arguments = make_parser().parse_args(argv)
+            given = sys.argv[1:] if argv is None else argv
+            arguments = make_parser(*given[:1]).parse_args(given)
         except SystemExit as told:
             if told.code or (error := lost(sys.stdout)) is None:
                 raise

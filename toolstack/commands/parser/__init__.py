@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from xen_save_helper.toolstack.commands.parser.adding import OneLineParser
+from xen_save_helper.toolstack.commands.parser.adding import Commands, OneLineParser
 from xen_save_helper.toolstack.commands.parser.control import add_control_commands
 from xen_save_helper.toolstack.commands.parser.evacuation import add_evacuation_command
 from xen_save_helper.toolstack.commands.parser.faults import add_fault_commands
@@ -27,18 +27,19 @@ EXIT_CODES: Final = """\
 after evacuate, that of the guest that fared worst"""
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; `arguments.run` names the one that was given."""
+def make_parser(only: str = "") -> argparse.ArgumentParser:
+    """The parser of all commands, or of one alone if `only` is its name; `arguments.run` names the
+    one that was given."""
     parser = OneLineParser(
         prog="xen-toolstack",
         description="Run, save, restore and migrate guests.",
         epilog=f"exit codes: {EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = Commands(parser, only)
 
     def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
+        added = commands.add(name, text)
         added.set_defaults(run=run, json=False)
         add_quiet(added)
         for option in SHARED[name]:
@@ -54,4 +55,4 @@ def make_parser() -> argparse.ArgumentParser:
     add_postcopy_commands(commands)
     add_fault_commands(commands)
     add_shell_commands(command)
-    return parser
+    return parser if commands.names else make_parser()

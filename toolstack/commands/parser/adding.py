@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeAlias
+from collections.abc import Callable, Collection
+from typing import Any, NoReturn, cast
 
 from xen_save_helper.ipc_schema.version import version
 from xen_save_helper.toolstack.commands.parser.shared import add_json, add_quiet
@@ -34,12 +34,37 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
-Commands: TypeAlias = "argparse._SubParsersAction[OneLineParser]"
+class Commands:
+    """The commands of a parser; only one of them if `only` is its name."""
+
+    def __init__(self, parser: argparse.ArgumentParser, only: str = "") -> None:
+        self._added = parser.add_subparsers(metavar="COMMAND", required=True)
+        self._only = only
+
+    def add(self, name: str, text: str) -> argparse.ArgumentParser:
+        """The parser of a command, which says what it does in `text`."""
+        if self._only not in ("", name):
+            return cast(argparse.ArgumentParser, _Unasked())
+        return self._added.add_parser(name, help=text, description=text)
+
+    @property
+    def names(self) -> Collection[str]:
+        return self._added.choices
+
+
+class _Unasked:
+    """Takes the options of a command that was not asked for: to make its parser takes time."""
+
+    def __call__(self, *_: object, **__: object) -> _Unasked:
+        return self
+
+    def __getattr__(self, _: str) -> _Unasked:
+        return self
 
 
 def add_group(commands: Commands, name: str, text: str) -> Adder:
     """Add a command that has commands of its own, each with --json; returns what adds one."""
-    group = commands.add_parser(name, help=text, description=text)
+    group = commands.add(name, text)
     those = group.add_subparsers(metavar="WHAT", required=True)
 
     def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
