@@ -68,8 +68,10 @@ class PostcopySender:
                 pfns, position = set_bits(dirty, position, min(count, _LISTED_AT_ONCE))
                 types = domain.get_pfn_type_batch(pfns)
                 self._out.write([memoryview(encode_page_list(pfns, types))[HEADER_SIZE:]])
-                for pfn, has_contents in zip(pfns, contents_mask(types), strict=True):
-                    dirty[pfn] = has_contents
+                mask = contents_mask(types)
+                if 0 in mask:
+                    for pfn, has_contents in zip(pfns, mask, strict=True):
+                        dirty[pfn] = has_contents
                 count -= len(pfns)
         self.left = dirty
         self.take_over(dirty)

@@ -133,7 +133,9 @@ class SimulatedDomain(OpenDomain):
         if not pfns:
             return
         if order:
-            pfns = pfns_of(pfn + more for pfn in pfns for more in range(1 << order))
+            extents, pfns = pfns, pfns_of()
+            for pfn in extents:
+                pfns.extend(run_of(pfn, 1 << order))
         shared, domain = self.shared, self.shared.domain
         if (last := highest(pfns)) >= len(shared.states):
             raise OSError(

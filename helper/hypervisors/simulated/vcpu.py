@@ -31,7 +31,7 @@ from xen_save_helper.helper.hypervisors.simulated.shared import SharedMemory
 STEP: Final = 0.005
 """Seconds from one step to the next, for a workload with a rate."""
 
-IDLE_STEP: Final = 0.01
+IDLE_STEP: Final = 0.02
 
 SWEEP: Final = 16
 """Pages of its sweep over all memory that the guest compares in a step."""
