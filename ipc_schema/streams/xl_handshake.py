@@ -38,6 +38,11 @@ VERDICT: Final = HandshakeMessage(
     "verdict", Operation.RESTORE, b"xl migration receiver's verdict\0", "the receiver's verdict")
 """Not xl's: whether the guest can come, if the header asks for it (`xl_header.OPTIONAL_VERDICT`).
 Followed by what `encode_verdict` adds. No stream is sent before it."""
+RECEIVING: Final = HandshakeMessage(
+    "receiving", Operation.RESTORE, b"xl migration receiver is receiving\0",
+    "word that it receives")
+"""Not xl's: the helper there has what it needs from the stream's beginning, if the header asks for
+it (`xl_header.OPTIONAL_RECEIVING`). The guest is not asked to suspend before it."""
 READY: Final = HandshakeMessage(
     "ready", Operation.RESTORE, b"domain received, ready to unpause\0", "the ready message")
 GO: Final = HandshakeMessage(
@@ -58,7 +63,7 @@ SYNC: Final = HandshakeMessage(
 
 MESSAGES: Final[Mapping[str, HandshakeMessage]] = {
     message.name: message
-    for message in (BANNER, CONFIG, VERDICT, READY, GO, REPORT, PERMISSION, SYNC)
+    for message in (BANNER, CONFIG, VERDICT, RECEIVING, READY, GO, REPORT, PERMISSION, SYNC)
 }
 """Every message by name, in order."""
 

@@ -34,6 +34,8 @@ OPTIONAL_SPARSE: Final = 1 << 29
 unknown ones; ours are far from any it is likely to add."""
 OPTIONAL_LINK: Final = 1 << 28
 """Ours: the guest's last pages may come over a link of their own, after the migration."""
+OPTIONAL_RECEIVING: Final = 1 << 27
+"""Ours: the sender waits for `xl_handshake.RECEIVING` before it asks the guest to suspend."""
 MAX_OPTIONAL_DATA: Final = 16 << 20
 """xl has no limit. A configuration has some KiB; firmware and device trees are not part of it."""
 

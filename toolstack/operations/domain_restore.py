@@ -21,7 +21,7 @@ from xen_save_helper.toolstack.operations.restore import (
     RestoreParameters,
     RestoreResult,
 )
-from xen_save_helper.toolstack.operations.stream_operation import promises_nothing
+from xen_save_helper.toolstack.operations.stream_operation import Word, promises_nothing
 from xen_save_helper.toolstack.rules import arguments
 from xen_save_helper.toolstack.rules.cause import message_of
 
@@ -76,6 +76,7 @@ def restore_parameters(
     *,
     link: bool = False,
     on_resume: Callable[[], None] = promises_nothing,
+    receiving: Word | None = None,
 ) -> RestoreParameters:
     """Check the arguments of `domain_create_restore`. Raises TypeError, ValueError."""
     return RestoreParameters(
@@ -85,6 +86,7 @@ def restore_parameters(
         -1 if send_back_fd == -1 else descriptors.writable("send_back_fd", send_back_fd),
         arguments.function("on_resume", on_resume),
         link=arguments.instance("link", link, bool),
+        receiving=receiving,
     )
 
 

@@ -22,7 +22,7 @@ from xen_save_helper.toolstack.operations.save import (
     SaveParameters,
     SaveResult,
 )
-from xen_save_helper.toolstack.operations.stream_operation import promises_nothing
+from xen_save_helper.toolstack.operations.stream_operation import Word, promises_nothing
 from xen_save_helper.toolstack.rules import arguments
 from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.rules.precopy_policy import MemoryStrategy
@@ -147,6 +147,7 @@ def live_migrate_parameters(
     link: str,
     on_transition: Callable[[], None],
     admitted: bool = True,
+    receiving: Word | None = None,
 ) -> SaveParameters:
     """Check the arguments of `domain_live_migrate`. Raises TypeError, ValueError."""
     arguments.instance("precopy", precopy, PrecopyLimits)
@@ -171,6 +172,7 @@ def live_migrate_parameters(
         precopy,
         arguments.function("on_transition", on_transition),
         admitted=arguments.instance("admitted", admitted, bool),
+        receiving=receiving,
     )
 
 

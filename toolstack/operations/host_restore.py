@@ -27,7 +27,8 @@ from xen_save_helper.toolstack.context import Context
 from xen_save_helper.toolstack.helpers.process import HelperProcess
 from xen_save_helper.toolstack.helpers.wait_log import STREAM, WaitLog
 from xen_save_helper.toolstack.operations.restore import RestoreParameters, RestoreResult
-from xen_save_helper.toolstack.operations.stream_operation import OperationReport, rc_of
+from xen_save_helper.toolstack.operations.stream_operation import OperationReport, Word, rc_of
+from xen_save_helper.toolstack.rules.cause import message_of
 from xen_save_helper.toolstack.standstill import tell
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class HostRestore:
         self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._given_up = asyncio.Event()
         self._rc = 0
+        self._word: asyncio.Task[None] | None = None
 
     async def run(self) -> RestoreResult:
         """Restore the domain and leave it paused. If the rc is not 0, no domain is left."""
@@ -74,6 +76,10 @@ class HostRestore:
             )
             return self._result(None)
         status = await self._wait()
+        if self._word is not None:
+            if self._rc or status:
+                self._word.cancel()
+            await asyncio.wait({self._word})
         if status and not self._rc:
             self._give_up(Error.FAIL, self._why(status), Why(Cause.HELPER))
         domid = await self._find()
@@ -171,6 +177,8 @@ class HostRestore:
         while not self._given_up.is_set() and not self._status.done():
             await self._either(LOOK)
             quiet.look(self._now())
+            if relay.taken and not taken:
+                self._say_receiving()
             if (relay.moved, relay.taken) != (moved, taken):
                 moved, taken = relay.moved, relay.taken
                 quiet.restart(self._now())
@@ -185,6 +193,16 @@ class HostRestore:
                 break
         # SIGKILL cannot be refused.
         return await self._status
+
+    def _say_receiving(self) -> None:
+        if self._parameters.receiving is not None:
+            self._word = spawn(self._say(self._parameters.receiving))
+
+    async def _say(self, word: Word) -> None:
+        try:
+            await word()
+        except OSError as error:
+            self._give_up(rc_of(error), message_of(error), why(error))
 
     async def _tell_domid(self) -> None:
         """Tell those who ask which domain it is, once the helper works on it."""

@@ -23,6 +23,7 @@ from xen_save_helper.toolstack.helpers.request import HelperResult, Statistics
 from xen_save_helper.toolstack.hosts.interface import RestoredGfns
 from xen_save_helper.toolstack.operations.stream_operation import (
     StreamOperation,
+    Word,
     has_device_model,
     rc_of,
 )
@@ -62,6 +63,7 @@ class RestoreParameters:
     """Records the point of no return (`rules.stream.PointOfNoReturn`). If it raises, the domain
     does not run."""
     link: bool = False
+    receiving: Word | None = None
 
 
 class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
@@ -128,6 +130,8 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
             self._join.started(Task.STREAM)
             self._do(self._reader.start())
             rc = await self._completed
+            if rc:
+                self._give_up_word()
             await self._tasks_ended()
             if rc or self._postcopy is not None:
                 return rc
@@ -327,10 +331,15 @@ class RestoreOperation(StreamOperation[ReaderAction, RestoreResult]):
         assert self._domid is not None
         self._report.event("static_data_done", missing=missing)
         try:
-            return self._ctx.host.static_data_done(self._domid, missing)
+            left = self._ctx.host.static_data_done(self._domid, missing)
         except (OSError, ValueError) as error:
             self._report.failed(f"the domain's static data: {error}", why(error))
             return -1
+        self._spawn(self._say_receiving())
+        return left
+
+    async def _say_receiving(self) -> None:
+        await self._passes(self._parameters.receiving)
 
     def _on_restore_results(self, store_gfn: int, console_gfn: int) -> None:
         self._gfns = RestoredGfns(store_gfn, console_gfn)

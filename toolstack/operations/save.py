@@ -29,7 +29,7 @@ from xen_save_helper.toolstack.helpers.request import (
     asks_for_policy,
 )
 from xen_save_helper.toolstack.operations.settle import heal, why_not_suspend
-from xen_save_helper.toolstack.operations.stream_operation import StreamOperation, rc_of
+from xen_save_helper.toolstack.operations.stream_operation import StreamOperation, Word, rc_of
 from xen_save_helper.toolstack.operations.suspend import GuestSuspension
 from xen_save_helper.toolstack.rules import stream, stream_write
 from xen_save_helper.toolstack.rules.cause import message_of
@@ -94,6 +94,8 @@ class SaveParameters:
     admitted: bool = True
     """Whether the receiver reads the stream at once; if not, `Limits.admission` applies until it
     begins."""
+    receiving: Word | None = None
+    """Heard before the guest is asked to suspend."""
 
 
 _SIMPLE_RECORDS = {
@@ -207,8 +209,7 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
 
     async def _settle(self, rc: int) -> None:
         """Wait for what the save began, and undo what a killed helper could not."""
-        if self._suspension is not None:
-            self._suspension.abort(rc or Error.FAIL)
+        self._abort_suspension(rc or Error.FAIL)
         await self._tasks_ended()
         result = self._helper_result
         if result is not None and not result.completed:
@@ -379,7 +380,16 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
         self._suspension = GuestSuspension(self._ctx.host, self._domid, self._ctx.limits)
         self._spawn(self._suspend(self._suspension))
 
+    def _abort_suspension(self, rc: int) -> None:
+        self._give_up_word()
+        if self._suspension is not None:
+            self._suspension.abort(rc)
+
     async def _suspend(self, suspension: GuestSuspension) -> None:
+        # The guest does not stand still while a helper starts there, or is refused.
+        if not await self._passes(self._parameters.receiving):
+            self._answer("suspend", 0)
+            return
         self._report.event("suspend_request")
         self._ctx.say_progress("waiting for the guest to suspend", 0, 0)
         finished = await suspension.run()
@@ -445,6 +455,6 @@ class SaveOperation(StreamOperation[WriterAction, SaveResult]):
             earlier_rc=self._earlier_rc,
         )
         self._report.helper_ended(result, rc, "saving the domain", "saved")
-        if self._suspension is not None and rc:
-            self._suspension.abort(rc)
+        if rc:
+            self._abort_suspension(rc)
         self._helper_stopped(rc)

@@ -7,7 +7,7 @@ import asyncio
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -29,6 +29,10 @@ from xen_save_helper.toolstack.rules.stream import OutOfTurn
 
 Result = TypeVar("Result")
 StreamAction_co = TypeVar("StreamAction_co", covariant=True)
+
+Word = Callable[[], Awaitable[None]]
+"""Says at one end, and hears at the other, that the stream is received: that the helper has what it
+needs from its beginning, and the guest may be asked to suspend. Raises OSError."""
 
 
 def promises_nothing() -> None:
@@ -154,6 +158,7 @@ class StreamOperation(ABC, Generic[StreamAction_co, Result]):
         self._join = Join()
         self._helper: SaveHelper | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._word: asyncio.Future[None] | None = None
         self._cancelled = False
         self._fault: BaseException | None = None
         self._completed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -281,6 +286,27 @@ class StreamOperation(ABC, Generic[StreamAction_co, Result]):
         """From here on, only the destination may have the guest's newest state."""
         if self._helper is not None:
             self._helper.wait_for_ever()
+
+    async def _passes(self, word: Word | None) -> bool:
+        """Say, or hear, the word that the stream is received. If it does not pass, the operation
+        fails; False then, and if it has failed meanwhile."""
+        if word is None:
+            return True
+        passing = self._word = asyncio.ensure_future(word())
+        await asyncio.wait({passing})
+        self._word = None
+        if passing.cancelled():
+            return False
+        try:
+            passing.result()
+        except OSError as error:
+            self._fail(message_of(error), rc_of(error), why(error))
+            return False
+        return True
+
+    def _give_up_word(self) -> None:
+        if self._word is not None:
+            self._word.cancel()
 
     async def _tasks_ended(self) -> None:
         while self._tasks:

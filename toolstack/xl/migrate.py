@@ -284,6 +284,7 @@ class _Sending(HandshakeSide[Sender]):
                     link=self._options.link,
                     on_transition=self._transition_begins,
                     admitted=self._admitted,
+                    receiving=self._hear_receiving if self._admitted else None,
                 ),
             )
         except Exception as error:
@@ -306,6 +307,9 @@ class _Sending(HandshakeSide[Sender]):
         if saved.rc == Error.GUEST_TIMEDOUT:
             return Event.NEVER_SUSPENDED
         return Event.FAILED
+
+    async def _hear_receiving(self) -> None:
+        await self._link.hear(xl_handshake.RECEIVING)
 
     async def _read_ready(self) -> Event:
         self._ctx.say_progress("waiting for the destination to be ready", 0, 0)

@@ -100,9 +100,9 @@ class MigrateOptions:
         return "sparse streams" if self.sparse else ""
 
     def optional_flags(self, hypervisor: str) -> int:
-        """The flags of the xl header. A verdict is asked for if the receiver must be ours: only
-        ours takes a simulated guest, does postcopy, or restores a sparse stream. xl's sends no
-        verdict."""
+        """The flags of the xl header. A verdict, and word that it receives, are asked for if the
+        receiver must be ours: only ours takes a simulated guest, does postcopy, or restores a
+        sparse stream. xl's sends neither."""
         flags = 0
         if self.link:
             flags |= xl_header.OPTIONAL_LINK
@@ -110,4 +110,6 @@ class MigrateOptions:
             flags |= xl_header.OPTIONAL_POSTCOPY
         if self.sparse:
             flags |= xl_header.OPTIONAL_SPARSE
-        return flags | xl_header.OPTIONAL_VERDICT if flags or hypervisor != XEN else 0
+        if flags or hypervisor != XEN:
+            flags |= xl_header.OPTIONAL_VERDICT | xl_header.OPTIONAL_RECEIVING
+        return flags

@@ -291,6 +291,7 @@ class _Receiving(HandshakeSide[Receiver]):
                 self._back_fd if self._may_be_postcopy else -1,
                 link=bool(self._flags & xl_header.OPTIONAL_LINK),
                 on_resume=self._resumes,
+                receiving=self._say_receiving if self._is_heard else None,
             ),
         )
         self._domid = result.domid
@@ -301,6 +302,13 @@ class _Receiving(HandshakeSide[Receiver]):
             self._started()
             return Event.RESUMED
         return Event.OK
+
+    @property
+    def _is_heard(self) -> bool:
+        return bool(self._flags & xl_header.OPTIONAL_RECEIVING)
+
+    async def _say_receiving(self) -> None:
+        await self._link.say(xl_handshake.RECEIVING)
 
     async def _read_go(self) -> Event:
         await self._link.hear(xl_handshake.GO)

@@ -32,7 +32,11 @@ from xen_save_helper.toolstack.helpers.request import OUR_HELPER, PipeHelper
 from xen_save_helper.toolstack.hosts.interface import GuestState, RestoreProgram
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 from xen_save_helper.toolstack.hosts.xen import xl
-from xen_save_helper.toolstack.operations.domain_restore import domain_create_restore
+from xen_save_helper.toolstack.operations.domain_restore import (
+    domain_create_restore,
+    restore_domain,
+    restore_parameters,
+)
 from xen_save_helper.toolstack.operations.domain_save import domain_suspend
 from xen_save_helper.toolstack.operations.restore import RestoreResult
 from xen_save_helper.toolstack.xl.controlled import controlled
@@ -126,6 +130,50 @@ def test_what_the_sender_says_after_the_stream_is_left_to_be_read(
         theirs.sendall(b"GO")
         assert ours.recv(100) == b"GO"
     assert result.rc == 0, result
+
+
+def test_the_word_that_it_is_received_comes_before_the_rest_of_the_stream(
+    destination: Side, saved: tuple[Path, dict[str, Any]]
+) -> None:
+    path, config = saved
+    stream = path.read_bytes()
+    ours, theirs = socket.socketpair()
+    said = threading.Event()
+
+    async def say() -> None:
+        said.set()
+
+    def feed() -> None:
+        theirs.sendall(stream[: len(stream) // 2])
+        if said.wait(20):
+            theirs.sendall(stream[len(stream) // 2 :])
+        theirs.shutdown(socket.SHUT_WR)
+
+    with ours, theirs:
+        feeder = threading.Thread(target=feed)
+        feeder.start()
+        parameters = restore_parameters(config, "h", ours.fileno(), receiving=say)
+        result = run(restore_domain(destination.ctx, parameters))
+        feeder.join(20)
+    assert result.rc == 0, result
+
+
+def test_a_word_that_cannot_be_said_ends_the_restore(
+    destination: Side, saved: tuple[Path, dict[str, Any]]
+) -> None:
+    path, config = saved
+    ours, theirs = socket.socketpair()
+
+    async def say() -> None:
+        raise BrokenPipeError(errno.EPIPE, "nobody hears it")
+
+    with ours, theirs:
+        theirs.sendall(path.read_bytes()[:100_000])
+        parameters = restore_parameters(config, "h", ours.fileno(), receiving=say)
+        result = run(restore_domain(destination.ctx, parameters))
+    assert result.rc == Error.FAIL
+    assert "nobody hears it" in result.reason
+    assert destination.host.domains() == []
 
 
 def test_who_asks_the_receiver_sees_what_the_programs_helper_does(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import trace_lines
 from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, called, toolstack
 from tests.toolstack.two_hosts import Side, run
 from xen_save_helper.toolstack import (
@@ -80,6 +81,18 @@ def test_a_migration_is_refused_before_its_first_page(older: Hosts, more: tuple[
     went_on = migrate(older, *more, *IGNORE)
     assert went_on.code == 0, went_on
     assert older.states(older.at_destination) == {"g": "running"}
+
+
+def test_a_guest_does_not_stand_still_for_a_destination_that_cannot_take_it(older: Hosts) -> None:
+    """Not even one that would be stopped for the whole of its migration."""
+    older.guest()
+    events = older.source.parent / "events"
+    refused = migrate(older, "--max-rounds", "0", "--events", events)
+    assert refused.code == 1
+    assert LACKS in refused.line
+    names = {event["event"] for event in trace_lines.read(events)}
+    assert "suspend_request" not in names
+    assert older.states(older.at_source) == {"g": "running"}
 
 
 def test_a_receiver_that_a_command_starts_has_its_own_setting(older: Hosts) -> None:

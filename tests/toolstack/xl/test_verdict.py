@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import trace_lines
 from tests.toolstack.stage import TOOLSTACK, Ended, Hosts, called
 from xen_save_helper.ipc_schema.errors import Error
 from xen_save_helper.ipc_schema.streams.xl_handshake import BANNER, VERDICT, Verdict, encode_verdict
@@ -138,6 +139,26 @@ def test_the_rc_of_a_refusal(unharmed: Hosts, tmp_path: Path, told: Error, rc: E
     ended = migrate(unharmed, "--json", to=command)
     refused(unharmed, ended, "the destination refuses the guest: interrupted")
     assert ended.json["rc"] == rc
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        pytest.param("cat >/dev/null", "word that it receives did not come within 1 s", id="none"),
+        pytest.param("head -c 99999 /dev/zero; cat >/dev/null", "instead of", id="another"),
+        pytest.param("exit 3", "closed the link", id="gone"),
+    ],
+)
+def test_without_a_word_that_it_is_received_the_guest_runs_on(
+    unharmed: Hosts, tmp_path: Path, said: str, words: str
+) -> None:
+    verdict, events = tmp_path / "verdict", tmp_path / "events"
+    verdict.write_bytes(encode_verdict(Verdict(0, "")))
+    command = f"{BANNER_SAID}; head -c 64 >/dev/null; cat {verdict}; {said}"
+    limits = ("--limit=handshake=1", "--max-rounds", "0", "--events", events)
+    ended = migrate(unharmed, *limits, to=command)
+    refused(unharmed, ended, words)
+    assert "suspend_request" not in {event["event"] for event in trace_lines.read(events)}
 
 
 def test_a_guest_that_no_simulated_host_can_have_is_refused(hosts: Hosts) -> None:
