@@ -23,6 +23,7 @@ from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE
 from xen_save_helper.ipc_schema.streams.xl_handshake import (
     BANNER,
     READY,
+    RECEIVING,
     REPORT,
     SYNC,
     VERDICT,
@@ -293,7 +294,7 @@ _SHORT: Final[Mapping[tuple[Who, str], int]] = {
     (Who.TUNNEL, "back"): 700,
     # At least the record that says that all pages have arrived.
     (Who.HELPER, "back"): HEADER_SIZE,
-    (Who.LINK, "back"): len(BANNER.data + VERDICT.data)
+    (Who.LINK, "back"): len(BANNER.data + VERDICT.data + RECEIVING.data)
     + VERDICT_SIZE
     + min(len(READY.data + REPORT.data), HEADER_SIZE + len(SYNC.data)),
 }

@@ -18,6 +18,14 @@ from tests.toolstack.campaign.runs import LIMITS, run
 from tests.toolstack.stage import TOOLSTACK, wait_for
 from xen_save_helper.ipc_schema.faults.actions import ACTIONS
 from xen_save_helper.ipc_schema.faults.plan import parse
+from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE
+from xen_save_helper.ipc_schema.streams.xl_handshake import (
+    BANNER,
+    RECEIVING,
+    SYNC,
+    VERDICT,
+    VERDICT_SIZE,
+)
 from xen_save_helper.toolstack.campaign.evidence import Mode
 from xen_save_helper.toolstack.campaign.play import RunStage
 from xen_save_helper.toolstack.campaign.run import FaultRun, Verdict, run_fault
@@ -39,7 +47,7 @@ pytestmark = pytest.mark.timeout(180)
         ("source.controller/complete:heard=drop", "postcopy", ("source.controller/",), 0),
         ("destination/phase.postcopy-pages=stop", "postcopy", ("destination/",), 0),
         ("link/stream@5000=stall(0.5)", "postcopy", ("link/",), 0),
-        ("link/back@95=cut", "postcopy", ("link/",), 3),
+        ("link/back@130=cut", "postcopy", ("link/",), 3),
         ("link/handshake.go=cut", "live", ("link/",), 4),
         ("link/handshake.report=reset", "stop-and-copy", ("link/",), 4),
         ("link/handshake.sync=cut", "postcopy", ("link/",), 3),
@@ -166,7 +174,8 @@ def test_a_stopped_receiver_is_ended_though_nobody_waits_for_it_any_more() -> No
 
 def test_a_link_that_keeps_the_report_of_the_end_is_judged_by_its_own_end() -> None:
     # A guest without faults: the back channel's octets are the same each time.
-    verdict = run("link/back@119=stall", "postcopy", "idle")
+    before = len(BANNER.data + VERDICT.data + RECEIVING.data) + VERDICT_SIZE + HEADER_SIZE
+    verdict = run(f"link/back@{before + len(SYNC.data) // 2}=stall", "postcopy", "idle")
     assert verdict.holds, verdict.problems
     assert "closed the link before the end of postcopy" in str(verdict.seen["migrate said"])
 

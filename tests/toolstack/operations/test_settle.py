@@ -53,8 +53,9 @@ def test_a_failed_save_resumes_the_guest_all_the_same(source: Side, tmp_path: Pa
 def test_a_failed_migration_does_so_too_and_warns(source: Side) -> None:
     domid = source.host.create_guest("g", MEMORY, "random", type="hvm")
     banner = r"printf 'xl migration receiver ready, send binary domain data.\n'"
-    accepted = xl_handshake.encode_verdict(Verdict(0, "")).decode().replace("\0", r"\0")
-    to = CommandDestination(f'{banner}; printf "{accepted}"; head -c 100000 >/dev/null; exit 3')
+    said = xl_handshake.encode_verdict(Verdict(0, "")) + xl_handshake.RECEIVING.data
+    words = said.decode().replace("\0", r"\0")
+    to = CommandDestination(f'{banner}; printf "{words}"; head -c 100000 >/dev/null; exit 3')
     result = run(migrate(source.ctx, domid, to, MigrateOptions()))
     assert result.outcome is Outcome.RUNNING_AT_SOURCE, result
     assert any("the device model is deaf" in warning for warning in result.warnings)

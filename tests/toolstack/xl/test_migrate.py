@@ -189,6 +189,7 @@ with open(0, "rb", buffering=0, closefd=False) as stream:
     entries = inspect(stream)
     next(entry for entry in entries if entry.layer == "xl")
     os.write(1, xl_handshake.encode_verdict(xl_handshake.Verdict(0, "")))
+    os.write(1, xl_handshake.RECEIVING.data)
     next(entry for entry in entries if (entry.layer, entry.name) == ("libxl", "END"))
 os.write(1, {said!r})
 if {go!r}:
