@@ -69,11 +69,11 @@ class LogDirty:
 
 
 def _written(now: bytes, before: bytes) -> bytes:
-    """An octet for each counter: 1 if it differs, or is odd."""
+    """A byte for each counter: 1 if it differs, or is odd."""
     size = len(now)
     differ = int.from_bytes(now, "little") ^ int.from_bytes(before, "little")
-    octets = differ.to_bytes(size, "little").translate(_IS_SET)
+    changed = differ.to_bytes(size, "little").translate(_IS_SET)
     written = int.from_bytes(now[::_COUNTER].translate(_IS_ODD), "little")
-    for octet in range(_COUNTER):
-        written |= int.from_bytes(octets[octet::_COUNTER], "little")
+    for byte in range(_COUNTER):
+        written |= int.from_bytes(changed[byte::_COUNTER], "little")
     return written.to_bytes(size // _COUNTER, "little")
