@@ -1,6 +1,6 @@
 /* touch-pages MIB: writes one word of each of these pages, over and over, in turn, as fast as it can
  * but for a hundredth of a second after each time, and exits with 1 when a page does not hold what
- * was written to it the time before. A shell cannot: a process for each mebibyte costs an emulated
+ * was written to it the time before. It says how often it has done so after 1, 2, 4, 8, ... times. A shell cannot: a process for each mebibyte costs an emulated
  * processor more than the writing. */
 
 #include <stdio.h>
@@ -28,6 +28,10 @@ int main(int argc, char **argv)
                 return 1;
             }
             *word = times + 1 + page;
+        }
+        if (!(times & (times + 1))) {
+            printf("touched %lu times\n", times + 1);
+            fflush(stdout);
         }
         usleep(10000);
     }
