@@ -12,10 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tests.xen.dom0.commands import wait_until
-from tests.xen.dom0.gate import Gate
 from tests.xen.dom0.guest import Guest
 from tests.xen.dom0.lab import COMMAND_SECONDS
-from tests.xen.scenarios.postcopy import BY_POSTCOPY, PAGES_SECONDS
+from tests.xen.scenarios.postcopy import BY_POSTCOPY, PAGES_SECONDS, left_by
 from tests.xen.scenarios.scenario import BOOKWORM, BOTH, NONE, Scenario
 from tests.xen.scenarios.toolstack import PATIENCE, RECEIVE, succeeds
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE
@@ -29,8 +28,6 @@ _MORE_MIB: Final = 96
 _WRITTEN_MIB: Final = 16
 _ALL: Final = 100
 _SHARES: Final = (50, 95, _ALL)
-_UNDER_WAY: Final = 6 << 20
-"""What is sent after the gate holds the stream: a batch of 1,024 pages, and a pipe of 1 MiB."""
 _POINTS: Final = 6
 """How far the share left behind may be from the one that was asked for."""
 
@@ -48,7 +45,7 @@ def in_a_row(lab: Lab, kind: str, vcpus: int, share: int | None) -> None:
         elif share == _ALL:
             _leave_all(lab, guest)
         else:
-            _leave_some(lab, guest, share, number)
+            left_by(lab, guest, "postcopy", share, f"gate-{number}")
         succeeds("postcopy", "wait", "--timeout", str(PAGES_SECONDS))
         wait_until("the pager ends", lambda: not lab.running("xen_save_helper.helper"), 60)
         assert lab.assert_only(guest) != before
@@ -60,20 +57,6 @@ def in_a_row(lab: Lab, kind: str, vcpus: int, share: int | None) -> None:
         faults = sum(event["faults"] for event in lab.events("postcopy_faults"))
         lab.figure("faults", faults)
         assert share is None or abs(shares[-1] - share) <= _POINTS
-
-
-def _leave_some(lab: Lab, guest: Guest, share: int, number: int) -> None:
-    """The stream is held in the first round; it is told meanwhile that precopy shall end."""
-    # By its domid: the guest that arrives may have the same name by then.
-    domid = lab.domid(guest)
-    gate = Gate(lab.directory / f"gate-{number}")
-    octets = max(1, guest.octets * (100 - share) // 100 - _UNDER_WAY)
-    to = gate.command(octets, "xl migrate-receive")
-    program = lab.start_migrate(guest, receive=to, env=BY_POSTCOPY)
-    wait_until("the stream is held", lambda: gate.holds, COMMAND_SECONDS)
-    succeeds("switch", str(domid), "postcopy")
-    gate.open()
-    assert program.end(COMMAND_SECONDS).status == 0
 
 
 def _leave_all(lab: Lab, guest: Guest) -> None:
