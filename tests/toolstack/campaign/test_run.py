@@ -69,6 +69,7 @@ pytestmark = pytest.mark.timeout(180)
         ("destination/exit=stop", "link", ("destination/",), 0),
         ("source.controller/handshake.report:heard=signal(TERM)", "link", ("source.c",), 0),
         ("source.controller/handshake.ready:heard=kill", "link", ("source.controller/",), -9),
+        ("source/precopy_policy:before-answer=answer(0)", "link", ("source/",), 1),
     ],
 )
 def test_a_fault_strikes_and_the_rules_hold(

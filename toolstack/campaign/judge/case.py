@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Final
 
+from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 from xen_save_helper.ipc_schema.faults.plan import Fault, Plan
 from xen_save_helper.ipc_schema.faults.points import EXIT, Kind, Side, Who
 from xen_save_helper.toolstack.campaign.evidence import Ended, Evidence, Mode
-from xen_save_helper.toolstack.campaign.judge.effects import expectation
+from xen_save_helper.toolstack.campaign.judge.effects import expectation, of_ended_precopy
 from xen_save_helper.toolstack.campaign.judge.expectation import (
     GUEST_TIMEDOUT,
     NONE,
@@ -60,7 +61,10 @@ def find_fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[Struc
     by_text = {str(fault): fault for fault in plan.faults}
     after_go = False
     pagers: set[int] = set()
+    decided = PrecopyPolicy.CONTINUE_PRECOPY.name
     for event in evidence.events:
+        if event["event"] == "precopy_policy":
+            decided = event["answer"]
         if event["event"] == "pager":
             pagers.add(event["pid"])
         after_go = after_go or is_go(event)
@@ -71,6 +75,8 @@ def find_fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[Struc
             late = after_go or point.who is Who.LINK or point.kind is Kind.HANDSHAKE
             alone = side is not THERE or evidence.mode is Mode.SAVE
             what = expectation(fault, limits, side, alone=alone)
+            if point.of == "precopy_policy" and decided != PrecopyPolicy.CONTINUE_PRECOPY.name:
+                what = of_ended_precopy(fault, what)
             if point.who is Who.HELPER and event["pid"] in pagers:
                 # Its controller has gone, and its work is done once it is about to exit.
                 what = NONE if point.name == EXIT else of_pager(fault)

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from typing import Final
 
 from xen_save_helper.ipc_schema.causes import Cause, why_errno
+from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 from xen_save_helper.ipc_schema.faults import actions
 from xen_save_helper.ipc_schema.faults.plan import Fault
 from xen_save_helper.ipc_schema.faults.points import (
@@ -285,6 +286,13 @@ def _of_message(fault: Fault, side: Side | None) -> Expectation:
         # Nobody waits for it, but the next one shows the gap.
         causes = frozenset({Cause.PROTOCOL})
     return Expectation(Effect.FAILS, causes, LATE)
+
+
+def of_ended_precopy(fault: Fault, found: Expectation) -> Expectation:
+    """That of a policy's answer in whose place it told the helper to end precopy: it goes on in
+    vain then, unless it has nothing to ask about any more."""
+    goes_on = fault.action == (actions.ANSWER, PrecopyPolicy.CONTINUE_PRECOPY)
+    return replace(found, effect=Effect.EITHER) if goes_on else found
 
 
 def _of_controllers_message(fault: Fault, side: Side | None) -> Effect:
