@@ -70,6 +70,8 @@ pytestmark = pytest.mark.timeout(180)
         ("source.controller/handshake.report:heard=signal(TERM)", "link", ("source.c",), 0),
         ("source.controller/handshake.ready:heard=kill", "link", ("source.controller/",), -9),
         ("source/precopy_policy:before-answer=answer(0)", "link", ("source/",), 1),
+        ("source/record.libxc.STATIC_DATA_END:write=epipe", "link", ("source/",), 1),
+        ("source/record.libxc.STATIC_DATA_END:write=enospc", "link", ("source/",), 1),
     ],
 )
 def test_a_fault_strikes_and_the_rules_hold(

@@ -11,7 +11,11 @@ from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 from xen_save_helper.ipc_schema.faults.plan import Fault, Plan
 from xen_save_helper.ipc_schema.faults.points import EXIT, Kind, Side, Who
 from xen_save_helper.toolstack.campaign.evidence import Ended, Evidence, Mode
-from xen_save_helper.toolstack.campaign.judge.effects import expectation, of_ended_precopy
+from xen_save_helper.toolstack.campaign.judge.effects import (
+    expectation,
+    of_ended_precopy,
+    of_unsuspended,
+)
 from xen_save_helper.toolstack.campaign.judge.expectation import (
     GUEST_TIMEDOUT,
     NONE,
@@ -77,6 +81,8 @@ def find_fired(plan: Plan, evidence: Evidence, limits: Limits) -> Iterator[Struc
             what = expectation(fault, limits, side, alone=alone)
             if point.of == "precopy_policy" and decided != PrecopyPolicy.CONTINUE_PRECOPY.name:
                 what = of_ended_precopy(fault, what)
+            if side is HERE and not evidence.named("suspend_request"):
+                what = of_unsuspended(fault, what)
             if point.who is Who.HELPER and event["pid"] in pagers:
                 # Its controller has gone, and its work is done once it is about to exit.
                 what = NONE if point.name == EXIT else of_pager(fault)

@@ -350,6 +350,15 @@ def _of_stream(fault: Fault, limits: Limits) -> Expectation:
     )
 
 
+def of_unsuspended(fault: Fault, found: Expectation) -> Expectation:
+    """That of a stream which breaks at the source before the guest is asked to suspend. The break
+    shows at the next write, and there may be none before the word that the stream is received."""
+    if fault.action.kind not in {actions.EPIPE, actions.ENOSPC}:
+        return found
+    waits = ("callback", "handshake", "stream_stall")
+    return replace(found, causes=found.causes | SILENCE, errnoval=0, waits=waits)
+
+
 def _spoils(fault: Fault) -> Spoils:
     """What a change on the way spoils: the framing of records, page lists and their order are
     checked; the contents are not."""
