@@ -225,16 +225,23 @@ def test_a_precopy_migration(host_factory: HostFactory, start: Start, moment: st
 def test_a_save_and_its_restore(
     host_factory: HostFactory, start: Start, tmp_path: Path, names: set[str]
 ) -> None:
-    source, destination, image = host_factory("a"), host_factory("b"), tmp_path / "image"
+    """Through a pipe, which keeps each at work until it has stood still."""
+    source, destination, pipe = host_factory("a"), host_factory("b"), tmp_path / "pipe"
     source.create_guest("g", MEMORY, "random")
-    command = start("save", "g", image, "--host", source.directory)
-    command.until(event("phase", name="headers", state="begin"))
-    command.stand_still(names)
+    os.mkfifo(pipe)
+    command = start("save", "g", pipe, "--host", source.directory)
+    with pipe.open("rb") as stream:
+        command.until(event("phase", name="headers", state="begin"))
+        command.stand_still(names)
+        saved = stream.read()
     command.result()
     assert max(told_of(command)) >= STOPPED - 1
-    command = start("restore", image, "--host", destination.directory)
-    command.until(event("helper_started"))
-    command.stand_still(names)
+    command = start("restore", pipe, "--host", destination.directory)
+    with pipe.open("wb") as stream:
+        stream.write(saved[: len(saved) // 2])
+        command.until(event("helper_started"))
+        command.stand_still(names)
+        stream.write(saved[len(saved) // 2 :])
     command.result()
     runs_at(destination)
 
