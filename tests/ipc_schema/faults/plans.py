@@ -40,7 +40,10 @@ def times(point: Point) -> st.SearchStrategy[Times]:
         chance |= st.builds(Times, st.integers(1, 10**9), st.booleans(), st.none(), st.just(True))
     if point.kind in once or (point.kind is Kind.STREAM and point.of != "page"):
         return st.just(Times()) | chance
-    return st.builds(Times, st.integers(1, 10**9), st.booleans(), st.none()) | chance
+    # All fields: hypothesis may fill in those that have a default.
+    return (
+        st.builds(Times, st.integers(1, 10**9), st.booleans(), st.none(), st.just(False)) | chance
+    )
 
 
 @st.composite
