@@ -41,7 +41,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """The workers for `-n auto`: many tests wait for a limit or a guest more than they compute."""
-    return 3 * (os.cpu_count() or 1)
+    return 2 * (os.cpu_count() or 1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
