@@ -169,6 +169,9 @@ _ROWS: Final = (
            "Of the pages left to postcopy, `hot` were dirty at least twice when the dirty bitmap "
            "was read. The `sent` hottest go ahead: `room` is what the rounds' rate (null: no round "
            "was long enough to tell) can move in `max_downtime_ms`."),
+    _event("postcopy_pfns_ahead", "int pages, real seconds", _HELPER,
+           "A list of `pages` that are left went ahead while the guest was running; after "
+           "`seconds` the destination had evicted them."),
     _event("postcopy_pfns", "int pages", _HELPER, "The list of the remaining pages is sent."),
     _event("postcopy_faults", "int faults, list latencies, real longest, int missing", _HELPER,
            "`faults` missing pages that vCPUs waited for have arrived since the last such line, "

@@ -25,8 +25,16 @@ class PageServer(Protocol):
         """Why the receiver cannot do postcopy, "" if it can; None if it has not said so within
         `seconds`. Raises OSError if the page server has ended."""
 
+    def is_ready(self, seconds: float) -> bool:
+        """Whether the receiver has done what the last record that went ahead wants; False if it has
+        not said so within `seconds`. Raises OSError if it has given up, or the page server."""
+
+    def map(self, bitmap: Bitmap) -> None:
+        """Have it map these pages: anew, if it has. Raises OSError."""
+
     def keep(self, bitmap: Bitmap) -> int:
-        """Have it map these pages; returns how many they are. Raises OSError."""
+        """Have it serve these pages, which it has mapped; returns how many they are. Raises
+        OSError."""
 
     def let_go(self) -> str:
         """The save is done: it serves from here on, whatever becomes of this process. Returns its
@@ -43,6 +51,9 @@ class Pager(Protocol):
 
     def offered(self, offer: PostcopyOffer, domain: Domain) -> None:
         """Connect to the page server, and say whether this domain can be paged."""
+
+    def ready(self) -> None:
+        """Say that what the last record which came ahead wants is done."""
 
     def leave(
         self, results: RestoreResults, progress: Callable[[], PostcopyProgress], missing: Bitmap

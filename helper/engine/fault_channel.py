@@ -1,4 +1,5 @@
-"""The back channel of a postcopy migration: pages that the guest waits for, and that it has all.
+"""The back channel of a postcopy migration: that the receiver is ready, pages that the guest waits
+for, and that it has all.
 
 POSTCOPY_FAULT has the shape of PAGE_DATA without contents; POSTCOPY_COMPLETE is the engine's last
 record, after which the channel belongs to the toolstack again: not a byte more is read from it.
@@ -40,6 +41,7 @@ from xen_save_helper.ipc_schema.streams.records import (
 _WHAT = "back channel"
 _MAX_BODY = LIST_HEADER_SIZE + ENTRY_SIZE * 65_536
 """More faults than any guest has vCPUs."""
+_WITHOUT_BODY = (RecordType.POSTCOPY_COMPLETE, RecordType.POSTCOPY_READY)
 _UNSENT = 1 << 16
 """Bytes that may wait in a TCP socket to be sent: as many as a pipe holds."""
 
@@ -64,8 +66,10 @@ class FaultReader:
         self.fd = fd
         self.complete = False
         """POSTCOPY_COMPLETE has arrived: nothing more is read."""
+        self.ready = 0
+        """POSTCOPY_READY records that have arrived."""
         self._version = version
-        self._p2m_size = p2m_size
+        self.p2m_size = p2m_size
         self._offset = 0
         self._buffer = bytearray()
         """Of the record that is coming, and perhaps the next one's header."""
@@ -117,7 +121,9 @@ class FaultReader:
             end = HEADER_SIZE + self._length
             if end < self._end:
                 check_padding(bytes(buffer[end : self._end]), _WHAT, self._offset + end)
-            if self._kind is not None:
+            if self._kind is RecordType.POSTCOPY_READY:
+                self.ready += 1
+            elif self._kind is not None:
                 faults += self._decode(bytes(buffer[HEADER_SIZE:end]))
             del buffer[: self._end]
             self._offset += self._end
@@ -129,9 +135,9 @@ class FaultReader:
             bytes(self._buffer[:HEADER_SIZE]), _WHAT, self._offset
         )
         kind = self._kind = record_type(number, self._version, self._offset)
-        if kind is RecordType.POSTCOPY_COMPLETE:
+        if kind in _WITHOUT_BODY:
             if self._length:
-                problem = f"POSTCOPY_COMPLETE of {self._length} bytes"
+                problem = f"{kind.name} of {self._length} bytes"
                 raise DecodeError(_WHAT, self._offset, problem)
         elif kind is not RecordType.POSTCOPY_FAULT and kind is not None:
             raise DecodeError(_WHAT, self._offset, f"{kind.name} may not come here")
@@ -150,9 +156,9 @@ class FaultReader:
             raise DecodeError(what, offset, f"{len(body)} bytes do not hold {count} pfns")
         offset += LIST_HEADER_SIZE
         pfns = decode_pfns(body[LIST_HEADER_SIZE:], what, offset)
-        if max(pfns) >= self._p2m_size:
-            index, pfn = next(one for one in enumerate(pfns) if one[1] >= self._p2m_size)
-            problem = f"pfn {pfn:#x} is above the guest's {self._p2m_size:#x}"
+        if max(pfns) >= self.p2m_size:
+            index, pfn = next(one for one in enumerate(pfns) if one[1] >= self.p2m_size)
+            problem = f"pfn {pfn:#x} is above the guest's {self.p2m_size:#x}"
             raise DecodeError(what, offset + index * ENTRY_SIZE, problem)
         return pfns
 
@@ -169,6 +175,10 @@ class FaultWriter:
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
         carry_at_once(fd)
+
+    def ready(self) -> None:
+        """Send POSTCOPY_READY: what the last record which came ahead wants is done."""
+        self._write(RecordType.POSTCOPY_READY, b"")
 
     def fault(self, pfns: Sequence[int]) -> None:
         """Send POSTCOPY_FAULT: a vCPU waits for each of `pfns`."""

@@ -78,6 +78,12 @@ class Physmap:
                 new.append(pfn)
         self._populate([range(first, first + count) for first, count, _ in runs_of(new)])
 
+    def is_taken(self, pfns: Pfns) -> None:
+        """The domain has had these pages, and will not have them again."""
+        for pfn in pfns:
+            if pfn < self.limit:
+                self._populated[pfn] = 1
+
     def populate_one(self, pfn: int, offset: int) -> None:
         self.populate(pfns_of([pfn]), bytes([type_octet(PageType.NOTAB)]), offset)
 

@@ -23,7 +23,13 @@ from xen_save_helper.helper.engine.page_states import (
 from xen_save_helper.helper.engine.page_stream import set_bits
 from xen_save_helper.helper.engine.physmap import Physmap
 from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamInput
-from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain, Paging, PagingRequest
+from xen_save_helper.helper.hypervisors.interface import (
+    PAGE_SIZE,
+    Bitmap,
+    Domain,
+    Paging,
+    PagingRequest,
+)
 from xen_save_helper.helper.job import PostcopyProgress
 from xen_save_helper.ipc_schema.board import Word
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
@@ -36,9 +42,10 @@ from xen_save_helper.ipc_schema.streams.page_lists import (
     contents_mask,
     decode_entries,
     decode_page_list_header,
+    empty_mask,
 )
 from xen_save_helper.ipc_schema.streams.page_types import PageType, type_octet
-from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of, selected
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of, run_of, selected
 
 _LISTED_AT_ONCE = 1 << 14
 
@@ -52,8 +59,8 @@ which then notices that it is ahead."""
 
 
 class PostcopyReceiver:
-    """One postcopy phase, from POSTCOPY_PFNS_BEGIN to END. The constructor turns paging on, and
-    from then on the guest is not shown requests to suspend; `close` turns paging off."""
+    """From the first POSTCOPY_PFNS_BEGIN to END. The constructor turns paging on, and from then on
+    the guest is not shown requests to suspend; `close` turns paging off."""
 
     def __init__(
         self,
@@ -132,6 +139,7 @@ class PostcopyReceiver:
         self._listed += count
         if not len(self._states):
             self._states = PageStates(physmap.limit)
+            physmap.is_taken(self._paging.own)
         while count:
             part = min(count, _LISTED_AT_ONCE)
             offset = self._reader.offset
@@ -139,6 +147,8 @@ class PostcopyReceiver:
             physmap.check(pfns, offset)
             if allocated := selected(pfns, allocated_mask(types)):
                 physmap.populate(allocated, bytes([_XALLOC]) * len(allocated), offset)
+            for pfn in selected(pfns, empty_mask(types)):
+                self.given_back(pfn)
             backed = selected(pfns, contents_mask(types))
             self._happens(PageEvent.LISTED, backed, offset)
             if ours := pfns_of(pfn for pfn in backed if pfn in cleared):
@@ -151,6 +161,30 @@ class PostcopyReceiver:
         self._total = self._states.pending
         self._board.ints[Word.POSTCOPY_TOTAL] = self._total
         self._board.ints[Word.POSTCOPY_LEFT] = self._total
+
+    def tell_ready(self) -> None:
+        """Send POSTCOPY_READY."""
+        self._faults.ready()
+
+    def awaits(self, pfn: int) -> bool:
+        """Whether this page is to come by postcopy still."""
+        return pfn < len(self._states) and self._states.of(pfn) is PageState.OUTSTANDING
+
+    def has_come(self, first: int, data: memoryview) -> None:
+        """Pages that it awaits, from pfn `first` on, have come while the guest is suspended."""
+        for start in range(0, len(data), self._paging.loaded_at_once * PAGE_SIZE):
+            part = data[start : start + self._paging.loaded_at_once * PAGE_SIZE]
+            pfn = first + start // PAGE_SIZE
+            pages = run_of(pfn, len(part) // PAGE_SIZE)
+            self._happens(PageEvent.ARRIVED, pages, self._reader.offset)
+            self._paging.load(pfn, part)
+
+    def given_back(self, pfn: int) -> None:
+        """The guest has given this page back since it was listed, or it is emptied here: nothing
+        will come for it, so there is an empty page again."""
+        if self.awaits(pfn):
+            self._states.happens_to(PageEvent.RELEASED, pfn)
+            self._paging.load(pfn, memoryview(bytes(PAGE_SIZE)))
 
     def missing(self) -> Bitmap:
         """The pages that are still to come, before the first has."""

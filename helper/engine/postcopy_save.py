@@ -3,29 +3,33 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import struct
 import time
+from collections.abc import Callable
 
+from xen_save_helper.helper.engine.bitmaps import add, intersection, without
 from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.fault_channel import FaultReader, carry_at_once
 from xen_save_helper.helper.engine.page_stream import set_bits
 from xen_save_helper.helper.engine.postcopy_pages import POSTCOPY_BATCH, PostcopyPages
 from xen_save_helper.helper.engine.save_phases import Outcome
-from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamOutput, wait_for
+from xen_save_helper.helper.engine.stream_io import BusyPoll, StreamOutput, check_reader, wait_for
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain, PageSource
 from xen_save_helper.helper.job import PostcopyProgress
 from xen_save_helper.ipc_schema.board import Word
+from xen_save_helper.ipc_schema.channel.waits import Patience
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.page_lists import (
     ENTRY_SIZE,
     HEADER_SIZE,
     MAX_PFNS_PER_RECORD,
-    contents_mask,
+    empty_mask,
     encode_page_list,
     encode_pfns,
 )
-from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of, selected
 from xen_save_helper.ipc_schema.streams.records import encode_record_header
 
 _BUSY_SECONDS = 0.0005
@@ -36,14 +40,21 @@ _BATCH_SECONDS = 0.0002
 """How long a record of background pages may take to write: a fault has to wait for it."""
 
 _LISTED_AT_ONCE = 1 << 14
+_FEW = 1024
+"""Pages that are not worth another pass while the guest runs."""
+_LOOK_SECONDS = 0.2
 
 
 class PostcopySender:
-    """The phases POSTCOPY_PFNS, POSTCOPY_PAGES and POSTCOPY_DRAIN of a save."""
+    """The phases POSTCOPY_PFNS_AHEAD, POSTCOPY_PFNS, POSTCOPY_PAGES and POSTCOPY_DRAIN of a save.
+
+    `listed` counts the entries of all POSTCOPY_PFNS.
+    """
 
     def __init__(self, source: PageSource, out: StreamOutput, environment: Environment) -> None:
         self._source = source
         self._out = out
+        self._page_server = environment.page_server
         job = environment.job
         self._reporter = environment.reporter
         self._abort = environment.abort
@@ -51,33 +62,115 @@ class PostcopySender:
         self._board = environment.reporter.board
         self._recv_fd = job.request.back_fd
         self._stall_limit = job.stall_limit
+        self._faults: FaultReader | None = None
+        self._to_answer = 0
+        """Records that went ahead."""
+        self._ahead = Bitmap()
+        """What has been listed, and has contents, while the guest was running."""
+        self.listed = 0
+
+    def send_pfns_ahead(self, domain: Domain, gather: Callable[[], Bitmap]) -> Outcome:
+        """List what is left while the guest is running, so that the receiver has evicted it before
+        the guest is suspended. `gather` reads what is left by now. What the guest writes in the
+        meantime is listed in another pass, as long as that is much less each time."""
+        self._write_header(RecordType.POSTCOPY_PFNS_BEGIN, 0)
+        self._await_ready()
+        worth_it = None
+        while True:
+            left = gather()
+            if not len(self._ahead):
+                self._ahead = Bitmap(len(left))
+            new = without(left, self._ahead)
+            count = new.count(1)
+            if not count or (worth_it is not None and not _FEW < count <= worth_it):
+                return Outcome.DONE
+            worth_it = count // 2
+            began = time.monotonic()
+            holes = self._list(domain, new, self._await_ready)
+            for pfn in holes:
+                left[pfn] = 0
+            add(new, self._ahead)
+            if self._page_server is not None:
+                self._page_server.map(new)
+            seconds = round(time.monotonic() - began, 6)
+            self._reporter.event("postcopy_pfns_ahead", pages=count, seconds=seconds)
 
     def send_pfns(self, domain: Domain, dirty: Bitmap) -> Outcome:
-        """List the pages of `dirty`, with their types in `domain`, and take it over. Pages without
-        contents are done with once they are listed, and drop out of it; `listed` counts them,
-        too."""
+        """List the pages of `dirty` that have not been listed, with their types in `domain`, which
+        is suspended, and take it over. Pages without contents drop out of it."""
+        new = without(dirty, self._ahead) if len(self._ahead) else Bitmap(dirty)
+        if self._page_server is None and len(self._ahead):
+            # Those that the guest has given back since. A page server has mapped them by then.
+            for pfn in self._without_contents(domain, intersection(dirty, self._ahead)):
+                new[pfn] = 1
         self._write_header(RecordType.POSTCOPY_PFNS_BEGIN, 0)
-        self.listed = left = dirty.count(1)
+        for pfn in self._list(domain, new):
+            dirty[pfn] = 0
+        self.left = dirty
+        self.take_over(dirty)
+        self._reporter.detail(f"{self._total} pages are left to postcopy")
+        self._reporter.event("postcopy_pfns", pages=self._total)
+        return Outcome.DONE
+
+    def _list(
+        self, domain: Domain, pages: Bitmap, after_each: Callable[[], None] | None = None
+    ) -> Pfns:
+        """List `pages`, with their types; `after_each` follows each record. Those without contents,
+        which are returned, are done with once they are listed, and drop out of it."""
+        left = pages.count(1)
+        self.listed += left
         position = 0
+        empty = pfns_of()
         while left:
             count = min(left, MAX_PFNS_PER_RECORD)
             self._write_header(RecordType.POSTCOPY_PFNS, HEADER_SIZE + count * ENTRY_SIZE)
             self._out.write([struct.pack("<II", count, 0)])
             left -= count
             while count:
-                pfns, position = set_bits(dirty, position, min(count, _LISTED_AT_ONCE))
+                pfns, position = set_bits(pages, position, min(count, _LISTED_AT_ONCE))
                 types = domain.get_pfn_type_batch(pfns)
                 self._out.write([memoryview(encode_page_list(pfns, types))[HEADER_SIZE:]])
-                mask = contents_mask(types)
-                if 0 in mask:
-                    for pfn, has_contents in zip(pfns, mask, strict=True):
-                        dirty[pfn] = has_contents
+                empty += selected(pfns, empty_mask(types))
                 count -= len(pfns)
-        self.left = dirty
-        self.take_over(dirty)
-        self._reporter.detail(f"{self._total} pages are left to postcopy")
-        self._reporter.event("postcopy_pfns", pages=self._total)
-        return Outcome.DONE
+            if after_each is not None:
+                after_each()
+        for pfn in empty:
+            pages[pfn] = 0
+        return empty
+
+    def _without_contents(self, domain: Domain, pages: Bitmap) -> Pfns:
+        empty, position = pfns_of(), 0
+        while True:
+            pfns, position = set_bits(pages, position, _LISTED_AT_ONCE)
+            if not pfns:
+                return empty
+            empty += selected(pfns, empty_mask(domain.get_pfn_type_batch(pfns)))
+
+    def _await_ready(self) -> None:
+        """Wait until the receiver is ready to go on; the guest runs meanwhile."""
+        self._abort.idle()
+        if self._page_server is not None:
+            patience = Patience(self._stall_limit, time.monotonic())
+            while not self._page_server.is_ready(_LOOK_SECONDS):
+                self._abort.check()
+                self._abort.alive()
+                check_reader(self._out.fd, "the receiver, which was to get ready")
+                if patience.look(time.monotonic()):
+                    what = f"the receiver was not ready within {self._stall_limit:g} s"
+                    raise OSError(errno.ETIMEDOUT, what)
+            return
+        faults = self._fault_reader()
+        self._to_answer += 1
+        while faults.ready < self._to_answer:
+            what = "back channel, waiting for POSTCOPY_READY"
+            wait_for(self._recv_fd, select.POLLIN, self._abort, self._stall_limit, what)
+            if faults.take() or faults.complete:
+                raise OSError(errno.EPROTO, f"{what}: the guest is still here")
+
+    def _fault_reader(self) -> FaultReader:
+        if self._faults is None:
+            self._faults = FaultReader(self._recv_fd, VERSION)
+        return self._faults
 
     def take_over(self, left: Bitmap) -> None:
         """The pages of `left`, which have been listed, are to be sent."""
@@ -98,7 +191,8 @@ class PostcopySender:
 
         Returns COMPLETE if the receiver had all it needs before the last page was sent.
         """
-        self._faults = FaultReader(self._recv_fd, VERSION, self._p2m_size)
+        faults = self._fault_reader()
+        faults.p2m_size = self._p2m_size
         self._record = record_number(RecordType.POSTCOPY_PAGE_DATA, VERSION)
         self._calm = BusyPoll(_BUSY_SECONDS)
         self._batch = POSTCOPY_BATCH
@@ -120,7 +214,7 @@ class PostcopySender:
             if background and pages.remaining:
                 self._send_background()
             self._take_faults()
-            if self._faults.complete and pages.remaining:
+            if faults.complete and pages.remaining:
                 self._reporter.detail(f"the receiver needs none of {pages.remaining} pages")
                 return Outcome.COMPLETE
         return Outcome.DONE
@@ -173,7 +267,8 @@ class PostcopySender:
 
     def drain(self) -> Outcome:
         """Wait for POSTCOPY_COMPLETE: all pages are on their way, so faults need no answer."""
-        while not self._faults.complete:
+        faults = self._fault_reader()
+        while not faults.complete:
             wait_for(
                 self._recv_fd,
                 select.POLLIN,
@@ -186,7 +281,7 @@ class PostcopySender:
         return Outcome.COMPLETE
 
     def _take_faults(self) -> None:
-        pfns = self._faults.take()
+        pfns = self._fault_reader().take()
         if not pfns:
             return
         self._calm.expect()

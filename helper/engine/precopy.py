@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.channels.reporter import Reporter
+from xen_save_helper.helper.engine.bitmaps import add, move
 from xen_save_helper.helper.engine.environment import Environment
 from xen_save_helper.helper.engine.page_stream import MapAhead, PageWriter
 from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain
@@ -33,8 +34,6 @@ Policy = Callable[[int, int, int], PrecopyPolicy]
 """From (iteration, total_written, dirty_count) to a decision."""
 
 _U32 = 2**32 - 1
-
-_ADDED_AT_ONCE = 1 << 14
 
 
 def simple_precopy_policy(iteration: int, total_written: int, dirty_count: int) -> PrecopyPolicy:
@@ -77,6 +76,8 @@ class Rounds:
     def __init__(self, domain: Domain, pages: PageWriter, environment: Environment) -> None:
         self.p2m_size = domain.maximum_gpfn() + 1
         self.dirty = Bitmap(self.p2m_size)
+        self.written = Bitmap(self.p2m_size)
+        """What the suspended domain has written since the dirty bitmap was last read before."""
         self._deferred = Bitmap(self.p2m_size)
         self._domain = domain
         self._pages = pages
@@ -116,10 +117,10 @@ class Rounds:
         self.dirty = Bitmap(self.p2m_size)
         for why, pfns in needed.items():
             dirty = pfns_of(pfn for pfn in pfns if pfn < self.p2m_size and left[pfn])
-            _move(dirty, left, self.dirty)
+            move(dirty, left, self.dirty)
             self._reporter.event("ahead", why=why, pfns=pfns.tolist(), sent=len(dirty))
         if self._hot is not None and (downtime := self._downtime_now()):
-            _move(self._hottest(self._hot, left, downtime), left, self.dirty)
+            move(self._hottest(self._hot, left, downtime), left, self.dirty)
         self._round("Frames ahead", self.dirty.count(1), None)
         self.dirty = left
 
@@ -161,14 +162,22 @@ class Rounds:
             dirty_count = self._read_dirty()
             decision = self._ask(policy, dirty_count)
             if decision is not PrecopyPolicy.CONTINUE_PRECOPY:
-                _add(self.dirty, self._deferred)
+                add(self.dirty, self._deferred)
                 return decision
+
+    def gather_left(self) -> Bitmap:
+        """Read the dirty bitmap of the domain, which runs, after the last round: all pages that are
+        left by now. Who finds pages without contents among them may take those out."""
+        self._read_dirty()
+        add(self.dirty, self._deferred)
+        return self._deferred
 
     def gather_final(self) -> int:
         """Read the dirty bitmap of the suspended domain, and add all pages that were deferred;
         returns how many there are."""
         self._read_dirty(final=True)
-        _add(self._deferred, self.dirty)
+        self.written = Bitmap(self.dirty)
+        add(self._deferred, self.dirty)
         self._deferred = Bitmap(self.p2m_size)
         return self.dirty.count(1)
 
@@ -215,7 +224,7 @@ class Rounds:
                     asked_at = contents
                     decision = self._ask(policy, UNKNOWN)
                     if decision is not PrecopyPolicy.CONTINUE_PRECOPY:
-                        _add(self.dirty, self._deferred)
+                        add(self.dirty, self._deferred)
                         break
                 batch = ahead.take()
                 self._pages.send(batch)
@@ -250,18 +259,3 @@ class Rounds:
             seconds=round(now - started, 6),
         )
         return decision
-
-
-def _move(pfns: Pfns, source: Bitmap, to: Bitmap) -> None:
-    for pfn in pfns:
-        source[pfn], to[pfn] = 0, 1
-
-
-def _add(more: Bitmap, bitmap: Bitmap) -> None:
-    """Set in `bitmap` what is set in `more`, a part at a time: most have nothing to add."""
-    start = 0
-    while (start := more.find(1, start)) >= 0:
-        part = slice(start, start + _ADDED_AT_ONCE)
-        both = int.from_bytes(more[part], "little") | int.from_bytes(bitmap[part], "little")
-        bitmap[part] = both.to_bytes(len(bitmap[part]), "little")
-        start += _ADDED_AT_ONCE

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.cpu_check import check_features
@@ -30,7 +31,7 @@ from xen_save_helper.ipc_schema.streams.libxc_stream import (
     decode_image_header,
 )
 from xen_save_helper.ipc_schema.streams.page_lists import allocated_mask, contents_mask
-from xen_save_helper.ipc_schema.streams.pfns import Pfns, runs_of, selected
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of, runs_of, selected
 from xen_save_helper.ipc_schema.streams.phases import HEADERS, Stage
 from xen_save_helper.ipc_schema.streams.records import (
     HEADER_SIZE,
@@ -242,18 +243,35 @@ class _Restore:
         if not pages:
             return
         present = pfns if pages == len(pfns) else selected(pfns, contents_mask(types))
-        views = self._domain.foreign_map(present, writable=True)
+        if self._postcopy is None:
+            self._read_pages(present)
+        else:
+            self._read_listed(self._postcopy, present)
+        self._results.statistics.pages += pages
+        self._board.ints[Word.PAGES] = self._results.statistics.pages
+        self._tell_progress()
+
+    def _read_pages(self, pfns: Pfns) -> None:
+        views = self._domain.foreign_map(pfns, writable=True)
         try:
             if self._order.stage is Stage.VERIFY:
-                self._compare(present, views)
+                self._compare(pfns, views)
             else:
                 # Another record must follow: END, at least.
                 self._reader.readinto(views, "PAGE_DATA", ahead=HEADER_SIZE)
         finally:
             self._domain.foreign_unmap(views)
-        self._results.statistics.pages += pages
-        self._board.ints[Word.PAGES] = self._results.statistics.pages
-        self._tell_progress()
+
+    def _read_listed(self, postcopy: PostcopyReceiver, pfns: Pfns) -> None:
+        """Pages among which are some that were to come by postcopy."""
+        for awaits, group in groupby(pfns, postcopy.awaits):
+            alike = pfns_of(group)
+            if not awaits:
+                self._read_pages(alike)
+                continue
+            for first, count, _ in runs_of(alike):
+                data = self._reader.read(count * PAGE_SIZE, "PAGE_DATA")
+                postcopy.has_come(first, memoryview(data))
 
     def _tell_progress(self) -> None:
         """Report how much of its memory the domain has been given; rounds of a live migration that
@@ -315,6 +333,8 @@ class _Restore:
                 self._results.console_gfn = value
             if index in hvm_params.CLEARED:
                 self._physmap.populate_one(value, self._reader.offset)
+                if self._postcopy is not None:
+                    self._postcopy.given_back(value)
                 if index == hvm_params.CONSOLE_PFN:
                     self._domain.console_init(value)
                 else:
@@ -351,14 +371,26 @@ class _Restore:
 
     def _postcopy_pfns_begin(self, length: int) -> None:
         self._decoded(RecordType.POSTCOPY_PFNS_BEGIN, length)
-        from xen_save_helper.helper.engine.postcopy_restore import PostcopyReceiver
+        if self._postcopy is None:
+            from xen_save_helper.helper.engine.postcopy_restore import PostcopyReceiver
 
-        self._postcopy = PostcopyReceiver(
-            self._domain, self._reader, self._version, self._environment
-        )
+            self._postcopy = PostcopyReceiver(
+                self._domain, self._reader, self._version, self._environment
+            )
+        self._tell_ready()
 
     def _postcopy_pfns(self, length: int) -> None:
         self._receiver().list_pfns(length, self._physmap, frozenset(self._cleared))
+        self._tell_ready()
+
+    def _tell_ready(self) -> None:
+        """Answer a record that came ahead: the guest is not suspended before."""
+        if self._order.stage is not Stage.POSTCOPY_PFNS_AHEAD:
+            return
+        if self._pager is not None:
+            self._pager.ready()
+        else:
+            self._receiver().tell_ready()
 
     def _postcopy_transition(self, length: int) -> None:
         offset = self._reader.offset

@@ -1,8 +1,8 @@
 """Which record may come when in the stream of an HVM guest: the whole grammar of a restore.
 
 This is the libxc stream specification, its gaps filled in from libxc's own sender, and the postcopy
-series' records. A version 2 stream has no STATIC_DATA_END: its first record that is not static data
-implies it.
+series' records; in version 3, lists of pages may come before the guest is suspended, too. A version
+2 stream has no STATIC_DATA_END: its first record that is not static data implies it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ NEXT: Final[Mapping[tuple[Stage, RecordType], Stage]] = {
     (_S.STATIC_DATA, _R.STATIC_DATA_END): _S.MEMORY,
     **_stay(_S.MEMORY, _R.PAGE_DATA, *_STATE),
     (_S.MEMORY, _R.VERIFY): _S.VERIFY,
+    (_S.MEMORY, _R.POSTCOPY_PFNS_BEGIN): _S.POSTCOPY_PFNS_AHEAD,
     (_S.MEMORY, _R.POSTCOPY_BEGIN): _S.POSTCOPY_STATE,
     (_S.MEMORY, _R.END): _S.ENDED,
     **_stay(_S.VERIFY, _R.PAGE_DATA, *_STATE),
     (_S.VERIFY, _R.END): _S.ENDED,
+    **_stay(_S.POSTCOPY_PFNS_AHEAD, _R.POSTCOPY_PFNS, _R.PAGE_DATA),
+    (_S.POSTCOPY_PFNS_AHEAD, _R.POSTCOPY_BEGIN): _S.POSTCOPY_STATE,
     **_stay(_S.POSTCOPY_STATE, *_STATE),
     (_S.POSTCOPY_STATE, _R.POSTCOPY_PFNS_BEGIN): _S.POSTCOPY_PFNS,
     **_stay(_S.POSTCOPY_PFNS, _R.POSTCOPY_PFNS),
@@ -70,7 +73,7 @@ class RecordOrder:
         if implied:
             stage = Stage.MEMORY
         following = NEXT.get((stage, kind))
-        if following is None:
+        if following is None or (following is Stage.POSTCOPY_PFNS_AHEAD and self._version < 3):
             raise DecodeError(kind.name, offset, f"may not come here, in the {stage.value}")
         self.stage = following
         return implied

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.channels.channel import ChannelError
 from xen_save_helper.helper.engine import hvm_params
+from xen_save_helper.helper.engine.bitmaps import intersection
 from xen_save_helper.helper.engine.environment import Environment, PageServer
 from xen_save_helper.helper.engine.page_stream import PageWriter
 from xen_save_helper.helper.engine.precopy import Rounds, precopy_policy
@@ -89,6 +90,7 @@ class _Save:
             Phase.STOP_AND_COPY: self._stop_and_copy,
             Phase.VERIFY: self._verify,
             Phase.STATE: self._state,
+            Phase.POSTCOPY_PFNS_AHEAD: self._postcopy_pfns_ahead,
             Phase.SUSPEND_FOR_POSTCOPY: self._suspend,
             Phase.POSTCOPY_BEGIN: self._postcopy_begin,
             Phase.POSTCOPY_PFNS: lambda: self._sender().send_pfns(self._domain, self._rounds.dirty),
@@ -248,25 +250,32 @@ class _Save:
             self._write_record(RecordType.HVM_PARAMS, encode_body(RecordType.HVM_PARAMS, params))
         return Outcome.DONE
 
-    def _postcopy_begin(self) -> Outcome:
+    def _postcopy_pfns_ahead(self) -> Outcome:
         from xen_save_helper.helper.engine.postcopy_save import PostcopySender
 
+        self._postcopy = PostcopySender(self._domain, self._out, self._environment)
+        return self._postcopy.send_pfns_ahead(self._domain, self._rounds.gather_left)
+
+    def _postcopy_begin(self) -> Outcome:
         context = self._domain.hvm_getcontext()
         ahead = {"vcpu_info": self._vcpu_infos, **self._domain.needed_by(context)}
         self._rounds.send_ahead(ahead)
-        self._postcopy = PostcopySender(self._domain, self._out, self._environment)
         self._write_record(RecordType.POSTCOPY_BEGIN)
         return self._write_state(context)
 
     def _sender(self) -> PostcopySender:
-        # The table of phases ensures this: pages are listed only after POSTCOPY_BEGIN.
+        # The table of phases ensures this: pages are listed ahead first.
         assert self._postcopy is not None
         return self._postcopy
 
     def _postcopy_transition(self) -> Outcome:
         listed = encode_body(RecordType.POSTCOPY_TRANSITION, self._sender().listed)
         if self._page_server is not None:
-            kept = self._page_server.keep(self._sender().left)
+            left = self._sender().left
+            # What was listed ahead is mapped. Another page may have taken the place of one that the
+            # guest has given back since: it has been written, then.
+            self._page_server.map(intersection(self._rounds.written, left))
+            kept = self._page_server.keep(left)
             self._reporter.info(f"{kept} pages are left to the page server")
             self._write_record(RecordType.POSTCOPY_TRANSITION, listed)
             return Outcome.LEFT

@@ -162,6 +162,15 @@ def wait_for(fd: int, events: int, abort: Abort, limit: float, what: str) -> Non
         raise OSError(errno.ETIMEDOUT, f"{what}: no sign of life for {limit} s")
 
 
+def check_reader(fd: int, what: str) -> None:
+    """Raise OSError(EPIPE) if `what`, which reads the stream `fd`, has closed it: for those who
+    wait for its answer by another way."""
+    poll = select.poll()
+    poll.register(fd, select.POLLRDHUP)
+    if poll.poll(0):
+        raise OSError(errno.EPIPE, f"stream: {what}, has closed it")
+
+
 def advance(buffers: Sequence[Buffer], size: int) -> list[Buffer]:
     """The rest of `buffers` after their first `size` bytes; nothing is copied."""
     for index, buffer in enumerate(buffers):

@@ -66,6 +66,9 @@ class Paging(Protocol):
     """Pages to load with one call if no vCPU waits for any of them: few, since a fault that
     comes meanwhile waits too, but enough that the call does not cost more than the pages."""
 
+    own: Pfns
+    """Pages that it has taken from the guest for itself."""
+
     def fileno(self) -> int:
         """A descriptor that polls readable while requests wait."""
 

@@ -56,6 +56,11 @@ class Pager:
         self._trace.event("page_server", address=offer.address, port=offer.port, refusal=refusal)
         os.write(self._tunnel.fileno(), f"{refusal}\n".encode())
 
+    def ready(self) -> None:
+        """Say that what the last record which came ahead wants is done."""
+        assert self._tunnel is not None
+        os.write(self._tunnel.fileno(), b"\n")
+
     @property
     def connected(self) -> bool:
         return self._tunnel is not None

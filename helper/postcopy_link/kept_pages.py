@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from bisect import bisect_right
 from typing import NamedTuple
 
@@ -18,23 +19,20 @@ class _Run(NamedTuple):
     view: memoryview
 
 
-class KeptPages:
-    """The pages of `bitmap`. As far as a sender of pages asks for it, they are the domain: after it
-    is gone, too. Raises OSError."""
+class _Mapping:
+    """The pages of `bitmap`."""
 
     def __init__(self, domain: Domain, bitmap: Bitmap) -> None:
-        self.bitmap = bytes(bitmap)
-        self.pages = bitmap.count(1)
-        self._domain = domain
+        self._bitmap = bytes(bitmap)
+        self.views: list[memoryview] = []
         self._runs: list[_Run] = []
-        self._mapped: list[memoryview] = []
-        position, left = 0, self.pages
+        position, left = 0, bitmap.count(1)
         while left:
             pfns, position = set_bits(bitmap, position, min(left, _AT_ONCE))
             left -= len(pfns)
             octets = 0
             mapped = domain.foreign_map(pfns)
-            self._mapped += mapped
+            self.views += mapped
             views = iter(mapped)
             view = memoryview(b"")
             for first, count, _ in runs_of(pfns):
@@ -44,6 +42,33 @@ class KeptPages:
                 octets += count * PAGE_SIZE
         self._firsts = [run.first for run in self._runs]
 
+    def page(self, pfn: int) -> memoryview | None:
+        if not self._bitmap[pfn]:
+            return None
+        run = self._runs[bisect_right(self._firsts, pfn) - 1]
+        start = (pfn - run.first) * PAGE_SIZE
+        return run.view[start : start + PAGE_SIZE]
+
+
+class KeptPages:
+    """As far as a sender of pages asks for it, they are the domain: after it is gone, too."""
+
+    def __init__(self, domain: Domain) -> None:
+        self.bitmap = b""
+        self.pages = 0
+        self._domain = domain
+        self._mappings: list[_Mapping] = []
+        """The newest first."""
+
+    def map(self, bitmap: Bitmap) -> None:
+        """Map these pages, instead of those that were mapped for the same pfns. Raises OSError."""
+        self._mappings.insert(0, _Mapping(self._domain, bitmap))
+
+    def keep(self, bitmap: Bitmap) -> None:
+        """Of those that are mapped, these are wanted."""
+        self.bitmap = bytes(bitmap)
+        self.pages = bitmap.count(1)
+
     def among(self, missing: Bitmap) -> Bitmap:
         """Those of the pages that are among the missing ones, too."""
         both = int.from_bytes(self.bitmap, "little") & int.from_bytes(missing, "little")
@@ -52,12 +77,13 @@ class KeptPages:
     def foreign_map(self, pfns: Pfns, *, writable: bool = False) -> list[memoryview]:
         """As `interface.Domain`'s, of pages that are kept."""
         del writable
-        found = []
-        for pfn in pfns:
-            run = self._runs[bisect_right(self._firsts, pfn) - 1]
-            start = (pfn - run.first) * PAGE_SIZE
-            found.append(run.view[start : start + PAGE_SIZE])
-        return found
+        return [self._page(pfn) for pfn in pfns]
+
+    def _page(self, pfn: int) -> memoryview:
+        for mapping in self._mappings:
+            if (page := mapping.page(pfn)) is not None:
+                return page
+        raise OSError(errno.EINVAL, f"pfn {pfn:#x} is not mapped")
 
     def foreign_unmap(self, views: list[memoryview]) -> None:
         """They stay."""
@@ -78,6 +104,7 @@ class KeptPages:
 
     def close(self) -> None:
         """Let go of them: a domain that is destroyed is then gone."""
-        self._runs.clear()
-        self._domain.foreign_unmap(self._mapped)
+        for mapping in self._mappings:
+            self._domain.foreign_unmap(mapping.views)
+        self._mappings.clear()
         self._domain.close()

@@ -9,9 +9,11 @@ lost: it serves pages, and ends when the last one is there, or when the domain r
 because the migration has failed.
 
 On the line, a socket, go `packets`: from here `{"offer": ...}`, `{"ready": refusal}` once the
-other side has connected, `{"kept": pages}` or `{"error": reason}`; to here `{"keep": p2m_size}`
-with the bitmap's memfd, and `{"go": true}` when the save is done, which is answered by
-`{"serves": name}`, that of its control socket.
+other side has connected, or `{"error": reason}`. To here go `{"hear": true}`, which is answered by
+the other side's next word, another `{"ready": refusal}`; `{"map": p2m_size}` and
+`{"keep": p2m_size}` with a bitmap's memfd, answered by `{"mapped": pages}` and `{"kept": pages}`;
+and `{"go": true}` when the save is done, answered by `{"serves": name}`, that of its control
+socket.
 """
 
 from __future__ import annotations
@@ -114,43 +116,52 @@ def _prepare(
     poll = select.poll()
     for fd in (line.fileno(), tunnel.fileno()):
         poll.register(fd, select.POLLIN)
-    said, kept = b"", None
+    said = b""
+    kept: KeptPages | None = None
     while True:
         for fd, _events in poll.poll():
             if fd == tunnel.fileno():
-                said += os.read(fd, packets.MOST)
-                if b"\n" in said or not said:
+                # What follows the line may be a pager's first word.
+                byte = os.read(fd, 1)
+                said += byte
+                if byte in {b"\n", b""}:
                     poll.unregister(fd)
-                    said = said or b"the receiver has given up"
-                    _say(line, {"ready": said.partition(b"\n")[0].decode(errors="replace")})
+                    refusal = said[:-1] if byte else said or b"the receiver has given up"
+                    _say(line, {"ready": refusal.decode(errors="replace")})
                 continue
             data, fds, _flags, _address = socket.recv_fds(line, packets.MOST, 1)
             packet = packets.decode(data)
-            if "keep" in packet:
-                seams.step("keeps")
-                kept = _keep(line, options, fds[0], packet["keep"], trace)
+            if "hear" in packet:
+                said = b""
+                poll.register(tunnel.fileno(), select.POLLIN)
             elif "go" in packet:
                 die_with_parent(0)
                 return kept
-            else:
+            elif "map" not in packet and "keep" not in packet:
                 if kept is not None:
                     kept.close()
                 return None
+            else:
+                try:
+                    if kept is None:
+                        _do_not_die(trace)
+                        kept = KeptPages(open_domain(options.hypervisor, options.domid))
+                    _say(line, _of_pages(kept, packet, fds[0], seams))
+                except OSError as error:
+                    _say(line, {"error": error.strerror or str(error)})
 
 
-def _keep(
-    line: socket.socket, options: Options, memfd: int, size: int, trace: Trace
-) -> KeptPages | None:
+def _of_pages(kept: KeptPages, packet: dict[str, Any], memfd: int, seams: Seams) -> dict[str, Any]:
+    """Do what is asked for pages; returns the answer. Raises OSError."""
+    ((what, size),) = packet.items()
     with open(memfd, "rb") as file:
         bitmap = Bitmap(file.read(size))
-    try:
-        _do_not_die(trace)
-        kept = KeptPages(open_domain(options.hypervisor, options.domid), bitmap)
-    except OSError as error:
-        _say(line, {"error": error.strerror or str(error)})
-        return None
-    _say(line, {"kept": kept.pages})
-    return kept
+    if what == "map":
+        kept.map(bitmap)
+        return {"mapped": bitmap.count(1)}
+    seams.step("keeps")
+    kept.keep(bitmap)
+    return {"kept": kept.pages}
 
 
 def _serve(

@@ -32,6 +32,8 @@ class PageServer:
     def __init__(self, job: Job) -> None:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ready: str | None = None
+        self._asked = False
+        """Whether the page server listens for the receiver's next word."""
         assert job.listen is not None
         with theirs:
             request = job.request
@@ -57,15 +59,36 @@ class PageServer:
             self._ready = str(self._hear("ready", 0))
         return self._ready
 
+    def is_ready(self, seconds: float) -> bool:
+        """Whether the receiver has done what the last record that went ahead wants; False if it has
+        not said so within `seconds`. Raises OSError if it has given up, or the page server."""
+        if not self._asked:
+            packets.send(self._line, {"hear": True})
+            self._asked = True
+        if not select.select([self._line], [], [], seconds)[0]:
+            return False
+        self._asked = False
+        if refusal := self._hear("ready", 0):
+            raise OSError(f"page server: {refusal}")
+        return True
+
+    def map(self, bitmap: Bitmap) -> None:
+        """Have it map these pages: anew, if it has. Raises OSError."""
+        self._of_pages("map", bitmap, "mapped")
+
     def keep(self, bitmap: Bitmap) -> int:
-        """Have it map these pages; returns how many they are. Raises OSError."""
+        """Have it serve these pages, which it has mapped; returns how many they are. Raises
+        OSError."""
+        return self._of_pages("keep", bitmap, "kept")
+
+    def _of_pages(self, what: str, bitmap: Bitmap, answer: str) -> int:
         memfd = os.memfd_create("bitmap", os.MFD_CLOEXEC)
         with open(memfd, "r+b") as file:
             file.write(bitmap)
             file.seek(0)
-            packet = packets.encode({"keep": len(bitmap)})
+            packet = packets.encode({what: len(bitmap)})
             socket.send_fds(self._line, [packet], [memfd])
-            return int(self._hear("kept", _KEEP_SECONDS))
+            return int(self._hear(answer, _KEEP_SECONDS))
 
     def let_go(self) -> str:
         """The save is done: it serves from here on, whatever becomes of this process. Returns its

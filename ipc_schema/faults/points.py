@@ -141,6 +141,7 @@ _DESTINATION: Final = frozenset({Side.DESTINATION})
 
 BACK_RECORDS: Final = frozenset(
     {
+        libxc_record_types.RecordType.POSTCOPY_READY,
         libxc_record_types.RecordType.POSTCOPY_FAULT,
         libxc_record_types.RecordType.POSTCOPY_COMPLETE,
     }
@@ -294,7 +295,7 @@ def _streams() -> Iterator[Point]:
 def _steps() -> Iterator[Point]:
     for name, doc in (
         (OFFERS, "the page server listens, and is about to say where"),
-        (KEEPS, "the page server is told which pages to keep, and has none yet"),
+        (KEEPS, "the page server is told which pages to keep, of those that it has mapped"),
         (SERVES, "the save is done: the page server serves, and goes on without the helper"),
         (SENDS, "the page server is about to send pages"),
         (DRAINED, "the page server hears that all pages are in place"),

@@ -58,6 +58,9 @@ class RecordType(IntEnum):
     """Ours: XALLOC pages hold zeros. It stands among the static data."""
     POSTCOPY_OFFER = 0x40000021
     """Ours: a page server, for a postcopy that outlives the stream. It, too, stands there."""
+    POSTCOPY_READY = 0x40000022
+    """Ours, on the back channel: paging is on, or the pages of a list are evicted. The guest is not
+    suspended before."""
 
 
 _POSTCOPY_BIT: Final = 0x40000000
@@ -68,6 +71,7 @@ _ONLY_VERSION_3: Final = frozenset(
         RecordType.X86_MSR_POLICY,
         RecordType.SPARSE,
         RecordType.POSTCOPY_OFFER,
+        RecordType.POSTCOPY_READY,
     }
 )
 _NUMBERS: Final[Mapping[int, Mapping[RecordType, int]]] = {

@@ -114,6 +114,7 @@ BODIES: Final[Mapping[RecordType, BodyFormat]] = {
     RecordType.POSTCOPY_TRANSITION: BodyFormat(range(8, 9), encode_count, decode_count),
     RecordType.POSTCOPY_FAULT: BodyFormat(_PAGE_LIST_LENGTHS, encode_faults, decode_faults),
     RecordType.POSTCOPY_COMPLETE: _NOTHING,
+    RecordType.POSTCOPY_READY: _NOTHING,
     RecordType.SPARSE: _NOTHING,
     RecordType.POSTCOPY_OFFER: _opaque(range(1, postcopy_offer.MOST + 1)),
 }

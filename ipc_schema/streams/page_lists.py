@@ -33,6 +33,7 @@ _LEGAL: Final = bytes(type_octet(page_type) for page_type in PageType)
 _PFN_BITS_ONLY: Final = bytes(range(16))
 """What the seventh octet of an entry may be."""
 _CONTENTS: Final = bytes(octet in _LEGAL and has_contents(octet << 24) for octet in range(256))
+_EMPTY: Final = bytes(1 - has for has in _CONTENTS)
 _ALLOCATED: Final = bytes(octet == type_octet(PageType.XALLOC) for octet in range(256))
 _RESERVED: Final = 0xFF << 52
 
@@ -142,6 +143,11 @@ def decode_pfns(data: bytes | bytearray, what: str, offset: int) -> list[int]:
 def contents_mask(types: bytes | bytearray) -> bytes:
     """For each (legal) type, 1 if pages of that type have contents in a stream, else 0."""
     return bytes(types.translate(_CONTENTS))
+
+
+def empty_mask(types: bytes | bytearray) -> bytes:
+    """For each (legal) type, 1 if pages of that type have no contents, else 0."""
+    return bytes(types.translate(_EMPTY))
 
 
 def allocated_mask(types: bytes | bytearray) -> bytes:

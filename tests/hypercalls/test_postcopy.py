@@ -23,8 +23,8 @@ from tests.hypercalls.helpers import DIALECT, Answer, Done, answered, guest
 from tests.hypercalls.machine import (
     PAGE,
     PARAM_CONSOLE_PFN,
-    PARAM_PAGING_RING_PFN,
     PARAM_STORE_PFN,
+    SPECIAL_PFNS,
     Domain,
     Kind,
     Machine,
@@ -271,8 +271,8 @@ def test_a_ring_that_was_part_of_the_guest(
 ) -> None:
     """Its page came ahead, and is among those that are left behind, too: here it is not the guest's
     any more."""
-    ring = RAM[0].stop - 1
-    source.state.params[PARAM_PAGING_RING_PFN] = ring
+    ring = SPECIAL_PFNS
+    source.set_kind([ring])
     asked: list[int] = []
 
     def policy(_stats: dict[str, Any]) -> int:

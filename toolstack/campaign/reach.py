@@ -64,6 +64,7 @@ _OF_MESSAGES_AT_DESTINATION: Final[Mapping[str, frozenset[Mode]]] = {
 }
 
 _OF_HANDSHAKE: Final[Mapping[str, frozenset[Mode]]] = {
+    "receiving": _MIGRATIONS - _POSTCOPY,
     "ready": _MIGRATIONS - _POSTCOPY,
     "go": _MIGRATIONS - _POSTCOPY,
     "report": _MIGRATIONS - _POSTCOPY,
@@ -77,12 +78,14 @@ _OF_PHASES: Final[Mapping[str, frozenset[Mode]]] = {
     Phase.SUSPEND.value: _ALL - _PAGES_LAST,
     Phase.STOP_AND_COPY.value: _ALL - _PAGES_LAST,
     Phase.STATE.value: _ALL - _PAGES_LAST,
+    Phase.POSTCOPY_PFNS_AHEAD.value: _PAGES_LAST,
     Phase.SUSPEND_FOR_POSTCOPY.value: _PAGES_LAST,
     Phase.POSTCOPY_BEGIN.value: _PAGES_LAST,
     Phase.POSTCOPY_PFNS.value: _PAGES_LAST,
     Phase.POSTCOPY_TRANSITION.value: _PAGES_LAST,
     Phase.POSTCOPY_PAGES.value: _POSTCOPY,
     Phase.POSTCOPY_DRAIN.value: _POSTCOPY,
+    Stage.POSTCOPY_PFNS_AHEAD.value: _PAGES_LAST,
     Stage.POSTCOPY_STATE.value: _PAGES_LAST,
     Stage.POSTCOPY_PFNS.value: _PAGES_LAST,
 }
@@ -98,6 +101,7 @@ _OF_RECORDS: Final[Mapping[str, frozenset[Mode]]] = {
     "POSTCOPY_TRANSITION": _PAGES_LAST,
     # With a link they pass the tunnel, in which nobody can see them.
     "POSTCOPY_PAGE_DATA": _POSTCOPY,
+    "POSTCOPY_READY": _POSTCOPY,
     "POSTCOPY_FAULT": _POSTCOPY,
     "POSTCOPY_COMPLETE": _POSTCOPY,
     "POSTCOPY_TRANSITION_END": _POSTCOPY,

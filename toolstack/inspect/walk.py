@@ -105,7 +105,12 @@ _PLACES: Final[Mapping[Xl, frozenset[_Phase]]] = {
 }
 
 _BACK_CHANNEL: Final = frozenset(
-    {Xc.CHECKPOINT_DIRTY_PFN_LIST, Xc.POSTCOPY_FAULT, Xc.POSTCOPY_COMPLETE}
+    {
+        Xc.CHECKPOINT_DIRTY_PFN_LIST,
+        Xc.POSTCOPY_READY,
+        Xc.POSTCOPY_FAULT,
+        Xc.POSTCOPY_COMPLETE,
+    }
 )
 """Records that the receiver sends."""
 _AFTER_STATIC_DATA: Final = frozenset({Xc.PAGE_DATA, Xc.X86_PV_P2M_FRAMES})

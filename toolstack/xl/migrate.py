@@ -233,15 +233,22 @@ class _Sending(HandshakeSide[Sender]):
         if config is None:
             config = await self._aside(self._host.config, self._domid)
         text = json.dumps(config).encode() + b"\0"
-        flags = self._options.optional_flags(self._ctx.hypervisor)
-        header = xl_header.encode_header(text, flags)
+        header = xl_header.encode_header(text, self._flags)
         await self._link.say(xl_handshake.CONFIG, header)
         return Event.OK
 
     @property
+    def _flags(self) -> int:
+        return self._options.optional_flags(self._ctx.hypervisor)
+
+    @property
     def _admitted(self) -> bool:
         """Whether the receiver says beforehand that it will read the stream at once."""
-        return bool(self._options.optional_flags(self._ctx.hypervisor))
+        return bool(self._flags & xl_header.OPTIONAL_VERDICT)
+
+    @property
+    def _hears_receiving(self) -> bool:
+        return bool(self._flags & xl_header.OPTIONAL_RECEIVING)
 
     async def _read_verdict(self) -> Event:
         if not self._admitted:
@@ -284,7 +291,7 @@ class _Sending(HandshakeSide[Sender]):
                     link=self._options.link,
                     on_transition=self._transition_begins,
                     admitted=self._admitted,
-                    receiving=self._hear_receiving if self._admitted else None,
+                    receiving=self._hear_receiving if self._hears_receiving else None,
                 ),
             )
         except Exception as error:

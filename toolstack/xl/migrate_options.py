@@ -102,7 +102,8 @@ class MigrateOptions:
     def optional_flags(self, hypervisor: str) -> int:
         """The flags of the xl header. A verdict, and word that it receives, are asked for if the
         receiver must be ours: only ours takes a simulated guest, does postcopy, or restores a
-        sparse stream. xl's sends neither."""
+        sparse stream. xl's sends neither. Without a link the helper of a postcopy hears from the
+        receiver's that it is ready."""
         flags = 0
         if self.link:
             flags |= xl_header.OPTIONAL_LINK
@@ -111,5 +112,7 @@ class MigrateOptions:
         if self.sparse:
             flags |= xl_header.OPTIONAL_SPARSE
         if flags or hypervisor != XEN:
-            flags |= xl_header.OPTIONAL_VERDICT | xl_header.OPTIONAL_RECEIVING
+            flags |= xl_header.OPTIONAL_VERDICT
+            if not flags & xl_header.OPTIONAL_POSTCOPY:
+                flags |= xl_header.OPTIONAL_RECEIVING
         return flags

@@ -43,6 +43,7 @@ class SimulatedPaging:
     """interface.Paging. The connection to the guest stays open as long as paging is on."""
 
     loaded_at_once = 16
+    own = pfns_of()
 
     def __init__(
         self, shared: SharedMemory, connection: socket.socket, userfault_fd: int, address: int

@@ -121,6 +121,7 @@ class XenPaging:
         self._calls = PagingCalls(self._domid)
         undo.callback(self._calls.close)
         self._ring_pfn = self._choose_ring(undo)
+        self.own = pfns_of([self._ring_pfn])
         kind = _one(self._ring_pfn)
         self._call("xc_get_pfn_type_batch", 1, kind)
         pages = 1, 0, _one(self._ring_pfn)

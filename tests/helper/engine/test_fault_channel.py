@@ -91,6 +91,7 @@ def test_the_channel_ends_too_early() -> None:
     [
         (encode_record(0x0, b""), "END may not come here"),
         (encode_record(0x40000016, bytes(8)), "POSTCOPY_COMPLETE of 8 bytes"),
+        (encode_record(0x40000022, bytes(8)), "POSTCOPY_READY of 8 bytes"),
         (encode_record(0x40000015, bytes(8)), "0 pfns"),
         (encode_record(0x40000015, struct.pack("<II", 9, 0)), "do not hold 9 pfns"),
         (encode_record(0x40000015, bytes(4)), "too short"),

@@ -224,12 +224,15 @@ def test_a_receiver_that_dies_in_the_middle(host_factory: HostFactory) -> None:
         assert not log_dirty(guest.source, guest.domid)
 
 
-def test_a_receiver_that_says_nothing(host_factory: HostFactory) -> None:
-    """It takes all pages, and never sends POSTCOPY_COMPLETE."""
+@pytest.mark.parametrize("evicts", [False, True])
+def test_a_receiver_that_says_nothing(host_factory: HostFactory, evicts: bool) -> None:
+    """It takes all pages, and never sends POSTCOPY_COMPLETE; or it never evicts what is listed, and
+    the guest is not even suspended."""
+    unsaid = "POSTCOPY_COMPLETE" if evicts else "POSTCOPY_READY"
     with migration(host_factory, "idle", 2 << 20) as guest:
-        drain = Process(lambda: drained(guest.far), drop=(guest.near.fileno(),))
+        drain = Process(lambda: drained(guest.far, evicts=evicts), drop=(guest.near.fileno(),))
         try:
-            with pytest.raises(TimeoutError, match="POSTCOPY_COMPLETE"):
+            with pytest.raises(TimeoutError, match=f"waiting for {unsaid}"):
                 guest.send(
                     save_job(live=True, postcopy=True, stall_limit=1),
                     precopy_policy=postcopy_in_round(0),
@@ -237,9 +240,14 @@ def test_a_receiver_that_says_nothing(host_factory: HostFactory) -> None:
                 )
         finally:
             drain.kill()
+        runs = guest.source.report(guest.domid).state is GuestState.RUNNING
+        assert runs is not evicts
 
 
-def drained(sock: socket.socket) -> None:
+def drained(sock: socket.socket, *, evicts: bool) -> None:
+    """Read all; answer what comes ahead if this receiver `evicts`."""
+    if evicts:
+        sock.sendall(3 * record(RecordType.POSTCOPY_READY))
     while sock.recv(1 << 16):
         pass
 
@@ -276,7 +284,10 @@ def transition(listed: int) -> bytes:
 
 TRANSITION = transition(3)
 END = record(RecordType.END)
-START = HEADERS + STATIC + BEGIN + STATE + PFNS_BEGIN
+STATE_AHEAD = BEGIN + STATE + PFNS_BEGIN
+START = HEADERS + STATIC + STATE_AHEAD
+AHEAD = HEADERS + STATIC + PFNS_BEGIN + LISTED
+READY = record(RecordType.POSTCOPY_READY)
 
 
 def receive_raw(hosts: HostFactory, stream: bytes, **parameters: Any) -> tuple[Any, bytes]:
@@ -327,9 +338,53 @@ def test_listed_pages_without_contents_are_not_waited_for(host_factory: HostFact
     assert back == record(RecordType.POSTCOPY_COMPLETE)
 
 
+def test_pages_are_listed_before_the_guest_is_suspended(host_factory: HostFactory) -> None:
+    lists = AHEAD + STATE_AHEAD + record(RecordType.POSTCOPY_PFNS, page_list(4)) + transition(4)
+    stream = lists + page_data(4, 1) + page_data(2, 3) + END
+    results, back = receive_raw(host_factory, stream)
+    assert results.statistics.postcopy_pages == 4
+    assert back == 2 * READY + record(RecordType.POSTCOPY_COMPLETE)
+
+
+def test_a_page_of_a_list_goes_ahead_after_all(host_factory: HostFactory) -> None:
+    sent = record(RecordType.PAGE_DATA, page_list(7, 2, 3) + b"\1" * PAGE * 3)
+    stream = AHEAD + sent + STATE_AHEAD + TRANSITION + page_data(1) + END
+    results, back = receive_raw(host_factory, stream)
+    assert (results.statistics.pages, results.statistics.postcopy_pages) == (3, 1)
+    assert back == 2 * READY + record(RecordType.POSTCOPY_COMPLETE)
+
+
+@pytest.mark.parametrize("nibble", [0xD, 0xE, 0xF])
+def test_a_page_of_a_list_is_given_back_before_the_suspension(
+    host_factory: HostFactory, nibble: int
+) -> None:
+    gone = record(RecordType.POSTCOPY_PFNS, page_list(2, nibble=nibble))
+    stream = AHEAD + STATE_AHEAD + gone + transition(4) + page_data(1, 3) + END
+    _, back = receive_raw(host_factory, stream)
+    assert back == 2 * READY + record(RecordType.POSTCOPY_COMPLETE)
+
+
+def test_a_ring_of_a_list_is_empty_at_the_destination(host_factory: HostFactory) -> None:
+    """The console's page, which a restore empties."""
+    params = record(RecordType.HVM_PARAMS, struct.pack("<IIQQ", 1, 0, 17, 3))
+    stream = AHEAD + BEGIN + STATE + params + PFNS_BEGIN + TRANSITION + page_data(1, 2) + END
+    _, back = receive_raw(host_factory, stream)
+    assert back == 2 * READY + record(RecordType.POSTCOPY_COMPLETE)
+
+
 @pytest.mark.parametrize(
     ("stream", "problem"),
     [
+        (AHEAD + LISTED, "pfn 0x1 is outstanding and was listed"),
+        (AHEAD + STATE_AHEAD + LISTED, "pfn 0x1 is outstanding and was listed"),
+        (AHEAD + STATE_AHEAD + transition(0), "3 pages were listed, want 0"),
+        (
+            AHEAD + record(RecordType.PAGE_DATA, page_list(2, 2) + bytes(2 * PAGE)),
+            "pfn 0x2 is ready and was arrived",
+        ),
+        (AHEAD + STATE, "may not come here, in the list of postcopy pages ahead"),
+        (AHEAD + END, "may not come here, in the list of postcopy pages ahead"),
+        (AHEAD + TRANSITION, "may not come here, in the list of postcopy pages ahead"),
         (START + LISTED + LISTED, "pfn 0x1 is outstanding and was listed"),
         (
             START + record(RecordType.POSTCOPY_PFNS, page_list(4, 5, 4)),
@@ -349,7 +404,6 @@ def test_listed_pages_without_contents_are_not_waited_for(host_factory: HostFact
         (START + XALLOC + XALLOC + transition(1), "2 pages were listed, want 1"),
         (START + LISTED + record(RecordType.POSTCOPY_TRANSITION), "want 8"),
         (START + LISTED + page_data(1), "may not come here, in the list of postcopy pages"),
-        (HEADERS + STATIC + PFNS_BEGIN, "may not come here"),
         (HEADERS + STATIC + BEGIN + BEGIN, "may not come here"),
         (HEADERS + STATIC + BEGIN + END, "may not come here"),
         (HEADERS + STATIC + BEGIN + PFNS_BEGIN + transition(0), "HVM_CONTEXT"),

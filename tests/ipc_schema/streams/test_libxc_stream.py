@@ -50,6 +50,7 @@ VERSION_3_ONLY = {
     RecordType.X86_MSR_POLICY,
     RecordType.SPARSE,
     RecordType.POSTCOPY_OFFER,
+    RecordType.POSTCOPY_READY,
 }
 
 
@@ -221,8 +222,7 @@ def test_numbers_of_version_3() -> None:
     assert [record_number(kind, 3) for kind in RecordType] == [
         *range(0x13),
         *range(0x40000010, 0x40000017),
-        0x40000020,
-        0x40000021,
+        *range(0x40000020, 0x40000023),
     ]
 
 

@@ -63,7 +63,7 @@ _LONG_BEFORE_THE_END: Final = frozenset(
     {
         *("start", "hello", "suspend", "precopy_policy", "static_data_done"),
         *(HEADERS, Phase.STATIC_DATA.value, Phase.PRECOPY.value, Phase.SUSPEND.value),
-        Phase.SUSPEND_FOR_POSTCOPY.value,
+        *(Phase.POSTCOPY_PFNS_AHEAD.value, Phase.SUSPEND_FOR_POSTCOPY.value),
     }
 )
 """Messages and phases after which the guest's memory, or half of it, is still to come."""
