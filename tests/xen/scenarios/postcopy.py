@@ -251,6 +251,8 @@ def downtime(lab: Lab, kind: str) -> None:
                     strict=True,
                 ):
                     parts[part].append(round(seconds, 2))
+                ahead = sum(event["pages"] for event in lab.events("postcopy_pfns_ahead"))
+                lab.figure("listed ahead, pages", ahead)
             guest.goes_on()
     lab.figure("stands still, s", stood)
     lab.figure("of postcopy's, s", parts)
