@@ -33,7 +33,10 @@ DIRTIED = "source/suspend:before-send=delay(0.5)"
 # The guest starts before the first page comes.
 LATE_PAGES = "source/record.libxc.POSTCOPY_PAGE_DATA:write=delay(0.5)"
 # The receiver, which knows of no page, says that it has all before one comes.
-UNLISTED = "source/phase.postcopy-pages=delay(1); destination/record.libxc.POSTCOPY_PFNS:read=drop"
+UNLISTED = (
+    "source/suspend:before-send=delay(0.5); source/phase.postcopy-pages=delay(1); "
+    "destination/record.libxc.POSTCOPY_PFNS:read#2=drop"
+)
 
 CAUGHT = [
     ("forgets-the-rc", "source/exit=kill", "live", r"migrate exited with 0"),
