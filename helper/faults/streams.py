@@ -63,8 +63,10 @@ def relayed(session: Session, job: Job, abort: Abort) -> Iterator[None]:
         FaultyRelay(name, one, abort, session, writing=writing)
         for (name, _fd, writing), one in zip(wanted, ends, strict=True)
     ]
-    if main:
-        relays[0].turn.set()
+    for relay in relays:
+        # A back channel without postcopy is the toolstack's.
+        if relay.point == "stream" or request.postcopy:
+            relay.turn.set()
     session.streams = streams = Relays(relays, job.stall_limit)
     for relay in relays:
         relay.start()
