@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Sequence
-from itertools import compress
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, compress
 from queue import SimpleQueue
 from typing import Self
 
@@ -50,6 +50,10 @@ _LISTED_AT_ONCE = 8 * MAX_BATCH_SIZE
 special pages are below 4 GiB, and most pfns before them have no page."""
 
 _MAX_WINDOW = 1 << 16
+_SOME = 64
+_FEW = 3
+"""One pfn of so many, or fewer, are few."""
+_ENDS_LINE = bytes.maketrans(b"\1", b"\n")
 
 _LIST_SIZE = MAX_BATCH_SIZE * ENTRY_SIZE
 """Bytes of the entries of most records."""
@@ -59,19 +63,34 @@ def set_bits(bitmap: Bitmap, start: int, limit: int) -> tuple[Pfns, int]:
     """The first `limit` pfns set in `bitmap` from `start` on, and the pfn after the last one looked
     at: the bitmap's size if there were fewer."""
     found = pfns_of()
-    size = limit  # enough if all are set; if few are, the windows soon grow
+    size = limit  # enough if all are set
     while (start := bitmap.find(1, start)) >= 0:
         window = bitmap[start : start + size]
-        if 0 in window:
-            found.extend(compress(range(start, start + len(window)), window))
+        count = window.count(1)
+        if count == len(window):
+            found += run_of(start, count)
+        elif _FEW * count < len(window):
+            found.extend(_places_of_few(window, start))
         else:
-            found += run_of(start, len(window))
+            found.extend(compress(range(start, start + len(window)), window))
         if len(found) >= limit:
             del found[limit:]
             return found, found[-1] + 1
         start += len(window)
-        size = min(2 * size, _MAX_WINDOW)
+        # As many as are missing, if the next ones are as dense, and a few more.
+        size = min((limit - len(found) + _SOME) * len(window) // count, _MAX_WINDOW)
     return found, len(bitmap)
+
+
+def _places_of_few(window: Bitmap, start: int) -> Iterator[int]:
+    """The pfns set in `window`, which begins with pfn `start`. Each costs what a look at three
+    pfns costs otherwise: the bitmap is taken for lines, each of which ends with one."""
+    lines = window.translate(_ENDS_LINE).splitlines(keepends=True)
+    if not window[-1]:
+        lines.pop()
+    ends = accumulate(map(len, lines), initial=start - 1)
+    next(ends)
+    return ends
 
 
 class Batch(NamedTuple):
