@@ -112,7 +112,7 @@ class PageWriter:
 
     def prepare(self, record: int, pfns: Pfns, *, sparse: bool = False) -> Batch:
         """Make records of number `record`, each of MAX_BATCH_SIZE pages but for the last: query the
-        pages' types and map them. `sparse`: pages of zeros are XALLOC. The batch must be sent or
+        pages' types and map them. `sparse`: pages of zeros are XALLOC. The batch must be
         released.
 
         It is for the first of `pfns` only if some have contents: at most MAPPED_AT_ONCE, or those
@@ -143,12 +143,8 @@ class PageWriter:
         buffers = _records(record, encode_entries(pfns, types), mask, contents)
         return Batch(pfns, buffers, views, mask.count(1))
 
-    def send(self, batch: Batch) -> None:
-        """Write a batch and release it, even if writing fails."""
-        try:
-            self._out.write(batch.buffers)
-        finally:
-            self.release(batch)
+    def write(self, batch: Batch) -> None:
+        self._out.write(batch.buffers)
 
     def release(self, batch: Batch) -> None:
         self._domain.foreign_unmap(batch.views)
@@ -217,11 +213,13 @@ class MapAhead:
     the pages takes about a third of the time.
 
     A thread walks `dirty` from start to end; bits behind it may be cleared. The domain belongs to
-    that thread while the context lasts. Batches that were prepared but not taken are released at
-    its end.
+    that thread while the context lasts. It unmaps the pages that were sent, too: an unmapping in
+    another thread would wait until it has mapped what it is at. All batches are released at the
+    context's end.
     """
 
-    _DEPTH = 2
+    _DEPTH = 3
+    """Batches that are prepared, or being written."""
 
     def __init__(
         self,
@@ -240,7 +238,8 @@ class MapAhead:
         self._dirty = dirty
         self._sparse = sparse
         self._stopping = False
-        self._room: SimpleQueue[None] = SimpleQueue()
+        self._room: SimpleQueue[Batch | None] = SimpleQueue()
+        """For each batch to prepare, one to be released first."""
         self._ready: SimpleQueue[Batch | Exception | None] = SimpleQueue()
         self._next: Batch | None = None
         self._thread = threading.Thread(target=self._prepare_all, name="map ahead")
@@ -256,8 +255,9 @@ class MapAhead:
         self._room.put(None)
         self._thread.join()
         left: list[Batch | Exception | None] = [self._next]
-        while not self._ready.empty():
-            left.append(self._ready.get())
+        for queue in (self._ready, self._room):
+            while not queue.empty():
+                left.append(queue.get())
         for batch in left:
             if isinstance(batch, Batch):
                 self._pages.release(batch)
@@ -272,11 +272,14 @@ class MapAhead:
             self._next = upcoming
         return self._next is not None
 
-    def take(self) -> Batch:
-        """The batch that `more` waited for; the caller must send it."""
+    def send(self) -> Batch:
+        """Write the batch that `more` waited for."""
         assert self._next is not None
         batch, self._next = self._next, None
-        self._room.put(None)
+        try:
+            self._pages.write(batch)
+        finally:
+            self._room.put(batch)
         return batch
 
     def _prepare_all(self) -> None:
@@ -286,7 +289,8 @@ class MapAhead:
                 pfns, _position = set_bits(self._dirty, position, at_once)
                 if not pfns:
                     break
-                self._room.get()
+                if (sent := self._room.get()) is not None:
+                    self._pages.release(sent)
                 if self._stopping:
                     break
                 batch = self._pages.prepare(self._record, pfns, sparse=self._sparse)

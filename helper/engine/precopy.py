@@ -217,8 +217,7 @@ class Rounds:
                     if decision is not PrecopyPolicy.CONTINUE_PRECOPY:
                         _add(self.dirty, self._deferred)
                         break
-                batch = ahead.take()
-                self._pages.send(batch)
+                batch = ahead.send()
                 first, end = batch.pfns[0], batch.pfns[-1] + 1
                 self.dirty[first:end] = bytes(end - first)
                 written += len(batch.pfns)
