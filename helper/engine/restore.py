@@ -46,6 +46,8 @@ _MISSING_CPUID = 1
 _MISSING_MSR = 2
 """XGR_SDD_MISSING_*: bits of static_data_done's argument."""
 
+_PAGE_DATA = RecordType.PAGE_DATA
+
 _VERIFIED_AT_ONCE = 64
 _MISMATCHES_LOGGED = 16
 
@@ -135,7 +137,7 @@ class _Restore:
     def _records(self) -> None:
         """Handle records until END; each stage of the stream is a phase in the trace."""
         handlers: dict[RecordType, Callable[[int], None]] = {
-            RecordType.PAGE_DATA: self._page_data,
+            _PAGE_DATA: self._page_data,
             RecordType.X86_CPUID_POLICY: self._cpuid_policy,
             RecordType.X86_MSR_POLICY: self._msr_policy,
             RecordType.SPARSE: self._sparse_begins,
@@ -174,6 +176,14 @@ class _Restore:
             self._reader.skip(length, "optional record")
             self._padding(length, "optional record")
             return None
+        if kind is not _PAGE_DATA:
+            self._check_kind(kind, offset)
+        if self._order.record(kind, offset):
+            self._static_data_complete()
+        return kind, length
+
+    def _check_kind(self, kind: RecordType, offset: int) -> None:
+        """Raise DecodeError for a record that this restore cannot have."""
         if kind is RecordType.CHECKPOINT:
             raise DecodeError(kind.name, offset, "a checkpoint in a plain stream")
         by_pager = self._pager is not None and self._pager.connected
@@ -181,9 +191,6 @@ class _Restore:
             raise DecodeError(kind.name, offset, "postcopy was not agreed on for this restore")
         if kind in POSTCOPY_RECORDS and self._request.back_fd < 0 and not by_pager:
             raise DecodeError(kind.name, offset, "postcopy needs a back channel, and there is none")
-        if self._order.record(kind, offset):
-            self._static_data_complete()
-        return kind, length
 
     def _body(self, kind: RecordType, length: int) -> bytes:
         check_length(kind, length, self._reader.offset - HEADER_SIZE, self._version)

@@ -39,6 +39,7 @@ _OBEY_SECONDS = 0.1
 """How soon a wait for its turn follows a change of the bandwidth."""
 
 _READ_CHUNK = 1 << 20
+_BYTES = int(Word.BYTES)
 _LARGE = 1 << 16
 """Bytes for which one read of a socket waits in the kernel, until all have come."""
 
@@ -266,7 +267,7 @@ class StreamOutput:
                     error.errno, f"{self._what}, write at offset {self.sent:#x}: {error.strerror}"
                 ) from error
             self.sent += written
-            self._words[Word.BYTES] = self.sent
+            self._words[_BYTES] = self.sent
             self._pacer.charge(written)
             self._abort.progress()
             pending = advance(pending, written)
@@ -392,6 +393,6 @@ class StreamInput:
                     f"{self._what}, {what} at offset {self.offset:#x}: {error.strerror}",
                 ) from error
             self._received += taken
-            self._words[Word.BYTES] = self._received
+            self._words[_BYTES] = self._received
             self._abort.progress()
             return taken
