@@ -209,7 +209,7 @@ def _header(record: int, count: int, size: int) -> bytes:
 
 
 class MapAhead:
-    """The batches of a round, a few of them prepared while another is written: finding and mapping
+    """The batches of a round, one of them prepared while another is written: finding and mapping
     the pages takes about a third of the time.
 
     A thread walks `dirty` from start to end; bits behind it may be cleared. The domain belongs to
@@ -218,8 +218,8 @@ class MapAhead:
     context's end.
     """
 
-    _DEPTH = 3
-    """Batches that are prepared, or being written."""
+    _DEPTH = 2
+    """Batches that are prepared, or being written: one of each."""
 
     def __init__(
         self,
