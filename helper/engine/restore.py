@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from xen_save_helper.helper.cpu_check import check_features
 from xen_save_helper.helper.engine import hvm_params
 from xen_save_helper.helper.engine.environment import Environment
+from xen_save_helper.helper.engine.page_reader import PageReader
 from xen_save_helper.helper.engine.page_stream import read_page_list
 from xen_save_helper.helper.engine.physmap import Physmap
 from xen_save_helper.helper.engine.restore_order import POSTCOPY_RECORDS, RecordOrder
@@ -76,6 +77,7 @@ class _Restore:
         self._reader = StreamInput(self._request.io_fd, self._abort, board=self._board)
         self._results = RestoreResults(statistics=environment.statistics)
         self._physmap = Physmap(domain)
+        self._pages = PageReader(domain, self._reader)
         self._version = 0
         self._cpuid = b""
         self._msr = b""
@@ -100,6 +102,7 @@ class _Restore:
             self._order = RecordOrder(self._version)
             self._records()
         finally:
+            self._pages.finish()
             self._board.phase = Stage.ENDED.value
             self._results.statistics.bytes = self._reader.offset
             self._abort.release_stream()
@@ -177,6 +180,7 @@ class _Restore:
             self._padding(length, "optional record")
             return None
         if kind is not _PAGE_DATA:
+            self._pages.finish()
             self._check_kind(kind, offset)
         if self._order.record(kind, offset):
             self._static_data_complete()
@@ -249,15 +253,10 @@ class _Restore:
         if not pages:
             return
         present = pfns if pages == len(pfns) else selected(pfns, contents_mask(types))
-        views = self._domain.foreign_map(present, writable=True)
-        try:
-            if self._order.stage is Stage.VERIFY:
-                self._compare(present, views)
-            else:
-                # Another record must follow: END, at least.
-                self._reader.readinto(views, "PAGE_DATA", ahead=HEADER_SIZE)
-        finally:
-            self._domain.foreign_unmap(views)
+        if self._order.stage is Stage.VERIFY:
+            self._compare(present)
+        else:
+            self._pages.read(present)
         self._results.statistics.pages += pages
         self._board.ints[Word.PAGES] = self._results.statistics.pages
         self._tell_progress()
@@ -276,9 +275,16 @@ class _Restore:
         self._decoded(RecordType.VERIFY, length)
         self._reporter.info("Verify mode: comparing the stream with memory")
 
-    def _compare(self, pfns: Pfns, views: list[memoryview]) -> None:
-        """Compare the stream's contents with the memory in `views`. As in libxc, a difference is
-        logged but is not a failure."""
+    def _compare(self, pfns: Pfns) -> None:
+        """Compare the stream's contents with the domain's. As in libxc, a difference is logged but
+        is not a failure."""
+        views = self._domain.foreign_map(pfns)
+        try:
+            self._compare_views(pfns, views)
+        finally:
+            self._domain.foreign_unmap(views)
+
+    def _compare_views(self, pfns: Pfns, views: list[memoryview]) -> None:
         scratch = memoryview(bytearray(_VERIFIED_AT_ONCE * PAGE_SIZE))
         first = 0
         for view in views:
