@@ -42,14 +42,11 @@ MAX_BATCH_SIZE = 1024
 """Pages in a PAGE_DATA record (libxc's MAX_BATCH_SIZE, and the limit of the hypercall that queries
 types)."""
 
-MAPPED_AT_ONCE = 2 * MAX_BATCH_SIZE
-"""Pages that are mapped with one call: each call costs, and more at a time would gain little."""
-
 _LISTED_AT_ONCE = 8 * MAX_BATCH_SIZE
 """Pages of records written at once if none has contents. A small guest has a million of them: its
 special pages are below 4 GiB, and most pfns before them have no page."""
 
-_MAX_WINDOW = 1 << 16
+_MAX_WINDOW = 1 << 13
 _SOME = 64
 _FEW = 3
 """One pfn of so many, or fewer, are few."""
@@ -115,14 +112,14 @@ class PageWriter:
         pages' types and map them. `sparse`: pages of zeros are XALLOC. The batch must be
         released.
 
-        It is for the first of `pfns` only if some have contents: at most MAPPED_AT_ONCE, or those
-        of the records before the first that has contents.
+        It is for the first of `pfns` only if some have contents: those of one record, or of the
+        records before the first that has contents.
         """
         types = self._domain.get_pfn_type_batch(pfns)
         mask = contents_mask(types)
-        if len(pfns) > MAPPED_AT_ONCE and (first := mask.find(1)) >= 0:
+        if len(pfns) > MAX_BATCH_SIZE and (first := mask.find(1)) >= 0:
             empty_records = first // MAX_BATCH_SIZE
-            count = empty_records * MAX_BATCH_SIZE or MAPPED_AT_ONCE
+            count = max(empty_records, 1) * MAX_BATCH_SIZE
             pfns, types, mask = pfns[:count], types[:count], mask[:count]
         while True:
             present = selected(pfns, mask)
@@ -210,7 +207,7 @@ def _header(record: int, count: int, size: int) -> bytes:
 
 class MapAhead:
     """The batches of a round, one of them prepared while another is written: finding and mapping
-    the pages takes about a third of the time.
+    the pages takes about a third of the time. A batch with contents is one record.
 
     A thread walks `dirty` from start to end; bits behind it may be cleared. The domain belongs to
     that thread while the context lasts. It unmaps the pages that were sent, too: an unmapping in
@@ -227,14 +224,10 @@ class MapAhead:
         record: int,
         dirty: Bitmap,
         *,
-        single: bool = False,
         sparse: bool = False,
     ) -> None:
-        """With `single` a batch is one record."""
         self._pages = pages
         self._record = record
-        self._mapped_at_once = MAX_BATCH_SIZE if single else MAPPED_AT_ONCE
-        self._listed_at_once = MAX_BATCH_SIZE if single else _LISTED_AT_ONCE
         self._dirty = dirty
         self._sparse = sparse
         self._stopping = False
@@ -284,7 +277,7 @@ class MapAhead:
 
     def _prepare_all(self) -> None:
         try:
-            position, at_once = 0, self._mapped_at_once
+            position, at_once = 0, MAX_BATCH_SIZE
             while True:
                 pfns, _position = set_bits(self._dirty, position, at_once)
                 if not pfns:
@@ -295,7 +288,7 @@ class MapAhead:
                     break
                 batch = self._pages.prepare(self._record, pfns, sparse=self._sparse)
                 position = batch.pfns[-1] + 1
-                at_once = self._mapped_at_once if batch.pages else self._listed_at_once
+                at_once = MAX_BATCH_SIZE if batch.pages else _LISTED_AT_ONCE
                 self._ready.put(batch)
         except Exception as error:
             self._ready.put(error)

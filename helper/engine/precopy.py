@@ -169,6 +169,7 @@ class Rounds:
         returns how many there are."""
         self._read_dirty(final=True)
         _add(self._deferred, self.dirty)
+        self._deferred = Bitmap()  # never both at once: each has a byte for each pfn
         self._deferred = Bitmap(self.p2m_size)
         return self.dirty.count(1)
 
@@ -203,13 +204,8 @@ class Rounds:
         decision = PrecopyPolicy.CONTINUE_PRECOPY
         written = 0
         contents = 0
-        # A controller is asked between any two records of contents; our own rules need not look
-        # so often.
         asked_at = -1
-        single = policy is not None and self._reporter.provides("precopy_policy")
-        with MapAhead(
-            self._pages, self._page_data, self.dirty, single=single, sparse=sparse
-        ) as ahead:
+        with MapAhead(self._pages, self._page_data, self.dirty, sparse=sparse) as ahead:
             while ahead.more():
                 if policy is not None and contents != asked_at:
                     asked_at = contents
