@@ -15,10 +15,10 @@ from xen_save_helper.helper.engine.page_stream import read_page_list
 from xen_save_helper.helper.engine.physmap import Physmap
 from xen_save_helper.helper.engine.restore_order import POSTCOPY_RECORDS, RecordOrder
 from xen_save_helper.helper.engine.stream_io import StreamInput
-from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Domain
+from xen_save_helper.helper.hypervisors.interface import Domain
 from xen_save_helper.helper.job import RestoreResults
 from xen_save_helper.ipc_schema.board import Word
-from xen_save_helper.ipc_schema.channel.messages import StreamType, XentoollogLevel
+from xen_save_helper.ipc_schema.channel.messages import StreamType
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.libxc_bodies import Body, TscInfo
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_type
@@ -31,7 +31,7 @@ from xen_save_helper.ipc_schema.streams.libxc_stream import (
     decode_image_header,
 )
 from xen_save_helper.ipc_schema.streams.page_lists import allocated_mask, contents_mask
-from xen_save_helper.ipc_schema.streams.pfns import Pfns, runs_of, selected
+from xen_save_helper.ipc_schema.streams.pfns import runs_of, selected
 from xen_save_helper.ipc_schema.streams.phases import HEADERS, Stage
 from xen_save_helper.ipc_schema.streams.records import (
     HEADER_SIZE,
@@ -41,6 +41,7 @@ from xen_save_helper.ipc_schema.streams.records import (
 )
 
 if TYPE_CHECKING:
+    from xen_save_helper.helper.engine.page_compare import PageComparer
     from xen_save_helper.helper.engine.postcopy_restore import PostcopyReceiver
 
 _MISSING_CPUID = 1
@@ -48,9 +49,6 @@ _MISSING_MSR = 2
 """XGR_SDD_MISSING_*: bits of static_data_done's argument."""
 
 _PAGE_DATA = RecordType.PAGE_DATA
-
-_VERIFIED_AT_ONCE = 64
-_MISMATCHES_LOGGED = 16
 
 
 def domain_restore(domain: Domain, environment: Environment) -> RestoreResults:
@@ -84,7 +82,7 @@ class _Restore:
         self._context: bytes | None = None
         self._cleared: set[int] = set()
         self._sparse = False
-        self._mismatches = 0
+        self._comparer: PageComparer | None = None
         self._given = 0
         self._postcopy: PostcopyReceiver | None = None
 
@@ -253,8 +251,8 @@ class _Restore:
         if not pages:
             return
         present = pfns if pages == len(pfns) else selected(pfns, contents_mask(types))
-        if self._order.stage is Stage.VERIFY:
-            self._compare(present)
+        if self._comparer is not None:
+            self._comparer.compare(present)
         else:
             self._pages.read(present)
         self._results.statistics.pages += pages
@@ -272,39 +270,11 @@ class _Restore:
             self._reporter.progress("Frames", self._given, self._physmap.memory)
 
     def _verify(self, length: int) -> None:
+        from xen_save_helper.helper.engine.page_compare import PageComparer
+
         self._decoded(RecordType.VERIFY, length)
+        self._comparer = PageComparer(self._domain, self._reader, self._reporter)
         self._reporter.info("Verify mode: comparing the stream with memory")
-
-    def _compare(self, pfns: Pfns) -> None:
-        """Compare the stream's contents with the domain's. As in libxc, a difference is logged but
-        is not a failure."""
-        views = self._domain.foreign_map(pfns)
-        try:
-            self._compare_views(pfns, views)
-        finally:
-            self._domain.foreign_unmap(views)
-
-    def _compare_views(self, pfns: Pfns, views: list[memoryview]) -> None:
-        scratch = memoryview(bytearray(_VERIFIED_AT_ONCE * PAGE_SIZE))
-        first = 0
-        for view in views:
-            for start in range(0, len(view), len(scratch)):
-                there = view[start : start + len(scratch)]
-                came = scratch[: len(there)]
-                self._reader.readinto([came], "PAGE_DATA")
-                if came != there:
-                    self._tell_mismatches(
-                        pfns[first : first + len(there) // PAGE_SIZE], there, came
-                    )
-                first += len(there) // PAGE_SIZE
-
-    def _tell_mismatches(self, pfns: Pfns, there: memoryview, came: memoryview) -> None:
-        for pfn, start in zip(pfns, range(0, len(there), PAGE_SIZE), strict=True):
-            if there[start : start + PAGE_SIZE] == came[start : start + PAGE_SIZE]:
-                continue
-            self._mismatches += 1
-            if self._mismatches <= _MISMATCHES_LOGGED:
-                self._reporter.log(XentoollogLevel.ERROR, f"verify pfn {pfn:#x} failed")
 
     # State.
 
@@ -352,10 +322,8 @@ class _Restore:
     def _end(self, length: int) -> None:
         self._decoded(RecordType.END, length)
         self._stream_complete()
-        if self._mismatches:
-            self._reporter.log(
-                XentoollogLevel.ERROR, f"verify failed for {self._mismatches} pages in all"
-            )
+        if self._comparer is not None:
+            self._comparer.tell_total()
 
     # Postcopy.
 
