@@ -33,8 +33,8 @@ _NOTABLE = 64
 """Bytes that count as progress of a stream; fewer may be the one that reports a signal."""
 
 _NUDGES = 4
-"""A write that takes longer than this part of the stall limit is interrupted, to see how far it has
-come."""
+"""A write or read that takes longer than this part of the stall limit is interrupted, to see how
+far it has come."""
 
 SAVE_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 """Signals that ask a save to give up. A restore keeps the default dispositions: they kill it."""
@@ -336,8 +336,9 @@ class Abort:
         if since is None or quiet < soonest / _NUDGES:
             return
         with self._lock:
-            if not self._nudged and (self._moved is not None or not self._reading):
-                # One long write may be slow, not stuck: interrupted, it says how far it has come.
+            if not self._nudged:
+                # One long write or read may be slow, not stuck: interrupted, it says how far it has
+                # come.
                 self._nudged = True
                 signal.pthread_kill(self._saver, _INTERRUPT)
                 return

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Sequence
-from itertools import compress
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, compress
 from queue import SimpleQueue
 from typing import Self
 
@@ -42,14 +42,15 @@ MAX_BATCH_SIZE = 1024
 """Pages in a PAGE_DATA record (libxc's MAX_BATCH_SIZE, and the limit of the hypercall that queries
 types)."""
 
-MAPPED_AT_ONCE = 2 * MAX_BATCH_SIZE
-"""Pages that are mapped with one call: each call costs, and more at a time would gain little."""
-
 _LISTED_AT_ONCE = 8 * MAX_BATCH_SIZE
 """Pages of records written at once if none has contents. A small guest has a million of them: its
 special pages are below 4 GiB, and most pfns before them have no page."""
 
-_MAX_WINDOW = 1 << 16
+_MAX_WINDOW = 1 << 13
+_SOME = 64
+_FEW = 3
+"""One pfn of so many, or fewer, are few."""
+_ENDS_LINE = bytes.maketrans(b"\1", b"\n")
 
 _LIST_SIZE = MAX_BATCH_SIZE * ENTRY_SIZE
 """Bytes of the entries of most records."""
@@ -59,19 +60,34 @@ def set_bits(bitmap: Bitmap, start: int, limit: int) -> tuple[Pfns, int]:
     """The first `limit` pfns set in `bitmap` from `start` on, and the pfn after the last one looked
     at: the bitmap's size if there were fewer."""
     found = pfns_of()
-    size = limit  # enough if all are set; if few are, the windows soon grow
+    size = limit  # enough if all are set
     while (start := bitmap.find(1, start)) >= 0:
         window = bitmap[start : start + size]
-        if 0 in window:
-            found.extend(compress(range(start, start + len(window)), window))
+        count = window.count(1)
+        if count == len(window):
+            found += run_of(start, count)
+        elif _FEW * count < len(window):
+            found.extend(_places_of_few(window, start))
         else:
-            found += run_of(start, len(window))
+            found.extend(compress(range(start, start + len(window)), window))
         if len(found) >= limit:
             del found[limit:]
             return found, found[-1] + 1
         start += len(window)
-        size = min(2 * size, _MAX_WINDOW)
+        # As many as are missing, if the next ones are as dense, and a few more.
+        size = min((limit - len(found) + _SOME) * len(window) // count, _MAX_WINDOW)
     return found, len(bitmap)
+
+
+def _places_of_few(window: Bitmap, start: int) -> Iterator[int]:
+    """The pfns set in `window`, which begins with pfn `start`. Each costs what a look at three
+    pfns costs otherwise: the bitmap is taken for lines, each of which ends with one."""
+    lines = window.translate(_ENDS_LINE).splitlines(keepends=True)
+    if not window[-1]:
+        lines.pop()
+    ends = accumulate(map(len, lines), initial=start - 1)
+    next(ends)
+    return ends
 
 
 class Batch(NamedTuple):
@@ -93,17 +109,17 @@ class PageWriter:
 
     def prepare(self, record: int, pfns: Pfns, *, sparse: bool = False) -> Batch:
         """Make records of number `record`, each of MAX_BATCH_SIZE pages but for the last: query the
-        pages' types and map them. `sparse`: pages of zeros are XALLOC. The batch must be sent or
+        pages' types and map them. `sparse`: pages of zeros are XALLOC. The batch must be
         released.
 
-        It is for the first of `pfns` only if some have contents: at most MAPPED_AT_ONCE, or those
-        of the records before the first that has contents.
+        It is for the first of `pfns` only if some have contents: those of one record, or of the
+        records before the first that has contents.
         """
         types = self._domain.get_pfn_type_batch(pfns)
         mask = contents_mask(types)
-        if len(pfns) > MAPPED_AT_ONCE and (first := mask.find(1)) >= 0:
+        if len(pfns) > MAX_BATCH_SIZE and (first := mask.find(1)) >= 0:
             empty_records = first // MAX_BATCH_SIZE
-            count = empty_records * MAX_BATCH_SIZE or MAPPED_AT_ONCE
+            count = max(empty_records, 1) * MAX_BATCH_SIZE
             pfns, types, mask = pfns[:count], types[:count], mask[:count]
         while True:
             present = selected(pfns, mask)
@@ -124,12 +140,8 @@ class PageWriter:
         buffers = _records(record, encode_entries(pfns, types), mask, contents)
         return Batch(pfns, buffers, views, mask.count(1))
 
-    def send(self, batch: Batch) -> None:
-        """Write a batch and release it, even if writing fails."""
-        try:
-            self._out.write(batch.buffers)
-        finally:
-            self.release(batch)
+    def write(self, batch: Batch) -> None:
+        self._out.write(batch.buffers)
 
     def release(self, batch: Batch) -> None:
         self._domain.foreign_unmap(batch.views)
@@ -194,15 +206,17 @@ def _header(record: int, count: int, size: int) -> bytes:
 
 
 class MapAhead:
-    """The batches of a round, a few of them prepared while another is written: finding and mapping
-    the pages takes about a third of the time.
+    """The batches of a round, one of them prepared while another is written: finding and mapping
+    the pages takes about a third of the time. A batch with contents is one record.
 
     A thread walks `dirty` from start to end; bits behind it may be cleared. The domain belongs to
-    that thread while the context lasts. Batches that were prepared but not taken are released at
-    its end.
+    that thread while the context lasts. It unmaps the pages that were sent, too: an unmapping in
+    another thread would wait until it has mapped what it is at. All batches are released at the
+    context's end.
     """
 
     _DEPTH = 2
+    """Batches that are prepared, or being written: one of each."""
 
     def __init__(
         self,
@@ -210,18 +224,15 @@ class MapAhead:
         record: int,
         dirty: Bitmap,
         *,
-        single: bool = False,
         sparse: bool = False,
     ) -> None:
-        """With `single` a batch is one record."""
         self._pages = pages
         self._record = record
-        self._mapped_at_once = MAX_BATCH_SIZE if single else MAPPED_AT_ONCE
-        self._listed_at_once = MAX_BATCH_SIZE if single else _LISTED_AT_ONCE
         self._dirty = dirty
         self._sparse = sparse
         self._stopping = False
-        self._room: SimpleQueue[None] = SimpleQueue()
+        self._room: SimpleQueue[Batch | None] = SimpleQueue()
+        """For each batch to prepare, one to be released first."""
         self._ready: SimpleQueue[Batch | Exception | None] = SimpleQueue()
         self._next: Batch | None = None
         self._thread = threading.Thread(target=self._prepare_all, name="map ahead")
@@ -237,8 +248,9 @@ class MapAhead:
         self._room.put(None)
         self._thread.join()
         left: list[Batch | Exception | None] = [self._next]
-        while not self._ready.empty():
-            left.append(self._ready.get())
+        for queue in (self._ready, self._room):
+            while not queue.empty():
+                left.append(queue.get())
         for batch in left:
             if isinstance(batch, Batch):
                 self._pages.release(batch)
@@ -253,26 +265,30 @@ class MapAhead:
             self._next = upcoming
         return self._next is not None
 
-    def take(self) -> Batch:
-        """The batch that `more` waited for; the caller must send it."""
+    def send(self) -> Batch:
+        """Write the batch that `more` waited for."""
         assert self._next is not None
         batch, self._next = self._next, None
-        self._room.put(None)
+        try:
+            self._pages.write(batch)
+        finally:
+            self._room.put(batch)
         return batch
 
     def _prepare_all(self) -> None:
         try:
-            position, at_once = 0, self._mapped_at_once
+            position, at_once = 0, MAX_BATCH_SIZE
             while True:
                 pfns, _position = set_bits(self._dirty, position, at_once)
                 if not pfns:
                     break
-                self._room.get()
+                if (sent := self._room.get()) is not None:
+                    self._pages.release(sent)
                 if self._stopping:
                     break
                 batch = self._pages.prepare(self._record, pfns, sparse=self._sparse)
                 position = batch.pfns[-1] + 1
-                at_once = self._mapped_at_once if batch.pages else self._listed_at_once
+                at_once = MAX_BATCH_SIZE if batch.pages else _LISTED_AT_ONCE
                 self._ready.put(batch)
         except Exception as error:
             self._ready.put(error)

@@ -10,7 +10,7 @@ from typing import Final
 from xen_save_helper.helper.hypervisors.interface import Domain
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.page_types import PageType, type_octet
-from xen_save_helper.ipc_schema.streams.pfns import Pfns, highest, is_run, pfns_of, run_of, runs_of
+from xen_save_helper.ipc_schema.streams.pfns import Pfns, is_run, pfns_of, run_of, runs_of
 
 _SUPERPAGE_ORDER = 9
 _SUPERPAGE = 1 << _SUPERPAGE_ORDER
@@ -42,15 +42,18 @@ class Physmap:
         self.count = 0
         """Pages that the domain has been given."""
 
-    def check(self, pfns: Pfns, offset: int) -> None:
-        """Raise DecodeError for a pfn that this domain cannot have."""
-        last = highest(pfns)
+    def check(self, pfns: Pfns, offset: int) -> bool:
+        """Raise DecodeError for a pfn that this domain cannot have. Returns whether they are
+        neighbours in ascending order."""
+        run = is_run(pfns)
+        last = pfns[-1] if run else max(pfns)
         if last >= self.limit:
             raise DecodeError(
                 "page list",
                 offset,
                 f"pfn {last:#x} outside the domain, which ends at {self.limit:#x}",
             )
+        return run
 
     def populate(self, pfns: Pfns, types: bytes, offset: int) -> None:
         """Give the domain those of `pfns` that it lacks and whose type (see
@@ -58,12 +61,12 @@ class Physmap:
 
         Raises DecodeError, and OSError(ENOMEM) beyond the domain's memory.
         """
-        self.check(pfns, offset)
+        run = self.check(pfns, offset)
         exists = types.translate(_EXISTS)
         if 1 not in exists:
             return
         populated = self._populated
-        if 0 not in exists and is_run(pfns):
+        if run and 0 not in exists:
             first, end = pfns[0], pfns[0] + len(pfns)
             if populated.find(1, first, end) < 0:
                 populated[first:end] = exists

@@ -76,8 +76,9 @@ class Rounds:
     def __init__(self, domain: Domain, pages: PageWriter, environment: Environment) -> None:
         self.p2m_size = domain.maximum_gpfn() + 1
         self.dirty = Bitmap(self.p2m_size)
-        self.written = Bitmap(self.p2m_size)
-        """What the suspended domain has written since the dirty bitmap was last read before."""
+        self.written = Bitmap()
+        """What the domain, now suspended, has written since the dirty bitmap was last read before;
+        known if there may be a postcopy."""
         self._deferred = Bitmap(self.p2m_size)
         self._domain = domain
         self._pages = pages
@@ -176,8 +177,10 @@ class Rounds:
         """Read the dirty bitmap of the suspended domain, and add all pages that were deferred;
         returns how many there are."""
         self._read_dirty(final=True)
-        self.written = Bitmap(self.dirty)
+        if self._hot is not None:
+            self.written = Bitmap(self.dirty)
         add(self._deferred, self.dirty)
+        self._deferred = Bitmap()  # never both at once: each has a byte for each pfn
         self._deferred = Bitmap(self.p2m_size)
         return self.dirty.count(1)
 
@@ -212,13 +215,8 @@ class Rounds:
         decision = PrecopyPolicy.CONTINUE_PRECOPY
         written = 0
         contents = 0
-        # A controller is asked between any two records of contents; our own rules need not look
-        # so often.
         asked_at = -1
-        single = policy is not None and self._reporter.provides("precopy_policy")
-        with MapAhead(
-            self._pages, self._page_data, self.dirty, single=single, sparse=sparse
-        ) as ahead:
+        with MapAhead(self._pages, self._page_data, self.dirty, sparse=sparse) as ahead:
             while ahead.more():
                 if policy is not None and contents != asked_at:
                     asked_at = contents
@@ -226,8 +224,7 @@ class Rounds:
                     if decision is not PrecopyPolicy.CONTINUE_PRECOPY:
                         add(self.dirty, self._deferred)
                         break
-                batch = ahead.take()
-                self._pages.send(batch)
+                batch = ahead.send()
                 first, end = batch.pfns[0], batch.pfns[-1] + 1
                 self.dirty[first:end] = bytes(end - first)
                 written += len(batch.pfns)

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 from xen_save_helper.helper.cpu_check import check_features
 from xen_save_helper.helper.engine import hvm_params
 from xen_save_helper.helper.engine.environment import Environment
+from xen_save_helper.helper.engine.page_reader import PageReader
 from xen_save_helper.helper.engine.page_stream import read_page_list
 from xen_save_helper.helper.engine.physmap import Physmap
 from xen_save_helper.helper.engine.restore_order import POSTCOPY_RECORDS, RecordOrder
 from xen_save_helper.helper.engine.stream_io import StreamInput
-from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Domain
+from xen_save_helper.helper.hypervisors.interface import Domain
 from xen_save_helper.helper.job import RestoreResults
 from xen_save_helper.ipc_schema.board import Word
-from xen_save_helper.ipc_schema.channel.messages import StreamType, XentoollogLevel
+from xen_save_helper.ipc_schema.channel.messages import StreamType
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.streams.libxc_bodies import Body, TscInfo
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_type
@@ -41,14 +42,14 @@ from xen_save_helper.ipc_schema.streams.records import (
 )
 
 if TYPE_CHECKING:
+    from xen_save_helper.helper.engine.page_compare import PageComparer
     from xen_save_helper.helper.engine.postcopy_restore import PostcopyReceiver
 
 _MISSING_CPUID = 1
 _MISSING_MSR = 2
 """XGR_SDD_MISSING_*: bits of static_data_done's argument."""
 
-_VERIFIED_AT_ONCE = 64
-_MISMATCHES_LOGGED = 16
+_PAGE_DATA = RecordType.PAGE_DATA
 
 
 def domain_restore(domain: Domain, environment: Environment) -> RestoreResults:
@@ -75,13 +76,14 @@ class _Restore:
         self._reader = StreamInput(self._request.io_fd, self._abort, board=self._board)
         self._results = RestoreResults(statistics=environment.statistics)
         self._physmap = Physmap(domain)
+        self._pages = PageReader(domain, self._reader)
         self._version = 0
         self._cpuid = b""
         self._msr = b""
         self._context: bytes | None = None
         self._cleared: set[int] = set()
         self._sparse = False
-        self._mismatches = 0
+        self._comparer: PageComparer | None = None
         self._given = 0
         self._postcopy: PostcopyReceiver | None = None
 
@@ -99,6 +101,7 @@ class _Restore:
             self._order = RecordOrder(self._version)
             self._records()
         finally:
+            self._pages.finish()
             self._board.phase = Stage.ENDED.value
             self._results.statistics.bytes = self._reader.offset
             self._abort.release_stream()
@@ -136,7 +139,7 @@ class _Restore:
     def _records(self) -> None:
         """Handle records until END; each stage of the stream is a phase in the trace."""
         handlers: dict[RecordType, Callable[[int], None]] = {
-            RecordType.PAGE_DATA: self._page_data,
+            _PAGE_DATA: self._page_data,
             RecordType.X86_CPUID_POLICY: self._cpuid_policy,
             RecordType.X86_MSR_POLICY: self._msr_policy,
             RecordType.SPARSE: self._sparse_begins,
@@ -175,6 +178,15 @@ class _Restore:
             self._reader.skip(length, "optional record")
             self._padding(length, "optional record")
             return None
+        if kind is not _PAGE_DATA:
+            self._pages.finish()
+            self._check_kind(kind, offset)
+        if self._order.record(kind, offset):
+            self._static_data_complete()
+        return kind, length
+
+    def _check_kind(self, kind: RecordType, offset: int) -> None:
+        """Raise DecodeError for a record that this restore cannot have."""
         if kind is RecordType.CHECKPOINT:
             raise DecodeError(kind.name, offset, "a checkpoint in a plain stream")
         by_pager = self._pager is not None and self._pager.connected
@@ -182,9 +194,6 @@ class _Restore:
             raise DecodeError(kind.name, offset, "postcopy was not agreed on for this restore")
         if kind in POSTCOPY_RECORDS and self._request.back_fd < 0 and not by_pager:
             raise DecodeError(kind.name, offset, "postcopy needs a back channel, and there is none")
-        if self._order.record(kind, offset):
-            self._static_data_complete()
-        return kind, length
 
     def _body(self, kind: RecordType, length: int) -> bytes:
         check_length(kind, length, self._reader.offset - HEADER_SIZE, self._version)
@@ -243,31 +252,22 @@ class _Restore:
         if not pages:
             return
         present = pfns if pages == len(pfns) else selected(pfns, contents_mask(types))
-        if self._postcopy is None:
-            self._read_pages(present)
-        else:
+        if self._comparer is not None:
+            self._comparer.compare(present)
+        elif self._postcopy is not None:
             self._read_listed(self._postcopy, present)
+        else:
+            self._pages.read(present)
         self._results.statistics.pages += pages
         self._board.ints[Word.PAGES] = self._results.statistics.pages
         self._tell_progress()
-
-    def _read_pages(self, pfns: Pfns) -> None:
-        views = self._domain.foreign_map(pfns, writable=True)
-        try:
-            if self._order.stage is Stage.VERIFY:
-                self._compare(pfns, views)
-            else:
-                # Another record must follow: END, at least.
-                self._reader.readinto(views, "PAGE_DATA", ahead=HEADER_SIZE)
-        finally:
-            self._domain.foreign_unmap(views)
 
     def _read_listed(self, postcopy: PostcopyReceiver, pfns: Pfns) -> None:
         """Pages among which are some that were to come by postcopy."""
         for awaits, group in groupby(pfns, postcopy.awaits):
             alike = pfns_of(group)
             if not awaits:
-                self._read_pages(alike)
+                self._pages.read(alike)
                 continue
             for first, count, _ in runs_of(alike):
                 data = self._reader.read(count * PAGE_SIZE, "PAGE_DATA")
@@ -284,32 +284,11 @@ class _Restore:
             self._reporter.progress("Frames", self._given, self._physmap.memory)
 
     def _verify(self, length: int) -> None:
+        from xen_save_helper.helper.engine.page_compare import PageComparer
+
         self._decoded(RecordType.VERIFY, length)
+        self._comparer = PageComparer(self._domain, self._reader, self._reporter)
         self._reporter.info("Verify mode: comparing the stream with memory")
-
-    def _compare(self, pfns: Pfns, views: list[memoryview]) -> None:
-        """Compare the stream's contents with the memory in `views`. As in libxc, a difference is
-        logged but is not a failure."""
-        scratch = memoryview(bytearray(_VERIFIED_AT_ONCE * PAGE_SIZE))
-        first = 0
-        for view in views:
-            for start in range(0, len(view), len(scratch)):
-                there = view[start : start + len(scratch)]
-                came = scratch[: len(there)]
-                self._reader.readinto([came], "PAGE_DATA")
-                if came != there:
-                    self._tell_mismatches(
-                        pfns[first : first + len(there) // PAGE_SIZE], there, came
-                    )
-                first += len(there) // PAGE_SIZE
-
-    def _tell_mismatches(self, pfns: Pfns, there: memoryview, came: memoryview) -> None:
-        for pfn, start in zip(pfns, range(0, len(there), PAGE_SIZE), strict=True):
-            if there[start : start + PAGE_SIZE] == came[start : start + PAGE_SIZE]:
-                continue
-            self._mismatches += 1
-            if self._mismatches <= _MISMATCHES_LOGGED:
-                self._reporter.log(XentoollogLevel.ERROR, f"verify pfn {pfn:#x} failed")
 
     # State.
 
@@ -359,10 +338,8 @@ class _Restore:
     def _end(self, length: int) -> None:
         self._decoded(RecordType.END, length)
         self._stream_complete()
-        if self._mismatches:
-            self._reporter.log(
-                XentoollogLevel.ERROR, f"verify failed for {self._mismatches} pages in all"
-            )
+        if self._comparer is not None:
+            self._comparer.tell_total()
 
     # Postcopy.
 

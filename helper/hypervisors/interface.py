@@ -134,7 +134,8 @@ class PageSource(Protocol):
 
     def foreign_map(self, pfns: Pfns, *, writable: bool = False) -> list[memoryview]:
         """xenforeignmemory_map: the pages in the order given, runs of neighbours as one view.
-        Raises EINVAL for a pfn without a page. The views are valid until `foreign_unmap`."""
+        Raises EINVAL for a pfn without a page. The views are valid until `foreign_unmap`. A
+        second thread may map and unmap."""
 
     def foreign_unmap(self, views: list[memoryview]) -> None:
         """Release the views of a foreign_map."""

@@ -157,4 +157,7 @@ def allocated_mask(types: bytes | bytearray) -> bytes:
 
 
 def _only(octets: bytes | bytearray, allowed: bytes) -> bool:
+    first = octets[:1]  # all of a list's pages are of one type, as a rule
+    if octets == first * len(octets):
+        return first in allowed
     return not octets.translate(None, allowed)

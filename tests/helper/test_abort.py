@@ -124,7 +124,8 @@ def test_the_controllers_death_is_an_abort(start: Start, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "what"), [("write", "taken"), ("libc", "taken"), ("read", "received")]
+    ("how", "what"),
+    [("write", "taken"), ("libc", "taken"), ("read", "received"), ("read-much", "received")],
 )
 def test_a_stream_that_stands_still_is_given_up(start: Start, how: str, what: str) -> None:
     began = time.monotonic()
@@ -160,6 +161,15 @@ def test_a_slow_stream_is_not_given_up(start: Start, how: str, size: int) -> Non
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         assert stuck.peer.recv(size)
+        assert stuck.process.poll() is None
+        select.select([], [], [], 0.1)
+
+
+def test_a_slow_stream_of_much_at_once_is_not_given_up_by_its_reader(start: Start) -> None:
+    stuck = start("read-much", stall_limit=2)
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        stuck.peer.send(bytes(1 << 12))
         assert stuck.process.poll() is None
         select.select([], [], [], 0.1)
 

@@ -87,8 +87,9 @@ def unpack(bits: bytes, bitmap: Bitmap) -> None:
 class XenDomain(XenControlledDomain):
     """One domain with the operations on its log-dirty mode, its memory and its registers.
 
-    One thread at a time, but for `foreign_unmap`, which a second one may call. Every method raises
-    OSError with libxc's errno; opening raises ProcessLookupError if there is no such domain.
+    One thread at a time, but for `foreign_map` and `foreign_unmap`, which a second one may call.
+    Every method raises OSError with libxc's errno; opening raises ProcessLookupError if there is no
+    such domain.
     """
 
     def __init__(self, domid: int) -> None:

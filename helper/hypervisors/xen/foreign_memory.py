@@ -94,14 +94,15 @@ class ForeignMemory:
         whatever else Xen says of the first pfn that it refuses.
         """
         wanted, pages = pfns.buffer_info()
-        refused = array("i", bytes(4 * pages))
+        none = bytes(4 * pages)
+        refused = array("i", none)
         prot = _PROT_READ | (_PROT_WRITE if writable else 0)
         address = self._library.xenforeignmemory_map(
             self._handle, self._domid, prot, pages, wanted, refused.buffer_info()[0]
         )
         if not address:
             raise self._error(f"xenforeignmemory_map of {pages} pages", ctypes.get_errno())
-        if any(refused):
+        if refused.tobytes() != none:
             self._library.xenforeignmemory_unmap(self._handle, address, pages)
             pfn, error = next(one for one in zip(pfns, refused, strict=True) if one[1])
             raise self._error(f"xenforeignmemory_map of pfn {pfn:#x}", -error)

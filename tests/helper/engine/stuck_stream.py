@@ -2,8 +2,9 @@
 
     python -m tests.helper.engine.stuck_stream HOW FD LIFELINE STALL_LIMIT ADMISSION
 
-HOW is `write`, `write-much` (each write takes long), `read`, `libc` (write as libxc does: in C,
-retried if interrupted) or `idle` (writes once, then has nothing to write). It prints `ready` when
+HOW is `write`, `write-much` (each write takes long), `read`, `read-much` (as the engine reads the
+contents of a record), `libc` (write as libxc does: in C, retried if interrupted) or `idle` (writes
+once, then has nothing to write). It prints `ready` when
 it is about to start, and at its end one JSON line: the Abort's reason, and the result of the system
 call.
 """
@@ -18,6 +19,7 @@ import select
 import sys
 
 from xen_save_helper.helper.abort import SAVE_SIGNALS, Abort
+from xen_save_helper.helper.engine.stream_io import StreamInput
 from xen_save_helper.helper.libxenguest.thread_meter import ThreadMeter
 
 BLOCK = b"x" * 65536
@@ -40,6 +42,13 @@ def read_for_ever(fd: int, abort: Abort) -> None:
         abort.progress()
 
 
+def read_much_at_once(fd: int, abort: Abort) -> None:
+    views = [memoryview(bytearray(256 * len(BLOCK)))]
+    stream = StreamInput(fd, abort)
+    while True:
+        stream.readinto(views, "contents")
+
+
 def write_with_libc(fd: int, abort: Abort) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     while True:
@@ -60,6 +69,7 @@ HOW = {
     "write": write_for_ever,
     "write-much": write_much_at_once,
     "read": read_for_ever,
+    "read-much": read_much_at_once,
     "libc": write_with_libc,
     "idle": write_once,
 }
@@ -67,7 +77,7 @@ HOW = {
 
 def main() -> None:
     how, fd, lifeline, stall, admission = sys.argv[1:]
-    reading = how == "read"
+    reading = how.startswith("read")
     signals = frozenset() if reading else SAVE_SIGNALS
     meter = ThreadMeter(reading=False) if float(admission) else None
     limits = {"stall_limit": float(stall), "admission": float(admission)}

@@ -91,3 +91,22 @@ def test_set_bits(bits: set[int], start: int, limit: int) -> None:
     ahead = sorted(bit for bit in bits if bit >= start)
     assert found.tolist() == ahead[:limit]
     assert position == (ahead[limit - 1] + 1 if len(ahead) >= limit else SIZE)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 300), st.integers(0, 8)), min_size=1, max_size=8),
+    st.integers(1, 600),
+)
+def test_set_bits_of_any_density(parts: list[tuple[int, int]], limit: int) -> None:
+    """Parts of which no pfn is set, few, many or all."""
+    bitmap = Bitmap()
+    for size, eighths in parts:
+        bitmap += bytes(pfn * 5 % 8 < eighths for pfn in range(size))
+    expected = [pfn for pfn, bit in enumerate(bitmap) if bit]
+    found: list[int] = []
+    position = 0
+    while position < len(bitmap):
+        some, position = set_bits(bitmap, position, limit)
+        assert len(some) == limit or position == len(bitmap)
+        found += some
+    assert found == expected

@@ -125,6 +125,19 @@ def test_an_abort_ends_a_read_that_nobody_feeds(
     timer.join()
 
 
+def test_an_abort_ends_a_large_read_of_which_some_has_come(
+    abort: Abort, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    near, far = ends
+    abort.guard_stream(near.fileno(), reading=True)
+    far.send(bytes(1 << 15))
+    timer = threading.Timer(0.05, abort.request, (errno.ECANCELED, "enough of it"))
+    timer.start()
+    with pytest.raises(OSError, match="enough of it"):
+        StreamInput(near.fileno(), abort).readinto([memoryview(bytearray(1 << 20))], "contents")
+    timer.join()
+
+
 def test_an_abort_ends_the_wait_of_a_slow_pace(
     abort: Abort, ends: tuple[socket.socket, socket.socket]
 ) -> None:
@@ -207,6 +220,51 @@ def test_a_stream_that_ends_too_early(
         DecodeError, match="second at offset 0xa: the stream ends, 2 bytes are missing"
     ):
         reader.read(8, "second")
+
+
+def test_a_stream_that_ends_amid_a_large_read(
+    abort: Abort, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    near, far = ends
+    far.send(bytes(1 << 15))
+    far.close()
+    with pytest.raises(DecodeError, match=r"contents at offset 0x8000: .*, 1015808 bytes"):
+        StreamInput(near.fileno(), abort).readinto([memoryview(bytearray(1 << 20))], "contents")
+
+
+@pytest.mark.parametrize("ahead", [0, 8])
+def test_a_large_read_takes_nothing_of_what_follows(
+    abort: Abort, ends: tuple[socket.socket, socket.socket], ahead: int
+) -> None:
+    """Into many parts, and although the sender says the rest much later."""
+    near, far = ends
+    stream = os.urandom(1 << 20)
+    parts = [memoryview(bytearray(512)) for _ in range(len(stream) // 512)]
+    assert len(parts) > IOV_MAX
+    sender = threading.Thread(target=far.sendall, args=(stream,))
+    sender.start()
+    reader = StreamInput(near.fileno(), abort)
+    reader.readinto(parts, "contents", ahead)
+    sender.join()
+    assert b"".join(parts) == stream
+    assert reader.offset == len(stream)
+    far.send(b"the next another's")
+    assert reader.read(8, "header") == b"the next"
+    assert near.recv(100) == b" another's"
+
+
+def test_a_large_read_of_a_socket_that_does_not_block(
+    abort: Abort, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    near, far = ends
+    near.setblocking(False)
+    stream = os.urandom(1 << 20)
+    sender = threading.Timer(0.05, far.sendall, (stream,))
+    sender.start()
+    whole = bytearray(len(stream))
+    StreamInput(near.fileno(), abort).readinto([memoryview(whole)], "contents")
+    sender.join()
+    assert whole == stream
 
 
 def test_a_length_field_takes_no_memory(abort: Abort, tmp_path: object) -> None:
