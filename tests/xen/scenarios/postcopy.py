@@ -213,7 +213,9 @@ def left_by(lab: Lab, guest: Guest, how: str, share: int, name: str) -> None:
     gate = Gate(lab.directory / name)
     octets = max(1, guest.octets * (100 - share) // 100 - _UNDER_WAY)
     to = gate.command(octets, "xl migrate-receive")
-    program = lab.start_migrate(guest, receive=to, env=BY_POSTCOPY)
+    # Over a link what is left goes by postcopy, whatever is asked for.
+    env = BY_POSTCOPY if how == "postcopy" else _ONE_ROUND
+    program = lab.start_migrate(guest, receive=to, env=env)
     wait_until("the stream is held", lambda: gate.holds, COMMAND_SECONDS)
     succeeds("switch", str(domid), how)
     gate.open()
