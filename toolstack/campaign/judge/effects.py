@@ -50,7 +50,11 @@ from xen_save_helper.toolstack.campaign.judge.expectation import (
     short,
     stops,
 )
-from xen_save_helper.toolstack.campaign.judge.link_effects import of_page_server, of_pager
+from xen_save_helper.toolstack.campaign.judge.link_effects import (
+    of_page_server,
+    of_pager,
+    of_tunnel,
+)
 from xen_save_helper.toolstack.limits import Limits
 
 _HELPER: Final = frozenset({Cause.HELPER})
@@ -139,7 +143,7 @@ def expectation(
     if fault.point.who is Who.GUEST:
         return _of_guest(fault, limits)
     if fault.point.who is Who.TUNNEL:
-        return NONE
+        return of_tunnel(fault, limits)
     if fault.point.who is Who.PAGE_SERVER:
         return of_page_server(fault, limits)
     if fault.point.who is Who.PAGER and fault.point.name != CONNECTS:

@@ -7,6 +7,7 @@ and so they are with the pager, which has the guest's memory half filled.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from xen_save_helper.ipc_schema.causes import Cause
@@ -21,6 +22,7 @@ from xen_save_helper.ipc_schema.faults.points import (
     Who,
 )
 from xen_save_helper.toolstack.campaign.judge.expectation import (
+    EITHER,
     LATE,
     NONE,
     SILENCE,
@@ -59,6 +61,15 @@ def of_pager(fault: Fault) -> Expectation:
     return ALL_THERE if fault.point.name == ALL_IN else LOST
 
 
+def of_tunnel(fault: Fault, limits: Limits) -> Expectation:
+    """A connection that breaks is made anew. One that stands still is noticed after a while, for
+    which the sender may have to wait before it suspends the guest."""
+    late = limits.stream_stall and limits.stream_stall <= _NOTICED_WITHIN
+    if fault.action.kind is actions.STALL and late:
+        return replace(EITHER, causes=SILENCE)
+    return NONE
+
+
 def of_restore(fault: Fault, found: Expectation) -> Expectation:
     """The expectation `found` for a restoring helper, of one that may go on as a pager: an exit is
     taken for its end only if it has said that it ends."""
@@ -66,6 +77,11 @@ def of_restore(fault: Fault, found: Expectation) -> Expectation:
     if kind is not actions.EXIT or code or fault.point.name == EXIT:
         return found
     return Expectation(Effect.FAILS, frozenset({Cause.HELPER, Cause.CHANNEL}), LATE, waits=())
+
+
+_NOTICED_WITHIN: Final = 6.0
+"""Seconds until a connection that stands still has been replaced: twice as long as it takes to
+notice (postcopy_link.tunnel)."""
 
 
 def ends(fault: Fault) -> bool:
