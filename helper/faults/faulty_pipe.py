@@ -11,15 +11,16 @@ from xen_save_helper.helper.faults.descriptors import hollow
 from xen_save_helper.helper.faults.injector import Firing
 from xen_save_helper.helper.faults.mangles import ON_PIPE
 from xen_save_helper.helper.faults.message_points import CallbackPoints
-from xen_save_helper.helper.faults.session import Session
+from xen_save_helper.helper.faults.streams import Streams
+from xen_save_helper.helper.faults.striker import Striker
 from xen_save_helper.ipc_schema.channel import pipe_codec
 
 
 class FaultyPipeChannel(PipeChannel):
-    def __init__(self, session: Session, *given: Any) -> None:
+    def __init__(self, striker: Striker, streams: Streams, *given: Any) -> None:
         """`given` are the parameters of `PipeChannel`."""
         super().__init__(*given)
-        self._points = CallbackPoints(session, ON_PIPE, self)
+        self._points = CallbackPoints(striker, streams, ON_PIPE, self)
 
     def call(self, name: str, **fields: int | str) -> int:
         return self._points.call(name, partial(super().call, name, **fields))

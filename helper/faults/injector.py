@@ -92,11 +92,14 @@ class Injector:
         found = {self.faults[index].at for index in indices if self._is_here(index)}
         return sorted(at for at in found if at is not None)
 
-    def has(self, points: Sequence[str]) -> bool:
-        """Whether any fault may fire here at one of these points."""
-        return any(
-            self._is_here(index) for point in points for index in self._by_point.get(point, [])
-        )
+    @property
+    def here(self) -> list[Fault]:
+        """The faults that may fire here."""
+        return [fault for index, fault in enumerate(self.faults) if self._is_here(index)]
+
+    def has(self, point: str) -> bool:
+        """Whether any fault may fire here at the point."""
+        return any(fault.point.name == point for fault in self.here)
 
     def _is_here(self, index: int) -> bool:
         sides = self.faults[index].sides

@@ -1,19 +1,35 @@
-"""How often the points of faults were passed in all processes that carry out a plan.
+"""The files of a plan: its text, and the counts of all processes that carry it out.
 
-A file holds the counts as a JSON object by fault, and is locked while one is changed. To begin
-anew, remove it."""
+The counts are a JSON object by fault, and locked while one is changed. To begin anew, remove the
+file."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+from pathlib import Path
 from typing import Final
 
-from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError
+from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError, parse
 
 _LONGEST: Final = 1 << 20
-"""Bytes of the file that are read, far more than any plan needs."""
+"""Bytes of the counts that are read, far more than any plan needs."""
+
+
+def read_plan(given: str) -> Plan:
+    """The plan in `given`, as the environment, an option or a settings file has it, or in the file
+    that it names after an `@`. Raises PlanError."""
+    if not given.startswith("@"):
+        return parse(given)
+    try:
+        text = Path(given[1:]).read_text()
+    except (OSError, UnicodeDecodeError) as bad:
+        raise PlanError(f"{given}: {getattr(bad, 'strerror', None) or bad}") from None
+    try:
+        return parse(text).counting_in(f"{os.path.abspath(given[1:])}.counts")
+    except PlanError as bad:
+        raise PlanError(f"{given}: {bad}") from None
 
 
 class SharedCounts:
