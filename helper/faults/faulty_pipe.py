@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from xen_save_helper.helper.channels.pipe_channel import PipeChannel
-from xen_save_helper.helper.faults.descriptors import hollow
+from xen_save_helper.helper.faults.descriptors import end
 from xen_save_helper.helper.faults.injector import Firing
 from xen_save_helper.helper.faults.mangles import ON_PIPE
 from xen_save_helper.helper.faults.message_points import CallbackPoints
@@ -41,5 +41,5 @@ class FaultyPipeChannel(PipeChannel):
     def hang_up(self, firing: Firing) -> NoReturn:
         """Close both pipes; their numbers stay in use."""
         for fd in (self._messages, self._answers):
-            hollow(fd)
+            end(fd)
         self._fail(errno.EPIPE, firing.reason)

@@ -12,8 +12,9 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from xen_save_helper.helper.faults.injector import Firing, Strike
+from xen_save_helper.helper.faults.injector import Firing
 from xen_save_helper.helper.faults.mangles import ON_RECORD, mangled
+from xen_save_helper.helper.faults.striker import Striker
 from xen_save_helper.ipc_schema.faults import actions
 
 Step = tuple[bytes, float]
@@ -48,12 +49,12 @@ class Octets:
     once, 0 for any number.
     """
 
-    def __init__(self, strike: Strike, *, writing: bool = True) -> None:
+    def __init__(self, striker: Striker, *, writing: bool = True) -> None:
         self.offset = 0
         self.most = 0
         self._rate = 0
         self._flip = 0
-        self._strike = strike
+        self._striker = striker
         self._writing = writing
         self._places: list[tuple[int, str, int | None]] = []
         self._changes: list[Firing] = []
@@ -81,7 +82,7 @@ class Octets:
     def strike(self, point: str, at: int | None = None) -> Iterator[Step]:
         """A point is passed here, as that of a record before its first byte. Raises
         BrokenError."""
-        for firing in self._strike(point, at):
+        for firing in self._striker.strike(point, at):
             kind, value = firing.fault.action
             if kind in actions.RECORD:
                 self._changes.append(firing)

@@ -31,7 +31,7 @@ class Relay(threading.Thread):
         self._sink = sink
         self._readable = select.poll()
         self._readable.register(source, select.POLLIN)
-        self._octets = Octets(striker.strike, writing=writing)
+        self._octets = Octets(striker, writing=writing)
         for at in striker.places(point):
             self._octets.place(at, point, at)
 

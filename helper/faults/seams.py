@@ -90,7 +90,7 @@ class FaultySeams(ProcessSeams):
 def of_helper(plan: Plan, trace: Trace, *, pipe: bool, side: Side | None = None) -> Striker:
     """The helper's part of `plan`, which has a seed. Raises PlanError for a fault that cannot fire
     on this channel, or that nobody here carries out."""
-    mine = plan._replace(faults=plan.of(Who.HELPER, side=side))
+    mine = plan.part(Who.HELPER, side=side)
     for fault in mine.faults:
         if pipe and not on_pipe(fault.point, fault.action.kind):
             raise PlanError(f"'{fault}': there is no such thing on libxl's pipes")

@@ -29,9 +29,8 @@ from xen_save_helper.helper.faults.striker import Striker
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE
 from xen_save_helper.helper.job import EXIT_FAILED
 from xen_save_helper.ipc_schema.channel.waits import Patience
-from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.faults.points import FIRST_BYTE, Moment, record_point
-from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSIONS, RecordType, record_type
+from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSIONS, RecordType, record_types
 from xen_save_helper.ipc_schema.streams.libxc_stream import (
     DOMAIN_HEADER_SIZE,
     IMAGE_HEADER,
@@ -148,14 +147,14 @@ class StreamRelay(Relay):
             if version not in VERSIONS:
                 self._raw()
             self._pass(self._exactly(DOMAIN_HEADER_SIZE, between=True))
-            versions: tuple[int, ...] = (version,)
+            kinds = record_types(version)
         else:
-            versions = tuple(reversed(VERSIONS))
+            kinds = {number: kind for one in VERSIONS for number, kind in record_types(one).items()}
         offered = False
         while True:
             header = self._exactly(HEADER_SIZE, between=True)
             number, length = HEADER.unpack(header)
-            kind = _kind(number, versions)
+            kind = kinds.get(number)
             # With a page server it is the end of the list, and nobody is called.
             offered = offered or kind is RecordType.POSTCOPY_OFFER
             calls = kind in CALLBACKS and not (offered and kind is RecordType.POSTCOPY_TRANSITION)
@@ -163,7 +162,9 @@ class StreamRelay(Relay):
                 self.turn.clear()
             self._record(kind, header, length)
             if kind in _LAST:
-                self._last()
+                if not self.writing:
+                    raise _EndedError
+                self._raw()
             if calls and not self.writing:
                 self.turn.wait()
 
@@ -206,14 +207,8 @@ class StreamRelay(Relay):
             self._pass(data)
         return HEADER_SIZE + count * ENTRY_SIZE
 
-    def _last(self) -> NoReturn:
-        """The stream's last record has passed; whatever else an engine writes passes as well."""
-        if not self.writing:
-            raise _EndedError
-        self._raw()
-
     def _raw(self) -> NoReturn:
-        """Pass on what is not a libxc stream: its reader will say so."""
+        """Pass on what is no libxc stream, or follows its last record: its reader will say so."""
         while True:
             self._pass(self._some(AT_ONCE, between=True))
 
@@ -282,17 +277,6 @@ class StreamRelay(Relay):
             # A UNIX socket that is closed with unread bytes resets its other end.
             os.write(self._ends.engine, b"\0")
             self._ends.ours.close()
-
-
-def _kind(number: int, versions: tuple[int, ...]) -> RecordType | None:
-    for version in versions:
-        try:
-            kind = record_type(number, version, 0)
-        except DecodeError:
-            continue
-        if kind is not None:
-            return kind
-    return None
 
 
 def _count(fd: int, request: int) -> int:

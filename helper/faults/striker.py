@@ -33,18 +33,19 @@ class Striker(Injector):
         prefix: str | None = "",
     ) -> None:
         assert plan.seed is not None, "whoever reads a plan draws its seed"
-        for fault in plan.staged:
+        for fault in plan.of(*STAGED):
             if not {*who} <= STAGED:
                 nobody = _NOBODY[who[0]]
                 raise PlanError(f"'{fault}': {nobody} does that; `xen-toolstack faults run` does")
-        counts = counts_of(plan._replace(faults=plan.of(*who, side=side)))
+        counts = counts_of(plan.part(*who, side=side))
         # The other side's faults as well: chance depends on a fault's place among all of them.
-        super().__init__(plan.of(*who), plan.seed, side, counts)
+        super().__init__(plan.of(*who), plan.seed, side, counts.next if counts else None)
         self._trace = trace
         self._prefix = prefix
 
     def strike(self, point: str, at: int | None = None) -> Iterator[Firing]:
-        """See `injector.Strike`."""
+        """A point is passed (see `passes`): do what is to be done to the process, and yield the
+        other firings, in order, for the caller to carry out."""
         for firing in self.passes(point, at):
             fault, nth, _random = firing
             place = "" if fault.at is None else f"@{fault.at}"

@@ -88,7 +88,7 @@ class Times(NamedTuple):
 FIRST: Final = Times()
 
 STAGED: Final = frozenset({Who.LINK, Who.GUEST, Who.TUNNEL})
-"""Who is played by whoever starts our processes."""
+"""Who are no processes of ours: whoever starts those carries out their faults."""
 
 
 class Fault(NamedTuple):
@@ -139,6 +139,10 @@ class Plan(NamedTuple):
             if fault.point.who in who and (side is None or not fault.sides or side in fault.sides)
         )
 
+    def part(self, *who: Who, side: Side | None = None) -> Plan:
+        """Their part of the plan."""
+        return self._replace(faults=self.of(*who, side=side))
+
     def drawn(self, who: Who) -> list[Fault]:
         """The faults of the guest that strike. Its point is passed once, so chance can be drawn
         beforehand; the plan has a seed if it has any."""
@@ -151,17 +155,6 @@ class Plan(NamedTuple):
                 or Random(f"{self.seed}/{who.value}/{index}").random() * 100 < fault.times.percent
             )
         ]
-
-    @property
-    def staged(self) -> tuple[Fault, ...]:
-        """The faults that no process of ours carries out: those of the link, the tunnel and the
-        guest."""
-        return tuple(fault for fault in self.faults if fault.point.who in STAGED)
-
-    def without_staged(self) -> Plan:
-        """The part for our processes, which fires as in the whole plan."""
-        left = tuple(fault for fault in self.faults if fault.point.who not in STAGED)
-        return self._replace(faults=left)
 
     @property
     def by_chance(self) -> bool:

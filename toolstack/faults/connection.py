@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from xen_save_helper.helper.faults.descriptors import hollow, reset_at_end, shut
+from xen_save_helper.helper.faults.descriptors import end
 from xen_save_helper.helper.faults.octets import BrokenError
 from xen_save_helper.helper.faults.relay import AT_ONCE, Relay
 from xen_save_helper.helper.faults.striker import Striker
@@ -24,10 +24,7 @@ class Connection:
         with self._lock:
             self.over = self.over or not ends
             for fd in ends or self._ends:
-                if reset:
-                    reset_at_end(fd)
-                if not shut(fd) or reset:
-                    hollow(fd)
+                end(fd, reset=reset)
 
 
 class Direction(Relay):

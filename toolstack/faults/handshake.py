@@ -6,7 +6,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, NoReturn, TypeVar
 
-from xen_save_helper.helper.faults.descriptors import hollow, shut
+from xen_save_helper.helper.faults.descriptors import end
 from xen_save_helper.helper.faults.injector import Firing
 from xen_save_helper.helper.faults.mangles import ON_LINK
 from xen_save_helper.helper.faults.message_points import MessagePoints
@@ -30,11 +30,9 @@ class _Ends(NamedTuple):
         raise OSError(firing.errnoval, text)
 
     def hang_up(self, firing: Firing) -> None:
-        """The other side can still read what was written."""
         del firing
         for fd in self.fds:
-            if not shut(fd):
-                hollow(fd)
+            end(fd)
 
 
 class HandshakeFaults(HandshakeSeam):

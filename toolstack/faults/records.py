@@ -31,8 +31,8 @@ _LONGEST: Final = 1 << 24
 
 class RecordSeam(StreamSeam):
     def __init__(self, striker: Striker) -> None:
-        self._written = Octets(striker.strike)
-        self._taken = Octets(striker.strike, writing=False)
+        self._written = Octets(striker)
+        self._taken = Octets(striker, writing=False)
         self._read = b""
 
     def start_write(self, fd: int, data: bytes, done: Done, *, limit: float, what: str) -> Transfer:

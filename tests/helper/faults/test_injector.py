@@ -34,7 +34,7 @@ def test_times_of_all_processes() -> None:
     def strikes(plan: str, passes: Sequence[int]) -> list[list[int]]:
         """In each of several processes, at which of so many times."""
         counts = Counts()
-        injectors = [Injector(parse(plan).faults, 1, Side.SOURCE, counts) for _ in passes]
+        injectors = [Injector(parse(plan).faults, 1, Side.SOURCE, counts.next) for _ in passes]
         return [
             [number for number in range(1, times + 1) if injector.passes("log:before-send")]
             for injector, times in zip(injectors, passes, strict=True)
