@@ -13,7 +13,6 @@ from xen_save_helper.helper.faults.mangles import ON_PIPE
 from xen_save_helper.helper.faults.message_points import CallbackPoints
 from xen_save_helper.helper.faults.streams import Streams
 from xen_save_helper.helper.faults.striker import Striker
-from xen_save_helper.ipc_schema.channel import pipe_codec
 
 
 class FaultyPipeChannel(PipeChannel):
@@ -28,12 +27,8 @@ class FaultyPipeChannel(PipeChannel):
     def _seam_send(self, name: str, data: bytes) -> None:
         self._points.send(name, data, partial(super()._seam_send, name))
 
-    def _seam_receive(self, size: int, name: str) -> bytes:
-        while True:
-            data = super()._seam_receive(size, name)
-            value = self._points.answer(pipe_codec.decode_answer(data))
-            if value is not None:
-                return pipe_codec.encode_answer(value)
+    def _seam_answer(self, name: str, value: int) -> int | None:
+        return self._points.answer(name, value)
 
     def fail(self, firing: Firing) -> NoReturn:
         self._fail(firing.errnoval, firing.reason)

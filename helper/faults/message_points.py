@@ -103,16 +103,12 @@ class CallbackPoints(MessagePoints):
     ) -> None:
         super().__init__(striker, mangles, ends, settle)
         self._streams = streams
-        self.asked = ""
-        """The callback that is being made, "" if none is."""
 
     def call(self, name: str, make: Callable[[], int]) -> int:
         """Make the callback `name`. Raises OSError if the streams fail before it, or if it is to
         fail."""
         self._streams.calling(name)
-        self.asked = name
         value = make()
-        self.asked = ""
         self._streams.answered(name)
         for firing in self._striker.strike(message_point(name, Moment.AFTER_ANSWER)):
             if firing.fault.action.kind is HANG_UP:
@@ -120,10 +116,10 @@ class CallbackPoints(MessagePoints):
             raise firing.error()
         return value
 
-    def answer(self, value: int) -> int | None:
-        """What is taken in the place of the answer `value` to the callback; None for nothing."""
+    def answer(self, name: str, value: int) -> int | None:
+        """What is taken in the place of the answer `value` to `name`; None for nothing."""
         taken: int | None = value
-        for firing in self.strike(self.asked, Moment.BEFORE_ANSWER):
+        for firing in self.strike(name, Moment.BEFORE_ANSWER):
             if firing.fault.action.kind is DROP:
                 taken = None
             elif firing.fault.action.kind is ANSWER:
