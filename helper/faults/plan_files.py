@@ -41,17 +41,14 @@ class SharedCounts:
     def __init__(self, path: str) -> None:
         self._path = path
         try:
-            self._add("", 0)
+            self.next("", 0)
         except (OSError, ValueError) as bad:
             why = getattr(bad, "strerror", None) or "it holds no counts of faults"
             raise PlanError(f"counts={path}: {why}") from None
 
-    def next(self, fault: str) -> int:
+    def next(self, fault: str, times: int = 1) -> int:
         """Count that the point of `fault` is passed, and return how often it has been. Raises
         OSError, and ValueError if the file has been changed to something else."""
-        return self._add(fault, 1)
-
-    def _add(self, fault: str, times: int) -> int:
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)

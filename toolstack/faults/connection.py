@@ -15,14 +15,15 @@ class Connection:
 
     def __init__(self, *ends: int) -> None:
         self._ends = ends
-        self.over = False
-        """Whether it has ended in both directions."""
+        self.over = threading.Event()
+        """It has ended in both directions."""
         self._lock = threading.Lock()
 
     def end(self, *ends: int, reset: bool = False) -> None:
         """End it at `ends`, or at all of them, so that the other side sees it."""
         with self._lock:
-            self.over = self.over or not ends
+            if not ends:
+                self.over.set()
             for fd in ends or self._ends:
                 end(fd, reset=reset)
 

@@ -12,14 +12,13 @@ import os
 import select
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, Self
 
 from xen_save_helper.helper.faults.descriptors import shut
-from xen_save_helper.helper.faults.octets import BrokenError
+from xen_save_helper.helper.faults.octets import FOR_EVER, BrokenError
 from xen_save_helper.helper.faults.striker import Striker
 from xen_save_helper.ipc_schema.errors import DecodeError
 from xen_save_helper.ipc_schema.faults.plan import Plan
@@ -108,7 +107,7 @@ class TunnelRelay:
             self._carry(near, far)
 
     def _carry(self, pager: socket.socket, server: socket.socket) -> None:
-        """Start to carry a connection, and say how it ends in the end."""
+        """Start a connection, which ends when we do at the latest."""
         to_pager, to_server = pager.fileno(), server.fileno()
         connection = Connection(to_pager, to_server)
         ways = [
@@ -125,16 +124,19 @@ class TunnelRelay:
 
 
 class _Direction(Direction):
-    """One direction of a connection, which stands still until one of its ends has gone."""
+    """One direction of a connection. One that stands still for ever does so until an end has
+    gone."""
 
     def _rest(self, seconds: float) -> None:
-        over = time.monotonic() + seconds
+        if seconds < FOR_EVER:
+            self._connection.over.wait(seconds)
+            return
         poll = select.poll()
-        for end in (self._source, self._sink):
-            poll.register(end, select.POLLRDHUP)
-        while (left := over - time.monotonic()) > 0:
-            if self._connection.over or poll.poll(min(left * 1000, _LOOK_MS)):
-                raise BrokenError(errno.ECONNRESET)
+        for fd in (self._source, self._sink):
+            poll.register(fd, select.POLLRDHUP)
+        while not (self._connection.over.is_set() or poll.poll(_LOOK_MS)):
+            pass
+        raise BrokenError(errno.ECONNRESET)
 
 
 @contextmanager
