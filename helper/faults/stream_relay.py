@@ -60,6 +60,10 @@ class Ends(NamedTuple):
     ours: socket.socket
     real: int
 
+    def again(self) -> Ends:
+        """The same ends for another relay."""
+        return Ends(self.engine, self.ours.dup(), os.dup(self.real))
+
 
 class _EndedError(Exception):
     """The source of the bytes has ended."""

@@ -51,11 +51,11 @@ class Streams:
             main = back = main or back
         wanted = [("stream", request.io_fd, saving)] * main
         wanted += [("back", request.back_fd, not saving)] * back
-        ends = _interpose([fd for _name, fd, _writing in wanted])
-        self._relays = [
-            StreamRelay(name, one, abort, striker, writing=writing)
-            for (name, _fd, writing), one in zip(wanted, ends, strict=True)
-        ]
+        ends: Ends | None = None
+        for name, fd, writing in wanted:
+            # If both are the same, one socket pair serves both directions.
+            ends = ends.again() if ends and ends.engine == fd else _interpose(fd)
+            self._relays.append(StreamRelay(name, ends, abort, striker, writing=writing))
         self._limit = job.stall_limit
         for relay in self._relays:
             if relay.point == "stream":
@@ -81,18 +81,11 @@ def _is_back(point: Point) -> bool:
     return _is_of_stream(point) and point.of in {"back", *(kind.name for kind in BACK_RECORDS)}
 
 
-def _interpose(fds: list[int]) -> list[Ends]:
-    """The ends for each of `fds`. If both are the same, one socket pair serves both directions."""
-    made: dict[int, Ends] = {}
-    for fd in fds:
-        if fd in made:
-            _engine, ours, real = made[fd]
-            return [made[fd], Ends(fd, ours.dup(), os.dup(real))]
-        real = os.dup(fd)
-        engine, ours = socket.socketpair()
-        for end in (engine, ours):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LEAD)
-        os.dup2(engine.fileno(), fd, inheritable=False)
-        engine.close()
-        made[fd] = Ends(fd, ours, real)
-    return list(made.values())
+def _interpose(fd: int) -> Ends:
+    real = os.dup(fd)
+    engine, ours = socket.socketpair()
+    for end in (engine, ours):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LEAD)
+    os.dup2(engine.fileno(), fd, inheritable=False)
+    engine.close()
+    return Ends(fd, ours, real)
