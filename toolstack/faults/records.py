@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from xen_save_helper.helper.faults.descriptors import shut
 from xen_save_helper.helper.faults.octets import BrokenError, Octets, Step
@@ -23,8 +23,6 @@ from xen_save_helper.toolstack.aio import fd_io
 from xen_save_helper.toolstack.cancellation import spawn
 from xen_save_helper.toolstack.seams import StreamSeam, Transfer
 
-Done = Callable[[Exception | None], None]
-
 _LONGEST: Final = 1 << 24
 """Bytes of the longest body that is read as a whole."""
 
@@ -35,7 +33,15 @@ class RecordSeam(StreamSeam):
         self._taken = Octets(striker, writing=False)
         self._read = b""
 
-    def start_write(self, fd: int, data: bytes, done: Done, *, limit: float, what: str) -> Transfer:
+    def start_write(
+        self,
+        fd: int,
+        data: bytes,
+        done: Callable[[Exception | None], None],
+        *,
+        limit: float,
+        what: str,
+    ) -> Transfer:
         try:
             steps = _steps(self._written, data, Moment.WRITE)
         except BrokenError as broken:
@@ -45,9 +51,16 @@ class RecordSeam(StreamSeam):
         if len(steps) == 1 and not steps[0][1]:
             return fd_io.start_write(fd, steps[0][0], done, limit=limit, what=what)
         write = partial(fd_io.write_all, fd, limit=limit, what=what)
-        return _start(
-            _pass(steps, write, limit, "the stream stands still: nothing was taken"), done
-        )
+
+        async def work() -> None:
+            try:
+                await _pass(steps, write, limit, "the stream stands still: nothing was taken")
+            except OSError as error:
+                done(error)
+            else:
+                done(None)
+
+        return spawn(work())
 
     async def read_exactly(self, fd: int, size: int, *, limit: float, what: str) -> bytes:
         while len(self._read) < size:
@@ -109,18 +122,3 @@ async def _pass(
         await asyncio.sleep(min(pause, limit))
         if pause > limit:
             raise TimeoutError(errno.ETIMEDOUT, f"{still} for {limit:g} s")
-
-
-def _start(work: Coroutine[Any, Any, None], done: Done) -> Transfer:
-    """Start a write that takes time."""
-
-    def over(task: asyncio.Task[None]) -> None:
-        if not task.cancelled():
-            error = task.exception()
-            if error is not None and not isinstance(error, Exception):
-                raise error
-            done(error)
-
-    task = spawn(work)
-    task.add_done_callback(over)
-    return task
