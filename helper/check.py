@@ -125,13 +125,13 @@ def _listen_problem(listen: Listen) -> str:
 
 
 def _faults_problem(given: str) -> str:
-    from xen_save_helper.helper.faults.plan_source import read_plan
-    from xen_save_helper.helper.faults.session import Session
+    from xen_save_helper.helper.faults.plan_files import read_plan
+    from xen_save_helper.helper.faults.seams import of_helper
     from xen_save_helper.ipc_schema.faults.plan import PlanError
     from xen_save_helper.ipc_schema.trace import Trace
 
     try:
-        Session(read_plan(given), Trace("check"), pipe=True)
+        of_helper(read_plan(given).seeded(), Trace("check"), pipe=True)
     except PlanError as bad:
         return str(bad)
     return ""

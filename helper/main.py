@@ -88,7 +88,7 @@ def _main() -> int:
         trace = open_trace(options.events or settings.events, "helper", remarks.append)
         watchdog = _watchdog(options, settings, trace)
         seams = _seams(options, settings, trace)
-        seams.milestone("start")
+        seams.step("start")
         serve = _serve_libxl if options.libxl else _serve_zmq
         try:
             serve(options, settings, trace, watchdog, seams, remarks)
@@ -133,7 +133,7 @@ def _exit(status: int, seams: Seams, parent: int = -1) -> NoReturn:
         from xen_save_helper.helper.postcopy_link import last_word
 
         last_word.say(last_word.ENDS, parent)
-    seams.milestone("exit")
+    seams.step("exit")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -170,7 +170,7 @@ def _serve_zmq(
     try:
         channel.hello()
         trace.event("hello")
-        seams.milestone("hello")
+        seams.step("hello")
         start = channel.wait_for_start(options.secret_fd, options.start_limit)
         trace.event("start", **{name: start[name] for name in start if name != "proof"})
         job = _job_of_start(start, options, settings)._replace(
@@ -285,7 +285,7 @@ def _serve_libxl(
     channel = seams.pipe_channel()(
         answers, messages, given.dialect, given.cbflags, abort, answer_limit
     )
-    seams.milestone("hello")
+    seams.step("hello")
 
     def told(level: XentoollogLevel, text: str) -> bool:
         if not channel.remark(level, text):

@@ -26,11 +26,9 @@ class Seams:
     A channel's class is imported on demand, since a process needs only one of the two.
     """
 
-    def milestone(self, name: str) -> None:
-        """Called when the process reaches `start`, `hello` or `exit`."""
-
     def step(self, name: str) -> None:
-        """Called before each step of a page server or a pager (`ipc_schema.faults.points`)."""
+        """Called when the process reaches `start`, `hello` or `exit`, and before each step of a
+        page server or a pager (`ipc_schema.faults.points`)."""
 
     def begin(self, job: Job) -> None:
         """Called once the job is known."""

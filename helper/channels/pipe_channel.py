@@ -62,7 +62,10 @@ class PipeChannel:
         if self._hung_up:
             return 0
         self._send(name, fields)
-        return pipe_codec.decode_answer(self._seam_receive(pipe_codec.ANSWER_SIZE, name))
+        while True:
+            value = pipe_codec.decode_answer(self._receive(pipe_codec.ANSWER_SIZE, name))
+            if (taken := self._seam_answer(name, value)) is not None:
+                return taken
 
     def wait_for_ever(self) -> None:
         self._answer_limit = 0.0
@@ -118,8 +121,14 @@ class PipeChannel:
             except OSError as bad:
                 self._fail(bad.errno or errno.EIO, f"cannot send {name}: {bad.strerror}")
 
-    def _seam_receive(self, size: int, name: str) -> bytes:
-        """Read the answer to `name`, of `size` bytes. A seam, like `_seam_send`."""
+    def _seam_answer(self, name: str, value: int) -> int | None:
+        """The value of an answer to `name` that has come; None if it has not. A seam, like
+        `_seam_send`."""
+        del name
+        return value
+
+    def _receive(self, size: int, name: str) -> bytes:
+        """Read the answer to `name`, of `size` bytes."""
         data = b""
         while len(data) < size:
             if not self._wait(self._answered):

@@ -118,7 +118,9 @@ class ZmqChannel:
             if received is not None:
                 turn, answer = received
                 if turn is Turn.REPLY or turn is Turn.ASYNC_DONE:
-                    return int(answer["value"])
+                    value = self._seam_answer(name, int(answer["value"]))
+                    if value is not None:
+                        return value
             elif over():
                 self._fail(errno.ETIMEDOUT, f"no answer to {name} within {self._answer_limit} s")
 
@@ -190,7 +192,7 @@ class ZmqChannel:
     def _receive(self) -> tuple[Turn, dict[str, Any]] | None:
         """The next message; None after a moment without one."""
         try:
-            data = self._seam_receive()
+            data = self._socket.recv()
         except zmq.Again:
             return None
         if self._socket.get(_RCVMORE):
@@ -206,10 +208,11 @@ class ZmqChannel:
             self._abort.request(errno.ECANCELED, envelope.fields["reason"] or "the controller asks")
         return turn, envelope.fields
 
-    def _seam_receive(self) -> bytes:
-        """The next message as bytes. Raises zmq.Again after a moment without one. A seam, like
+    def _seam_answer(self, name: str, value: int) -> int | None:
+        """The value of an answer to `name` that has come; None if it has not. A seam, like
         `_seam_send`."""
-        return self._socket.recv()
+        del name
+        return value
 
     def _fail(self, errnoval: int, reason: str) -> NoReturn:
         self._over = ChannelError(errnoval, reason)

@@ -28,14 +28,19 @@ def shut(fd: int, how: int = socket.SHUT_RDWR) -> bool:
     return True
 
 
-def hollow(fd: int) -> None:
-    """Put /dev/null behind `fd`."""
+def end(fd: int, *, reset: bool = False) -> None:
+    """End what is behind `fd`, so that the other side sees it; it can still read what was written,
+    unless that is a TCP connection which is to be `reset`."""
+    if reset:
+        _reset_at_end(fd)
+    if shut(fd) and not reset:
+        return
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.dup2(nothing, fd, inheritable=False)
     os.close(nothing)
 
 
-def reset_at_end(fd: int) -> None:
+def _reset_at_end(fd: int) -> None:
     """Have a TCP connection reset when it is closed; other sockets cannot be."""
     if stat.S_ISSOCK(os.fstat(fd).st_mode):
         with socket.socket(fileno=os.dup(fd)) as copy:
@@ -60,7 +65,7 @@ def _was_reset() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ours = socket.create_connection(listener.getsockname())
         theirs, _address = listener.accept()
-    reset_at_end(theirs.fileno())
+    _reset_at_end(theirs.fileno())
     theirs.close()
     poll = select.poll()
     poll.register(ours, 0)  # POLLERR

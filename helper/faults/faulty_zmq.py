@@ -13,20 +13,20 @@ from xen_save_helper.helper.faults.echo import Echo
 from xen_save_helper.helper.faults.injector import Firing
 from xen_save_helper.helper.faults.mangles import ON_ZMQ
 from xen_save_helper.helper.faults.message_points import CallbackPoints
-from xen_save_helper.helper.faults.session import Session
-from xen_save_helper.ipc_schema.channel import msgpack_codec
-from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.helper.faults.streams import Streams
+from xen_save_helper.helper.faults.striker import Striker
 
-_ANSWERS = frozenset({"reply", "async_callback_done"})
 _FAREWELL_MILLISECONDS = 1000
 
 
 class FaultyZmqChannel(ZmqChannel):
-    def __init__(self, session: Session, endpoint: str, secret: bytes, answer_limit: float) -> None:
+    def __init__(
+        self, striker: Striker, streams: Streams, endpoint: str, secret: bytes, answer_limit: float
+    ) -> None:
         super().__init__(endpoint, secret, answer_limit)
         self._endpoint = endpoint
         self._echo = Echo(self._context)
-        self._points = CallbackPoints(session, ON_ZMQ, self, self._echo.wait)
+        self._points = CallbackPoints(striker, streams, ON_ZMQ, self, self._echo.wait)
 
     def call(self, name: str, **fields: int | str) -> int:
         return self._points.call(name, partial(super().call, name, **fields))
@@ -38,18 +38,8 @@ class FaultyZmqChannel(ZmqChannel):
         self._echo.close()
         super().close()
 
-    def _seam_receive(self) -> bytes:
-        data = super()._seam_receive()
-        try:
-            seq, message, fields = msgpack_codec.decode(data)
-        except DecodeError:
-            return data
-        if not self._points.asked or message.name not in _ANSWERS:
-            return data
-        value = self._points.answer(fields["value"])
-        if value is None:
-            raise zmq.Again
-        return msgpack_codec.encode(seq, message.name, {**fields, "value": value})
+    def _seam_answer(self, name: str, value: int) -> int | None:
+        return self._points.answer(name, value)
 
     def fail(self, firing: Firing) -> NoReturn:
         self._fail(firing.errnoval, firing.reason)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from xen_save_helper.ipc_schema.faults.plan import Fault, Times
+from xen_save_helper.ipc_schema.faults.plan import Fault
 from xen_save_helper.ipc_schema.faults.points import Side
 
 
@@ -35,22 +35,9 @@ class Firing(NamedTuple):
         return OSError(self.errnoval, self.reason)
 
 
-class Strike(Protocol):
-    """Called when a point is passed: does what is to be done to the process, and yields the other
-    firings, in order, for the caller to carry out."""
-
-    def __call__(self, point: str, at: int | None = None) -> Iterator[Firing]: ...
-
-
-class Counts(Protocol):
-    """The counts of all processes of a plan: `shared_counts.SharedCounts`."""
-
-    def next(self, fault: str) -> int: ...
-
-
 class Injector:
-    """Counts how often each fault's point is passed, from any thread. Times of all processes are
-    counted in `counts`, which is needed if any of `faults` has them.
+    """Counts how often each fault's point is passed, from any thread. `count` counts over all
+    processes, and is needed if any of `faults` has such times.
 
     While `side` is unknown, only faults fire that may fire at either side.
     """
@@ -60,67 +47,61 @@ class Injector:
         faults: Sequence[Fault],
         seed: int,
         side: Side | None = None,
-        counts: Counts | None = None,
+        count: Callable[[str], int] | None = None,
     ) -> None:
         self.side = side
         self.faults = faults
-        self._counts_of_all = counts
+        self._count_of_all = count
         self._seed = seed
         self._passed = [0] * len(faults)
         self._chance = [Random(f"{seed}/{index}") for index in range(len(faults))]
-        self._by_point: dict[str, list[int]] = {}
-        for index, fault in enumerate(faults):
-            self._by_point.setdefault(fault.point.name, []).append(index)
         self._lock = threading.Lock()
+
+    @property
+    def here(self) -> list[Fault]:
+        """The faults that may fire here."""
+        return [fault for fault in self.faults if self._is_here(fault)]
+
+    def has(self, point: str) -> bool:
+        """Whether any fault may fire here at the point."""
+        return any(fault.point.name == point for fault in self.here)
+
+    def places(self, point: str) -> list[int]:
+        """The offsets or pfns at which faults of the point `point` may fire here, in order."""
+        found = {fault.at for fault in self.here if fault.point.name == point}
+        return sorted(at for at in found if at is not None)
 
     def passes(self, point: str, at: int | None = None) -> list[Firing]:
         """What fires, in the plan's order, when the point with the name `point` is passed; `at` is
         the offset or pfn of a point that has one."""
-        indices = self._by_point.get(point)
-        if indices is None:
-            return []
         with self._lock:
             return [
-                Firing(self.faults[index], self._passed[index], self._random(index))
-                for index in indices
-                if self.faults[index].at == at and self._is_here(index) and self._counts(index)
+                Firing(fault, nth, Random(f"{self._seed}/{index}/{nth}"))
+                for index, fault in enumerate(self.faults)
+                if fault.point.name == point and fault.at == at and self._is_here(fault)
+                if (nth := self._count(index)) and self._fires(index, nth)
             ]
 
-    def places(self, point: str) -> list[int]:
-        """The offsets or pfns at which faults of the point `point` may fire here, in order."""
-        indices = self._by_point.get(point, [])
-        found = {self.faults[index].at for index in indices if self._is_here(index)}
-        return sorted(at for at in found if at is not None)
-
-    def has(self, points: Sequence[str]) -> bool:
-        """Whether any fault may fire here at one of these points."""
-        return any(
-            self._is_here(index) for point in points for index in self._by_point.get(point, [])
-        )
-
-    def _is_here(self, index: int) -> bool:
-        sides = self.faults[index].sides
-        if not sides:
+    def _is_here(self, fault: Fault) -> bool:
+        if not fault.sides:
             return True
-        return self.side in sides if self.side is not None else len(sides) == len(Side)
+        return self.side in fault.sides if self.side is not None else len(fault.sides) == len(Side)
 
-    def _counts(self, index: int) -> bool:
-        times: Times = self.faults[index].times
-        if times.of_all:
-            assert self._counts_of_all is not None, "the plan has a place for its counts"
-            self._passed[index] = self._counts_of_all.next(self._name(index))
-        else:
-            self._passed[index] += 1
+    def _count(self, index: int) -> int:
+        if self.faults[index].times.of_all:
+            assert self._count_of_all is not None, "the plan has a place for its counts"
+            return self._count_of_all(self._name(index))
+        self._passed[index] += 1
+        return self._passed[index]
+
+    def _fires(self, index: int, nth: int) -> bool:
+        times = self.faults[index].times
         if times.percent is not None:
             return self._chance[index].random() * 100 < times.percent
-        passed = self._passed[index]
-        return passed >= times.nth if times.onwards else passed == times.nth
+        return nth >= times.nth if times.onwards else nth == times.nth
 
     def _name(self, index: int) -> str:
         """The fault's name for all processes: its text, and its number among equal ones."""
         fault = self.faults[index]
         earlier = self.faults[:index].count(fault)
         return f"{fault} ({earlier + 1})" if earlier else str(fault)
-
-    def _random(self, index: int) -> Random:
-        return Random(f"{self._seed}/{index}/{self._passed[index]}")

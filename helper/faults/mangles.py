@@ -66,7 +66,7 @@ ON_ZMQ: Final[Mapping[str, Mangle]] = {
     actions.WRONG_SEQUENCE.name: _zmq_wrong_sequence,
     actions.WRONG_NUMBER.name: _zmq_wrong_number,
 }
-"""Without `reorder`, which is about two: see `message_points`, `outlet`."""
+"""Without `reorder`, which is about two: see `message_points`, `octets`."""
 
 ON_PIPE: Final[Mapping[str, Mangle]] = {
     **_ANY,

@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from xen_save_helper.ipc_schema.faults import actions
 from xen_save_helper.ipc_schema.faults.actions import Action
@@ -21,11 +21,7 @@ def carry_out(action: Action) -> None:
     _DOES[action.kind.name](action.value)
 
 
-def exit_at_once(code: int) -> NoReturn:
-    os._exit(code)
-
-
-def die(name: str) -> None:
+def _die(name: str) -> None:
     """Die by the signal, whatever handles or blocks it, and leave no core file. Returns if the
     signal does not end a process by default."""
     signum = signal.Signals[f"SIG{name}"]
@@ -43,29 +39,22 @@ def die(name: str) -> None:
         threading.Event().wait()
 
 
-def stop(seconds: float | None) -> None:
+def _stop(seconds: float | None) -> None:
     """Stop the process (SIGSTOP). After `seconds`, if given, the kernel continues it."""
     if seconds is not None:
         _continue_after(seconds)
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def send(name: str) -> None:
-    """Send the process a signal that it may handle."""
-    os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
-
-
 _DOES: Final[Mapping[str, Callable[[Any], None]]] = {
-    actions.EXIT.name: exit_at_once,
-    actions.DIE.name: die,
-    actions.STOP.name: stop,
+    actions.EXIT.name: os._exit,
+    actions.DIE.name: _die,
+    actions.STOP.name: _stop,
     actions.DELAY.name: time.sleep,
-    actions.SIGNAL.name: send,
+    actions.SIGNAL.name: lambda name: os.kill(os.getpid(), signal.Signals[f"SIG{name}"]),
 }
 
 _CLOCK_MONOTONIC: Final = 1
-
-
 _SIGEVENT: Final = struct.Struct("Pii48x")
 """sigev_value, sigev_signo, sigev_notify; SIGEV_SIGNAL is 0."""
 _ITIMERSPEC: Final = struct.Struct("4l")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import select
 import signal
 import socket
 import sys
@@ -24,15 +23,14 @@ from typing import Final, NamedTuple, NoReturn
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import CONTEXT
 from xen_save_helper.helper.faults.descriptors import fails_to_write, shut
-from xen_save_helper.helper.faults.outlet import BrokenError, Outlet
+from xen_save_helper.helper.faults.octets import BrokenError
+from xen_save_helper.helper.faults.relay import AT_ONCE, Relay
 from xen_save_helper.helper.faults.striker import Striker
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE
 from xen_save_helper.helper.job import EXIT_FAILED
 from xen_save_helper.ipc_schema.channel.waits import Patience
-from xen_save_helper.ipc_schema.errors import DecodeError
-from xen_save_helper.ipc_schema.faults.actions import RECORD
 from xen_save_helper.ipc_schema.faults.points import FIRST_BYTE, Moment, record_point
-from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSIONS, RecordType, record_type
+from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSIONS, RecordType, record_types
 from xen_save_helper.ipc_schema.streams.libxc_stream import (
     DOMAIN_HEADER_SIZE,
     IMAGE_HEADER,
@@ -42,7 +40,6 @@ from xen_save_helper.ipc_schema.streams.page_lists import ENTRY_SIZE, MAX_PFN
 from xen_save_helper.ipc_schema.streams.page_types import TYPE_SHIFT, has_contents
 from xen_save_helper.ipc_schema.streams.records import HEADER, HEADER_SIZE, padding
 
-_AT_ONCE: Final = 1 << 16
 _LISTS: Final = frozenset(
     {RecordType.PAGE_DATA, RecordType.POSTCOPY_PFNS, RecordType.POSTCOPY_PAGE_DATA}
 )
@@ -63,12 +60,16 @@ class Ends(NamedTuple):
     ours: socket.socket
     real: int
 
+    def again(self) -> Ends:
+        """The same ends for another relay."""
+        return Ends(self.engine, self.ours.dup(), os.dup(self.real))
+
 
 class _EndedError(Exception):
     """The source of the bytes has ended."""
 
 
-class FaultyRelay(threading.Thread):
+class StreamRelay(Relay):
     """`name` is that of the stream's points: `stream` or `back`. `writing`: the engine writes.
 
     A fault that ends a back channel also requests the `abort`: its writer may have nothing left to
@@ -78,36 +79,24 @@ class FaultyRelay(threading.Thread):
     """
 
     def __init__(
-        self,
-        name: str,
-        ends: Ends,
-        abort: Abort,
-        striker: Striker,
-        *,
-        writing: bool,
+        self, name: str, ends: Ends, abort: Abort, striker: Striker, *, writing: bool
     ) -> None:
-        super().__init__(name=f"relay of {name}", daemon=True)
-        self._abort = abort
-        self.point = name
+        ours, real = ends.ours.fileno(), ends.real
+        source, sink = (ours, real) if writing else (real, ours)
+        super().__init__(name, source, sink, striker, writing=writing)
         self.writing = writing
         self.turn = threading.Event()
-        self._strike = striker.strike
+        self._abort = abort
         self._ends = ends
-        self._source = ends.ours.fileno() if writing else ends.real
-        self._sink = ends.real if writing else ends.ours.fileno()
         self._moment = Moment.WRITE if writing else Moment.READ
-        self._outlet = Outlet(striker.strike, self._write, self._piece_passed, writing=writing)
-        self._poll = select.poll()
-        self._poll.register(self._source, select.POLLIN)
         self._at_rest = threading.Condition()
         self._idle = False
         self._ended = False
         self._errnoval = 0
-        for at in striker.injector.places(name):
-            self._outlet.place(at, name, at)
+        self._pfns: frozenset[int] = frozenset()
         if name == "stream":
-            self._outlet.place(0, FIRST_BYTE, None)
-        self._pfns = frozenset(striker.injector.places("page")) if name == "stream" else frozenset()
+            self._octets.place(0, FIRST_BYTE, None)
+            self._pfns = frozenset(striker.places("page"))
 
     def settle(self, limit: float) -> None:
         """Wait until all that the engine has written has passed. Raises OSError for what its next
@@ -127,7 +116,16 @@ class FaultyRelay(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._relay()
+            if not self.writing:
+                self.turn.wait()
+            try:
+                self._walk()
+            except _EndedError:
+                if not self.writing:
+                    self._ends.ours.shutdown(socket.SHUT_WR)
+            except BrokenError as broken:
+                self._break(broken)
+            self._rests(ended=True)
             self._ends.ours.close()
             os.close(self._ends.real)
         except BaseException:
@@ -136,21 +134,11 @@ class FaultyRelay(threading.Thread):
             traceback.print_exc()
             os._exit(EXIT_FAILED)
 
-    def _relay(self) -> None:
-        if not self.writing:
-            self.turn.wait()
-        try:
-            self._walk()
-        except _EndedError:
-            if not self.writing:
-                self._ends.ours.shutdown(socket.SHUT_WR)
-        except BrokenError as broken:
-            self._break(broken)
-        self._end()
-
-    def _end(self) -> None:
+    def _rests(self, *, ended: bool = False) -> None:
+        """All that came has passed."""
         with self._at_rest:
-            self._ended = True
+            self._idle = True
+            self._ended = self._ended or ended
             self._at_rest.notify_all()
 
     # The records
@@ -159,18 +147,18 @@ class FaultyRelay(threading.Thread):
         if self.point == "stream":
             image = self._exactly(IMAGE_HEADER_SIZE, between=True)
             version = IMAGE_HEADER.unpack(image)[2]
-            self._outlet.pass_on(image)
+            self._pass(image)
             if version not in VERSIONS:
                 self._raw()
-            self._outlet.pass_on(self._exactly(DOMAIN_HEADER_SIZE, between=True))
-            versions: tuple[int, ...] = (version,)
+            self._pass(self._exactly(DOMAIN_HEADER_SIZE, between=True))
+            kinds = record_types(version)
         else:
-            versions = tuple(reversed(VERSIONS))
+            kinds = {number: kind for one in VERSIONS for number, kind in record_types(one).items()}
         offered = False
         while True:
             header = self._exactly(HEADER_SIZE, between=True)
             number, length = HEADER.unpack(header)
-            kind = _kind(number, versions)
+            kind = kinds.get(number)
             # With a page server it is the end of the list, and nobody is called.
             offered = offered or kind is RecordType.POSTCOPY_OFFER
             calls = kind in CALLBACKS and not (offered and kind is RecordType.POSTCOPY_TRANSITION)
@@ -178,32 +166,27 @@ class FaultyRelay(threading.Thread):
                 self.turn.clear()
             self._record(kind, header, length)
             if kind in _LAST:
-                self._outlet.end_records()
-                self._last()
+                if not self.writing:
+                    raise _EndedError
+                self._raw()
             if calls and not self.writing:
                 self.turn.wait()
 
     def _record(self, kind: RecordType | None, header: bytes, length: int) -> None:
         left = length + padding(length)
-        mangling = []
         if kind is not None:
-            for firing in self._strike(record_point("libxc", kind.name, self._moment)):
-                if firing.fault.action.kind in RECORD:
-                    mangling.append(firing)
-                else:
-                    self._outlet.do(firing)
-        self._outlet.begin_record(mangling)
+            self._take(self._octets.strike(record_point("libxc", kind.name, self._moment)))
         try:
-            self._outlet.pass_on(header)
+            self._pass(header)
             if self._pfns and kind in _LISTS:
                 left -= self._page_list(kind, left)
             while left:
                 data = self._some(left)
                 left -= len(data)
-                self._outlet.pass_on(data)
+                self._pass(data)
         finally:
             # Also of a stream that ends within the record.
-            self._outlet.end_record()
+            self._take(self._octets.end_record(last=kind in _LAST))
 
     def _page_list(self, kind: RecordType | None, left: int) -> int:
         """Pass on a page list, and place the points of the pages in it that faults wait for.
@@ -211,35 +194,29 @@ class FaultyRelay(threading.Thread):
         if left < HEADER_SIZE:
             return 0
         head = self._exactly(HEADER_SIZE)
-        self._outlet.pass_on(head)
+        self._pass(head)
         listed: int = HEADER.unpack(head)[0]
         count = min(listed, (left - HEADER_SIZE) // ENTRY_SIZE)
-        contents = self._outlet.offset + count * ENTRY_SIZE
+        contents = self._octets.offset + count * ENTRY_SIZE
         follow = kind is not RecordType.POSTCOPY_PFNS
-        for first in range(0, count, _AT_ONCE // ENTRY_SIZE):
-            data = self._exactly(min(count - first, _AT_ONCE // ENTRY_SIZE) * ENTRY_SIZE)
+        for first in range(0, count, AT_ONCE // ENTRY_SIZE):
+            data = self._exactly(min(count - first, AT_ONCE // ENTRY_SIZE) * ENTRY_SIZE)
             for index, entry in enumerate(array("Q", data)):
                 has = follow and has_contents(entry >> 60 << TYPE_SHIFT)
                 pfn = entry & MAX_PFN
                 if pfn in self._pfns:
-                    place = self._outlet.offset + index * ENTRY_SIZE
-                    self._outlet.place(contents if has else place, "page", pfn)
+                    place = self._octets.offset + index * ENTRY_SIZE
+                    self._octets.place(contents if has else place, "page", pfn)
                 contents += PAGE_SIZE * has
-            self._outlet.pass_on(data)
+            self._pass(data)
         return HEADER_SIZE + count * ENTRY_SIZE
 
-    def _last(self) -> NoReturn:
-        """The stream's last record has passed; whatever else an engine writes passes as well."""
-        if not self.writing:
-            raise _EndedError
-        self._raw()
-
     def _raw(self) -> NoReturn:
-        """Pass on what is not a libxc stream: its reader will say so."""
+        """Pass on what is no libxc stream, or follows its last record: its reader will say so."""
         while True:
-            self._outlet.pass_on(self._some(_AT_ONCE, between=True))
+            self._pass(self._some(AT_ONCE, between=True))
 
-    # Bytes in
+    # Bytes in and out
 
     def _exactly(self, size: int, *, between: bool = False) -> bytes:
         data = b""
@@ -247,43 +224,29 @@ class FaultyRelay(threading.Thread):
             try:
                 data += self._some(size - len(data), between=between and not data)
             except _EndedError:
-                self._outlet.pass_on(data)
+                self._pass(data)
                 raise
         return data
 
     def _some(self, size: int, *, between: bool = False) -> bytes:
         """Read up to `size` bytes; `between` records, everything that came has passed."""
-        size = min(size, self._outlet.pace.most or _AT_ONCE)
-        while True:
-            if between:
-                with self._at_rest:
-                    self._idle = True
-                    self._at_rest.notify_all()
-            self._poll.poll()
-            with self._at_rest:
-                try:
-                    data = os.read(self._source, size)
-                except BlockingIOError:
-                    continue
-                except OSError as bad:
-                    raise BrokenError(bad.errno or errno.EIO, shut=False) from bad
-                self._idle = False
-            if not data:
-                raise _EndedError
-            return data
+        if between:
+            self._rests()
+        self._readable.poll()
+        with self._at_rest:
+            data = self._read(min(size, self._octets.most or AT_ONCE))
+            self._idle = False
+        if not data:
+            raise _EndedError
+        return data
 
-    # Bytes out
+    def _pass(self, data: bytes) -> None:
+        self._take(self._octets.passes(data))
 
     def _write(self, data: bytes) -> None:
-        while data:
-            try:
-                data = data[os.write(self._sink, data) :]
-            except BlockingIOError:
-                poll = select.poll()
-                poll.register(self._sink, select.POLLOUT)
-                poll.poll()
-            except OSError as bad:
-                raise BrokenError(bad.errno or errno.EIO, shut=False) from bad
+        super()._write(data)
+        if self._octets.most:
+            self._piece_passed()
 
     def _piece_passed(self) -> None:
         """Show the piece to the engine: a blocked write ends short, a read gets this piece only."""
@@ -308,9 +271,9 @@ class FaultyRelay(threading.Thread):
             if self.point == "back":
                 what = f"back channel: {os.strerror(broken.errnoval)}"
                 self._abort.request(broken.errnoval, what)
-            self._end()
+            self._rests(ended=True)
             # A write in progress ends; the next one meets the replacement.
-            while self._ends.ours.recv(_AT_ONCE):
+            while self._ends.ours.recv(AT_ONCE):
                 pass
         elif broken.errnoval in (0, errno.EPIPE):
             self._ends.ours.shutdown(socket.SHUT_WR)
@@ -318,17 +281,6 @@ class FaultyRelay(threading.Thread):
             # A UNIX socket that is closed with unread bytes resets its other end.
             os.write(self._ends.engine, b"\0")
             self._ends.ours.close()
-
-
-def _kind(number: int, versions: tuple[int, ...]) -> RecordType | None:
-    for version in versions:
-        try:
-            kind = record_type(number, version, 0)
-        except DecodeError:
-            continue
-        if kind is not None:
-            return kind
-    return None
 
 
 def _count(fd: int, request: int) -> int:

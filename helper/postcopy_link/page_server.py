@@ -327,9 +327,9 @@ def _seams(trace: Trace) -> Seams:
     given = os.environ.get(variables.FAULTS)
     if not given:
         return Seams()
-    from xen_save_helper.helper.faults.seams import PageServerSeams
+    from xen_save_helper.helper.faults.seams import of_page_server
 
-    return PageServerSeams(given, trace)
+    return of_page_server(given, trace)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ class Times(NamedTuple):
 
 FIRST: Final = Times()
 
-_STAGED: Final = frozenset({Who.LINK, Who.GUEST, Who.TUNNEL})
+STAGED: Final = frozenset({Who.LINK, Who.GUEST, Who.TUNNEL})
+"""Who are no processes of ours: whoever starts those carries out their faults."""
 
 
 class Fault(NamedTuple):
@@ -130,17 +131,21 @@ class Plan(NamedTuple):
     seed: int | None = None
     counts: str | None = None
 
-    def of(self, who: Who, side: Side | None = None) -> tuple[Fault, ...]:
-        """The faults that `who` carries out, at `side` if it is given."""
+    def of(self, *who: Who, side: Side | None = None) -> tuple[Fault, ...]:
+        """The faults that `who` carry out, at `side` if it is given."""
         return tuple(
             fault
             for fault in self.faults
-            if fault.point.who is who and (side is None or not fault.sides or side in fault.sides)
+            if fault.point.who in who and (side is None or not fault.sides or side in fault.sides)
         )
 
+    def part(self, *who: Who, side: Side | None = None) -> Plan:
+        """Their part of the plan."""
+        return self._replace(faults=self.of(*who, side=side))
+
     def drawn(self, who: Who) -> list[Fault]:
-        """The faults of the link or the guest that strike. Their points are passed once, so chance
-        can be drawn beforehand; the plan has a seed if it has any."""
+        """The faults of the guest that strike. Its point is passed once, so chance can be drawn
+        beforehand; the plan has a seed if it has any."""
         return [
             fault
             for index, fault in enumerate(self.of(who))
@@ -150,17 +155,6 @@ class Plan(NamedTuple):
                 or Random(f"{self.seed}/{who.value}/{index}").random() * 100 < fault.times.percent
             )
         ]
-
-    @property
-    def staged(self) -> tuple[Fault, ...]:
-        """The faults that no process of ours carries out: those of the link, the tunnel and the
-        guest."""
-        return tuple(fault for fault in self.faults if fault.point.who in _STAGED)
-
-    def without_staged(self) -> Plan:
-        """The part for our processes, which fires as in the whole plan."""
-        left = tuple(fault for fault in self.faults if fault.point.who not in _STAGED)
-        return self._replace(faults=left)
 
     @property
     def by_chance(self) -> bool:
@@ -301,7 +295,7 @@ def _times(match: re.Match[str], point: Point) -> Times:
     of_all = bool(match["of_all"])
     if of_all and not match["nth"]:
         raise PlanError("`of all` follows a number of times, as in #1 of all, #3+ of all")
-    if of_all and point.who in _STAGED:
+    if of_all and point.who in STAGED:
         raise PlanError(f"{point} is passed by one process alone; leave `of all` out")
     if match["percent"]:
         percent = float(match["percent"])

@@ -95,6 +95,11 @@ def record_number(kind: RecordType, version: int) -> int:
     return number
 
 
+def record_types(version: int) -> Mapping[int, RecordType]:
+    """The records of a stream of `version` (2 or 3), by their numbers."""
+    return _TYPES[version]
+
+
 def record_type(number: int, version: int, offset: int) -> RecordType | None:
     """The type of the record at `offset`; None for an unknown optional one, which is to be skipped.
 

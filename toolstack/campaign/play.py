@@ -18,7 +18,7 @@ from typing import IO, Any, Final, Self
 from xen_save_helper.helper.hypervisors.simulated.domain_files import create_host
 from xen_save_helper.ipc_schema import variables
 from xen_save_helper.ipc_schema.faults import actions as fault_actions
-from xen_save_helper.ipc_schema.faults.plan import Plan
+from xen_save_helper.ipc_schema.faults.plan import STAGED, Plan
 from xen_save_helper.ipc_schema.faults.points import Side, Who
 from xen_save_helper.toolstack.campaign import processes
 from xen_save_helper.toolstack.campaign.evidence import (
@@ -224,7 +224,7 @@ class RunStage:
 
     def _receiver(self) -> str:
         """The argument of `migrate --to`: the host, or the link with its faults in front of it."""
-        plan = self._plan._replace(faults=(*self._plan.of(Who.LINK), *self._plan.of(Who.TUNNEL)))
+        plan = self._plan.part(Who.LINK, Who.TUNNEL)
         if not plan.faults:
             return str(self._destination.directory)
         receive = [
@@ -243,7 +243,7 @@ class RunStage:
             "XDG_RUNTIME_DIR": str(self._temporary),
             "XEN_SAVE_HELPER_CONFIG": os.devnull,
         }
-        if faults and (plan := self._plan.without_staged()).faults:
+        if faults and (plan := self._plan.part(*{*Who} - STAGED)).faults:
             ours[variables.FAULTS] = str(plan)
         inherited = {
             name: value

@@ -115,7 +115,7 @@ def _seams(trace: Trace, program: HelperProgram) -> Seams:
     given = os.environ.get(variables.FAULTS)
     if not given:
         return Seams()
-    from xen_save_helper.helper.faults.plan_source import read_plan
+    from xen_save_helper.helper.faults.plan_files import read_plan
     from xen_save_helper.toolstack.faults.controller import ControllerFaults
 
     try:

@@ -24,23 +24,23 @@ class ControllerFaults(Seams):
 
     def __init__(self, plan: Plan, trace: Trace) -> None:
         """`plan` has a seed. Raises PlanError for faults that neither we nor a helper carry out."""
-        self._striker = Striker(plan, Who.CONTROLLER, trace)
-        self.stream = RecordSeam(self._striker.strike)
-        self.handshake = HandshakeFaults(self._striker.strike)
+        self._striker = Striker(plan, Who.CONTROLLER, trace=trace)
+        self.stream = RecordSeam(self._striker)
+        self.handshake = HandshakeFaults(self._striker)
 
     @property
     def idle(self) -> bool:
         """Whether the plan has no faults for a controller."""
-        return not self._striker.injector.faults
+        return not self._striker.faults
 
     @property
     def of_messages(self) -> list[str]:
         """The faults at messages, which only our own helper's channel has."""
-        faults = self._striker.injector.faults
+        faults = self._striker.faults
         return [str(fault) for fault in faults if fault.point.kind is Kind.MESSAGE]
 
     def begin(self, operation: Operation) -> None:
-        self._striker.injector.side = SIDES[operation]
+        self._striker.side = SIDES[operation]
 
     def open_zmq(
         self, operation: Operation, provided: frozenset[str], listener: ChannelListener

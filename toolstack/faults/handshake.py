@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
-from xen_save_helper.helper.faults.descriptors import hollow, shut
-from xen_save_helper.helper.faults.injector import Firing, Strike
-from xen_save_helper.helper.faults.mangles import ON_LINK, mangled
-from xen_save_helper.ipc_schema.faults import actions
+from xen_save_helper.helper.faults.descriptors import end
+from xen_save_helper.helper.faults.injector import Firing
+from xen_save_helper.helper.faults.mangles import ON_LINK
+from xen_save_helper.helper.faults.message_points import MessagePoints
+from xen_save_helper.helper.faults.striker import Striker
+from xen_save_helper.ipc_schema.faults.actions import DROP
 from xen_save_helper.ipc_schema.faults.points import Moment, handshake_point
 from xen_save_helper.ipc_schema.streams.xl_handshake import HandshakeMessage
 from xen_save_helper.toolstack.seams import HandshakeSeam
@@ -17,9 +19,25 @@ from xen_save_helper.toolstack.seams import HandshakeSeam
 T = TypeVar("T")
 
 
+class _Ends(NamedTuple):
+    """Our descriptors of the link, on which `message` is said or heard."""
+
+    fds: tuple[int, int]
+    message: HandshakeMessage
+
+    def fail(self, firing: Firing) -> NoReturn:
+        text = f"{self.message.what}: {os.strerror(firing.errnoval)} ({firing.reason})"
+        raise OSError(firing.errnoval, text)
+
+    def hang_up(self, firing: Firing) -> None:
+        del firing
+        for fd in self.fds:
+            end(fd)
+
+
 class HandshakeFaults(HandshakeSeam):
-    def __init__(self, strike: Strike) -> None:
-        self._strike = strike
+    def __init__(self, striker: Striker) -> None:
+        self._striker = striker
 
     async def say(
         self,
@@ -28,12 +46,10 @@ class HandshakeFaults(HandshakeSeam):
         data: bytes,
         write: Callable[[bytes], Awaitable[None]],
     ) -> None:
-        messages = [data]
-        for firing in self._strike_link(ends, message, Moment.BEFORE_SEND):
-            messages = mangled(ON_LINK, messages, firing)
-        if data := b"".join(messages):
+        points = self._points(ends, message)
+        if data := b"".join(points.sending(message.name, data) or ()):
             await write(data)
-        self._strike_link(ends, message, Moment.AFTER_SEND)
+        points.sent(message.name)
 
     async def hear(
         self, ends: tuple[int, int], message: HandshakeMessage, read: Callable[[], Awaitable[T]]
@@ -41,24 +57,9 @@ class HandshakeFaults(HandshakeSeam):
         """After a dropped message, raises what `read` raises for the next: nobody repeats it."""
         while True:
             heard = await read()
-            if not self._strike_link(ends, message, Moment.HEARD):
+            fired = self._points(ends, message).strike(message.name, Moment.HEARD)
+            if not any(firing.fault.action.kind is DROP for firing in fired):
                 return heard
 
-    def _strike_link(
-        self, ends: tuple[int, int], message: HandshakeMessage, moment: Moment
-    ) -> list[Firing]:
-        """Pass a point, and hang up if a firing says so; returns the others. Raises OSError for a
-        message that is to fail."""
-        left = []
-        for firing in self._strike(handshake_point(message.name, moment)):
-            if firing.fault.action.kind is actions.FAIL:
-                text = f"{message.what}: {os.strerror(firing.errnoval)} ({firing.reason})"
-                raise OSError(firing.errnoval, text)
-            if firing.fault.action.kind is actions.HANG_UP:
-                for fd in ends:
-                    # The other side can still read what was written.
-                    if not shut(fd):
-                        hollow(fd)
-            else:
-                left.append(firing)
-        return left
+    def _points(self, ends: tuple[int, int], message: HandshakeMessage) -> MessagePoints:
+        return MessagePoints(self._striker, ON_LINK, _Ends(ends, message), point=handshake_point)

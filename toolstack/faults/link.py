@@ -16,127 +16,58 @@ import os
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from random import Random
-from typing import Final
 
-from xen_save_helper.helper.faults.descriptors import hollow, reset_at_end, shut
-from xen_save_helper.helper.faults.injector import Firing
-from xen_save_helper.helper.faults.outlet import BrokenError, Outlet
-from xen_save_helper.helper.faults.striker import tell
-from xen_save_helper.ipc_schema.faults.plan import Fault, Plan, parse
-from xen_save_helper.ipc_schema.faults.points import SIDES, Kind, Side, Who
+from xen_save_helper.helper.faults.octets import BrokenError
+from xen_save_helper.helper.faults.striker import Striker
+from xen_save_helper.ipc_schema.faults.plan import Plan, parse
+from xen_save_helper.ipc_schema.faults.points import SIDES, Side, Who, handshake_point
 from xen_save_helper.ipc_schema.streams.xl_handshake import MESSAGES
 from xen_save_helper.ipc_schema.trace import Trace
+from xen_save_helper.toolstack.faults.connection import Connection, Direction
 from xen_save_helper.toolstack.faults.tunnel import Led, trace_to
 
-_AT_ONCE: Final = 1 << 16
-_DIRECTIONS: Final[Mapping[Side, str]] = {Side.SOURCE: "stream", Side.DESTINATION: "back"}
-"""The direction in which a side speaks."""
 
-
-def faults_of(direction: str, plan: Plan) -> list[Fault]:
-    """The faults that strike in a direction."""
-    return [fault for fault in plan.drawn(Who.LINK) if _direction_of(fault) == direction]
-
-
-def _direction_of(fault: Fault) -> str:
-    if fault.point.kind is Kind.HANDSHAKE:
-        return _DIRECTIONS[SIDES[MESSAGES[fault.point.of].sender]]
-    return fault.point.name
-
-
-class Direction(threading.Thread):
-    """Passes bytes from `source` to `sink`, through the faults of the direction `name`."""
+class _LinkDirection(Direction):
+    """The direction in which the side `speaker` says its messages; `led` makes of what comes what
+    is to pass."""
 
     def __init__(
         self,
-        name: str,
+        speaker: Side,
         source: int,
         sink: int,
-        plan: Plan,
+        striker: Striker,
+        connection: Connection,
         trace: Trace,
-        cut: _Cut,
-        seen: Callable[[bytes], bytes] = lambda data: data,
+        led: Callable[[bytes], bytes],
     ) -> None:
-        """`seen` makes of what comes what is to pass."""
-        super().__init__(name=name, daemon=True)
-        self._source = source
-        self._sink = sink
+        name = "stream" if speaker is Side.SOURCE else "back"
+        super().__init__(name, source, sink, striker, connection)
         self._trace = trace
-        self._cut = cut
-        self._seen = seen
-        self._faults = faults_of(name, plan)
-        self._outlet = Outlet(self._strike, self._write, writing=True)
+        self._led = led
         self._unheard = {
-            index: MESSAGES[fault.point.of].data
-            for index, fault in enumerate(self._faults)
-            if fault.at is None
+            handshake_point(message.name): message.data
+            for message in MESSAGES.values()
+            if SIDES[message.sender] is speaker and striker.has(handshake_point(message.name))
         }
-        """The messages that faults wait for, by the index of the fault."""
-        for index, fault in enumerate(self._faults):
-            if fault.at is not None:
-                self._outlet.place(fault.at, name, index)
+        """The messages that faults wait for, by their points."""
 
-    def run(self) -> None:
-        """Pass bytes on until the source or the sink ends, or a fault cuts the direction."""
-        try:
-            while data := os.read(self._source, _AT_ONCE):
-                self._find_messages(data)
-                self._outlet.pass_on(self._seen(data))
-        except BrokenError as broken:
-            self._cut.all(reset=broken.both)
-            return
-        except OSError as bad:
-            # One of the two ends has gone; the other direction will say so.
-            self._trace.event("link", direction=self.name, error=str(bad))
-        self._cut.end(self._sink)
-
-    def _find_messages(self, data: bytes) -> None:
-        for index, octets in list(self._unheard.items()):
+    def _seen(self, data: bytes) -> bytes:
+        for point, octets in list(self._unheard.items()):
             if (place := data.find(octets)) >= 0:
-                self._outlet.place(self._outlet.offset + place, self.name, index)
-                del self._unheard[index]
+                self._octets.place(self._octets.offset + place, point, None)
+                del self._unheard[point]
+        return self._led(data)
 
-    def _strike(self, point: str, at: int | None = None) -> Iterator[Firing]:
-        """Strike the fault with the index `at`; the point is this direction."""
-        del point
-        assert at is not None
-        firing = Firing(self._faults[at], 1, Random())
-        tell(self._trace, firing)
-        yield firing
-
-    def _write(self, data: bytes) -> None:
-        while data:
-            data = data[os.write(self._sink, data) :]
-
-
-class _Cut:
-    """Ends the link, in one direction or in both; our descriptors of it stay in use."""
-
-    def __init__(self, ends: Sequence[int]) -> None:
-        """`ends`: our descriptors of both sides."""
-        self._ends = ends
-        self._lock = threading.Lock()
-
-    def end(self, *sinks: int, reset: bool = False) -> None:
-        """What has ended stays as it is."""
-        with self._lock:
-            for fd in sinks:
-                if reset:
-                    reset_at_end(fd)
-                shut(fd)
-                hollow(fd)
-
-    def all(self, *, reset: bool) -> None:
-        self.end(*self._ends, reset=reset)
+    def _lost(self, broken: BrokenError) -> None:
+        self._trace.event("link", direction=self.point, error=str(broken))
 
 
 def main(arguments: Sequence[str]) -> int:
     text, events, port, target, *command = arguments
-    plan = parse(text)
+    plan = parse(text).seeded()
     with trace_to(Path(events)) as trace:
         return _between(command, plan, trace, int(port), Path(target))
 
@@ -148,11 +79,11 @@ def _between(command: Sequence[str], plan: Plan, trace: Trace, port: int, target
     for theirs in (its_stdin, its_stdout):
         theirs.close()
     to_it, from_it = ours.detach(), ours_too.detach()
-    cut = _Cut((0, 1, to_it, from_it))
-
-    led = [Led(port, target)] if port else []
-    Direction("stream", 0, to_it, plan, trace, cut, *led).start()
-    back = Direction("back", from_it, 1, plan, trace, cut)
+    connection = Connection(0, 1, to_it, from_it)
+    striker = Striker(plan, Who.LINK, trace=trace, prefix=None)
+    led = Led(port, target) if port else bytes
+    _LinkDirection(Side.SOURCE, 0, to_it, striker, connection, trace, led).start()
+    back = _LinkDirection(Side.DESTINATION, from_it, 1, striker, connection, trace, bytes)
     back.start()
     status = process.wait()
     # All that it has written has arrived; a direction that stalls must not delay us.

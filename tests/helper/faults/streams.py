@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xen_save_helper.helper.abort import Abort
-from xen_save_helper.helper.faults.session import Session
-from xen_save_helper.helper.faults.streams import relayed
+from xen_save_helper.helper.faults.seams import of_helper
+from xen_save_helper.helper.faults.streams import Streams
 from xen_save_helper.helper.job import Job
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation
@@ -69,7 +69,7 @@ def job(operation: Operation, io_fd: int, back_fd: int = -1) -> Job:
 class Relayed:
     """`engine` is the descriptor that an engine works on, `real` the stream's own."""
 
-    session: Session
+    streams: Streams
     engine: int
     real: int
 
@@ -80,13 +80,15 @@ def relay(plan: str, operation: Operation, path: Path) -> Iterator[Relayed]:
     flags = os.O_RDONLY if operation is Operation.RESTORE else os.O_WRONLY | os.O_CREAT
     real = os.open(path, flags, 0o600)
     engine = os.dup(real)
-    session = Session(parse(plan), Trace("helper"), pipe=True, side=SIDES[operation])
+    seeded = parse(plan).seeded()
+    striker = of_helper(seeded, Trace("helper"), pipe=True, side=SIDES[operation])
+    streams = Streams()
     try:
         with (
             Abort(signals=frozenset()) as abort,
-            relayed(session, job(operation, engine), abort),
+            streams.relayed(striker, job(operation, engine), abort),
         ):
-            yield Relayed(session, engine, real)
+            yield Relayed(streams, engine, real)
     finally:
         os.close(engine)
         os.close(real)

@@ -30,8 +30,8 @@ from tests.helper.faults.streams import (
     written,
 )
 from xen_save_helper.helper.abort import Abort
-from xen_save_helper.helper.faults.session import Session
-from xen_save_helper.helper.faults.streams import relayed
+from xen_save_helper.helper.faults.seams import of_helper
+from xen_save_helper.helper.faults.streams import Streams
 from xen_save_helper.ipc_schema.channel.messages import Operation
 from xen_save_helper.ipc_schema.faults.plan import parse
 from xen_save_helper.ipc_schema.faults.points import Side
@@ -207,9 +207,9 @@ def test_nothing_is_read_behind_a_record_whose_callback_reads(
             found += os.read(ends.engine, 1000)
         assert found == first
         assert os.read(ends.real, len(LIBXL)) == LIBXL
-        ends.session.streams.answered("suspend")
+        ends.streams.answered("suspend")
         assert os.get_blocking(ends.engine)
-        ends.session.streams.answered(callback)
+        ends.streams.answered(callback)
         assert os.read(ends.engine, 1000) == END
 
 
@@ -219,7 +219,7 @@ def test_what_was_written_is_there_before_the_callback_that_writes(file: Path) -
         pending = first
         while pending:
             pending = pending[os.write(ends.engine, pending) :]
-        ends.session.streams.calling("postcopy_transition")
+        ends.streams.calling("postcopy_transition")
         assert file.read_bytes() == first
         os.write(ends.real, LIBXL)
         os.lseek(ends.real, 0, os.SEEK_END)
@@ -272,12 +272,12 @@ def test_the_last_octets_of_a_back_channel_that_do_not_pass_are_told(
     """The engine has written all that it had to, and waits for the stream."""
     stream, sender = socket.socketpair()
     back, receiver = socket.socketpair()
-    plan = parse(f"destination/back@3={action}")
-    session = Session(plan, Trace("helper"), pipe=True, side=Side.DESTINATION)
+    plan = parse(f"destination/back@3={action}").seeded()
+    striker = of_helper(plan, Trace("helper"), pipe=True, side=Side.DESTINATION)
     restore = job(Operation.RESTORE, stream.fileno(), back.fileno())
     last = record(RecordType.POSTCOPY_COMPLETE)
     with stream, sender, back, receiver, Abort(signals=frozenset()) as abort:
-        with contextlib.suppress(OSError), relayed(session, restore, abort):
+        with contextlib.suppress(OSError), Streams().relayed(striker, restore, abort):
             assert os.write(back.fileno(), last) == len(last)
             assert select.select([abort.fileno()], [], [], LIMIT)[0]
         assert (abort.errnoval, abort.reason) == (

@@ -185,7 +185,7 @@ def test_who_carries_what_out() -> None:
     )
 
     def of(who: Who, side: Side | None = None) -> list[str]:
-        return [str(fault) for fault in plan.of(who, side)]
+        return [str(fault) for fault in plan.of(who, side=side)]
 
     assert of(Who.HELPER, Side.SOURCE) == ["exit=kill", "source/exit=stop", "stream@0=enospc"]
     assert of(Who.HELPER, Side.DESTINATION) == ["exit=kill", "destination/exit=delay(1)"]

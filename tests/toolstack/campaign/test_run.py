@@ -16,8 +16,10 @@ import pytest
 
 from tests.toolstack.campaign.runs import LIMITS, run
 from tests.toolstack.stage import TOOLSTACK, wait_for
+from xen_save_helper.helper.faults.injector import Injector
 from xen_save_helper.ipc_schema.faults.actions import ACTIONS
-from xen_save_helper.ipc_schema.faults.plan import parse
+from xen_save_helper.ipc_schema.faults.plan import Plan, parse
+from xen_save_helper.ipc_schema.faults.points import Who
 from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE
 from xen_save_helper.ipc_schema.streams.xl_handshake import (
     BANNER,
@@ -29,7 +31,6 @@ from xen_save_helper.toolstack.campaign.evidence import Mode
 from xen_save_helper.toolstack.campaign.play import RunStage
 from xen_save_helper.toolstack.campaign.run import FaultRun, Verdict, run_fault
 from xen_save_helper.toolstack.commands.main import main
-from xen_save_helper.toolstack.faults.link import faults_of
 from xen_save_helper.toolstack.hosts.interface import GuestState
 from xen_save_helper.toolstack.hosts.simulated.host import SimulatedHost
 
@@ -151,8 +152,12 @@ def test_recover_refuses_after_a_controller_that_died_past_go() -> None:
 
 def test_chance_on_the_link_is_the_seeds() -> None:
     plans = [parse(f"link/stream@0#50%=cut; seed={seed}") for seed in range(40)]
-    struck = [len(faults_of("stream", plan)) for plan in plans]
-    assert struck == [len(faults_of("stream", plan)) for plan in plans]
+
+    def strikes(plan: Plan) -> int:
+        return len(Injector(plan.of(Who.LINK), plan.seed or 0).passes("stream", 0))
+
+    struck = [strikes(plan) for plan in plans]
+    assert struck == [strikes(plan) for plan in plans]
     assert 8 < sum(struck) < 32
 
 

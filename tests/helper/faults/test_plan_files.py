@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from xen_save_helper.helper.faults.shared_counts import SharedCounts, counts_of
+from xen_save_helper.helper.faults.plan_files import SharedCounts, counts_of
 from xen_save_helper.ipc_schema.faults.plan import PlanError, parse
 
 COUNTER = """
 import sys
-from xen_save_helper.helper.faults.shared_counts import SharedCounts
+from xen_save_helper.helper.faults.plan_files import SharedCounts
 counts = SharedCounts(sys.argv[1])
 for _ in range(200):
     print(counts.next("a fault"), counts.next("another"))

@@ -1,19 +1,35 @@
-"""How often the points of faults were passed in all processes that carry out a plan.
+"""The files of a plan: its text, and the counts of all processes that carry it out.
 
-A file holds the counts as a JSON object by fault, and is locked while one is changed. To begin
-anew, remove it."""
+The counts are a JSON object by fault, and locked while one is changed. To begin anew, remove the
+file."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+from pathlib import Path
 from typing import Final
 
-from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError
+from xen_save_helper.ipc_schema.faults.plan import Plan, PlanError, parse
 
 _LONGEST: Final = 1 << 20
-"""Bytes of the file that are read, far more than any plan needs."""
+"""Bytes of the counts that are read, far more than any plan needs."""
+
+
+def read_plan(given: str) -> Plan:
+    """The plan in `given`, as the environment, an option or a settings file has it, or in the file
+    that it names after an `@`. Raises PlanError."""
+    if not given.startswith("@"):
+        return parse(given)
+    try:
+        text = Path(given[1:]).read_text()
+    except (OSError, UnicodeDecodeError) as bad:
+        raise PlanError(f"{given}: {getattr(bad, 'strerror', None) or bad}") from None
+    try:
+        return parse(text).counting_in(f"{os.path.abspath(given[1:])}.counts")
+    except PlanError as bad:
+        raise PlanError(f"{given}: {bad}") from None
 
 
 class SharedCounts:
@@ -25,17 +41,14 @@ class SharedCounts:
     def __init__(self, path: str) -> None:
         self._path = path
         try:
-            self._add("", 0)
+            self.next("", 0)
         except (OSError, ValueError) as bad:
             why = getattr(bad, "strerror", None) or "it holds no counts of faults"
             raise PlanError(f"counts={path}: {why}") from None
 
-    def next(self, fault: str) -> int:
+    def next(self, fault: str, times: int = 1) -> int:
         """Count that the point of `fault` is passed, and return how often it has been. Raises
         OSError, and ValueError if the file has been changed to something else."""
-        return self._add(fault, 1)
-
-    def _add(self, fault: str, times: int) -> int:
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
