@@ -95,13 +95,18 @@ class PostcopySender:
             seconds = round(time.monotonic() - began, 6)
             self._reporter.event("postcopy_pfns_ahead", pages=count, seconds=seconds)
 
-    def send_pfns(self, domain: Domain, dirty: Bitmap) -> Outcome:
+    def send_pfns(self, domain: Domain, dirty: Bitmap, written: Bitmap) -> Outcome:
         """List the pages of `dirty` that have not been listed, with their types in `domain`, which
-        is suspended, and take it over. Pages without contents drop out of it."""
-        new = without(dirty, self._ahead) if len(self._ahead) else Bitmap(dirty)
-        if self._page_server is None and len(self._ahead):
-            # Those that the guest has given back since. A page server has mapped them by then.
-            for pfn in self._without_contents(domain, intersection(dirty, self._ahead)):
+        is suspended, and take it over. Pages without contents drop out of it. `written` is what the
+        guest has written since the last list went ahead."""
+        new = Bitmap(dirty)
+        if len(self._ahead):
+            new = without(dirty, self._ahead)
+            may_be_gone = intersection(dirty, self._ahead)
+            if self._page_server is not None:
+                # It has mapped those that were not written since, whatever has become of them.
+                may_be_gone = intersection(may_be_gone, written)
+            for pfn in self._without_contents(domain, may_be_gone):
                 new[pfn] = 1
         self._write_header(RecordType.POSTCOPY_PFNS_BEGIN, 0)
         for pfn in self._list(domain, new):

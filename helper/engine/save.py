@@ -93,7 +93,7 @@ class _Save:
             Phase.POSTCOPY_PFNS_AHEAD: self._postcopy_pfns_ahead,
             Phase.SUSPEND_FOR_POSTCOPY: self._suspend,
             Phase.POSTCOPY_BEGIN: self._postcopy_begin,
-            Phase.POSTCOPY_PFNS: lambda: self._sender().send_pfns(self._domain, self._rounds.dirty),
+            Phase.POSTCOPY_PFNS: self._postcopy_pfns,
             Phase.POSTCOPY_TRANSITION: self._postcopy_transition,
             Phase.POSTCOPY_PAGES: lambda: self._sender().send_pages(),
             Phase.POSTCOPY_DRAIN: lambda: self._sender().drain(),
@@ -262,6 +262,10 @@ class _Save:
         self._rounds.send_ahead(ahead)
         self._write_record(RecordType.POSTCOPY_BEGIN)
         return self._write_state(context)
+
+    def _postcopy_pfns(self) -> Outcome:
+        rounds = self._rounds
+        return self._sender().send_pfns(self._domain, rounds.dirty, rounds.written)
 
     def _sender(self) -> PostcopySender:
         # The table of phases ensures this: pages are listed ahead first.

@@ -8,7 +8,7 @@ import json
 import random
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +32,7 @@ from tests.hypercalls.machine import (
 from xen_save_helper.ipc_schema.channel.helper_arguments import HelperArguments
 from xen_save_helper.ipc_schema.channel.helper_request import Engine, HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Operation, PrecopyPolicy, XCFlags
+from xen_save_helper.ipc_schema.streams.pfns import pfns_of
 
 pytestmark = pytest.mark.usefixtures("restored")
 
@@ -73,8 +74,11 @@ class Migration:
         self._events = events
         self._loader = release.loader
         self.policy: Answer = lambda _stats: PrecopyPolicy.POSTCOPY
+        self.meanwhile: Callable[[], None] = lambda: None
+        """What the guest does between the list that goes ahead and its suspension."""
 
     def _suspend(self, _fields: dict[str, Any]) -> int:
+        self.meanwhile()
         self._source.suspend()
         return 1
 
@@ -264,6 +268,29 @@ def test_a_host_that_cannot_page(
     assert any(reason in line for line in received.logged)
     assert sent.retval == -1
     assert not resumed.is_set()
+
+
+def test_pages_that_are_given_back_after_they_were_listed(
+    migration: Migration, source: Domain, destination: Domain
+) -> None:
+    """All memory is listed while the guest runs; then it gives some back."""
+    gone = RAM[1][0x20:0x23]
+    migration.meanwhile = lambda: source.set_kind(pfns_of(gone), Kind.HOLE)
+
+    def resume(_fields: dict[str, Any]) -> int:
+        destination.resume()
+        return 1
+
+    sent, received = migration.run(resume)
+    assert sent.result == (0, 0), sent.logged
+    assert received.result == (0, 0), received.logged
+    # A page that is gone could not be sent.
+    (ahead,) = (event["pages"] for event in migration.traced("postcopy_pfns_ahead"))
+    (left,) = (event["pages"] for event in migration.traced("postcopy_pfns"))
+    assert left <= ahead - len(gone)
+    rings = [source.params[PARAM_STORE_PFN], source.params[PARAM_CONSOLE_PFN]]
+    assert set(source.differences(destination)) <= {*gone, *rings}
+    assert not set(destination.memory[list(gone)].ravel().tolist()) - {0}
 
 
 def test_a_ring_that_was_part_of_the_guest(

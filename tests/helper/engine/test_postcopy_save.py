@@ -52,7 +52,7 @@ def test_the_drain_is_entered_also_where_the_receiver_has_all_with_the_last_page
         sender = PostcopySender(domain, out, Environment(job, reporter, abort, StreamCounts()))
         dirty = Bitmap(domain.maximum_gpfn() + 1)
         dirty[7] = 1
-        sender.send_pfns(domain, dirty)
+        sender.send_pfns(domain, dirty, dirty)
         assert sender.send_pages() is Outcome.DONE
         assert sender.drain() is Outcome.COMPLETE
     domain.close()
