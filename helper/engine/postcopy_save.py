@@ -117,6 +117,14 @@ class PostcopySender:
         self._reporter.event("postcopy_pfns", pages=self._total)
         return Outcome.DONE
 
+    def to_map(self, written: Bitmap) -> Bitmap:
+        """Of what is left, the pages that a page server has not mapped; and of those that it has,
+        the ones that the guest has written since: it may have given such a page back, and got
+        another in its place."""
+        pages = intersection(self.left, written)
+        add(without(self.left, self._ahead), pages)
+        return pages
+
     def _list(
         self, domain: Domain, pages: Bitmap, after_each: Callable[[], None] | None = None
     ) -> Pfns:

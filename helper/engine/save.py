@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.channels.channel import ChannelError
 from xen_save_helper.helper.engine import hvm_params
-from xen_save_helper.helper.engine.bitmaps import intersection
 from xen_save_helper.helper.engine.environment import Environment, PageServer
 from xen_save_helper.helper.engine.page_stream import PageWriter
 from xen_save_helper.helper.engine.precopy import Rounds, precopy_policy
@@ -275,11 +274,9 @@ class _Save:
     def _postcopy_transition(self) -> Outcome:
         listed = encode_body(RecordType.POSTCOPY_TRANSITION, self._sender().listed)
         if self._page_server is not None:
-            left = self._sender().left
-            # What was listed ahead is mapped. Another page may have taken the place of one that the
-            # guest has given back since: it has been written, then.
-            self._page_server.map(intersection(self._rounds.written, left))
-            kept = self._page_server.keep(left)
+            sender = self._sender()
+            self._page_server.map(sender.to_map(self._rounds.written))
+            kept = self._page_server.keep(sender.left)
             self._reporter.info(f"{kept} pages are left to the page server")
             self._write_record(RecordType.POSTCOPY_TRANSITION, listed)
             return Outcome.LEFT

@@ -6,6 +6,7 @@ import errno
 from bisect import bisect_right
 from typing import NamedTuple
 
+from xen_save_helper.helper.engine.bitmaps import add, without
 from xen_save_helper.helper.engine.page_stream import set_bits
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain
 from xen_save_helper.ipc_schema.streams.pfns import Pfns, runs_of
@@ -59,13 +60,20 @@ class KeptPages:
         self._domain = domain
         self._mappings: list[_Mapping] = []
         """The newest first."""
+        self._mapped = Bitmap()
 
     def map(self, bitmap: Bitmap) -> None:
         """Map these pages, instead of those that were mapped for the same pfns. Raises OSError."""
         self._mappings.insert(0, _Mapping(self._domain, bitmap))
+        if not len(self._mapped):
+            self._mapped = Bitmap(len(bitmap))
+        add(bitmap, self._mapped)
 
     def keep(self, bitmap: Bitmap) -> None:
-        """Of those that are mapped, these are wanted."""
+        """Of those that are mapped, these are wanted. Raises OSError(EINVAL) if one is not, while
+        it is not too late."""
+        if pfn := without(bitmap, self._mapped).find(1) + 1:
+            raise OSError(errno.EINVAL, f"pfn {pfn - 1:#x} is not mapped")
         self.bitmap = bytes(bitmap)
         self.pages = bitmap.count(1)
 
