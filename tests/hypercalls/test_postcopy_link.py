@@ -6,6 +6,7 @@ import json
 import os
 import random
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +20,12 @@ from tests.helper.libxl_side import Libxl, cbflags, started
 from tests.hypercalls.build import Release
 from tests.hypercalls.conftest import Releases
 from tests.hypercalls.helpers import Done, guest, run
-from tests.hypercalls.machine import Domain, Machine
+from tests.hypercalls.machine import (
+    PARAM_CONSOLE_PFN,
+    PARAM_STORE_PFN,
+    Domain,
+    Machine,
+)
 from tests.hypercalls.xenstored import Guest, Xenstored
 from tests.waiting import wait_for
 from xen_save_helper.helper.hypervisors.interface import Bitmap
@@ -63,6 +69,8 @@ class Migration:
             "XEN_SAVE_HELPER_CONTROL": str(events.parent / "control"),
         }
         self.written = WRITTEN
+        self.suspends: Callable[[], None] = lambda: None
+        """Called when the guest is about to be suspended."""
         self.restored: Callable[[dict[str, Any]], None] = lambda _fields: None
         """Called when the pager is about to leave."""
 
@@ -76,6 +84,7 @@ class Migration:
             yield libxl
 
     def _suspend(self, _fields: dict[str, Any]) -> int:
+        self.suspends()
         self._source.fill(pfns_of(self.written), version=1)
         self._source.suspend()
         return 1
@@ -221,6 +230,39 @@ def test_a_pager_holds_what_the_guest_is_asked(
     # It heard of the watch itself, of the request, that it is hidden, and that it is there.
     assert out == [0, 0, 0, 0]
     assert destination.state.paged_pages == 0
+
+
+def test_a_guest_that_writes_while_its_pages_are_listed(
+    migration: Migration, source: Domain, destination: Domain
+) -> None:
+    """One page after the other, each of them once: some after the last list that goes ahead."""
+    over = threading.Event()
+
+    def write() -> None:
+        for pfn in WRITTEN:
+            source.fill(pfns_of([pfn]), version=1)
+            if over.wait(0.002):
+                return
+
+    writer = threading.Thread(target=write)
+
+    def stop() -> None:
+        over.set()
+        writer.join()
+
+    migration.written = range(0)
+    migration.suspends = stop
+    writer.start()
+    try:
+        sent, received = migration.run(BOTH, BOTH)
+    finally:
+        stop()
+    assert (sent.result, received.result) == ((0, 0), (0, 0)), (sent.logged, received.logged)
+    destination.resume()
+    wait_for(lambda: migration.traced("pages_gone"), "all pages are there")
+    assert migration.traced("postcopy_pfns_ahead")
+    rings = {source.params[PARAM_STORE_PFN], source.params[PARAM_CONSOLE_PFN]}
+    assert set(source.differences(destination)) <= rings
 
 
 def test_a_list_of_pages_that_is_lost(
