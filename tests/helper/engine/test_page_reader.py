@@ -6,7 +6,6 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -50,19 +49,6 @@ class Memory:
 
     def contents(self, pfns: Pfns) -> bytes:
         return b"".join(self.pages[pfn * PAGE_SIZE : (pfn + 1) * PAGE_SIZE] for pfn in pfns)
-
-
-@pytest.fixture
-def abort() -> Iterator[Abort]:
-    with Abort(signals=frozenset()) as made:
-        yield made
-
-
-@pytest.fixture
-def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
-    near, far = socket.socketpair()
-    with near, far:
-        yield near, far
 
 
 def send(far: socket.socket, data: bytes) -> threading.Thread:

@@ -8,7 +8,6 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -30,19 +29,6 @@ from xen_save_helper.ipc_schema.board import Board, Word
 from xen_save_helper.ipc_schema.errors import DecodeError
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-
-@pytest.fixture
-def abort() -> Iterator[Abort]:
-    with Abort(signals=frozenset()) as made:
-        yield made
-
-
-@pytest.fixture
-def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
-    near, far = socket.socketpair()
-    with near, far:
-        yield near, far
 
 
 def drain(sock: socket.socket, into: bytearray) -> threading.Thread:
