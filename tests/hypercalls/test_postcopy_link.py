@@ -298,13 +298,18 @@ def connected(
     return server, TunnelClient(offer.address, offer.port, keys, offer.server_key.encode())
 
 
+def pages_left() -> Bitmap:
+    bitmap = Bitmap(0x900)
+    bitmap[WRITTEN.start : WRITTEN.stop] = b"\1" * len(WRITTEN)
+    return bitmap
+
+
 def serves_alone(server: PageServer, source: Domain) -> None:
     """The receiver is ready: the guest is suspended, and the save is done."""
     assert server.refusal(30) == ""
+    server.map(pages_left())
     source.suspend()
-    bitmap = Bitmap(0x900)
-    bitmap[WRITTEN.start : WRITTEN.stop] = b"\1" * len(WRITTEN)
-    assert server.keep(bitmap) == len(WRITTEN)
+    assert server.keep(pages_left()) == len(WRITTEN)
     server.let_go()
     server.close()
 
@@ -320,9 +325,9 @@ def test_a_guest_that_runs_here_again_needs_no_page_server(
         serves_alone(server, source)
         source.resume()
         wait_for(lambda: bool(migration.traced("pages_not_wanted")), "it ends")
+        os.waitpid(server.pid, 0)
     finally:
         client.close(0)
-        os.waitpid(server.pid, 0)
 
 
 @pytest.mark.parametrize("decision", ["resumed", "destroyed"])
@@ -356,10 +361,9 @@ def test_a_helper_that_dies_takes_its_page_server_with_it(
         monkeypatch.setenv(name, value)
     server = page_server(migration, "127.0.0.1")
     server.offer()
+    server.map(pages_left())
     source.suspend()
-    bitmap = Bitmap(0x900)
-    bitmap[WRITTEN.start] = 1
-    assert server.keep(bitmap) == 1
+    assert server.keep(pages_left()) == len(WRITTEN)
     server.close()
     wait_for(lambda: not left_behind(migration.events), "it ends")
     assert migration.traced("pages_kept") == []
@@ -373,6 +377,23 @@ def test_where_nobody_can_listen_it_is_an_ordinary_migration(
     assert received.result == (0, 0), received.logged
     (why,) = (line for line in sent.logged if "no postcopy" in line)
     assert "192.0.2.7:0: Cannot assign requested address" in why
+
+
+def test_a_page_server_keeps_what_it_has_mapped(
+    machine: Machine, migration: Migration, source: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not mapped is lost with the guest; so this is said while the guest can go on here."""
+    for name, value in {**migration.environment, **BOTH}.items():
+        monkeypatch.setenv(name, value)
+    server = page_server(migration, "127.0.0.1")
+    server.offer()
+    server.map(pages_left())
+    source.suspend()
+    more = pages_left()
+    more[WRITTEN.stop] = 1
+    with pytest.raises(OSError, match=rf"page server: pfn {WRITTEN.stop:#x} is not mapped"):
+        server.keep(more)
+    server.close()
 
 
 def test_a_page_server_that_cannot_listen_says_so(
