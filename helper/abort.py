@@ -18,13 +18,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, Self
 
 from xen_save_helper.helper.waiting import WaitLog
 from xen_save_helper.helper.watchdog import Watchdog
 from xen_save_helper.ipc_schema.channel import waits
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
 from xen_save_helper.ipc_schema.channel.waits import BUFFERED, Patience
+from xen_save_helper.ipc_schema.hints import Final, Self
 
 _INTERRUPT = signal.SIGUSR1
 """Wakes the saving thread out of a blocked system call; its handler does nothing."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
 
 from xen_save_helper.helper.channels.channel import CONTEXT
 from xen_save_helper.helper.settings import ANSWER_LIMIT, DEFAULT_CONFIG
 from xen_save_helper.ipc_schema.channel.messages import Dialect, MissingCpuFeatures
 from xen_save_helper.ipc_schema.channel.waits import LONGEST_WAIT
 from xen_save_helper.ipc_schema.control_directory import DEFAULT_DIRECTORY
+from xen_save_helper.ipc_schema.hints import Any, Final
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 

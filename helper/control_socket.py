@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final
 
 from xen_save_helper.ipc_schema.causes import words_of
 from xen_save_helper.ipc_schema.control import (
@@ -31,6 +30,7 @@ from xen_save_helper.ipc_schema.control import (
     encode_line,
     left_by_the_dead,
 )
+from xen_save_helper.ipc_schema.hints import Any, Final
 
 Answer = Callable[[Ask, Mapping[str, Any]], Mapping[str, Any]]
 """The response to a request. Raises OSError or ValueError for one that cannot be met."""

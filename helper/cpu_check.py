@@ -7,11 +7,11 @@ and refuses the guest's registers at the end if they show that it uses any of th
 from __future__ import annotations
 
 import errno
-from typing import Final
 
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.settings import PREFIX
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, XentoollogLevel
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.streams.cpu_features import missing
 
 _WAY_OUT: Final = (

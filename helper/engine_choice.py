@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.hypervisors import XEN, open_domain
 from xen_save_helper.ipc_schema.channel.helper_request import Engine, HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import StreamType
+from xen_save_helper.ipc_schema.hints import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from xen_save_helper.helper.hypervisors.interface import Domain

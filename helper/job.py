@@ -5,10 +5,9 @@ No numpy here, and no dataclasses: the main program loads this first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits
+from xen_save_helper.ipc_schema.hints import TYPE_CHECKING, Final
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
 
 from xen_save_helper.helper.abort import SAVE_SIGNALS, Abort
 from xen_save_helper.helper.board import take_board
@@ -53,6 +52,7 @@ from xen_save_helper.ipc_schema.channel.messages import (
     XentoollogLevel,
     callbacks_of,
 )
+from xen_save_helper.ipc_schema.hints import Any, NoReturn
 from xen_save_helper.ipc_schema.trace import Trace
 from xen_save_helper.ipc_schema.version import version
 

@@ -12,11 +12,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.ipc_schema.board import Board
 from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags, XentoollogLevel
+from xen_save_helper.ipc_schema.hints import TYPE_CHECKING, Any, Final
 from xen_save_helper.ipc_schema.streams.phases import Phase, Stage
 from xen_save_helper.ipc_schema.trace import Trace
 

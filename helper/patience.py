@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
 
 from xen_save_helper.ipc_schema.channel.waits import Patience, is_stopped
+from xen_save_helper.ipc_schema.hints import Final, Protocol
 
 _PARENT: Final = os.getppid()
 

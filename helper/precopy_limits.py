@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
 
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.job import Job
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, XCFlags, XentoollogLevel
 from xen_save_helper.ipc_schema.channel.precopy_rule import LIBXENGUEST_PRECOPY, PrecopyRounds
+from xen_save_helper.ipc_schema.hints import Final
 
 _LEVELS: Final = {
     PrecopyPolicy.CONTINUE_PRECOPY: XentoollogLevel.DETAIL,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import CONTEXT, Channel, ChannelError, log_fields
@@ -27,6 +26,7 @@ from xen_save_helper.ipc_schema.causes import Cause, Why, errno_of, why, words_o
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import Operation, XCFlags, XentoollogLevel
 from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.hints import TYPE_CHECKING
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 from xen_save_helper.ipc_schema.trace import Trace
 

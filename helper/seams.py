@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.job import Job
 from xen_save_helper.ipc_schema.channel.messages import Dialect
+from xen_save_helper.ipc_schema.hints import TYPE_CHECKING
 from xen_save_helper.ipc_schema.trace import Trace
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ the environment (libvirt's daemon starts us). The environment takes precedence.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
 
 from xen_save_helper.ipc_schema import variables
 from xen_save_helper.ipc_schema.board import VARIABLE as BOARD
@@ -16,6 +15,7 @@ from xen_save_helper.ipc_schema.channel.listen import Listen, parse_listen
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures
 from xen_save_helper.ipc_schema.channel.waits import LONGEST_WAIT
 from xen_save_helper.ipc_schema.control_directory import DEFAULT_DIRECTORY
+from xen_save_helper.ipc_schema.hints import TYPE_CHECKING, Any, Final
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 if TYPE_CHECKING:

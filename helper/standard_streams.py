@@ -15,7 +15,8 @@ import select
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Final, TextIO, cast
+
+from xen_save_helper.ipc_schema.hints import Any, Final, TextIO
 
 _AT_ONCE: Final = select.PIPE_BUF
 """Bytes that a pipe takes without blocking once it polls writable."""
@@ -170,7 +171,9 @@ def standard_streams() -> Iterator[None]:
 
 def _output(fd: int, of_the_interpreter: TextIO | None) -> TextIO:
     encoding = "utf-8" if of_the_interpreter is None else of_the_interpreter.encoding
-    return cast(TextIO, Output(fd, encoding))
+    output: Any = Output(fd, encoding)
+    stream: TextIO = output
+    return stream
 
 
 @contextlib.contextmanager

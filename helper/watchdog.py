@@ -14,9 +14,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
 
 from xen_save_helper.ipc_schema.channel.waits import LOOK, Patience, stood_still
+from xen_save_helper.ipc_schema.hints import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 

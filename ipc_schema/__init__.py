@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from xen_save_helper.ipc_schema.hints import Any
 
 __version__: str
 

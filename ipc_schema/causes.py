@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final
 
 from xen_save_helper.ipc_schema.errors import StreamEndError
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 

@@ -31,11 +31,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Final
 
 from xen_save_helper.ipc_schema.board import Board, Word
 from xen_save_helper.ipc_schema.channel.precopy_rule import PAGE_BYTES
 from xen_save_helper.ipc_schema.control import Role
+from xen_save_helper.ipc_schema.hints import Any, Final
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 from xen_save_helper.ipc_schema.streams.phases import Phase, Stage
 

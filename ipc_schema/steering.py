@@ -10,13 +10,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Final
 
 from xen_save_helper.ipc_schema.board import AS_ASKED, Board, Word
 from xen_save_helper.ipc_schema.channel.helper_request import Engine
 from xen_save_helper.ipc_schema.channel.messages import INTEGER_RANGES, Kind, PrecopyPolicy
 from xen_save_helper.ipc_schema.channel.precopy_rule import PrecopyLimits, PrecopyRounds
 from xen_save_helper.ipc_schema.control import PARAMETERS, SENDING, Ask, Identity
+from xen_save_helper.ipc_schema.hints import Any, Final
 from xen_save_helper.ipc_schema.operation_status import (
     PAGE_SIZE,
     WAITS_FOR,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from xen_save_helper.ipc_schema.hints import Final
 
 EVENTS: Final = "XEN_SAVE_HELPER_EVENTS"
 """The file of the trace."""

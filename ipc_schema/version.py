@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from xen_save_helper.ipc_schema.hints import Final
 
 DISTRIBUTION: Final = "xen-save-helper"
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
-
 from xen_save_helper.ipc_schema.channel.messages import NO_ERRNO, XentoollogLevel
+from xen_save_helper.ipc_schema.hints import Final, Protocol
 
 CONTEXT: Final = "xen-save-helper"
 """The context of log lines that are not libxc's."""

@@ -9,7 +9,6 @@ import errno
 import os
 import select
 import threading
-from typing import Any, NoReturn
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import ChannelError, log_fields, printable
@@ -23,6 +22,7 @@ from xen_save_helper.ipc_schema.channel.messages import (
     XentoollogLevel,
     callbacks_of,
 )
+from xen_save_helper.ipc_schema.hints import Any, NoReturn
 
 
 class PipeChannel:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.hypervisors.interface import Bitmap, Domain
 from xen_save_helper.helper.job import Job, PostcopyProgress, RestoreResults, StreamCounts
+from xen_save_helper.ipc_schema.hints import TYPE_CHECKING, Protocol
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 if TYPE_CHECKING:

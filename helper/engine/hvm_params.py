@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+
+from xen_save_helper.ipc_schema.hints import Final
 
 STORE_PFN: Final = 1
 STORE_EVTCHN: Final = 2

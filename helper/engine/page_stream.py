@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, compress
 from queue import SimpleQueue
-from typing import Self
 
 from xen_save_helper.helper.engine.stream_io import (
     Buffer,
@@ -23,6 +22,7 @@ from xen_save_helper.helper.engine.stream_io import (
 )
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, Bitmap, Domain
 from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.hints import Self
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 from xen_save_helper.ipc_schema.streams.page_lists import (
     ENTRY_SIZE,

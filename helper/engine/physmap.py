@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Sequence
 from itertools import compress
-from typing import Final
 
 from xen_save_helper.helper.hypervisors.interface import Domain
 from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.streams.page_types import PageType, type_octet
 from xen_save_helper.ipc_schema.streams.pfns import Pfns, is_run, pfns_of, run_of, runs_of
 

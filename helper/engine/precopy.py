@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.engine.bitmaps import add, move
@@ -21,6 +20,7 @@ from xen_save_helper.helper.job import Job
 from xen_save_helper.ipc_schema.board import AS_ASKED, Word
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy
 from xen_save_helper.ipc_schema.channel.precopy_rule import LIBXENGUEST_PRECOPY, decide
+from xen_save_helper.ipc_schema.hints import TYPE_CHECKING
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of
 

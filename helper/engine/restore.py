@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.cpu_check import check_features
 from xen_save_helper.helper.engine import hvm_params
@@ -21,6 +20,7 @@ from xen_save_helper.helper.job import RestoreResults
 from xen_save_helper.ipc_schema.board import Word
 from xen_save_helper.ipc_schema.channel.messages import StreamType
 from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.hints import TYPE_CHECKING
 from xen_save_helper.ipc_schema.streams.libxc_bodies import Body, TscInfo
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType, record_type
 from xen_save_helper.ipc_schema.streams.libxc_records import check_length, decode_body

@@ -8,9 +8,9 @@ series' records; in version 3, lists of pages may come before the guest is suspe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.streams.libxc_record_types import RecordType
 from xen_save_helper.ipc_schema.streams.phases import Stage
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.channels.channel import ChannelError
 from xen_save_helper.helper.engine import hvm_params
@@ -24,6 +23,7 @@ from xen_save_helper.ipc_schema.channel.messages import (
     XCFlags,
     XentoollogLevel,
 )
+from xen_save_helper.ipc_schema.hints import TYPE_CHECKING
 from xen_save_helper.ipc_schema.streams.libxc_record_types import VERSION, RecordType, record_number
 from xen_save_helper.ipc_schema.streams.libxc_records import encode_body
 from xen_save_helper.ipc_schema.streams.libxc_stream import (

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Final
 
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.streams.phases import Phase
 
 

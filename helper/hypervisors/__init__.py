@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Final
+
+from xen_save_helper.ipc_schema.hints import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from xen_save_helper.helper.hypervisors.interface import Domain

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from xen_save_helper.helper.hypervisors import SIMULATED, XEN
+from xen_save_helper.ipc_schema.hints import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from xen_save_helper.helper.hypervisors.simulated.open_domain import OpenDomain

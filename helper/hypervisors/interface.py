@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol
 
+from xen_save_helper.ipc_schema.hints import TYPE_CHECKING, Protocol
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 from xen_save_helper.ipc_schema.streams.pfns import Pfns
 

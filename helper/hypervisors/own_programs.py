@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import TYPE_CHECKING
+
+from xen_save_helper.ipc_schema.hints import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
 
 from xen_save_helper.helper.hypervisors.xen.libraries import Prototypes
+from xen_save_helper.ipc_schema.hints import Any, Final
+from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 _INTERFACE = ctypes.c_void_p
 _DOMID = ctypes.c_uint32

@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import Channel
@@ -23,6 +22,7 @@ from xen_save_helper.helper.libxenguest.thread_meter import ThreadMeter
 from xen_save_helper.ipc_schema.board import Board, Word
 from xen_save_helper.ipc_schema.causes import why
 from xen_save_helper.ipc_schema.channel.messages import CATALOGUE, XentoollogLevel
+from xen_save_helper.ipc_schema.hints import Any, Final
 from xen_save_helper.ipc_schema.streams.phases import Phase, Stage
 from xen_save_helper.ipc_schema.trace import Trace
 

@@ -10,10 +10,10 @@ import socket
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Final
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.patience import poll_milliseconds
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.streams.static_data import Absent, Policy, policy_of
 
 _MOST: Final = 1 << 15

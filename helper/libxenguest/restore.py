@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 from contextlib import ExitStack
-from typing import Final
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import Channel
@@ -26,6 +25,7 @@ from xen_save_helper.ipc_schema.channel.messages import (
     StreamType,
     XentoollogLevel,
 )
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.streams.phases import Stage
 from xen_save_helper.ipc_schema.streams.static_data import Absent
 from xen_save_helper.ipc_schema.trace import Trace

@@ -6,7 +6,6 @@ import ctypes
 import errno
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Final
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import Channel
@@ -26,6 +25,7 @@ from xen_save_helper.helper.paged_in import check_paged_in
 from xen_save_helper.helper.precopy_limits import limited_policy
 from xen_save_helper.ipc_schema.board import Word
 from xen_save_helper.ipc_schema.channel.messages import PrecopyPolicy, StreamType, XCFlags
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.streams.phases import Phase
 from xen_save_helper.ipc_schema.trace import Trace
 

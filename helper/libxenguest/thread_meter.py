@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+
+from xen_save_helper.ipc_schema.hints import Final
 
 _COUNTERS: Final = "/proc/thread-self/io"
 _LONGEST: Final = 512

@@ -9,10 +9,10 @@ provides any callback, which it always does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
 
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation, StreamType, XCFlags
+from xen_save_helper.ipc_schema.hints import Any, Final
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 MODE: Final = {Operation.SAVE: "--save-domain", Operation.RESTORE: "--restore-domain"}

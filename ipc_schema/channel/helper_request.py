@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum, StrEnum
-from typing import Any, Final, get_type_hints
 
 from xen_save_helper.ipc_schema.channel.messages import MissingCpuFeatures, Operation, StreamType
+from xen_save_helper.ipc_schema.hints import Any, Final
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 
@@ -70,6 +70,8 @@ def start_fields(request: HelperRequest) -> dict[str, Any]:
 def request_of_start(start: Mapping[str, Any]) -> HelperRequest:
     """The request in the fields of a `start`. Raises ValueError for a value that its enum does not
     have. Raises TypeError for an unknown field: that is a bug, and must not go unnoticed."""
+    from typing import get_type_hints
+
     fields = {name: start[name] for name in start if name not in OF_THE_CHANNEL}
     for name, kind in get_type_hints(HelperRequest).items():
         if name in fields and issubclass(kind, Enum):

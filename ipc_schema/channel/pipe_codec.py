@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from struct import Struct
-from typing import Any, Final
 
 from xen_save_helper.ipc_schema.channel.field_checks import checked_values
 from xen_save_helper.ipc_schema.channel.messages import (
@@ -23,6 +22,7 @@ from xen_save_helper.ipc_schema.channel.messages import (
     by_number,
 )
 from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.hints import Any, Final
 
 HEADER_SIZE: Final = 2
 """Bytes in the length in front of each body."""

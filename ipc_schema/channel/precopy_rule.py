@@ -11,10 +11,10 @@ migration that does not converge can be given up, with the guest running on at t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from xen_save_helper.ipc_schema.channel.field_checks import whole_number
 from xen_save_helper.ipc_schema.channel.messages import INTEGER_RANGES, Kind, PrecopyPolicy
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 PAGE_BYTES: Final = 4096 + 8

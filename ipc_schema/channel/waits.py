@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Final
+
+from xen_save_helper.ipc_schema.hints import Final
 
 LONGEST_WAIT: Final = 2_000_000.0
 """Seconds: 23 days. `poll` counts milliseconds in an int, and a longer wait would overflow it."""

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import struct
 from array import array
-from typing import Final
 
 from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 from xen_save_helper.ipc_schema.streams import page_lists
 from xen_save_helper.ipc_schema.streams.pfns import Pfns

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Final
 
 from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.streams.records import OPTIONAL
 
 VERSION: Final = 3

@@ -11,9 +11,9 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Sequence
-from typing import Final
 
 from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.streams.page_types import PageType, has_contents, type_octet
 from xen_save_helper.ipc_schema.streams.pfns import Pfns
 from xen_save_helper.ipc_schema.streams.records import MAX_LENGTH, check_size

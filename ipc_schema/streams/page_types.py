@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final
+
+from xen_save_helper.ipc_schema.hints import Final
 
 TYPE_SHIFT: Final = 28
 """XEN_DOMCTL_PFINFO_LTAB_SHIFT: a type is the top four bits of a u32."""

@@ -11,7 +11,8 @@ from array import array
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import compress, pairwise
-from typing import TYPE_CHECKING, Final
+
+from xen_save_helper.ipc_schema.hints import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     Pfns = array[int]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Final
+
+from xen_save_helper.ipc_schema.hints import Final
 
 HEADERS: Final = "headers"
 """What a restore reads before its first stage."""

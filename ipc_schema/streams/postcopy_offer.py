@@ -9,9 +9,8 @@ msgpack is imported here when it is wanted: few streams have an offer.
 
 from __future__ import annotations
 
-from typing import Final
-
 from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 _KEY: Final = 40

@@ -9,9 +9,9 @@ anything but zeros, as Xen's verify-stream-v2 does, because only damage puts it 
 from __future__ import annotations
 
 import struct
-from typing import Final
 
 from xen_save_helper.ipc_schema.errors import DecodeError
+from xen_save_helper.ipc_schema.hints import Final
 
 HEADER_SIZE: Final = 8
 ALIGNMENT: Final = 8

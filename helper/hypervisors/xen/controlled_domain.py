@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-from typing import Final
 
 from xen_save_helper.helper.hypervisors.interface import DomainInfo, ShutdownReason
 from xen_save_helper.helper.hypervisors.xen.toollog import Logger
 from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
+from xen_save_helper.ipc_schema.hints import Final
 
 PAGE_KIB: Final = 4
 

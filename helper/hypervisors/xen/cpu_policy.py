@@ -10,7 +10,6 @@ import ctypes
 import errno
 import os
 from functools import cache
-from typing import Any, Final
 
 from xen_save_helper.helper.hypervisors.xen.libraries import (
     Prototypes,
@@ -21,6 +20,7 @@ from xen_save_helper.helper.hypervisors.xen.libraries import (
 )
 from xen_save_helper.helper.hypervisors.xen.xenctrl import Xenctrl
 from xen_save_helper.helper.hypervisors.xen.xenctrl_abi import DOMID, INTERFACE
+from xen_save_helper.ipc_schema.hints import Any, Final
 
 _PV_MAX: Final = 2
 _HVM_MAX: Final = 3

@@ -10,7 +10,6 @@ import ctypes
 import errno
 import os
 from functools import cache
-from typing import TYPE_CHECKING, Final
 
 from xen_save_helper.helper.hypervisors.interface import Bitmap
 from xen_save_helper.helper.hypervisors.xen import cpu_policy
@@ -30,6 +29,7 @@ from xen_save_helper.helper.hypervisors.xen.libraries import (
 )
 from xen_save_helper.helper.hypervisors.xen.toollog import Logger
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
+from xen_save_helper.ipc_schema.hints import TYPE_CHECKING, Final
 from xen_save_helper.ipc_schema.streams.libxc_bodies import TscInfo
 from xen_save_helper.ipc_schema.streams.pfns import Pfns
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from typing import Final
 
 from xen_save_helper.helper.hypervisors.xen.libraries import SUPPORTED, VERSION_CALL, Prototypes
 from xen_save_helper.helper.hypervisors.xen.xenctrl_abi import DOMID, INTERFACE
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 ARRAY: Final = ctypes.c_void_p

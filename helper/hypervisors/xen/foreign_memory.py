@@ -10,11 +10,11 @@ from __future__ import annotations
 import ctypes
 from array import array
 from functools import cache
-from typing import Any, Final
 
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE
 from xen_save_helper.helper.hypervisors.xen.libraries import Prototypes, call_error, load
 from xen_save_helper.helper.hypervisors.xen.toollog import Logger
+from xen_save_helper.ipc_schema.hints import Any, Final
 from xen_save_helper.ipc_schema.streams.pfns import Pfns
 
 _SONAME: Final = "libxenforeignmemory.so.1"

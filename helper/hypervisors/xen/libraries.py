@@ -13,7 +13,8 @@ import errno
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, Final
+
+from xen_save_helper.ipc_schema.hints import Any, Final
 
 SUPPORTED: Final = ("4.14", "4.15", "4.16", "4.17", "4.18", "4.19", "4.20", "4.21", "4.22")
 """The releases whose ABI the tables hold."""

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Mapping
-from typing import Final
+
+from xen_save_helper.ipc_schema.hints import Final
 
 REFUSES_FILES: Final = (11, 0)
 """The first version whose `-incoming fd:N` takes no regular file."""
@@ -39,7 +39,7 @@ and the one that all machines have in common."""
 VERSION_SECONDS: Final = 20.0
 """It prints its version and ends: a matter of the loader's."""
 
-_VERSION: Final = re.compile(r"\bversion (\d+)\.(\d+)(?:\.(\d+))?")
+_VERSION: Final = r"\bversion (\d+)\.(\d+)(?:\.(\d+))?"
 
 
 def packaged() -> str | None:
@@ -70,6 +70,7 @@ def is_wrapper(program: str) -> bool:
 
 def version_of(program: str) -> tuple[int, int, int]:
     """What `PROGRAM --version` says. Raises OSError (ETIMEDOUT, too) if it cannot be asked."""
+    import re
     import subprocess
 
     from xen_save_helper.helper.hypervisors.xen.programs import run_patiently
@@ -79,7 +80,7 @@ def version_of(program: str) -> tuple[int, int, int]:
     except subprocess.TimeoutExpired:
         what = f"{program} --version has not ended in {VERSION_SECONDS:g} s"
         raise TimeoutError(errno.ETIMEDOUT, what) from None
-    found = _VERSION.search(ended.stdout.decode(errors="replace"))
+    found = re.search(_VERSION, ended.stdout.decode(errors="replace"))
     if ended.returncode or found is None:
         said = (ended.stderr or ended.stdout).decode(errors="replace").strip().splitlines()
         why = said[-1] if said else f"exit status {ended.returncode}"

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from typing import Any, Final
 
 from xen_save_helper.helper.hypervisors.own_programs import own_program
 from xen_save_helper.helper.hypervisors.xen import qemu
+from xen_save_helper.ipc_schema.hints import Any, Final
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 SETTING: Final = "XEN_SAVE_HELPER_DEVICE_MODEL"

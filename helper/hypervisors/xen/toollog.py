@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Final, Protocol
+
+from xen_save_helper.ipc_schema.hints import Any, Final, Protocol
 
 NO_ERRNO: Final = -1
 """`errnoval` of a line that is not about an errno."""

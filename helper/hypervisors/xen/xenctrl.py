@@ -9,7 +9,6 @@ import ctypes
 import errno
 import os
 from functools import cache
-from typing import Final, Self
 
 from xen_save_helper.helper.hypervisors.xen.libraries import (
     abi_version,
@@ -19,6 +18,7 @@ from xen_save_helper.helper.hypervisors.xen.libraries import (
 )
 from xen_save_helper.helper.hypervisors.xen.toollog import Logger
 from xen_save_helper.helper.hypervisors.xen.xenctrl_abi import XENCTRL_ABIS, XenctrlAbi
+from xen_save_helper.ipc_schema.hints import Final, Self
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 _DOMINF_DYING: Final = 1 << 0

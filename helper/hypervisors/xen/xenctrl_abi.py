@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from typing import Any, Final
 
 from xen_save_helper.helper.hypervisors.xen.libraries import Prototypes
+from xen_save_helper.ipc_schema.hints import Any, Final
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
 INTERFACE: Final = ctypes.c_void_p

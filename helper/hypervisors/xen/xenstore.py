@@ -15,13 +15,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Final, Self, TypeVar
 
 from xen_save_helper.helper.patience import poll_milliseconds
 from xen_save_helper.ipc_schema.channel.waits import Patience
+from xen_save_helper.ipc_schema.hints import TYPE_CHECKING, Final, Self
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 TIMEOUT: Final = 5.0
 """Seconds that xenstored may take to answer; it answers from memory."""
