@@ -65,7 +65,8 @@ def set_bits(bitmap: Bitmap, start: int, limit: int) -> tuple[Pfns, int]:
         window = bitmap[start : start + size]
         count = window.count(1)
         if count == len(window):
-            found += run_of(start, count)
+            part = run_of(start, count)
+            found = found + part if found else part
         elif _FEW * count < len(window):
             found.extend(_places_of_few(window, start))
         else:
@@ -138,7 +139,7 @@ class PageWriter:
             contents, types = _without_zeros(views, types, mask)
             mask = contents_mask(types)
         buffers = _records(record, encode_entries(pfns, types), mask, contents)
-        return Batch(pfns, buffers, views, mask.count(1))
+        return Batch(pfns, buffers, views, mask.count(1) if views else 0)
 
     def write(self, batch: Batch) -> None:
         self._out.write(batch.buffers)

@@ -48,9 +48,12 @@ def run_of(first: int, count: int) -> Pfns:
 
 
 @cache
-def _low_octets() -> bytes:
+def _low_octets() -> memoryview:
     """All pfns of two octets."""
-    return pfns_of(range(_BLOCK)).tobytes()
+    octets = bytearray(_BLOCK * _SIZE)
+    octets[0::_SIZE] = bytes(range(256)) * 256
+    octets[1::_SIZE] = b"".join(bytes([octet]) * 256 for octet in range(256))
+    return memoryview(octets).toreadonly()
 
 
 def selected(pfns: Pfns, mask: bytes | bytearray) -> Pfns:

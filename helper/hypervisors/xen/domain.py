@@ -173,9 +173,12 @@ class XenDomain(XenControlledDomain):
     def get_pfn_type_batch(self, pfns: Pfns) -> bytes:
         types = pfns[:]
         address, count = types.buffer_info()
+        ask, handle, domid = _control().xc_get_pfn_type_batch, self._xenctrl.handle, self.domid
+        ctypes.set_errno(0)
         for start in range(0, count, _MAX_TYPES):
             part = min(count - start, _MAX_TYPES)
-            self._call("xc_get_pfn_type_batch", part, address + start * types.itemsize)
+            if ask(handle, domid, part, address + start * types.itemsize) < 0:
+                raise self._error("xc_get_pfn_type_batch")
         return types.tobytes()[_TYPE_OCTETS]
 
     def foreign_map(self, pfns: Pfns, *, writable: bool = False) -> list[memoryview]:
