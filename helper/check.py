@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from typing import Final
 
 from xen_save_helper.helper.channels.channel import CONTEXT
 from xen_save_helper.helper.command_line import xen_here
@@ -23,6 +22,7 @@ from xen_save_helper.helper.trace_file import open_for_trace
 from xen_save_helper.ipc_schema.channel.helper_request import DEFAULT_ENGINE
 from xen_save_helper.ipc_schema.channel.listen import Listen
 from xen_save_helper.ipc_schema.channel.messages import Dialect, MissingCpuFeatures
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.version import version
 
 EXIT_WRONG: Final = 1

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import select
 import socket
-from typing import Final
 
 from xen_save_helper.helper.abort import Abort
 from xen_save_helper.helper.channels.channel import Channel
@@ -14,6 +13,7 @@ from xen_save_helper.helper.job import EXIT_CONTROLLER_GONE, EXIT_DONE
 from xen_save_helper.ipc_schema.channel import hand_over, packets
 from xen_save_helper.ipc_schema.channel.hand_over import HandedOver
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
+from xen_save_helper.ipc_schema.hints import Final
 
 _FAILED: Final = -1
 

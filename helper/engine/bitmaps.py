@@ -7,9 +7,9 @@ space is empty.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
 
 from xen_save_helper.helper.hypervisors.interface import Bitmap
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.streams.pfns import Pfns
 
 _AT_ONCE: Final = 1 << 14

@@ -8,9 +8,8 @@ many as the rounds' rate can move within the downtime that the caller admits.
 
 from __future__ import annotations
 
-from typing import Final
-
 from xen_save_helper.helper.hypervisors.interface import Bitmap
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from xen_save_helper.helper.channels.reporter import Reporter
 from xen_save_helper.helper.engine.stream_io import StreamInput
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, PageSource
 from xen_save_helper.ipc_schema.channel.messages import XentoollogLevel
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.streams.pfns import Pfns
 
 _AT_ONCE: Final = 64

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import threading
 from queue import SimpleQueue
-from typing import Final
 
 from xen_save_helper.helper.engine.stream_io import StreamInput
 from xen_save_helper.helper.hypervisors.interface import PageSource
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 from xen_save_helper.ipc_schema.streams.pfns import Pfns
 from xen_save_helper.ipc_schema.streams.records import HEADER_SIZE

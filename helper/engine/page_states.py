@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Final
 
+from xen_save_helper.ipc_schema.hints import Final
 from xen_save_helper.ipc_schema.streams.pfns import Pfns, highest, runs_of
 
 

@@ -6,12 +6,12 @@ A sparse save alone imports this, with numpy: it looks at every word of the gues
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE
+from xen_save_helper.ipc_schema.hints import Final
 
 _WORDS: Final = PAGE_SIZE // 8
 _SAMPLED: Final = slice(0, _WORDS, 64)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import cache
-from typing import Final
 
 from xen_save_helper.helper.hypervisors.xen.libraries import Prototypes, call_error, load
+from xen_save_helper.ipc_schema.hints import Final
 
 _SONAME: Final = "libxenevtchn.so.1"
 """Its ABI is stable: all supported releases have this one."""

@@ -19,8 +19,9 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterator
-from typing import Final, NamedTuple
 
+from xen_save_helper.ipc_schema.hints import Final
+from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of
 
 _DESCRIPTOR: Final = struct.Struct("<HHI")

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
-from typing import Final, Protocol
 
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE, DomainInfo, PagingRequest
 from xen_save_helper.helper.hypervisors.xen.event_channel import EventChannel
@@ -29,6 +28,7 @@ from xen_save_helper.helper.hypervisors.xen.paging_ring import (
     PagingRing,
     RingRequest,
 )
+from xen_save_helper.ipc_schema.hints import Final, Protocol
 from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of
 
 _PAGING_RING_PFN: Final = 27

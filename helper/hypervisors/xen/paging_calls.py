@@ -12,10 +12,11 @@ import os
 from array import array
 from contextlib import closing
 from functools import cache
-from typing import Final, NamedTuple
 
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE
 from xen_save_helper.helper.hypervisors.xen.libraries import Prototypes, call_error, load
+from xen_save_helper.ipc_schema.hints import Final
+from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 from xen_save_helper.ipc_schema.streams.pfns import Pfns
 
 EVICTED_AT_ONCE: Final = 512

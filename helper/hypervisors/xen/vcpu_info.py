@@ -11,9 +11,10 @@ A page too many costs a page that is sent early.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xen_save_helper.helper.hypervisors.interface import PAGE_SIZE
+from xen_save_helper.ipc_schema.hints import TYPE_CHECKING, Final
+from xen_save_helper.ipc_schema.named_tuple import NamedTuple
 from xen_save_helper.ipc_schema.streams.page_lists import contents_mask
 from xen_save_helper.ipc_schema.streams.pfns import Pfns, pfns_of, run_of, selected
 
