@@ -82,14 +82,14 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _forked_guests() -> Iterator[None]:
-    with nursery.forked_guests():
+def _nursery() -> Iterator[None]:
+    with nursery.nursery():
         yield
 
 
 @pytest.fixture
 def own_interpreters() -> Iterator[None]:
-    """Guests are started as users' are, in this process's environment."""
+    """Processes that the test starts have an interpreter of their own, as users' have."""
     with nursery.own_interpreters():
         yield
 

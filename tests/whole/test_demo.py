@@ -12,6 +12,8 @@ import pytest
 from tests.toolstack.stage import toolstack
 from xen_save_helper.toolstack.commands.demo import MODES
 
+pytestmark = pytest.mark.usefixtures("own_interpreters")
+
 MEMORY = {"32M": 32 << 20, "64M": 64 << 20, "256M": 256 << 20, "2G": 2 << 30}
 LARGE = {("stop-and-copy", "sequential"), ("precopy", "write-heavy"), ("postcopy", "random")}
 """What is done with the larger memory, too."""

@@ -527,6 +527,7 @@ class TestOurHelper:
         assert run.result.rc == 0
         assert run.result.retval == -1
 
+    @pytest.mark.usefixtures("own_interpreters")
     def test_neither_a_save_nor_a_restore_loads_numpy(
         self, host: SimulatedHost, tmp_path: Path
     ) -> None:

@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.conftest import HostFactory
+from tests.nursery import children
 from tests.toolstack.operations.like_xl import HELPER_VARIABLE
 from tests.toolstack.two_hosts import MEMORY, Side, cancelled, run
 from tests.waiting import wait_for
@@ -413,7 +413,7 @@ def test_a_stream_that_cannot_be_read_leaves_no_program_behind(
         result = restore(destination, config, unconnected.fileno())
     assert result.rc == Error.FAIL
     assert "not connected" in result.reason
-    assert [child.name() for child in psutil.Process().children()] == []
+    assert [child.name() for child in children()] == []
 
 
 def test_nothing_is_started_on_a_host_that_does_not_list_its_domains(

@@ -8,11 +8,11 @@ import errno
 import os
 from pathlib import Path
 
-import psutil
 import pytest
 import zmq
 
 from tests.conftest import HostFactory
+from tests.nursery import children
 from tests.toolstack.two_hosts import MEMORY, Side, run
 from xen_save_helper.ipc_schema.channel.helper_request import HelperRequest
 from xen_save_helper.ipc_schema.channel.messages import Dialect, Operation
@@ -109,4 +109,4 @@ def test_a_receiver_that_cannot_be_reached_does_not_run(monkeypatch: pytest.Monk
         receiver = start_receiver(CommandDestination("exec cat"), paused=False)
         receiver.dispose()
         receiver.process.wait(10)
-    assert [child.name() for child in psutil.Process().children()] == []
+    assert [child.name() for child in children()] == []
