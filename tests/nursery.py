@@ -73,7 +73,9 @@ def nursery() -> Iterator[None]:
             try:
                 if near.recv(1):
                     forks = _Forks(near, environment)
-                    with mock.patch.object(subprocess, "_fork_exec", forks.fork_exec):
+                    with mock.patch.multiple(
+                        subprocess, _fork_exec=forks.fork_exec, _USE_POSIX_SPAWN=False
+                    ):
                         yield
                 else:
                     yield
@@ -173,14 +175,31 @@ class _Child:
         # Holds the GIL, as fork() does.
         self._clone = ctypes.PyDLL(None).syscall
         self._clone.restype = ctypes.c_long
-        words = (ctypes.c_int * 1024).from_address(self._libc.pthread_self())
-        (place,) = [place for place, word in enumerate(words) if word == os.getpid()]
-        self._words, self._place = words, place
+        self._words = (ctypes.c_int * 1024).from_address(self._libc.pthread_self())
+        (self._place,) = self._places_of_a_copy() & self._places()
         """Where the C library keeps the thread's tid, and does not see it change."""
 
+    def _places(self) -> set[int]:
+        return {place for place, word in enumerate(self._words) if word == os.getpid()}
+
+    def _places_of_a_copy(self) -> set[int]:
+        """Of a process with another pid: a small number may be in other places by chance."""
+        answer, question = os.pipe()
+        with open(answer) as told, open(question, "w") as tells:
+            if not (pid := os.fork()):
+                tells.write(json.dumps([*self._places()]))
+                tells.flush()
+                os._exit(0)
+            tells.close()
+            os.waitpid(pid, 0)
+            return set(json.load(told))
+
     def fork(self) -> int:
+        ctypes.pythonapi.PyOS_BeforeFork()
         pid = int(self._clone(_SYS_CLONE, _CLONE_PARENT | signal.SIGCHLD, None, None, None, None))
-        if not pid:
+        if pid:
+            ctypes.pythonapi.PyOS_AfterFork_Parent()
+        else:
             self._words[self._place] = os.getpid()
             ctypes.pythonapi.PyOS_AfterFork_Child()
         return pid
@@ -216,11 +235,15 @@ _AS_IT_IS: Final = (0, 0, -1)
 """Auxiliary vector, its size, and program."""
 
 
+_OF_OTHERS: Final = ("__main__", "pytest_plugin", "build_step")
+"""Modules that need what only the tests or a build have."""
+
+
 def _load_all() -> None:
     import xen_save_helper
 
     for found in pkgutil.walk_packages(xen_save_helper.__path__, "xen_save_helper."):
-        if not found.name.endswith(("__main__", "pytest_plugin")):
+        if not found.name.endswith(_OF_OTHERS):
             importlib.import_module(found.name)
 
 
@@ -293,9 +316,10 @@ def _have_nursery(child: _Child) -> None:
     if os.fork():
         far.close()
         # Out of the way of those who count descriptors.
-        high = socket.socket(fileno=fcntl.fcntl(near, fcntl.F_DUPFD_CLOEXEC, _HIGH))
+        high = socket.socket(fileno=fcntl.fcntl(near, fcntl.F_DUPFD_CLOEXEC, HIGH))
         near.close()
-        subprocess._fork_exec = _Forks(high, process._environment()).fork_exec  # type: ignore[attr-defined]
+        forks = _Forks(high, process._environment())
+        vars(subprocess).update(_fork_exec=forks.fork_exec, _USE_POSIX_SPAWN=False)
         return
     near.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -313,7 +337,8 @@ def _have_nursery(child: _Child) -> None:
 
 
 _COMMANDS: Final = "xen_save_helper.toolstack.commands.main"
-_HIGH: Final = 900
+HIGH: Final = 900
+"""From here on are the descriptors of what is ours, and not the command's."""
 _NURSERYS: Final = 3
 
 

@@ -36,6 +36,13 @@ def _waits(pid: int) -> bool:
     return "pipe_read" in Path(f"/proc/{pid}/stack").read_text()
 
 
+def _kind(fd: Path) -> str:
+    """What a descriptor is. A library's own, which libffi has from its first use on, is none, and
+    neither is that of a command's nursery."""
+    is_one = int(fd.name) < nursery.HIGH and ".so" not in os.readlink(fd)
+    return os.readlink(fd).partition("[")[0] if is_one else ""
+
+
 def seen(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     of = Path(f"/proc/{process.pid}")
     status = dict(line.split(":\t") for line in (of / "status").read_text().splitlines())
@@ -48,7 +55,7 @@ def seen(process: subprocess.Popen[bytes]) -> dict[str, Any]:
         "name": psutil.Process(process.pid).name(),
         "session": os.getsid(process.pid) == process.pid,
         "group": os.getpgid(process.pid) == os.getpgrp(),
-        "descriptors": {fd.name for fd in (of / "fd").iterdir() if int(fd.name) < 900},
+        "descriptors": sorted(filter(None, map(_kind, (of / "fd").iterdir()))),
         **{name: status[name] for name in names},
     }
 
