@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import pytest
@@ -27,13 +30,17 @@ def started(*, own: bool, **options: Any) -> subprocess.Popen[bytes]:
         if own:
             stack.enter_context(nursery.own_interpreters())
         process = subprocess.Popen(COMMAND, **pipes, **options)
-    # A main thread that waits for its stdin has installed what it installs.
-    wait_for(lambda: _waits(process.pid), "it waits")
+    # One that reads has loaded and installed what it needs.
+    assert process.stdin is not None
+    os.write(process.stdin.fileno(), b"L")
+    wait_for(lambda: not _unread(process.stdin), "it reads")
     return process
 
 
-def _waits(pid: int) -> bool:
-    return "pipe_read" in Path(f"/proc/{pid}/stack").read_text()
+def _unread(pipe: IO[bytes] | None) -> int:
+    assert pipe is not None
+    (octets,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
+    return int(octets)
 
 
 def _kind(fd: Path) -> str:
