@@ -8,7 +8,7 @@ from the first line, as `python -m` would. It differs in what it costs, and in i
 A command has a nursery for the helpers and receivers that it starts, which is one more child of it.
 An interpreter of its own has what a helper starts; a process with options or variables that an
 interpreter or the dynamic loader reads; and all that a test with `own_interpreters` starts. Where
-the system cannot do what this needs (Linux with CONFIG_CHECKPOINT_RESTORE, glibc), all have one.
+the system cannot do what this needs (glibc, a kernel with CONFIG_CHECKPOINT_RESTORE), all have one.
 """
 
 from __future__ import annotations
@@ -173,8 +173,9 @@ class _Child:
         self._libc.sbrk.restype = ctypes.c_void_p
         self._libc.pthread_self.restype = ctypes.c_void_p
         # Holds the GIL, as fork() does.
-        self._clone = ctypes.PyDLL(None).syscall
-        self._clone.restype = ctypes.c_long
+        self._syscall = ctypes.PyDLL(None, use_errno=True).syscall
+        self._syscall.restype = ctypes.c_long
+        self._clone = ctypes.c_long(_SYS_CLONE[os.uname().machine])
         self._words = (ctypes.c_int * 1024).from_address(self._libc.pthread_self())
         (self._place,) = self._places_of_a_copy() & self._places()
         """Where the C library keeps the thread's tid, and does not see it change."""
@@ -196,19 +197,21 @@ class _Child:
 
     def fork(self) -> int:
         ctypes.pythonapi.PyOS_BeforeFork()
-        pid = int(self._clone(_SYS_CLONE, _CLONE_PARENT | signal.SIGCHLD, None, None, None, None))
+        flags = ctypes.c_ulong(_CLONE_PARENT | signal.SIGCHLD)
+        pid = int(self._syscall(self._clone, flags, None, None, None, None))
         if pid:
             ctypes.pythonapi.PyOS_AfterFork_Parent()
         else:
             self._words[self._place] = os.getpid()
             ctypes.pythonapi.PyOS_AfterFork_Child()
+        if pid < 0:
+            raise OSError(ctypes.get_errno(), "clone")
         return pid
 
     def call_itself(self, words: Sequence[bytes], variables: Sequence[bytes]) -> None:
         """What /proc says of its command line and environment. Raises OSError."""
-        command, environment = (
-            b"".join(one + b"\0" for one in part) for part in (words, variables)
-        )
+        command = b"".join(word + b"\0" for word in words)
+        environment = b"".join(variable + b"\0" for variable in variables)
         # It stays until the process has ended.
         memory = mmap.mmap(
             -1, len(command + environment), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -227,7 +230,7 @@ class _Child:
             raise OSError(ctypes.get_errno(), "PR_SET_MM_MAP")
 
 
-_SYS_CLONE: Final = ctypes.c_long(56)
+_SYS_CLONE: Final = {"x86_64": 56, "aarch64": 220}
 _CLONE_PARENT: Final = 0x8000
 _PR_SET_MM: Final = 35
 _PR_SET_MM_MAP: Final = 14
