@@ -280,7 +280,11 @@ def test_a_list_of_pages_that_is_lost(
     wait_for(lambda: migration.traced("pages_not_wanted"), "the page server ends")
 
 
-def page_server(migration: Migration, address: str) -> PageServer:
+def page_server(
+    migration: Migration, monkeypatch: pytest.MonkeyPatch, address: str = "127.0.0.1"
+) -> PageServer:
+    for name, value in {**migration.environment, **BOTH}.items():
+        monkeypatch.setenv(name, value)
     request = HelperRequest(Operation.SAVE, 1, -1)
     events, control = str(migration.events), migration.control
     return PageServer(Job(request, listen=Listen(address), control=control, events=events))
@@ -290,9 +294,7 @@ def connected(
     migration: Migration, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[PageServer, TunnelClient]:
     """A page server, and a receiver's end that has said nothing yet."""
-    for name, value in {**migration.environment, **BOTH}.items():
-        monkeypatch.setenv(name, value)
-    server = page_server(migration, "127.0.0.1")
+    server = page_server(migration, monkeypatch)
     offer = server.offer()
     keys = Keys(offer.client_key.encode(), offer.client_secret.encode())
     return server, TunnelClient(offer.address, offer.port, keys, offer.server_key.encode())
@@ -304,11 +306,16 @@ def pages_left() -> Bitmap:
     return bitmap
 
 
+def suspend_mapped(server: PageServer, source: Domain) -> None:
+    """The pages that will be left are mapped while the guest runs."""
+    server.map(pages_left())
+    source.suspend()
+
+
 def serves_alone(server: PageServer, source: Domain) -> None:
     """The receiver is ready: the guest is suspended, and the save is done."""
     assert server.refusal(30) == ""
-    server.map(pages_left())
-    source.suspend()
+    suspend_mapped(server, source)
     assert server.keep(pages_left()) == len(WRITTEN)
     server.let_go()
     server.close()
@@ -357,12 +364,9 @@ def test_a_helper_that_dies_takes_its_page_server_with_it(
     machine: Machine, migration: Migration, source: Domain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As long as the save is not done: the guest will run on here."""
-    for name, value in {**migration.environment, **BOTH}.items():
-        monkeypatch.setenv(name, value)
-    server = page_server(migration, "127.0.0.1")
+    server = page_server(migration, monkeypatch)
     server.offer()
-    server.map(pages_left())
-    source.suspend()
+    suspend_mapped(server, source)
     assert server.keep(pages_left()) == len(WRITTEN)
     server.close()
     wait_for(lambda: not left_behind(migration.events), "it ends")
@@ -383,12 +387,9 @@ def test_a_page_server_keeps_what_it_has_mapped(
     machine: Machine, migration: Migration, source: Domain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is not mapped is lost with the guest; so this is said while the guest can go on here."""
-    for name, value in {**migration.environment, **BOTH}.items():
-        monkeypatch.setenv(name, value)
-    server = page_server(migration, "127.0.0.1")
+    server = page_server(migration, monkeypatch)
     server.offer()
-    server.map(pages_left())
-    source.suspend()
+    suspend_mapped(server, source)
     more = pages_left()
     more[WRITTEN.stop] = 1
     with pytest.raises(OSError, match=rf"page server: pfn {WRITTEN.stop:#x} is not mapped"):
@@ -399,9 +400,7 @@ def test_a_page_server_keeps_what_it_has_mapped(
 def test_a_page_server_that_cannot_listen_says_so(
     machine: Machine, migration: Migration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {**migration.environment, **BOTH}.items():
-        monkeypatch.setenv(name, value)
-    server = page_server(migration, "192.0.2.7")
+    server = page_server(migration, monkeypatch, "192.0.2.7")
     with pytest.raises(OSError, match=r"page server: .*192\.0\.2\.7:0: Cannot assign"):
         server.offer()
     server.close()
